@@ -1,0 +1,1 @@
+"""Conduct serve, load and metrics: arms, passes, rounds, results."""

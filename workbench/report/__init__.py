@@ -1,0 +1,1 @@
+"""Show a result: figures, one offline page, an index."""

@@ -1,0 +1,1 @@
+"""Start vLLM servers and what stands beside them; nothing here measures."""
