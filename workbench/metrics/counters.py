@@ -1,0 +1,207 @@
+"""What the servers count about prompts, requests and KV moved, and what the series mean.
+
+Covers vLLM and the LMCache server as they are today. A series that a server does not have is NaN
+and named in `missing`, never zero: what an engine can do is read here, not concluded from its
+version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import fsum, nan
+from typing import Any, Self
+
+import httpx
+
+from workbench.metrics.prometheus import Counters, difference, read
+
+__all__ = [
+    "Counters",
+    "EngineCounters",
+    "NixlCounters",
+    "StoreCounters",
+    "TokenSources",
+    "difference",
+    "kv_usage",
+    "read",
+    "sample",
+]
+
+_SOURCE = "vllm:prompt_tokens_by_source_total"
+_FINISHED = "vllm:request_success_total"
+_PREEMPTED = "vllm:num_preemptions_total"
+_RUNNING = "vllm:num_requests_running"
+_WAITING = "vllm:num_requests_waiting"
+_KV_USAGE = "vllm:kv_cache_usage_perc"
+_NOT_SERVED = ("abort", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSources:
+    """Where prompt tokens came from. NaN where the server does not say.
+
+    vLLM counts a request when it is admitted, so tokens that a failed transfer made the engine
+    compute again stay under `external_hit`.
+    """
+
+    computed: float = nan
+    engine_hit: float = nan
+    """Served by the instance's own prefix cache."""
+    external_hit: float = nan
+    """Loaded through the connector: from a store or from another instance."""
+
+    @property
+    def total(self) -> float:
+        return self.computed + self.engine_hit + self.external_hit
+
+    @property
+    def cached(self) -> float:
+        return self.engine_hit + self.external_hit
+
+    def __add__(self, other: TokenSources) -> TokenSources:
+        return TokenSources(
+            computed=self.computed + other.computed,
+            engine_hit=self.engine_hit + other.engine_hit,
+            external_hit=self.external_hit + other.external_hit,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """What one vLLM instance did; of a difference, what it did in between."""
+
+    sources: TokenSources
+    requests_finished: float
+    """Requests that ended by themselves (not `abort`, not `error`)."""
+    preemptions: float
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, counters: Counters) -> Self:
+        finished = [
+            value
+            for (name, labels), value in counters.values.items()
+            if name == _FINISHED and dict(labels).get("finished_reason") not in _NOT_SERVED
+        ]
+        return cls(
+            sources=TokenSources(
+                computed=counters.sum(_SOURCE, source="local_compute"),
+                engine_hit=counters.sum(_SOURCE, source="local_cache_hit"),
+                external_hit=counters.sum(_SOURCE, source="external_kv_transfer"),
+            ),
+            requests_finished=fsum(finished) if finished else nan,
+            preemptions=counters.sum(_PREEMPTED),
+            missing=_absent(counters, (_SOURCE, _FINISHED, _PREEMPTED)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NixlCounters:
+    """KV moved by the NIXL connector of one instance."""
+
+    bytes_moved: float
+    transfers: float
+    failed: float
+    expired: float
+    """Requests whose KV expired before it was fetched; counted on the prefill side."""
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, counters: Counters) -> Self:
+        names = (
+            "vllm:nixl_bytes_transferred_sum",
+            "vllm:nixl_bytes_transferred_count",
+            "vllm:nixl_num_failed_transfers_total",
+            "vllm:nixl_num_kv_expired_reqs_total",
+        )
+        moved, transfers, failed, expired = (counters.sum(name) for name in names)
+        return cls(
+            bytes_moved=moved,
+            transfers=transfers,
+            failed=failed,
+            expired=expired,
+            missing=_absent(counters, names),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreCounters:
+    """What the LMCache server did.
+
+    It exports a counter from its first addition on, so one that is absent beside others of the
+    name lmcache_mp_* is zero. Hits are added at every lookup, so lookups without them are NaN.
+    """
+
+    requested_tokens: float
+    """Tokens that engines looked up: whole chunks, and only what their own cache lacked."""
+    hit_tokens: float
+    written_chunks: float
+    read_chunks: float
+    evicted_chunks: float
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, counters: Counters) -> Self:
+        names = {
+            "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
+            "hit_tokens": "lmcache_mp_lookup_hit_tokens_total",
+            "written_chunks": "lmcache_mp_l1_write_chunks_total",
+            "read_chunks": "lmcache_mp_l1_read_chunks_total",
+            "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
+        }
+        present = {name for name, _ in counters.values}
+        unborn = set(names.values()) - present
+        if not any(name.startswith("lmcache_mp_") for name in present):
+            unborn = set()
+        elif names["requested_tokens"] in present:
+            unborn -= {names["hit_tokens"]}
+        return cls(
+            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()},
+            missing=tuple(name for name in names.values() if name not in present | unborn),
+        )
+
+
+def kv_usage(counters: Counters) -> float:
+    """Share (0 to 1) of vLLM's KV blocks in use: the fullest engine's; NaN when not given."""
+    return max(
+        (value for (name, _), value in counters.values.items() if name == _KV_USAGE), default=nan
+    )
+
+
+async def sample(
+    client: httpx.AsyncClient,
+    urls: Mapping[str, str],
+    period_s: float,
+    stop: asyncio.Event,
+) -> list[dict[str, Any]]:
+    """Read gauges of each instance (name -> URL) every `period_s` until `stop` is set.
+
+    Rows for counters.parquet: instance, at_s (monotonic), running, waiting (requests) and
+    kv_usage (0 to 1). At least one row per instance; NaN where a server did not answer.
+    """
+    rows: list[dict[str, Any]] = []
+    gauges = (_RUNNING, _WAITING, _KV_USAGE)
+    while True:
+        readings = [read(client, url, name, only=gauges) for name, url in urls.items()]
+        for counters in await asyncio.gather(*readings):
+            rows.append(
+                {
+                    "instance": counters.instance,
+                    "at_s": counters.read_at_s,
+                    "running": counters.sum(_RUNNING),
+                    "waiting": counters.sum(_WAITING),
+                    "kv_usage": kv_usage(counters),
+                }
+            )
+        try:
+            await asyncio.wait_for(stop.wait(), period_s)
+        except TimeoutError:
+            continue
+        return rows
+
+
+def _absent(counters: Counters, names: Iterable[str]) -> tuple[str, ...]:
+    present = {name for name, _ in counters.values}
+    return tuple(name for name in names if name not in present)

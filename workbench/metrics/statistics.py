@@ -1,0 +1,214 @@
+"""Numbers with their uncertainty: quantiles of requests, ratios of arms.
+
+Two units of replication, never mixed: a quantile counts requests of like kind, a ratio counts
+rounds, since every round starts its deployments anew and requests within one are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, exp, floor, isnan, log, log10, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "Estimate",
+    "Ratio",
+    "describe",
+    "needed_n",
+    "pair",
+    "paired_ratio",
+    "quantile",
+    "ratio_of_rounds",
+]
+
+_TAIL = 0.025
+"""Probability left outside each end of every interval here: 95 % intervals."""
+_ROUNDS_FOR_INTERVAL = 3
+_ROUNDS_ENOUGH = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A quantile with its 95 % interval; `low` and `high` are NaN where `note` says why."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How many times better than the baseline; above 1 is better. 95 % interval, NaN if none."""
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+    pairs: int
+    """Pairs that were used, over all rounds."""
+    dropped: int = 0
+    """Pairs left out because a side failed, is missing or is not above zero."""
+    note: str = ""
+
+    @property
+    def sample(self) -> str:
+        """What it rests on: `5 rounds of 6 pairs`."""
+        rounds = f"{self.rounds} round{'s' if self.rounds != 1 else ''}"
+        if self.pairs == self.rounds:
+            return rounds
+        if self.dropped or self.pairs % self.rounds:
+            return f"{rounds}, {self.pairs} pairs"
+        return f"{rounds} of {self.pairs // self.rounds} pairs"
+
+
+def needed_n(q: float) -> int:
+    """Fewest values for which `quantile` has an interval: 6 for p50, 36 p90, 72 p95, 368 p99.
+
+    The smallest n with max(q, 1 - q)^n <= 2.5 %: only then does an order statistic lie beyond
+    the quantile with that confidence on each side. Raises ValueError unless 0 < q < 1.
+    """
+    if not 0 < q < 1:
+        raise ValueError(f"q is {q}: a quantile lies between 0 and 1, e.g. 0.5 or 0.99")
+    return ceil(log(_TAIL) / log(max(q, 1 - q)))
+
+
+def quantile(values: ArrayLike, q: float) -> Estimate:
+    """The q-quantile of `values` with a 95 % interval that assumes no distribution.
+
+    NaN values (failed or undefined) are left out and not counted in `n`. The interval's ends are
+    order statistics with at most 2.5 % binomial probability beyond each (Conover, Practical
+    Nonparametric Statistics, 3rd ed., section 3.2), so it covers at least 95 % for independent
+    values. Fewer than `needed_n(q)` values: no interval, and the note says so.
+    """
+    needed = needed_n(q)
+    given = np.asarray(values, dtype=float).ravel()
+    sample = np.sort(given[~np.isnan(given)])
+    n = len(sample)
+    if n == 0:
+        return Estimate(value=nan, low=nan, high=nan, n=0, note="no values")
+    value = float(np.quantile(sample, q))
+    if n < needed:
+        return Estimate(value=value, low=nan, high=nan, n=n, note=f"needs n >= {needed}")
+    from scipy.stats import binom
+
+    # How many of n values fall below the quantile is binomial(n, q); ranks count from 1.
+    low_rank = int(binom.ppf(_TAIL, n, q))
+    high_rank = int(binom.ppf(1 - _TAIL, n, q)) + 1
+    return Estimate(
+        value=value, low=float(sample[low_rank - 1]), high=float(sample[high_rank - 1]), n=n
+    )
+
+
+def pair(baseline: pd.DataFrame, value: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Pair the requests of two passes by (round, index): columns round, baseline_s, value_s.
+
+    Both are `requests` frames of one arm and one pass, over all rounds. A request that only one
+    side has stays as a pair with NaN. Raises ValueError when a (round, index) occurs twice.
+    """
+    keys = ["round", "index"]
+    sides = []
+    for side, frame in (("baseline", baseline), ("value", value)):
+        twice = frame[frame.duplicated(keys)]
+        if len(twice):
+            where = f"round {twice['round'].iloc[0]}, index {twice['index'].iloc[0]}"
+            raise ValueError(
+                f"{where} occurs twice in the {side} frame; give one arm and one pass at a time"
+            )
+        sides.append(frame[[*keys, metric]].rename(columns={metric: f"{side}_s"}))
+    return sides[0].merge(sides[1], on=keys, how="outer")
+
+
+def paired_ratio(pairs: pd.DataFrame) -> Ratio:
+    """Speed-up baseline_s / value_s from the columns round, baseline_s, value_s (see `pair`).
+
+    The geometric mean: per round the mean log-ratio of its pairs, over rounds their mean, with a
+    t interval on those (n = rounds). Pairs with a side that is NaN or not above zero are dropped
+    and counted.
+    """
+    import pandas as pd
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(pairs["baseline_s"].to_numpy(float)) - np.log(
+            pairs["value_s"].to_numpy(float)
+        )
+    usable = np.isfinite(logs)
+    per_round = pd.Series(logs[usable]).groupby(pairs["round"].to_numpy()[usable]).mean()
+    return _ratio(per_round.to_numpy(), int(usable.sum()), int((~usable).sum()))
+
+
+def ratio_of_rounds(
+    a_per_round: Mapping[int, float] | pd.Series[Any],
+    b_per_round: Mapping[int, float] | pd.Series[Any],
+) -> Ratio:
+    """a / b of one number per round (round -> system TPS, say), with the same t interval.
+
+    For a metric where more is better, give the baseline as b. Rounds that one side lacks, or
+    where it is NaN or not above zero, are dropped and counted.
+    """
+    a, b = dict(a_per_round), dict(b_per_round)
+    both = [(a.get(r, nan), b.get(r, nan)) for r in sorted({*a, *b})]
+    logs = [log(x) - log(y) for x, y in both if 0 < x < np.inf and 0 < y < np.inf]
+    return _ratio(np.array(logs), len(logs), len(both) - len(logs))
+
+
+def describe(ratio: Ratio) -> str:
+    """One sentence: `18.1x [16.9, 19.4], 5 rounds of 6 pairs`.
+
+    An interval that includes 1 reads `no difference detectable at this n`, with the numbers.
+    """
+    if isnan(ratio.value):
+        return f"not known: {ratio.note}"
+    note = f" ({ratio.note})" if ratio.note else ""
+    if isnan(ratio.low):
+        return f"{_three_digits(ratio.value)}x, {ratio.sample}{note}"
+    interval = f"[{_three_digits(ratio.low)}, {_three_digits(ratio.high)}]"
+    text = f"{_three_digits(ratio.value)}x {interval}, {ratio.sample}{note}"
+    if ratio.low <= 1 <= ratio.high:
+        return f"no difference detectable at this n: {text}"
+    return text
+
+
+def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int) -> Ratio:
+    """exp of the mean of per-round log-ratios, with a t interval from 3 rounds up."""
+    rounds = len(log_means)
+    notes = [f"{dropped} of {pairs + dropped} pairs left out"] if dropped else []
+    if rounds == 0:
+        notes = ["no pair with two values", *notes]
+        value = low = high = nan
+    else:
+        mean = float(log_means.mean())
+        value, low, high = exp(mean), nan, nan
+        if rounds >= _ROUNDS_FOR_INTERVAL:
+            from scipy.stats import t
+
+            spread = float(log_means.std(ddof=1)) / rounds**0.5
+            reach = float(t.ppf(1 - _TAIL, rounds - 1)) * spread
+            low, high = exp(mean - reach), exp(mean + reach)
+        if rounds < _ROUNDS_FOR_INTERVAL:
+            notes.insert(0, f"few rounds: no interval under {_ROUNDS_FOR_INTERVAL}")
+        elif rounds < _ROUNDS_ENOUGH:
+            notes.insert(0, "few rounds")
+    return Ratio(
+        value=value,
+        low=low,
+        high=high,
+        rounds=rounds,
+        pairs=pairs,
+        dropped=dropped,
+        note="; ".join(notes),
+    )
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, never in powers of ten: 0.0123, 1.02, 18.1, 1,234."""
+    decimals = 2 - floor(log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, decimals)}f}"

@@ -1,0 +1,206 @@
+"""A running deployment behind one URL: how to start it, reset it, and ask what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from workbench.errors import DeploymentError, LaunchError
+from workbench.records import LegRecord
+from workbench.serve.plan import DeploymentPlan
+from workbench.serve.processes import Launcher, Process, free_ports
+from workbench.serve.vllm import SERVED_MODEL
+from workbench.topology import Role
+
+__all__ = ["Deployment", "Instance", "deploy"]
+
+PORT_RACES = 3
+"""How often a start is tried again when another program took a chosen port."""
+RESET_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One vLLM server of a deployment."""
+
+    name: str
+    role: Role
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Servers that run, started here or by somebody else, behind one URL.
+
+    `instances` is empty where nothing is known of them (attach without lists); `store_url` and
+    `proxy_url` are empty where there is none. `started_s` is the time from nothing to healthy.
+    """
+
+    url: str
+    model: str = SERVED_MODEL
+    instances: tuple[Instance, ...] = ()
+    store_url: str = ""
+    proxy_url: str = ""
+    processes: tuple[Process, ...] = ()
+    plan: DeploymentPlan | None = None
+    started_s: float = nan
+    resettable: bool = True
+
+    async def reset_engines(self) -> bool:
+        """Empty the prefix cache of every instance; False where that cannot be asked.
+
+        An engine refuses while blocks are held (a NIXL transfer not yet fetched), so it is asked
+        again. Raises DeploymentError when it still refuses after 20 s.
+        """
+        if not self.instances or not self.resettable:
+            return False
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
+        return all(done)
+
+    async def reset_store(self) -> bool:
+        """Empty the KV store; False where there is none."""
+        if not self.store_url:
+            return False
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            try:
+                answer = await client.post(f"{self.store_url}/cache/clear")
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                raise DeploymentError(
+                    f"the KV store at {self.store_url} did not clear its cache: {error!r}"
+                ) from error
+        return True
+
+    async def legs(self) -> list[LegRecord]:
+        """What the proxy saw since it was last asked; empty without a proxy of ours."""
+        if not self.proxy_url:
+            return []
+        async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
+            try:
+                rows = (await client.get(f"{self.proxy_url}/legs")).json()
+            except httpx.HTTPError:
+                return []
+        return [LegRecord(**{k: nan if v is None else v for k, v in row.items()}) for row in rows]
+
+    async def proxy_stats(self) -> dict[str, Any]:
+        """CPU seconds and requests of the proxy; empty without a proxy of ours."""
+        if not self.proxy_url:
+            return {}
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            try:
+                stats: dict[str, Any] = (await client.get(f"{self.proxy_url}/stats")).json()
+            except httpx.HTTPError:
+                return {}
+        return stats
+
+    def dead(self) -> list[Process]:
+        """Processes of this deployment that have ended by themselves."""
+        return [process for process in self.processes if not process.alive]
+
+
+async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
+    ends_s = time.monotonic() + RESET_TIMEOUT_S
+    while True:
+        try:
+            answer = await client.post(f"{instance.url}/reset_prefix_cache")
+        except httpx.HTTPError as error:
+            raise DeploymentError(f"{instance.name} did not take a reset: {error!r}") from error
+        if answer.status_code in (404, 405):
+            return False
+        if answer.status_code == 200 and _succeeded(answer):
+            return True
+        if time.monotonic() > ends_s:
+            raise DeploymentError(
+                f"{instance.name} refuses to reset its prefix cache ({answer.status_code}"
+                f" {answer.text[:100]}): some of its blocks are still in use"
+            )
+        await asyncio.sleep(0.1)
+
+
+def _succeeded(answer: httpx.Response) -> bool:
+    """vLLM says `{"success": false}` inside HTTP 200; an old one sends an empty body."""
+    return not answer.content or answer.json().get("success", True) is not False
+
+
+@asynccontextmanager
+async def deploy(
+    launcher: Launcher,
+    make_plan: Callable[[Sequence[int]], DeploymentPlan],
+    *,
+    ports: int,
+    log_dir: Path,
+    start_timeout_s: float = 180.0,
+    choose_ports: Callable[[int], list[int]] = free_ports,
+) -> AsyncIterator[Deployment]:
+    """Start what `make_plan` makes of `ports` free ports, and end it when the block is left.
+
+    Raises LaunchError with the reason and the log's path when a process does not become ready. A
+    port that another program took in the meantime is the one reason to try again.
+    """
+    for attempt in range(1, PORT_RACES + 1):
+        plan = make_plan(choose_ports(ports))
+        running: list[Process] = []
+        began_s = time.monotonic()
+        try:
+            await _start_all(launcher, plan, log_dir, running, start_timeout_s)
+        except BaseException as error:
+            await launcher.stop(running)
+            if attempt < PORT_RACES and lost_port(error):
+                continue
+            raise
+        break
+    try:
+        yield Deployment(
+            url=plan.url,
+            instances=tuple(
+                Instance(name=p.name, role=_role(p.role), url=p.url) for p in plan.instances
+            ),
+            store_url=plan.store_http_url,
+            proxy_url=plan.url if plan.processes[-1].role == "proxy" else "",
+            processes=tuple(running),
+            plan=plan,
+            started_s=time.monotonic() - began_s,
+        )
+    finally:
+        await launcher.stop(running)
+
+
+def lost_port(error: BaseException) -> bool:
+    """True when a start failed only because a chosen port was taken."""
+    errors = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+    return any("Address already in use" in str(e) for e in errors)
+
+
+def _role(role: Role | Literal["store", "proxy"]) -> Role:
+    assert role != "store" and role != "proxy"
+    return role
+
+
+async def _start_all(
+    launcher: Launcher,
+    plan: DeploymentPlan,
+    log_dir: Path,
+    running: list[Process],
+    timeout_s: float,
+) -> None:
+    """Store first, since an engine that looks for it must find it; then all instances at once."""
+    if plan.settings.platform == "cpu":
+        launcher.warm_up()
+    try:
+        for names in (("store",), ("prefill", "decode", "aggregated", "proxy")):
+            batch = [spec for spec in plan.processes if spec.role in names]
+            started = [await launcher.start(spec, log_dir) for spec in batch]
+            running += started
+            await launcher.ready(started, timeout_s=timeout_s)
+    except BaseExceptionGroup as group:
+        # The first reason tells; the others are its consequences or were cancelled.
+        raise next((e for e in group.exceptions if isinstance(e, LaunchError)), group) from None

@@ -1,0 +1,250 @@
+"""From topology, connector and engine to the list of processes. Pure: nothing is started.
+
+The plan can be printed and tested on any machine; `deployment.deploy` carries it out.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from workbench.errors import PlanError
+from workbench.serve.connectors import (
+    LMCACHE_PROGRAM,
+    Connector,
+    as_option,
+    lmcache_server_args,
+)
+from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
+from workbench.topology import Role, TensorParallel, Topology
+
+__all__ = ["Capacity", "DeploymentPlan", "ProcessSpec", "check_capacity", "plan_deployment"]
+
+CPU_INSTANCE_GB = 0.8
+"""Memory of one forked CPU instance in company (measured, proportional set size)."""
+CPU_INSTANCES_AT_MOST = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What this machine can give: GPU ids in the order they are handed out, or memory."""
+
+    devices: tuple[str, ...] = ()
+    instances_per_gpu: int = 1
+    free_memory_gb: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """One process: `role` is an instance's role, `store` or `proxy`."""
+
+    name: str
+    role: Role | Literal["store", "proxy"]
+    program: tuple[str, ...]
+    """How a plain start begins; `args` follow."""
+    args: tuple[str, ...]
+    port: int
+    ready_url: str
+    env: dict[str, str] = field(default_factory=dict)
+    forks: Literal["", "vllm", "lmcache"] = ""
+    """What the fork server turns into this process; empty where it cannot."""
+    devices: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return (*self.program, *self.args)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.argv)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentPlan:
+    """Every process of one deployment, in the order in which they must be ready."""
+
+    topology: Topology
+    connector: Connector
+    settings: EngineSettings
+    tp: TensorParallel
+    processes: tuple[ProcessSpec, ...]
+    shm_name: str = ""
+
+    @property
+    def instances(self) -> tuple[ProcessSpec, ...]:
+        return tuple(p for p in self.processes if p.role not in ("store", "proxy"))
+
+    @property
+    def store(self) -> ProcessSpec | None:
+        return next((p for p in self.processes if p.role == "store"), None)
+
+    @property
+    def store_http_url(self) -> str:
+        """Where the store answers /metrics and /cache/clear; empty without a store."""
+        return self.store.ready_url.rpartition("/")[0] if self.store else ""
+
+    @property
+    def url(self) -> str:
+        """Where requests go: the proxy, or the only instance."""
+        return self.processes[-1].url
+
+    def __str__(self) -> str:
+        head = f"{self.topology.describe(self.tp)}; connector {self.connector.name}"
+        return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
+
+
+def check_capacity(
+    topology: Topology, tp: TensorParallel, capacity: Capacity, *, platform: str
+) -> None:
+    """Refuse what this machine cannot hold, with the numbers at hand. Raises PlanError."""
+    if platform == "cpu":
+        if topology.instances > CPU_INSTANCES_AT_MOST:
+            raise PlanError(
+                f"topology {topology} has {topology.instances} instances and a CPU machine takes at"
+                f" most {CPU_INSTANCES_AT_MOST}; try 1p4d (5 instances) or 4p2d (6)"
+            )
+        needed = topology.instances * CPU_INSTANCE_GB
+        if needed > capacity.free_memory_gb:
+            raise PlanError(
+                f"topology {topology} needs about {needed:.1f} GB ({topology.instances} instances x"
+                f" {CPU_INSTANCE_GB} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
+                " programs or take a smaller topology such as 1p1d"
+            )
+        return
+    needed_gpus, slots = topology.gpus(tp), len(capacity.devices) * capacity.instances_per_gpu
+    if needed_gpus > slots:
+        raise PlanError(
+            f"topology {topology} needs {needed_gpus} GPUs and {len(capacity.devices)} are visible"
+            f" (x {capacity.instances_per_gpu} instances per GPU = {slots}); take a smaller"
+            " topology such as 1p1d, a smaller tp, or raise instances_per_gpu"
+        )
+
+
+def _hand_out(topology: Topology, tp: TensorParallel, capacity: Capacity) -> list[tuple[str, ...]]:
+    """Devices of each instance, in role order; a GPU is used again only when all are in use."""
+    slots = [d for _ in range(capacity.instances_per_gpu) for d in capacity.devices]
+    taken: list[tuple[str, ...]] = []
+    for role, count in topology.roles:
+        for _ in range(count):
+            span = int(getattr(tp, role))
+            taken.append(tuple(slots[:span]))
+            del slots[:span]
+    return taken
+
+
+def plan_deployment(
+    topology: Topology,
+    connector: Connector,
+    settings: EngineSettings,
+    *,
+    ports: Sequence[int],
+    tp: TensorParallel | None = None,
+    capacity: Capacity | None = None,
+    store_gb: float = 1.0,
+    shm_name: str = "workbench",
+) -> DeploymentPlan:
+    """The processes of one deployment: store, instances by role, proxy.
+
+    `ports` is consumed from the front and must hold `ports_needed(topology)` free ports.
+    Raises PlanError when connector, topology and machine do not fit.
+    """
+    tp, capacity = tp or TensorParallel(), capacity or Capacity()
+    connector.check(topology)
+    check_capacity(topology, tp, capacity, platform=settings.platform)
+    free = iter(ports)
+    cpu = settings.platform == "cpu"
+    processes: list[ProcessSpec] = []
+    store_port = 0
+    if connector.store:
+        store_port, http_port = next(free), next(free)
+        processes.append(
+            ProcessSpec(
+                name="store",
+                role="store",
+                program=LMCACHE_PROGRAM,
+                args=tuple(
+                    lmcache_server_args(
+                        port=store_port, http_port=http_port, shm_name=shm_name, memory_gb=store_gb
+                    )
+                ),
+                forks="lmcache" if cpu else "",
+                env={"LMCACHE_TRACK_USAGE": "false"},
+                port=store_port,
+                ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+            )
+        )
+    devices = iter([()] * topology.instances if cpu else _hand_out(topology, tp, capacity))
+    share = 1.0 / capacity.instances_per_gpu
+    for role, count in topology.roles:
+        for number in range(count):
+            port, side_port, mine = next(free), next(free), next(devices)
+            args = instance_argv(settings, port=port, tp=getattr(tp, role), share_of_gpu=share)
+            args += as_option(connector.transfer_config(role, store_port=store_port, cpu=cpu))
+            env = instance_env(settings.platform, devices=mine)
+            if connector.name == "nixl":
+                env |= _nixl_env(side_port, cpu=cpu)
+            processes.append(
+                ProcessSpec(
+                    name=f"{role}-{number}",
+                    role=role,
+                    program=program(settings.platform),
+                    args=tuple(args),
+                    forks="vllm" if cpu else "",
+                    env=env,
+                    port=port,
+                    ready_url=f"http://127.0.0.1:{port}/health",
+                    devices=mine,
+                )
+            )
+    if topology.instances > 1:
+        processes.append(_proxy(topology, connector, tuple(processes), port=next(free)))
+    return DeploymentPlan(
+        topology=topology,
+        connector=connector,
+        settings=settings,
+        tp=tp,
+        processes=tuple(processes),
+        shm_name=shm_name if connector.store else "",
+    )
+
+
+def ports_needed(topology: Topology) -> int:
+    """An upper bound: two for the store, two for each instance, one for the proxy."""
+    return 2 * topology.instances + 3
+
+
+def _nixl_env(side_port: int, *, cpu: bool) -> dict[str, str]:
+    env = {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_port),
+    }
+    if cpu:
+        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
+    return env
+
+
+def _proxy(
+    topology: Topology, connector: Connector, instances: tuple[ProcessSpec, ...], *, port: int
+) -> ProcessSpec:
+    legs: list[str] = []
+    for process in instances:
+        if process.role == "prefill":
+            legs += ["--prefill", process.url]
+        elif process.role in ("decode", "aggregated"):
+            legs += ["--decode", process.url]
+    mode = connector.name if topology.disaggregated else "none"
+    return ProcessSpec(
+        name="proxy",
+        role="proxy",
+        program=(sys.executable, "-m", "workbench.serve.proxy"),
+        args=("--port", str(port), "--mode", mode, *legs),
+        port=port,
+        ready_url=f"http://127.0.0.1:{port}/health",
+    )

@@ -1,0 +1,231 @@
+"""Start, watch and stop processes through a supervisor, so that none outlives the notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from workbench.errors import DeploymentError, LaunchError
+from workbench.serve.plan import ProcessSpec
+from workbench.serve.vllm import instance_env
+
+__all__ = ["Launcher", "Process", "free_ports"]
+
+FORK_SERVER = "fork-server"
+STOP_GRACE_S = 1.0
+"""Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
+_PORTS = range(20_000, 32_000)
+"""Below Linux's ephemeral range, so that no outgoing connection takes a chosen port."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\(.*?\)\s+|^(?:ERROR|CRITICAL)[ \d:.-]*\[[^\]]*\]\s*")
+_ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*")
+_FATAL = re.compile(r"To serve at least one request with the model's max seq len|NIXL is not avail")
+_BUSY_PORT = "Address already in use"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on at this moment."""
+    chosen: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            chosen.append(port)
+        if len(chosen) == count:
+            return chosen
+    raise DeploymentError(f"fewer than {count} free ports between 20000 and 32000 on this machine")
+
+
+@dataclass(slots=True)
+class Process:
+    """A started process: `exited` holds its status once it has ended."""
+
+    spec: ProcessSpec
+    pid: int
+    log: Path
+    exited: asyncio.Future[int]
+
+    @property
+    def alive(self) -> bool:
+        return not self.exited.done()
+
+    def lines(self) -> list[str]:
+        """The log without colours and without vLLM's line prefixes."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        plain = (_ANSI.sub("", line) for line in text.splitlines())
+        return [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in plain]
+
+    def reason(self) -> str:
+        """One sentence from the log: why it ended, as far as it says."""
+        lines = [line for line in self.lines() if line]
+        for line in lines:
+            if _FATAL.search(line):
+                return line
+        errors = [line for line in lines if _ERROR_LINE.match(line)]
+        # vLLM ends with a general line that points at the root cause above it.
+        telling = [line for line in errors if "root cause" not in line] or errors
+        return (telling or lines or ["it wrote nothing"])[-1][:400]
+
+    def failure(self, what: str) -> str:
+        tail = "\n".join(f"    {line}" for line in self.lines()[-8:])
+        return f"{self.spec.name} {what}: {self.reason()}\n  log: {self.log}\n{tail}"
+
+
+@dataclass(slots=True)
+class Launcher:
+    """Owns a supervisor process and, on a CPU, the fork server behind it.
+
+    Use as `async with Launcher(log_dir) as launcher`; leaving it ends all that it started.
+    """
+
+    log_dir: Path
+    fork: bool = True
+    notes: list[str] = field(default_factory=list)
+    _supervisor: asyncio.subprocess.Process | None = None
+    _reader: asyncio.Task[None] | None = None
+    _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    _exits: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    _fork_server: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        # Servers read their byte code from disk, whatever the notebook's shell prefers.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self._supervisor = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "workbench.serve.supervisor",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env=env, start_new_session=True, limit=2**20,
+        )  # fmt: skip
+        self._reader = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
+        if self._fork_server is not None:
+            self._fork_server.cancel()
+        # The supervisor ends everything below itself; an interrupt must not cut that short.
+        await asyncio.shield(self._supervisor.wait())
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def warm_up(self) -> None:
+        """Begin to load the fork server, so that it is ready when the first instance is wanted."""
+        if self.fork and self._fork_server is None:
+            self._fork_server = asyncio.create_task(self._start_fork_server())
+
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
+        """Start one process, forked where that is possible; it need not be ready yet."""
+        log_dir.mkdir(parents=True, exist_ok=True)
+        log = log_dir / f"{spec.name}.log"
+        name = f"{spec.name}@{spec.port}"
+        self._exits[name] = asyncio.get_running_loop().create_future()
+        if spec.forks and self.fork:
+            self.warm_up()
+            assert self._fork_server is not None
+            if await self._fork_server:
+                job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
+                pid = await self._ask(
+                    name, send=FORK_SERVER, line=json.dumps(job | {"log": str(log)})
+                )
+                return Process(spec, pid, log, self._exits[name])
+        pid = await self._ask(name, start=name, argv=spec.argv, env=spec.env, log=str(log))
+        return Process(spec, pid, log, self._exits[name])
+
+    async def ready(self, processes: Iterable[Process], *, timeout_s: float) -> None:
+        """Wait until each answers its ready URL. Raises LaunchError with the reason and the log."""
+        async with (
+            httpx.AsyncClient(timeout=2.0, trust_env=False) as client,
+            asyncio.TaskGroup() as g,
+        ):
+            for process in processes:
+                g.create_task(self._ready(client, process, timeout_s))
+
+    async def _ready(self, client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
+        ends_s = time.monotonic() + timeout_s
+        while True:
+            with suppress(httpx.HTTPError):
+                if (await client.get(process.spec.ready_url)).status_code == 200:
+                    return
+            if not process.alive or any(_FATAL.search(line) for line in process.lines()):
+                raise LaunchError(process.failure("did not start"))
+            if time.monotonic() > ends_s:
+                raise LaunchError(process.failure(f"was not ready after {timeout_s:.0f} s"))
+            await asyncio.sleep(0.05)
+
+    async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
+        """End processes with everything they started, and remove their shared memory."""
+        groups = [process.pid for process in processes]
+        if groups:
+            tag = f"stop-{time.monotonic_ns()}"
+            await asyncio.shield(self._ask(tag, stop=tag, groups=groups, grace_s=grace_s))
+
+    async def _ask(self, key: str, **order: Any) -> Any:
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
+        return await answer
+
+    def _answer(self, key: str, value: Any) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(value)
+
+    def _ended(self, name: str, status: int) -> None:
+        exited = self._exits.get(name)
+        if exited is not None and not exited.done():
+            exited.set_result(status)
+        self._answer(name, 0)
+
+    async def _listen(self) -> None:
+        assert self._supervisor is not None and self._supervisor.stdout is not None
+        async for raw in self._supervisor.stdout:
+            event = json.loads(raw)
+            if "line" in event:
+                self._fork_event(json.loads(event["text"]))
+            elif "started" in event:
+                self._answer(event["started"], event["pid"])
+            elif "stopped" in event:
+                self._answer(event["stopped"], None)
+            elif event["exited"] == FORK_SERVER:
+                self._answer(FORK_SERVER + " ready", False)
+                self._exits[FORK_SERVER].set_result(event["status"])
+            else:
+                self._ended(event["exited"], event["status"])
+
+    def _fork_event(self, event: dict[str, Any]) -> None:
+        if "ready" in event:
+            self._answer(FORK_SERVER + " ready", True)
+        elif "forked" in event:
+            self._answer(event["forked"], event["pid"])
+        else:
+            self._ended(event["exited"], event["status"])
+
+    async def _start_fork_server(self) -> bool:
+        """True when the fork server has loaded vLLM; False when instances must start plainly."""
+        loop = asyncio.get_running_loop()
+        log = self.log_dir / f"{FORK_SERVER}.log"
+        self._exits[FORK_SERVER] = loop.create_future()
+        ready = self._waiting[FORK_SERVER + " ready"] = loop.create_future()
+        argv = [sys.executable, "-m", "workbench.serve.forkserver"]
+        order = {"start": FORK_SERVER, "argv": argv, "env": instance_env("cpu"), "log": str(log)}
+        await self._ask(FORK_SERVER, **order, talks=True)
+        if await ready:
+            return True
+        self.notes.append(
+            f"The fork server did not load, so instances start one by one; log: {log}"
+        )
+        return False

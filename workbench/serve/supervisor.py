@@ -1,0 +1,176 @@
+"""The supervisor: a small process that owns every server of one notebook and outlives none.
+
+It reads orders from stdin, one JSON object a line, and reports on stdout:
+
+    {"start": name, "argv", "env", "log", "talks": bool}   -> {"started": name, "pid"}
+    {"send": name, "line"}                                   a line to the stdin of a talking process
+    {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
+                                                            -> {"exited": name, "status"}
+                                                            -> {"line": name, "text"}
+
+When its stdin closes, because the notebook ended it or because the kernel was killed, it ends every
+process below itself and removes the shared-memory segments that they had mapped. It is a subreaper,
+so that nothing below it can escape by losing its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from workbench.serve.cpu_patches import die_with_parent
+
+__all__ = ["main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+FINAL_GRACE_S = 4.0
+SHM = "/dev/shm/"
+
+
+def _members(groups: set[int] | None) -> dict[int, int]:
+    """Live processes below this one as pid -> process group, all or those of `groups`."""
+    parents: dict[int, list[int]] = {}
+    group_of: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                if stat[0] != "Z":
+                    parents.setdefault(int(stat[1]), []).append(int(entry.name))
+                    group_of[int(entry.name)] = int(stat[2])
+    below: list[int] = list(parents.get(os.getpid(), ()))
+    for pid in below:
+        below.extend(parents.get(pid, ()))
+    return {p: group_of[p] for p in below if groups is None or group_of[p] in groups}
+
+
+def _mapped_segments(pids: set[int]) -> set[str]:
+    """Shared-memory files that these processes have mapped."""
+    found: set[str] = set()
+    for pid in pids:
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                start = line.find(SHM)
+                if start > 0:
+                    found.add(line[start:].removesuffix(" (deleted)"))
+    return found
+
+
+def _signal(members: dict[int, int], number: signal.Signals) -> None:
+    for group in set(members.values()):
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+
+class Supervisor:
+    """Children by name, and the segments seen below them."""
+
+    def __init__(self) -> None:
+        self.children: dict[str, asyncio.subprocess.Process] = {}
+        self.segments: set[str] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def say(self, **event: Any) -> None:
+        with suppress(BrokenPipeError):
+            sys.stdout.write(json.dumps(event) + "\n")
+            sys.stdout.flush()
+
+    async def start(self, order: dict[str, Any]) -> None:
+        name, talks = order["start"], order.get("talks", False)
+        with open(order["log"], "ab") as log:
+            child = await asyncio.create_subprocess_exec(
+                *order["argv"],
+                env=os.environ | order["env"],
+                stdin=asyncio.subprocess.PIPE if talks else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if talks else log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self.children[name] = child
+        self.say(started=name, pid=child.pid)
+        self.keep(self.watch(name, child))
+
+    async def watch(self, name: str, child: asyncio.subprocess.Process) -> None:
+        if child.stdout is not None:
+            async for line in child.stdout:
+                self.say(line=name, text=line.decode(errors="replace").rstrip("\n"))
+        self.say(exited=name, status=await child.wait())
+
+    async def remember_segments(self) -> None:
+        """A process that is killed leaves segments behind that nobody has mapped any more."""
+        while True:
+            self.segments |= _mapped_segments(set(_members(None)))
+            await asyncio.sleep(1.0)
+
+    async def stop(self, groups: set[int] | None, grace_s: float) -> None:
+        """TERM, wait, KILL, until no process of the groups (or below us) is left."""
+        members = _members(groups)
+        self.segments |= _mapped_segments(set(members))
+        _signal(members, signal.SIGTERM)
+        ends_s = time.monotonic() + grace_s
+        while members := _members(groups):
+            if time.monotonic() > ends_s:
+                _signal(members, signal.SIGKILL)
+            await asyncio.sleep(0.03)
+        in_use = _mapped_segments(set(_members(None)))
+        for segment in self.segments - in_use:
+            with suppress(OSError):
+                os.unlink(segment)
+        self.segments &= in_use
+
+    async def obey(self, order: dict[str, Any]) -> None:
+        if "start" in order:
+            try:
+                await self.start(order)
+            except OSError as error:
+                Path(order["log"]).write_text(f"{error}\n")
+                self.say(exited=order["start"], status=127)
+        elif "send" in order:
+            child = self.children.get(order["send"])
+            if child is not None and child.stdin is not None:
+                child.stdin.write(order["line"].encode() + b"\n")
+        elif "stop" in order:
+            await self.stop(set(order["groups"]), order["grace_s"])
+            self.say(stopped=order["stop"])
+
+    def keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(name, ended.set)
+        orders = asyncio.StreamReader(limit=2**24)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+        self.keep(self.remember_segments())
+
+        async def listen() -> None:
+            async for line in orders:
+                self.keep(self.obey(json.loads(line)))
+            ended.set()
+
+        self.keep(listen())
+        await ended.wait()
+        await self.stop(None, FINAL_GRACE_S)
+
+
+def main() -> None:
+    """Supervise until stdin closes or a signal asks to end."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    asyncio.run(Supervisor().run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Command lines and environments of vLLM instances, per platform. Pure: nothing is started."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["EngineSettings", "Platform", "instance_argv", "instance_env", "program"]
+
+Platform = Literal["cpu", "cuda", "rocm"]
+
+SERVED_MODEL = "workbench"
+"""The name under which every instance offers its model."""
+
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "LMCACHE_TRACK_USAGE": "false",
+}
+
+# One executor process and one OpenMP thread for each instance: more threads win only for a single
+# lone prefill and ruin the inter-token latency of every neighbour.
+_CPU = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+# AMD's and vLLM's guides for MI300-class GPUs ("vLLM V1 performance optimization").
+_ROCM = {
+    "VLLM_ROCM_USE_AITER": "1",
+    "HIP_FORCE_DEV_KERNARG": "1",
+    "SAFETENSORS_FAST_GPU": "1",
+    "TORCH_BLAS_PREFER_HIPBLASLT": "1",
+    "NCCL_MIN_NCHANNELS": "112",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What all instances of a deployment have in common."""
+
+    model: Path
+    platform: Platform
+    context_tokens: int = 24_576
+    kv_cache_mib: int = 256
+    """KV space of a CPU instance; on a GPU `gpu_memory_share` decides."""
+    gpu_memory_share: float = 0.9
+    prefix_caching: bool = True
+    extra_args: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", Path(self.model))
+
+
+def instance_argv(
+    settings: EngineSettings, *, port: int, tp: int, share_of_gpu: float = 1.0
+) -> list[str]:
+    """Arguments of `vllm serve` after the program's name, without the connector."""
+    argv = [
+        "--model", str(settings.model), "--served-model-name", SERVED_MODEL,
+        "--host", "127.0.0.1", "--port", str(port),
+        "--max-model-len", str(settings.context_tokens),
+        "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
+        "--enable-per-request-metrics",
+    ]  # fmt: skip
+    if settings.platform == "cpu":
+        # Eager and a given KV size together skip the warm-up forward pass.
+        argv += [
+            "--enforce-eager", "--distributed-executor-backend", "uni",
+            "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20),
+        ]  # fmt: skip
+    else:
+        argv += [
+            "--tensor-parallel-size", str(tp),
+            "--gpu-memory-utilization", f"{settings.gpu_memory_share * share_of_gpu:.3g}",
+        ]  # fmt: skip
+    argv.append(
+        "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
+    )
+    return [*argv, *settings.extra_args]
+
+
+def instance_env(platform: Platform, *, devices: tuple[str, ...] = ()) -> dict[str, str]:
+    """Variables that an instance needs beside those of the notebook's own environment.
+
+    `devices` are the GPUs of this instance; VLLM_SERVER_DEV_MODE opens /reset_prefix_cache.
+    """
+    env = {**_QUIET, "VLLM_SERVER_DEV_MODE": "1"}
+    if platform == "cpu":
+        return env | _CPU
+    visible = ",".join(devices)
+    if platform == "rocm":
+        return env | _ROCM | {"HIP_VISIBLE_DEVICES": visible}
+    return env | {"CUDA_VISIBLE_DEVICES": visible}
+
+
+def program(platform: Platform) -> tuple[str, ...]:
+    """How an instance is started when it is not forked.
+
+    The CPU build is its own distribution, and the `vllm` command asks for one called vllm: there
+    the module behind it is run.
+    """
+    if platform == "cpu":
+        return (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
+    return (str(Path(sys.executable).with_name("vllm")), "serve")
