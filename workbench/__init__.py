@@ -1,1 +1,35 @@
-"""KV-cache serving workbench."""
+"""The KV-cache serving workbench: does this set-up help, by how much, can the number be trusted?
+
+The names that notebooks use. They load when first touched, so that `import workbench` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Result": "workbench.experiment.result",
+    "Topology": "workbench.topology",
+    "check_params": "workbench.params",
+    "deploy": "workbench.experiment.explore",
+    "figures": "workbench.report.figures",
+    "load_result": "workbench.experiment.result",
+    "machine": "workbench.machine",
+    "plan": "workbench.experiment.arms",
+    "run": "workbench.experiment.run",
+}
+_MODULES = {"figures", "machine"}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    module = import_module(_HOMES[name])
+    return module if name in _MODULES else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -98,9 +98,9 @@ class Topology:
         """GPUs that the topology takes when each instance has its own."""
         return sum(n * int(getattr(tp, role)) for role, n in self.roles)
 
-    def describe(self, tp: TensorParallel) -> str:
-        """`1p4d: 1 prefill (1 GPU each), 4 decode (1 GPU each)`."""
-        parts = [f"{n} {role} ({getattr(tp, role)} GPU each)" for role, n in self.roles]
+    def describe(self, tp: TensorParallel | None = None) -> str:
+        """`1p4d: 1 prefill x 2 GPU, 4 decode x 1 GPU`; without `tp` the GPUs are not named."""
+        parts = [f"{n} {role}" + (f" x {getattr(tp, role)} GPU" if tp else "") for role, n in self.roles]
         return f"{self}: {', '.join(parts)}"
 
     def __str__(self) -> str:

@@ -35,7 +35,9 @@ class Arrivals:
 def closed(concurrency: int) -> Arrivals:
     """A closed loop. Raises ParameterError below 1."""
     if concurrency < 1:
-        raise ParameterError(f"concurrency is {concurrency}: at least 1 request has to be in flight")
+        raise ParameterError(
+            f"concurrency is {concurrency}: at least 1 request has to be in flight"
+        )
     return Arrivals(kind="closed", concurrency=concurrency)
 
 

@@ -2,16 +2,17 @@
 
 Prompts are token ids, drawn from the seed alone; the special ids below 16 are never used. Each
 starts with 16 tokens made from the salt, a string that is new for every run, so that a cold pass
-is cold even where no cache can be reset. The salt differs between prompts that share nothing, so
-it is no shared prefix itself, and `Workload.hash` leaves it out: two runs of one workload are alike.
+is cold even where no cache can be reset. Prompts that share nothing start with different salt
+tokens, and `Workload.hash` leaves these out, so that two runs of one workload are alike.
 """
 
 from __future__ import annotations
 
 import inspect
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "Request",
     "TokenIds",
     "Workload",
+    "asked_again",
     "build",
     "ideal_reuse",
     "reference",
@@ -73,6 +75,11 @@ class Workload:
     seed: int
     salt: str
     requests: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        for index, times in Counter(request.index for request in self.requests).items():
+            if times > 1:
+                raise ParameterError(f"workload {self.name!r} has index {index} twice: number them")
 
     @property
     def prompt_tokens(self) -> int:
@@ -129,17 +136,8 @@ def reference(
     salt: str,
 ) -> Workload:
     """Long unique prompts, as in the reference report: nothing is shared within a pass."""
-    return _grouped(
-        "reference",
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        shared_tokens=0,
-        groups=requests,
-        output_tokens=output_tokens,
-        vocab_tokens=vocab_tokens,
-        seed=seed,
-        salt=salt,
-    )
+    lengths = (prompt_tokens, 0, output_tokens)
+    return _grouped("reference", requests, requests, lengths, vocab_tokens, seed, salt)
 
 
 def short(
@@ -152,17 +150,8 @@ def short(
     salt: str,
 ) -> Workload:
     """Short unique prompts: `reference` at a length that takes seconds on a CPU."""
-    return _grouped(
-        "short",
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        shared_tokens=0,
-        groups=requests,
-        output_tokens=output_tokens,
-        vocab_tokens=vocab_tokens,
-        seed=seed,
-        salt=salt,
-    )
+    lengths = (prompt_tokens, 0, output_tokens)
+    return _grouped("short", requests, requests, lengths, vocab_tokens, seed, salt)
 
 
 def shared_prefix(
@@ -186,17 +175,31 @@ def shared_prefix(
             f"shared_tokens is {shared_tokens}: it includes the {SALT_TOKENS} tokens of the salt,"
             f" so choose {SALT_TOKENS} to prompt_tokens ({prompt_tokens})"
         )
-    return _grouped(
-        "shared_prefix",
-        requests=requests,
-        prompt_tokens=prompt_tokens,
-        shared_tokens=shared_tokens,
-        groups=groups,
-        output_tokens=output_tokens,
-        vocab_tokens=vocab_tokens,
-        seed=seed,
-        salt=salt,
-    )
+    lengths = (prompt_tokens, shared_tokens, output_tokens)
+    return _grouped("shared_prefix", requests, groups, lengths, vocab_tokens, seed, salt)
+
+
+def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Workload:
+    """The prompts of a workload that has been sent, for a warm pass: the same, or partly new.
+
+    Each keeps its first `share` and draws the rest anew from `seed`. `ideal_reuse_tokens` is what
+    a cache that has seen the first pass would hold: the kept prefix, at most L - 1 tokens.
+    """
+    if not 0 < share <= 1:
+        raise ParameterError(f"share is {share}: a prompt keeps more than 0 and at most all of it")
+    again = []
+    for request in workload.requests:
+        ids = request.prompt_ids.copy()
+        kept = max(SALT_TOKENS, int(share * len(ids)))
+        if kept < len(ids):
+            top = int(ids.max()) + 1
+            ids[kept:] = _drawn(len(ids) - kept, top, seed, 2, request.index, kept)
+            # The first new token differs, so that the prefix in common is exactly `kept`.
+            ids[kept] = (int(request.prompt_ids[kept]) - _FIRST_ID + 1) % (top - _FIRST_ID)
+            ids[kept] += _FIRST_ID
+        reuse = min(kept, len(ids) - 1)
+        again.append(replace(request, prompt_ids=ids, ideal_reuse_tokens=reuse))
+    return replace(workload, requests=tuple(again))
 
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
@@ -212,13 +215,11 @@ def build(name: str, *, salt: str, **options: Any) -> Workload:
     if name not in WORKLOADS:
         raise ParameterError(f"there is no workload {name!r}; {nearest(name, WORKLOADS)}")
     parameters = inspect.signature(WORKLOADS[name]).parameters
-    for option in options:
-        if option not in parameters:
-            raise ParameterError(
-                f"workload {name!r} has no option {option!r}; {nearest(option, parameters)}"
-            )
-    required = [p.name for p in parameters.values() if p.default is p.empty]
-    missing = [option for option in required if option not in {"salt", *options}]
+    for key in options:
+        if key not in parameters:
+            raise ParameterError(f"{name!r} has no option {key!r}; {nearest(key, parameters)}")
+    required = {key for key, option in parameters.items() if option.default is option.empty}
+    missing = sorted(required - {"salt", *options})
     if missing:
         raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a number")
     return WORKLOADS[name](salt=salt, **options)
@@ -226,28 +227,27 @@ def build(name: str, *, salt: str, **options: Any) -> Workload:
 
 def _grouped(
     name: str,
-    *,
     requests: int,
-    prompt_tokens: int,
-    shared_tokens: int,
     groups: int,
-    output_tokens: int,
+    lengths: tuple[int, int, int],
     vocab_tokens: int,
     seed: int,
     salt: str,
 ) -> Workload:
-    """Request i belongs to group i % groups, and is rank i // groups in it."""
-    _check(
-        salt=salt,
-        at_least={
-            "requests": (requests, 1),
-            "groups": (groups, 1),
-            "prompt_tokens": (prompt_tokens, SALT_TOKENS + 1),
-            "output_tokens": (output_tokens, 1),
-            "vocab_tokens": (vocab_tokens, _FIRST_ID + max(requests, 2)),
-            "seed": (seed, 0),
-        },
-    )
+    """Request i belongs to group i % groups. `lengths`: of prompt, shared prefix and output."""
+    prompt_tokens, shared_tokens, output_tokens = lengths
+    if not salt:
+        raise ParameterError("salt is empty: give a string that no earlier run has used")
+    for parameter, value, least in (
+        ("requests", requests, 1),
+        ("groups", groups, 1),
+        ("prompt_tokens", prompt_tokens, SALT_TOKENS + 1),
+        ("output_tokens", output_tokens, 1),
+        ("vocab_tokens", vocab_tokens, _FIRST_ID + max(requests, 2)),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ParameterError(f"{parameter} is {value}: it has to be at least {least} here")
     prompts = []
     for index in range(requests):
         rank, group = divmod(index, groups)
@@ -282,11 +282,3 @@ def _salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
     ids = np.frombuffer(digest, "<u2", SALT_TOKENS).astype(np.int32) % span
     ids[0] = (start + group) % span
     return np.asarray(ids + _FIRST_ID, dtype=np.int32)
-
-
-def _check(*, salt: str, at_least: dict[str, tuple[int, int]]) -> None:
-    if not salt:
-        raise ParameterError("salt is empty: give a string that no earlier run has used")
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise ParameterError(f"{name} is {value}: it has to be at least {least} here")

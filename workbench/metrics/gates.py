@@ -1,20 +1,24 @@
-"""Checks that must hold before a number is shown; each says what it counted.
+"""Gates: checks that must hold before a number is shown; each says what it counted.
 
-Pure functions: counters of passes, or the `requests` frame, in; a Gate out. A gate that lacks what
-it needs is INCONCLUSIVE with the reason, never PASS. Not here yet: ledger, physics, transfers,
-client saturation, steady state.
+Pure functions that return a Gate. Those on the `requests` frame are here, those on counters come
+from `cache_gates`. A gate that lacks what it needs is INCONCLUSIVE with the reason, never PASS.
+Not here yet: ledger, physics, transfers, client saturation, steady state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isnan
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from workbench.metrics.counters import TokenSources
+from workbench.metrics.cache_gates import (
+    PassCounters,
+    cold_was_cold,
+    cross_instance,
+    engine_warm,
+    kv_moved,
+    store_warm,
+)
+from workbench.metrics.gate import Gate, judge
 from workbench.metrics.latency import succeeded
-from workbench.topology import Role
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,155 +36,79 @@ __all__ = [
     "store_warm",
 ]
 
-Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-Source = Literal["engine_hit", "external_hit"]
 
-_STRAY_SHARE = 0.01
-"""How far the tokens that servers counted may be from those sent, before someone else's traffic
-(or a failed request) makes the count prove nothing."""
-_WHENCE = {"engine_hit": "own prefix cache", "external_hit": "connector"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One check: its outcome, the sentence with the numbers, and what to do if it is not PASS."""
-
-    name: str
-    outcome: Outcome
-    sentence: str
-    next_step: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassCounters:
-    """What was sent in one pass, and what the servers counted in it, added up per role."""
-
-    arm: str
-    round: int
-    pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
-    connector: str = "none"
-    requests_sent: int
-    prompt_tokens_sent: int
-    ideal_reuse_tokens: int = 0
-    """Tokens that the workload itself repeats: hits that even a cold pass may have."""
-    sources: Mapping[Role, TokenSources] = field(default_factory=dict)
-    requests: Mapping[Role, float] = field(default_factory=dict)
-    """Requests that ended by themselves, per role."""
-    block_tokens: int = 16
-    """vLLM's KV block: what is left of a prompt after whole blocks is always computed."""
-    chunk_tokens: int = 256
-    """The store's chunk, likewise."""
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm}, round {self.round}, {self.pass_name}"
-
-
-def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
-    """No prompt token of a cold pass came from a cache, beyond the workload's own repeats.
-
-    Prefill and aggregated instances may have no hit of either kind; decode instances none in
-    their own cache (what reaches them through the connector is this pass's own prefill).
-    """
-    cold = [p for p in passes if p.pass_name == "cold"]
-    problems, cached = [], 0.0
-    unknown = _uncounted(cold)
-    for p in cold:
-        for role, sources in p.sources.items():
-            hits = sources.engine_hit if role == "decode" else sources.cached
-            cached += hits
-            if hits > p.ideal_reuse_tokens:
-                problems.append(
-                    f"{p.label}: {hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens came from"
-                    f" a cache of the {role} instances; the workload itself repeats"
-                    f" {p.ideal_reuse_tokens:,}"
-                )
-    sent, own = (
-        sum(p.prompt_tokens_sent for p in cold),
-        sum(p.ideal_reuse_tokens for p in cold),
-    )
-    repeats = f"; the workload itself repeats {own:,}" if own else ""
-    return _gate(
-        "cold was cold",
-        problems,
-        unknown,
-        f"{cached:,.0f} of {sent:,} prompt tokens came from any cache in {_passes(cold)}{repeats}",
-        "reset every tier before the pass, or give the prompts a new salt",
-    )
-
-
-def kv_moved(passes: Iterable[PassCounters]) -> Gate:
-    """In PD passes, prefill instances answered every request and decode instances fetched KV.
-
-    Decode instances may compute, per request, one chunk and one token with LMCache, one block
-    with the others (NIXL, Mooncake); more means that they prefilled silently. They must also
-    have received something, except engine-warm, where their own cache has it all.
-    """
-    split = [p for p in passes if "prefill" in p.sources or "decode" in p.sources]
-    problems, computed, received, allowed = [], 0.0, 0.0, 0
-    unknown = _uncounted(split, also_requests=True)
-    for p in split:
-        decode = p.sources.get("decode", TokenSources())
-        lmcache = p.connector.startswith("lmcache")
-        allowance = p.requests_sent * (p.chunk_tokens + 1 if lmcache else p.block_tokens)
-        computed, received = computed + decode.computed, received + decode.external_hit
-        allowed += allowance
-        for role in ("prefill", "decode"):
-            if abs(p.requests.get(role, p.requests_sent) - p.requests_sent) > 0:
-                problems.append(
-                    f"{p.label}: the {role} instances finished {p.requests[role]:,.0f}"
-                    f" of {p.requests_sent:,} requests sent"
-                )
-        if decode.computed > allowance:
+def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
+    """At most `limit` of the requests failed, in each arm and pass of a `requests` frame."""
+    problems, failed = [], 0
+    for (arm, name), rows in frame.groupby(["arm", "pass"], sort=False):
+        errors = rows.loc[~succeeded(rows), "error"]
+        failed += len(errors)
+        if len(errors) > limit * len(rows):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in errors.value_counts().items())
             problems.append(
-                f"{p.label}: the decode instances computed {decode.computed:,.0f} of"
-                f" {p.prompt_tokens_sent:,} prompt tokens, at most {allowance:,} were allowed"
+                f"{arm}, {name}: {len(errors):,} of {len(rows):,} requests failed ({kinds}),"
+                f" where {100 * limit:g} % may"
             )
-        if decode.external_hit == 0 and p.pass_name != "engine-warm":
-            problems.append(
-                f"{p.label}: the decode instances received 0 of {p.prompt_tokens_sent:,}"
-                " prompt tokens through the connector"
-            )
-    return _gate(
-        "KV moved",
-        problems,
-        unknown,
-        f"the decode instances received {received:,.0f} prompt tokens and computed"
-        f" {computed:,.0f} (at most {allowed:,} allowed) in {_passes(split)}",
-        "look in the decode instances' logs for the connector; prompts must be longer than a"
-        " chunk",
+    return judge(
+        "no failures",
+        holds=f"{failed:,} of {len(frame):,} requests failed",
+        problems=problems,
+        unknown=[] if len(frame) else ["no request was sent"],
+        next_step="read error_message of the failed rows, and the servers' logs",
     )
 
 
-def engine_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Engine-warm passes were served by each instance's own prefix cache.
+def same_text(frame: pd.DataFrame, baseline_arm: str) -> Gate:
+    """Greedy text equals the cold text of `baseline_arm` for the same (round, index).
 
-    On every role at least `share` of the prompt tokens that whole blocks can hold.
+    Failed requests are left out and counted. On GPUs another batch shape rounds differently, so
+    a few differing answers under load need not mean damaged KV: compare at concurrency 1.
     """
-    hit: dict[Role, Source] = {
-        "prefill": "engine_hit",
-        "decode": "engine_hit",
-        "aggregated": "engine_hit",
-    }
-    return _state_proof("engine-warm", passes, hit, share)
+    is_reference = frame["arm"].eq(baseline_arm) & frame["pass"].eq("cold")
+    ok = succeeded(frame)
+    reference = frame.loc[is_reference & ok, ["round", "index", "text"]]
+    both = frame[~is_reference & ok].merge(
+        reference, on=["round", "index"], suffixes=("", "_reference"), validate="many_to_one"
+    )
+    differ = both[both["text"] != both["text_reference"]]
+    left_out = int((~is_reference).sum()) - len(both)
+    problem = f"{len(differ):,} of {len(both):,} answers differ from those of {baseline_arm}, cold"
+    return judge(
+        "same text",
+        holds=f"{len(both):,} of {len(both):,} answers equal those of {baseline_arm}, cold"
+        + (f"; {left_out:,} left out: a side failed or is missing" if left_out else ""),
+        problems=[f"{problem}; first {_where(differ)}"] if len(differ) else [],
+        unknown=[] if len(both) else [f"no answer has one of {baseline_arm}, cold, beside it"],
+        next_step="compare at temperature 0 and concurrency 1; if they still differ, the KV that"
+        " arrived is not the KV that was sent",
+        if_unknown="run an aggregated arm in the same rounds",
+    )
 
 
-def cross_instance(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Cross-instance passes: prefill had the KV itself, the instance that answered fetched it."""
-    hit: dict[Role, Source] = {
-        "prefill": "engine_hit",
-        "decode": "external_hit",
-        "aggregated": "external_hit",
-    }
-    return _state_proof("cross-instance", passes, hit, share)
+def output_counts_equal(frame: pd.DataFrame) -> Gate:
+    """Every arm and pass generated as many tokens for the same (round, index).
+
+    Without that, TPOT, E2E and TPS compare different work. Failed requests and those without a
+    count are left out and counted.
+    """
+    keys = ["round", "index"]
+    known = frame[succeeded(frame) & frame["output_tokens"].ge(0)]
+    different = known.groupby(keys)["output_tokens"].nunique().gt(1)
+    odd = known[known.groupby(keys)["output_tokens"].transform("nunique").gt(1)]
+    left_out = len(frame) - len(known)
+    problem = f"{different.sum():,} of {len(different):,} requests got unequal numbers of tokens"
+    return judge(
+        "output counts equal",
+        holds=f"all arms and passes generated equal counts for {len(different):,} requests"
+        + (f"; {left_out:,} rows left out: failed or without a count" if left_out else ""),
+        problems=[f"{problem}; one of them {_where(odd)}"] if len(odd) else [],
+        unknown=[] if len(known) else ["no request has an output token count"],
+        next_step="send ignore_eos with a fixed max_tokens",
+        if_unknown="ask the server for usage (stream_options include_usage)",
+    )
 
 
-def store_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Store-warm passes were served by the KV store on every role."""
-    hit: dict[Role, Source] = {
-        "prefill": "external_hit",
-        "decode": "external_hit",
-        "aggregated": "external_hit",
-    }
-    return _state_proof("store-warm", passes, hit, share)
+def _where(rows: pd.DataFrame) -> str:
+    """The first of some rows in words."""
+    row = rows.iloc[0]
+    return f"{row['arm']}, round {row['round']}, {row['pass']}, request {row['index']}"

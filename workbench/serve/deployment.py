@@ -89,7 +89,10 @@ class Deployment:
                 rows = (await client.get(f"{self.proxy_url}/legs")).json()
             except httpx.HTTPError:
                 return []
-        return [LegRecord(**{k: nan if v is None else v for k, v in row.items()}) for row in rows]
+        cleaned: list[dict[str, Any]] = [
+            {name: nan if value is None else value for name, value in row.items()} for row in rows
+        ]
+        return [LegRecord(**row) for row in cleaned]
 
     async def proxy_stats(self) -> dict[str, Any]:
         """CPU seconds and requests of the proxy; empty without a proxy of ours."""

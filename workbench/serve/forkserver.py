@@ -32,8 +32,8 @@ def _import_engine() -> None:
     """Load what an instance loads, and undo the CPU platform's choice of spawn."""
     import lmcache.cli.main
     import lmcache.v1.multiprocess.http_server
-    import transformers.models.llama  # noqa: F401
-    import uvloop  # noqa: F401
+    import transformers.models.llama
+    import uvloop
     import vllm.distributed.kv_transfer.kv_connector.v1.lmcache_mp_connector
     import vllm.entrypoints.launchers.api_server.entry
     import vllm.entrypoints.serve.utils.api_utils
@@ -42,7 +42,7 @@ def _import_engine() -> None:
     import vllm.v1.engine.async_llm
     import vllm.v1.engine.core
     import vllm.v1.executor.uniproc_executor
-    import vllm.v1.worker.cpu_worker  # noqa: F401
+    import vllm.v1.worker.cpu_worker
     from vllm.platforms.cpu import CpuPlatform
 
     check = CpuPlatform.check_and_update_config.__func__

@@ -96,7 +96,8 @@ class DeploymentPlan:
         return self.processes[-1].url
 
     def __str__(self) -> str:
-        head = f"{self.topology.describe(self.tp)}; connector {self.connector.name}"
+        tp = None if self.settings.platform == "cpu" else self.tp
+        head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
         return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
 
 

@@ -50,13 +50,13 @@ class Trip:
 
     def failed(self, failure: LegFailed) -> None:
         """Note which leg failed, and how."""
-        self.record = replace(self.record, error=f"{failure.leg}: {failure}")
+        self.record = replace(self.record, error=str(failure))
 
     def cancelled(self) -> None:
         """Note that the client went away, and during which leg."""
         leg = "decode" if self.record.decode_sent_s > 0 else "prefill"
-        why = "cancelled: the client closed the connection, or the proxy was stopped"
-        self.record = replace(self.record, error=f"{leg}: {why}")
+        why = "the client closed the connection, or the proxy was stopped"
+        self.record = replace(self.record, error=f"{leg} cancelled: {why}")
 
     async def prefill(self, body: Mapping[str, Any], *, mode: Mode) -> dict[str, Any]:
         """Run the prefill leg; returns what its answer adds to the body of the decode leg."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -88,9 +89,8 @@ class Upstream:
                 yield response
         except _BROKEN as error:
             what = "broke off" if response else "did not answer"
-            reason = str(error) or type(error).__name__
             raise LegFailed(
-                leg, instance, f"{what}: {reason}", response.status if response else None
+                leg, instance, f"{what}: {_reason(error)}", response.status if response else None
             ) from error
 
     async def _request(
@@ -134,6 +134,15 @@ async def _note_reuse(
 ) -> None:
     if context.trace_request_ctx is not None:
         context.trace_request_ctx.append(True)
+
+
+def _reason(error: Exception) -> str:
+    """What the network says, without the library's words around it."""
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended before the answer did"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def _sentence(body: bytes) -> str:

@@ -3,7 +3,7 @@
 It reads orders from stdin, one JSON object a line, and reports on stdout:
 
     {"start": name, "argv", "env", "log", "talks": bool}   -> {"started": name, "pid"}
-    {"send": name, "line"}                                   a line to the stdin of a talking process
+    {"send": name, "line"}                                 a line to the stdin of one that talks
     {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
                                                             -> {"exited": name, "status"}
                                                             -> {"line": name, "text"}

@@ -1,0 +1,176 @@
+"""A server on 127.0.0.1 that streams like vLLM 0.32, in pieces and with faults as told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Play:
+    """How the next answers go."""
+
+    first_s: float = 0.0
+    gap_s: float = 0.0
+    tokens_per_chunk: int = 1
+    framing: str = "chunked"  # or "length", "close"
+    piece_bytes: int = 0  # 0: one write per event
+    status: int = 200
+    ending: str = ""  # after `after` tokens: "error", "truncated", "cut", "reset", "hang"
+    after: int = 1
+    usage: bool = True
+    finish_s: float = -1.0  # from 0 up: finish_reason comes so late, in a chunk of its own
+    trailer: bool = False
+    hangs_up: str = ""  # "after" an answer, or "on_reuse" when the next request has come
+
+
+@dataclass
+class FakeVllm:
+    url: str = ""
+    play: Play = field(default_factory=Play)
+    accepts: int = 0
+    seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    read_s: list[float] = field(default_factory=list)
+    first_token_s: list[float] = field(default_factory=list)
+    gone: int = 0
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def plays(self, **options: Any) -> None:
+        self.play = Play(**options)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepts += 1
+        self.tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        answered = 0
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+                body = json.loads(await reader.readexactly(int(headers["content-length"])))
+                self.read_s.append(monotonic())
+                if self.play.hangs_up == "on_reuse" and answered:
+                    break
+                self.seen.append((lines[0].split()[1], headers, body))
+                await self.answer(writer, lines[0].split()[1], body)
+                answered += 1
+                if self.play.ending == "hang":
+                    self.gone += not await reader.read()
+                    break
+                if self.play.framing == "close" or self.play.hangs_up == "after":
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> None:
+        play = self.play
+        if play.status != 200:
+            text = json.dumps({"error": {"message": "no room", "code": play.status}}).encode()
+            head = f"HTTP/1.1 {play.status} No\r\nContent-Length: {len(text)}\r\n\r\n"
+            writer.write(head.encode() + text)
+            return
+        framed = {"chunked": "Transfer-Encoding: chunked", "close": "Connection: close"}
+        if play.framing == "length":
+            text = b"".join(event for event, _ in self.events(path, body))
+            framed["length"] = f"Content-Length: {len(text)}"
+        writer.write(f"HTTP/1.1 200 OK\r\n{framed[play.framing]}\r\n\r\n".encode())
+        begin_s = monotonic()
+        for number, (event, at_s) in enumerate(self.events(path, body)):
+            if at_s:
+                await asyncio.sleep(max(0.0, begin_s + at_s - monotonic()))
+            if number == (1 if "chat" in path else 0):
+                self.first_token_s.append(monotonic())
+            if play.framing == "chunked":
+                event = b"%x\r\n%b\r\n" % (len(event), event)
+            await self.write(writer, event)
+        if play.ending == "reset":
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            raise ConnectionAbortedError
+        if play.ending == "cut":
+            raise ConnectionAbortedError
+        if play.framing == "chunked" and play.ending != "hang":
+            await self.write(writer, b"0\r\nX-Note: end\r\n\r\n" if play.trailer else b"0\r\n\r\n")
+
+    async def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        size = self.play.piece_bytes or len(data)
+        for start in range(0, len(data), size):
+            writer.write(data[start : start + size])
+            await writer.drain()
+            if size < len(data):
+                await asyncio.sleep(0)
+
+    def events(self, path: str, body: dict[str, Any]) -> list[tuple[bytes, float]]:
+        """(event, seconds after the head) as vLLM sends them, up to the fault if there is one."""
+        play, chat = self.play, "chat" in path
+        total = body["max_tokens"]
+        events = [(self.chunk(chat, {"role": "assistant", "content": ""}, 0), 0.0)] if chat else []
+        made, at_s = 0, play.first_s
+        while made < total:
+            if play.ending and made >= play.after:
+                if play.ending == "error":
+                    error = {"message": "EngineCore encountered an issue.", "code": 500}
+                    events += [(sse({"error": error}), at_s), (b"data: [DONE]\n\n", at_s)]
+                return events
+            step = min(play.tokens_per_chunk, total - made)
+            text = "".join(f" t{n}\u00e9" for n in range(made, made + step))
+            made += step
+            last = made == total and play.finish_s < 0
+            delta = {"content": text} if chat else {"text": text}
+            events.append((self.chunk(chat, delta, made, finish="length" if last else None), at_s))
+            at_s += play.gap_s
+        if play.finish_s >= 0:
+            delta = {} if chat else {"text": ""}
+            events.append((self.chunk(chat, delta, made, finish="length"), at_s + play.finish_s))
+        prompt = len(body.get("prompt", ()))
+        usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": total,
+            "total_tokens": prompt + total,
+        }
+        usage["prompt_tokens_details"] = {"cached_tokens": 7}  # type: ignore[assignment]
+        metrics = {"time_to_first_token_ms": 1.5, "queue_time_ms": 0.5}
+        events.append((sse({"choices": [], "usage": usage, "metrics": metrics}), 0.0))
+        return [*events, (b"data: [DONE]\n\n", 0.0)]
+
+    def chunk(
+        self, chat: bool, delta: dict[str, Any], made: int, *, finish: str | None = None
+    ) -> bytes:
+        choice = {"index": 0, "finish_reason": finish, **({"delta": delta} if chat else delta)}
+        usage = {"prompt_tokens": 3, "completion_tokens": made, "total_tokens": made + 3}
+        return sse({"choices": [choice], **({"usage": usage} if self.play.usage else {})})
+
+
+def sse(content: dict[str, Any]) -> bytes:
+    chunk = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "tiny", **content}
+    if "error" in content:
+        chunk = content
+    return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
+
+
+@pytest.fixture
+async def vllm() -> AsyncIterator[FakeVllm]:
+    fake = FakeVllm()
+    server = await asyncio.start_server(fake.connected, "127.0.0.1", 0)
+    fake.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    yield fake
+    server.close()
+    if fake.tasks:
+        await asyncio.wait(fake.tasks, timeout=1)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

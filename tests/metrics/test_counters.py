@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+from math import isnan
+
+import httpx
+
+from workbench.metrics.counters import (
+    EngineCounters,
+    NixlCounters,
+    StoreCounters,
+    TokenSources,
+    difference,
+    kv_usage,
+    sample,
+)
+from workbench.metrics.prometheus import parse
+
+
+def page(values: dict[str, float], instance: str = "decode-0"):
+    """A /metrics page of counters, gauges where the name says nothing of growing."""
+    grows = ("_total", "_sum", "_count")
+    lines = []
+    for series, value in values.items():
+        name = series.partition("{")[0]
+        lines += [f"# TYPE {name} {'counter' if name.endswith(grows) else 'gauge'}"]
+        lines += [f"{series} {value}"]
+    return parse("\n".join(lines), instance)
+
+
+def engine(computed=0, engine_hit=0, external_hit=0, finished=0, aborted=0, preempted=0):
+    labels = 'engine="0",model_name="tiny"'
+    by_source = "vllm:prompt_tokens_by_source_total"
+    return page(
+        {
+            f'{by_source}{{{labels},source="local_compute"}}': computed,
+            f'{by_source}{{{labels},source="local_cache_hit"}}': engine_hit,
+            f'{by_source}{{{labels},source="external_kv_transfer"}}': external_hit,
+            f'vllm:request_success_total{{{labels},finished_reason="length"}}': finished,
+            f'vllm:request_success_total{{{labels},finished_reason="stop"}}': 0,
+            f'vllm:request_success_total{{{labels},finished_reason="abort"}}': aborted,
+            f"vllm:num_preemptions_total{{{labels}}}": preempted,
+        }
+    )
+
+
+def test_an_engine_says_where_prompt_tokens_came_from():
+    # a decode instance seen on a CPU: 7 prompts, of which one was wholly in its own cache
+    seen = EngineCounters.of(
+        engine(computed=276, engine_hit=4992, external_hit=27392, finished=7, aborted=2)
+    )
+    assert seen.sources == TokenSources(computed=276, engine_hit=4992, external_hit=27392)
+    assert (seen.sources.total, seen.sources.cached) == (32660, 32384)
+    assert seen.requests_finished == 7  # those that the client gave up are none
+    assert seen.preemptions == 0
+    assert seen.missing == ()
+
+
+def test_of_a_difference_it_is_what_the_engine_did_in_between():
+    change = difference(engine(computed=100, finished=3), engine(computed=160, finished=5))
+    seen = EngineCounters.of(change)
+    assert seen.sources == TokenSources(computed=60, engine_hit=0, external_hit=0)
+    assert seen.requests_finished == 2
+
+
+def test_an_engine_without_the_series_is_unknown_and_says_which():
+    seen = EngineCounters.of(page({"sglang:token_usage": 0.5}))
+    assert isnan(seen.sources.computed)
+    assert isnan(seen.requests_finished)
+    assert isnan(seen.preemptions)
+    assert seen.missing == (
+        "vllm:prompt_tokens_by_source_total",
+        "vllm:request_success_total",
+        "vllm:num_preemptions_total",
+    )
+
+
+def test_sources_of_the_instances_of_a_role_add_up():
+    one = TokenSources(computed=1, engine_hit=2, external_hit=3)
+    assert one + one == TokenSources(computed=2, engine_hit=4, external_hit=6)
+    assert isnan((one + TokenSources()).total)  # one instance unknown: the role is unknown
+
+
+def test_nixl_says_what_it_moved():
+    seen = NixlCounters.of(
+        page(
+            {
+                'vllm:nixl_bytes_transferred_sum{engine="0"}': 7_680_000,
+                'vllm:nixl_bytes_transferred_count{engine="0"}': 3,
+                'vllm:nixl_num_failed_transfers_total{engine="0"}': 1,
+                'vllm:nixl_num_kv_expired_reqs_total{engine="0"}': 0,
+            }
+        )
+    )
+    assert (seen.bytes_moved, seen.transfers, seen.failed, seen.expired) == (7_680_000, 3, 1, 0)
+    assert seen.missing == ()
+
+
+def test_an_engine_without_nixl_misses_all_of_it():
+    seen = NixlCounters.of(engine(computed=5))
+    assert isnan(seen.bytes_moved)
+    assert isnan(seen.failed)
+    assert len(seen.missing) == 4
+
+
+def test_the_store_says_what_was_looked_up_and_found():
+    seen = StoreCounters.of(
+        page(
+            {
+                'lmcache_mp_lookup_requested_tokens_total{model_name="tiny"}': 9728,
+                'lmcache_mp_lookup_hit_tokens_total{model_name="tiny"}': 4864,
+                "lmcache_mp_l1_write_chunks_total": 19,
+                "lmcache_mp_l1_read_chunks_total": 38,
+                "lmcache_mp_l1_evicted_chunks_total": 2,
+            },
+            "lmcache",
+        )
+    )
+    assert (seen.requested_tokens, seen.hit_tokens) == (9728, 4864)
+    assert (seen.written_chunks, seen.read_chunks, seen.evicted_chunks) == (19, 38, 2)
+    assert seen.missing == ()
+
+
+def test_what_the_store_never_did_is_zero_since_it_exports_no_counter_before_its_first_use():
+    idle = StoreCounters.of(page({"lmcache_mp_l1_usage_ratio": 0.0}, "lmcache"))
+    assert (idle.requested_tokens, idle.hit_tokens, idle.evicted_chunks) == (0, 0, 0)
+    assert idle.missing == ()
+
+
+def test_lookups_without_hits_are_a_series_that_we_do_not_know():
+    seen = StoreCounters.of(page({"lmcache_mp_lookup_requested_tokens_total": 256}, "lmcache"))
+    assert isnan(seen.hit_tokens)
+    assert seen.missing == ("lmcache_mp_lookup_hit_tokens_total",)
+    assert seen.evicted_chunks == 0
+
+
+def test_a_page_of_something_else_says_nothing_of_the_store():
+    seen = StoreCounters.of(engine(computed=5))
+    assert isnan(seen.evicted_chunks)
+    assert len(seen.missing) == 5
+
+
+def test_a_restarted_store_is_unknown():
+    name = "lmcache_mp_l1_write_chunks_total"
+    seen = StoreCounters.of(difference(page({name: 10}), page({name: 3})))
+    assert isnan(seen.written_chunks)
+
+
+def test_kv_usage_is_that_of_the_fullest_engine():
+    two = page({f'vllm:kv_cache_usage_perc{{engine="{i}"}}': i / 4 for i in range(3)})
+    assert kv_usage(two) == 0.5
+    assert isnan(kv_usage(engine()))
+
+
+GAUGES = """# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 2
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0"} 5
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+"""
+
+
+async def test_gauges_are_sampled_until_told_to_stop():
+    stop, answered = asyncio.Event(), 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal answered
+        answered += 1
+        if answered == 6:  # three readings of two instances
+            stop.set()
+        return httpx.Response(200, text=GAUGES) if request.url.port == 1 else httpx.Response(503)
+
+    urls = {"prefill-0": "http://127.0.0.1:1", "decode-0": "http://127.0.0.1:2"}
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
+        rows = await sample(client, urls, 0.001, stop)
+    assert [row["instance"] for row in rows] == ["prefill-0", "decode-0"] * 3
+    assert rows[0] | {"at_s": 0} == {
+        "instance": "prefill-0",
+        "at_s": 0,
+        "running": 2,
+        "waiting": 5,
+        "kv_usage": 0.25,
+    }
+    assert all(isnan(rows[1][gauge]) for gauge in ("running", "waiting", "kv_usage"))
+    assert rows[0]["at_s"] < rows[2]["at_s"] < rows[4]["at_s"]
+
+
+async def test_one_reading_is_taken_even_when_the_pass_is_already_over():
+    stop = asyncio.Event()
+    stop.set()
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=GAUGES))
+    async with httpx.AsyncClient(transport=transport) as client:
+        rows = await sample(client, {"decode-0": "http://127.0.0.1:1"}, 60, stop)
+    assert [row["running"] for row in rows] == [2]

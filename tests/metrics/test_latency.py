@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.metrics.latency import (
+    definitions,
+    icl,
+    latencies,
+    steady_window,
+    succeeded,
+    system_tps,
+)
+from workbench.records import RequestRecord, to_frame
+
+
+def request(index: int = 0, **facts: object) -> RequestRecord:
+    """A request due at 9.5, sent at 10, whose three tokens came at 11, 11.1 and 11.3."""
+    given: dict[str, object] = {
+        "index": index,
+        "request_id": f"r{index}",
+        "prompt_tokens": 100,
+        "ideal_reuse_tokens": 0,
+        "max_tokens": 3,
+        "scheduled_s": 9.5,
+        "sent_s": 10.0,
+        "chunk_s": (11.0, 11.1, 11.3),
+        "output_tokens": 3,
+        "stream_end_s": 12.0,
+    }
+    return RequestRecord(**{**given, **facts})  # type: ignore[arg-type]
+
+
+def row(**facts: object) -> pd.Series:
+    return latencies(to_frame([request(**facts)])).iloc[0]
+
+
+def test_one_request_by_hand():
+    r = row()
+    assert r["ttft_s"] == pytest.approx(1.0)
+    assert r["ttft_scheduled_s"] == pytest.approx(1.5)
+    assert r["tpot_s"] == pytest.approx(0.3 / 2)
+    assert r["e2e_s"] == pytest.approx(1.3)  # not 2.0: the stream's end is kept apart
+    assert r["request_tps"] == pytest.approx(2 / 0.3)
+
+
+def test_the_other_columns_stay_and_the_given_frame_is_not_changed():
+    frame = to_frame([request()], arm="1p4d lmcache", round=1)
+    out = latencies(frame)
+    assert list(out.columns[: len(frame.columns)]) == list(frame.columns)
+    assert "ttft_s" not in frame
+
+
+@pytest.mark.parametrize(
+    ("facts", "tpot_s"),
+    [
+        # as many chunks as tokens: one token each
+        ({}, 0.15),
+        # the server says how many tokens came with each chunk
+        ({"chunk_tokens": (2, 1, 2), "output_tokens": 5}, 0.3 / 3),
+        # five tokens in three chunks, and nobody says how: not known, not guessed
+        ({"output_tokens": 5}, math.nan),
+        ({"output_tokens": -1}, math.nan),
+        # one token has no time per following token
+        ({"chunk_s": (11.0,), "output_tokens": 1}, math.nan),
+        # all tokens in one chunk
+        ({"chunk_s": (11.0,), "chunk_tokens": (5,), "output_tokens": 5}, math.nan),
+        ({"chunk_s": (), "output_tokens": 0}, math.nan),
+    ],
+)
+def test_tpot_needs_the_tokens_of_the_first_chunk(facts, tpot_s):
+    assert row(**facts)["tpot_s"] == pytest.approx(tpot_s, nan_ok=True)
+
+
+def test_chunks_of_one_read_have_no_rate():
+    r = row(chunk_s=(11.0, 11.0, 11.0))
+    assert r["tpot_s"] == 0
+    assert math.isnan(r["request_tps"])
+
+
+@pytest.mark.parametrize("error", ["reset", "truncated", "http_500"])
+def test_a_failed_request_keeps_its_row_and_has_no_latency(error):
+    out = latencies(to_frame([request(), request(1, error=error)]))
+    assert list(succeeded(out)) == [True, False]
+    added = ["ttft_s", "ttft_scheduled_s", "tpot_s", "e2e_s", "request_tps"]
+    assert out.loc[1, added].isna().all()
+    assert out.loc[0, added].notna().all()
+
+
+def test_no_request_gives_no_row_but_all_columns():
+    out = latencies(to_frame([]))
+    assert len(out) == 0
+    assert {"ttft_s", "tpot_s", "e2e_s", "request_tps"} <= set(out.columns)
+
+
+def test_a_frame_read_back_from_parquet_gives_the_same(tmp_path):
+    frame = to_frame([request(), request(1, chunk_s=(), error="connect"), request(2)])
+    frame.to_parquet(tmp_path / "requests.parquet")
+    again = latencies(pd.read_parquet(tmp_path / "requests.parquet"))
+    added = ["ttft_s", "tpot_s", "e2e_s", "request_tps"]
+    pd.testing.assert_frame_equal(again[added], latencies(frame)[added])
+
+
+def test_icl_pools_the_gaps_within_requests_only():
+    frame = to_frame(
+        [
+            request(0, chunk_s=(1.0, 2.0, 4.0)),
+            request(1, chunk_s=(100.0,)),
+            request(2, chunk_s=()),
+            request(3, chunk_s=(50.0, 50.5)),
+            request(4, chunk_s=(7.0, 8.0), error="reset"),
+        ]
+    )
+    assert icl(frame) == pytest.approx([1.0, 2.0, 0.5])
+    assert icl(frame.iloc[:0]).size == 0
+
+
+def test_system_tps_is_tokens_of_successes_over_the_whole_pass():
+    frame = to_frame(
+        [
+            request(0, sent_s=10.0, chunk_s=(11.0, 12.0), output_tokens=2),
+            request(1, sent_s=10.5, chunk_s=(13.0, 15.0), output_tokens=8),
+            request(2, sent_s=11.0, chunk_s=(13.0,), output_tokens=1, error="reset"),
+            request(3, sent_s=math.nan, chunk_s=(), output_tokens=-1, error="connect"),
+        ]
+    )
+    assert steady_window(frame) == (10.0, 15.0)
+    assert system_tps(frame) == pytest.approx(10 / 5)
+
+
+def test_system_tps_is_nan_where_it_is_not_known():
+    assert math.isnan(system_tps(to_frame([])))
+    assert math.isnan(system_tps(to_frame([request(error="reset")])))
+    assert math.isnan(system_tps(to_frame([request(), request(1, output_tokens=-1)])))
+    assert steady_window(to_frame([])) == pytest.approx((math.nan, math.nan), nan_ok=True)
+
+
+def test_several_passes_have_no_common_window():
+    two = pd.concat([to_frame([request()], **{"pass": name}) for name in ("cold", "store-warm")])
+    with pytest.raises(ValueError, match=r"holds 2 passes.*group it by arm, round and pass"):
+        system_tps(two)
+
+
+def test_the_card_defines_every_column_that_latencies_adds():
+    card = definitions()
+    added = set(latencies(to_frame([request()])).columns) - set(to_frame([request()]).columns)
+    assert added | {"icl_s", "system_tps"} == set(card["metric"])
+
+
+def test_a_hundred_thousand_requests_take_seconds():
+    n = 100_000
+    frame = pd.DataFrame(
+        {
+            "error": [""] * n,
+            "sent_s": np.arange(n, dtype=float),
+            "scheduled_s": np.arange(n, dtype=float),
+            "chunk_s": [(i + 1.0, i + 2.0, i + 3.0, i + 4.0) for i in range(n)],
+            "chunk_tokens": [()] * n,
+            "output_tokens": [4] * n,
+        }
+    )
+    start = time.perf_counter()
+    out = latencies(frame)
+    gaps = icl(frame)
+    assert time.perf_counter() - start < 5
+    assert out["ttft_s"].eq(1).all()
+    assert gaps.size == 3 * n
+    assert (gaps == 1).all()

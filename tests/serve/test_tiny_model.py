@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.errors import ParameterError, PlanError
+from workbench.serve import tiny_model as module
+from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
+
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="the engine is not installed")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    return tiny_model(tmp_path_factory.mktemp("cache"))
+
+
+def written(folder: Path, config: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# --- the tiny model
+
+
+def test_facts_are_those_of_the_recipe(tiny: Path) -> None:
+    facts = model_facts(tiny)
+    assert facts == ModelFacts(
+        layers=3, kv_heads=4, head_dim=32, vocab_tokens=12288, context_tokens=40960
+    )
+    assert facts.kv_shape.bytes_per_token == 1536
+
+
+def test_second_call_only_looks(tiny: Path) -> None:
+    made_ns = (tiny / "model.safetensors").stat().st_mtime_ns
+    start = time.perf_counter()
+    assert tiny_model(tiny.parent) == tiny
+    assert time.perf_counter() - start < 0.05
+    assert (tiny / "model.safetensors").stat().st_mtime_ns == made_ns
+
+
+def test_transformers_reads_the_configuration(tiny: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(tiny)
+    assert (config.num_hidden_layers, config.hidden_size, config.head_dim) == (3, 320, 32)
+    assert config.rope_parameters["rope_theta"] == 500000.0
+    assert str(config.dtype).endswith("bfloat16")
+
+
+def test_tokenizer_round_trips_text_and_knows_the_chat_template(tiny: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    text = "def prefill(tokens: list[int]) -> None:  # größer, 漢字"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < len(text)
+    assert len(tokenizer) == 12288
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert said == "user: hi\nassistant: "
+
+
+def test_weights_fill_a_llama_and_greedy_text_has_a_clear_winner(tiny: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny, output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    with torch.no_grad():
+        logits = model(torch.arange(100, 164)[None]).logits[0].float()
+    best, second = logits.topk(2).values.unbind(-1)
+    # bf16 resolves about 0.06 at these logits: most positions must win by more than that.
+    assert (best - second).median() > 0.1
+    assert logits.argmax(-1).unique().numel() > 32
+
+
+def test_same_recipe_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    again = tiny_model(tmp_path)
+    assert again.name == tiny.name
+    for file in sorted(tiny.iterdir()):
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_changed_recipe_has_another_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SEED", 1)
+    assert module._recipe_hash() not in tiny.name
+
+
+@needs_torch
+def test_threads_and_processes_at_once_get_one_whole_model(tmp_path: Path) -> None:
+    code = "import sys; from workbench.serve.tiny_model import tiny_model; print(tiny_model())"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"WORKBENCH_CACHE": str(tmp_path), "PATH": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with ThreadPoolExecutor(2) as threads:
+        folders = set(threads.map(tiny_model, [tmp_path, tmp_path]))
+    folders.add(Path(other.communicate(timeout=120)[0].strip()))
+    assert len(folders) == 1
+    assert list(tmp_path.iterdir()) == list(folders), "a half-built folder was left"
+    assert {file.name for file in folders.pop().iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_build", fail)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_model(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"WORKBENCH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/workbench"),
+        ({"HOME": "/home/someone"}, "/home/someone/.cache/workbench"),
+    ],
+)
+def test_where_it_is_kept(
+    env: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORKBENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert module._cache_dir(None) == Path(expected)
+
+
+def test_missing_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "safetensors.torch", raising=False)
+    with pytest.raises(
+        PlanError, match=r"needs (torch|safetensors), which comes with vLLM; install"
+    ):
+        tiny_model(tmp_path)
+
+
+def test_unwritable_cache_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PlanError, match=r"cannot be written to .*; set WORKBENCH_CACHE"):
+        tiny_model(tmp_path / "file")
+
+
+# --- the facts of any model
+
+
+def test_grouped_query_attention(tmp_path: Path) -> None:
+    llama_70b = {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }
+    facts = model_facts(written(tmp_path, llama_70b))
+    assert (facts.kv_heads, facts.head_dim) == (8, 128)
+    assert facts.kv_shape.bytes_per_token == 327_680
+    assert facts.context_tokens == 131072
+
+
+def test_head_width_that_is_stated_wins_over_the_quotient(tmp_path: Path) -> None:
+    gpt_oss_120b = {
+        "hidden_size": 2880,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+    }
+    assert model_facts(written(tmp_path, gpt_oss_120b)).head_dim == 64
+
+
+def test_without_kv_heads_every_head_has_its_own(tmp_path: Path) -> None:
+    gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+    facts = model_facts(str(written(tmp_path, gpt2)))
+    assert facts == ModelFacts(
+        layers=12, kv_heads=12, head_dim=64, vocab_tokens=50257, context_tokens=1024
+    )
+
+
+def test_text_model_inside_a_multimodal_one(tmp_path: Path) -> None:
+    inner = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "head_dim": None,
+        "vocab_size": 100,
+        "max_position_embeddings": 64,
+    }
+    facts = model_facts(written(tmp_path, {"model_type": "both", "text_config": inner}))
+    assert (facts.layers, facts.head_dim, facts.vocab_tokens) == (2, 128, 100)
+
+
+def test_latent_attention_has_its_true_bytes(tmp_path: Path) -> None:
+    deepseek_v3 = {
+        "hidden_size": 7168,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "vocab_size": 129280,
+        "max_position_embeddings": 163840,
+    }
+    shape = model_facts(written(tmp_path, deepseek_v3)).kv_shape
+    assert shape.bytes_per_token == 61 * (512 + 64) * 2
+
+
+def test_missing_folder_says_what_to_give() -> None:
+    with pytest.raises(
+        ParameterError,
+        match=r"model folder /nowhere/llama does not exist; give a folder with config\.json,"
+        r" or leave model empty for the tiny model",
+    ):
+        model_facts("/nowhere/llama")
+
+
+def test_missing_or_broken_configuration_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"has no config\.json"):
+        model_facts(tmp_path)
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(ParameterError, match=r"config\.json is not a model configuration"):
+        model_facts(tmp_path)
+    with pytest.raises(ParameterError, match=r"config\.json is not a model configuration"):
+        model_facts(written(tmp_path, ["a", "list"]))  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="does not say num_hidden_layers or n_layer"):
+        model_facts(written(tmp_path, {"hidden_size": 1}))

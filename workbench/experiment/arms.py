@@ -1,0 +1,223 @@
+"""From a notebook's checked parameters to its plan: which arms, opponents and passes.
+
+Refuses, with a PlanError, what this machine or a connector cannot do; starts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from workbench import machine
+from workbench.errors import PlanError
+from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
+from workbench.load.arrivals import Arrivals, closed, poisson
+from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.serve.connectors import connector
+from workbench.serve.plan import Capacity, check_capacity
+from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
+from workbench.serve.vllm import EngineSettings, Platform
+from workbench.topology import TensorParallel, Topology
+
+__all__ = ["plan"]
+
+
+def plan(params: EngineParams) -> ExperimentPlan:
+    """The plan of a notebook's checked parameters. Raises PlanError; starts nothing."""
+    if isinstance(params, PrefixCache):
+        return _prefix_cache_plan(params)
+    if isinstance(params, PdSweep):
+        return _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
+    raise PlanError(f"there is no experiment for {type(params).__name__}")
+
+
+def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
+    facts = machine.facts()
+    platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
+    folder = params.model or str(tiny_model())
+    settings = EngineSettings(
+        model=Path(folder),
+        platform=platform,
+        context_tokens=params.context_tokens,
+        kv_cache_mib=params.kv_cache_mib,
+        gpu_memory_share=params.gpu_memory_share,
+    )
+    capacity = Capacity(
+        devices=_devices(facts),
+        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        free_memory_gb=facts.memory_free_gb,
+    )
+    return settings, model_facts(folder), capacity
+
+
+def _devices(facts: machine.Machine) -> tuple[str, ...]:
+    """GPU ids in the order in which instances take them: the visible ones, else all."""
+    if facts.visible_devices:
+        return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())
+    return tuple(str(gpu.index) for gpu in facts.gpus)
+
+
+def _sweep_plan(params: PdSweep) -> ExperimentPlan:
+    topologies = params.topologies
+    asked = connector(params.connector)
+    for topology in topologies:
+        asked.check(topology)
+    settings, model, capacity = _engine(params)
+    wanted: dict[tuple[str, str], Literal["subject", "opponent"]] = {}
+    for topology in topologies:
+        wanted[str(topology), asked.name] = "subject"
+    if params.opponents:
+        for topology in topologies:
+            for rival in ("none", "lmcache"):
+                key = (f"{_equal_gpus(topology, params.tp)}a", rival)
+                wanted.setdefault(key, "opponent")
+    arms = []
+    for (text, name), role in wanted.items():
+        topology, means = Topology.parse(text), connector(name)
+        check_capacity(topology, params.tp, capacity, platform=settings.platform)
+        arms.append(
+            Arm(
+                label=f"{text} {name}" if name != "none" else text,
+                role=role,
+                topology=text,
+                connector=name,
+                passes=tuple(
+                    Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
+                    for s in means.passes(topology)
+                ),
+                gpus=topology.gpus(params.tp),
+                settings=settings,
+                tp=params.tp,
+                capacity=capacity,
+                store_gb=params.store_gb,
+            )
+        )
+    return ExperimentPlan(
+        notebook="pd_sweep",
+        params=params,
+        platform=settings.platform,
+        arms=tuple(arms),
+        rounds=params.rounds,
+        workload=_sweep_workload(params, model.vocab_tokens),
+        arrivals=_arrivals(params),
+        doubts=tuple(_kv_doubts(params, settings, model)),
+    )
+
+
+def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
+    """Aggregated instances that take as many GPUs as `topology` does, rounded down."""
+    return max(1, topology.gpus(tp) // tp.aggregated)
+
+
+def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
+    options = {
+        "requests": params.requests,
+        "prompt_tokens": params.prompt_tokens,
+        "output_tokens": params.output_tokens,
+        "vocab_tokens": vocab_tokens,
+        "seed": params.seed,
+    }
+    if params.workload == "shared_prefix":
+        options["shared_tokens"] = int(params.shared_share * params.prompt_tokens)
+    return WorkloadSpec(name=params.workload, options=options)
+
+
+def _arrivals(params: PdSweep) -> Arrivals:
+    if params.rate_per_s > 0:
+        return poisson(params.rate_per_s, params.requests, params.seed)
+    return closed(params.concurrency)
+
+
+def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts) -> list[str]:
+    """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
+    if settings.platform != "cpu":
+        return []
+    space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
+    sent_tokens = params.requests * (params.prompt_tokens + params.output_tokens)
+    if sent_tokens <= space_tokens:
+        return []
+    return [
+        f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
+        f" {space_tokens:,.0f}: warm passes will find evicted blocks. Raise kv_cache_mib."
+    ]
+
+
+ATTACHED_VOCAB_TOKENS = 5_000
+"""Ids below it exist in every model in use; the vocabulary of an attached server is not known."""
+
+
+def _attached_plan(params: PdSweep) -> ExperimentPlan:
+    known = bool(params.prefill_urls or params.decode_urls)
+    states: list[State] = ["cold", "engine-warm"]
+    doubts = ["The servers were started by somebody else: rounds are not launches."]
+    if known and params.lmcache_url:
+        states.append("store-warm")
+    if not known:
+        doubts.append(
+            "No server lists were given, so nothing is reset and no counter is read: cold rests on"
+            " the salt alone. Give prefill_urls, decode_urls and lmcache_url."
+        )
+    label = params.topology or "attached"
+    arm = Arm(
+        label=label,
+        role="attached",
+        topology=label,
+        connector="unknown",
+        passes=tuple(Pass(name=s, state=s) for s in states),
+    )
+    return ExperimentPlan(
+        notebook="pd_sweep",
+        params=params,
+        platform="cpu",
+        arms=(arm,),
+        rounds=params.rounds,
+        workload=_sweep_workload(params, ATTACHED_VOCAB_TOKENS),
+        arrivals=_arrivals(params),
+        doubts=tuple(doubts),
+    )
+
+
+def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
+    settings, model, capacity = _engine(params)
+    tp = TensorParallel(aggregated=params.aggregated_tp)
+    topology = Topology(aggregated=1)
+    check_capacity(topology, tp, capacity, platform=settings.platform)
+    cold = Pass(name="cold", state="cold")
+    warm = tuple(
+        Pass(name=f"{share:.0%} cached", state="engine-warm", share=share)
+        for share in sorted(params.shares)
+    )
+    make = partial(
+        Arm,
+        role="subject",
+        topology="1a",
+        connector="none",
+        gpus=topology.gpus(tp),
+        tp=tp,
+        capacity=capacity,
+    )
+    off = replace(settings, prefix_caching=False)
+    everything = Pass(name="warm", state="engine-warm")
+    return ExperimentPlan(
+        notebook="single_instance_prefix_cache",
+        params=params,
+        platform=settings.platform,
+        arms=(
+            make(label="cache off", settings=off, passes=(cold,)),
+            make(label="cache on", settings=settings, passes=(cold, *warm, everything)),
+        ),
+        rounds=params.rounds,
+        workload=WorkloadSpec(
+            name="reference",
+            options={
+                "requests": params.requests,
+                "prompt_tokens": params.prompt_tokens,
+                "output_tokens": params.output_tokens,
+                "vocab_tokens": model.vocab_tokens,
+                "seed": params.seed,
+            },
+        ),
+        arrivals=closed(params.concurrency),
+    )

@@ -1,0 +1,278 @@
+"""What a run found, in sentences and numbers computed from its rows; and what it does not show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+from workbench.experiment.compare import compare, summarise
+from workbench.experiment.plan import ExperimentPlan
+from workbench.metrics import cache_gates, gates
+from workbench.metrics.cache_gates import PassCounters
+from workbench.metrics.gates import Gate
+from workbench.metrics.statistics import needed_n
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["conclude"]
+
+Row = dict[str, Any]
+
+
+def conclude(
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    passes: Sequence[PassCounters],
+    doubts: Sequence[str],
+) -> dict[str, Any]:
+    """The part of result.json that is concluded from rows and counters."""
+    measured = len(requests) > 0
+    summary = summarise(requests) if measured else []
+    comparisons = compare(plan, requests) if measured else []
+    workload = plan.workload.build("hash")
+    return {
+        "finding": _finding(plan, comparisons) if measured else "Nothing was measured",
+        "scope": _scope(plan),
+        "numbers": _cards(plan, summary, comparisons),
+        "gates": [asdict(gate) for gate in _gates(plan, requests, passes)] if measured else [],
+        "doubts": [*doubts, *_sample_doubts(plan, requests)],
+        "limits": _limits(plan),
+        "summary": summary,
+        "comparisons": comparisons,
+        "repeat": repeat_command(plan),
+        "workload": {
+            "name": plan.workload.name,
+            "requests": len(workload.requests),
+            "prompt_tokens": plan.workload.options["prompt_tokens"],
+            "output_tokens": plan.workload.options["output_tokens"],
+            "arrivals": plan.arrivals.describe(),
+            "hash": workload.hash,
+            "seed": workload.seed,
+            "ideal_reuse": workload.ideal_reuse,
+        },
+        "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters")},
+    }
+
+
+def _gates(
+    plan: ExperimentPlan, requests: pd.DataFrame, passes: Sequence[PassCounters]
+) -> list[Gate]:
+    """The gates that apply to this plan; states that no pass has need no gate."""
+    states = {p.name for arm in plan.arms for p in arm.passes}
+    # An arm without a prefix cache serves nothing from one; its passes prove nothing about states.
+    checked = [gates.no_failures(requests), gates.output_counts_equal(requests)]
+    counted = [cache_gates.cold_was_cold(passes)]
+    if any("p" in arm.topology and arm.connector != "unknown" for arm in plan.arms):
+        counted.append(cache_gates.kv_moved([p for p in passes if "prefill" in p.sources]))
+    for state, gate in (
+        ("engine-warm", cache_gates.engine_warm),
+        ("cross-instance", cache_gates.cross_instance),
+        ("store-warm", cache_gates.store_warm),
+    ):
+        if state in states:
+            counted.append(gate(passes))
+    aggregated = next((a.label for a in plan.arms if a.topology.endswith("a")), None)
+    if aggregated is not None:
+        checked.append(gates.same_text(requests, aggregated))
+    return [*counted, *checked]
+
+
+def _row(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    return next((r for r in rows if wanted.items() <= r.items()), None)
+
+
+def _resolved(row: Row) -> bool:
+    """True when the interval leaves 1 out."""
+    return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]
+
+
+def _times(row: Row) -> str:
+    return f"{row['ratio']:.3g} times" if row["ratio"] < 1000 else f"{row['ratio']:,.0f} times"
+
+
+def _finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
+    if plan.notebook == "single_instance_prefix_cache":
+        return _cache_finding(plan, comparisons)
+    return _sweep_finding(plan, comparisons)
+
+
+def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
+    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
+    warm = _row(comparisons, kind="cache-state", metric="ttft_s", **{"pass": "engine-warm"})
+    cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
+    if warm is None:
+        return f"The prefix cache was measured with a {tokens}, but no pass can be compared"
+    text = f"A warm prefix cache answers a {tokens} {_times(warm)} sooner"
+    if cost is None or isnan(cost["low"]):
+        return text
+    if _resolved(cost):
+        percent = 100 * (1 / cost["ratio"] - 1)
+        return f"{text}; keeping it changes a cold prompt's TTFT by {percent:+.1f} %"
+    return f"{text}; what keeping it costs a cold prompt is too small to be seen here"
+
+
+def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
+    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
+    subjects = {a.label for a in plan.arms if a.role != "opponent"}
+    warm = [
+        r for r in comparisons
+        if r["kind"] == "cache-state" and r["metric"] == "ttft_s" and r["arm"] in subjects
+        and not isnan(r["ratio"])
+    ]  # fmt: skip
+    best_state = next(
+        (s for s in ("store-warm", "engine-warm") if any(r["pass"] == s for r in warm)), ""
+    )
+    chosen = sorted(r["ratio"] for r in warm if r["pass"] == best_state)
+    parts = []
+    if chosen:
+        span = f"{chosen[0]:.3g}" if len(chosen) == 1 else f"{chosen[0]:.3g} to {chosen[-1]:.3g}"
+        what = "KV store" if best_state == "store-warm" else "engine cache"
+        parts.append(f"A warm {what} cuts TTFT of a {tokens} {span} times")
+    rivals = [
+        r for r in comparisons
+        if r["kind"] == "opponent" and r["metric"] == "ttft_s" and r["pass"] == "cold"
+    ]  # fmt: skip
+    if rivals:
+        parts.append(_pd_clause(rivals))
+    return "; ".join(parts) or f"TTFT of a {tokens} was measured in one cache state"
+
+
+def _pd_clause(rivals: Sequence[Row]) -> str:
+    """What splitting prefill and decode does by itself: cold, beside as many instances."""
+    lead = "splitting prefill and decode by itself"
+    if all(isnan(r["low"]) for r in rivals):
+        return f"{lead} cannot be judged: too few rounds for an interval"
+    better = [r for r in rivals if _resolved(r) and r["ratio"] > 1]
+    worse = [r for r in rivals if _resolved(r) and r["ratio"] < 1]
+    if better and worse:
+        return f"{lead} helps in {len(better)} and hurts in {len(worse)} of {len(rivals)} pairs"
+    if better:
+        low, high = min(r["ratio"] for r in better), max(r["ratio"] for r in better)
+        span = f"{low:.3g}" if len(better) == 1 else f"{low:.3g} to {high:.3g}"
+        return f"{lead} cuts cold TTFT {span} times"
+    if worse:
+        slow = max(1 / r["ratio"] for r in worse)
+        return f"{lead} makes cold TTFT up to {slow:.3g} times longer here"
+    return f"{lead} makes no difference that can be detected here"
+
+
+def _scope(plan: ExperimentPlan) -> str:
+    where = (
+        "Tiny model on a CPU: ratios are shapes, not promises for a GPU."
+        if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model
+        else f"Measured on {plan.platform}."
+        if plan.params.engine == "vllm"
+        else "Servers started by somebody else."
+    )
+    return (
+        f"{where} {plan.rounds} rounds, arms interleaved, {plan.workload.options['requests']}"
+        f" requests a pass, {plan.arrivals.describe()}; 95 % intervals."
+    )
+
+
+def _cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]) -> list[Row]:
+    """Up to three key numbers, each with its interval and what it rests on."""
+    subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0])
+    cards = []
+    for state in ("store-warm", "engine-warm"):
+        row = _row(comparisons, kind="cache-state", metric="ttft_s", arm=subject.label,
+                   **{"pass": state})  # fmt: skip
+        if row is not None:
+            cards.append(_ratio_card(f"TTFT cold / {state}, {subject.label}", row))
+    row = _row(comparisons, kind="opponent", metric="ttft_s", arm=subject.label, **{"pass": "cold"})
+    if row is not None:
+        cards.append(_ratio_card(f"TTFT {row['baseline_arm']} / {subject.label}, cold", row))
+    row = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
+    if row is not None:
+        cards.append(_ratio_card("TTFT cache off / cache on, cold", row))
+    cold = _row(summary, arm=subject.label, metric="ttft_s", **{"pass": "cold"})
+    if cold is not None and len(cards) < 3:
+        cards.append(
+            {
+                "label": f"TTFT cold, {subject.label}",
+                "value": 1000 * cold["median"],
+                "unit": "ms",
+                "low": 1000 * cold["low"],
+                "high": 1000 * cold["high"],
+                "note": f"median of {cold['n_requests']} requests",
+            }
+        )
+    return cards[:3]
+
+
+def _ratio_card(label: str, row: Row) -> Row:
+    rounds = f"{row['n_rounds']} rounds, {row['n_pairs']} pairs"
+    note = f"{rounds} ({row['note']})" if row["note"] else rounds
+    if not isnan(row["low"]) and not _resolved(row):
+        note = f"no difference detectable; {note}"
+    return {
+        "label": label,
+        "value": row["ratio"],
+        "unit": "x",
+        "low": row["low"],
+        "high": row["high"],
+        "note": note,
+    }
+
+
+def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
+    doubts = []
+    if plan.rounds < 3:
+        doubts.append(
+            f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}: ratios have no interval. Take"
+            " rounds 3 or more, better 5."
+        )
+    elif plan.rounds < 5:
+        doubts.append(
+            f"{plan.rounds} rounds are few: an interval from so few launches is wide. Take rounds"
+            " 5 or more."
+        )
+    if len(requests):
+        n = int(requests.groupby(["arm", "pass"]).size().min())
+        missing = [f"p{100 * q:.0f} {needed_n(q)}" for q in (0.9, 0.99) if n < needed_n(q)]
+        if missing:
+            doubts.append(
+                f"{n} requests per arm and pass: an interval would need"
+                f" {' and '.join(missing)} of them. Medians are shown."
+            )
+    return doubts
+
+
+def _limits(plan: ExperimentPlan) -> list[str]:
+    limits = []
+    if plan.platform == "cpu" and plan.params.engine == "vllm":
+        limits.append(
+            "On a CPU all instances share its cores, so adding instances adds no compute; on GPUs"
+            " every instance has its own."
+        )
+        limits.append(
+            "KV moves over loopback or shared memory; a network between nodes is not in these"
+            " numbers."
+        )
+    if plan.arrivals.kind == "closed":
+        limits.append(
+            "A closed loop waits for answers: it shows latency at this concurrency, not what"
+            " happens when requests arrive faster than they are served."
+        )
+    if plan.workload.name in ("reference", "short"):
+        limits.append(
+            "Prompts are random tokens that share nothing; real traffic shares system prompts and"
+            " history, at a rate that this run does not know."
+        )
+    return limits
+
+
+def repeat_command(plan: ExperimentPlan) -> str:
+    """The papermill line that runs this again: every parameter that is not the default."""
+    words = ["papermill", f"notebooks/{plan.notebook}.ipynb", "out.ipynb"]
+    for spec in fields(plan.params):
+        value = getattr(plan.params, spec.name)
+        default = spec.default_factory() if callable(spec.default_factory) else spec.default
+        if value != default:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["-p", spec.name, text]
+    return shlex.join(words)

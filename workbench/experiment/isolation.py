@@ -1,0 +1,157 @@
+"""Put a deployment into a declared cache state, and read the counters that prove it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from workbench.experiment.plan import Pass
+from workbench.load.arrivals import closed
+from workbench.load.driver import drive_in_thread
+from workbench.load.workload import reference
+from workbench.metrics import prometheus
+from workbench.metrics.counters import EngineCounters, StoreCounters, TokenSources
+from workbench.serve.deployment import Deployment
+from workbench.topology import Role
+
+__all__ = ["Counted", "CounterReading", "make_state", "read_counters", "warm_up"]
+
+WARM_UP_TOKENS = 600
+"""More than two chunks of the store and two blocks of the engine: the whole path is walked."""
+STORE_QUIET_S = 0.3
+STORE_TIMEOUT_S = 30.0
+
+
+async def make_state(deployment: Deployment, wanted: Pass) -> list[str]:
+    """Reset what the state needs to be empty. Returns what could not be reset, as doubts."""
+    doubts: list[str] = []
+    if wanted.state == "store-warm":
+        await _store_is_quiet(deployment)
+    if wanted.state in ("cold", "store-warm") and not await deployment.reset_engines():
+        doubts.append(
+            f"The engines' caches could not be reset before a {wanted.name} pass; the salt alone"
+            " keeps its prompts new."
+        )
+    if wanted.state == "cold" and deployment.store_url:
+        await _store_is_quiet(deployment)
+        await deployment.reset_store()
+    return doubts
+
+
+async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs: int) -> None:
+    """Walk every prefill-decode pair once with a short prompt, so that no pass pays a handshake."""
+    workload = reference(
+        requests=pairs,
+        prompt_tokens=WARM_UP_TOKENS,
+        output_tokens=2,
+        vocab_tokens=vocab_tokens,
+        salt=salt,
+    )
+    for shift in (0, 1):
+        await drive_in_thread(
+            workload,
+            closed(1),
+            base_url=deployment.url,
+            model=deployment.model,
+            timeout_s=120.0,
+            decode_shift=shift,
+        )
+
+
+async def _store_is_quiet(deployment: Deployment) -> None:
+    """Wait until the store has written what the engines gave it: it writes behind the answer."""
+    if not deployment.store_url:
+        return
+    ends_s = time.monotonic() + STORE_TIMEOUT_S
+    last: float | None = None
+    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        while time.monotonic() < ends_s:
+            counters = await prometheus.read(client, deployment.store_url, "store")
+            written = StoreCounters.of(counters).written_chunks
+            if written == last or written != written:
+                return
+            last = written
+            await asyncio.sleep(STORE_QUIET_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterReading:
+    """The counters of every instance and of the store at one moment."""
+
+    engines: dict[str, prometheus.Counters]
+    store: prometheus.Counters | None
+
+    def since(self, before: CounterReading, deployment: Deployment) -> Counted:
+        """What was counted between `before` and this reading, added up by role."""
+        sources: dict[Role, TokenSources] = {}
+        requests: dict[Role, float] = {}
+        doubts: list[str] = []
+        for instance in deployment.instances:
+            change = prometheus.difference(
+                before.engines[instance.name], self.engines[instance.name]
+            )
+            counted = EngineCounters.of(change)
+            role = instance.role
+            sources[role] = sources[role] + counted.sources if role in sources else counted.sources
+            requests[role] = requests.get(role, 0.0) + counted.requests_finished
+            doubts += change.doubts
+        return Counted(
+            sources=sources,
+            requests=requests,
+            block_tokens=self._block_tokens(),
+            doubts=tuple(doubts),
+        )
+
+    def _block_tokens(self) -> int:
+        """KV block of the engines as they report it; vLLM's default where they do not."""
+        for counters in self.engines.values():
+            for name, labels in counters.values:
+                if name == "vllm:cache_config_info":
+                    size = dict(labels).get("block_size", "")
+                    if size.isdecimal():
+                        return int(size)
+        return 16
+
+    def rows(self, **columns: Any) -> list[dict[str, Any]]:
+        """Every series as a row of counters.parquet: instance, series, labels, value."""
+        both = [*self.engines.values(), *([self.store] if self.store else [])]
+        return [
+            {
+                **columns,
+                "instance": counters.instance,
+                "read_at_s": counters.read_at_s,
+                "series": name,
+                "labels": ",".join(f"{key}={value}" for key, value in labels),
+                "value": value,
+            }
+            for counters in both
+            for (name, labels), value in counters.values.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """The change of the engines' counters over one pass."""
+
+    sources: dict[Role, TokenSources]
+    requests: dict[Role, float]
+    block_tokens: int
+    doubts: tuple[str, ...] = ()
+
+
+async def read_counters(deployment: Deployment) -> CounterReading:
+    """Read /metrics of every instance and of the store, at once."""
+    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        engines = await asyncio.gather(
+            *(prometheus.read(client, i.url, i.name) for i in deployment.instances)
+        )
+        store = (
+            await prometheus.read(client, deployment.store_url, "store")
+            if deployment.store_url
+            else None
+        )
+    return CounterReading(engines={c.instance: c for c in engines}, store=store)

@@ -1,0 +1,177 @@
+"""What will be measured: arms, their passes, the order of rounds, and about how long it takes.
+
+A plan starts nothing, and it prints every process that a run would start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from workbench.errors import PlanError
+from workbench.load.arrivals import Arrivals
+from workbench.load.workload import Workload, build
+from workbench.params import EngineParams
+from workbench.serve.connectors import connector
+from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.vllm import EngineSettings, Platform
+from workbench.topology import TensorParallel, Topology
+
+__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "run_id"]
+
+State = Literal["cold", "engine-warm", "cross-instance", "store-warm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One run of the workload in a declared cache state.
+
+    `share` of each prompt is what the cold pass has sent before; the rest is new. `decode_shift`
+    routes every request to another decode (or aggregated) instance than before.
+    """
+
+    name: str
+    state: State
+    share: float = 1.0
+    decode_shift: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One configuration being compared; `subject` is what was asked for."""
+
+    label: str
+    role: Literal["subject", "opponent", "attached"]
+    topology: str
+    connector: str
+    passes: tuple[Pass, ...]
+    gpus: int = 0
+    settings: EngineSettings | None = None
+    tp: TensorParallel = field(default_factory=TensorParallel)
+    capacity: Capacity = field(default_factory=Capacity)
+    store_gb: float = 1.0
+
+    def deployment(self, ports: Sequence[int], *, shm_name: str = "workbench") -> DeploymentPlan:
+        """The processes of this arm on these ports. Raises PlanError for an attached arm."""
+        if self.settings is None:
+            raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
+        return plan_deployment(
+            Topology.parse(self.topology),
+            connector(self.connector),
+            self.settings,
+            ports=ports,
+            tp=self.tp,
+            capacity=self.capacity,
+            store_gb=self.store_gb,
+            shm_name=shm_name,
+        )
+
+    @property
+    def ports(self) -> int:
+        return ports_needed(Topology.parse(self.topology))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSpec:
+    """A workload without its salt: the same spec gives every round and arm the same requests."""
+
+    name: str
+    options: dict[str, Any]
+
+    def build(self, salt: str) -> Workload:
+        return build(self.name, salt=salt, **self.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentPlan:
+    """Arms x rounds x passes of one workload."""
+
+    notebook: str
+    params: EngineParams
+    platform: Platform
+    arms: tuple[Arm, ...]
+    rounds: int
+    workload: WorkloadSpec
+    arrivals: Arrivals
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self.params)
+
+    @property
+    def run_id(self) -> str:
+        """A readable slug and a hash of all parameters but where the output goes."""
+        return run_id(self.params)
+
+    def order(self, round_number: int) -> tuple[Arm, ...]:
+        """The arms of a round: rotated by one each round, mirrored in every second one.
+
+        So that no arm is always first, or always behind the same neighbour, while the machine
+        drifts.
+        """
+        turn = round_number % len(self.arms)
+        rotated = (*self.arms[turn:], *self.arms[:turn])
+        return rotated[::-1] if round_number % 2 else rotated
+
+    @property
+    def estimate_s(self) -> float:
+        """About how long the run takes, from figures of the tiny model; NaN for any other."""
+        if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
+            return float("nan")
+        options = self.workload.options
+        cold_s = tiny_prefill_s(options["prompt_tokens"]) + 0.004 * options["output_tokens"]
+        total_s = FORK_SERVER_S if self.params.fork else 0.0
+        for arm in self.arms:
+            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * LAUNCH_INSTANCE_S
+            cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
+            warm_s = 0.05 * cold_s * len(arm.passes)
+            total_s += self.rounds * (launch_s + options["requests"] * (cold * cold_s + warm_s))
+        return total_s
+
+    def __str__(self) -> str:
+        lines = [f"{self.notebook} {self.run_id}: {len(self.arms)} arms x {self.rounds} rounds"]
+        lines.append(f"workload {self.workload.name} {self.workload.options}")
+        lines.append(f"{self.arrivals.describe()}")
+        for arm in self.arms:
+            passes = ", ".join(p.name for p in arm.passes)
+            lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
+            if arm.settings is not None:
+                lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
+        minutes = self.estimate_s / 60
+        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        return "\n".join([*lines, *self.doubts, f"\nduration: {about}"])
+
+
+FORK_SERVER_S = 9.0
+LAUNCH_S = 3.0
+LAUNCH_INSTANCE_S = 0.9
+
+
+def tiny_prefill_s(tokens: int) -> float:
+    """Seconds of one cold prefill of the tiny model on one core (fit of 5,000 and 22,660 tokens).
+
+    Only for the duration that a plan announces; no result is made from it.
+    """
+    return 3.7e-5 * tokens + 5.0e-9 * tokens**2
+
+
+def run_id(params: EngineParams) -> str:
+    """Slug and hash of the resolved parameters: equal before a run and after it."""
+    values = asdict(params)
+    values.pop("output_dir")
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    words = [
+        *str(values.get("topology") or "").split(","),
+        values.get("connector", ""),
+        f"{values['prompt_tokens']}t",
+        f"n{values['requests']}",
+        f"r{values['rounds']}",
+        digest,
+    ]
+    if params.engine != "vllm":
+        words.insert(0, params.engine)
+    return "-".join(word for word in words if word)

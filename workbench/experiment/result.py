@@ -1,0 +1,182 @@
+"""A run's result: its folder, its files, and the frames behind every number.
+
+    outputs/<notebook>/<run_id>/            the newest good result: result.json, *.parquet, logs/
+    outputs/<notebook>/<run_id>/attempt-*   a run under way, or one that did not end well
+
+Everything is written into the attempt's folder, and moved up only when the run has succeeded: a
+failed rerun never touches the result of an earlier one, and two at a time do not collide.
+
+Format of result.json, `schema`: 1 (first).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from workbench.errors import ResultError, nearest
+from workbench.machine import repository_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SCHEMA", "Result", "RunFolder", "load_result", "output_root"]
+
+SCHEMA = 1
+MIME = "application/vnd.workbench.result+json"
+FRAMES = ("requests", "legs", "counters")
+
+
+def output_root(output_dir: str) -> Path:
+    """`output_dir` as a path: relative ones start at the repository's root, not where one stands.
+
+    Papermill works in the shell's folder and JupyterLab in the notebook's.
+    """
+    return repository_root() / output_dir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """`home` is the run's folder, `attempt` the part of it that this process writes."""
+
+    home: Path
+    attempt: Path
+
+    @classmethod
+    def open(cls, output_dir: str, notebook: str, run_id: str) -> Self:
+        home = output_root(output_dir) / notebook / run_id
+        attempt = home / f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        (attempt / "logs").mkdir(parents=True)
+        return cls(home=home, attempt=attempt)
+
+    @property
+    def logs(self) -> Path:
+        return self.attempt / "logs"
+
+    def promote(self) -> None:
+        """Make this attempt the run's result; result.json goes last, since it says success."""
+        names = sorted(self.attempt.iterdir(), key=lambda path: path.name == "result.json")
+        for path in names:
+            target = self.home / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        self.attempt.rmdir()
+
+    def write(self, name: str, frame: pd.DataFrame) -> None:
+        """Save a frame as parquet, whole or not at all."""
+        partial = self.attempt / f".{name}.partial"
+        frame.to_parquet(partial, compression="zstd", index=False)
+        os.replace(partial, self.attempt / f"{name}.parquet")
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        partial = self.attempt / ".result.partial"
+        partial.write_text(json.dumps(jsonable(facts), indent=1, allow_nan=False) + "\n")
+        os.replace(partial, self.attempt / "result.json")
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with NaN and infinity as null, and paths and tuples as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bool | int | str | type(None)):
+        return value
+    if hasattr(value, "item"):
+        return jsonable(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run found. `facts` is the content of result.json (see docs/result.md)."""
+
+    facts: dict[str, Any]
+    folder: Path
+    frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """One row per request: constant columns, records.RequestRecord, latencies."""
+        return self.frames["requests"]
+
+    @property
+    def legs(self) -> pd.DataFrame:
+        """One row per request at the proxy; empty without one."""
+        return self.frames["legs"]
+
+    @property
+    def gates(self) -> pd.DataFrame:
+        """Every gate: name, outcome, sentence, next_step."""
+        return self._table("gates")
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Median and 95 % interval per arm, pass and metric; seconds."""
+        return self._table("summary")
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """Ratios with intervals; above 1 is better than the baseline."""
+        return self._table("comparisons")
+
+    @property
+    def doubts(self) -> list[str]:
+        return list(self.facts["doubts"])
+
+    def speedup(self, metric: str) -> pd.DataFrame:
+        """The comparisons of one metric, `ttft`, `tpot`, `e2e` or `system_tps`."""
+        table = self.comparisons
+        known = {str(name).removesuffix("_s") for name in table["metric"]}
+        if metric.removesuffix("_s") not in known:
+            raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
+        return table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        # An interval that is all null reads back as objects; numbers are numbers here.
+        frame = pd.DataFrame(self.facts[name])
+        numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
+        return frame.astype(dict.fromkeys(numeric, float))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        text = f"{self.facts['finding']}\n{self.folder}"
+        return {MIME: jsonable(self.facts | {"folder": str(self.folder)}), "text/plain": text}
+
+
+def load_result(folder: Path | str) -> Result:
+    """Read a run folder. Raises ResultError with a sentence for what is missing or unreadable."""
+    import pandas as pd
+
+    folder = Path(folder)
+    path = folder / "result.json"
+    if not path.exists():
+        raise ResultError(f"{path} does not exist: no run has succeeded in this folder")
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError as error:
+        raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
+    schema = facts.get("schema") if isinstance(facts, dict) else None
+    if schema is None:
+        raise ResultError(f"{path} names no schema: it was not written by the workbench")
+    if schema > SCHEMA:
+        raise ResultError(
+            f"{path} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
+        )
+    frames = {
+        name: pd.read_parquet(folder / f"{name}.parquet")
+        for name in FRAMES
+        if (folder / f"{name}.parquet").exists()
+    }
+    return Result(facts=facts, folder=folder, frames=frames)

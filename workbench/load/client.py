@@ -1,0 +1,212 @@
+"""One request, sent and watched to its end: whatever happens, it ends as one RequestRecord."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from math import nan
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import orjson
+
+from workbench.errors import ParameterError
+from workbench.load.connection import Disconnected
+from workbench.load.stream import error_message, parse_stream
+from workbench.load.transport import StampingTransport
+from workbench.load.workload import Request
+from workbench.records import RequestRecord
+
+__all__ = ["CONNECT_TIMEOUT_S", "open_client", "request_body", "stream_completion"]
+
+CONNECT_TIMEOUT_S = 10.0
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def open_client(base_url: str) -> httpx.AsyncClient:
+    """A client for `stream_completion`: stamping connections, or stock httpx where it is https.
+
+    Proxy variables of the environment are not heeded, and the number of connections has no limit.
+    """
+    url = httpx.URL(base_url)
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ParameterError(f"base_url is {base_url!r}: write it like http://127.0.0.1:8000")
+    return httpx.AsyncClient(
+        transport=StampingTransport() if url.scheme == "http" else None,
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        trust_env=False,
+    )
+
+
+def request_body(request: Request, *, model: str, messages: Messages | None = None) -> bytes:
+    """The JSON of a greedy, streamed completion of exactly `max_tokens`, usage in each chunk."""
+    prompt = {"messages": messages} if messages else {"prompt": request.prompt_ids}
+    body = {
+        "model": model,
+        **prompt,
+        "max_tokens": request.max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def stream_completion(
+    client: httpx.AsyncClient,
+    request: Request,
+    *,
+    base_url: str,
+    model: str,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 600.0,
+    request_id: str = "",
+    scheduled_s: float = nan,
+    decode_shift: int = 0,
+    body: bytes | None = None,
+    messages: Messages | None = None,
+    on_record: Callable[[RequestRecord], None] | None = None,
+) -> RequestRecord:
+    """Send one request and give its record; a failure is a record too, with what had arrived.
+
+    The prompt goes to /v1/completions as token ids, or `messages` to /v1/chat/completions. `body`
+    saves building it now (see `request_body`). `decode_shift` asks the proxy for another decode
+    instance than the index would choose. `scheduled_s` is now unless given; `timeout_s` is for
+    the whole request. The errors are those of RequestRecord. When the task is cancelled,
+    `on_record` gets the record and then CancelledError is raised, as always.
+    """
+    request_id = request_id or uuid4().hex
+    outgoing = client.build_request(
+        "POST",
+        f"{base_url.rstrip('/')}/v1/{'chat/' if messages else ''}completions",
+        content=body or request_body(request, model=model, messages=messages),
+        headers={
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # a compressed event has no arrival of its own
+            "X-Request-Id": request_id,
+            "X-Workbench-Index": str(request.index),
+            **({"X-Workbench-Decode-Shift": str(decode_shift)} if decode_shift else {}),
+            **(headers or {}),
+        },
+    )
+    seen = _Seen(scheduled_s if scheduled_s == scheduled_s else monotonic())
+    failure: BaseException | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _watch(client, outgoing, seen)
+    except (Exception, asyncio.CancelledError) as error:
+        failure = error
+    seen.sent_s = outgoing.extensions.get("sent_s", nan)
+    record = _record(request, request_id, seen, failure, timeout_s)
+    if on_record is not None:
+        on_record(record)
+    if isinstance(failure, asyncio.CancelledError):
+        raise failure
+    return record
+
+
+class _Seen:
+    """What has been seen of a response so far."""
+
+    def __init__(self, scheduled_s: float) -> None:
+        self.scheduled_s = scheduled_s
+        self.sent_s = self.head_s = nan
+        self.status = 0
+        self.stamps: list[float] = []
+        self.reads: list[bytes] = []
+
+
+async def _watch(client: httpx.AsyncClient, outgoing: httpx.Request, seen: _Seen) -> None:
+    """Fill `seen` until the response has ended; raises what cut it short."""
+
+    async def trace(event: str, _info: Any) -> None:
+        if event == "http11.send_request_headers.started":
+            outgoing.extensions["sent_s"] = monotonic()
+
+    outgoing.extensions["trace"] = trace  # stock httpx calls it, the stamping transport need not
+    response = await client.send(outgoing, stream=True)
+    try:
+        seen.status = response.status_code
+        seen.head_s = response.extensions.get("head_s", monotonic())
+        if "finished" in response.extensions:
+            seen.stamps = response.extensions["stamps"]
+            seen.reads = response.extensions["reads"]
+            await response.extensions["finished"]
+        else:
+            await _read_stock(response, seen)
+    finally:
+        await response.aclose()
+
+
+async def _read_stock(response: httpx.Response, seen: _Seen) -> None:
+    try:
+        async for piece in response.aiter_raw():
+            seen.stamps.append(monotonic())
+            seen.reads.append(piece)
+    except httpx.RemoteProtocolError as error:
+        raise Disconnected(str(error)) from error
+
+
+def _record(
+    request: Request,
+    request_id: str,
+    seen: _Seen,
+    failure: BaseException | None,
+    timeout_s: float,
+) -> RequestRecord:
+    streaming = seen.status == 200
+    parsed = parse_stream(zip(seen.stamps, seen.reads, strict=True) if streaming else ())
+    error, message = parsed.error, parsed.error_message
+    if seen.status and not streaming:
+        error, message = f"http_{seen.status}", error_message(b"".join(seen.reads))
+    elif failure is not None and not error:
+        error, message = _classify(failure, seen, timeout_s)
+        if error == "truncated" and parsed.done:
+            error, message = "", ""  # all was said before the server hung up
+    elif not error and not (parsed.done or parsed.finish_reason):
+        error, message = "truncated", "the stream ended without finish_reason and without [DONE]"
+    return RequestRecord(
+        index=request.index,
+        request_id=request_id,
+        prompt_tokens=request.prompt_tokens,
+        ideal_reuse_tokens=request.ideal_reuse_tokens,
+        max_tokens=request.max_tokens,
+        scheduled_s=seen.scheduled_s,
+        sent_s=seen.sent_s,
+        head_s=seen.head_s,
+        chunk_s=parsed.chunk_s,
+        chunk_tokens=parsed.chunk_tokens,
+        stream_end_s=seen.stamps[-1] if seen.stamps and failure is None else nan,
+        http_status=seen.status,
+        finish_reason=parsed.finish_reason,
+        usage_prompt_tokens=parsed.usage_prompt_tokens,
+        output_tokens=parsed.output_tokens,
+        cached_tokens=parsed.cached_tokens,
+        text=parsed.text,
+        engine_metrics=parsed.engine_metrics,
+        error=error,
+        error_message=message,
+    )
+
+
+def _classify(failure: BaseException, seen: _Seen, timeout_s: float) -> tuple[str, str]:
+    """(error, message) of a request that did not come to its end."""
+    text = str(failure) or type(failure).__name__
+    match failure:
+        case asyncio.CancelledError():
+            return "cancelled", "cancelled before its end"
+        case httpx.ConnectError() | httpx.ConnectTimeout():
+            return "connect", text
+        case TimeoutError() | httpx.TimeoutException():
+            return "timeout", f"no end after {timeout_s:g} s"
+        case Disconnected():
+            return ("truncated" if seen.status else "reset"), text
+        case httpx.NetworkError() | OSError():
+            return "reset", text
+        case _:
+            return "protocol", f"{type(failure).__name__}: {text}"

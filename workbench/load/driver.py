@@ -1,0 +1,206 @@
+"""Drive a workload against a server: all its requests, at their times, each to its one record."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import nan
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+import uvloop
+
+from workbench.errors import ParameterError
+from workbench.load.alarm import Alarm
+from workbench.load.arrivals import Arrivals
+from workbench.load.client import open_client, request_body, stream_completion
+from workbench.load.health import ClientHealth, Pulse
+from workbench.load.workload import Request, Workload
+from workbench.records import RequestRecord
+
+__all__ = ["ClientHealth", "LoadRun", "drive", "drive_in_thread"]
+
+STARTS_PER_TURN = 8
+"""New requests in one turn of the loop: nothing is read while they start."""
+
+OnRecord = Callable[[RequestRecord], object]
+Send = Callable[[Request, float], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRun:
+    """What a drive has seen."""
+
+    records: tuple[RequestRecord, ...]
+    """One per request, in the workload's order."""
+    health: ClientHealth
+    started_s: float
+    """When the clock of the arrivals started: all bodies were built, no request was sent."""
+    ended_s: float
+
+
+async def drive(
+    workload: Workload,
+    arrivals: Arrivals,
+    *,
+    base_url: str,
+    model: str,
+    timeout_s: float = 600.0,
+    headers: Mapping[str, str] | None = None,
+    decode_shift: int = 0,
+    on_record: OnRecord | None = None,
+) -> LoadRun:
+    """Send every request of the workload; a failed one never stops the others.
+
+    `on_record` is called with each record as its request ends. When the drive is cancelled, the
+    requests in flight and those never sent become records with the error `cancelled`, `on_record`
+    has them all, and CancelledError is raised. `timeout_s` is per request; for it, `headers` and
+    `decode_shift` see `client.stream_completion`. Raises ParameterError for a base_url that is
+    none and for an open loop that has not one time for each request.
+    """
+    requests = workload.requests
+    open_loop = arrivals.kind != "closed"
+    if open_loop and len(arrivals.offsets_s) != len(requests):
+        raise ParameterError(
+            f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
+            f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
+        )
+    run_name = f"{workload.name}-{secrets.token_hex(4)}"  # an id is never sent twice
+    bodies = {request.index: request_body(request, model=model) for request in requests}
+    records: dict[int, RequestRecord] = {}
+
+    def keep(record: RequestRecord) -> None:
+        records[record.index] = record
+        if on_record is not None:
+            on_record(record)
+
+    async def send(request: Request, scheduled_s: float) -> None:
+        await stream_completion(
+            client,
+            request,
+            base_url=base_url,
+            model=model,
+            headers=headers,
+            timeout_s=timeout_s,
+            request_id=f"{run_name}-{request.index}",
+            scheduled_s=scheduled_s,
+            decode_shift=decode_shift,
+            body=bodies.pop(request.index),
+            on_record=keep,
+        )
+
+    async with open_client(base_url) as client, Pulse() as pulse:
+        try:
+            if open_loop:
+                await _open_loop(requests, send, arrivals.offsets_s, pulse.started_s)
+            else:
+                await _closed_loop(requests, send, arrivals.concurrency)
+        finally:
+            for request in requests:
+                if request.index not in records:
+                    keep(_never_sent(request, f"{run_name}-{request.index}"))
+    in_order = tuple(records[request.index] for request in requests)
+    return LoadRun(
+        records=in_order,
+        health=pulse.health(in_order, open_loop=open_loop),
+        started_s=pulse.started_s,
+        ended_s=pulse.ended_s,
+    )
+
+
+async def _closed_loop(requests: Sequence[Request], send: Send, concurrency: int) -> None:
+    waiting = iter(requests)
+
+    async def worker() -> None:
+        for request in waiting:
+            await send(request, monotonic())
+
+    async with asyncio.TaskGroup() as group:
+        for started in range(min(concurrency, len(requests))):
+            if started % STARTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+            group.create_task(worker())
+
+
+async def _open_loop(
+    requests: Sequence[Request], send: Send, offsets_s: Sequence[float], start_s: float
+) -> None:
+    async with Alarm() as alarm, asyncio.TaskGroup() as group:
+        for started, (request, offset_s) in enumerate(zip(requests, offsets_s, strict=True)):
+            if started % STARTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+            await alarm.until(start_s + offset_s)
+            group.create_task(send(request, start_s + offset_s))
+
+
+def _never_sent(request: Request, request_id: str) -> RequestRecord:
+    return RequestRecord(
+        index=request.index,
+        request_id=request_id,
+        prompt_tokens=request.prompt_tokens,
+        ideal_reuse_tokens=request.ideal_reuse_tokens,
+        max_tokens=request.max_tokens,
+        scheduled_s=nan,
+        error="cancelled",
+        error_message="never sent: the run was cancelled before",
+    )
+
+
+async def drive_in_thread(
+    workload: Workload,
+    arrivals: Arrivals,
+    *,
+    base_url: str,
+    model: str,
+    timeout_s: float = 600.0,
+    headers: Mapping[str, str] | None = None,
+    decode_shift: int = 0,
+    on_record: OnRecord | None = None,
+) -> LoadRun:
+    """`drive` under uvloop in a thread of its own, out of the way of the caller's loop.
+
+    `on_record` is called in the caller's loop. When the caller is cancelled (the interrupt of a
+    notebook's kernel), so is the drive; CancelledError is raised once `on_record` has had all.
+    """
+    caller = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = caller.create_future()
+
+    def hand_over(record: RequestRecord) -> None:
+        if on_record is not None:
+            caller.call_soon_threadsafe(on_record, record)
+
+    loop = uvloop.new_event_loop()
+    task: asyncio.Task[LoadRun] = loop.create_task(
+        drive(
+            workload,
+            arrivals,
+            base_url=base_url,
+            model=model,
+            timeout_s=timeout_s,
+            headers=headers,
+            decode_shift=decode_shift,
+            on_record=hand_over,
+        )
+    )
+
+    def run() -> None:
+        loop.run_until_complete(asyncio.wait({task}))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+        with suppress(RuntimeError):  # the caller's loop may be closed by now
+            caller.call_soon_threadsafe(ended.set_result, None)
+
+    # A daemon: a kernel that shuts down does not wait for the requests in flight.
+    Thread(target=run, name="workbench-load", daemon=True).start()
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        with suppress(RuntimeError):  # the drive may have ended in the meantime
+            loop.call_soon_threadsafe(task.cancel)
+        await asyncio.shield(ended)
+        raise
+    return task.result()

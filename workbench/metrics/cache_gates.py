@@ -1,0 +1,246 @@
+"""Gates on what the servers counted: was each pass in its cache state, and did KV move.
+
+A cache state is proven from counters, per role, never concluded from the reset that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+from typing import Literal
+
+from workbench.metrics.counters import TokenSources
+from workbench.metrics.gate import Gate, judge
+from workbench.topology import Role
+
+__all__ = [
+    "PassCounters",
+    "cold_was_cold",
+    "cross_instance",
+    "engine_warm",
+    "kv_moved",
+    "store_warm",
+]
+
+Source = Literal["engine_hit", "external_hit"]
+
+_STRAY_SHARE = 0.01
+"""A server that counted tokens further off than this from those sent served somebody else too,
+or not this pass: its count proves nothing."""
+_OWN: Source = "engine_hit"
+_FETCHED: Source = "external_hit"
+_SERVED_BY: dict[str, dict[Role, Source]] = {
+    "engine-warm": {"prefill": _OWN, "decode": _OWN, "aggregated": _OWN},
+    "cross-instance": {"prefill": _OWN, "decode": _FETCHED, "aggregated": _FETCHED},
+    "store-warm": {"prefill": _FETCHED, "decode": _FETCHED, "aggregated": _FETCHED},
+}
+_IF_UNCOUNTED = "let every instance show its /metrics, and nobody else use the servers"
+_SOURCE_NAMES = {_OWN: "their own prefix cache", _FETCHED: "the connector"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCounters:
+    """What was sent in one pass, and what the servers counted in it, added up per role."""
+
+    arm: str
+    round: int
+    pass_name: str
+    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    connector: str = "none"
+    requests_sent: int
+    prompt_tokens_sent: int
+    ideal_reuse_tokens: int = 0
+    """Tokens that the workload itself repeats: hits that even a cold pass may have."""
+    sources: Mapping[Role, TokenSources] = field(default_factory=dict)
+    """Every role that the deployment has; `TokenSources()` where its counters are not known."""
+    requests: Mapping[Role, float] = field(default_factory=dict)
+    """Requests that ended by themselves, per role."""
+    block_tokens: int = 16
+    """vLLM's KV block: what is left of a prompt after whole blocks is always computed."""
+    chunk_tokens: int = 256
+    """The store's chunk, likewise."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}, round {self.round}, {self.pass_name}"
+
+    def grain_tokens(self, source: Source) -> int:
+        """The unit in which a source serves a prompt; what is left over is computed."""
+        by_chunk = source == _FETCHED and self.connector.startswith("lmcache")
+        return self.chunk_tokens if by_chunk else self.block_tokens
+
+
+def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
+    """No prompt token of a cold pass came from a cache, beyond the workload's own repeats.
+
+    Prefill and aggregated instances may have no hit of either kind; decode instances none in
+    their own cache (what reaches them through the connector is this pass's own prefill).
+    """
+    cold = [p for p in passes if p.pass_name == "cold"]
+    problems, cached = [], 0.0
+    for p in cold:
+        for role, sources in p.sources.items():
+            hits = sources.engine_hit if role == "decode" else sources.cached
+            cached += hits
+            if hits > p.ideal_reuse_tokens:
+                problems.append(
+                    f"{p.label}: {hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens came from"
+                    f" a cache of the {role} instances, where the workload itself repeats"
+                    f" {p.ideal_reuse_tokens:,}"
+                )
+    repeats = sum(p.ideal_reuse_tokens for p in cold)
+    return judge(
+        "cold was cold",
+        holds=f"{cached:,.0f} of {_sent(cold):,} prompt tokens came from any cache in"
+        f" {_count(cold)}" + (f"; the workload itself repeats {repeats:,}" if repeats else ""),
+        problems=problems,
+        unknown=_uncounted("cold", cold),
+        next_step="reset every tier before the pass, or give the prompts a new salt",
+        if_unknown=_IF_UNCOUNTED,
+    )
+
+
+def kv_moved(passes: Iterable[PassCounters]) -> Gate:
+    """In PD passes the prefill instances answered every request and decode fetched the KV.
+
+    Decode instances may compute, per request, one chunk and one token with LMCache, one block
+    with the others; more means that they prefilled in silence. They must also have received
+    tokens, except engine-warm, where their own cache has them all.
+    """
+    split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
+    problems, unknown = [], _uncounted("prefill/decode", split)
+    computed, received, allowed = 0.0, 0.0, 0
+    for p in split:
+        for role in ("prefill", "decode"):
+            finished = p.requests.get(role, nan) if role in p.sources else nan
+            if isnan(finished):
+                unknown.append(f"{p.label}: the {role} instances' requests are not known")
+            elif finished != p.requests_sent:
+                problems.append(
+                    f"{p.label}: the {role} instances finished {finished:,.0f} requests,"
+                    f" {p.requests_sent:,} were sent"
+                )
+        decode = p.sources.get("decode", TokenSources())
+        limit = p.requests_sent * _decode_allowance(p)
+        computed, received = computed + decode.computed, received + decode.external_hit
+        allowed += limit
+        if decode.computed > limit:
+            problems.append(
+                f"{p.label}: the decode instances computed {decode.computed:,.0f} of"
+                f" {p.prompt_tokens_sent:,} prompt tokens, where {limit:,} are allowed"
+            )
+        if decode.external_hit == 0 and p.pass_name != "engine-warm":
+            problems.append(
+                f"{p.label}: the decode instances received 0 of {p.prompt_tokens_sent:,}"
+                " prompt tokens through the connector"
+            )
+    return judge(
+        "KV moved",
+        holds=f"the decode instances received {received:,.0f} of {_sent(split):,} prompt tokens and"
+        f" computed {computed:,.0f}, where {allowed:,} are allowed, in {_count(split)}",
+        problems=problems,
+        unknown=unknown,
+        next_step="look for the connector in the decode instances' logs; a prompt must exceed"
+        " one chunk",
+        if_unknown=_IF_UNCOUNTED,
+    )
+
+
+def engine_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """Engine-warm passes were served by each instance's own prefix cache.
+
+    On every role at least `share` of the prompt tokens that whole blocks can hold.
+    """
+    return _served_by("engine-warm", passes, share)
+
+
+def cross_instance(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """Cross-instance passes: prefill had the KV itself, the instance that answered fetched it.
+
+    `share` as for `engine_warm`, of the tokens that whole blocks or chunks can hold and that the
+    workload does not itself repeat.
+    """
+    return _served_by("cross-instance", passes, share)
+
+
+def store_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """Store-warm passes were served by the KV store on every role; `share` as above."""
+    return _served_by("store-warm", passes, share)
+
+
+def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate:
+    """Whether each role took its prompt tokens from the source that the cache state names."""
+    warm = [p for p in passes if p.pass_name == state]
+    problems, unknown = [], _uncounted(state, warm)
+    taken: dict[Role, float] = {}
+    for p in warm:
+        for role, sources in p.sources.items():
+            source = _SERVED_BY[state][role]
+            tokens = getattr(sources, source)
+            taken[role] = taken.get(role, 0.0) + tokens
+            repeats = p.ideal_reuse_tokens if source == _FETCHED else 0
+            grain = p.grain_tokens(source)
+            reachable = p.prompt_tokens_sent - repeats - p.requests_sent * grain
+            if reachable <= 0:
+                unknown.append(
+                    f"{p.label}: prompts too short to show a hit, which is whole units of {grain}"
+                    " tokens"
+                )
+            elif tokens < share * reachable:
+                problems.append(
+                    f"{p.label}: {tokens:,.0f} of {p.prompt_tokens_sent:,} prompt tokens of the"
+                    f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
+                    f" {share * reachable:,.0f} should"
+                )
+    sent = _sent(warm)
+    parts = [
+        f"{100 * tokens / sent:.1f} % on {role} instances from"
+        f" {_SOURCE_NAMES[_SERVED_BY[state][role]]}"
+        for role, tokens in taken.items()
+        if sent
+    ]
+    return judge(
+        f"{state} was {state}",
+        holds=f"of {sent:,} prompt tokens in {_count(warm)}, {', '.join(parts)}",
+        problems=problems,
+        unknown=unknown,
+        next_step="check which tiers the reset reached, and that nothing was evicted",
+        if_unknown=_IF_UNCOUNTED,
+    )
+
+
+def _decode_allowance(p: PassCounters) -> int:
+    """Prompt tokens per request that a decode instance which fetched its KV may compute."""
+    grain = p.grain_tokens(_FETCHED)
+    return grain + 1 if grain == p.chunk_tokens else grain
+
+
+def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
+    """Why these passes prove nothing: none ran, no counters, or counts unlike what was sent."""
+    reasons = [] if passes else [f"no {kind} pass was measured"]
+    for p in passes:
+        if not p.sources:
+            reasons.append(f"{p.label}: no instance's counters could be read")
+        for role, sources in p.sources.items():
+            if isnan(sources.total):
+                reasons.append(
+                    f"{p.label}: the {role} instances do not say where their prompt tokens came"
+                    " from"
+                )
+            elif abs(sources.total - p.prompt_tokens_sent) > _STRAY_SHARE * p.prompt_tokens_sent:
+                reasons.append(
+                    f"{p.label}: the {role} instances counted {sources.total:,.0f} prompt tokens,"
+                    f" {p.prompt_tokens_sent:,} were sent"
+                )
+    return reasons
+
+
+def _sent(passes: Sequence[PassCounters]) -> int:
+    return sum(p.prompt_tokens_sent for p in passes)
+
+
+def _count(passes: Sequence[PassCounters]) -> str:
+    kinds = {p.pass_name for p in passes}
+    kind = f"{kinds.pop()} " if len(kinds) == 1 else ""
+    return f"{len(passes)} {kind}pass{'es' if len(passes) != 1 else ''}"

@@ -1,0 +1,269 @@
+"""The parameters of each notebook: names, types, defaults, rules, and one check for all of them.
+
+Papermill itself accepts an unknown name and any type. Every notebook's second cell therefore calls
+`check_params`, and `workbench run` calls it before a kernel starts; the notebooks' own parameter
+cells repeat the defaults, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from workbench.errors import ParameterError, nearest
+from workbench.topology import TensorParallel, Topology
+
+__all__ = [
+    "NOTEBOOKS",
+    "EngineParams",
+    "EnvironmentCheck",
+    "PdSweep",
+    "PrefixCache",
+    "check_params",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value may be; `help` is what `papermill --help-notebook` shows."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    example: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        if self.choices and value not in self.choices:
+            raise ParameterError(
+                f"{name} is {value!r}: {nearest(str(value), self.choices)};"
+                f" write one of {', '.join(self.choices)}"
+            )
+        if isinstance(value, int | float) and not self.low <= value <= self.high:
+            high = f" and at most {self.high:g}" if self.high < math.inf else ""
+            raise ParameterError(
+                f"{name} is {value!r}: it is at least {self.low:g}{high}, e.g. {self.example}"
+            )
+
+
+def param(default: Any, help: str, **rule: Any) -> Any:
+    """A field with its default and its rule; the example of a number is its default."""
+    rule.setdefault("example", str(default))
+    metadata = {"rule": Rule(help, **rule)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineParams:
+    """What every measuring notebook asks about engine, machine and output."""
+
+    engine: str = param(
+        "vllm", "vllm starts servers here, attach measures running ones", choices=("vllm", "attach")
+    )
+    platform: str = param(
+        "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+    )
+    model: str = param("", "model folder or hub name, empty for the tiny local model")
+    context_tokens: int = param(
+        24576, "longest prompt plus answer that a server accepts", low=256, high=10_000_000
+    )
+    kv_cache_mib: int = param(
+        256, "KV space of each instance on a CPU, MiB", low=16, high=1_000_000
+    )
+    gpu_memory_share: float = param(
+        0.9, "share of a GPU's memory that its instances take", low=0.05, high=0.99
+    )
+    fork: bool = param(True, "on a CPU, fork the servers from one process that has loaded vLLM")
+    timeout_s: float = param(600.0, "longest wait for one answer, seconds", low=1, high=86_400)
+    seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
+    output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PdSweep(EngineParams):
+    """Parameters of `pd_sweep`."""
+
+    topology: str = param(
+        "", "comma-separated, as 1p4d or 5a, or all; empty is 1p4d (attach: no label)"
+    )
+    connector: str = param(
+        "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
+    )
+    workload: str = param(
+        "reference",
+        "reference (prompts asked again) or shared_prefix",
+        choices=("reference", "short", "shared_prefix"),
+    )
+    prompt_tokens: int = param(22660, "tokens of each prompt", low=32, high=10_000_000)
+    output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
+    requests: int = param(3, "requests of each pass", low=1, high=1_000_000)
+    shared_share: float = param(
+        0.9, "share of the prompt that shared_prefix requests share", low=0.0, high=1.0
+    )
+    concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
+    rate_per_s: float = param(
+        0.0, "open loop: Poisson arrivals per second, 0 for the closed loop", low=0.0, high=1e6
+    )
+    rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
+    opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
+    prefill_tp: int = param(1, "GPUs of a prefill instance", low=1, high=64)
+    decode_tp: int = param(1, "GPUs of a decode instance", low=1, high=64)
+    aggregated_tp: int = param(1, "GPUs of an aggregated instance", low=1, high=64)
+    instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
+    store_gb: float = param(1.0, "memory of the KV store, GB", low=0.1, high=100_000)
+    base_url: str = param("", "attach: where requests go")
+    prefill_urls: list[str] = param([], "attach: prefill servers, for counters and resets")
+    decode_urls: list[str] = param([], "attach: decode or aggregated servers, likewise")
+    lmcache_url: str = param("", "attach: HTTP address of the LMCache server")
+
+    def __post_init__(self) -> None:
+        if self.engine == "attach":
+            if not self.base_url.startswith(("http://", "https://")):
+                raise ParameterError(
+                    f"base_url is {self.base_url!r}: engine attach needs the address of a running"
+                    " server, e.g. http://127.0.0.1:8000"
+                )
+        else:
+            # An attached deployment may have any label; one that is started has to be understood.
+            _ = self.topologies
+        if self.prompt_tokens + self.output_tokens > self.context_tokens:
+            raise ParameterError(
+                f"prompt_tokens {self.prompt_tokens} + output_tokens {self.output_tokens} do not"
+                f" fit context_tokens {self.context_tokens}; raise context_tokens, e.g. to 40960"
+            )
+
+    @property
+    def topologies(self) -> tuple[Topology, ...]:
+        """What is swept. Raises ParameterError on a text that is not a topology."""
+        return Topology.parse_list(self.topology or "1p4d")
+
+    @property
+    def tp(self) -> TensorParallel:
+        return TensorParallel(
+            prefill=self.prefill_tp, decode=self.decode_tp, aggregated=self.aggregated_tp
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCache(EngineParams):
+    """Parameters of `single_instance_prefix_cache`."""
+
+    prompt_tokens: int = param(2048, "tokens of each prompt", low=32, high=10_000_000)
+    output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
+    requests: int = param(24, "requests of each pass", low=1, high=1_000_000)
+    concurrency: int = param(4, "requests in flight", low=1, high=100_000)
+    shares: list[float] = param([0.25, 0.5, 0.75], "shares of the prompt that a pass finds cached")
+    rounds: int = param(3, "launches of every arm", low=1, high=1000)
+    aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
+
+    def __post_init__(self) -> None:
+        if any(not 0 < share < 1 for share in self.shares):
+            raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentCheck:
+    """Parameters of `environment_check`."""
+
+    platform: str = param(
+        "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+    )
+    smoke: bool = param(True, "start a real 1p1d deployment and send it a few requests")
+    output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
+
+
+NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
+    "environment_check": EnvironmentCheck,
+    "single_instance_prefix_cache": PrefixCache,
+    "pd_sweep": PdSweep,
+}
+
+
+def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
+    """The checked parameters of a notebook.
+
+    `values` may be a notebook's `globals()`: names that begin with an underscore and values that
+    are not plain data are not parameters. Raises ParameterError on an unknown name (with the
+    nearest known one), a wrong type, or a value out of range.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ParameterError(f"notebook {notebook!r} is not known: {nearest(notebook, NOTEBOOKS)}")
+    kind = NOTEBOOKS[notebook]
+    given = {name: v for name, v in values.items() if not name.startswith("_") and _plain(v)}
+    hints = get_type_hints(kind)
+    for name in given.keys() - hints.keys():
+        raise ParameterError(f"parameter {name!r} is not known: {nearest(name, hints)}")
+    checked = {name: _coerce(name, value, hints[name]) for name, value in given.items()}
+    for spec in fields(kind):
+        if spec.name in checked:
+            spec.metadata["rule"].check(spec.name, checked[spec.name])
+    return kind(**checked)
+
+
+def _plain(value: Any) -> bool:
+    """True for what papermill can inject, as opposed to modules, functions and results.
+
+    IPython keeps its own `In` (a list) and `Out` (a dict) in the same namespace.
+    """
+    return type(value) in (str, int, float, bool, dict, list, type(None)) and not (
+        isinstance(value, dict | list) and _is_history(value)
+    )
+
+
+def _is_history(value: dict[Any, Any] | list[Any]) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and value[0] == "" and all(isinstance(item, str) for item in value)
+    return all(isinstance(key, int) for key in value)
+
+
+def _coerce(name: str, value: Any, wanted: Any) -> Any:
+    """`value` as the type `wanted`, where shell and YAML spell it otherwise (1e3, true, a,b)."""
+    origin = get_origin(wanted)
+    if origin is list:
+        (item,) = get_args(wanted)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+        if isinstance(value, list):
+            return [_coerce(name, part, item) for part in value]
+    elif wanted is bool:
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        if isinstance(value, bool):
+            return value
+    elif wanted in (int, float) and isinstance(value, int | float | str):
+        number = _number(value)
+        if number is not None and (wanted is float or number == int(number)):
+            return wanted(number)
+    elif wanted is str and isinstance(value, str):
+        return value
+    names = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+    what = names.get(wanted, "a list")
+    raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {_example(name)}")
+
+
+def _number(value: float | str) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _example(name: str) -> str:
+    for kind in NOTEBOOKS.values():
+        for spec in fields(kind):
+            if spec.name == name:
+                default = spec.default if spec.default is not MISSING else "http://127.0.0.1:8000"
+                return repr(default)
+    return "''"
+
+
+def as_dict(params: Any) -> dict[str, Any]:
+    """The resolved parameters, for result.json and the run id."""
+    return asdict(params)

@@ -1,0 +1,241 @@
+"""A notebook's cells as parts of the page: the author's text, what each cell showed, the code.
+
+nbconvert renders Markdown, ANSI colours and code; everything else is decided here, one rule per
+MIME type. Code is folded, and the code of neighbouring cells is folded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from nbconvert.filters import Highlight2HTML, ansi2html, strip_ansi
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from workbench.report.markup import Outline, clean
+
+__all__ = ["RESULT_MIME", "Failure", "failure_of", "render_cells"]
+
+RESULT_MIME = "application/vnd.workbench.result+json"
+"""An output of this type holds the result of the run; its place on the page is the top."""
+
+_PLOTLY = "application/vnd.plotly.v1+json"
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_PAPERMILL_MARK = "papermill-error-cell-tag"
+_NOISE = "Kernel is running over TCP without encryption"
+_OPEN_LINES = 24
+"""Printed text that is longer is folded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The exception that ended a notebook."""
+
+    cell: int
+    """Its position among the notebook's cells."""
+    name: str
+    sentence: str
+    """The first line of its message."""
+    rest: str
+    """The lines of its message after the first."""
+    traceback: str
+
+
+def failure_of(notebook: Any) -> Failure | None:
+    """The exception that ended the notebook, or None."""
+    for position, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                message = strip_ansi(output.evalue).strip()
+                sentence, _, rest = message.partition("\n")
+                return Failure(
+                    cell=position,
+                    name=output.ename,
+                    sentence=sentence,
+                    rest=rest.strip("\n"),
+                    traceback="\n".join(output.traceback),
+                )
+    return None
+
+
+def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) -> str:
+    """The cells as HTML, up to the one that failed; headings go into the outline.
+
+    The notebook's first heading of level 1 is left out: it is the page's own title.
+    """
+    failure = failure_of(notebook)
+    last = failure.cell if failure else len(notebook.cells)
+    page = _Page(outline=outline, simulated=simulated)
+    for position, cell in enumerate(notebook.cells[: last + 1]):
+        if _PAPERMILL_MARK in cell.metadata.get("tags", []):
+            continue
+        if cell.cell_type == "markdown":
+            page.text(cell.source)
+        elif cell.cell_type == "code":
+            page.code(cell.source, cell.outputs, position)
+    page.fold_code()
+    left = sum(cell.cell_type == "code" for cell in notebook.cells[last + 1 :])
+    if left:
+        page.parts.append(f'<p class="sub">{left} more code cells did not run.</p>')
+    return "\n".join(page.parts)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Page:
+    """The parts written so far, and what the next ones need to know."""
+
+    outline: Outline
+    simulated: bool
+    parts: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    titled: bool = False
+    plotly_loaded: bool = False
+    figures: int = 0
+
+    def text(self, source: str) -> None:
+        self.fold_code()
+        if not self.titled and source.lstrip().startswith("# "):
+            self.titled = True
+            source = source.lstrip().partition("\n")[2]
+        if source.strip():
+            html = clean(_markdown(source), prefix=f"t{len(self.parts)}-", outline=self.outline)
+            self.parts.append(f'<div class="text">{html}</div>')
+
+    def code(self, source: str, outputs: Any, position: int) -> None:
+        if source.strip():
+            self.pending.append(source)
+        shown = [html for html in self._outputs(outputs) if html]
+        if shown:
+            self.parts.append(f'<div class="shown" id="cell-{position}">{"".join(shown)}</div>')
+            self.fold_code()
+
+    def fold_code(self) -> None:
+        if self.pending:
+            lines = sum(source.count("\n") + 1 for source in self.pending)
+            html = "".join(_highlighted(source) for source in self.pending)
+            self.parts.append(_folded(f"Code, {_count(lines, 'line')}", html, "code"))
+            self.pending.clear()
+
+    def _outputs(self, outputs: Any) -> Iterator[str]:
+        for output in _joined(outputs):
+            match output["output_type"]:
+                case "stream":
+                    yield _printed(output["text"], output["name"])
+                case "error":
+                    yield _folded("Traceback", f"<pre>{ansi2html(_lines(output))}</pre>", "trace")
+                case _:
+                    yield self._bundle(output["data"], output.get("metadata", {}))
+
+    def _bundle(self, data: Any, metadata: Any) -> str:
+        """The richest form of an output that a page without a kernel and a network can show."""
+        prefix = f"o{len(self.parts)}-{self.figures}-"
+        if RESULT_MIME in data or _WIDGET in data:
+            return ""
+        if _PLOTLY in data:
+            return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}), "group")
+        if "image/svg+xml" in data:
+            svg = clean(_svg(data["image/svg+xml"]), prefix=prefix)
+            return self._figure(svg, metadata.get("image/svg+xml", {}), "img")
+        for mime in ("image/png", "image/jpeg", "image/gif", "image/webp"):
+            if mime in data:
+                words = metadata.get(mime, {})
+                source = f"data:{mime};base64,{''.join(str(data[mime]).split())}"
+                picture = f'<img src="{source}" alt="{escape(_alt(words))}">'
+                return self._figure(picture, words, "")
+        if "text/html" in data:
+            return clean(data["text/html"], prefix=prefix)
+        if "text/markdown" in data:
+            html = _markdown(data["text/markdown"], trusted=False)
+            return clean(html, prefix=prefix, outline=self.outline)
+        return _printed(str(data.get("text/plain", "")), "result")
+
+    def _figure(self, inner: str, words: Any, role: str) -> str:
+        self.figures += 1
+        alt, caption = escape(_alt(words)), escape(str(words.get("caption", "")))
+        mark = '<b class="simulated">Simulated.</b> ' if self.simulated else ""
+        below = f"<figcaption>{mark}{caption}</figcaption>" if mark or caption else ""
+        named = f' role="{role}" aria-label="{alt}"' if role else ""
+        body = f'<div class="drawing"{named}>{inner}</div>'
+        return f"<figure>{body}{below}</figure>"
+
+    def _plotly(self, figure: Any) -> str:
+        try:
+            from plotly.io import to_html  # type: ignore[import-untyped]
+        except ImportError:
+            return "<p>This figure can be explored in the notebook; plotly is not installed here.</p>"
+        html = to_html(
+            {"data": figure.get("data", []), "layout": figure.get("layout", {})},
+            config={"displaylogo": False, "responsive": True},
+            full_html=False,
+            include_plotlyjs=not self.plotly_loaded,
+            include_mathjax=False,
+            div_id=f"plotly-{self.figures}",
+            validate=False,
+        )
+        self.plotly_loaded = True
+        return str(html)
+
+
+def _markdown(source: str, *, trusted: bool = True) -> str:
+    """Markdown as HTML; HTML inside it stays HTML only where the notebook's author wrote it."""
+    renderer = IPythonRenderer(escape=not trusted, exclude_anchor_links=True)
+    return str(MarkdownWithMath(renderer=renderer).render(source))
+
+
+def _highlighted(source: str) -> str:
+    return str(Highlight2HTML(pygments_lexer="ipython3")(source))
+
+
+def _svg(text: str | list[str]) -> str:
+    svg = "".join(text)
+    return svg[max(svg.find("<svg"), 0) :]
+
+
+def _alt(words: Any) -> str:
+    return str(words.get("alt") or words.get("caption") or "A figure without a description.")
+
+
+def _joined(outputs: Any) -> Iterator[dict[str, Any]]:
+    """The outputs, with neighbouring pieces of one stream put together."""
+    piece: dict[str, Any] | None = None
+    for output in outputs:
+        same = piece and output.output_type == "stream" and output.name == piece["name"]
+        if piece and same:
+            piece["text"] += "".join(output.text)
+            continue
+        if piece:
+            yield piece
+        piece = None
+        if output.output_type == "stream":
+            text = "".join(output.text)
+            piece = {"output_type": "stream", "name": output.name, "text": text}
+        else:
+            yield output
+    if piece:
+        yield piece
+
+
+def _printed(text: str, name: str) -> str:
+    """Printed text as a terminal would leave it: what a carriage return overwrote is gone."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")]
+    lines = [line for line in lines if _NOISE not in line]
+    if not any(line.strip() for line in lines):
+        return ""
+    html = f'<pre class="{escape(name)}">{ansi2html(chr(10).join(lines))}</pre>'
+    if len(lines) <= _OPEN_LINES:
+        return html
+    return _folded(f"Printed text, {_count(len(lines), 'line')}", html, "print")
+
+
+def _folded(summary: str, html: str, kind: str) -> str:
+    return f'<details class="{kind}"><summary>{escape(summary)}</summary>{html}</details>'
+
+
+def _lines(output: Any) -> str:
+    return "\n".join(output["traceback"])
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

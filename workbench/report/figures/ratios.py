@@ -1,0 +1,87 @@
+"""The figure of ratios: what a cache state or a topology gains, around the line at 1."""
+
+from __future__ import annotations
+
+from math import isnan
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.figures.dots import (
+    Row,
+    column_at_right,
+    dot,
+    log_span,
+    pick,
+    ratio_text,
+    row_axis,
+    span,
+    undecided,
+    unique,
+)
+from workbench.report.figures.looks import BLACK, NAMES, looks
+from workbench.report.numbers import quantity
+
+__all__ = ["speedups"]
+
+
+def speedups(
+    comparisons: pd.DataFrame, metric: str, *, kind: str = "", title: str = "", caption: str = ""
+) -> Chart:
+    """Ratios of one metric with their intervals; above 1 the first named is better.
+
+    `kind` keeps one kind of comparison: `cache-state` or `opponent`. An interval that holds 1 is
+    called what it is: no difference detectable.
+    """
+    name = NAMES.get(metric, metric)
+    rows = [row for row in pick(comparisons, metric, "ratio") if kind in ("", row["kind"])]
+    if not rows:
+        return no_data(f"{name} speed-ups", f"no two arms or cache states have a ratio of {name}.")
+    rows.sort(key=lambda row: str(row["kind"]))
+    subjects = [_subject(row) for row in rows]
+    verdicts = [_verdict(row) for row in rows]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        look = looks(unique(rows, "pass"))
+        for y, row in enumerate(rows):
+            dot(axes, row, look[row["pass"]], y=y, key="ratio")
+        row_axis(axes, subjects)
+        ends = (row[key] for row in rows for key in ("low", "ratio", "high"))
+        log_span(axes, [*ends, 0.8, 1.25])
+        axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)
+        axes.set_xlabel(f"{name} ratio (log scale): below 1 worse, above 1 better")
+        column_at_right(
+            axes,
+            "ratio",
+            [(text, undecided(row)) for text, row in zip(verdicts, rows, strict=True)],
+        )
+
+    clear = sum(not undecided(row) for row in rows)
+    found = f"{name} differs detectably in {clear} of {len(rows)} comparisons"
+    if not clear:
+        found = f"{name}: no difference detectable in {len(rows)} comparisons"
+    spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
+    return draw(
+        paint,
+        title=title or found,
+        body_px=46 * len(rows) + 84,
+        alt=f"{found}. {'; '.join(spoken)}.",
+        caption=caption
+        or f"Ratio of paired {name} and its 95 % interval over {span(rows, 'n_rounds')} rounds,"
+        f" {span(rows, 'n_pairs')} pairs. Above 1 the first named is better.",
+        keys=looks(unique(rows, "pass")),
+        simulated=bool(comparisons.attrs.get("simulated")),
+    )
+
+
+def _subject(row: Row) -> str:
+    other = row["baseline_pass"] if row["kind"] == "cache-state" else row["baseline_arm"]
+    return f"{row['arm']}, {row['pass']}\nagainst {other}"
+
+
+def _verdict(row: Row) -> str:
+    if isnan(row["low"]) or isnan(row["high"]):
+        return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for an interval"
+    return ratio_text(row) + ("\nno difference detectable" if undecided(row) else "")

@@ -1,0 +1,131 @@
+"""HTML fragments made fit for the page: offline, harmless, with ids and headings that are its own.
+
+What a notebook shows may load a script, a font or a picture from a server, repeat an id, or start
+a heading at any level. A report is one file that opens without a network, so all of that ends here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from bs4 import BeautifulSoup, Tag
+
+__all__ = ["Outline", "clean"]
+
+_DANGEROUS = ("base", "embed", "form", "iframe", "link", "meta", "object", "script", "title")
+_REMOTE = re.compile(r"\s*(?:https?:|//|ftp:|file:|javascript:|vbscript:)", re.IGNORECASE)
+_CSS_LOAD = re.compile(r"@import[^;]*;?|url\(\s*['\"]?(?!#|data:)[^)]*\)|expression\(", re.IGNORECASE)
+_WORDS = ("alt", "aria-label", "content", "title", "value")
+_HEADING = re.compile(r"h[1-6]")
+
+
+class Outline:
+    """The headings of a page in order: gives each its level, its id, and a line of the contents."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str]] = []
+        """(id, text) of every second-level heading."""
+        self._level = 1
+        self._ids: set[str] = set()
+
+    def add(self, text: str, level: int) -> tuple[int, str]:
+        """The level (2 or deeper, never skipping one) and the id of the next heading."""
+        level = max(2, min(level, self._level + 1))
+        slug = re.sub(r"\W+", "-", text.lower()).strip("-") or "section"
+        name, n = slug, 2
+        while name in self._ids:
+            name, n = f"{slug}-{n}", n + 1
+        self._ids.add(name)
+        self._level = level
+        if level == 2:
+            self.entries.append((name, text))
+        return level, name
+
+
+def clean(fragment: str, *, prefix: str, outline: Outline | None = None) -> str:
+    """A fragment without scripts and network addresses, its ids beginning with `prefix`.
+
+    Links to other sites become their text with the address beside it. With an `outline`, headings
+    take their place in it; without one (an output, not the author's text) they become bold lines.
+    """
+    soup = BeautifulSoup(fragment, "html.parser")
+    for tag in soup(_DANGEROUS):
+        # an SVG's <title> is its alternative text, a page's own stands in its head
+        if tag.name != "title" or tag.find_parent("svg") is None:
+            tag.decompose()
+    for tag in soup("style"):
+        css = tag.get_text()
+        if tag.has_attr("scoped"):  # pandas' alignment of its tables, which the page has its own of
+            tag.decompose()
+        else:
+            tag.string = _CSS_LOAD.sub("", css)
+    for tag in soup(True):
+        _keep_offline(tag)
+    _own_ids(soup, prefix)
+    for heading in soup(_HEADING):
+        _place(heading, outline)
+    for table in soup("table"):
+        _make_readable(soup, table)
+    return str(soup)
+
+
+def _keep_offline(tag: Tag) -> None:
+    address = str(tag.get("href", ""))
+    if tag.name == "a" and re.match(r"\s*https?:", address, re.IGNORECASE):
+        tag.name = "span"
+        if address not in tag.get_text():
+            tag.append(f" ({address})")
+    for name, value in list(tag.attrs.items()):
+        text = " ".join(value) if isinstance(value, list) else str(value)
+        if name == "style":
+            tag[name] = _CSS_LOAD.sub("", text)
+        elif name.startswith("on") or name.startswith("xmlns") or name == "srcset":
+            del tag[name]
+        elif name not in _WORDS and _REMOTE.match(text):
+            del tag[name]
+        elif "url(" in text:
+            tag[name] = _CSS_LOAD.sub("", text)
+
+
+def _own_ids(soup: BeautifulSoup, prefix: str) -> None:
+    """Prefix every id of the fragment and whatever points to it."""
+    ids = {str(tag["id"]) for tag in soup(id=True)}
+    if not ids:
+        return
+    either = "|".join(sorted(map(re.escape, ids), key=len, reverse=True))
+    pointer = re.compile(rf"#({either})(?![\w-])")
+    for tag in soup(True):
+        for name, value in tag.attrs.items():
+            if name in ("id", "for", "aria-labelledby", "aria-describedby", "headers"):
+                words = str(value).split() if isinstance(value, str) else value
+                tag[name] = " ".join(prefix + word if word in ids else word for word in words)
+            elif isinstance(value, str) and "#" in value:
+                tag[name] = pointer.sub(rf"#{prefix}\1", value)
+        if tag.name == "style":
+            tag.string = pointer.sub(rf"#{prefix}\1", tag.get_text())
+
+
+def _place(heading: Tag, outline: Outline | None) -> None:
+    for anchor in heading("a", class_="anchor-link"):
+        anchor.decompose()
+    heading.attrs.pop("id", None)
+    if outline is None:
+        heading.name = "p"
+        heading["class"] = "strong"
+        return
+    level, heading["id"] = outline.add(heading.get_text().strip(), int(heading.name[1]))
+    heading.name = f"h{level}"
+
+
+def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
+    """Give header cells their scope, drop the frame of 1995, and let a wide table scroll."""
+    table.attrs.pop("border", None)
+    for cell in table("th"):
+        in_head = cell.find_parent("thead") is not None
+        if cell.get_text().strip():
+            cell["scope"] = "col" if in_head else "row"
+        else:
+            cell.name = "td"
+    for row in table("tr"):
+        row.attrs.pop("style", None)
+    table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))
