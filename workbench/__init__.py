@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "Result": "workbench.experiment.result",
     "Topology": "workbench.topology",
+    "check_environment": "workbench.experiment.environment",
     "check_params": "workbench.params",
     "deploy": "workbench.experiment.explore",
     "figures": "workbench.report.figures",

@@ -45,12 +45,8 @@ def find(*, timeout_s: float = 10.0) -> tuple[tuple[Gpu, ...], Platform]:
     for look, platform in tools:
         try:
             gpus = look(timeout_s)
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # printed in a shape we do not know
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # printed in a shape that we do not know
             continue
         if gpus:
             return gpus, platform

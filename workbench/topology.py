@@ -100,7 +100,9 @@ class Topology:
 
     def describe(self, tp: TensorParallel | None = None) -> str:
         """`1p4d: 1 prefill x 2 GPU, 4 decode x 1 GPU`; without `tp` the GPUs are not named."""
-        parts = [f"{n} {role}" + (f" x {getattr(tp, role)} GPU" if tp else "") for role, n in self.roles]
+        parts = [
+            f"{n} {role}" + (f" x {getattr(tp, role)} GPU" if tp else "") for role, n in self.roles
+        ]
         return f"{self}: {', '.join(parts)}"
 
     def __str__(self) -> str:

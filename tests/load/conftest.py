@@ -23,6 +23,7 @@ class Play:
     tokens_per_chunk: int = 1
     framing: str = "chunked"  # or "length", "close"
     piece_bytes: int = 0  # 0: one write per event
+    one_write: bool = False  # all events at once
     status: int = 200
     ending: str = ""  # after `after` tokens: "error", "truncated", "cut", "reset", "hang"
     after: int = 1
@@ -38,9 +39,14 @@ class FakeVllm:
     play: Play = field(default_factory=Play)
     accepts: int = 0
     seen: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    """The client's port of each request."""
     read_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
-    gone: int = 0
+    hanging: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """Released by each answer that has begun to hang."""
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """A client has left a hanging answer."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def plays(self, **options: Any) -> None:
@@ -58,15 +64,18 @@ class FakeVllm:
                 self.read_s.append(monotonic())
                 if self.play.hangs_up == "on_reuse" and answered:
                     break
+                self.ports.append(writer.get_extra_info("peername")[1])
                 self.seen.append((lines[0].split()[1], headers, body))
                 await self.answer(writer, lines[0].split()[1], body)
                 answered += 1
                 if self.play.ending == "hang":
-                    self.gone += not await reader.read()
+                    self.hanging.release()
+                    await reader.read()
+                    self.left.set()
                     break
                 if self.play.framing == "close" or self.play.hangs_up == "after":
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -84,7 +93,10 @@ class FakeVllm:
             framed["length"] = f"Content-Length: {len(text)}"
         writer.write(f"HTTP/1.1 200 OK\r\n{framed[play.framing]}\r\n\r\n".encode())
         begin_s = monotonic()
-        for number, (event, at_s) in enumerate(self.events(path, body)):
+        events = self.events(path, body)
+        if play.one_write:
+            events = [(b"".join(event for event, _ in events), 0.0)]
+        for number, (event, at_s) in enumerate(events):
             if at_s:
                 await asyncio.sleep(max(0.0, begin_s + at_s - monotonic()))
             if number == (1 if "chat" in path else 0):
@@ -161,11 +173,12 @@ def sse(content: dict[str, Any]) -> bytes:
 async def vllm() -> AsyncIterator[FakeVllm]:
     fake = FakeVllm()
     server = await asyncio.start_server(fake.connected, "127.0.0.1", 0)
-    fake.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     yield fake
     server.close()
-    if fake.tasks:
-        await asyncio.wait(fake.tasks, timeout=1)
+    for task in fake.tasks:
+        task.cancel()
+    await asyncio.gather(*fake.tasks)
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ async def test_it_wakes_at_each_time_and_not_before() -> None:
         for _ in range(5):
             due_s = monotonic() + 0.01
             await alarm.until(due_s)
-            assert 0 <= monotonic() - due_s < 0.1
+            assert 0 <= monotonic() - due_s < 0.5
 
 
 async def test_a_time_in_the_past_is_no_sleep() -> None:
     async with Alarm() as alarm:
         before_s = monotonic()
         await alarm.until(before_s - 1)
-        assert monotonic() - before_s < 0.1
+        assert monotonic() - before_s < 0.5
 
 
 async def test_without_timerfd_it_still_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,4 +28,4 @@ async def test_without_timerfd_it_still_wakes(monkeypatch: pytest.MonkeyPatch) -
     async with Alarm() as alarm:
         due_s = monotonic() + 0.01
         await alarm.until(due_s)
-        assert -0.002 < monotonic() - due_s < 0.1
+        assert 0 <= monotonic() - due_s < 0.5

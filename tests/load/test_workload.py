@@ -73,6 +73,13 @@ def test_a_group_shares_exactly_its_prefix() -> None:
     assert workload.ideal_reuse == 160 / 600
 
 
+def test_no_two_of_a_group_share_more_by_chance() -> None:
+    workload = shared_prefix(
+        requests=400, prompt_tokens=64, shared_tokens=20, vocab_tokens=416, salt="s"
+    )
+    assert {r.ideal_reuse_tokens for r in workload.requests[1:]} == {20}
+
+
 def test_identical_prompts_reuse_all_but_the_last_token() -> None:
     workload = shared_prefix(requests=2, prompt_tokens=50, shared_tokens=50, salt="s")
     assert [r.ideal_reuse_tokens for r in workload.requests] == [0, 49]

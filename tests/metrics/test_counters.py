@@ -10,11 +10,10 @@ from workbench.metrics.counters import (
     NixlCounters,
     StoreCounters,
     TokenSources,
-    difference,
     kv_usage,
     sample,
 )
-from workbench.metrics.prometheus import parse
+from workbench.metrics.prometheus import difference, parse
 
 
 def page(values: dict[str, float], instance: str = "decode-0"):

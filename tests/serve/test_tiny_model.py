@@ -35,9 +35,9 @@ def written(folder: Path, config: dict[str, Any]) -> Path:
 def test_facts_are_those_of_the_recipe(tiny: Path) -> None:
     facts = model_facts(tiny)
     assert facts == ModelFacts(
-        layers=3, kv_heads=4, head_dim=32, vocab_tokens=12288, context_tokens=40960
+        layers=3, kv_heads=2, head_dim=32, vocab_tokens=12288, context_tokens=40960
     )
-    assert facts.kv_shape.bytes_per_token == 1536
+    assert facts.kv_shape.bytes_per_token == 768
 
 
 def test_second_call_only_looks(tiny: Path) -> None:

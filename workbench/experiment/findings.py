@@ -41,6 +41,7 @@ def conclude(
         "gates": [asdict(gate) for gate in _gates(plan, requests, passes)] if measured else [],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
+        "break_even": _break_even(summary, comparisons),
         "summary": summary,
         "comparisons": comparisons,
         "repeat": repeat_command(plan),
@@ -217,6 +218,30 @@ def _ratio_card(label: str, row: Row) -> Row:
         "high": row["high"],
         "note": note,
     }
+
+
+def _break_even(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
+    """From which cached share on the prefix cache pays, in one sentence; empty for other runs.
+
+    A cold prompt costs TTFT(on, cold) - TTFT(off) more and a full hit saves TTFT(on, cold) -
+    TTFT(warm); TTFT falls about linearly with the cached share, so it pays from cost / saving.
+    """
+    cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
+    rows = {(r["arm"], r["pass"]): 1000 * r["median"] for r in summary if r["metric"] == "ttft_s"}
+    known = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
+    if cost is None or not all(key in rows for key in known):
+        return ""
+    off, cold, warm = (rows[key] for key in known)
+    saved = f"a full hit saves {cold - warm:.0f} ms of TTFT"
+    if isnan(cost["low"]) or (not _resolved(cost) and cost["ratio"] < 1):
+        return f"What the cache costs a cold prompt cannot be told from noise; {saved}."
+    if cost["ratio"] >= 1:
+        return f"A cold prompt is not slower with the cache on; {saved}: it pays from any hit."
+    share = (cold - off) / (cold - warm)
+    return (
+        f"A cold prompt takes {cold - off:.1f} ms longer with the cache on, {saved}: the cache"
+        f" pays once {share:.1%} of a prompt's tokens are found in it."
+    )
 
 
 def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:

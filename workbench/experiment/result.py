@@ -142,6 +142,46 @@ class Result:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
         return table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
 
+    def medians(self, *metrics: str) -> pd.DataFrame:
+        """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
+        table = self.summary
+        table["metric"] = table["metric"].str.removesuffix("_s")
+        unknown = set(metrics) - set(table["metric"])
+        if unknown:
+            raise ResultError(f"no metric {unknown.pop()!r}: it has {', '.join(set(table.metric))}")
+        columns = (table[name].to_list() for name in ("metric", "median", "low", "high"))
+        table["shown"] = [_shown(*row) for row in zip(*columns, strict=True)]
+        wide = table.pivot_table(
+            index=["arm", "pass", "n_requests"], columns="metric", values="shown",
+            aggfunc="first", sort=False,
+        )  # fmt: skip
+        return wide[list(metrics)].reset_index().rename_axis(columns=None)
+
+    @property
+    def whole_passes(self) -> pd.DataFrame:
+        """The requests of passes that find nothing or everything cached."""
+        rows = self.requests
+        return rows[rows["pass"].isin(["cold", "engine-warm"])]
+
+    @property
+    def hits(self) -> pd.DataFrame:
+        """Cached tokens of each request beside what an infinite cache would have held."""
+        rows = self.requests
+        known = rows[(rows["cached_tokens"] >= 0) & (rows["arm"] != "cache off")]
+        return known.rename(columns={"ideal_reuse_tokens": "ideal_tokens"})[
+            ["pass", "prompt_tokens", "cached_tokens", "ideal_tokens"]
+        ]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A list or mapping of `facts` as a table, such as `platforms` or `machine`."""
+        import pandas as pd
+
+        value = self.facts[name]
+        if isinstance(value, Mapping):
+            flat = pd.json_normalize(dict(value)).iloc[0]
+            return pd.DataFrame({"what": flat.index, "found": flat.astype(str).to_numpy()})
+        return pd.DataFrame(value)
+
     def _table(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
@@ -153,6 +193,15 @@ class Result:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"{self.facts['finding']}\n{self.folder}"
         return {MIME: jsonable(self.facts | {"folder": str(self.folder)}), "text/plain": text}
+
+
+def _shown(metric: str, median: float, low: float, high: float) -> str:
+    """`123 ms [110, 140]`, without an interval where there is none."""
+    factor, unit = (1.0, "/s") if metric.endswith("tps") else (1000.0, "ms")
+    if math.isnan(median):
+        return "not known"
+    text = f"{factor * median:,.4g} {unit}"
+    return text if math.isnan(low) else f"{text} [{factor * low:,.4g}, {factor * high:,.4g}]"
 
 
 def load_result(folder: Path | str) -> Result:

@@ -1,4 +1,4 @@
-"""Carry out a plan: for each round and arm a fresh deployment, for each pass a proven state.
+"""Carry out a plan: for each round and arm a fresh deployment, then its passes.
 
 Every pass is written to disk when it ends, so that a run which breaks off keeps what it measured.
 """
@@ -8,65 +8,25 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import lcm
 from typing import Any
 
-import pandas as pd
-
 from workbench import machine
-from workbench.errors import DeploymentError
 from workbench.experiment.findings import conclude
-from workbench.experiment.isolation import Counted, make_state, read_counters, warm_up
-from workbench.experiment.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
+from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result, RunFolder
-from workbench.load.driver import LoadRun, drive_in_thread
-from workbench.load.workload import Workload, asked_again
-from workbench.metrics.cache_gates import PassCounters
-from workbench.metrics.latency import latencies
 from workbench.params import PdSweep
-from workbench.records import RequestRecord, to_frame
 from workbench.serve.attach import attach
-from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.processes import Launcher
-from workbench.topology import Topology
 
 __all__ = ["run"]
 
-Echo = Callable[[str], None]
 
-
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
-@dataclass(slots=True)
-class _Log:
-    """What a run has gathered so far."""
-
-    requests: list[pd.DataFrame] = field(default_factory=list)
-    legs: list[pd.DataFrame] = field(default_factory=list)
-    counters: list[dict[str, Any]] = field(default_factory=list)
-    passes: list[PassCounters] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    launches_s: list[float] = field(default_factory=list)
-    measuring_s: float = 0.0
-
-    def doubt(self, sentence: str) -> None:
-        if sentence not in self.doubts:
-            self.doubts.append(sentence)
-
-    def frame(self, name: str) -> pd.DataFrame:
-        parts = [part for part in getattr(self, name) if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else to_frame(())
-
-
-async def run(plan: ExperimentPlan, *, echo: Echo = _print) -> Result:
+async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
     Returns the result when every round ended. An error or an interrupt ends all servers, saves what
@@ -75,14 +35,15 @@ async def run(plan: ExperimentPlan, *, echo: Echo = _print) -> Result:
     """
     folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
     began, began_s = datetime.now(UTC), time.monotonic()
-    log = _Log(doubts=list(plan.doubts))
+    log = Log(doubts=list(plan.doubts))
     echo(f"{plan.notebook} {plan.run_id}")
     status = "failed"
     try:
         async with _launcher(plan, folder, log) as launcher:
             for number in range(plan.rounds):
                 for arm in plan.order(number):
-                    await _measure_arm(plan, arm, number, launcher, folder, log, echo)
+                    async with _deployment(plan, arm, number, launcher, folder) as deployment:
+                        await measure_arm(plan, arm, number, deployment, folder, log, echo)
         status = "success"
     except asyncio.CancelledError:
         status = "cancelled"
@@ -100,7 +61,7 @@ async def run(plan: ExperimentPlan, *, echo: Echo = _print) -> Result:
 
 @asynccontextmanager
 async def _launcher(
-    plan: ExperimentPlan, folder: RunFolder, log: _Log
+    plan: ExperimentPlan, folder: RunFolder, log: Log
 ) -> AsyncIterator[Launcher | None]:
     """The launcher of a run, warming up while the first arm is prepared; None for attach."""
     if plan.params.engine == "attach":
@@ -138,166 +99,8 @@ async def _deployment(
         yield deployment
 
 
-async def _measure_arm(
-    plan: ExperimentPlan,
-    arm: Arm,
-    number: int,
-    launcher: Launcher | None,
-    folder: RunFolder,
-    log: _Log,
-    echo: Echo,
-) -> None:
-    """One launch of an arm, and its passes. A server that ends by itself ends only this launch."""
-    async with _deployment(plan, arm, number, launcher, folder) as deployment:
-        log.launches_s.append(deployment.started_s)
-        log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
-        salt = uuid.uuid4().hex
-        vocab_tokens = plan.workload.options["vocab_tokens"]
-        if launcher is not None:
-            await warm_up(
-                deployment, vocab_tokens=vocab_tokens, salt=salt, pairs=_pairs(arm.topology)
-            )
-        # All arms of a round get the same prompts, so that they can be paired; the salt of the
-        # attempt keeps rounds and reruns apart.
-        prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
-        for measured in arm.passes:
-            try:
-                line = await _measure_pass(
-                    plan, arm, number, measured, deployment, prompts, folder, log
-                )
-            except DeploymentError as error:
-                log.doubt(f"{arm.label}, round {number}, {measured.name}: {error}")
-                line = str(error)
-            echo(f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}")
-            if dead := deployment.dead():
-                for process in dead:
-                    log.doubt(f"{arm.label}, round {number}: {process.failure('ended by itself')}")
-                echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
-                break
-
-
-def _pairs(topology: str) -> int:
-    """Requests that walk every prefill-decode pair which routing by index can make."""
-    known = Topology.parse(topology)
-    return lcm(known.prefill or 1, known.decode or known.aggregated)
-
-
-def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
-    lines = [p.command_line for p in deployment.plan.processes] if deployment.plan else []
-    return {
-        "label": arm.label,
-        "topology": arm.topology,
-        "connector": arm.connector,
-        "role": arm.role,
-        "gpus": arm.gpus,
-        "instances": len(deployment.instances),
-        "passes": [p.name for p in arm.passes],
-        "command_lines": lines or [deployment.url],
-    }
-
-
-async def _measure_pass(
-    plan: ExperimentPlan,
-    arm: Arm,
-    number: int,
-    measured: Pass,
-    deployment: Deployment,
-    prompts: Workload,
-    folder: RunFolder,
-    log: _Log,
-) -> str:
-    """Make the state, drive the workload, read the counters; returns the line to print."""
-    for doubt in await make_state(deployment, measured):
-        log.doubt(doubt)
-    workload = prompts
-    if measured.state != "cold":
-        workload = asked_again(prompts, share=measured.share, seed=number)
-    await deployment.legs()
-    before = await read_counters(deployment)
-    proxy_before = await deployment.proxy_stats()
-    constants = {
-        "arm": arm.label,
-        "topology": arm.topology,
-        "connector": arm.connector,
-        "workload": plan.workload.name,
-        "round": number,
-        "pass": measured.name,
-    }
-    ended: list[RequestRecord] = []
-    try:
-        load = await drive_in_thread(
-            workload,
-            plan.arrivals,
-            base_url=deployment.url,
-            model=deployment.model,
-            timeout_s=plan.params.timeout_s,
-            decode_shift=measured.decode_shift,
-            on_record=ended.append,
-        )
-    except asyncio.CancelledError:
-        log.requests.append(latencies(to_frame(ended, **constants)))
-        folder.write("requests", log.frame("requests"))
-        raise
-    after = await read_counters(deployment)
-    log.measuring_s += load.ended_s - load.started_s
-    rows = latencies(to_frame(load.records, **constants))
-    log.requests.append(rows)
-    log.legs.append(to_frame(await deployment.legs(), **constants))
-    log.counters += before.rows(**constants, when="before") + after.rows(**constants, when="after")
-    folder.write("requests", log.frame("requests"))
-    folder.write("legs", log.frame("legs"))
-    folder.write("counters", pd.DataFrame(log.counters))
-    counted = after.since(before, deployment)
-    for doubt in counted.doubts:
-        log.doubt(doubt)
-    log.passes.append(_pass_counters(arm, number, measured, prompts, load, counted))
-    _watch_client(load, log)
-    _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
-    failed = sum(not record.ok for record in load.records)
-    ttft_ms = 1000 * rows["ttft_s"].median()
-    return f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
-
-
-def _pass_counters(
-    arm: Arm, number: int, measured: Pass, prompts: Workload, load: LoadRun, counted: Counted
-) -> PassCounters:
-    """For the gates: `ideal_reuse_tokens` is what the prompts repeat among themselves."""
-    return PassCounters(
-        arm=arm.label,
-        round=number,
-        pass_name=measured.name,
-        connector=arm.connector,
-        requests_sent=len(load.records),
-        prompt_tokens_sent=prompts.prompt_tokens,
-        ideal_reuse_tokens=sum(r.ideal_reuse_tokens for r in prompts.requests),
-        sources=counted.sources,
-        requests=counted.requests,
-        block_tokens=counted.block_tokens,
-        chunk_tokens=LMCACHE_CHUNK_TOKENS,
-    )
-
-
-PROXY_BUSY_SHARE = 0.5
-LATE_S = 0.01
-
-
-def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: _Log) -> None:
-    if before and after:
-        share = (after["cpu_s"] - before["cpu_s"]) / max(load.ended_s - load.started_s, 1e-9)
-        if share > PROXY_BUSY_SHARE:
-            log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
-
-
-def _watch_client(load: LoadRun, log: _Log) -> None:
-    if load.health.lateness_p99_s > LATE_S:
-        log.doubt(
-            f"The client sent up to {1000 * load.health.lateness_p99_s:.0f} ms late (p99): it, or"
-            " this machine, was busy."
-        )
-
-
 def _facts(
-    plan: ExperimentPlan, log: _Log, status: str, began: datetime, duration_s: float
+    plan: ExperimentPlan, log: Log, status: str, began: datetime, duration_s: float
 ) -> dict[str, Any]:
     """The content of result.json, also of a run that broke off."""
     requests = log.frame("requests")

@@ -54,6 +54,7 @@ class Alarm:
             return
         if self._fd < 0:
             await asyncio.sleep(at_s - monotonic())
+            await self.until(at_s)  # asyncio may wake early, by the resolution of its clock
             return
         seconds, fraction = divmod(at_s, 1)
         # struct itimerspec: the interval (none), then the time; a nanosecond more, as 0 disarms.

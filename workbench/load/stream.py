@@ -105,7 +105,8 @@ class _Seen:
         for choice in (chunk.get("choices") or ())[:1]:  # n is 1; a usage chunk has none
             texts = _generated(choice)
             made = max(0, self.output_tokens - before) if usage else -1
-            if texts or made > 0:
+            # A rise tells of a token only if the count was there all along.
+            if texts or (made > 0 and -1 not in self.chunk_tokens):
                 self.texts += texts
                 self.chunk_s.append(stamp_s)
                 self.chunk_tokens.append(made)
@@ -143,21 +144,37 @@ def _events(body: bytes) -> Iterator[tuple[int, bytes]]:
     What follows the last blank line counts as an event too: some servers leave out the last one.
     """
     start = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
-    for end in [*(match.end() for match in _EVENT_END.finditer(body)), len(body)]:
-        lines = body[start:end].splitlines()
-        data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
-        if data:
-            yield end, b"\n".join(data)
+    for end in _event_ends(body):
+        event = body[start:end]
+        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2:
+            yield end, event[5:]  # one line, as nearly always
+        else:
+            lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+            if lines:
+                yield end, b"\n".join(lines)
         start = end
+
+
+def _event_ends(body: bytes) -> Iterator[int]:
+    if b"\r" in body:
+        yield from (match.end() for match in _EVENT_END.finditer(body))
+    else:
+        end = 0
+        while (at := body.find(b"\n\n", end)) >= 0:
+            end = at + 2
+            yield end
+    yield len(body)
 
 
 def _generated(choice: dict[str, Any]) -> list[str]:
     """The pieces of generated text in a choice, none of them empty."""
+    if text := choice.get("text"):
+        return [str(text)]
     delta = choice.get("delta") or {}
     calls = [call.get("function") or {} for call in delta.get("tool_calls") or ()]
     pieces = [
         delta.get("reasoning") or delta.get("reasoning_content"),
-        choice.get("text") or delta.get("content"),
+        delta.get("content"),
         *(call.get(key) for call in calls for key in ("name", "arguments")),
     ]
     return [str(piece) for piece in pieces if piece]

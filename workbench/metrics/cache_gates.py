@@ -174,11 +174,13 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
     warm = [p for p in passes if p.pass_name == state]
     problems, unknown = [], _uncounted(state, warm)
     taken: dict[Role, float] = {}
+    asked: dict[Role, int] = {}
     for p in warm:
         for role, sources in p.sources.items():
             source = _SERVED_BY[state][role]
             tokens = getattr(sources, source)
             taken[role] = taken.get(role, 0.0) + tokens
+            asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
             repeats = p.ideal_reuse_tokens if source == _FETCHED else 0
             grain = p.grain_tokens(source)
             reachable = p.prompt_tokens_sent - repeats - p.requests_sent * grain
@@ -193,16 +195,15 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
                     f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
                     f" {share * reachable:,.0f} should"
                 )
-    sent = _sent(warm)
     parts = [
-        f"{100 * tokens / sent:.1f} % on {role} instances from"
+        f"{100 * tokens / asked[role]:.1f} % on {role} instances from"
         f" {_SOURCE_NAMES[_SERVED_BY[state][role]]}"
         for role, tokens in taken.items()
-        if sent
+        if asked[role]
     ]
     return judge(
         f"{state} was {state}",
-        holds=f"of {sent:,} prompt tokens in {_count(warm)}, {', '.join(parts)}",
+        holds=f"of {_sent(warm):,} prompt tokens in {_count(warm)}, by role: {', '.join(parts)}",
         problems=problems,
         unknown=unknown,
         next_step="check which tiers the reset reached, and that nothing was evicted",

@@ -15,17 +15,14 @@ from typing import Any, Self
 
 import httpx
 
-from workbench.metrics.prometheus import Counters, difference, read
+from workbench.metrics.prometheus import Counters, read
 
 __all__ = [
-    "Counters",
     "EngineCounters",
     "NixlCounters",
     "StoreCounters",
     "TokenSources",
-    "difference",
     "kv_usage",
-    "read",
     "sample",
 ]
 

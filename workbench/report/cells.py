@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from nbconvert.filters import Highlight2HTML, ansi2html, strip_ansi
+from nbconvert.filters import Highlight2HTML, ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from workbench.report.markup import Outline, clean
+from workbench.report.outcome import RESULT_MIME, failure_of
 
-__all__ = ["RESULT_MIME", "Failure", "failure_of", "render_cells"]
-
-RESULT_MIME = "application/vnd.workbench.result+json"
-"""An output of this type holds the result of the run; its place on the page is the top."""
+__all__ = ["render_cells"]
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -27,37 +25,6 @@ _PAPERMILL_MARK = "papermill-error-cell-tag"
 _NOISE = "Kernel is running over TCP without encryption"
 _OPEN_LINES = 24
 """Printed text that is longer is folded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """The exception that ended a notebook."""
-
-    cell: int
-    """Its position among the notebook's cells."""
-    name: str
-    sentence: str
-    """The first line of its message."""
-    rest: str
-    """The lines of its message after the first."""
-    traceback: str
-
-
-def failure_of(notebook: Any) -> Failure | None:
-    """The exception that ended the notebook, or None."""
-    for position, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                message = strip_ansi(output.evalue).strip()
-                sentence, _, rest = message.partition("\n")
-                return Failure(
-                    cell=position,
-                    name=output.ename,
-                    sentence=sentence,
-                    rest=rest.strip("\n"),
-                    traceback="\n".join(output.traceback),
-                )
-    return None
 
 
 def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) -> str:
@@ -72,13 +39,13 @@ def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) ->
         if _PAPERMILL_MARK in cell.metadata.get("tags", []):
             continue
         if cell.cell_type == "markdown":
-            page.text(cell.source)
+            page.text(cell.source, cell.get("attachments", {}))
         elif cell.cell_type == "code":
             page.code(cell.source, cell.outputs, position)
     page.fold_code()
     left = sum(cell.cell_type == "code" for cell in notebook.cells[last + 1 :])
     if left:
-        page.parts.append(f'<p class="sub">{left} more code cells did not run.</p>')
+        page.parts.append(f'<p class="sub">{_count(left, "more code cell")} did not run.</p>')
     return "\n".join(page.parts)
 
 
@@ -90,26 +57,33 @@ class _Page:
     simulated: bool
     parts: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
+    """Code that waits for its fold."""
+    showed: bool = False
+    """Whether an output stands before the code that waits."""
     titled: bool = False
     plotly_loaded: bool = False
     figures: int = 0
+    fragments: int = 0
 
-    def text(self, source: str) -> None:
+    def text(self, source: str, attachments: Any) -> None:
         self.fold_code()
         if not self.titled and source.lstrip().startswith("# "):
             self.titled = True
             source = source.lstrip().partition("\n")[2]
         if source.strip():
-            html = clean(_markdown(source), prefix=f"t{len(self.parts)}-", outline=self.outline)
+            html = self._clean(_markdown(source, attachments=attachments), outline=self.outline)
             self.parts.append(f'<div class="text">{html}</div>')
 
     def code(self, source: str, outputs: Any, position: int) -> None:
+        """What the cell showed, then its code, folded with that of neighbours that show nothing."""
+        shown = "".join(self._outputs(outputs))
+        if shown:
+            if self.showed:
+                self.fold_code()
+            self.parts.append(f'<div class="shown" id="cell-{position}">{shown}</div>')
+            self.showed = True
         if source.strip():
             self.pending.append(source)
-        shown = [html for html in self._outputs(outputs) if html]
-        if shown:
-            self.parts.append(f'<div class="shown" id="cell-{position}">{"".join(shown)}</div>')
-            self.fold_code()
 
     def fold_code(self) -> None:
         if self.pending:
@@ -117,6 +91,7 @@ class _Page:
             html = "".join(_highlighted(source) for source in self.pending)
             self.parts.append(_folded(f"Code, {_count(lines, 'line')}", html, "code"))
             self.pending.clear()
+        self.showed = False
 
     def _outputs(self, outputs: Any) -> Iterator[str]:
         for output in _joined(outputs):
@@ -124,47 +99,54 @@ class _Page:
                 case "stream":
                     yield _printed(output["text"], output["name"])
                 case "error":
-                    yield _folded("Traceback", f"<pre>{ansi2html(_lines(output))}</pre>", "trace")
+                    lines = "\n".join(output["traceback"])
+                    yield _folded("Traceback", f"<pre>{ansi2html(lines)}</pre>", "trace")
                 case _:
                     yield self._bundle(output["data"], output.get("metadata", {}))
 
     def _bundle(self, data: Any, metadata: Any) -> str:
         """The richest form of an output that a page without a kernel and a network can show."""
-        prefix = f"o{len(self.parts)}-{self.figures}-"
         if RESULT_MIME in data or _WIDGET in data:
             return ""
         if _PLOTLY in data:
             return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}), "group")
         if "image/svg+xml" in data:
-            svg = clean(_svg(data["image/svg+xml"]), prefix=prefix)
+            svg = self._clean(_svg(data["image/svg+xml"]))
             return self._figure(svg, metadata.get("image/svg+xml", {}), "img")
         for mime in ("image/png", "image/jpeg", "image/gif", "image/webp"):
             if mime in data:
                 words = metadata.get(mime, {})
                 source = f"data:{mime};base64,{''.join(str(data[mime]).split())}"
                 picture = f'<img src="{source}" alt="{escape(_alt(words))}">'
-                return self._figure(picture, words, "")
+                return self._figure(picture, words)
         if "text/html" in data:
-            return clean(data["text/html"], prefix=prefix)
+            return self._clean(data["text/html"])
         if "text/markdown" in data:
             html = _markdown(data["text/markdown"], trusted=False)
-            return clean(html, prefix=prefix, outline=self.outline)
+            return self._clean(html, outline=self.outline)
         return _printed(str(data.get("text/plain", "")), "result")
 
-    def _figure(self, inner: str, words: Any, role: str) -> str:
+    def _clean(self, fragment: str, outline: Outline | None = None) -> str:
+        self.fragments += 1
+        return clean(fragment, prefix=f"part{self.fragments}-", outline=outline)
+
+    def _figure(self, inner: str, words: Any, role: str = "") -> str:
+        """A figure with its caption; with a role the label is all that a screen reader says."""
         self.figures += 1
-        alt, caption = escape(_alt(words)), escape(str(words.get("caption", "")))
-        mark = '<b class="simulated">Simulated.</b> ' if self.simulated else ""
-        below = f"<figcaption>{mark}{caption}</figcaption>" if mark or caption else ""
-        named = f' role="{role}" aria-label="{alt}"' if role else ""
-        body = f'<div class="drawing"{named}>{inner}</div>'
-        return f"<figure>{body}{below}</figure>"
+        caption = str(words.get("caption", ""))
+        spoken = escape(f"{_alt(words)} {caption}".strip())
+        mark = '<b class="mark">Simulated.</b> ' if self.simulated else ""
+        below = f"<figcaption>{mark}{escape(caption)}</figcaption>" if mark or caption else ""
+        named = f' role="{role}" aria-label="{spoken}"' if role else ""
+        return f'<figure{named}><div class="drawing">{inner}</div>{below}</figure>'
 
     def _plotly(self, figure: Any) -> str:
         try:
             from plotly.io import to_html  # type: ignore[import-untyped]
         except ImportError:
-            return "<p>This figure can be explored in the notebook; plotly is not installed here.</p>"
+            return (
+                "<p>This figure can be explored in the notebook; plotly is not installed here.</p>"
+            )
         html = to_html(
             {"data": figure.get("data", []), "layout": figure.get("layout", {})},
             config={"displaylogo": False, "responsive": True},
@@ -178,9 +160,11 @@ class _Page:
         return str(html)
 
 
-def _markdown(source: str, *, trusted: bool = True) -> str:
+def _markdown(source: str, *, trusted: bool = True, attachments: Any = None) -> str:
     """Markdown as HTML; HTML inside it stays HTML only where the notebook's author wrote it."""
-    renderer = IPythonRenderer(escape=not trusted, exclude_anchor_links=True)
+    renderer = IPythonRenderer(
+        escape=not trusted, exclude_anchor_links=True, attachments=attachments
+    )
     return str(MarkdownWithMath(renderer=renderer).render(source))
 
 
@@ -231,10 +215,6 @@ def _printed(text: str, name: str) -> str:
 
 def _folded(summary: str, html: str, kind: str) -> str:
     return f'<details class="{kind}"><summary>{escape(summary)}</summary>{html}</details>'
-
-
-def _lines(output: Any) -> str:
-    return "\n".join(output["traceback"])
 
 
 def _count(n: int, noun: str) -> str:

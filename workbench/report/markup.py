@@ -13,9 +13,12 @@ from bs4 import BeautifulSoup, Tag
 __all__ = ["Outline", "clean"]
 
 _DANGEROUS = ("base", "embed", "form", "iframe", "link", "meta", "object", "script", "title")
-_REMOTE = re.compile(r"\s*(?:https?:|//|ftp:|file:|javascript:|vbscript:)", re.IGNORECASE)
-_CSS_LOAD = re.compile(r"@import[^;]*;?|url\(\s*['\"]?(?!#|data:)[^)]*\)|expression\(", re.IGNORECASE)
-_WORDS = ("alt", "aria-label", "content", "title", "value")
+_REMOTE = re.compile(r"(?:https?:|//|ftp:|file:|javascript:|vbscript:)", re.IGNORECASE)
+_BLANK = re.compile(r"[\x00-\x20]+")
+_CSS_LOAD = re.compile(
+    r"@import[^;]*;?|url\((?!\s*['\"]?(?:#|data:))[^)]*\)|(?:https?:)?//[^\s'\")]*", re.IGNORECASE
+)
+_WORDS = ("alt", "aria-label", "title", "value")
 _HEADING = re.compile(r"h[1-6]")
 
 
@@ -54,11 +57,10 @@ def clean(fragment: str, *, prefix: str, outline: Outline | None = None) -> str:
         if tag.name != "title" or tag.find_parent("svg") is None:
             tag.decompose()
     for tag in soup("style"):
-        css = tag.get_text()
         if tag.has_attr("scoped"):  # pandas' alignment of its tables, which the page has its own of
             tag.decompose()
         else:
-            tag.string = _CSS_LOAD.sub("", css)
+            tag.string = _CSS_LOAD.sub("", _raw(tag))
     for tag in soup(True):
         _keep_offline(tag)
     _own_ids(soup, prefix)
@@ -79,9 +81,9 @@ def _keep_offline(tag: Tag) -> None:
         text = " ".join(value) if isinstance(value, list) else str(value)
         if name == "style":
             tag[name] = _CSS_LOAD.sub("", text)
-        elif name.startswith("on") or name.startswith("xmlns") or name == "srcset":
+        elif name.startswith(("on", "xmlns")) or name == "srcset":
             del tag[name]
-        elif name not in _WORDS and _REMOTE.match(text):
+        elif name not in _WORDS and _REMOTE.match(_BLANK.sub("", text)):  # browsers skip blanks too
             del tag[name]
         elif "url(" in text:
             tag[name] = _CSS_LOAD.sub("", text)
@@ -102,7 +104,11 @@ def _own_ids(soup: BeautifulSoup, prefix: str) -> None:
             elif isinstance(value, str) and "#" in value:
                 tag[name] = pointer.sub(rf"#{prefix}\1", value)
         if tag.name == "style":
-            tag.string = pointer.sub(rf"#{prefix}\1", tag.get_text())
+            tag.string = pointer.sub(rf"#{prefix}\1", _raw(tag))
+
+
+def _raw(style: Tag) -> str:
+    return "".join(map(str, style.contents))
 
 
 def _place(heading: Tag, outline: Outline | None) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from workbench.report.figures.chart import log_ticks
-from workbench.report.figures.looks import BLACK, GREY, Look
+from workbench.report.figures.looks import BLACK, GREY, RULE, Look
 from workbench.report.numbers import interval, quantity
 
 __all__ = [
@@ -58,10 +58,12 @@ def dot(axes: Axes, row: Row, look: Look, *, y: float, key: str, factor: float =
 
 
 def row_axis(axes: Axes, labels: Sequence[str]) -> None:
-    """Name the rows at the left, the first one on top."""
+    """Name the rows at the left, the first one on top; a second line of a label is grey."""
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_yticks(range(len(labels)), labels, color=BLACK, fontsize=13)
-    axes.grid(axis="y", visible=len(labels) > 1)
+    axes.grid(axis="y", visible=False)
+    for y in range(len(labels)):
+        axes.axhline(y, color=RULE, linewidth=1, zorder=0)
+    _tick_texts(axes, [line for y, label in enumerate(labels) for line in _stacked(y, label)])
 
 
 def column_at_right(axes: Axes, heading: str, texts: Sequence[tuple[str, bool]]) -> None:
@@ -72,11 +74,24 @@ def column_at_right(axes: Axes, heading: str, texts: Sequence[tuple[str, bool]])
     axes.set_ylim(len(texts) - 0.5, -0.95)
     right = axes.twinx()
     right.set_ylim(axes.get_ylim())
-    right.set_yticks([-0.75, *range(len(texts))], [heading, *(text for text, _ in texts)])
     right.grid(visible=False)
-    head, *others = right.get_yticklabels()
-    head.set(color=BLACK, fontsize=13, fontweight="bold")
-    for label, (_, grey) in zip(others, texts, strict=True):
+    lines = [(-0.75, heading, False)]
+    for y, (text, grey) in enumerate(texts):
+        lines += [(place, line, grey or second) for place, line, second in _stacked(y, text)]
+    _tick_texts(right, lines)
+    right.get_yticklabels()[0].set_fontweight("bold")
+
+
+def _stacked(y: int, text: str) -> list[tuple[float, str, bool]]:
+    """Place, text and whether it is a second one, of the lines that stand around a row."""
+    lines = text.split("\n")
+    return [(y + 0.36 * (i - (len(lines) - 1) / 2), line, i > 0) for i, line in enumerate(lines)]
+
+
+def _tick_texts(axes: Axes, lines: Sequence[tuple[float, str, bool]]) -> None:
+    # one label a line: SVG aligns single lines in the reader's font, but not several
+    axes.set_yticks([place for place, _, _ in lines], [text for _, text, _ in lines])
+    for label, (_, _, grey) in zip(axes.get_yticklabels(), lines, strict=True):
         label.set(color=GREY if grey else BLACK, fontsize=13)
 
 
@@ -97,12 +112,13 @@ def undecided(row: Row) -> bool:
     return not (row["low"] > 1 or row["high"] < 1)
 
 
-def span(rows: Iterable[Row], key: str) -> str:
-    """`30`, or `28 to 30` where rows differ."""
+def span(rows: Iterable[Row], key: str, noun: str) -> str:
+    """`30 requests`, `1 round`, or `28 to 30 requests` where rows differ."""
     counts = sorted({int(row[key]) for row in rows if not pd.isna(row[key])})
     if not counts:
-        return "an unknown number of"
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"an unknown number of {noun}s"
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{many} {noun}{'' if counts == [1] else 's'}"
 
 
 def unique(rows: Iterable[Row], key: str) -> list[str]:

@@ -145,7 +145,7 @@ def _spoken(rows: Sequence[Row], unit: str) -> str:
 def _sample(rows: Sequence[Row]) -> str:
     hollow = any(isnan(row["low"]) or isnan(row["high"]) for row in rows)
     return (
-        f"Median and 95 % interval of {span(rows, 'n_requests')} requests in"
-        f" {span(rows, 'n_rounds')} rounds per arm and cache state."
+        f"Median and 95 % interval of {span(rows, 'n_requests', 'request')} in"
+        f" {span(rows, 'n_rounds', 'round')} per arm and cache state."
         + (" Hollow: too few requests for an interval." if hollow else "")
     )

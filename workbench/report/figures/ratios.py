@@ -69,8 +69,8 @@ def speedups(
         body_px=46 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
         caption=caption
-        or f"Ratio of paired {name} and its 95 % interval over {span(rows, 'n_rounds')} rounds,"
-        f" {span(rows, 'n_pairs')} pairs. Above 1 the first named is better.",
+        or f"Ratio of paired {name} and its 95 % interval over {span(rows, 'n_rounds', 'round')},"
+        f" {span(rows, 'n_pairs', 'pair')}. Above 1 the first named is better.",
         keys=looks(unique(rows, "pass")),
         simulated=bool(comparisons.attrs.get("simulated")),
     )

@@ -1,0 +1,52 @@
+# make report   from a fresh clone to rendered pages in outputs/
+# make test     every check and test, the real engine included
+# make lab      JupyterLab on the notebooks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+FORCED := $(if $(FORCE),--force)
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: report test lab setup clean
+
+report: setup
+	workbench run environment_check $(FORCED)
+	workbench run single_instance_prefix_cache $(FORCED)
+	workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml $(FORCED)
+	workbench index
+
+test: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	nbstripout --verify notebooks/*.ipynb
+	pytest
+
+lab: setup
+	jupyter lab --notebook-dir=notebooks
+
+setup: $(VENV)/installed
+
+# The CUDA set where an NVIDIA driver answers, else the CPU set; README.md tells of ROCm.
+$(VENV)/installed: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+		{ echo "no venv: install it, e.g. apt-get install python3-venv"; exit 1; }
+	@if nvidia-smi >/dev/null 2>&1; then \
+		echo "installing the CUDA set (an NVIDIA driver answers)"; \
+		pip install --progress-bar off -e '.[cuda,notebooks,dev]'; \
+	else \
+		echo "installing the CPU set: about 3 GB, one to three minutes"; \
+		pip install --no-deps --progress-bar off --extra-index-url $(CPU_WHEELS) 'torch==2.13.0+cpu' && \
+		pip install --no-deps --progress-bar off -r requirements/cpu.txt && \
+		pip install --no-deps --quiet -e .; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) outputs/*/ outputs/index.html

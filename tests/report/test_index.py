@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+
+from workbench.errors import ResultError
+from workbench.report.index import runs_of, write_index
+
+
+def add(outputs: Path, name: str, result: dict[str, Any] | str, *, report: bool = True) -> None:
+    folder = outputs / "pd_sweep" / name
+    folder.mkdir(parents=True)
+    text = result if isinstance(result, str) else json.dumps(result)
+    (folder / "result.json").write_text(text)
+    if report:
+        (folder / "report.html").write_text("report")
+
+
+def test_the_newest_run_is_first(tmp_path: Path, result: dict[str, Any]) -> None:
+    for day in ("19", "21", "20"):
+        add(tmp_path, f"run-{day}", {**result, "started_at": f"2026-11-{day}T11:02:00+00:00"})
+    assert [run.run_id for run in runs_of(tmp_path / "pd_sweep")] == ["run-21", "run-20", "run-19"]
+
+
+def test_a_run_shows_finding_status_gates_and_link(tmp_path: Path, result: dict[str, Any]) -> None:
+    add(tmp_path, "run one", {**result, "simulated": True})
+    soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
+    row = soup.select_one("tbody tr")
+    assert row is not None
+    cells = [cell.get_text(" ", strip=True) for cell in row("td")]
+    assert cells == [
+        "● success",
+        "Simulated. A warm KV store cuts TTFT 18 times run one",
+        "▲ 1 fail ◆ 1 inconclusive ● 1 pass",
+        "2026-11-20 11:02 UTC 14 min",
+    ]
+    assert row.a is not None
+    assert row.a["href"] == "pd_sweep/run%20one/report.html"
+
+
+@pytest.mark.parametrize("text", ["{broken", "[]", '{"gates": 3}', '{"duration_s": "long"}'])
+def test_a_broken_result_is_listed_with_the_reason(tmp_path: Path, text: str) -> None:
+    add(tmp_path, "broken", text)
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.status == "unreadable"
+    assert run.finding.startswith("Its result.json cannot be read: ")
+    assert run.link.endswith("broken/report.html")
+
+
+def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "pd_sweep" / "early").mkdir(parents=True)
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert "no result.json" in run.finding
+    assert run.link == ""
+
+
+def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, result: dict[str, Any]) -> None:
+    add(tmp_path, "evil", {**result, "finding": "<script>alert(1)</script>"})
+    html = write_index(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "http" not in html
+
+
+def test_an_empty_folder_has_an_index_and_a_missing_one_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".gitkeep").touch()
+    assert "No run yet." in write_index(tmp_path).read_text(encoding="utf-8")
+    with pytest.raises(ResultError, match="is no folder"):
+        write_index(tmp_path / "nowhere")

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from workbench.errors import ResultError
+from workbench.report import figures
+from workbench.report.outcome import RESULT_MIME
+from workbench.report.page import render, result_of, write_page
+
+EVIL = "<script>alert('prompt')</script>"
+
+
+def cell(source: str, *data: dict[str, Any], **metadata: Any) -> Any:
+    """A code cell that showed one bundle per `data`."""
+    outputs = [new_output("display_data", bundle, metadata=metadata) for bundle in data]
+    return new_code_cell(source, outputs=outputs)
+
+
+def printed(text: str, name: str = "stdout") -> Any:
+    return new_code_cell("print()", outputs=[new_output("stream", name=name, text=text)])
+
+
+def showing(chart: figures.Chart) -> Any:
+    data, metadata = chart._repr_mimebundle_()
+    return cell("chart", data, **metadata)
+
+
+def failing(name: str, message: str) -> Any:
+    traceback = [f"\x1b[31mframe {i}\x1b[0m" for i in range(80)]
+    error = new_output("error", ename=name, evalue=message, traceback=traceback)
+    return new_code_cell("boom()", outputs=[error])
+
+
+def page(*cells: Any, result: dict[str, Any] | None = None) -> BeautifulSoup:
+    return BeautifulSoup(render(new_notebook(cells=list(cells)), result), "html.parser")
+
+
+def loads(html: str) -> list[str]:
+    """Everything in a page that would reach for another file or host."""
+    return re.findall(
+        r"""(?:src|href|srcset|poster|data|action)\s*=\s*["']?(?:https?:|//|file:)[^"'>\s]*"""
+        r"""|url\(\s*["']?(?!["']?(?:\#|data:))[^)]*|@import[^;]*""",
+        html,
+    )
+
+
+@pytest.fixture
+def whole(
+    result: dict[str, Any],
+    summary: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    requests: pd.DataFrame,
+) -> Any:
+    """A notebook as the workbench makes it: text, printed lines, tables, figures, the result."""
+    table = pd.DataFrame({"sent": [679_800]}, index=["cold"])
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# PD sweep\n\nDoes it help? See [the paper](https://arxiv.org/a)."),
+            new_code_cell("topology = '1p4d'", metadata={"tags": ["parameters"]}),
+            cell("result", {RESULT_MIME: result, "text/plain": "Result(...)"}),
+            new_markdown_cell("## Where TTFT goes down"),
+            showing(figures.ttft_by_topology(summary, comparisons)),
+            showing(figures.speedups(comparisons, "ttft_s")),
+            showing(figures.latency_panels(requests)),
+            showing(figures.latency_panels(requests)),
+            new_markdown_cell("## Where every token came from"),
+            cell("ledger", {"text/html": table._repr_html_(), "text/plain": "table"}),
+        ]
+    )
+
+
+def test_a_plain_notebook_is_a_page() -> None:
+    soup = page(new_markdown_cell("# A title\n\nSome *text*."), printed("hello"))
+    assert soup.html is not None
+    assert soup.html["lang"] == "en"
+    assert [h.text for h in soup("h1")] == ["A title"]
+    assert "hello" in soup.text
+    assert "Can this be trusted?" not in soup.text
+
+
+def test_the_result_is_found_in_the_notebook(whole: Any, result: dict[str, Any]) -> None:
+    assert result_of(whole) == result
+    assert result_of(new_notebook()) is None
+    later = {**result, "status": "failed"}
+    whole.cells.append(cell("again", {RESULT_MIME: later}))
+    assert result_of(whole) == later
+
+
+def test_the_first_screen_has_finding_numbers_gates_and_doubts(
+    whole: Any, result: dict[str, Any]
+) -> None:
+    soup = BeautifulSoup(render(whole, result), "html.parser")
+    assert [h.text for h in soup("h1")] == ["A warm KV store cuts TTFT 18 times"]
+    kicker = soup.select_one(".kick")
+    assert kicker is not None
+    assert " ".join(kicker.text.split()) == (
+        "● success PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
+    )
+    cards = [card.get_text(" ") for card in soup.select(".card")]
+    assert cards == [
+        "18.1x TTFT cold / store-warm [16.9, 19.4], 5 rounds of 6 pairs",
+        "187 ms median TTFT",
+    ]
+    assert [doubt.text for doubt in soup.select(".doubt")] == result["doubts"]
+
+
+def test_failed_gates_come_first_with_word_shape_and_next_step(result: dict[str, Any]) -> None:
+    gates = [" ".join(gate.text.split()) for gate in page(result=result).select(".gates li")]
+    failed = "Client not saturated: Another process took 31 % of its core. Next: close other jobs"
+    assert gates == [
+        f"▲ FAIL {failed}",
+        "◆ INCONCLUSIVE Steady state: Too few requests.",
+        "● PASS Cold was cold: 0 of 679,800 cached.",
+    ]
+
+
+def test_a_result_without_gates_does_not_look_checked(result: dict[str, Any]) -> None:
+    assert "No gate was judged" in page(result={**result, "gates": []}).text
+
+
+def test_the_end_has_limits_command_and_what_a_check_needs(result: dict[str, Any]) -> None:
+    soup = page(result=result)
+    assert "Nothing is said about throughput." in soup.text
+    command = soup.find(id="command")
+    assert command is not None
+    assert command.text == result["repeat"]
+    folded = [details.get_text(" ", strip=True) for details in soup("details")]
+    for text in (
+        "topology 1p4d rounds 5 interactive no",
+        "commit a959cbf with uncommitted changes",
+        "vllm 0.32.0",
+        "vllm serve tiny --port 8001",
+        "outputs/pd_sweep/1p4d-lmcache-3f9a2c",
+        "Time to first token",
+    ):
+        assert any(text in part for part in folded), text
+
+
+def test_the_page_is_one_small_file_without_a_network(whole: Any, result: dict[str, Any]) -> None:
+    whole.cells.append(new_markdown_cell("![a](https://example.org/a.png) https://example.org"))
+    html = render(whole, result)
+    assert loads(html) == []
+    assert "<link" not in html
+    assert len(html.encode()) < 600_000
+
+
+def test_ids_are_unique_and_every_reference_finds_its_own(
+    whole: Any, result: dict[str, Any]
+) -> None:
+    html = render(whole, result)
+    soup = BeautifulSoup(html, "html.parser")
+    ids = Counter(str(tag["id"]) for tag in soup(id=True))
+    assert [name for name, n in ids.items() if n > 1] == []
+    pointers = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)
+    assert pointers
+    assert {a or b for a, b in pointers} <= set(ids)
+
+
+def test_every_figure_says_what_it_shows(whole: Any, result: dict[str, Any]) -> None:
+    found = BeautifulSoup(render(whole, result), "html.parser")("figure")
+    assert len(found) == 4
+    for figure in found:
+        assert figure["role"] == "img"
+        assert len(str(figure["aria-label"])) > 40
+        assert figure.find("figcaption") is not None
+    picture = page(cell("plot", {"image/png": "AAAA"}, **{"image/png": {"alt": "A line"}}))
+    assert picture.img is not None
+    assert picture.img["alt"] == "A line"
+
+
+def test_headings_are_in_order_and_the_contents_lead_to_them(
+    whole: Any, result: dict[str, Any]
+) -> None:
+    whole.cells.append(new_markdown_cell("##### Deep\n\n# Shallow"))
+    soup = BeautifulSoup(render(whole, result), "html.parser")
+    levels = [int(tag.name[1]) for tag in soup(re.compile("^h[1-6]$"))]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    entries = [link.text for link in soup.select("nav a")]
+    assert entries == [h.text for h in soup("h2")]
+    assert entries[0] == "Can this be trusted?"
+    assert entries[1:3] == ["Where TTFT goes down", "Where every token came from"]
+
+
+def test_header_cells_have_a_scope(whole: Any, result: dict[str, Any]) -> None:
+    soup = BeautifulSoup(render(whole, result), "html.parser")
+    assert soup("table")
+    assert all(cell.get("scope") in ("col", "row") for cell in soup("th"))
+
+
+def test_dark_and_print_styles_are_there() -> None:
+    html = render(new_notebook(), None)
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    assert "@media print" in html
+
+
+def test_code_is_folded_with_that_of_neighbours_that_show_nothing() -> None:
+    soup = page(new_code_cell("a = 1"), printed("shown"), new_code_cell("b = 2\nc = 3"))
+    folds = soup.select("details.code")
+    assert [fold.summary.text for fold in folds if fold.summary] == ["Code, 4 lines"]
+    assert not folds[0].has_attr("open")
+
+
+def test_text_is_never_html(result: dict[str, Any]) -> None:
+    evil = {**result, "finding": EVIL, "doubts": [EVIL], "repeat": EVIL, "scope": EVIL}
+    evil["gates"] = [{"name": EVIL, "outcome": EVIL, "sentence": EVIL, "next_step": EVIL}]
+    evil["parameters"] = {EVIL: EVIL}
+    soup = page(
+        printed(f"\x1b[31m{EVIL}\x1b[0m"),
+        cell("", {"text/plain": EVIL}),
+        cell("", {"text/markdown": f"**x** {EVIL}\n\n{EVIL}"}),
+        cell("", {"text/html": f"<p>x</p>{EVIL}"}),
+        cell("", {"image/png": "AA"}, **{"image/png": {"alt": '"><script>', "caption": EVIL}}),
+        failing("ValueError", EVIL),
+        result=evil,
+    )
+    assert all("alert" not in str(script) for script in soup("script"))
+    assert EVIL in soup.text
+
+
+def test_a_failed_notebook_says_why_in_its_first_sentence() -> None:
+    mark = new_markdown_cell("<span style='color:red'>An Exception was encountered</span>")
+    mark.metadata["tags"] = ["papermill-error-cell-tag"]
+    soup = page(
+        mark,
+        new_markdown_cell("# PD sweep"),
+        failing("ParameterError", "topology 'p4d' cannot be read\nsecond line"),
+        new_markdown_cell("## Never reached"),
+        new_code_cell("a"),
+        new_code_cell("b"),
+    )
+    assert [h.text for h in soup("h1")] == ["PD sweep: the run failed"]
+    alert = soup.select_one('[role="alert"]')
+    assert alert is not None
+    assert alert.find("p").text == "ParameterError: topology 'p4d' cannot be read"  # type: ignore[union-attr]
+    assert "second line" in alert.details.text  # type: ignore[union-attr]
+    trace = soup.select_one("details.trace")
+    assert trace is not None
+    assert "frame 79" in trace.text
+    assert "\x1b" not in trace.text
+    assert not trace.has_attr("open")
+    target = alert.select_one('a[href^="#cell"]')
+    assert target is not None
+    assert soup.find(id=str(target["href"])[1:]) is not None
+    assert "An Exception was encountered" not in soup.text
+    assert "Never reached" not in soup.text
+    assert "2 more code cells did not run." in soup.text
+
+
+def test_a_failure_outranks_the_result_but_keeps_its_finding(result: dict[str, Any]) -> None:
+    soup = page(failing("KeyError", "'x'"), result=result)
+    assert soup.select_one(".badge.failed") is not None
+    assert [h.text for h in soup("h1")] == [result["finding"]]
+    assert "KeyError: 'x'" in soup.text
+    stopped = page(failing("KeyboardInterrupt", ""), result=result)
+    assert stopped.select_one(".badge.cancelled") is not None
+
+
+def test_a_cell_that_may_raise_is_no_failure() -> None:
+    allowed = failing("ValueError", "expected")
+    allowed.metadata["tags"] = ["raises-exception"]
+    assert page(allowed).select_one('[role="alert"]') is None
+
+
+def test_a_kernel_that_died_leaves_a_cell_without_a_reply() -> None:
+    ended = new_code_cell("a", metadata={"execution": {"shell.execute_reply": "2026-11-20"}})
+    died = new_code_cell("b", metadata={"execution": {"iopub.execute_input": "2026-11-20"}})
+    notebook = new_notebook(
+        cells=[ended], metadata={"papermill": {"end_time": "2026-11-20T11:02:00"}}
+    )
+    assert 'class="badge success"' in render(notebook, None)
+    notebook.cells.append(died)
+    html = render(notebook, None)
+    assert 'class="badge failed"' in html
+    assert "A cell began and never ended" in html
+
+
+@pytest.mark.parametrize("status", ["started", "success", "failed", "cancelled"])
+def test_the_status_is_a_word_and_a_shape(result: dict[str, Any], status: str) -> None:
+    badge = page(result={**result, "status": status}).select_one(f".badge.{status}")
+    assert badge is not None
+    assert re.fullmatch(rf"[●▲■◆] {status}", badge.text)
+
+
+def test_a_simulated_result_is_marked_above_everything_and_on_each_figure(
+    whole: Any, result: dict[str, Any]
+) -> None:
+    assert "Simulated." not in render(whole, result)
+    soup = BeautifulSoup(render(whole, {**result, "simulated": True}), "html.parser")
+    assert soup.main is not None
+    first = soup.main.find("div")
+    assert first is not None
+    assert first.text.startswith("Simulated.")
+    assert all("Simulated." in caption.text for caption in soup("figcaption"))
+
+
+def test_printed_text_is_what_a_terminal_would_have_left() -> None:
+    soup = page(
+        printed(" 10 %\r 50 %\r100 %\nready\r\n\x1b[32mgreen\x1b[0m\n"),
+        printed("Kernel is running over TCP without encryption. All of it.\n", name="stderr"),
+        printed("\n".join(f"line {i}" for i in range(100))),
+    )
+    texts = [pre.text for pre in soup.select("pre.stdout")]
+    assert texts[0] == "100 %\nready\ngreen"
+    assert soup.select("pre.stderr") == []
+    fold = soup.select_one("details.print summary")
+    assert fold is not None
+    assert fold.text == "Printed text, 100 lines"
+
+
+def test_widgets_show_nothing() -> None:
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "Slider()"}
+    assert "Slider" not in page(cell("w", view)).text
+
+
+def test_plotly_comes_along_once_and_works_offline() -> None:
+    pytest.importorskip("plotly")
+    figure = {"data": [{"type": "scatter", "y": [1, 2]}], "layout": {"title": {"text": EVIL}}}
+    bundle = {"application/vnd.plotly.v1+json": figure, "text/html": "<b>the old twin</b>"}
+    html = render(new_notebook(cells=[cell("p", bundle, bundle)]), None)
+    assert html.count("Plotly.newPlot(") >= 2
+    assert 4_000_000 < len(html) < 5_500_000
+    assert EVIL not in html
+    assert "the old twin" not in html
+    tags = re.findall(r"<(?:script|link|img)[^>]*>", html)
+    assert loads("".join(tags)) == []
+
+
+def test_write_page_stands_beside_the_notebook(tmp_path: Path, whole: Any) -> None:
+    source = tmp_path / "out.ipynb"
+    nbformat.write(whole, source)
+    assert write_page(source) == tmp_path / "out.html"
+    assert "cuts TTFT 18 times" in (tmp_path / "out.html").read_text(encoding="utf-8")
+    elsewhere = tmp_path / "report.html"
+    assert write_page(source, elsewhere) == elsewhere
+
+
+@pytest.mark.parametrize("text", [None, "not json", "[]", '{"cells": 3}', '{"nbformat": 4}'])
+def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path: Path, text: str | None) -> None:
+    source = tmp_path / "x.ipynb"
+    if text is not None:
+        source.write_text(text)
+    with pytest.raises(ResultError, match=r"x\.ipynb cannot be read as a notebook"):
+        write_page(source)

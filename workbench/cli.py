@@ -1,0 +1,134 @@
+"""The `workbench` command: run a notebook into its run folder, and make pages of what it showed.
+
+workbench run pd_sweep -p topology 1p4d     papermill into outputs/..., then the page
+workbench report out.ipynb                  the page beside an executed notebook
+workbench index                             outputs/index.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ParameterError, WorkbenchError
+from workbench.params import NOTEBOOKS, check_params
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 on success, 1 when a run failed, 2 on bad input."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    try:
+        return int(options.act(options))
+    except WorkbenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workbench", description=(__doc__ or "").split("\n")[0])
+    acts = parser.add_subparsers(required=True, metavar="run | report | index")
+    run = acts.add_parser("run", help="run a notebook into its run folder, then make its page")
+    run.add_argument("notebook", help=", ".join(NOTEBOOKS))
+    run.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="one parameter, as papermill takes it",
+    )  # fmt: skip
+    run.add_argument("-f", "--file", type=Path, help="a YAML file of parameters; -p wins")
+    run.add_argument("--force", action="store_true", help="run again what has succeeded before")
+    run.set_defaults(act=_run)
+    report = acts.add_parser("report", help="one offline page beside an executed notebook")
+    report.add_argument("executed", type=Path)
+    report.set_defaults(act=_report)
+    index = acts.add_parser("index", help="one page that lists every run")
+    index.add_argument("--output-dir", default="outputs")
+    index.set_defaults(act=_index)
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    from workbench.report.page import write_page
+
+    if not options.executed.is_file():
+        raise ParameterError(
+            f"{options.executed} does not exist; give an executed notebook, such as out.ipynb"
+        )
+    print(write_page(options.executed))
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from workbench.experiment.result import output_root
+    from workbench.report.index import write_index
+
+    print(write_index(output_root(options.output_dir)))
+    return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of the YAML file, then those of the command line."""
+    given: dict[str, Any] = {}
+    if options.file is not None:
+        import yaml
+
+        try:
+            given = yaml.safe_load(options.file.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ParameterError(f"{options.file} cannot be read as YAML: {error}") from error
+        if not isinstance(given, dict):
+            raise ParameterError(f"{options.file} has no names; write lines such as rounds: 3")
+    return given | dict(options.parameter)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from workbench.experiment.plan import run_id
+    from workbench.experiment.result import output_root
+    from workbench.machine import repository_root
+    from workbench.params import EngineParams
+    from workbench.report.page import write_page
+
+    params = check_params(options.notebook, _given(options))
+    name = run_id(params) if isinstance(params, EngineParams) else "here"
+    home = output_root(params.output_dir) / options.notebook / name
+    page = home / "report.html"
+    if page.exists() and (home / "result.json").exists() and not options.force:
+        print(f"{options.notebook} {name} has succeeded before (--force runs it again)\n{page}")
+        return 0
+    home.mkdir(parents=True, exist_ok=True)
+    source = repository_root() / "notebooks" / f"{options.notebook}.ipynb"
+    executed = home / f".run-{os.getpid()}.ipynb"
+    defaults = asdict(type(params)())
+    changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
+    good = _execute(source, executed, changed)
+    kept = home / ("run.ipynb" if good else "run.failed.ipynb")
+    os.replace(executed, kept)
+    print(write_page(kept, page if good else home / "report.failed.html"))
+    return 0 if good else 1
+
+
+def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> bool:
+    """Papermill, with what the cells print shown as it comes; False when a cell failed."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.INFO)
+    try:
+        papermill.execute_notebook(
+            source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
+            progress_bar=False, log_output=True,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

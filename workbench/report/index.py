@@ -1,0 +1,103 @@
+"""One page that lists every run in an outputs folder, the newest first, and links its report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from workbench.errors import ResultError
+from workbench.report.numbers import duration, moment
+from workbench.report.page import fill
+
+__all__ = ["Run", "runs_of", "write_index"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run folder as the index shows it."""
+
+    run_id: str
+    status: str
+    """`started`, `success`, `failed`, `cancelled`, or `unreadable`."""
+    finding: str
+    """The finding; for an unreadable run the reason why there is none."""
+    gates: tuple[tuple[str, int], ...]
+    """(outcome, how many), those that failed first."""
+    simulated: bool
+    started: str
+    duration: str
+    when_s: float
+    """Sort key: seconds since the epoch at which it started, or its folder was last written."""
+    link: str
+    """Address of the report relative to the index; empty where there is no report."""
+
+
+def write_index(outputs_dir: str | Path) -> Path:
+    """Write `index.html` into an outputs folder that holds `<notebook>/<run_id>/result.json`.
+
+    A run whose result cannot be read is listed with the reason. Raises ResultError when there is
+    no such folder.
+    """
+    folder = Path(outputs_dir)
+    if not folder.is_dir():
+        raise ResultError(
+            f"{folder} is no folder; run a notebook first, or name the outputs folder"
+        )
+    notebooks = {
+        path.name: runs_of(path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+    target = folder / "index.html"
+    page = fill("index.html.j2", notebooks={name: runs for name, runs in notebooks.items() if runs})
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def runs_of(notebook_dir: Path) -> list[Run]:
+    """The runs of one notebook, the newest first."""
+    folders = [p for p in notebook_dir.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return sorted((_read(folder) for folder in folders), key=lambda run: -run.when_s)
+
+
+def _read(folder: Path) -> Run:
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return _run(folder, result)
+    except FileNotFoundError:
+        problem = "There is no result.json; the run ended before it wrote one."
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        problem = f"Its result.json cannot be read: {error}"
+    return _run(folder, {"status": "unreadable", "finding": problem})
+
+
+def _run(folder: Path, result: dict[str, Any]) -> Run:
+    outcomes = Counter(str(gate.get("outcome")) for gate in result.get("gates") or [])
+    report = folder / "report.html"
+    started = str(result.get("started_at") or "")
+    return Run(
+        run_id=folder.name,
+        status=str(result.get("status") or "unreadable"),
+        finding=str(result.get("finding") or "No finding."),
+        gates=tuple(
+            (name, outcomes[name]) for name in ("FAIL", "INCONCLUSIVE", "PASS") if outcomes[name]
+        ),
+        simulated=bool(result.get("simulated")),
+        started=moment(started),
+        duration=duration(result.get("duration_s")),
+        when_s=_seconds(started) or folder.stat().st_mtime,
+        link=quote(f"{folder.parent.name}/{folder.name}/report.html") if report.is_file() else "",
+    )
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
