@@ -70,9 +70,9 @@ def whole(
             cell("result", {RESULT_MIME: result, "text/plain": "Result(...)"}),
             new_markdown_cell("## Where TTFT goes down"),
             showing(figures.ttft_by_topology(summary, comparisons)),
+            showing(figures.ttft_by_topology(summary, comparisons)),
             showing(figures.speedups(comparisons, "ttft_s")),
-            showing(figures.latency_panels(requests)),
-            showing(figures.latency_panels(requests)),
+            showing(figures.requests_over_time(requests)),
             new_markdown_cell("## Where every token came from"),
             cell("ledger", {"text/html": table._repr_html_(), "text/plain": "table"}),
         ]

@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,31 @@ FINAL_GRACE_S = 4.0
 SHM = "/dev/shm/"
 
 
-def _members(groups: set[int] | None) -> dict[int, int]:
-    """Live processes below this one as pid -> process group, all or those of `groups`."""
-    parents: dict[int, list[int]] = {}
-    group_of: dict[int, int] = {}
+def _processes() -> Iterator[tuple[int, str, int, int]]:
+    """pid, state, parent and process group of every process of this machine."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                if stat[0] != "Z":
-                    parents.setdefault(int(stat[1]), []).append(int(entry.name))
-                    group_of[int(entry.name)] = int(stat[2])
-    below: list[int] = list(parents.get(os.getpid(), ()))
+                state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                yield int(entry.name), state, int(parent), int(group)
+
+
+def _zombies() -> set[int]:
+    """Ended children of this process that nobody has waited for."""
+    return {pid for pid, state, parent, _ in _processes() if (state, parent) == ("Z", os.getpid())}
+
+
+def _members(groups: set[int] | None) -> dict[int, int]:
+    """Live processes below this one as pid -> process group, all or those of `groups`."""
+    children: dict[int, list[int]] = {}
+    group_of: dict[int, int] = {}
+    for pid, state, parent, group in _processes():
+        if state != "Z":
+            children.setdefault(parent, []).append(pid)
+            group_of[pid] = group
+    below = list(children.get(os.getpid(), ()))
     for pid in below:
-        below.extend(parents.get(pid, ()))
+        below.extend(children.get(pid, ()))
     return {p: group_of[p] for p in below if groups is None or group_of[p] in groups}
 
 
@@ -105,10 +117,17 @@ class Supervisor:
                 self.say(line=name, text=line.decode(errors="replace").rstrip("\n"))
         self.say(exited=name, status=await child.wait())
 
-    async def remember_segments(self) -> None:
-        """A process that is killed leaves segments behind that nobody has mapped any more."""
+    async def look_after(self) -> None:
+        """Note segments while they are mapped, and bury orphans that came to us as subreaper.
+
+        A process that is killed leaves segments behind that nobody has mapped any more.
+        """
         while True:
             self.segments |= _mapped_segments(set(_members(None)))
+            ours = {child.pid for child in self.children.values()}
+            for pid in _zombies() - ours:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it does not block
             await asyncio.sleep(1.0)
 
     async def stop(self, groups: set[int] | None, grace_s: float) -> None:
@@ -154,7 +173,7 @@ class Supervisor:
             loop.add_signal_handler(name, ended.set)
         orders = asyncio.StreamReader(limit=2**24)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-        self.keep(self.remember_segments())
+        self.keep(self.look_after())
 
         async def listen() -> None:
             async for line in orders:

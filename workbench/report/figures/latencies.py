@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.report.figures.chart import Chart, draw, log_ticks, no_data
+from workbench.report.figures.chart import Chart, draw, log_ticks, no_data, wrapped
 from workbench.report.figures.looks import BLACK, GREY, NAMES, Dash, Look, looks
 from workbench.report.figures.series import (
     counted,
@@ -77,18 +77,20 @@ def requests_over_time(
     rows = rows.assign(series=labels(rows), y=rows[metric] * factor)
     rows["since_s"] = rows["sent_s"] - rows.groupby(_pass_keys(rows))["sent_s"].transform("min")
     panels = names(rows)
-    look = looks(list(dict.fromkeys(rows["pass"])), "point")
-    columns = min(3, len(panels))
+    states = list(dict.fromkeys(rows["pass"]))
+    look = looks(states, "point")
+    columns = min(3, len(states) if len(states) > 1 else len(panels))
     lines = -(-len(panels) // columns)
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
-        for axes, panel in zip(grid.flat, panels, strict=False):
+        for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             shown = rows[rows["series"] == panel]
             points(axes, shown["since_s"], shown["y"], look[shown["pass"].iloc[0]])
-            axes.set_title(panel)
+            axes.set_title("\n".join(wrapped(panel, 690 / columns, weight="bold")))
+            axes.tick_params(labelbottom=i + columns >= len(panels))
         for axes in grid[:, 0]:
             time_axis(axes, rows["y"], f"{name}, {unit}")
         end = max(float(rows["since_s"].max()), 0.1)

@@ -1,0 +1,53 @@
+"""Shared by all tests: nothing may be left running, and real-engine runs go to a folder apart."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOKEN = "WORKBENCH_TEST_TOKEN"
+
+
+def marked_processes(token: str) -> dict[int, str]:
+    """Live processes that inherited this token in their environment: pid -> command line."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if f"{TOKEN}={token}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z":
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(entry.name)] = words.decode(errors="replace")[:120]
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A mark that every process started in this test inherits."""
+    value = secrets.token_hex(8)
+    monkeypatch.setenv(TOKEN, value)
+    return value
+
+
+def left_running(token: str, *, within_s: float) -> dict[int, str]:
+    """Marked processes that still live after `within_s` seconds."""
+    ends_s = time.monotonic() + within_s
+    while (alive := marked_processes(token)) and time.monotonic() < ends_s:
+        time.sleep(0.1)
+    return alive
+
+
+@pytest.fixture
+def nothing_left(token: str) -> Iterator[str]:
+    """Fails the test when a process of it, or a shared-memory segment, is left behind."""
+    before = set(os.listdir("/dev/shm"))
+    yield token
+    assert left_running(token, within_s=10) == {}
+    assert set(os.listdir("/dev/shm")) - before == set()
