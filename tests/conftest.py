@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,12 @@ def left_running(token: str, *, within_s: float) -> dict[int, str]:
     while (alive := marked_processes(token)) and time.monotonic() < ends_s:
         time.sleep(0.1)
     return alive
+
+
+@pytest.fixture
+def alive(token: str) -> Callable[[], dict[int, str]]:
+    """What this test has started and still runs: pid -> command line."""
+    return lambda: marked_processes(token)
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ cells repeat the defaults, and a test holds the two together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
 from workbench.errors import ParameterError, nearest
+from workbench.rules import param
 from workbench.topology import TensorParallel, Topology
 
 __all__ = [
@@ -25,38 +25,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a value may be; `help` is what `papermill --help-notebook` shows."""
-
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float = -math.inf
-    high: float = math.inf
-    example: str = ""
-
-    def check(self, name: str, value: Any) -> None:
-        if self.choices and value not in self.choices:
-            raise ParameterError(
-                f"{name} is {value!r}: {nearest(str(value), self.choices)};"
-                f" write one of {', '.join(self.choices)}"
-            )
-        if isinstance(value, int | float) and not self.low <= value <= self.high:
-            high = f" and at most {self.high:g}" if self.high < math.inf else ""
-            raise ParameterError(
-                f"{name} is {value!r}: it is at least {self.low:g}{high}, e.g. {self.example}"
-            )
-
-
-def param(default: Any, help: str, **rule: Any) -> Any:
-    """A field with its default and its rule; the example of a number is its default."""
-    rule.setdefault("example", str(default))
-    metadata = {"rule": Rule(help, **rule)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParams:
     """What every measuring notebook asks about engine, machine and output."""
@@ -67,7 +35,11 @@ class EngineParams:
     platform: str = param(
         "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
     )
-    model: str = param("", "model folder or hub name, empty for the tiny local model")
+    model: str = param(
+        "",
+        "model folder or hub name, empty for the tiny local model",
+        example="Qwen/Qwen2.5-7B-Instruct",
+    )
     context_tokens: int = param(
         24576, "longest prompt plus answer that a server accepts", low=256, high=10_000_000
     )
@@ -82,13 +54,23 @@ class EngineParams:
     seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
     output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
 
+    def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Refuse a prompt and answer longer than the servers accept. Raises ParameterError."""
+        if prompt_tokens + output_tokens > self.context_tokens:
+            raise ParameterError(
+                f"prompt_tokens {prompt_tokens} + output_tokens {output_tokens} do not"
+                f" fit context_tokens {self.context_tokens}; raise context_tokens, e.g. to 40960"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PdSweep(EngineParams):
     """Parameters of `pd_sweep`."""
 
     topology: str = param(
-        "", "comma-separated, as 1p4d or 5a, or all; empty is 1p4d (attach: no label)"
+        "",
+        "comma-separated, as 1p4d or 5a, or all; empty is 1p4d (attach: no label)",
+        example="1p4d",
     )
     connector: str = param(
         "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
@@ -106,7 +88,10 @@ class PdSweep(EngineParams):
     )
     concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
-        0.0, "open loop: Poisson arrivals per second, 0 for the closed loop", low=0.0, high=1e6
+        0.0,
+        "open loop: Poisson arrivals per second, 0 for the closed loop",
+        low=0.0,
+        high=1_000_000,
     )
     rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
     opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
@@ -115,10 +100,18 @@ class PdSweep(EngineParams):
     aggregated_tp: int = param(1, "GPUs of an aggregated instance", low=1, high=64)
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
     store_gb: float = param(1.0, "memory of the KV store, GB", low=0.1, high=100_000)
-    base_url: str = param("", "attach: where requests go")
-    prefill_urls: list[str] = param([], "attach: prefill servers, for counters and resets")
-    decode_urls: list[str] = param([], "attach: decode or aggregated servers, likewise")
-    lmcache_url: str = param("", "attach: HTTP address of the LMCache server")
+    base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
+    prefill_urls: list[str] = param(
+        [], "attach: prefill servers, for counters and resets", example="http://127.0.0.1:8100"
+    )
+    decode_urls: list[str] = param(
+        [],
+        "attach: decode or aggregated servers, likewise",
+        example="http://127.0.0.1:8200,http://127.0.0.1:8201",
+    )
+    lmcache_url: str = param(
+        "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
+    )
 
     def __post_init__(self) -> None:
         if self.engine == "attach":
@@ -130,11 +123,7 @@ class PdSweep(EngineParams):
         else:
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
-        if self.prompt_tokens + self.output_tokens > self.context_tokens:
-            raise ParameterError(
-                f"prompt_tokens {self.prompt_tokens} + output_tokens {self.output_tokens} do not"
-                f" fit context_tokens {self.context_tokens}; raise context_tokens, e.g. to 40960"
-            )
+        self.check_lengths(self.prompt_tokens, self.output_tokens)
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
@@ -161,6 +150,12 @@ class PrefixCache(EngineParams):
     aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
 
     def __post_init__(self) -> None:
+        if self.engine == "attach":
+            raise ParameterError(
+                "engine is 'attach': this notebook starts its servers with the cache on and off;"
+                " take engine vllm, or measure running servers with pd_sweep"
+            )
+        self.check_lengths(self.prompt_tokens, self.output_tokens)
         if any(not 0 < share < 1 for share in self.shares):
             raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")
 
@@ -186,84 +181,26 @@ NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
 def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
     """The checked parameters of a notebook.
 
-    `values` may be a notebook's `globals()`: names that begin with an underscore and values that
-    are not plain data are not parameters. Raises ParameterError on an unknown name (with the
-    nearest known one), a wrong type, or a value out of range.
+    `values` may be a notebook's `globals()`: a name that is no parameter is an error only where
+    papermill could have injected it. Raises ParameterError on an unknown name (with the nearest
+    known one), a wrong type, or a value out of range.
     """
     if notebook not in NOTEBOOKS:
         raise ParameterError(f"notebook {notebook!r} is not known: {nearest(notebook, NOTEBOOKS)}")
     kind = NOTEBOOKS[notebook]
-    given = {name: v for name, v in values.items() if not name.startswith("_") and _plain(v)}
     hints = get_type_hints(kind)
-    for name in given.keys() - hints.keys():
-        raise ParameterError(f"parameter {name!r} is not known: {nearest(name, hints)}")
-    checked = {name: _coerce(name, value, hints[name]) for name, value in given.items()}
+    for name, value in values.items():
+        if name not in hints and _injected(name, value):
+            raise ParameterError(f"parameter {name!r} is not known: {nearest(name, hints)}")
+    checked = {}
     for spec in fields(kind):
-        if spec.name in checked:
-            spec.metadata["rule"].check(spec.name, checked[spec.name])
+        if spec.name in values:
+            rule = spec.metadata["rule"]
+            checked[spec.name] = rule.read(spec.name, values[spec.name], hints[spec.name])
     return kind(**checked)
 
 
-def _plain(value: Any) -> bool:
-    """True for what papermill can inject, as opposed to modules, functions and results.
-
-    IPython keeps its own `In` (a list) and `Out` (a dict) in the same namespace.
-    """
-    return type(value) in (str, int, float, bool, dict, list, type(None)) and not (
-        isinstance(value, dict | list) and _is_history(value)
-    )
-
-
-def _is_history(value: dict[Any, Any] | list[Any]) -> bool:
-    if isinstance(value, list):
-        return len(value) > 0 and value[0] == "" and all(isinstance(item, str) for item in value)
-    return all(isinstance(key, int) for key in value)
-
-
-def _coerce(name: str, value: Any, wanted: Any) -> Any:
-    """`value` as the type `wanted`, where shell and YAML spell it otherwise (1e3, true, a,b)."""
-    origin = get_origin(wanted)
-    if origin is list:
-        (item,) = get_args(wanted)
-        if isinstance(value, str):
-            value = [part.strip() for part in value.strip("[]").split(",") if part.strip()]
-        if isinstance(value, list):
-            return [_coerce(name, part, item) for part in value]
-    elif wanted is bool:
-        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-            return value.strip().lower() == "true"
-        if isinstance(value, bool):
-            return value
-    elif wanted in (int, float) and isinstance(value, int | float | str):
-        number = _number(value)
-        if number is not None and (wanted is float or number == int(number)):
-            return wanted(number)
-    elif wanted is str and isinstance(value, str):
-        return value
-    names = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
-    what = names.get(wanted, "a list")
-    raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {_example(name)}")
-
-
-def _number(value: float | str) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _example(name: str) -> str:
-    for kind in NOTEBOOKS.values():
-        for spec in fields(kind):
-            if spec.name == name:
-                default = spec.default if spec.default is not MISSING else "http://127.0.0.1:8000"
-                return repr(default)
-    return "''"
-
-
-def as_dict(params: Any) -> dict[str, Any]:
-    """The resolved parameters, for result.json and the run id."""
-    return asdict(params)
+def _injected(name: str, value: Any) -> bool:
+    """True for plain data, as opposed to modules, functions, results and IPython's history."""
+    plain = type(value) in (str, int, float, bool, dict, list, type(None))
+    return plain and not name.startswith("_") and name not in ("In", "Out")

@@ -19,7 +19,7 @@ Role = Literal["prefill", "decode", "aggregated"]
 ALL_TOPOLOGIES = "1p1d,1p2d,1p4d,2p1d,2p2d,4p1d,4p2d,4p4d"
 """What `all` stands for: the sweep of the reference report."""
 
-_GRAMMAR = re.compile(r"(?:(?P<p>[1-9]\d*)p(?P<d>[1-9]\d*)d|(?P<a>[1-9]\d*)a)")
+_GRAMMAR = re.compile(r"(?:(?P<p>[1-9][0-9]*)p(?P<d>[1-9][0-9]*)d|(?P<a>[1-9][0-9]*)a)")
 _RULE = (
     "write prefill and decode counts from 1 up as in 1p4d (1 prefill, 4 decode),"
     " or aggregated instances as in 5a"

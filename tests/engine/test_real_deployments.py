@@ -1,4 +1,4 @@
-"""Every connector on real servers: KV moves, the text stays the same, counters say what happened."""
+"""Every connector on real servers: KV moves, the text stays the same, counters say so."""
 
 from collections.abc import Callable
 from pathlib import Path

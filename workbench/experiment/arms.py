@@ -79,7 +79,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_capacity(topology, params.tp, capacity, platform=settings.platform)
         arms.append(
             Arm(
-                label=f"{text} {name}" if name != "none" else text,
+                label=_label(topology, name, params.tp, settings.platform),
                 role=role,
                 topology=text,
                 connector=name,
@@ -104,6 +104,14 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         arrivals=_arrivals(params),
         doubts=tuple(_kv_doubts(params, settings, model)),
     )
+
+
+def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform) -> str:
+    """`1p4d lmcache`; on GPUs with those of each role, `1p4d lmcache, 2+4 GPU`."""
+    text = f"{topology} {name}" if name != "none" else str(topology)
+    if platform == "cpu":
+        return text
+    return f"{text}, {'+'.join(str(n * int(getattr(tp, role))) for role, n in topology.roles)} GPU"
 
 
 def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:

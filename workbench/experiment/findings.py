@@ -14,6 +14,7 @@ from workbench.metrics import cache_gates, gates
 from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.gates import Gate
 from workbench.metrics.statistics import needed_n
+from workbench.topology import Topology
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,7 @@ def conclude(
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
         "break_even": _break_even(summary, comparisons),
+        "sentences": _sentences(plan, summary, comparisons),
         "summary": summary,
         "comparisons": comparisons,
         "repeat": repeat_command(plan),
@@ -186,10 +188,11 @@ def _cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[R
             cards.append(_ratio_card(f"TTFT cold / {state}, {subject.label}", row))
     row = _row(comparisons, kind="opponent", metric="ttft_s", arm=subject.label, **{"pass": "cold"})
     if row is not None:
-        cards.append(_ratio_card(f"TTFT {row['baseline_arm']} / {subject.label}, cold", row))
+        label = f"{subject.label} beside {row['baseline_arm']}, cold TTFT (above 1: faster)"
+        cards.append(_ratio_card(label, row))
     row = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
     if row is not None:
-        cards.append(_ratio_card("TTFT cache off / cache on, cold", row))
+        cards.append(_ratio_card("cache on beside off, cold TTFT (above 1: faster)", row))
     cold = _row(summary, arm=subject.label, metric="ttft_s", **{"pass": "cold"})
     if cold is not None and len(cards) < 3:
         cards.append(
@@ -218,6 +221,44 @@ def _ratio_card(label: str, row: Row) -> Row:
         "high": row["high"],
         "note": note,
     }
+
+
+def _sentences(
+    plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]
+) -> list[str]:
+    """One sentence for each pair of a subject and its opponent, and one on scarce decode."""
+    said = []
+    for row in comparisons:
+        if row["kind"] == "opponent" and row["metric"] == "ttft_s":
+            if isnan(row["low"]):
+                verdict = "not judged"
+            elif not _resolved(row):
+                verdict = "no difference detectable"
+            else:
+                verdict = "sooner" if row["ratio"] > 1 else "later"
+            said.append(
+                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: first token {verdict}"
+                f" ({row['sentence'].removeprefix('no difference detectable at this n: ')})."
+            )
+    tpot = {
+        r["arm"]: 1000 * r["median"]
+        for r in summary
+        if r["metric"] == "tpot_s" and r["pass"] == "cold" and not isnan(r["median"])
+    }
+    split = [
+        (a, Topology.parse(a.topology))
+        for a in plan.arms
+        if a.connector in ("lmcache", "nixl") and a.topology.endswith("d")
+    ]
+    scarce = [a.label for a, t in split if t.decode < t.prefill and a.label in tpot]
+    ample = [a.label for a, t in split if t.decode >= t.prefill and a.label in tpot]
+    if scarce and ample:
+        worst, best = max(scarce, key=tpot.__getitem__), min(ample, key=tpot.__getitem__)
+        said.append(
+            f"With fewer decode than prefill instances TPOT is {tpot[worst]:.1f} ms at worst"
+            f" ({worst}), with as many or more {tpot[best]:.1f} ms at best ({best}), cold."
+        )
+    return said
 
 
 def _break_even(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
@@ -258,11 +299,11 @@ def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
         )
     if len(requests):
         n = int(requests.groupby(["arm", "pass"]).size().min())
-        missing = [f"p{100 * q:.0f} {needed_n(q)}" for q in (0.9, 0.99) if n < needed_n(q)]
+        missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
         if missing:
             doubts.append(
-                f"{n} requests per arm and pass: an interval would need"
-                f" {' and '.join(missing)} of them. Medians are shown."
+                f"{n} requests per arm and pass: too few for an interval of"
+                f" {' or '.join(missing)}. Medians are shown."
             )
     return doubts
 

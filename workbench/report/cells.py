@@ -21,7 +21,8 @@ __all__ = ["render_cells"]
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_PAPERMILL_MARK = "papermill-error-cell-tag"
+_LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}
+"""Tags of cells that the page leaves out: papermill's, and what its first screen shows."""
 _NOISE = "Kernel is running over TCP without encryption"
 _OPEN_LINES = 24
 """Printed text that is longer is folded."""
@@ -36,7 +37,7 @@ def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) ->
     last = failure.cell if failure else len(notebook.cells)
     page = _Page(outline=outline, simulated=simulated)
     for position, cell in enumerate(notebook.cells[: last + 1]):
-        if _PAPERMILL_MARK in cell.metadata.get("tags", []):
+        if _LEFT_OUT & set(cell.metadata.get("tags", [])):
             continue
         if cell.cell_type == "markdown":
             page.text(cell.source, cell.get("attachments", {}))

@@ -119,6 +119,14 @@ def check_capacity(
                 " programs or take a smaller topology such as 1p1d"
             )
         return
+    for role, _ in topology.roles:
+        span = int(getattr(tp, role))
+        # Sharing gives more instances, never more GPUs to one of them.
+        if span > len(capacity.devices):
+            raise PlanError(
+                f"{role}_tp is {span} and {len(capacity.devices)} GPUs are visible; take a smaller"
+                f" {role}_tp, or platform cpu where there is no GPU"
+            )
     needed_gpus, slots = topology.gpus(tp), len(capacity.devices) * capacity.instances_per_gpu
     if needed_gpus > slots:
         raise PlanError(

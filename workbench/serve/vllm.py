@@ -96,7 +96,8 @@ def instance_env(platform: Platform, *, devices: tuple[str, ...] = ()) -> dict[s
         return env | _CPU
     visible = ",".join(devices)
     if platform == "rocm":
-        return env | _ROCM | {"HIP_VISIBLE_DEVICES": visible}
+        # vLLM refuses to start when the two differ, and the shell may have set either.
+        return env | _ROCM | {"HIP_VISIBLE_DEVICES": visible, "CUDA_VISIBLE_DEVICES": visible}
     return env | {"CUDA_VISIBLE_DEVICES": visible}
 
 

@@ -1,0 +1,69 @@
+"""However a run ends, within ten seconds none of its processes and no segment of it is left."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workbench.machine import repository_root
+
+RUN = (
+    "-p topology 1p1d -p opponents False -p prompt_tokens 3000 -p rounds 8 -p requests 8"
+).split()
+
+
+def kernel_of(papermill: psutil.Process) -> psutil.Process:
+    (kernel,) = [p for p in papermill.children() if "ipykernel_launcher" in " ".join(p.cmdline())]
+    return kernel
+
+
+def interrupt_kernel(papermill: psutil.Process) -> None:
+    kernel_of(papermill).send_signal(signal.SIGINT)
+
+
+def terminate_papermill(papermill: psutil.Process) -> None:
+    papermill.terminate()
+
+
+def kill_kernel(papermill: psutil.Process) -> None:
+    kernel_of(papermill).kill()
+
+
+def kill_papermill(papermill: psutil.Process) -> None:
+    papermill.kill()
+
+
+ENDS = (interrupt_kernel, terminate_papermill, kill_kernel, kill_papermill)
+
+
+@pytest.mark.parametrize("attempt", range(10))
+def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
+    attempt: int,
+    tmp_path: Path,
+    clean_env: dict[str, str],
+    alive: Callable[[], dict[int, str]],
+    nothing_left: str,
+) -> None:
+    end: Callable[[psutil.Process], None] = ENDS[attempt % len(ENDS)]
+    after_s = random.Random().uniform(3, 20)
+    print(f"{end.__name__} after {after_s:.1f} s")
+    with subprocess.Popen(
+        ["papermill", "notebooks/pd_sweep.ipynb", str(tmp_path / "out.ipynb"),
+         "-p", "output_dir", str(tmp_path), *RUN],
+        cwd=repository_root(), env=clean_env | {"WORKBENCH_TEST_TOKEN": nothing_left},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+    ) as started:  # fmt: skip
+        papermill = psutil.Process(started.pid)
+        time.sleep(after_s)
+        assert started.poll() is None, "the run ended by itself before it was to be ended"
+        assert any("ipykernel_launcher" in line for line in alive().values())
+        end(papermill)
+        # `nothing_left` looks for what this run has started; papermill itself must end too.
+        assert started.wait(timeout=30) != 0
+    assert os.listdir(tmp_path)

@@ -1,0 +1,113 @@
+"""`papermill notebooks/pd_sweep.ipynb` as typed, on real servers with short prompts."""
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workbench.report.page import write_page
+from workbench.serve.tiny_model import tiny_model
+
+Papermill = Callable[..., subprocess.CompletedProcess[str]]
+QUICK = ("-p", "prompt_tokens", "3000", "-p", "requests", "2", "-p", "output_tokens", "8")
+
+
+def outcomes(facts: dict[str, Any]) -> dict[str, str]:
+    return {gate["name"]: gate["outcome"] for gate in facts["gates"]}
+
+
+def test_1p1d_over_lmcache_with_its_opponents(
+    papermill: Papermill, result_of: Callable[[str], Any], tmp_path: Path
+) -> None:
+    done = papermill("pd_sweep", "-p", "topology", "1p1d", "-p", "rounds", "3", *QUICK)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = result_of("pd_sweep")
+    assert facts["status"] == "success"
+    assert set(outcomes(facts).values()) == {"PASS"}
+    assert [arm["label"] for arm in facts["arms"]] == ["1p1d lmcache", "2a", "2a lmcache"]
+
+    folder = next((tmp_path / "pd_sweep").iterdir())
+    rows = pd.read_parquet(folder / "requests.parquet")
+    assert len(rows) == 3 * 2 * (3 + 2 + 4)  # rounds x requests x passes of the three arms
+    assert rows["error"].eq("").all()
+    # A warm store is faster than computing 3,000 tokens, in every round.
+    median = rows.pivot_table(index=["arm", "round"], columns="pass", values="ttft_s")
+    assert (median["cold"] > median["engine-warm"]).all()
+
+    page = write_page(tmp_path / "out.ipynb").read_text()
+    assert len(page) < 600_000
+    assert not re.search(r"""(src|href)=["']?https?:|url\(["']?https?:""", page)
+    assert "KV moved" in page and "papermill notebooks/pd_sweep.ipynb" in page
+
+
+def test_1p2d_over_nixl_without_a_store(papermill: Papermill, result_of: Any) -> None:
+    done = papermill(
+        "pd_sweep", "-p", "topology", "1p2d", "-p", "connector", "nixl",
+        "-p", "opponents", "False", "-p", "rounds", "1", *QUICK,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = result_of("pd_sweep")
+    passes = {row["pass"] for row in facts["summary"]}
+    assert passes == {"cold", "engine-warm", "cross-instance"}  # nothing stores: no store-warm
+    assert set(outcomes(facts).values()) == {"PASS"}
+
+
+def test_open_loop_and_a_shared_prefix(papermill: Papermill, result_of: Any) -> None:
+    done = papermill(
+        "pd_sweep", "-p", "topology", "2a", "-p", "connector", "none", "-p", "rounds", "1",
+        "-p", "workload", "shared_prefix", "-p", "rate_per_s", "5", "-p", "shared_share", "0.5",
+        "-p", "prompt_tokens", "1024", "-p", "requests", "8", "-p", "output_tokens", "4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    workload = result_of("pd_sweep")["workload"]
+    assert "Poisson" in workload["arrivals"]
+    assert workload["ideal_reuse"] == pytest.approx(7 / 16)  # seven of eight share half
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("-p topology p4d", "topology 'p4d' cannot be read: write prefill and decode counts"),
+        ("-p topology 0p0d", "topology '0p0d' cannot be read"),
+        ("-p topology 1p-4d", "topology '1p-4d' cannot be read"),
+        ("-p topology 100p100d", "has 200 instances and a CPU machine takes at most 16"),
+        ("-p connector none -p topology 1p4d", "connector 'none' cannot serve 1p4d"),
+        ("-p connector lmcash", "write one of none, lmcache, nixl"),
+        ("-p promt_tokens 5", "did you mean 'prompt_tokens'?"),
+        ("-y rounds:\tthree", "rounds is 'three': it takes a whole number, e.g. 3"),
+        ("-p model /no/such/folder", "model folder /no/such/folder does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_starts(
+    papermill: Papermill, tmp_path: Path, arguments: str, sentence: str
+) -> None:
+    began_s = time.monotonic()
+    done = papermill("pd_sweep", *(word.replace("\t", " ") for word in arguments.split(" ")))
+    assert done.returncode != 0
+    assert sentence in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "pd_sweep").exists()
+    assert time.monotonic() - began_s < 15  # 5 s where nothing else runs; CI is noisy
+
+
+def test_a_failed_rerun_leaves_the_earlier_good_result_untouched(
+    papermill: Papermill, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model(), tmp_path / "model")
+    quick = ("-p", "topology", "1a", "-p", "connector", "none", "-p", "rounds", "1", *QUICK)
+    assert papermill("pd_sweep", *quick, "-p", "model", str(model)).returncode == 0
+    (result,) = (tmp_path / "pd_sweep").glob("*/result.json")
+    before = result.read_bytes()
+
+    (model / "model.safetensors").unlink()
+    again = papermill("pd_sweep", *quick, "-p", "model", str(model))
+    assert again.returncode != 0
+    assert "aggregated-0 did not start" in again.stderr
+    assert result.read_bytes() == before
+    (attempt,) = (tmp_path / "pd_sweep").glob("*/attempt-*/result.json")
+    assert '"status": "failed"' in attempt.read_text()

@@ -1,0 +1,188 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import PlanError
+from workbench.serve.connectors import connector
+from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import TensorParallel, Topology
+
+EIGHT = Capacity(devices=tuple("01234567"))
+
+
+def plan(
+    topology: str,
+    name: str,
+    platform: str = "cpu",
+    *,
+    tp: TensorParallel | None = None,
+    capacity: Capacity | None = None,
+) -> DeploymentPlan:
+    known = Topology.parse(topology)
+    return plan_deployment(
+        known,
+        connector(name),
+        EngineSettings(model=Path("/models/tiny"), platform=platform),
+        ports=range(20_000, 20_000 + ports_needed(known)),
+        tp=tp,
+        capacity=capacity or (EIGHT if platform != "cpu" else Capacity()),
+        shm_name="workbench-7",
+    )
+
+
+def names(made: DeploymentPlan) -> list[str]:
+    return [process.name for process in made.processes]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm"])
+@pytest.mark.parametrize(
+    ("topology", "name", "processes"),
+    [
+        ("1p4d", "lmcache", "store prefill-0 decode-0 decode-1 decode-2 decode-3 proxy"),
+        ("1p4d", "nixl", "prefill-0 decode-0 decode-1 decode-2 decode-3 proxy"),
+        ("3a", "none", "aggregated-0 aggregated-1 aggregated-2 proxy"),
+        ("1a", "lmcache", "store aggregated-0"),
+        ("1a", "none", "aggregated-0"),
+    ],
+)
+def test_the_processes_of_a_topology_in_the_order_of_their_start(
+    platform, topology, name, processes
+):
+    assert names(plan(topology, name, platform)) == processes.split()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["lmcache", "nixl"])
+def test_no_port_is_given_out_twice(name, platform):
+    made = plan("4p4d", name, platform)
+    ports = [process.port for process in made.processes]
+    ports += [
+        int(p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in made.instances if name == "nixl"
+    ]
+    if made.store:
+        ports.append(int(made.store_http_url.rpartition(":")[2]))
+    assert len(set(ports)) == len(ports)
+    assert set(ports) <= set(range(20_000, 20_000 + ports_needed(made.topology)))
+
+
+def test_requests_go_to_the_proxy_or_to_the_only_instance():
+    made = plan("1p4d", "lmcache")
+    assert made.url == made.processes[-1].url
+    assert made.processes[-1].role == "proxy"
+    alone = plan("1a", "lmcache")
+    assert alone.url == alone.instances[0].url
+
+
+def test_the_proxy_knows_every_instance_by_its_leg():
+    made = plan("2p3d", "nixl")
+    prefill = [p.url for p in made.instances if p.role == "prefill"]
+    decode = [p.url for p in made.instances if p.role == "decode"]
+    args = made.processes[-1].args
+    legs = list(zip(args, args[1:], strict=False))
+    assert [url for option, url in legs if option == "--prefill"] == prefill
+    assert [url for option, url in legs if option == "--decode"] == decode
+    assert ("--mode", "nixl") in legs
+
+
+def test_a_proxy_before_aggregated_instances_has_one_leg():
+    args = plan("3a", "lmcache").processes[-1].args
+    assert "--prefill" not in args
+    assert args.count("--decode") == 3
+    assert args[args.index("--mode") + 1] == "none"
+
+
+def test_every_instance_finds_the_store():
+    made = plan("1p4d", "lmcache")
+    assert made.store and made.shm_name == "workbench-7"
+    port = f'"lmcache.mp.port": {made.store.port}'
+    assert all(port in " ".join(process.args) for process in made.instances)
+    assert "--shm-name workbench-7" in made.store.command_line
+
+
+def test_without_a_store_there_is_nothing_of_it():
+    made = plan("1p4d", "nixl")
+    assert (made.store, made.store_http_url, made.shm_name) == (None, "", "")
+
+
+def test_on_a_cpu_the_servers_are_forked_and_the_proxy_is_not():
+    forks = {process.role: process.forks for process in plan("1p1d", "lmcache").processes}
+    assert forks == {"store": "lmcache", "prefill": "vllm", "decode": "vllm", "proxy": ""}
+    assert {process.forks for process in plan("1p1d", "lmcache", "cuda").processes} == {""}
+
+
+def test_nixl_moves_kv_over_loopback_on_a_cpu_and_as_it_likes_on_a_gpu():
+    on_cpu, on_cuda = plan("1p1d", "nixl"), plan("1p1d", "nixl", "cuda")
+    assert {process.env["UCX_NET_DEVICES"] for process in on_cpu.instances} == {"lo"}
+    assert all("UCX_NET_DEVICES" not in process.env for process in on_cuda.instances)
+
+
+def devices(made: DeploymentPlan) -> list[str]:
+    return [process.env["CUDA_VISIBLE_DEVICES"] for process in made.instances]
+
+
+def test_each_instance_gets_gpus_of_its_own():
+    tp = TensorParallel(prefill=4, decode=1)
+    made = plan("1p4d", "nixl", "cuda", tp=tp)
+    assert devices(made) == ["0,1,2,3", "4", "5", "6", "7"]
+    assert "--tensor-parallel-size 4" in made.instances[0].command_line
+    assert "--tensor-parallel-size 1" in made.instances[1].command_line
+
+
+def test_the_given_gpus_are_handed_out_in_the_given_order():
+    made = plan("1p1d", "nixl", "cuda", capacity=Capacity(devices=("6", "GPU-3f", "2")))
+    assert devices(made) == ["6", "GPU-3f"]
+
+
+def test_a_gpu_is_shared_only_when_all_are_in_use():
+    made = plan("1p3d", "nixl", "cuda", capacity=Capacity(devices=("0", "1"), instances_per_gpu=2))
+    assert devices(made) == ["0", "1", "0", "1"]
+    assert all("--gpu-memory-utilization 0.45" in p.command_line for p in made.instances)
+
+
+def test_what_is_planned_can_be_read_and_typed_again():
+    made = plan("1p1d", "nixl", "cuda", tp=TensorParallel(prefill=2))
+    lines = str(made).splitlines()
+    assert lines[0] == "1p1d: 1 prefill x 2 GPU, 1 decode x 1 GPU; connector nixl"
+    assert len(lines) == 1 + len(made.processes)
+    assert lines[1].split()[:3] == ["prefill-0", *made.processes[0].program]
+    assert "'{\"kv_connector\": \"NixlConnector\"" in lines[1]  # quoted for a shell
+    assert str(plan("1p1d", "nixl")).startswith("1p1d: 1 prefill, 1 decode; connector nixl")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("1p4d", "none"), "both roles would prefill"),
+        (("100p100d", "lmcache"), "100p100d has 200 instances and a CPU machine takes at most 16"),
+        (("4p4d", "nixl", "cuda", {"prefill": 2}), "4p4d needs 12 GPUs and 8 are visible"),
+        (("1p1d", "nixl", "cuda", {"decode": 16}), "decode_tp is 16 and 8 GPUs are visible"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_numbers(given, sentence):
+    topology, name, *rest = given
+    platform = rest[0] if rest else "cpu"
+    tp = TensorParallel(**rest[1]) if rest[1:] else None
+    with pytest.raises(PlanError, match=sentence):
+        plan(topology, name, platform, tp=tp)
+
+
+def test_too_little_memory_is_refused_with_the_numbers():
+    with pytest.raises(PlanError, match=r"needs about 4.0 GB \(5 .* 0.8 GB\) and 3.0 GB are free"):
+        plan("5a", "none", capacity=Capacity(free_memory_gb=3.0))
+
+
+def test_sharing_a_gpu_does_not_make_two_of_it_for_one_instance():
+    one = Capacity(devices=("0",), instances_per_gpu=2)
+    with pytest.raises(PlanError, match="aggregated_tp is 2 and 1 GPUs are visible"):
+        plan("1a", "none", "cuda", tp=TensorParallel(aggregated=2), capacity=one)
+
+
+def test_a_machine_without_a_gpu_is_refused_for_cuda():
+    with pytest.raises(PlanError, match="0 GPUs are visible"):
+        plan("1a", "none", "cuda", capacity=Capacity(devices=()))
+
+
+def test_the_proxy_runs_in_this_interpreter():
+    assert plan("1p1d", "nixl").processes[-1].program[0] == sys.executable

@@ -1,0 +1,86 @@
+"""What the value of a parameter may be, and how a shell and YAML spell it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin
+
+from workbench.errors import ParameterError
+
+__all__ = ["Rule", "param"]
+
+_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value may be; `help` is what `papermill --help-notebook` shows."""
+
+    help: str
+    example: Any
+    """A good value, for the messages."""
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+    def read(self, name: str, value: Any, wanted: Any) -> Any:
+        """`value` as the type `wanted`, within the rule. Raises ParameterError."""
+        read = _typed(value, wanted)
+        if read is None:
+            what = _TYPES.get(wanted, "a list")
+            raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {self.example}")
+        if self.choices and read not in self.choices:
+            raise ParameterError(f"{name} is {read!r}: write one of {', '.join(self.choices)}")
+        if wanted in (int, float) and not self.low <= read <= self.high:
+            raise ParameterError(
+                f"{name} is {read!r}: it is at least {self.low:,} and at most {self.high:,},"
+                f" e.g. {self.example}"
+            )
+        return read
+
+
+def param(default: Any, help: str, **rule: Any) -> Any:
+    """A dataclass field with its default and its rule; the example is the default unless given."""
+    metadata = {"rule": Rule(help, **{"example": default, **rule})}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _typed(value: Any, wanted: Any) -> Any:
+    """`value` as `wanted`, also from `1e3`, `true`, `a,b` or `[0.5]`; None where it is none."""
+    if get_origin(wanted) is list:
+        (kind,) = get_args(wanted)
+        items = _items(value)
+        typed = None if items is None else [_typed(item, kind) for item in items]
+        return None if typed is None or None in typed else typed
+    if wanted is bool:
+        if isinstance(value, str):
+            return {"true": True, "false": False}.get(value.strip().lower())
+        return value if isinstance(value, bool) else None
+    if wanted in (int, float):
+        number = _number(value)
+        return wanted(number) if number is not None and wanted(number) == number else None
+    return value if isinstance(value, wanted) else None
+
+
+def _items(value: Any) -> list[Any] | None:
+    if isinstance(value, str):
+        # `a,b`, and what str() makes of a list
+        parts = (part.strip(" '\"") for part in value.strip("[] ").split(","))
+        return [part for part in parts if part]
+    if isinstance(value, list | tuple):
+        return list(value)
+    # Papermill reads a list of one number as that number.
+    return None if _number(value) is None else [value]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
