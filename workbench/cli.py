@@ -115,14 +115,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> bool:
-    """Papermill, with what the cells print shown as it comes; False when a cell failed."""
+    """Papermill, with what the cells print shown at once; False when a cell failed."""
     import papermill
 
-    logging.getLogger("papermill").setLevel(logging.INFO)
     try:
         papermill.execute_notebook(
             source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
-            progress_bar=False, log_output=True,
+            progress_bar=False, stdout_file=sys.stdout,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)

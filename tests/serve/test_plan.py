@@ -58,9 +58,7 @@ def test_the_processes_of_a_topology_in_the_order_of_their_start(
 def test_no_port_is_given_out_twice(name, platform):
     made = plan("4p4d", name, platform)
     ports = [process.port for process in made.processes]
-    ports += [
-        int(p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in made.instances if name == "nixl"
-    ]
+    ports += [int(p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in made.instances if name == "nixl"]
     if made.store:
         ports.append(int(made.store_http_url.rpartition(":")[2]))
     assert len(set(ports)) == len(ports)
@@ -147,7 +145,7 @@ def test_what_is_planned_can_be_read_and_typed_again():
     assert lines[0] == "1p1d: 1 prefill x 2 GPU, 1 decode x 1 GPU; connector nixl"
     assert len(lines) == 1 + len(made.processes)
     assert lines[1].split()[:3] == ["prefill-0", *made.processes[0].program]
-    assert "'{\"kv_connector\": \"NixlConnector\"" in lines[1]  # quoted for a shell
+    assert '\'{"kv_connector": "NixlConnector"' in lines[1]  # quoted for a shell
     assert str(plan("1p1d", "nixl")).startswith("1p1d: 1 prefill, 1 decode; connector nixl")
 
 

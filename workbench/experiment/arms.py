@@ -207,7 +207,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         capacity=capacity,
     )
     off = replace(settings, prefix_caching=False)
-    everything = Pass(name="warm", state="engine-warm")
+    everything = Pass(name="engine-warm", state="engine-warm")
     return ExperimentPlan(
         notebook="single_instance_prefix_cache",
         params=params,

@@ -179,7 +179,7 @@ def _as_result(
     failed = [gate for gate in gates if gate.outcome == "FAIL"]
     ready = not failed and (smoke is not None or not params.smoke)
     if ready:
-        finding = f"Ready: this machine runs real prefill/decode on {platform}"
+        finding = f"Ready: real prefill and decode servers run on this machine ({platform})"
         step = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
     else:
         finding = f"Not ready: {failed[0].sentence.splitlines()[0]}" if failed else "Not ready"

@@ -134,8 +134,8 @@ class ExperimentPlan:
 
     def __str__(self) -> str:
         lines = [f"{self.notebook} {self.run_id}: {len(self.arms)} arms x {self.rounds} rounds"]
-        lines.append(f"workload {self.workload.name} {self.workload.options}")
-        lines.append(f"{self.arrivals.describe()}")
+        options = ", ".join(f"{name} {value}" for name, value in self.workload.options.items())
+        lines.append(f"workload {self.workload.name}: {options}; {self.arrivals.describe()}")
         for arm in self.arms:
             passes = ", ".join(p.name for p in arm.passes)
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")

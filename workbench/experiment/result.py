@@ -140,7 +140,8 @@ class Result:
         known = {str(name).removesuffix("_s") for name in table["metric"]}
         if metric.removesuffix("_s") not in known:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
-        return table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
+        rows = table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
+        return rows.drop(columns=["kind", "metric", "sentence"])
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
@@ -179,7 +180,8 @@ class Result:
         value = self.facts[name]
         if isinstance(value, Mapping):
             flat = pd.json_normalize(dict(value)).iloc[0]
-            return pd.DataFrame({"what": flat.index, "found": flat.astype(str).to_numpy()})
+            found = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in flat]
+            return pd.DataFrame({"what": flat.index, "found": found})
         return pd.DataFrame(value)
 
     def _table(self, name: str) -> pd.DataFrame:

@@ -131,7 +131,11 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
 
 def _succeeded(answer: httpx.Response) -> bool:
     """vLLM says `{"success": false}` inside HTTP 200; an old one sends an empty body."""
-    return not answer.content or answer.json().get("success", True) is not False
+    try:
+        said = answer.json()
+    except ValueError:
+        return True
+    return not (isinstance(said, dict) and said.get("success") is False)
 
 
 @asynccontextmanager
@@ -180,7 +184,8 @@ async def deploy(
 def lost_port(error: BaseException) -> bool:
     """True when a start failed only because a chosen port was taken."""
     errors = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
-    return any("Address already in use" in str(e) for e in errors)
+    # The system's sentence begins with a capital; asyncio, and uvicorn with it, writes it small.
+    return any("address already in use" in str(e).lower() for e in errors)
 
 
 def _role(role: Role | Literal["store", "proxy"]) -> Role:
@@ -201,9 +206,10 @@ async def _start_all(
     try:
         for names in (("store",), ("prefill", "decode", "aggregated", "proxy")):
             batch = [spec for spec in plan.processes if spec.role in names]
-            started = [await launcher.start(spec, log_dir) for spec in batch]
-            running += started
-            await launcher.ready(started, timeout_s=timeout_s)
+            first = len(running)
+            for spec in batch:
+                running.append(await launcher.start(spec, log_dir))
+            await launcher.ready(running[first:], timeout_s=timeout_s)
     except BaseExceptionGroup as group:
         # The first reason tells; the others are its consequences or were cancelled.
         raise next((e for e in group.exceptions if isinstance(e, LaunchError)), group) from None

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import sys
 import time
@@ -34,7 +35,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\(.*?\)\s+|^(?:ERROR|CRITICAL)[ \d:.-]*\[[^\]]*\]\s*")
 _ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*")
 _FATAL = re.compile(r"To serve at least one request with the model's max seq len|NIXL is not avail")
-_BUSY_PORT = "Address already in use"
+_GONE = object()
+"""The answer to every question when the supervisor has ended."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -98,6 +100,7 @@ class Launcher:
     _reader: asyncio.Task[None] | None = None
     _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     _exits: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    _forked: set[str] = field(default_factory=set)
     _fork_server: asyncio.Task[bool] | None = None
 
     async def __aenter__(self) -> Self:
@@ -136,7 +139,8 @@ class Launcher:
         if spec.forks and self.fork:
             self.warm_up()
             assert self._fork_server is not None
-            if await self._fork_server:
+            if await self._fork_server and not self._exits[FORK_SERVER].done():
+                self._forked.add(name)
                 job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
                 pid = await self._ask(
                     name, send=FORK_SERVER, line=json.dumps(job | {"log": str(log)})
@@ -177,7 +181,14 @@ class Launcher:
         assert self._supervisor is not None and self._supervisor.stdin is not None
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
         self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
-        return await answer
+        assert self._reader is not None
+        value = _GONE if self._reader.done() else await answer
+        if value is _GONE:
+            raise DeploymentError(
+                "the supervisor of the servers ended by itself, and every server with it; was it"
+                " killed? run again"
+            )
+        return value
 
     def _answer(self, key: str, value: Any) -> None:
         waiting = self._waiting.pop(key, None)
@@ -195,16 +206,21 @@ class Launcher:
         async for raw in self._supervisor.stdout:
             event = json.loads(raw)
             if "line" in event:
-                self._fork_event(json.loads(event["text"]))
+                # What a library prints on the fork server's stdout is none of its events.
+                with suppress(ValueError, LookupError, TypeError):
+                    self._fork_event(json.loads(event["text"]))
             elif "started" in event:
                 self._answer(event["started"], event["pid"])
             elif "stopped" in event:
                 self._answer(event["stopped"], None)
             elif event["exited"] == FORK_SERVER:
-                self._answer(FORK_SERVER + " ready", False)
-                self._exits[FORK_SERVER].set_result(event["status"])
+                self._fork_server_ended(event["status"])
             else:
                 self._ended(event["exited"], event["status"])
+        for name in self._exits:
+            self._ended(name, -signal.SIGKILL)
+        for key in list(self._waiting):
+            self._answer(key, _GONE)
 
     def _fork_event(self, event: dict[str, Any]) -> None:
         if "ready" in event:
@@ -213,6 +229,17 @@ class Launcher:
             self._answer(event["forked"], event["pid"])
         else:
             self._ended(event["exited"], event["status"])
+
+    def _fork_server_ended(self, status: int) -> None:
+        """What it forked ends with it, and nobody else would report that."""
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        leaving = self._supervisor.stdin.is_closing()
+        if FORK_SERVER + " ready" not in self._waiting and not leaving:
+            self.notes.append("The fork server ended by itself; later instances started plainly.")
+        self._answer(FORK_SERVER + " ready", False)
+        self._ended(FORK_SERVER, status)
+        for name in self._forked:
+            self._ended(name, -signal.SIGKILL)
 
     async def _start_fork_server(self) -> bool:
         """True when the fork server has loaded vLLM; False when instances must start plainly."""
@@ -223,7 +250,7 @@ class Launcher:
         argv = [sys.executable, "-m", "workbench.serve.forkserver"]
         order = {"start": FORK_SERVER, "argv": argv, "env": instance_env("cpu"), "log": str(log)}
         await self._ask(FORK_SERVER, **order, talks=True)
-        if await ready:
+        if await ready is True:
             return True
         self.notes.append(
             f"The fork server did not load, so instances start one by one; log: {log}"
