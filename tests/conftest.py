@@ -51,9 +51,16 @@ def alive(token: str) -> Callable[[], dict[int, str]]:
 
 
 @pytest.fixture
-def nothing_left(token: str) -> Iterator[str]:
-    """Fails the test when a process of it, or a shared-memory segment, is left behind."""
-    before = set(os.listdir("/dev/shm"))
+def nothing_running(token: str) -> Iterator[str]:
+    """Fails the test when a process of it is left behind."""
     yield token
     assert left_running(token, within_s=10) == {}
+
+
+@pytest.fixture
+def nothing_left(nothing_running: str) -> Iterator[str]:
+    """Fails the test when a process of it, or a shared-memory segment, is left behind."""
+    before = set(os.listdir("/dev/shm"))
+    yield nothing_running
+    assert left_running(nothing_running, within_s=10) == {}
     assert set(os.listdir("/dev/shm")) - before == set()

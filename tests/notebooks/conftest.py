@@ -13,10 +13,13 @@ import pytest
 from workbench.machine import repository_root
 
 BIN = Path(sys.executable).parent
+TOKEN = "WORKBENCH_TEST_TOKEN"
 
 
-@pytest.fixture(scope="session")
-def clean_env() -> dict[str, str]:
+@pytest.fixture
+def clean_env(token: str) -> dict[str, str]:
+    """The environment of a shell in which the virtual environment is active, with the mark."""
+    assert os.environ[TOKEN] == token
     return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -30,8 +33,7 @@ def papermill(
         return subprocess.run(
             ["papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb"),
              "-p", "output_dir", str(tmp_path), *arguments],
-            cwd=repository_root(), env=clean_env | {"WORKBENCH_TEST_TOKEN": nothing_left},
-            text=True, capture_output=True, timeout=280, check=False,
+            cwd=repository_root(), env=clean_env, text=True, capture_output=True, timeout=280, check=False,
         )  # fmt: skip
 
     return run

@@ -56,7 +56,7 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
     with subprocess.Popen(
         ["papermill", "notebooks/pd_sweep.ipynb", str(tmp_path / "out.ipynb"),
          "-p", "output_dir", str(tmp_path), *RUN],
-        cwd=repository_root(), env=clean_env | {"WORKBENCH_TEST_TOKEN": nothing_left},
+        cwd=repository_root(), env=clean_env,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
     ) as started:  # fmt: skip
         papermill = psutil.Process(started.pid)
@@ -67,3 +67,34 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
         # `nothing_left` looks for what this run has started; papermill itself must end too.
         assert started.wait(timeout=30) != 0
     assert os.listdir(tmp_path)
+
+
+def test_two_sweeps_at_the_same_time_do_not_collide(
+    tmp_path: Path, clean_env: dict[str, str], nothing_left: str
+) -> None:
+    sweep = "-p topology 1p1d -p opponents False -p prompt_tokens 2000 -p rounds 2 -p requests 2"
+    command = ["papermill", "notebooks/pd_sweep.ipynb"]
+    both = [
+        subprocess.Popen(
+            [
+                *command,
+                str(tmp_path / f"{name}.ipynb"),
+                "-p",
+                "output_dir",
+                str(tmp_path),
+                *sweep.split(),
+            ],
+            cwd=repository_root(),
+            env=clean_env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        for name in ("one", "two")
+    ]
+    for started in both:
+        _, errors = started.communicate(timeout=250)
+        assert started.returncode == 0, errors[-2000:]
+    # Same parameters, so the same run id: the later one to end is the run's result.
+    (result,) = tmp_path.glob("pd_sweep/*/result.json")
+    assert '"status": "success"' in result.read_text()

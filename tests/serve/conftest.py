@@ -1,8 +1,9 @@
-"""Tiny servers in place of vLLM: a Python one-liner each, started through a real supervisor."""
+"""Tiny servers in place of vLLM, a few lines of Python each, below a real supervisor."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,27 +19,40 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer.allow_reuse_address = False
 server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+server.serve_forever()
 """
-"""Binds the port of its first argument; the code that follows says how it goes on."""
 
-SERVES = SERVER + "server.serve_forever()"
-
-
-def spec(code: str = SERVES, *, name: str = "decode-0", port: int = 0, **given) -> ProcessSpec:
-    """A process that runs `code` as an instance would run: same plan, same environment rules."""
-    port = port or free_ports(1)[0]
-    return ProcessSpec(
-        name=name,
-        role="decode",
-        program=(sys.executable, "-S", "-c", code),
-        args=(str(port),),
-        port=port,
-        ready_url=f"http://127.0.0.1:{port}/health",
-        **given,
-    )
+MakeSpec = Callable[..., ProcessSpec]
 
 
 @pytest.fixture
-async def launcher(tmp_path: Path, nothing_left: str) -> AsyncIterator[Launcher]:
+def spec() -> MakeSpec:
+    """Makes a process that answers 200 on its port, after `first` has run; or that runs `code`."""
+
+    def make(
+        name: str = "decode-0",
+        *,
+        first: str = "",
+        code: str = "",
+        port: int = 0,
+        role: Any = "decode",
+        **given: Any,
+    ) -> ProcessSpec:
+        port = port or free_ports(1)[0]
+        return ProcessSpec(
+            name=name,
+            role=role,
+            program=(sys.executable, "-c", code or first + SERVER),
+            args=(str(port),),
+            port=port,
+            ready_url=f"http://127.0.0.1:{port}/health",
+            **given,
+        )
+
+    return make
+
+
+@pytest.fixture
+async def launcher(tmp_path: Path, nothing_running: str) -> AsyncIterator[Launcher]:
     async with Launcher(tmp_path / "logs", fork=False) as running:
         yield running

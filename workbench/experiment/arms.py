@@ -5,6 +5,7 @@ Refuses, with a PlanError, what this machine or a connector cannot do; starts no
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,12 +34,20 @@ def plan(params: EngineParams) -> ExperimentPlan:
     raise PlanError(f"there is no experiment for {type(params).__name__}")
 
 
-def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
+UNKNOWN_VOCAB_TOKENS = 5_000
+"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
+    """Settings, what is known of the model (None on a hub), and what the machine can give."""
     facts = machine.facts()
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
-    folder = params.model or str(tiny_model())
+    model = Path(params.model) if params.model else tiny_model()
+    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
     settings = EngineSettings(
-        model=Path(folder),
+        model=model,
         platform=platform,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
@@ -49,7 +58,11 @@ def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
     )
-    return settings, model_facts(folder), capacity
+    return settings, None if on_hub else model_facts(model), capacity
+
+
+def _vocab_tokens(model: ModelFacts | None) -> int:
+    return model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS
 
 
 def _devices(facts: machine.Machine) -> tuple[str, ...]:
@@ -100,7 +113,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         platform=settings.platform,
         arms=tuple(arms),
         rounds=params.rounds,
-        workload=_sweep_workload(params, model.vocab_tokens),
+        workload=_sweep_workload(params, _vocab_tokens(model)),
         arrivals=_arrivals(params),
         doubts=tuple(_kv_doubts(params, settings, model)),
     )
@@ -138,9 +151,9 @@ def _arrivals(params: PdSweep) -> Arrivals:
     return closed(params.concurrency)
 
 
-def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts) -> list[str]:
+def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts | None) -> list[str]:
     """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
-    if settings.platform != "cpu":
+    if settings.platform != "cpu" or model is None:
         return []
     space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
     sent_tokens = params.requests * (params.prompt_tokens + params.output_tokens)
@@ -150,10 +163,6 @@ def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts) -> 
         f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
         f" {space_tokens:,.0f}: warm passes will find evicted blocks. Raise kv_cache_mib."
     ]
-
-
-ATTACHED_VOCAB_TOKENS = 5_000
-"""Ids below it exist in every model in use; the vocabulary of an attached server is not known."""
 
 
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
@@ -181,7 +190,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         platform="cpu",
         arms=(arm,),
         rounds=params.rounds,
-        workload=_sweep_workload(params, ATTACHED_VOCAB_TOKENS),
+        workload=_sweep_workload(params, UNKNOWN_VOCAB_TOKENS),
         arrivals=_arrivals(params),
         doubts=tuple(doubts),
     )
@@ -223,7 +232,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
                 "requests": params.requests,
                 "prompt_tokens": params.prompt_tokens,
                 "output_tokens": params.output_tokens,
-                "vocab_tokens": model.vocab_tokens,
+                "vocab_tokens": _vocab_tokens(model),
                 "seed": params.seed,
             },
         ),

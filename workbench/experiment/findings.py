@@ -57,7 +57,7 @@ def conclude(
             "seed": workload.seed,
             "ideal_reuse": workload.ideal_reuse,
         },
-        "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters")},
+        "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
+import httpx
 import pandas as pd
 
 from workbench.errors import DeploymentError
@@ -17,6 +19,7 @@ from workbench.experiment.result import RunFolder
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.workload import Workload, asked_again
 from workbench.metrics.cache_gates import PassCounters
+from workbench.metrics.counters import sample
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS
@@ -27,6 +30,7 @@ __all__ = ["Echo", "Log", "echo_line", "measure_arm"]
 
 Echo = Callable[[str], None]
 
+GAUGE_PERIOD_S = 2.0
 PROXY_BUSY_SHARE = 0.5
 LATE_S = 0.01
 
@@ -43,6 +47,7 @@ class Log:
     requests: list[pd.DataFrame] = field(default_factory=list)
     legs: list[pd.DataFrame] = field(default_factory=list)
     counters: list[dict[str, Any]] = field(default_factory=list)
+    gauges: list[dict[str, Any]] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -145,15 +150,16 @@ async def _measure_pass(
     }
     ended: list[RequestRecord] = []
     try:
-        load = await drive_in_thread(
-            workload,
-            plan.arrivals,
-            base_url=deployment.url,
-            model=deployment.model,
-            timeout_s=plan.params.timeout_s,
-            decode_shift=measured.decode_shift,
-            on_record=ended.append,
-        )
+        async with _watched(deployment) as gauges:
+            load = await drive_in_thread(
+                workload,
+                plan.arrivals,
+                base_url=deployment.url,
+                model=deployment.model,
+                timeout_s=plan.params.timeout_s,
+                decode_shift=measured.decode_shift,
+                on_record=ended.append,
+            )
     except asyncio.CancelledError:
         log.requests.append(latencies(to_frame(ended, **constants)))
         folder.write("requests", log.frame("requests"))
@@ -166,7 +172,9 @@ async def _measure_pass(
     log.counters += before.rows(**constants, when="before") + after.rows(**constants, when="after")
     folder.write("requests", log.frame("requests"))
     folder.write("legs", log.frame("legs"))
+    log.gauges += [{**constants, **row} for row in gauges]
     folder.write("counters", pd.DataFrame(log.counters))
+    folder.write("gauges", pd.DataFrame(log.gauges))
     counted = after.since(before, deployment)
     for doubt in counted.doubts:
         log.doubt(doubt)
@@ -176,6 +184,21 @@ async def _measure_pass(
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
     return f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
+
+
+@asynccontextmanager
+async def _watched(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]]:
+    """Read requests running and waiting, and KV in use, of every instance during a pass."""
+    rows: list[dict[str, Any]] = []
+    stop = asyncio.Event()
+    urls = {instance.name: instance.url for instance in deployment.instances}
+    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
+        try:
+            yield rows
+        finally:
+            stop.set()
+            rows += await task
 
 
 def _pass_counters(

@@ -11,6 +11,7 @@ Format of result.json, `schema`: 1 (first).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -31,7 +32,7 @@ __all__ = ["SCHEMA", "Result", "RunFolder", "load_result", "output_root"]
 
 SCHEMA = 1
 MIME = "application/vnd.workbench.result+json"
-FRAMES = ("requests", "legs", "counters")
+FRAMES = ("requests", "legs", "counters", "gauges")
 
 
 def output_root(output_dir: str) -> Path:
@@ -63,12 +64,14 @@ class RunFolder:
     def promote(self) -> None:
         """Make this attempt the run's result; result.json goes last, since it says success."""
         names = sorted(self.attempt.iterdir(), key=lambda path: path.name == "result.json")
-        for path in names:
-            target = self.home / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
-        self.attempt.rmdir()
+        with open(self.home / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of one id may end at the same moment
+            for path in names:
+                target = self.home / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+            self.attempt.rmdir()
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
         """Save a frame as parquet, whole or not at all."""

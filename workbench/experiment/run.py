@@ -37,6 +37,8 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     began, began_s = datetime.now(UTC), time.monotonic()
     log = Log(doubts=list(plan.doubts))
     echo(f"{plan.notebook} {plan.run_id}")
+    # A killed kernel cannot write its end: what it leaves says that it had started.
+    folder.write_facts(_facts(plan, log, "started", began, 0.0))
     status = "failed"
     try:
         async with _launcher(plan, folder, log) as launcher:
@@ -68,7 +70,8 @@ async def _launcher(
         yield None
         return
     fork = plan.params.fork and plan.platform == "cpu"
-    async with Launcher(folder.logs, fork=fork) as launcher:
+    offline = all(arm.settings is None or arm.settings.local for arm in plan.arms)
+    async with Launcher(folder.logs, fork=fork, offline=offline) as launcher:
         launcher.warm_up()
         yield launcher
         for note in launcher.notes:

@@ -196,7 +196,7 @@ def plan_deployment(
             port, side_port, mine = next(free), next(free), next(devices)
             args = instance_argv(settings, port=port, tp=getattr(tp, role), share_of_gpu=share)
             args += as_option(connector.transfer_config(role, store_port=store_port, cpu=cpu))
-            env = instance_env(settings.platform, devices=mine)
+            env = instance_env(settings.platform, devices=mine, offline=settings.local)
             if connector.name == "nixl":
                 env |= _nixl_env(side_port, cpu=cpu)
             processes.append(

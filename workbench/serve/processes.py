@@ -95,6 +95,8 @@ class Launcher:
 
     log_dir: Path
     fork: bool = True
+    offline: bool = True
+    """Whether the fork server may do without a model hub."""
     notes: list[str] = field(default_factory=list)
     _supervisor: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
@@ -248,7 +250,12 @@ class Launcher:
         self._exits[FORK_SERVER] = loop.create_future()
         ready = self._waiting[FORK_SERVER + " ready"] = loop.create_future()
         argv = [sys.executable, "-m", "workbench.serve.forkserver"]
-        order = {"start": FORK_SERVER, "argv": argv, "env": instance_env("cpu"), "log": str(log)}
+        order = {
+            "start": FORK_SERVER,
+            "argv": argv,
+            "env": instance_env("cpu", offline=self.offline),
+            "log": str(log),
+        }
         await self._ask(FORK_SERVER, **order, talks=True)
         if await ready is True:
             return True

@@ -15,12 +15,13 @@ SERVED_MODEL = "workbench"
 """The name under which every instance offers its model."""
 
 _QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "LMCACHE_TRACK_USAGE": "false",
 }
+
+# A model in a folder needs no hub, and nothing may wait for one that cannot be reached.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 # One executor process and one OpenMP thread for each instance: more threads win only for a single
 # lone prefill and ruin the inter-token latency of every neighbour.
@@ -54,8 +55,10 @@ class EngineSettings:
     prefix_caching: bool = True
     extra_args: tuple[str, ...] = field(default=())
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", Path(self.model))
+    @property
+    def local(self) -> bool:
+        """True for a model folder, False for a name on a hub."""
+        return self.model.is_dir()
 
 
 def instance_argv(
@@ -86,12 +89,15 @@ def instance_argv(
     return [*argv, *settings.extra_args]
 
 
-def instance_env(platform: Platform, *, devices: tuple[str, ...] = ()) -> dict[str, str]:
+def instance_env(
+    platform: Platform, *, devices: tuple[str, ...] = (), offline: bool = True
+) -> dict[str, str]:
     """Variables that an instance needs beside those of the notebook's own environment.
 
-    `devices` are the GPUs of this instance; VLLM_SERVER_DEV_MODE opens /reset_prefix_cache.
+    `devices` are the GPUs of this instance, `offline` says that its model is a local folder;
+    VLLM_SERVER_DEV_MODE opens /reset_prefix_cache.
     """
-    env = {**_QUIET, "VLLM_SERVER_DEV_MODE": "1"}
+    env = {**_QUIET, **(_OFFLINE if offline else {}), "VLLM_SERVER_DEV_MODE": "1"}
     if platform == "cpu":
         return env | _CPU
     visible = ",".join(devices)

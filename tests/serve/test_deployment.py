@@ -1,0 +1,330 @@
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from workbench.errors import DeploymentError, LaunchError
+from workbench.serve import deployment as serve
+from workbench.serve.connectors import connector
+from workbench.serve.deployment import Deployment, Instance, deploy
+from workbench.serve.plan import DeploymentPlan
+from workbench.serve.processes import free_ports
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import TensorParallel, Topology
+
+# --- starting -----------------------------------------------------------------------------------
+
+ASYNCIO_SERVER = """
+import asyncio, sys
+async def main():
+    await asyncio.start_server(lambda *_: None, "127.0.0.1", int(sys.argv[1]))
+asyncio.run(main())
+"""
+
+MakePlan = Callable[[Sequence[int]], DeploymentPlan]
+
+
+@pytest.fixture
+def pd(spec) -> Callable[..., MakePlan]:
+    """Makes the plan of a 1p1d whose servers answer 200; `changed` says how one of them differs."""
+
+    def plan(**changed: dict[str, Any]) -> MakePlan:
+        def make(ports: Sequence[int]) -> DeploymentPlan:
+            roles = {"store": "store", "prefill-0": "prefill", "decode-0": "decode"}
+            processes = [
+                spec(name, role=role, port=port, **changed.get(role, {}))
+                for (name, role), port in zip((roles | {"proxy": "proxy"}).items(), ports)  # noqa: B905
+            ]
+            return DeploymentPlan(
+                topology=Topology.parse("1p1d"),
+                connector=connector("lmcache"),
+                settings=EngineSettings(model=Path("/models/tiny"), platform="cuda"),
+                tp=TensorParallel(),
+                processes=tuple(processes),
+            )
+
+        return make
+
+    return plan
+
+
+async def test_a_deployment_is_one_url_with_everything_behind_it(launcher, pd, tmp_path):
+    ports = free_ports(4)
+    async with deploy(
+        launcher, pd(), ports=4, log_dir=tmp_path, choose_ports=lambda _: ports
+    ) as running:
+        store, prefill, decode, proxy = (f"http://127.0.0.1:{port}" for port in ports)
+        assert running.url == running.proxy_url == proxy
+        assert running.store_url == store
+        assert running.instances == (
+            Instance(name="prefill-0", role="prefill", url=prefill),
+            Instance(name="decode-0", role="decode", url=decode),
+        )
+        assert 0 < running.started_s < 5
+        assert [process.spec.name for process in running.processes] == [
+            "store", "prefill-0", "decode-0", "proxy"
+        ]  # fmt: skip
+        assert running.dead() == []
+        assert httpx.get(proxy, trust_env=False).status_code == 200
+    assert not any(psutil.pid_exists(process.pid) for process in running.processes)
+
+
+async def test_an_instance_that_looks_for_its_store_finds_it(launcher, pd, tmp_path):
+    ports = free_ports(4)
+    look = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{ports[0]}/health')"
+    slow_store = {"first": "import time; time.sleep(0.2)"}
+    plan = pd(store=slow_store, prefill={"first": look}, decode={"first": look})
+    async with deploy(launcher, plan, ports=4, log_dir=tmp_path, choose_ports=lambda _: ports):
+        pass
+
+
+@pytest.mark.parametrize("loser", ["prefill", "proxy"])
+async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
+    loser, launcher, pd, tmp_path
+):
+    tries = []
+
+    def choose(count: int) -> list[int]:
+        tries.append(free_ports(count))
+        if len(tries) == 1:
+            tries[0][1 if loser == "prefill" else 3] = taken.getsockname()[1]
+        return tries[-1]
+
+    # asyncio words the proxy's error otherwise than the system does.
+    plan = pd(proxy={"first": ASYNCIO_SERVER} if loser == "proxy" else {})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with deploy(
+            launcher, plan, ports=4, log_dir=tmp_path, start_timeout_s=5, choose_ports=choose
+        ) as running:
+            assert running.instances[0].url.endswith(f":{tries[1][1]}")
+    assert len(tries) == 2
+
+
+async def test_a_port_that_is_lost_again_and_again_is_a_failed_start(launcher, pd, tmp_path):
+    tries = []
+
+    def choose(count: int) -> list[int]:
+        tries.append(count)
+        return [*free_ports(3), taken.getsockname()[1]]
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(LaunchError, match=r"proxy did not start: .*Address already in use"):
+            async with deploy(
+                launcher, pd(), ports=4, log_dir=tmp_path, start_timeout_s=5, choose_ports=choose
+            ):
+                pass
+    assert len(tries) == 3
+
+
+async def test_any_other_failure_is_said_at_once_and_ends_the_rest(
+    launcher, pd, tmp_path, nothing_running
+):
+    plan = pd(decode={"code": "raise MemoryError('no room for the weights')"})
+    tries = []
+    began_s = time.monotonic()
+    with pytest.raises(LaunchError) as error:
+        async with deploy(
+            launcher,
+            plan,
+            ports=4,
+            log_dir=tmp_path,
+            choose_ports=lambda count: tries.append(1) or free_ports(count),
+        ):
+            pass
+    assert str(error.value).startswith(
+        "decode-0 did not start: MemoryError: no room for the weights\n"
+        f"  log: {tmp_path / 'decode-0.log'}"
+    )
+    assert tries == [1]
+    assert time.monotonic() - began_s < 3
+
+
+async def test_a_store_that_does_not_start_keeps_the_rest_from_starting(launcher, pd, tmp_path):
+    with pytest.raises(LaunchError, match="store did not start"):
+        async with deploy(
+            launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path, start_timeout_s=5
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.glob("*.log")) == ["store.log"]
+
+
+async def test_an_error_in_the_block_ends_the_servers_too(launcher, pd, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        async with deploy(launcher, pd(), ports=4, log_dir=tmp_path) as running:
+            _ = 1 / 0
+    assert not any(psutil.pid_exists(process.pid) for process in running.processes)
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(launcher, pd, tmp_path):
+    never = {"code": "import time; time.sleep(60)"}
+
+    async def start() -> None:
+        async with deploy(launcher, pd(decode=never), ports=4, log_dir=tmp_path):
+            pass
+
+    starting = asyncio.create_task(start())
+    while not (tmp_path / "proxy.log").exists():
+        await asyncio.sleep(0.02)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (supervisor,) = [p for p in psutil.Process().children() if "supervisor" in str(p.cmdline())]
+    assert supervisor.children(recursive=True) == []
+
+
+async def test_a_server_that_ended_by_itself_is_told_from_the_others(launcher, pd, tmp_path):
+    async with deploy(launcher, pd(), ports=4, log_dir=tmp_path) as running:
+        victim = running.processes[2]
+        os.killpg(victim.pid, signal.SIGKILL)
+        await asyncio.wait_for(victim.exited, 2)
+        assert running.dead() == [victim]
+
+
+# --- resets and reports -------------------------------------------------------------------------
+
+
+class Server:
+    """Answers each path with the next of its answers, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Any]] = {}
+        self.asked: list[str] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(f"{request.method} {request.path}")
+        left = self.answers.get(request.path, [web.HTTPNotFound])
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, type):
+            raise now
+        if isinstance(now, str):
+            return web.Response(text=now)
+        return web.json_response(now)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    fake = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", fake.answer)
+    async with TestServer(app) as running:
+        fake.url = f"http://127.0.0.1:{running.port}"
+        yield fake
+
+
+@pytest.fixture
+def deployment(server: Server) -> Deployment:
+    return Deployment(
+        url=server.url,
+        instances=(Instance(name="decode-0", role="decode", url=server.url),),
+        store_url=server.url,
+        proxy_url=server.url,
+    )
+
+
+RESET = "/reset_prefix_cache"
+
+
+@pytest.mark.parametrize("said", [{"success": True}, "", "OK", [], {}])
+async def test_engines_are_reset_when_they_do_not_refuse(said, server, deployment):
+    server.answers[RESET] = [said]
+    assert await deployment.reset_engines() is True
+    assert server.asked == [f"POST {RESET}"]
+
+
+async def test_an_engine_that_holds_blocks_is_asked_again(server, deployment):
+    server.answers[RESET] = [{"success": False}, web.HTTPServiceUnavailable, {"success": True}]
+    assert await deployment.reset_engines() is True
+    assert len(server.asked) == 3
+
+
+async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monkeypatch):
+    monkeypatch.setattr(serve, "RESET_TIMEOUT_S", 0.0)
+    server.answers[RESET] = [{"success": False}]
+    with pytest.raises(DeploymentError, match=r"decode-0 refuses .* \(200 .*blocks are still in"):
+        await deployment.reset_engines()
+
+
+@pytest.mark.parametrize("status", [web.HTTPNotFound, web.HTTPMethodNotAllowed])
+async def test_a_server_without_resets_says_so(status, server, deployment):
+    server.answers[RESET] = [lambda: status] if False else [_raises(status)]
+    assert await deployment.reset_engines() is False
+
+
+def _raises(status: type[web.HTTPException]) -> Any:
+    if status is not web.HTTPMethodNotAllowed:
+        return status
+    return type("NotAllowed", (web.HTTPException,), {"status_code": 405})
+
+
+async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
+    server.answers[RESET] = [{"success": True}, web.HTTPNotFound]
+    two = (*deployment.instances, Instance(name="decode-1", role="decode", url=server.url))
+    assert await Deployment(url=server.url, instances=two).reset_engines() is False
+
+
+async def test_unknown_engines_are_not_asked(server):
+    assert await Deployment(url=server.url).reset_engines() is False
+    assert server.asked == []
+
+
+async def test_a_dead_engine_does_not_take_a_reset():
+    instance = Instance(name="decode-0", role="decode", url="http://127.0.0.1:9")
+    with pytest.raises(DeploymentError, match="decode-0 did not take a reset: ConnectError"):
+        await Deployment(url="", instances=(instance,)).reset_engines()
+
+
+async def test_the_store_is_emptied(server, deployment):
+    server.answers["/cache/clear"] = [{"status": "ok"}]
+    assert await deployment.reset_store() is True
+    assert server.asked == ["POST /cache/clear"]
+
+
+async def test_a_store_that_does_not_empty_itself_is_an_error(server, deployment):
+    server.answers["/cache/clear"] = [web.HTTPInternalServerError]
+    with pytest.raises(DeploymentError, match=f"store at {server.url} did not clear its cache"):
+        await deployment.reset_store()
+
+
+async def test_without_a_store_there_is_nothing_to_empty(server):
+    assert await Deployment(url=server.url).reset_store() is False
+
+
+async def test_legs_are_records_with_nan_for_null(server, deployment):
+    server.answers["/legs"] = [
+        [{"request_id": "r-0", "index": 0, "decode_head_s": 1.5, "prefill_sent_s": None}]
+    ]
+    (leg,) = await deployment.legs()
+    assert leg.decode_head_s == 1.5
+    assert isnan(leg.prefill_sent_s)
+
+
+async def test_what_the_proxy_spent_is_asked_of_it(server, deployment):
+    server.answers["/stats"] = [{"cpu_s": 0.25}]
+    assert await deployment.proxy_stats() == {"cpu_s": 0.25}
+
+
+async def test_a_dead_proxy_has_nothing_to_say():
+    gone = Deployment(url="", proxy_url="http://127.0.0.1:9")
+    assert (await gone.legs(), await gone.proxy_stats()) == ([], {})
+
+
+async def test_without_a_proxy_of_ours_nobody_is_asked(server):
+    attached = Deployment(url=server.url)
+    assert (await attached.legs(), await attached.proxy_stats()) == ([], {})
+    assert server.asked == []
