@@ -1,4 +1,4 @@
-"""Three files name packages: pyproject.toml, environment.yml (conda, CUDA), requirements/cpu.txt."""
+"""Three files name packages: pyproject.toml, environment.yml and requirements/cpu.txt."""
 
 import re
 import tomllib

@@ -33,7 +33,8 @@ def papermill(
         return subprocess.run(
             ["papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb"),
              "-p", "output_dir", str(tmp_path), *arguments],
-            cwd=repository_root(), env=clean_env, text=True, capture_output=True, timeout=280, check=False,
+            cwd=repository_root(), env=clean_env, text=True, capture_output=True, timeout=280,
+            check=False,
         )  # fmt: skip
 
     return run

@@ -89,7 +89,7 @@ def test_two_sweeps_at_the_same_time_do_not_collide(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for name in ("one", "two")
     ]
     for started in both:

@@ -27,7 +27,7 @@ def test_what_a_connector_can_serve(name, topology):
 
 
 def test_no_connector_with_two_roles_is_refused_since_both_would_prefill():
-    with pytest.raises(PlanError, match="both roles would prefill; .* such as 5a"):
+    with pytest.raises(PlanError, match=r"both roles would prefill; .* such as 5a"):
         connector("none").check(PD)
 
 

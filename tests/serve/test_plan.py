@@ -1,4 +1,5 @@
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_the_proxy_knows_every_instance_by_its_leg():
     prefill = [p.url for p in made.instances if p.role == "prefill"]
     decode = [p.url for p in made.instances if p.role == "decode"]
     args = made.processes[-1].args
-    legs = list(zip(args, args[1:], strict=False))
+    legs = list(pairwise(args))
     assert [url for option, url in legs if option == "--prefill"] == prefill
     assert [url for option, url in legs if option == "--decode"] == decode
     assert ("--mode", "nixl") in legs

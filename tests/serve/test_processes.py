@@ -1,7 +1,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve import processes
-from workbench.serve.processes import Launcher, Process, free_ports
+from workbench.serve.processes import Launcher, Process
 
 FAMILY = """
 import subprocess, sys
@@ -210,86 +209,3 @@ async def test_a_fork_server_that_cannot_load_leaves_the_plain_start(
     assert "The fork server did not load" in note
     log = Path(note.rpartition("log: ")[2])
     assert "ImportError: vllm is of another version" in log.read_text()
-
-
-def test_free_ports_are_distinct_and_can_be_had():
-    ports = free_ports(50)
-    assert len(set(ports)) == 50
-    for port in ports:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", port))
-
-
-def test_a_port_in_use_is_not_chosen(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(processes, "_PORTS", range(port, port + 1))
-        with pytest.raises(DeploymentError, match="fewer than 1 free ports"):
-            free_ports(1)
-
-
-# What vLLM 0.32 and LMCache 0.5.6 write when they do not start: (log, the line that tells).
-LOGS = {
-    "port taken": (
-        """\
-(APIServer pid=71) INFO 11-20 12:00:01 [serve.py:98] vLLM API server version 0.32.0
-(APIServer pid=71) Traceback (most recent call last):
-(APIServer pid=71)   File "/venv/lib/python3.11/site-packages/vllm/launch.py", line 32, in listen
-(APIServer pid=71)     sock.bind(addr)
-(APIServer pid=71) OSError: [Errno 98] Address already in use
-""",
-        "OSError: [Errno 98] Address already in use",
-    ),
-    "model missing": (
-        """\
-Traceback (most recent call last):
-  File "/venv/lib/python3.11/site-packages/huggingface_hub/utils/_validators.py", line 1, in check
-    raise HFValidationError(
-huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name': '/no/model'.
-""",
-        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name':"
-        " '/no/model'.",
-    ),
-    "KV space too small": (
-        """\
-\x1b[32m(EngineCore pid=9)\x1b[0m ERROR 11-20 12:00:04 [core.py:901] EngineCore failed to start.
-(EngineCore pid=9) ERROR 11-20 12:00:04 [core.py:901] Traceback (most recent call last):
-(EngineCore pid=9) ERROR 11-20 12:00:04 [core.py:901] ValueError: To serve at least one request \
-with the model's max seq len (24576), (0.04 GiB KV cache is needed, which is larger than the \
-available KV cache memory (0.02 GiB).
-(APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above. \
-Failed core proc(s): {}
-""",
-        "ValueError: To serve at least one request with the model's max seq len (24576), (0.04 GiB"
-        " KV cache is needed, which is larger than the available KV cache memory (0.02 GiB).",
-    ),
-    "root cause above": (
-        """\
-(EngineCore pid=9) ERROR 11-20 12:00:04 [core.py:901] ConnectionError: LMCache server does not \
-answer at tcp://127.0.0.1:5555
-(APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above.
-""",
-        "ConnectionError: LMCache server does not answer at tcp://127.0.0.1:5555",
-    ),
-    "only a general line": (
-        "RuntimeError: Engine core initialization failed. See root cause above.\n",
-        "RuntimeError: Engine core initialization failed. See root cause above.",
-    ),
-    "no error at all": ("loading\n\n  Killed\n\n", "  Killed"),
-    "silence": ("", "it wrote nothing"),
-}
-
-
-@pytest.mark.parametrize("case", LOGS)
-async def test_the_reason_is_the_line_that_tells(case, spec, tmp_path):
-    text, reason = LOGS[case]
-    log = tmp_path / "decode-0.log"
-    log.write_text(text)
-    exited = asyncio.get_running_loop().create_future()
-    assert Process(spec(), 1, log, exited).reason() == reason
-
-
-async def test_a_log_that_was_never_made_gives_no_reason(spec, tmp_path):
-    exited = asyncio.get_running_loop().create_future()
-    assert Process(spec(), 1, tmp_path / "none.log", exited).reason() == "it wrote nothing"

@@ -17,7 +17,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, Workload
 from workbench.load.arrivals import Arrivals, closed, poisson
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
-from workbench.serve.plan import Capacity, check_capacity
+from workbench.serve.plan import Capacity, check_capacity, check_store
 from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -26,12 +26,18 @@ __all__ = ["plan"]
 
 
 def plan(params: EngineParams) -> ExperimentPlan:
-    """The plan of a notebook's checked parameters. Raises PlanError; starts nothing."""
+    """The plan of a notebook's checked parameters; starts nothing.
+
+    Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built.
+    """
     if isinstance(params, PrefixCache):
-        return _prefix_cache_plan(params)
-    if isinstance(params, PdSweep):
-        return _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
-    raise PlanError(f"there is no experiment for {type(params).__name__}")
+        made = _prefix_cache_plan(params)
+    elif isinstance(params, PdSweep):
+        made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
+    else:
+        raise PlanError(f"there is no experiment for {type(params).__name__}")
+    made.workload.build("plan")  # what it refuses is refused now, not when servers run
+    return made
 
 
 UNKNOWN_VOCAB_TOKENS = 5_000
@@ -53,12 +59,28 @@ def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Ca
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
     )
+    if platform != "cpu":
+        _check_gpu_memory(facts, params.gpu_memory_share)
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
+        free_shm_gb=facts.shm_free_gb,
     )
     return settings, None if on_hub else model_facts(model), capacity
+
+
+def _check_gpu_memory(facts: machine.Machine, share: float) -> None:
+    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading."""
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)):
+        wanted_gb = share * gpu.memory_gb
+        if gpu.memory_free_gb < wanted_gb:
+            raise PlanError(
+                f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_gb:.1f} of"
+                f" {gpu.memory_gb:.1f} GB free and gpu_memory_share {share:g} takes"
+                f" {wanted_gb:.1f} GB; end what runs there, or lower gpu_memory_share, e.g. to"
+                f" {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f}"
+            )
 
 
 def _vocab_tokens(model: ModelFacts | None) -> int:
@@ -90,6 +112,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     for (text, name), role in wanted.items():
         topology, means = Topology.parse(text), connector(name)
         check_capacity(topology, params.tp, capacity, platform=settings.platform)
+        if means.store:
+            check_store(params.store_gb, capacity)
         arms.append(
             Arm(
                 label=_label(topology, name, params.tp, settings.platform),
@@ -115,7 +139,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         rounds=params.rounds,
         workload=_sweep_workload(params, _vocab_tokens(model)),
         arrivals=_arrivals(params),
-        doubts=tuple(_kv_doubts(params, settings, model)),
+        doubts=(*_sharing_doubts(capacity, settings), *_kv_doubts(params, settings, model)),
     )
 
 
@@ -149,6 +173,15 @@ def _arrivals(params: PdSweep) -> Arrivals:
     if params.rate_per_s > 0:
         return poisson(params.rate_per_s, params.requests, params.seed)
     return closed(params.concurrency)
+
+
+def _sharing_doubts(capacity: Capacity, settings: EngineSettings) -> list[str]:
+    if settings.platform == "cpu" or capacity.instances_per_gpu == 1:
+        return []
+    return [
+        f"Up to {capacity.instances_per_gpu} instances share a GPU: they wait for one another, so"
+        " no role is as fast as it would be alone."
+    ]
 
 
 def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts | None) -> list[str]:

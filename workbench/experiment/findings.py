@@ -5,23 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
+from workbench.experiment.sentences import break_even, cards, finding, scope, sentences
 from workbench.metrics import cache_gates, gates
 from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.gates import Gate
 from workbench.metrics.statistics import needed_n
-from workbench.topology import Topology
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["conclude"]
-
-Row = dict[str, Any]
 
 
 def conclude(
@@ -36,14 +33,14 @@ def conclude(
     comparisons = compare(plan, requests) if measured else []
     workload = plan.workload.build("hash")
     return {
-        "finding": _finding(plan, comparisons) if measured else "Nothing was measured",
-        "scope": _scope(plan),
-        "numbers": _cards(plan, summary, comparisons),
+        "finding": finding(plan, comparisons) if measured else "Nothing was measured",
+        "scope": scope(plan),
+        "numbers": cards(plan, summary, comparisons),
         "gates": [asdict(gate) for gate in _gates(plan, requests, passes)] if measured else [],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
-        "break_even": _break_even(summary, comparisons),
-        "sentences": _sentences(plan, summary, comparisons),
+        "break_even": break_even(summary, comparisons),
+        "sentences": sentences(plan, summary, comparisons),
         "summary": summary,
         "comparisons": comparisons,
         "repeat": repeat_command(plan),
@@ -85,207 +82,6 @@ def _gates(
         batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
         checked.append(gates.same_text(same_prompts, aggregated, batched=batched))
     return [*counted, *checked]
-
-
-def _row(rows: Sequence[Row], **wanted: Any) -> Row | None:
-    return next((r for r in rows if wanted.items() <= r.items()), None)
-
-
-def _resolved(row: Row) -> bool:
-    """True when the interval leaves 1 out."""
-    return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]
-
-
-def _times(row: Row) -> str:
-    return f"{row['ratio']:.3g} times" if row["ratio"] < 1000 else f"{row['ratio']:,.0f} times"
-
-
-def _finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    if plan.notebook == "single_instance_prefix_cache":
-        return _cache_finding(plan, comparisons)
-    return _sweep_finding(plan, comparisons)
-
-
-def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
-    warm = _row(comparisons, kind="cache-state", metric="ttft_s", **{"pass": "engine-warm"})
-    cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
-    if warm is None:
-        return f"The prefix cache was measured with a {tokens}, but no pass can be compared"
-    text = f"A warm prefix cache answers a {tokens} {_times(warm)} sooner"
-    if cost is None or isnan(cost["low"]):
-        return text
-    if _resolved(cost):
-        percent = 100 * (1 / cost["ratio"] - 1)
-        return f"{text}; keeping it changes a cold prompt's TTFT by {percent:+.1f} %"
-    return f"{text}; what keeping it costs a cold prompt cannot be told from noise here"
-
-
-def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
-    subjects = {a.label for a in plan.arms if a.role != "opponent"}
-    warm = [
-        r for r in comparisons
-        if r["kind"] == "cache-state" and r["metric"] == "ttft_s" and r["arm"] in subjects
-        and not isnan(r["ratio"])
-    ]  # fmt: skip
-    best_state = next(
-        (s for s in ("store-warm", "engine-warm") if any(r["pass"] == s for r in warm)), ""
-    )
-    chosen = sorted(r["ratio"] for r in warm if r["pass"] == best_state)
-    parts = []
-    if chosen:
-        span = f"{chosen[0]:.3g}" if len(chosen) == 1 else f"{chosen[0]:.3g} to {chosen[-1]:.3g}"
-        what = "KV store" if best_state == "store-warm" else "engine cache"
-        parts.append(f"A warm {what} cuts TTFT of a {tokens} {span} times")
-    rivals = [
-        r for r in comparisons
-        if r["kind"] == "opponent" and r["metric"] == "ttft_s" and r["pass"] == "cold"
-    ]  # fmt: skip
-    if rivals:
-        parts.append(_pd_clause(rivals))
-    return "; ".join(parts) or f"TTFT of a {tokens} was measured in one cache state"
-
-
-def _pd_clause(rivals: Sequence[Row]) -> str:
-    """What splitting prefill and decode does by itself: cold, beside as many instances."""
-    lead = "splitting prefill and decode by itself"
-    if all(isnan(r["low"]) for r in rivals):
-        return f"{lead} cannot be judged: too few rounds for an interval"
-    better = [r for r in rivals if _resolved(r) and r["ratio"] > 1]
-    worse = [r for r in rivals if _resolved(r) and r["ratio"] < 1]
-    if better and worse:
-        return f"{lead} helps in {len(better)} and hurts in {len(worse)} of {len(rivals)} pairs"
-    if better:
-        low, high = min(r["ratio"] for r in better), max(r["ratio"] for r in better)
-        span = f"{low:.3g}" if len(better) == 1 else f"{low:.3g} to {high:.3g}"
-        return f"{lead} cuts cold TTFT {span} times"
-    if worse:
-        slow = max(1 / r["ratio"] for r in worse)
-        return f"{lead} makes cold TTFT up to {slow:.3g} times longer here"
-    return f"{lead} makes no difference that can be detected here"
-
-
-def _scope(plan: ExperimentPlan) -> str:
-    where = (
-        "Tiny model on a CPU: ratios are shapes, not promises for a GPU."
-        if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model
-        else f"Measured on {plan.platform}."
-        if plan.params.engine == "vllm"
-        else "Servers started by somebody else."
-    )
-    return (
-        f"{where} {plan.rounds} rounds, arms interleaved, {plan.workload.options['requests']}"
-        f" requests a pass, {plan.arrivals.describe()}; 95 % intervals."
-    )
-
-
-def _cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]) -> list[Row]:
-    """Up to three key numbers, each with its interval and what it rests on."""
-    subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0])
-    cards = []
-    for state in ("store-warm", "engine-warm"):
-        row = _row(comparisons, kind="cache-state", metric="ttft_s", arm=subject.label,
-                   **{"pass": state})  # fmt: skip
-        if row is not None:
-            cards.append(_ratio_card(f"TTFT cold / {state}, {subject.label}", row))
-    row = _row(comparisons, kind="opponent", metric="ttft_s", arm=subject.label, **{"pass": "cold"})
-    if row is not None:
-        label = f"{subject.label} beside {row['baseline_arm']}, cold TTFT (above 1: faster)"
-        cards.append(_ratio_card(label, row))
-    row = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
-    if row is not None:
-        cards.append(_ratio_card("cache on beside off, cold TTFT (above 1: faster)", row))
-    cold = _row(summary, arm=subject.label, metric="ttft_s", **{"pass": "cold"})
-    if cold is not None and len(cards) < 3:
-        cards.append(
-            {
-                "label": f"TTFT cold, {subject.label}",
-                "value": 1000 * cold["median"],
-                "unit": "ms",
-                "low": 1000 * cold["low"],
-                "high": 1000 * cold["high"],
-                "note": f"median of {cold['n_requests']} requests",
-            }
-        )
-    return cards[:3]
-
-
-def _ratio_card(label: str, row: Row) -> Row:
-    rounds = f"{row['n_rounds']} rounds, {row['n_pairs']} pairs"
-    note = f"{rounds} ({row['note']})" if row["note"] else rounds
-    if not isnan(row["low"]) and not _resolved(row):
-        note = f"no difference detectable; {note}"
-    return {
-        "label": label,
-        "value": row["ratio"],
-        "unit": "x",
-        "low": row["low"],
-        "high": row["high"],
-        "note": note,
-    }
-
-
-def _sentences(
-    plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]
-) -> list[str]:
-    """One sentence for each pair of a subject and its opponent, and one on scarce decode."""
-    said = []
-    for row in comparisons:
-        if row["kind"] == "opponent" and row["metric"] == "ttft_s":
-            if isnan(row["low"]):
-                verdict = "not judged"
-            elif not _resolved(row):
-                verdict = "no difference detectable"
-            else:
-                verdict = "sooner" if row["ratio"] > 1 else "later"
-            said.append(
-                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: first token {verdict}"
-                f" ({row['sentence'].removeprefix('no difference detectable at this n: ')})."
-            )
-    tpot = {
-        r["arm"]: 1000 * r["median"]
-        for r in summary
-        if r["metric"] == "tpot_s" and r["pass"] == "cold" and not isnan(r["median"])
-    }
-    split = [
-        (a, Topology.parse(a.topology))
-        for a in plan.arms
-        if a.connector in ("lmcache", "nixl") and a.topology.endswith("d")
-    ]
-    scarce = [a.label for a, t in split if t.decode < t.prefill and a.label in tpot]
-    ample = [a.label for a, t in split if t.decode >= t.prefill and a.label in tpot]
-    if scarce and ample:
-        worst, best = max(scarce, key=tpot.__getitem__), min(ample, key=tpot.__getitem__)
-        said.append(
-            f"With fewer decode than prefill instances TPOT is {tpot[worst]:.1f} ms at worst"
-            f" ({worst}), with as many or more {tpot[best]:.1f} ms at best ({best}), cold."
-        )
-    return said
-
-
-def _break_even(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
-    """From which cached share on the prefix cache pays, in one sentence; empty for other runs.
-
-    A cold prompt costs TTFT(on, cold) - TTFT(off) more and a full hit saves TTFT(on, cold) -
-    TTFT(warm); TTFT falls about linearly with the cached share, so it pays from cost / saving.
-    """
-    cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
-    rows = {(r["arm"], r["pass"]): 1000 * r["median"] for r in summary if r["metric"] == "ttft_s"}
-    known = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
-    if cost is None or not all(key in rows for key in known):
-        return ""
-    off, cold, warm = (rows[key] for key in known)
-    saved = f"a full hit saves {cold - warm:.0f} ms of TTFT"
-    if isnan(cost["low"]) or (not _resolved(cost) and cost["ratio"] < 1):
-        return f"What the cache costs a cold prompt cannot be told from noise; {saved}."
-    if cost["ratio"] >= 1:
-        return f"A cold prompt is not slower with the cache on; {saved}: it pays from any hit."
-    share = (cold - off) / (cold - warm)
-    return (
-        f"A cold prompt takes {cold - off:.1f} ms longer with the cache on, {saved}: the cache"
-        f" pays once {share:.1%} of a prompt's tokens are found in it."
-    )
 
 
 def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:

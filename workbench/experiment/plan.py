@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -164,7 +165,7 @@ def run_id(params: EngineParams) -> str:
     values = asdict(params)
     values.pop("output_dir")
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
-    words = [
+    words: list[str] = [
         *str(values.get("topology") or "").split(","),
         values.get("connector", ""),
         f"{values['prompt_tokens']}t",
@@ -174,4 +175,6 @@ def run_id(params: EngineParams) -> str:
     ]
     if params.engine != "vllm":
         words.insert(0, params.engine)
-    return "-".join(word for word in words if word)
+    # A label of an attached deployment may be any text, and this is the name of a folder.
+    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
+    return "-".join(word for word in plain if word)

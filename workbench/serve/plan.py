@@ -21,7 +21,14 @@ from workbench.serve.connectors import (
 from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
 from workbench.topology import Role, TensorParallel, Topology
 
-__all__ = ["Capacity", "DeploymentPlan", "ProcessSpec", "check_capacity", "plan_deployment"]
+__all__ = [
+    "Capacity",
+    "DeploymentPlan",
+    "ProcessSpec",
+    "check_capacity",
+    "check_store",
+    "plan_deployment",
+]
 
 CPU_INSTANCE_GB = 0.8
 """Memory of one forked CPU instance in company (measured, proportional set size)."""
@@ -35,6 +42,7 @@ class Capacity:
     devices: tuple[str, ...] = ()
     instances_per_gpu: int = 1
     free_memory_gb: float = float("inf")
+    free_shm_gb: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +141,15 @@ def check_capacity(
             f"topology {topology} needs {needed_gpus} GPUs and {len(capacity.devices)} are visible"
             f" (x {capacity.instances_per_gpu} instances per GPU = {slots}); take a smaller"
             " topology such as 1p1d, a smaller tp, or raise instances_per_gpu"
+        )
+
+
+def check_store(store_gb: float, capacity: Capacity) -> None:
+    """Refuse a KV store that shared memory cannot hold. Raises PlanError."""
+    if store_gb > capacity.free_shm_gb:
+        raise PlanError(
+            f"store_gb is {store_gb:g} and /dev/shm has {capacity.free_shm_gb:.1f} GB free; lower"
+            " store_gb, e.g. to 1, or start the container with a larger --shm-size"
         )
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
-import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -20,7 +17,9 @@ from typing import Any, Self
 import httpx
 
 from workbench.errors import DeploymentError, LaunchError
+from workbench.serve import logs
 from workbench.serve.plan import ProcessSpec
+from workbench.serve.ports import free_ports, listens
 from workbench.serve.vllm import instance_env
 
 __all__ = ["Launcher", "Process", "free_ports"]
@@ -28,27 +27,8 @@ __all__ = ["Launcher", "Process", "free_ports"]
 FORK_SERVER = "fork-server"
 STOP_GRACE_S = 1.0
 """Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
-_PORTS = range(20_000, 32_000)
-"""Below Linux's ephemeral range, so that no outgoing connection takes a chosen port."""
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_PREFIX = re.compile(r"^\(.*?\)\s+|^(?:ERROR|CRITICAL)[ \d:.-]*\[[^\]]*\]\s*")
-_ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*")
-_FATAL = re.compile(r"To serve at least one request with the model's max seq len|NIXL is not avail")
 _GONE = object()
 """The answer to every question when the supervisor has ended."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on at this moment."""
-    chosen: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            chosen.append(port)
-        if len(chosen) == count:
-            return chosen
-    raise DeploymentError(f"fewer than {count} free ports between 20000 and 32000 on this machine")
 
 
 @dataclass(slots=True)
@@ -66,24 +46,30 @@ class Process:
 
     def lines(self) -> list[str]:
         """The log without colours and without vLLM's line prefixes."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        plain = (_ANSI.sub("", line) for line in text.splitlines())
-        return [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in plain]
+        return logs.lines(self.log)
 
     def reason(self) -> str:
         """One sentence from the log: why it ended, as far as it says."""
-        lines = [line for line in self.lines() if line]
-        for line in lines:
-            if _FATAL.search(line):
-                return line
-        errors = [line for line in lines if _ERROR_LINE.match(line)]
-        # vLLM ends with a general line that points at the root cause above it.
-        telling = [line for line in errors if "root cause" not in line] or errors
-        return (telling or lines or ["it wrote nothing"])[-1][:400]
+        return logs.reason(self.lines())
 
     def failure(self, what: str) -> str:
         tail = "\n".join(f"    {line}" for line in self.lines()[-8:])
         return f"{self.spec.name} {what}: {self.reason()}\n  log: {self.log}\n{tail}"
+
+
+async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
+    """True when the ready URL says 200; False as soon as the process ends."""
+    asking = asyncio.create_task(client.get(process.spec.ready_url))
+    both: set[asyncio.Future[Any]] = {asking, process.exited}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asking.cancel()
+    if not asking.done() or asking.cancelled() or asking.exception():
+        return False
+    port = httpx.URL(process.spec.ready_url).port or 80
+    # Another program that was faster to take the port may answer as well.
+    return asking.result().status_code == 200 and listens(process.pid, port)
 
 
 @dataclass(slots=True)
@@ -163,10 +149,9 @@ class Launcher:
     async def _ready(self, client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
         ends_s = time.monotonic() + timeout_s
         while True:
-            with suppress(httpx.HTTPError):
-                if (await client.get(process.spec.ready_url)).status_code == 200:
-                    return
-            if not process.alive or any(_FATAL.search(line) for line in process.lines()):
+            if await _answers(client, process):
+                return
+            if not process.alive or logs.fatal(process.lines()):
                 raise LaunchError(process.failure("did not start"))
             if time.monotonic() > ends_s:
                 raise LaunchError(process.failure(f"was not ready after {timeout_s:.0f} s"))

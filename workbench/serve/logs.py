@@ -1,0 +1,38 @@
+"""What the log of a server says about its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+__all__ = ["fatal", "lines", "reason"]
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\(.*?\)\s+|^(?:ERROR|CRITICAL) [ \d:.-]*\[[^\]]*\]\s*")
+_ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*|^ERROR:\s+\[Errno.*")
+_FATAL = re.compile(r"To serve at least one request with the model's max seq len|NIXL is not avail")
+
+
+def lines(log: Path) -> list[str]:
+    """A log without colours and without vLLM's line prefixes; empty where there is none."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    plain = (_ANSI.sub("", line) for line in text.splitlines())
+    return [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in plain]
+
+
+def fatal(log_lines: Iterable[str]) -> str:
+    """A line after which a server will not get ready, though it may live on; or nothing.
+
+    Under fork an API server takes 30 s to notice that its engine core has died.
+    """
+    return next((line for line in log_lines if _FATAL.search(line)), "")
+
+
+def reason(log_lines: Sequence[str]) -> str:
+    """The line of a log that tells why its server ended, at most 400 characters of it."""
+    said = [line for line in log_lines if line]
+    errors = [line for line in said if _ERROR_LINE.match(line)]
+    # vLLM ends with a general line that points at the root cause above it.
+    telling = [line for line in errors if "root cause" not in line] or errors
+    return (fatal(said) or (telling or said or ["it wrote nothing"])[-1])[:400]
