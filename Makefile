@@ -23,7 +23,7 @@ test: setup
 	ruff format --check .
 	mypy
 	lint-imports
-	nbstripout --verify notebooks/*.ipynb
+	nbstripout --verify --keep-id notebooks/*.ipynb
 	pytest
 
 lab: setup
@@ -40,6 +40,9 @@ $(VENV)/installed: requirements/cpu.txt pyproject.toml
 	@if nvidia-smi >/dev/null 2>&1; then \
 		echo "installing the CUDA set (an NVIDIA driver answers)"; \
 		pip install --progress-bar off -e '.[cuda,notebooks,dev]'; \
+	elif [ -z "$(CPU)" ] && { rocm-smi || amd-smi version; } >/dev/null 2>&1; then \
+		echo "an AMD driver answers: see 'Install on ROCm' in README.md, or make $(MAKECMDGOALS) CPU=1"; \
+		exit 1; \
 	else \
 		echo "installing the CPU set: about 3 GB, one to three minutes"; \
 		pip install --no-deps --progress-bar off --extra-index-url $(CPU_WHEELS) 'torch==2.13.0+cpu' && \
@@ -48,5 +51,6 @@ $(VENV)/installed: requirements/cpu.txt pyproject.toml
 	fi
 	@touch $@
 
+# Results in outputs/ stay.
 clean:
-	rm -rf $(VENV) outputs/*/ outputs/index.html
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -42,6 +42,7 @@ def test_gpus_of_each_role_are_gathered():
         ({"zz": 5}, "parameter 'zz' is not known: known: aggregated_tp, base_url"),
         ({"topology": "p4d"}, "topology 'p4d' cannot be read: write .* as in 1p4d .* as in 5a"),
         ({"topology": "0p0d"}, "topology '0p0d' cannot be read"),
+        ({"topology": 5}, "topology '5' cannot be read"),
         ({"topology": None}, "topology is None: it takes text, e.g. 1p4d"),
         ({"connector": "lmcash"}, "connector is 'lmcash': write one of none, lmcache, nixl"),
         ({"engine": "sglang"}, "engine is 'sglang': write one of vllm, attach"),

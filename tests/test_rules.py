@@ -30,7 +30,9 @@ COUNT = Rule("how many", example=3, low=1, high=100_000)
         ("['a', \"b\"]", list[str], ["a", "b"]),
         ("[0.25, 0.5]", list[float], [0.25, 0.5]),
         ("", list[float], []),
-        (0.5, list[float], [0.5]),  # papermill reads `-p shares 0.5` as a number
+        # Papermill reads `-p shares 0.5` and `-p topology 7` as numbers.
+        (0.5, list[float], [0.5]),
+        (7, str, "7"),
     ],
 )
 def test_a_value_is_read_from_any_spelling(value, wanted, read):
@@ -52,10 +54,10 @@ def test_a_value_is_read_from_any_spelling(value, wanted, read):
         (10**400, float, f"n is {10**400}: it takes a number, e.g. 3"),
         ("yes", bool, "n is 'yes': it takes True or False, e.g. 3"),
         (1, bool, "n is 1: it takes True or False, e.g. 3"),
-        (5, str, "n is 5: it takes text, e.g. 3"),
+        (5.5, str, "n is 5.5: it takes text, e.g. 3"),
+        (True, str, "n is True: it takes text, e.g. 3"),
         (None, str, "n is None: it takes text, e.g. 3"),
         ([0.5, "x"], list[float], "n is [0.5, 'x']: it takes a list, e.g. 3"),
-        (7, list[str], "n is 7: it takes a list, e.g. 3"),
         (True, list[float], "n is True: it takes a list, e.g. 3"),
     ],
 )

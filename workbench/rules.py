@@ -62,7 +62,8 @@ def _typed(value: Any, wanted: Any) -> Any:
     if wanted in (int, float):
         number = _number(value)
         return wanted(number) if number is not None and wanted(number) == number else None
-    return value if isinstance(value, wanted) else None
+    # Papermill reads a text of digits as that number.
+    return str(value) if type(value) in (str, int) else None
 
 
 def _items(value: Any) -> list[Any] | None:

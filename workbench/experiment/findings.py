@@ -13,6 +13,7 @@ from workbench.experiment.sentences import break_even, cards, finding, scope, se
 from workbench.metrics import cache_gates, gates
 from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.gates import Gate
+from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import needed_n
 
 if TYPE_CHECKING:
@@ -29,11 +30,16 @@ def conclude(
 ) -> dict[str, Any]:
     """The part of result.json that is concluded from rows and counters."""
     measured = len(requests) > 0
+    answered = measured and bool(succeeded(requests).any())
     summary = summarise(requests) if measured else []
     comparisons = compare(plan, requests) if measured else []
     workload = plan.workload.build("hash")
     return {
-        "finding": finding(plan, comparisons) if measured else "Nothing was measured",
+        "finding": finding(plan, comparisons)
+        if answered
+        else "No request succeeded"
+        if measured
+        else "Nothing was measured",
         "scope": scope(plan),
         "numbers": cards(plan, summary, comparisons),
         "gates": [asdict(gate) for gate in _gates(plan, requests, passes)] if measured else [],

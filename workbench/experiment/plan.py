@@ -15,7 +15,7 @@ from typing import Any, Literal
 from workbench.errors import PlanError
 from workbench.load.arrivals import Arrivals
 from workbench.load.workload import Workload, build
-from workbench.params import EngineParams
+from workbench.params import EngineParams, PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.vllm import EngineSettings, Platform
@@ -109,12 +109,12 @@ class ExperimentPlan:
         return run_id(self.params)
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
-        """The arms of a round: rotated by one each round, mirrored in every second one.
+        """The arms of a round: each second round mirrors the one before, each pair rotates by one.
 
         So that no arm is always first, or always behind the same neighbour, while the machine
-        drifts.
+        drifts. (Rotating every round would undo the mirror: of two arms the same is first.)
         """
-        turn = round_number % len(self.arms)
+        turn = round_number // 2 % len(self.arms)
         rotated = (*self.arms[turn:], *self.arms[:turn])
         return rotated[::-1] if round_number % 2 else rotated
 
@@ -164,6 +164,8 @@ def run_id(params: EngineParams) -> str:
     """Slug and hash of the resolved parameters: equal before a run and after it."""
     values = asdict(params)
     values.pop("output_dir")
+    if isinstance(params, PdSweep) and params.engine == "vllm":
+        values["topology"] = ",".join(map(str, params.topologies))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     words: list[str] = [
         *str(values.get("topology") or "").split(","),

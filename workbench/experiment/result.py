@@ -15,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -53,7 +54,9 @@ class RunFolder:
     @classmethod
     def open(cls, output_dir: str, notebook: str, run_id: str) -> Self:
         home = output_root(output_dir) / notebook / run_id
-        attempt = home / f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # Prompts are salted with this name: no two runs of a shared server may ever agree on it.
+        own = f"{os.getpid()}-{secrets.token_hex(2)}"
+        attempt = home / f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
         (attempt / "logs").mkdir(parents=True)
         return cls(home=home, attempt=attempt)
 
@@ -222,7 +225,7 @@ def load_result(folder: Path | str) -> Result:
     except ValueError as error:
         raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
     schema = facts.get("schema") if isinstance(facts, dict) else None
-    if schema is None:
+    if not isinstance(schema, int):
         raise ResultError(f"{path} names no schema: it was not written by the workbench")
     if schema > SCHEMA:
         raise ResultError(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench import machine
+from workbench.errors import DeploymentError
 from workbench.experiment.findings import conclude
 from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
 from workbench.experiment.plan import Arm, ExperimentPlan
@@ -46,6 +47,8 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
                 for arm in plan.order(number):
                     async with _deployment(plan, arm, number, launcher, folder) as deployment:
                         await measure_arm(plan, arm, number, deployment, folder, log, echo)
+        if not log.requests:
+            raise DeploymentError(f"no pass could be measured; {' '.join(log.doubts[-1:])}")
         status = "success"
     except asyncio.CancelledError:
         status = "cancelled"
@@ -119,7 +122,12 @@ def _facts(
         "measuring_s": round(log.measuring_s, 1),
         "launches_s": [round(s, 2) for s in log.launches_s],
         "parameters": plan.parameters,
-        "machine": machine.facts().as_dict() | {"platform": plan.platform},
+        "machine": machine.facts().as_dict() | _platform(plan),
         "arms": list(log.arms.values()),
     }
     return facts | conclude(plan, requests, log.passes, log.doubts)
+
+
+def _platform(plan: ExperimentPlan) -> dict[str, str]:
+    """Where servers that we started ran; of attached ones this machine knows nothing."""
+    return {"platform": plan.platform if plan.params.engine == "vllm" else "attached"}

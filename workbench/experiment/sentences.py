@@ -25,7 +25,7 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
     tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
     warm = _row(comparisons, kind="cache-state", metric="ttft_s", **{"pass": "engine-warm"})
     cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
-    if warm is None:
+    if warm is None or isnan(warm["ratio"]):
         return f"The prefix cache was measured with a {tokens}, but no pass can be compared"
     text = f"A warm prefix cache answers a {tokens} {_times(warm)} sooner"
     if cost is None or isnan(cost["low"]):
@@ -74,11 +74,16 @@ def _pd_clause(rivals: Sequence[Row]) -> str:
     if better:
         low, high = min(r["ratio"] for r in better), max(r["ratio"] for r in better)
         span = f"{low:.3g}" if len(better) == 1 else f"{low:.3g} to {high:.3g}"
-        return f"{lead} cuts cold TTFT {span} times"
+        return f"{lead} cuts cold TTFT {span} times{_among(better, rivals)}"
     if worse:
         slow = max(1 / r["ratio"] for r in worse)
-        return f"{lead} makes cold TTFT up to {slow:.3g} times longer here"
+        return f"{lead} makes cold TTFT up to {slow:.3g} times longer{_among(worse, rivals)}"
     return f"{lead} makes no difference that can be detected here"
+
+
+def _among(some: Sequence[Row], rivals: Sequence[Row]) -> str:
+    """Says how many of the comparisons show it, where not all do."""
+    return f" in {len(some)} of {len(rivals)} comparisons" if len(some) < len(rivals) else ""
 
 
 def scope(plan: ExperimentPlan) -> str:
@@ -98,6 +103,7 @@ def scope(plan: ExperimentPlan) -> str:
 
 def cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]) -> list[Row]:
     """Up to three key numbers, each with its interval and what it rests on."""
+    comparisons = [row for row in comparisons if not isnan(row["ratio"])]
     subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0])
     cards = []
     for state in ("store-warm", "engine-warm"):
@@ -154,9 +160,9 @@ def sentences(
             elif not _resolved(row):
                 verdict = "no difference detectable"
             else:
-                verdict = "sooner" if row["ratio"] > 1 else "later"
+                verdict = f"first token {'sooner' if row['ratio'] > 1 else 'later'}"
             said.append(
-                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: first token {verdict}"
+                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: {verdict}"
                 f" ({row['sentence'].removeprefix('no difference detectable at this n: ')})."
             )
     tpot = {

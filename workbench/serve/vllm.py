@@ -65,8 +65,10 @@ def instance_argv(
     settings: EngineSettings, *, port: int, tp: int, share_of_gpu: float = 1.0
 ) -> list[str]:
     """Arguments of `vllm serve` after the program's name, without the connector."""
+    # `vllm serve` takes the model as its first word, the module behind it as an option.
+    model = ["--model"] if settings.platform == "cpu" else []
     argv = [
-        "--model", str(settings.model), "--served-model-name", SERVED_MODEL,
+        *model, str(settings.model), "--served-model-name", SERVED_MODEL,
         "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.context_tokens),
         "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
@@ -108,11 +110,11 @@ def instance_env(
 
 
 def program(platform: Platform) -> tuple[str, ...]:
-    """How an instance is started when it is not forked.
+    """How an instance is started when it is not forked: `vllm serve`, by this interpreter.
 
-    The CPU build is its own distribution, and the `vllm` command asks for one called vllm: there
+    The CPU build is its own distribution and the `vllm` command asks for one called vllm: there
     the module behind it is run.
     """
     if platform == "cpu":
         return (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
-    return (str(Path(sys.executable).with_name("vllm")), "serve")
+    return (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")

@@ -143,9 +143,11 @@ def _spoken(rows: Sequence[Row], unit: str) -> str:
 
 
 def _sample(rows: Sequence[Row]) -> str:
+    """What the medians rest on; the system's TPS is one number a round."""
+    unit = "round" if any(row["metric"] == "system_tps" for row in rows) else "request"
     hollow = any(isnan(row["low"]) or isnan(row["high"]) for row in rows)
-    return (
-        f"Median and 95 % interval of {span(rows, 'n_requests', 'request')} in"
-        f" {span(rows, 'n_rounds', 'round')} per arm and cache state."
-        + (" Hollow: too few requests for an interval." if hollow else "")
+    rounds = span(rows, "n_rounds", "round")
+    sample = rounds if unit == "round" else f"{span(rows, 'n_requests', 'request')} in {rounds}"
+    return f"Median and 95 % interval of {sample} per arm and cache state." + (
+        f" Hollow: too few {unit}s for an interval." if hollow else ""
     )

@@ -1,0 +1,111 @@
+"""Plans for a machine that is described, not looked at; and the rows that a run would write."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workbench import machine
+from workbench.experiment import arms
+from workbench.experiment.plan import ExperimentPlan
+from workbench.gpus import Gpu
+from workbench.metrics.latency import latencies
+from workbench.params import PdSweep, PrefixCache
+from workbench.records import RequestRecord, to_frame
+
+REAL = machine.facts()
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with 1 KiB of KV per token and the vocabulary of the tiny model."""
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "hidden_size": 64,
+    }
+    sizes |= {"head_dim": 32, "vocab_size": 12_288, "max_position_embeddings": 40_960}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@pytest.fixture
+def machine_has(monkeypatch: pytest.MonkeyPatch, model: Path) -> Callable[..., None]:
+    """Say what the machine is like: a CPU with 24 GB free, unless told otherwise."""
+
+    def say(platform: str = "cpu", gpus: int = 0, free_gb: float = 24.0, visible: str = "") -> None:
+        found = replace(
+            REAL,
+            platform=platform,
+            gpus=tuple(Gpu(index=i, name="a GPU") for i in range(gpus)),
+            memory_free_gb=free_gb,
+            shm_free_gb=8.0,
+            visible_devices=visible,
+        )
+        monkeypatch.setattr(machine, "facts", lambda: found)
+
+    say()
+    monkeypatch.setattr(arms, "tiny_model", lambda: model)
+    return say
+
+
+@pytest.fixture
+def sweep(machine_has: Callable[..., None]) -> Callable[..., ExperimentPlan]:
+    """`sweep(topology="1p1d")` is the plan of pd_sweep with those parameters."""
+    return lambda **params: arms.plan(PdSweep(**params))
+
+
+@pytest.fixture
+def prefix_cache(machine_has: Callable[..., None]) -> Callable[..., ExperimentPlan]:
+    return lambda **params: arms.plan(PrefixCache(**params))
+
+
+@pytest.fixture
+def rows() -> Callable[..., pd.DataFrame]:
+    """Makes the `requests` rows of one pass in one round, one request for each TTFT given.
+
+    A request of 11 tokens: the first after its TTFT, then one every 10 ms; a TTFT of NaN is a
+    request that failed. Requests follow one another.
+    """
+
+    def make(arm: str, name: str, ttft_s: list[float], *, round: int = 0) -> pd.DataFrame:
+        records, now_s = [], 100.0
+        for index, first_s in enumerate(ttft_s):
+            ok = first_s == first_s
+            stamps = tuple(now_s + first_s + 0.01 * i for i in range(11)) if ok else ()
+            records.append(
+                RequestRecord(
+                    index=index,
+                    request_id=f"{arm}-{name}-{round}-{index}",
+                    prompt_tokens=1000,
+                    ideal_reuse_tokens=0,
+                    max_tokens=11,
+                    scheduled_s=now_s,
+                    sent_s=now_s,
+                    chunk_s=stamps,
+                    chunk_tokens=(1,) * len(stamps),
+                    output_tokens=11 if ok else -1,
+                    text="the same",
+                    error="" if ok else "reset",
+                )
+            )
+            now_s = stamps[-1] if ok else now_s
+        topology, _, connector = arm.partition(" ")
+        constants: dict[str, Any] = {"arm": arm, "topology": topology, "workload": "reference"}
+        constants |= {"connector": connector or "none", "round": round, "pass": name}
+        return latencies(to_frame(records, **constants))
+
+    return make
+
+
+@pytest.fixture
+def failed() -> float:
+    """The TTFT of a request that failed, for `rows`."""
+    return nan

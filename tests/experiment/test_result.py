@@ -1,0 +1,239 @@
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.errors import ResultError
+from workbench.experiment.result import (
+    MIME,
+    SCHEMA,
+    Result,
+    RunFolder,
+    jsonable,
+    load_result,
+    output_root,
+)
+from workbench.machine import repository_root
+
+
+def open_folder(tmp_path):
+    return RunFolder.open(str(tmp_path), "pd_sweep", "1p4d-3f9a2c")
+
+
+def finish(folder, finding):
+    """What a run writes, from its first row to its success."""
+    folder.write("requests", pd.DataFrame({"index": [0, 1], "finding": finding}))
+    (folder.logs / "store.log").write_text(finding)
+    folder.write_facts({"schema": SCHEMA, "finding": finding})
+    folder.promote()
+
+
+def test_a_relative_output_folder_starts_at_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert output_root("outputs") == repository_root() / "outputs"
+    assert output_root(str(tmp_path)) == tmp_path
+
+
+def test_a_run_that_succeeds_is_the_runs_result(tmp_path):
+    folder = open_folder(tmp_path)
+    assert folder.home == tmp_path / "pd_sweep" / "1p4d-3f9a2c"
+    assert folder.attempt.parent == folder.home
+    finish(folder, "first")
+    assert not folder.attempt.exists()
+    assert (folder.home / "logs" / "store.log").read_text() == "first"
+    result = load_result(folder.home)
+    assert result.facts["finding"] == "first"
+    assert list(result.requests["index"]) == [0, 1]
+
+
+def test_a_better_run_takes_its_place(tmp_path):
+    finish(open_folder(tmp_path), "first")
+    again = open_folder(tmp_path)
+    finish(again, "second")
+    result = load_result(again.home)
+    assert result.facts["finding"] == "second"
+    assert set(result.requests["finding"]) == {"second"}
+    assert (again.home / "logs" / "store.log").read_text() == "second"
+
+
+def test_a_run_that_failed_leaves_the_earlier_result_untouched(tmp_path):
+    finish(open_folder(tmp_path), "first")
+    failed = open_folder(tmp_path)
+    failed.write("requests", pd.DataFrame({"index": [9]}))
+    failed.write_facts({"schema": SCHEMA, "finding": "it broke", "status": "failed"})
+    # No promotion: its rows stay in its own folder.
+    result = load_result(failed.home)
+    assert result.facts["finding"] == "first"
+    assert list(result.requests["index"]) == [0, 1]
+    assert load_result(failed.attempt).facts["status"] == "failed"
+    assert list(load_result(failed.attempt).requests["index"]) == [9]
+
+
+def test_runs_at_the_same_time_never_mix_their_files(tmp_path):
+    folders = [open_folder(tmp_path) for _ in range(8)]
+    assert len({folder.attempt for folder in folders}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(finish, folders, "abcdefgh"))
+    result = load_result(folders[0].home)
+    (rows,) = set(result.requests["finding"])
+    log = (result.folder / "logs" / "store.log").read_text()
+    assert rows == result.facts["finding"] == log
+
+
+def test_a_write_that_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
+    folder = open_folder(tmp_path)
+    folder.write("requests", pd.DataFrame({"index": [1]}))
+
+    def cut(frame, path, **_):
+        Path(path).write_bytes(b"PAR1 half of")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", cut)
+    with pytest.raises(OSError, match="No space"):
+        folder.write("requests", pd.DataFrame({"index": [2]}))
+    assert list(pd.read_parquet(folder.attempt / "requests.parquet")["index"]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "result.json does not exist: no run has succeeded in this folder"),
+        ("", "is not JSON"),
+        ('{"schema": 1,', "the file was cut or edited"),
+        ("{}", "names no schema: it was not written by the workbench"),
+        ('{"schema": "1"}', "names no schema"),
+        ("[1]", "names no schema"),
+        ('{"schema": 99}', "has schema 99 and this workbench reads up to 1: update it"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence(content, sentence, tmp_path):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ResultError) as error:
+        load_result(tmp_path)
+    assert sentence in str(error.value)
+    assert str(tmp_path / "result.json") in str(error.value)
+
+
+def test_a_result_without_rows_is_still_read(tmp_path):
+    (tmp_path / "result.json").write_text('{"schema": 1, "finding": "x"}')
+    assert load_result(tmp_path).frames == {}
+
+
+def test_json_has_no_nan_no_numpy_and_no_paths():
+    facts = {
+        "nan": math.nan,
+        "inf": [math.inf, 1.5],
+        "numpy": (np.float64("nan"), np.int64(3), np.bool_(True)),
+        1: Path("/x"),
+        "none": None,
+        "true": True,
+    }
+    assert jsonable(facts) == {
+        "nan": None,
+        "inf": [None, 1.5],
+        "numpy": [None, 3, True],
+        "1": "/x",
+        "none": None,
+        "true": True,
+    }
+    json.dumps(jsonable(facts), allow_nan=False)
+
+
+# --- what notebooks ask of a result -------------------------------------------------------------
+
+
+def median(metric, value, low=None, high=None, *, arm="1p4d lmcache", name="cold"):
+    return {
+        "arm": arm, "topology": "1p4d", "connector": "lmcache", "pass": name, "metric": metric,
+        "median": value, "low": low, "high": high, "n_requests": 30, "n_failed": 0,
+    }  # fmt: skip
+
+
+def ratio(metric, value):
+    return {"kind": "cache-state", "metric": metric, "ratio": value, "low": None, "high": None,
+            "sentence": f"{value:g}x"}  # fmt: skip
+
+
+@pytest.fixture
+def result(tmp_path):
+    """As read from a file: what was NaN is null."""
+    facts = {
+        "schema": SCHEMA,
+        "finding": "A warm store cuts TTFT 18 times",
+        "summary": [
+            median("ttft_s", 1.2345, 1.2, 1.3),
+            median("ttft_s", 0.0504, name="store-warm"),
+            median("system_tps", 1234.5, 1000.0, 1500.0),
+            median("system_tps", None, name="store-warm"),
+        ],
+        "comparisons": [ratio("ttft_s", 18.0), ratio("system_tps", 2.0)],
+        "gates": [{"name": "cold was cold", "outcome": "PASS", "sentence": "", "next_step": ""}],
+        "doubts": ["few rounds"],
+        "machine": {"cpu": "a CPU", "versions": {"vllm": "0.32.0"}},
+        "platforms": [{"platform": "cpu", "can run": "much"}],
+    }
+    return Result(facts=facts, folder=tmp_path)
+
+
+def test_medians_are_a_wide_table_in_milliseconds_and_tokens_per_second(result):
+    table = result.medians("ttft", "system_tps")
+    assert list(table.columns) == ["arm", "pass", "n_requests", "ttft", "system_tps"]
+    assert table.set_index("pass")["ttft"].to_dict() == {
+        "cold": "1,234 ms [1,200, 1,300]",
+        "store-warm": "50.4 ms",
+    }
+    assert table.set_index("pass")["system_tps"].to_dict() == {
+        "cold": "1,234 /s [1,000, 1,500]",
+        "store-warm": "not known",
+    }
+
+
+def test_an_unknown_metric_is_refused_with_those_there_are(result):
+    with pytest.raises(ResultError, match="no metric 'tftt'"):
+        result.medians("tftt")
+    with pytest.raises(ResultError, match="no comparison of 'tpot': "):
+        result.speedup("tpot")
+
+
+@pytest.mark.parametrize("name", ["ttft", "ttft_s"])
+def test_a_speedup_is_the_comparisons_of_one_metric(name, result):
+    table = result.speedup(name)
+    assert table["ratio"].tolist() == [18.0]
+    assert table["low"].dtype == float  # numbers, also where all are null
+
+
+def test_tables_of_what_was_found(result):
+    assert result.gates["outcome"].tolist() == ["PASS"]
+    assert result.doubts == ["few rounds"]
+    assert result.table("platforms")["can run"].tolist() == ["much"]
+    machine = result.table("machine").set_index("what")["found"]
+    assert machine["versions.vllm"] == "0.32.0"
+
+
+def test_a_notebook_shows_a_result_as_one_line_and_carries_its_facts(result):
+    shown = result._repr_mimebundle_()
+    assert shown["text/plain"] == f"A warm store cuts TTFT 18 times\n{result.folder}"
+    assert shown[MIME]["folder"] == str(result.folder)
+    json.dumps(shown, allow_nan=False)
+
+
+def test_hits_are_those_whose_server_counts_them(tmp_path):
+    requests = pd.DataFrame(
+        {
+            "arm": ["cache on", "cache on", "cache off"],
+            "pass": ["cold", "engine-warm", "cold"],
+            "prompt_tokens": 1000,
+            "cached_tokens": [-1, 992, 0],
+            "ideal_reuse_tokens": [0, 999, 0],
+        }
+    )
+    result = Result(facts={}, folder=tmp_path, frames={"requests": requests})
+    assert result.hits.to_dict("records") == [
+        {"pass": "engine-warm", "prompt_tokens": 1000, "cached_tokens": 992, "ideal_tokens": 999}
+    ]
+    assert len(result.whole_passes) == 3
