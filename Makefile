@@ -27,7 +27,7 @@ test: setup
 	pytest
 
 lab: setup
-	jupyter lab --notebook-dir=notebooks
+	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: $(VENV)/installed
 

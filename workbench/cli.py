@@ -89,18 +89,21 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    params = check_params(options.notebook, _given(options))
+    # What takes seconds to load comes after what may be refused.
     from workbench.experiment.plan import run_id
-    from workbench.experiment.result import output_root
+    from workbench.experiment.result import load_result, output_root
     from workbench.machine import repository_root
     from workbench.params import EngineParams
     from workbench.report.page import write_page
 
-    params = check_params(options.notebook, _given(options))
     name = run_id(params) if isinstance(params, EngineParams) else "here"
     home = output_root(params.output_dir) / options.notebook / name
     page = home / "report.html"
-    if page.exists() and (home / "result.json").exists() and not options.force:
-        print(f"{options.notebook} {name} has succeeded before (--force runs it again)\n{page}")
+    # A machine changes between two looks at it; a measurement stays what it was.
+    if isinstance(params, EngineParams) and page.exists() and not options.force:
+        print(f"{options.notebook} {name} has succeeded before; --force runs it again, e.g. after")
+        print(f"an update of the workbench or of vLLM\n{page}")
         return 0
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{options.notebook}.ipynb"
@@ -111,12 +114,13 @@ def _run(options: argparse.Namespace) -> int:
     kept = home / ("run.ipynb" if good else "run.failed.ipynb")
     os.replace(executed, kept)
     print(write_page(kept, page if good else home / "report.failed.html"))
-    return 0 if good else 1
+    return 0 if good and load_result(home).facts["status"] == "success" else 1
 
 
 def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> bool:
     """Papermill, with what the cells print shown at once; False when a cell failed."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     try:
         papermill.execute_notebook(
@@ -125,6 +129,9 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> bool:
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+        return False
+    except DeadKernelError:
+        print("the notebook's kernel was killed; is there too little memory?", file=sys.stderr)
         return False
     return True
 

@@ -29,6 +29,10 @@ __all__ = [
 class WorkbenchError(Exception):
     """Base of every error that the workbench raises on purpose."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows, and papermill prints: the sentence, not the way to it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ParameterError(WorkbenchError):
     """A parameter has a name, type or value that cannot be used."""

@@ -120,6 +120,11 @@ class PdSweep(EngineParams):
                     f"base_url is {self.base_url!r}: engine attach needs the address of a running"
                     " server, e.g. http://127.0.0.1:8000"
                 )
+            if self.prefill_urls and not self.decode_urls:
+                raise ParameterError(
+                    "prefill_urls without decode_urls would prove half of a deployment; give both,"
+                    " e.g. -p decode_urls http://127.0.0.1:8200"
+                )
         else:
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
@@ -158,6 +163,10 @@ class PrefixCache(EngineParams):
         self.check_lengths(self.prompt_tokens, self.output_tokens)
         if any(not 0 < share < 1 for share in self.shares):
             raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")
+        if len({f"{share:.0%}" for share in self.shares}) < len(self.shares):
+            raise ParameterError(
+                f"shares is {self.shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

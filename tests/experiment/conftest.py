@@ -1,19 +1,23 @@
-"""Plans for a machine that is described, not looked at; and the rows that a run would write."""
+"""Described machines, invented rows, and a pretended vLLM server, so that no engine is needed."""
 
+import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from workbench import machine
 from workbench.experiment import arms
 from workbench.experiment.plan import ExperimentPlan
 from workbench.gpus import Gpu
+from workbench.kv import engine_hit_tokens
 from workbench.metrics.latency import latencies
 from workbench.params import PdSweep, PrefixCache
 from workbench.records import RequestRecord, to_frame
@@ -109,3 +113,126 @@ def rows() -> Callable[..., pd.DataFrame]:
 def failed() -> float:
     """The TTFT of a request that failed, for `rows`."""
     return nan
+
+
+@dataclass
+class FakeVllm:
+    """One server that streams, counts and resets as vLLM does; its cache holds whole prompts.
+
+    It is the engine, its KV store and its proxy in one, which is enough for an attached server.
+    """
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    """Method and path of every request but GET /metrics."""
+    completions: int = 0
+    cache: set[tuple[int, ...]] = field(default_factory=set)
+    sources: dict[str, float] = field(default_factory=lambda: {"local_compute": 0.0})
+    finished: int = 0
+    written_chunks: list[int] = field(default_factory=lambda: [0])
+    """What the store says it has written, one reading after the other."""
+    # faults
+    fails: set[int] = field(default_factory=set)
+    """Completions, counted from 1, that are answered with HTTP 500."""
+    refuses_resets: bool = False
+    models_left: int = 10**9
+    """How often /v1/models still answers."""
+    hangs_after: int = 10**9
+    """Completions after which the next ones never end."""
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    cpu_s: list[float] = field(default_factory=lambda: [0.0])
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/metrics":
+            return web.Response(text=self.metrics())
+        self.asked.append(f"{request.method} {request.path}")
+        match request.path:
+            case "/v1/models":
+                self.models_left -= 1
+                if self.models_left < 0:
+                    raise web.HTTPServiceUnavailable
+                return web.json_response({"data": [{"id": "their-model"}]})
+            case "/v1/completions":
+                return await self.complete(request)
+            case "/reset_prefix_cache":
+                if not self.refuses_resets:
+                    self.cache.clear()
+                return web.json_response({"success": not self.refuses_resets})
+            case "/cache/clear":
+                return web.json_response({})
+            case "/legs":
+                return web.json_response([])
+            case "/stats":
+                cpu_s = self.cpu_s.pop(0) if len(self.cpu_s) > 1 else self.cpu_s[0]
+                return web.json_response({"cpu_s": cpu_s})
+        raise web.HTTPNotFound
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.completions += 1
+        if self.completions > self.hangs_after:
+            self.hanging.set()
+            await self.over.wait()
+        if self.completions in self.fails:
+            return web.json_response({"error": {"message": "no"}}, status=500)
+        prompt = tuple(body["prompt"])
+        hit = engine_hit_tokens(len(prompt), block_tokens=16) if prompt in self.cache else 0
+        self.cache.add(prompt)
+        for source, tokens in (("local_cache_hit", hit), ("local_compute", len(prompt) - hit)):
+            self.sources[source] = self.sources.get(source, 0.0) + tokens
+        self.finished += 1
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for made in range(1, body["max_tokens"] + 1):
+            finish = "length" if made == body["max_tokens"] else None
+            usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
+            usage |= {"prompt_tokens_details": {"cached_tokens": hit}}
+            choice = {"index": 0, "text": f" {made}", "finish_reason": finish}
+            event = json.dumps({"choices": [choice], "usage": usage})
+            await response.write(f"data: {event}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def metrics(self) -> str:
+        written = self.written_chunks.pop(0) if len(self.written_chunks) > 1 else None
+        written = self.written_chunks[0] if written is None else written
+        counters = {
+            'vllm:request_success_total{finished_reason="length"}': self.finished,
+            "vllm:num_preemptions_total": 0,
+            "lmcache_mp_l1_write_chunks_total": written,
+            "lmcache_mp_lookup_requested_tokens_total": 0,
+        } | {
+            f'vllm:prompt_tokens_by_source_total{{source="{source}"}}': tokens
+            for source in ("local_compute", "local_cache_hit", "external_kv_transfer")
+            for tokens in [self.sources.get(source, 0.0)]
+        }
+        families = sorted({name.partition("{")[0] for name in counters})
+        gauges = {"vllm:num_requests_running": 0, 'vllm:cache_config_info{block_size="16"}': 1}
+        lines = [f"# TYPE {name} counter" for name in families]
+        return "\n".join([*lines, *(f"{k} {v}" for k, v in (counters | gauges).items()), ""])
+
+
+@pytest.fixture
+async def vllm() -> AsyncIterator[FakeVllm]:
+    fake = FakeVllm()
+    app = web.Application(client_max_size=2**26)
+    app.router.add_route("*", "/{any:.*}", fake.handle)
+    async with TestServer(app) as running:
+        fake.url = f"http://127.0.0.1:{running.port}"
+        yield fake
+        fake.over.set()
+
+
+@pytest.fixture
+def attached(
+    vllm: FakeVllm, sweep: Callable[..., ExperimentPlan], tmp_path: Path
+) -> Callable[..., ExperimentPlan]:
+    """The plan of a sweep on the pretended server: short prompts, one aggregated instance."""
+
+    def plan(**params: Any) -> ExperimentPlan:
+        short = {"prompt_tokens": 500, "output_tokens": 4, "rounds": 1, "requests": 2}
+        where = {"engine": "attach", "base_url": vllm.url, "decode_urls": [vllm.url]}
+        return sweep(**{**short, **where, "output_dir": str(tmp_path), **params})
+
+    return plan

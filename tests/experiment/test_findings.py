@@ -169,7 +169,7 @@ def test_limits_are_those_of_this_run(sweep, machine_has):
             "pd_sweep",
             PdSweep(**ATTACH, topology="7", decode_urls=["http://a:1", "http://b:2"]),
         ),
-        ("pd_sweep", PdSweep(**ATTACH, prefill_urls=["http://a:1"])),
+        ("pd_sweep", PdSweep(**ATTACH, decode_urls=["http://a:1"])),
         ("single_instance_prefix_cache", PrefixCache(shares=[0.5])),
         ("single_instance_prefix_cache", PrefixCache(shares=[0.1, 0.9], requests=100)),
         ("single_instance_prefix_cache", PrefixCache(shares=[])),

@@ -107,7 +107,7 @@ async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         async with deploy(
-            launcher, plan, ports=4, log_dir=tmp_path, start_timeout_s=5, choose_ports=choose
+            launcher, plan, ports=4, log_dir=tmp_path, start_timeout_s=20, choose_ports=choose
         ) as running:
             assert running.instances[0].url.endswith(f":{tries[1][1]}")
     assert len(tries) == 2
@@ -143,7 +143,7 @@ async def test_a_port_that_is_lost_again_and_again_is_a_failed_start(launcher, p
         taken.listen()
         with pytest.raises(LaunchError, match=r"proxy did not start: .*Address already in use"):
             async with deploy(
-                launcher, pd(), ports=4, log_dir=tmp_path, start_timeout_s=5, choose_ports=choose
+                launcher, pd(), ports=4, log_dir=tmp_path, start_timeout_s=20, choose_ports=choose
             ):
                 pass
     assert len(tries) == 3
@@ -169,13 +169,13 @@ async def test_any_other_failure_is_said_at_once_and_ends_the_rest(
         f"  log: {tmp_path / 'decode-0.log'}"
     )
     assert tries == [1]
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 10
 
 
 async def test_a_store_that_does_not_start_keeps_the_rest_from_starting(launcher, pd, tmp_path):
     with pytest.raises(LaunchError, match="store did not start"):
         async with deploy(
-            launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path, start_timeout_s=5
+            launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path, start_timeout_s=20
         ):
             pass
     assert sorted(path.name for path in tmp_path.glob("*.log")) == ["store.log"]
@@ -210,7 +210,7 @@ async def test_a_server_that_ended_by_itself_is_told_from_the_others(launcher, p
     async with deploy(launcher, pd(), ports=4, log_dir=tmp_path) as running:
         victim = running.processes[2]
         os.killpg(victim.pid, signal.SIGKILL)
-        await asyncio.wait_for(victim.exited, 2)
+        await asyncio.wait_for(victim.exited, 10)
         assert running.dead() == [victim]
 
 

@@ -145,7 +145,8 @@ def test_what_is_planned_can_be_read_and_typed_again():
     lines = str(made).splitlines()
     assert lines[0] == "1p1d: 1 prefill x 2 GPU, 1 decode x 1 GPU; connector nixl"
     assert len(lines) == 1 + len(made.processes)
-    assert lines[1].split()[:3] == ["prefill-0", *made.processes[0].program]
+    words = ["prefill-0", *made.processes[0].program]
+    assert lines[1].split()[: len(words)] == words
     assert '\'{"kv_connector": "NixlConnector"' in lines[1]  # quoted for a shell
     assert str(plan("1p1d", "nixl")).startswith("1p1d: 1 prefill, 1 decode; connector nixl")
 

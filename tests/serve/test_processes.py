@@ -40,10 +40,14 @@ async def test_a_server_is_ready_when_it_answers(launcher, spec, tmp_path):
 
 
 async def test_servers_get_ready_side_by_side(launcher, spec, tmp_path):
-    slow = "import time; time.sleep(0.4)"
-    began_s = time.monotonic()
-    await start(launcher, tmp_path, *(spec(f"decode-{n}", first=slow) for n in range(4)))
-    assert time.monotonic() - began_s < 1.5
+    # Each waits for the others before it answers, as only servers started together can.
+    waits = f"""
+import pathlib, time
+here = pathlib.Path({str(tmp_path)!r})
+(here / f"{{time.monotonic_ns()}}.here").touch()
+while len(list(here.glob("*.here"))) < 4: time.sleep(0.02)
+"""
+    await start(launcher, tmp_path, *(spec(f"decode-{n}", first=waits) for n in range(4)))
 
 
 async def test_a_server_gets_its_environment_beside_that_of_the_notebook(launcher, spec, tmp_path):
@@ -98,7 +102,7 @@ async def test_a_stop_ends_a_server_with_all_that_it_started(launcher, spec, tmp
     )
     (grandchild,) = psutil.Process(family.pid).children()
     await launcher.stop([family])
-    assert await asyncio.wait_for(family.exited, 1) == -signal.SIGTERM
+    assert await asyncio.wait_for(family.exited, 10) == -signal.SIGTERM
     assert gone(grandchild)
     assert other.alive
     assert len(psutil.Process(other.pid).children()) == 1
@@ -108,8 +112,8 @@ async def test_a_server_that_ignores_term_is_killed(launcher, spec, tmp_path):
     (process,) = await start(launcher, tmp_path, spec(first=DEAF))
     began_s = time.monotonic()
     await launcher.stop([process], grace_s=0.2)
-    assert await asyncio.wait_for(process.exited, 1) == -signal.SIGKILL
-    assert 0.2 <= time.monotonic() - began_s < 1.5
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
+    assert time.monotonic() - began_s >= 0.2
 
 
 async def test_leaving_the_launcher_ends_what_was_never_stopped(spec, tmp_path, nothing_running):
@@ -123,7 +127,7 @@ async def test_leaving_the_launcher_ends_what_was_never_stopped(spec, tmp_path, 
 async def test_the_end_of_a_running_server_is_noticed(launcher, spec, tmp_path):
     (process,) = await start(launcher, tmp_path, spec())
     os.kill(process.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(process.exited, 1) == -signal.SIGKILL
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
     assert not process.alive
     assert process.failure("ended by itself").startswith("decode-0 ended by itself: ")
 
@@ -134,8 +138,8 @@ async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp
     supervisor = psutil.Process(process.pid).parent()
     supervisor.kill()
     with pytest.raises(DeploymentError, match="the supervisor of the servers ended by itself"):
-        await asyncio.wait_for(asking, 2)
-    assert await asyncio.wait_for(process.exited, 1) == -signal.SIGKILL
+        await asyncio.wait_for(asking, 10)
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
     with pytest.raises(DeploymentError, match="run again"):
         await launcher.start(spec("decode-1"), tmp_path)
 
@@ -152,7 +156,7 @@ for line in sys.stdin:
     if not pid:
         os.setpgid(0, 0)
         die_with_parent()
-        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 10)
         os.execv(sys.executable, [sys.executable, "-c", os.environ["SERVER"], *job["args"]])
     print(json.dumps({"forked": job["name"], "pid": pid}), flush=True)
 """
@@ -190,7 +194,7 @@ async def test_what_cannot_be_forked_is_started_plainly(forking, spec, tmp_path)
 
 async def test_the_end_of_the_fork_server_is_the_end_of_what_it_forked(forking, spec, tmp_path):
     (process,) = await start(forking, tmp_path, spec(forks="vllm"))
-    lost = await asyncio.wait_for(forking.start(spec("fatal", forks="vllm"), tmp_path), 2)
+    lost = await asyncio.wait_for(forking.start(spec("fatal", forks="vllm"), tmp_path), 10)
     assert not lost.alive and not process.alive
     (note,) = forking.notes
     assert "fork server ended by itself" in note

@@ -73,11 +73,11 @@ class Supervised:
 
     def close(self) -> int:
         self.process.stdin.close()
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=20)
 
 
 def eventually(condition) -> None:
-    ends_s = time.monotonic() + 5
+    ends_s = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < ends_s
         time.sleep(0.02)
@@ -145,7 +145,7 @@ def test_its_end_is_the_end_of_everything_below_it(supervisor, end):
         supervisor.process.stdin.close()
     else:
         supervisor.process.send_signal(getattr(signal, end))
-    assert supervisor.process.wait(timeout=10) == 0
+    assert supervisor.process.wait(timeout=20) == 0
     assert not any(map(lives, pids))
 
 

@@ -59,8 +59,6 @@ def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Ca
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
     )
-    if platform != "cpu":
-        _check_gpu_memory(facts, params.gpu_memory_share)
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
@@ -70,9 +68,13 @@ def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Ca
     return settings, None if on_hub else model_facts(model), capacity
 
 
-def _check_gpu_memory(facts: machine.Machine, share: float) -> None:
-    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading."""
-    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)):
+def _check_gpu_memory(gpus: int, share: float) -> None:
+    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
+
+    Of the visible GPUs the first `gpus`, which are the ones that instances get.
+    """
+    facts = machine.facts()
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
         wanted_gb = share * gpu.memory_gb
         if gpu.memory_free_gb < wanted_gb:
             raise PlanError(
@@ -100,11 +102,16 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     for topology in topologies:
         asked.check(topology)
     settings, model, capacity = _engine(params)
+    if settings.platform == "cpu" and params.tp != TensorParallel():
+        raise PlanError(
+            "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
+            " at 1, and change the topology instead, e.g. 2p4d"
+        )
     wanted: dict[tuple[str, str], Literal["subject", "opponent"]] = {}
     for topology in topologies:
         wanted[str(topology), asked.name] = "subject"
     if params.opponents:
-        for topology in topologies:
+        for topology in (t for t in topologies if t.disaggregated):
             for rival in ("none", "lmcache"):
                 key = (f"{_equal_gpus(topology, params.tp)}a", rival)
                 wanted.setdefault(key, "opponent")
@@ -131,6 +138,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 store_gb=params.store_gb,
             )
         )
+    if settings.platform != "cpu":
+        _check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
     return ExperimentPlan(
         notebook="pd_sweep",
         params=params,
@@ -184,12 +193,28 @@ def _sharing_doubts(capacity: Capacity, settings: EngineSettings) -> list[str]:
     ]
 
 
-def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts | None) -> list[str]:
+def _unequal(arms: list[Arm], tp: TensorParallel) -> list[str]:
+    """Opponents that could not have as many GPUs, since an aggregated instance spans several."""
+    return [
+        f"{arm.label} has {arm.gpus} GPUs, which {tp.aggregated} a piece do not divide: its"
+        f" aggregated opponents have {arm.gpus // tp.aggregated * tp.aggregated}."
+        for arm in arms
+        if arm.role == "subject" and arm.topology.endswith("d") and arm.gpus % tp.aggregated
+    ]
+
+
+def _kv_doubts(
+    params: PdSweep | PrefixCache, settings: EngineSettings, model: ModelFacts | None
+) -> list[str]:
     """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
     if settings.platform != "cpu" or model is None:
         return []
     space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
-    sent_tokens = params.requests * (params.prompt_tokens + params.output_tokens)
+    each = params.prompt_tokens + params.output_tokens
+    if isinstance(params, PrefixCache):
+        # A partly warm pass leaves the new part of each prompt behind as well.
+        each += int(sum((1 - share) * params.prompt_tokens for share in params.shares))
+    sent_tokens = params.requests * each
     if sent_tokens <= space_tokens:
         return []
     return [
@@ -201,7 +226,10 @@ def _kv_doubts(params: PdSweep, settings: EngineSettings, model: ModelFacts | No
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
     known = bool(params.prefill_urls or params.decode_urls)
     states: list[State] = ["cold", "engine-warm"]
-    doubts = ["The servers were started by somebody else: rounds are not launches."]
+    doubts = [
+        "The servers were started by somebody else: rounds are not launches, and nothing was"
+        " warmed up, so first requests may pay for connections and handshakes."
+    ]
     if known and params.lmcache_url:
         states.append("store-warm")
     if not known:
@@ -270,4 +298,5 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
             },
         ),
         arrivals=closed(params.concurrency),
+        doubts=tuple(_kv_doubts(params, settings, model)),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "summarise"]
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
-SPEEDUPS = ("ttft_s", "e2e_s")
+SPEEDUPS = ("ttft_s", "tpot_s", "e2e_s")
 
 
 def summarise(requests: pd.DataFrame) -> list[dict[str, Any]]:
@@ -78,13 +78,13 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> list[dict[str, Any]
 
 
 def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
-    """Each disaggregated subject with the aggregated arms that have as many GPUs."""
+    """Each disaggregated subject with the aggregated arms of as many GPUs (rounded down)."""
     return [
         (subject, rival)
         for subject in arms
-        if subject.role == "subject" and "p" in subject.topology
+        if subject.role == "subject" and subject.topology.endswith("d")
         for rival in arms
-        if rival.topology.endswith("a") and rival.gpus == subject.gpus
+        if rival.topology == f"{subject.gpus // subject.tp.aggregated}a"
     ]
 
 

@@ -201,7 +201,7 @@ def _as_result(
         "schema": SCHEMA,
         "notebook": "environment_check",
         "run_id": "here",
-        "status": "success",
+        "status": "success" if ready else "failed",
         "simulated": False,
         "started_at": smoke.facts["started_at"] if smoke else now,
         "finished_at": now,

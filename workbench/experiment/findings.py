@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.compare import compare, summarise
@@ -14,7 +15,7 @@ from workbench.metrics import cache_gates, gates
 from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.gates import Gate
 from workbench.metrics.latency import succeeded
-from workbench.metrics.statistics import needed_n
+from workbench.metrics.statistics import needed_n, quantile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +35,17 @@ def conclude(
     summary = summarise(requests) if measured else []
     comparisons = compare(plan, requests) if measured else []
     workload = plan.workload.build("hash")
+    checked = _gates(plan, requests, passes) if measured else []
+    failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
+    if answered:
+        found = finding(plan, comparisons, failed)
+    else:
+        found = "No request succeeded" if measured else "Nothing was measured"
     return {
-        "finding": finding(plan, comparisons)
-        if answered
-        else "No request succeeded"
-        if measured
-        else "Nothing was measured",
+        "finding": found,
         "scope": scope(plan),
-        "numbers": cards(plan, summary, comparisons),
-        "gates": [asdict(gate) for gate in _gates(plan, requests, passes)] if measured else [],
+        "numbers": cards(plan, summary, comparisons, failed),
+        "gates": [asdict(gate) for gate in checked],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
         "break_even": break_even(summary, comparisons),
@@ -72,8 +75,8 @@ def _gates(
     # An arm without a prefix cache serves nothing from one; its passes prove nothing about states.
     checked = [gates.no_failures(requests), gates.output_counts_equal(requests)]
     counted = [cache_gates.cold_was_cold(passes)]
-    if any("p" in arm.topology and arm.connector != "unknown" for arm in plan.arms):
-        counted.append(cache_gates.kv_moved([p for p in passes if "prefill" in p.sources]))
+    if any({"prefill", "decode"} & p.sources.keys() for p in passes):
+        counted.append(cache_gates.kv_moved(passes))
     for state, gate in (
         ("engine-warm", cache_gates.engine_warm),
         ("cross-instance", cache_gates.cross_instance),
@@ -81,10 +84,12 @@ def _gates(
     ):
         if state in states:
             counted.append(gate(passes))
+    partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
+    if partly:
+        checked.append(gates.cached_as_planned(requests, partly))
     aggregated = next((a.label for a in plan.arms if a.topology.endswith("a")), None)
     if aggregated is not None and len(plan.arms) > 1:
-        partly_new = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
-        same_prompts = requests[~requests["pass"].isin(partly_new)]
+        same_prompts = requests[~requests["pass"].isin(partly)]
         batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
         checked.append(gates.same_text(same_prompts, aggregated, batched=batched))
     return [*counted, *checked]
@@ -104,6 +109,7 @@ def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
         )
     if len(requests):
         n = int(requests.groupby(["arm", "pass"]).size().min())
+        doubts += _launch_doubts(requests)
         missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
         if missing:
             doubts.append(
@@ -111,6 +117,25 @@ def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
                 f" {' or '.join(missing)}. Medians are shown."
             )
     return doubts
+
+
+def _launch_doubts(requests: pd.DataFrame) -> list[str]:
+    """Launches that differ by more than the interval over all their requests says."""
+    apart = []
+    for (arm, name), rows in requests.groupby(["arm", "pass"], sort=False):
+        whole = quantile(rows["ttft_s"], 0.5)
+        medians = rows.groupby("round")["ttft_s"].median().dropna()
+        if len(medians) > 1 and not isnan(whole.low):
+            outside = int(((medians < whole.low) | (medians > whole.high)).sum())
+            if outside:
+                apart.append(f"{arm}, {name} ({outside} of {len(medians)})")
+    if not apart:
+        return []
+    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+    return [
+        "Launches differ by more than the intervals of medians say, since requests of one launch"
+        f" are alike: {'; '.join(apart[:3])}{more}. Trust the ratios, whose unit is the launch."
+    ]
 
 
 def _limits(plan: ExperimentPlan) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import httpx
@@ -29,15 +30,18 @@ STORE_TIMEOUT_S = 30.0
 async def make_state(deployment: Deployment, wanted: Pass) -> list[str]:
     """Reset what the state needs to be empty. Returns what could not be reset, as doubts."""
     doubts: list[str] = []
-    if wanted.state == "store-warm":
-        await _store_is_quiet(deployment)
+    if wanted.state in ("cold", "store-warm") and not await _store_is_quiet(deployment):
+        doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
     if wanted.state in ("cold", "store-warm") and not await deployment.reset_engines():
-        doubts.append(
-            f"The engines' caches could not be reset before a {wanted.name} pass; the salt alone"
-            " keeps its prompts new."
+        rests = (
+            "the salt alone keeps its prompts new"
+            if wanted.state == "cold"
+            else "the engines' own caches served it too"
         )
-    if wanted.state == "cold" and deployment.store_url:
-        await _store_is_quiet(deployment)
+        doubts.append(
+            f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
+        )
+    if wanted.state == "cold":
         await deployment.reset_store()
     return doubts
 
@@ -62,20 +66,24 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
         )
 
 
-async def _store_is_quiet(deployment: Deployment) -> None:
-    """Wait until the store has written what the engines gave it: it writes behind the answer."""
+async def _store_is_quiet(deployment: Deployment) -> bool:
+    """Wait until the store has written what the engines gave it: it writes behind the answer.
+
+    False when it still writes after 30 s; True without a store, or with one that counts nothing.
+    """
     if not deployment.store_url:
-        return
+        return True
     ends_s = time.monotonic() + STORE_TIMEOUT_S
     last: float | None = None
     async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
         while time.monotonic() < ends_s:
             counters = await prometheus.read(client, deployment.store_url, "store")
             written = StoreCounters.of(counters).written_chunks
-            if written == last or written != written:
-                return
+            if written == last or isnan(written):
+                return True
             last = written
             await asyncio.sleep(STORE_QUIET_S)
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

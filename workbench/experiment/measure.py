@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from math import lcm
+from dataclasses import asdict, dataclass, field
+from math import isnan, lcm
 from typing import Any
 
 import httpx
@@ -18,6 +18,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result import RunFolder
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.workload import Workload, asked_again
+from workbench.machine import ProcessorLoad
 from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.counters import sample
 from workbench.metrics.latency import latencies
@@ -32,7 +33,11 @@ Echo = Callable[[str], None]
 
 GAUGE_PERIOD_S = 2.0
 PROXY_BUSY_SHARE = 0.5
+OTHERS_BUSY_SHARE = 0.1
+CLIENT_BUSY_SHARE = 0.6
 LATE_S = 0.01
+LAG_S = 0.05
+SHORTEST_WATCHED_S = 0.1
 
 
 def echo_line(line: str) -> None:
@@ -51,6 +56,8 @@ class Log:
     passes: list[PassCounters] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    client: dict[str, float] = field(default_factory=dict)
+    """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
     measuring_s: float = 0.0
 
@@ -149,6 +156,7 @@ async def _measure_pass(
         "pass": measured.name,
     }
     ended: list[RequestRecord] = []
+    load_before = ProcessorLoad.now()
     try:
         async with _watched(deployment) as gauges:
             load = await drive_in_thread(
@@ -160,17 +168,17 @@ async def _measure_pass(
                 decode_shift=measured.decode_shift,
                 on_record=ended.append,
             )
-    except asyncio.CancelledError:
-        log.requests.append(latencies(to_frame(ended, **constants)))
+    finally:
+        # Kept whatever happened: a cancelled drive has made a record of every request too.
+        ended.sort(key=lambda record: record.index)
+        rows = latencies(to_frame(ended, **constants))
+        log.requests.append(rows)
         folder.write("requests", log.frame("requests"))
-        raise
+    others_share = ProcessorLoad.now().others_since(load_before)
     after = await read_counters(deployment)
     log.measuring_s += load.ended_s - load.started_s
-    rows = latencies(to_frame(load.records, **constants))
-    log.requests.append(rows)
     log.legs.append(to_frame(await deployment.legs(), **constants))
     log.counters += before.rows(**constants, when="before") + after.rows(**constants, when="after")
-    folder.write("requests", log.frame("requests"))
     folder.write("legs", log.frame("legs"))
     log.gauges += [{**constants, **row} for row in gauges]
     folder.write("counters", pd.DataFrame(log.counters))
@@ -179,7 +187,7 @@ async def _measure_pass(
     for doubt in counted.doubts:
         log.doubt(doubt)
     log.passes.append(_pass_counters(arm, number, measured, prompts, load, counted))
-    _watch_client(load, log)
+    _watch_client(load, others_share, log)
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
@@ -227,9 +235,27 @@ def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, l
             log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
 
 
-def _watch_client(load: LoadRun, log: Log) -> None:
+def _watch_client(load: LoadRun, others_share: float, log: Log) -> None:
+    """Keep the client's health for result.json, and say when it may be part of a number."""
+    for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
+        if not isnan(value):
+            log.client[name] = max(value, log.client.get(name, 0.0))
     if load.health.lateness_p99_s > LATE_S:
         log.doubt(
             f"The client sent up to {1000 * load.health.lateness_p99_s:.0f} ms late (p99): it, or"
             " this machine, was busy."
+        )
+    # A pass that fails at once is all client, and so short that no beat was due in it.
+    lasted = load.ended_s - load.started_s >= SHORTEST_WATCHED_S
+    busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE
+    if lasted and (busy or load.health.loop_lag_max_s > LAG_S):
+        log.doubt(
+            f"In some passes the client's loop came more than {1000 * LAG_S:.0f} ms late, or its"
+            f" thread took more than {CLIENT_BUSY_SHARE:.0%} of a core: it, or this machine, was"
+            " too busy to trust single milliseconds."
+        )
+    if others_share > OTHERS_BUSY_SHARE:
+        log.doubt(
+            "In some passes other programs kept more than"
+            f" {OTHERS_BUSY_SHARE:.0%} of this machine's cores busy; end them and measure again."
         )

@@ -176,7 +176,7 @@ def run_id(params: EngineParams) -> str:
         digest,
     ]
     if params.engine != "vllm":
-        words.insert(0, params.engine)
+        words[words.index(values["connector"])] = params.engine
     # A label of an attached deployment may be any text, and this is the name of a folder.
     plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
     return "-".join(word for word in plain if word)

@@ -75,6 +75,8 @@ class RunFolder:
                     shutil.rmtree(target)
                 os.replace(path, target)
             self.attempt.rmdir()
+            for stale in ("report.html", "run.ipynb"):  # they show the result that was replaced
+                (self.home / stale).unlink(missing_ok=True)
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
         """Save a frame as parquet, whole or not at all."""

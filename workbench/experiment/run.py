@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench import machine
-from workbench.errors import DeploymentError
+from workbench.errors import DeploymentError, ResultError
 from workbench.experiment.findings import conclude
 from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
 from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result, RunFolder
+from workbench.metrics.latency import succeeded
 from workbench.params import PdSweep
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, deploy
@@ -47,8 +48,7 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
                 for arm in plan.order(number):
                     async with _deployment(plan, arm, number, launcher, folder) as deployment:
                         await measure_arm(plan, arm, number, deployment, folder, log, echo)
-        if not log.requests:
-            raise DeploymentError(f"no pass could be measured; {' '.join(log.doubts[-1:])}")
+        _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
         status = "cancelled"
@@ -56,12 +56,27 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     finally:
         facts = _facts(plan, log, status, began, time.monotonic() - began_s)
         folder.write_facts(facts)
-        if status == "success":
+        if facts["status"] == "success":
             folder.promote()
-        where = folder.home if status == "success" else folder.attempt
-        echo(f"{status} after {facts['duration_s']:.0f} s: {where}")
+        where = folder.home if facts["status"] == "success" else folder.attempt
+        echo(f"{facts['status']} after {facts['duration_s']:.0f} s: {where}")
+    if facts["status"] != "success":
+        raise ResultError(f"{facts['finding']}; the rows are in {folder.attempt}")
     frames = {name: log.frame(name) for name in ("requests", "legs")}
     return Result(facts=facts, folder=folder.home, frames=frames)
+
+
+def _must_have_measured(log: Log) -> None:
+    """A run without a single success is a failure, and must not replace an earlier result."""
+    requests = log.frame("requests")
+    if requests.empty:
+        raise DeploymentError(f"no pass could be measured; {' '.join(log.doubts[-1:])}")
+    if not succeeded(requests).any():
+        first = requests.iloc[0]
+        raise DeploymentError(
+            f"none of {len(requests)} requests succeeded; the first: {first['error']}"
+            f" {first['error_message']}"
+        )
 
 
 @asynccontextmanager
@@ -105,6 +120,11 @@ async def _deployment(
         yield deployment
 
 
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("numbers", "gates", "limits", "sentences", "summary", "comparisons"), ()
+) | {"scope": "", "break_even": "", "repeat": "", "files": {}}
+
+
 def _facts(
     plan: ExperimentPlan, log: Log, status: str, began: datetime, duration_s: float
 ) -> dict[str, Any]:
@@ -124,8 +144,13 @@ def _facts(
         "parameters": plan.parameters,
         "machine": machine.facts().as_dict() | _platform(plan),
         "arms": list(log.arms.values()),
+        "client": log.client,
     }
-    return facts | conclude(plan, requests, log.passes, log.doubts)
+    try:
+        return facts | conclude(plan, requests, log.passes, log.doubts)
+    except Exception as error:  # what was measured must be kept even when it makes no sense
+        found = f"The rows could not be concluded: {error!r}"
+        return facts | NOTHING | {"status": "failed", "finding": found, "doubts": log.doubts}
 
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:

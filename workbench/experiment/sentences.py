@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import Any
 
@@ -14,20 +14,29 @@ __all__ = ["break_even", "cards", "finding", "scope", "sentences"]
 Row = dict[str, Any]
 
 
-def finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    """The headline: what was found, with its size; never more than the intervals allow."""
+def finding(
+    plan: ExperimentPlan, comparisons: Sequence[Row], failed_gates: Sequence[str] = ()
+) -> str:
+    """The headline: what was found, with its size; never more than intervals and gates allow."""
     if plan.notebook == "single_instance_prefix_cache":
-        return _cache_finding(plan, comparisons)
-    return _sweep_finding(plan, comparisons)
+        found = _cache_finding(plan, comparisons)
+    else:
+        found = _sweep_finding(plan, comparisons)
+    if not failed_gates:
+        return found
+    return f"Not proven, since a gate failed ({', '.join(failed_gates)}): {found}"
+
+
+def _prompt(plan: ExperimentPlan) -> str:
+    return f"{plan.workload.options['prompt_tokens']:,}-token prompt"
 
 
 def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
     warm = _row(comparisons, kind="cache-state", metric="ttft_s", **{"pass": "engine-warm"})
     cost = _row(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
     if warm is None or isnan(warm["ratio"]):
-        return f"The prefix cache was measured with a {tokens}, but no pass can be compared"
-    text = f"A warm prefix cache answers a {tokens} {_times(warm)} sooner"
+        return f"The prefix cache was measured with a {_prompt(plan)}, but no pass can be compared"
+    text = _warm_clause("prefix cache", _prompt(plan), [warm])
     if cost is None or isnan(cost["low"]):
         return text
     if _resolved(cost):
@@ -37,48 +46,77 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
 
 
 def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    tokens = f"{plan.workload.options['prompt_tokens']:,}-token prompt"
     subjects = {a.label for a in plan.arms if a.role != "opponent"}
-    warm = [
-        r for r in comparisons
-        if r["kind"] == "cache-state" and r["metric"] == "ttft_s" and r["arm"] in subjects
-        and not isnan(r["ratio"])
-    ]  # fmt: skip
-    best_state = next(
-        (s for s in ("store-warm", "engine-warm") if any(r["pass"] == s for r in warm)), ""
-    )
-    chosen = sorted(r["ratio"] for r in warm if r["pass"] == best_state)
+    ttft = [r for r in comparisons if r["metric"] == "ttft_s" and not isnan(r["ratio"])]
     parts = []
-    if chosen:
-        span = f"{chosen[0]:.3g}" if len(chosen) == 1 else f"{chosen[0]:.3g} to {chosen[-1]:.3g}"
-        what = "KV store" if best_state == "store-warm" else "engine cache"
-        parts.append(f"A warm {what} cuts TTFT of a {tokens} {span} times")
-    rivals = [
-        r for r in comparisons
-        if r["kind"] == "opponent" and r["metric"] == "ttft_s" and r["pass"] == "cold"
-    ]  # fmt: skip
+    for state, what in (("store-warm", "KV store"), ("engine-warm", "engine cache")):
+        warm = [
+            r for r in ttft
+            if r["kind"] == "cache-state" and r["pass"] == state and r["arm"] in subjects
+        ]  # fmt: skip
+        if warm:
+            parts.append(_warm_clause(what, _prompt(plan), warm))
+            break
+    rivals = [r for r in ttft if r["kind"] == "opponent"]
     if rivals:
         parts.append(_pd_clause(rivals))
-    return "; ".join(parts) or f"TTFT of a {tokens} was measured in one cache state"
+    return "; ".join(parts) or f"TTFT of a {_prompt(plan)} was measured in one cache state"
+
+
+def _span(ratios: Iterable[float]) -> str:
+    known = sorted(ratios)
+    low, high = known[0], known[-1]
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _warm_clause(what: str, prompt: str, rows: Sequence[Row]) -> str:
+    """What a warm cache does to TTFT, as far as the intervals carry it."""
+    if all(isnan(r["low"]) for r in rows):
+        return (
+            f"Cold TTFT of a {prompt} was {_span(r['ratio'] for r in rows)} times that with a warm"
+            f" {what}, in too few rounds for an interval"
+        )
+    better = [r for r in rows if _resolved(r) and r["ratio"] > 1]
+    worse = [r for r in rows if _resolved(r) and r["ratio"] < 1]
+    if len(better) == len(rows):
+        return f"A warm {what} cuts TTFT of a {prompt} {_span(r['ratio'] for r in rows)} times"
+    if len(worse) == len(rows):
+        longer = _span(1 / r["ratio"] for r in rows)
+        return f"A warm {what} makes TTFT of a {prompt} {longer} times longer"
+    if not better and not worse:
+        return f"What a warm {what} does to TTFT of a {prompt} cannot be told from noise here"
+    return (
+        f"A warm {what} cuts TTFT of a {prompt} in {len(better)} and lengthens it in {len(worse)}"
+        f" of {len(rows)} arms"
+    )
 
 
 def _pd_clause(rivals: Sequence[Row]) -> str:
-    """What splitting prefill and decode does by itself: cold, beside as many instances."""
+    """What splitting prefill and decode does by itself, beside as many aggregated instances."""
+    cold = [r for r in rivals if r["pass"] == "cold"]
+    warm = [r for r in rivals if r["pass"] != "cold"]
     lead = "splitting prefill and decode by itself"
     if all(isnan(r["low"]) for r in rivals):
         return f"{lead} cannot be judged: too few rounds for an interval"
-    better = [r for r in rivals if _resolved(r) and r["ratio"] > 1]
-    worse = [r for r in rivals if _resolved(r) and r["ratio"] < 1]
+    better = [r for r in cold if _resolved(r) and r["ratio"] > 1]
+    worse = [r for r in cold if _resolved(r) and r["ratio"] < 1]
     if better and worse:
-        return f"{lead} helps in {len(better)} and hurts in {len(worse)} of {len(rivals)} pairs"
-    if better:
-        low, high = min(r["ratio"] for r in better), max(r["ratio"] for r in better)
-        span = f"{low:.3g}" if len(better) == 1 else f"{low:.3g} to {high:.3g}"
-        return f"{lead} cuts cold TTFT {span} times{_among(better, rivals)}"
-    if worse:
+        text = f"{lead} cuts cold TTFT in {len(better)} and lengthens it in {len(worse)} of"
+        text += f" {len(cold)} comparisons"
+    elif better:
+        text = f"{lead} cuts cold TTFT {_span(r['ratio'] for r in better)} times"
+        text += _among(better, cold)
+    elif worse:
         slow = max(1 / r["ratio"] for r in worse)
-        return f"{lead} makes cold TTFT up to {slow:.3g} times longer{_among(worse, rivals)}"
-    return f"{lead} makes no difference that can be detected here"
+        text = f"{lead} makes cold TTFT up to {slow:.3g} times longer{_among(worse, cold)}"
+    else:
+        text = f"{lead} makes no detectable difference to cold TTFT"
+    slower = sum(_resolved(r) and r["ratio"] < 1 for r in warm)
+    sooner = sum(_resolved(r) and r["ratio"] > 1 for r in warm)
+    if slower or sooner:
+        words = [f"longer in {slower}"] * bool(slower) + [f"shorter in {sooner}"] * bool(sooner)
+        text += f", and warm TTFT is {' and '.join(words)} of {len(warm)}"
+    return text
 
 
 def _among(some: Sequence[Row], rivals: Sequence[Row]) -> str:
@@ -95,13 +133,20 @@ def scope(plan: ExperimentPlan) -> str:
         if plan.params.engine == "vllm"
         else "Servers started by somebody else."
     )
+    intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
     return (
-        f"{where} {plan.rounds} rounds, arms interleaved, {plan.workload.options['requests']}"
-        f" requests a pass, {plan.arrivals.describe()}; 95 % intervals."
+        f"{where} {plan.rounds} round{'s' * (plan.rounds > 1)}, arms interleaved,"
+        f" {plan.workload.options['requests']} requests a pass, {plan.arrivals.describe()};"
+        f" {intervals}."
     )
 
 
-def cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]) -> list[Row]:
+def cards(
+    plan: ExperimentPlan,
+    summary: Sequence[Row],
+    comparisons: Sequence[Row],
+    failed_gates: Sequence[str] = (),
+) -> list[Row]:
     """Up to three key numbers, each with its interval and what it rests on."""
     comparisons = [row for row in comparisons if not isnan(row["ratio"])]
     subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0])
@@ -130,6 +175,8 @@ def cards(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Ro
                 "note": f"median of {cold['n_requests']} requests",
             }
         )
+    if failed_gates:
+        cards = [card | {"note": f"not proven: a gate failed; {card['note']}"} for card in cards]
     return cards[:3]
 
 
@@ -199,7 +246,7 @@ def break_even(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
         return ""
     off, cold, warm = (rows[key] for key in known)
     saved = f"a full hit saves {cold - warm:.0f} ms of TTFT"
-    if isnan(cost["low"]) or (not _resolved(cost) and cost["ratio"] < 1):
+    if isnan(cost["low"]) or not _resolved(cost):
         return f"What the cache costs a cold prompt cannot be told from noise; {saved}."
     if cost["ratio"] >= 1:
         return f"A cold prompt is not slower with the cache on; {saved}: it pays from any hit."
@@ -217,7 +264,3 @@ def _row(rows: Sequence[Row], **wanted: Any) -> Row | None:
 def _resolved(row: Row) -> bool:
     """True when the interval leaves 1 out."""
     return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]
-
-
-def _times(row: Row) -> str:
-    return f"{row['ratio']:.3g} times" if row["ratio"] < 1000 else f"{row['ratio']:,.0f} times"

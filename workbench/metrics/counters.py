@@ -180,7 +180,14 @@ async def sample(
     """
     rows: list[dict[str, Any]] = []
     gauges = (_RUNNING, _WAITING, _KV_USAGE)
-    while True:
+    stopped = False
+    while not stopped:
+        # The first reading waits: a scrape in the first request's way would be part of its TTFT.
+        try:
+            await asyncio.wait_for(stop.wait(), period_s)
+            stopped = True
+        except TimeoutError:
+            pass
         readings = [read(client, url, name, only=gauges) for name, url in urls.items()]
         for counters in await asyncio.gather(*readings):
             rows.append(
@@ -192,11 +199,7 @@ async def sample(
                     "kv_usage": kv_usage(counters),
                 }
             )
-        try:
-            await asyncio.wait_for(stop.wait(), period_s)
-        except TimeoutError:
-            continue
-        return rows
+    return rows
 
 
 def _absent(counters: Counters, names: Iterable[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Not here yet: ledger, physics, transfers, client saturation, steady state.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from workbench.metrics.cache_gates import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Gate",
     "PassCounters",
+    "cached_as_planned",
     "cold_was_cold",
     "cross_instance",
     "engine_warm",
@@ -92,6 +94,27 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
         next_step="compare at temperature 0 and concurrency 1; if they still differ, the KV that"
         " arrived is not the KV that was sent",
         if_unknown="compare at concurrency 1" if len(both) else "run an aggregated arm too",
+    )
+
+
+def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: int = 256) -> Gate:
+    """In partly warm passes each request found the share of its prompt that it was meant to find.
+
+    `cached_tokens` lies at most `block` tokens below the planned prefix and never above it.
+    """
+    rows = frame[frame["pass"].isin(passes) & succeeded(frame)]
+    known = rows[rows["cached_tokens"].ge(0)]
+    short = known["ideal_reuse_tokens"] - known["cached_tokens"]
+    odd = known[(short < 0) | (short > block)]
+    found = f"{len(odd):,} of {len(known):,} requests found another share cached than planned"
+    return judge(
+        "cached as planned",
+        holds=f"{len(known):,} of {len(known):,} requests of partly warm passes found what was"
+        f" planned, less than {block} tokens of rounding",
+        problems=[f"{found}; first {_where(odd)}"] if len(odd) else [],
+        unknown=[] if len(known) else ["no server said how many prompt tokens were cached"],
+        next_step="raise kv_cache_mib or send fewer requests: blocks were evicted",
+        if_unknown="start vLLM with --enable-prompt-tokens-details",
     )
 
 

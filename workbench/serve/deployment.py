@@ -203,6 +203,7 @@ async def _start_all(
     """Store first, since an engine that looks for it must find it; then all instances at once."""
     if plan.settings.platform == "cpu":
         launcher.warm_up()
+    failed: BaseException
     try:
         for names in (("store",), ("prefill", "decode", "aggregated", "proxy")):
             batch = [spec for spec in plan.processes if spec.role in names]
@@ -210,6 +211,9 @@ async def _start_all(
             for spec in batch:
                 running.append(await launcher.start(spec, log_dir))
             await launcher.ready(running[first:], timeout_s=timeout_s)
+        return
     except BaseExceptionGroup as group:
         # The first reason tells; the others are its consequences or were cancelled.
-        raise next((e for e in group.exceptions if isinstance(e, LaunchError)), group) from None
+        failed = next((e for e in group.exceptions if isinstance(e, LaunchError)), group)
+    # Not inside the handler: IPython shows no error at all when a group is in its context.
+    raise failed

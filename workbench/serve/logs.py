@@ -26,7 +26,12 @@ def fatal(log_lines: Iterable[str]) -> str:
 
     Under fork an API server takes 30 s to notice that its engine core has died.
     """
-    return next((line for line in log_lines if _FATAL.search(line)), "")
+    core_failed = False
+    for line in log_lines:
+        if _FATAL.search(line) or (core_failed and _ERROR_LINE.match(line)):
+            return line
+        core_failed = core_failed or "EngineCore failed to start" in line
+    return ""
 
 
 def reason(log_lines: Sequence[str]) -> str:

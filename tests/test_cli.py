@@ -1,0 +1,181 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbclient.exceptions import DeadKernelError
+
+from workbench import cli
+from workbench.experiment.plan import run_id
+from workbench.params import PdSweep
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Calls of papermill as (source, parameters); nothing is started, and `outcome` is its end."""
+
+    class Executed(list):
+        outcome: BaseException | None = None
+
+    calls = Executed()
+
+    def execute(source, target, parameters, **_):
+        calls.append((Path(source), parameters))
+        shutil.copy(source, target)  # papermill writes the copy as it goes
+        if calls.outcome is not None:
+            raise calls.outcome
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run pd_sweep -p topology p4d", "topology 'p4d' cannot be read: write prefill and decode"),
+        ("run pd_sweep -p topology 0p0d", "topology '0p0d' cannot be read"),
+        ("run pd_sweep -p topology 1p-4d", "topology '1p-4d' cannot be read"),
+        ("run pd_sweep -p connector lmcash", "connector is 'lmcash': write one of none, lmcache"),
+        ("run pd_sweep -p promt_tokens 5", "'promt_tokens' is not known: did you mean"),
+        ("run pd_sweep -p rounds none", "rounds is 'none': it takes a whole number, e.g. 3"),
+        ("run pd_swep", "notebook 'pd_swep' is not known: did you mean 'pd_sweep'?"),
+        ("run environment_check -p rounds 3", "parameter 'rounds' is not known"),
+        ("run pd_sweep -f {tmp}/none.yaml", "none.yaml cannot be read as YAML"),
+        ("run pd_sweep -f {tmp}", "cannot be read as YAML"),
+        ("run pd_sweep -f {tmp}/list.yaml", "list.yaml has no names; write lines such as rounds"),
+        ("run pd_sweep -f {tmp}/broken.yaml", "broken.yaml cannot be read as YAML"),
+        ("run pd_sweep -f {tmp}/binary.yaml", "binary.yaml cannot be read as YAML"),
+        ("run pd_sweep -f {tmp}/numbers.yaml", "parameter '1' is not known"),
+        ("run pd_sweep -f {tmp}/wrong.yaml", "rounds is [3]: it takes a whole number"),
+        ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
+        ("report {tmp}/list.yaml", "cannot be read as a notebook"),
+        ("index --output-dir {tmp}/nowhere", "nowhere is no folder; run a notebook first"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_starts(
+    arguments, sentence, executed, tmp_path, capsys
+):
+    (tmp_path / "list.yaml").write_text("- rounds\n- 3\n")
+    (tmp_path / "broken.yaml").write_text("rounds: [3\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    (tmp_path / "numbers.yaml").write_text("1: 2\n")
+    (tmp_path / "wrong.yaml").write_text("rounds: [3]\n")
+    assert cli.main(arguments.format(tmp=tmp_path).split()) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert executed == []
+
+
+@pytest.mark.parametrize("arguments", ["", "sweep", "run", "run pd_sweep -p topology", "report"])
+def test_half_a_command_is_told_how_to_write_it(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments.split())
+    assert left.value.code == 2
+    assert "usage: workbench" in capsys.readouterr().err
+
+
+def test_as_typed_in_a_shell_bad_input_exits_2_within_seconds():
+    words = [sys.executable, "-m", "workbench.cli", "run", "pd_sweep", "-p", "topology", "p4d"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("topology 'p4d' cannot be read: write prefill and decode counts")
+
+
+def run(tmp_path, *arguments):
+    return cli.main(["run", "pd_sweep", "-p", "output_dir", str(tmp_path), *arguments])
+
+
+def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp_path, capsys):
+    assert run(tmp_path, "-p", "topology", "1p1d", "-p", "rounds", "5") == 0
+    ((source, parameters),) = executed
+    assert source.name == "pd_sweep.ipynb"
+    # Only what differs, typed: the notebook's own defaults hold for the rest.
+    assert parameters == {"topology": "1p1d", "rounds": 5, "output_dir": str(tmp_path)}
+    home = tmp_path / "pd_sweep" / run_id(PdSweep(topology="1p1d", rounds=5))
+    assert sorted(path.name for path in home.iterdir()) == ["report.html", "run.ipynb"]
+    assert capsys.readouterr().out.strip() == str(home / "report.html")
+    assert "PD sweep" in (home / "report.html").read_text()
+
+
+def test_what_is_typed_wins_over_the_file(executed, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("topology: 1p1d\nrounds: 5\nfork: false\n")
+    assert run(tmp_path, "-f", str(file), "-p", "rounds", "7") == 0
+    assert executed[0][1] == {
+        "topology": "1p1d", "rounds": 7, "fork": False, "output_dir": str(tmp_path)
+    }  # fmt: skip
+
+
+def test_an_empty_file_of_parameters_is_none(executed, tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert run(tmp_path, "-f", str(tmp_path / "empty.yaml")) == 0
+    assert executed[0][1] == {"output_dir": str(tmp_path)}
+
+
+def test_a_run_that_succeeded_is_not_run_again_unless_forced(executed, tmp_path, capsys):
+    run(tmp_path)
+    home = tmp_path / "pd_sweep" / run_id(PdSweep())
+    (home / "result.json").write_text("{}")
+    capsys.readouterr()
+    assert run(tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "has succeeded before (--force runs it again)" in shown
+    assert str(home / "report.html") in shown
+    assert len(executed) == 1
+    assert run(tmp_path, "--force") == 0
+    assert len(executed) == 2
+
+
+def failed() -> papermill.PapermillExecutionError:
+    return papermill.PapermillExecutionError(
+        cell_index=6,
+        exec_count=3,
+        source="result = await wb.run(plan)",
+        ename="LaunchError",
+        evalue="store did not start: no room\n  log: /x/store.log",
+        traceback=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "sentence"),
+    [
+        (failed(), "LaunchError: store did not start: no room\n  log: /x/store.log"),
+        (DeadKernelError("Kernel died"), "the notebook's kernel was killed"),
+    ],
+)
+def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
+    outcome, sentence, executed, tmp_path, capsys
+):
+    run(tmp_path)
+    home = tmp_path / "pd_sweep" / run_id(PdSweep())
+    good = (home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes()
+    capsys.readouterr()
+    executed.outcome = outcome
+    assert run(tmp_path, "--force") == 1
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert shown.out.strip() == str(home / "report.failed.html")
+    assert good == ((home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes())
+    assert (home / "run.failed.ipynb").exists()
+
+
+def test_a_report_lies_beside_its_notebook(tmp_path, capsys):
+    notebook = tmp_path / "out.ipynb"
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# My sweep")]), notebook
+    )
+    assert cli.main(["report", str(notebook)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out.html")
+    assert "My sweep" in (tmp_path / "out.html").read_text()
+
+
+def test_an_index_lists_a_folder_of_runs(tmp_path, capsys):
+    assert cli.main(["index", "--output-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
+    assert (tmp_path / "index.html").is_file()
