@@ -63,4 +63,8 @@ def nothing_left(nothing_running: str) -> Iterator[str]:
     before = set(os.listdir("/dev/shm"))
     yield nothing_running
     assert left_running(nothing_running, within_s=10) == {}
-    assert set(os.listdir("/dev/shm")) - before == set()
+    # A segment of somebody else's test run beside this one goes away within seconds.
+    ends_s = time.monotonic() + 10
+    while (segments := set(os.listdir("/dev/shm")) - before) and time.monotonic() < ends_s:
+        time.sleep(0.2)
+    assert segments == set()

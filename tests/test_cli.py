@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,14 @@ from workbench.params import PdSweep
 
 @pytest.fixture
 def executed(monkeypatch):
-    """Calls of papermill as (source, parameters); nothing is started, and `outcome` is its end."""
+    """Calls of papermill as (source, parameters); nothing is started.
+
+    `outcome` is what it raises, if anything; `status` is what the run's result then says.
+    """
 
     class Executed(list):
         outcome: BaseException | None = None
+        status = "success"
 
     calls = Executed()
 
@@ -27,6 +32,8 @@ def executed(monkeypatch):
         shutil.copy(source, target)  # papermill writes the copy as it goes
         if calls.outcome is not None:
             raise calls.outcome
+        result = {"schema": 1, "status": calls.status}
+        (Path(target).parent / "result.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     return calls
@@ -97,7 +104,8 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     # Only what differs, typed: the notebook's own defaults hold for the rest.
     assert parameters == {"topology": "1p1d", "rounds": 5, "output_dir": str(tmp_path)}
     home = tmp_path / "pd_sweep" / run_id(PdSweep(topology="1p1d", rounds=5))
-    assert sorted(path.name for path in home.iterdir()) == ["report.html", "run.ipynb"]
+    written = sorted(path.name for path in home.iterdir())
+    assert written == ["report.html", "result.json", "run.ipynb"]
     assert capsys.readouterr().out.strip() == str(home / "report.html")
     assert "PD sweep" in (home / "report.html").read_text()
 
@@ -120,15 +128,26 @@ def test_an_empty_file_of_parameters_is_none(executed, tmp_path):
 def test_a_run_that_succeeded_is_not_run_again_unless_forced(executed, tmp_path, capsys):
     run(tmp_path)
     home = tmp_path / "pd_sweep" / run_id(PdSweep())
-    (home / "result.json").write_text("{}")
     capsys.readouterr()
     assert run(tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "has succeeded before (--force runs it again)" in shown
+    assert "has succeeded before; --force runs it again" in shown
     assert str(home / "report.html") in shown
     assert len(executed) == 1
     assert run(tmp_path, "--force") == 0
     assert len(executed) == 2
+
+
+def test_a_machine_is_looked_at_anew_each_time(executed, tmp_path):
+    for _ in range(2):
+        assert cli.main(["run", "environment_check", "-p", "output_dir", str(tmp_path)]) == 0
+    assert len(executed) == 2
+
+
+def test_a_machine_that_is_not_ready_is_told_by_the_exit_status(executed, tmp_path):
+    executed.status = "failed"
+    assert cli.main(["run", "environment_check", "-p", "output_dir", str(tmp_path)]) == 1
+    assert (tmp_path / "environment_check" / "here" / "report.html").exists()
 
 
 def failed() -> papermill.PapermillExecutionError:

@@ -58,6 +58,7 @@ def test_gpus_of_each_role_are_gathered():
             r"prompt_tokens 24560 \+ output_tokens 32 do not fit context_tokens 24576; raise",
         ),
         ({"engine": "attach"}, "base_url is '': engine attach needs the address"),
+        (ATTACH | {"prefill_urls": ["http://127.0.0.1:1"]}, "give both, e.g. -p decode_urls"),
         (ATTACH | {"base_url": "127.0.0.1:8000"}, "e.g. http://127.0.0.1:8000"),
     ],
 )
@@ -86,6 +87,7 @@ def test_server_lists_are_read_as_a_shell_writes_them():
     ("given", "sentence"),
     [
         ({"shares": [0.5, 1.0]}, r"shares is \[0.5, 1.0\]: each is between 0 and 1"),
+        ({"shares": [0.5, 0.501]}, "two of them are the same percentage"),
         ({"prompt_tokens": 24_576}, "do not fit context_tokens 24576"),
         ({"engine": "attach"}, "engine is 'attach': this notebook starts its servers"),
     ],

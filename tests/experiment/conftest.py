@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from workbench import machine
-from workbench.experiment import arms
+from workbench.experiment import arms, room
 from workbench.experiment.plan import ExperimentPlan
 from workbench.gpus import Gpu
 from workbench.kv import engine_hit_tokens
@@ -56,7 +56,7 @@ def machine_has(monkeypatch: pytest.MonkeyPatch, model: Path) -> Callable[..., N
         monkeypatch.setattr(machine, "facts", lambda: found)
 
     say()
-    monkeypatch.setattr(arms, "tiny_model", lambda: model)
+    monkeypatch.setattr(room, "tiny_model", lambda: model)
     return say
 
 

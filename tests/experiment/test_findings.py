@@ -13,6 +13,7 @@ from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.counters import TokenSources
 from workbench.params import PdSweep, PrefixCache, check_params
 from workbench.records import to_frame
+from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 
@@ -43,6 +44,26 @@ def cold_passes(plan, *, engine_hit=0.0):
             sources={"aggregated": sources},
         )
         for arm in plan.arms
+    ]
+
+
+def every_pass(plan):
+    """Counters of each pass of each arm, in which every token was computed."""
+    told = TokenSources(computed=3000, engine_hit=0, external_hit=0)
+    return [
+        PassCounters(
+            arm=arm.label,
+            round=0,
+            pass_name=p.name,
+            connector=arm.connector,
+            requests_sent=3,
+            prompt_tokens_sent=3000,
+            sources={role: told for role, _ in Topology.parse(arm.topology).roles}
+            if arm.settings
+            else {},
+        )
+        for arm in plan.arms
+        for p in arm.passes
     ]
 
 
@@ -85,8 +106,7 @@ def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
         ),
         (
             {"topology": "2a", "connector": "none"},
-            "cold was cold; engine-warm was engine-warm; cross-instance was cross-instance;"
-            " store-warm was store-warm; no failures; output counts equal; same text",
+            "cold was cold; engine-warm was engine-warm; no failures; output counts equal",
         ),
         (
             {**ATTACH, "topology": "1p4d"},
@@ -96,7 +116,7 @@ def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
 )
 def test_a_gate_is_asked_where_it_means_something(params, applies, sweep, rows):
     plan = sweep(**params)
-    facts = conclude(plan, measured(plan, rows), [], [])
+    facts = conclude(plan, measured(plan, rows), every_pass(plan), [])
     assert list(gates(facts)) == applies.split("; ")
 
 
@@ -114,6 +134,26 @@ def test_failed_requests_fail_their_gate(sweep, rows):
     plan = sweep(topology="1p1d", opponents=False)
     facts = conclude(plan, measured(plan, rows, ttft_s=(1.0, nan, nan)), [], [])
     assert gates(facts)["no failures"] == "FAIL"
+
+
+def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
+    plan = prefix_cache(shares=[0.5], concurrency=1)
+    facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), [])
+    assert facts["finding"].startswith("Not proven, since a gate failed (cold was cold): ")
+
+
+def test_launches_that_differ_are_a_doubt(sweep, rows):
+    plan = sweep(topology="1p1d", opponents=False, rounds=5)
+    requests = pd.concat(
+        [
+            rows("1p1d lmcache", p.name, [1.0 + number] * 12, round=number)
+            for number in range(5)
+            for p in plan.arms[0].passes
+        ],
+        ignore_index=True,
+    )
+    doubts = conclude(plan, requests, [], [])["doubts"]
+    assert any("Launches differ by more than the intervals" in doubt for doubt in doubts)
 
 
 def test_partly_new_prompts_need_not_have_the_same_answer(prefix_cache, rows):

@@ -49,7 +49,7 @@ def test_where_the_output_goes_and_how_a_topology_is_spelt_do_not(same):
 def test_a_label_of_any_text_is_the_name_of_one_folder():
     attach = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
     name = run_id(PdSweep(topology="../../rack 7/old", **attach))
-    assert name.startswith("attach-rack-7-old-lmcache-22660t")
+    assert name.startswith("rack-7-old-attach-22660t")
     assert Path(name).name == name
 
 

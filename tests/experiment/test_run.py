@@ -125,7 +125,7 @@ async def test_rows_that_make_no_sense_are_kept(attached, monkeypatch, tmp_path)
 
     plan = attached()
     monkeypatch.setattr("workbench.experiment.run.conclude", stumble)
-    with pytest.raises(ResultError, match="by a clock that stood still.*the rows are in"):
+    with pytest.raises(ResultError, match=r"by a clock that stood still.*the rows are in"):
         await run(plan, echo=lambda _: None)
     result = only_attempt(tmp_path, plan.run_id)
     assert result.facts["status"] == "failed"

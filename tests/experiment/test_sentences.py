@@ -57,7 +57,7 @@ LEAD = "splitting prefill and decode by itself"
             "A warm engine cache cuts TTFT of a 22,660-token prompt 25 times",
         ),
         ([beside(1.4)], f"{LEAD} cannot be judged: too few rounds for an interval"),
-        ([beside(1.05, 0.9, 1.2)], f"{LEAD} makes no difference that can be detected here"),
+        ([beside(1.05, 0.9, 1.2)], f"{LEAD} makes no detectable difference to cold TTFT"),
         ([beside(1.4, 1.3, 1.5)], f"{LEAD} cuts cold TTFT 1.4 times"),
         (
             [beside(1.4, 1.3, 1.5, baseline="5a"), beside(1.2, 1.1, 1.3)],
@@ -70,12 +70,31 @@ LEAD = "splitting prefill and decode by itself"
         ),
         (
             [beside(1.4, 1.3, 1.5, baseline="5a"), beside(0.5, 0.4, 0.6)],
-            f"{LEAD} helps in 1 and hurts in 1 of 2 pairs",
+            f"{LEAD} cuts cold TTFT in 1 and lengthens it in 1 of 2 comparisons",
         ),
         (
             [warm(18.0), beside(1.05, 0.9, 1.2)],
             "A warm KV store cuts TTFT of a 22,660-token prompt 18 times;"
-            f" {LEAD} makes no difference that can be detected here",
+            f" {LEAD} makes no detectable difference to cold TTFT",
+        ),
+        (
+            [ratio("cache-state", "store-warm", 18.0)],
+            "Cold TTFT of a 22,660-token prompt was 18 times that with a warm KV store,"
+            " in too few rounds for an interval",
+        ),
+        (
+            [ratio("cache-state", "store-warm", 0.5, 0.4, 0.6)],
+            "A warm KV store makes TTFT of a 22,660-token prompt 2 times longer",
+        ),
+        (
+            [ratio("cache-state", "store-warm", 1.1, 0.9, 1.3)],
+            "What a warm KV store does to TTFT of a 22,660-token prompt cannot be told from noise"
+            " here",
+        ),
+        (
+            [beside(1.05, 0.9, 1.2), ratio("opponent", "store-warm", 0.8, 0.7, 0.9)],
+            f"{LEAD} makes no detectable difference to cold TTFT, and warm TTFT is longer in 1"
+            " of 1",
         ),
         (  # an opponent's own warm pass is not what the sweep is about
             [warm(99.0, arm=RIVAL)],
@@ -102,23 +121,42 @@ def test_several_topologies_give_a_span(sweep):
     [
         ([], "measured with a 2,048-token prompt, but no pass can be compared"),
         ([warm(nan, "engine-warm")], "but no pass can be compared"),
-        ([warm(30.0, "engine-warm")], "answers a 2,048-token prompt 30 times sooner"),
+        (
+            [warm(30.0, "engine-warm")],
+            "A warm prefix cache cuts TTFT of a 2,048-token prompt 30 times",
+        ),
         (
             [warm(30.0, "engine-warm"), ratio("cache-off", "cold", 0.8, 0.7, 0.9)],
-            "30 times sooner; keeping it changes a cold prompt's TTFT by +25.0 %",
+            "30 times; keeping it changes a cold prompt's TTFT by +25.0 %",
         ),
         (
             [warm(30.0, "engine-warm"), ratio("cache-off", "cold", 0.99, 0.9, 1.1)],
-            "30 times sooner; what keeping it costs a cold prompt cannot be told from noise here",
+            "30 times; what keeping it costs a cold prompt cannot be told from noise here",
         ),
         (
             [warm(30.0, "engine-warm"), ratio("cache-off", "cold", 0.99)],
-            "answers a 2,048-token prompt 30 times sooner",
+            "A warm prefix cache cuts TTFT of a 2,048-token prompt 30 times",
         ),
     ],
 )
 def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said, prefix_cache):
     assert sentences.finding(prefix_cache(), comparisons).endswith(said)
+
+
+def test_a_failed_gate_stands_before_what_it_spoils(sweep):
+    plan = sweep(topology="1p4d")
+    said = sentences.finding(plan, [warm(18.0)], ["cold was cold"])
+    assert said.startswith("Not proven, since a gate failed (cold was cold): A warm KV store")
+    (card,) = sentences.cards(plan, [], [warm(18.0)], ["cold was cold"])
+    assert card["note"] == "not proven: a gate failed; 5 rounds, 30 pairs"
+
+
+def test_topologies_that_differ_are_counted(sweep):
+    plan = sweep(topology="1p1d,1p4d")
+    found = [ratio("cache-state", "store-warm", 0.5, 0.4, 0.6, arm="1p1d lmcache"), warm(18.0)]
+    assert sentences.finding(plan, found) == (
+        "A warm KV store cuts TTFT of a 22,660-token prompt in 1 and lengthens it in 1 of 2 arms"
+    )
 
 
 def test_the_scope_says_where_and_with_what_it_was_measured(sweep, machine_has, model):
@@ -127,6 +165,8 @@ def test_the_scope_says_where_and_with_what_it_was_measured(sweep, machine_has, 
         "Tiny model on a CPU: ratios are shapes, not promises for a GPU. 5 rounds, arms"
         " interleaved, 6 requests a pass, closed loop, 1 at a time; 95 % intervals."
     )
+    few = sentences.scope(sweep(rounds=1))
+    assert " 1 round, " in few and few.endswith("; too few rounds for intervals of ratios.")
     assert sentences.scope(sweep(model=str(model))).startswith("Measured on cpu.")
     attached = sweep(engine="attach", base_url="http://127.0.0.1:1")
     assert sentences.scope(attached).startswith("Servers started by somebody else.")

@@ -61,18 +61,21 @@ ALL = [COLD, ENGINE_WARM, CROSS, STORE_WARM]
         ),
         (
             engine_warm,
-            "of 30,000 prompt tokens in 1 engine-warm pass, 99.8 % on prefill instances from their"
-            " own prefix cache, 99.8 % on decode instances from their own prefix cache",
+            "of 30,000 prompt tokens in 1 engine-warm pass, by role: "
+            "99.8 % on prefill instances from their own prefix cache, "
+            "99.8 % on decode instances from their own prefix cache",
         ),
         (
             cross_instance,
-            "of 30,000 prompt tokens in 1 cross-instance pass, 99.8 % on prefill instances from"
-            " their own prefix cache, 97.3 % on decode instances from the connector",
+            "of 30,000 prompt tokens in 1 cross-instance pass, by role: "
+            "99.8 % on prefill instances from their own prefix cache, "
+            "97.3 % on decode instances from the connector",
         ),
         (
             store_warm,
-            "of 30,000 prompt tokens in 1 store-warm pass, 97.3 % on prefill instances from the"
-            " connector, 97.3 % on decode instances from the connector",
+            "of 30,000 prompt tokens in 1 store-warm pass, by role: "
+            "97.3 % on prefill instances from the connector, "
+            "97.3 % on decode instances from the connector",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from workbench.metrics import cache_gates, gates
-from workbench.metrics.gates import no_failures, output_counts_equal, same_text
+from workbench.metrics.gates import cached_as_planned, no_failures, output_counts_equal, same_text
 
 
 def requests(arm: str = "5a none", state: str = "cold", rounds: int = 2, n: int = 3):
@@ -108,7 +108,7 @@ def test_texts_without_the_baseline_arm_prove_nothing(frame):
     gate = same_text(frame, "5a lmcache")
     assert gate.outcome == "INCONCLUSIVE"
     assert gate.sentence == "no answer has one of 5a lmcache, cold, beside it"
-    assert gate.next_step == "run an aggregated arm in the same rounds"
+    assert gate.next_step == "run an aggregated arm too"
 
 
 def test_equal_output_counts(frame):
@@ -146,3 +146,23 @@ def test_unknown_counts_are_left_out(frame):
 def test_every_gate_is_offered_at_one_door():
     assert set(cache_gates.__all__) <= set(gates.__all__)
     assert all(hasattr(gates, name) for name in gates.__all__)
+
+
+def test_partly_warm_requests_found_what_was_planned():
+    rows = requests(state="50% cached", rounds=1, n=2)
+    rows = rows.assign(ideal_reuse_tokens=1024, cached_tokens=[1024, 896])
+    assert cached_as_planned(rows, {"50% cached"}).outcome == "PASS"
+    gate = cached_as_planned(rows.assign(cached_tokens=[0, 896]), {"50% cached"})
+    assert gate.outcome == "FAIL"
+    assert "1 of 2 requests found another share cached than planned" in gate.sentence
+    unknown = cached_as_planned(rows.assign(cached_tokens=-1), {"50% cached"})
+    assert unknown.outcome == "INCONCLUSIVE"
+
+
+def test_a_few_different_texts_in_batches_are_not_called_damage():
+    many = pd.concat([requests(n=50), requests("1p4d lmcache", n=50)], ignore_index=True)
+    many.loc[len(many) - 1, "text"] = "another"
+    assert same_text(many, "5a none").outcome == "FAIL"
+    batched = same_text(many, "5a none", batched=True)
+    assert batched.outcome == "INCONCLUSIVE"
+    assert "requests ran in batches" in batched.sentence

@@ -5,20 +5,24 @@ Refuses, with a PlanError, what this machine or a connector cannot do; starts no
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from workbench import machine
 from workbench.errors import PlanError
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
+from workbench.experiment.room import (
+    UNKNOWN_VOCAB_TOKENS,
+    check_gpu_memory,
+    check_room,
+    engine_of,
+    vocab_tokens,
+)
 from workbench.load.arrivals import Arrivals, closed, poisson
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
-from workbench.serve.plan import Capacity, check_capacity, check_store
-from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
+from workbench.serve.plan import Capacity, check_store
+from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -40,68 +44,12 @@ def plan(params: EngineParams) -> ExperimentPlan:
     return made
 
 
-UNKNOWN_VOCAB_TOKENS = 5_000
-"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-
-def _engine(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
-    """Settings, what is known of the model (None on a hub), and what the machine can give."""
-    facts = machine.facts()
-    platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
-    model = Path(params.model) if params.model else tiny_model()
-    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
-    settings = EngineSettings(
-        model=model,
-        platform=platform,
-        context_tokens=params.context_tokens,
-        kv_cache_mib=params.kv_cache_mib,
-        gpu_memory_share=params.gpu_memory_share,
-    )
-    capacity = Capacity(
-        devices=_devices(facts),
-        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
-        free_memory_gb=facts.memory_free_gb,
-        free_shm_gb=facts.shm_free_gb,
-    )
-    return settings, None if on_hub else model_facts(model), capacity
-
-
-def _check_gpu_memory(gpus: int, share: float) -> None:
-    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
-
-    Of the visible GPUs the first `gpus`, which are the ones that instances get.
-    """
-    facts = machine.facts()
-    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
-        wanted_gb = share * gpu.memory_gb
-        if gpu.memory_free_gb < wanted_gb:
-            raise PlanError(
-                f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_gb:.1f} of"
-                f" {gpu.memory_gb:.1f} GB free and gpu_memory_share {share:g} takes"
-                f" {wanted_gb:.1f} GB; end what runs there, or lower gpu_memory_share, e.g. to"
-                f" {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f}"
-            )
-
-
-def _vocab_tokens(model: ModelFacts | None) -> int:
-    return model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS
-
-
-def _devices(facts: machine.Machine) -> tuple[str, ...]:
-    """GPU ids in the order in which instances take them: the visible ones, else all."""
-    if facts.visible_devices:
-        return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())
-    return tuple(str(gpu.index) for gpu in facts.gpus)
-
-
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     topologies = params.topologies
     asked = connector(params.connector)
     for topology in topologies:
         asked.check(topology)
-    settings, model, capacity = _engine(params)
+    settings, model, capacity = engine_of(params)
     if settings.platform == "cpu" and params.tp != TensorParallel():
         raise PlanError(
             "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
@@ -118,7 +66,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     arms = []
     for (text, name), role in wanted.items():
         topology, means = Topology.parse(text), connector(name)
-        check_capacity(topology, params.tp, capacity, platform=settings.platform)
+        check_room(topology, params.tp, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
         arms.append(
@@ -139,16 +87,20 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             )
         )
     if settings.platform != "cpu":
-        _check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
+        check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
     return ExperimentPlan(
         notebook="pd_sweep",
         params=params,
         platform=settings.platform,
         arms=tuple(arms),
         rounds=params.rounds,
-        workload=_sweep_workload(params, _vocab_tokens(model)),
+        workload=_sweep_workload(params, vocab_tokens(model)),
         arrivals=_arrivals(params),
-        doubts=(*_sharing_doubts(capacity, settings), *_kv_doubts(params, settings, model)),
+        doubts=(
+            *_sharing_doubts(capacity, settings),
+            *_kv_doubts(params, settings, model),
+            *_unequal(arms, params.tp),
+        ),
     )
 
 
@@ -258,10 +210,12 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
 
 
 def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
-    settings, model, capacity = _engine(params)
+    settings, model, capacity = engine_of(params)
     tp = TensorParallel(aggregated=params.aggregated_tp)
     topology = Topology(aggregated=1)
-    check_capacity(topology, tp, capacity, platform=settings.platform)
+    check_room(topology, tp, capacity, settings)
+    if settings.platform != "cpu":
+        check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
     cold = Pass(name="cold", state="cold")
     warm = tuple(
         Pass(name=f"{share:.0%} cached", state="engine-warm", share=share)
@@ -293,7 +247,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
                 "requests": params.requests,
                 "prompt_tokens": params.prompt_tokens,
                 "output_tokens": params.output_tokens,
-                "vocab_tokens": _vocab_tokens(model),
+                "vocab_tokens": vocab_tokens(model),
                 "seed": params.seed,
             },
         ),

@@ -31,7 +31,10 @@ __all__ = [
 ]
 
 CPU_INSTANCE_GB = 0.8
-"""Memory of one forked CPU instance in company (measured, proportional set size)."""
+"""Memory of one forked CPU instance of the tiny model with 256 MiB of KV, in company (measured,
+proportional set size)."""
+CPU_PROCESS_GB = 0.55
+"""The same without KV and weights."""
 CPU_INSTANCES_AT_MOST = 16
 
 
@@ -110,7 +113,12 @@ class DeploymentPlan:
 
 
 def check_capacity(
-    topology: Topology, tp: TensorParallel, capacity: Capacity, *, platform: str
+    topology: Topology,
+    tp: TensorParallel,
+    capacity: Capacity,
+    *,
+    platform: str,
+    instance_gb: float = CPU_INSTANCE_GB,
 ) -> None:
     """Refuse what this machine cannot hold, with the numbers at hand. Raises PlanError."""
     if platform == "cpu":
@@ -119,12 +127,12 @@ def check_capacity(
                 f"topology {topology} has {topology.instances} instances and a CPU machine takes at"
                 f" most {CPU_INSTANCES_AT_MOST}; try 1p4d (5 instances) or 4p2d (6)"
             )
-        needed = topology.instances * CPU_INSTANCE_GB
+        needed = topology.instances * instance_gb
         if needed > capacity.free_memory_gb:
             raise PlanError(
                 f"topology {topology} needs about {needed:.1f} GB ({topology.instances} instances x"
-                f" {CPU_INSTANCE_GB} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
-                " programs or take a smaller topology such as 1p1d"
+                f" {instance_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
+                " programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
             )
         return
     for role, _ in topology.roles:

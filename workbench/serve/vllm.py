@@ -56,6 +56,11 @@ class EngineSettings:
     extra_args: tuple[str, ...] = field(default=())
 
     @property
+    def weights_gb(self) -> float:
+        """Size of the weight files of a local model; 0 where it is not known."""
+        return sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
+
+    @property
     def local(self) -> bool:
         """True for a model folder, False for a name on a hub."""
         return self.model.is_dir()

@@ -1,0 +1,86 @@
+"""What the engine, its model and this machine allow, before anything is planned for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from workbench import machine
+from workbench.errors import PlanError
+from workbench.params import EngineParams
+from workbench.serve.plan import CPU_PROCESS_GB, Capacity, check_capacity
+from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
+from workbench.serve.vllm import EngineSettings, Platform
+from workbench.topology import TensorParallel, Topology
+
+__all__ = [
+    "UNKNOWN_VOCAB_TOKENS",
+    "check_gpu_memory",
+    "check_room",
+    "engine_of",
+    "vocab_tokens",
+]
+
+UNKNOWN_VOCAB_TOKENS = 5_000
+"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
+    """Settings, what is known of the model (None on a hub), and what the machine can give."""
+    facts = machine.facts()
+    platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
+    model = Path(params.model) if params.model else tiny_model()
+    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
+    settings = EngineSettings(
+        model=model,
+        platform=platform,
+        context_tokens=params.context_tokens,
+        kv_cache_mib=params.kv_cache_mib,
+        gpu_memory_share=params.gpu_memory_share,
+    )
+    capacity = Capacity(
+        devices=_devices(facts),
+        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        free_memory_gb=facts.memory_free_gb,
+        free_shm_gb=facts.shm_free_gb,
+    )
+    return settings, None if on_hub else model_facts(model), capacity
+
+
+def check_gpu_memory(gpus: int, share: float) -> None:
+    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
+
+    Of the visible GPUs the first `gpus`, which are the ones that instances get.
+    """
+    facts = machine.facts()
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
+        wanted_gb = share * gpu.memory_gb
+        if gpu.memory_free_gb < wanted_gb:
+            raise PlanError(
+                f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_gb:.1f} of"
+                f" {gpu.memory_gb:.1f} GB free and gpu_memory_share {share:g} takes"
+                f" {wanted_gb:.1f} GB; end what runs there, or lower gpu_memory_share, e.g. to"
+                f" {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f}"
+            )
+
+
+def check_room(
+    topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
+) -> None:
+    """Refuse a topology that the machine cannot hold, KV and weights included."""
+    instance_gb = CPU_PROCESS_GB + settings.kv_cache_mib / 1024 + settings.weights_gb
+    check_capacity(topology, tp, capacity, platform=settings.platform, instance_gb=instance_gb)
+
+
+def vocab_tokens(model: ModelFacts | None) -> int:
+    """Ids that prompts are drawn from."""
+    return model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS
+
+
+def _devices(facts: machine.Machine) -> tuple[str, ...]:
+    """GPU ids in the order in which instances take them: the visible ones, else all."""
+    if facts.visible_devices:
+        return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())
+    return tuple(str(gpu.index) for gpu in facts.gpus)
