@@ -51,8 +51,8 @@ class Log:
 
     requests: list[pd.DataFrame] = field(default_factory=list)
     legs: list[pd.DataFrame] = field(default_factory=list)
-    counters: list[dict[str, Any]] = field(default_factory=list)
-    gauges: list[dict[str, Any]] = field(default_factory=list)
+    counters: list[pd.DataFrame] = field(default_factory=list)
+    gauges: list[pd.DataFrame] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,6 +106,9 @@ async def measure_arm(
                 log.doubt(f"{arm.label}, round {number + 1}: {process.failure('ended by itself')}")
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
+    # Thousands of series a pass: once a launch is often enough.
+    folder.write("counters", log.frame("counters"))
+    folder.write("gauges", log.frame("gauges"))
 
 
 def _pairs(topology: str) -> int:
@@ -178,11 +181,10 @@ async def _measure_pass(
     after = await read_counters(deployment)
     log.measuring_s += load.ended_s - load.started_s
     log.legs.append(to_frame(await deployment.legs(), **constants))
-    log.counters += before.rows(**constants, when="before") + after.rows(**constants, when="after")
+    series = before.rows(**constants, when="before") + after.rows(**constants, when="after")
+    log.counters.append(pd.DataFrame(series))
+    log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
     folder.write("legs", log.frame("legs"))
-    log.gauges += [{**constants, **row} for row in gauges]
-    folder.write("counters", pd.DataFrame(log.counters))
-    folder.write("gauges", pd.DataFrame(log.gauges))
     counted = after.since(before, deployment)
     for doubt in counted.doubts:
         log.doubt(doubt)

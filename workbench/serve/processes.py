@@ -25,7 +25,9 @@ from workbench.serve.vllm import instance_env
 __all__ = ["Launcher", "Process", "free_ports"]
 
 FORK_SERVER = "fork-server"
-STOP_GRACE_S = 1.0
+POLL_PERIOD_S = 0.1
+LOG_PERIOD_S = 0.5
+STOP_GRACE_S = 0.5
 """Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
 _GONE = object()
 """The answer to every question when the supervisor has ended."""
@@ -148,14 +150,19 @@ class Launcher:
 
     async def _ready(self, client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
         ends_s = time.monotonic() + timeout_s
+        look_s = 0.0
         while True:
             if await _answers(client, process):
                 return
-            if not process.alive or logs.fatal(process.lines()):
+            now_s = time.monotonic()
+            # Servers that start want the cores: their logs are read twice a second, not always.
+            doomed = now_s > look_s and logs.fatal(process.lines())
+            look_s = now_s + LOG_PERIOD_S if now_s > look_s else look_s
+            if not process.alive or doomed:
                 raise LaunchError(process.failure("did not start"))
-            if time.monotonic() > ends_s:
+            if now_s > ends_s:
                 raise LaunchError(process.failure(f"was not ready after {timeout_s:.0f} s"))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_PERIOD_S)
 
     async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
         """End processes with everything they started, and remove their shared memory."""
