@@ -173,9 +173,9 @@ async def sample(
     period_s: float,
     stop: asyncio.Event,
 ) -> list[dict[str, Any]]:
-    """Read gauges of each instance (name -> URL) every `period_s` until `stop` is set.
+    """Read gauges of each instance (name -> URL) every `period_s`, and once when `stop` is set.
 
-    Rows for counters.parquet: instance, at_s (monotonic), running, waiting (requests) and
+    Rows for gauges.parquet: instance, at_s (monotonic), running, waiting (requests) and
     kv_usage (0 to 1). At least one row per instance; NaN where a server did not answer.
     """
     rows: list[dict[str, Any]] = []
