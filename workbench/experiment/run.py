@@ -1,7 +1,7 @@
 """Carry out a plan: for each round and arm a fresh deployment, then its passes.
 
-The requests of a pass are written to disk when it ends, counters and gauges when its launch does, so
-that a run which breaks off keeps what it measured.
+The requests of a pass are written to disk when it ends, counters and gauges when its launch does,
+so that a run which breaks off keeps what it measured.
 """
 
 from __future__ import annotations
