@@ -37,6 +37,16 @@ os.rename(sys.argv[1] + ".new", sys.argv[1])
 time.sleep(60)
 """
 
+LOCKS = """
+import sys, os, time
+from multiprocessing import get_context
+lock = get_context("spawn").Lock()
+with open(sys.argv[1] + ".new", "w") as file: file.write("sem." + lock._semlock.name[1:])
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(60)
+"""
+"""A named semaphore; its maker has it mapped under another name."""
+
 
 class Supervised:
     """The supervisor as its launcher sees it: orders in, events out."""
@@ -172,8 +182,9 @@ def test_the_shared_memory_of_a_process_that_had_to_be_killed_is_removed(supervi
     assert not other.exists()
 
 
-def test_the_shared_memory_of_a_process_that_was_killed_by_another_is_removed(supervisor):
-    pid, segment = shared(supervisor, "a")
+@pytest.mark.parametrize("code", [SHARES, LOCKS], ids=["memory", "semaphore"])
+def test_the_segment_of_a_process_that_was_killed_by_another_is_removed(supervisor, code):
+    pid, segment = shared(supervisor, "a", code)
     time.sleep(1.2)  # segments are noted once a second
     os.killpg(pid, signal.SIGKILL)  # the tracker that would tidy up is in the same group
     assert supervisor.event() == {"exited": "a", "status": -signal.SIGKILL}

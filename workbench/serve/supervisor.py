@@ -64,16 +64,24 @@ def _members(groups: set[int] | None) -> dict[int, int]:
     return {p: group_of[p] for p in below if groups is None or group_of[p] in groups}
 
 
-def _mapped_segments(pids: set[int]) -> set[str]:
-    """Shared-memory files that these processes have mapped."""
-    found: set[str] = set()
+def _segments() -> dict[int, str]:
+    """Shared-memory files that exist, as inode -> path."""
+    return {entry.inode(): entry.path for entry in os.scandir(SHM)}
+
+
+def _mapped_segments(pids: set[int]) -> dict[int, str]:
+    """Existing shared-memory files that these processes have mapped, as inode -> path.
+
+    By inode, since a semaphore's maker has it mapped under a passing name: sem_open(3) makes it as
+    one, links it to its real name and removes the first.
+    """
+    mapped: set[int] = set()
     for pid in pids:
         with suppress(OSError):
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                start = line.find(SHM)
-                if start > 0:
-                    found.add(line[start:].removesuffix(" (deleted)"))
-    return found
+                if SHM in line:
+                    mapped.add(int(line.split(maxsplit=5)[4]))
+    return {inode: path for inode, path in _segments().items() if inode in mapped}
 
 
 def _signal(members: dict[int, int], number: signal.Signals) -> None:
@@ -87,7 +95,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self.children: dict[str, asyncio.subprocess.Process] = {}
-        self.segments: set[str] = set()
+        self.segments: dict[int, str] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def say(self, **event: Any) -> None:
@@ -141,10 +149,12 @@ class Supervisor:
                 _signal(members, signal.SIGKILL)
             await asyncio.sleep(0.03)
         in_use = _mapped_segments(set(_members(None)))
-        for segment in self.segments - in_use:
-            with suppress(OSError):
-                os.unlink(segment)
-        self.segments &= in_use
+        existing = _segments()
+        for inode, path in self.segments.items():
+            if inode not in in_use and existing.get(inode) == path:
+                with suppress(OSError):
+                    os.unlink(path)
+        self.segments = in_use
 
     async def obey(self, order: dict[str, Any]) -> None:
         if "start" in order:
