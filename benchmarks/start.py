@@ -1,6 +1,7 @@
 """Five real instances and an LMCache server, from nothing to healthy: fork server or plain start.
 
-Alternates the two, so that a drift of the machine meets both. `python benchmarks/start.py [PAIRS]`;
+Alternates the two, so that a drift of the machine meets both, after one start that is not counted:
+it fills the disk cache that both read vLLM from. `python benchmarks/start.py [PAIRS]`;
 takes about two minutes a pair on 2 cores. The last line is JSON.
 """
 
@@ -47,11 +48,15 @@ async def start(*, fork: bool, folder: Path) -> tuple[float, float]:
 
 
 def main(pairs: int) -> None:
+    def measure(fork: bool) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            return asyncio.run(start(fork=fork, folder=Path(folder)))
+
+    measure(fork=True)
     rows: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for number in range(pairs):
         for fork in (True, False) if number % 2 == 0 else (False, True):
-            with tempfile.TemporaryDirectory() as folder:
-                row = asyncio.run(start(fork=fork, folder=Path(folder)))
+            row = measure(fork)
             rows[fork].append(row)
             name = "fork server" if fork else "plain start"
             print(f"{name:12} {row[0]:6.1f} s  {row[1]:5.2f} GB", flush=True)
