@@ -1,0 +1,186 @@
+"""What caches that never forget would serve: the yardstick of the ledger, exact to the token.
+
+`IdealCaches` follows every prompt that a deployment was sent since its caches were emptied, and
+says for each request what its instance's own cache and the KV store can serve, by the rules of
+vLLM and LMCache. What real servers served less than that has a cause, or is unexplained.
+
+Rules (read in vLLM 0.32.0 and proven there by tests/engine/test_ledger.py):
+
+- an instance's cache serves whole blocks and never the last token (v1 KVCacheManager,
+  `get_computed_blocks`);
+- the store serves whole chunks, the last one too, and earns only what lies beyond the instance's
+  own hit (LMCacheMPConnector, `get_num_new_matched_tokens`);
+- NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from workbench.topology import Role
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Asked", "Call", "IdealCaches", "Served"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One leg of a request: which instance was asked, when, and when it held the prompt's KV."""
+
+    role: Role
+    instance: str
+    asked_s: float = 0.0
+    held_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request as it was sent: its prompt's ids, and its legs in order."""
+
+    index: int
+    prompt: NDArray[np.integer]
+    ideal_tokens: int
+    """Prefix that a cache of single tokens would have had for its first leg."""
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What one leg of a request could have from caches that never forget, in tokens."""
+
+    index: int
+    role: Role
+    instance: str
+    prompt_tokens: int
+    ideal: int
+    """Prefix that a cache of single tokens would have, at most all but the last token."""
+    engine_hit: int
+    external_hit: int
+    """Loaded through the connector, beyond the engine's own hit."""
+    held_twice: int
+    """What the store held of the engine's own hit: nothing is loaded for it."""
+    in_flight: int
+    """Hits that are missed only because the prompt that brings them was not yet held."""
+
+    @property
+    def cached(self) -> int:
+        return self.engine_hit + self.external_hit
+
+
+@dataclass(slots=True)
+class _Held:
+    """Prefixes that one cache holds, in units of a block or a chunk, and since when."""
+
+    unit: int
+    since_s: dict[int, float] = field(default_factory=dict)
+
+    def tokens(self, keys: Sequence[int], asked_s: float) -> tuple[int, int]:
+        """Tokens of the longest prefix held at that time, and of the longest that will be."""
+        now = later = 0
+        for number, key in enumerate(keys, 1):
+            since_s = self.since_s.get(key)
+            if since_s is None:
+                break
+            later = number
+            if since_s <= asked_s and now == number - 1:
+                now = number
+        return now * self.unit, later * self.unit
+
+    def add(self, keys: Iterable[int], held_s: float) -> None:
+        for key in keys:
+            self.since_s[key] = min(held_s, self.since_s.get(key, held_s))
+
+
+class IdealCaches:
+    """The caches of one deployment, none of which ever forgets or fails.
+
+    `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines that keep nothing;
+    `pulls` says that decode instances fetch whole prompts from their prefill instance (NIXL).
+    """
+
+    def __init__(
+        self,
+        *,
+        block_tokens: int,
+        chunk_tokens: int = 0,
+        prefix_caching: bool = True,
+        pulls: bool = False,
+    ) -> None:
+        self._block, self._chunk = block_tokens, chunk_tokens
+        self._prefix_caching, self._pulls = prefix_caching, pulls
+        self._engines: dict[str, _Held] = {}
+        self._store = _Held(chunk_tokens)
+
+    def forget_engines(self) -> None:
+        """The prefix caches of all instances were emptied."""
+        self._engines.clear()
+
+    def forget_store(self) -> None:
+        """The KV store was emptied."""
+        self._store = _Held(self._chunk)
+
+    def held_tokens(self) -> dict[str, int]:
+        """Prompt tokens in whole blocks that each instance was given since it was emptied."""
+        return {name: len(held.since_s) * held.unit for name, held in self._engines.items()}
+
+    def serve(self, pass_: Sequence[Asked]) -> list[Served]:
+        """What each leg of these requests can have, in the order in which they were asked.
+
+        A prompt serves others from the moment on at which an instance held it; requests in flight
+        beside it can miss it, which `in_flight` counts.
+        """
+        legs = [(call, asked, n) for asked in pass_ for n, call in enumerate(asked.calls)]
+        keys = {
+            asked.index: (_keys(asked.prompt, self._block), _keys(asked.prompt, self._chunk))
+            for asked in pass_
+        }
+        served = []
+        for call, asked, number in sorted(legs, key=lambda leg: leg[0].asked_s):
+            served.append(self._leg(call, asked, keys[asked.index], first=number == 0))
+            blocks, chunks = keys[asked.index]
+            if self._prefix_caching:
+                self._held_by(call.instance).add(blocks, call.held_s)
+            self._store.add(chunks, call.held_s)
+        return served
+
+    def _held_by(self, instance: str) -> _Held:
+        return self._engines.setdefault(instance, _Held(self._block))
+
+    def _leg(
+        self, call: Call, asked: Asked, keys: tuple[list[int], list[int]], *, first: bool
+    ) -> Served:
+        length = len(asked.prompt)
+        blocks, chunks = keys
+        whole = blocks[: (length - 1) // self._block]
+        engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
+        if self._pulls and not first:
+            stored, stored_later = length, length
+        else:
+            stored, stored_later = self._store.tokens(chunks, call.asked_s)
+        return Served(
+            index=asked.index,
+            role=call.role,
+            instance=call.instance,
+            prompt_tokens=length,
+            ideal=asked.ideal_tokens if first else length - 1,
+            engine_hit=engine,
+            external_hit=max(0, stored - engine),
+            held_twice=min(stored, engine) if not self._pulls else 0,
+            in_flight=max(engine_later, stored_later) - max(engine, stored),
+        )
+
+
+def _keys(prompt: NDArray[np.integer], unit: int) -> list[int]:
+    """One key for each whole unit of a prompt, which stands for all tokens up to its end."""
+    if not unit:
+        return []
+    keys, before = [], 0
+    for start in range(0, len(prompt) - unit + 1, unit):
+        before = hash((before, prompt[start : start + unit].tobytes()))
+        keys.append(before)
+    return keys
