@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from workbench.metrics.waterfall import (
+    PARTS,
+    closes,
+    doubts,
+    parts,
+    representatives,
+    summarise,
+    waterfall,
+)
+from workbench.records import LegRecord, RequestRecord, to_frame
+
+
+def timing(queue_ms: float, first_ms: float) -> str:
+    """What vLLM says of a request, as far as it is read."""
+    return json.dumps({"queue_time_ms": queue_ms, "time_to_first_token_ms": first_ms})
+
+
+SENT_S = 100.0
+REQUEST = RequestRecord(
+    index=0,
+    request_id="r0",
+    prompt_tokens=5000,
+    ideal_reuse_tokens=0,
+    max_tokens=2,
+    scheduled_s=SENT_S,
+    sent_s=SENT_S,
+    chunk_s=(SENT_S + 0.4005, SENT_S + 0.41),
+    engine_metrics=timing(20, 10),
+)
+SPLIT = LegRecord(
+    request_id="r0",
+    index=0,
+    prefill_instance="http://p",
+    decode_instance="http://d",
+    received_s=SENT_S + 0.0003,
+    prefill_sent_s=SENT_S + 0.0013,  # proxy 1 ms
+    prefill_done_s=SENT_S + 0.3413,  # leg 340 ms: queue 30, compute 300, so server 10
+    decode_sent_s=SENT_S + 0.3423,  # hand-off 1 ms
+    decode_head_s=SENT_S + 0.3463,  # decode server 4 ms
+    decode_first_byte_s=SENT_S + 0.4003,  # 54 ms: transfer and queue 20, step 10, so stream 24
+    prefill_engine_metrics=timing(30, 300),
+)
+MILLISECONDS = {
+    "proxy_s": 1,
+    "prefill_server_s": 10,
+    "prefill_queue_s": 30,
+    "prefill_compute_s": 300,
+    "handoff_s": 1,
+    "decode_server_s": 4,
+    "transfer_queue_s": 20,
+    "decode_step_s": 10,
+    "stream_s": 24,
+    "residual_s": 0.5,
+}
+AGGREGATED = replace(
+    SPLIT,
+    prefill_instance="",
+    prefill_sent_s=math.nan,
+    prefill_done_s=math.nan,
+    decode_sent_s=SENT_S + 0.0005,
+    prefill_engine_metrics="",
+)
+
+
+def frames(
+    request: RequestRecord = REQUEST, *legs: LegRecord, **constants: object
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    given = {"arm": "1p1d nixl", "round": 0, "pass": "cold"} | constants
+    return to_frame([request], **given), to_frame(legs, **given)
+
+
+def one(request: RequestRecord = REQUEST, *legs: LegRecord) -> pd.Series:
+    return waterfall(*frames(request, *legs)).iloc[0]
+
+
+def test_every_part_of_a_split_request_by_hand():
+    row = one(REQUEST, SPLIT)
+    found = {name: 1000 * row[name] for name in MILLISECONDS}
+    assert found == pytest.approx(MILLISECONDS)
+    assert 1000 * row["ttft_s"] == pytest.approx(sum(MILLISECONDS.values()))
+    assert row["note"] == ""
+
+
+def test_an_aggregated_request_has_none_of_the_second_leg():
+    row = one(REQUEST, AGGREGATED)
+    assert 1000 * row["proxy_s"] == pytest.approx(0.2)
+    assert 1000 * row["prefill_server_s"] == pytest.approx(345.8)  # leg sent -> head
+    assert 1000 * row["prefill_queue_s"] == pytest.approx(20)
+    assert 1000 * row["prefill_compute_s"] == pytest.approx(10)
+    assert 1000 * row["stream_s"] == pytest.approx(24)
+    assert 1000 * row["residual_s"] == pytest.approx(0.5)
+    assert (row[["handoff_s", "decode_server_s", "transfer_queue_s", "decode_step_s"]] == 0).all()
+
+
+def test_clocks_of_client_and_proxy_need_not_agree():
+    hour_ahead = {
+        name: getattr(SPLIT, name) + 3600
+        for name in (
+            "received_s", "prefill_sent_s", "prefill_done_s", "decode_sent_s", "decode_head_s",
+            "decode_first_byte_s",
+        )
+    }  # fmt: skip
+    row = one(REQUEST, replace(SPLIT, **hour_ahead))
+    assert {name: 1000 * row[name] for name in MILLISECONDS} == pytest.approx(MILLISECONDS)
+
+
+def test_what_nobody_timed_is_in_the_residual():
+    late = replace(REQUEST, chunk_s=(SENT_S + 0.4503,))
+    row = one(late, SPLIT)
+    assert 1000 * row["residual_s"] == pytest.approx(50.3)
+    assert [row[name] for name in PARTS] == [one(REQUEST, SPLIT)[name] for name in PARTS]
+
+
+@pytest.mark.parametrize(
+    ("request_", "legs", "known", "note"),
+    [
+        (replace(REQUEST, error="reset"), (SPLIT,), False, "it failed"),
+        (REQUEST, (), False, "the proxy has no row of it"),
+        (replace(REQUEST, request_id="other"), (SPLIT,), False, "the proxy has no row of it"),
+        (REQUEST, (SPLIT, SPLIT), False, "the proxy has no row of it"),
+        (replace(REQUEST, engine_metrics=""), (SPLIT,), True, "its decode instance sent no timing"),
+        (
+            replace(REQUEST, engine_metrics=json.dumps({"queue_time_ms": None})),
+            (SPLIT,),
+            True,
+            "its decode instance sent no timing",
+        ),
+        (
+            REQUEST,
+            (replace(SPLIT, prefill_engine_metrics=""),),
+            True,
+            "its prefill instance sent no timing",
+        ),
+        (
+            replace(REQUEST, engine_metrics=""),
+            (AGGREGATED,),
+            True,
+            "its aggregated instance sent no timing",
+        ),
+        (
+            REQUEST,
+            (replace(SPLIT, decode_head_s=math.nan),),
+            True,
+            "the proxy or the client has not stamped all of it",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_and_never_drawn(request_, legs, known, note):
+    row = one(request_, *legs)
+    assert math.isnan(row["residual_s"])
+    assert (1000 * row["proxy_s"] > 0) if known else row[[*PARTS]].isna().all()
+    assert row["note"].startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("request_", "leg"),
+    [
+        # An engine that was busy for longer than its whole leg took at the proxy.
+        (REQUEST, replace(SPLIT, prefill_engine_metrics=timing(100, 300))),
+        (replace(REQUEST, engine_metrics=timing(20, 60)), SPLIT),
+        # A first token before the proxy had the first byte.
+        (replace(REQUEST, chunk_s=(SENT_S + 0.39,)), SPLIT),
+        (REQUEST, replace(SPLIT, decode_sent_s=SPLIT.prefill_done_s - 0.001)),
+    ],
+)
+def test_durations_that_contradict_one_another_are_a_doubt_and_no_number(request_, leg):
+    frame = waterfall(*frames(request_, leg))
+    assert frame[[*PARTS, "residual_s"]].isna().all(axis=None)
+    assert doubts(frame) == [
+        "1 of 1 requests have no whole waterfall: its durations contradict one another, as those"
+        " of unlike clocks would."
+    ]
+
+
+def test_a_run_without_the_proxy_has_a_row_per_request_and_one_sentence():
+    requests, _ = frames()
+    frame = waterfall(requests, to_frame(()))
+    assert len(frame) == 1
+    assert 1000 * frame["ttft_s"].iloc[0] == pytest.approx(400.5)
+    assert doubts(frame) == [
+        "1 of 1 requests have no whole waterfall: the proxy has no row of it; only requests"
+        " through the workbench's own proxy are split."
+    ]
+    assert representatives(frame).empty
+    assert summarise(frame)["median"].isna().all()
+
+
+def test_the_same_id_in_another_pass_is_another_request():
+    cold, cold_legs = frames(REQUEST, SPLIT)
+    warm, warm_legs = frames(
+        replace(REQUEST, engine_metrics=timing(5, 25)), SPLIT, **{"pass": "engine-warm"}
+    )
+    frame = waterfall(pd.concat([cold, warm]), pd.concat([cold_legs, warm_legs]))
+    assert [round(1000 * s) for s in frame["transfer_queue_s"]] == [20, 5]
+
+
+def test_requests_at_once_show_the_queue_that_they_make():
+    """Four at once on one prefill instance of 100 ms: each waits for those before it."""
+    requests, legs = [], []
+    for n in range(4):
+        later_s = 0.1 * n
+        requests.append(
+            replace(
+                REQUEST,
+                index=n,
+                request_id=f"r{n}",
+                chunk_s=(REQUEST.chunk_s[0] + later_s - 0.23,),
+            )
+        )
+        shifted = {
+            name: getattr(SPLIT, name) + later_s - 0.23
+            for name in ("prefill_done_s", "decode_sent_s", "decode_head_s", "decode_first_byte_s")
+        }
+        legs.append(
+            replace(
+                SPLIT,
+                request_id=f"r{n}",
+                prefill_engine_metrics=timing(1000 * later_s, 100),
+                **shifted,
+            )
+        )
+    constants = {"arm": "1p1d nixl", "round": 0, "pass": "cold"}
+    frame = waterfall(to_frame(requests, **constants), to_frame(legs, **constants))
+    assert [round(1000 * s) for s in frame["prefill_queue_s"]] == [0, 100, 200, 300]
+    assert frame["residual_s"].to_numpy() == pytest.approx(0.0005)
+    assert frame[[*PARTS, "residual_s"]].sum(axis=1).to_numpy() == pytest.approx(
+        frame["ttft_s"].to_numpy()
+    )
+    slowest = representatives(frame).set_index("which").loc["slowest"]
+    assert slowest["prefill_queue_s"] == pytest.approx(0.3)
+
+
+def rows(n: int, *, residual_s: float = 0.001) -> pd.DataFrame:
+    """Requests whose TTFT grows with their index, all of it prefill compute but the residual."""
+    ttft_s = pd.Series([0.1 + 0.001 * i for i in range(n)])
+    frame = pd.DataFrame({"arm": "5a", "round": 0, "pass": "cold", "index": range(n)})
+    frame = frame.assign(**dict.fromkeys(PARTS, 0.0))
+    return frame.assign(
+        prefill_compute_s=ttft_s - residual_s, residual_s=residual_s, ttft_s=ttft_s, note=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "which", "indexes"),
+    [
+        (1, ["median"], [0]),
+        (2, ["median", "slowest"], [0, 1]),
+        (9, ["median", "slowest"], [4, 8]),
+        (367, ["median", "slowest"], [183, 366]),
+        (400, ["median", "p99"], [199, 395]),
+    ],
+)
+def test_a_tail_is_called_p99_only_where_the_sample_has_one(n, which, indexes):
+    found = representatives(rows(n))
+    assert found["which"].to_list() == which
+    assert found["index"].to_list() == indexes
+
+
+def test_requests_that_are_not_split_are_not_representatives():
+    frame = rows(5)
+    frame.loc[2:, "residual_s"] = math.nan
+    assert representatives(frame)["index"].to_list() == [0, 1]
+
+
+def test_a_summary_has_an_interval_where_the_sample_carries_one():
+    summary = summarise(rows(20)).set_index("part")
+    assert summary.loc["prefill_compute_s", "median"] == pytest.approx(0.1085)
+    assert 0.099 < summary.loc["prefill_compute_s", "low"] < 0.1085
+    assert 0.1085 < summary.loc["prefill_compute_s", "high"] < 0.118
+    few = summarise(rows(3)).set_index("part")
+    assert math.isnan(few.loc["ttft_s", "low"])
+    assert few.loc["ttft_s", "note"] == "needs n >= 6"
+
+
+def test_a_waterfall_closes_within_2_ms_or_2_percent():
+    assert closes(rows(3, residual_s=0.002)).all()
+    assert not closes(rows(1, residual_s=0.0021)).any()
+    slow = rows(1, residual_s=0.0021).assign(ttft_s=1.0)
+    assert closes(slow).all()
+    assert not closes(rows(1, residual_s=math.nan)).any()
+    assert doubts(rows(3)) == []
+    assert doubts(rows(2, residual_s=0.003)) == [
+        "In 2 of 2 requests client and proxy differ by more than 2 ms and 2 % of TTFT (at most"
+        " 3.0 ms, 5a, cold): the proxy accepted late, or the machine was busy."
+    ]
+
+
+def test_the_card_defines_every_bar():
+    card = parts()
+    assert card["part"].to_list() == [*PARTS.values(), "residual"]
+    assert card["definition"].str.len().min() > 10

@@ -1,0 +1,252 @@
+"""Where the TTFT of a request goes: a waterfall of parts, from three parties' own durations.
+
+Three parties time a request: the client (`records.RequestRecord`), the proxy (`LegRecord`) and
+each engine (vLLM's `metrics`, with `--enable-per-request-metrics`). Rows are joined by request id.
+A part is the time between two stamps of *one* party, so clocks need not agree; or, where nobody
+stamps a boundary, what is left of the proxy's duration after the engine's: a measured difference,
+never a share. `parts` prints which is which.
+
+The residual is the client's TTFT minus all parts: both ways between client and proxy, which no
+party times. It checks the join and both clocks, not an engine's durations. Those are checked by
+sign (what the proxy saw minus what the engine says cannot be negative) and, in tests/engine,
+against the API server's own HTTP durations.
+
+What vLLM 0.32 says of a request (`entrypoints/generate/base/serving.py`,
+`build_per_request_timing_metrics`), from stamps of `time.monotonic()` in the engine core:
+
+    queue_time_ms           first SCHEDULED - QUEUED
+    time_to_first_token_ms  the step's end with the first token - first SCHEDULED
+
+QUEUED is stamped when the scheduler takes the request (`v1/core/sched/scheduler.py`,
+`add_request`), after HTTP, JSON, rendering, the hop to the engine core and the hashing of blocks;
+SCHEDULED at the start of the step in which the request enters the running batch (`schedule`).
+A request whose KV is loaded asynchronously (NIXL, LMCache in multi-process mode) waits before
+that, as WAITING_FOR_REMOTE_KVS: so a decode instance's queue time holds lookup, transfer and
+queue, and a prefill instance's the load from a KV store. No stamp splits them, so no bar does.
+The end of a step is stamped by `EngineCoreOutputs` (`v1/engine/__init__.py`). Turning the token
+into text comes later, in the API server, whose detokenizer (`v1/engine/detokenizer.py`,
+`DecodeStream`) reads the whole prompt for its first token: 10 ms for 22,660 tokens, timed alone.
+"""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.metrics.latency import latencies, succeeded
+from workbench.metrics.statistics import needed_n, quantile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["PARTS", "closes", "doubts", "parts", "representatives", "summarise", "waterfall"]
+
+_CARD = (
+    ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "stamps"),
+    (
+        "prefill_server",
+        "prefill API server",
+        "prefill leg - its two engine parts: HTTP, JSON, hashing, detokenizing, both ways;"
+        " aggregated: leg sent -> head of the answer, one way",
+        "difference (aggregated: stamps)",
+    ),
+    (
+        "prefill_queue",
+        "prefill queue",
+        "QUEUED -> SCHEDULED; with a KV store also the lookup and the load from it",
+        "engine",
+    ),
+    ("prefill_compute", "prefill compute", "SCHEDULED -> first token made", "engine"),
+    ("handoff", "hand-off", "prefill leg done -> decode leg sent", "stamps"),
+    ("decode_server", "decode API server", "decode leg sent -> head of its answer", "stamps"),
+    (
+        "transfer_queue",
+        "KV transfer + decode queue",
+        "QUEUED -> SCHEDULED on the decode instance: lookup, transfer and queue, not split",
+        "engine",
+    ),
+    ("decode_step", "first decode step", "SCHEDULED -> first token on the decode side", "engine"),
+    (
+        "stream",
+        "stream",
+        "head -> first byte of the answer - the engine parts between: hop to the engine core,"
+        " hashing, detokenizing, first event",
+        "difference",
+    ),
+    ("residual", "residual", "TTFT - all parts: both ways between client and proxy", "unmeasured"),
+)
+PARTS = {f"{name}_s": label for name, label, *_ in _CARD[:-1]}
+"""Column -> name of each part, in the order in which a request passes them."""
+
+_KEYS = ("arm", "round", "pass", "request_id")
+_STAMPS = (
+    "received_s", "prefill_sent_s", "prefill_done_s", "decode_sent_s", "decode_head_s",
+    "decode_first_byte_s",
+)  # fmt: skip
+_RESIDUAL_S = 0.002
+_RESIDUAL_SHARE = 0.02
+_NO_LEG = "the proxy has no row of it; only requests through the workbench's own proxy are split"
+_NO_METRICS = (
+    "its {role} instance sent no timing; start vLLM with --enable-per-request-metrics, and ask"
+    " for usage in the stream"
+)
+
+
+def parts() -> pd.DataFrame:
+    """The definition card: name of each part, its formula, and whose stamps it rests on."""
+    import pandas as pd
+
+    return pd.DataFrame([row[1:] for row in _CARD], columns=["part", "definition", "from"])
+
+
+def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
+    """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
+
+    `requests` and `legs` are the frames of a run. An aggregated request has exactly 0 in the
+    parts that only a split one has. What is not known is NaN, and `note` says in a clause why: a
+    request that failed, no leg, no engine timing, or durations that contradict one another (then
+    no part of that request is shown). Seconds.
+    """
+    rows = latencies(requests)[[*_KEYS, "index", "error", "engine_metrics", "ttft_s"]]
+    seen = legs.reindex(columns=[*_KEYS, *_STAMPS, "prefill_instance", "prefill_engine_metrics"])
+    # An id that the proxy saw twice has two sets of stamps, and nothing says which is meant.
+    seen = seen.drop_duplicates([*_KEYS], keep=False)
+    seen = seen.astype({key: requests[key].dtype for key in _KEYS})
+    both = rows.merge(seen, on=[*_KEYS], how="left")
+    split = (both["prefill_instance"].notna() & both["prefill_instance"].ne("")).to_numpy(bool)
+    found = _durations(both, split)
+    found[~succeeded(both).to_numpy(bool)] = np.nan
+    found["residual_s"] = both["ttft_s"] - found[[*PARTS]].sum(axis=1, skipna=False)
+    # A microsecond is more than subtracting such floats can lose.
+    impossible = (found < -1e-6).any(axis=1)
+    found[impossible] = np.nan
+    notes = _notes(both, found, split, impossible)
+    head = both[["arm", "round", "pass", "index", "request_id"]]
+    return head.join(found).assign(ttft_s=both["ttft_s"], note=notes)
+
+
+def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
+    """The parts of each row, NaN where a stamp is missing."""
+    import pandas as pd
+
+    t = {name: both[name].to_numpy(float) for name in _STAMPS}
+    prefill_queue, prefill_compute = _engine_s(both["prefill_engine_metrics"])
+    queue, step = _engine_s(both["engine_metrics"])
+    server_in = t["decode_head_s"] - t["decode_sent_s"]
+    prefill_leg = t["prefill_done_s"] - t["prefill_sent_s"]
+    columns = {
+        "proxy_s": np.where(split, t["prefill_sent_s"], t["decode_sent_s"]) - t["received_s"],
+        "prefill_server_s": np.where(
+            split, prefill_leg - prefill_queue - prefill_compute, server_in
+        ),
+        "prefill_queue_s": np.where(split, prefill_queue, queue),
+        "prefill_compute_s": np.where(split, prefill_compute, step),
+        "handoff_s": np.where(split, t["decode_sent_s"] - t["prefill_done_s"], 0.0),
+        "decode_server_s": np.where(split, server_in, 0.0),
+        "transfer_queue_s": np.where(split, queue, 0.0),
+        "decode_step_s": np.where(split, step, 0.0),
+        "stream_s": t["decode_first_byte_s"] - t["decode_head_s"] - queue - step,
+    }
+    found = pd.DataFrame(columns, index=both.index)
+    found[np.isnan(t["received_s"])] = np.nan  # no leg: whether it was split is not known
+    return found
+
+
+def _engine_s(texts: pd.Series[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Queue time and time to first token of each row of engine metrics, in seconds."""
+    said = [json.loads(text) if isinstance(text, str) and text else {} for text in texts]
+
+    def column(key: str) -> NDArray[np.float64]:
+        values = [one.get(key) if isinstance(one, dict) else None for one in said]
+        return np.array([np.nan if value is None else value / 1000 for value in values], float)
+
+    return column("queue_time_ms"), column("time_to_first_token_ms")
+
+
+def _notes(
+    both: pd.DataFrame, found: pd.DataFrame, split: NDArray[np.bool_], impossible: pd.Series[bool]
+) -> NDArray[np.object_]:
+    """Why a row is not split, the first reason that applies; empty where it is."""
+    missing = found.isna()
+    streamed = missing[["transfer_queue_s", "decode_step_s"]].any(axis=1)
+    prefilled = missing[["prefill_queue_s", "prefill_compute_s"]].any(axis=1)
+    reasons = (
+        (~succeeded(both), "it failed"),
+        (both["received_s"].isna(), _NO_LEG),
+        (impossible, "its durations contradict one another, as those of unlike clocks would"),
+        (split & prefilled, _NO_METRICS.format(role="prefill")),
+        (split & streamed, _NO_METRICS.format(role="decode")),
+        (~split & prefilled, _NO_METRICS.format(role="aggregated")),
+        (missing.any(axis=1), "the proxy or the client has not stamped all of it"),
+    )
+    notes = np.full(len(both), "", dtype=object)
+    for applies, reason in reversed(reasons):
+        notes[np.asarray(applies, bool)] = reason
+    return notes
+
+
+def closes(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of a waterfall close: residual at most 2 ms or 2 % of TTFT. False where NaN."""
+    limit_s = np.maximum(_RESIDUAL_S, _RESIDUAL_SHARE * frame["ttft_s"].to_numpy(float))
+    return frame["residual_s"].abs() <= limit_s
+
+
+def doubts(frame: pd.DataFrame) -> list[str]:
+    """A sentence for each reason why requests are not split, and one on residuals too large."""
+    counts = frame.loc[frame["note"] != "", "note"].value_counts(sort=False)
+    said = [
+        f"{n} of {len(frame)} requests have no whole waterfall: {w}." for w, n in counts.items()
+    ]
+    wide = frame[frame["residual_s"].notna() & ~closes(frame)]
+    if len(wide):
+        worst = wide.sort_values("residual_s").iloc[-1]
+        said.append(
+            f"In {len(wide)} of {frame['residual_s'].count()} requests client and proxy differ by"
+            f" more than 2 ms and 2 % of TTFT (at most {1000 * worst['residual_s']:.1f} ms,"
+            f" {worst['arm']}, {worst['pass']}): the proxy accepted late, or the machine was busy."
+        )
+    return said
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Median of each part with its 95 % interval, per arm and pass; a row each. Seconds.
+
+    Columns arm, pass, part (a column of `waterfall`), median, low, high, n, note. Medians of
+    parts do not add up to the median of TTFT; the parts of one request do (`representatives`).
+    """
+    import pandas as pd
+
+    rows = []
+    for (arm, name), group in frame.groupby(["arm", "pass"], sort=False):
+        whole = group[group["residual_s"].notna()]
+        for part in (*PARTS, "residual_s", "ttft_s"):
+            got = quantile(whole[part], 0.5)
+            rows.append((arm, name, part, got.value, got.low, got.high, got.n, got.note))
+    columns = ["arm", "pass", "part", "median", "low", "high", "n", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def representatives(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two requests of each arm and pass: rows of the waterfall with a column `which` in front.
+
+    `median` is the request with the median TTFT (the lower of two). The other is `p99` where the
+    sample is large enough for that quantile (368 requests), otherwise it is called what it is:
+    `slowest`. Only requests that are split whole are looked at; of a single one there is no other.
+    """
+    import pandas as pd
+
+    chosen = []
+    for _, group in frame.groupby(["arm", "pass"], sort=False):
+        ordered = group[group["residual_s"].notna()].sort_values("ttft_s", kind="stable")
+        n = len(ordered)
+        if not n:
+            continue
+        tail, rank = ("p99", ceil(0.99 * n)) if n >= needed_n(0.99) else ("slowest", n)
+        picks = [("median", (n + 1) // 2), (tail, rank)]
+        chosen += [ordered.iloc[[at - 1]].assign(which=which) for which, at in picks[: min(n, 2)]]
+    found = pd.concat(chosen) if chosen else frame.iloc[:0].assign(which="")
+    return found[["which", *(name for name in found if name != "which")]].reset_index(drop=True)
