@@ -1,0 +1,181 @@
+"""From the events of an LMCache log to one row per request, and what a row means in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "COLUMNS",
+    "EVENT_COLUMNS",
+    "event_frame",
+    "explain",
+    "in_process_requests",
+    "lookup_rows",
+    "mp_requests",
+    "transfer_rows",
+]
+
+_LOOKUPS = (
+    "at", "rank", "offset", "bare", "request_id", "prompt_tokens", "engine_hit_tokens",
+    "lmcache_hit_tokens", "need_to_load", "min_retrieve",
+)  # fmt: skip
+EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "lookups": _LOOKUPS,
+    "resumed": _LOOKUPS,
+    "prefetches": (
+        "at", "rank", "offset", "request_id", "found_keys", "asked_keys", "l1_keys", "l2_keys",
+        "ms",
+    ),
+    "transfers": (
+        "at", "rank", "offset", "request_id", "stored", "mp", "tokens", "gb", "seconds",
+    ),
+}  # fmt: skip
+"""What the events of a `lmcache_lines.Block` hold, by kind."""
+
+COLUMNS = (
+    "generation", "request_id", "rank", "at", "offset", "prompt_tokens", "engine_hit_tokens",
+    "lmcache_hit_tokens", "need_to_load", "loaded_tokens", "skipped", "asked_tokens", "l1_chunks",
+    "l2_chunks", "stored_tokens", "retrieved_tokens", "seconds", "gb_per_s", "lookup_s", "lookups",
+)  # fmt: skip
+
+
+def lookup_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Lookups with the engine's hit and the credit filled in, and how many made no sense.
+
+    A last number may be cut where nothing follows it, and other lines of the log name the place in
+    the source there. A line whose numbers contradict one another was written into.
+    """
+    rows = rows.astype(dict.fromkeys(_LOOKUPS[5:], float))
+    said, prompt = (rows[n].where(rows[n] >= 0) for n in ("engine_hit_tokens", "prompt_tokens"))
+    hit, need = rows["lmcache_hit_tokens"], rows["need_to_load"]
+    # The last token of a prompt that LMCache holds entirely is computed all the same.
+    wanted = hit - (hit == prompt)
+    engine = said.fillna(wanted - need)
+    bare = rows["bare"].astype(bool)
+    sensible = (engine >= 0) & ~(engine > prompt) & ~(hit > prompt)
+    sensible &= said.isna() | (need == wanted - said) | (need == (wanted - said).clip(lower=0))
+    if not bare.all():
+        sensible &= ~bare
+    skipped = rows["min_retrieve"] >= 0
+    loaded = need.clip(lower=0).where(~skipped, 0.0)
+    kept = rows.assign(
+        generation="in-process",
+        prompt_tokens=prompt,
+        engine_hit_tokens=engine,
+        loaded_tokens=loaded,
+        skipped=skipped,
+    )
+    return kept[sensible].drop(columns=["bare", "min_retrieve"]), int((~sensible).sum())
+
+
+def transfer_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Stored and Retrieved lines: generation, kind, request_id, rank, at, tokens, gb, seconds."""
+    rows = rows.astype({"tokens": float, "gb": float, "seconds": float})
+    return rows.assign(
+        generation=rows["mp"].map({True: "mp", False: "in-process"}).astype(str),
+        kind=rows["stored"].map({True: "stored", False: "retrieved"}).astype(str),
+        gb=rows["gb"].where(rows["gb"] >= 0),
+        seconds=rows["seconds"].where(rows["seconds"] >= 0),
+    ).drop(columns=["mp", "stored"])
+
+
+def in_process_requests(lookups: pd.DataFrame, transfers: pd.DataFrame) -> pd.DataFrame:
+    """One row per request: its last lookup, and what was stored and retrieved for it.
+
+    A request that waits is looked up again at every step. Each worker (rank) writes a line of its
+    own for the same tokens, so tokens and seconds are those of the rank that has most, GB the sum.
+    """
+    rows = lookups.assign(lookups=lookups.groupby("request_id")["offset"].transform("size"))
+    rows = rows.drop_duplicates("request_id", keep="last")
+    named = transfers[(transfers["generation"] == "in-process") & (transfers["request_id"] != "")]
+    for kind in ("stored", "retrieved"):
+        of_kind = named[named["kind"] == kind]
+        each = of_kind.groupby(["request_id", "rank"])[["tokens", "gb", "seconds"]]
+        by_rank = each.sum(min_count=1).groupby("request_id")
+        rows[f"{kind}_tokens"] = rows["request_id"].map(by_rank["tokens"].max())
+        if kind == "retrieved":
+            rows["seconds"] = rows["request_id"].map(by_rank["seconds"].max())
+            gb = rows["request_id"].map(by_rank["gb"].sum(min_count=1))
+            rows["gb_per_s"] = gb / rows["seconds"].where(rows["seconds"] > 0)
+    fewer = rows["retrieved_tokens"] < rows["loaded_tokens"]  # false where it is not known
+    rows["loaded_tokens"] = rows["loaded_tokens"].where(~fewer, rows["retrieved_tokens"])
+    return rows
+
+
+def mp_requests(rows: pd.DataFrame, chunk: int, ranks: int) -> pd.DataFrame:
+    """One row per lookup that found something, in chunks, and in tokens where a chunk's are known.
+
+    Each chunk is one key for every one of an instance's `ranks` workers.
+    """
+    tokens = chunk / ranks if chunk else nan
+    return rows.assign(
+        generation="mp",
+        lmcache_hit_tokens=rows["found_keys"] * tokens,
+        asked_tokens=rows["asked_keys"] * tokens,
+        l1_chunks=rows["l1_keys"] / ranks,
+        l2_chunks=rows["l2_keys"] / ranks,
+        lookup_s=rows["ms"] / 1000,
+        lookups=1,
+    )
+
+
+def event_frame(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
+    """Events of one kind as a frame, with times and names read."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=list(columns))
+    stamps = [stamp.decode("ascii", "replace") for stamp in frame["at"]]
+    frame["at"] = pd.to_datetime(
+        pd.Series(stamps, dtype=str), format="%Y-%m-%d %H:%M:%S,%f", errors="coerce"
+    )
+    frame["request_id"] = [name.decode("utf-8", "backslashreplace") for name in frame["request_id"]]
+    return frame
+
+
+def explain(row: Mapping[str, Any]) -> str:
+    """Why a request's "need to load" is what it is, and who is credited, in one sentence.
+
+    `row` is a row of `LogSummary.requests`.
+    """
+    hit, engine, need = (_number(row, name) for name in
+                         ("lmcache_hit_tokens", "engine_hit_tokens", "need_to_load"))  # fmt: skip
+    if isnan(engine):
+        l1, l2 = _number(row, "l1_chunks"), _number(row, "l2_chunks")
+        return (
+            f"LMCache found {l1 + l2:,.0f} chunks, {l1:,.0f} of them in L1 and {l2:,.0f} in L2."
+            " What the engine held itself this generation does not log, so its counters must say"
+            " how much was needed."
+        )
+    prompt = _number(row, "prompt_tokens")
+    if not hit:
+        return (
+            f"LMCache held none of the {prompt:,.0f} tokens, the engine itself {engine:,.0f}:"
+            f" nothing was loaded and {prompt - engine:,.0f} were computed."
+        )
+    last = " - 1 (the last token is always computed)" if hit == prompt else ""
+    difference = hit - engine - bool(last)
+    text = (
+        f"LMCache held {hit:,.0f} tokens, the engine itself {engine:,.0f} of {prompt:,.0f}: need to"
+        f" load = {hit:,.0f} - {engine:,.0f}{last} = {difference:,.0f}"
+    )
+    if difference <= 0:
+        printed = "" if need == difference else f" (printed as {need:,.0f})"
+        return f"{text}{printed}, so nothing was loaded and LMCache earns no credit."
+    if row.get("skipped") is True:
+        return f"{text}, too few to be worth a load by its settings: LMCache earns no credit."
+    loaded = _number(row, "loaded_tokens")
+    lost = f" {loaded:,.0f} arrived," if loaded < difference else ""
+    return (
+        f"{text},{lost} which LMCache is credited with; {prompt - engine - loaded:,.0f} were"
+        " computed."
+    )
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    return nan if value is None else float(value)
