@@ -9,8 +9,8 @@ from papermill.cli import _resolve_type
 from workbench.experiment.findings import conclude, repeat_command
 from workbench.experiment.plan import run_id
 from workbench.experiment.result import jsonable
-from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.counters import TokenSources
+from workbench.metrics.passes import PassCounters
 from workbench.params import PdSweep, PrefixCache, check_params
 from workbench.records import to_frame
 from workbench.topology import Topology

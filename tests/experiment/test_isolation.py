@@ -28,7 +28,9 @@ def one(vllm):
     ],
 )
 async def test_a_state_is_made_by_emptying_what_has_to_be_empty(state, orders, one, vllm):
-    assert await make_state(one, Pass(name=state, state=state)) == []
+    made = await make_state(one, Pass(name=state, state=state))
+    assert made.doubts == ()
+    assert (made.engines_empty, made.store_empty) == (RESET in orders, CLEAR in orders)
     assert vllm.asked == orders
 
 
@@ -49,7 +51,9 @@ async def test_a_store_that_never_rests_is_not_waited_for_for_ever(one, vllm, mo
 
 @pytest.mark.parametrize("state", ["cold", "store-warm"])
 async def test_what_cannot_be_emptied_is_a_doubt(state, vllm):
-    (doubt,) = await make_state(Deployment(url=vllm.url), Pass(name="a", state=state))
+    made = await make_state(Deployment(url=vllm.url), Pass(name="a", state=state))
+    assert not made.engines_empty
+    (doubt,) = made.doubts
     assert doubt.startswith("The engines' caches could not be reset before a a pass")
 
 

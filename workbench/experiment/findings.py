@@ -12,9 +12,9 @@ from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.sentences import break_even, cards, finding, scope, sentences
 from workbench.metrics import cache_gates, gates
-from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.gates import Gate
 from workbench.metrics.latency import succeeded
+from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
 
 if TYPE_CHECKING:

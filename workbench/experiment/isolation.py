@@ -15,11 +15,17 @@ from workbench.load.arrivals import closed
 from workbench.load.driver import drive_in_thread
 from workbench.load.workload import reference
 from workbench.metrics import prometheus
-from workbench.metrics.counters import EngineCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import (
+    EngineCounters,
+    NixlCounters,
+    StoreCounters,
+    TokenSources,
+    kv_capacity_tokens,
+)
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
 
-__all__ = ["Counted", "CounterReading", "make_state", "read_counters", "warm_up"]
+__all__ = ["Counted", "CounterReading", "Made", "make_state", "read_counters", "warm_up"]
 
 WARM_UP_TOKENS = 600
 """More than two chunks of the store and two blocks of the engine: the whole path is walked."""
@@ -27,12 +33,24 @@ STORE_QUIET_S = 0.3
 STORE_TIMEOUT_S = 30.0
 
 
-async def make_state(deployment: Deployment, wanted: Pass) -> list[str]:
-    """Reset what the state needs to be empty. Returns what could not be reset, as doubts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What was really emptied to make a state, and what could not be, as doubts."""
+
+    engines_empty: bool = False
+    store_empty: bool = False
+    doubts: tuple[str, ...] = ()
+
+
+async def make_state(deployment: Deployment, wanted: Pass) -> Made:
+    """Reset what the state needs to be empty."""
     doubts: list[str] = []
+    engines_empty = store_empty = False
     if wanted.state in ("cold", "store-warm") and not await _store_is_quiet(deployment):
         doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
-    if wanted.state in ("cold", "store-warm") and not await deployment.reset_engines():
+    if wanted.state in ("cold", "store-warm"):
+        engines_empty = await deployment.reset_engines()
+    if wanted.state in ("cold", "store-warm") and not engines_empty:
         rests = (
             "the salt alone keeps its prompts new"
             if wanted.state == "cold"
@@ -42,8 +60,8 @@ async def make_state(deployment: Deployment, wanted: Pass) -> list[str]:
             f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
         )
     if wanted.state == "cold":
-        await deployment.reset_store()
-    return doubts
+        store_empty = await deployment.reset_store()
+    return Made(engines_empty=engines_empty, store_empty=store_empty, doubts=tuple(doubts))
 
 
 async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs: int) -> None:
@@ -97,24 +115,42 @@ class CounterReading:
         """What was counted between `before` and this reading, added up by role."""
         sources: dict[Role, TokenSources] = {}
         requests: dict[Role, float] = {}
+        preemptions: dict[Role, float] = {}
+        nixl: list[NixlCounters] = []
         doubts: list[str] = []
         for instance in deployment.instances:
             change = prometheus.difference(
                 before.engines[instance.name], self.engines[instance.name]
             )
-            counted = EngineCounters.of(change)
-            role = instance.role
+            counted, role = EngineCounters.of(change), instance.role
             sources[role] = sources[role] + counted.sources if role in sources else counted.sources
             requests[role] = requests.get(role, 0.0) + counted.requests_finished
+            preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
+            nixl.append(NixlCounters.of(change))
             doubts += change.doubts
         return Counted(
             sources=sources,
             requests=requests,
-            block_tokens=self._block_tokens(),
+            preemptions=preemptions,
+            nixl=NixlCounters.added(nixl),
+            store=self.store_since(before),
+            block_tokens=self.block_tokens,
             doubts=tuple(doubts),
         )
 
-    def _block_tokens(self) -> int:
+    def store_since(self, before: CounterReading) -> StoreCounters | None:
+        """What the store did after `before`; None without a store."""
+        if self.store is None or before.store is None:
+            return None
+        return StoreCounters.of(prometheus.difference(before.store, self.store))
+
+    @property
+    def capacity_tokens(self) -> dict[str, float]:
+        """Tokens that the KV space of each instance holds; NaN where it does not say."""
+        return {name: kv_capacity_tokens(counters) for name, counters in self.engines.items()}
+
+    @property
+    def block_tokens(self) -> int:
         """KV block of the engines as they report it; vLLM's default where they do not."""
         for counters in self.engines.values():
             for name, labels in counters.values:
@@ -143,10 +179,13 @@ class CounterReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """The change of the engines' counters over one pass."""
+    """The change of all counters over one pass."""
 
     sources: dict[Role, TokenSources]
     requests: dict[Role, float]
+    preemptions: dict[Role, float]
+    nixl: NixlCounters | None
+    store: StoreCounters | None
     block_tokens: int
     doubts: tuple[str, ...] = ()
 

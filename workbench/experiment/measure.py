@@ -13,17 +13,17 @@ import httpx
 import pandas as pd
 
 from workbench.errors import DeploymentError
-from workbench.experiment.isolation import Counted, make_state, read_counters, warm_up
+from workbench.experiment.isolation import make_state, read_counters, warm_up
+from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result import RunFolder
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
-from workbench.metrics.cache_gates import PassCounters
 from workbench.metrics.counters import sample
 from workbench.metrics.latency import latencies
+from workbench.metrics.passes import PassCounters
 from workbench.records import RequestRecord, to_frame
-from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS
 from workbench.serve.deployment import Deployment
 from workbench.topology import Topology
 
@@ -92,10 +92,11 @@ async def measure_arm(
     # All arms of a round get the same prompts, so that they can be paired; the salt of the
     # attempt keeps rounds and reruns apart.
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
+    launch = Launch(arm, number, deployment)
     for measured in arm.passes:
         try:
             line = await _measure_pass(
-                plan, arm, number, measured, deployment, prompts, folder, log
+                plan, arm, number, measured, deployment, launch, prompts, folder, log
             )
         except DeploymentError as error:
             log.doubt(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
@@ -137,18 +138,21 @@ async def _measure_pass(
     number: int,
     measured: Pass,
     deployment: Deployment,
+    launch: Launch,
     prompts: Workload,
     folder: RunFolder,
     log: Log,
 ) -> str:
     """Make the state, drive the workload, read the counters; returns the line to print."""
-    for doubt in await make_state(deployment, measured):
+    made = await make_state(deployment, measured)
+    for doubt in made.doubts:
         log.doubt(doubt)
     workload = prompts
     if measured.state != "cold":
         workload = asked_again(prompts, share=measured.share, seed=number)
     await deployment.legs()
     before = await read_counters(deployment)
+    launch.begins(made, before)
     proxy_before = await deployment.proxy_stats()
     constants = {
         "arm": arm.label,
@@ -180,7 +184,8 @@ async def _measure_pass(
     others_share = ProcessorLoad.now().others_since(load_before)
     after = await read_counters(deployment)
     log.measuring_s += load.ended_s - load.started_s
-    log.legs.append(to_frame(await deployment.legs(), **constants))
+    legs = await deployment.legs()
+    log.legs.append(to_frame(legs, **constants))
     series = before.rows(**constants, when="before") + after.rows(**constants, when="after")
     log.counters.append(pd.DataFrame(series))
     log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
@@ -188,7 +193,7 @@ async def _measure_pass(
     counted = after.since(before, deployment)
     for doubt in counted.doubts:
         log.doubt(doubt)
-    log.passes.append(_pass_counters(arm, number, measured, prompts, load, counted))
+    log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
     _watch_client(load, others_share, log)
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
@@ -209,25 +214,6 @@ async def _watched(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]
         finally:
             stop.set()
             rows += await task
-
-
-def _pass_counters(
-    arm: Arm, number: int, measured: Pass, prompts: Workload, load: LoadRun, counted: Counted
-) -> PassCounters:
-    """For the gates: `ideal_reuse_tokens` is what the prompts repeat among themselves."""
-    return PassCounters(
-        arm=arm.label,
-        round=number,
-        pass_name=measured.name,
-        connector=arm.connector,
-        requests_sent=len(load.records),
-        prompt_tokens_sent=prompts.prompt_tokens,
-        ideal_reuse_tokens=sum(r.ideal_reuse_tokens for r in prompts.requests),
-        sources=counted.sources,
-        requests=counted.requests,
-        block_tokens=counted.block_tokens,
-        chunk_tokens=LMCACHE_CHUNK_TOKENS,
-    )
 
 
 def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: Log) -> None:

@@ -5,25 +5,21 @@ A cache state is proven from counters, per role, never concluded from the reset 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from math import isnan, nan
-from typing import Literal
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gate import Gate, judge
+from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
 
 __all__ = [
-    "PassCounters",
     "cold_was_cold",
     "cross_instance",
     "engine_warm",
     "kv_moved",
     "store_warm",
 ]
-
-Source = Literal["engine_hit", "external_hit"]
 
 _STRAY_SHARE = 0.01
 """A server that counted tokens further off than this from those sent served somebody else too,
@@ -37,38 +33,6 @@ _SERVED_BY: dict[str, dict[Role, Source]] = {
 }
 _IF_UNCOUNTED = "let every instance show its /metrics, and nobody else use the servers"
 _SOURCE_NAMES = {_OWN: "their own prefix cache", _FETCHED: "the connector"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassCounters:
-    """What was sent in one pass, and what the servers counted in it, added up per role."""
-
-    arm: str
-    round: int
-    pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
-    connector: str = "none"
-    requests_sent: int
-    prompt_tokens_sent: int
-    ideal_reuse_tokens: int = 0
-    """Tokens that the workload itself repeats: hits that even a cold pass may have."""
-    sources: Mapping[Role, TokenSources] = field(default_factory=dict)
-    """Every role that the deployment has; `TokenSources()` where its counters are not known."""
-    requests: Mapping[Role, float] = field(default_factory=dict)
-    """Requests that ended by themselves, per role."""
-    block_tokens: int = 16
-    """vLLM's KV block: what is left of a prompt after whole blocks is always computed."""
-    chunk_tokens: int = 256
-    """The store's chunk, likewise."""
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm}, round {self.round}, {self.pass_name}"
-
-    def grain_tokens(self, source: Source) -> int:
-        """The unit in which a source serves a prompt; what is left over is computed."""
-        by_chunk = source == _FETCHED and self.connector.startswith("lmcache")
-        return self.chunk_tokens if by_chunk else self.block_tokens
 
 
 def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:

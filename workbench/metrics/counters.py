@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import fsum, nan
+from math import fsum, isnan, nan
 from typing import Any, Self
 
 import httpx
@@ -22,6 +22,7 @@ __all__ = [
     "NixlCounters",
     "StoreCounters",
     "TokenSources",
+    "kv_capacity_tokens",
     "kv_usage",
     "sample",
 ]
@@ -51,6 +52,7 @@ class TokenSources:
 
     @property
     def total(self) -> float:
+        """All prompt tokens that were counted."""
         return self.computed + self.engine_hit + self.external_hit
 
     @property
@@ -122,6 +124,22 @@ class NixlCounters:
             missing=_absent(counters, names),
         )
 
+    @classmethod
+    def added(cls, instances: Iterable[Self]) -> Self | None:
+        """All instances together; None where none of them has a series of NIXL.
+
+        A series that only the other role has counts as nothing there.
+        """
+        seen = [one for one in instances if not isnan(one.transfers)]
+        if not seen:
+            return None
+        return cls(
+            bytes_moved=_known_sum(one.bytes_moved for one in seen),
+            transfers=_known_sum(one.transfers for one in seen),
+            failed=_known_sum(one.failed for one in seen),
+            expired=_known_sum(one.expired for one in seen),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCounters:
@@ -132,8 +150,12 @@ class StoreCounters:
     """
 
     requested_tokens: float
-    """Tokens that engines looked up: whole chunks, and only what their own cache lacked."""
+    """Tokens that engines looked up: all whole chunks of a prompt, also those that they hold."""
     hit_tokens: float
+    hit_l1_tokens: float
+    """Of those, in memory."""
+    hit_l2_tokens: float
+    """Of those, in the tier below, e.g. a disk."""
     written_chunks: float
     read_chunks: float
     evicted_chunks: float
@@ -144,6 +166,8 @@ class StoreCounters:
         names = {
             "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
             "hit_tokens": "lmcache_mp_lookup_hit_tokens_total",
+            "hit_l1_tokens": "lmcache_mp_lookup_hit_l1_tokens_total",
+            "hit_l2_tokens": "lmcache_mp_lookup_hit_l2_tokens_total",
             "written_chunks": "lmcache_mp_l1_write_chunks_total",
             "read_chunks": "lmcache_mp_l1_read_chunks_total",
             "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
@@ -158,6 +182,17 @@ class StoreCounters:
             **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()},
             missing=tuple(name for name in names.values() if name not in present | unborn),
         )
+
+
+def kv_capacity_tokens(counters: Counters) -> float:
+    """Tokens that vLLM's KV space holds, from cache_config_info; NaN when not given."""
+    for name, labels in counters.values:
+        if name == "vllm:cache_config_info":
+            said = dict(labels)
+            blocks, size = said.get("num_gpu_blocks", ""), said.get("block_size", "")
+            if blocks.isdecimal() and size.isdecimal():
+                return float(int(blocks) * int(size))
+    return nan
 
 
 def kv_usage(counters: Counters) -> float:
@@ -200,6 +235,12 @@ async def sample(
                 }
             )
     return rows
+
+
+def _known_sum(values: Iterable[float]) -> float:
+    """The sum of those that are known; NaN when none is."""
+    known = [value for value in values if not isnan(value)]
+    return fsum(known) if known else nan
 
 
 def _absent(counters: Counters, names: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from workbench.metrics.cache_gates import (
-    PassCounters,
     cold_was_cold,
     cross_instance,
     engine_warm,
@@ -20,6 +19,7 @@ from workbench.metrics.cache_gates import (
 )
 from workbench.metrics.gate import Gate, judge
 from workbench.metrics.latency import succeeded
+from workbench.metrics.passes import PassCounters
 
 if TYPE_CHECKING:
     import pandas as pd

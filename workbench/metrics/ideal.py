@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Asked", "Call", "IdealCaches", "Served"]
+__all__ = ["Asked", "Call", "IdealCaches", "Reuse", "Served", "reuse_by_role"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +66,62 @@ class Served:
     """What the store held of the engine's own hit: nothing is loaded for it."""
     in_flight: int
     """Hits that are missed only because the prompt that brings them was not yet held."""
+    rest: int
+    """Of `ideal`, what no cache can serve; -1 where a fetched last token counts as served."""
+    why_rest: str
+    """`last token`, `block rounding`, `chunk rounding` or `held by another instance`."""
+    moved_tokens: int
+    """Tokens of the whole blocks that NIXL pulls for it; 0 for others."""
 
     @property
     def cached(self) -> int:
         return self.engine_hit + self.external_hit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """`Served`, added up over the legs of one role in a pass, in tokens."""
+
+    legs: int
+    prompt_tokens: int
+    ideal: int
+    engine_hit: int
+    external_hit: int
+    held_twice: int
+    in_flight: int
+    moved_tokens: int
+    rest: tuple[tuple[str, int], ...]
+    """What no cache can serve, by its reason."""
+
+    @property
+    def cached(self) -> int:
+        return self.engine_hit + self.external_hit
+
+
+def reuse_by_role(served: Iterable[Served]) -> dict[Role, Reuse]:
+    """The legs of a pass added up for each role that has one."""
+    by_role: dict[Role, list[Served]] = {}
+    for leg in served:
+        by_role.setdefault(leg.role, []).append(leg)
+    return {role: _added(legs) for role, legs in by_role.items()}
+
+
+def _added(legs: Sequence[Served]) -> Reuse:
+    rest: dict[str, int] = {}
+    for leg in legs:
+        if leg.rest:
+            rest[leg.why_rest] = rest.get(leg.why_rest, 0) + leg.rest
+    return Reuse(
+        legs=len(legs),
+        prompt_tokens=sum(leg.prompt_tokens for leg in legs),
+        ideal=sum(leg.ideal for leg in legs),
+        engine_hit=sum(leg.engine_hit for leg in legs),
+        external_hit=sum(leg.external_hit for leg in legs),
+        held_twice=sum(leg.held_twice for leg in legs),
+        in_flight=sum(leg.in_flight for leg in legs),
+        moved_tokens=sum(leg.moved_tokens for leg in legs),
+        rest=tuple(rest.items()),
+    )
 
 
 @dataclass(slots=True)
@@ -158,20 +210,36 @@ class IdealCaches:
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
         engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
-        if self._pulls and not first:
+        fetched = self._pulls and not first
+        if fetched:
             stored, stored_later = length, length
         else:
             stored, stored_later = self._store.tokens(chunks, call.asked_s)
+        ideal = asked.ideal_tokens if first else length - 1
+        reach = max(engine, stored)
+        reach_later = max(engine_later, stored_later, reach)
+        rest = ideal - reach_later
+        unit = self._chunk if self._chunk and engine_later < stored_later else self._block
+        if rest < 0:
+            why = "last token"
+        elif rest >= max(unit, self._chunk):
+            why = "held by another instance"
+        else:
+            by_chunk = unit == self._chunk or rest >= self._block
+            why = "chunk rounding" if by_chunk else "block rounding"
         return Served(
             index=asked.index,
             role=call.role,
             instance=call.instance,
             prompt_tokens=length,
-            ideal=asked.ideal_tokens if first else length - 1,
+            ideal=ideal,
             engine_hit=engine,
             external_hit=max(0, stored - engine),
-            held_twice=min(stored, engine) if not self._pulls else 0,
-            in_flight=max(engine_later, stored_later) - max(engine, stored),
+            held_twice=0 if fetched else min(stored, engine),
+            in_flight=reach_later - reach,
+            rest=rest,
+            why_rest=why,
+            moved_tokens=-(-length // self._block) * self._block - engine if fetched else 0,
         )
 
 

@@ -1,0 +1,152 @@
+"""What one launch was sent and what it counted: from two readings to the counters of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan, nan
+from typing import Any
+
+from workbench.experiment.isolation import Counted, CounterReading, Made
+from workbench.experiment.plan import Arm, Pass
+from workbench.load.workload import Workload
+from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
+from workbench.metrics.passes import PassCounters
+from workbench.records import LegRecord, RequestRecord
+from workbench.serve.connectors import CONNECTORS
+from workbench.serve.deployment import Deployment
+from workbench.serve.tiny_model import model_facts
+from workbench.topology import Role
+
+__all__ = ["Launch"]
+
+
+class Launch:
+    """Follows one deployment from pass to pass: its perfect caches, and when it was emptied."""
+
+    def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:
+        self._arm, self._number, self._deployment = arm, number, deployment
+        self._ideal: IdealCaches | None = None
+        self._emptied: CounterReading | None = None
+        self._names = {instance.url: instance for instance in deployment.instances}
+        self._sent = 0
+
+    @property
+    def chunk_tokens(self) -> int:
+        """The store's chunk; 0 without a store."""
+        return next(
+            (c.chunk_tokens for c in CONNECTORS.values() if c.name == self._arm.connector), 0
+        )
+
+    def begins(self, made: Made, reading: CounterReading) -> None:
+        """A pass begins: what was emptied for it is empty from here on."""
+        if self._ideal is None:
+            settings = self._arm.settings
+            self._ideal = IdealCaches(
+                block_tokens=reading.block_tokens,
+                chunk_tokens=self.chunk_tokens,
+                prefix_caching=settings is None or settings.prefix_caching,
+                pulls=self._arm.connector == "nixl",
+            )
+        if made.engines_empty:
+            self._ideal.forget_engines()
+            self._sent = 0
+        if made.store_empty:
+            self._ideal.forget_store()
+        if made.store_empty or self._emptied is None:
+            self._emptied = reading
+
+    def ended(
+        self,
+        measured: Pass,
+        prompts: Workload,
+        sent: Workload,
+        records: Sequence[RequestRecord],
+        legs: Sequence[LegRecord],
+        reading: CounterReading,
+        counted: Counted,
+    ) -> PassCounters:
+        """A pass has ended. `prompts` are those of the cold pass, `sent` those of this one."""
+        reuse = self._reuse(sent, records, legs)
+        failed = [record for record in records if not record.ok]
+        return PassCounters(
+            arm=self._arm.label,
+            round=self._number,
+            pass_name=measured.name,
+            connector=self._arm.connector,
+            requests_sent=len(records),
+            prompt_tokens_sent=prompts.prompt_tokens,
+            ideal_reuse_tokens=sum(r.ideal_reuse_tokens for r in prompts.requests),
+            sources=counted.sources,
+            requests=counted.requests,
+            preemptions=counted.preemptions,
+            store=counted.store,
+            store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
+            nixl=counted.nixl if self._arm.connector == "nixl" else None,
+            reuse=reuse,
+            failed_prompt_tokens=sum(record.prompt_tokens for record in failed),
+            overflowed=self._overflowed(reading),
+            kv_bytes_per_token=self._kv_bytes_per_token(),
+            block_tokens=counted.block_tokens,
+            chunk_tokens=self.chunk_tokens or 256,
+        )
+
+    def _reuse(
+        self, sent: Workload, records: Sequence[RequestRecord], legs: Sequence[LegRecord]
+    ) -> dict[Role, Reuse]:
+        """Empty where it is not known which instance got which prompt."""
+        leg_of = {leg.request_id: leg for leg in legs}
+        prompts = {request.index: request for request in sent.requests}
+        asked = []
+        for record in records:
+            calls = self._calls(record, leg_of.get(record.request_id))
+            if calls is None:
+                return {}
+            if record.ok:
+                request = prompts[record.index]
+                asked.append(
+                    Asked(
+                        index=record.index,
+                        prompt=request.prompt_ids,
+                        ideal_tokens=request.ideal_reuse_tokens,
+                        calls=calls,
+                    )
+                )
+        self._sent += len(asked)
+        assert self._ideal is not None
+        return reuse_by_role(self._ideal.serve(asked))
+
+    def _calls(self, record: RequestRecord, leg: LegRecord | None) -> tuple[Call, ...] | None:
+        first_s = record.chunk_s[0] if record.chunk_s else record.stream_end_s
+        if leg is None:
+            if len(self._names) != 1:
+                return None
+            (only,) = self._names.values()
+            return (self._call(only.url, record.sent_s, first_s),)
+        calls = [self._call(leg.decode_instance, leg.decode_sent_s, leg.decode_first_byte_s)]
+        if leg.prefill_instance:
+            prefill = self._call(leg.prefill_instance, leg.prefill_sent_s, leg.prefill_done_s)
+            calls.insert(0, prefill)
+        return tuple(calls)
+
+    def _call(self, url: str, asked_s: float, held_s: float) -> Call:
+        instance = self._names[url]
+        return Call(role=instance.role, instance=instance.name, asked_s=asked_s, held_s=held_s)
+
+    def _overflowed(self, reading: CounterReading) -> frozenset[Role]:
+        """Roles of which an instance was given more than fits, its answers' blocks included."""
+        assert self._ideal is not None
+        held = self._ideal.held_tokens()
+        answers = 2 * reading.block_tokens * self._sent
+        return frozenset(
+            instance.role
+            for instance in self._deployment.instances
+            if not isnan(space := reading.capacity_tokens[instance.name])
+            and held.get(instance.name, 0) + answers > space
+        )
+
+    def _kv_bytes_per_token(self) -> float:
+        settings = self._arm.settings
+        if settings is None or not settings.local:
+            return nan
+        facts: Any = model_facts(settings.model)
+        return float(facts.kv_shape.bytes_per_token)

@@ -1,0 +1,242 @@
+"""The token ledger: where every prompt token came from, and a cause for every one that is missing.
+
+A pass has an account for each thing that can be counted twice. In each of them
+
+    expected - observed = sum of the entries + unexplained
+
+and every entry has a cause that a counter or an exact rule proves. What has none is unexplained;
+above one KV block per request it fails the gate `the ledger closes`.
+
+- `counted`: prompt tokens that the client sent to a role, and those that its servers counted.
+- `reused`: prefix tokens that a cache of single tokens would have served, and those that were.
+- `moved`: tokens that decode instances took for fetched, and the KV bytes that NIXL moved.
+- `store`: tokens that engines loaded, and the hits that the store counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any
+
+from workbench.metrics.counters import TokenSources
+from workbench.metrics.gate import Gate, judge
+from workbench.metrics.ideal import Reuse
+from workbench.metrics.ledger_causes import Entry, missing_causes
+from workbench.metrics.passes import PassCounters
+from workbench.topology import Role
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Account", "Entry", "accounts", "ledger_closes", "to_frame"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One comparison of a pass, in prompt tokens; NaN where a server does not say."""
+
+    arm: str
+    round: int
+    pass_name: str
+    role: str
+    """`prefill`, `decode`, `aggregated`, or `all` for the store."""
+    name: str
+    """`counted`, `reused`, `moved` or `store`."""
+    requests: int
+    expected: float
+    observed: float
+    entries: tuple[Entry, ...] = ()
+    allowed: float = nan
+    """One KV block per request: more than that may not stay unexplained."""
+    unknown: str = ""
+    """Why this account cannot be drawn up; empty when it can."""
+
+    @property
+    def unexplained(self) -> float:
+        """Tokens without a cause; negative when more was observed than expected."""
+        return self.expected - self.observed - sum(entry.tokens for entry in self.entries)
+
+    @property
+    def closes(self) -> bool:
+        return not self.unknown and abs(self.unexplained) <= self.allowed
+
+    @property
+    def label(self) -> str:
+        role = "" if self.role == "all" else f", {self.role}"
+        return f"{self.arm}, round {self.round}, {self.pass_name}{role}: {self.name}"
+
+
+def accounts(passes: Iterable[PassCounters]) -> list[Account]:
+    """All accounts of these passes; those that a deployment cannot have are left out."""
+    drawn: list[Account] = []
+    for p in passes:
+        for role, sources in p.sources.items():
+            drawn.append(_counted(p, role, sources))
+            drawn.append(_reused(p, role, sources))
+        if p.nixl is not None and "decode" in p.sources:
+            drawn.append(_moved(p))
+        if p.connector.startswith("lmcache") and p.sources:
+            drawn.append(_store(p))
+    return drawn
+
+
+def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
+    """In no account more than one KV block per request stays without a cause."""
+    passes = list(passes)
+    drawn = accounts(passes)
+    open_ = [account for account in drawn if not account.unknown and not account.closes]
+    unknown = [f"{account.label}: {account.unknown}" for account in drawn if account.unknown]
+    unknown += [f"{p.label}: no instance's counters could be read" for p in passes if not p.sources]
+    known = [account for account in drawn if not account.unknown]
+    worst = max((abs(account.unexplained) for account in known), default=0.0)
+    tokens = sum(p.prompt_tokens_sent for p in passes)
+    return judge(
+        "the ledger closes",
+        holds=f"{tokens:,} prompt tokens in {len(drawn)} accounts of {len(passes)} passes; at most"
+        f" {worst:,.0f} in one of them have no cause",
+        problems=[
+            f"{a.label}: {abs(a.unexplained):,.0f} tokens"
+            f" {'too few' if a.unexplained > 0 else 'too many'} have no cause, where"
+            f" {a.allowed:,.0f} are allowed (expected {a.expected:,.0f}, observed"
+            f" {a.observed:,.0f})"
+            for a in open_
+        ],
+        unknown=unknown or ([] if drawn else ["no pass was measured"]),
+        next_step="read the ledger's rows of that pass and the servers' logs: tokens were served,"
+        " computed or lost where nobody said so",
+        if_unknown="let every instance show its /metrics (prefill_urls, decode_urls, lmcache_url)",
+    )
+
+
+def to_frame(drawn: Sequence[Account]) -> pd.DataFrame:
+    """One row per account with its entries as one text; columns as the fields of Account."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for account in drawn:
+        row = asdict(account)
+        row["entries"] = "; ".join(f"{e.cause} {e.tokens:+,.0f}" for e in account.entries)
+        row["why"] = "; ".join(e.why for e in account.entries if e.why)
+        row["unexplained"] = account.unexplained
+        row["closes"] = account.closes
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
+    return Account(
+        arm=p.arm,
+        round=p.round,
+        pass_name=p.pass_name,
+        role=role,
+        name=name,
+        requests=p.requests_sent,
+        allowed=float(p.block_tokens * p.requests_sent),
+        **values,
+    )
+
+
+def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
+    entries = []
+    short = p.prompt_tokens_sent - sources.total
+    if p.failed_prompt_tokens and short > 0:
+        lost = min(short, p.failed_prompt_tokens)
+        why = f"of {p.failed_prompt_tokens:,} prompt tokens of requests that failed"
+        entries.append(Entry(cause="failed requests", tokens=lost, why=why))
+    return _account(
+        p,
+        role,
+        "counted",
+        expected=float(p.prompt_tokens_sent),
+        observed=sources.total,
+        entries=tuple(entries),
+        unknown=_silent(sources),
+    )
+
+
+def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
+    reuse = p.reuse.get(role)
+    if reuse is None or _silent(sources):
+        why = _silent(sources) or "which instance got which prompt is not known"
+        return _account(p, role, "reused", expected=nan, observed=sources.cached, unknown=why)
+    entries = [Entry(cause=cause, tokens=tokens) for cause, tokens in reuse.rest]
+    missing = reuse.cached - sources.cached
+    in_flight = float(reuse.in_flight)
+    if in_flight:
+        # Whether a prefix was there a moment before the stamp that says so is not known.
+        early = min(in_flight, max(0.0, -missing))
+        missing += early
+        why = "the prompt that brings the prefix was still being computed"
+        entries.append(Entry(cause="in flight", tokens=in_flight - early, why=why))
+    entries += missing_causes(p, role, reuse, sources, missing)
+    return _account(
+        p,
+        role,
+        "reused",
+        expected=float(reuse.ideal),
+        observed=sources.cached,
+        entries=tuple(entries),
+    )
+
+
+def _moved(p: PassCounters) -> Account:
+    """KV bytes over the wire against tokens that the decode side took for fetched."""
+    assert p.nixl is not None
+    fetched = p.sources["decode"].external_hit
+    moved = p.nixl.bytes_moved / p.kv_bytes_per_token
+    unknown = "" if not isnan(moved) else "the bytes that NIXL moved, or KV bytes per token, are"
+    unknown += " not known" if unknown else ""
+    entries = []
+    reuse = p.reuse.get("decode")
+    if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
+        why = "NIXL moves whole blocks, the prompt's last one too"
+        entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
+    short = fetched - moved - sum(entry.tokens for entry in entries)
+    if p.nixl.failed > 0 and short > 0:
+        why = f"{p.nixl.failed:,.0f} failed transfers: counted as fetched, computed again"
+        entries.append(Entry(cause="failed transfer", tokens=short, why=why))
+    elif p.nixl.expired > 0 and short > 0:
+        why = f"{p.nixl.expired:,.0f} prompts whose KV expired before it was fetched"
+        entries.append(Entry(cause="expired KV", tokens=short, why=why))
+    return _account(
+        p,
+        "decode",
+        "moved",
+        expected=fetched,
+        observed=moved,
+        entries=tuple(entries),
+        unknown=unknown,
+    )
+
+
+def _store(p: PassCounters) -> Account:
+    """Hits of the store against tokens that engines loaded."""
+    loaded = sum(sources.external_hit for sources in p.sources.values())
+    hits = p.store.hit_tokens if p.store is not None else nan
+    twice = sum(_held_twice(p, role) for role in p.sources)
+    why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
+    entries = (Entry(cause="engine had it too", tokens=-twice, why=why),) if twice else ()
+    return _account(
+        p,
+        "all",
+        "store",
+        expected=loaded,
+        observed=hits,
+        entries=entries,
+        unknown="" if not isnan(loaded - hits) else "the store's counters could not be read",
+    )
+
+
+def _held_twice(p: PassCounters, role: Role) -> float:
+    reuse: Reuse | None = p.reuse.get(role)
+    return float(reuse.held_twice) if reuse is not None else 0.0
+
+
+def _silent(sources: TokenSources) -> str:
+    return (
+        "the instances do not say where their prompt tokens came from"
+        if isnan(sources.total)
+        else ""
+    )

@@ -1,0 +1,64 @@
+"""What one pass sent and what the servers counted in it: what gates and ledger are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import nan
+from typing import Literal
+
+from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.ideal import Reuse
+from workbench.topology import Role
+
+__all__ = ["PassCounters", "Source"]
+
+Source = Literal["engine_hit", "external_hit"]
+
+_FETCHED: Source = "external_hit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCounters:
+    """What was sent in one pass, and what the servers counted in it, added up per role."""
+
+    arm: str
+    round: int
+    pass_name: str
+    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    connector: str = "none"
+    requests_sent: int
+    prompt_tokens_sent: int
+    ideal_reuse_tokens: int = 0
+    """Tokens that the workload itself repeats: hits that even a cold pass may have."""
+    sources: Mapping[Role, TokenSources] = field(default_factory=dict)
+    """Every role that the deployment has; `TokenSources()` where its counters are not known."""
+    requests: Mapping[Role, float] = field(default_factory=dict)
+    """Requests that ended by themselves, per role."""
+    preemptions: Mapping[Role, float] = field(default_factory=dict)
+    store: StoreCounters | None = None
+    """What the store did in this pass, for all roles together; None without a store."""
+    store_since_empty: StoreCounters | None = None
+    """The same since the store was last emptied."""
+    nixl: NixlCounters | None = None
+    """KV that decode instances pulled, and what failed on either side; None without NIXL."""
+    reuse: Mapping[Role, Reuse] = field(default_factory=dict)
+    """What caches that never forget would have served; empty where that is not known."""
+    failed_prompt_tokens: int = 0
+    """Prompt tokens of requests that failed: servers may have counted them or not."""
+    overflowed: frozenset[Role] = frozenset()
+    """Roles of which an instance was given more prompt tokens than its KV space holds."""
+    kv_bytes_per_token: float = nan
+    block_tokens: int = 16
+    """vLLM's KV block: what is left of a prompt after whole blocks is always computed."""
+    chunk_tokens: int = 256
+    """The store's chunk, likewise."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}, round {self.round}, {self.pass_name}"
+
+    def grain_tokens(self, source: Source) -> int:
+        """The unit in which a source serves a prompt; what is left over is computed."""
+        by_chunk = source == _FETCHED and self.connector.startswith("lmcache")
+        return self.chunk_tokens if by_chunk else self.block_tokens
