@@ -222,6 +222,16 @@ def test_no_last_line_that_is_still_being_written_gives_a_wrong_number(whole: st
         assert {row[4:8] for row in found.prefetches} <= {(88, 90, 80, 8)}
 
 
+def test_a_number_that_cannot_be_one_is_no_number() -> None:
+    long, twice = "9" * 5000, "1.2.3"
+    summary = read(
+        lookup("cmpl-1", total=int("9" * 20), hit=0, need=0),
+        line(f"Stored {long} tokens in 0.1 seconds"),
+        line(f"Stored 256 tokens in {twice} seconds"),
+    )
+    assert (summary.matching, summary.cut) == (0, 3)
+
+
 def test_numbers_that_contradict_one_another_are_left_out() -> None:
     summary = read(lookup("cmpl-1", total=2000, hit=1792, need=17, engine=0))
     assert summary.requests.empty

@@ -26,32 +26,39 @@ LOOKED_FOR = (
 """The lines that a log must have to be of use, for a sentence."""
 
 _ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def _line(*parts: bytes) -> re.Pattern[bytes]:
+    """A pattern in which `#` is a count and `~` a measure, no longer than a number can be."""
+    text = b"".join(parts)
+    return re.compile(
+        text.replace(b"#", rb"(\d{1,15})").replace(b"~", rb"(\d{1,12}(?:\.\d{1,12})?)")
+    )
+
+
 # The empty group at the end of each pattern matches only where the line has all that belongs to it.
-_COST = rb"(?:\. size: ([\d.]+) (?:GB|gb), cost ([\d.]+) ms)?"
-_LOOKUP = re.compile(
-    rb"Reqid: (?:(\S+), Total tokens (\d+)"
-    rb"(?:, Inference Engine computed tokens: (\d+))?, LMCache hit tokens: "
-    rb"(?:(None)|(\d+), (?:but )?need to load: (-?\d+)(?: < min_retrieve (\d+),)?)())?"
+_COST = rb"(?:\. size: ~ (?:GB|gb), cost ~ ms)?"
+_LOOKUP = _line(
+    rb"Reqid: (?:(\S+), Total tokens #(?:, Inference Engine computed tokens: #)?,",
+    rb" LMCache hit tokens: (?:(None)|#, (?:but )?need to load: (-)?#(?: < min_retrieve #,)?)())?",
 )
-_STORED = re.compile(
-    rb"Stored (\d+)(?: (?:tokens in ([\d.]+) seconds|out of total (\d+) tokens" + _COST + rb")())?"
+_STORED = _line(rb"Stored #(?: (?:tokens in ~ seconds|out of total # tokens", _COST, rb")())?")
+_RETRIEVED = _line(
+    rb"Retrieved #(?: (?:tokens in ~ seconds|tokens(?= \(| ?\x1b|\r?\n)|out of # ",
+    rb"(?:required tokens \(from \d+ total tokens\)|out of total \d+ tokens)",
+    _COST,
+    rb")())?",
 )
-_RETRIEVED = re.compile(
-    rb"Retrieved (\d+)(?: (?:tokens in ([\d.]+) seconds|tokens(?= \(| ?\x1b|\r?\n)|out of (\d+) "
-    rb"(?:required tokens \(from \d+ total tokens\)|out of total \d+ tokens)" + _COST + rb")())?"
+_PREFETCH = _line(
+    rb"Prefetch request completed(?: \(L1\+L2\): #/# (?:retained keys|prefix hits)",
+    rb" \(# L1, # L2\) in ~ ms \((?:external_request_id=([^,\s]*), )?",
+    rb"prefetch_request_id=-?\d+\)())?",
 )
-_PREFETCH = re.compile(
-    rb"Prefetch request completed(?: \(L1\+L2\): (\d+)/(\d+) (?:retained keys|prefix hits)"
-    rb" \((\d+) L1, (\d+) L2\) in ([\d.]+) ms \((?:external_request_id=([^,\s]*), )?"
-    rb"prefetch_request_id=-?\d+\)())?"
-)
-_RESUMED = re.compile(
-    rb"<resume-load>(?: req=(\S+) apc=(\d+) lmcache=(\d+) load=(\d+)(?=\s|\x1b)())?"
-)
+_RESUMED = _line(rb"<resume-load>(?: req=(\S+) apc=# lmcache=# load=#(?=\s|\x1b)())?")
 _EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"
 )
-_CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d+)(?=[,\s})])")
+_CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d{1,9})(?=[,\s})])")
 _STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
 _REQUEST = re.compile(rb"\[req_id=([^\]\s]+)(?: [^\]]*)?\] $")
 _RANKS = (re.compile(rb"(?:rank=|TP)(\d+)"), re.compile(rb"DP(\d+)"), re.compile(rb"(pid=\d+)"))
@@ -115,7 +122,7 @@ def scan(data: bytes, base: int, ranks: dict[bytes, str]) -> Block:
 def _scan_lookups(data: bytes, base: int, ranks: dict[bytes, str], found: Block) -> None:
     add = found.lookups.append
     for match, start in _matches(_LOOKUP, data, found):
-        request, total, engine, none, hit, need, least, _ = match.groups()
+        request, total, engine, none, hit, minus, need, least, _ = match.groups()
         if none:
             continue  # the answer was not there yet: the same request is asked again
         end = match.end()
@@ -126,8 +133,9 @@ def _scan_lookups(data: bytes, base: int, ranks: dict[bytes, str], found: Block)
             continue
         at, rank, _ = _place(data, start, ranks)
         said_engine = -1 if engine is None else int(engine)
-        row = (at, rank, base + start, bare, request, int(total), said_engine, int(hit), int(need))
-        add((*row, -1 if least is None else int(least)))
+        difference = -int(need) if minus else int(need)
+        row = (at, rank, base + start, bare, request, int(total), said_engine, int(hit))
+        add((*row, difference, -1 if least is None else int(least)))
 
 
 def _scan_transfers(
@@ -165,12 +173,12 @@ def _matches(
     whole = pattern.groups
     for match in pattern.finditer(data):
         start = match.start()
-        if match[whole] is not None:
+        if match.lastindex == whole:
             yield match, start
             continue
         line = data[start : data.find(b"\n", start) + 1 or len(data)]
         again = pattern.match(_ANSI.sub(b"", line)) if b"\x1b" in line else None
-        if again and again[whole] is not None:
+        if again and again.lastindex == whole:
             yield again, start
         elif b"LMCache" in data[data.rfind(b"\n", 0, start) + 1 : start + len(line)]:
             found.cut += 1
@@ -180,8 +188,9 @@ def _place(data: bytes, start: int, ranks: dict[bytes, str]) -> tuple[bytes, str
     """Time and rank that a line's beginning gives (empty where it does not), and that beginning."""
     before = data[data.rfind(b"\n", 0, start) + 1 : start]
     level = before.rfind(_BEFORE_LEVEL)
-    at = before[level - _STAMP_BYTES : level] if level >= _STAMP_BYTES else b""
-    head = before[: max(0, level - _STAMP_BYTES)]
+    if level < _STAMP_BYTES:
+        return b"", "", before
+    at, head = before[level - _STAMP_BYTES : level], before[: level - _STAMP_BYTES]
     rank = ranks.get(head)
     if rank is None:
         rank = _rank(head)
