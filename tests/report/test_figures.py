@@ -199,6 +199,15 @@ def test_one_arm_one_pass_one_request_is_enough(
         assert "No data" not in chart.alt
 
 
+def test_a_failed_gate_greys_the_figure_and_is_in_its_title(summary: pd.DataFrame) -> None:
+    proven = figures.tps_by_topology(summary)
+    summary.attrs["failed_gates"] = ["KV moved", "same text"]
+    spoiled = figures.tps_by_topology(summary)
+    assert "Not proven, since a gate failed (KV moved and 1 more)." in words(spoiled)
+    assert "KV moved, same text" in spoiled.alt
+    assert "grayscale" in spoiled.svg and "grayscale" not in proven.svg
+
+
 def test_a_simulated_frame_marks_its_figures(requests: pd.DataFrame, summary: pd.DataFrame) -> None:
     assert "simulated" not in words(figures.latency_panels(requests))
     requests.attrs["simulated"] = summary.attrs["simulated"] = True

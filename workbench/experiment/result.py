@@ -116,12 +116,12 @@ class Result:
     @property
     def requests(self) -> pd.DataFrame:
         """One row per request: constant columns, records.RequestRecord, latencies."""
-        return self.frames["requests"]
+        return self._marked(self.frames["requests"])
 
     @property
     def legs(self) -> pd.DataFrame:
         """One row per request at the proxy; empty without one."""
-        return self.frames["legs"]
+        return self._marked(self.frames["legs"])
 
     @property
     def gates(self) -> pd.DataFrame:
@@ -198,7 +198,14 @@ class Result:
         # An interval that is all null reads back as objects; numbers are numbers here.
         frame = pd.DataFrame(self.facts[name])
         numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
-        return frame.astype(dict.fromkeys(numeric, float))
+        return self._marked(frame.astype(dict.fromkeys(numeric, float)))
+
+    def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with what its figures must say: simulated, and gates that failed."""
+        frame.attrs["simulated"] = bool(self.facts.get("simulated"))
+        gates = self.facts.get("gates", ())
+        frame.attrs["failed_gates"] = [g["name"] for g in gates if g["outcome"] == "FAIL"]
+        return frame
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"{self.facts['finding']}\n{self.folder}"

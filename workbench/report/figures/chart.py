@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from workbench.report.figures.looks import BLACK, GREY, RULE, Look
+from workbench.report.figures.looks import BLACK, GREY, RED, RULE, Look
 from workbench.report.numbers import number
 
 __all__ = [
@@ -91,12 +91,20 @@ def draw(
     alt: str,
     caption: str,
     keys: Mapping[str, Look] | None = None,
-    simulated: bool = False,
+    marks: Mapping[Any, Any] | None = None,
 ) -> Chart:
     """Draw a figure: `paint` fills the body, `body_px` high; title and key stand above it.
 
-    `simulated` writes that word into the figure, so that it cannot pass for a measurement.
+    `marks` are the `attrs` of the frame that is drawn. `simulated` writes that word into the
+    figure, so that it cannot pass for a measurement; `failed_gates`, a list of names, greys what
+    is drawn and says in the title why it is not proven.
     """
+    marks = marks or {}
+    simulated, failed = bool(marks.get("simulated")), tuple(marks.get("failed_gates", ()))
+    if failed:
+        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        title = f"Not proven, since a gate failed ({failed[0]}{others}). {title}"
+        alt = f"Not proven, since a gate failed: {', '.join(failed)}. {alt}"
     with mpl.rc_context(_STYLE):
         lines = wrapped(title, WIDTH_PX - (110 if simulated else 6), size=15, weight="bold")
         rows = _key_rows(keys or {})
@@ -111,7 +119,7 @@ def draw(
             figure.text(x / WIDTH_PX, 1 - y / height_px, text, va="center", **style)
 
         for i, line in enumerate(lines):
-            write(3, 12 + 22 * i, line, size=15, weight="bold")
+            write(3, 12 + 22 * i, line, size=15, weight="bold", color=RED if failed else BLACK)
         if simulated:
             write(
                 WIDTH_PX - 3, 12, "simulated", size=13, weight="bold", color="#8a5a00", ha="right"
@@ -133,7 +141,8 @@ def draw(
         paint(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", dpi=144, metadata=dict.fromkeys(_METADATA))
-    return Chart(svg=_plain_svg(text.getvalue()), alt=alt, caption=caption)
+    svg = _plain_svg(text.getvalue())
+    return Chart(svg=_greyed(svg) if failed else svg, alt=alt, caption=caption)
 
 
 def no_data(title: str, reason: str) -> Chart:
@@ -204,6 +213,11 @@ def _key_rows(keys: Mapping[str, Look]) -> list[list[tuple[float, str, Look]]]:
         rows[-1].append((x, name, look))
         x += width
     return rows
+
+
+def _greyed(svg: str) -> str:
+    """All axes without colour and pale: nobody shall read a number off them in passing."""
+    return svg.replace('<g id="axes_', '<g style="filter:grayscale(1);opacity:.45" id="axes_')
 
 
 def _plain_svg(text: str) -> str:

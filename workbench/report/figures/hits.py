@@ -13,7 +13,6 @@ from workbench.report.figures.series import (
     labels,
     names,
     points,
-    simulated,
     successes,
     time_axis,
     why_none,
@@ -70,7 +69,7 @@ def ttft_against_cached_share(
         caption=caption
         or f"One point per request, spread sideways a little.{line} {counted(rows, requests)}",
         keys=look,
-        simulated=simulated(requests),
+        marks=requests.attrs,
     )
 
 
@@ -108,7 +107,7 @@ def hit_against_ideal(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         or f"{counted(rows, frame)} Larger points are several requests, up to {spots.max()}."
         " On the dashed line a request got all that an infinite cache would have had.",
         keys=look,
-        simulated=simulated(frame),
+        marks=frame.attrs,
     )
 
 

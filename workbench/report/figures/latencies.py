@@ -19,7 +19,6 @@ from workbench.report.figures.series import (
     labels,
     names,
     points,
-    simulated,
     successes,
     time_axis,
     why_none,
@@ -61,7 +60,7 @@ def latency_panels(requests: pd.DataFrame, *, title: str = "", caption: str = ""
         f" {found}.",
         caption=caption or counted(rows, requests),
         keys=look,
-        simulated=simulated(requests),
+        marks=requests.attrs,
     )
 
 
@@ -106,7 +105,7 @@ def requests_over_time(
         alt=f"{name} of every request over the time of its pass. {found}.",
         caption=caption
         or f"One point per request, all rounds over one another. {counted(rows, requests)}",
-        simulated=simulated(requests),
+        marks=requests.attrs,
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["BLACK", "GREY", "NAMES", "RULE", "Dash", "Look", "looks"]
+__all__ = ["BLACK", "GREY", "NAMES", "RED", "RULE", "Dash", "Look", "looks"]
 
 BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
+RED = "#b3261e"
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 NAMES = {

@@ -1,7 +1,6 @@
 """Figures of medians: one row per arm, one dot per cache state.
 
-They take `result.summary` as a frame; one whose `attrs["simulated"]` is true gives figures that
-carry that word.
+They take `result.summary` as a frame; its `attrs` mark what is simulated or not proven.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def _board(summary: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "body_px": _ROW_PX * len(unique(rows, "arm")) + _AXIS_PX,
         "keys": looks(unique(rows, "pass")),
-        "simulated": bool(summary.attrs.get("simulated")),
+        "marks": summary.attrs,
     }
 
 

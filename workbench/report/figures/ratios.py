@@ -72,7 +72,7 @@ def speedups(
         or f"Ratio of paired {name} and its 95 % interval over {span(rows, 'n_rounds', 'round')},"
         f" {span(rows, 'n_pairs', 'pair')}. Above 1 the first named is better.",
         keys=looks(unique(rows, "pass")),
-        simulated=bool(comparisons.attrs.get("simulated")),
+        marks=comparisons.attrs,
     )
 
 

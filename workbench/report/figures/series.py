@@ -17,7 +17,6 @@ __all__ = [
     "labels",
     "names",
     "points",
-    "simulated",
     "successes",
     "time_axis",
     "why_none",
@@ -66,11 +65,6 @@ def why_none(requests: pd.DataFrame) -> str:
     errors = requests.get("error", pd.Series(dtype=str)).loc[lambda error: error != ""]
     most = f"; the most frequent error is {errors.mode().iloc[0]}" if len(errors) else ""
     return f"none of {len(requests)} requests has this value{most}."
-
-
-def simulated(frame: pd.DataFrame) -> bool:
-    """True when the frame says, in its `attrs`, that a simulated engine made it."""
-    return bool(frame.attrs.get("simulated"))
 
 
 def points(axes: Axes, x: pd.Series[float], y: pd.Series[float], look: Look) -> None:
