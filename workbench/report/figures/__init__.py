@@ -5,6 +5,7 @@ from workbench.report.figures.hits import hit_against_ideal, ttft_against_cached
 from workbench.report.figures.latencies import latency_panels, requests_over_time
 from workbench.report.figures.medians import tps_by_topology, ttft_by_topology
 from workbench.report.figures.ratios import speedups
+from workbench.report.figures.waterfall import ttft_waterfall
 
 __all__ = [
     "Chart",
@@ -15,4 +16,5 @@ __all__ = [
     "tps_by_topology",
     "ttft_against_cached_share",
     "ttft_by_topology",
+    "ttft_waterfall",
 ]

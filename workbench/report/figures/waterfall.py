@@ -1,0 +1,129 @@
+"""The figure of the TTFT waterfall: one bar per request, its parts in the order of their time."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from workbench.metrics.statistics import needed_n
+from workbench.metrics.waterfall import PARTS, doubts, representatives
+from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.figures.dots import column_at_right, row_axis
+from workbench.report.figures.looks import BLACK, BLUE, GREEN, GREY, PURPLE, RULE, VERMILION, Look
+from workbench.report.numbers import quantity, time_scale
+
+__all__ = ["ttft_waterfall"]
+
+_COLOURS = {
+    "proxy_s": BLACK,
+    "prefill_server_s": "#F3C59B",
+    "prefill_queue_s": "#E69F00",
+    "prefill_compute_s": VERMILION,
+    "handoff_s": PURPLE,
+    "decode_server_s": "#A9D6F2",
+    "transfer_queue_s": BLUE,
+    "decode_step_s": GREEN,
+    "stream_s": "#9ADBC5",
+}
+"""Warm colours on the prefill side and cold ones on the decode side; pale is the API server."""
+_HATCH = "////"
+_BAR_PX, _PANEL_PX = 24, 74
+
+
+def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart:
+    """The median request of each arm and cache state as a stacked bar, and the p99 or slowest one.
+
+    Takes `metrics.waterfall.waterfall`. A panel per cache state, each with its own linear axis. A
+    request that is not split whole has no bar; the caption says how many, and why.
+    """
+    rows = representatives(waterfall)
+    why = " ".join(doubts(waterfall))
+    if rows.empty:
+        return no_data("Where TTFT goes", why or "no request was measured.")
+    panels = [(str(name), group) for name, group in rows.groupby("pass", sort=False)]
+
+    def paint(figure: Figure) -> None:
+        heights = [len(group) + 1 for _, group in panels]
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for axes, (name, group) in zip(grid[:, 0], panels, strict=True):
+            _panel(axes, name, group)
+
+    tails = list(dict.fromkeys(rows["which"]))[1:]
+    sample = "One bar per request: the one with the median TTFT" + "".join(
+        f", and the {tail} one" + (f" (p99 needs {needed_n(0.99)} requests)" * (tail == "slowest"))
+        for tail in tails
+    )
+    return draw(
+        paint,
+        title=title or _finding(rows),
+        body_px=sum(_BAR_PX * len(group) + _PANEL_PX for _, group in panels),
+        alt=f"TTFT split into its parts. {_spoken(rows)}",
+        caption=caption
+        or f"{sample}. Hatched: the residual, that is the way between client and proxy, which"
+        f" nobody times. {why}".strip(),
+        keys=_keys(rows),
+        marks=waterfall.attrs,
+    )
+
+
+def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
+    factor, unit = time_scale(rows["ttft_s"].max())
+    for y, (_, row) in enumerate(rows.iterrows()):
+        left = 0.0
+        for part in (*PARTS, "residual_s"):
+            width = factor * float(row[part])
+            residual = part == "residual_s"
+            axes.barh(
+                y,
+                width,
+                left=left,
+                height=0.7,
+                color="white" if residual else _COLOURS[part],
+                edgecolor=GREY if residual else "white",
+                hatch=_HATCH if residual else None,
+                linewidth=0 if residual else 0.4,
+            )
+            left += width
+    labels = [f"{arm}, {which}" for arm, which in zip(rows["arm"], rows["which"], strict=True)]
+    row_axis(axes, labels)
+    axes.set_xlim(0, 1.02 * factor * rows["ttft_s"].max())
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.set_title(name)
+    axes.set_xlabel(f"since the client sent it, {unit}")
+    texts = [
+        f"{quantity(ttft_s, 's')} (residual {quantity(residual_s, 's')})"
+        for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
+    ]
+    column_at_right(axes, "TTFT", [(text, False) for text in texts])
+
+
+def _keys(rows: pd.DataFrame) -> dict[str, Look]:
+    """A square of each part that some bar has."""
+    shown = [part for part in PARTS if (rows[part] > 0).any()]
+    keys = {PARTS[part]: Look(colour=_COLOURS[part], marker="s", dash=" ") for part in shown}
+    return keys | {"residual": Look(colour=RULE, marker="s", dash=" ")}
+
+
+def _finding(rows: pd.DataFrame) -> str:
+    """The largest part of the first arm's median request in each cache state."""
+    arm = rows["arm"].iloc[0]
+    first = rows[(rows["arm"] == arm) & (rows["which"] == "median")]
+    largest: dict[str, list[str]] = {}
+    for _, row in first.iterrows():
+        part = max(PARTS, key=lambda name: float(row[name]))
+        took = f"{quantity(row[part], 's')} of {quantity(row['ttft_s'], 's')}"
+        largest.setdefault(PARTS[part], []).append(f"{row['pass']} {took}")
+    found = "; ".join(f"{part} ({', '.join(where)})" for part, where in largest.items())
+    return f"Where TTFT goes most, {arm}: {found}"
+
+
+def _spoken(rows: pd.DataFrame) -> str:
+    """The median requests part by part."""
+    said = []
+    for _, row in rows[rows["which"] == "median"].iterrows():
+        bits = [f"{PARTS[p]} {quantity(row[p], 's')}" for p in PARTS if row[p] > 0]
+        bits.append(f"residual {quantity(row['residual_s'], 's')}")
+        said.append(f"{row['arm']} {row['pass']}: {', '.join(bits)}.")
+    return " ".join(said)
