@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,25 @@ def nothing_running(token: str) -> Iterator[str]:
 @pytest.fixture
 def nothing_left(nothing_running: str) -> Iterator[str]:
     """Fails the test when a process of it, or a shared-memory segment, is left behind."""
-    before = set(os.listdir("/dev/shm"))
+    before = {entry.name for entry in os.scandir("/dev/shm")}
     yield nothing_running
     assert left_running(nothing_running, within_s=10) == {}
-    # A segment of somebody else's test run beside this one goes away within seconds.
+    # What a live process has mapped belongs to somebody else's run beside this one.
     ends_s = time.monotonic() + 10
-    while (segments := set(os.listdir("/dev/shm")) - before) and time.monotonic() < ends_s:
+    while (segments := orphaned_segments() - before) and time.monotonic() < ends_s:
         time.sleep(0.2)
     assert segments == set()
+
+
+def orphaned_segments() -> set[str]:
+    """Shared-memory files of this user that no live process has mapped."""
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            lines = [line for line in maps.read_text().splitlines() if "/dev/shm/" in line]
+            mapped |= {int(line.split()[4]) for line in lines}
+    return {
+        entry.name
+        for entry in os.scandir("/dev/shm")
+        if entry.stat().st_uid == os.getuid() and entry.inode() not in mapped
+    }

@@ -1,0 +1,214 @@
+"""Gates on how a run was conducted: did every pass run, did transfers arrive, was the client quiet.
+
+Pure functions that return a Gate. One that does not apply to a run is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+from workbench.metrics.gate import Gate, judge
+from workbench.metrics.latency import succeeded
+from workbench.metrics.passes import PassCounters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "client_kept_up",
+    "every_pass_ran",
+    "instances_alike",
+    "no_failed_transfers",
+    "possible",
+    "steady",
+]
+
+LATE_S = 0.01
+LAG_S = 0.05
+CLIENT_BUSY_SHARE = 0.6
+_ALIKE_RATIO = 2.0
+_ALIKE_REQUESTS = 3
+_STEADY_REQUESTS = 20
+_STEADY_RATIO = 1.3
+_STEADY_P = 0.001
+
+
+def every_pass_ran(
+    planned: Iterable[tuple[str, int, str]],
+    measured: Iterable[tuple[str, int, str]],
+    reasons: Sequence[str] = (),
+) -> Gate:
+    """Each (arm, round, pass) of the plan was measured; `reasons` say why one was not."""
+    wanted, done = list(planned), set(measured)
+    missing = [one for one in wanted if one not in done]
+    arm, number, name = missing[0] if missing else ("", 0, "")
+    problem = f"{len(missing):,} of {len(wanted):,} passes were not measured, first {arm}, round"
+    problem += f" {number}, {name}"
+    return judge(
+        "every pass ran",
+        holds=f"{len(wanted):,} of {len(wanted):,} passes were measured",
+        problems=[f"{problem}: {reasons[0]}" if reasons else problem] if missing else [],
+        next_step="read the log of the server that the reason names",
+    )
+
+
+def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
+    """NIXL lost no transfer, and no KV expired before it was fetched.
+
+    vLLM counts a prompt as transferred when it admits it, so that only this shows that a part of
+    it was computed again.
+    """
+    counted = [(p, p.nixl) for p in passes if p.connector == "nixl"]
+    problems, unknown, transfers = [], [], 0.0
+    for p, nixl in counted:
+        if nixl is None or isnan(nixl.failed + nixl.expired):
+            unknown.append(f"{p.label}: the instances do not count failed transfers")
+            continue
+        transfers += 0 if isnan(nixl.transfers) else nixl.transfers
+        if nixl.failed or nixl.expired:
+            problems.append(
+                f"{p.label}: {nixl.failed:,.0f} transfers failed and the KV of"
+                f" {nixl.expired:,.0f} prompts expired, of {p.requests_sent:,} requests"
+            )
+    return judge(
+        "no failed transfers",
+        holds=f"{transfers:,.0f} transfers in {len(counted)} passes, none failed, none expired",
+        problems=problems,
+        unknown=unknown,
+        next_step="look for NIXL errors in the decode instances' logs; the TTFT of these requests"
+        " holds a second prefill",
+        if_unknown="let every instance show its /metrics",
+    )
+
+
+def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate:
+    """No answering instance was much slower than the others of its arm and pass.
+
+    Compares the median TPOT of each instance with the median of its siblings'; asked of
+    instances that answered at least 3 requests. One slow instance makes a topology look bad.
+    """
+    both = requests[succeeded(requests)].merge(
+        legs[["arm", "round", "pass", "request_id", "decode_instance"]],
+        on=["arm", "round", "pass", "request_id"],
+    )
+    problems, compared = [], 0
+    for (arm, name), rows in both.groupby(["arm", "pass"], sort=False):
+        by_instance = rows["tpot_s"].groupby(_places(rows))
+        tpot = by_instance.median()[by_instance.count() >= _ALIKE_REQUESTS]
+        if len(tpot) < 2:
+            continue
+        compared += len(tpot)
+        slowest = tpot.idxmax()
+        worst, others = float(tpot.max()), float(tpot.drop(slowest).median())
+        if worst > _ALIKE_RATIO * others:
+            problems.append(
+                f"{arm}, {name}: answering instance {slowest} needed {1000 * worst:.1f} ms per"
+                f" token, its siblings {1000 * others:.1f} ms"
+            )
+    return judge(
+        "instances alike",
+        holds=f"median TPOT of {compared} instances is within {_ALIKE_RATIO:g} times their"
+        " siblings'",
+        problems=problems,
+        unknown=[] if compared else ["no two instances answered enough requests to compare"],
+        next_step="see what else runs on that instance's device, and measure again",
+        if_unknown="raise requests",
+    )
+
+
+def _places(rows: pd.DataFrame) -> list[int]:
+    """Each row's instance by its place in its launch: ports differ from round to round."""
+    place: dict[str, int] = {}
+    for _, launch in rows.groupby("round", sort=False):
+        urls = sorted(launch["decode_instance"].unique())
+        place |= {url: number for number, url in enumerate(urls)}
+    return [place[url] for url in rows["decode_instance"]]
+
+
+def client_kept_up(health: Mapping[str, float]) -> Gate:
+    """The client sent on time and was not the bottleneck, in its worst pass.
+
+    `health` holds the largest of each reading of ClientHealth over all passes, as result.json
+    does; a reading that does not apply is absent or NaN.
+    """
+    limits = (
+        ("lateness_p99_s", LATE_S, "it sent requests up to {0:.0f} ms late (p99)", 1000),
+        ("loop_lag_max_s", LAG_S, "its loop came up to {0:.0f} ms late", 1000),
+        ("thread_cpu_share", CLIENT_BUSY_SHARE, "its thread took {0:.0f} % of a core", 100),
+    )
+    seen = [(text, unit * health.get(name, float("nan")), unit * limit)
+            for name, limit, text, unit in limits]  # fmt: skip
+    problems = [
+        f"{text.format(value)}, where {limit:.0f} are allowed"
+        for text, value, limit in seen
+        if value > limit
+    ]
+    known = [text.format(value) for text, value, _ in seen if not isnan(value)]
+    return judge(
+        "client kept up",
+        holds=f"in its worst pass {', '.join(known)}",
+        problems=problems,
+        unknown=[] if known else ["the client's health was not read"],
+        next_step="end other programs on this machine, or lower the rate; single milliseconds and"
+        " p99 are not to be trusted",
+    )
+
+
+def steady(requests: pd.DataFrame) -> Gate | None:
+    """TTFT does not drift within a pass: the last third of its requests is as fast as the first.
+
+    Mann-Whitney's rank test at 0.1 %, and a factor of 1.3 between medians. None when no pass has
+    the 20 requests that it takes to see it; an overloaded open loop is what it finds.
+    """
+    from scipy.stats import mannwhitneyu
+
+    rows = requests[succeeded(requests)].sort_values("scheduled_s")
+    problems, judged = [], 0
+    for (arm, number, name), one in rows.groupby(["arm", "round", "pass"], sort=False):
+        if len(one) < _STEADY_REQUESTS:
+            continue
+        judged += 1
+        third = len(one) // 3
+        first, last = one["ttft_s"].iloc[:third], one["ttft_s"].iloc[-third:]
+        ratio = last.median() / first.median()
+        if max(ratio, 1 / ratio) > _STEADY_RATIO and (mannwhitneyu(first, last).pvalue < _STEADY_P):
+            problems.append(
+                f"{arm}, round {number}, {name}: median TTFT went from {1000 * first.median():.0f}"
+                f" ms in the first third to {1000 * last.median():.0f} ms in the last"
+            )
+    if not judged:
+        return None
+    return judge(
+        "steady state",
+        holds=f"TTFT does not drift in {judged} passes",
+        problems=problems,
+        next_step="lower the rate until the queue does not grow, or warm up longer",
+    )
+
+
+def possible(requests: pd.DataFrame) -> Gate:
+    """No row says what cannot be: a token before its request, more tokens than were asked for,
+    more of a prompt cached than it has, another prompt length than was sent."""
+    rows = requests[succeeded(requests)]
+    counted, said = rows["usage_prompt_tokens"].ge(0), rows["output_tokens"].ge(0)
+    checks = {
+        "a first token before the request was sent": rows["ttft_s"].le(0),
+        "a last token before the first": rows["e2e_s"].lt(rows["ttft_s"]),
+        "another prompt length than was sent": counted
+        & rows["usage_prompt_tokens"].ne(rows["prompt_tokens"]),
+        "more cached tokens than the prompt has": rows["cached_tokens"].gt(rows["prompt_tokens"]),
+        "more output tokens than were asked for": said
+        & rows["output_tokens"].gt(rows["max_tokens"]),
+    }
+    problems = [f"{hit.sum():,} of {len(rows):,} requests have {what}" for what, hit in
+                checks.items() if hit.any()]  # fmt: skip
+    return judge(
+        "nothing impossible",
+        holds=f"{len(rows):,} answered requests hold no value that cannot be",
+        problems=problems,
+        unknown=[] if len(rows) else ["no request succeeded"],
+        next_step="read those rows of requests.parquet: a counter or a clock is wrong",
+        if_unknown="see the gate on failures",
+    )
