@@ -16,6 +16,7 @@ from workbench.rules import param
 from workbench.topology import TensorParallel, Topology
 
 __all__ = [
+    "FAULTS",
     "NOTEBOOKS",
     "EngineParams",
     "EnvironmentCheck",
@@ -25,12 +26,23 @@ __all__ = [
 ]
 
 
+FAULTS = (
+    "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
+    "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
+    "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
+    "stalled_instance", "hash_seed_mismatch", "store_dead",
+)  # fmt: skip
+"""What a simulated engine can do wrong; `workbench.serve.simulated.faults` says what each is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParams:
     """What every measuring notebook asks about engine, machine and output."""
 
     engine: str = param(
-        "vllm", "vllm starts servers here, attach measures running ones", choices=("vllm", "attach")
+        "vllm",
+        "vllm starts servers here, attach measures running ones, simulated pretends",
+        choices=("vllm", "attach", "simulated"),
     )
     platform: str = param(
         "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
@@ -50,9 +62,27 @@ class EngineParams:
         0.9, "share of a GPU's memory that its instances take", low=0.05, high=0.99
     )
     fork: bool = param(True, "on a CPU, fork the servers from one process that has loaded vLLM")
+    fault: str = param(
+        "",
+        "simulated: one thing that goes wrong on purpose, empty for none",
+        choices=("", *FAULTS),
+        example="wrong_kv",
+    )
     timeout_s: float = param(600.0, "longest wait for one answer, seconds", low=1, high=86_400)
     seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
     output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
+
+    def check_engine(self) -> None:
+        """Refuse what a simulated engine lacks, and faults of a real one. Raises ParameterError."""
+        if self.fault and self.engine != "simulated":
+            raise ParameterError(
+                f"fault is {self.fault!r} and engine is {self.engine!r}: only engine simulated"
+                " goes wrong on purpose; add -p engine simulated, or leave fault empty"
+            )
+        if self.engine == "simulated" and self.model:
+            raise ParameterError(
+                f"model is {self.model!r}: a simulated engine has none; leave model empty"
+            )
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse a prompt and answer longer than the servers accept. Raises ParameterError."""
@@ -128,6 +158,7 @@ class PdSweep(EngineParams):
         else:
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
+        self.check_engine()
         self.check_lengths(self.prompt_tokens, self.output_tokens)
 
     @property
@@ -160,6 +191,7 @@ class PrefixCache(EngineParams):
                 "engine is 'attach': this notebook starts its servers with the cache on and off;"
                 " take engine vllm, or measure running servers with pd_sweep"
             )
+        self.check_engine()
         self.check_lengths(self.prompt_tokens, self.output_tokens)
         if any(not 0 < share < 1 for share in self.shares):
             raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")

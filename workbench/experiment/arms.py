@@ -22,6 +22,7 @@ from workbench.load.arrivals import Arrivals, closed, poisson
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
+from workbench.serve.simulated.faults import check_fault
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -50,7 +51,9 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     for topology in topologies:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
-    if settings.platform == "cpu" and params.tp != TensorParallel():
+    for topology in topologies:
+        check_fault(params.fault, asked.name, topology)
+    if not settings.on_gpu and params.tp != TensorParallel():
         raise PlanError(
             "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
             " at 1, and change the topology instead, e.g. 2p4d"
@@ -86,7 +89,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 store_gb=params.store_gb,
             )
         )
-    if settings.platform != "cpu":
+    if settings.on_gpu:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
     return ExperimentPlan(
         notebook="pd_sweep",
@@ -107,7 +110,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
 def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform) -> str:
     """`1p4d lmcache`; on GPUs with those of each role, `1p4d lmcache, 2+4 GPU`."""
     text = f"{topology} {name}" if name != "none" else str(topology)
-    if platform == "cpu":
+    if platform in ("cpu", "simulated"):
         return text
     return f"{text}, {'+'.join(str(n * int(getattr(tp, role))) for role, n in topology.roles)} GPU"
 
@@ -137,7 +140,7 @@ def _arrivals(params: PdSweep) -> Arrivals:
 
 
 def _sharing_doubts(capacity: Capacity, settings: EngineSettings) -> list[str]:
-    if settings.platform == "cpu" or capacity.instances_per_gpu == 1:
+    if not settings.on_gpu or capacity.instances_per_gpu == 1:
         return []
     return [
         f"Up to {capacity.instances_per_gpu} instances share a GPU: they wait for one another, so"
@@ -159,7 +162,7 @@ def _kv_doubts(
     params: PdSweep | PrefixCache, settings: EngineSettings, model: ModelFacts | None
 ) -> list[str]:
     """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
-    if settings.platform != "cpu" or model is None:
+    if settings.on_gpu or model is None:
         return []
     space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
     each = params.prompt_tokens + params.output_tokens
@@ -214,7 +217,8 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     tp = TensorParallel(aggregated=params.aggregated_tp)
     topology = Topology(aggregated=1)
     check_room(topology, tp, capacity, settings)
-    if settings.platform != "cpu":
+    check_fault(params.fault, "none", topology)
+    if settings.on_gpu:
         check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
     cold = Pass(name="cold", state="cold")
     warm = tuple(

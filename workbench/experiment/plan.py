@@ -16,14 +16,14 @@ from workbench.errors import PlanError
 from workbench.load.arrivals import Arrivals
 from workbench.load.workload import Workload, build
 from workbench.params import EngineParams, PdSweep
-from workbench.serve.connectors import connector
+from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
 from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
 __all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "run_id"]
 
-State = Literal["cold", "engine-warm", "cross-instance", "store-warm"]
+State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,16 @@ class Arm:
     tp: TensorParallel = field(default_factory=TensorParallel)
     capacity: Capacity = field(default_factory=Capacity)
     store_gb: float = 1.0
+    chunk_tokens: int = LMCACHE_CHUNK_TOKENS
+    """The store's chunk."""
+    disk: bool = False
+    """The store has a second tier on the disk."""
+    may_fail: bool = False
+    """What the engine does not accept leaves this arm out, with its reason as a doubt."""
 
-    def deployment(self, ports: Sequence[int], *, shm_name: str = "workbench") -> DeploymentPlan:
+    def deployment(
+        self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+    ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None:
             raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
@@ -67,6 +75,8 @@ class Arm:
             tp=self.tp,
             capacity=self.capacity,
             store_gb=self.store_gb,
+            chunk_tokens=self.chunk_tokens,
+            disk_folder=disk_folder if self.disk else "",
             shm_name=shm_name,
         )
 
@@ -121,16 +131,19 @@ class ExperimentPlan:
     @property
     def estimate_s(self) -> float:
         """About how long the run takes, from figures of the tiny model; NaN for any other."""
+        if self.platform == "simulated":
+            return self.rounds * sum(1.5 + 0.7 * len(arm.passes) for arm in self.arms)
         if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
             return float("nan")
-        options = self.workload.options
-        cold_s = tiny_prefill_s(options["prompt_tokens"]) + 0.004 * options["output_tokens"]
+        requests = self.workload.build("estimate").requests
+        prefill_s = sum(tiny_prefill_s(request.prompt_tokens) for request in requests)
+        cold_s = prefill_s + 0.004 * sum(request.max_tokens for request in requests)
         total_s = FORK_SERVER_S if self.params.fork else 0.0
         for arm in self.arms:
             launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * LAUNCH_INSTANCE_S
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             warm_s = 0.05 * cold_s * len(arm.passes)
-            total_s += self.rounds * (launch_s + options["requests"] * (cold * cold_s + warm_s))
+            total_s += self.rounds * (launch_s + cold * cold_s + warm_s)
         return total_s
 
     def __str__(self) -> str:
@@ -164,7 +177,7 @@ def run_id(params: EngineParams) -> str:
     """Slug and hash of the resolved parameters: equal before a run and after it."""
     values = asdict(params)
     values.pop("output_dir")
-    if isinstance(params, PdSweep) and params.engine == "vllm":
+    if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     words: list[str] = [
@@ -175,7 +188,9 @@ def run_id(params: EngineParams) -> str:
         f"r{values['rounds']}",
         digest,
     ]
-    if params.engine != "vllm":
+    if params.engine == "simulated":
+        words[-1:-1] = [params.engine, params.fault]
+    elif params.engine == "attach":
         words[words.index(values["connector"])] = params.engine
     # A label of an attached deployment may be any text, and this is the name of a folder.
     plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)

@@ -8,6 +8,7 @@ from pathlib import Path
 from workbench import machine
 from workbench.errors import PlanError
 from workbench.params import EngineParams
+from workbench.serve import simulated
 from workbench.serve.plan import CPU_PROCESS_GB, Capacity, check_capacity
 from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform
@@ -29,6 +30,8 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
     """Settings, what is known of the model (None on a hub), and what the machine can give."""
+    if params.engine == "simulated":
+        return _simulated(params)
     facts = machine.facts()
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     model = Path(params.model) if params.model else tiny_model()
@@ -47,6 +50,20 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         free_shm_gb=facts.shm_free_gb,
     )
     return settings, None if on_hub else model_facts(model), capacity
+
+
+def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
+    """A pretended engine needs nothing of this machine."""
+    model = Path(simulated.__file__).parent
+    settings = EngineSettings(
+        model=model,
+        platform="simulated",
+        context_tokens=params.context_tokens,
+        kv_cache_mib=params.kv_cache_mib,
+        fault=params.fault,
+        seed=params.seed,
+    )
+    return settings, model_facts(model), Capacity()
 
 
 def check_gpu_memory(gpus: int, share: float) -> None:

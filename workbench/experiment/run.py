@@ -7,6 +7,7 @@ so that a run which breaks off keeps what it measured.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -15,13 +16,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench import machine
-from workbench.errors import DeploymentError, ResultError
+from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings import conclude
 from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
 from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result, RunFolder
 from workbench.metrics.latency import succeeded
-from workbench.params import PdSweep
+from workbench.params import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.processes import Launcher
@@ -43,12 +44,23 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     # A killed kernel cannot write its end: what it leaves says that it had started.
     folder.write_facts(_facts(plan, log, "started", began, 0.0))
     status = "failed"
+    left_out: set[str] = set()
     try:
         async with _launcher(plan, folder, log) as launcher:
             for number in range(plan.rounds):
                 for arm in plan.order(number):
-                    async with _deployment(plan, arm, number, launcher, folder) as deployment:
-                        await measure_arm(plan, arm, number, deployment, folder, log, echo)
+                    if arm.label in left_out:
+                        continue
+                    try:
+                        async with _deployment(plan, arm, number, launcher, folder) as deployment:
+                            await measure_arm(plan, arm, number, deployment, folder, log, echo)
+                    except LaunchError as error:
+                        if not arm.may_fail:
+                            raise
+                        left_out.add(arm.label)
+                        reason = str(error).splitlines()[0].rstrip(".")
+                        log.doubt(f"{arm.label} is left out: {reason}.")
+                        echo(log.doubts[-1])
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
@@ -102,27 +114,34 @@ async def _deployment(
     plan: ExperimentPlan, arm: Arm, number: int, launcher: Launcher | None, folder: RunFolder
 ) -> AsyncIterator[Deployment]:
     if launcher is None:
-        assert isinstance(plan.params, PdSweep)
+        assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
+        sweep = isinstance(plan.params, PdSweep)
         yield await attach(
             plan.params.base_url,
-            prefill_urls=plan.params.prefill_urls,
+            prefill_urls=plan.params.prefill_urls if sweep else [],
             decode_urls=plan.params.decode_urls,
             lmcache_url=plan.params.lmcache_url,
         )
         return
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
-    async with deploy(
-        launcher,
-        lambda ports: arm.deployment(ports, shm_name=shm),
-        ports=arm.ports,
-        log_dir=folder.logs / f"round-{number}" / arm.label.replace(" ", "-"),
-        start_timeout_s=180.0 if plan.platform == "cpu" else 1800.0,
-    ) as deployment:
-        yield deployment
+    disk = folder.attempt / "disk"
+    if arm.disk:
+        disk.mkdir()
+    try:
+        async with deploy(
+            launcher,
+            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
+            ports=arm.ports,
+            log_dir=folder.logs / f"round-{number}" / arm.label.replace(" ", "-"),
+            start_timeout_s=1800.0 if plan.platform in ("cuda", "rocm") else 180.0,
+        ) as deployment:
+            yield deployment
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
 
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    ("numbers", "gates", "limits", "sentences", "summary", "comparisons"), ()
+    ("numbers", "gates", "ledger", "limits", "sentences", "summary", "comparisons"), ()
 ) | {"scope": "", "break_even": "", "repeat": "", "files": {}}
 
 
@@ -136,7 +155,7 @@ def _facts(
         "notebook": plan.notebook,
         "run_id": plan.run_id,
         "status": status,
-        "simulated": False,
+        "simulated": plan.platform == "simulated",
         "started_at": began.isoformat(timespec="seconds"),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "duration_s": round(duration_s, 1),
@@ -148,7 +167,15 @@ def _facts(
         "client": log.client,
     }
     try:
-        return facts | conclude(plan, requests, log.passes, log.doubts)
+        return facts | conclude(
+            plan,
+            requests,
+            log.passes,
+            log.doubts,
+            legs=log.frame("legs"),
+            client=log.client,
+            reasons=log.reasons,
+        )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be concluded: {error!r}"
         return facts | NOTHING | {"status": "failed", "finding": found, "doubts": log.doubts}
@@ -156,4 +183,4 @@ def _facts(
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:
     """Where servers that we started ran; of attached ones this machine knows nothing."""
-    return {"platform": plan.platform if plan.params.engine == "vllm" else "attached"}
+    return {"platform": "attached" if plan.params.engine == "attach" else plan.platform}

@@ -13,11 +13,13 @@ from typing import Literal
 
 from workbench.errors import PlanError
 from workbench.serve.connectors import (
+    LMCACHE_CHUNK_TOKENS,
     LMCACHE_PROGRAM,
     Connector,
     as_option,
     lmcache_server_args,
 )
+from workbench.serve.simulated.processes import pretend
 from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
 from workbench.topology import Role, TensorParallel, Topology
 
@@ -107,7 +109,7 @@ class DeploymentPlan:
         return self.processes[-1].url
 
     def __str__(self) -> str:
-        tp = None if self.settings.platform == "cpu" else self.tp
+        tp = self.tp if self.settings.on_gpu else None
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
         return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
 
@@ -121,6 +123,8 @@ def check_capacity(
     instance_gb: float = CPU_INSTANCE_GB,
 ) -> None:
     """Refuse what this machine cannot hold, with the numbers at hand. Raises PlanError."""
+    if platform == "simulated":
+        return
     if platform == "cpu":
         if topology.instances > CPU_INSTANCES_AT_MOST:
             raise PlanError(
@@ -182,18 +186,21 @@ def plan_deployment(
     tp: TensorParallel | None = None,
     capacity: Capacity | None = None,
     store_gb: float = 1.0,
+    chunk_tokens: int = LMCACHE_CHUNK_TOKENS,
+    disk_folder: str = "",
     shm_name: str = "workbench",
 ) -> DeploymentPlan:
     """The processes of one deployment: store, instances by role, proxy.
 
-    `ports` is consumed from the front and must hold `ports_needed(topology)` free ports.
+    `ports` is consumed from the front and must hold `ports_needed(topology)` free ports. The store
+    has `store_gb` of memory, and a second tier in `disk_folder` unless that is empty.
     Raises PlanError when connector, topology and machine do not fit.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
     check_capacity(topology, tp, capacity, platform=settings.platform)
     free = iter(ports)
-    cpu = settings.platform == "cpu"
+    cpu = not settings.on_gpu
     processes: list[ProcessSpec] = []
     store_port = 0
     if connector.store:
@@ -205,7 +212,12 @@ def plan_deployment(
                 program=LMCACHE_PROGRAM,
                 args=tuple(
                     lmcache_server_args(
-                        port=store_port, http_port=http_port, shm_name=shm_name, memory_gb=store_gb
+                        port=store_port,
+                        http_port=http_port,
+                        shm_name=shm_name,
+                        memory_gb=store_gb,
+                        chunk_tokens=chunk_tokens,
+                        disk_folder=disk_folder,
                     )
                 ),
                 forks="lmcache" if cpu else "",
@@ -239,6 +251,9 @@ def plan_deployment(
             )
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, tuple(processes), port=next(free)))
+    if settings.platform == "simulated":
+        processes = pretend(processes, topology, connector, settings, store_gb=store_gb)
+        shm_name = ""
     return DeploymentPlan(
         topology=topology,
         connector=connector,

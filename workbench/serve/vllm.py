@@ -9,7 +9,8 @@ from typing import Literal
 
 __all__ = ["EngineSettings", "Platform", "instance_argv", "instance_env", "program"]
 
-Platform = Literal["cpu", "cuda", "rocm"]
+Platform = Literal["cpu", "cuda", "rocm", "simulated"]
+"""What instances run on; `simulated` ones are pretended (`workbench.serve.simulated`)."""
 
 SERVED_MODEL = "workbench"
 """The name under which every instance offers its model."""
@@ -53,12 +54,20 @@ class EngineSettings:
     """KV space of a CPU instance; on a GPU `gpu_memory_share` decides."""
     gpu_memory_share: float = 0.9
     prefix_caching: bool = True
+    fault: str = ""
+    """Of simulated instances: what goes wrong on purpose."""
+    seed: int = 0
+    """Of simulated instances: of their latencies."""
     extra_args: tuple[str, ...] = field(default=())
 
     @property
     def weights_gb(self) -> float:
         """Size of the weight files of a local model; 0 where it is not known."""
         return sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.platform in ("cuda", "rocm")
 
     @property
     def local(self) -> bool:

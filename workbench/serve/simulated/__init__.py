@@ -1,0 +1,1 @@
+"""A pretend vLLM and a pretend LMCache store: true counters, seeded times, faults on demand."""

@@ -1,0 +1,183 @@
+"""What vLLM 0.32 puts on the wire: completions whole and streamed, chat likewise, errors.
+
+Shapes were copied from a real server's answers; the values are the pretend engine's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import isnan
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from workbench.serve.simulated.engine import Sequence
+from workbench.serve.vllm import SERVED_MODEL
+
+__all__ = ["Asked", "BadRequest", "chunk", "error_event", "read_request", "usage_chunk", "whole"]
+
+FINGERPRINT = "vllm-0.32.0-simulated"
+VOCAB_TOKENS = 12_288
+
+_SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class BadRequest(Exception):
+    """A request that vLLM refuses: HTTP status and the error body."""
+
+    def __init__(self, status: int, message: str, kind: str, parameter: str) -> None:
+        super().__init__(message)
+        self.status = status
+        error = {"message": message, "type": kind, "param": parameter, "code": status}
+        self.body = {"error": error}
+
+
+class Asked:
+    """A request's body, checked."""
+
+    def __init__(self, body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> None:
+        if body.get("model", SERVED_MODEL) != SERVED_MODEL:
+            raise BadRequest(
+                404,
+                f"The model `{body['model']}` does not exist. Valid aliases: {SERVED_MODEL}.",
+                "NotFoundError",
+                "model",
+            )
+        self.chat = chat
+        self.prompt = _prompt(body, chat=chat)
+        room = context_tokens - len(self.prompt)
+        if room < 1 or not self.prompt:
+            raise BadRequest(
+                400,
+                f"This model's maximum context length is {context_tokens} tokens. However, your"
+                f" prompt contains {len(self.prompt)} input tokens, which exceeds this limit even"
+                " without any output tokens. Please reduce the length of the input prompt.",
+                "BadRequestError",
+                "input_tokens",
+            )
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        self.max_tokens = max(1, min(int(asked), room))
+        self.stream = bool(body.get("stream"))
+        options = body.get("stream_options") or {}
+        self.usage = bool(options.get("include_usage"))
+        self.usage_always = self.usage and bool(options.get("continuous_usage_stats"))
+        params = body.get("kv_transfer_params")
+        self.transfer: dict[str, Any] = params if isinstance(params, dict) else {}
+
+
+def read_request(data: bytes, *, chat: bool, context_tokens: int) -> Asked:
+    """The request in a body. Raises BadRequest for what vLLM would refuse."""
+    try:
+        body = orjson.loads(data)
+        return Asked(body, chat=chat, context_tokens=context_tokens)
+    except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise BadRequest(400, f"not a request: {error!r}", "BadRequestError", "body") from error
+
+
+def chunk(
+    sequence: Sequence, asked: Asked, tokens: list[int], made: int, *, finished: bool
+) -> bytes:
+    """An event with some tokens (none: a chunk without text), `made` in all so far."""
+    reason = "length" if finished else None
+    text = words(tokens)
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
+    if asked.chat:
+        choice["delta"] = {"content": text} if made else {"role": "assistant", "content": ""}
+    else:
+        choice |= {"text": text, "stop_reason": None}
+    body = _head(sequence, asked, streamed=True) | {"choices": [choice]}
+    if asked.usage_always:
+        body["usage"] = _usage(sequence, made)
+    return _event(body)
+
+
+def usage_chunk(sequence: Sequence, asked: Asked) -> bytes:
+    """The last event before [DONE]: usage with cached tokens, and the engine's own metrics."""
+    body = _head(sequence, asked, streamed=True) | {
+        "choices": [],
+        "usage": _usage(sequence, len(sequence.outputs))
+        | {"prompt_tokens_details": {"cached_tokens": sequence.cached}},
+        "system_fingerprint": FINGERPRINT,
+        "metrics": _metrics(sequence),
+    }
+    return _event(body)
+
+
+def whole(
+    sequence: Sequence, asked: Asked, transfer: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The body of an answer that is not streamed, with the transfer parameters of a prefill."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
+    text = words(sequence.outputs)
+    if asked.chat:
+        choice["message"] = {"role": "assistant", "content": text}
+    else:
+        choice |= {"text": text, "stop_reason": None}
+    return _head(sequence, asked, streamed=False) | {
+        "choices": [choice],
+        "system_fingerprint": FINGERPRINT,
+        "usage": _usage(sequence, len(sequence.outputs))
+        | {"prompt_tokens_details": {"cached_tokens": sequence.cached}},
+        "kv_transfer_params": transfer,
+        "metrics": _metrics(sequence),
+    }
+
+
+def error_event() -> bytes:
+    """What a stream says when the engine behind it has died."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+    return _event({"error": error})
+
+
+def words(tokens: list[int]) -> str:
+    """Text of token ids: one word of two syllables each."""
+    count = len(_SYLLABLES)
+    return "".join(f" {_SYLLABLES[t % count]}{_SYLLABLES[t // count % count]}" for t in tokens)
+
+
+def _prompt(body: Mapping[str, Any], *, chat: bool) -> list[int]:
+    if not chat:
+        prompt = body["prompt"]
+        return _ids(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+    said = [f"{m['role']}: {m['content']}\n" for m in body["messages"]]
+    return _ids("".join([*said, "assistant: "]))
+
+
+def _ids(text: str) -> list[int]:
+    """A pretend tokenizer: one id for each word and each other sign."""
+    return [16 + crc32(word.encode()) % (VOCAB_TOKENS - 16) for word in _WORD.findall(text)]
+
+
+def _head(sequence: Sequence, asked: Asked, *, streamed: bool) -> dict[str, Any]:
+    kind = "text_completion"
+    if asked.chat:
+        kind = "chat.completion.chunk" if streamed else "chat.completion"
+    return {"id": sequence.id, "object": kind, "created": 0, "model": SERVED_MODEL}
+
+
+def _usage(sequence: Sequence, made: int) -> dict[str, Any]:
+    prompt = len(sequence.prompt)
+    return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
+
+
+def _metrics(sequence: Sequence) -> dict[str, float | None]:
+    """As --enable-per-request-metrics has them; TTFT counts from scheduling, not from arrival."""
+    ttft_s = sequence.first_s - sequence.scheduled_s
+    generation_s = sequence.last_s - sequence.first_s
+    made = len(sequence.outputs)
+    took_s = ttft_s + generation_s
+    return {
+        "time_to_first_token_ms": None if isnan(ttft_s) else 1000 * ttft_s,
+        "generation_time_ms": 1000 * generation_s,
+        "queue_time_ms": 1000 * (sequence.scheduled_s - sequence.arrived_s),
+        "mean_itl_ms": 1000 * generation_s / (made - 1) if made > 1 else None,
+        "tokens_per_second": made / took_s if took_s > 0 else None,
+    }
+
+
+def _event(body: Mapping[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"

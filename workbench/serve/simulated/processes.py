@@ -1,0 +1,68 @@
+"""From the processes of a real deployment to those of a pretended one. Pure: nothing is started.
+
+Names, roles, ports, order and the proxy stay; instances and store become other programs, and each
+process gets the fault that it is to have.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from workbench.serve.simulated.faults import fault_of_process
+from workbench.topology import Topology
+
+if TYPE_CHECKING:
+    from workbench.serve.connectors import Connector
+    from workbench.serve.plan import ProcessSpec
+    from workbench.serve.vllm import EngineSettings
+
+__all__ = ["pretend"]
+
+_PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
+
+
+def pretend(
+    processes: Iterable[ProcessSpec],
+    topology: Topology,
+    connector: Connector,
+    settings: EngineSettings,
+    *,
+    store_gb: float,
+) -> list[ProcessSpec]:
+    """The same processes, pretended, with `settings.fault` where it belongs."""
+    made: list[ProcessSpec] = []
+    store_port = 0
+    counts = dict(topology.roles)
+    for spec in processes:
+        last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
+        fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
+        program, args = spec.program, spec.args
+        if spec.role == "store":
+            store_port = spec.port
+            program = (*_PROGRAM, "store")
+            args = (
+                "--port", str(spec.port), "--http-port", spec.ready_url.split(":")[2].split("/")[0],
+                "--l1-size-gb", f"{store_gb:g}",
+            )  # fmt: skip
+        elif spec.role != "proxy":
+            program = (*_PROGRAM, "engine")
+            transfer = connector.transfer_config(spec.role, store_port=store_port, cpu=True)
+            args = _instance_args(spec, settings, json.dumps(transfer or {}))
+        args += ("--fault", fault) if fault else ()
+        made.append(replace(spec, program=program, args=args, env={}, forks=""))
+    return made
+
+
+def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -> tuple[str, ...]:
+    """The few options that a pretend instance has, called as vLLM calls them."""
+    caching = "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
+    return (
+        "--name", spec.name, "--role", spec.role, "--port", str(spec.port),
+        "--max-model-len", str(settings.context_tokens),
+        "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20), caching,
+        "--kv-transfer-config", transfer, "--seed", str(settings.seed), *settings.extra_args,
+    )  # fmt: skip
