@@ -237,3 +237,29 @@ def test_hits_are_those_whose_server_counts_them(tmp_path):
         {"pass": "engine-warm", "prompt_tokens": 1000, "cached_tokens": 992, "ideal_tokens": 999}
     ]
     assert len(result.whole_passes) == 3
+
+
+def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
+    rows = [
+        {"arm": arm, "round": n, "pass": "cold", "index": 0, "request_id": f"{arm}-{n}"}
+        for arm in ("1p1d nixl", "2a")
+        for n in range(3)
+    ]
+    times = {"sent_s": 0.0, "scheduled_s": 0.0, "chunk_s": (0.2,), "chunk_tokens": (1,)}
+    timing = json.dumps({"queue_time_ms": 20.0, "time_to_first_token_ms": 100.0})
+    requests = pd.DataFrame(
+        [{**r, **times, "output_tokens": 1, "error": "", "engine_metrics": timing} for r in rows]
+    )
+    leg = {"received_s": 9.0, "decode_sent_s": 9.01, "decode_head_s": 9.02}
+    legs = pd.DataFrame([{**r, **leg, "decode_first_byte_s": 9.199} for r in rows])
+    found = Result(
+        facts=result.facts, folder=result.folder, frames={"requests": requests, "legs": legs}
+    )
+    waterfall = found.waterfall()
+    assert waterfall["prefill_compute_s"].tolist() == pytest.approx([0.1] * 6)
+    assert waterfall["residual_s"].tolist() == pytest.approx([0.001] * 6)
+    assert "simulated" in waterfall.attrs
+    assert found.why() == [
+        "2a beside 1p1d nixl, cold: no difference of TTFT detectable at this n (0 ms [0, 0]), and"
+        " no part stands out."
+    ]

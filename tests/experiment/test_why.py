@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from workbench.experiment.why import differences, why
+from workbench.experiment.why import differences, table, why
 from workbench.metrics.waterfall import PARTS
 
 PAIR = pd.DataFrame(
@@ -169,3 +169,19 @@ def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds() -> None:
     assert found["mean"] == pytest.approx(per_round.mean())
     assert found["high"] - found["mean"] == pytest.approx(reach)
     assert (found["n_rounds"], found["n_pairs"], found["n_left_out"]) == (5, 10, 0)
+
+
+def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_any() -> None:
+    rows = table(
+        pd.concat([split("1p1d nixl", transfer_queue_s=20), split("2a", rounds=1, stream_s=2500)])
+    )
+    assert rows[["pass", "arm", "n"]].to_numpy().tolist() == [
+        ["cold", "1p1d nixl", 10],
+        ["cold", "2a", 2],
+    ]
+    assert rows["KV transfer + decode queue, ms"].to_list() == ["20.0 [20.0, 20.0]", "0"]
+    assert rows["stream, ms"].to_list() == ["0", "2,500"]
+    assert rows["residual, ms"].to_list() == ["1.00 [1.00, 1.00]", "1.00"]
+    assert rows["TTFT, ms"].to_list() == ["21.0 [21.0, 21.0]", "2,501"]
+    unknown = split("2a").assign(residual_s=math.nan)
+    assert set(table(unknown).iloc[0, 3:]) == {"not known"}

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.why import why
 from workbench.machine import repository_root
+from workbench.metrics.waterfall import waterfall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,6 +167,14 @@ class Result:
             aggfunc="first", sort=False,
         )  # fmt: skip
         return wide[list(metrics)].reset_index().rename_axis(columns=None)
+
+    def waterfall(self) -> pd.DataFrame:
+        """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
+        return self._marked(waterfall(self.requests, self.legs))
+
+    def why(self) -> list[str]:
+        """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
+        return why(self.waterfall(), self.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:

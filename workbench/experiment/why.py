@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from math import floor, isnan, log10, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics.waterfall import PARTS
+from workbench.metrics.waterfall import PARTS, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["differences", "why"]
+__all__ = ["differences", "table", "why"]
 
 _PIECES = PARTS | {"residual_s": "the way between client and proxy"}
 _ROUNDS_FOR_INTERVAL = 3
@@ -79,6 +79,31 @@ def differences(waterfall: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFr
             )
     columns = [*_KEYS, "part", "mean", "low", "high", "n_rounds", "n_pairs", "n_left_out"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def table(waterfall: pd.DataFrame) -> pd.DataFrame:
+    """Median of every part per arm and cache state, as `28.8 [25.1, 32.4]`, in milliseconds.
+
+    No interval where the sample is too small for one; `n` is the number of requests.
+    """
+    import pandas as pd
+
+    names = {**PARTS, "residual_s": "residual", "ttft_s": "TTFT"}
+    rows = []
+    for (name, arm), group in summarise(waterfall).groupby(["pass", "arm"], sort=False):
+        cells = zip(group["part"], group["median"], group["low"], group["high"], strict=True)
+        shown = {
+            f"{names[part]}, ms": _cell(median, low, high) for part, median, low, high in cells
+        }
+        rows.append({"pass": name, "arm": arm, "n": group["n"].iloc[0], **shown})
+    return pd.DataFrame(rows)
+
+
+def _cell(median: float, low: float, high: float) -> str:
+    if isnan(median):
+        return "not known"
+    plain = isnan(low) or low == high == 0  # an arm without the part has exactly none of it
+    return _ms(median) if plain else f"{_ms(median)} [{_ms(low)}, {_ms(high)}]"
 
 
 def _pairs(waterfall: pd.DataFrame, comparisons: pd.DataFrame) -> list[tuple[str, str, str]]:
