@@ -120,23 +120,31 @@ class Health:
 
 
 @pytest.mark.parametrize(
-    ("load", "others_share", "doubts"),
+    ("load", "kept"),
     [
-        (Health(), 0.0, []),
-        (Health(lag_s=nan, share=nan), nan, []),
-        (Health(lag_s=0.2), 0.0, ["too busy to trust single milliseconds"]),
-        (Health(share=0.9), 0.0, ["too busy to trust single milliseconds"]),
-        (Health(late_s=0.2), 0.0, ["The client sent up to 200 ms late"]),
-        (Health(), 0.5, ["other programs kept more than 10%"]),
+        (Health(), {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}),
+        (Health(lag_s=nan, share=nan), {}),
+        (Health(lag_s=0.2, share=0.9), {"loop_lag_max_s": 0.2, "thread_cpu_share": 0.9}),
+        (Health(late_s=0.2, lag_s=nan, share=nan), {"lateness_p99_s": 0.2}),
         # A pass that fails at once is all client, and no beat was due in it.
-        (Health(share=0.9, lag_s=nan, seconds=0.005), nan, []),
+        (Health(share=0.9, lag_s=nan, seconds=0.005), {}),
     ],
 )
-def test_a_client_that_may_be_part_of_a_number_is_a_doubt(load, others_share, doubts):
+def test_the_worst_of_the_clients_health_is_kept(load, kept):
     log = Log()
-    _watch_client(load, others_share, log)
-    assert len(log.doubts) == len(doubts)
-    assert all(part in doubt for part, doubt in zip(doubts, log.doubts, strict=True))
+    _watch_client(load, nan, log)
+    _watch_client(Health(), nan, log)
+    log.client.pop("process_cpu_share")
+    assert log.client == {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0} | kept
+
+
+def test_other_programs_that_keep_the_machine_busy_are_a_doubt():
+    log = Log()
+    _watch_client(Health(), 0.05, log)
+    assert log.doubts == []
+    _watch_client(Health(), 0.5, log)
+    (doubt,) = log.doubts
+    assert "other programs kept more than 10%" in doubt
 
 
 def test_the_worst_of_the_clients_health_is_kept():

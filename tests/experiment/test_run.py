@@ -36,12 +36,20 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
     assert (rows["error"] == "").all() and (rows["ttft_s"] > 0).all()
     assert read.facts["parameters"] == plan.parameters
     assert read.facts["schema"] == SCHEMA
-    assert {g["name"]: g["outcome"] for g in read.facts["gates"]} == {
-        "cold was cold": "PASS",
-        "engine-warm was engine-warm": "PASS",
-        "no failures": "PASS",
-        "output counts equal": "PASS",
-    }
+    outcomes = {g["name"]: g["outcome"] for g in read.facts["gates"]}
+    assert outcomes.pop("client kept up") in ("PASS", "INCONCLUSIVE")  # as busy as this machine is
+    assert outcomes == dict.fromkeys(
+        (
+            "every pass ran",
+            "no failures",
+            "cold was cold",
+            "engine-warm was engine-warm",
+            "the ledger closes",
+            "output counts equal",
+            "nothing impossible",
+        ),
+        "PASS",
+    )
     (arm,) = read.facts["arms"]
     assert (arm["label"], arm["command_lines"]) == ("attached", [vllm.url])
     counters = pd.read_parquet(result.folder / "counters.parquet")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+from workbench.experiment.checks import check
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.sentences import break_even, cards, finding, scope, sentences
-from workbench.metrics import cache_gates, gates
-from workbench.metrics.gates import Gate
 from workbench.metrics.latency import succeeded
+from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
 
@@ -28,14 +28,24 @@ def conclude(
     requests: pd.DataFrame,
     passes: Sequence[PassCounters],
     doubts: Sequence[str],
+    *,
+    legs: pd.DataFrame | None = None,
+    client: Mapping[str, float] | None = None,
+    reasons: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The part of result.json that is concluded from rows and counters."""
+    """The part of result.json that is concluded from rows and counters.
+
+    `client` is the worst reading of the client's health, `reasons` say why passes were not run.
+    """
     measured = len(requests) > 0
     answered = measured and bool(succeeded(requests).any())
     summary = summarise(requests) if measured else []
     comparisons = compare(plan, requests) if measured else []
     workload = plan.workload.build("hash")
-    checked = _gates(plan, requests, passes) if measured else []
+    checked = []
+    if measured:
+        seen = requests.iloc[:0] if legs is None else legs
+        checked = check(plan, requests, seen, passes, client=client or {}, reasons=reasons)
     failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
     if answered:
         found = finding(plan, comparisons, failed)
@@ -46,6 +56,7 @@ def conclude(
         "scope": scope(plan),
         "numbers": cards(plan, summary, comparisons, failed),
         "gates": [asdict(gate) for gate in checked],
+        "ledger": [asdict(a) | {"unexplained": a.unexplained} for a in accounts(passes)],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
         "break_even": break_even(summary, comparisons),
@@ -65,34 +76,6 @@ def conclude(
         },
         "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
     }
-
-
-def _gates(
-    plan: ExperimentPlan, requests: pd.DataFrame, passes: Sequence[PassCounters]
-) -> list[Gate]:
-    """The gates that apply to this plan; states that no pass has need no gate."""
-    states = {p.name for arm in plan.arms for p in arm.passes}
-    # An arm without a prefix cache serves nothing from one; its passes prove nothing about states.
-    checked = [gates.no_failures(requests), gates.output_counts_equal(requests)]
-    counted = [cache_gates.cold_was_cold(passes)]
-    if any({"prefill", "decode"} & p.sources.keys() for p in passes):
-        counted.append(cache_gates.kv_moved(passes))
-    for state, gate in (
-        ("engine-warm", cache_gates.engine_warm),
-        ("cross-instance", cache_gates.cross_instance),
-        ("store-warm", cache_gates.store_warm),
-    ):
-        if state in states:
-            counted.append(gate(passes))
-    partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
-    if partly:
-        checked.append(gates.cached_as_planned(requests, partly))
-    aggregated = next((a.label for a in plan.arms if a.topology.endswith("a")), None)
-    if aggregated is not None and len(plan.arms) > 1:
-        same_prompts = requests[~requests["pass"].isin(partly)]
-        batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-        checked.append(gates.same_text(same_prompts, aggregated, batched=batched))
-    return [*counted, *checked]
 
 
 def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:

@@ -34,9 +34,6 @@ Echo = Callable[[str], None]
 GAUGE_PERIOD_S = 2.0
 PROXY_BUSY_SHARE = 0.5
 OTHERS_BUSY_SHARE = 0.1
-CLIENT_BUSY_SHARE = 0.6
-LATE_S = 0.01
-LAG_S = 0.05
 SHORTEST_WATCHED_S = 0.1
 
 
@@ -55,6 +52,8 @@ class Log:
     gauges: list[pd.DataFrame] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why passes could not be measured."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
@@ -99,12 +98,15 @@ async def measure_arm(
                 plan, arm, number, measured, deployment, launch, prompts, folder, log
             )
         except DeploymentError as error:
+            log.reasons.append(f"{error}")
             log.doubt(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
             line = str(error)
         echo(f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}")
         if dead := deployment.dead():
             for process in dead:
-                log.doubt(f"{arm.label}, round {number + 1}: {process.failure('ended by itself')}")
+                reason = f"{arm.label}, round {number + 1}: {process.failure('ended by itself')}"
+                log.reasons.append(reason)
+                log.doubt(reason)
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     # Thousands of series a pass: once a launch is often enough.
@@ -224,24 +226,12 @@ def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, l
 
 
 def _watch_client(load: LoadRun, others_share: float, log: Log) -> None:
-    """Keep the client's health for result.json, and say when it may be part of a number."""
-    for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
-        if not isnan(value):
-            log.client[name] = max(value, log.client.get(name, 0.0))
-    if load.health.lateness_p99_s > LATE_S:
-        log.doubt(
-            f"The client sent up to {1000 * load.health.lateness_p99_s:.0f} ms late (p99): it, or"
-            " this machine, was busy."
-        )
+    """Keep the worst of the client's health for its gate, and say when others were busy."""
     # A pass that fails at once is all client, and so short that no beat was due in it.
-    lasted = load.ended_s - load.started_s >= SHORTEST_WATCHED_S
-    busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE
-    if lasted and (busy or load.health.loop_lag_max_s > LAG_S):
-        log.doubt(
-            f"In some passes the client's loop came more than {1000 * LAG_S:.0f} ms late, or its"
-            f" thread took more than {CLIENT_BUSY_SHARE:.0%} of a core: it, or this machine, was"
-            " too busy to trust single milliseconds."
-        )
+    brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
+    for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
+        if not isnan(value) and not (brief and name.endswith("cpu_share")):
+            log.client[name] = max(value, log.client.get(name, 0.0))
     if others_share > OTHERS_BUSY_SHARE:
         log.doubt(
             "In some passes other programs kept more than"

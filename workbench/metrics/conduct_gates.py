@@ -6,7 +6,7 @@ Pure functions that return a Gate. One that does not apply to a run is not asked
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gate import Gate, judge
@@ -25,6 +25,11 @@ __all__ = [
     "steady",
 ]
 
+_CLIENT = {
+    "lateness_p99_s": "requests were sent {:.4f} s late (p99)",
+    "loop_lag_max_s": "the client's loop came {:.4f} s late at most",
+    "thread_cpu_share": "its thread took {:.0%} of a core",
+}
 LATE_S = 0.01
 LAG_S = 0.05
 CLIENT_BUSY_SHARE = 0.6
@@ -83,11 +88,12 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
     )
 
 
-def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate:
+def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate | None:
     """No answering instance was much slower than the others of its arm and pass.
 
-    Compares the median TPOT of each instance with the median of its siblings'; asked of
-    instances that answered at least 3 requests. One slow instance makes a topology look bad.
+    Compares the median TPOT of each instance with the median of its siblings', over all rounds.
+    None when no two instances answered 3 requests each. One slow instance makes a whole topology
+    look bad.
     """
     both = requests[succeeded(requests)].merge(
         legs[["arm", "round", "pass", "request_id", "decode_instance"]],
@@ -107,14 +113,14 @@ def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate:
                 f"{arm}, {name}: answering instance {slowest} needed {1000 * worst:.1f} ms per"
                 f" token, its siblings {1000 * others:.1f} ms"
             )
+    if not compared:
+        return None
     return judge(
         "instances alike",
         holds=f"median TPOT of {compared} instances is within {_ALIKE_RATIO:g} times their"
         " siblings'",
         problems=problems,
-        unknown=[] if compared else ["no two instances answered enough requests to compare"],
         next_step="see what else runs on that instance's device, and measure again",
-        if_unknown="raise requests",
     )
 
 
@@ -133,26 +139,26 @@ def client_kept_up(health: Mapping[str, float]) -> Gate:
     `health` holds the largest of each reading of ClientHealth over all passes, as result.json
     does; a reading that does not apply is absent or NaN.
     """
-    limits = (
-        ("lateness_p99_s", LATE_S, "it sent requests up to {0:.0f} ms late (p99)", 1000),
-        ("loop_lag_max_s", LAG_S, "its loop came up to {0:.0f} ms late", 1000),
-        ("thread_cpu_share", CLIENT_BUSY_SHARE, "its thread took {0:.0f} % of a core", 100),
-    )
-    seen = [(text, unit * health.get(name, float("nan")), unit * limit)
-            for name, limit, text, unit in limits]  # fmt: skip
+    value = {name: health.get(name, nan) for name in _CLIENT}
     problems = [
-        f"{text.format(value)}, where {limit:.0f} are allowed"
-        for text, value, limit in seen
-        if value > limit
+        f"{_CLIENT[name].format(value[name])}, where {_CLIENT[name].format(limit)} is allowed"
+        for name, limit in (("lateness_p99_s", LATE_S), ("thread_cpu_share", CLIENT_BUSY_SHARE))
+        if value[name] > limit
     ]
-    known = [text.format(value) for text, value, _ in seen if not isnan(value)]
+    # One late beat touches one request, not a median.
+    late = value["loop_lag_max_s"] > LAG_S
+    known = [text.format(value[name]) for name, text in _CLIENT.items() if not isnan(value[name])]
+    found = f"in its worst pass {', '.join(known)}"
+    unknown = [found] if late else []
     return judge(
         "client kept up",
-        holds=f"in its worst pass {', '.join(known)}",
+        holds=found,
         problems=problems,
-        unknown=[] if known else ["the client's health was not read"],
-        next_step="end other programs on this machine, or lower the rate; single milliseconds and"
+        unknown=unknown if known else ["the client's health was not read"],
+        next_step="end other programs on this machine, or lower the rate: single milliseconds and"
         " p99 are not to be trusted",
+        if_unknown="end other programs on this machine: its loop was kept waiting for more than"
+        f" {LAG_S:g} s once, so the slowest requests may be the client's",
     )
 
 

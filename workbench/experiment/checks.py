@@ -1,0 +1,99 @@
+"""Which gates a run is asked, and what each is asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from workbench.experiment.plan import ExperimentPlan
+from workbench.metrics import cache_gates, conduct_gates, gates
+from workbench.metrics.gate import Gate
+from workbench.metrics.ledger import ledger_closes
+from workbench.metrics.passes import PassCounters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["check"]
+
+
+def check(
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    legs: pd.DataFrame,
+    passes: Sequence[PassCounters],
+    *,
+    client: Mapping[str, float],
+    reasons: Sequence[str],
+) -> list[Gate]:
+    """The gates that apply to this plan, those that spoil most first.
+
+    `client` is the worst reading of the client's health; `reasons` say why passes were not run.
+    """
+    return [
+        *_conduct(plan, requests, passes, reasons),
+        *_states(plan, passes),
+        ledger_closes(passes),
+        *_answers(plan, requests, legs),
+        conduct_gates.client_kept_up(client),
+    ]
+
+
+def _conduct(
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    passes: Sequence[PassCounters],
+    reasons: Sequence[str],
+) -> list[Gate]:
+    planned = [
+        (arm.label, number, p.name)
+        for number in range(plan.rounds)
+        for arm in plan.arms
+        for p in arm.passes
+    ]
+    measured = [
+        (str(arm), int(number), str(name))
+        for arm, number, name in requests[["arm", "round", "pass"]]
+        .drop_duplicates()
+        .itertuples(index=False)
+    ]
+    asked = [
+        conduct_gates.every_pass_ran(planned, measured, reasons),
+        gates.no_failures(requests),
+    ]
+    if any(arm.connector == "nixl" for arm in plan.arms):
+        asked.append(conduct_gates.no_failed_transfers(passes))
+    return asked
+
+
+def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
+    """States that no pass has need no gate; PD has one even when no pass of it could run."""
+    states = {p.name for arm in plan.arms for p in arm.passes}
+    asked = [cache_gates.cold_was_cold(passes)]
+    split = [arm for arm in plan.arms if arm.topology.endswith("d") and arm.settings is not None]
+    if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
+        asked.append(cache_gates.kv_moved(passes))
+    for state, gate in (
+        ("engine-warm", cache_gates.engine_warm),
+        ("cross-instance", cache_gates.cross_instance),
+        ("store-warm", cache_gates.store_warm),
+    ):
+        if state in states:
+            asked.append(gate(passes))
+    return asked
+
+
+def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -> list[Gate]:
+    asked = [gates.output_counts_equal(requests), conduct_gates.possible(requests)]
+    partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
+    if partly:
+        asked.append(gates.cached_as_planned(requests, partly))
+    aggregated = next((a.label for a in plan.arms if a.topology.endswith("a")), None)
+    if aggregated is not None and len(plan.arms) > 1:
+        same_prompts = requests[~requests["pass"].isin(partly)]
+        batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
+        asked.append(gates.same_text(same_prompts, aggregated, batched=batched))
+    if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
+        asked.append(alike)
+    drift = conduct_gates.steady(requests)
+    return [*asked, *([drift] if drift else [])]
