@@ -20,6 +20,7 @@ __all__ = [
     "NOTEBOOKS",
     "EngineParams",
     "EnvironmentCheck",
+    "LMCacheHitAnalysis",
     "PdSweep",
     "PrefixCache",
     "check_params",
@@ -202,6 +203,74 @@ class PrefixCache(EngineParams):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LMCacheHitAnalysis(EngineParams):
+    """Parameters of `lmcache_hit_analysis`."""
+
+    log_file: str = param(
+        "",
+        "analyse this log of vLLM or `lmcache server`, and start nothing",
+        example="logs/vllm.log",
+    )
+    log_ranks: int = param(1, "log_file: workers of an instance (TP)", low=1, high=1024)
+    prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
+    output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
+    requests: int = param(3, "requests of each length in a pass", low=1, high=100_000)
+    shares: list[float] = param([0.5], "shares of the prompt that a pass finds in LMCache")
+    chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache's chunks to compare, tokens")
+    block_tokens: int = param(
+        64, "KV block of the engine, 0 for its own (CPU: 128); chunks are whole blocks",
+        low=0, high=65_536,
+    )  # fmt: skip
+    store_gb: float = param(0.5, "memory of LMCache (L1), GB", low=0.1, high=100_000)
+    small_store_mb: float = param(
+        8.0, "memory of LMCache where it is too small on purpose, MB", low=1, high=100_000
+    )
+    disk: bool = param(True, "also measure LMCache with a second tier (L2) on the disk")
+    rounds: int = param(3, "launches of every arm", low=1, high=1000)
+    aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
+    base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
+    decode_urls: list[str] = param(
+        [], "attach: the servers behind it, for counters and resets",
+        example="http://127.0.0.1:8200",
+    )  # fmt: skip
+    lmcache_url: str = param(
+        "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine == "simulated":
+            raise ParameterError(
+                "engine is 'simulated': LMCache's tiers are not pretended; take engine vllm or"
+                " attach, or give a log_file"
+            )
+        self.check_engine()
+        if self.engine == "attach" and self.log_file:
+            raise ParameterError(
+                "engine attach and log_file are two different analyses; give one of them, e.g."
+                " -p log_file logs/vllm.log alone"
+            )
+        if self.engine == "attach" and not self.base_url.startswith(("http://", "https://")):
+            raise ParameterError(
+                f"base_url is {self.base_url!r}: engine attach needs the address of a running"
+                " server, e.g. http://127.0.0.1:8000"
+            )
+        for name, values, least in (("prompt_tokens", self.prompt_tokens, 32),
+                                    ("chunk_tokens", self.chunk_tokens, 16)):  # fmt: skip
+            if not values or min(values) < least or len(set(values)) < len(values):
+                raise ParameterError(
+                    f"{name} is {values}: it takes different numbers of at least {least}, e.g."
+                    f" [{4 * least}, {16 * least}]"
+                )
+        if any(not 0 < share < 1 for share in self.shares):
+            raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")
+        if len({f"{share:.0%}" for share in self.shares}) < len(self.shares):
+            raise ParameterError(
+                f"shares is {self.shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
+            )
+        self.check_lengths(max(self.prompt_tokens), self.output_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentCheck:
     """Parameters of `environment_check`."""
 
@@ -215,6 +284,7 @@ class EnvironmentCheck:
 NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
     "environment_check": EnvironmentCheck,
     "single_instance_prefix_cache": PrefixCache,
+    "lmcache_hit_analysis": LMCacheHitAnalysis,
     "pd_sweep": PdSweep,
 }
 

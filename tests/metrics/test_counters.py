@@ -136,7 +136,7 @@ def test_lookups_without_hits_are_a_series_that_we_do_not_know():
 def test_a_page_of_something_else_says_nothing_of_the_store():
     seen = StoreCounters.of(engine(computed=5))
     assert isnan(seen.evicted_chunks)
-    assert len(seen.missing) == 7
+    assert len(seen.missing) == 10
 
 
 def test_a_restarted_store_is_unknown():

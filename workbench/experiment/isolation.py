@@ -46,11 +46,12 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     """Reset what the state needs to be empty."""
     doubts: list[str] = []
     engines_empty = store_empty = False
-    if wanted.state in ("cold", "store-warm") and not await _store_is_quiet(deployment):
+    resets = wanted.state in ("cold", "store-warm", "disk-warm")
+    if resets and not await _store_is_quiet(deployment):
         doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
-    if wanted.state in ("cold", "store-warm"):
+    if resets:
         engines_empty = await deployment.reset_engines()
-    if wanted.state in ("cold", "store-warm") and not engines_empty:
+    if resets and not engines_empty:
         rests = (
             "the salt alone keeps its prompts new"
             if wanted.state == "cold"
@@ -61,6 +62,8 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
         )
     if wanted.state == "cold":
         store_empty = await deployment.reset_store()
+    elif wanted.state == "disk-warm":
+        await deployment.reset_store()  # its memory alone: what the disk holds stays
     return Made(engines_empty=engines_empty, store_empty=store_empty, doubts=tuple(doubts))
 
 
@@ -92,12 +95,14 @@ async def _store_is_quiet(deployment: Deployment) -> bool:
     if not deployment.store_url:
         return True
     ends_s = time.monotonic() + STORE_TIMEOUT_S
-    last: float | None = None
+    last: tuple[float, float] | None = None
     async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
         while time.monotonic() < ends_s:
             counters = await prometheus.read(client, deployment.store_url, "store")
-            written = StoreCounters.of(counters).written_chunks
-            if written == last or isnan(written):
+            store = StoreCounters.of(counters)
+            waiting = store.disk_sent_chunks > store.disk_chunks
+            written = store.written_chunks, store.disk_chunks
+            if isnan(store.written_chunks) or (written == last and not waiting):
                 return True
             last = written
             await asyncio.sleep(STORE_QUIET_S)

@@ -33,9 +33,8 @@ class Launch:
     @property
     def chunk_tokens(self) -> int:
         """The store's chunk; 0 without a store."""
-        return next(
-            (c.chunk_tokens for c in CONNECTORS.values() if c.name == self._arm.connector), 0
-        )
+        known = CONNECTORS.get(self._arm.connector)  # type: ignore[call-overload]
+        return self._arm.chunk_tokens if known is not None and known.store else 0
 
     def begins(self, made: Made, reading: CounterReading) -> None:
         """A pass begins: what was emptied for it is empty from here on."""

@@ -115,10 +115,9 @@ async def _deployment(
 ) -> AsyncIterator[Deployment]:
     if launcher is None:
         assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
-        sweep = isinstance(plan.params, PdSweep)
         yield await attach(
             plan.params.base_url,
-            prefill_urls=plan.params.prefill_urls if sweep else [],
+            prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
             decode_urls=plan.params.decode_urls,
             lmcache_url=plan.params.lmcache_url,
         )

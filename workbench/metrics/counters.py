@@ -159,6 +159,11 @@ class StoreCounters:
     written_chunks: float
     read_chunks: float
     evicted_chunks: float
+    dropped_chunks: float = 0.0
+    """Chunks for which memory had no room when they came: neither kept nor loaded from below."""
+    disk_sent_chunks: float = 0.0
+    """Chunks handed to the tier below, and those of them that have been written there."""
+    disk_chunks: float = 0.0
     missing: tuple[str, ...] = ()
 
     @classmethod
@@ -171,6 +176,9 @@ class StoreCounters:
             "written_chunks": "lmcache_mp_l1_write_chunks_total",
             "read_chunks": "lmcache_mp_l1_read_chunks_total",
             "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
+            "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
+            "disk_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
+            "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
         }
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present

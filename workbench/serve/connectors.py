@@ -104,14 +104,30 @@ def connector(name: str) -> Connector:
     return CONNECTORS[name]
 
 
-def lmcache_server_args(*, port: int, http_port: int, shm_name: str, memory_gb: float) -> list[str]:
-    """Arguments of `lmcache server`; shared memory instead of pickle for the transfers."""
-    return [
+def lmcache_server_args(
+    *,
+    port: int,
+    http_port: int,
+    shm_name: str,
+    memory_gb: float,
+    chunk_tokens: int = LMCACHE_CHUNK_TOKENS,
+    disk_folder: str = "",
+) -> list[str]:
+    """Arguments of `lmcache server`; shared memory instead of pickle for the transfers.
+
+    `disk_folder` gets a second tier below the memory: every chunk is written there too.
+    """
+    args = [
         "--host", "127.0.0.1", "--port", str(port),
         "--http-host", "127.0.0.1", "--http-port", str(http_port),
         "--supported-transfer-mode", "auto", "--shm-name", shm_name,
         "--l1-size-gb", f"{memory_gb:g}", "--eviction-policy", "LRU",
     ]  # fmt: skip
+    if chunk_tokens != LMCACHE_CHUNK_TOKENS:
+        args += ["--chunk-size", str(chunk_tokens)]
+    if disk_folder:
+        args += ["--l2-adapter", json.dumps({"type": "fs", "base_path": disk_folder})]
+    return args
 
 
 def as_option(config: dict[str, Any] | None) -> list[str]:
