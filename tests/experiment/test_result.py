@@ -259,6 +259,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     assert waterfall["prefill_compute_s"].tolist() == pytest.approx([0.1] * 6)
     assert waterfall["residual_s"].tolist() == pytest.approx([0.001] * 6)
     assert "simulated" in waterfall.attrs
+    assert found.waterfall_medians()["prefill compute, ms"].tolist() == ["100", "100"]
     assert found.why() == [
         "2a beside 1p1d nixl, cold: no difference of TTFT detectable at this n (0 ms [0, 0]), and"
         " no part stands out."

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
-from workbench.experiment.why import why
+from workbench.experiment.why import table, why
 from workbench.machine import repository_root
 from workbench.metrics.waterfall import waterfall
 
@@ -171,6 +171,10 @@ class Result:
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
         return self._marked(waterfall(self.requests, self.legs))
+
+    def waterfall_medians(self) -> pd.DataFrame:
+        """Median of every part of TTFT per arm and cache state, in milliseconds, as text."""
+        return table(self.waterfall())
 
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
