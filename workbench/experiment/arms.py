@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 from workbench.errors import PlanError
+from workbench.experiment.hit_plan import plan_hits
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
 from workbench.experiment.room import (
     UNKNOWN_VOCAB_TOKENS,
@@ -19,7 +20,7 @@ from workbench.experiment.room import (
     vocab_tokens,
 )
 from workbench.load.arrivals import Arrivals, closed, poisson
-from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
 from workbench.serve.simulated.faults import check_fault
@@ -37,6 +38,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
     """
     if isinstance(params, PrefixCache):
         made = _prefix_cache_plan(params)
+    elif isinstance(params, LMCacheHitAnalysis):
+        made = plan_hits(params)
     elif isinstance(params, PdSweep):
         made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
     else:
