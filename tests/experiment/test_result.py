@@ -250,8 +250,8 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     requests = pd.DataFrame(
         [{**r, **times, "output_tokens": 1, "error": "", "engine_metrics": timing} for r in rows]
     )
-    leg = {"received_s": 9.0, "decode_sent_s": 9.01, "decode_head_s": 9.02}
-    legs = pd.DataFrame([{**r, **leg, "decode_first_byte_s": 9.199} for r in rows])
+    leg = {"received_s": 0.001, "decode_sent_s": 0.01, "decode_first_byte_s": 0.199}
+    legs = pd.DataFrame([{**r, **leg} for r in rows])
     found = Result(
         facts=result.facts, folder=result.folder, frames={"requests": requests, "legs": legs}
     )

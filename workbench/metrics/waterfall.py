@@ -1,15 +1,16 @@
-"""Where the TTFT of a request goes: a waterfall of parts, from three parties' own durations.
+"""Where the TTFT of a request goes: a waterfall of parts, from the stamps of three parties.
 
 Three parties time a request: the client (`records.RequestRecord`), the proxy (`LegRecord`) and
 each engine (vLLM's `metrics`, with `--enable-per-request-metrics`). Rows are joined by request id.
-A part is the time between two stamps of *one* party, so clocks need not agree; or, where nobody
-stamps a boundary, what is left of the proxy's duration after the engine's: a measured difference,
-never a share. `parts` prints which is which.
+A part is what one of them timed, or, where nobody stamps a boundary, what is left of the proxy's
+duration after the engine's: a measured difference, never a share. `parts` says which is which.
 
-The residual is the client's TTFT minus all parts: both ways between client and proxy, which no
-party times. It checks the join and both clocks, not an engine's durations. Those are checked by
-sign (what the proxy saw minus what the engine says cannot be negative) and, in tests/engine,
-against the API server's own HTTP durations.
+The residual is the client's TTFT minus all parts: what passes between the client's first byte sent
+and the proxy's handler, which belongs to neither. It checks the join and both clocks (client and
+proxy share a host; if their stamps disagreed, the residual or the stream would be negative, and
+the request is not split), but not an engine's durations. Those are checked by sign (what the proxy
+saw minus what the engine says cannot be negative) and, in tests/engine, against what the API
+server, a fourth party, counts of its own HTTP requests.
 
 What vLLM 0.32 says of a request (`entrypoints/generate/base/serving.py`,
 `build_per_request_timing_metrics`), from stamps of `time.monotonic()` in the engine core:
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "closes", "doubts", "parts", "representatives", "summarise", "waterfall"]
 
 _CARD = (
-    ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "stamps"),
+    ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "proxy"),
     (
         "prefill_server",
         "prefill API server",
-        "prefill leg - its two engine parts: HTTP, JSON, hashing, detokenizing, both ways;"
-        " aggregated: leg sent -> head of the answer, one way",
-        "difference (aggregated: stamps)",
+        "prefill leg (aggregated: only leg, up to its first byte) - prefill queue - prefill"
+        " compute: HTTP, JSON, hashing, detokenizing, both ways",
+        "proxy - engine",
     ),
     (
         "prefill_queue",
@@ -61,8 +62,13 @@ _CARD = (
         "engine",
     ),
     ("prefill_compute", "prefill compute", "SCHEDULED -> first token made", "engine"),
-    ("handoff", "hand-off", "prefill leg done -> decode leg sent", "stamps"),
-    ("decode_server", "decode API server", "decode leg sent -> head of its answer", "stamps"),
+    ("handoff", "hand-off", "prefill leg done -> decode leg sent", "proxy"),
+    (
+        "decode_server",
+        "decode API server",
+        "decode leg up to its first byte - the two parts below: as for prefill, both ways",
+        "proxy - engine",
+    ),
     (
         "transfer_queue",
         "KV transfer + decode queue",
@@ -70,22 +76,15 @@ _CARD = (
         "engine",
     ),
     ("decode_step", "first decode step", "SCHEDULED -> first token on the decode side", "engine"),
-    (
-        "stream",
-        "stream",
-        "head -> first byte of the answer - the engine parts between: hop to the engine core,"
-        " hashing, detokenizing, first event",
-        "difference",
-    ),
-    ("residual", "residual", "TTFT - all parts: both ways between client and proxy", "unmeasured"),
+    ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
+    ("residual", "residual", "TTFT - all parts: from the client to the proxy", "nobody"),
 )
 PARTS = {f"{name}_s": label for name, label, *_ in _CARD[:-1]}
 """Column -> name of each part, in the order in which a request passes them."""
 
 _KEYS = ("arm", "round", "pass", "request_id")
 _STAMPS = (
-    "received_s", "prefill_sent_s", "prefill_done_s", "decode_sent_s", "decode_head_s",
-    "decode_first_byte_s",
+    "received_s", "prefill_sent_s", "prefill_done_s", "decode_sent_s", "decode_first_byte_s",
 )  # fmt: skip
 _RESIDUAL_S = 0.002
 _RESIDUAL_SHARE = 0.02
@@ -111,7 +110,7 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
     request that failed, no leg, no engine timing, or durations that contradict one another (then
     no part of that request is shown). Seconds.
     """
-    rows = latencies(requests)[[*_KEYS, "index", "error", "engine_metrics", "ttft_s"]]
+    rows = latencies(requests)[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
     seen = legs.reindex(columns=[*_KEYS, *_STAMPS, "prefill_instance", "prefill_engine_metrics"])
     # An id that the proxy saw twice has two sets of stamps, and nothing says which is meant.
     seen = seen.drop_duplicates([*_KEYS], keep=False)
@@ -136,20 +135,18 @@ def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
     t = {name: both[name].to_numpy(float) for name in _STAMPS}
     prefill_queue, prefill_compute = _engine_s(both["prefill_engine_metrics"])
     queue, step = _engine_s(both["engine_metrics"])
-    server_in = t["decode_head_s"] - t["decode_sent_s"]
-    prefill_leg = t["prefill_done_s"] - t["prefill_sent_s"]
+    prefill_server = t["prefill_done_s"] - t["prefill_sent_s"] - prefill_queue - prefill_compute
+    server = t["decode_first_byte_s"] - t["decode_sent_s"] - queue - step
     columns = {
         "proxy_s": np.where(split, t["prefill_sent_s"], t["decode_sent_s"]) - t["received_s"],
-        "prefill_server_s": np.where(
-            split, prefill_leg - prefill_queue - prefill_compute, server_in
-        ),
+        "prefill_server_s": np.where(split, prefill_server, server),
         "prefill_queue_s": np.where(split, prefill_queue, queue),
         "prefill_compute_s": np.where(split, prefill_compute, step),
         "handoff_s": np.where(split, t["decode_sent_s"] - t["prefill_done_s"], 0.0),
-        "decode_server_s": np.where(split, server_in, 0.0),
+        "decode_server_s": np.where(split, server, 0.0),
         "transfer_queue_s": np.where(split, queue, 0.0),
         "decode_step_s": np.where(split, step, 0.0),
-        "stream_s": t["decode_first_byte_s"] - t["decode_head_s"] - queue - step,
+        "stream_s": both["sent_s"] + both["ttft_s"] - t["decode_first_byte_s"],
     }
     found = pd.DataFrame(columns, index=both.index)
     found[np.isnan(t["received_s"])] = np.nan  # no leg: whether it was split is not known
