@@ -1,6 +1,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -259,8 +260,15 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     assert waterfall["prefill_compute_s"].tolist() == pytest.approx([0.1] * 6)
     assert waterfall["residual_s"].tolist() == pytest.approx([0.001] * 6)
     assert "simulated" in waterfall.attrs
-    assert found.waterfall_medians()["prefill compute, ms"].tolist() == ["100", "100"]
+    medians = found.waterfall_medians().set_index("median, ms")
+    assert medians.loc["prefill compute", "1p1d nixl"] == "100"
     assert found.why() == [
         "2a beside 1p1d nixl, cold: no difference of TTFT detectable at this n (0 ms [0, 0]), and"
         " no part stands out."
+    ]
+    gate = {"name": "cold was cold", "outcome": "FAIL", "sentence": "It was warm."}
+    spoiled = replace(found, facts=found.facts | {"gates": [gate]})
+    assert spoiled.why() == [
+        "Not proven, since a gate failed (cold was cold): what follows may have other causes.",
+        *found.why(),
     ]

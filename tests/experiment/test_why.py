@@ -172,16 +172,24 @@ def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds() -> None:
 
 
 def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_any() -> None:
-    rows = table(
-        pd.concat([split("1p1d nixl", transfer_queue_s=20), split("2a", rounds=1, stream_s=2500)])
+    frame = pd.concat(
+        [
+            split("1p1d nixl", transfer_queue_s=20),
+            split("2a", rounds=1, stream_s=2500),
+            split("2a", "engine-warm", rounds=1, stream_s=0.25),
+        ]
     )
-    assert rows[["pass", "arm", "n"]].to_numpy().tolist() == [
-        ["cold", "1p1d nixl", 10],
-        ["cold", "2a", 2],
+    assert table(frame).to_dict("records") == [
+        {"pass": name, "median, ms": part, "1p1d nixl": first, "2a": second}
+        for name, part, first, second in (
+            ("cold", "KV transfer + decode queue", "20.0 [20.0, 20.0]", "0"),
+            ("cold", "stream", "0", "2,500"),
+            ("cold", "residual", "1.00 [1.00, 1.00]", "1.00"),
+            ("cold", "TTFT", "21.0 [21.0, 21.0]", "2,501"),
+            ("engine-warm", "stream", "", "0.25"),
+            ("engine-warm", "residual", "", "1.00"),
+            ("engine-warm", "TTFT", "", "1.25"),
+        )
     ]
-    assert rows["KV transfer + decode queue, ms"].to_list() == ["20.0 [20.0, 20.0]", "0"]
-    assert rows["stream, ms"].to_list() == ["0", "2,500"]
-    assert rows["residual, ms"].to_list() == ["1.00 [1.00, 1.00]", "1.00"]
-    assert rows["TTFT, ms"].to_list() == ["21.0 [21.0, 21.0]", "2,501"]
     unknown = split("2a").assign(residual_s=math.nan)
-    assert set(table(unknown).iloc[0, 3:]) == {"not known"}
+    assert set(table(unknown)["2a"]) == {"not known"}

@@ -103,8 +103,8 @@ def test_the_panels_of_cold_and_warm_have_axes_of_their_own(waterfall: pd.DataFr
 def test_the_sample_and_its_tail_are_said(waterfall: pd.DataFrame) -> None:
     assert figures.ttft_waterfall(waterfall).caption == (
         "One bar per request: the one with the median TTFT, and the slowest one (p99 needs 368"
-        " requests). Hatched: the residual, that is the way between client and proxy, which nobody"
-        " times."
+        " requests). Hatched: the residual, what passes from the client to the proxy, which"
+        " neither times."
     )
     many = pd.DataFrame(split("2a", "cold", tuple(range(100, 500)), prefill_compute_s=1.0))
     chart = figures.ttft_waterfall(many)

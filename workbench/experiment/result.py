@@ -173,12 +173,15 @@ class Result:
         return self._marked(waterfall(self.requests, self.legs))
 
     def waterfall_medians(self) -> pd.DataFrame:
-        """Median of every part of TTFT per arm and cache state, in milliseconds, as text."""
+        """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""
         return table(self.waterfall())
 
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
-        return why(self.waterfall(), self.comparisons)
+        waterfall = self.waterfall()
+        failed = ", ".join(waterfall.attrs["failed_gates"])
+        warning = f"Not proven, since a gate failed ({failed}): what follows may have other causes."
+        return [warning] * bool(failed) + why(waterfall, self.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["differences", "table", "why"]
 
-_PIECES = PARTS | {"residual_s": "the way between client and proxy"}
+_PIECES = PARTS | {"residual_s": "the way to the proxy"}
 _ROUNDS_FOR_INTERVAL = 3
 _NAMED = 3
 """Parts that a sentence names at most."""
@@ -82,21 +82,24 @@ def differences(waterfall: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFr
 
 
 def table(waterfall: pd.DataFrame) -> pd.DataFrame:
-    """Median of every part per arm and cache state, as `28.8 [25.1, 32.4]`, in milliseconds.
+    """Median of every part in milliseconds, a row per cache state and part, a column per arm.
 
-    No interval where the sample is too small for one; `n` is the number of requests.
+    Cells read `28.8 [25.1, 32.4]`, without an interval where the sample is too small for one,
+    and are empty where an arm has no such pass. Parts that no arm of a pass has are left out.
     """
     import pandas as pd
 
     names = {**PARTS, "residual_s": "residual", "ttft_s": "TTFT"}
-    rows = []
-    for (name, arm), group in summarise(waterfall).groupby(["pass", "arm"], sort=False):
-        cells = zip(group["part"], group["median"], group["low"], group["high"], strict=True)
-        shown = {
-            f"{names[part]}, ms": _cell(median, low, high) for part, median, low, high in cells
-        }
-        rows.append({"pass": name, "arm": arm, "n": group["n"].iloc[0], **shown})
-    return pd.DataFrame(rows)
+    medians = summarise(waterfall)
+    medians["median, ms"] = medians["part"].map(names)
+    medians["cell"] = [
+        _cell(*row) for row in medians[["median", "low", "high"]].itertuples(index=False, name=None)
+    ]
+    wide = medians.pivot_table(
+        index=["pass", "median, ms"], columns="arm", values="cell", aggfunc="first", sort=False
+    )
+    wide = wide[(wide.fillna("0") != "0").any(axis=1)].fillna("")
+    return pd.DataFrame(wide.reset_index()).rename_axis(columns=None)
 
 
 def _cell(median: float, low: float, high: float) -> str:

@@ -61,8 +61,8 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
         body_px=sum(_BAR_PX * len(group) + _PANEL_PX for _, group in panels),
         alt=f"TTFT split into its parts. {_spoken(rows)}",
         caption=caption
-        or f"{sample}. Hatched: the residual, that is the way between client and proxy, which"
-        f" nobody times. {why}".strip(),
+        or f"{sample}. Hatched: the residual, what passes from the client to the proxy, which"
+        f" neither times. {why}".strip(),
         keys=_keys(rows),
         marks=waterfall.attrs,
     )
