@@ -128,7 +128,7 @@ async def test_a_run_without_one_success_has_failed(attached, vllm, said, tmp_pa
 
 
 async def test_rows_that_make_no_sense_are_kept(attached, monkeypatch, tmp_path):
-    def stumble(*_):
+    def stumble(*_, **__):
         raise ZeroDivisionError("by a clock that stood still")
 
     plan = attached()

@@ -240,4 +240,4 @@ def test_prompts_within_one_chunk_prove_nothing():
     whole = TokenSources(computed=1200, engine_hit=0, external_hit=0)
     result = store_warm([a_pass("store-warm", whole, whole, prompt_tokens_sent=1200)])
     assert result.outcome == "INCONCLUSIVE"
-    assert "prompts too short to show a hit, which is whole units of 256 tokens" in result.sentence
+    assert "prompts too short to show a hit of the connector" in result.sentence

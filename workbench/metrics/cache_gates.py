@@ -114,7 +114,8 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
 def engine_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Engine-warm passes were served by each instance's own prefix cache.
 
-    On every role at least `share` of the prompt tokens that whole blocks can hold.
+    On every role at least `share` of what a cache that never forgets would serve, or, where it
+    is not known which instance got which prompt, of the tokens that whole blocks can hold.
     """
     return _served_by("engine-warm", passes, share)
 
@@ -122,8 +123,7 @@ def engine_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
 def cross_instance(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Cross-instance passes: prefill had the KV itself, the instance that answered fetched it.
 
-    `share` as for `engine_warm`, of the tokens that whole blocks or chunks can hold and that the
-    workload does not itself repeat.
+    `share` as for `engine_warm`.
     """
     return _served_by("cross-instance", passes, share)
 
@@ -145,19 +145,17 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
             tokens = getattr(sources, source)
             taken[role] = taken.get(role, 0.0) + tokens
             asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
-            repeats = p.ideal_reuse_tokens if source == _FETCHED else 0
-            grain = p.grain_tokens(source)
-            reachable = p.prompt_tokens_sent - repeats - p.requests_sent * grain
-            if reachable <= 0:
+            expected = _expected(p, role, source)
+            if expected <= 0:
                 unknown.append(
-                    f"{p.label}: prompts too short to show a hit, which is whole units of {grain}"
-                    " tokens"
+                    f"{p.label}: prompts too short to show a hit of {_SOURCE_NAMES[source]} on the"
+                    f" {role} instances, which is whole units of {p.grain_tokens(source)} tokens"
                 )
-            elif tokens < share * reachable:
+            elif tokens < share * expected:
                 problems.append(
                     f"{p.label}: {tokens:,.0f} of {p.prompt_tokens_sent:,} prompt tokens of the"
                     f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
-                    f" {share * reachable:,.0f} should"
+                    f" {share * expected:,.0f} should"
                 )
     parts = [
         f"{100 * tokens / asked[role]:.1f} % on {role} instances from"
@@ -173,6 +171,17 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
         next_step="check which tiers the reset reached, and that nothing was evicted",
         if_unknown=_IF_UNCOUNTED,
     )
+
+
+def _expected(p: PassCounters, role: Role, source: Source) -> float:
+    """Tokens that this source can serve: exact where it is known which instance got what."""
+    if (reuse := p.reuse.get(role)) is not None:
+        if source == _OWN:
+            return float(reuse.engine_hit)
+        # What an engine got a moment earlier than its stamps say it need not load.
+        return float(max(0, reuse.external_hit - reuse.own_in_flight))
+    repeats = p.ideal_reuse_tokens if source == _FETCHED else 0
+    return float(p.prompt_tokens_sent - repeats - p.requests_sent * p.grain_tokens(source))
 
 
 def _decode_allowance(p: PassCounters) -> int:

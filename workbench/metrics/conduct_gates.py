@@ -35,6 +35,7 @@ LAG_S = 0.05
 CLIENT_BUSY_SHARE = 0.6
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
+_ALIKE_S = 0.001
 _STEADY_REQUESTS = 20
 _STEADY_RATIO = 1.3
 _STEADY_P = 0.001
@@ -91,9 +92,9 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
 def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate | None:
     """No answering instance was much slower than the others of its arm and pass.
 
-    Compares the median TPOT of each instance with the median of its siblings', over all rounds.
-    None when no two instances answered 3 requests each. One slow instance makes a whole topology
-    look bad.
+    Its best TPOT over all rounds against twice the median of its siblings' requests: one that
+    shared a core for a moment is slow by chance, its best request is not. None when no two
+    instances answered 3 requests each. One slow instance makes a whole topology look bad.
     """
     both = requests[succeeded(requests)].merge(
         legs[["arm", "round", "pass", "request_id", "decode_instance"]],
@@ -102,23 +103,24 @@ def instances_alike(requests: pd.DataFrame, legs: pd.DataFrame) -> Gate | None:
     problems, compared = [], 0
     for (arm, name), rows in both.groupby(["arm", "pass"], sort=False):
         by_instance = rows["tpot_s"].groupby(_places(rows))
-        tpot = by_instance.median()[by_instance.count() >= _ALIKE_REQUESTS]
-        if len(tpot) < 2:
+        enough = by_instance.count() >= _ALIKE_REQUESTS
+        best, typical = by_instance.min()[enough], by_instance.median()[enough]
+        if len(best) < 2:
             continue
-        compared += len(tpot)
-        slowest = tpot.idxmax()
-        worst, others = float(tpot.max()), float(tpot.drop(slowest).median())
-        if worst > _ALIKE_RATIO * others:
+        compared += len(best)
+        slowest = best.idxmax()
+        worst, others = float(best.max()), float(typical.drop(slowest).median())
+        if worst > max(_ALIKE_RATIO * others, others + _ALIKE_S):
             problems.append(
                 f"{arm}, {name}: answering instance {slowest} needed {1000 * worst:.1f} ms per"
-                f" token, its siblings {1000 * others:.1f} ms"
+                f" token at best, its siblings {1000 * others:.1f} ms in the median"
             )
     if not compared:
         return None
     return judge(
         "instances alike",
-        holds=f"median TPOT of {compared} instances is within {_ALIKE_RATIO:g} times their"
-        " siblings'",
+        holds=f"the best TPOT of each of {compared} instances is within {_ALIKE_RATIO:g} times"
+        " the median of its siblings",
         problems=problems,
         next_step="see what else runs on that instance's device, and measure again",
     )

@@ -66,6 +66,8 @@ class Served:
     """What the store held of the engine's own hit: nothing is loaded for it."""
     in_flight: int
     """Hits that are missed only because the prompt that brings them was not yet held."""
+    own_in_flight: int
+    """Hits of the engine that are missed so: it may have them all the same, instead of loading."""
     rest: int
     """Of `ideal`, what no cache can serve; -1 where a fetched last token counts as served."""
     why_rest: str
@@ -89,6 +91,7 @@ class Reuse:
     external_hit: int
     held_twice: int
     in_flight: int
+    own_in_flight: int
     moved_tokens: int
     rest: tuple[tuple[str, int], ...]
     """What no cache can serve, by its reason."""
@@ -119,6 +122,7 @@ def _added(legs: Sequence[Served]) -> Reuse:
         external_hit=sum(leg.external_hit for leg in legs),
         held_twice=sum(leg.held_twice for leg in legs),
         in_flight=sum(leg.in_flight for leg in legs),
+        own_in_flight=sum(leg.own_in_flight for leg in legs),
         moved_tokens=sum(leg.moved_tokens for leg in legs),
         rest=tuple(rest.items()),
     )
@@ -237,6 +241,7 @@ class IdealCaches:
             external_hit=max(0, stored - engine),
             held_twice=0 if fetched else min(stored, engine),
             in_flight=reach_later - reach,
+            own_in_flight=engine_later - engine,
             rest=rest,
             why_rest=why,
             moved_tokens=-(-length // self._block) * self._block - engine if fetched else 0,

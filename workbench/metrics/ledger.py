@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gate import Gate, judge
-from workbench.metrics.ideal import Reuse
 from workbench.metrics.ledger_causes import Entry, missing_causes
 from workbench.metrics.passes import PassCounters
 from workbench.topology import Role
@@ -215,23 +214,26 @@ def _store(p: PassCounters) -> Account:
     """Hits of the store against tokens that engines loaded."""
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
-    twice = sum(_held_twice(p, role) for role in p.sources)
-    why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
-    entries = (Entry(cause="engine had it too", tokens=-twice, why=why),) if twice else ()
+    twice = float(sum(reuse.held_twice for reuse in p.reuse.values()))
+    entries = []
+    if twice:
+        why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
+        entries.append(Entry(cause="engine had it too", tokens=-twice, why=why))
+    # A request that waits in an engine is looked up later than it was asked.
+    gap, slack = loaded - hits + twice, sum(r.in_flight + r.own_in_flight for r in p.reuse.values())
+    if slack and gap:
+        why = "a prompt was looked up while the one that brings its prefix was being computed"
+        tokens = max(-slack, min(slack, gap))
+        entries.append(Entry(cause="in flight", tokens=tokens, why=why))
     return _account(
         p,
         "all",
         "store",
         expected=loaded,
         observed=hits,
-        entries=entries,
+        entries=tuple(entries),
         unknown="" if not isnan(loaded - hits) else "the store's counters could not be read",
     )
-
-
-def _held_twice(p: PassCounters, role: Role) -> float:
-    reuse: Reuse | None = p.reuse.get(role)
-    return float(reuse.held_twice) if reuse is not None else 0.0
 
 
 def _silent(sources: TokenSources) -> str:
