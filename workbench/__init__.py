@@ -15,6 +15,7 @@ _HOMES = {
     "check_params": "workbench.params",
     "deploy": "workbench.experiment.explore",
     "figures": "workbench.report.figures",
+    "hit_analysis": "workbench.experiment.hit_analysis",
     "load_result": "workbench.experiment.result",
     "machine": "workbench.machine",
     "plan": "workbench.experiment.arms",

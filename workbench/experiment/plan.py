@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import PlanError
@@ -132,7 +133,7 @@ class ExperimentPlan:
     def estimate_s(self) -> float:
         """About how long the run takes, from figures of the tiny model; NaN for any other."""
         if self.platform == "simulated":
-            return self.rounds * sum(1.5 + 0.7 * len(arm.passes) for arm in self.arms)
+            return self.rounds * sum(1.2 + 0.5 * len(arm.passes) for arm in self.arms)
         if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
             return float("nan")
         requests = self.workload.build("estimate").requests
@@ -179,7 +180,15 @@ def run_id(params: EngineParams) -> str:
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
+    log = Path(values.get("log_file") or "")
+    if log.is_file():
+        # A log that has grown is another one.
+        values["log_seen"] = (log.stat().st_size, log.stat().st_mtime_ns)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    if values.get("log_file"):
+        return "-".join(
+            filter(None, ("log", re.sub(r"[^\w.]+", "-", log.stem).strip("-."), digest))
+        )
     words: list[str] = [
         *str(values.get("topology") or "").split(","),
         values.get("connector", ""),

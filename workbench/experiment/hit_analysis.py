@@ -1,0 +1,203 @@
+"""The analysis behind `lmcache_hit_analysis`: a live run, running servers, or a log that exists.
+
+All three end as a `HitResult`, so that the notebook shows the same cells for each; what a log
+cannot say is an empty table there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import machine
+from workbench.errors import ResultError
+from workbench.experiment import hit_rows
+from workbench.experiment.arms import plan
+from workbench.experiment.hit_findings import ratios, tiers
+from workbench.experiment.hit_log import log_facts
+from workbench.experiment.hit_sentences import cards, headline, sentences
+from workbench.experiment.measure import Echo, echo_line
+from workbench.experiment.plan import ExperimentPlan, run_id
+from workbench.experiment.result import SCHEMA, Result, RunFolder
+from workbench.experiment.run import run
+from workbench.metrics.lmcache_log import read_log
+from workbench.params import LMCacheHitAnalysis
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["HitAnalysis", "HitResult", "hit_analysis"]
+
+_CHUNK = re.compile(r"--chunk-size (\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitResult(Result):
+    """A result with the tables of the hit analysis; each is empty where it is not known."""
+
+    @property
+    def served(self) -> pd.DataFrame:
+        """One row per request: tokens by who served them (see `hit_rows.served_tokens`)."""
+        return self._marked(self.frames["served"])
+
+    @property
+    def tiers(self) -> pd.DataFrame:
+        """One row per arm and pass: tokens by tier, hit rate, ideal, LMCache's own counters."""
+        return self._table("tiers")
+
+    @property
+    def ratios(self) -> pd.DataFrame:
+        """Paired ratios of TTFT (see `hit_findings.ratios`)."""
+        return self._table("ratios")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitAnalysis:
+    """What will be done: `plan` for a live run, None for a log."""
+
+    params: LMCacheHitAnalysis
+    plan: ExperimentPlan | None
+
+    def __str__(self) -> str:
+        if self.plan is not None:
+            return str(self.plan)
+        path = Path(self.params.log_file)
+        size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "not a file"
+        return f"reads {self.params.log_file} ({size}); nothing is started"
+
+    async def run(self, *, echo: Echo = echo_line) -> HitResult:
+        """Measure, or read the log, and write the run folder.
+
+        Raises ParameterError for a log that cannot be read, ResultError for one that has nothing
+        of LMCache, and what `run` raises.
+        """
+        if self.plan is None:
+            return _read(self.params, echo)
+        result = await run(self.plan, echo=echo)
+        return _concluded(result, self.plan)
+
+
+def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
+    """The analysis of checked parameters; starts nothing. Raises PlanError as `plan` does."""
+    return HitAnalysis(params=params, plan=None if params.log_file else plan(params))
+
+
+def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
+    """A finished run with the rows of the store's logs, and what follows from both."""
+    logs = hit_rows.store_logs(result.folder, result.requests)
+    served = hit_rows.served_tokens(result.requests, logs)
+    counters = _read_frame(result, "counters")
+    counts = hit_rows.pass_counts(counters)
+    table = tiers(served, counts)
+    compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
+    failed = [gate["name"] for gate in result.facts["gates"] if gate["outcome"] == "FAIL"]
+    found = headline(compared, table)
+    if failed:
+        found = f"Not proven, since a gate failed ({', '.join(failed)}): {found}"
+    doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
+    facts = result.facts | {
+        "finding": found,
+        "numbers": cards(compared, table),
+        "sentences": sentences(compared, table),
+        "explained": hit_rows.explained(served),
+        "tiers": table,
+        "ratios": compared,
+        "doubts": list(dict.fromkeys(doubts)),
+        "limits": [*result.facts["limits"], *_LIMITS],
+        "files": result.facts["files"] | {"served": "served.parquet"},
+    }
+    return _written(facts, result.folder, result.frames | {"served": served})
+
+
+_LIMITS = (
+    "Prompts are random tokens, sent one at a time: what concurrent requests do to each other's"
+    " stores and loads is not in these numbers.",
+    "Break-even is that of this machine and model: on a GPU computing is faster, and so is the way"
+    " from memory.",
+)
+
+
+def _read_frame(result: Result, name: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_parquet(result.folder / f"{name}.parquet")
+
+
+def _chunks(arms: list[dict[str, Any]]) -> dict[str, int]:
+    """The chunk of each arm with a store, as its command line has it."""
+    found = {}
+    for arm in arms:
+        for line in arm["command_lines"]:
+            if "lmcache.cli.main" in line:
+                said = _CHUNK.search(line)
+                found[str(arm["label"])] = int(said[1]) if said else 256
+    return found
+
+
+def _log_doubts(
+    logs: Mapping[tuple[str, int], Any], served: pd.DataFrame, counts: pd.DataFrame
+) -> list[str]:
+    """Where the store's log and the engine's counters do not say the same."""
+    doubts = [f"{arm}, round {number + 1}: {log.cut} lines of the store's log were cut."
+              for (arm, number), log in logs.items() if log.cut]  # fmt: skip
+    keys = ["arm", "round", "pass"]
+    by_log = served.assign(by_log=served["l1"] + served["l2"]).groupby(keys)["by_log"].sum()
+    both = counts.merge(by_log.reset_index(), on=keys)
+    both = both[[key in logs for key in zip(both["arm"], both["round"], strict=True)]]
+    odd = both[(both["by_log"] - both["loaded"]).abs() > 0.01 * both["loaded"] + 1]
+    for row in odd.head(3).to_dict("records"):
+        doubts.append(
+            f"{row['arm']}, round {row['round'] + 1}, {row['pass']}: by the store's log"
+            f" {row['by_log']:,.0f} tokens were loaded, by the engine's counters"
+            f" {row['loaded']:,.0f}."
+        )
+    return doubts
+
+
+def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
+    """The result of a log that exists."""
+    began, began_s = datetime.now(UTC), time.monotonic()
+    summary = read_log(params.log_file, ranks=params.log_ranks)
+    took_s = time.monotonic() - began_s
+    echo(f"{summary.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {summary.lines:,} lines,"
+         f" {summary.matching:,} of them LMCache's")  # fmt: skip
+    if not summary.matching:
+        raise ResultError(f"{params.log_file}: {summary.doubts[0]}")
+    name = run_id(params)
+    folder = RunFolder.open(params.output_dir, "lmcache_hit_analysis", name)
+    facts = {
+        "schema": SCHEMA,
+        "notebook": "lmcache_hit_analysis",
+        "run_id": name,
+        "status": "success",
+        "simulated": False,
+        "started_at": began.isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_s": round(took_s, 1),
+        "parameters": asdict(params),
+        "machine": machine.facts().as_dict(),
+        "gates": [],
+        "summary": [],
+        "comparisons": [],
+        "arms": [],
+        "files": {"served": "served.parquet"},
+    } | log_facts(summary, params.log_file, ranks=params.log_ranks)
+    served = hit_rows.log_tokens(summary)
+    folder.write("served", served)
+    folder.write_facts(facts)
+    folder.promote()
+    echo(f"success: {folder.home}")
+    return HitResult(facts=facts, folder=folder.home, frames={"served": served})
+
+
+def _written(facts: dict[str, Any], folder: Path, frames: dict[str, pd.DataFrame]) -> HitResult:
+    """Write the new facts and rows over those of the finished run."""
+    home = RunFolder(home=folder, attempt=folder)
+    home.write("served", frames["served"])
+    home.write_facts(facts)
+    return HitResult(facts=facts, folder=folder, frames=frames)
