@@ -43,15 +43,20 @@ DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
 
 _BODY_BYTES = 64 * 2**20
 _SHUTDOWN_S = 1.0
+_FAULTS = ("transfer_params_lost",)
+"""What a simulated deployment lets the proxy do wrong; it can be set before real servers too."""
 _BACKLOG = 4096
 """Connections that may wait to be accepted: a burst above it is delayed by a second of SYN retry,
 which would look like a slow prefill."""
 
 
 def create_app(
-    *, mode: Mode, decode: Sequence[str], prefill: Sequence[str] = ()
+    *, mode: Mode, decode: Sequence[str], prefill: Sequence[str] = (), fault: str = ""
 ) -> web.Application:
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances.
+
+    `fault` makes it do one thing wrong, for tests: `transfer_params_lost` keeps from the decode
+    instance what it needs to fetch the KV.
 
     Serve it with `handler_cancellation=True`, by which a client that goes away ends its legs.
     Raises ParameterError for a URL that cannot be used, no decode instance, or a PD set-up
@@ -66,7 +71,7 @@ def create_app(
             "mode none with prefill instances: both roles would prefill; choose lmcache or nixl,"
             " or give aggregated instances as --decode alone"
         )
-    proxy = _Proxy(mode, routes)
+    proxy = _Proxy(mode, routes, fault)
     app = web.Application(client_max_size=_BODY_BYTES)
     app.cleanup_ctx.append(proxy.connections)
     app.router.add_post("/v1/completions", proxy.generate)
@@ -86,9 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=get_args(Mode), required=True)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
+    parser.add_argument("--fault", choices=_FAULTS, default="", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     try:
-        app = create_app(mode=asked.mode, prefill=asked.prefill, decode=asked.decode)
+        app = create_app(
+            mode=asked.mode, prefill=asked.prefill, decode=asked.decode, fault=asked.fault
+        )
     except ParameterError as error:
         parser.error(str(error))
     try:
@@ -140,8 +148,8 @@ class _Proxy:
     upstream: Upstream
     """Made by `connections`, inside the event loop."""
 
-    def __init__(self, mode: Mode, routes: Routes) -> None:
-        self.mode, self.routes = mode, routes
+    def __init__(self, mode: Mode, routes: Routes, fault: str) -> None:
+        self.mode, self.routes, self.fault = mode, routes, fault
         self.turn = count()
         self.legs: list[LegRecord] = []
         self.requests = 0
@@ -175,7 +183,8 @@ class _Proxy:
         )
         trip = Trip(request, self.upstream, routed)
         try:
-            if prefill and (added := await trip.prefill(asked, mode=self.mode)):
+            added = await trip.prefill(asked, mode=self.mode) if prefill else {}
+            if added and self.fault != "transfer_params_lost":
                 body = orjson.dumps(asked | added)
             return await trip.decode(body)
         except LegFailed as failure:

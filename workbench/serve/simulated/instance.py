@@ -23,7 +23,8 @@ from workbench.serve.vllm import SERVED_MODEL
 __all__ = ["Instance", "InstanceSettings"]
 
 LEASE_S = 1.0
-"""How long a prefill instance holds blocks that nobody fetches (vLLM's NIXL lease: 30 s)."""
+"""How long a prefill instance holds blocks that nobody fetches (vLLM's NIXL lease: 30 s), unless
+kv_connector_extra_config says otherwise with vLLM's own `kv_lease_duration`."""
 FAILED_PULL_S = 0.05
 CATCH_UP_S = 0.005
 """Timers come late; the steps' own clock makes up for that much, so that rates stay true."""
@@ -59,6 +60,11 @@ class InstanceSettings:
     @property
     def nixl(self) -> bool:
         return self.transfer.get("kv_connector") == "NixlConnector"
+
+    @property
+    def lease_s(self) -> float:
+        extra = self.transfer.get("kv_connector_extra_config") or {}
+        return float(extra.get("kv_lease_duration", LEASE_S))
 
     @property
     def store_url(self) -> str:
@@ -159,7 +165,7 @@ class Instance:
         if self.settings.fault == "expired_blocks" and self._held_legs % 2 == 0:
             self._expire(sequence.id)
         else:
-            asyncio.get_running_loop().call_later(LEASE_S, self._expire, sequence.id)
+            asyncio.get_running_loop().call_later(self.settings.lease_s, self._expire, sequence.id)
         return params
 
     def pulled(self, request_id: str) -> Sequence | None:
