@@ -1,0 +1,37 @@
+"""The ledger of real engines: every prompt token of every pass has a source and a cause."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.experiment.arms import plan
+from workbench.experiment.run import run
+from workbench.params import PdSweep
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"topology": "1p2d", "connector": "lmcache", "opponents": True},
+        {"topology": "1p2d", "connector": "nixl", "opponents": False},
+        {"topology": "2a", "connector": "lmcache", "workload": "shared_prefix", "concurrency": 4},
+    ],
+    ids=lambda given: f"{given['topology']} {given['connector']} c{given.get('concurrency', 1)}",
+)
+async def test_the_ledger_closes_on_real_servers(
+    given: dict[str, Any], tmp_path: Path, nothing_left: str
+) -> None:
+    params = PdSweep(
+        rounds=1, prompt_tokens=3000, output_tokens=8, requests=4, output_dir=str(tmp_path), **given
+    )
+    result = await run(plan(params), echo=lambda _: None)
+    (gate,) = (gate for gate in result.facts["gates"] if gate["name"] == "the ledger closes")
+    assert gate["outcome"] == "PASS", gate["sentence"]
+    ledger = result.facts["ledger"]
+    assert all(not account["unknown"] for account in ledger)
+    if params.concurrency == 1:
+        # Exact rules leave nothing open, not even the block that the gate allows.
+        assert [account for account in ledger if account["unexplained"]] == []
+    names = {account["name"] for account in ledger}
+    assert names >= {"counted", "reused", "moved" if params.connector == "nixl" else "store"}
