@@ -6,7 +6,7 @@ import pytest
 
 from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
 from workbench.metrics.ideal import Asked, Call, IdealCaches, reuse_by_role
-from workbench.metrics.ledger import accounts, ledger_closes, to_frame
+from workbench.metrics.ledger import accounts, ledger_closes
 from workbench.metrics.passes import PassCounters
 
 TOKENS, REQUESTS, BLOCK, CHUNK = 1000, 3, 128, 256
@@ -214,10 +214,3 @@ def test_what_is_not_known_is_said_and_never_closes():
     for p in (silent, nowhere, unrouted):
         assert ledger_closes([p]).outcome == "INCONCLUSIVE"
     assert ledger_closes([]).outcome == "INCONCLUSIVE"
-
-
-def test_the_frame_has_a_row_for_each_account():
-    frame = to_frame(accounts([WARM, STORED]))
-    assert frame["name"].tolist() == ["counted", "reused", "counted", "reused", "store"]
-    assert frame["closes"].all()
-    assert frame["entries"].tolist()[1] == "block rounding +309"

@@ -56,7 +56,10 @@ def conclude(
         "scope": scope(plan),
         "numbers": cards(plan, summary, comparisons, failed),
         "gates": [asdict(gate) for gate in checked],
-        "ledger": [asdict(a) | {"unexplained": a.unexplained} for a in accounts(passes)],
+        "token_sources": _token_sources(passes),
+        "ledger": [
+            asdict(a) | {"unexplained": a.unexplained, "closes": a.closes} for a in accounts(passes)
+        ],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
         "break_even": break_even(summary, comparisons),
@@ -76,6 +79,17 @@ def conclude(
         },
         "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
     }
+
+
+def _token_sources(passes: Sequence[PassCounters]) -> list[dict[str, Any]]:
+    """Where each role's prompt tokens came from, one row per pass and role."""
+    return [
+        {"arm": p.arm, "round": p.round, "pass": p.pass_name, "role": role}
+        | {"sent": p.prompt_tokens_sent}
+        | asdict(sources)
+        for p in passes
+        for role, sources in p.sources.items()
+    ]
 
 
 def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.ledger_table import ledger_table
 from workbench.experiment.why import table, why
 from workbench.machine import repository_root
 from workbench.metrics.waterfall import waterfall
@@ -139,6 +140,16 @@ class Result:
     def comparisons(self) -> pd.DataFrame:
         """Ratios with intervals; above 1 is better than the baseline."""
         return self._table("comparisons")
+
+    @property
+    def token_sources(self) -> pd.DataFrame:
+        """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
+        return self._table("token_sources")
+
+    @property
+    def ledger(self) -> pd.DataFrame:
+        """Every account of the token ledger over all rounds, see metrics.ledger."""
+        return ledger_table(self.facts["ledger"])
 
     @property
     def doubts(self) -> list[str]:

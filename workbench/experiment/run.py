@@ -140,7 +140,7 @@ async def _deployment(
 
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    ("numbers", "gates", "ledger", "limits", "sentences", "summary", "comparisons"), ()
+    "numbers gates ledger token_sources limits sentences summary comparisons".split(), ()
 ) | {"scope": "", "break_even": "", "repeat": "", "files": {}}
 
 

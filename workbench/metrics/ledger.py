@@ -15,10 +15,10 @@ above one KV block per request it fails the gate `the ledger closes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import isnan, nan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gate import Gate, judge
@@ -26,10 +26,7 @@ from workbench.metrics.ledger_causes import Entry, missing_causes
 from workbench.metrics.passes import PassCounters
 from workbench.topology import Role
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Account", "Entry", "accounts", "ledger_closes", "to_frame"]
+__all__ = ["Account", "Entry", "accounts", "ledger_closes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,21 +104,6 @@ def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
         " computed or lost where nobody said so",
         if_unknown="let every instance show its /metrics (prefill_urls, decode_urls, lmcache_url)",
     )
-
-
-def to_frame(drawn: Sequence[Account]) -> pd.DataFrame:
-    """One row per account with its entries as one text; columns as the fields of Account."""
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    for account in drawn:
-        row = asdict(account)
-        row["entries"] = "; ".join(f"{e.cause} {e.tokens:+,.0f}" for e in account.entries)
-        row["why"] = "; ".join(e.why for e in account.entries if e.why)
-        row["unexplained"] = account.unexplained
-        row["closes"] = account.closes
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:

@@ -1,0 +1,80 @@
+"""The ledger as a table: one row per arm, cache state, role and account, over all rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+__all__ = ["ledger_table", "styled"]
+
+_ACCOUNTS = {
+    "counted": "sent by the client / counted by the servers",
+    "reused": "could be reused / was served from a cache",
+    "moved": "taken for fetched / KV moved by NIXL",
+    "store": "loaded by the engines / hits of the store",
+}
+_KEY = ["arm", "pass", "role", "account"]
+
+
+def ledger_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`result.json`'s accounts, added up over rounds, in prompt tokens.
+
+    `unexplained` adds absolute values, so that rounds cannot make up for one another; `closes`
+    holds when every round does.
+    """
+    import pandas as pd
+
+    table: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["arm"], row["pass_name"], row["role"], _ACCOUNTS[row["name"]])
+        known = not row["unknown"]
+        into = table.setdefault(
+            key,
+            {"expected": 0.0, "observed": 0.0, "causes": {}, "unexplained": 0.0, "closes": True},
+        )
+        into["expected"] += _tokens(row["expected"])
+        into["observed"] += _tokens(row["observed"])
+        into["unexplained"] += abs(_tokens(row["unexplained"])) if known else float("nan")
+        into["closes"] &= bool(row["closes"])
+        for entry in row["entries"]:
+            causes = into["causes"]
+            causes[entry["cause"]] = causes.get(entry["cause"], 0.0) + entry["tokens"]
+        if not known:
+            into["causes"][row["unknown"]] = float("nan")
+    lines = [dict(zip(_KEY, key, strict=True)) | into for key, into in table.items()]
+    frame = pd.DataFrame(
+        lines, columns=[*_KEY, "expected", "observed", "causes", "unexplained", "closes"]
+    )
+    frame["causes"] = [_said(causes) for causes in frame["causes"]]
+    return frame
+
+
+def styled(table: pd.DataFrame) -> Styler:
+    """The table for a page: whole tokens, and in red what has no cause or is not known."""
+
+    def red(row: pd.Series[Any]) -> list[str]:
+        text = "" if row["closes"] else "color: #b3261e; font-weight: bold"
+        return [text] * len(row)
+
+    shown = table.replace({"closes": {True: "yes", False: "no"}})
+    colours = table.apply(red, axis=1, result_type="expand").set_axis(table.columns, axis=1)
+    return (
+        shown.style.hide(axis="index")
+        .apply(lambda _: colours, axis=None)
+        .format(precision=0, thousands=",", na_rep="not known")
+    )
+
+
+def _said(causes: Mapping[str, float]) -> str:
+    said = [
+        f"{cause} {tokens:+,.0f}" if tokens == tokens else cause for cause, tokens in causes.items()
+    ]
+    return "; ".join(said) or "-"
+
+
+def _tokens(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
