@@ -55,6 +55,38 @@ class HitResult(Result):
         """Paired ratios of TTFT (see `hit_findings.ratios`)."""
         return self._table("ratios")
 
+    @property
+    def hits(self) -> pd.DataFrame:
+        """Cached tokens of each request beside the ideal; empty for a log, which has no ideal."""
+        rows = self.served[self.served["ideal"].notna() & (self.served["ideal"] > 0)]
+        return self._marked(
+            rows.rename(columns={"ideal": "ideal_tokens"})[
+                ["arm", "pass", "prompt_tokens", "cached_tokens", "ideal_tokens"]
+            ]
+        )
+
+    @property
+    def tiers_table(self) -> pd.DataFrame:
+        """The tiers for a reader: tokens, and shares of them."""
+        tokens = ["prompt_tokens", "engine", "l1", "l2", "computed", "held", "idle"]
+        shares = ["hit_share", "ideal_share", "claimed_share"]
+        shown = self.tiers[["arm", "pass", "requests"]]
+        for form, names in (("{:,.0f}", tokens), ("{:.1%}", shares)):
+            for name in names:
+                values = self.tiers[name].astype(float)
+                shown[name] = [form.format(v) if v == v else "not known" for v in values]
+        return shown
+
+    @property
+    def ratios_table(self) -> pd.DataFrame:
+        """The ratios for a reader, without what a figure alone needs."""
+        rows = self.ratios
+        if rows.empty:
+            return rows
+        rows["prompts"] = [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]]
+        names = ["what", "arm", "pass", "baseline_arm", "baseline_pass", "prompts", "sentence"]
+        return rows[names]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HitAnalysis:
@@ -181,7 +213,6 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
         "duration_s": round(took_s, 1),
         "parameters": asdict(params),
         "machine": machine.facts().as_dict(),
-        "gates": [],
         "summary": [],
         "comparisons": [],
         "arms": [],

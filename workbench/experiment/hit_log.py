@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.hit_rows import examples, log_tokens
+from workbench.metrics.gate import Gate, judge
 from workbench.metrics.lmcache_log import LogSummary
 from workbench.metrics.statistics import quantile
 
@@ -19,7 +21,7 @@ Row = dict[str, Any]
 
 
 def log_facts(summary: LogSummary, path: str, *, ranks: int = 1) -> dict[str, Any]:
-    """finding, scope, numbers, doubts, limits, sentences, tables and `repeat` of a log's result."""
+    """What a log's result says: finding to gates, doubts, limits, sentences, tables, `repeat`."""
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks > 1 else [])]
     generations = " and ".join(sorted({*summary.requests["generation"],
@@ -31,6 +33,7 @@ def log_facts(summary: LogSummary, path: str, *, ranks: int = 1) -> dict[str, An
         "scope": f"Read from {path} ({generations}): {summary.matching:,} of {summary.lines:,}"
         f" lines are LMCache's{span if len(times) else ''}.",
         "numbers": _cards(summary),
+        "gates": [asdict(_whole(summary))],
         "sentences": [*_credit(summary), *_found(summary), *_speed(summary), *_evictions(summary)],
         "explained": examples(summary),
         "tiers": _tiers(summary),
@@ -60,6 +63,19 @@ def _finding(summary: LogSummary) -> str:
             f" {loaded:,.0f} ({loaded / found:.1%}) of them"
         )
     return f"LMCache stored {_moved(summary, 'stored'):,.0f} tokens and loaded {loaded:,.0f}"
+
+
+def _whole(summary: LogSummary) -> Gate:
+    """Whether every line of LMCache that the log has could be read."""
+    torn = summary.cut > 0.01 * summary.matching
+    lines = f"{summary.cut:,} of {summary.matching + summary.cut:,} lines of LMCache were cut"
+    return judge(
+        "the log is whole",
+        holds=f"{lines}, {summary.undecodable:,} places are not UTF-8",
+        problems=[f"{lines}: more than 1 %"] if torn else [],
+        unknown=[],
+        next_step="take the log from where it was written, one file for each process",
+    )
 
 
 def _mp(summary: LogSummary) -> pd.DataFrame:

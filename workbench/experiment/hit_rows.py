@@ -175,6 +175,8 @@ def log_tokens(summary: LogSummary) -> pd.DataFrame:
         held=rows["lmcache_hit_tokens"],
         idle=rows["lmcache_hit_tokens"] - rows["loaded_tokens"],
         need=rows["need_to_load"],
+        cached_tokens=rows["engine_hit_tokens"] + rows["loaded_tokens"],
+        ideal=nan,
     )
 
 

@@ -143,6 +143,11 @@ def _chunks(ratios: Sequence[Row]) -> list[str]:
     shares = ", ".join(f"{r['loaded_share']:.1%} with {r['chunk_tokens']}" for r in rows)
     clear = [r for r in rows if r["arm"] != MAIN and _resolved(r)]
     beside = "; ".join(f"chunk {r['chunk_tokens']}: {r['sentence']}" for r in clear)
+    if all(isnan(r["low"]) for r in rows if r["arm"] != MAIN):
+        return [
+            f"A prompt's tail below one chunk is never stored: LMCache brings {shares} tokens a"
+            " chunk, of the same prompts. TTFT is not judged: too few rounds for an interval."
+        ]
     main = next((r["chunk_tokens"] for r in rows if r["arm"] == MAIN), 0)
     verdict = f"TTFT beside chunk {main}: {beside}." if clear else (
         f"TTFT does not differ detectably from that of chunk {main}."
