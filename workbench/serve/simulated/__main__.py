@@ -21,7 +21,7 @@ from workbench.serve.simulated.latency import SPEED
 from workbench.serve.simulated.server import instance_app
 from workbench.serve.simulated.store import CHUNK_TOKENS, ChunkStore, http_app, private_app
 
-__all__ = ["main"]
+__all__ = ["apps", "main"]
 
 _SHUTDOWN_S = 0.2
 
@@ -29,7 +29,6 @@ _SHUTDOWN_S = 0.2
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     asked = _parser().parse_args(argv)
-    serving = _engine(asked) if asked.what == "engine" else _store(asked)
     try:
         import uvloop
     except ImportError:
@@ -38,9 +37,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner:
         try:
-            runner.run(_serve(serving, asked.host))
+            runner.run(_serve(_apps(asked), asked.host))
         except OSError as error:
             sys.exit(f"the pretend {asked.what} cannot listen on {asked.host}: {error}")
+
+
+def apps(argv: Sequence[str]) -> list[tuple[web.Application, int]]:
+    """The web applications that these arguments ask for, each with its port."""
+    return _apps(_parser().parse_args(argv))
+
+
+def _apps(asked: argparse.Namespace) -> list[tuple[web.Application, int]]:
+    return _engine(asked) if asked.what == "engine" else _store(asked)
 
 
 def _parser() -> argparse.ArgumentParser:
