@@ -130,7 +130,7 @@ class Health:
         (Health(share=0.9, lag_s=nan, seconds=0.005), {}),
     ],
 )
-def test_the_worst_of_the_clients_health_is_kept(load, kept):
+def test_each_reading_of_the_clients_health_is_kept(load, kept):
     log = Log()
     _watch_client(load, nan, log)
     _watch_client(Health(), nan, log)

@@ -9,7 +9,6 @@ from matplotlib.ticker import PercentFormatter
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.figures.dots import column_at_right, row_axis
 from workbench.report.figures.looks import BLUE, GREEN, VERMILION, Look
-from workbench.report.numbers import number
 
 __all__ = ["token_sources"]
 
@@ -47,7 +46,7 @@ def token_sources(sources: pd.DataFrame, *, title: str = "", caption: str = "") 
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("share of the prompt tokens sent to that role")
-        column_at_right(axes, "tokens", [(number(float(total)), False) for total in totals])
+        column_at_right(axes, "tokens", [(f"{total:,.0f}", False) for total in totals])
 
     decode = rows[rows["role"] == "decode"]
     found = "Where every prompt token came from"
