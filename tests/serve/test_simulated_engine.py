@@ -1,7 +1,8 @@
 """The engine step by step: no clock, no network."""
 
 from workbench.serve.simulated.blocks import BlockPool
-from workbench.serve.simulated.engine import Engine, Offer, Sequence
+from workbench.serve.simulated.engine import Engine
+from workbench.serve.simulated.sequence import Offer, Sequence
 from workbench.serve.simulated.series import Series
 
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from workbench.serve.simulated.faults import FAULTS
-from workbench.serve.simulated.instance import InstanceSettings
 from workbench.serve.simulated.latency import SPEED
 from workbench.serve.simulated.server import instance_app
+from workbench.serve.simulated.settings import InstanceSettings
 from workbench.serve.simulated.store import CHUNK_TOKENS, ChunkStore, http_app, private_app
 
 __all__ = ["apps", "main"]

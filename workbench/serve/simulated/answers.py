@@ -13,7 +13,7 @@ from zlib import crc32
 
 import orjson
 
-from workbench.serve.simulated.engine import Sequence
+from workbench.serve.simulated.sequence import Sequence
 from workbench.serve.vllm import SERVED_MODEL
 
 __all__ = ["Asked", "BadRequest", "chunk", "error_event", "read_request", "usage_chunk", "whole"]

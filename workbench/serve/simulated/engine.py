@@ -12,13 +12,13 @@ tests/engine/test_simulated_semantics.py holds the counters against a real one:
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
-from math import nan
+from dataclasses import dataclass
 
-from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
+from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain
+from workbench.serve.simulated.sequence import Offer, Sequence
 from workbench.serve.simulated.series import Series
 
-__all__ = ["Engine", "Offer", "Sequence", "Step"]
+__all__ = ["Engine", "Step"]
 
 STEP_TOKENS = 8192
 """Tokens that one step computes at most; longer prompts take several."""
@@ -26,59 +26,6 @@ STEP_SEQUENCES = 256
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _TIER = "vllm:prompt_tokens_cached_by_source_total"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """A prefix of the prompt that lies outside the instance."""
-
-    tokens: int = 0
-    tier: str = "external_unspecified"
-    """As vLLM calls it: `external_unspecified` for a store, `p2p` for another instance."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Sequence:
-    """One request inside the engine."""
-
-    id: str
-    prompt: Tokens[int]
-    max_tokens: int
-    arrived_s: float
-    offer: Offer = field(default_factory=Offer)
-    reported_cached: int = -1
-    """What usage calls cached, where the prefill instance has said it; else -1."""
-    hold: bool = False
-    """Keep the blocks after the end, for a decode instance to fetch."""
-    outputs: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    contents: list[bytes] = field(default_factory=list)
-    final: bytes = b""
-    """The content of the whole prompt: the text is made from it."""
-    blocks: list[int] = field(default_factory=list)
-    computed: int = 0
-    sealed: int = 0
-    """Blocks, from the first on, that the cache knows."""
-    loading: bool = False
-    local: int = 0
-    external: int = 0
-    preemptions: int = 0
-    scheduled_s: float = nan
-    first_s: float = nan
-    last_s: float = nan
-    ended: bool = False
-
-    def __post_init__(self) -> None:
-        self.hashes = chain_of(self.prompt)
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.outputs)
-
-    @property
-    def cached(self) -> int:
-        """`cached_tokens` of the answer's usage."""
-        return self.local + self.external if self.reported_cached < 0 else self.reported_cached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

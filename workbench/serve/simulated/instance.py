@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -12,19 +11,16 @@ from zlib import crc32
 
 from workbench.serve.simulated.answers import Asked
 from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain
-from workbench.serve.simulated.engine import Engine, Offer, Sequence
+from workbench.serve.simulated.engine import Engine
 from workbench.serve.simulated.faults import Strikes
-from workbench.serve.simulated.latency import SPEED, Latency
+from workbench.serve.simulated.latency import Latency
 from workbench.serve.simulated.links import Links
-from workbench.serve.simulated.series import Series
+from workbench.serve.simulated.sequence import Offer, Sequence
+from workbench.serve.simulated.settings import InstanceSettings, all_series
 from workbench.serve.simulated.store import CHUNK_TOKENS
-from workbench.serve.vllm import SERVED_MODEL
 
-__all__ = ["Instance", "InstanceSettings"]
+__all__ = ["Instance"]
 
-LEASE_S = 1.0
-"""How long a prefill instance holds blocks that nobody fetches (vLLM's NIXL lease: 30 s), unless
-kv_connector_extra_config says otherwise with vLLM's own `kv_lease_duration`."""
 FAILED_PULL_S = 0.05
 CATCH_UP_S = 0.005
 """Timers come late; the steps' own clock makes up for that much, so that rates stay true."""
@@ -34,46 +30,6 @@ model."""
 SLOWDOWN = 4.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceSettings:
-    """What one pretend instance is started with."""
-
-    name: str
-    role: str
-    host: str
-    port: int
-    context_tokens: int
-    kv_bytes: int
-    bytes_per_token: int = 768
-    """As the tiny model's."""
-    prefix_caching: bool = True
-    transfer: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM's kv_transfer_config; empty without a connector."""
-    seed: int = 0
-    speed: float = SPEED
-    fault: str = ""
-
-    @property
-    def blocks(self) -> int:
-        return self.kv_bytes // (BLOCK_TOKENS * self.bytes_per_token)
-
-    @property
-    def nixl(self) -> bool:
-        return self.transfer.get("kv_connector") == "NixlConnector"
-
-    @property
-    def lease_s(self) -> float:
-        extra = self.transfer.get("kv_connector_extra_config") or {}
-        return float(extra.get("kv_lease_duration", LEASE_S))
-
-    @property
-    def store_url(self) -> str:
-        """Where the pretend store listens; empty without one."""
-        extra = self.transfer.get("kv_connector_extra_config") or {}
-        host = str(extra.get("lmcache.mp.host", "")).replace("tcp://", "http://")
-        return f"{host}:{extra.get('lmcache.mp.port')}" if host else ""
-
-
 class Instance:
     """The engine with its clock. `links` is set by whoever has an event loop."""
 
@@ -81,7 +37,7 @@ class Instance:
 
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
-        self.series = _all_series(settings)
+        self.series = all_series(settings)
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.engine = Engine(self.series, pool, connector=bool(settings.transfer))
         own_seed = settings.seed ^ crc32(settings.name.encode())
@@ -284,29 +240,3 @@ class Instance:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _all_series(settings: InstanceSettings) -> Series:
-    """The counters that vLLM shows before anything has happened."""
-    series = Series(engine="0", model_name=SERVED_MODEL)
-    for name in (
-        "prefix_cache_queries", "prefix_cache_hits", "external_prefix_cache_queries",
-        "external_prefix_cache_hits", "num_preemptions", "prompt_tokens", "prompt_tokens_cached",
-        "generation_tokens",
-    ):  # fmt: skip
-        series.born(f"vllm:{name}_total")
-    for source in ("local_compute", "local_cache_hit", "external_kv_transfer"):
-        series.born("vllm:prompt_tokens_by_source_total", source=source)
-    for tier in ("device", "host", "p2p", "disk", "external_unspecified"):
-        series.born("vllm:prompt_tokens_cached_by_source_total", source=tier)
-    for reason in ("stop", "length", "abort", "error", "repetition"):
-        series.born("vllm:request_success_total", finished_reason=reason)
-    if settings.nixl:
-        for name in ("bytes_transferred", "num_descriptors", "xfer_time_seconds"):
-            series.observe(f"vllm:nixl_{name}")
-        for name in (
-            "failed_transfers", "failed_notifications", "kv_expired_reqs",
-            "notifications_after_expiry",
-        ):  # fmt: skip
-            series.born(f"vllm:nixl_num_{name}_total")
-    return series

@@ -10,7 +10,7 @@ import aiohttp
 import orjson
 
 from workbench.serve.simulated.blocks import chain
-from workbench.serve.simulated.engine import Sequence
+from workbench.serve.simulated.sequence import Sequence
 from workbench.serve.simulated.store import BLOCKS_IN_CHUNK, CHUNK_TOKENS
 
 __all__ = ["Links"]

@@ -17,10 +17,11 @@ from workbench.serve.simulated.answers import (
     usage_chunk,
     whole,
 )
-from workbench.serve.simulated.engine import Sequence
-from workbench.serve.simulated.instance import Instance, InstanceSettings
+from workbench.serve.simulated.instance import Instance
 from workbench.serve.simulated.links import Links
+from workbench.serve.simulated.sequence import Sequence
 from workbench.serve.simulated.series import CONTENT_TYPE
+from workbench.serve.simulated.settings import InstanceSettings
 from workbench.serve.vllm import SERVED_MODEL
 
 __all__ = ["instance_app"]
