@@ -67,11 +67,3 @@ def test_without_caching_nothing_is_found():
     pool = BlockPool(4, caching=False)
     cached(pool, b"a")
     assert pool.find([b"a"]) == []
-
-
-def test_trimming_keeps_the_latest():
-    pool = BlockPool(10)
-    for key in (b"a", b"b", b"c"):
-        cached(pool, key)
-    pool.trim(1)
-    assert [len(pool.find([key])) for key in (b"a", b"b", b"c")] == [0, 0, 1]

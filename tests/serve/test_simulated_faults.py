@@ -46,7 +46,8 @@ def test_each_process_gets_its_own_faults_only():
     assert at("slow_instance", "decode", last=True) == "slow_instance"
     assert at("slow_instance", "decode", last=False) == ""
     assert at("slow_instance", "prefill", last=True) == ""
-    assert at("eviction", "store", last=True) == at("eviction", "prefill", last=False) == "eviction"
+    assert at("eviction", "store", last=True) == "eviction"
+    assert at("hash_seed_mismatch", "prefill", last=False) == "hash_seed_mismatch"
     assert at("failed_transfer", "decode", last=True) == ""  # this deployment has no NIXL
 
 
@@ -81,6 +82,12 @@ def test_a_plan_puts_the_fault_where_it_belongs_and_leaves_opponents_whole():
 def test_what_a_simulated_run_refuses(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make()
+
+
+def test_eviction_leaves_kv_space_for_a_prompt_and_a_half():
+    made = plan(PdSweep(engine="simulated", topology="1p1d", prompt_tokens=2000, fault="eviction"))
+    assert all(arm.settings.kv_cache_mib == 3 for arm in made.arms)  # 1.5 x 16 blocks of 96 KiB
+    assert any("Raise kv_cache_mib" in doubt for doubt in made.doubts)
 
 
 def test_a_simulated_plan_needs_nothing_of_this_machine():

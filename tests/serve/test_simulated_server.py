@@ -13,6 +13,7 @@ from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes import Launcher
+from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -263,7 +264,8 @@ async def test_hash_seed_mismatch():
 
 
 async def test_eviction():
-    async with pretend("1a", "lmcache", **with_fault("eviction")) as pair:
+    small = small_kv_mib(608)
+    async with pretend("1a", "lmcache", kv_cache_mib=small, **with_fault("eviction")) as pair:
         await pair.ask(3)
         before = await pair.counters()
         await pair.ask(3, again=True)

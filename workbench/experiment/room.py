@@ -7,9 +7,10 @@ from pathlib import Path
 
 from workbench import machine
 from workbench.errors import PlanError
-from workbench.params import EngineParams
+from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve import simulated
 from workbench.serve.plan import CPU_PROCESS_GB, Capacity, check_capacity
+from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -55,11 +56,14 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
     """A pretended engine needs nothing of this machine."""
     model = Path(simulated.__file__).parent
+    kv_cache_mib = params.kv_cache_mib
+    if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
+        kv_cache_mib = small_kv_mib(params.prompt_tokens + params.output_tokens)
     settings = EngineSettings(
         model=model,
         platform="simulated",
         context_tokens=params.context_tokens,
-        kv_cache_mib=params.kv_cache_mib,
+        kv_cache_mib=kv_cache_mib,
         fault=params.fault,
         seed=params.seed,
     )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from workbench.serve.simulated.blocks import TOKEN_BYTES
 from workbench.serve.simulated.faults import FAULTS
 from workbench.serve.simulated.latency import SPEED
 from workbench.serve.simulated.server import instance_app
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     for kind in (engine, store):
         kind.add_argument("--host", default="127.0.0.1")
         kind.add_argument("--port", type=int, required=True)
-        kind.add_argument("--kv-bytes-per-token", type=int, default=768)
+        kind.add_argument("--kv-bytes-per-token", type=int, default=TOKEN_BYTES)
         kind.add_argument("--fault", choices=sorted(FAULTS), default="")
     engine.add_argument("--name", default="engine")
     engine.add_argument("--role", choices=("prefill", "decode", "aggregated"), default="aggregated")

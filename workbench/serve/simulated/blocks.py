@@ -12,10 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
-__all__ = ["BLOCK_TOKENS", "BlockPool", "blocks_of", "chain", "chain_of"]
+__all__ = ["BLOCK_TOKENS", "TOKEN_BYTES", "BlockPool", "blocks_of", "chain", "chain_of"]
 
 BLOCK_TOKENS = 128
 """vLLM's block on a CPU."""
+TOKEN_BYTES = 768
+"""KV of one token in the tiny model."""
 
 
 def chain(before: bytes, tokens: Sequence[int]) -> bytes:
@@ -121,12 +123,6 @@ class BlockPool:
         self._hash.clear()
         self._cached.clear()
         return True
-
-    def trim(self, keep: int) -> None:
-        """Evict idle blocks, the least recently used first, until `keep` of them are cached."""
-        cached = [block for block in self._free if block in self._hash]
-        for block in cached[: max(0, len(cached) - keep)]:
-            self._forget(block)
 
     def _forget(self, block: int) -> None:
         key = self._hash.pop(block, None)

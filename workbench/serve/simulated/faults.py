@@ -8,12 +8,22 @@ run has good and bad requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, nearest
+from workbench.serve.simulated.blocks import BLOCK_TOKENS, TOKEN_BYTES, blocks_of
 from workbench.topology import Role, Topology
 
-__all__ = ["FAULTS", "Fault", "Strikes", "applies", "check_fault", "fault_of_process"]
+__all__ = [
+    "FAULTS",
+    "Fault",
+    "Strikes",
+    "applies",
+    "check_fault",
+    "fault_of_process",
+    "small_kv_mib",
+]
 
 Place = Literal["answering", "last answering", "prefill", "every engine", "store", "proxy"]
 """Which processes: `answering` instances are decode or aggregated ones."""
@@ -132,8 +142,9 @@ FAULTS = {
         Fault(
             name="eviction",
             incident="the working set does not fit (LMCache#706 and its many siblings)",
-            shows="engines and store keep no more than the last prompt",
-            places=("every engine", "store"),
+            shows="engines are planned with KV space for a prompt and a half (`small_kv_mib`), the"
+            " store keeps the chunks of one prompt",
+            places=("store",),
         ),
         Fault(
             name="slow_instance",
@@ -208,6 +219,11 @@ def fault_of_process(
         "proxy": role == "proxy",
     }
     return fault if any(here[place] for place in _fault(fault).places) else ""
+
+
+def small_kv_mib(tokens: int) -> int:
+    """KV space for the fault `eviction`: one and a half requests of so many tokens, whole MiB."""
+    return max(1, ceil(1.5 * blocks_of(tokens) * BLOCK_TOKENS * TOKEN_BYTES / 2**20))
 
 
 class Strikes:

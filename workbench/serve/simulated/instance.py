@@ -50,7 +50,7 @@ class Instance:
         self._writes: dict[Sequence, asyncio.Task[None]] = {}
         self._struck: set[Sequence] = set()
         self._expired: dict[str, Sequence] = {}
-        self._held_legs = self._longest = self._preempted = 0
+        self._held_legs = self._preempted = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -166,9 +166,6 @@ class Instance:
             found = len(self._found.get(sequence, ())) * BLOCK_TOKENS // CHUNK_TOKENS
             write = self.links.write(sequence, sequence.contents, found)
             self._writes[sequence] = self._spawn(write)
-        if sequence.ended and self.settings.fault == "eviction":
-            self._longest = max(self._longest, len(sequence.prompt) // BLOCK_TOKENS)
-            self.engine.pool.trim(self._longest)
         queue = self._outputs.get(sequence)
         if queue is not None:
             queue.put_nowait(sequence.outputs[-1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.serve.simulated.blocks import BLOCK_TOKENS
+from workbench.serve.simulated.blocks import BLOCK_TOKENS, TOKEN_BYTES
 from workbench.serve.simulated.latency import SPEED
 from workbench.serve.simulated.series import Series
 from workbench.serve.vllm import SERVED_MODEL
@@ -28,8 +28,7 @@ class InstanceSettings:
     port: int
     context_tokens: int
     kv_bytes: int
-    bytes_per_token: int = 768
-    """As the tiny model's."""
+    bytes_per_token: int = TOKEN_BYTES
     prefix_caching: bool = True
     transfer: Mapping[str, Any] = field(default_factory=dict)
     """vLLM's kv_transfer_config; empty without a connector."""
