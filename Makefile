@@ -15,6 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 report: setup
 	workbench run environment_check $(FORCED)
 	workbench run single_instance_prefix_cache $(FORCED)
+	workbench run lmcache_hit_analysis -f params/cpu_demo/lmcache_hit_analysis.yaml $(FORCED)
 	workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml $(FORCED)
 	workbench index
 

@@ -214,7 +214,7 @@ class LMCacheHitAnalysis(EngineParams):
     log_ranks: int = param(1, "log_file: workers of an instance (TP)", low=1, high=1024)
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
     output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
-    requests: int = param(3, "requests of each length in a pass", low=1, high=100_000)
+    requests: int = param(2, "requests of each length in a pass", low=1, high=100_000)
     shares: list[float] = param([0.5], "shares of the prompt that a pass finds in LMCache")
     chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache's chunks to compare, tokens")
     block_tokens: int = param(
@@ -223,7 +223,7 @@ class LMCacheHitAnalysis(EngineParams):
     )  # fmt: skip
     store_gb: float = param(0.5, "memory of LMCache (L1), GB", low=0.1, high=100_000)
     small_store_mb: float = param(
-        8.0, "memory of LMCache where it is too small on purpose, MB", low=1, high=100_000
+        5.0, "memory of LMCache where it is too small on purpose, MB", low=1, high=100_000
     )
     disk: bool = param(True, "also measure LMCache with a second tier (L2) on the disk")
     rounds: int = param(3, "launches of every arm", low=1, high=1000)

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HitAnalysis", "HitResult", "hit_analysis"]
 
+_TOKENS = {
+    "prompt_tokens": "prompt", "engine": "engine", "l1": "L1", "l2": "L2",
+    "computed": "computed", "idle": "held in vain",
+}  # fmt: skip
+_SHARES = {"hit_share": "served", "ideal_share": "ideal", "claimed_share": "LMCache says"}
 _CHUNK = re.compile(r"--chunk-size (\d+)")
 
 
@@ -68,13 +73,14 @@ class HitResult(Result):
     @property
     def tiers_table(self) -> pd.DataFrame:
         """The tiers for a reader: tokens, and shares of them."""
-        tokens = ["prompt_tokens", "engine", "l1", "l2", "computed", "held", "idle"]
-        shares = ["hit_share", "ideal_share", "claimed_share"]
-        shown = self.tiers[["arm", "pass", "requests"]]
-        for form, names in (("{:,.0f}", tokens), ("{:.1%}", shares)):
-            for name in names:
-                values = self.tiers[name].astype(float)
-                shown[name] = [form.format(v) if v == v else "not known" for v in values]
+        import pandas as pd
+
+        rows = self.tiers
+        shown = pd.DataFrame({"arm and state": rows["arm"] + ", " + rows["pass"]})
+        for form, names in (("{:,.0f}", _TOKENS), ("{:.1%}", _SHARES)):
+            for name, heading in names.items():
+                values = rows[name].astype(float)
+                shown[heading] = [form.format(v) if v == v else "not known" for v in values]
         return shown
 
     @property
@@ -128,7 +134,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     table = tiers(served, counts)
     compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
     failed = [gate["name"] for gate in result.facts["gates"] if gate["outcome"] == "FAIL"]
-    found = headline(compared, table)
+    found = headline(compared)
     if failed:
         found = f"Not proven, since a gate failed ({', '.join(failed)}): {found}"
     doubts = [*result.doubts, *_log_doubts(logs, served, counts)]

@@ -13,7 +13,7 @@ __all__ = ["cards", "headline", "sentences"]
 Row = dict[str, Any]
 
 
-def headline(ratios: Sequence[Row], tiers: Sequence[Row]) -> str:
+def headline(ratios: Sequence[Row]) -> str:
     """What loading gains and what storing costs, as far as intervals carry it."""
     parts = []
     whole = _longest(ratios, "loading", MAIN, "store-warm")
@@ -32,12 +32,9 @@ def headline(ratios: Sequence[Row], tiers: Sequence[Row]) -> str:
             parts.append(f"Loading {what} from LMCache is not told from computing it")
     cost = _row(ratios, what="storing", prompt_tokens=0)
     if cost is not None and _resolved(cost):
-        parts.append(f"storing costs a cold prompt {_percent(cost)} of TTFT")
+        parts.append(f"it changes TTFT of a cold prompt by {_percent(cost)}")
     elif cost is not None and not isnan(cost["low"]):
-        parts.append("what storing costs a cold prompt cannot be told from noise here")
-    idle = _row(tiers, arm=MAIN, **{"pass": "engine-warm"})
-    if idle is not None and idle["idle"] and not idle["l1"] + idle["l2"]:
-        parts.append("where the engine held a prompt, LMCache counted hits and loaded nothing")
+        parts.append("what it costs a cold prompt cannot be told from noise here")
     return "; ".join(parts) or "Hits were counted, but no two cache states can be compared"
 
 
@@ -74,8 +71,8 @@ def _storing(ratios: Sequence[Row]) -> list[str]:
     if isnan(row["low"]):
         judged = ", in too few rounds for an interval"
     return [
-        f"Storing changes cold TTFT by {_percent(row)}{judged} ({row['n_rounds']} rounds,"
-        f" {row['n_pairs']} pairs)."
+        f"LMCache changes cold TTFT by {_percent(row)}{judged}: a lookup that finds nothing, and"
+        f" storing ({_sample(row)})."
     ]
 
 
@@ -190,7 +187,7 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
     cost = _row(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost["ratio"]):
         value, low, high = (100 * (1 / cost[k] - 1) for k in ("ratio", "high", "low"))
-        found.append(_card("cold TTFT added by storing", value, low, high, "%", cost))
+        found.append(_card("cold TTFT added by LMCache", value, low, high, "%", cost))
     idle = _row(tiers, arm=MAIN, **{"pass": "engine-warm"})
     if idle is not None and idle["held"]:
         note = f"{idle['requests']} requests, engine-warm; no interval: tokens are counted"
@@ -203,10 +200,15 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
 
 
 def _card(label: str, value: float, low: float, high: float, unit: str, row: Row) -> Row:
-    note = f"{row['n_rounds']} rounds, {row['n_pairs']} pairs"
+    note = _sample(row)
     if not isnan(row["low"]) and not _resolved(row):
         note = f"no difference detectable; {note}"
     return {"label": label, "value": value, "unit": unit, "low": low, "high": high, "note": note}
+
+
+def _sample(row: Row) -> str:
+    rounds = f"{row['n_rounds']} round{'s' * (row['n_rounds'] != 1)}"
+    return f"{rounds}, {row['n_pairs']} pairs"
 
 
 def _percent(row: Row) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
 from math import isfinite, isnan
 
 import pandas as pd
@@ -11,11 +13,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from workbench.report.figures.chart import Chart, draw, log_ticks, no_data
 from workbench.report.figures.dots import Row, column_at_right, dot, row_axis, span
-from workbench.report.figures.looks import BLACK, BLUE, GREY, Look, looks
+from workbench.report.figures.looks import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION, Look
 from workbench.report.numbers import number
 
 __all__ = ["break_even", "chunk_effect", "cost_of_storing"]
 
+_LENGTHS = (
+    Look(colour=VERMILION, marker="o"), Look(colour=GREEN, marker="D"),
+    Look(colour=PURPLE, marker="^"), Look(colour=BLUE, marker="s"), Look(colour=BLACK, marker="v"),
+)  # fmt: skip
 _ONLY_LIVE = "a log has no TTFT; a live run measures it."
 
 
@@ -47,20 +53,21 @@ def cost_of_storing(ratios: pd.DataFrame, *, title: str = "", caption: str = "")
         low, high = min(*ends, 0.0), max(*ends, 0.0)
         axes.set_xlim(low - 0.06 * (high - low) - 1, high + 0.06 * (high - low) + 1)
         axes.axvline(0, color=BLACK, linewidth=1.2, zorder=1)
-        axes.set_xlabel("change of cold TTFT with LMCache, %: above 0 storing costs")
+        axes.set_xlabel("change of cold TTFT, %: above 0 LMCache costs")
         column_at_right(axes, "change", [(_change(row), _open(row)) for row in rows])
 
     whole = rows[0]
-    found = f"Storing changes cold TTFT by {_change(whole)}"
+    found = f"LMCache changes cold TTFT by {_change(whole)}"
     if _open(whole):
-        found = f"What storing costs a cold prompt is not told from noise: {_change(whole)}"
+        found = f"What LMCache costs a cold prompt is not told from noise: {_change(whole)}"
     return draw(
         paint,
         title=title or found,
         body_px=40 * len(rows) + 84,
         alt=f"{found}. " + "; ".join(f"{_length(r)}: {_change(r)}" for r in rows) + ".",
         caption=caption
-        or f"Cold TTFT of the same prompts with LMCache and without a store, paired; 95 % interval"
+        or f"Cold TTFT of the same prompts with LMCache (a lookup that finds nothing, and storing)"
+        f" against none, paired; 95 % interval"
         f" over {span(rows, 'n_rounds', 'round')}, {span(rows[:1], 'n_pairs', 'pair')}.",
         marks=ratios.attrs,
     )
@@ -92,7 +99,7 @@ def break_even(ratios: pd.DataFrame, *, title: str = "", caption: str = "") -> C
         return no_data(heading, _ONLY_LIVE if ratios.empty else "no prompt was loaded.")
     groups = {str(name): rows.sort_values("prompt_tokens")
               for name, rows in frame.groupby("pass", sort=False)}  # fmt: skip
-    look = looks(list(groups))
+    look = _looks(groups)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -132,6 +139,16 @@ def break_even(ratios: pd.DataFrame, *, title: str = "", caption: str = "") -> C
     )
 
 
+def _looks(names: Iterable[str]) -> dict[str, Look]:
+    """L1 and L2 in the colours of their tier, shares of a prompt in others."""
+    partly = cycle((Look(colour=GREEN, marker="D"), Look(colour=BLACK, marker="v")))
+    known = {
+        "store-warm": Look(colour=BLUE, marker="s"),
+        "disk-warm": Look(colour=PURPLE, marker="^"),
+    }
+    return {name: known[name] if name in known else next(partly) for name in names}
+
+
 def _line(axes: Axes, rows: pd.DataFrame, look: Look, *, shift: float) -> None:
     x = rows["prompt_tokens"].to_numpy(float) * shift
     axes.plot(x, rows["ratio"], color=look.colour, linewidth=1.5, zorder=2)
@@ -166,7 +183,7 @@ def chunk_effect(ratios: pd.DataFrame, *, title: str = "", caption: str = "") ->
     chunks = [int(size) for size in dict.fromkeys(frame["chunk_tokens"])]
     by_length = frame[frame["prompt_tokens"].gt(0)]
     names = {int(n): f"{int(n):,} tokens" for n in sorted(set(by_length["prompt_tokens"]))}
-    look = looks(list(names.values()))
+    look = dict(zip(names.values(), cycle(_LENGTHS), strict=False))
     whole = frame[frame["prompt_tokens"].eq(0)]
     main = whole[whole["arm"] == whole["baseline_arm"]]["chunk_tokens"]
 
@@ -189,7 +206,9 @@ def chunk_effect(ratios: pd.DataFrame, *, title: str = "", caption: str = "") ->
                        markerfacecolor=BLUE if known else "white",
                        markeredgewidth=0 if known else 2, zorder=3)  # fmt: skip
         right.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
-        right.set(xlabel="chunk, tokens", ylabel="TTFT speed-up, store-warm")
+        ends = [v for key in ("low", "ratio", "high") for v in whole[key] if isfinite(v)]
+        log_ticks(right, min(*ends, 0.8), max(*ends, 1.25), axis="y", most=6)
+        right.set(xlabel="chunk, tokens", ylabel="TTFT speed-up, store-warm (log scale)")
         for axes in (left, right):
             axes.set_xticks(range(len(chunks)), [str(size) for size in chunks])
             axes.set_xlim(-0.3, len(chunks) - 0.7)

@@ -114,6 +114,8 @@ def _served_title(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     if not total or rows["engine"].isna().any():
         found = {name: tokens for name, tokens in parts.items() if tokens > 0}
         return "Tokens found: " + ", ".join(f"{n} {t:,.0f}" for n, t in found.items())
+    if rows["pass"].nunique() > 1:
+        return f"Who served each token of {len(rows):,} requests"
     shares = (f"{name} {tokens / total:.0%}" for name, tokens in parts.items() if tokens > 0)
     return f"Who served each token: {', '.join(shares)}"
 
