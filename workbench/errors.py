@@ -20,6 +20,7 @@ __all__ = [
     "LaunchError",
     "ParameterError",
     "PlanError",
+    "ResetRefusedError",
     "ResultError",
     "WorkbenchError",
     "nearest",
@@ -48,6 +49,10 @@ class LaunchError(WorkbenchError):
 
 class DeploymentError(WorkbenchError):
     """A running server ended or refused an order."""
+
+
+class ResetRefusedError(DeploymentError):
+    """An instance keeps its prefix cache: some of its blocks are still in use."""
 
 
 class ResultError(WorkbenchError):

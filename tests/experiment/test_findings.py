@@ -95,14 +95,18 @@ def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
     [
         (
             {"topology": "1p4d"},
-            "cold was cold; KV moved; engine-warm was engine-warm; cross-instance was"
-            " cross-instance; store-warm was store-warm; same text",
+            "caches were emptied; cold was cold; KV moved; engine-warm was engine-warm;"
+            " cross-instance was cross-instance; store-warm was store-warm; same text",
         ),
         (
             {"topology": "1p1d", "connector": "nixl", "opponents": False},
-            "no failed transfers; cold was cold; KV moved; engine-warm was engine-warm",
+            "no failed transfers; caches were emptied; cold was cold; KV moved; engine-warm was"
+            " engine-warm",
         ),
-        ({"topology": "2a", "connector": "none"}, "cold was cold; engine-warm was engine-warm"),
+        (
+            {"topology": "2a", "connector": "none"},
+            "caches were emptied; cold was cold; engine-warm was engine-warm",
+        ),
         ({**ATTACH, "topology": "1p4d"}, "cold was cold; engine-warm was engine-warm"),
     ],
 )

@@ -21,6 +21,13 @@ def test_every_planned_pass_has_to_be_measured():
     )
 
 
+def test_a_refused_reset_is_not_forgotten():
+    assert gates.caches_emptied([]).outcome == "PASS"
+    refused = gates.caches_emptied(["1p1d, round 1, cold: decode-0 refuses", "another"])
+    assert refused.outcome == "FAIL"
+    assert refused.sentence == "1p1d, round 1, cold: decode-0 refuses (and 1 more like it)"
+
+
 def nixl_pass(**values) -> PassCounters:
     counted = {"bytes_moved": 1e6, "transfers": 3.0, "failed": 0.0, "expired": 0.0} | values
     return PassCounters(

@@ -29,7 +29,7 @@ def store(hits: float, *, asked: float = 4608.0, written: float = 9.0, evicted: 
 
 
 def perfect(name: str, connector: str):
-    """Reuse of a cold pass, or of the one that asks again after the engines were reset."""
+    """Reuse of a cold pass, or of the one that asks again: other instances, or emptied ones."""
     caches = IdealCaches(
         block_tokens=BLOCK,
         chunk_tokens=CHUNK if connector == "lmcache" else 0,
@@ -39,7 +39,8 @@ def perfect(name: str, connector: str):
         passed = []
         for index in range(REQUESTS):
             at_s = 10.0 * again + index
-            legs = [Call(role="aggregated", instance="a", asked_s=at_s, held_s=at_s + 0.1)]
+            name_of = "b" if again and name == "cross-instance" else "a"
+            legs = [Call(role="aggregated", instance=name_of, asked_s=at_s, held_s=at_s + 0.1)]
             if connector == "nixl":
                 legs = [
                     Call(role="prefill", instance="p", asked_s=at_s, held_s=at_s + 0.1),
@@ -161,15 +162,25 @@ def test_a_store_that_dropped_chunks_is_the_cause():
     assert ledger_closes([p]).outcome == "PASS"
 
 
-def test_a_full_store_that_finds_nothing_hashes_otherwise():
-    gone = {"aggregated": sources(3000)}
-    p = replace(STORED, sources=gone, store=store(0), store_since_empty=store(0))
-    assert causes(p)["hash seed mismatch"] == 2304
-    assert ledger_closes([p]).outcome == "PASS"
+def crossed(found: float) -> PassCounters:
+    """Another instance asks for what the first has stored, and finds that many tokens."""
+    return a_pass(
+        "cross-instance",
+        "lmcache",
+        sources={"aggregated": sources(3000 - found, external=found)},
+        store=store(found),
+        store_since_empty=store(found),
+    )
+
+
+def test_instances_that_find_only_their_own_chunks_hash_otherwise():
+    assert ledger_closes([crossed(2304)]).outcome == "PASS"
+    assert causes(crossed(0))["hash seed mismatch"] == 2304
+    assert ledger_closes([crossed(0)]).outcome == "PASS"
 
 
 def test_a_store_that_found_some_is_not_blamed_for_its_hash():
-    p = lost(STORED, store=store(1024))
+    p = crossed(1024)
     assert "hash seed mismatch" not in causes(p)
     assert ledger_closes([p]).outcome == "FAIL"
 

@@ -25,18 +25,26 @@ def check(
     *,
     client: Mapping[str, float],
     reasons: Sequence[str],
+    refusals: Sequence[str],
 ) -> list[Gate]:
-    """The gates that apply to this plan, those that spoil most first.
+    """The gates that apply to this plan.
 
-    `client` is the worst reading of the client's health; `reasons` say why passes were not run.
+    `client` is the worst reading of the client's health; `reasons` say why passes were not run,
+    `refusals` which caches were not emptied.
     """
     return [
         *_conduct(plan, requests, passes, reasons),
+        *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
         *_states(plan, passes),
         ledger_closes(passes),
         *_answers(plan, requests, legs),
         conduct_gates.client_kept_up(client),
     ]
+
+
+def _resets(plan: ExperimentPlan) -> bool:
+    """Whether caches can be emptied at all; attached servers that are not listed cannot be."""
+    return any(arm.settings is not None for arm in plan.arms)
 
 
 def _conduct(

@@ -32,10 +32,12 @@ def conclude(
     legs: pd.DataFrame | None = None,
     client: Mapping[str, float] | None = None,
     reasons: Sequence[str] = (),
+    refusals: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The part of result.json that is concluded from rows and counters.
 
-    `client` is the worst reading of the client's health, `reasons` say why passes were not run.
+    `client` is the worst reading of the client's health, `reasons` say why passes were not run,
+    `refusals` which caches were not emptied.
     """
     measured = len(requests) > 0
     answered = measured and bool(succeeded(requests).any())
@@ -45,7 +47,15 @@ def conclude(
     checked = []
     if measured:
         seen = requests.iloc[:0] if legs is None else legs
-        checked = check(plan, requests, seen, passes, client=client or {}, reasons=reasons)
+        checked = check(
+            plan,
+            requests,
+            seen,
+            passes,
+            client=client or {},
+            reasons=reasons,
+            refusals=refusals,
+        )
     failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
     if answered:
         found = finding(plan, comparisons, failed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from workbench.errors import ResetRefusedError
 from workbench.experiment.plan import Pass
 from workbench.load.arrivals import closed
 from workbench.load.driver import drive_in_thread
@@ -39,18 +40,30 @@ class Made:
 
     engines_empty: bool = False
     store_empty: bool = False
+    refused: str = ""
+    """Why an instance kept its cache."""
     doubts: tuple[str, ...] = ()
 
 
 async def make_state(deployment: Deployment, wanted: Pass) -> Made:
-    """Reset what the state needs to be empty."""
+    """Reset what the state needs to be empty.
+
+    A cold pass goes on when an engine refuses, since its salt alone keeps its prompts new; for any
+    other state ResetRefusedError is raised.
+    """
     doubts: list[str] = []
+    refused = ""
     engines_empty = store_empty = False
     resets = wanted.state in ("cold", "store-warm", "disk-warm")
     if resets and not await _store_is_quiet(deployment):
         doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
     if resets:
-        engines_empty = await deployment.reset_engines()
+        try:
+            engines_empty = await deployment.reset_engines()
+        except ResetRefusedError as error:
+            if wanted.state != "cold":
+                raise
+            refused = str(error)
     if resets and not engines_empty:
         rests = (
             "the salt alone keeps its prompts new"
@@ -64,7 +77,12 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
         store_empty = await deployment.reset_store()
     elif wanted.state == "disk-warm":
         await deployment.reset_store()  # its memory alone: what the disk holds stays
-    return Made(engines_empty=engines_empty, store_empty=store_empty, doubts=tuple(doubts))
+    return Made(
+        engines_empty=engines_empty,
+        store_empty=store_empty,
+        refused=refused,
+        doubts=tuple(doubts),
+    )
 
 
 async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs: int) -> None:

@@ -82,6 +82,7 @@ class Launch:
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
             nixl=counted.nixl if self._arm.connector == "nixl" else None,
             reuse=reuse,
+            requests_failed=len(failed),
             failed_prompt_tokens=sum(record.prompt_tokens for record in failed),
             overflowed=self._overflowed(reading),
             kv_bytes_per_token=self._kv_bytes_per_token(),
@@ -98,38 +99,45 @@ class Launch:
         asked = []
         for record in records:
             calls = self._calls(record, leg_of.get(record.request_id))
-            if calls is None:
+            if calls is None and record.ok:
                 return {}
-            if record.ok:
-                request = prompts[record.index]
-                asked.append(
-                    Asked(
-                        index=record.index,
-                        prompt=request.prompt_ids,
-                        ideal_tokens=request.ideal_reuse_tokens,
-                        calls=calls,
-                    )
+            request = prompts[record.index]
+            asked.append(
+                Asked(
+                    index=record.index,
+                    prompt=request.prompt_ids,
+                    ideal_tokens=request.ideal_reuse_tokens,
+                    calls=calls or (),
                 )
+            )
         self._sent += len(asked)
         assert self._ideal is not None
         return reuse_by_role(self._ideal.serve(asked))
 
     def _calls(self, record: RequestRecord, leg: LegRecord | None) -> tuple[Call, ...] | None:
+        """The legs that a request had, also one that failed; None where that is not known."""
         first_s = record.chunk_s[0] if record.chunk_s else record.stream_end_s
         if leg is None:
             if len(self._names) != 1:
                 return None
-            (only,) = self._names.values()
-            return (self._call(only.url, record.sent_s, first_s),)
-        calls = [self._call(leg.decode_instance, leg.decode_sent_s, leg.decode_first_byte_s)]
-        if leg.prefill_instance:
-            prefill = self._call(leg.prefill_instance, leg.prefill_sent_s, leg.prefill_done_s)
-            calls.insert(0, prefill)
-        return tuple(calls)
-
-    def _call(self, url: str, asked_s: float, held_s: float) -> Call:
-        instance = self._names[url]
-        return Call(role=instance.role, instance=instance.name, asked_s=asked_s, held_s=held_s)
+            (only,) = self._names
+            legs = [(only, record.sent_s, first_s)]
+        else:
+            legs = [
+                (leg.prefill_instance, leg.prefill_sent_s, leg.prefill_done_s),
+                (leg.decode_instance, leg.decode_sent_s, leg.decode_first_byte_s),
+            ]
+        return tuple(
+            Call(
+                role=self._names[url].role,
+                instance=self._names[url].name,
+                asked_s=asked_s,
+                # A leg that broke off may have left its KV behind at any time.
+                held_s=asked_s if isnan(held_s) else held_s,
+            )
+            for url, asked_s, held_s in legs
+            if url and not isnan(asked_s)
+        )
 
     def _overflowed(self, reading: CounterReading) -> frozenset[Role]:
         """Roles of which an instance was given more than fits, its answers' blocks included."""

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pandas as pd
 
-from workbench.errors import DeploymentError
+from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
@@ -54,6 +54,8 @@ class Log:
     doubts: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why passes could not be measured."""
+    refusals: list[str] = field(default_factory=list)
+    """Resets that an instance refused."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
@@ -98,6 +100,8 @@ async def measure_arm(
                 plan, arm, number, measured, deployment, launch, prompts, folder, log
             )
         except DeploymentError as error:
+            if isinstance(error, ResetRefusedError):
+                log.refusals.append(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
             log.reasons.append(f"{error}")
             log.doubt(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
             line = str(error)
@@ -149,6 +153,9 @@ async def _measure_pass(
     made = await make_state(deployment, measured)
     for doubt in made.doubts:
         log.doubt(doubt)
+    if made.refused:
+        where = f"{arm.label}, round {number + 1}, {measured.name}"
+        log.refusals.append(f"{where}: {made.refused}")
     workload = prompts
     if measured.state != "cold":
         workload = asked_again(prompts, share=measured.share, seed=number)

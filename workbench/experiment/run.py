@@ -174,6 +174,7 @@ def _facts(
             legs=log.frame("legs"),
             client=log.client,
             reasons=log.reasons,
+            refusals=log.refusals,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be concluded: {error!r}"

@@ -80,7 +80,7 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
             finished = p.requests.get(role, nan) if role in p.sources else nan
             if isnan(finished):
                 unknown.append(f"{p.label}: the {role} instances' requests are not known")
-            elif finished != p.requests_sent:
+            elif not p.requests_sent - p.requests_failed <= finished <= p.requests_sent:
                 problems.append(
                     f"{p.label}: the {role} instances finished {finished:,.0f} requests,"
                     f" {p.requests_sent:,} were sent"
@@ -151,7 +151,7 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
                     f"{p.label}: prompts too short to show a hit of {_SOURCE_NAMES[source]} on the"
                     f" {role} instances, which is whole units of {p.grain_tokens(source)} tokens"
                 )
-            elif tokens < share * expected:
+            elif tokens < share * (expected - p.failed_prompt_tokens):
                 problems.append(
                     f"{p.label}: {tokens:,.0f} of {p.prompt_tokens_sent:,} prompt tokens of the"
                     f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
@@ -202,7 +202,9 @@ def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
                     f"{p.label}: the {role} instances do not say where their prompt tokens came"
                     " from"
                 )
-            elif abs(sources.total - p.prompt_tokens_sent) > _STRAY_SHARE * p.prompt_tokens_sent:
+            elif abs(sources.total - p.prompt_tokens_sent) > (
+                _STRAY_SHARE * p.prompt_tokens_sent + p.failed_prompt_tokens
+            ):
                 reasons.append(
                     f"{p.label}: the {role} instances counted {sources.total:,.0f} prompt tokens,"
                     f" {p.prompt_tokens_sent:,} were sent"

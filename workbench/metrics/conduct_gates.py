@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "caches_emptied",
     "client_kept_up",
     "every_pass_ran",
     "instances_alike",
@@ -57,6 +58,20 @@ def every_pass_ran(
         holds=f"{len(wanted):,} of {len(wanted):,} passes were measured",
         problems=[f"{problem}: {reasons[0]}" if reasons else problem] if missing else [],
         next_step="read the log of the server that the reason names",
+    )
+
+
+def caches_emptied(refusals: Sequence[str]) -> Gate:
+    """Every reset that a cache state needed was carried out; `refusals` are those that were not.
+
+    vLLM answers a reset with HTTP 200 and `{"success": false}` while blocks are in use.
+    """
+    return judge(
+        "caches were emptied",
+        holds="every reset between passes was carried out",
+        problems=refusals,
+        next_step="find what holds the blocks: a request that never ended, or KV that nobody"
+        " fetched",
     )
 
 

@@ -16,7 +16,7 @@ Rules (read in vLLM 0.32.0 and proven there by tests/engine/test_ledger.py):
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from workbench.topology import Role
@@ -64,6 +64,10 @@ class Served:
     """Loaded through the connector, beyond the engine's own hit."""
     held_twice: int
     """What the store held of the engine's own hit: nothing is loaded for it."""
+    alone_external_hit: int
+    """What it could load if it found only chunks that it had stored itself."""
+    alone_held_twice: int
+    """`held_twice`, likewise."""
     in_flight: int
     """Hits that are missed only because the prompt that brings them was not yet held."""
     own_in_flight: int
@@ -90,6 +94,8 @@ class Reuse:
     engine_hit: int
     external_hit: int
     held_twice: int
+    alone_external_hit: int
+    alone_held_twice: int
     in_flight: int
     own_in_flight: int
     moved_tokens: int
@@ -114,18 +120,9 @@ def _added(legs: Sequence[Served]) -> Reuse:
     for leg in legs:
         if leg.rest:
             rest[leg.why_rest] = rest.get(leg.why_rest, 0) + leg.rest
-    return Reuse(
-        legs=len(legs),
-        prompt_tokens=sum(leg.prompt_tokens for leg in legs),
-        ideal=sum(leg.ideal for leg in legs),
-        engine_hit=sum(leg.engine_hit for leg in legs),
-        external_hit=sum(leg.external_hit for leg in legs),
-        held_twice=sum(leg.held_twice for leg in legs),
-        in_flight=sum(leg.in_flight for leg in legs),
-        own_in_flight=sum(leg.own_in_flight for leg in legs),
-        moved_tokens=sum(leg.moved_tokens for leg in legs),
-        rest=tuple(rest.items()),
-    )
+    summed = (f.name for f in fields(Reuse) if f.name not in ("legs", "rest"))
+    totals = {name: sum(getattr(leg, name) for leg in legs) for name in summed}
+    return Reuse(legs=len(legs), rest=tuple(rest.items()), **totals)
 
 
 @dataclass(slots=True)
@@ -171,6 +168,7 @@ class IdealCaches:
         self._prefix_caching, self._pulls = prefix_caching, pulls
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
+        self._stored_by: dict[str, _Held] = {}
 
     def forget_engines(self) -> None:
         """The prefix caches of all instances were emptied."""
@@ -179,6 +177,7 @@ class IdealCaches:
     def forget_store(self) -> None:
         """The KV store was emptied."""
         self._store = _Held(self._chunk)
+        self._stored_by.clear()
 
     def held_tokens(self) -> dict[str, int]:
         """Prompt tokens in whole blocks that each instance was given since it was emptied."""
@@ -202,7 +201,11 @@ class IdealCaches:
             if self._prefix_caching:
                 self._held_by(call.instance).add(blocks, call.held_s)
             self._store.add(chunks, call.held_s)
+            self._stored_alone(call.instance).add(chunks, call.held_s)
         return served
+
+    def _stored_alone(self, instance: str) -> _Held:
+        return self._stored_by.setdefault(instance, _Held(self._chunk))
 
     def _held_by(self, instance: str) -> _Held:
         return self._engines.setdefault(instance, _Held(self._block))
@@ -219,6 +222,7 @@ class IdealCaches:
             stored, stored_later = length, length
         else:
             stored, stored_later = self._store.tokens(chunks, call.asked_s)
+        alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
         reach = max(engine, stored)
         reach_later = max(engine_later, stored_later, reach)
@@ -240,6 +244,8 @@ class IdealCaches:
             engine_hit=engine,
             external_hit=max(0, stored - engine),
             held_twice=0 if fetched else min(stored, engine),
+            alone_external_hit=max(0, alone - engine),
+            alone_held_twice=min(alone, engine),
             in_flight=reach_later - reach,
             own_in_flight=engine_later - engine,
             rest=rest,

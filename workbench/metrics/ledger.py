@@ -22,7 +22,7 @@ from typing import Any
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gate import Gate, judge
-from workbench.metrics.ledger_causes import Entry, missing_causes
+from workbench.metrics.ledger_causes import Entry, hashes_apart, missing_causes, of_failed
 from workbench.metrics.passes import PassCounters
 from workbench.topology import Role
 
@@ -120,12 +120,8 @@ def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
 
 
 def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
-    entries = []
     short = p.prompt_tokens_sent - sources.total
-    if p.failed_prompt_tokens and short > 0:
-        lost = min(short, p.failed_prompt_tokens)
-        why = f"of {p.failed_prompt_tokens:,} prompt tokens of requests that failed"
-        entries.append(Entry(cause="failed requests", tokens=lost, why=why))
+    entries = [of_failed(p, short)] if p.failed_prompt_tokens and short else []
     return _account(
         p,
         role,
@@ -175,7 +171,9 @@ def _moved(p: PassCounters) -> Account:
         why = "NIXL moves whole blocks, the prompt's last one too"
         entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
     short = fetched - moved - sum(entry.tokens for entry in entries)
-    if p.nixl.failed > 0 and short > 0:
+    if p.failed_prompt_tokens and short:
+        entries.append(of_failed(p, short))
+    elif p.nixl.failed > 0 and short > 0:
         why = f"{p.nixl.failed:,.0f} failed transfers: counted as fetched, computed again"
         entries.append(Entry(cause="failed transfer", tokens=short, why=why))
     elif p.nixl.expired > 0 and short > 0:
@@ -196,7 +194,8 @@ def _store(p: PassCounters) -> Account:
     """Hits of the store against tokens that engines loaded."""
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
-    twice = float(sum(reuse.held_twice for reuse in p.reuse.values()))
+    apart = hashes_apart(p)
+    twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
     if twice:
         why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
@@ -207,6 +206,9 @@ def _store(p: PassCounters) -> Account:
         why = "a prompt was looked up while the one that brings its prefix was being computed"
         tokens = max(-slack, min(slack, gap))
         entries.append(Entry(cause="in flight", tokens=tokens, why=why))
+    rest = loaded - hits - sum(entry.tokens for entry in entries)
+    if p.failed_prompt_tokens and rest:
+        entries.append(of_failed(p, rest))
     return _account(
         p,
         "all",

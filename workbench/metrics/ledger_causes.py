@@ -11,7 +11,7 @@ from workbench.metrics.ideal import Reuse
 from workbench.metrics.passes import PassCounters
 from workbench.topology import Role
 
-__all__ = ["Entry", "missing_causes"]
+__all__ = ["Entry", "hashes_apart", "missing_causes", "of_failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +24,20 @@ class Entry:
     """What proves it, in numbers."""
 
 
+def of_failed(p: PassCounters, gap: float) -> Entry:
+    """As much of a gap as requests that failed can be: servers counted them, in part or not."""
+    most = float(p.failed_prompt_tokens)
+    why = f"{p.failed_prompt_tokens:,} prompt tokens of requests that failed, counted or not"
+    return Entry(cause="failed requests", tokens=max(-most, min(most, gap)), why=why)
+
+
 def missing_causes(
     p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources, missing: float
 ) -> list[Entry]:
     """Entries for the `missing` tokens of a role: those that perfect caches would have served.
 
     A cause is named only when a counter of this pass shows it; one that has been counted without
-    a token missing (a preemption) is an entry of 0.
+    a token missing (a preemption) is an entry of 0. Negative `missing` are tokens too many.
     """
     found = []
     if (times := p.preemptions.get(role, 0.0)) > 0:
@@ -39,52 +46,66 @@ def missing_causes(
             " computed again is in no counter"
         )
         found.append(Entry(cause="preemption", tokens=0.0, why=why))
+    if p.failed_prompt_tokens and missing:
+        found.append(of_failed(p, missing))
+        missing -= found[-1].tokens
     if missing < 0 and p.pass_name == "cold":
         why = "held by a cache before the first request of a cold pass was sent"
         found.append(Entry(cause="left over from before", tokens=missing, why=why))
-    if missing <= 0:
-        return found
-    external_missing = max(0.0, reuse.external_hit - sources.external_hit)
-    for entry in _proven(p, role, missing, external_missing):
-        found.append(entry)
-        missing -= entry.tokens
+    for entry in _proven(p, role, reuse, sources):
         if missing <= 0:
             break
+        tokens = min(missing, entry.tokens)
+        if tokens > 0:
+            found.append(Entry(cause=entry.cause, tokens=tokens, why=entry.why))
+            missing -= tokens
     return found
 
 
-def _proven(
-    p: PassCounters, role: Role, missing: float, external_missing: float
-) -> Iterator[Entry]:
-    store = p.store if p.connector.startswith("lmcache") else None
-    since = p.store_since_empty
-    if store is not None and external_missing:
-        if isnan(store.requested_tokens):
-            why = "the store did not answer when its counters were read"
-            yield Entry(
-                cause="store did not answer", tokens=min(missing, external_missing), why=why
-            )
-            return
-        if since is not None and since.written_chunks > 0 and store.requested_tokens > 0:
-            if store.hit_tokens == 0 and since.evicted_chunks == 0:
-                why = (
-                    f"the store holds {since.written_chunks:,.0f} chunks, was asked for"
-                    f" {store.requested_tokens:,.0f} tokens and found none: instances hash"
-                    " prompts differently (PYTHONHASHSEED, or another hash algorithm)"
-                )
-                yield Entry(
-                    cause="hash seed mismatch", tokens=min(missing, external_missing), why=why
-                )
-                return
-            if since.evicted_chunks > 0:
-                why = (
-                    f"the store dropped {since.evicted_chunks:,.0f} of"
-                    f" {since.written_chunks:,.0f} chunks: store_gb is too small"
-                )
-                yield Entry(cause="store eviction", tokens=min(missing, external_missing), why=why)
-                missing -= min(missing, external_missing)
+def hashes_apart(p: PassCounters) -> bool:
+    """Whether every role loaded exactly what it had stored itself, and others' chunks never.
+
+    Then instances name the same chunk differently: their hash seeds or algorithms differ.
+    """
+    store, kept = p.store, p.store_since_empty
+    if store is None or kept is None or not p.reuse.keys() >= p.sources.keys():
+        return False
+    shared = sum(p.reuse[role].external_hit for role in p.sources)
+    alone = sum(p.reuse[role].alone_external_hit for role in p.sources)
+    return (
+        shared > alone
+        and store.requested_tokens > 0
+        and kept.written_chunks > 0
+        and kept.evicted_chunks == 0
+        and all(p.reuse[r].alone_external_hit == s.external_hit for r, s in p.sources.items())
+    )
+
+
+def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
+    """Causes that a counter shows, each with the most tokens that it can explain."""
+    unloaded = max(0.0, reuse.external_hit - sources.external_hit)
+    if role == "decode" and p.nixl is not None and p.nixl.failed > 0:
+        why = f"{p.nixl.failed:,.0f} failed transfers, computed again"
+        yield Entry(cause="failed transfer", tokens=unloaded, why=why)
+    store, kept = p.store, p.store_since_empty
+    with_store = p.connector.startswith("lmcache")
+    if with_store and store is not None and isnan(store.requested_tokens):
+        why = "the store did not answer when its counters were read"
+        yield Entry(cause="store did not answer", tokens=unloaded, why=why)
+    elif with_store and hashes_apart(p):
+        why = (
+            "each instance found only chunks that it had stored itself: instances hash prompts"
+            " differently (PYTHONHASHSEED, or another hash algorithm)"
+        )
+        yield Entry(cause="hash seed mismatch", tokens=unloaded, why=why)
+    elif with_store and kept is not None and kept.evicted_chunks > 0:
+        why = (
+            f"the store dropped {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks:"
+            " store_gb is too small"
+        )
+        yield Entry(cause="store eviction", tokens=unloaded, why=why)
     if role in p.overflowed:
         # What an engine forgot a store may still serve, but only in whole chunks.
-        bound = missing if store is None else min(missing, p.chunk_tokens * p.requests_sent)
+        lost = max(0.0, reuse.engine_hit - sources.engine_hit)
         why = "an instance was given more prompt tokens than its KV space holds"
-        yield Entry(cause="engine eviction", tokens=bound, why=why)
+        yield Entry(cause="engine eviction", tokens=lost, why=why)

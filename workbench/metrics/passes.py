@@ -44,6 +44,7 @@ class PassCounters:
     """KV that decode instances pulled, and what failed on either side; None without NIXL."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)
     """What caches that never forget would have served; empty where that is not known."""
+    requests_failed: int = 0
     failed_prompt_tokens: int = 0
     """Prompt tokens of requests that failed: servers may have counted them or not."""
     overflowed: frozenset[Role] = frozenset()

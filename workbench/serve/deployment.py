@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import httpx
 
-from workbench.errors import DeploymentError, LaunchError
+from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve.plan import DeploymentPlan
 from workbench.serve.processes import Launcher, Process, free_ports
@@ -58,7 +58,7 @@ class Deployment:
         """Empty the prefix cache of every instance; False where that cannot be asked.
 
         An engine refuses while blocks are held (a NIXL transfer not yet fetched), so it is asked
-        again. Raises DeploymentError when it still refuses after 20 s.
+        again. Raises ResetRefusedError when it still refuses after 20 s.
         """
         if not self.instances or not self.resettable:
             return False
@@ -122,7 +122,7 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         if answer.status_code == 200 and _succeeded(answer):
             return True
         if time.monotonic() > ends_s:
-            raise DeploymentError(
+            raise ResetRefusedError(
                 f"{instance.name} refuses to reset its prefix cache ({answer.status_code}"
                 f" {answer.text[:100]}): some of its blocks are still in use"
             )
