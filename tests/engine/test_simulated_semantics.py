@@ -256,3 +256,28 @@ async def test_broken_transfers_are_counted_as_vllm_counts_them(
     assert found[-1] == {"told too late": 1}
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
         assert ours == theirs
+
+
+def forgetful(plan: DeploymentPlan) -> DeploymentPlan:
+    """A proxy that keeps the transfer parameters to itself."""
+    *others, proxy = plan.processes
+    lost = replace(proxy, args=(*proxy.args, "--fault", "transfer_params_lost"))
+    return replace(plan, processes=(*others, lost))
+
+
+async def test_a_forgetful_proxy_makes_real_vllm_prefill_twice_and_hold_its_blocks(
+    deployed: Any, pretended: EngineSettings
+) -> None:
+    told = []
+    for options in ({}, {"settings": replace(pretended, fault="transfer_params_lost")}):
+        change = (lambda plan: plan) if options else forgetful
+        async with deployed("1p1d", "nixl", change=change, **options) as deployment:
+            (row,) = await counted_by(deployment, [Ask(ids(1000, 1))])
+            prefill = deployment.instances[0].url
+            async with httpx.AsyncClient(trust_env=False) as client:
+                reset = (await client.post(f"{prefill}/reset_prefix_cache")).json()
+            sources = {k: v for k, v in row["decode-0"].items() if "by_source" in k}
+            told.append((sources, reset))
+    assert told[0] == told[1]
+    computed = {"vllm:prompt_tokens_by_source_total/local_compute": 1000.0}
+    assert told[0] == (computed, {"success": False})

@@ -23,7 +23,7 @@ from workbench.load.arrivals import Arrivals, closed, poisson
 from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
-from workbench.serve.simulated.faults import check_fault
+from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -103,6 +103,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         workload=_sweep_workload(params, vocab_tokens(model)),
         arrivals=_arrivals(params),
         doubts=(
+            *_fault_doubts(settings),
             *_sharing_doubts(capacity, settings),
             *_kv_doubts(params, settings, model),
             *_unequal(arms, params.tp),
@@ -140,6 +141,13 @@ def _arrivals(params: PdSweep) -> Arrivals:
     if params.rate_per_s > 0:
         return poisson(params.rate_per_s, params.requests, params.seed)
     return closed(params.concurrency)
+
+
+def _fault_doubts(settings: EngineSettings) -> list[str]:
+    if not settings.fault:
+        return []
+    shows = FAULTS[settings.fault].shows
+    return [f"The simulated servers go wrong on purpose, {settings.fault}: {shows}."]
 
 
 def _sharing_doubts(capacity: Capacity, settings: EngineSettings) -> list[str]:
@@ -259,5 +267,5 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
             },
         ),
         arrivals=closed(params.concurrency),
-        doubts=tuple(_kv_doubts(params, settings, model)),
+        doubts=(*_fault_doubts(settings), *_kv_doubts(params, settings, model)),
     )
