@@ -76,11 +76,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "server.log"
         write_log(path, megabytes)
-        ours, grep = [], []
+        ours, own, grep = [], [], []
         for _ in range(TURNS):
-            began_s = time.perf_counter()
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
             summary = read_log(path)
             ours.append(megabytes / (time.perf_counter() - began_s))
+            own.append(megabytes / (time.process_time() - began_cpu_s))
             began_s = time.perf_counter()
             counted = subprocess.run(
                 ["grep", "-cE", MARKS, str(path)], capture_output=True, text=True, check=True
@@ -89,9 +90,14 @@ def main() -> None:
     assert summary.matching == int(counted.stdout), "grep and read_log found different lines"
     ratios = sorted(a / b for a, b in zip(ours, grep, strict=True))
     print(f"{summary.lines:,} lines, {summary.matching:,} of them LMCache's, {summary.cut} cut")
-    print(f"read_log  {', '.join(f'{speed:.0f}' for speed in ours)} MB/s")
-    print(f"grep -c   {', '.join(f'{speed:.0f}' for speed in grep)} MB/s")
-    summed = {"read_log_mb_per_s": round(sorted(ours)[TURNS // 2]), "megabytes": megabytes}
+    # Where other programs share the cores, processor time says what an idle machine would.
+    for name, speeds in (("read_log", ours), ("  by processor time", own), ("grep -c", grep)):
+        print(f"{name:20} {', '.join(f'{speed:.0f}' for speed in speeds)} MB/s")
+    summed = {
+        "read_log_mb_per_s": round(sorted(ours)[TURNS // 2]),
+        "by_processor_time_mb_per_s": round(sorted(own)[TURNS // 2]),
+        "megabytes": megabytes,
+    }
     print(json.dumps(summed | {"times_grep": [round(ratio, 3) for ratio in ratios]}))
 
 

@@ -162,6 +162,13 @@ def test_a_store_that_dropped_chunks_is_the_cause():
     assert ledger_closes([p]).outcome == "PASS"
 
 
+def test_a_store_that_turned_chunks_away_is_the_cause():
+    full = replace(store(0), dropped_chunks=5)
+    p = lost(STORED, store=store(1024), store_since_empty=full)
+    assert causes(p)["store was full"] == 1280
+    assert ledger_closes([p]).outcome == "PASS"
+
+
 def crossed(found: float) -> PassCounters:
     """Another instance asks for what the first has stored, and finds that many tokens."""
     return a_pass(

@@ -103,8 +103,13 @@ def _crossing(rows: Sequence[Row]) -> str:
             f"loading beats recomputing at every measured length ({span}), so the crossing lies"
             f" below {rows[0]['prompt_tokens']:,} tokens."
         )
-    if not wins[-1]:
+    if not any(wins):
         return f"not reached in the measured range ({span})."
+    if not wins[-1]:
+        some = ", ".join(
+            f"{r['prompt_tokens']:,}" for r, win in zip(rows, wins, strict=True) if win
+        )
+        return f"detectable at {some} tokens and not at {rows[-1]['prompt_tokens']:,}: no crossing."
     first = len(wins) - wins[::-1].index(False)
     return (
         f"loading beats recomputing from {rows[first]['prompt_tokens']:,} tokens on, and not yet"

@@ -104,6 +104,12 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
             " store_gb is too small"
         )
         yield Entry(cause="store eviction", tokens=unloaded, why=why)
+    elif with_store and kept is not None and kept.dropped_chunks > 0:
+        why = (
+            f"the store turned {kept.dropped_chunks:,.0f} chunks away beside"
+            f" {kept.written_chunks:,.0f} that it kept: store_gb is too small"
+        )
+        yield Entry(cause="store was full", tokens=unloaded, why=why)
     if role in p.overflowed:
         # What an engine forgot a store may still serve, but only in whole chunks.
         lost = max(0.0, reuse.engine_hit - sources.engine_hit)

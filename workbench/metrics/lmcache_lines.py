@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,42 +99,57 @@ def scan(data: bytes, base: int, ranks: dict[bytes, str]) -> Block:
     """
     found = Block()
     _scan_lookups(data, base, ranks, found)
-    for stored, pattern in ((True, _STORED), (False, _RETRIEVED)):
-        _scan_transfers(data, base, ranks, found, pattern, stored=stored)
-    for match, start in _matches(_PREFETCH, data, found):
-        at, rank, _ = _place(data, start, ranks)
-        hits, asked, l1, l2, ms, request, _ = match.groups()
-        row = (at, rank, base + start, request or b"", int(hits), int(asked), int(l1), int(l2))
-        found.prefetches.append((*row, float(ms)))
-    for match, start in _matches(_RESUMED, data, found):
-        at, rank, _ = _place(data, start, ranks)
-        request, engine, hit, need, _ = match.groups()
-        known = (-1, int(engine), int(hit), int(need), -1)
-        found.resumed.append((at, rank, base + start, False, request, *known))
-    if b"; triggering eviction" in data:  # looking for the pattern itself would be slow
+    _scan_transfers(data, base, ranks, found, _STORED, stored=True)
+    _scan_transfers(data, base, ranks, found, _RETRIEVED, stored=False)
+    for match in _PREFETCH.finditer(data):
+        start = match.start()
+        whole = match if match.lastindex == _PREFETCH.groups else _again(match, data, found)
+        if whole is not None:
+            at, rank, _ = _place(data, start, ranks)
+            hits, asked, l1, l2, ms, request, _ = whole.groups()
+            keys = (int(hits), int(asked), int(l1), int(l2))
+            found.prefetches.append((at, rank, base + start, request or b"", *keys, float(ms)))
+    # Seldom there: to ask whether they are is faster than to look for them with a pattern.
+    if b"<resume-load>" in data:
+        _scan_resumed(data, base, ranks, found)
+    if b"; triggering eviction" in data:
         found.evictions = Counter(tier.decode() for tier in _EVICTED.findall(data))
-    found.chunk_tokens = {int(size) for size in _CHUNK.findall(data) if int(size)}
+    if b"chunk_size" in data:
+        found.chunk_tokens = {int(size) for size in _CHUNK.findall(data) if int(size)}
     found.starts = sum(data.count(line) for line in _STARTED)
     return found
 
 
 def _scan_lookups(data: bytes, base: int, ranks: dict[bytes, str], found: Block) -> None:
-    add = found.lookups.append
-    for match, start in _matches(_LOOKUP, data, found):
+    add, groups = found.lookups.append, _LOOKUP.groups
+    for first in _LOOKUP.finditer(data):
+        match = first if first.lastindex == groups else _again(first, data, found)
+        if match is None:
+            continue
         request, total, engine, none, hit, minus, need, least, _ = match.groups()
         if none:
             continue  # the answer was not there yet: the same request is asked again
-        end = match.end()
+        start, end = first.start(), match.end()
         after = match.string[end : end + 1]
         bare = after != b" " and least is None
         if bare and after not in (b"\n", b"\r", b"\x1b"):
             found.cut += 1
             continue
         at, rank, _ = _place(data, start, ranks)
-        said_engine = -1 if engine is None else int(engine)
-        difference = -int(need) if minus else int(need)
-        row = (at, rank, base + start, bare, request, int(total), said_engine, int(hit))
-        add((*row, difference, -1 if least is None else int(least)))
+        add(
+            (
+                at,
+                rank,
+                base + start,
+                bare,
+                request,
+                int(total),
+                -1 if engine is None else int(engine),
+                int(hit),
+                -int(need) if minus else int(need),
+                -1 if least is None else int(least),
+            )
+        )
 
 
 def _scan_transfers(
@@ -147,41 +161,44 @@ def _scan_transfers(
     *,
     stored: bool,
 ) -> None:
-    add = found.transfers.append
-    for match, start in _matches(pattern, data, found):
+    add, groups = found.transfers.append, pattern.groups
+    for first in pattern.finditer(data):
+        match = first if first.lastindex == groups else _again(first, data, found)
+        if match is None:
+            continue
         tokens, mp_seconds, required, gb, ms, _ = match.groups()
-        if mp_seconds is None and required is None:
-            continue  # `Retrieved 256 tokens`: the last layer's echo of a line that has it all
-        at, rank, before = _place(data, start, ranks)
-        place = (at, rank, base + start)
-        if required is None:
-            add((*place, b"", stored, True, int(tokens), -1.0, float(mp_seconds)))
-            continue
-        named = _REQUEST.search(before)
-        request = named[1] if named else b""
-        cost = (-1.0, -1.0) if gb is None else (float(gb), float(ms) / 1000)
-        add((*place, request, stored, False, int(tokens), *cost))
+        start = first.start()
+        if required is not None:
+            at, rank, before = _place(data, start, ranks)
+            named = _REQUEST.search(before)
+            request = named[1] if named else b""
+            cost = (-1.0, -1.0) if gb is None else (float(gb), float(ms) / 1000)
+            add((at, rank, base + start, request, stored, False, int(tokens), *cost))
+        elif mp_seconds is not None:
+            at, rank, _ = _place(data, start, ranks)
+            add((at, rank, base + start, b"", stored, True, int(tokens), -1.0, float(mp_seconds)))
+        # Else `Retrieved 256 tokens`: the last layer's echo of a line that has it all.
 
 
-def _matches(
-    pattern: re.Pattern[bytes], data: bytes, found: Block
-) -> Iterator[tuple[re.Match[bytes], int]]:
-    """The whole matches and where they start; a line that only begins as one is counted as cut.
+def _scan_resumed(data: bytes, base: int, ranks: dict[bytes, str], found: Block) -> None:
+    for first in _RESUMED.finditer(data):
+        match = first if first.lastindex == _RESUMED.groups else _again(first, data, found)
+        if match is not None:
+            at, rank, _ = _place(data, first.start(), ranks)
+            request, engine, hit, need, _ = match.groups()
+            known = (-1, int(engine), int(hit), int(need), -1)
+            found.resumed.append((at, rank, base + first.start(), False, request, *known))
 
-    A colour inside the text hides a line at first: it is read again without.
-    """
-    whole = pattern.groups
-    for match in pattern.finditer(data):
-        start = match.start()
-        if match.lastindex == whole:
-            yield match, start
-            continue
-        line = data[start : data.find(b"\n", start) + 1 or len(data)]
-        again = pattern.match(_ANSI.sub(b"", line)) if b"\x1b" in line else None
-        if again and again.lastindex == whole:
-            yield again, start
-        elif b"LMCache" in data[data.rfind(b"\n", 0, start) + 1 : start + len(line)]:
-            found.cut += 1
+
+def _again(match: re.Match[bytes], data: bytes, found: Block) -> re.Match[bytes] | None:
+    """A line that only begins as one of ours, read without the colours within; None for a cut."""
+    start = match.start()
+    line = data[start : data.find(b"\n", start) + 1 or len(data)]
+    again = match.re.match(_ANSI.sub(b"", line)) if b"\x1b" in line else None
+    if again and again.lastindex == match.re.groups:
+        return again
+    found.cut += b"LMCache" in data[data.rfind(b"\n", 0, start) + 1 : start + len(line)]
+    return None
 
 
 def _place(data: bytes, start: int, ranks: dict[bytes, str]) -> tuple[bytes, str, bytes]:
