@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import DeploymentError, ResultError
+from workbench.experiment.plan import Pass
 from workbench.experiment.result import SCHEMA, load_result
 from workbench.experiment.run import run
 from workbench.serve import deployment as serve
@@ -174,8 +175,8 @@ async def test_a_run_in_which_no_pass_could_begin_has_failed(attached, vllm, mon
     monkeypatch.setattr(serve, "RESET_TIMEOUT_S", 0.0)
     vllm.refuses_resets = True
     plan = attached()
-    cold_only = replace(plan.arms[0], passes=plan.arms[0].passes[:1])
-    plan = replace(plan, arms=(cold_only,))
+    warm_only = replace(plan.arms[0], passes=(Pass(name="store-warm", state="store-warm"),))
+    plan = replace(plan, arms=(warm_only,))
     with pytest.raises(DeploymentError, match=r"no pass could be measured; .* refuses to reset"):
         await run(plan, echo=lambda _: None)
     assert only_attempt(tmp_path, plan.run_id).facts["finding"] == "Nothing was measured"

@@ -74,6 +74,7 @@ class Launch:
             connector=self._arm.connector,
             requests_sent=len(records),
             prompt_tokens_sent=prompts.prompt_tokens,
+            longest_prompt_tokens=max(r.prompt_tokens for r in sent.requests),
             ideal_reuse_tokens=sum(r.ideal_reuse_tokens for r in prompts.requests),
             sources=counted.sources,
             requests=counted.requests,

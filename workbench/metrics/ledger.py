@@ -207,7 +207,15 @@ def _store(p: PassCounters) -> Account:
         tokens = max(-slack, min(slack, gap))
         entries.append(Entry(cause="in flight", tokens=tokens, why=why))
     rest = loaded - hits - sum(entry.tokens for entry in entries)
-    if p.failed_prompt_tokens and rest:
+    kept, times = p.store_since_empty, sum(p.preemptions.values())
+    if rest < 0 and times > 0:
+        why = f"{times:,.0f} preempted requests were looked up once more, and load nothing then"
+        most = times * p.longest_prompt_tokens
+        entries.append(Entry(cause="preemption", tokens=max(-most, rest), why=why))
+    elif kept is not None and kept.evicted_chunks > 0 and 0 < rest <= twice:
+        why = f"the store had dropped {kept.evicted_chunks:,.0f} chunks of what the engines held"
+        entries.append(Entry(cause="store eviction", tokens=rest, why=why))
+    elif p.failed_prompt_tokens and rest:
         entries.append(of_failed(p, rest))
     return _account(
         p,

@@ -70,11 +70,12 @@ def hashes_apart(p: PassCounters) -> bool:
     store, kept = p.store, p.store_since_empty
     if store is None or kept is None or not p.reuse.keys() >= p.sources.keys():
         return False
-    shared = sum(p.reuse[role].external_hit for role in p.sources)
-    alone = sum(p.reuse[role].alone_external_hit for role in p.sources)
+    roles = [p.reuse[role] for role in p.sources]
+    alone = sum(reuse.alone_external_hit for reuse in roles)
     return (
-        shared > alone
+        sum(reuse.external_hit for reuse in roles) > alone
         and store.requested_tokens > 0
+        and store.hit_tokens == alone + sum(reuse.alone_held_twice for reuse in roles)
         and kept.written_chunks > 0
         and kept.evicted_chunks == 0
         and all(p.reuse[r].alone_external_hit == s.external_hit for r, s in p.sources.items())

@@ -29,6 +29,7 @@ class PassCounters:
     connector: str = "none"
     requests_sent: int
     prompt_tokens_sent: int
+    longest_prompt_tokens: int = 0
     ideal_reuse_tokens: int = 0
     """Tokens that the workload itself repeats: hits that even a cold pass may have."""
     sources: Mapping[Role, TokenSources] = field(default_factory=dict)
