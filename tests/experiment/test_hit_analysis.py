@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from math import isnan
@@ -11,13 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from workbench.errors import ParameterError, PlanError, ResultError
 from workbench.experiment import arms
 from workbench.experiment.hit_analysis import hit_analysis
 from workbench.experiment.hit_findings import ratios, tiers
 from workbench.experiment.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE, SMALL
-from workbench.experiment.hit_rows import explained, pass_counts, served_tokens, store_logs
+from workbench.experiment.hit_rows import (
+    credited,
+    explained,
+    pass_counts,
+    served_tokens,
+    store_logs,
+)
 from workbench.experiment.hit_sentences import cards, headline, sentences
 from workbench.experiment.plan import ExperimentPlan, run_id
 from workbench.params import LMCacheHitAnalysis, check_params
@@ -82,6 +91,26 @@ def test_a_store_that_is_not_too_small_is_a_doubt(hits: Plan) -> None:
 def test_bad_parameters_are_one_sentence(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ParameterError, match=sentence):
         check_params("lmcache_hit_analysis", given)
+
+
+async def test_the_chunk_of_a_running_store_is_asked_of_it(
+    hits: Plan, unused_tcp_port: int
+) -> None:
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response({"is_healthy": True, "chunk_size": 512})
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    attach = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
+    urls = ["http://127.0.0.1:1"]
+    async with TestServer(app) as server:
+        url = str(server.make_url(""))
+        plan = await asyncio.to_thread(lambda: hits(**attach, decode_urls=urls, lmcache_url=url))
+    (arm,) = plan.arms
+    assert (arm.connector, arm.chunk_tokens) == ("lmcache", 512)
+    assert [p.name for p in arm.passes] == ["cold", "engine-warm", "store-warm"]
+    silent = hits(**attach, decode_urls=urls, lmcache_url=f"http://127.0.0.1:{unused_tcp_port}")
+    assert "does not say how long its chunk is" in silent.doubts[-1]
 
 
 def test_a_log_has_no_plan(hits: Plan) -> None:
@@ -165,6 +194,26 @@ def test_without_a_store_only_the_engine_serves(tmp_path: Path) -> None:
     (row,) = served_tokens(sent, store_logs(tmp_path, sent)).to_dict("records")
     assert (row["engine"], row["l1"], row["computed"]) == (384, 0, 16)
     assert isnan(row["need"])
+
+
+@pytest.mark.parametrize(
+    ("loaded", "engine", "served_by"),
+    [(0, 384, "engine"), (384, 0, "l1"), (100, 284, None), (np.nan, np.nan, None)],
+)
+def test_without_a_log_the_counters_of_a_pass_say_who_served(
+    tmp_path: Path, loaded: float, engine: float, served_by: str | None
+) -> None:
+    sent = requests("attached", "again", [("a", 400, 384)])
+    counts = pd.DataFrame(
+        [{"arm": "attached", "round": 0, "pass": "again", "loaded": loaded, "engine": engine,
+          "claimed_l1": loaded, "claimed_l2": 0.0}]
+    )  # fmt: skip
+    (row,) = credited(served_tokens(sent, store_logs(tmp_path, sent)), counts).to_dict("records")
+    for tier in ("engine", "l1", "l2"):
+        if served_by is None:
+            assert isnan(row[tier])
+        else:
+            assert row[tier] == (384 if tier == served_by else 0)
 
 
 def test_a_failed_request_serves_nobody(run_folder: Path) -> None:

@@ -20,7 +20,7 @@ from workbench.experiment import hit_rows
 from workbench.experiment.arms import plan
 from workbench.experiment.hit_findings import ratios, tiers
 from workbench.experiment.hit_log import log_facts
-from workbench.experiment.hit_sentences import cards, headline, sentences
+from workbench.experiment.hit_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.plan import ExperimentPlan, run_id
 from workbench.experiment.result import SCHEMA, Result, RunFolder
@@ -131,17 +131,22 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     served = hit_rows.served_tokens(result.requests, logs)
     counters = _read_frame(result, "counters")
     counts = hit_rows.pass_counts(counters)
+    served = hit_rows.credited(served, counts)
     table = tiers(served, counts)
     compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
     failed = [gate["name"] for gate in result.facts["gates"] if gate["outcome"] == "FAIL"]
-    found = headline(compared)
-    if failed:
+    # Servers that run already have no rival without a store: what every sweep finds is said.
+    attached = made.params.engine == "attach"
+    found = result.facts["finding"] if attached else headline(compared)
+    if failed and not attached:
         found = f"Not proven, since a gate failed ({', '.join(failed)}): {found}"
     doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
     facts = result.facts | {
         "finding": found,
-        "numbers": cards(compared, table),
-        "sentences": sentences(compared, table),
+        "numbers": result.facts["numbers"] if attached else cards(compared, table),
+        "sentences": [*by_counters(table), *result.facts["sentences"]]
+        if attached
+        else sentences(compared, table),
         "explained": hit_rows.explained(served),
         "tiers": table,
         "ratios": compared,

@@ -27,7 +27,7 @@ def tiers(served: pd.DataFrame, counts: pd.DataFrame) -> list[Row]:
     rows = []
     for (arm, name), group in served.groupby(["arm", "pass"], sort=False):
         row: Row = {"arm": arm, "pass": name, "requests": len(group)}
-        row |= {column: float(group[column].sum()) for column in _TOKENS}
+        row |= {column: float(group[column].sum(skipna=False)) for column in _TOKENS}
         counted = counts[(counts["arm"] == arm) & (counts["pass"] == name)]
         for column in counts.columns[3:]:
             row[f"counted_{column}"] = float(counted[column].sum(skipna=False))

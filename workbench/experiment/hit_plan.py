@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import httpx
+
 from workbench.errors import PlanError
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
 from workbench.experiment.room import (
@@ -150,6 +152,15 @@ def _workload(params: LMCacheHitAnalysis, vocab_tokens: int) -> Lengths:
     )
 
 
+def _chunk_of(url: str) -> int:
+    """The chunk of a running LMCache server, asked of it; 0 where it does not say."""
+    try:
+        said = httpx.get(f"{url.rstrip('/')}/status", timeout=3.0, trust_env=False).json()
+        return int(said["chunk_size"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
     """One arm of servers that run already; counters before and after say who served what."""
     states: list[State] = ["cold", "engine-warm"]
@@ -164,11 +175,18 @@ def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
             "Without decode_urls and lmcache_url no counter is read and nothing is reset: who"
             " served a token is not known. Give both."
         )
+    chunk_tokens = _chunk_of(params.lmcache_url) if params.lmcache_url else 0
+    if params.lmcache_url and not chunk_tokens:
+        doubts.append(
+            f"The LMCache server at {params.lmcache_url} does not say how long its chunk is, so"
+            " what it could have served is not known."
+        )
     arm = Arm(
         label="attached",
         role="attached",
-        topology="attached",
-        connector="unknown",
+        topology=f"{max(1, len(params.decode_urls))}a",
+        connector="lmcache" if chunk_tokens else "unknown",
+        chunk_tokens=chunk_tokens,
         passes=tuple(Pass(name=state, state=state) for state in states),
     )
     return ExperimentPlan(

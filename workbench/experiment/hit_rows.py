@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "credited",
     "examples",
     "explained",
     "log_tokens",
@@ -98,6 +99,28 @@ def served_tokens(
         need=(joined["held"] - whole - engine).where(has_log),
         ideal=joined["ideal_reuse_tokens"],
     ).drop(columns=["l2_held", "retrieved", "ideal_reuse_tokens"])
+
+
+def credited(served: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
+    """Rows without a store's log, credited by what the servers counted in their pass.
+
+    Cached tokens are those of the engine where nothing was loaded, and of LMCache where the engine
+    itself hit nothing; where both did, or nobody counted, who served a request is not known.
+    """
+    keys = ["arm", "round", "pass"]
+    joined = served[keys].merge(counts, on=keys, how="left").set_axis(served.index)
+    silent = served["need"].isna()
+    loaded, engine = joined["loaded"], joined["engine"]
+    by_l1 = silent & (loaded > 0) & (engine == 0) & (joined["claimed_l2"] == 0)
+    by_l2 = silent & (loaded > 0) & (engine == 0) & (joined["claimed_l1"] == 0)
+    unknown = silent & ~(loaded == 0) & ~by_l1 & ~by_l2
+    cached = served["cached_tokens"].astype(float)
+    rows = served.copy()
+    rows.loc[by_l1 | by_l2, "engine"] = 0.0
+    rows.loc[by_l1, ["l1", "held"]] = np.column_stack([cached[by_l1]] * 2)
+    rows.loc[by_l2, ["l2", "held"]] = np.column_stack([cached[by_l2]] * 2)
+    rows.loc[unknown, ["engine", "l1", "l2", "held", "idle"]] = nan
+    return rows
 
 
 def _by_request(summary: LogSummary) -> pd.DataFrame:

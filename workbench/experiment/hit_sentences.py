@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.experiment.hit_plan import MAIN, SMALL
 
-__all__ = ["cards", "headline", "sentences"]
+__all__ = ["by_counters", "cards", "headline", "sentences"]
 
 Row = dict[str, Any]
 
@@ -48,6 +48,23 @@ def sentences(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[str]:
             "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
             f" engine cache on: {off['sentence']}."
         )
+    return said
+
+
+def by_counters(tiers: Sequence[Row]) -> list[str]:
+    """Of each pass who served its tokens, as the servers counted: for servers that run already."""
+    said = []
+    for row in tiers:
+        if isnan(row["counted_loaded"]) or isnan(row["counted_engine"]):
+            said.append(f"{row['pass']}: the servers do not say who served its tokens.")
+            continue
+        text = (
+            f"{row['pass']}: of {row['prompt_tokens']:,.0f} prompt tokens the engine's own cache"
+            f" served {row['counted_engine']:,.0f} and LMCache {row['counted_loaded']:,.0f}"
+        )
+        if row["counted_claimed"] > row["counted_loaded"]:
+            text += f"; LMCache's own counter claims {row['counted_claimed']:,.0f} hits"
+        said.append(f"{text}.")
     return said
 
 

@@ -200,7 +200,7 @@ def run_id(params: EngineParams) -> str:
     if params.engine == "simulated":
         words[-1:-1] = [params.engine, params.fault]
     elif params.engine == "attach":
-        words[words.index(values["connector"])] = params.engine
+        words[words.index(values.get("connector", ""))] = params.engine
     # A label of an attached deployment may be any text, and this is the name of a folder.
     plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
     return "-".join(word for word in plain if word)
