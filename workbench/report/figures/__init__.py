@@ -6,6 +6,7 @@ from workbench.report.figures.hits import hit_against_ideal, ttft_against_cached
 from workbench.report.figures.latencies import latency_panels, requests_over_time
 from workbench.report.figures.medians import tps_by_topology, ttft_by_topology
 from workbench.report.figures.ratios import speedups
+from workbench.report.figures.sources import token_sources
 from workbench.report.figures.tiers import hits_by_tier, served_over_requests
 from workbench.report.figures.waterfall import ttft_waterfall
 
@@ -20,6 +21,7 @@ __all__ = [
     "requests_over_time",
     "served_over_requests",
     "speedups",
+    "token_sources",
     "tps_by_topology",
     "ttft_against_cached_share",
     "ttft_by_topology",
