@@ -168,6 +168,8 @@ def test_the_scope_says_where_and_with_what_it_was_measured(sweep, machine_has, 
     few = sentences.scope(sweep(rounds=1))
     assert " 1 round, " in few and few.endswith("; too few rounds for intervals of ratios.")
     assert sentences.scope(sweep(model=str(model))).startswith("Measured on cpu.")
+    simulated = sweep(engine="simulated")
+    assert sentences.scope(simulated).startswith("Simulated servers: nothing was measured.")
     attached = sweep(engine="attach", base_url="http://127.0.0.1:1")
     assert sentences.scope(attached).startswith("Servers started by somebody else.")
     machine_has("rocm", gpus=8)

@@ -129,9 +129,11 @@ def scope(plan: ExperimentPlan) -> str:
     where = (
         "Tiny model on a CPU: ratios are shapes, not promises for a GPU."
         if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model
-        else f"Measured on {plan.platform}."
-        if plan.params.engine == "vllm"
-        else "Servers started by somebody else."
+        else {
+            "vllm": f"Measured on {plan.platform}.",
+            "simulated": "Simulated servers: nothing was measured.",
+            "attach": "Servers started by somebody else.",
+        }[plan.params.engine]
     )
     intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
     return (

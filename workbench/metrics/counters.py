@@ -40,8 +40,9 @@ _NOT_SERVED = ("abort", "error")
 class TokenSources:
     """Where prompt tokens came from. NaN where the server does not say.
 
-    vLLM counts a request when it is admitted, so tokens that a failed transfer made the engine
-    compute again stay under `external_hit`.
+    vLLM counts a request once, when it is first admitted. A pull that fails as a whole is then
+    counted as computed (policy recompute); KV that expired and was read all the same stays under
+    `external_hit`, and so do tokens that a preempted request computes again.
     """
 
     computed: float = nan

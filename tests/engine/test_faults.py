@@ -1,0 +1,105 @@
+"""Faults that can be made on real servers: the gates and the ledger see them there too.
+
+docs/faults.md has the whole matrix on simulated servers. A killed store and a killed decode
+instance are in test_accidents.py.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.experiment import measure
+from workbench.experiment.arms import plan
+from workbench.experiment.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.result import Result
+from workbench.experiment.run import run
+from workbench.load.workload import Workload
+from workbench.params import PdSweep
+from workbench.serve import deployment
+from workbench.serve.deployment import Deployment
+from workbench.serve.plan import DeploymentPlan
+
+
+def small(folder: Path, **given: Any) -> ExperimentPlan:
+    return plan(
+        PdSweep(
+            rounds=1,
+            requests=3,
+            prompt_tokens=3000,
+            output_tokens=8,
+            output_dir=str(folder),
+            **({"opponents": False} | given),
+        )
+    )
+
+
+def not_passed(result: Result) -> set[str]:
+    """Gates that are not PASS, but for the client's: this machine may be busy."""
+    gates = result.facts["gates"]
+    return {g["name"] for g in gates if g["outcome"] != "PASS"} - {"client kept up"}
+
+
+def causes(result: Result) -> set[str]:
+    return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]}
+
+
+async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+) -> None:
+    planned = Arm.deployment
+
+    def forgetful(arm: Arm, *args: Any, **options: Any) -> DeploymentPlan:
+        made = planned(arm, *args, **options)
+        *others, proxy = made.processes
+        proxy = replace(proxy, args=(*proxy.args, "--fault", "transfer_params_lost"))
+        return replace(made, processes=(*others, proxy))
+
+    monkeypatch.setattr(Arm, "deployment", forgetful)
+    # Prefill holds the KV that nobody fetches, and refuses every reset until its lease ends.
+    monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+    made = small(tmp_path, topology="1p1d", connector="nixl")
+    (arm,) = made.arms
+    result = await run(replace(made, arms=(replace(arm, passes=arm.passes[:1]),)))
+    assert not_passed(result) == {"KV moved", "the ledger closes", "caches were emptied"}
+    (gate,) = (g for g in result.facts["gates"] if g["name"] == "KV moved")
+    assert "the decode instances computed 9,000 of 9,000 prompt tokens" in gate["sentence"]
+
+
+async def test_a_store_that_was_left_warm_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+) -> None:
+    async def pretended(_: Deployment) -> bool:
+        return True
+
+    monkeypatch.setattr(Deployment, "reset_store", pretended)
+    made = small(tmp_path, topology="2a", connector="lmcache")
+    (arm,) = made.arms
+    # The prompts are sent once before the pass that is called cold.
+    passes = (Pass(name="asked before", state="engine-warm"), Pass(name="cold", state="cold"))
+    result = await run(replace(made, arms=(replace(arm, passes=passes),)))
+    assert not_passed(result) == {"cold was cold"}
+    assert "left over from before" in causes(result)
+
+
+async def test_another_prompt_of_equal_length_shows_in_the_text_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+) -> None:
+    drive = measure.drive_in_thread
+
+    async def mistaken(workload: Workload, *args: Any, **options: Any) -> Any:
+        """In all but the cold pass the second prompt is sent in the place of the first."""
+        mistakes.append(workload)
+        if len(mistakes) > 1:
+            first, second, *rest = workload.requests
+            swapped = replace(first, prompt_ids=second.prompt_ids)
+            workload = replace(workload, requests=(swapped, second, *rest))
+        return await drive(workload, *args, **options)
+
+    mistakes: list[Workload] = []
+    monkeypatch.setattr(measure, "drive_in_thread", mistaken)
+    made = small(tmp_path, topology="1a,2a", connector="none")
+    result = await run(made)
+    assert "same text" in not_passed(result)
+    assert "output counts equal" not in not_passed(result)

@@ -1,0 +1,145 @@
+"""Every fault of the simulated engine through the whole pipeline: docs/faults.md says what it does.
+
+The gate on the client is fed a quiet clock, since a shared machine rightly trips it.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from workbench.experiment import measure
+from workbench.experiment.arms import plan
+from workbench.experiment.result import Result
+from workbench.experiment.run import run
+from workbench.machine import repository_root
+from workbench.params import PdSweep
+from workbench.serve import deployment
+from workbench.serve.simulated.faults import FAULTS, applies
+from workbench.topology import Topology
+
+RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
+"""Causes that every clean ledger has."""
+DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl")
+
+
+class Row(NamedTuple):
+    fault: str
+    deployment: str
+    gates: dict[str, str]
+    """Those that are not PASS, with their outcome."""
+    causes: set[str]
+
+    def __str__(self) -> str:
+        return f"{self.fault} {self.deployment}"
+
+
+def matrix() -> list[Row]:
+    rows = []
+    for line in (repository_root() / "docs" / "faults.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0] in FAULTS:
+            fault, deployments, gates, causes, _ = cells
+            outcomes = {}
+            for gate in listed(gates):
+                name = gate.removesuffix(" INCONCLUSIVE")
+                outcomes[name] = "INCONCLUSIVE" if name != gate else "FAIL"
+            rows += [Row(fault, d, outcomes, set(listed(causes))) for d in listed(deployments)]
+    return rows
+
+
+def listed(cell: str) -> list[str]:
+    return [] if cell == "-" else cell.split(", ")
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
+    monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+
+    def watch(load: Any, others_share: float, log: measure.Log) -> None:
+        log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}
+
+    monkeypatch.setattr(measure, "_watch_client", watch)
+
+
+async def simulate(folder: Path, text: str, **values: Any) -> Result:
+    topology, connector = text.split()
+    params = PdSweep(
+        **{
+            "engine": "simulated",
+            "topology": topology,
+            "connector": connector,
+            "rounds": 1,
+            "requests": 6,
+            "prompt_tokens": 1500,
+            "output_tokens": 12,
+            "timeout_s": 2.0,
+            "opponents": False,
+            "output_dir": str(folder),
+        }
+        | values
+    )
+    return await run(plan(params), echo=lambda _: None)
+
+
+def not_passed(result: Result) -> dict[str, str]:
+    gates = result.facts["gates"]
+    return {gate["name"]: gate["outcome"] for gate in gates if gate["outcome"] != "PASS"}
+
+
+def causes(result: Result) -> set[str]:
+    return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]} - RULES
+
+
+def test_the_table_has_every_fault_wherever_it_can_happen():
+    wanted = {
+        (fault, text)
+        for fault in FAULTS
+        for text in DEPLOYMENTS
+        if applies(fault, text.split()[1], Topology.parse(text.split()[0]))
+    }
+    # Two aggregated instances have no arm beside them whose text could be compared.
+    wanted.remove(("wrong_kv", "2a lmcache"))
+    assert {(row.fault, row.deployment) for row in matrix()} == wanted
+
+
+@pytest.mark.parametrize("row", matrix(), ids=str)
+async def test_a_fault_does_what_the_table_says_and_nothing_else(
+    row: Row, quiet: None, tmp_path: Path, nothing_running: str
+):
+    needs_baseline = row.fault == "wrong_kv"
+    result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=needs_baseline)
+    assert not_passed(result) == row.gates
+    assert causes(result) == row.causes
+    assert result.facts["simulated"]
+    assert any("go wrong on purpose" in doubt for doubt in result.doubts)
+
+
+@pytest.mark.parametrize("text", DEPLOYMENTS)
+async def test_twenty_clean_launches_trip_nothing(
+    text: str, quiet: None, tmp_path: Path, nothing_running: str
+):
+    result = await simulate(tmp_path, text, rounds=20, requests=3)
+    assert not_passed(result) == {}
+    assert causes(result) == set()
+    assert len(result.facts["launches_s"]) == 20
+    assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
+
+
+async def test_faults_of_the_stream_change_no_latency(
+    quiet: None, tmp_path: Path, nothing_running: str
+):
+    clean, empty, bulk, late = [
+        (await simulate(tmp_path, "2a none", fault=fault, prompt_tokens=12_000)).requests
+        for fault in ("", "role_chunk_first", "tokens_in_bulk", "late_finish")
+    ]
+    # Taken wrong, TTFT would fall to the first chunk's time and TPOT rise fourfold.
+    cold = empty["pass"] == "cold"
+    assert (empty["head_s"] - empty["sent_s"])[cold].median() < 0.5 * empty["ttft_s"][cold].median()
+    assert empty["ttft_s"][cold].median() > 0.6 * clean["ttft_s"][cold].median()
+    assert bulk["tpot_s"].median() < 2 * clean["tpot_s"].median()
+    assert bulk["output_tokens"].eq(clean["output_tokens"]).all()
+    last_s = late["chunk_s"].map(lambda stamps: stamps[-1])
+    assert (late["stream_end_s"] - last_s > 0.04).all()
+    assert (late["e2e_s"] - (last_s - late["sent_s"])).abs().max() < 1e-9
