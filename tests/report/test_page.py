@@ -104,7 +104,7 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(
     kicker = soup.select_one(".kick")
     assert kicker is not None
     assert " ".join(kicker.text.split()) == (
-        "● success PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
+        "▲ not proven PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
     )
     cards = [card.get_text(" ") for card in soup.select(".card")]
     assert cards == [
@@ -288,9 +288,20 @@ def test_a_kernel_that_died_leaves_a_cell_without_a_reply() -> None:
 
 @pytest.mark.parametrize("status", ["started", "success", "failed", "cancelled"])
 def test_the_status_is_a_word_and_a_shape(result: dict[str, Any], status: str) -> None:
-    badge = page(result={**result, "status": status}).select_one(f".badge.{status}")
+    badge = page(result={**result, "status": status, "gates": []}).select_one(f".badge.{status}")
     assert badge is not None
     assert re.fullmatch(rf"[●▲■◆] {status}", badge.text)
+
+
+def test_a_failed_gate_takes_the_success_away(whole: Any, result: dict[str, Any]) -> None:
+    gates = [{"name": "KV moved", "outcome": "PASS", "sentence": "it did"}]
+    proven = BeautifulSoup(render(whole, {**result, "gates": gates}), "html.parser")
+    gates = [{**gates[0], "outcome": "FAIL"}]
+    spoiled = BeautifulSoup(render(whole, {**result, "gates": gates}), "html.parser")
+    badges = [soup.find(class_="badge").text for soup in (proven, spoiled)]  # type: ignore[union-attr]
+    assert badges == ["● success", "▲ not proven"]
+    assert proven.select_one(".spoiled") is None
+    assert spoiled.select_one(".cards.spoiled .card") is not None
 
 
 def test_a_simulated_result_is_marked_above_everything_and_on_each_figure(

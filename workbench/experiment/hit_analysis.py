@@ -25,6 +25,7 @@ from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.plan import ExperimentPlan, run_id
 from workbench.experiment.result import SCHEMA, Result, RunFolder
 from workbench.experiment.run import run
+from workbench.experiment.sentences import not_proven
 from workbench.metrics.lmcache_log import read_log
 from workbench.params import LMCacheHitAnalysis
 
@@ -138,8 +139,8 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     # Servers that run already have no rival without a store: what every sweep finds is said.
     attached = made.params.engine == "attach"
     found = result.facts["finding"] if attached else headline(compared)
-    if failed and not attached:
-        found = f"Not proven, since a gate failed ({', '.join(failed)}): {found}"
+    if not attached:
+        found = not_proven(found, failed)
     doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
     facts = result.facts | {
         "finding": found,

@@ -9,7 +9,7 @@ from typing import Any
 from workbench.experiment.plan import ExperimentPlan
 from workbench.topology import Topology
 
-__all__ = ["break_even", "cards", "finding", "scope", "sentences"]
+__all__ = ["break_even", "cards", "finding", "not_proven", "scope", "sentences"]
 
 Row = dict[str, Any]
 
@@ -22,9 +22,15 @@ def finding(
         found = _cache_finding(plan, comparisons)
     else:
         found = _sweep_finding(plan, comparisons)
+    return not_proven(found, failed_gates)
+
+
+def not_proven(found: str, failed_gates: Sequence[str]) -> str:
+    """The finding behind a warning when a gate failed; itself when none did."""
     if not failed_gates:
         return found
-    return f"Not proven, since a gate failed ({', '.join(failed_gates)}): {found}"
+    others = f" and {len(failed_gates) - 1} more" if len(failed_gates) > 1 else ""
+    return f"Not proven, since a gate failed ({failed_gates[0]}{others}): {found}"
 
 
 def _prompt(plan: ExperimentPlan) -> str:
