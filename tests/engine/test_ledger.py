@@ -14,6 +14,8 @@ from workbench.params import PdSweep
     "given",
     [
         {"topology": "1p2d", "connector": "lmcache", "opponents": True},
+        # Whole blocks and chunks: what is left over is the last token alone.
+        {"topology": "1p1d", "connector": "lmcache", "opponents": False, "prompt_tokens": 3072},
         {"topology": "1p2d", "connector": "nixl", "opponents": False},
         {"topology": "2a", "connector": "lmcache", "workload": "shared_prefix", "concurrency": 4},
     ],
@@ -22,9 +24,8 @@ from workbench.params import PdSweep
 async def test_the_ledger_closes_on_real_servers(
     given: dict[str, Any], tmp_path: Path, nothing_left: str
 ) -> None:
-    params = PdSweep(
-        rounds=1, prompt_tokens=3000, output_tokens=8, requests=4, output_dir=str(tmp_path), **given
-    )
+    sizes = {"prompt_tokens": 3000, "output_tokens": 8, "requests": 4, "rounds": 1}
+    params = PdSweep(**(sizes | {"output_dir": str(tmp_path)} | given))
     result = await run(plan(params), echo=lambda _: None)
     (gate,) = (gate for gate in result.facts["gates"] if gate["name"] == "the ledger closes")
     assert gate["outcome"] == "PASS", gate["sentence"]

@@ -56,11 +56,12 @@ def test_a_store_serves_whole_chunks_beyond_the_engines_own_hit():
     assert hits(nothing) == (0, 0)
 
 
-def test_a_prompt_of_whole_chunks_is_served_to_its_last_token_by_the_store():
+def test_of_a_prompt_of_whole_chunks_the_store_serves_all_but_the_last_token():
     caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
     ids = prompt(512)
     _, decode = caches.serve([asked(0, ids, *split())])
-    assert hits(decode) == (0, 512)
+    assert hits(decode) == (0, 511)
+    assert (decode.held_twice, decode.rest) == (1, 0)
 
 
 def test_a_decode_instance_fetches_what_its_prefill_instance_made():

@@ -66,6 +66,9 @@ class Launch:
     ) -> PassCounters:
         """A pass has ended. `prompts` are those of the cold pass, `sent` those of this one."""
         reuse = self._reuse(sent, records, legs)
+        loaded = sum(sources.external_hit for sources in counted.sources.values())
+        if self._arm.connector not in CONNECTORS and loaded > 0:
+            reuse = {}  # attached servers have a connector whose chunks are not known
         failed = [record for record in records if not record.ok]
         return PassCounters(
             arm=self._arm.label,

@@ -8,8 +8,8 @@ Rules (read in vLLM 0.32.0 and proven there by tests/engine/test_ledger.py):
 
 - an instance's cache serves whole blocks and never the last token (v1 KVCacheManager,
   `get_computed_blocks`);
-- the store serves whole chunks, the last one too, and earns only what lies beyond the instance's
-  own hit (LMCacheMPConnector, `get_num_new_matched_tokens`);
+- the store serves whole chunks, of a prompt of whole chunks all but the last token, and earns only
+  what lies beyond the instance's own hit (LMCacheMPConnector, `get_num_new_matched_tokens`);
 - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 """
 
@@ -63,7 +63,7 @@ class Served:
     external_hit: int
     """Loaded through the connector, beyond the engine's own hit."""
     held_twice: int
-    """What the store held of the engine's own hit: nothing is loaded for it."""
+    """Hits of the store for which nothing is loaded: of the engine's own, or the last token."""
     alone_external_hit: int
     """What it could load if it found only chunks that it had stored itself."""
     alone_held_twice: int
@@ -224,8 +224,13 @@ class IdealCaches:
             stored, stored_later = self._store.tokens(chunks, call.asked_s)
         alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
-        reach = max(engine, stored)
-        reach_later = max(engine_later, stored_later, reach)
+        last = length if fetched else length - 1
+        offered, offered_later, offered_alone = (
+            min(tokens, last) for tokens in (stored, stored_later, alone)
+        )
+        external, external_alone = max(0, offered - engine), max(0, offered_alone - engine)
+        reach = max(engine, offered)
+        reach_later = max(engine_later, offered_later, reach)
         rest = ideal - reach_later
         unit = self._chunk if self._chunk and engine_later < stored_later else self._block
         if rest < 0:
@@ -242,10 +247,10 @@ class IdealCaches:
             prompt_tokens=length,
             ideal=ideal,
             engine_hit=engine,
-            external_hit=max(0, stored - engine),
-            held_twice=0 if fetched else min(stored, engine),
-            alone_external_hit=max(0, alone - engine),
-            alone_held_twice=min(alone, engine),
+            external_hit=external,
+            held_twice=0 if fetched else stored - external,
+            alone_external_hit=external_alone,
+            alone_held_twice=alone - external_alone,
             in_flight=reach_later - reach,
             own_in_flight=engine_later - engine,
             rest=rest,
