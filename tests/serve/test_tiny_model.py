@@ -35,7 +35,13 @@ def written(folder: Path, config: dict[str, Any]) -> Path:
 def test_facts_are_those_of_the_recipe(tiny: Path) -> None:
     facts = model_facts(tiny)
     assert facts == ModelFacts(
-        layers=3, kv_heads=2, head_dim=32, vocab_tokens=12288, context_tokens=40960
+        layers=3,
+        kv_heads=2,
+        head_dim=32,
+        vocab_tokens=12288,
+        context_tokens=40960,
+        hidden=320,
+        plain=True,
     )
     assert facts.kv_shape.bytes_per_token == 768
 
@@ -197,8 +203,20 @@ def test_without_kv_heads_every_head_has_its_own(tmp_path: Path) -> None:
     gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
     facts = model_facts(str(written(tmp_path, gpt2)))
     assert facts == ModelFacts(
-        layers=12, kv_heads=12, head_dim=64, vocab_tokens=50257, context_tokens=1024
+        layers=12,
+        kv_heads=12,
+        head_dim=64,
+        vocab_tokens=50257,
+        context_tokens=1024,
+        hidden=768,
+        plain=True,
     )
+
+
+def test_experts_and_small_weights_are_not_plain(tmp_path: Path) -> None:
+    gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+    assert not model_facts(written(tmp_path, gpt2 | {"num_local_experts": 8})).plain
+    assert not model_facts(written(tmp_path, gpt2 | {"quantization_config": {}})).plain
 
 
 def test_text_model_inside_a_multimodal_one(tmp_path: Path) -> None:

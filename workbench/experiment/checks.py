@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from workbench.experiment.ceilings import ceilings
 from workbench.experiment.plan import ExperimentPlan
 from workbench.metrics import cache_gates, conduct_gates, gates
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.physics_gate import below_ceilings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,5 +105,7 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
         asked.append(gates.same_text(same_prompts, aggregated, batched=batched))
     if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
         asked.append(alike)
+    if plan.platform in ("cuda", "rocm"):
+        asked.append(below_ceilings(requests, *ceilings(plan)))
     drift = conduct_gates.steady(requests)
     return [*asked, *([drift] if drift else [])]

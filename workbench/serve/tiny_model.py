@@ -69,6 +69,9 @@ _KEYS = {
 }
 
 
+_NOT_PLAIN = ("num_experts", "num_local_experts", "n_routed_experts", "quantization_config")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What a model's configuration says about its KV entries and the lengths it takes."""
@@ -79,6 +82,9 @@ class ModelFacts:
     vocab_tokens: int
     context_tokens: int
     """Longest prompt plus output; rope scaling given to the engine can raise it."""
+    hidden: int = 0
+    plain: bool = False
+    """Dense and not quantised: every weight is 2 bytes and works on every token."""
 
     @property
     def kv_shape(self) -> KvShape:
@@ -154,6 +160,8 @@ def model_facts(path: Path | str) -> ModelFacts:
         head_dim=head_dim,
         vocab_tokens=sizes["vocabulary"],
         context_tokens=sizes["context"],
+        hidden=sizes["hidden"],
+        plain=not any(key in config for key in _NOT_PLAIN),
     )
 
 

@@ -1,0 +1,49 @@
+"""The rooflines of a plan's arms, where model and hardware are known."""
+
+from __future__ import annotations
+
+from workbench import machine
+from workbench.experiment.plan import Arm, ExperimentPlan
+from workbench.metrics.physics_gate import Ceilings
+from workbench.physics import accelerator, decode_ceiling_tps, prefill_ceiling_tps
+from workbench.serve.tiny_model import model_facts
+
+__all__ = ["ceilings"]
+
+
+def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
+    """Ceilings by arm, and why there are none.
+
+    Only for dense models of 2 bytes a weight in a local folder: a ceiling is never guessed. The
+    embedding table and the output head are left out, which makes the prefill ceiling too high
+    rather than too low.
+    """
+    gpus = machine.facts().gpus
+    known = accelerator(gpus[0].name) if gpus else None
+    if known is None:
+        return {}, f"no roofline is known of {gpus[0].name if gpus else 'this hardware'}"
+    found = {}
+    for arm in plan.arms:
+        if arm.settings is None or not arm.settings.local:
+            return {}, "the size of a model on a hub is not known"
+        facts = model_facts(arm.settings.model)
+        if not facts.plain:
+            return {}, "the model is a mixture of experts or quantised"
+        weight_bytes = arm.settings.weights_gb * 2**30
+        tables_bytes = 2 * 2 * facts.vocab_tokens * facts.hidden
+        parameters = (weight_bytes - tables_bytes) / 2
+        if parameters <= 0:
+            return {}, f"{arm.settings.model.name} has no weight files"
+        prefill, answering = _spans(arm)
+        found[arm.label] = Ceilings(
+            prefill_tps=prefill_ceiling_tps(parameters=parameters, gpu=known, gpus=prefill),
+            decode_tps=decode_ceiling_tps(weight_bytes=2 * parameters, gpu=known, gpus=answering),
+        )
+    return found, ""
+
+
+def _spans(arm: Arm) -> tuple[int, int]:
+    """GPUs of the instance that prefills and of the one that answers."""
+    if arm.topology.endswith("a"):
+        return arm.tp.aggregated, arm.tp.aggregated
+    return arm.tp.prefill, arm.tp.decode
