@@ -13,7 +13,8 @@ from workbench.params import NOTEBOOKS, PdSweep, PrefixCache, check_params
 from workbench.topology import TensorParallel, Topology
 
 ROOT = repository_root()
-FILES = sorted(ROOT.glob("params/*/*.yaml"))
+# params/claims holds claims, not parameters.
+FILES = sorted(set(ROOT.glob("params/*/*.yaml")) - set(ROOT.glob("params/claims/*")))
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 
 

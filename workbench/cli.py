@@ -3,6 +3,7 @@
 workbench run pd_sweep -p topology 1p4d     papermill into outputs/..., then the page
 workbench report out.ipynb                  the page beside an executed notebook
 workbench index                             outputs/index.html
+workbench claims list|show|check            the catalogue of published claims
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="workbench", description=(__doc__ or "").split("\n")[0])
-    acts = parser.add_subparsers(required=True, metavar="run | report | index")
+    acts = parser.add_subparsers(required=True, metavar="run | report | index | claims")
     run = acts.add_parser("run", help="run a notebook into its run folder, then make its page")
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     run.add_argument(
@@ -51,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     index = acts.add_parser("index", help="one page that lists every run")
     index.add_argument("--output-dir", default="outputs")
     index.set_defaults(act=_index)
+    claims = acts.add_parser("claims", help="the catalogue of published claims")
+    claims.set_defaults(act=_claims)
+    looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
+    looks.add_parser("list", help="one line a claim, by source").add_argument(
+        "group", nargs="?", default="", help="the claims of one source only"
+    )
+    looks.add_parser("show", help="all that is known of one claim").add_argument("claim")
+    looks.add_parser("check", help="one sentence for each mistake in the registry")
+    for look in looks.choices.values():
+        look.add_argument("--folder", type=Path, help="instead of params/claims")
     return parser
 
 
@@ -70,6 +81,22 @@ def _index(options: argparse.Namespace) -> int:
     from workbench.report.index import write_index
 
     print(write_index(output_root(options.output_dir)))
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from workbench.claims.catalogue import check_page, list_page, show_page
+    from workbench.claims.registry import read_registry
+    from workbench.machine import repository_root
+
+    registry = read_registry(options.folder or repository_root() / "params" / "claims")
+    if options.look == "show":
+        print(show_page(registry.claim(options.claim)))
+    elif options.look == "list":
+        print(list_page(registry, options.group))
+    else:
+        print(check_page(registry))
+        return 2 if registry.mistakes else 0
     return 0
 
 
