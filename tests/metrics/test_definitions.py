@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.metrics.definitions import METRICS, TOOLS, card, definition_of
+from workbench.records import RequestRecord, to_frame
+
+
+def request(**facts: object) -> RequestRecord:
+    """Sent at 10; five tokens in three chunks at 11, 11.2 and 11.6; the stream ends at 12."""
+    given: dict[str, object] = {
+        "index": 0,
+        "request_id": "r0",
+        "prompt_tokens": 100,
+        "ideal_reuse_tokens": 0,
+        "max_tokens": 5,
+        "scheduled_s": 9.5,
+        "sent_s": 10.0,
+        "chunk_s": (11.0, 11.2, 11.6),
+        "chunk_tokens": (2, 1, 2),
+        "output_tokens": 5,
+        "stream_end_s": 12.0,
+    }
+    return RequestRecord(**{**given, **facts})  # type: ignore[arg-type]
+
+
+def test_the_same_stamps_by_hand():
+    nan = math.nan
+    expected = pd.DataFrame(
+        {
+            "workbench": [1.0, 0.6 / 3, 0.3, nan, 1.6, 1],
+            "vllm_bench": [1.0, 0.6 / 4, nan, 0.3, 1.6, 1],
+            "guidellm": [1.0, 1.6 / 5, nan, 0.6 / 4, 2.0, 1],
+            "aiperf": [1.0, nan, 0.3, 0.6 / 3, 1.6, 1],
+        },
+        index=pd.Index([*METRICS, "requests"], name="metric"),
+    )
+    pd.testing.assert_frame_equal(card(to_frame([request()])), expected)
+
+
+def test_aiperf_assumes_one_token_where_the_stream_does_not_tell_or_tells_nonsense():
+    for told in ((), (5, 0, 0), (0, 3, 2)):
+        found = card(to_frame([request(chunk_tokens=told)]))
+        assert found.at["ITL", "aiperf"] == pytest.approx(0.6 / 4)
+
+
+def test_vllm_bench_counts_broken_streams_and_the_others_do_not():
+    frame = to_frame(
+        [
+            request(),
+            request(error="truncated", chunk_s=(13.0,), chunk_tokens=(), output_tokens=-1),
+            request(error="stream_error", chunk_s=(), chunk_tokens=(), output_tokens=-1),
+            request(error="reset", chunk_s=(19.0,), chunk_tokens=(), output_tokens=-1),
+        ]
+    )
+    found = card(frame)
+    assert found.loc["requests"].to_dict() == {
+        "workbench": 1,
+        "vllm_bench": 2,
+        "guidellm": 1,
+        "aiperf": 1,
+    }
+    assert found.at["TTFT", "workbench"] == pytest.approx(1.0)
+    assert found.at["TTFT", "vllm_bench"] == pytest.approx(2.0)  # the median of 1 and 3
+
+
+def test_nothing_that_succeeded_gives_no_number():
+    for frame in (to_frame([]), to_frame([request(error="connect", chunk_s=())])):
+        found = card(frame)
+        assert np.isnan(found.loc[list(METRICS)].to_numpy()).all()
+        assert (found.loc["requests"] == 0).all()
+
+
+def test_every_cell_says_what_it_is_and_where_that_is_written():
+    for metric in METRICS:
+        for tool in TOOLS:
+            definition = definition_of(metric, tool)
+            assert definition.formula
+            assert bool(definition.source) == (definition.values is not None)
+            assert definition.formula.startswith("not reported") == (definition.values is None)

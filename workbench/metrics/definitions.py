@@ -1,0 +1,256 @@
+"""The definition card: what four tools call TTFT, TPOT, ICL, ITL and E2E, on the same stamps.
+
+One name stands for different quantities: GuideLLM's TPOT holds the TTFT, vLLM's ITL is AIPerf's
+ICL, and AIPerf's ITL is vLLM's TPOT. Here every formula is applied to the stamps of one run, so a
+difference between two columns is one of definition, never of the run.
+
+What a `requests` frame does not hold cannot be told apart: chunks that carry a role or a finish
+reason but no token (vLLM bench times them), and the wait for a connection before the first byte
+(vLLM bench and AIPerf start their clocks before it, GuideLLM and the workbench after it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.metrics.latency import icl, latencies, succeeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float64]
+
+__all__ = ["METRICS", "TOOLS", "Definition", "card", "definition_of"]
+
+TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
+"""The columns of `card`. Read at vLLM 0.32.0, GuideLLM 31c74ea and AIPerf 58dd5de."""
+METRICS = ("TTFT", "TPOT", "ICL", "ITL", "E2E")
+_LIKE_SUCCESS = ("truncated", "stream_error")
+"""Failures that vLLM bench counts as successes once a chunk has come: its request functions look
+neither at an error event inside HTTP 200 nor for the end of the stream."""
+
+_OURS = "workbench/metrics/latency.py: "
+_VLLM = "vllm/benchmarks/serve.py: calculate_metrics"
+_VLLM_SENDER = "vllm/benchmarks/lib/endpoint_request_func.py: async_request_openai_completions"
+_GUIDELLM = "src/guidellm/schemas/base/request_stats.py: GenerativeRequestStats."
+_AIPERF = "src/aiperf/metrics/types/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What one tool means by one metric."""
+
+    metric: str
+    tool: str
+    formula: str
+    """In words; `not reported` where the tool has no such metric."""
+    source: str = ""
+    """The tool's file and function that holds the formula."""
+    values: Callable[[pd.DataFrame], Values] | None = None
+    """Seconds of a frame with latencies, one per request or, for gaps, per gap; None: no metric."""
+
+
+def card(requests: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds of each metric (rows) by the formula of each tool (columns `TOOLS`).
+
+    `requests` is a `requests` frame of one kind of request: one arm and one pass, any rounds. NaN
+    where a tool has no such metric or no value is defined. The rows are `METRICS`, the index is
+    called `metric`, and a last row `requests` counts what each tool takes for a success. For
+    GuideLLM and AIPerf these are the workbench's own successes.
+    """
+    import pandas as pd
+
+    by_tool = {tool: _timed(requests, tool) for tool in TOOLS}
+    rows = [
+        [_median(definition_of(metric, tool), by_tool[tool]) for tool in TOOLS]
+        for metric in METRICS
+    ]
+    rows.append([float(len(frame)) for frame in by_tool.values()])
+    index = pd.Index([*METRICS, "requests"], name="metric")
+    return pd.DataFrame(rows, index=index, columns=list(TOOLS))
+
+
+def definition_of(metric: str, tool: str) -> Definition:
+    """The formula, its source and its function. Raises KeyError for a name not in the card."""
+    return _BY_NAME[metric, tool]
+
+
+def _timed(requests: pd.DataFrame, tool: str) -> pd.DataFrame:
+    """The requests that the tool calls successes, with the latencies of the workbench."""
+    good = succeeded(requests)
+    if tool == "vllm_bench":
+        good |= requests["error"].isin(_LIKE_SUCCESS) & (requests["chunk_s"].map(len) > 0)
+    # The tool's view of the error goes in: otherwise the stamps of its "successes" become NaN.
+    return latencies(requests[good].assign(error=""))
+
+
+def _median(definition: Definition, frame: pd.DataFrame) -> float:
+    if definition.values is None:
+        return float("nan")
+    values = definition.values(frame)
+    values = values[~np.isnan(values)]
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def _column(name: str) -> Callable[[pd.DataFrame], Values]:
+    return lambda frame: frame[name].to_numpy(float)
+
+
+def _tokens(frame: pd.DataFrame) -> Values:
+    """Output tokens; NaN where the server did not say."""
+    tokens = frame["output_tokens"].to_numpy(float, na_value=np.nan)
+    return np.where(tokens > 0, tokens, np.nan)
+
+
+def _after_first(frame: pd.DataFrame) -> Values:
+    """(last chunk - first chunk) / (output tokens - 1): one token is assumed in the first chunk."""
+    later = _tokens(frame) - 1
+    decoding_s = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
+    return decoding_s / np.where(later > 0, later, np.nan)
+
+
+def _with_first(frame: pd.DataFrame) -> Values:
+    """(last chunk - sent) / output tokens: the wait for the first token is in it."""
+    found: Values = frame["e2e_s"].to_numpy(float) / _tokens(frame)
+    return found
+
+
+def _after_first_chunk(frame: pd.DataFrame) -> Values:
+    """As `_after_first`, less the tokens of the first chunk where the stream tells them."""
+    told = frame["chunk_tokens"].map(lambda counts: counts[0] if len(counts) else 1)
+    first = told.to_numpy(float)
+    tokens = _tokens(frame)
+    # A count that cannot be (none, or all tokens) is taken for one token, as AIPerf does.
+    first = np.where((first > 0) & (tokens - first >= 1), first, 1.0)
+    decoding_s = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
+    return decoding_s / np.where(tokens >= 2, tokens - first, np.nan)
+
+
+def _to_stream_end(frame: pd.DataFrame) -> Values:
+    found: Values = (frame["stream_end_s"] - frame["sent_s"]).to_numpy(float)
+    return found
+
+
+def _define(
+    metric: str,
+    tool: str,
+    formula: str,
+    source: str = "",
+    values: Callable[[pd.DataFrame], Values] | None = None,
+) -> Definition:
+    return Definition(metric=metric, tool=tool, formula=formula, source=source, values=values)
+
+
+_TTFT, _E2E = _column("ttft_s"), _column("e2e_s")
+_DEFINITIONS = (
+    _define(
+        "TTFT",
+        "workbench",
+        "first chunk with a token - first byte of the request handed to the socket",
+        _OURS + "latencies",
+        _TTFT,
+    ),
+    _define(
+        "TTFT",
+        "vllm_bench",
+        "first message with choices, even a role or an empty text - time before the POST",
+        _VLLM_SENDER,
+        _TTFT,
+    ),
+    _define(
+        "TTFT",
+        "guidellm",
+        "first chunk with text, reasoning or a tool call - request start (headers written)",
+        _GUIDELLM + "time_to_first_token_ms",
+        _TTFT,
+    ),
+    _define(
+        "TTFT",
+        "aiperf",
+        "first response with content - request start, before the connection",
+        _AIPERF + "ttft_metric.py: TTFTMetric",
+        _TTFT,
+    ),
+    _define(
+        "TPOT",
+        "workbench",
+        "(last token - first token) / (output tokens - tokens of the first chunk)",
+        _OURS + "latencies",
+        _column("tpot_s"),
+    ),
+    _define(
+        "TPOT",
+        "vllm_bench",
+        "(latency - TTFT) / (output tokens - 1)",
+        _VLLM,
+        _after_first,
+    ),
+    _define(
+        "TPOT",
+        "guidellm",
+        "(last token - request start) / output tokens: the TTFT is in it",
+        _GUIDELLM + "time_per_output_token_ms",
+        _with_first,
+    ),
+    _define("TPOT", "aiperf", "not reported (its ITL is this quantity)"),
+    _define("ICL", "workbench", "gaps between chunks with tokens, pooled", _OURS + "icl", icl),
+    _define("ICL", "vllm_bench", "not reported (its ITL is this quantity)"),
+    _define("ICL", "guidellm", "not reported"),
+    _define(
+        "ICL",
+        "aiperf",
+        "gaps between responses with content, pooled",
+        _AIPERF + "inter_chunk_latency_metric.py: InterChunkLatencyMetric",
+        icl,
+    ),
+    _define("ITL", "workbench", "not reported: the name means a gap or a mean, see ICL and TPOT"),
+    _define(
+        "ITL",
+        "vllm_bench",
+        "gaps between messages with choices, pooled: per chunk, not per token",
+        _VLLM,
+        icl,
+    ),
+    _define(
+        "ITL",
+        "guidellm",
+        "(last token - first token) / (output tokens - 1), one value per request",
+        _GUIDELLM + "inter_token_latency_ms",
+        _after_first,
+    ),
+    _define(
+        "ITL",
+        "aiperf",
+        "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if not told)",
+        _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric",
+        _after_first_chunk,
+    ),
+    _define("E2E", "workbench", "last token - first byte sent", _OURS + "latencies", _E2E),
+    _define(
+        "E2E",
+        "vllm_bench",
+        "last message with choices, even without a token - time before the POST",
+        _VLLM_SENDER,
+        _E2E,
+    ),
+    _define(
+        "E2E",
+        "guidellm",
+        "end of the stream - request start",
+        _GUIDELLM + "request_latency",
+        _to_stream_end,
+    ),
+    _define(
+        "E2E",
+        "aiperf",
+        "last response with content - request start, before the connection",
+        _AIPERF + "request_latency_metric.py: RequestLatencyMetric",
+        _E2E,
+    ),
+)
+_BY_NAME = {(d.metric, d.tool): d for d in _DEFINITIONS}
