@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
@@ -23,15 +23,20 @@ from numpy.typing import ArrayLike, NDArray
 from workbench.errors import ParameterError, nearest
 
 __all__ = [
+    "FIRST_ID",
     "SALT_TOKENS",
     "WORKLOADS",
     "Request",
     "TokenIds",
     "Workload",
     "asked_again",
+    "assemble",
     "build",
+    "check_numbers",
+    "drawn_ids",
     "ideal_reuse",
     "reference",
+    "salt_ids",
     "shared_prefix",
     "short",
 ]
@@ -41,7 +46,7 @@ TokenIds = NDArray[np.int32]
 SALT_TOKENS = 16
 """Tokens at the start of each prompt that come from the salt."""
 
-_FIRST_ID = 16
+FIRST_ID = 16
 """Ids below it are special (padding, begin, end, ...) in the models in use."""
 
 
@@ -193,10 +198,10 @@ def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Wor
         kept = max(SALT_TOKENS, int(share * len(ids)))
         if kept < len(ids):
             top = int(ids.max()) + 1
-            ids[kept:] = _drawn(len(ids) - kept, top, seed, 2, request.index, kept)
+            ids[kept:] = drawn_ids(len(ids) - kept, top, seed, 2, request.index, kept)
             # The first new token differs, so that the prefix in common is exactly `kept`.
-            ids[kept] = (int(request.prompt_ids[kept]) - _FIRST_ID + 1) % (top - _FIRST_ID)
-            ids[kept] += _FIRST_ID
+            ids[kept] = (int(request.prompt_ids[kept]) - FIRST_ID + 1) % (top - FIRST_ID)
+            ids[kept] += FIRST_ID
         reuse = min(kept, len(ids) - 1)
         again.append(replace(request, prompt_ids=ids, ideal_reuse_tokens=reuse))
     return replace(workload, requests=tuple(again))
@@ -207,14 +212,20 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "shared_prefix": shared_prefix,
     "short": short,
 }
-"""The builders by name."""
+"""The builders of this module by name."""
 
 
 def build(name: str, *, salt: str, **options: Any) -> Workload:
-    """The named workload. Raises ParameterError for a name, option or value it cannot have."""
-    if name not in WORKLOADS:
-        raise ParameterError(f"there is no workload {name!r}; {nearest(name, WORKLOADS)}")
-    parameters = inspect.signature(WORKLOADS[name]).parameters
+    """The named workload, of WORKLOADS or of `scenarios.SCENARIOS`.
+
+    Raises ParameterError for a name, option or value it cannot have.
+    """
+    from workbench.load.scenarios import SCENARIOS  # which is written in terms of this module
+
+    builders = {**WORKLOADS, **SCENARIOS}
+    if name not in builders:
+        raise ParameterError(f"there is no workload {name!r}; {nearest(name, builders)}")
+    parameters = inspect.signature(builders[name]).parameters
     for key in options:
         if key not in parameters:
             raise ParameterError(f"{name!r} has no option {key!r}; {nearest(key, parameters)}")
@@ -222,7 +233,7 @@ def build(name: str, *, salt: str, **options: Any) -> Workload:
     missing = sorted(required - {"salt", *options})
     if missing:
         raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a number")
-    return WORKLOADS[name](salt=salt, **options)
+    return builders[name](salt=salt, **options)
 
 
 def _grouped(
@@ -236,49 +247,66 @@ def _grouped(
 ) -> Workload:
     """Request i belongs to group i % groups. `lengths`: of prompt, shared prefix and output."""
     prompt_tokens, shared_tokens, output_tokens = lengths
-    if not salt:
-        raise ParameterError("salt is empty: give a string that no earlier run has used")
-    for parameter, value, least in (
-        ("requests", requests, 1),
-        ("groups", groups, 1),
-        ("prompt_tokens", prompt_tokens, SALT_TOKENS + 1),
-        ("output_tokens", output_tokens, 1),
-        ("vocab_tokens", vocab_tokens, _FIRST_ID + max(requests, 2)),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ParameterError(f"{parameter} is {value}: it has to be at least {least} here")
+    check_numbers(
+        salt,
+        requests=(requests, 1),
+        groups=(groups, 1),
+        prompt_tokens=(prompt_tokens, SALT_TOKENS + 1),
+        output_tokens=(output_tokens, 1),
+        vocab_tokens=(vocab_tokens, FIRST_ID + max(requests, 2)),
+        seed=(seed, 0),
+    )
     prompts = []
     for index in range(requests):
         rank, group = divmod(index, groups)
-        ids = _drawn(prompt_tokens, vocab_tokens, seed, 0, group)
+        ids = drawn_ids(prompt_tokens, vocab_tokens, seed, 0, group)
         if shared_tokens < prompt_tokens:
-            own = _drawn(prompt_tokens - shared_tokens, vocab_tokens, seed, 1, index)
-            own[0] = _FIRST_ID + rank  # no two of a group agree on it, not even by chance
+            own = drawn_ids(prompt_tokens - shared_tokens, vocab_tokens, seed, 1, index)
+            own[0] = FIRST_ID + rank  # no two of a group agree on it, not even by chance
             ids[shared_tokens:] = own
-        ids[:SALT_TOKENS] = _salt_ids(salt, group, vocab_tokens)
+        ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)
         prompts.append(ids)
-    drafted = zip(prompts, ideal_reuse(prompts), strict=True)
+    return assemble(name, prompts, [output_tokens] * requests, seed=seed, salt=salt)
+
+
+def check_numbers(salt: str, **least: tuple[int, int]) -> None:
+    """Refuse an empty salt, and any (value, least value) below. Raises ParameterError."""
+    if not salt:
+        raise ParameterError("salt is empty: give a string that no earlier run has used")
+    for parameter, (value, low) in least.items():
+        if value < low:
+            raise ParameterError(f"{parameter} is {value}: it has to be at least {low} here")
+
+
+def assemble(
+    name: str, prompts: Sequence[TokenIds], max_tokens: Sequence[int], *, seed: int, salt: str
+) -> Workload:
+    """The workload of these prompts in this order, with the ideal reuse of each worked out."""
+    drafted = zip(prompts, max_tokens, ideal_reuse(prompts), strict=True)
     return Workload(
         name=name,
         seed=seed,
         salt=salt,
         requests=tuple(
-            Request(index=i, prompt_ids=ids, max_tokens=output_tokens, ideal_reuse_tokens=reuse)
-            for i, (ids, reuse) in enumerate(drafted)
+            Request(index=i, prompt_ids=ids, max_tokens=answer, ideal_reuse_tokens=reuse)
+            for i, (ids, answer, reuse) in enumerate(drafted)
         ),
     )
 
 
-def _drawn(tokens: int, vocab_tokens: int, *seeds: int) -> TokenIds:
-    return np.random.default_rng(seeds).integers(_FIRST_ID, vocab_tokens, tokens, dtype=np.int32)
+def drawn_ids(tokens: int, vocab_tokens: int, *seeds: int) -> TokenIds:
+    """So many ordinary ids, the same for the same seeds on any machine; a shorter draw is a prefix.
+
+    Seeds are whole numbers from 0.
+    """
+    return np.random.default_rng(seeds).integers(FIRST_ID, vocab_tokens, tokens, dtype=np.int32)
 
 
-def _salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
+def salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
     """Ids from SHA-256 of the salt and the group; the first differs between any two groups."""
-    span = vocab_tokens - _FIRST_ID
+    span = vocab_tokens - FIRST_ID
     start = int.from_bytes(sha256(salt.encode()).digest()[:4], "little")
     digest = sha256(f"{salt}/{group}".encode()).digest()
     ids = np.frombuffer(digest, "<u2", SALT_TOKENS).astype(np.int32) % span
     ids[0] = (start + group) % span
-    return np.asarray(ids + _FIRST_ID, dtype=np.int32)
+    return np.asarray(ids + FIRST_ID, dtype=np.int32)

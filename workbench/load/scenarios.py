@@ -1,0 +1,333 @@
+"""The five reuse scenarios: what is typical of a kind of traffic, at the reuse that is asked.
+
+`reuse` is the share of all prompt tokens that an infinite cache would have. The generated list
+meets it (`Workload.ideal_reuse`) within 1 %, or nothing is made and the sentence says how many
+requests it takes: the first prompt of a list reuses nothing. `prompt_tokens` is the longest prompt;
+most are shorter, and the lengths follow from the seed. The default shares are assumptions about
+such traffic; give your own where you know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import numpy as np
+
+from workbench.errors import ParameterError
+from workbench.load.workload import (
+    FIRST_ID,
+    SALT_TOKENS,
+    TokenIds,
+    Workload,
+    assemble,
+    check_numbers,
+    drawn_ids,
+    salt_ids,
+)
+
+__all__ = [
+    "SCENARIOS",
+    "batch_processing",
+    "code_generation",
+    "cold_start",
+    "long_context_high_reuse",
+    "multi_turn_conversation",
+]
+
+_TOLERANCE = 0.01
+"""The list's ideal reuse is within this share of the target."""
+
+
+def long_context_high_reuse(
+    *,
+    requests: int = 20,
+    prompt_tokens: int = 32_768,
+    output_tokens: int = 32,
+    reuse: float = 0.9,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """Questions about one long document: the first reads all of it, later ones up to a page.
+
+    Prompts have half of `prompt_tokens` to all of them: 16k to 32k by default.
+    """
+    _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
+    lengths = _lengths(requests, 1, prompt_tokens, 0.5, seed)
+    shared = _page(lengths, 1, reuse)
+    return _grouped(
+        "long_context_high_reuse", lengths, shared, 1, output_tokens, vocab_tokens, seed, salt
+    )
+
+
+def code_generation(
+    *,
+    requests: int = 20,
+    prompt_tokens: int = 8_192,
+    output_tokens: int = 32,
+    projects: int = 2,
+    reuse: float = 0.8,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """Tasks in `projects` that take turns: each prompt is its project's files, then its own task.
+
+    Prompts have three quarters of `prompt_tokens` to all of them.
+    """
+    _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed, projects=projects)
+    lengths = _lengths(requests, projects, prompt_tokens, 0.75, seed)
+    shared = _page(lengths, projects, reuse)
+    return _grouped(
+        "code_generation", lengths, shared, projects, output_tokens, vocab_tokens, seed, salt
+    )
+
+
+def batch_processing(
+    *,
+    requests: int = 40,
+    prompt_tokens: int = 4_096,
+    output_tokens: int = 32,
+    reuse: float = 0.95,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """One set of instructions before every item: the same prefix in all, items of unlike length."""
+    _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
+    part = np.random.default_rng((seed, 3)).uniform(0.25, 1.0, requests)
+    part[0] = 1.0
+
+    def lengths(instructions: int) -> list[int]:
+        items = np.maximum(1, np.rint(part * (prompt_tokens - instructions))).astype(int)
+        return [int(instructions + item) for item in items]
+
+    def share(instructions: int) -> float:
+        return instructions * (requests - 1) / sum(lengths(instructions))
+
+    instructions = _reach(reuse, share, SALT_TOKENS, prompt_tokens - 1, requests, 1.0)
+    return _grouped(
+        "batch_processing",
+        lengths(instructions),
+        [instructions] * requests,
+        1,
+        output_tokens,
+        vocab_tokens,
+        seed,
+        salt,
+    )
+
+
+def multi_turn_conversation(
+    *,
+    requests: int = 14,
+    prompt_tokens: int = 4_096,
+    output_tokens: int = 32,
+    conversations: int = 0,
+    reuse: float = 0.85,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """Conversations whose history grows: a turn's prompt is the one before, an answer, a question.
+
+    The answers in the history are made up, `output_tokens` each, so that the list is known before
+    it is sent; the model's real answers are not fed back. Conversations take turns (0: as few as
+    meet `reuse`), and `reuse` decides how long their first prompt is. A turn may only be sent when
+    the one before has been answered: send one request at a time.
+    """
+    _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
+    check_numbers(salt, conversations=(conversations, 0))
+    counts = [conversations] if conversations else list(range(1, max(2, requests // 2 + 1)))
+    for count in counts:
+        try:
+            lengths = _turn_lengths(requests, count, prompt_tokens, output_tokens, reuse)
+            break
+        except ParameterError:
+            if count == counts[-1]:
+                raise
+    histories = [drawn_ids(prompt_tokens, vocab_tokens, seed, 4, group) for group in range(count)]
+    prompts = []
+    for index, length in enumerate(lengths):
+        ids = histories[index % count][:length].copy()
+        ids[:SALT_TOKENS] = salt_ids(salt, index % count, vocab_tokens)
+        prompts.append(ids)
+    asked = [output_tokens] * requests
+    return assemble("multi_turn_conversation", prompts, asked, seed=seed, salt=salt)
+
+
+def cold_start(
+    *,
+    requests: int = 8,
+    prompt_tokens: int = 4_096,
+    output_tokens: int = 32,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """Nothing is shared, not even the first token: each request is the first of its kind.
+
+    Prompts have half of `prompt_tokens` to all of them.
+    """
+    _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
+    lengths = _lengths(requests, 1, prompt_tokens, 0.5, seed)
+    return _grouped(
+        "cold_start", lengths, lengths, requests, output_tokens, vocab_tokens, seed, salt
+    )
+
+
+SCENARIOS: dict[str, Callable[..., Workload]] = {
+    "batch_processing": batch_processing,
+    "code_generation": code_generation,
+    "cold_start": cold_start,
+    "long_context_high_reuse": long_context_high_reuse,
+    "multi_turn_conversation": multi_turn_conversation,
+}
+"""The builders by name."""
+
+
+def _check(
+    salt: str,
+    requests: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    vocab_tokens: int,
+    seed: int,
+    **groups: int,
+) -> None:
+    check_numbers(
+        salt,
+        requests=(requests, 1),
+        prompt_tokens=(prompt_tokens, 2 * SALT_TOKENS + 2),  # half of it holds the salt and a token
+        output_tokens=(output_tokens, 1),
+        vocab_tokens=(vocab_tokens, FIRST_ID + max(requests, 2)),
+        seed=(seed, 0),
+        **{name: (value, 1) for name, value in groups.items()},
+    )
+
+
+def _turn_lengths(
+    requests: int, conversations: int, prompt_tokens: int, output_tokens: int, reuse: float
+) -> list[int]:
+    """Prompt lengths of turns that grow evenly, the last turn's being `prompt_tokens`."""
+    turns = ceil(requests / conversations)
+    if turns < 2:
+        raise ParameterError(
+            f"requests is {requests} and conversations {conversations}: a conversation has at"
+            f" least 2 turns, so ask for {2 * conversations} requests or more"
+        )
+    longest_first = prompt_tokens - (turns - 1) * (output_tokens + 1)
+    if longest_first <= SALT_TOKENS:
+        raise ParameterError(
+            f"prompt_tokens is {prompt_tokens}: {turns} turns with answers of {output_tokens}"
+            f" tokens need {SALT_TOKENS + 1 + (turns - 1) * (output_tokens + 1)} or more"
+        )
+
+    def lengths(first: int) -> list[int]:
+        grown = [first + (prompt_tokens - first) * n // (turns - 1) for n in range(turns)]
+        return [grown[index // conversations] for index in range(requests)]
+
+    def share(first: int) -> float:
+        each = lengths(first)
+        return sum(each[: requests - conversations]) / sum(each)
+
+    unused = 1.3 * conversations  # last turns, longer than the mean, are never reused
+    return lengths(_reach(reuse, share, SALT_TOKENS + 1, longest_first, requests, unused))
+
+
+def _lengths(
+    requests: int, groups: int, prompt_tokens: int, shortest: float, seed: int
+) -> list[int]:
+    """Lengths drawn between a share of `prompt_tokens` and all of it; a group's first has all."""
+    low = ceil(shortest * prompt_tokens)
+    drawn = np.random.default_rng((seed, 3)).integers(low, prompt_tokens + 1, requests)
+    drawn[:groups] = prompt_tokens
+    return [int(length) for length in drawn]
+
+
+def _page(lengths: Sequence[int], groups: int, reuse: float) -> list[int]:
+    """How many tokens each prompt shares with its group's first: a like share of each length."""
+    longest = lengths[0]
+
+    def shared(level: int) -> list[int]:
+        return [min(length - 1, max(SALT_TOKENS, level * length // longest)) for length in lengths]
+
+    def share(level: int) -> float:
+        return sum(shared(level)[groups:]) / sum(lengths)
+
+    mean = sum(lengths) / len(lengths)
+    firsts = groups * longest / mean
+    return shared(_reach(reuse, share, SALT_TOKENS, longest, len(lengths), firsts))
+
+
+def _reach(
+    reuse: float,
+    share: Callable[[int], float],
+    low: int,
+    high: int,
+    requests: int,
+    firsts: float,
+) -> int:
+    """The least level whose share is `reuse`; `share` grows with the level.
+
+    `firsts` is how many mean prompts the cold first ones weigh. Raises ParameterError.
+    """
+    if not 0 < reuse < 1:
+        raise ParameterError(
+            f"the target reuse is {reuse}: a share above 0 and below 1; cold_start shares nothing"
+        )
+    bottom, top = low, high
+    while bottom < top:
+        middle = (bottom + top) // 2
+        if share(middle) < reuse:
+            bottom = middle + 1
+        else:
+            top = middle
+    nearest_level = min((max(low, bottom - 1), bottom), key=lambda n: abs(share(n) - reuse))
+    reached = share(nearest_level)
+    if abs(reached - reuse) <= _TOLERANCE * reuse:
+        return nearest_level
+    if reached < reuse:
+        enough = max(requests + 1, ceil(1.1 * firsts / (1 - reuse)) + 1)
+        raise ParameterError(
+            f"a reuse of {reuse:g} cannot be met with requests {requests}: the first prompts reuse"
+            f" nothing, so it ends at {reached:.3f}; raise requests, e.g. to {enough}, or lower the"
+            " target"
+        )
+    raise ParameterError(
+        f"a reuse of {reuse:g} cannot be met: these prompts share {reached:.3f} at least; raise"
+        " prompt_tokens or the target"
+    )
+
+
+def _grouped(
+    name: str,
+    lengths: Sequence[int],
+    shared: Sequence[int],
+    groups: int,
+    output_tokens: int,
+    vocab_tokens: int,
+    seed: int,
+    salt: str,
+) -> Workload:
+    """Request i, of group i % groups, has `shared[i]` tokens of its group's first, then its own.
+
+    A group's first request is its longest; so each later one reuses exactly `shared[i]`.
+    """
+    firsts = [
+        drawn_ids(lengths[group], vocab_tokens, seed, 0, group)
+        for group in range(min(groups, len(lengths)))
+    ]
+    prompts: list[TokenIds] = []
+    for index, (length, kept) in enumerate(zip(lengths, shared, strict=True)):
+        rank, group = divmod(index, groups)
+        ids = firsts[group][:length].copy()
+        if rank:
+            ids[kept:] = drawn_ids(length - kept, vocab_tokens, seed, 1, index)
+            # Its first own token is neither the group's nor that of another member.
+            span = vocab_tokens - FIRST_ID
+            ids[kept] = FIRST_ID + (int(firsts[group][kept]) - FIRST_ID + rank) % span
+        ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)
+        prompts.append(ids)
+    return assemble(name, prompts, [output_tokens] * len(prompts), seed=seed, salt=salt)
