@@ -93,25 +93,35 @@ def _median(definition: Definition, frame: pd.DataFrame) -> float:
     if definition.values is None:
         return float("nan")
     values = definition.values(frame)
-    values = values[~np.isnan(values)]
-    return float(np.median(values)) if len(values) else float("nan")
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _column(name: str) -> Callable[[pd.DataFrame], Values]:
-    return lambda frame: frame[name].to_numpy(float)
+    def values(frame: pd.DataFrame) -> Values:
+        found: Values = frame[name].to_numpy(float)
+        return found
+
+    return values
 
 
 def _tokens(frame: pd.DataFrame) -> Values:
     """Output tokens; NaN where the server did not say."""
     tokens = frame["output_tokens"].to_numpy(float, na_value=np.nan)
-    return np.where(tokens > 0, tokens, np.nan)
+    known: Values = np.where(tokens > 0, tokens, np.nan)
+    return known
+
+
+def _decoding_s(frame: pd.DataFrame) -> Values:
+    found: Values = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
+    return found
 
 
 def _after_first(frame: pd.DataFrame) -> Values:
     """(last chunk - first chunk) / (output tokens - 1): one token is assumed in the first chunk."""
     later = _tokens(frame) - 1
-    decoding_s = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
-    return decoding_s / np.where(later > 0, later, np.nan)
+    found: Values = _decoding_s(frame) / np.where(later > 0, later, np.nan)
+    return found
 
 
 def _with_first(frame: pd.DataFrame) -> Values:
@@ -123,12 +133,11 @@ def _with_first(frame: pd.DataFrame) -> Values:
 def _after_first_chunk(frame: pd.DataFrame) -> Values:
     """As `_after_first`, less the tokens of the first chunk where the stream tells them."""
     told = frame["chunk_tokens"].map(lambda counts: counts[0] if len(counts) else 1)
-    first = told.to_numpy(float)
-    tokens = _tokens(frame)
+    first, tokens = told.to_numpy(float), _tokens(frame)
     # A count that cannot be (none, or all tokens) is taken for one token, as AIPerf does.
-    first = np.where((first > 0) & (tokens - first >= 1), first, 1.0)
-    decoding_s = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
-    return decoding_s / np.where(tokens >= 2, tokens - first, np.nan)
+    later = tokens - np.where((first > 0) & (tokens - first >= 1), first, 1.0)
+    found: Values = _decoding_s(frame) / np.where(tokens >= 2, later, np.nan)
+    return found
 
 
 def _to_stream_end(frame: pd.DataFrame) -> Values:
