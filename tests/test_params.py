@@ -7,7 +7,9 @@ import papermill
 import pytest
 import yaml
 
+from workbench import params as parameters
 from workbench.errors import ParameterError
+from workbench.load import scenarios
 from workbench.machine import repository_root
 from workbench.params import NOTEBOOKS, PdSweep, PrefixCache, check_params
 from workbench.topology import TensorParallel, Topology
@@ -54,6 +56,11 @@ def test_gpus_of_each_role_are_gathered():
         ({"rounds": None}, "rounds is None: it takes a whole number"),
         ({"decode_tp": 0}, "decode_tp is 0: it is at least 1"),
         ({"shared_share": 1.5}, "shared_share is 1.5: it is at least 0.0 and at most 1.0"),
+        ({"workload": "cold_start", "target_reuse": 0.5}, "only these meet a target: batch_proc"),
+        (
+            {"workload": "multi_turn_conversation", "concurrency": 2},
+            "a turn of multi_turn_conversation .* leave concurrency at 1",
+        ),
         (
             {"prompt_tokens": 24_560},
             r"prompt_tokens 24560 \+ output_tokens 32 do not fit context_tokens 24576; raise",
@@ -168,3 +175,7 @@ def test_every_default_and_example_keeps_its_own_rule(notebook):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_parameter_file_passes_the_check_of_its_notebook(path):
     check_params(path.stem, yaml.safe_load(path.read_text()))
+
+
+def test_the_scenarios_that_can_be_asked_are_those_that_can_be_built():
+    assert set(parameters.SCENARIOS) == set(scenarios.SCENARIOS)

@@ -18,6 +18,7 @@ from workbench.topology import TensorParallel, Topology
 __all__ = [
     "FAULTS",
     "NOTEBOOKS",
+    "SCENARIOS",
     "EngineParams",
     "EnvironmentCheck",
     "LMCacheHitAnalysis",
@@ -34,6 +35,12 @@ FAULTS = (
     "stalled_instance", "hash_seed_mismatch", "store_dead",
 )  # fmt: skip
 """What a simulated engine can do wrong; `workbench.serve.simulated.faults` says what each is."""
+
+SCENARIOS = (
+    "cold_start", "batch_processing", "code_generation", "long_context_high_reuse",
+    "multi_turn_conversation",
+)  # fmt: skip
+"""Reuse scenarios; `workbench.load.scenarios` says what each is. The first reuses nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +115,23 @@ class PdSweep(EngineParams):
     )
     workload: str = param(
         "reference",
-        "reference (prompts asked again) or shared_prefix",
-        choices=("reference", "short", "shared_prefix"),
+        "reference (prompts asked again), shared_prefix or a reuse scenario",
+        choices=("reference", "short", "shared_prefix", *SCENARIOS),
+        example="batch_processing",
     )
-    prompt_tokens: int = param(22660, "tokens of each prompt", low=32, high=10_000_000)
+    prompt_tokens: int = param(
+        22660, "tokens of each prompt, in a scenario of the longest", low=32, high=10_000_000
+    )
     output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
     requests: int = param(3, "requests of each pass", low=1, high=1_000_000)
     shared_share: float = param(
         0.9, "share of the prompt that shared_prefix requests share", low=0.0, high=1.0
+    )
+    target_reuse: float = param(
+        0.0,
+        "scenarios: share of all prompt tokens to be reused, 0 for the scenario's own",
+        low=0.0,
+        high=0.999,
     )
     concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
@@ -161,6 +177,20 @@ class PdSweep(EngineParams):
             _ = self.topologies
         self.check_engine()
         self.check_lengths(self.prompt_tokens, self.output_tokens)
+        self._check_scenario()
+
+    def _check_scenario(self) -> None:
+        if self.target_reuse and self.workload not in SCENARIOS[1:]:
+            raise ParameterError(
+                f"target_reuse is {self.target_reuse:g} and workload is {self.workload!r}: only"
+                f" these meet a target: {', '.join(SCENARIOS[1:])}"
+            )
+        one_at_a_time = self.concurrency == 1 and not self.rate_per_s
+        if self.workload == "multi_turn_conversation" and not one_at_a_time:
+            raise ParameterError(
+                "a turn of multi_turn_conversation may only be sent when the one before has been"
+                " answered: leave concurrency at 1 and rate_per_s at 0"
+            )
 
     @property
     def topologies(self) -> tuple[Topology, ...]:

@@ -94,6 +94,7 @@ def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
         ({"store_gb": 9.0}, PlanError, "store_gb is 9 and /dev/shm has 8.0 GB free"),
         ({"model": "/no/such/model"}, ParameterError, "/no/such/model"),
         ({"workload": "shared_prefix", "shared_share": 0.0}, ParameterError, "shared_tokens is 0"),
+        ({"workload": "batch_processing"}, ParameterError, "raise requests, e.g. to 2"),
         ({"requests": 20_000}, ParameterError, "vocab_tokens is 12288"),
     ],
 )
@@ -144,6 +145,20 @@ def test_requests_that_share_a_prefix_share_the_given_part(sweep):
     plan = sweep(workload="shared_prefix", prompt_tokens=1000, shared_share=0.5)
     built = plan.workload.build("salt")
     assert [r.ideal_reuse_tokens for r in built.requests] == [0, 500, 500]
+
+
+def test_a_scenario_is_planned_at_its_own_reuse_or_the_one_that_is_asked(sweep):
+    own = sweep(workload="batch_processing", prompt_tokens=1000, requests=30)
+    assert own.workload.build("salt").ideal_reuse == pytest.approx(0.95, rel=0.01)
+    asked = sweep(workload="batch_processing", prompt_tokens=1000, requests=30, target_reuse=0.5)
+    assert asked.workload.build("salt").ideal_reuse == pytest.approx(0.5, rel=0.01)
+
+
+def test_what_is_shared_takes_kv_space_once(sweep):
+    many = {"prompt_tokens": 22_000, "requests": 20, "kv_cache_mib": 256}
+    assert any("evicted blocks" in doubt for doubt in sweep(**many).doubts)
+    shared = sweep(workload="shared_prefix", shared_share=0.99, **many)
+    assert not any("evicted blocks" in doubt for doubt in shared.doubts)
 
 
 def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cache):

@@ -125,7 +125,7 @@ def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
 
 
 def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
-    options = {
+    options: dict[str, int | float] = {
         "requests": params.requests,
         "prompt_tokens": params.prompt_tokens,
         "output_tokens": params.output_tokens,
@@ -134,6 +134,8 @@ def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
     }
     if params.workload == "shared_prefix":
         options["shared_tokens"] = int(params.shared_share * params.prompt_tokens)
+    if params.target_reuse:
+        options["reuse"] = params.target_reuse
     return WorkloadSpec(name=params.workload, options=options)
 
 
@@ -176,11 +178,15 @@ def _kv_doubts(
     if settings.on_gpu or model is None:
         return []
     space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
-    each = params.prompt_tokens + params.output_tokens
     if isinstance(params, PrefixCache):
         # A partly warm pass leaves the new part of each prompt behind as well.
-        each += int(sum((1 - share) * params.prompt_tokens for share in params.shares))
-    sent_tokens = params.requests * each
+        new = int(sum((1 - share) * params.prompt_tokens for share in params.shares))
+        sent_tokens = params.requests * (params.prompt_tokens + params.output_tokens + new)
+    else:
+        sent_tokens = sum(  # what is shared is held once
+            request.prompt_tokens - request.ideal_reuse_tokens + request.max_tokens
+            for request in _sweep_workload(params, vocab_tokens(model)).build("plan").requests
+        )
     if sent_tokens <= space_tokens:
         return []
     return [
