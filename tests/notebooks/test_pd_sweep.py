@@ -19,7 +19,10 @@ QUICK = ("-p", "prompt_tokens", "3000", "-p", "requests", "2", "-p", "output_tok
 
 
 def outcomes(facts: dict[str, Any]) -> dict[str, str]:
-    return {gate["name"]: gate["outcome"] for gate in facts["gates"]}
+    """Outcome of each gate, but for the client's: other programs may keep this machine busy."""
+    found = {gate["name"]: gate["outcome"] for gate in facts["gates"]}
+    assert found.pop("client kept up") in ("PASS", "INCONCLUSIVE")
+    return found
 
 
 def test_1p1d_over_lmcache_with_its_opponents(
