@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import ParameterError
-from workbench.kv import KvShape, chunk_hit_tokens, engine_hit_tokens
+from workbench.kv import (
+    KvShape,
+    chunk_hit_tokens,
+    engine_hit_tokens,
+    paging_waste_share,
+    quantisation_ratio,
+    sliding_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +63,34 @@ def test_less_than_a_unit_is_lost(prompt, unit):
     assert engine % unit == 0 and prompt - 1 - unit < engine < max(prompt, 1)
     stored = chunk_hit_tokens(prompt, chunk_tokens=unit)
     assert stored % unit == 0 and prompt - unit < stored <= prompt
+
+
+def test_a_sliding_layer_keeps_its_window():
+    shape = KvShape(layers=2, kv_heads=1, head_dim=1, element_bytes=1)  # 2 B a token and layer
+    assert sliding_bytes(shape, tokens=100, window=10, sliding_layers=1) == 2 * 10 + 2 * 100
+    assert sliding_bytes(shape, tokens=5, window=10, sliding_layers=2) == shape.bytes_per_token * 5
+    with pytest.raises(ParameterError, match="sliding_layers is 3: the model has 2 layers"):
+        sliding_bytes(shape, tokens=1, window=1, sliding_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "ratio"),
+    [
+        ({"bits": 8, "group": 128, "scale_bits": 0}, 2.0),
+        ({"bits": 8, "group": 128}, 1.97),
+        ({"bits": 4, "group": 32, "zero_bits": 16}, 3.2),
+        ({"bits": 2, "group": 32, "zero_bits": 16}, 5.33),
+        ({"bits": 8, "group": 128, "scale_bits": 0, "original_bits": 32}, 4.0),
+    ],
+)
+def test_scales_take_a_part_of_what_quantisation_saves(quantised, ratio):
+    assert quantisation_ratio(**quantised) == pytest.approx(ratio, abs=0.005)
+
+
+def test_paging_wastes_half_a_block_per_sequence():
+    assert paging_waste_share(mean_tokens=500, block_tokens=16) == pytest.approx(0.0148, abs=1e-4)
+    assert paging_waste_share(mean_tokens=500, block_tokens=1) == 0
+    # Below a mean of 180 tokens a block of 16 wastes more than 4 %.
+    assert paging_waste_share(mean_tokens=180, block_tokens=16) == pytest.approx(0.04)
+    with pytest.raises(ParameterError, match="mean_tokens is 0"):
+        paging_waste_share(mean_tokens=0, block_tokens=16)
