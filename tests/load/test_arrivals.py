@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.errors import ParameterError
-from workbench.load.arrivals import closed, poisson
+from workbench.load.arrivals import at_times, closed, constant, gamma, poisson, ramp
 
 
 def test_a_closed_loop_has_no_times() -> None:
@@ -43,7 +43,56 @@ def test_an_open_loop_describes_itself() -> None:
     assert poisson(2.5, 3, seed=7).describe() == "open loop, Poisson at 2.5 requests/s (seed 7)"
 
 
+def test_constant_arrivals_have_equal_gaps() -> None:
+    arrivals = constant(4.0, 3)
+    assert arrivals.offsets_s == (0.25, 0.5, 0.75)
+    assert arrivals.describe() == "open loop, evenly at 4 requests/s"
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_gamma_gaps_keep_the_rate_and_spread_as_asked(burstiness: float) -> None:
+    arrivals = gamma(50.0, 40_000, 1, burstiness=burstiness)
+    gaps_s = np.diff(np.array(arrivals.offsets_s), prepend=0.0)
+    assert gaps_s.mean() == pytest.approx(1 / 50, rel=0.05)
+    assert gaps_s.std() == pytest.approx(1 / 50 / np.sqrt(burstiness), rel=0.05)
+    assert f"burstiness {burstiness:g} (seed 1)" in arrivals.describe()
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 9.0), (9.0, 1.0), (5.0, 5.0)])
+def test_a_ramp_changes_its_rate_evenly(start: float, end: float) -> None:
+    offsets_s = np.array(ramp(start, end, 5_000).offsets_s)
+    assert offsets_s[-1] == pytest.approx(5_000 / 5)  # the mean rate is 5 in all cases
+    rates = 1 / np.diff(offsets_s)
+    assert rates[0] == pytest.approx(start, rel=0.02)
+    assert rates[-1] == pytest.approx(end, rel=0.02)
+    halfway = np.searchsorted(offsets_s, offsets_s[-1] / 2)
+    assert rates[halfway] == pytest.approx(5.0, rel=0.02)
+
+
+def test_a_ramp_describes_itself() -> None:
+    assert ramp(1.0, 9.0, 5).describe() == "open loop, from 1 to 9 requests/s"
+
+
+def test_times_of_a_trace_are_kept() -> None:
+    arrivals = at_times([0, 0, 1.5, 4])
+    assert arrivals.offsets_s == (0.0, 0.0, 1.5, 4.0)
+    assert arrivals.rate_per_s == 0.75
+    assert arrivals.describe() == "open loop, 4 times of a trace"
+
+
+@pytest.mark.parametrize("times_s", [[-1.0], [1.0, 0.5], [nan], [0.0, inf]])
+def test_times_that_do_not_ascend_are_refused(times_s: list[float]) -> None:
+    with pytest.raises(ParameterError, match="times start at 0 and ascend"):
+        at_times(times_s)
+
+
 def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(ParameterError, match="there are no arrival times"):
+        at_times([])
+    with pytest.raises(ParameterError, match="burstiness is 0"):
+        gamma(1.0, 1, 0, burstiness=0)
+    with pytest.raises(ParameterError, match="rate_per_s is 0"):
+        ramp(1.0, 0.0, 5)
     with pytest.raises(ParameterError, match="concurrency is 0"):
         closed(0)
     for rate_per_s in (0.0, -1.0, inf, nan):
