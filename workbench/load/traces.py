@@ -1,0 +1,314 @@
+"""Mooncake traces: who asked when, how much, and which blocks of the prompt were seen before.
+
+A line of such a file is one request: `timestamp` (ms), `input_length`, `output_length` (tokens)
+and `hash_ids`, one id for each block of 512 prompt tokens. An id stands for its block and all
+before it, so equal ids are equal prefixes. The text itself is not in the file; prompts are drawn
+from the ids, so that they share what the trace shares. A trace cannot show what prompts share
+inside a block that one of them does not fill.
+
+Format: https://github.com/kvcache-ai/Mooncake (FAST25-release/traces)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import ParameterError
+from workbench.load.arrivals import Arrivals, at_times
+from workbench.load.workload import (
+    FIRST_ID,
+    SALT_TOKENS,
+    TokenIds,
+    Workload,
+    assemble,
+    check_numbers,
+    drawn_ids,
+    salt_ids,
+)
+from workbench.records import RequestRecord
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "Trace",
+    "TraceRow",
+    "lru_hit_rates",
+    "read_trace",
+    "trace_of_run",
+    "write_trace",
+]
+
+BLOCK_TOKENS = 512
+"""Prompt tokens that one hash id stands for."""
+
+MAX_LINE_CHARACTERS = 8_000_000
+"""A longer line is no request: it would hold some 500 million prompt tokens."""
+
+_FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRow:
+    """One request of a trace."""
+
+    arrival_s: float
+    """Seconds from the start of the trace."""
+    prompt_tokens: int
+    output_tokens: int
+    hash_ids: tuple[int, ...]
+    """One for each block of the prompt; the last may be shorter than the others."""
+    line: int = 0
+    """Line of the file, from 1; 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """Requests in the order of their arrival."""
+
+    name: str
+    rows: tuple[TraceRow, ...]
+    block_tokens: int = BLOCK_TOKENS
+
+    def scaled(self, *, speed: float = 1.0, length: float = 1.0) -> Trace:
+        """The same requests `speed` times as fast, with `length` times the tokens.
+
+        Lengths are scaled by the block, which becomes round(length * block) tokens, so that which
+        blocks are shared stays as it was; answers are scaled alike, to 1 token at least.
+        """
+        if not (isfinite(speed) and speed > 0 and isfinite(length) and length > 0):
+            raise ParameterError(
+                f"speed is {speed} and length {length}: both are above 0, e.g. length 0.1 for a"
+                " tenth of the tokens"
+            )
+        block = max(1, round(self.block_tokens * length))
+
+        def shorter(row: TraceRow) -> TraceRow:
+            whole, rest = divmod(row.prompt_tokens, self.block_tokens)
+            # A rest stays a rest: at least one token, and never a whole block.
+            part = min(max(1, round(rest * length)), max(1, block - 1)) if rest else 0
+            return replace(
+                row,
+                arrival_s=row.arrival_s / speed,
+                prompt_tokens=whole * block + part,
+                output_tokens=max(1, round(row.output_tokens * length)),
+            )
+
+        return replace(self, rows=tuple(map(shorter, self.rows)), block_tokens=block)
+
+    def arrivals(self) -> Arrivals:
+        """One request at each time of the trace."""
+        return at_times(row.arrival_s for row in self.rows)
+
+    def workload(
+        self,
+        *,
+        context_tokens: int,
+        vocab_tokens: int = 12_288,
+        seed: int = 0,
+        salt: str,
+    ) -> Workload:
+        """Prompts that share what the trace shares, the same on any machine for the same seed.
+
+        Each starts with the salt, so a first block has to be longer than that. Raises
+        ParameterError for a prompt that does not fit `context_tokens` with its answer.
+        """
+        check_numbers(
+            salt,
+            vocab_tokens=(vocab_tokens, FIRST_ID + 2),
+            seed=(seed, 0),
+            rows=(len(self.rows), 1),
+        )
+        for row in self.rows:
+            where = f"{self.name}, line {row.line}"
+            if row.prompt_tokens + row.output_tokens > context_tokens:
+                raise ParameterError(
+                    f"{where}: {row.prompt_tokens} prompt and {row.output_tokens} answer tokens do"
+                    f" not fit context_tokens {context_tokens}; take fewer lines, scale the length,"
+                    " or raise context_tokens"
+                )
+            if min(row.prompt_tokens, self.block_tokens) <= SALT_TOKENS:
+                raise ParameterError(
+                    f"{where}: the first block has {min(row.prompt_tokens, self.block_tokens)}"
+                    f" tokens, and the salt takes {SALT_TOKENS}; scale the length less"
+                )
+        drawn: dict[int, TokenIds] = {}
+        groups: dict[int, int] = {}
+        prompts = []
+        for row in self.rows:
+            for hash_id in row.hash_ids:
+                if hash_id not in drawn:
+                    drawn[hash_id] = drawn_ids(self.block_tokens, vocab_tokens, seed, 5, hash_id)
+            ids = np.concatenate([drawn[hash_id] for hash_id in row.hash_ids])[: row.prompt_tokens]
+            group = groups.setdefault(row.hash_ids[0], len(groups))
+            ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)
+            prompts.append(ids)
+        asked = [row.output_tokens for row in self.rows]
+        return assemble(self.name, prompts, asked, seed=seed, salt=salt)
+
+
+def read_trace(path: Path | str, *, first: int | None = None) -> Trace:
+    """The trace in a JSON Lines file, or its first so many requests.
+
+    Raises ParameterError, with file and line, for a line that is no request, a time that is
+    negative or before the one above, and hash ids that contradict the length or one another.
+    """
+    path = Path(path)
+    if first is not None and first < 1:
+        raise ParameterError(f"first is {first}: take 1 request or more")
+    rows: list[TraceRow] = []
+    parents: dict[int, int] = {}
+    try:
+        with path.open("rb") as file:
+            for line in islice(iter(lambda: file.readline(MAX_LINE_CHARACTERS + 1), b""), first):
+                where = f"{path}, line {len(rows) + 1}"
+                row = _row(line, where, len(rows) + 1)
+                if rows and row.arrival_s < rows[-1].arrival_s:
+                    raise ParameterError(
+                        f"{where}: timestamp {row.arrival_s * 1000:g} is before that of the line"
+                        " above; sort the file by timestamp"
+                    )
+                _check_chain(row.hash_ids, parents, where)
+                rows.append(row)
+    except OSError as error:
+        raise ParameterError(f"trace {path} cannot be read: {error.strerror}") from error
+    if not rows:
+        raise ParameterError(f"trace {path} is empty: it has one JSON object a line")
+    return Trace(name=path.stem, rows=tuple(rows))
+
+
+def write_trace(trace: Trace, path: Path | str) -> None:
+    """Write a trace as the file that `read_trace` reads; times are rounded to a millisecond."""
+    if trace.block_tokens != BLOCK_TOKENS:
+        raise ParameterError(
+            f"{trace.name} has blocks of {trace.block_tokens} tokens: the format has"
+            f" {BLOCK_TOKENS}; write the trace before its lengths are scaled"
+        )
+    with Path(path).open("w", encoding="utf-8") as file:
+        for row in trace.rows:
+            values = (round(row.arrival_s * 1000), row.prompt_tokens, row.output_tokens)
+            line = dict(zip(_FIELDS, (*values, list(row.hash_ids)), strict=True))
+            file.write(json.dumps(line) + "\n")
+
+
+def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
+    """A run of ours as a trace: when each request was sent, its answer, and its blocks' ids.
+
+    Requests that were never sent are left out. An id is new for every block (the last, shorter
+    one as well) that no earlier prompt has after the same blocks. Raises ParameterError for a
+    record of another workload.
+    """
+    asked = {request.index: request for request in workload.requests}
+    sent = sorted((r for r in records if isfinite(r.sent_s)), key=lambda r: r.sent_s)
+    known: dict[tuple[int, bytes], int] = {}
+    rows = []
+    for record in sent:
+        request = asked.get(record.index)
+        if request is None or request.prompt_tokens != record.prompt_tokens:
+            raise ParameterError(
+                f"request {record.request_id} is not of workload {workload.name!r}: give the"
+                " records of its own run"
+            )
+        ids: list[int] = []
+        for start in range(0, request.prompt_tokens, BLOCK_TOKENS):
+            block = request.prompt_ids[start : start + BLOCK_TOKENS].tobytes()
+            ids.append(known.setdefault((ids[-1] if ids else -1, block), len(known)))
+        rows.append(
+            TraceRow(
+                arrival_s=record.sent_s - sent[0].sent_s,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=max(record.output_tokens, 0),
+                hash_ids=tuple(ids),
+            )
+        )
+    return Trace(name=workload.name, rows=tuple(rows))
+
+
+def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...]:
+    """Share of the prompt tokens that one cache of each size would have; nothing is run.
+
+    The cache is empty at first and holds whole blocks of prompts (answers take no room in it). The
+    least recently used goes first, of one prompt the last block. Only prefixes hit, at most L - 1
+    of L tokens. Requests come one after the other, so a prefix still being computed is a hit here.
+    """
+    total = sum(row.prompt_tokens for row in trace.rows)
+    return tuple(_hit_tokens(trace, size // trace.block_tokens) / total for size in cache_tokens)
+
+
+def _hit_tokens(trace: Trace, room: int) -> int:
+    held: OrderedDict[int, None] = OrderedDict()
+    hit_tokens = 0
+    for row in trace.rows:
+        hits = 0
+        for hash_id in row.hash_ids:
+            if hash_id not in held:
+                break
+            hits += 1
+        hit_tokens += min(hits * trace.block_tokens, row.prompt_tokens - 1)
+        # Only what the cache can keep is put in, the first block last: it is dropped last.
+        for hash_id in reversed(row.hash_ids[:room]):
+            held[hash_id] = None
+            held.move_to_end(hash_id)
+        while len(held) > room:
+            held.popitem(last=False)
+    return hit_tokens
+
+
+def _row(line: bytes, where: str, number: int) -> TraceRow:
+    if len(line) > MAX_LINE_CHARACTERS:
+        raise ParameterError(
+            f"{where} is longer than {MAX_LINE_CHARACTERS:,} characters: it is no request"
+        )
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ParameterError(
+            f"{where} is not JSON: {line[:60].decode(errors='replace').strip()!r}"
+        ) from error
+    if not isinstance(found, dict) or not set(_FIELDS) <= set(found):
+        raise ParameterError(f"{where}: a request has the fields {', '.join(_FIELDS)}")
+    timestamp, prompt_tokens, output_tokens, hash_ids = (found[name] for name in _FIELDS)
+    if not _number(timestamp) or timestamp < 0:
+        raise ParameterError(f"{where}: timestamp is {timestamp!r}: it has milliseconds from 0")
+    for name, value, least in (
+        ("input_length", prompt_tokens, 1),
+        ("output_length", output_tokens, 0),
+    ):
+        if type(value) is not int or value < least:
+            raise ParameterError(f"{where}: {name} is {value!r}: it has tokens, {least} or more")
+    if not isinstance(hash_ids, list) or any(type(i) is not int or i < 0 for i in hash_ids):
+        raise ParameterError(f"{where}: hash_ids is no list of whole numbers from 0")
+    blocks = ceil(prompt_tokens / BLOCK_TOKENS)
+    if len(hash_ids) != blocks:
+        raise ParameterError(
+            f"{where}: {len(hash_ids)} hash_ids contradict input_length {prompt_tokens}, which is"
+            f" {blocks} blocks of {BLOCK_TOKENS} tokens"
+        )
+    return TraceRow(
+        arrival_s=timestamp / 1000,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        hash_ids=tuple(hash_ids),
+        line=number,
+    )
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
+
+
+def _check_chain(hash_ids: Sequence[int], parents: dict[int, int], where: str) -> None:
+    """An id stands for all blocks up to its own, so the same one always comes before it."""
+    for parent, hash_id in zip((-1, *hash_ids), hash_ids, strict=False):
+        if parents.setdefault(hash_id, parent) != parent:
+            raise ParameterError(
+                f"{where}: hash id {hash_id} comes after other blocks than before; an id stands"
+                " for its block and all before it"
+            )
