@@ -6,6 +6,7 @@ from textwrap import fill, wrap
 
 from workbench.claims.claim import CHECKS, Claim, Effect
 from workbench.claims.registry import Registry
+from workbench.claims.verdict import judge
 from workbench.errors import ParameterError, nearest
 
 __all__ = ["check_page", "list_page", "said", "show_page"]
@@ -50,8 +51,9 @@ def list_page(registry: Registry, group: str = "") -> str:
 
 
 def show_page(claim: Claim) -> str:
-    """All that the registry knows of a claim."""
+    """All that the registry knows of a claim, and the verdict that its source alone gives."""
     source = claim.source
+    verdict = judge(claim)
     rows = [
         ("says", "; ".join(f"{effect.name}: {said(effect)}" for effect in claim.effects)),
         ("metric", f"{claim.metric} ({claim.level}, {claim.phase})"),
@@ -71,7 +73,9 @@ def show_page(claim: Claim) -> str:
         ),
         ("note", claim.note),
         *((f"test {tier}", how) for tier, how in claim.test.items()),
-        ("expected", claim.expected_verdict or ""),
+        ("verdict", f"{verdict.word} ({verdict.gate}, {verdict.code}): {verdict.reason}"),
+        ("needed", verdict.needed),
+        *(("doubt", doubt) for doubt in verdict.doubts),
     ]
     lines = [claim.id, *wrap(claim.statement, _WIDTH), ""]
     for label, text in rows:

@@ -1,0 +1,55 @@
+import pytest
+
+from workbench.claims.claim import Bound
+from workbench.claims.physics_gate import impossible, unknown_limits
+
+
+def bound(value=0.0, limit="prefill_throughput", gpu="A100 80GB SXM", model="LLaMA-2-13B", gpus=1):
+    return Bound(limit=limit, gpu=gpu, gpus=gpus, model=model, value=value)
+
+
+def test_a_throughput_beyond_the_chip_is_impossible():
+    assert impossible([bound(58_499)]) == (
+        "58,499 tokens/s is 4.9 times the prefill ceiling of LLaMA-2-13B on 1 x A100 80GB SXM,"
+        " 11,985 tokens/s"
+    )
+    assert impossible([bound(58_499, gpus=8)]) == ""
+
+
+def test_the_worst_of_several_is_named():
+    assert impossible([bound(8_791), bound(88_250)]).startswith("88,250 tokens/s is 7.4 times")
+
+
+def test_embedding_and_head_do_not_refute_what_is_possible():
+    # Qwen2.5-7B: 7.62 billion parameters, of which a prompt token passes 6.53.
+    qwen = {"model": "Qwen2.5-7B", "gpu": "H200"}
+    assert impossible([bound(989.5e12 / 2 / 6.6e9, **qwen)]) == ""
+    assert impossible([bound(989.5e12 / 2 / 6.0e9, **qwen)]) != ""
+
+
+def test_a_request_alone_cannot_outrun_the_memory():
+    batch_1 = {"limit": "decode_throughput", "gpu": "A800 80GB PCIe", "model": "Qwen2.5-7B"}
+    assert impossible([bound(93.7, **batch_1)]) == ""
+    assert "times the batch-1 decode ceiling of Qwen2.5-7B" in impossible([bound(200, **batch_1)])
+
+
+def test_weights_must_be_resident():
+    fit = {"limit": "memory_fit", "model": "LLaMA-2-70B"}
+    assert "138 GB, are 1.7 times the memory" in impossible([bound(**fit)])
+    assert impossible([bound(**fit, gpus=2)]) == ""
+
+
+@pytest.mark.parametrize(("tb_s", "broken"), [(1.69, False), (2.0, False), (2.1, True)])
+def test_bandwidth_may_exceed_the_data_sheet_by_rounding_only(tb_s, broken):
+    copy = bound(tb_s, limit="memory_bandwidth", gpu="A800 80GB PCIe", model="")
+    assert bool(impossible([copy])) == broken
+
+
+def test_what_is_in_no_table_is_said_and_not_guessed():
+    unknown = bound(1e9, gpu="TPU v9", model="Nobody-7B")
+    assert impossible([unknown]) == ""
+    assert unknown_limits([unknown, unknown]) == (
+        "GPU 'TPU v9' is not in the table of workbench.physics; its physical limit was not checked",
+        "model 'Nobody-7B' is not in the table of workbench.models; its physical limit was not"
+        " checked",
+    )

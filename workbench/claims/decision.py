@@ -1,0 +1,132 @@
+"""Gate G4: does an interval confirm, contradict, or leave open what one effect says?
+
+Rules of the claim notes, section 6. Tolerances are shares of the claimed value, in its own unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.claims.claim import Effect
+
+__all__ = ["Decision", "Interval", "decide"]
+
+MIN_RUNS = 5
+"""Engine launches an arm; a number of fewer has no interval worth a verdict."""
+
+CELLS_THAT_MEET = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate with its interval, in the effect's unit; `runs` are engine launches an arm."""
+
+    estimate: float
+    low: float
+    high: float
+    runs: int = MIN_RUNS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What became of one effect: confirmed, contradicted, inconclusive, ... and why."""
+
+    code: str
+    reason: str
+    cells: tuple[Interval, ...] = ()
+
+
+def decide(
+    effect: Effect, cells: Sequence[Interval], *, tolerance: float = 0.1, noise_floor: float = 0.0
+) -> Decision:
+    """`effect` against the intervals of its cells; exact counts and yes or no need no runs."""
+    if not cells:
+        return Decision(code="not_measured", reason="It was not measured.")
+    kept = tuple(sorted(cells, key=lambda cell: cell.estimate))
+    if not all(math.isfinite(cell.low) and math.isfinite(cell.high) for cell in kept):
+        return Decision(code="inconclusive", reason="The run gave no interval.", cells=kept)
+    if effect.quantifier == "exact":
+        code = _exact(effect, kept)
+    else:
+        runs = min(cell.runs for cell in kept)
+        if runs < MIN_RUNS:
+            return Decision(
+                code="too_few_runs",
+                reason=f"{runs} launches an arm, and a verdict takes {MIN_RUNS}.",
+                cells=kept,
+            )
+        code = _interval(effect, kept, tolerance, noise_floor)
+    middle = kept[(len(kept) - 1) // 2]
+    median = " in the median cell" if len(kept) > 1 else ""
+    reason = (
+        f"{middle.estimate:.4g} ({middle.low:.4g} to {middle.high:.4g}) {effect.unit}{median}"
+        f" against {_claimed(effect)}"
+    )
+    if code == "inconclusive":
+        width = max(middle.high - middle.estimate, middle.estimate - middle.low)
+        reason += f"; {_detectable(width, middle)} is the least effect that this run can tell"
+    return Decision(code=code, reason=f"{reason}.", cells=kept)
+
+
+def _exact(effect: Effect, cells: tuple[Interval, ...]) -> str:
+    value = float(effect.value)
+    if all(cell.low == value == cell.high for cell in cells):
+        return "confirmed"
+    inside = all(cell.low <= value <= cell.high for cell in cells)
+    return "inconclusive" if inside else "contradicted"
+
+
+def _interval(
+    effect: Effect, cells: tuple[Interval, ...], tolerance: float, noise_floor: float
+) -> str:
+    value = float(effect.value)
+    low, high = value - tolerance * abs(value), value + tolerance * abs(value)
+    middle = cells[(len(cells) - 1) // 2]
+    floor = noise_floor * abs(value)
+    match effect.quantifier:
+        case "up_to":
+            yes = any(cell.low >= low for cell in cells)
+            no = all(cell.high < low for cell in cells)
+        case "at_least":
+            yes = all(cell.low >= low for cell in cells)
+            no = any(cell.high < low for cell in cells)
+        case "at_most":
+            yes = all(cell.high <= high for cell in cells)
+            no = any(cell.low > high for cell in cells)
+        case "higher":
+            yes = all(cell.low > value + floor for cell in cells)
+            no = any(cell.high < value - floor for cell in cells)
+        case "lower":
+            yes = all(cell.high < value - floor for cell in cells)
+            no = any(cell.low > value + floor for cell in cells)
+        case "unchanged":
+            band = (effect.margin or 0) * abs(value)
+            yes = all(value - band <= cell.low and cell.high <= value + band for cell in cells)
+            no = any(cell.high < value - band or cell.low > value + band for cell in cells)
+        case "range":
+            end = float(effect.high or value)
+            top = end + tolerance * abs(end)
+            meeting = sum(cell.high >= low and cell.low <= top for cell in cells)
+            no = middle.high < value or middle.low > end
+            yes = not no and meeting >= CELLS_THAT_MEET * len(cells)
+        case _:  # typical
+            yes = low <= middle.low and middle.high <= high
+            no = middle.high < low or middle.low > high
+    return "contradicted" if no else "confirmed" if yes else "inconclusive"
+
+
+def _detectable(width: float, cell: Interval) -> str:
+    return f"{width / abs(cell.estimate):.2g} of the value" if cell.estimate else f"{width:.2g}"
+
+
+def _claimed(effect: Effect) -> str:
+    if effect.type == "boolean":
+        return "yes" if effect.value else "no"
+    word = effect.quantifier.replace("_", " ")
+    if effect.quantifier == "range":
+        return f"a range of {effect.value:.6g} to {effect.high:.6g} {effect.unit}"
+    if effect.quantifier == "unchanged":
+        return f"no change beyond {effect.margin:.0%}"
+    return f"{word} {effect.value:.6g} {effect.unit}"

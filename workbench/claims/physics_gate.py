@@ -1,0 +1,88 @@
+"""Gate G1: is a number possible at all on the hardware that it is said to come from?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from workbench.claims.claim import Bound
+from workbench.models import ModelSize, model_size
+from workbench.physics import (
+    Accelerator,
+    accelerator,
+    decode_ceiling_tps,
+    memory_share,
+    prefill_ceiling_tps,
+)
+
+__all__ = ["impossible", "unknown_limits"]
+
+SLACK = 1.05
+"""A value may be this much above its limit: data sheets and published values are rounded."""
+
+
+def impossible(bounds: Iterable[Bound]) -> str:
+    """A sentence on the bound that is broken the most; empty if none is broken."""
+    worst = max((_excess(bound) for bound in bounds), default=(0.0, ""))
+    return worst[1] if worst[0] > SLACK else ""
+
+
+def unknown_limits(bounds: Iterable[Bound]) -> tuple[str, ...]:
+    """A sentence for each GPU or model that has no row in the tables: its limit is not checked."""
+    missing = []
+    for bound in bounds:
+        if accelerator(bound.gpu) is None:
+            missing.append(f"GPU {bound.gpu!r} is not in the table of workbench.physics")
+        if bound.limit != "memory_bandwidth" and model_size(bound.model) is None:
+            missing.append(f"model {bound.model!r} is not in the table of workbench.models")
+    return tuple(f"{text}; {_UNCHECKED}" for text in dict.fromkeys(missing))
+
+
+_UNCHECKED = "its physical limit was not checked"
+
+
+def _excess(bound: Bound) -> tuple[float, str]:
+    """How many times its limit the value is (strictly, as the gate judges) and a sentence."""
+    gpu = accelerator(bound.gpu)
+    if gpu is None:
+        return 0.0, ""
+    on = f"{bound.gpus} x {gpu.name}"
+    if bound.limit == "memory_bandwidth":
+        limit = bound.gpus * gpu.hbm_tb_s
+        return bound.value / limit, (
+            f"{bound.value:,} TB/s is {bound.value / limit:.1f} times the bandwidth of {on}"
+        )
+    model = model_size(bound.model)
+    if model is None:
+        return 0.0, ""
+    if bound.limit == "memory_fit":
+        share = memory_share(parameters=model.parameters, gpu=gpu, gpus=bound.gpus)
+        return share, (
+            f"16-bit weights of {model.name}, {model.parameters * 2 / 1e9:,.0f} GB, are"
+            f" {share:.1f} times the memory of {on}"
+        )
+    ceiling, looser = _ceilings(bound, model, gpu)
+    what = "prefill" if bound.limit == "prefill_throughput" else "batch-1 decode"
+    return bound.value / looser, (
+        f"{bound.value:,.6g} tokens/s is {bound.value / ceiling:.1f} times the {what} ceiling of"
+        f" {model.name} on {on}, {ceiling:,.0f} tokens/s"
+    )
+
+
+def _ceilings(bound: Bound, model: ModelSize, gpu: Accelerator) -> tuple[float, float]:
+    """The ceiling with all weights, as the field quotes it, and without embedding and head.
+
+    A prompt token passes neither; a decoded one passes the head, half of the two.
+    """
+    if bound.limit == "prefill_throughput":
+        return (
+            prefill_ceiling_tps(parameters=model.active, gpu=gpu, gpus=bound.gpus),
+            prefill_ceiling_tps(
+                parameters=model.active - model.embedding, gpu=gpu, gpus=bound.gpus
+            ),
+        )
+    return (
+        decode_ceiling_tps(weight_bytes=2 * model.active, gpu=gpu, gpus=bound.gpus),
+        decode_ceiling_tps(
+            weight_bytes=2 * model.active - model.embedding, gpu=gpu, gpus=bound.gpus
+        ),
+    )
