@@ -57,6 +57,8 @@ def test_gpus_of_each_role_are_gathered():
         ({"decode_tp": 0}, "decode_tp is 0: it is at least 1"),
         ({"shared_share": 1.5}, "shared_share is 1.5: it is at least 0.0 and at most 1.0"),
         ({"workload": "cold_start", "target_reuse": 0.5}, "only these meet a target: batch_proc"),
+        ({"workload": "trace"}, "a trace takes both, e.g. -p workload trace -p trace_file"),
+        ({"trace_speed": 2.0}, "trace_speed is 2: it needs workload trace, and rate_per_s 0"),
         (
             {"workload": "multi_turn_conversation", "concurrency": 2},
             "a turn of multi_turn_conversation .* leave concurrency at 1",

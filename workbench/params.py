@@ -115,12 +115,15 @@ class PdSweep(EngineParams):
     )
     workload: str = param(
         "reference",
-        "reference (prompts asked again), shared_prefix or a reuse scenario",
-        choices=("reference", "short", "shared_prefix", *SCENARIOS),
+        "reference (prompts asked again), shared_prefix, a scenario or trace",
+        choices=("reference", "short", "shared_prefix", *SCENARIOS, "trace"),
         example="batch_processing",
     )
     prompt_tokens: int = param(
-        22660, "tokens of each prompt, in a scenario of the longest", low=32, high=10_000_000
+        22660,
+        "tokens of each prompt, in a scenario or trace of the longest",
+        low=32,
+        high=10_000_000,
     )
     output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
     requests: int = param(3, "requests of each pass", low=1, high=1_000_000)
@@ -129,9 +132,16 @@ class PdSweep(EngineParams):
     )
     target_reuse: float = param(
         0.0,
-        "scenarios: share of all prompt tokens to be reused, 0 for the scenario's own",
+        "scenarios: reused share of all prompt tokens, 0 for their own",
         low=0.0,
         high=0.999,
+    )
+    trace_file: str = param("", "trace: file in the Mooncake format", example="trace.jsonl")
+    trace_speed: float = param(
+        0.0,
+        "trace: so many times as fast as recorded, 0 to ignore its times",
+        low=0.0,
+        high=1_000_000,
     )
     concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
@@ -177,13 +187,22 @@ class PdSweep(EngineParams):
             _ = self.topologies
         self.check_engine()
         self.check_lengths(self.prompt_tokens, self.output_tokens)
-        self._check_scenario()
+        self._check_workload()
 
-    def _check_scenario(self) -> None:
+    def _check_workload(self) -> None:
         if self.target_reuse and self.workload not in SCENARIOS[1:]:
             raise ParameterError(
                 f"target_reuse is {self.target_reuse:g} and workload is {self.workload!r}: only"
                 f" these meet a target: {', '.join(SCENARIOS[1:])}"
+            )
+        if (self.workload == "trace") != bool(self.trace_file):
+            raise ParameterError(
+                f"workload is {self.workload!r} and trace_file {self.trace_file!r}: a trace takes"
+                " both, e.g. -p workload trace -p trace_file trace.jsonl"
+            )
+        if self.trace_speed and (self.workload != "trace" or self.rate_per_s):
+            raise ParameterError(
+                f"trace_speed is {self.trace_speed:g}: it needs workload trace, and rate_per_s 0"
             )
         one_at_a_time = self.concurrency == 1 and not self.rate_per_s
         if self.workload == "multi_turn_conversation" and not one_at_a_time:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from workbench.errors import ParameterError, PlanError
@@ -152,6 +154,20 @@ def test_a_scenario_is_planned_at_its_own_reuse_or_the_one_that_is_asked(sweep):
     assert own.workload.build("salt").ideal_reuse == pytest.approx(0.95, rel=0.01)
     asked = sweep(workload="batch_processing", prompt_tokens=1000, requests=30, target_reuse=0.5)
     assert asked.workload.build("salt").ideal_reuse == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_trace_is_sent_at_its_times(sweep, tmp_path):
+    rows = (
+        {"timestamp": 1000 * n, "input_length": 1000, "output_length": 9, "hash_ids": [0, n + 1]}
+        for n in range(3)
+    )
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = {"workload": "trace", "trace_file": str(tmp_path / "t.jsonl"), "requests": 2}
+    plan = sweep(**asked, trace_speed=4.0)
+    assert plan.arrivals.offsets_s == (0.0, 0.25)
+    built = plan.workload.build("salt")
+    assert [r.ideal_reuse_tokens for r in built.requests] == [0, 512]
+    assert sweep(**asked).arrivals.kind == "closed"
 
 
 def test_what_is_shared_takes_kv_space_once(sweep):

@@ -11,6 +11,7 @@ from workbench.load.traces import (
     MAX_LINE_CHARACTERS,
     Trace,
     TraceRow,
+    fitted,
     lru_hit_rates,
     read_trace,
     trace_of_run,
@@ -69,6 +70,23 @@ def test_scaling_changes_times_and_lengths_and_no_sharing(trace: Trace) -> None:
     assert [row.output_tokens for row in small.rows] == [1, 1, 1, 1]
     reuse = [r.ideal_reuse_tokens for r in small.workload(context_tokens=250, salt="s").requests]
     assert reuse == [0, 128, 0, 137]
+
+
+def test_a_trace_is_fitted_to_the_longest_prompt_and_answer(tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS)
+    options = {"file": str(path), "prompt_tokens": 300, "output_tokens": 3}
+    workload = build("trace", salt="s", requests=4, **options)
+    assert [r.prompt_tokens for r in workload.requests] == [215, 300, 117, 215]
+    assert [r.max_tokens for r in workload.requests] == [2, 3, 1, 2]
+    assert [r.ideal_reuse_tokens for r in workload.requests] == [0, 200, 0, 214]
+    with pytest.raises(ParameterError, match="has 4 requests: take no more"):
+        build("trace", salt="s", requests=5, **options)
+
+
+def test_a_trace_is_never_lengthened(trace: Trace) -> None:
+    assert [r.prompt_tokens for r in fitted(trace, prompt_tokens=9_999, output_tokens=9).rows] == [
+        1100, 1536, 600, 1100,
+    ]  # fmt: skip
 
 
 def test_the_hit_rate_grows_with_the_cache_up_to_the_ideal_reuse(trace: Trace) -> None:

@@ -20,6 +20,7 @@ from workbench.experiment.room import (
     vocab_tokens,
 )
 from workbench.load.arrivals import Arrivals, closed, poisson
+from workbench.load.traces import read_trace
 from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
@@ -125,7 +126,7 @@ def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
 
 
 def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
-    options: dict[str, int | float] = {
+    options: dict[str, int | float | str] = {
         "requests": params.requests,
         "prompt_tokens": params.prompt_tokens,
         "output_tokens": params.output_tokens,
@@ -136,10 +137,15 @@ def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
         options["shared_tokens"] = int(params.shared_share * params.prompt_tokens)
     if params.target_reuse:
         options["reuse"] = params.target_reuse
+    if params.workload == "trace":
+        options["file"] = params.trace_file
     return WorkloadSpec(name=params.workload, options=options)
 
 
 def _arrivals(params: PdSweep) -> Arrivals:
+    if params.trace_speed > 0:
+        trace = read_trace(params.trace_file, first=params.requests)
+        return trace.scaled(speed=params.trace_speed).arrivals()
     if params.rate_per_s > 0:
         return poisson(params.rate_per_s, params.requests, params.seed)
     return closed(params.concurrency)

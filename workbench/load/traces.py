@@ -40,8 +40,10 @@ __all__ = [
     "BLOCK_TOKENS",
     "Trace",
     "TraceRow",
+    "fitted",
     "lru_hit_rates",
     "read_trace",
+    "trace",
     "trace_of_run",
     "write_trace",
 ]
@@ -182,6 +184,51 @@ def read_trace(path: Path | str, *, first: int | None = None) -> Trace:
     if not rows:
         raise ParameterError(f"trace {path} is empty: it has one JSON object a line")
     return Trace(name=path.stem, rows=tuple(rows))
+
+
+def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
+    """The trace made small enough: its longest prompt and its longest answer have these lengths.
+
+    Both are scaled by factors of their own and never lengthened; the prompt's factor is rounded
+    down to whole tokens of a block, so the longest prompt may be a little shorter than asked.
+    """
+    longest = max(row.prompt_tokens for row in trace.rows)
+    block = int(trace.block_tokens * min(1.0, prompt_tokens / longest))
+    if block < 1:
+        raise ParameterError(
+            f"prompt_tokens is {prompt_tokens} and the longest prompt of {trace.name} has"
+            f" {longest}: a block would be empty; take more tokens or fewer requests"
+        )
+    share = min(1.0, output_tokens / max(1, *(row.output_tokens for row in trace.rows)))
+    smaller = trace.scaled(length=block / trace.block_tokens)
+    answers = [max(1, int(row.output_tokens * share)) for row in trace.rows]
+    rows = zip(smaller.rows, answers, strict=True)
+    return replace(smaller, rows=tuple(replace(row, output_tokens=n) for row, n in rows))
+
+
+def trace(
+    *,
+    file: str,
+    requests: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """The first so many requests of a trace file, `fitted` to these lengths of the longest."""
+    check_numbers(salt, prompt_tokens=(prompt_tokens, 1), output_tokens=(output_tokens, 1))
+    wanted = read_trace(file, first=requests)
+    if len(wanted.rows) < requests:
+        raise ParameterError(f"{file} has {len(wanted.rows)} requests: take no more than these")
+    small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    made = small.workload(
+        context_tokens=prompt_tokens + output_tokens,
+        vocab_tokens=vocab_tokens,
+        seed=seed,
+        salt=salt,
+    )
+    return replace(made, name="trace")
 
 
 def write_trace(trace: Trace, path: Path | str) -> None:

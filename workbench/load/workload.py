@@ -216,13 +216,15 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
 
 
 def build(name: str, *, salt: str, **options: Any) -> Workload:
-    """The named workload, of WORKLOADS or of `scenarios.SCENARIOS`.
+    """The named workload, of WORKLOADS, of `scenarios.SCENARIOS` or `traces.trace`.
 
     Raises ParameterError for a name, option or value it cannot have.
     """
-    from workbench.load.scenarios import SCENARIOS  # which is written in terms of this module
+    # Both are written in terms of this module.
+    from workbench.load.scenarios import SCENARIOS
+    from workbench.load.traces import trace
 
-    builders = {**WORKLOADS, **SCENARIOS}
+    builders = {**WORKLOADS, **SCENARIOS, "trace": trace}
     if name not in builders:
         raise ParameterError(f"there is no workload {name!r}; {nearest(name, builders)}")
     parameters = inspect.signature(builders[name]).parameters
