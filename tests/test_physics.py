@@ -103,6 +103,10 @@ def test_loading_wins_from_a_length_on():
     assert load_crossover_tokens(**link, link_gb_s=100, latency_s=19e-3) == pytest.approx(1000)
     assert load_crossover_tokens(**link, link_gb_s=100) == 0
     assert load_crossover_tokens(**link, link_gb_s=1) == math.inf
+    # At the crossover both take as long, attention and latency included.
+    length = load_crossover_tokens(**link, link_gb_s=100, attention_flop=1e6, latency_s=19e-3)
+    loading = 19e-3 + length * 1e5 / 100e9
+    assert loading == pytest.approx((2 * 1e9 * length + 1e6 * length**2) / 1e14)
     # Loading at 100 us a token wins only where attention costs the missing 80 us.
     length = load_crossover_tokens(**link, link_gb_s=1, attention_flop=1e6)
     assert length * 1e6 / 1e14 == pytest.approx(80e-6)

@@ -33,6 +33,13 @@ def test_a_request_alone_cannot_outrun_the_memory():
     assert "times the batch-1 decode ceiling of Qwen2.5-7B" in impossible([bound(200, **batch_1)])
 
 
+def test_a_decoded_token_passes_the_head_but_not_the_embedding():
+    # 7.62 billion parameters less 0.545 of the embedding: 4.8 TB/s reads them 339 times.
+    alone = {"limit": "decode_throughput", "gpu": "H200", "model": "Qwen2.5-7B"}
+    assert impossible([bound(339 * 1.04, **alone)]) == ""
+    assert impossible([bound(339 * 1.06, **alone)]) != ""
+
+
 def test_weights_must_be_resident():
     fit = {"limit": "memory_fit", "model": "LLaMA-2-70B"}
     assert "138 GB, are 1.7 times the memory" in impossible([bound(**fit)])

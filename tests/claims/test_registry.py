@@ -1,8 +1,10 @@
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
+from workbench.claims.catalogue import show_page
 from workbench.claims.registry import read_registry
 from workbench.errors import ParameterError
 from workbench.machine import repository_root
@@ -112,6 +114,38 @@ def test_the_example_of_the_docs_is_a_claim_of_at_most_ten_lines(tmp_path):
     assert list(registry.claims) == ["MY-CLAIM"]
 
 
+def test_no_value_anywhere_stops_the_reading(tmp_path):
+    bound = {"limit": "prefill_throughput", "gpu": "H200", "model": "Qwen3-8B", "value": 1}
+    check = {"same_dtype": {"state": "unknown", "why": "Not said."}}
+    good = entry(bounds=[bound], checks=check, test={"gpu": "run it"}, note="n")
+    odd = [None, "", 0, -1, 1.5, True, [], [None], {}, {"a": 1}, {1: 2}, "text", float("inf")]
+    for path in places(good):
+        for value in odd:
+            registry = read(tmp_path, replaced(good, path, value), entry(id="TWO"))
+            assert "TWO" in registry.claims
+            assert len(registry.claims) + len(registry.mistakes) == 2, (path, value)
+            for claim in registry.claims.values():
+                assert show_page(claim)
+
+
+def places(value, path=()):
+    """The path of each value inside `value`."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+def replaced(value, path, new):
+    copy = deepcopy(value)
+    inner = copy
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return copy
+
+
 def test_an_id_is_used_once(tmp_path):
     registry = read(tmp_path, entry(), entry())
     assert registry.mistakes == (
@@ -125,6 +159,7 @@ def test_an_id_is_used_once(tmp_path):
         ("a: [", "mine.yaml: cannot be read as YAML"),
         ("[]", "mine.yaml: claims is missing"),
         ("claims: []", "mine.yaml: source is missing"),
+        ("{source: {title: T, ref: 5}, claims: []}", "mine.yaml: source.ref is 5; it takes text"),
         ("{source: {title: T}, claims: []}", "mine.yaml: source.ref is missing"),
     ],
 )

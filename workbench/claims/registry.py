@@ -113,7 +113,9 @@ def _group(name: str, content: Any) -> tuple[dict[str, str], list[Any]]:
     if not isinstance(source, dict):
         raise _MistakeError("source is missing; it has title, ref and, if so, withdrawn")
     _known("source", source, {"title", "ref", "withdrawn"}, needed={"title", "ref"})
-    return {"group": name, **{key: str(value) for key, value in source.items()}}, content["claims"]
+    for key, value in source.items():
+        _text(f"source.{key}", value)
+    return {"group": name, **source}, content["claims"]
 
 
 def _claim(group: dict[str, str], entry: Any) -> Claim:
@@ -165,6 +167,10 @@ def _effect(number: int, effect: Any) -> Effect:
             )
     else:
         _number(f"{where}.value", effect["value"])
+    _text(f"{where}.name", effect["name"])
+    for name in ("high", "margin"):
+        if effect.get(name) is not None:
+            _number(f"{where}.{name}", effect[name])
     if effect["quantifier"] == "range":
         _number(f"{where}.high", effect.get("high"))
         if effect["high"] < effect["value"]:
@@ -193,14 +199,16 @@ def _effects_fit(effects: tuple[Effect, ...], comparator: str | None) -> None:
 def _evidence(evidence: dict[str, Any]) -> Evidence:
     _known("evidence", evidence, {"kind", "contradicted_by"}, needed={"kind"})
     _one_of("evidence.kind", evidence["kind"], EVIDENCE)
+    _text("evidence.contradicted_by", evidence.get("contradicted_by", "-"))
     return Evidence(**evidence)
 
 
 def _check(name: str, check: Any) -> Check:
     if name not in CHECKS:
-        raise _MistakeError(f"checks.{name} is not known: {nearest(name, CHECKS)}")
+        raise _MistakeError(f"checks.{name} is not known: {nearest(str(name), CHECKS)}")
     _known(f"checks.{name}", check, {"state", "why"}, needed={"state", "why"})
     _one_of(f"checks.{name}.state", check["state"], STATES)
+    _text(f"checks.{name}.why", check["why"])
     return Check(**check)
 
 
@@ -210,6 +218,11 @@ def _bound(number: int, bound: Any) -> Bound:
     _one_of(f"{where}.limit", bound["limit"], LIMITS)
     if bound["limit"] != "memory_fit":
         _number(f"{where}.value", bound.get("value"))
+    for name in {"gpu", "model"} & set(bound):
+        _text(f"{where}.{name}", bound[name])
+    gpus = bound.get("gpus", 1)
+    if type(gpus) is not int or gpus < 1:
+        raise _MistakeError(f"{where}.gpus is {gpus!r}; it takes a whole number of at least 1")
     return Bound(**bound)
 
 
@@ -217,6 +230,8 @@ def _source(group: dict[str, str], source: dict[str, Any]) -> Source:
     fields = {"location", "confirmation", "how", "ref"}
     _known("source", source, fields, needed=fields - {"ref"})
     _one_of("source.confirmation", source["confirmation"], CONFIRMATIONS)
+    for name, value in source.items():
+        _text(f"source.{name}", value)
     return Source(**{**group, **source})
 
 
@@ -235,6 +250,11 @@ def _known(where: str, value: Any, fields: set[str], *, needed: set[str]) -> Non
 def _one_of(name: str, value: Any, words: tuple[str, ...]) -> None:
     if value not in words:
         raise _MistakeError(f"{name} is {value!r}; write one of {', '.join(words)}")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _MistakeError(f"{name} is {value!r}; it takes text")
 
 
 def _number(name: str, value: Any) -> None:
