@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 
 from workbench.errors import ResultError
 from workbench.report.cells import render_cells
+from workbench.report.definition_card import definition_card
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, interval, moment, quantity
 from workbench.report.outcome import cut_off, failure_of, result_of, status_of
@@ -42,12 +43,16 @@ def write_page(notebook_path: str | Path, html_path: str | Path | None = None) -
             f"{source} cannot be read as a notebook ({error}); name an executed one, e.g. out.ipynb"
         ) from error
     target = Path(html_path) if html_path is not None else source.with_suffix(".html")
-    target.write_text(render(notebook, result), encoding="utf-8")
+    card = definition_card(result, source) if result else None
+    target.write_text(render(notebook, result, card), encoding="utf-8")
     return target
 
 
-def render(notebook: Any, result: dict[str, Any] | None) -> str:
-    """The page of a notebook. Without a result it has no gates, cards, limits or appendix."""
+def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | None = None) -> str:
+    """The page of a notebook. Without a result it has no gates, cards, limits or appendix.
+
+    `card` is that of report.definition_card, for the appendix.
+    """
     facts = result or {}
     status = status_of(notebook, facts)
     title = _title(notebook, facts)
@@ -81,6 +86,7 @@ def render(notebook: Any, result: dict[str, Any] | None) -> str:
         body=body,
         ends=ends,
         tables=_tables(facts),
+        definition_card=card,
     )
 
 

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from workbench.metrics.latency import latencies
+from workbench.records import RequestRecord, to_frame
+from workbench.report.definition_card import definition_card
+from workbench.report.outcome import RESULT_MIME
+from workbench.report.page import write_page
+
+FACTS: dict[str, Any] = {"started_at": "2026-11-20T11:02:00+00:00"}
+
+
+def request(index: int, first_s: float) -> RequestRecord:
+    """Five tokens in five chunks, 0.1 s apart, the first `first_s` after sending."""
+    return RequestRecord(
+        index=index,
+        request_id=f"r{index}",
+        prompt_tokens=100,
+        ideal_reuse_tokens=0,
+        max_tokens=5,
+        scheduled_s=0.0,
+        sent_s=0.0,
+        chunk_s=tuple(first_s + 0.1 * n for n in range(5)),
+        output_tokens=5,
+        stream_end_s=first_s + 0.5,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder: two cold requests (1 s to the first token) and three warm ones (0.5 s)."""
+    import pandas as pd
+
+    cold = to_frame([request(n, 1.0) for n in range(2)], arm="1a", **{"pass": "cold"})
+    warm = to_frame([request(n, 0.5) for n in range(3)], arm="1a", **{"pass": "engine-warm"})
+    latencies(pd.concat([cold, warm])).to_parquet(tmp_path / "requests.parquet")
+    (tmp_path / "result.json").write_text(json.dumps(FACTS))
+    return tmp_path
+
+
+def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
+    import nbformat
+
+    output = new_output("display_data", {RESULT_MIME: FACTS | {"folder": str(run)}})
+    nbformat.write(new_notebook(cells=[new_code_cell("r", outputs=[output])]), run / "run.ipynb")
+    page = BeautifulSoup(write_page(run / "run.ipynb").read_text(), "html.parser")
+    rows = page.select("table.definitions tbody tr")
+    shown = {row.th.text: [td.b.text if td.b else "" for td in row.select("td")] for row in rows}
+    assert shown == {
+        "TTFT": ["500 ms"] * 4,
+        "TPOT": ["100 ms", "100 ms", "180 ms", ""],
+        "ICL": ["100 ms", "", "", "100 ms"],
+        "ITL": ["", "100 ms", "100 ms", "100 ms"],
+        "E2E": ["900 ms", "900 ms", "1000 ms", "900 ms"],
+        "requests": ["3"] * 4,
+    }
+    assert "Medians of 3 requests (1a, engine-warm)" in page.text
+    assert "vllm/benchmarks/serve.py: calculate_metrics" in page.text
+
+
+def test_a_folder_that_moved_is_found_beside_the_notebook(run):
+    found = definition_card(FACTS | {"folder": "/nowhere"}, run / "run.ipynb")
+    assert found is not None
+    assert found["sent"] == 3
+
+
+@pytest.mark.parametrize("broken", ["absent", "cut off", "of a later run", "without rows"])
+def test_without_the_requests_of_this_run_there_is_no_card(run, broken):
+    frame = run / "requests.parquet"
+    if broken == "absent":
+        frame.unlink()
+    elif broken == "cut off":
+        frame.write_bytes(frame.read_bytes()[:100])
+    elif broken == "of a later run":
+        (run / "result.json").write_text(json.dumps(FACTS | {"started_at": "2026-11-21"}))
+    else:
+        to_frame([]).to_parquet(frame)
+    assert definition_card(FACTS, run / "run.ipynb") is None

@@ -1,0 +1,101 @@
+"""The definition card of a run, for the page's appendix: four tools' formulas on its own stamps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.metrics.definitions import METRICS, TOOLS, card, definition_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["definition_card"]
+
+_NAMES = {
+    "workbench": "Workbench",
+    "vllm_bench": "vLLM bench",
+    "guidellm": "GuideLLM",
+    "aiperf": "AIPerf",
+}
+_KIND = ("arm", "workload", "n_requests", "pass")
+"""What requests of one kind have in common, where the frame has the column."""
+_STAMPS = (
+    "error",
+    "sent_s",
+    "scheduled_s",
+    "chunk_s",
+    "chunk_tokens",
+    "output_tokens",
+    "stream_end_s",
+)
+
+
+def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | None:
+    """What the template shows: `of`, `tools`, `rows` and `sources`; None without requests.
+
+    The requests come from the run's folder, else from beside the notebook, and only where
+    result.json there is that of this run: a later run may have taken the folder. One kind of
+    request is used, that with the most rows, since a median over cold and warm passes is neither.
+    """
+    requests = _requests(facts, notebook)
+    if requests is None or requests.empty:
+        return None
+    keys = [name for name in _KIND if name in requests]
+    if keys:
+        kinds = requests.groupby(keys, sort=False, dropna=False)
+        largest = kinds.size().idxmax()
+        named = largest if isinstance(largest, tuple) else (largest,)
+        requests = kinds.get_group(named)
+        of = ", ".join(str(part) for part in dict.fromkeys(named) if part == part)
+    else:
+        of = "all requests"
+    values = card(requests)
+    rows = [
+        (
+            metric,
+            [
+                (values.at[metric, tool] if found.values else None, found.formula)
+                for tool in TOOLS
+                for found in (definition_of(metric, tool),)
+            ],
+        )
+        for metric in METRICS
+    ]
+    sources = [
+        (f"{metric}, {_NAMES[tool]}", definition_of(metric, tool).source)
+        for metric in METRICS
+        for tool in TOOLS
+        if definition_of(metric, tool).source
+    ]
+    return {
+        "of": of,
+        "sent": len(requests),
+        "tools": [_NAMES[tool] for tool in TOOLS],
+        "rows": rows,
+        "counted": [int(n) for n in values.to_numpy()[-1]],
+        "sources": sources,
+    }
+
+
+def _requests(facts: dict[str, Any], notebook: Path) -> pd.DataFrame | None:
+    """The stamps of the run's requests, or None where they are not there, or not of this run."""
+    for folder in (Path(str(facts.get("folder") or notebook.parent)), notebook.parent):
+        try:
+            kept = json.loads((folder / "result.json").read_text("utf-8"))
+            if kept.get("started_at") != facts.get("started_at"):
+                continue
+            return _read(folder / "requests.parquet")
+        except (OSError, ValueError, AttributeError):  # no run, or a file that is cut off
+            continue
+    return None
+
+
+def _read(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    from pyarrow.parquet import read_schema
+
+    present = read_schema(path).names
+    kind = [name for name in _KIND if name in present]
+    return pd.read_parquet(path, columns=[*kind, *_STAMPS])
