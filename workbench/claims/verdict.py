@@ -224,6 +224,5 @@ def _hardware_fits(effect: Effect, conditions: Conditions, *, here: bool) -> boo
 
 def _test(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or "A measurement of each part"
-    return (
-        f"{how.rstrip('.')}, on {claim.hardware or 'hardware that the source would have to name'}."
-    )
+    where = claim.hardware or "hardware that the source would have to name"
+    return f"{how.rstrip('.')}, on {'any hardware' if where == 'any' else where}."
