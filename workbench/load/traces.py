@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ BLOCK_TOKENS = 512
 
 MAX_LINE_CHARACTERS = 8_000_000
 """A longer line is no request: it would hold some 500 million prompt tokens."""
+
+_MOST = 10**12
+"""No time (ms) and no length is above it, so that none outgrows a float."""
 
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 
@@ -322,17 +325,17 @@ def _row(line: bytes, where: str, number: int) -> TraceRow:
     if not isinstance(found, dict) or not set(_FIELDS) <= set(found):
         raise ParameterError(f"{where}: a request has the fields {', '.join(_FIELDS)}")
     timestamp, prompt_tokens, output_tokens, hash_ids = (found[name] for name in _FIELDS)
-    if not _number(timestamp) or timestamp < 0:
-        raise ParameterError(f"{where}: timestamp is {timestamp!r}: it has milliseconds from 0")
+    if type(timestamp) not in (int, float) or not 0 <= timestamp <= _MOST:
+        raise ParameterError(f"{where}: timestamp is {_cut(timestamp)}: it has milliseconds from 0")
     for name, value, least in (
         ("input_length", prompt_tokens, 1),
         ("output_length", output_tokens, 0),
     ):
-        if type(value) is not int or value < least:
-            raise ParameterError(f"{where}: {name} is {value!r}: it has tokens, {least} or more")
+        if type(value) is not int or not least <= value <= _MOST:
+            raise ParameterError(f"{where}: {name} is {_cut(value)}: it has tokens, from {least}")
     if not isinstance(hash_ids, list) or any(type(i) is not int or i < 0 for i in hash_ids):
         raise ParameterError(f"{where}: hash_ids is no list of whole numbers from 0")
-    blocks = ceil(prompt_tokens / BLOCK_TOKENS)
+    blocks = -(-prompt_tokens // BLOCK_TOKENS)
     if len(hash_ids) != blocks:
         raise ParameterError(
             f"{where}: {len(hash_ids)} hash_ids contradict input_length {prompt_tokens}, which is"
@@ -347,8 +350,10 @@ def _row(line: bytes, where: str, number: int) -> TraceRow:
     )
 
 
-def _number(value: object) -> bool:
-    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
+def _cut(value: object) -> str:
+    """The value for a message, at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _check_chain(hash_ids: Sequence[int], parents: dict[int, int], where: str) -> None:
