@@ -65,6 +65,16 @@ def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
     assert "vllm/benchmarks/serve.py: calculate_metrics" in page.text
 
 
+def test_a_kind_without_a_name_is_a_kind(run):
+    import pandas as pd
+
+    frame = pd.read_parquet(run / "requests.parquet").assign(workload=None)
+    frame.to_parquet(run / "requests.parquet")
+    found = definition_card(FACTS, run / "run.ipynb")
+    assert found is not None
+    assert (found["of"], found["sent"]) == ("1a, engine-warm", 3)
+
+
 def test_a_folder_that_moved_is_found_beside_the_notebook(run):
     found = definition_card(FACTS | {"folder": "/nowhere"}, run / "run.ipynb")
     assert found is not None

@@ -45,10 +45,10 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     keys = [name for name in _KIND if name in requests]
     if keys:
         kinds = requests.groupby(keys, sort=False, dropna=False)
-        largest = kinds.size().idxmax()
-        named = largest if isinstance(largest, tuple) else (largest,)
-        requests = kinds.get_group(named)
-        of = ", ".join(str(part) for part in dict.fromkeys(named) if part == part)
+        largest = int(kinds.size().to_numpy().argmax())
+        # Not get_group: it finds no group whose key is missing.
+        requests = requests[kinds.ngroup() == largest]
+        of = ", ".join(str(value) for value in requests[keys].iloc[0].dropna().unique())
     else:
         of = "all requests"
     values = card(requests)
