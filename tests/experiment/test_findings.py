@@ -101,13 +101,13 @@ def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
         (
             {"topology": "1p1d", "connector": "nixl", "opponents": False},
             "no failed transfers; caches were emptied; cold was cold; KV moved; engine-warm was"
-            " engine-warm",
+            " engine-warm; same text",
         ),
         (
             {"topology": "2a", "connector": "none"},
-            "caches were emptied; cold was cold; engine-warm was engine-warm",
+            "caches were emptied; cold was cold; engine-warm was engine-warm; same text",
         ),
-        ({**ATTACH, "topology": "1p4d"}, "cold was cold; engine-warm was engine-warm"),
+        ({**ATTACH, "topology": "1p4d"}, "cold was cold; engine-warm was engine-warm; same text"),
     ],
 )
 def test_a_gate_is_asked_where_it_means_something(params, applies, sweep, rows):
@@ -144,7 +144,9 @@ def test_failed_requests_fail_their_gate(sweep, rows):
 def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), [])
-    assert facts["finding"].startswith("Not proven, since a gate failed (cold was cold): ")
+    assert facts["finding"].startswith(
+        "Not proven, since a gate failed (every pass ran and 1 more): "
+    )
 
 
 def test_launches_that_differ_are_a_doubt(sweep, rows):

@@ -48,6 +48,7 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
             "the ledger closes",
             "output counts equal",
             "nothing impossible",
+            "same text",
         ),
         "PASS",
     )

@@ -53,7 +53,7 @@ ALL = [COLD, ENGINE_WARM, CROSS, STORE_WARM]
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
-        (cold_was_cold, "0 of 30,000 prompt tokens came from any cache in 1 cold pass"),
+        (cold_was_cold, "0 of 60,000 prompt tokens of all roles came from a cache in 1 cold pass"),
         (
             kv_moved,
             "the decode instances received 87,552 of 120,000 prompt tokens and computed 2,496,"
@@ -86,7 +86,7 @@ def test_a_sound_run_passes_with_its_numbers(gate, sentence):
 
 def test_the_numbers_of_many_passes_add_up():
     rounds = [replace(COLD, round=number) for number in range(9)]
-    assert cold_was_cold(rounds).sentence.startswith("0 of 270,000 prompt tokens")
+    assert cold_was_cold(rounds).sentence.startswith("0 of 540,000 prompt tokens")
     assert cold_was_cold(rounds).sentence.endswith("in 9 cold passes")
 
 
@@ -148,7 +148,7 @@ def test_the_workloads_own_repeats_may_hit_in_a_cold_pass_but_no_more():
     fits = cold_was_cold([alone("cold", hits, ideal_reuse_tokens=2048)])
     assert fits.outcome == "PASS"
     assert fits.sentence == (
-        "1,024 of 30,000 prompt tokens came from any cache in 1 cold pass;"
+        "1,024 of 30,000 prompt tokens of all roles came from a cache in 1 cold pass;"
         " the workload itself repeats 2,048"
     )
     assert cold_was_cold([alone("cold", hits, ideal_reuse_tokens=1000)]).outcome == "FAIL"

@@ -104,6 +104,8 @@ def a_pass(ttft_s: np.ndarray) -> pd.DataFrame:
             "pass": "cold",
             "error": "",
             "scheduled_s": range(n),
+            "prompt_tokens": 1000,
+            "ideal_reuse_tokens": 0,
             "ttft_s": ttft_s,
         }
     )
@@ -116,6 +118,12 @@ def test_a_queue_that_grows_is_no_steady_state():
     assert growing.outcome == "FAIL"
     assert "in the first third to" in growing.sentence
     assert gates.steady(a_pass(noise[:19])) is None
+
+
+def test_requests_that_differ_by_themselves_are_no_drift():
+    ordered = a_pass(np.linspace(0.1, 2, 60))
+    assert gates.steady(ordered).outcome == "FAIL"
+    assert gates.steady(ordered.assign(ideal_reuse_tokens=range(60))) is None
 
 
 def rows(**values) -> pd.DataFrame:

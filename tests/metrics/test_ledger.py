@@ -66,6 +66,7 @@ def a_pass(name: str, connector: str = "none", **values) -> PassCounters:
             "connector": connector,
             "requests_sent": REQUESTS,
             "prompt_tokens_sent": REQUESTS * TOKENS,
+            "longest_prompt_tokens": TOKENS,
             "reuse": perfect(name, connector),
             "block_tokens": BLOCK,
             "chunk_tokens": CHUNK,
@@ -130,12 +131,24 @@ def test_tokens_that_nobody_accounts_for_fail_the_gate():
     short = replace(WARM, sources={"aggregated": sources(312 + 500, engine=2688 - 500)})
     gate = ledger_closes([WARM, short])
     assert gate.outcome == "FAIL"
-    assert "500 tokens too few have no cause, where 384 are allowed" in gate.sentence
+    assert "500 tokens too few have no cause, where 128 are allowed" in gate.sentence
 
 
-def test_up_to_a_block_per_request_may_stay_open():
-    short = replace(WARM, sources={"aggregated": sources(312 + 384, engine=2688 - 384)})
-    assert ledger_closes([short]).outcome == "PASS"
+def test_a_block_may_stay_open_and_one_per_request_where_requests_ran_side_by_side():
+    def short(tokens):
+        return replace(WARM, sources={"aggregated": sources(312 + tokens, engine=2688 - tokens)})
+
+    assert ledger_closes([short(128)]).outcome == "PASS"
+    assert ledger_closes([short(129)]).outcome == "FAIL"
+    (reuse,) = WARM.reuse.values()
+    beside = {"aggregated": replace(reuse, own_in_flight=1)}
+    assert ledger_closes([replace(short(384), reuse=beside)]).outcome == "PASS"
+
+
+def test_one_lost_chunk_does_not_explain_them_all():
+    p = lost(STORED, store=store(1024), store_since_empty=store(0, evicted=1))
+    assert causes(p)["store eviction"] == TOKENS
+    assert ledger_closes([p]).outcome == "FAIL"
 
 
 def lost(p: PassCounters, **values) -> PassCounters:

@@ -61,12 +61,7 @@ def _conduct(
         for arm in plan.arms
         for p in arm.passes
     ]
-    measured = [
-        (str(arm), int(number), str(name))
-        for arm, number, name in requests[["arm", "round", "pass"]]
-        .drop_duplicates()
-        .itertuples(index=False)
-    ]
+    measured = [(p.arm, p.round, p.pass_name) for p in passes]
     asked = [
         conduct_gates.every_pass_ran(planned, measured, reasons),
         gates.no_failures(requests),
@@ -97,15 +92,17 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
     asked = [gates.output_counts_equal(requests), conduct_gates.possible(requests)]
     partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
     if partly:
-        asked.append(gates.cached_as_planned(requests, partly))
-    aggregated = next((a.label for a in plan.arms if a.topology.endswith("a")), None)
-    if aggregated is not None and len(plan.arms) > 1:
-        same_prompts = requests[~requests["pass"].isin(partly)]
-        batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-        asked.append(gates.same_text(same_prompts, aggregated, batched=batched))
+        unit = max(256, *(arm.chunk_tokens for arm in plan.arms), 0)
+        asked.append(gates.cached_as_planned(requests, partly, block=unit))
+    # Without an aggregated arm warm answers can still be held to an arm's own cold ones.
+    aggregated = (arm.label for arm in plan.arms if arm.topology.endswith("a"))
+    reference = next(aggregated, plan.arms[0].label)
+    same_prompts = requests[~requests["pass"].isin(partly)]
+    batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
+    asked.append(gates.same_text(same_prompts, reference, batched=batched))
     if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
         asked.append(alike)
     if plan.platform in ("cuda", "rocm"):
         asked.append(below_ceilings(requests, *ceilings(plan)))
-    drift = conduct_gates.steady(requests)
+    drift = conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency)
     return [*asked, *([drift] if drift else [])]

@@ -151,6 +151,8 @@ class CounterReading:
             preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
             nixl.append(NixlCounters.of(change))
             doubts += change.doubts
+        if self.store is not None and before.store is not None:
+            doubts += prometheus.difference(before.store, self.store).doubts
         return Counted(
             sources=sources,
             requests=requests,

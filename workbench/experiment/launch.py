@@ -28,7 +28,9 @@ class Launch:
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
         self._names = {instance.url: instance for instance in deployment.instances}
-        self._sent = 0
+        self._block_tokens = 0
+        self._answer_tokens: dict[str, int] = {}
+        self._failed_tokens = 0
 
     @property
     def chunk_tokens(self) -> int:
@@ -38,6 +40,7 @@ class Launch:
 
     def begins(self, made: Made, reading: CounterReading) -> None:
         """A pass begins: what was emptied for it is empty from here on."""
+        self._block_tokens = reading.block_tokens
         if self._ideal is None:
             settings = self._arm.settings
             self._ideal = IdealCaches(
@@ -48,7 +51,8 @@ class Launch:
             )
         if made.engines_empty:
             self._ideal.forget_engines()
-            self._sent = 0
+            self._answer_tokens.clear()
+            self._failed_tokens = 0
         if made.store_empty:
             self._ideal.forget_store()
         if made.store_empty or self._emptied is None:
@@ -70,6 +74,8 @@ class Launch:
         if self._arm.connector not in CONNECTORS and loaded > 0:
             reuse = {}  # attached servers have a connector whose chunks are not known
         failed = [record for record in records if not record.ok]
+        # What a broken request left in a cache shows in later passes too.
+        self._failed_tokens += sum(record.prompt_tokens for record in failed)
         return PassCounters(
             arm=self._arm.label,
             round=self._number,
@@ -87,7 +93,7 @@ class Launch:
             nixl=counted.nixl if self._arm.connector == "nixl" else None,
             reuse=reuse,
             requests_failed=len(failed),
-            failed_prompt_tokens=sum(record.prompt_tokens for record in failed),
+            failed_prompt_tokens=self._failed_tokens,
             overflowed=self._overflowed(reading),
             kv_bytes_per_token=self._kv_bytes_per_token(),
             block_tokens=counted.block_tokens,
@@ -114,7 +120,6 @@ class Launch:
                     calls=calls or (),
                 )
             )
-        self._sent += len(asked)
         assert self._ideal is not None
         return reuse_by_role(self._ideal.serve(asked))
 
@@ -131,6 +136,13 @@ class Launch:
                 (leg.prefill_instance, leg.prefill_sent_s, leg.prefill_done_s),
                 (leg.decode_instance, leg.decode_sent_s, leg.decode_first_byte_s),
             ]
+        for url, _, _ in legs:
+            if url:
+                # Each answer fills the prompt's last block and blocks of its own.
+                name = self._names[url].name
+                self._answer_tokens[name] = (
+                    self._answer_tokens.get(name, 0) + record.max_tokens + 2 * self._block_tokens
+                )
         return tuple(
             Call(
                 role=self._names[url].role,
@@ -147,12 +159,11 @@ class Launch:
         """Roles of which an instance was given more than fits, its answers' blocks included."""
         assert self._ideal is not None
         held = self._ideal.held_tokens()
-        answers = 2 * reading.block_tokens * self._sent
         return frozenset(
             instance.role
             for instance in self._deployment.instances
             if not isnan(space := reading.capacity_tokens[instance.name])
-            and held.get(instance.name, 0) + answers > space
+            and held.get(instance.name, 0) + self._answer_tokens.get(instance.name, 0) > space
         )
 
     def _kv_bytes_per_token(self) -> float:

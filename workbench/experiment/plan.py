@@ -184,6 +184,9 @@ def run_id(params: EngineParams) -> str:
     if log.is_file():
         # A log that has grown is another one.
         values["log_seen"] = (log.stat().st_size, log.stat().st_mtime_ns)
+    trace = Path(values.get("trace_file") or "")
+    if trace.is_file():
+        values["trace_seen"] = (trace.stat().st_size, trace.stat().st_mtime_ns)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     if values.get("log_file"):
         return "-".join(

@@ -42,21 +42,21 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
     their own cache (what reaches them through the connector is this pass's own prefill).
     """
     cold = [p for p in passes if p.pass_name == "cold"]
-    problems, cached = [], 0.0
+    problems, cached, asked, repeats = [], 0.0, 0, 0
     for p in cold:
         for role, sources in p.sources.items():
             hits = sources.engine_hit if role == "decode" else sources.cached
-            cached += hits
-            if hits > p.ideal_reuse_tokens:
+            allowed = _repeated(p, role)
+            cached, asked, repeats = cached + hits, asked + p.prompt_tokens_sent, repeats + allowed
+            if hits > allowed + p.failed_prompt_tokens:
                 problems.append(
                     f"{p.label}: {hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens came from"
                     f" a cache of the {role} instances, where the workload itself repeats"
-                    f" {p.ideal_reuse_tokens:,}"
+                    f" {allowed:,}"
                 )
-    repeats = sum(p.ideal_reuse_tokens for p in cold)
     return judge(
         "cold was cold",
-        holds=f"{cached:,.0f} of {_sent(cold):,} prompt tokens came from any cache in"
+        holds=f"{cached:,.0f} of {asked:,} prompt tokens of all roles came from a cache in"
         f" {_count(cold)}" + (f"; the workload itself repeats {repeats:,}" if repeats else ""),
         problems=problems,
         unknown=_uncounted("cold", cold),
@@ -65,12 +65,22 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
     )
 
 
+def _repeated(p: PassCounters, role: Role) -> int:
+    """Hits that even a cold pass may have: exact where it is known which instance got what."""
+    if (reuse := p.reuse.get(role)) is None:
+        return p.ideal_reuse_tokens
+    if role == "decode":
+        return reuse.engine_hit + reuse.own_in_flight
+    return reuse.cached + reuse.in_flight
+
+
 def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     """In PD passes the prefill instances answered every request and decode fetched the KV.
 
-    Decode instances may compute, per request, one chunk and one token with LMCache, one block
-    with the others; more means that they prefilled in silence. They must also have received
-    tokens, except engine-warm, where their own cache has them all.
+    Decode instances may compute what no perfect cache could give them or, where it is not known
+    which instance got what, one chunk and one token per request with LMCache, one block with the
+    others; more means that they prefilled in silence. They must also have received tokens where
+    their own cache has not all of them.
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
     problems, unknown = [], _uncounted("prefill/decode", split)
@@ -86,7 +96,7 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
                     f" {p.requests_sent:,} were sent"
                 )
         decode = p.sources.get("decode", TokenSources())
-        limit = p.requests_sent * _decode_allowance(p)
+        limit = _decode_allowance(p)
         computed, received = computed + decode.computed, received + decode.external_hit
         allowed += limit
         if decode.computed > limit:
@@ -94,7 +104,10 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
                 f"{p.label}: the decode instances computed {decode.computed:,.0f} of"
                 f" {p.prompt_tokens_sent:,} prompt tokens, where {limit:,} are allowed"
             )
-        if decode.external_hit == 0 and p.pass_name != "engine-warm":
+        due = p.pass_name != "engine-warm"
+        if "decode" in p.reuse:
+            due = _expected(p, "decode", _FETCHED) > 0
+        if decode.external_hit == 0 and due:
             problems.append(
                 f"{p.label}: the decode instances received 0 of {p.prompt_tokens_sent:,}"
                 " prompt tokens through the connector"
@@ -146,6 +159,8 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
             taken[role] = taken.get(role, 0.0) + tokens
             asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
             expected = _expected(p, role, source)
+            if expected <= 0 and role in p.reuse:
+                continue  # what this source could serve another one holds already
             if expected <= 0:
                 unknown.append(
                     f"{p.label}: prompts too short to show a hit of {_SOURCE_NAMES[source]} on the"
@@ -185,9 +200,12 @@ def _expected(p: PassCounters, role: Role, source: Source) -> float:
 
 
 def _decode_allowance(p: PassCounters) -> int:
-    """Prompt tokens per request that a decode instance which fetched its KV may compute."""
+    """Prompt tokens of a pass that decode instances which fetched their KV may compute."""
+    if (reuse := p.reuse.get("decode")) is not None:
+        exact = p.prompt_tokens_sent - reuse.cached + reuse.in_flight
+        return exact + p.failed_prompt_tokens + p.block_tokens
     grain = p.grain_tokens(_FETCHED)
-    return grain + 1 if grain == p.chunk_tokens else grain
+    return p.requests_sent * (grain + 1 if grain == p.chunk_tokens else grain)
 
 
 def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:

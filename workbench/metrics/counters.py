@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import fsum, isnan, nan
+from math import fsum, nan
 from typing import Any, Self
 
 import httpx
@@ -33,6 +33,12 @@ _PREEMPTED = "vllm:num_preemptions_total"
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = "vllm:kv_cache_usage_perc"
+_NIXL = {
+    "bytes_moved": "vllm:nixl_bytes_transferred_sum",
+    "transfers": "vllm:nixl_bytes_transferred_count",
+    "failed": "vllm:nixl_num_failed_transfers_total",
+    "expired": "vllm:nixl_num_kv_expired_reqs_total",
+}
 _NOT_SERVED = ("abort", "error")
 
 
@@ -110,19 +116,13 @@ class NixlCounters:
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
-        names = (
-            "vllm:nixl_bytes_transferred_sum",
-            "vllm:nixl_bytes_transferred_count",
-            "vllm:nixl_num_failed_transfers_total",
-            "vllm:nixl_num_kv_expired_reqs_total",
-        )
-        moved, transfers, failed, expired = (counters.sum(name) for name in names)
+        moved, transfers, failed, expired = (counters.sum(name) for name in _NIXL.values())
         return cls(
             bytes_moved=moved,
             transfers=transfers,
             failed=failed,
             expired=expired,
-            missing=_absent(counters, names),
+            missing=_absent(counters, _NIXL.values()),
         )
 
     @classmethod
@@ -131,14 +131,19 @@ class NixlCounters:
 
         A series that only the other role has counts as nothing there.
         """
-        seen = [one for one in instances if not isnan(one.transfers)]
+        seen = [one for one in instances if len(one.missing) < len(_NIXL)]
         if not seen:
             return None
+
+        def total(name: str) -> float:
+            has = [getattr(one, name) for one in seen if _NIXL[name] not in one.missing]
+            return fsum(has) if has else nan
+
         return cls(
-            bytes_moved=_known_sum(one.bytes_moved for one in seen),
-            transfers=_known_sum(one.transfers for one in seen),
-            failed=_known_sum(one.failed for one in seen),
-            expired=_known_sum(one.expired for one in seen),
+            bytes_moved=total("bytes_moved"),
+            transfers=total("transfers"),
+            failed=total("failed"),
+            expired=total("expired"),
         )
 
 
@@ -181,6 +186,9 @@ class StoreCounters:
             "disk_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
             "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
         }
+        if counters.doubts:  # restarted, or not read: what it has not counted since is not zero
+            unknown = dict.fromkeys(names, nan)
+            return cls(**unknown, missing=tuple(names.values()))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
         if not any(name.startswith("lmcache_mp_") for name in present):
@@ -244,12 +252,6 @@ async def sample(
                 }
             )
     return rows
-
-
-def _known_sum(values: Iterable[float]) -> float:
-    """The sum of those that are known; NaN when none is."""
-    known = [value for value in values if not isnan(value)]
-    return fsum(known) if known else nan
 
 
 def _absent(counters: Counters, names: Iterable[str]) -> tuple[str, ...]:

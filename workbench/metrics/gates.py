@@ -83,6 +83,8 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
     found = f"{found}; first {_where(differ)}" if len(differ) else found
     excused = batched and len(differ) <= _BATCH_SHARE * len(both)
     unknown = [] if len(both) else [f"no answer has one of {baseline_arm}, cold, beside it"]
+    if len(both) and both["text"].eq("").all():
+        unknown = ["the servers sent no text that could be compared"]
     if len(differ) and excused:
         unknown.append(f"{found}; requests ran in batches, whose shape alone can do that")
     return judge(

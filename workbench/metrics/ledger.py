@@ -45,7 +45,7 @@ class Account:
     observed: float
     entries: tuple[Entry, ...] = ()
     allowed: float = nan
-    """One KV block per request: more than that may not stay unexplained."""
+    """What may stay unexplained: a KV block where the yardstick is exact, else one per request."""
     unknown: str = ""
     """Why this account cannot be drawn up; empty when it can."""
 
@@ -114,7 +114,7 @@ def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
         role=role,
         name=name,
         requests=p.requests_sent,
-        allowed=float(p.block_tokens * p.requests_sent),
+        allowed=float(p.block_tokens * (1 if _exact(p) else p.requests_sent)),
         **values,
     )
 
@@ -163,7 +163,11 @@ def _moved(p: PassCounters) -> Account:
     assert p.nixl is not None
     fetched = p.sources["decode"].external_hit
     moved = p.nixl.bytes_moved / p.kv_bytes_per_token
-    unknown = "" if not isnan(moved) else "the bytes that NIXL moved, or KV bytes per token, are"
+    unknown = (
+        ""
+        if not isnan(fetched - moved)
+        else "the bytes that NIXL moved, or KV bytes per token, are"
+    )
     unknown += " not known" if unknown else ""
     entries = []
     reuse = p.reuse.get("decode")
@@ -174,9 +178,11 @@ def _moved(p: PassCounters) -> Account:
     if p.failed_prompt_tokens and short:
         entries.append(of_failed(p, short))
     elif p.nixl.failed > 0 and short > 0:
+        short = min(short, p.nixl.failed * (p.longest_prompt_tokens + p.block_tokens))
         why = f"{p.nixl.failed:,.0f} failed transfers: counted as fetched, computed again"
         entries.append(Entry(cause="failed transfer", tokens=short, why=why))
     elif p.nixl.expired > 0 and short > 0:
+        short = min(short, p.nixl.expired * (p.longest_prompt_tokens + p.block_tokens))
         why = f"{p.nixl.expired:,.0f} prompts whose KV expired before it was fetched"
         entries.append(Entry(cause="expired KV", tokens=short, why=why))
     return _account(
@@ -225,6 +231,13 @@ def _store(p: PassCounters) -> Account:
         observed=hits,
         entries=tuple(entries),
         unknown="" if not isnan(loaded - hits) else "the store's counters could not be read",
+    )
+
+
+def _exact(p: PassCounters) -> bool:
+    """Whether it is known what each request could have: nothing was in flight beside another."""
+    return p.reuse.keys() >= p.sources.keys() and not any(
+        reuse.in_flight or reuse.own_in_flight for reuse in p.reuse.values()
     )
 
 

@@ -87,7 +87,8 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
     unloaded = max(0.0, reuse.external_hit - sources.external_hit)
     if role == "decode" and p.nixl is not None and p.nixl.failed > 0:
         why = f"{p.nixl.failed:,.0f} failed transfers, computed again"
-        yield Entry(cause="failed transfer", tokens=unloaded, why=why)
+        most = p.nixl.failed * p.longest_prompt_tokens
+        yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
     with_store = p.connector.startswith("lmcache")
     if with_store and store is not None and isnan(store.requested_tokens):
@@ -104,13 +105,16 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
             f"the store dropped {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks:"
             " store_gb is too small"
         )
-        yield Entry(cause="store eviction", tokens=unloaded, why=why)
+        # A chunk that is gone takes the rest of its prompt with it.
+        most = kept.evicted_chunks * p.longest_prompt_tokens
+        yield Entry(cause="store eviction", tokens=min(unloaded, most), why=why)
     elif with_store and kept is not None and kept.dropped_chunks > 0:
         why = (
             f"the store turned {kept.dropped_chunks:,.0f} chunks away beside"
             f" {kept.written_chunks:,.0f} that it kept: store_gb is too small"
         )
-        yield Entry(cause="store was full", tokens=unloaded, why=why)
+        most = kept.dropped_chunks * p.longest_prompt_tokens
+        yield Entry(cause="store was full", tokens=min(unloaded, most), why=why)
     if role in p.overflowed:
         # What an engine forgot a store may still serve, but only in whole chunks.
         lost = max(0.0, reuse.engine_hit - sources.engine_hit)
