@@ -34,5 +34,8 @@ async def test_the_ledger_closes_on_real_servers(
     if params.concurrency == 1:
         # Exact rules leave nothing open, not even the block that the gate allows.
         assert [account for account in ledger if account["unexplained"]] == []
+        each = result.request_ledger
+        assert each["difference"].eq(0).all()
+        assert len(each) == (0 if params.connector == "nixl" else len(result.requests))
     names = {account["name"] for account in ledger}
     assert names >= {"counted", "reused", "moved" if params.connector == "nixl" else "store"}

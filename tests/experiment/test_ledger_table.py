@@ -1,6 +1,8 @@
 from math import isnan
 
-from workbench.experiment.ledger_table import ledger_table, styled
+import pandas as pd
+
+from workbench.experiment.ledger_table import by_request, ledger_table, styled
 
 
 def account(name="reused", expected=3000.0, observed=2688.0, entries=(), **values):
@@ -55,3 +57,18 @@ def test_the_page_lists_what_differs_and_reddens_what_is_open():
 def test_no_account_is_an_empty_table():
     assert ledger_table([]).empty
     assert "0 more accounts" in styled(ledger_table([])).to_html()
+
+
+def test_each_answer_has_a_line_where_both_sides_speak():
+    rows = pd.DataFrame(
+        {
+            "arm": "2a", "round": 0, "pass": "engine-warm", "index": range(4),
+            "connector": ["none", "none", "nixl", "none"], "prompt_tokens": 1000,
+            "ideal_reuse_tokens": 999, "cached_tokens": [896, 512, 896, -1],
+            "expected_cached_tokens": 896,
+        }
+    )  # fmt: skip
+    table = by_request(rows)
+    assert table["index"].tolist() == [0, 1]
+    assert table["difference"].tolist() == [0, -384]
+    assert table["computed"].tolist() == [104, 488]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import nan
 
 import pytest
 
-from workbench.metrics.counters import TokenSources
+from workbench.metrics import cache_gates
+from workbench.metrics.counters import StoreCounters, TokenSources
 from workbench.metrics.gates import (
     PassCounters,
     cold_was_cold,
@@ -241,3 +243,19 @@ def test_prompts_within_one_chunk_prove_nothing():
     result = store_warm([a_pass("store-warm", whole, whole, prompt_tokens_sent=1200)])
     assert result.outcome == "INCONCLUSIVE"
     assert "prompts too short to show a hit of the connector" in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("below", "outcome"), [(1000.0, "PASS"), (0.0, "FAIL"), (nan, "INCONCLUSIVE")]
+)
+def test_a_disk_warm_pass_is_served_from_below_the_stores_memory(below, outcome):
+    told = TokenSources(computed=24.0, engine_hit=0.0, external_hit=1000.0)
+    store = StoreCounters(
+        requested_tokens=1024.0, hit_tokens=1000.0, hit_l1_tokens=0.0, hit_l2_tokens=below,
+        written_chunks=0.0, read_chunks=4.0, evicted_chunks=0.0,
+    )  # fmt: skip
+    p = PassCounters(
+        arm="1a", round=0, pass_name="disk-warm", requests_sent=1, prompt_tokens_sent=1024,
+        sources={"aggregated": told}, store=store,
+    )  # fmt: skip
+    assert cache_gates.disk_warm([p]).outcome == outcome

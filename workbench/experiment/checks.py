@@ -82,6 +82,7 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
         ("engine-warm", cache_gates.engine_warm),
         ("cross-instance", cache_gates.cross_instance),
         ("store-warm", cache_gates.store_warm),
+        ("disk-warm", cache_gates.disk_warm),
     ):
         if state in states:
             asked.append(gate(passes))

@@ -31,6 +31,8 @@ class Launch:
         self._block_tokens = 0
         self._answer_tokens: dict[str, int] = {}
         self._failed_tokens = 0
+        self.expected_cached: dict[int, int] = {}
+        """Of the last pass: what the answering instance could have had, by request index."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -72,7 +74,8 @@ class Launch:
         reuse = self._reuse(sent, records, legs)
         loaded = sum(sources.external_hit for sources in counted.sources.values())
         if self._arm.connector not in CONNECTORS and loaded > 0:
-            reuse = {}  # attached servers have a connector whose chunks are not known
+            # Attached servers have a connector whose chunks are not known.
+            reuse, self.expected_cached = {}, {}
         failed = [record for record in records if not record.ok]
         # What a broken request left in a cache shows in later passes too.
         self._failed_tokens += sum(record.prompt_tokens for record in failed)
@@ -104,6 +107,7 @@ class Launch:
         self, sent: Workload, records: Sequence[RequestRecord], legs: Sequence[LegRecord]
     ) -> dict[Role, Reuse]:
         """Empty where it is not known which instance got which prompt."""
+        self.expected_cached = {}
         leg_of = {leg.request_id: leg for leg in legs}
         prompts = {request.index: request for request in sent.requests}
         asked = []
@@ -121,7 +125,12 @@ class Launch:
                 )
             )
         assert self._ideal is not None
-        return reuse_by_role(self._ideal.serve(asked))
+        served = self._ideal.serve(asked)
+        answering = {a.index: a.calls[-1].role for a in asked if a.calls}
+        self.expected_cached = {
+            leg.index: leg.cached for leg in served if leg.role == answering[leg.index]
+        }
+        return reuse_by_role(served)
 
     def _calls(self, record: RequestRecord, leg: LegRecord | None) -> tuple[Call, ...] | None:
         """The legs that a request had, also one that failed; None where that is not known."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-__all__ = ["ledger_table", "styled"]
+__all__ = ["by_request", "ledger_table", "styled"]
 
 _ACCOUNTS = {
     "counted": "sent, counted",
@@ -52,6 +52,27 @@ def ledger_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     )
     frame["causes"] = [_said(causes) for causes in frame["causes"]]
     return frame
+
+
+def by_request(requests: pd.DataFrame) -> pd.DataFrame:
+    """The ledger of each answer, in prompt tokens, where server and yardstick both say.
+
+    `cached` is the server's own word in its usage, `expected` what perfect caches would have given
+    the answering instance; over NIXL that word counts what the prefill instance had cached, so
+    its rows are left out.
+    """
+    known = requests[
+        requests["cached_tokens"].ge(0)
+        & requests["expected_cached_tokens"].ge(0)
+        & requests["connector"].ne("nixl")
+    ]
+    table = known[["arm", "round", "pass", "index", "prompt_tokens"]].assign(
+        ideal=known["ideal_reuse_tokens"],
+        expected=known["expected_cached_tokens"],
+        cached=known["cached_tokens"],
+        computed=known["prompt_tokens"] - known["cached_tokens"],
+    )
+    return table.assign(difference=table["cached"] - table["expected"]).reset_index(drop=True)
 
 
 def styled(table: pd.DataFrame) -> Styler:

@@ -187,7 +187,7 @@ async def _measure_pass(
     finally:
         # Kept whatever happened: a cancelled drive has made a record of every request too.
         ended.sort(key=lambda record: record.index)
-        rows = latencies(to_frame(ended, **constants))
+        rows = latencies(to_frame(ended, **constants)).assign(expected_cached_tokens=-1)
         log.requests.append(rows)
         folder.write("requests", log.frame("requests"))
     others_share = ProcessorLoad.now().others_since(load_before)
@@ -203,6 +203,9 @@ async def _measure_pass(
     for doubt in counted.doubts:
         log.doubt(doubt)
     log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
+    known = rows["index"].map(launch.expected_cached)
+    rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
+    folder.write("requests", log.frame("requests"))
     _watch_client(load, others_share, log)
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
-from workbench.experiment.ledger_table import ledger_table
+from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.why import table, why
 from workbench.machine import repository_root
 from workbench.metrics.waterfall import waterfall
@@ -145,6 +145,11 @@ class Result:
     def token_sources(self) -> pd.DataFrame:
         """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
         return self._table("token_sources")
+
+    @property
+    def request_ledger(self) -> pd.DataFrame:
+        """The ledger of each answer: expected and cached prompt tokens, and their difference."""
+        return by_request(self.requests)
 
     @property
     def ledger(self) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from workbench.topology import Role
 __all__ = [
     "cold_was_cold",
     "cross_instance",
+    "disk_warm",
     "engine_warm",
     "kv_moved",
     "store_warm",
@@ -144,6 +145,30 @@ def cross_instance(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gat
 def store_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Store-warm passes were served by the KV store on every role; `share` as above."""
     return _served_by("store-warm", passes, share)
+
+
+def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """Disk-warm passes were served by the store's tier below memory: `share` of its hits."""
+    warm = [p for p in passes if p.pass_name == "disk-warm"]
+    problems, unknown, below, hits = [], _uncounted("disk-warm", warm), 0.0, 0.0
+    for p in warm:
+        if p.store is None or isnan(p.store.hit_tokens + p.store.hit_l2_tokens):
+            unknown.append(f"{p.label}: the store does not count its hits by tier")
+            continue
+        below, hits = below + p.store.hit_l2_tokens, hits + p.store.hit_tokens
+        if p.store.hit_l2_tokens < share * p.store.hit_tokens or not p.store.hit_tokens:
+            problems.append(
+                f"{p.label}: {p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that"
+                " the store found were below its memory"
+            )
+    return judge(
+        "disk-warm was disk-warm",
+        holds=f"{below:,.0f} of {hits:,.0f} tokens that the store found were below its memory",
+        problems=problems,
+        unknown=unknown,
+        next_step="see whether the store's memory was really emptied before the pass",
+        if_unknown=_IF_UNCOUNTED,
+    )
 
 
 def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from workbench.metrics.cache_gates import (
     cold_was_cold,
     cross_instance,
+    disk_warm,
     engine_warm,
     kv_moved,
     store_warm,
@@ -30,6 +31,7 @@ __all__ = [
     "cached_as_planned",
     "cold_was_cold",
     "cross_instance",
+    "disk_warm",
     "engine_warm",
     "kv_moved",
     "no_failures",
