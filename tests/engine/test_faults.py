@@ -62,7 +62,9 @@ async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
     made = small(tmp_path, topology="1p1d", connector="nixl")
     (arm,) = made.arms
     result = await run(replace(made, arms=(replace(arm, passes=arm.passes[:1]),)))
-    assert not_passed(result) == {"KV moved", "the ledger closes", "caches were emptied"}
+    # One pass alone has no other text to compare.
+    missed = {"KV moved", "the ledger closes", "caches were emptied", "same text"}
+    assert not_passed(result) == missed
     (gate,) = (g for g in result.facts["gates"] if g["name"] == "KV moved")
     assert "the decode instances computed 9,000 of 9,000 prompt tokens" in gate["sentence"]
 
