@@ -180,3 +180,10 @@ def test_an_unknown_gpu_is_a_doubt_and_the_claim_goes_on(claim):
     verdict = judge(claim(bounds=(bound,)))
     assert verdict.verdict == "not_tested"
     assert verdict.doubts[0].startswith("GPU 'TPU v9' is not in the table")
+
+
+def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):
+    one = Interval(estimate=2, low=2, high=2, runs=1)
+    timed = judge(claim(), CPU, Measurement(effects={"all": (one,)}))
+    counted = judge(claim(), CPU, Measurement(effects={"all": (one,)}, counted=frozenset({"all"})))
+    assert (timed.code, counted.code) == ("hardware", "confirmed")

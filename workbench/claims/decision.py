@@ -39,9 +39,14 @@ class Decision:
 
 
 def decide(
-    effect: Effect, cells: Sequence[Interval], *, tolerance: float = 0.1, noise_floor: float = 0.0
+    effect: Effect,
+    cells: Sequence[Interval],
+    *,
+    tolerance: float = 0.1,
+    noise_floor: float = 0.0,
+    counted: bool = False,
 ) -> Decision:
-    """`effect` against the intervals of its cells; exact counts and yes or no need no runs."""
+    """`effect` against the intervals of its cells; what is counted or exact needs no runs."""
     if not cells:
         return Decision(code="not_measured", reason="It was not measured.")
     kept = tuple(sorted(cells, key=lambda cell: cell.estimate))
@@ -51,7 +56,7 @@ def decide(
         code = _exact(effect, kept)
     else:
         runs = min(cell.runs for cell in kept)
-        if runs < MIN_RUNS:
+        if runs < MIN_RUNS and not counted:
             return Decision(
                 code="too_few_runs",
                 reason=f"{runs} launches an arm, and a verdict takes {MIN_RUNS}.",

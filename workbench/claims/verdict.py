@@ -44,6 +44,8 @@ class Measurement:
 
     effects: Mapping[str, tuple[Interval, ...]]
     """95 % intervals in the effect's unit, adjusted over cells (Holm); 90 % for unchanged."""
+    counted: frozenset[str] = frozenset()
+    """Effects that were counted or computed, not timed: they hold on any hardware, in one run."""
     faults: tuple[str, ...] = ()
     """Sentences of gates that failed; a run with one gives no verdict."""
     bounds: tuple[Bound, ...] = ()
@@ -186,7 +188,8 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
     parts = {}
     for effect in claim.effects:
         cells = measurement.effects.get(effect.name, ())
-        if cells and not _hardware_fits(effect, conditions, here=here):
+        counted = effect.name in measurement.counted
+        if cells and not counted and not _hardware_fits(effect, conditions, here=here):
             parts[effect.name] = Decision(
                 code="hardware",
                 reason=f"A magnitude of {claim.hardware or 'unstated hardware'} cannot be judged"
@@ -194,7 +197,7 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
             )
         else:
             parts[effect.name] = decide(
-                effect, cells,
+                effect, cells, counted=counted,
                 tolerance=measurement.tolerance, noise_floor=measurement.noise_floor,
             )  # fmt: skip
     weakest = min(parts, key=lambda name: _rank(parts[name].code))

@@ -1,0 +1,94 @@
+"""How a claim is measured: a recipe, where it runs, and what comes out.
+
+A recipe serves the claims whose ids it names, as many as one measurement can answer. It decides
+nothing: `workbench.claims.verdict.judge` takes what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from workbench.claims.decision import MIN_RUNS
+from workbench.claims.verdict import Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Curve", "Outcome", "Recipe", "Setting"]
+
+Level = Literal["kernel", "engine", "serving"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where a recipe runs, and what it may spend."""
+
+    platform: Literal["cpu", "cuda", "rocm"]
+    hardware: str
+    """As workbench.physics names the GPU; on a CPU such as `2 cores`."""
+    model: Path
+    """A model folder in Hugging Face format."""
+    output_dir: Path
+    """Logs and raw files of the recipe go here; it is made where it is missing."""
+    budget_s: float
+    """A recipe leaves out cells (and says which) rather than take longer."""
+    seed: int = 0
+    runs: int = MIN_RUNS
+    """Launches or rounds for each arm; a smaller number gives no verdict."""
+    echo: Callable[[str], None] = lambda _: None
+    """Told what is going on, a sentence at a time."""
+
+    @property
+    def device(self) -> str:
+        """As torch names it; a ROCm build calls its GPUs cuda too."""
+        return "cpu" if self.platform == "cpu" else "cuda"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What a figure shows: one or more lines with intervals over the same x."""
+
+    title: str
+    x: str
+    """Name of the x axis, with its unit."""
+    y: str
+    """Name of the y axis, with its unit."""
+    points: pd.DataFrame
+    """Columns series, x (a number or a word), value, low, high; NaN where there is no interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a recipe measured; an empty `measurements` says in `doubts` why."""
+
+    measurements: Mapping[str, Measurement]
+    """Claim id -> its effects, by the names that the claim has."""
+    table: pd.DataFrame
+    """Raw rows: quantity, arm, cell, run, order (when in the run), value, unit."""
+    says: str
+    """What was measured and under which conditions, in a sentence or two."""
+    checks: Mapping[str, str] = field(default_factory=dict)
+    """What this run proved of workbench.claims.claim.CHECKS: pass, fail or unknown."""
+    curves: tuple[Curve, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """Sentences on what weakens it, the cells that the budget left out among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A way to measure some claims."""
+
+    name: str
+    """A word, used in file names: `attention`."""
+    level: Level
+    claims: tuple[str, ...]
+    what: str
+    """One sentence: what is run beside what."""
+    estimate_s: Callable[[Setting], float]
+    """How long it will take there, before anything starts."""
+    run: Callable[[Setting], Awaitable[Outcome]]
+    """Raises a workbench.errors error where nothing could be measured at all."""
+    platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")
