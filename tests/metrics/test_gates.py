@@ -89,6 +89,21 @@ def test_a_differing_text_is_named(frame):
     assert "concurrency 1" in gate.next_step
 
 
+def test_answers_that_part_at_a_tie_are_no_damage(frame):
+    parted = frame["pass"].eq("store-warm") & frame["index"].eq(1)
+    frame.loc[parted, "text"] = "the other word"
+    assert same_text(frame, "5a none").outcome == "FAIL"
+    frame.loc[parted, "parting_nat"] = 0.125
+    gate = same_text(frame, "5a none")
+    assert (gate.outcome, gate.sentence) == (
+        "PASS",
+        "10 of 12 answers equal those of 5a none, cold; the other 2 part where the model's best"
+        " tokens are within 0.12 nat, so that rounding decides",
+    )
+    frame.loc[parted, "parting_nat"] = [0.125, 0.5]
+    assert same_text(frame, "5a none").sentence.startswith("1 of 12 answers differ")
+
+
 def test_failed_requests_have_no_text_to_compare_and_are_counted(frame):
     frame.loc[0, ["text", "error"]] = ["", "reset"]  # of the baseline: takes two others with it
     frame.loc[17, ["text", "error"]] = ["ans", "truncated"]

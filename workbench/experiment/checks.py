@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.ceilings import ceilings
 from workbench.experiment.plan import ExperimentPlan
+from workbench.experiment.ties import text_reference
 from workbench.metrics import cache_gates, conduct_gates, gates
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
@@ -95,12 +96,9 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
     if partly:
         unit = max(256, *(arm.chunk_tokens for arm in plan.arms), 0)
         asked.append(gates.cached_as_planned(requests, partly, block=unit))
-    # Without an aggregated arm warm answers can still be held to an arm's own cold ones.
-    aggregated = (arm.label for arm in plan.arms if arm.topology.endswith("a"))
-    reference = next(aggregated, plan.arms[0].label)
     same_prompts = requests[~requests["pass"].isin(partly)]
     batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-    asked.append(gates.same_text(same_prompts, reference, batched=batched))
+    asked.append(gates.same_text(same_prompts, text_reference(plan), batched=batched))
     if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
         asked.append(alike)
     if plan.platform in ("cuda", "rocm"):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from math import isnan, lcm
+from math import isnan, lcm, nan
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result import RunFolder
+from workbench.experiment.ties import ask_where_answers_part
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
@@ -113,6 +114,9 @@ async def measure_arm(
                 log.doubt(reason)
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
+    else:
+        await ask_where_answers_part(plan, arm.label, number, prompts, deployment, log.requests)
+        folder.write("requests", log.frame("requests"))
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
@@ -187,7 +191,9 @@ async def _measure_pass(
     finally:
         # Kept whatever happened: a cancelled drive has made a record of every request too.
         ended.sort(key=lambda record: record.index)
-        rows = latencies(to_frame(ended, **constants)).assign(expected_cached_tokens=-1)
+        rows = latencies(to_frame(ended, **constants)).assign(
+            expected_cached_tokens=-1, parting_nat=nan
+        )
         log.requests.append(rows)
         folder.write("requests", log.frame("requests"))
     others_share = ProcessorLoad.now().others_since(load_before)

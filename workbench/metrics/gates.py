@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "TIE_NAT",
     "Gate",
     "PassCounters",
     "cached_as_planned",
@@ -43,6 +44,9 @@ __all__ = [
 
 _BATCH_SHARE = 0.05
 """Answers that may differ by the rounding of another batch shape before it looks like damage."""
+
+TIE_NAT = 0.25
+"""Two tokens this close are a tie: four steps of a bfloat16 logit between 8 and 16."""
 
 
 def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
@@ -69,9 +73,10 @@ def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
 def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) -> Gate:
     """Greedy text equals the cold text of `baseline_arm` for the same (round, index).
 
-    Failed requests are left out and counted. `batched` says that requests ran side by side: a
-    batch of another shape rounds differently, so that a few answers may part ways (INCONCLUSIVE
-    up to 5 %) although no KV was damaged.
+    Failed requests are left out and counted. Answers that part at two tokens of which the model
+    holds one for as good as the other (`parting_nat`, at most TIE_NAT) are no damage: rounding
+    decides there. `batched` says that requests ran side by side: a batch of another shape rounds
+    differently, so that a few answers may part ways (INCONCLUSIVE up to 5 %) without such proof.
     """
     is_reference = frame["arm"].eq(baseline_arm) & frame["pass"].eq("cold")
     ok = succeeded(frame)
@@ -79,7 +84,9 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
     both = frame[~is_reference & ok].merge(
         reference, on=["round", "index"], suffixes=("", "_reference"), validate="many_to_one"
     )
-    differ = both[both["text"] != both["text_reference"]]
+    apart = both["text"] != both["text_reference"]
+    tied = apart & (both["parting_nat"].le(TIE_NAT) if "parting_nat" in both else False)
+    differ = both[apart & ~tied]
     left_out = int((~is_reference).sum()) - len(both)
     found = f"{len(differ):,} of {len(both):,} answers differ from those of {baseline_arm}, cold"
     found = f"{found}; first {_where(differ)}" if len(differ) else found
@@ -91,7 +98,8 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
         unknown.append(f"{found}; requests ran in batches, whose shape alone can do that")
     return judge(
         "same text",
-        holds=f"{len(both):,} of {len(both):,} answers equal those of {baseline_arm}, cold"
+        holds=f"{(~apart).sum():,} of {len(both):,} answers equal those of {baseline_arm}, cold"
+        + (_ties(both[tied]) if tied.any() else "")
         + (f"; {left_out:,} left out: a side failed or is missing" if left_out else ""),
         problems=[found] if len(differ) and not excused else [],
         unknown=unknown,
@@ -142,6 +150,15 @@ def output_counts_equal(frame: pd.DataFrame) -> Gate:
         unknown=[] if len(known) else ["no request has an output token count"],
         next_step="send ignore_eos with a fixed max_tokens",
         if_unknown="ask the server for usage (stream_options include_usage)",
+    )
+
+
+def _ties(rows: pd.DataFrame) -> str:
+    """What decided where answers part that are no damage."""
+    which = f"the other {len(rows):,} part" if len(rows) > 1 else "the other one parts"
+    return (
+        f"; {which} where the model's best tokens are within"
+        f" {rows['parting_nat'].max():.2g} nat, so that rounding decides"
     )
 
 
