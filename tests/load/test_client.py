@@ -190,7 +190,7 @@ async def test_nobody_listens(client: httpx.AsyncClient, closed_port: int) -> No
     [
         (b"", "reset"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "protocol"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "truncated"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "protocol"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\ndata: {oops", "truncated"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\ndata: oops\n\n:\n\n", "protocol"),
         (b"HTTP/1.1 429 Slow\r\nContent-Length: 4\r\n\r\nslow", "http_429"),

@@ -60,7 +60,7 @@ def test_one_event_per_read() -> None:
 
 def test_nothing_is_nothing() -> None:
     parsed = parse_stream([])
-    assert (parsed.chunk_s, parsed.text, parsed.done, parsed.error) == ((), "", False, "")
+    assert (parsed.chunk_s, parsed.text, parsed.done, parsed.error) == ((), "", False, "truncated")
     assert parsed.usage_prompt_tokens == parsed.output_tokens == parsed.cached_tokens == -1
 
 
@@ -101,7 +101,7 @@ def test_splitting_the_body_anywhere_changes_stamps_only(cuts: list[int], ending
 @given(st.binary(max_size=200), st.sampled_from([b"", b"data: ", b'data: {"choices": ']))
 def test_no_bytes_make_it_raise(noise: bytes, start: bytes) -> None:
     parsed = parse_stream([(0.0, start + noise + b"\n\n" + BODY)])
-    assert parsed.error in ("", "protocol", "stream_error")
+    assert parsed.error in ("", "protocol", "stream_error")  # BODY is whole
 
 
 def test_comments_blank_lines_other_fields_and_a_byte_order_mark_are_skipped() -> None:
@@ -195,16 +195,74 @@ def test_an_aborted_request_is_an_error() -> None:
     assert "abort" in parsed.error_message
 
 
-@pytest.mark.parametrize("event", [b"{oops}", b"5", b'{"choices": [5]}', b'{"usage": "many"}'])
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"{oops}",
+        b"5",
+        b"{}",
+        b'{"message": "no such model"}',
+        b'{"choices": [5]}',
+        b'{"choices": {"text": "b"}}',
+        b'{"choices": [{"text": 5}]}',
+        b'{"choices": [{"delta": {"content": ["b"]}}]}',
+        b'{"choices": [{"text": "b", "finish_reason": 1}]}',
+        b'{"usage": "many"}',
+        b'{"usage": {"completion_tokens": "5"}}',
+        b'{"usage": {"completion_tokens": -5}}',
+        b'{"usage": {"completion_tokens": 1e30}}',
+        b'{"usage": {"completion_tokens": 123456789012345678901234567890}}',
+        b'{"choices": [], "metrics": %b}' % (b"[" * 900 + b"]" * 900),
+    ],
+)
 def test_an_event_that_is_no_chunk_is_an_error(event: bytes) -> None:
     parsed = parse_stream([(1.0, sse(text("a", 1)) + b"data: " + event + b"\n\n" + DONE)])
     assert parsed.error == "protocol"
     assert parsed.text == "a"
 
 
+@pytest.mark.parametrize("error", [b'{"error": 5}', b'{"error": {}}', b'{"object": "error"}'])
+def test_an_error_is_one_in_any_shape(error: bytes) -> None:
+    parsed = parse_stream([(1.0, sse(text("a", 1)) + b"data: " + error + b"\n\n" + DONE)])
+    assert parsed.error == "stream_error"
+
+
+def test_an_event_named_error_is_one_whatever_its_data() -> None:
+    named = b'event: error\ndata: {"message": "no room"}\n\n'
+    parsed = parse_stream([(1.0, sse(text("a", 1)) + named + DONE)])
+    assert (parsed.error, parsed.error_message) == ("stream_error", "no room")
+
+
+def test_no_error_said_as_null_is_none() -> None:
+    parsed = parse_stream([(1.0, sse(text("a", 1) | {"error": None}) + DONE)])
+    assert parsed.error == ""
+
+
+def test_a_count_that_falls_tells_no_tokens_of_a_chunk() -> None:
+    parsed = parse_stream([(0.0, sse(text("abc", 3), text("d", 1)) + DONE)])
+    assert (parsed.error, parsed.chunk_tokens) == ("", ())
+
+
+def test_done_without_a_token_is_no_success() -> None:
+    assert parse_stream([(0.0, DONE)]).error == "truncated"
+    assert parse_stream([(0.0, sse(text("", 0, finish_reason="stop")) + DONE)]).error == ""
+
+
+def test_a_page_instead_of_a_stream_is_told() -> None:
+    parsed = parse_stream([(0.0, b"<html><h1>Please log in</h1></html>")])
+    assert parsed.error == "protocol"
+    assert parsed.error_message == "the answer is no event stream: Please log in"
+
+
+def test_a_whole_event_that_is_no_json_is_an_error_also_at_the_end() -> None:
+    finished = sse(text("a", 1, finish_reason="stop"))
+    assert parse_stream([(0.0, finished + b"data: {oops\n\n")]).error == "protocol"
+    assert parse_stream([(0.0, finished + b"data: {oops")]).error == ""  # cut after the finish
+
+
 def test_an_event_cut_at_the_end_is_left_to_the_missing_finish() -> None:
     parsed = parse_stream([(1.0, sse(text("a", 1)) + sse(text("b", 2))[:-10])])
-    assert (parsed.error, parsed.done, parsed.finish_reason, parsed.text) == ("", False, "", "a")
+    assert (parsed.error, parsed.done, parsed.text) == ("truncated", False, "a")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +272,10 @@ def test_an_event_cut_at_the_end_is_left_to_the_missing_finish() -> None:
         (b'{"error": "no room"}', "no room"),
         (b'{"object": "error", "message": "no room"}', "no room"),
         (b'{"detail": "no room"}', "no room"),
-        (b" <h1>no room</h1> ", "<h1>no room</h1>"),
+        (b" <title>502</title><style>h1{}</style><h1>no\n room</h1> ", "502 no room"),
+        (b'{"error": [5]}', "[5]"),
+        (b'{"error": {"message": {"a": 1}}}', "{'a': 1}"),
+        (b"\xff" * 5000, "\ufffd" * 500),
         (b"[1]", "[1]"),
         (b"", ""),
     ],

@@ -13,8 +13,9 @@ import httpx
 import orjson
 
 from workbench.errors import ParameterError
-from workbench.load.connection import Disconnected
-from workbench.load.stream import error_message, parse_stream
+from workbench.load.connection import Disconnected, TooLarge
+from workbench.load.refusal import refusal
+from workbench.load.stream import parse_stream
 from workbench.load.transport import StampingTransport
 from workbench.load.workload import Request
 from workbench.records import RequestRecord
@@ -22,6 +23,9 @@ from workbench.records import RequestRecord
 __all__ = ["CONNECT_TIMEOUT_S", "open_client", "request_body", "stream_completion"]
 
 CONNECT_TIMEOUT_S = 10.0
+ANSWER_BYTES, BYTES_PER_TOKEN = 2**20, 4096
+"""Bytes kept of an answer, whatever its length, and for each token that it may have: vLLM sends
+about 300 a token. A server that sends more ends as a record with the error `too_large`."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -94,6 +98,7 @@ async def stream_completion(
             **(headers or {}),
         },
     )
+    outgoing.extensions["limit_bytes"] = ANSWER_BYTES + BYTES_PER_TOKEN * request.max_tokens
     seen = _Seen(scheduled_s if scheduled_s == scheduled_s else monotonic())
     failure: BaseException | None = None
     try:
@@ -117,6 +122,7 @@ class _Seen:
         self.scheduled_s = scheduled_s
         self.sent_s = self.head_s = nan
         self.status = 0
+        self.headers = httpx.Headers()
         self.stamps: list[float] = []
         self.reads: list[bytes] = []
 
@@ -131,23 +137,25 @@ async def _watch(client: httpx.AsyncClient, outgoing: httpx.Request, seen: _Seen
     outgoing.extensions["trace"] = trace  # stock httpx calls it, the stamping transport need not
     response = await client.send(outgoing, stream=True)
     try:
-        seen.status = response.status_code
+        seen.status, seen.headers = response.status_code, response.headers
         seen.head_s = response.extensions.get("head_s", monotonic())
         if "finished" in response.extensions:
             seen.stamps = response.extensions["stamps"]
             seen.reads = response.extensions["reads"]
             await response.extensions["finished"]
         else:
-            await _read_stock(response, seen)
+            await _read_stock(response, seen, outgoing.extensions["limit_bytes"])
     finally:
         await response.aclose()
 
 
-async def _read_stock(response: httpx.Response, seen: _Seen) -> None:
+async def _read_stock(response: httpx.Response, seen: _Seen, limit_bytes: int) -> None:
     try:
         async for piece in response.aiter_raw():
             seen.stamps.append(monotonic())
             seen.reads.append(piece)
+            if response.num_bytes_downloaded > limit_bytes:
+                raise TooLarge(f"an answer of more than {limit_bytes:,} bytes")
     except httpx.RemoteProtocolError as error:
         raise Disconnected(str(error)) from error
 
@@ -163,13 +171,11 @@ def _record(
     parsed = parse_stream(zip(seen.stamps, seen.reads, strict=True) if streaming else ())
     error, message = parsed.error, parsed.error_message
     if seen.status and not streaming:
-        error, message = f"http_{seen.status}", error_message(b"".join(seen.reads))
-    elif failure is not None and not error:
+        error, message = f"http_{seen.status}", refusal(seen.status, seen.headers, seen.reads)
+    elif failure is not None and (not error or error == "truncated"):
         error, message = _classify(failure, seen, timeout_s)
-        if error == "truncated" and parsed.done:
+        if error == "truncated" and parsed.done and not parsed.error:
             error, message = "", ""  # all was said before the server hung up
-    elif not error and not (parsed.done or parsed.finish_reason):
-        error, message = "truncated", "the stream ended without finish_reason and without [DONE]"
     return RequestRecord(
         index=request.index,
         request_id=request_id,
@@ -206,6 +212,8 @@ def _classify(failure: BaseException, seen: _Seen, timeout_s: float) -> tuple[st
             return "timeout", f"no end after {timeout_s:g} s"
         case Disconnected():
             return ("truncated" if seen.status else "reset"), text
+        case TooLarge():
+            return "too_large", f"{text}: the server does not keep to max_tokens, or is none"
         case httpx.NetworkError() | OSError():
             return "reset", text
         case _:

@@ -17,11 +17,20 @@ from typing import cast
 import httptools
 import httpx
 
-__all__ = ["Answer", "Connection", "Disconnected"]
+__all__ = ["ANSWER_BYTES", "HEAD_BYTES", "Answer", "Connection", "Disconnected", "TooLarge"]
+
+HEAD_BYTES = 64 * 1024
+"""Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
+ANSWER_BYTES = 64 * 1024 * 1024
+"""Of a whole response, unless the request says otherwise."""
 
 
 class Disconnected(httpx.RemoteProtocolError):
     """The server closed the connection (no reset) before its response was complete."""
+
+
+class TooLarge(httpx.RemoteProtocolError):
+    """A response of more bytes than may be kept."""
 
 
 class Answer:
@@ -30,9 +39,11 @@ class Answer:
     `stamps` and `reads` hold the time and the body bytes of each read. `head` is done when status
     and headers are known, `finished` at the end of the body; a failure is set on both as an
     httpx.TransportError. `more` is set by each read. httptools calls the `on_` methods.
+    A head of more than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing
+    included, fail with TooLarge: memory is bounded whatever the server sends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = ANSWER_BYTES) -> None:
         loop = asyncio.get_running_loop()
         self.head: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[None] = loop.create_future()
@@ -49,27 +60,39 @@ class Answer:
         """May the connection carry another request? Known when complete."""
         self._pieces: list[bytes] = []
         self._until_close = True
+        self._limit_bytes = limit_bytes
+        self._received_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes, now_s: float) -> None:
         """Take one read. A framing error fails the response with RemoteProtocolError."""
         self.stamps.append(now_s)
+        failure = ""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.keep_alive = False
-            if not self.complete:  # else: bytes after the end, which only cost the connection
-                self.fail(httpx.RemoteProtocolError(f"the response is not HTTP/1.1: {error}"))
+            failure = f"the response is not HTTP/1.1: {error}"
         self.reads.append(b"".join(self._pieces))
         self._pieces.clear()
-        self._settle()
+        self._received_bytes += len(data)
+        self._settle()  # first, since the head of a broken answer still has its status
+        if self.complete:
+            return  # bytes after the end only cost the connection
+        if failure:
+            self.fail(httpx.RemoteProtocolError(failure))
+        elif self._received_bytes > HEAD_BYTES and not self.status:
+            self.fail(TooLarge(f"a head of more than {HEAD_BYTES:,} bytes"))
+        elif self._received_bytes > self._limit_bytes:
+            self.fail(TooLarge(f"an answer of more than {self._limit_bytes:,} bytes"))
 
     def lost(self, error: Exception | None) -> None:
         """The connection is gone: a failure, unless the body has no other end than this."""
         if error is not None:
             self.fail(httpx.ReadError(f"connection lost: {error}"))
         elif not self.status:
-            self.fail(Disconnected("the server hung up without sending a response"))
+            part = "in the head of its response" if self.stamps else "without sending a response"
+            self.fail(Disconnected(f"the server hung up {part}"))
         elif not self._until_close:
             self.fail(Disconnected("the server hung up before the end of its response"))
         else:
@@ -110,6 +133,7 @@ class Answer:
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue and the like: the response is yet to come
             self.headers.clear()
+            self._until_close = True
             return
         self.status, self.head_s = status, self.stamps[-1]
 

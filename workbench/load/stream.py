@@ -33,7 +33,10 @@ class ParsedStream:
     cached_tokens: int
     engine_metrics: str
     error: str
-    """`stream_error`, `protocol` (an event that is not the JSON of a chunk), or empty."""
+    """`stream_error`, `protocol` (an event that is not the JSON of a chunk), `truncated`, or empty.
+
+    `truncated` is a stream with neither finish_reason nor [DONE], or with [DONE] and nothing else.
+    """
     error_message: str
 
 
@@ -44,24 +47,31 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     tool call, or if its usage counts more completion tokens than before: an engine that holds back
     half a character sends empty text for a token that it has made. A role-only or empty chunk
     carries none. `chunk_tokens` is known only if each of those chunks has a usage.
-    What came before an error is kept; what comes after it is not read.
+    What came before an error is kept; what comes after it is not read. A value of another type
+    than the field has (a number as text, a count below zero) is an error, never converted.
     """
     stamps, pieces = zip(*reads, strict=True) if (reads := list(reads)) else ((), ())
     body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     seen = _Seen()
-    for end, data in _events(body):
+    for end, data, named_error in _events(body):
         if data.strip() == b"[DONE]":
             seen.done = True
+            break
+        if named_error:
+            seen.error, seen.message = "stream_error", error_message(data)
             break
         try:
             seen.take(stamps[bisect_left(ends, end)], orjson.loads(data))
         except orjson.JSONDecodeError:
-            if end < len(body):  # else it was cut short, and the missing finish tells
+            # An event without its blank line was cut short, and the missing finish tells.
+            if end < len(body) or body.endswith(_BLANK_LINES):
                 seen.error, seen.message = "protocol", f"an event is not JSON: {_start(data)}"
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, TypeError):
             seen.error, seen.message = "protocol", f"an event is not a chunk: {_start(data)}"
         if seen.error:
             break
+    if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
+        seen.error, seen.message = _without_end(body, seen.done)
     return ParsedStream(
         chunk_s=tuple(seen.chunk_s),
         chunk_tokens=() if -1 in seen.chunk_tokens else tuple(seen.chunk_tokens),
@@ -89,57 +99,99 @@ class _Seen:
         self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
-        """Add a chunk. Raises an error of Python's own when it is not in the shape of one."""
-        if chunk.get("error") or chunk.get("object") == "error":
+        """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
+        if chunk.get("error") not in (None, "", False) or chunk.get("object") == "error":
             self.error, self.message = "stream_error", _message(chunk)
             return
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        if choices is None and usage is not None:
+            choices = []
+        if not isinstance(choices, list):
+            raise TypeError("no list of choices")
         before = max(0, self.output_tokens)
-        usage = chunk.get("usage")
-        if usage:
-            details = usage.get("prompt_tokens_details") or {}
-            self.prompt_tokens = int(usage.get("prompt_tokens", self.prompt_tokens))
-            self.output_tokens = int(usage.get("completion_tokens", self.output_tokens))
-            self.cached_tokens = int(details.get("cached_tokens", self.cached_tokens))
+        if usage is not None:
+            details = usage.get("prompt_tokens_details")
+            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+            self.output_tokens = _count(usage.get("completion_tokens"), self.output_tokens)
+            if details is not None:
+                self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
         if chunk.get("metrics"):
             self.engine_metrics = orjson.dumps(chunk["metrics"]).decode()
-        for choice in (chunk.get("choices") or ())[:1]:  # n is 1; a usage chunk has none
-            texts = _generated(choice)
-            made = max(0, self.output_tokens - before) if usage else -1
+        for choice in choices[:1]:  # n is 1; a usage chunk has none
+            finish_reason, texts = _text(choice.get("finish_reason")), _generated(choice)
+            # A count that falls tells nothing of its chunk.
+            made = self.output_tokens - before if usage and self.output_tokens >= before else -1
             # A rise tells of a token only if the count was there all along.
             if texts or (made > 0 and -1 not in self.chunk_tokens):
                 self.texts += texts
                 self.chunk_s.append(stamp_s)
                 self.chunk_tokens.append(made)
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.finish_reason = finish_reason or self.finish_reason
         if self.finish_reason in ("abort", "error"):
             self.error = "stream_error"
             self.message = f"the engine ended the request, finish_reason {self.finish_reason!r}"
 
 
+def _count(value: Any, before: int) -> int:
+    """A number of tokens, or the one known before where the server says null."""
+    if value is None:
+        return before
+    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+        raise TypeError("not a number of tokens")
+    return value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _without_end(body: bytes, done: bool) -> tuple[str, str]:
+    """(error, message) of a stream that does not say that it has ended well."""
+    if done:
+        return "truncated", "the stream said [DONE] without a token"
+    start = body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:5]
+    if start and not start.startswith((b"data", b"event", b"id", b"retry", b":")):
+        return "protocol", f"the answer is no event stream: {error_message(body)}"
+    return "truncated", "the stream ended without finish_reason and without [DONE]"
+
+
 def error_message(body: bytes) -> str:
-    """The message of an error body, in OpenAI's, vLLM's or FastAPI's shape, or its start."""
+    """The message of an error body, in OpenAI's, vLLM's or FastAPI's shape, or its text's start."""
     try:
-        return _message(orjson.loads(body))
-    except (orjson.JSONDecodeError, AttributeError):
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
         return _start(body)
+    return _message(answer) if isinstance(answer, dict) else _start(body)
 
 
 def _message(answer: dict[str, Any]) -> str:
     error = answer.get("error") or answer
-    message = error if isinstance(error, str) else error.get("message") or error.get("detail")
-    return str(message or answer)[:500]
+    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return str(message or answer)[:_MESSAGE_LETTERS]
 
 
 def _start(body: bytes) -> str:
-    return body[:500].decode(errors="replace").strip()
+    """The first words of a body, without the tags if it is a page."""
+    text = body[:4000].decode(errors="replace").strip()
+    if text.startswith("<"):
+        text = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.S).split())
+    return text[:_MESSAGE_LETTERS]
 
 
+_MOST_TOKENS = 2**31 - 1
+_MESSAGE_LETTERS = 500
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_NAMED_ERROR = re.compile(rb"event: ?error$")
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n", b"\n\r\n", b"\r\n\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def _events(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each event's data with the offset just behind the event (WHATWG HTML, 9.2.6).
+def _events(body: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """The offset just behind each event (WHATWG HTML, 9.2.6), its data, and if it is named `error`.
 
     What follows the last blank line counts as an event too: some servers leave out the last one.
     """
@@ -147,11 +199,12 @@ def _events(body: bytes) -> Iterator[tuple[int, bytes]]:
     for end in _event_ends(body):
         event = body[start:end]
         if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2:
-            yield end, event[5:]  # one line, as nearly always
+            yield end, event[5:], False  # one line, as nearly always
         else:
-            lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
-            if lines:
-                yield end, b"\n".join(lines)
+            lines = event.splitlines()
+            data = [line[5:] for line in lines if line.startswith(b"data:")]
+            if data:
+                yield end, b"\n".join(data), any(_NAMED_ERROR.match(line) for line in lines)
         start = end
 
 
@@ -168,13 +221,17 @@ def _event_ends(body: bytes) -> Iterator[int]:
 
 def _generated(choice: dict[str, Any]) -> list[str]:
     """The pieces of generated text in a choice, none of them empty."""
-    if text := choice.get("text"):
-        return [str(text)]
-    delta = choice.get("delta") or {}
-    calls = [call.get("function") or {} for call in delta.get("tool_calls") or ()]
-    pieces = [
-        delta.get("reasoning") or delta.get("reasoning_content"),
-        delta.get("content"),
-        *(call.get(key) for call in calls for key in ("name", "arguments")),
-    ]
-    return [str(piece) for piece in pieces if piece]
+    if isinstance(text := choice.get("text"), str) and text:
+        return [text]
+    delta = choice.get("delta")
+    pieces = [text]
+    if delta is not None:
+        pieces += [
+            _text(delta.get("reasoning")) or delta.get("reasoning_content"),
+            delta.get("content"),
+        ]
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function")
+            if function is not None:
+                pieces += [function.get("name"), function.get("arguments")]
+    return [piece for piece in map(_text, pieces) if piece]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from workbench.load.connection import Answer, Connection
+from workbench.load.connection import ANSWER_BYTES, Answer, Connection
 
 __all__ = ["StampingTransport"]
 
@@ -30,6 +30,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
 
     A connection on which the server hung up while it was idle is dropped, and the request goes out
     once more on a new one if nothing of a response had come; `sent_s` stays that of the first try.
+    `request.extensions["limit_bytes"]` bounds the response, see connection.Answer.
     Of httpx's timeouts only `connect` is heeded: put `asyncio.timeout` around the whole request.
     Cancelling a request, or closing a response before its end, ends its connection.
     """
@@ -79,7 +80,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectTimeout(
                 f"no connection to {host}:{port} in {timeout_s} s"
             ) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that is none fails to encode
             raise httpx.ConnectError(f"cannot connect to {host}:{port}: {error}") from error
         self._address[host] = connection.peer  # a name is looked up once
         return connection
@@ -100,7 +101,8 @@ def _message(request: httpx.Request, body: bytes) -> bytes:
 async def _exchange(
     connection: Connection, request: httpx.Request, message: bytes
 ) -> httpx.Response:
-    reused, answer = connection.used, Answer()
+    reused = connection.used
+    answer = Answer(request.extensions.get("limit_bytes", ANSWER_BYTES))
     try:
         sent_s = request.extensions.setdefault("sent_s", connection.send(message, answer))
         await answer.head
