@@ -116,6 +116,11 @@ def test_an_event_may_span_several_data_lines(end: bytes) -> None:
     assert parse_stream([(0.0, event)]).text == "a"
 
 
+def test_a_lone_carriage_return_ends_a_line() -> None:
+    broken = sse(text("lost", 1)).replace(b"data: ", b"data:\r")  # no data, and no known field
+    assert parse_stream([(0.0, broken + sse(text("a", 2)) + DONE)]).text == "a"
+
+
 def test_the_last_blank_line_may_be_missing() -> None:
     parsed = parse_stream([(0.0, sse(text("a", 1)) + b"data: [DONE]")])
     assert parsed.done

@@ -20,6 +20,7 @@ from workbench.experiment.room import (
     vocab_tokens,
 )
 from workbench.load.arrivals import Arrivals, closed, poisson
+from workbench.load.open_files import check_files, most_in_flight
 from workbench.load.traces import read_trace
 from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
@@ -35,7 +36,8 @@ __all__ = ["plan"]
 def plan(params: EngineParams) -> ExperimentPlan:
     """The plan of a notebook's checked parameters; starts nothing.
 
-    Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built.
+    Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built or
+    has more requests in flight than this process may have files.
     """
     if isinstance(params, PrefixCache):
         made = _prefix_cache_plan(params)
@@ -45,7 +47,9 @@ def plan(params: EngineParams) -> ExperimentPlan:
         made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
     else:
         raise PlanError(f"there is no experiment for {type(params).__name__}")
-    made.workload.build("plan")  # what it refuses is refused now, not when servers run
+    # What workload and client refuse is refused now, not when servers run.
+    requests = len(made.workload.build("plan").requests)
+    check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
     return made
 
 

@@ -21,6 +21,7 @@ from workbench.experiment.findings import conclude
 from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
 from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result, RunFolder
+from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
@@ -37,6 +38,8 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
     of the same run id stays as it is.
     """
+    # Before the servers start: a proxy inherits the limit.
+    reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
     began, began_s = datetime.now(UTC), time.monotonic()
     log = Log(doubts=list(plan.doubts))

@@ -19,6 +19,7 @@ from workbench.load.alarm import Alarm
 from workbench.load.arrivals import Arrivals
 from workbench.load.client import open_client, request_body, stream_completion
 from workbench.load.health import ClientHealth, Pulse
+from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
@@ -60,7 +61,8 @@ async def drive(
     requests in flight and those never sent become records with the error `cancelled`, `on_record`
     has them all, and CancelledError is raised. `timeout_s` is per request; for it, `headers` and
     `decode_shift` see `client.stream_completion`. Raises ParameterError for a base_url that is
-    none and for an open loop that has not one time for each request.
+    none, for an open loop that has not one time for each request, and for more requests in flight
+    than this process may have files.
     """
     requests = workload.requests
     open_loop = arrivals.kind != "closed"
@@ -69,6 +71,7 @@ async def drive(
             f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
             f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
         )
+    reserve_files(most_in_flight(arrivals, len(requests), timeout_s=timeout_s))
     run_name = f"{workload.name}-{secrets.token_hex(4)}"  # an id is never sent twice
     bodies = {request.index: request_body(request, model=model) for request in requests}
     records: dict[int, RequestRecord] = {}

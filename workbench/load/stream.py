@@ -54,9 +54,12 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     seen = _Seen()
     for end, data, named_error in _events(body):
-        if data.strip() == b"[DONE]":
+        said = data.strip()
+        if said == b"[DONE]":
             seen.done = True
             break
+        if not said:
+            continue
         if named_error:
             seen.error, seen.message = "stream_error", error_message(data)
             break
@@ -64,7 +67,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             seen.take(stamps[bisect_left(ends, end)], orjson.loads(data))
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
-            if end < len(body) or body.endswith(_BLANK_LINES):
+            if end < len(body) or _ENDS_BLANK.search(body[-4:]):
                 seen.error, seen.message = "protocol", f"an event is not JSON: {_start(data)}"
         except (AttributeError, TypeError):
             seen.error, seen.message = "protocol", f"an event is not a chunk: {_start(data)}"
@@ -186,7 +189,7 @@ _MOST_TOKENS = 2**31 - 1
 _MESSAGE_LETTERS = 500
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _NAMED_ERROR = re.compile(rb"event: ?error$")
-_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n", b"\n\r\n", b"\r\n\n")
+_ENDS_BLANK = re.compile(_EVENT_END.pattern + rb"\Z")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -196,9 +199,10 @@ def _events(body: bytes) -> Iterator[tuple[int, bytes, bool]]:
     What follows the last blank line counts as an event too: some servers leave out the last one.
     """
     start = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
+    plain = b"\r" not in body
     for end in _event_ends(body):
         event = body[start:end]
-        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2:
+        if plain and event.startswith(b"data:") and event.find(b"\n") == len(event) - 2:
             yield end, event[5:], False  # one line, as nearly always
         else:
             lines = event.splitlines()
