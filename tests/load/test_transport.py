@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from workbench.load.kernel_stamps import KernelClock
 from workbench.load.transport import StampingTransport
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=StampingTransport(), trust_env=False) as client:
+@pytest.fixture(params=[None, KernelClock], ids=["user stamps", "kernel stamps"])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+    transport = StampingTransport(clock=request.param and request.param())
+    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
         yield client
 
 
@@ -205,9 +207,9 @@ async def test_a_connection_that_is_not_accepted_times_out(client: httpx.AsyncCl
             filler.close()
 
 
-async def test_https_is_refused_with_a_sentence(client: httpx.AsyncClient) -> None:
-    with pytest.raises(httpx.UnsupportedProtocol, match="plain http only"):
-        await client.get("https://127.0.0.1/")
+async def test_another_scheme_is_refused_with_a_sentence(client: httpx.AsyncClient) -> None:
+    with pytest.raises(httpx.UnsupportedProtocol, match="speaks http and https"):
+        await client.get("ftp://127.0.0.1/")
 
 
 async def test_a_host_name_will_do(client: httpx.AsyncClient, vllm: Any) -> None:

@@ -14,6 +14,7 @@ import orjson
 
 from workbench.errors import ParameterError
 from workbench.load.connection import Disconnected, TooLarge
+from workbench.load.kernel_stamps import KernelClock
 from workbench.load.refusal import refusal
 from workbench.load.stream import parse_stream
 from workbench.load.transport import StampingTransport
@@ -30,8 +31,8 @@ about 300 a token. A server that sends more ends as a record with the error `too
 Messages = Sequence[Mapping[str, Any]]
 
 
-def open_client(base_url: str) -> httpx.AsyncClient:
-    """A client for `stream_completion`: stamping connections, or stock httpx where it is https.
+def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.AsyncClient:
+    """A client for `stream_completion`; with a `clock`, reads of plain http have kernel stamps.
 
     Proxy variables of the environment are not heeded, and the number of connections has no limit.
     """
@@ -39,7 +40,7 @@ def open_client(base_url: str) -> httpx.AsyncClient:
     if url.scheme not in ("http", "https") or not url.host:
         raise ParameterError(f"base_url is {base_url!r}: write it like http://127.0.0.1:8000")
     return httpx.AsyncClient(
-        transport=StampingTransport() if url.scheme == "http" else None,
+        transport=StampingTransport(clock=clock),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         trust_env=False,

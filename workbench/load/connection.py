@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from abc import ABC, abstractmethod
 from math import nan
 from time import monotonic
 from typing import cast
@@ -17,7 +18,15 @@ from typing import cast
 import httptools
 import httpx
 
-__all__ = ["ANSWER_BYTES", "HEAD_BYTES", "Answer", "Connection", "Disconnected", "TooLarge"]
+__all__ = [
+    "ANSWER_BYTES",
+    "HEAD_BYTES",
+    "Answer",
+    "Connection",
+    "Disconnected",
+    "TooLarge",
+    "UserStamped",
+]
 
 HEAD_BYTES = 64 * 1024
 """Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
@@ -153,11 +162,13 @@ def _retrieve(future: asyncio.Future[None]) -> None:
         future.exception()
 
 
-class Connection(asyncio.Protocol):
+class Connection(ABC):
     """A connection that carries one exchange at a time.
 
     It adds itself to `opened` while it is open, and to `idle` while it may carry a new request.
     """
+
+    _socket: socket.socket
 
     def __init__(self, opened: set[Connection], idle: list[Connection]) -> None:
         self._opened, self._idle = opened, idle
@@ -166,16 +177,22 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         """Address at the other end."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._socket: socket.socket = transport.get_extra_info("socket")
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = str(transport.get_extra_info("peername")[0])
-        self._opened.add(self)
-
     @property
+    @abstractmethod
     def usable(self) -> bool:
-        return not self._transport.is_closing()
+        """Is it still open?"""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close at once; whatever was not sent is lost."""
+
+    @abstractmethod
+    def _send_later(self, rest: memoryview) -> None:
+        """Send what the socket did not take, when it does."""
+
+    def _is_open(self) -> None:
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._opened.add(self)
 
     def send(self, message: bytes, answer: Answer) -> float:
         """Hand the message to the socket and return the time of its first byte.
@@ -186,14 +203,17 @@ class Connection(asyncio.Protocol):
         self._answer, self.used = answer, True
         sent_s = monotonic()
         try:
-            written = os.write(self._socket.fileno(), message)
+            written = self._write(message)
         except BlockingIOError:
             written = 0
         except OSError as error:
             raise httpx.WriteError(f"connection lost: {error}") from error
         if written < len(message):
-            self._transport.write(memoryview(message)[written:])
+            self._send_later(memoryview(message)[written:])
         return sent_s
+
+    def _write(self, message: bytes) -> int:
+        return os.write(self._socket.fileno(), message)
 
     def drop(self, answer: Answer) -> None:
         """Abort the connection if it is still busy with this answer."""
@@ -204,10 +224,9 @@ class Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.fail(httpx.ReadError("given up before the end of the response"))
-        self._transport.abort()
+        self._close()
 
-    def data_received(self, data: bytes) -> None:
-        now_s = monotonic()
+    def _arrived(self, data: bytes, now_s: float) -> None:
         answer = self._answer
         if answer is None:
             self.abort()  # nobody asked
@@ -220,10 +239,40 @@ class Connection(asyncio.Protocol):
             else:
                 self.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _is_gone(self, error: Exception | None) -> None:
         self._opened.discard(self)
         if self in self._idle:
             self._idle.remove(self)
         answer, self._answer = self._answer, None
         if answer is not None:
-            answer.lost(exc)
+            answer.lost(error)
+
+
+class UserStamped(Connection, asyncio.Protocol):
+    """Stamps a read when the loop hands it over; over TLS, when it has been decrypted."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._socket = transport.get_extra_info("socket")
+        self._tls = transport.get_extra_info("ssl_object") is not None
+        self.peer = str(transport.get_extra_info("peername")[0])
+        self._is_open()
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    def _write(self, message: bytes) -> int:
+        return 0 if self._tls else super()._write(message)
+
+    def _send_later(self, rest: memoryview) -> None:
+        self._transport.write(rest)
+
+    def _close(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived(data, monotonic())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_gone(exc)

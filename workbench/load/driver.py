@@ -19,6 +19,7 @@ from workbench.load.alarm import Alarm
 from workbench.load.arrivals import Arrivals
 from workbench.load.client import open_client, request_body, stream_completion
 from workbench.load.health import ClientHealth, Pulse
+from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
@@ -53,10 +54,12 @@ async def drive(
     timeout_s: float = 600.0,
     headers: Mapping[str, str] | None = None,
     decode_shift: int = 0,
+    kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
 ) -> LoadRun:
     """Send every request of the workload; a failed one never stops the others.
 
+    `kernel_stamps` takes the arrival of each read from the kernel, over plain http on Linux.
     `on_record` is called with each record as its request ends. When the drive is cancelled, the
     requests in flight and those never sent become records with the error `cancelled`, `on_record`
     has them all, and CancelledError is raised. `timeout_s` is per request; for it, `headers` and
@@ -96,7 +99,8 @@ async def drive(
             on_record=keep,
         )
 
-    async with open_client(base_url) as client, Pulse() as pulse:
+    clock = KernelClock() if kernel_stamps and KernelClock.available else None
+    async with open_client(base_url, clock=clock) as client, Pulse() as pulse:
         try:
             if open_loop:
                 await _open_loop(requests, send, arrivals.offsets_s, pulse.started_s)
@@ -109,7 +113,7 @@ async def drive(
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,
-        health=pulse.health(in_order, open_loop=open_loop),
+        health=pulse.health(in_order, open_loop=open_loop, clock=clock),
         started_s=pulse.started_s,
         ended_s=pulse.ended_s,
     )
@@ -162,6 +166,7 @@ async def drive_in_thread(
     timeout_s: float = 600.0,
     headers: Mapping[str, str] | None = None,
     decode_shift: int = 0,
+    kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
 ) -> LoadRun:
     """`drive` under uvloop in a thread of its own, out of the way of the caller's loop.
@@ -186,6 +191,7 @@ async def drive_in_thread(
             timeout_s=timeout_s,
             headers=headers,
             decode_shift=decode_shift,
+            kernel_stamps=kernel_stamps,
             on_record=hand_over,
         )
     )

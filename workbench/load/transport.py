@@ -2,19 +2,25 @@
 
 Stock httpx dates a chunk when its own code gets round to it, and rescans its pool at each request.
 Here each stream in flight has a connection of its own, and the next request takes the one that was
-used last. Plain HTTP/1.1 only; for https `client.open_client` gives stock httpx.
+used last. HTTP/1.1 only. A read is dated by this process, or by the kernel if a clock for that is
+given; over TLS always by this process, after decrypting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
 
-from workbench.load.connection import ANSWER_BYTES, Answer, Connection
+from workbench.load.connection import ANSWER_BYTES, Answer, Connection, UserStamped
+from workbench.load.kernel_stamps import KernelClock, KernelStamped
 
 __all__ = ["StampingTransport"]
+
+_Origin = tuple[str, str, int]
+"""Scheme, host and port."""
 
 
 class StampingTransport(httpx.AsyncBaseTransport):
@@ -35,17 +41,22 @@ class StampingTransport(httpx.AsyncBaseTransport):
     Cancelling a request, or closing a response before its end, ends its connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, clock: KernelClock | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
+        """`ssl_context` is httpx's own unless given, which heeds SSL_CERT_FILE."""
+        self._clock, self._ssl = clock, ssl_context
         self._opened: set[Connection] = set()
-        self._idle: dict[tuple[str, int], list[Connection]] = {}
+        self._idle: dict[_Origin, list[Connection]] = {}
         self._address: dict[str, str] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.scheme != "http":
-            raise httpx.UnsupportedProtocol(f"{request.url}: this transport speaks plain http only")
+        scheme, host = request.url.scheme, request.url.host
+        if scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(f"{request.url}: this transport speaks http and https")
         request.extensions.pop("sent_s", None)
         message = _message(request, await request.aread())
-        origin = (request.url.host, request.url.port or 80)
+        origin = (scheme, host, request.url.port or (80 if scheme == "http" else 443))
         idle = self._take_idle(origin)
         if idle is not None:
             try:
@@ -60,7 +71,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
             connection.abort()
         await asyncio.sleep(0)  # the turn in which the loop closes the sockets
 
-    def _take_idle(self, origin: tuple[str, int]) -> Connection | None:
+    def _take_idle(self, origin: _Origin) -> Connection | None:
         idle = self._idle.get(origin, [])
         while idle:
             connection = idle.pop()
@@ -68,14 +79,11 @@ class StampingTransport(httpx.AsyncBaseTransport):
                 return connection
         return None
 
-    async def _connect(self, origin: tuple[str, int], timeout_s: float | None) -> Connection:
-        host, port = origin
-        idle = self._idle.setdefault(origin, [])
+    async def _connect(self, origin: _Origin, timeout_s: float | None) -> Connection:
+        _, host, port = origin
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._opened, idle), self._address.get(host, host), port
-                )
+                connection = await self._open(origin)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(
                 f"no connection to {host}:{port} in {timeout_s} s"
@@ -83,6 +91,23 @@ class StampingTransport(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError) as error:  # a name that is none fails to encode
             raise httpx.ConnectError(f"cannot connect to {host}:{port}: {error}") from error
         self._address[host] = connection.peer  # a name is looked up once
+        return connection
+
+    async def _open(self, origin: _Origin) -> Connection:
+        scheme, host, port = origin
+        idle = self._idle.setdefault(origin, [])
+        address = self._address.get(host, host)
+        if scheme == "http" and self._clock is not None:
+            return await KernelStamped.connect(address, port, self._opened, idle, self._clock)
+        if scheme == "https" and self._ssl is None:
+            self._ssl = httpx.create_ssl_context()
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: UserStamped(self._opened, idle),
+            address,
+            port,
+            ssl=self._ssl if scheme == "https" else None,
+            server_hostname=host if scheme == "https" else None,
+        )
         return connection
 
 
