@@ -53,6 +53,8 @@ class RequestRecord:
     cached_tokens: int = -1
     """Prompt tokens that the server calls cached; -1 when it did not say."""
     text: str = ""
+    answer_ids: tuple[int, ...] = ()
+    """Token ids of the answer, where they were asked for."""
     engine_metrics: str = ""
     """The engine's own per-request metrics as JSON text, where it sends them."""
     error: str = ""

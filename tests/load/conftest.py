@@ -137,7 +137,9 @@ class FakeVllm:
             text = "".join(f" t{n}\u00e9" for n in range(made, made + step))
             made += step
             last = made == total and play.finish_s < 0
-            delta = {"content": text} if chat else {"text": text}
+            delta: dict[str, Any] = {"content": text} if chat else {"text": text}
+            if body.get("return_token_ids"):
+                delta["token_ids"] = [100 * len(self.seen) + n for n in range(made - step, made)]
             events.append((self.chunk(chat, delta, made, finish="length" if last else None), at_s))
             at_s += play.gap_s
         if play.finish_s >= 0:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -29,8 +30,10 @@ async def client(request: pytest.FixtureRequest, vllm: Any) -> AsyncIterator[htt
         yield client
 
 
-async def send(client: httpx.AsyncClient, url: str, **options: Any) -> RequestRecord:
-    return await stream_completion(client, REQUEST, base_url=url, model="tiny", **options)
+async def send(
+    client: httpx.AsyncClient, url: str, request: Request = REQUEST, **options: Any
+) -> RequestRecord:
+    return await stream_completion(client, request, base_url=url, model="tiny", **options)
 
 
 def test_the_body_asks_for_greedy_tokens_of_exact_number_with_usage() -> None:
@@ -101,7 +104,7 @@ async def test_an_early_role_chunk_is_not_the_first_token(
 ) -> None:
     vllm.plays(first_s=0.05)
     messages = [{"role": "user", "content": "hello"}]
-    record = await send(client, vllm.url, messages=messages)
+    record = await send(client, vllm.url, replace(REQUEST, messages=tuple(messages)))
     path, _, body = vllm.seen[0]
     assert path == "/v1/chat/completions"
     assert body["messages"] == messages

@@ -41,6 +41,22 @@ def test_an_engine_serves_whole_blocks_and_never_the_last_token():
         assert hits(again) == (hit, 0)
 
 
+def test_an_answer_is_held_by_who_made_it_but_for_its_last_token():
+    answer = prompt(57, seed=1)  # with 200 tokens before it: two blocks and a chunk, to the token
+    caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
+    answer = answer.astype(np.int16)  # of another width than the prompt's
+    first = replace(asked(0, prompt(200), *split()), answer=answer, ended_s=0.5)
+    turn = np.concatenate([prompt(200), answer, prompt(100, seed=2)])
+    caches.serve([first])
+    prefill, decode = caches.serve([asked(1, turn, *split(1), ideal=256)])
+    assert hits(prefill) == (128, 128)  # the answer's own block comes from the store
+    assert hits(decode) == (256, 0)
+    caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
+    caches.serve([replace(first, answer=answer[:-1])])
+    prefill, decode = caches.serve([asked(1, turn, *split(1), ideal=255)])
+    assert (hits(prefill), hits(decode)) == ((128, 0), (128, 128))  # of its own prefill
+
+
 def test_a_store_serves_whole_chunks_beyond_the_engines_own_hit():
     caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
     ids = prompt(1000)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
 
+import numpy as np
+
 from workbench.experiment.isolation import Counted, CounterReading, Made
 from workbench.experiment.plan import Arm, Pass
 from workbench.load.workload import Workload
@@ -122,6 +124,8 @@ class Launch:
                     prompt=request.prompt_ids,
                     ideal_tokens=request.ideal_reuse_tokens,
                     calls=calls or (),
+                    answer=np.asarray(record.answer_ids) if record.answer_ids else None,
+                    ended_s=record.chunk_s[-1] if record.chunk_s else nan,
                 )
             )
         assert self._ideal is not None

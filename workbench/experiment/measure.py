@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan, lcm, nan
 from typing import Any
 
@@ -97,7 +97,7 @@ async def measure_arm(
     launch = Launch(arm, number, deployment)
     for measured in arm.passes:
         try:
-            line = await _measure_pass(
+            prompts, line = await _measure_pass(
                 plan, arm, number, measured, deployment, launch, prompts, folder, log
             )
         except DeploymentError as error:
@@ -152,8 +152,12 @@ async def _measure_pass(
     prompts: Workload,
     folder: RunFolder,
     log: Log,
-) -> str:
-    """Make the state, drive the workload, read the counters; returns the line to print."""
+) -> tuple[Workload, str]:
+    """Make the state, drive the workload, read the counters; returns the line to print.
+
+    With it come the prompts that later passes ask again: after a cold pass those that it sent,
+    since the turns of a conversation hold the answers that they got.
+    """
     made = await make_state(deployment, measured)
     for doubt in made.doubts:
         log.doubt(doubt)
@@ -208,6 +212,9 @@ async def _measure_pass(
     counted = after.since(before, deployment)
     for doubt in counted.doubts:
         log.doubt(doubt)
+    workload = replace(workload, requests=load.sent)
+    if measured.state == "cold":
+        prompts = workload
     log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
     known = rows["index"].map(launch.expected_cached)
     rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
@@ -216,7 +223,8 @@ async def _measure_pass(
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
-    return f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
+    line = f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
+    return prompts, line
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import nan
 from time import monotonic
 from typing import Any
@@ -28,8 +28,6 @@ ANSWER_BYTES, BYTES_PER_TOKEN = 2**20, 4096
 """Bytes kept of an answer, whatever its length, and for each token that it may have: vLLM sends
 about 300 a token. A server that sends more ends as a record with the error `too_large`."""
 
-Messages = Sequence[Mapping[str, Any]]
-
 
 def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.AsyncClient:
     """A client for `stream_completion`; with a `clock`, reads of plain http have kernel stamps.
@@ -47,12 +45,13 @@ def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.Asy
     )
 
 
-def request_body(request: Request, *, model: str, messages: Messages | None = None) -> bytes:
+def request_body(request: Request, *, model: str) -> bytes:
     """The JSON of a greedy, streamed completion of exactly `max_tokens`, usage in each chunk."""
-    prompt = {"messages": messages} if messages else {"prompt": request.prompt_ids}
+    chat = {"messages": request.messages}
     body = {
         "model": model,
-        **prompt,
+        **(chat if request.messages else {"prompt": request.prompt_ids}),
+        **({"return_token_ids": True} if request.return_ids else {}),
         "max_tokens": request.max_tokens,
         "temperature": 0,
         "ignore_eos": True,
@@ -74,12 +73,11 @@ async def stream_completion(
     scheduled_s: float = nan,
     decode_shift: int = 0,
     body: bytes | None = None,
-    messages: Messages | None = None,
     on_record: Callable[[RequestRecord], None] | None = None,
 ) -> RequestRecord:
     """Send one request and give its record; a failure is a record too, with what had arrived.
 
-    The prompt goes to /v1/completions as token ids, or `messages` to /v1/chat/completions. `body`
+    The prompt goes to /v1/completions as token ids, or its messages to /v1/chat/completions. `body`
     saves building it now (see `request_body`). `decode_shift` asks the proxy for another decode
     instance than the index would choose. `scheduled_s` is now unless given; `timeout_s` is for
     the whole request. The errors are those of RequestRecord. When the task is cancelled,
@@ -88,8 +86,8 @@ async def stream_completion(
     request_id = request_id or uuid4().hex
     outgoing = client.build_request(
         "POST",
-        f"{base_url.rstrip('/')}/v1/{'chat/' if messages else ''}completions",
-        content=body or request_body(request, model=model, messages=messages),
+        f"{base_url.rstrip('/')}/v1/{'chat/' if request.messages else ''}completions",
+        content=body or request_body(request, model=model),
         headers={
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",  # a compressed event has no arrival of its own
@@ -195,6 +193,7 @@ def _record(
         output_tokens=parsed.output_tokens,
         cached_tokens=parsed.cached_tokens,
         text=parsed.text,
+        answer_ids=parsed.answer_ids,
         engine_metrics=parsed.engine_metrics,
         error=error,
         error_message=message,

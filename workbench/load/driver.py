@@ -21,6 +21,7 @@ from workbench.load.client import open_client, request_body, stream_completion
 from workbench.load.health import ClientHealth, Pulse
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
+from workbench.load.turns import Turns
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
@@ -39,6 +40,8 @@ class LoadRun:
 
     records: tuple[RequestRecord, ...]
     """One per request, in the workload's order."""
+    sent: tuple[Request, ...]
+    """The requests with the prompts that were really sent: those of conversations hold answers."""
     health: ClientHealth
     started_s: float
     """When the clock of the arrivals started: all bodies were built, no request was sent."""
@@ -63,7 +66,8 @@ async def drive(
     `on_record` is called with each record as its request ends. When the drive is cancelled, the
     requests in flight and those never sent become records with the error `cancelled`, `on_record`
     has them all, and CancelledError is raised. `timeout_s` is per request; for it, `headers` and
-    `decode_shift` see `client.stream_completion`. Raises ParameterError for a base_url that is
+    `decode_shift` see `client.stream_completion`. A turn of a conversation is sent when the one
+    before has ended, so in a closed loop alone. Raises ParameterError for a base_url that is
     none, for an open loop that has not one time for each request, and for more requests in flight
     than this process may have files.
     """
@@ -74,17 +78,31 @@ async def drive(
             f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
             f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
         )
+    if open_loop and any(request.after is not None for request in requests):
+        raise ParameterError(
+            f"{workload.name!r} has turns that wait for answers: send it in a closed loop, e.g."
+            " closed(1)"
+        )
     reserve_files(most_in_flight(arrivals, len(requests), timeout_s=timeout_s))
     run_name = f"{workload.name}-{secrets.token_hex(4)}"  # an id is never sent twice
-    bodies = {request.index: request_body(request, model=model) for request in requests}
+    turns = Turns(requests)
+    bodies = {
+        request.index: request_body(request, model=model)
+        for request in requests
+        if request.after is None
+    }
     records: dict[int, RequestRecord] = {}
 
     def keep(record: RequestRecord) -> None:
         records[record.index] = record
+        turns.answered(record)
         if on_record is not None:
             on_record(record)
 
-    async def send(request: Request, scheduled_s: float) -> None:
+    async def send(planned: Request, scheduled_s: float) -> None:
+        request = await turns.next(planned)
+        if request is not planned:
+            scheduled_s = monotonic()  # it was due when the turn before had been answered
         await stream_completion(
             client,
             request,
@@ -95,7 +113,7 @@ async def drive(
             request_id=f"{run_name}-{request.index}",
             scheduled_s=scheduled_s,
             decode_shift=decode_shift,
-            body=bodies.pop(request.index),
+            body=bodies.pop(request.index, None),
             on_record=keep,
         )
 
@@ -113,6 +131,7 @@ async def drive(
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,
+        sent=tuple(turns.sent[request.index] for request in requests),
         health=pulse.health(in_order, open_loop=open_loop, clock=clock),
         started_s=pulse.started_s,
         ended_s=pulse.ended_s,

@@ -10,6 +10,7 @@ such traffic; give your own where you know it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -132,10 +133,11 @@ def multi_turn_conversation(
 ) -> Workload:
     """Conversations whose history grows: a turn's prompt is the one before, an answer, a question.
 
-    The answers in the history are made up, `output_tokens` each, so that the list is known before
-    it is sent; the model's real answers are not fed back. Conversations take turns (0: as few as
-    meet `reuse`), and `reuse` decides how long their first prompt is. A turn may only be sent when
-    the one before has been answered: send one request at a time.
+    Conversations take turns (0: as few as meet `reuse`), and `reuse` decides how long their first
+    prompt is. The list that is known beforehand has made-up answers, `output_tokens` each; when it
+    is driven the model's real ones take their places (see `turns`), which are as long, so that
+    lengths stay. `reuse` is met by the list. What is sent reuses a little more, since a cache also
+    keeps what was computed for an answer: all its tokens but the last.
     """
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
     check_numbers(salt, conversations=(conversations, 0))
@@ -154,7 +156,17 @@ def multi_turn_conversation(
         ids[:SALT_TOKENS] = salt_ids(salt, index % count, vocab_tokens)
         prompts.append(ids)
     asked = [output_tokens] * requests
-    return assemble("multi_turn_conversation", prompts, asked, seed=seed, salt=salt)
+    planned = assemble("multi_turn_conversation", prompts, asked, seed=seed, salt=salt)
+    turns = [
+        replace(
+            request,
+            after=(before := index - count if index >= count else None),
+            question_tokens=0 if before is None else length - lengths[before] - output_tokens,
+            return_ids=True,
+        )
+        for index, (request, length) in enumerate(zip(planned.requests, lengths, strict=True))
+    ]
+    return replace(planned, requests=tuple(turns))
 
 
 def cold_start(

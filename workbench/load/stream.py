@@ -25,6 +25,7 @@ class ParsedStream:
     chunk_tokens: tuple[int, ...]
     text: str
     """Reasoning, content and tool calls in the order of their arrival."""
+    answer_ids: tuple[int, ...]
     finish_reason: str
     done: bool
     """Did `data: [DONE]` arrive?"""
@@ -79,6 +80,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
         chunk_s=tuple(seen.chunk_s),
         chunk_tokens=() if -1 in seen.chunk_tokens else tuple(seen.chunk_tokens),
         text="".join(seen.texts),
+        answer_ids=tuple(seen.answer_ids),
         finish_reason=seen.finish_reason,
         done=seen.done,
         usage_prompt_tokens=seen.prompt_tokens,
@@ -97,6 +99,7 @@ class _Seen:
         self.chunk_s: list[float] = []
         self.chunk_tokens: list[int] = []
         self.texts: list[str] = []
+        self.answer_ids: list[int] = []
         self.finish_reason = self.engine_metrics = self.error = self.message = ""
         self.done = False
         self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
@@ -124,6 +127,7 @@ class _Seen:
             finish_reason, texts = _text(choice.get("finish_reason")), _generated(choice)
             # A count that falls tells nothing of its chunk.
             made = self.output_tokens - before if usage and self.output_tokens >= before else -1
+            self.answer_ids += _ids(choice.get("token_ids"))
             # A rise tells of a token only if the count was there all along.
             if texts or (made > 0 and -1 not in self.chunk_tokens):
                 self.texts += texts
@@ -239,3 +243,12 @@ def _generated(choice: dict[str, Any]) -> list[str]:
             if function is not None:
                 pieces += [function.get("name"), function.get("arguments")]
     return [piece for piece in map(_text, pieces) if piece]
+
+
+def _ids(found: Any) -> list[int]:
+    """Token ids as a list; raises TypeError for anything else but None."""
+    if found is None:
+        return []
+    if not isinstance(found, list) or any(type(number) is not int for number in found):
+        raise TypeError("token ids are a list of whole numbers")
+    return found

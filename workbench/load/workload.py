@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
@@ -61,6 +61,14 @@ class Request:
     max_tokens: int
     ideal_reuse_tokens: int = 0
     """Prefix tokens that an infinite cache, empty at the start of the workload, would have."""
+    messages: tuple[Mapping[str, str], ...] = ()
+    """The same prompt as a chat, which the server's template turns into `prompt_ids`."""
+    after: int | None = None
+    """Index of the conversation's turn before; its answer belongs into this prompt, see `turns`."""
+    question_tokens: int = 0
+    """Of a turn: tokens at the prompt's end that come behind the answer of the turn before."""
+    return_ids: bool = False
+    """Ask the server for the ids of its answer."""
 
     def __post_init__(self) -> None:
         ids = np.array(self.prompt_ids, dtype=np.int32)
@@ -80,6 +88,8 @@ class Workload:
     seed: int
     salt: str
     requests: tuple[Request, ...]
+    salt_start: int = 0
+    """Where in each prompt the salt's tokens begin; a chat has its template before them."""
 
     def __post_init__(self) -> None:
         for index, times in Counter(request.index for request in self.requests).items():
@@ -101,10 +111,12 @@ class Workload:
     def hash(self) -> str:
         """Twelve hex digits over each request's ids after the salt and its max_tokens."""
         digest = sha256()
-        skip = SALT_TOKENS if self.salt else 0
+        start = self.salt_start
+        end = start + SALT_TOKENS if self.salt else start
         for request in self.requests:
             digest.update(f"{request.prompt_tokens}/{request.max_tokens}:".encode())
-            digest.update(request.prompt_ids[skip:].astype("<i4").tobytes())
+            for part in (request.prompt_ids[:start], request.prompt_ids[end:]):
+                digest.update(part.astype("<i4").tobytes())
         return digest.hexdigest()[:12]
 
 
@@ -187,7 +199,8 @@ def shared_prefix(
 def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Workload:
     """The prompts of a workload that has been sent, for a warm pass: the same, or partly new.
 
-    Each keeps its first `share` and draws the rest anew from `seed`. `ideal_reuse_tokens` is what
+    Each keeps its first `share` and draws the rest anew from `seed`. Turns of a conversation are
+    sent as they were, whatever is answered this time. `ideal_reuse_tokens` is what
     a cache that has seen the first pass would hold: the kept prefix, at most L - 1 tokens.
     """
     if not 0 < share <= 1:
@@ -203,7 +216,7 @@ def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Wor
             ids[kept] = (int(request.prompt_ids[kept]) - FIRST_ID + 1) % (top - FIRST_ID)
             ids[kept] += FIRST_ID
         reuse = min(kept, len(ids) - 1)
-        again.append(replace(request, prompt_ids=ids, ideal_reuse_tokens=reuse))
+        again.append(replace(request, prompt_ids=ids, ideal_reuse_tokens=reuse, after=None))
     return replace(workload, requests=tuple(again))
 
 

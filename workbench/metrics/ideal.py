@@ -19,10 +19,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from workbench.topology import Role
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Asked", "Call", "IdealCaches", "Reuse", "Served", "reuse_by_role"]
@@ -47,6 +48,9 @@ class Asked:
     ideal_tokens: int
     """Prefix that a cache of single tokens would have had for its first leg."""
     calls: tuple[Call, ...]
+    answer: NDArray[np.integer] | None = None
+    """Ids of the answer, where a later prompt may hold them: its KV is in a cache, too."""
+    ended_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,12 +201,22 @@ class IdealCaches:
         served = []
         for call, asked, number in sorted(legs, key=lambda leg: leg[0].asked_s):
             served.append(self._leg(call, asked, keys[asked.index], first=number == 0))
-            blocks, chunks = keys[asked.index]
-            if self._prefix_caching:
-                self._held_by(call.instance).add(blocks, call.held_s)
-            self._store.add(chunks, call.held_s)
-            self._stored_alone(call.instance).add(chunks, call.held_s)
+            self._hold(call.instance, *keys[asked.index], call.held_s)
+            if number == len(asked.calls) - 1 and asked.answer is not None:
+                # The KV of an answer's last token is never computed.
+                computed = asked.answer[:-1].astype(asked.prompt.dtype)
+                all_ids = np.concatenate([asked.prompt, computed])
+                more = _keys(all_ids, self._block), _keys(all_ids, self._chunk)
+                self._hold(call.instance, *more, asked.ended_s)
         return served
+
+    def _hold(
+        self, instance: str, blocks: Iterable[int], chunks: Iterable[int], held_s: float
+    ) -> None:
+        if self._prefix_caching:
+            self._held_by(instance).add(blocks, held_s)
+        self._store.add(chunks, held_s)
+        self._stored_alone(instance).add(chunks, held_s)
 
     def _stored_alone(self, instance: str) -> _Held:
         return self._stored_by.setdefault(instance, _Held(self._chunk))

@@ -64,6 +64,7 @@ class Asked:
         options = body.get("stream_options") or {}
         self.usage = bool(options.get("include_usage"))
         self.usage_always = self.usage and bool(options.get("continuous_usage_stats"))
+        self.return_ids = bool(body.get("return_token_ids"))
         params = body.get("kv_transfer_params")
         self.transfer: dict[str, Any] = params if isinstance(params, dict) else {}
 
@@ -88,6 +89,8 @@ def chunk(
         choice["delta"] = {"content": text} if made else {"role": "assistant", "content": ""}
     else:
         choice |= {"text": text, "stop_reason": None}
+    if asked.return_ids:
+        choice["token_ids"] = tokens
     body = _head(sequence, asked, streamed=True) | {"choices": [choice]}
     if asked.usage_always:
         body["usage"] = _usage(sequence, made)
