@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.load.connection import Answer, Disconnected
@@ -53,6 +53,7 @@ def test_a_response_in_one_read(message: bytes) -> None:
     assert answer.keep_alive
 
 
+@settings(deadline=None)  # another program may take the core for a moment
 @given(
     message=st.sampled_from([CHUNKED, COUNTED]),
     cuts=st.lists(st.integers(1, len(COUNTED) - 1), max_size=8, unique=True),

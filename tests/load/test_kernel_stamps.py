@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,14 @@ from workbench.load.workload import short
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stamps of Linux's kernel")
 
 
+@pytest.fixture
+def clock() -> Iterator[KernelClock]:
+    clock = KernelClock()
+    time.sleep(0.05)  # the kernel begins to stamp a moment after it was asked
+    yield clock
+    clock.close()
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """A connection over the loopback; the second end asks for stamps."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -24,8 +33,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return sender, reader
 
 
-def test_a_late_read_has_the_time_of_its_arrival() -> None:
-    clock = KernelClock()
+def test_a_late_read_has_the_time_of_its_arrival(clock: KernelClock) -> None:
     sender, reader = pair()
     with sender, reader:
         before_s = time.monotonic()
@@ -38,8 +46,7 @@ def test_a_late_read_has_the_time_of_its_arrival() -> None:
     assert (clock.reads, clock.stamped) == (1, 1)
 
 
-def test_two_events_before_one_read_share_the_stamp_of_the_second() -> None:
-    clock = KernelClock()
+def test_two_events_before_one_read_share_the_stamp_of_the_second(clock: KernelClock) -> None:
     sender, reader = pair()
     with sender, reader:
         sender.sendall(b"one ")
@@ -51,8 +58,7 @@ def test_two_events_before_one_read_share_the_stamp_of_the_second() -> None:
     assert arrived_s >= before_s - 0.001
 
 
-def test_a_system_without_stamps_gives_the_time_of_the_read() -> None:
-    clock = KernelClock()
+def test_a_system_without_stamps_gives_the_time_of_the_read(clock: KernelClock) -> None:
     sender, reader = pair()
     reader.setsockopt(socket.SOL_SOCKET, 35, 0)
     with sender, reader:
@@ -63,8 +69,9 @@ def test_a_system_without_stamps_gives_the_time_of_the_read() -> None:
     assert (clock.reads, clock.stamped) == (1, 0)
 
 
-def test_a_time_of_day_that_was_set_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = KernelClock()
+def test_a_time_of_day_that_was_set_is_noticed(
+    clock: KernelClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert clock.moved_s() < 0.001
     real_ns = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + 2_000_000_000)

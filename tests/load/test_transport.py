@@ -15,9 +15,12 @@ from workbench.load.transport import StampingTransport
 
 @pytest.fixture(params=[None, KernelClock], ids=["user stamps", "kernel stamps"])
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    transport = StampingTransport(clock=request.param and request.param())
+    clock = request.param and request.param()
+    transport = StampingTransport(clock=clock)
     async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
         yield client
+    if clock:
+        clock.close()
 
 
 async def ask(client: httpx.AsyncClient, vllm: Any, max_tokens: int = 3) -> httpx.Response:

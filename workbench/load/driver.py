@@ -128,6 +128,8 @@ async def drive(
             for request in requests:
                 if request.index not in records:
                     keep(_never_sent(request, f"{run_name}-{request.index}"))
+            if clock is not None:
+                clock.close()
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,

@@ -35,10 +35,17 @@ class KernelClock:
     available = sys.platform == "linux"
 
     def __init__(self) -> None:
+        # Linux begins to stamp a moment after the first socket of all has asked for it, and what
+        # comes before has the time of its read. This one asks as long as the clock is used.
+        self._asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._asking.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._ahead_ns = _realtime_ahead_ns()
         self.reads = 0
         self.stamped = 0
         """Reads that came with a stamp: all of them, unless the system has none to give."""
+
+    def close(self) -> None:
+        self._asking.close()
 
     def read(self, sock: socket.socket) -> tuple[bytes, float]:
         """Read what is there, and when it arrived. Raises BlockingIOError if nothing is."""
