@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-import httpx
-
+from workbench.control import control_client
 from workbench.errors import ResetRefusedError
 from workbench.experiment.plan import Pass
 from workbench.load.arrivals import closed
@@ -114,7 +113,7 @@ async def _store_is_quiet(deployment: Deployment) -> bool:
         return True
     ends_s = time.monotonic() + STORE_TIMEOUT_S
     last: tuple[float, float] | None = None
-    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+    async with control_client() as client:
         while time.monotonic() < ends_s:
             counters = await prometheus.read(client, deployment.store_url, "store")
             store = StoreCounters.of(counters)
@@ -217,7 +216,7 @@ class Counted:
 
 async def read_counters(deployment: Deployment) -> CounterReading:
     """Read /metrics of every instance and of the store, at once."""
-    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+    async with control_client() as client:
         engines = await asyncio.gather(
             *(prometheus.read(client, i.url, i.name) for i in deployment.instances)
         )

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isnan, lcm, nan
 from typing import Any
 
-import httpx
 import pandas as pd
 
+from workbench.control import control_client
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
@@ -115,8 +115,8 @@ async def measure_arm(
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
-        await ask_where_answers_part(plan, arm.label, number, prompts, deployment, log.requests)
-        folder.write("requests", log.frame("requests"))
+        if await ask_where_answers_part(plan, arm.label, number, prompts, deployment, log.requests):
+            folder.write("requests", log.frame("requests"))
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
@@ -233,7 +233,7 @@ async def _watched(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     stop = asyncio.Event()
     urls = {instance.name: instance.url for instance in deployment.instances}
-    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+    async with control_client() as client:
         task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
         try:
             yield rows

@@ -18,6 +18,7 @@ import httpx
 import orjson
 import pandas as pd
 
+from workbench.control import control_client
 from workbench.errors import DeploymentError
 from workbench.experiment.isolation import make_state
 from workbench.experiment.plan import ExperimentPlan, Pass
@@ -46,23 +47,24 @@ async def ask_where_answers_part(
     prompts: Workload,
     deployment: Deployment,
     frames: Sequence[pd.DataFrame],
-) -> None:
+) -> int:
     """Fill `parting_nat` of the rows of this round whose answer differs from the reference's.
 
     Called when an arm's passes have ended and its servers still run: for its own rows, or, of the
     reference, for those of the arms before it. `frames` are the passes measured so far; their rows
-    are changed in place. A server that gives no log-probabilities leaves NaN.
+    are changed in place. A server that gives no log-probabilities leaves NaN. Returns how many
+    answers were apart.
     """
     apart = _apart(plan, arm, [f for f in frames if len(f) and (f["round"] == number).all()])
     if not apart:
-        return
+        return 0
     try:
         await make_state(deployment, Pass(name="text", state="cold"))
     except DeploymentError:
         pass  # asked on warm caches the tie shows as well
     requests = {request.index: request for request in prompts.requests}
     answers: dict[int, Mapping[str, Any]] = {}
-    async with httpx.AsyncClient(timeout=plan.params.timeout_s, trust_env=False) as client:
+    async with control_client(plan.params.timeout_s) as client:
         for answer in apart:
             if answer.index not in answers:
                 if len(answers) == ASKED_PER_LAUNCH:
@@ -71,6 +73,7 @@ async def ask_where_answers_part(
                 answers[answer.index] = await _with_candidates(client, deployment.url, body)
             nat = parting_nat(answer.text, answer.other, answers[answer.index])
             answer.frame.loc[answer.row, "parting_nat"] = nat
+    return len(apart)
 
 
 @dataclass(frozen=True, slots=True)

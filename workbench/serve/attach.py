@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import httpx
 
+from workbench.control import control_client
 from workbench.errors import DeploymentError
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
@@ -26,7 +27,7 @@ async def attach(
     /v1/models lists. Raises DeploymentError when nobody answers there.
     """
     base = base_url.rstrip("/")
-    async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+    async with control_client() as client:
         try:
             answer = await client.get(f"{base}/v1/models")
             answer.raise_for_status()

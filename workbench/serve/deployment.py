@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import httpx
 
+from workbench.control import control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve.plan import DeploymentPlan
@@ -62,7 +63,7 @@ class Deployment:
         """
         if not self.instances or not self.resettable:
             return False
-        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        async with control_client() as client:
             done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
         return all(done)
 
@@ -70,7 +71,7 @@ class Deployment:
         """Empty the KV store; False where there is none."""
         if not self.store_url:
             return False
-        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        async with control_client() as client:
             try:
                 answer = await client.post(f"{self.store_url}/cache/clear")
                 answer.raise_for_status()
@@ -84,7 +85,7 @@ class Deployment:
         """What the proxy saw since it was last asked; empty without a proxy of ours."""
         if not self.proxy_url:
             return []
-        async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
+        async with control_client(30.0) as client:
             try:
                 rows = (await client.get(f"{self.proxy_url}/legs")).json()
             except httpx.HTTPError:
@@ -98,7 +99,7 @@ class Deployment:
         """CPU seconds and requests of the proxy; empty without a proxy of ours."""
         if not self.proxy_url:
             return {}
-        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+        async with control_client() as client:
             try:
                 stats: dict[str, Any] = (await client.get(f"{self.proxy_url}/stats")).json()
             except httpx.HTTPError:

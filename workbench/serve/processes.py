@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpx
 
+from workbench.control import control_client
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve import logs
 from workbench.serve.plan import ProcessSpec
@@ -142,7 +143,7 @@ class Launcher:
     async def ready(self, processes: Iterable[Process], *, timeout_s: float) -> None:
         """Wait until each answers its ready URL. Raises LaunchError with the reason and the log."""
         async with (
-            httpx.AsyncClient(timeout=2.0, trust_env=False) as client,
+            control_client(2.0) as client,
             asyncio.TaskGroup() as g,
         ):
             for process in processes:
