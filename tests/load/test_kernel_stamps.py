@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from workbench.load import kernel_stamps
 from workbench.load.arrivals import closed
 from workbench.load.driver import drive_in_thread
-from workbench.load.kernel_stamps import KernelClock
+from workbench.load.kernel_stamps import KernelClock, ask_for_stamps
 from workbench.load.workload import short
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stamps of Linux's kernel")
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stamps of Linux
 
 @pytest.fixture
 def clock() -> Iterator[KernelClock]:
-    clock = KernelClock()
-    time.sleep(0.05)  # the kernel begins to stamp a moment after it was asked
+    clock = KernelClock.begin()
+    assert clock is not None
     yield clock
     clock.close()
 
@@ -29,7 +30,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sender = socket.create_connection(listener.getsockname())
         reader, _ = listener.accept()
-    reader.setsockopt(socket.SOL_SOCKET, 35, 1)
+    ask_for_stamps(reader)
     return sender, reader
 
 
@@ -76,6 +77,13 @@ def test_a_time_of_day_that_was_set_is_noticed(
     real_ns = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + 2_000_000_000)
     assert clock.moved_s() == pytest.approx(2, abs=0.01)
+
+
+def test_where_no_stamps_come_there_is_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_stamps, "ask_for_stamps", lambda _sock: None)
+    assert KernelClock.begin() is None
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert KernelClock.begin() is None
 
 
 async def test_a_drive_with_kernel_stamps(vllm: Any) -> None:

@@ -16,8 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 import orjson
+import pytest
 
-from workbench.load.stream import ParsedStream, parse_stream
+from workbench.load.stream import ParsedStream, _Seen, parse_stream
 
 STREAMS = 100_000
 Events = list[dict[str, Any]]
@@ -258,18 +259,44 @@ def check(body: bytes, parsed: ParsedStream, last_stamp: float) -> None:
         assert (parsed.text, parsed.output_tokens) == second_reader(body)
 
 
+def gone_wrong(
+    rng: random.Random, bodies: list[bytes]
+) -> tuple[list[Mutation], bytes, list[tuple[float, bytes]]]:
+    """One of the streams with a mutation or two: which, its bytes, and those split into reads."""
+    mutations = [wrong_type] if rng.random() < 0.25 else [rng.choice(MUTATIONS)]
+    mutations += rng.choices(MUTATIONS, k=rng.random() < 0.2)
+    body = rng.choice(bodies)
+    for mutation in mutations:
+        body = mutation(rng, body) or b"\n"
+    edges = [0, *sorted(rng.choices(range(len(body) + 1), k=rng.choice([0, 1, 3]))), len(body)]
+    return mutations, body, [(float(n), body[a:b]) for n, (a, b) in enumerate(pairwise(edges))]
+
+
+def test_the_short_way_of_usual_chunks_is_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(4)
+    bodies = [sent(stream(rng)) for _ in range(500)]
+    streams = [gone_wrong(rng, bodies)[2] for _ in range(10_000)]
+    usual, taken = _Seen.usual, 0
+
+    def counted(seen: _Seen, stamp_s: float, chunk: Any) -> bool:
+        nonlocal taken
+        took = usual(seen, stamp_s, chunk)
+        taken += took
+        return took
+
+    monkeypatch.setattr(_Seen, "usual", counted)
+    short = [parse_stream(reads) for reads in streams]
+    monkeypatch.setattr(_Seen, "usual", lambda *_: False)
+    assert short == [parse_stream(reads) for reads in streams]
+    assert taken > 1000  # chunks that the short way takes are among them
+
+
 def test_no_stream_crashes_the_parser_or_is_a_wrong_success() -> None:
     rng = random.Random(20261125)
     bodies = [sent(stream(rng)) for _ in range(500)]
     outcomes: Counter[tuple[str, str]] = Counter()
     for _ in range(STREAMS):
-        mutations = [wrong_type] if rng.random() < 0.25 else [rng.choice(MUTATIONS)]
-        mutations += rng.choices(MUTATIONS, k=rng.random() < 0.2)
-        body = rng.choice(bodies)
-        for mutation in mutations:
-            body = mutation(rng, body) or b"\n"
-        edges = [0, *sorted(rng.choices(range(len(body) + 1), k=rng.choice([0, 1, 3]))), len(body)]
-        reads = [(float(n), body[a:b]) for n, (a, b) in enumerate(pairwise(edges))]
+        mutations, body, reads = gone_wrong(rng, bodies)
         names = [mutation.__name__ for mutation in mutations]
         try:
             parsed = parse_stream(reads)

@@ -15,7 +15,7 @@ from workbench.load.transport import StampingTransport
 
 @pytest.fixture(params=[None, KernelClock], ids=["user stamps", "kernel stamps"])
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    clock = request.param and request.param()
+    clock = request.param and request.param.begin()
     transport = StampingTransport(clock=clock)
     async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
         yield client

@@ -17,7 +17,8 @@ import uvloop
 from workbench.errors import ParameterError
 from workbench.load.alarm import Alarm
 from workbench.load.arrivals import Arrivals
-from workbench.load.client import open_client, request_body, stream_completion
+from workbench.load.clerk import Clerk
+from workbench.load.client import Exchange, open_client, outgoing_request
 from workbench.load.health import ClientHealth, Pulse
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
@@ -63,13 +64,13 @@ async def drive(
     """Send every request of the workload; a failed one never stops the others.
 
     `kernel_stamps` takes the arrival of each read from the kernel, over plain http on Linux.
-    `on_record` is called with each record as its request ends. When the drive is cancelled, the
-    requests in flight and those never sent become records with the error `cancelled`, `on_record`
-    has them all, and CancelledError is raised. `timeout_s` is per request; for it, `headers` and
-    `decode_shift` see `client.stream_completion`. A turn of a conversation is sent when the one
-    before has ended, so in a closed loop alone. Raises ParameterError for a base_url that is
-    none, for an open loop that has not one time for each request, and for more requests in flight
-    than this process may have files.
+    `on_record` is called with each record soon after its request has ended. When the drive is
+    cancelled, the requests in flight and those never sent become records with the error
+    `cancelled`, `on_record` has them all, and CancelledError is raised. `timeout_s` is per request;
+    for `headers` and `decode_shift` see `client.outgoing_request`. A turn of a conversation is sent
+    when the one before has ended, so in a closed loop alone. Raises ParameterError for a base_url
+    that is none, for an open loop that has not one time for each request, and for more requests in
+    flight than this process may have files.
     """
     requests = workload.requests
     open_loop = arrivals.kind != "closed"
@@ -86,11 +87,6 @@ async def drive(
     reserve_files(most_in_flight(arrivals, len(requests), timeout_s=timeout_s))
     run_name = f"{workload.name}-{secrets.token_hex(4)}"  # an id is never sent twice
     turns = Turns(requests)
-    bodies = {
-        request.index: request_body(request, model=model)
-        for request in requests
-        if request.after is None
-    }
     records: dict[int, RequestRecord] = {}
 
     def keep(record: RequestRecord) -> None:
@@ -99,37 +95,50 @@ async def drive(
         if on_record is not None:
             on_record(record)
 
-    async def send(planned: Request, scheduled_s: float) -> None:
-        request = await turns.next(planned)
-        if request is not planned:
-            scheduled_s = monotonic()  # it was due when the turn before had been answered
-        await stream_completion(
-            client,
-            request,
-            base_url=base_url,
-            model=model,
-            headers=headers,
-            timeout_s=timeout_s,
-            request_id=f"{run_name}-{request.index}",
-            scheduled_s=scheduled_s,
-            decode_shift=decode_shift,
-            body=bodies.pop(request.index, None),
-            on_record=keep,
-        )
+    clock = KernelClock.begin() if kernel_stamps else None
+    clerk = Clerk(keep)
+    async with open_client(base_url, clock=clock) as client:
 
-    clock = KernelClock() if kernel_stamps and KernelClock.available else None
-    async with open_client(base_url, clock=clock) as client, Pulse() as pulse:
-        try:
-            if open_loop:
-                await _open_loop(requests, send, arrivals.offsets_s, pulse.started_s)
-            else:
-                await _closed_loop(requests, send, arrivals.concurrency)
-        finally:
-            for request in requests:
-                if request.index not in records:
-                    keep(_never_sent(request, f"{run_name}-{request.index}"))
-            if clock is not None:
-                clock.close()
+        def prepare(request: Request) -> Exchange:
+            request_id = f"{run_name}-{request.index}"
+            outgoing = outgoing_request(
+                client,
+                request,
+                base_url=base_url,
+                model=model,
+                headers=headers,
+                request_id=request_id,
+                decode_shift=decode_shift,
+            )
+            return Exchange(request, outgoing, request_id=request_id, timeout_s=timeout_s)
+
+        # A turn of a conversation is known when the one before has been answered.
+        prepared = {r.index: prepare(r) for r in requests if r.after is None}
+
+        async def send(planned: Request, scheduled_s: float) -> None:
+            exchange = prepared.pop(planned.index, None)
+            if exchange is None:
+                exchange = prepare(await turns.next(planned))
+                scheduled_s = monotonic()
+            try:
+                await exchange.run(client, scheduled_s)
+            finally:
+                clerk.take(exchange)
+
+        async with Pulse() as pulse:
+            try:
+                if open_loop:
+                    await _open_loop(requests, send, arrivals.offsets_s, pulse.started_s)
+                else:
+                    await _closed_loop(requests, send, arrivals.concurrency)
+                await clerk.rest()
+            finally:
+                clerk.rest_now()
+                for request in requests:
+                    if request.index not in records:
+                        keep(_never_sent(request, f"{run_name}-{request.index}"))
+                if clock is not None:
+                    clock.close()
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,

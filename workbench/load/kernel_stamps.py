@@ -16,7 +16,7 @@ import time
 
 from workbench.load.connection import Connection
 
-__all__ = ["KernelClock", "KernelStamped"]
+__all__ = ["KernelClock", "KernelStamped", "ask_for_stamps"]
 
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
@@ -32,25 +32,47 @@ class KernelClock:
     once; `moved_s` says whether somebody has set the time of day since.
     """
 
-    available = sys.platform == "linux"
-
     def __init__(self) -> None:
-        # Linux begins to stamp a moment after the first socket of all has asked for it, and what
-        # comes before has the time of its read. This one asks as long as the clock is used.
-        self._asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._asking.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._ahead_ns = _realtime_ahead_ns()
+        self._asking: tuple[socket.socket, ...] = ()
         self.reads = 0
         self.stamped = 0
         """Reads that came with a stamp: all of them, unless the system has none to give."""
 
+    @classmethod
+    def begin(cls) -> KernelClock | None:
+        """A clock whose stamps have been seen to come; None where the system has none.
+
+        Linux begins to stamp a moment after the first socket of all has asked for it. A connection
+        of the clock to itself waits for that, up to 0.1 s, and goes on asking until `close`.
+        """
+        if sys.platform != "linux":
+            return None
+        clock = cls()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            sender = socket.create_connection(listener.getsockname())
+            reader, _ = listener.accept()
+        clock._asking = (sender, reader)
+        ask_for_stamps(reader)
+        deadline_s = time.monotonic() + 0.1
+        while time.monotonic() < deadline_s:
+            sender.send(b".")
+            clock.read(reader)
+            if clock.stamped:
+                clock.reads = clock.stamped = 0
+                return clock
+            time.sleep(0.002)
+        clock.close()
+        return None
+
     def close(self) -> None:
-        self._asking.close()
+        for sock in self._asking:
+            sock.close()
 
     def read(self, sock: socket.socket) -> tuple[bytes, float]:
         """Read what is there, and when it arrived. Raises BlockingIOError if nothing is."""
         data, control, _, _ = sock.recvmsg(_READ_BYTES, _CONTROL_BYTES)
-        self.reads += 1
+        self.reads += bool(data)
         if not control:
             return data, time.monotonic()
         self.stamped += 1
@@ -60,6 +82,11 @@ class KernelClock:
     def moved_s(self) -> float:
         """By how much CLOCK_REALTIME was set since; differences of microseconds are no news."""
         return abs(_realtime_ahead_ns() - self._ahead_ns) / 1e9
+
+
+def ask_for_stamps(sock: socket.socket) -> None:
+    """Have the kernel date what arrives at this socket from now on."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def _realtime_ahead_ns() -> int:
@@ -92,7 +119,7 @@ class KernelStamped(Connection):
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+                ask_for_stamps(sock)
                 await loop.sock_connect(sock, address)
             except OSError as error:
                 sock.close()

@@ -55,17 +55,20 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     seen = _Seen()
     for end, data, named_error in _events(body):
-        said = data.strip()
-        if said == b"[DONE]":
-            seen.done = True
-            break
-        if not said:
-            continue
+        if not data.startswith((b" {", b"{")):
+            said = data.strip()
+            if said == b"[DONE]":
+                seen.done = True
+                break
+            if not said:
+                continue
         if named_error:
             seen.error, seen.message = "stream_error", error_message(data)
             break
         try:
-            seen.take(stamps[bisect_left(ends, end)], orjson.loads(data))
+            chunk = orjson.loads(data)
+            if not seen.usual(stamp_s := stamps[bisect_left(ends, end)], chunk):
+                seen.take(stamp_s, chunk)
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
             if end < len(body) or _ENDS_BLANK.search(body[-4:]):
@@ -103,6 +106,45 @@ class _Seen:
         self.finish_reason = self.engine_metrics = self.error = self.message = ""
         self.done = False
         self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
+
+    def usual(self, stamp_s: float, chunk: Any) -> bool:
+        """Add a chunk as nearly all are, the short way: some text, one token more, nothing else.
+
+        False, and nothing is added, for any other. A test holds this to `take`.
+        """
+        try:
+            (choice,) = chunk["choices"]
+            usage = chunk["usage"]
+            made, prompt = usage["completion_tokens"], usage["prompt_tokens"]
+            if "text" in choice:
+                text = choice["text"]
+            else:
+                delta = choice["delta"]
+                text = delta["content"]
+                if len(delta) != 1:
+                    return False
+            if (
+                made != max(0, self.output_tokens) + 1
+                or type(made) is not int
+                or type(prompt) is not int
+                or type(text) is not str
+                or not text
+                or not 0 <= prompt <= _MOST_TOKENS
+                or choice["finish_reason"] is not None
+                or chunk.get("object") == "error"
+                or choice.get("token_ids") is not None
+                or usage.get("prompt_tokens_details") is not None
+                or "error" in chunk
+                or "metrics" in chunk
+            ):
+                return False
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return False
+        self.output_tokens, self.prompt_tokens = made, prompt
+        self.texts.append(text)
+        self.chunk_s.append(stamp_s)
+        self.chunk_tokens.append(1)
+        return True
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
@@ -203,28 +245,26 @@ def _events(body: bytes) -> Iterator[tuple[int, bytes, bool]]:
     What follows the last blank line counts as an event too: some servers leave out the last one.
     """
     start = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
-    plain = b"\r" not in body
-    for end in _event_ends(body):
-        event = body[start:end]
-        if plain and event.startswith(b"data:") and event.find(b"\n") == len(event) - 2:
-            yield end, event[5:], False  # one line, as nearly always
-        else:
-            lines = event.splitlines()
-            data = [line[5:] for line in lines if line.startswith(b"data:")]
-            if data:
-                yield end, b"\n".join(data), any(_NAMED_ERROR.match(line) for line in lines)
-        start = end
+    if b"\r" not in body:
+        end = start
+        for event in body[start:].split(b"\n\n"):
+            end += len(event) + 2
+            if event[:5] == b"data:" and b"\n" not in event:
+                yield min(end, len(body)), event[5:], False  # one line, as nearly always
+            elif event:
+                yield from _lines_of(min(end, len(body)), event)
+        return
+    for match in _EVENT_END.finditer(body):
+        yield from _lines_of(match.end(), body[start : match.end()])
+        start = match.end()
+    yield from _lines_of(len(body), body[start:])
 
 
-def _event_ends(body: bytes) -> Iterator[int]:
-    if b"\r" in body:
-        yield from (match.end() for match in _EVENT_END.finditer(body))
-    else:
-        end = 0
-        while (at := body.find(b"\n\n", end)) >= 0:
-            end = at + 2
-            yield end
-    yield len(body)
+def _lines_of(end: int, event: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    lines = event.splitlines()
+    data = [line[5:] for line in lines if line.startswith(b"data:")]
+    if data:
+        yield end, b"\n".join(data), any(_NAMED_ERROR.match(line) for line in lines)
 
 
 def _generated(choice: dict[str, Any]) -> list[str]:
