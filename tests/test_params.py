@@ -1,4 +1,5 @@
 import ast
+import inspect
 import math
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
@@ -9,7 +10,10 @@ import yaml
 
 from workbench import params as parameters
 from workbench.errors import ParameterError
-from workbench.load import scenarios
+from workbench.load import scenarios, texts
+from workbench.load.traces import trace
+from workbench.load.workload import WORKLOADS
+from workbench.load_params import OWN_LENGTHS
 from workbench.machine import repository_root
 from workbench.params import NOTEBOOKS, PdSweep, PrefixCache, check_params
 from workbench.topology import TensorParallel, Topology
@@ -42,7 +46,7 @@ def test_gpus_of_each_role_are_gathered():
     ("given", "sentence"),
     [
         ({"promt_tokens": 5}, "parameter 'promt_tokens' is not known: did you mean"),
-        ({"zz": 5}, "parameter 'zz' is not known: known: aggregated_tp, base_url"),
+        ({"zz": 5}, "parameter 'zz' is not known: known: aggregated_tp, api, arrivals"),
         ({"topology": "p4d"}, "topology 'p4d' cannot be read: write .* as in 1p4d .* as in 5a"),
         ({"topology": "0p0d"}, "topology '0p0d' cannot be read"),
         ({"topology": 5}, "topology '5' cannot be read"),
@@ -57,12 +61,27 @@ def test_gpus_of_each_role_are_gathered():
         ({"decode_tp": 0}, "decode_tp is 0: it is at least 1"),
         ({"shared_share": 1.5}, "shared_share is 1.5: it is at least 0.0 and at most 1.0"),
         ({"workload": "cold_start", "target_reuse": 0.5}, "only these meet a target: batch_proc"),
-        ({"workload": "trace"}, "a trace takes both, e.g. -p workload trace -p trace_file"),
-        ({"trace_speed": 2.0}, "trace_speed is 2: it needs workload trace, and rate_per_s 0"),
         (
-            {"workload": "multi_turn_conversation", "concurrency": 2},
-            "a turn of multi_turn_conversation .* leave concurrency at 1",
+            {"workload": "trace"},
+            "a trace workload takes both, e.g. -p workload trace",
         ),
+        ({"trace_speed": 2.0}, "trace_speed is 2: it needs workload trace, .* and rate_per_s 0"),
+        ({"workload": "prompts"}, "takes both, e.g. -p workload prompts -p prompts_file"),
+        ({"prompts_file": "a.jsonl"}, "workload is 'reference' and prompts_file 'a.jsonl'"),
+        (
+            {"workload": "multi_turn_conversation", "rate_per_s": 2.0},
+            "a turn of multi_turn_conversation .* leave arrivals at closed",
+        ),
+        (
+            {"workload": "multi_turn_conversation", "api": "chat"},
+            "feeds back the ids of the model's answers, which chat cannot carry",
+        ),
+        ({"arrivals": "constant"}, "an open loop needs its rate, e.g. -p rate_per_s 2"),
+        ({"arrivals": "closed", "rate_per_s": 2}, "rate_per_s is 2 and arrivals is 'closed'"),
+        ({"arrivals": "trace"}, "only a trace has times"),
+        ({"arrivals": "ramp", "rate_per_s": 1}, "a ramp takes both, e.g. -p arrivals ramp"),
+        ({"burstiness": 0.5}, "burstiness is 0.5 and arrivals is 'closed': only gamma has one"),
+        ({"text": "poetry"}, "text is 'poetry': write one of astrophysics, "),
         (
             {"prompt_tokens": 24_560},
             r"prompt_tokens 24560 \+ output_tokens 32 do not fit context_tokens 24576; raise",
@@ -81,6 +100,41 @@ def test_bad_input_is_refused_in_one_sentence(given, sentence):
 def test_an_unknown_notebook_is_refused_with_the_nearest():
     with pytest.raises(ParameterError, match="did you mean 'pd_sweep'"):
         check_params("pd_swep", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({}, "closed"),
+        ({"rate_per_s": 2}, "poisson"),
+        ({"rate_per_s": 2, "arrivals": "constant"}, "constant"),
+        ({"rate_per_s": 2, "arrivals": "gamma", "burstiness": 0.5}, "gamma"),
+        ({"rate_per_s": 2, "arrivals": "ramp", "end_rate_per_s": 4}, "ramp"),
+        ({"workload": "trace", "trace_file": "a", "trace_speed": 2}, "trace"),
+        ({"workload": "trace", "trace_file": "a", "arrivals": "trace"}, "trace"),
+        ({"workload": "trace", "trace_file": "a"}, "closed"),
+    ],
+)
+def test_auto_arrivals_follow_from_rate_and_speed(given, kind):
+    assert check_params("single_instance_prefix_cache", given).arrival_kind == kind
+
+
+def test_a_workload_has_lengths_of_its_own_where_none_are_given():
+    assert PdSweep().lengths == (22_660, 3)
+    assert PrefixCache().lengths == (2_048, 24)
+    assert PrefixCache(workload="code_generation", requests=5).lengths == (8_192, 5)
+    for name, (prompt_tokens, requests) in OWN_LENGTHS.items():
+        builder = {**WORKLOADS, **scenarios.SCENARIOS, "trace": trace, "text": texts.text}[name]
+        own = inspect.signature(builder).parameters
+        if name != "trace":  # a file has lengths, but they are those of production
+            assert (own["prompt_tokens"].default, own["requests"].default) == (
+                prompt_tokens,
+                requests,
+            )
+
+
+def test_the_texts_are_those_that_exist():
+    assert parameters.TEXTS == texts.NAMES
 
 
 def test_an_attached_deployment_may_have_any_label():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
+from workbench.engine_params import FAULTS, EngineParams
 from workbench.errors import ParameterError, nearest
+from workbench.load_params import SCENARIOS, TEXTS, LoadParams
 from workbench.rules import param
 from workbench.topology import TensorParallel, Topology
 
@@ -19,90 +21,19 @@ __all__ = [
     "FAULTS",
     "NOTEBOOKS",
     "SCENARIOS",
+    "TEXTS",
     "EngineParams",
     "EnvironmentCheck",
     "LMCacheHitAnalysis",
+    "LoadParams",
     "PdSweep",
     "PrefixCache",
     "check_params",
 ]
 
 
-FAULTS = (
-    "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
-    "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
-    "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
-    "stalled_instance", "hash_seed_mismatch", "store_dead",
-)  # fmt: skip
-"""What a simulated engine can do wrong; `workbench.serve.simulated.faults` says what each is."""
-
-SCENARIOS = (
-    "cold_start", "batch_processing", "code_generation", "long_context_high_reuse",
-    "multi_turn_conversation",
-)  # fmt: skip
-"""Reuse scenarios; `workbench.load.scenarios` says what each is. The first reuses nothing."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineParams:
-    """What every measuring notebook asks about engine, machine and output."""
-
-    engine: str = param(
-        "vllm",
-        "vllm starts servers here, attach measures running ones, simulated pretends",
-        choices=("vllm", "attach", "simulated"),
-    )
-    platform: str = param(
-        "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
-    )
-    model: str = param(
-        "",
-        "model folder or hub name, empty for the tiny local model",
-        example="Qwen/Qwen2.5-7B-Instruct",
-    )
-    context_tokens: int = param(
-        24576, "longest prompt plus answer that a server accepts", low=256, high=10_000_000
-    )
-    kv_cache_mib: int = param(
-        256, "KV space of each instance on a CPU, MiB", low=16, high=1_000_000
-    )
-    gpu_memory_share: float = param(
-        0.9, "share of a GPU's memory that its instances take", low=0.05, high=0.99
-    )
-    fork: bool = param(True, "on a CPU, fork the servers from one process that has loaded vLLM")
-    fault: str = param(
-        "",
-        "simulated: one thing that goes wrong on purpose, empty for none",
-        choices=("", *FAULTS),
-        example="wrong_kv",
-    )
-    timeout_s: float = param(600.0, "longest wait for one answer, seconds", low=1, high=86_400)
-    seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
-    output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
-
-    def check_engine(self) -> None:
-        """Refuse what a simulated engine lacks, and faults of a real one. Raises ParameterError."""
-        if self.fault and self.engine != "simulated":
-            raise ParameterError(
-                f"fault is {self.fault!r} and engine is {self.engine!r}: only engine simulated"
-                " goes wrong on purpose; add -p engine simulated, or leave fault empty"
-            )
-        if self.engine == "simulated" and self.model:
-            raise ParameterError(
-                f"model is {self.model!r}: a simulated engine has none; leave model empty"
-            )
-
-    def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
-        """Refuse a prompt and answer longer than the servers accept. Raises ParameterError."""
-        if prompt_tokens + output_tokens > self.context_tokens:
-            raise ParameterError(
-                f"prompt_tokens {prompt_tokens} + output_tokens {output_tokens} do not"
-                f" fit context_tokens {self.context_tokens}; raise context_tokens, e.g. to 40960"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PdSweep(EngineParams):
+class PdSweep(LoadParams):
     """Parameters of `pd_sweep`."""
 
     topology: str = param(
@@ -112,43 +43,6 @@ class PdSweep(EngineParams):
     )
     connector: str = param(
         "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
-    )
-    workload: str = param(
-        "reference",
-        "reference (prompts asked again), shared_prefix, a scenario or trace",
-        choices=("reference", "short", "shared_prefix", *SCENARIOS, "trace"),
-        example="batch_processing",
-    )
-    prompt_tokens: int = param(
-        22660,
-        "tokens of each prompt, in a scenario or trace of the longest",
-        low=32,
-        high=10_000_000,
-    )
-    output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
-    requests: int = param(3, "requests of each pass", low=1, high=1_000_000)
-    shared_share: float = param(
-        0.9, "share of the prompt that shared_prefix requests share", low=0.0, high=1.0
-    )
-    target_reuse: float = param(
-        0.0,
-        "scenarios: reused share of all prompt tokens, 0 for their own",
-        low=0.0,
-        high=0.999,
-    )
-    trace_file: str = param("", "trace: file in the Mooncake format", example="trace.jsonl")
-    trace_speed: float = param(
-        0.0,
-        "trace: so many times as fast as recorded, 0 to ignore its times",
-        low=0.0,
-        high=1_000_000,
-    )
-    concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
-    rate_per_s: float = param(
-        0.0,
-        "open loop: Poisson arrivals per second, 0 for the closed loop",
-        low=0.0,
-        high=1_000_000,
     )
     rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
     opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
@@ -186,30 +80,7 @@ class PdSweep(EngineParams):
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
         self.check_engine()
-        self.check_lengths(self.prompt_tokens, self.output_tokens)
-        self._check_workload()
-
-    def _check_workload(self) -> None:
-        if self.target_reuse and self.workload not in SCENARIOS[1:]:
-            raise ParameterError(
-                f"target_reuse is {self.target_reuse:g} and workload is {self.workload!r}: only"
-                f" these meet a target: {', '.join(SCENARIOS[1:])}"
-            )
-        if (self.workload == "trace") != bool(self.trace_file):
-            raise ParameterError(
-                f"workload is {self.workload!r} and trace_file {self.trace_file!r}: a trace takes"
-                " both, e.g. -p workload trace -p trace_file trace.jsonl"
-            )
-        if self.trace_speed and (self.workload != "trace" or self.rate_per_s):
-            raise ParameterError(
-                f"trace_speed is {self.trace_speed:g}: it needs workload trace, and rate_per_s 0"
-            )
-        one_at_a_time = self.concurrency == 1 and not self.rate_per_s
-        if self.workload == "multi_turn_conversation" and not one_at_a_time:
-            raise ParameterError(
-                "a turn of multi_turn_conversation may only be sent when the one before has been"
-                " answered: leave concurrency at 1 and rate_per_s at 0"
-            )
+        self.check_load()
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
@@ -224,14 +95,13 @@ class PdSweep(EngineParams):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixCache(EngineParams):
+class PrefixCache(LoadParams):
     """Parameters of `single_instance_prefix_cache`."""
 
-    prompt_tokens: int = param(2048, "tokens of each prompt", low=32, high=10_000_000)
-    output_tokens: int = param(32, "tokens of each answer", low=1, high=1_000_000)
-    requests: int = param(24, "requests of each pass", low=1, high=1_000_000)
-    concurrency: int = param(4, "requests in flight", low=1, high=100_000)
-    shares: list[float] = param([0.25, 0.5, 0.75], "shares of the prompt that a pass finds cached")
+    REFERENCE: ClassVar[tuple[int, int]] = (2_048, 24)
+
+    concurrency: int = param(4, "closed loop: requests in flight", low=1, high=100_000)
+    shares: list[float] = param([0.25, 0.5, 0.75], "cached shares of the partly warm passes")
     rounds: int = param(3, "launches of every arm", low=1, high=1000)
     aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
 
@@ -242,7 +112,7 @@ class PrefixCache(EngineParams):
                 " take engine vllm, or measure running servers with pd_sweep"
             )
         self.check_engine()
-        self.check_lengths(self.prompt_tokens, self.output_tokens)
+        self.check_load()
         if any(not 0 < share < 1 for share in self.shares):
             raise ParameterError(f"shares is {self.shares}: each is between 0 and 1, e.g. [0.5]")
         if len({f"{share:.0%}" for share in self.shares}) < len(self.shares):
@@ -349,6 +219,7 @@ def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
         raise ParameterError(f"notebook {notebook!r} is not known: {nearest(notebook, NOTEBOOKS)}")
     kind = NOTEBOOKS[notebook]
     hints = get_type_hints(kind)
+    hints = {spec.name: hints[spec.name] for spec in fields(kind)}
     for name, value in values.items():
         if name not in hints and _injected(name, value):
             raise ParameterError(f"parameter {name!r} is not known: {nearest(name, hints)}")

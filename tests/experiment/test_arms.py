@@ -96,7 +96,7 @@ def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
         ({"store_gb": 9.0}, PlanError, "store_gb is 9 and /dev/shm has 8.0 GB free"),
         ({"model": "/no/such/model"}, ParameterError, "/no/such/model"),
         ({"workload": "shared_prefix", "shared_share": 0.0}, ParameterError, "shared_tokens is 0"),
-        ({"workload": "batch_processing"}, ParameterError, "raise requests, e.g. to 2"),
+        ({"workload": "batch_processing", "requests": 3}, ParameterError, "raise requests"),
         ({"requests": 20_000}, ParameterError, "vocab_tokens is 12288"),
     ],
 )
@@ -168,6 +168,49 @@ def test_a_trace_is_sent_at_its_times(sweep, tmp_path):
     built = plan.workload.build("salt")
     assert [r.ideal_reuse_tokens for r in built.requests] == [0, 512]
     assert sweep(**asked).arrivals.kind == "closed"
+
+
+def test_a_scenario_has_lengths_of_its_own_and_smaller_ones_on_a_cpu(sweep, machine_has):
+    assert sweep(workload="code_generation").workload.longest_prompt_tokens == 8_192
+    plan = sweep(workload="long_context_high_reuse")
+    assert plan.workload.longest_prompt_tokens == 16_384
+    (doubt,) = [doubt for doubt in plan.doubts if "since this is a CPU" in doubt]
+    assert "8,192 to 16,384 tokens here" in doubt and "16,384 to 32,768" in doubt
+    machine_has("cuda", gpus=8)
+    plan = sweep(workload="long_context_high_reuse", context_tokens=40_000)
+    assert plan.workload.longest_prompt_tokens == 32_768
+    with pytest.raises(ParameterError, match=r"prompt_tokens 32768 .* e\.g\. to 40960"):
+        sweep(workload="long_context_high_reuse")
+
+
+@pytest.mark.parametrize(
+    ("params", "kind"),
+    [
+        ({"arrivals": "constant", "rate_per_s": 2.0}, "constant"),
+        ({"arrivals": "gamma", "rate_per_s": 2.0, "burstiness": 0.5}, "gamma"),
+        ({"arrivals": "ramp", "rate_per_s": 2.0, "end_rate_per_s": 4.0}, "ramp"),
+    ],
+)
+def test_both_notebooks_have_every_kind_of_arrival(sweep, prefix_cache, params, kind):
+    for plan in (sweep(**params, requests=4), prefix_cache(**params, requests=4)):
+        assert (plan.arrivals.kind, len(plan.arrivals.offsets_s)) == (kind, 4)
+
+
+def test_other_workloads_leave_the_partly_warm_passes_out(prefix_cache):
+    for params in ({"workload": "code_generation"}, {"workload": "cold_start"}):
+        plan = prefix_cache(**params)
+        assert arms(plan)["cache on"][1] == ["cold", "engine-warm"]
+    assert len(arms(prefix_cache(workload="short"))["cache on"][1]) == 5
+
+
+def test_a_simulated_engine_counts_text_itself(sweep):
+    plan = sweep(engine="simulated", workload="text", api="chat", prompt_tokens=500, requests=2)
+    assert [r.prompt_tokens for r in plan.workload.sample.requests] == [500, 500]
+
+
+def test_text_for_attached_servers_needs_their_model(sweep):
+    with pytest.raises(ParameterError, match="attached servers do not give their tokenizer"):
+        sweep(**ATTACH, workload="text")
 
 
 def test_what_is_shared_takes_kv_space_once(sweep):

@@ -11,17 +11,10 @@ from typing import Literal
 
 from workbench.errors import PlanError
 from workbench.experiment.hit_plan import plan_hits
-from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
-from workbench.experiment.room import (
-    UNKNOWN_VOCAB_TOKENS,
-    check_gpu_memory,
-    check_room,
-    engine_of,
-    vocab_tokens,
-)
-from workbench.load.arrivals import Arrivals, closed, poisson
+from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State
+from workbench.experiment.room import check_gpu_memory, check_room, engine_of
+from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.open_files import check_files, most_in_flight
-from workbench.load.traces import read_trace
 from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
@@ -48,7 +41,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
     else:
         raise PlanError(f"there is no experiment for {type(params).__name__}")
     # What workload and client refuse is refused now, not when servers run.
-    requests = len(made.workload.build("plan").requests)
+    requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
     return made
 
@@ -99,18 +92,20 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     if settings.on_gpu:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
+    workload = workload_of(params, settings, model)
     return ExperimentPlan(
         notebook="pd_sweep",
         params=params,
         platform=settings.platform,
         arms=tuple(arms),
         rounds=params.rounds,
-        workload=_sweep_workload(params, vocab_tokens(model)),
-        arrivals=_arrivals(params),
+        workload=workload,
+        arrivals=arrivals_of(params, len(workload.sample.requests)),
         doubts=(
             *_fault_doubts(settings),
             *_sharing_doubts(capacity, settings),
-            *_kv_doubts(params, settings, model),
+            *length_doubts(params, settings),
+            *_kv_doubts(workload, (), settings, model),
             *_unequal(arms, params.tp),
         ),
     )
@@ -127,32 +122,6 @@ def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform
 def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
     """Aggregated instances that take as many GPUs as `topology` does, rounded down."""
     return max(1, topology.gpus(tp) // tp.aggregated)
-
-
-def _sweep_workload(params: PdSweep, vocab_tokens: int) -> WorkloadSpec:
-    options: dict[str, int | float | str] = {
-        "requests": params.requests,
-        "prompt_tokens": params.prompt_tokens,
-        "output_tokens": params.output_tokens,
-        "vocab_tokens": vocab_tokens,
-        "seed": params.seed,
-    }
-    if params.workload == "shared_prefix":
-        options["shared_tokens"] = int(params.shared_share * params.prompt_tokens)
-    if params.target_reuse:
-        options["reuse"] = params.target_reuse
-    if params.workload == "trace":
-        options["file"] = params.trace_file
-    return WorkloadSpec(name=params.workload, options=options)
-
-
-def _arrivals(params: PdSweep) -> Arrivals:
-    if params.trace_speed > 0:
-        trace = read_trace(params.trace_file, first=params.requests)
-        return trace.scaled(speed=params.trace_speed).arrivals()
-    if params.rate_per_s > 0:
-        return poisson(params.rate_per_s, params.requests, params.seed)
-    return closed(params.concurrency)
 
 
 def _fault_doubts(settings: EngineSettings) -> list[str]:
@@ -182,21 +151,21 @@ def _unequal(arms: list[Arm], tp: TensorParallel) -> list[str]:
 
 
 def _kv_doubts(
-    params: PdSweep | PrefixCache, settings: EngineSettings, model: ModelFacts | None
+    workload: WorkloadSpec,
+    passes: tuple[Pass, ...],
+    settings: EngineSettings,
+    model: ModelFacts | None,
 ) -> list[str]:
     """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
     if settings.on_gpu or model is None:
         return []
     space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
-    if isinstance(params, PrefixCache):
-        # A partly warm pass leaves the new part of each prompt behind as well.
-        new = int(sum((1 - share) * params.prompt_tokens for share in params.shares))
-        sent_tokens = params.requests * (params.prompt_tokens + params.output_tokens + new)
-    else:
-        sent_tokens = sum(  # what is shared is held once
-            request.prompt_tokens - request.ideal_reuse_tokens + request.max_tokens
-            for request in _sweep_workload(params, vocab_tokens(model)).build("plan").requests
-        )
+    # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
+    new = sum(1 - p.share for p in passes)
+    sent_tokens = sum(
+        r.prompt_tokens - r.ideal_reuse_tokens + r.max_tokens + int(new * r.prompt_tokens)
+        for r in workload.sample.requests
+    )
     if sent_tokens <= space_tokens:
         return []
     return [
@@ -219,6 +188,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
             "No server lists were given, so nothing is reset and no counter is read: cold rests on"
             " the salt alone. Give prefill_urls, decode_urls and lmcache_url."
         )
+    workload = workload_of(params, None, None)
     label = params.topology or "attached"
     arm = Arm(
         label=label,
@@ -233,8 +203,8 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         platform="cpu",
         arms=(arm,),
         rounds=params.rounds,
-        workload=_sweep_workload(params, UNKNOWN_VOCAB_TOKENS),
-        arrivals=_arrivals(params),
+        workload=workload,
+        arrivals=arrivals_of(params, len(workload.sample.requests)),
         doubts=tuple(doubts),
     )
 
@@ -248,10 +218,13 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     if settings.on_gpu:
         check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
     cold = Pass(name="cold", state="cold")
+    # New parts can be drawn for prompts of token ids that share nothing, and for no others.
+    plain = params.workload in ("reference", "short") and params.api == "completions"
     warm = tuple(
         Pass(name=f"{share:.0%} cached", state="engine-warm", share=share)
-        for share in sorted(params.shares)
+        for share in sorted(params.shares if plain else ())
     )
+    workload = workload_of(params, settings, model)
     make = partial(
         Arm,
         role="subject",
@@ -272,16 +245,11 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
             make(label="cache on", settings=settings, passes=(cold, *warm, everything)),
         ),
         rounds=params.rounds,
-        workload=WorkloadSpec(
-            name="reference",
-            options={
-                "requests": params.requests,
-                "prompt_tokens": params.prompt_tokens,
-                "output_tokens": params.output_tokens,
-                "vocab_tokens": vocab_tokens(model),
-                "seed": params.seed,
-            },
+        workload=workload,
+        arrivals=arrivals_of(params, len(workload.sample.requests)),
+        doubts=(
+            *_fault_doubts(settings),
+            *length_doubts(params, settings),
+            *_kv_doubts(workload, warm, settings, model),
         ),
-        arrivals=closed(params.concurrency),
-        doubts=(*_fault_doubts(settings), *_kv_doubts(params, settings, model)),
     )

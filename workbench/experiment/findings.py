@@ -43,7 +43,7 @@ def conclude(
     answered = measured and bool(succeeded(requests).any())
     summary = summarise(requests) if measured else []
     comparisons = compare(plan, requests) if measured else []
-    workload = plan.workload.build("hash")
+    workload = plan.workload.sample
     checked = []
     if measured:
         seen = requests.iloc[:0] if legs is None else legs
@@ -80,7 +80,7 @@ def conclude(
         "workload": {
             "name": plan.workload.name,
             "requests": len(workload.requests),
-            "prompt_tokens": plan.workload.options["prompt_tokens"],
+            "prompt_tokens": plan.workload.longest_prompt_tokens,
             "output_tokens": plan.workload.options["output_tokens"],
             "arrivals": plan.arrivals.describe(),
             "hash": workload.hash,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import PlanError
+from workbench.experiment.traffic import WorkloadSpec
 from workbench.load.arrivals import Arrivals
-from workbench.load.workload import Workload, build
-from workbench.params import EngineParams, PdSweep
+from workbench.params import EngineParams, LoadParams, PdSweep
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
 from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.vllm import EngineSettings, Platform
@@ -87,17 +87,6 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadSpec:
-    """A workload without its salt: the same spec gives every round and arm the same requests."""
-
-    name: str
-    options: dict[str, Any]
-
-    def build(self, salt: str) -> Workload:
-        return build(self.name, salt=salt, **self.options)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
     """Arms x rounds x passes of one workload."""
 
@@ -136,8 +125,10 @@ class ExperimentPlan:
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) for arm in self.arms)
         if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
             return float("nan")
-        requests = self.workload.build("estimate").requests
-        prefill_s = sum(tiny_prefill_s(request.prompt_tokens) for request in requests)
+        requests = self.workload.sample.requests
+        prefill_s = sum(
+            tiny_prefill_s(r.prompt_tokens) - tiny_prefill_s(r.ideal_reuse_tokens) for r in requests
+        )
         cold_s = prefill_s + 0.004 * sum(request.max_tokens for request in requests)
         total_s = FORK_SERVER_S if self.params.fork else 0.0
         for arm in self.arms:
@@ -149,8 +140,7 @@ class ExperimentPlan:
 
     def __str__(self) -> str:
         lines = [f"{self.notebook} {self.run_id}: {len(self.arms)} arms x {self.rounds} rounds"]
-        options = ", ".join(f"{name} {value}" for name, value in self.workload.options.items())
-        lines.append(f"workload {self.workload.name}: {options}; {self.arrivals.describe()}")
+        lines.append(f"workload {self.workload}; {self.arrivals.describe()}")
         for arm in self.arms:
             passes = ", ".join(p.name for p in arm.passes)
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
@@ -184,19 +174,26 @@ def run_id(params: EngineParams) -> str:
     if log.is_file():
         # A log that has grown is another one.
         values["log_seen"] = (log.stat().st_size, log.stat().st_mtime_ns)
-    trace = Path(values.get("trace_file") or "")
-    if trace.is_file():
-        values["trace_seen"] = (trace.stat().st_size, trace.stat().st_mtime_ns)
+    for name in ("trace", "prompts"):
+        file = Path(values.get(f"{name}_file") or "")
+        if file.is_file():
+            values[f"{name}_seen"] = (file.stat().st_size, file.stat().st_mtime_ns)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     if values.get("log_file"):
         return "-".join(
             filter(None, ("log", re.sub(r"[^\w.]+", "-", log.stem).strip("-."), digest))
         )
+    prompt_tokens, requests = values["prompt_tokens"], values["requests"]
+    workload = ""
+    if isinstance(params, LoadParams):
+        (prompt_tokens, requests) = params.lengths
+        workload = "" if params.workload == "reference" else params.workload
     words: list[str] = [
         *str(values.get("topology") or "").split(","),
         values.get("connector", ""),
-        f"{values['prompt_tokens']}t",
-        f"n{values['requests']}",
+        workload,
+        f"{prompt_tokens}t" if workload != "prompts" else "",
+        f"n{requests}" if workload != "prompts" or values["requests"] else "",
         f"r{values['rounds']}",
         digest,
     ]

@@ -58,7 +58,7 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
     model = Path(simulated.__file__).parent
     kv_cache_mib = params.kv_cache_mib
     if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
-        kv_cache_mib = small_kv_mib(params.prompt_tokens + params.output_tokens)
+        kv_cache_mib = small_kv_mib(params.lengths[0] + params.output_tokens)
     settings = EngineSettings(
         model=model,
         platform="simulated",

@@ -34,7 +34,7 @@ def not_proven(found: str, failed_gates: Sequence[str]) -> str:
 
 
 def _prompt(plan: ExperimentPlan) -> str:
-    return f"{plan.workload.options['prompt_tokens']:,}-token prompt"
+    return f"{plan.workload.longest_prompt_tokens:,}-token prompt"
 
 
 def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
@@ -144,7 +144,7 @@ def scope(plan: ExperimentPlan) -> str:
     intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
     return (
         f"{where} {plan.rounds} round{'s' * (plan.rounds > 1)}, arms interleaved,"
-        f" {plan.workload.options['requests']} requests a pass, {plan.arrivals.describe()};"
+        f" {len(plan.workload.sample.requests)} requests a pass, {plan.arrivals.describe()};"
         f" {intervals}."
     )
 

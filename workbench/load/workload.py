@@ -63,6 +63,8 @@ class Request:
     """Prefix tokens that an infinite cache, empty at the start of the workload, would have."""
     messages: tuple[Mapping[str, str], ...] = ()
     """The same prompt as a chat, which the server's template turns into `prompt_ids`."""
+    salt_start: int = 0
+    """Where in the prompt the salt's tokens begin; a chat has its template before them."""
     after: int | None = None
     """Index of the conversation's turn before; its answer belongs into this prompt, see `turns`."""
     question_tokens: int = 0
@@ -88,8 +90,6 @@ class Workload:
     seed: int
     salt: str
     requests: tuple[Request, ...]
-    salt_start: int = 0
-    """Where in each prompt the salt's tokens begin; a chat has its template before them."""
 
     def __post_init__(self) -> None:
         for index, times in Counter(request.index for request in self.requests).items():
@@ -111,10 +111,10 @@ class Workload:
     def hash(self) -> str:
         """Twelve hex digits over each request's ids after the salt and its max_tokens."""
         digest = sha256()
-        start = self.salt_start
-        end = start + SALT_TOKENS if self.salt else start
         for request in self.requests:
             digest.update(f"{request.prompt_tokens}/{request.max_tokens}:".encode())
+            start = request.salt_start
+            end = start + SALT_TOKENS if self.salt else start
             for part in (request.prompt_ids[:start], request.prompt_ids[end:]):
                 digest.update(part.astype("<i4").tobytes())
         return digest.hexdigest()[:12]
@@ -229,15 +229,19 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
 
 
 def build(name: str, *, salt: str, **options: Any) -> Workload:
-    """The named workload, of WORKLOADS, of `scenarios.SCENARIOS` or `traces.trace`.
+    """The named workload: of WORKLOADS, of `scenarios.SCENARIOS`, a trace, prompts or a text.
 
     Raises ParameterError for a name, option or value it cannot have.
     """
-    # Both are written in terms of this module.
+    # They are written in terms of this module.
+    from workbench.load.prompts import prompts
     from workbench.load.scenarios import SCENARIOS
+    from workbench.load.texts import text
     from workbench.load.traces import trace
 
-    builders = {**WORKLOADS, **SCENARIOS, "trace": trace}
+    builders: dict[str, Callable[..., Workload]] = {
+        **WORKLOADS, **SCENARIOS, "trace": trace, "prompts": prompts, "text": text
+    }  # fmt: skip
     if name not in builders:
         raise ParameterError(f"there is no workload {name!r}; {nearest(name, builders)}")
     parameters = inspect.signature(builders[name]).parameters
@@ -247,7 +251,7 @@ def build(name: str, *, salt: str, **options: Any) -> Workload:
     required = {key for key, option in parameters.items() if option.default is option.empty}
     missing = sorted(required - {"salt", *options})
     if missing:
-        raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a number")
+        raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a value")
     return builders[name](salt=salt, **options)
 
 

@@ -6,7 +6,9 @@ Shapes were copied from a real server's answers; the values are the pretend engi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import product
 from math import isnan
 from typing import Any
 from zlib import crc32
@@ -16,7 +18,16 @@ import orjson
 from workbench.serve.simulated.sequence import Sequence
 from workbench.serve.vllm import SERVED_MODEL
 
-__all__ = ["Asked", "BadRequest", "chunk", "error_event", "read_request", "usage_chunk", "whole"]
+__all__ = [
+    "Asked",
+    "BadRequest",
+    "PretendTokenizer",
+    "chunk",
+    "error_event",
+    "read_request",
+    "usage_chunk",
+    "whole",
+]
 
 FINGERPRINT = "vllm-0.32.0-simulated"
 VOCAB_TOKENS = 12_288
@@ -146,13 +157,36 @@ def _prompt(body: Mapping[str, Any], *, chat: bool) -> list[int]:
     if not chat:
         prompt = body["prompt"]
         return _ids(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-    said = [f"{m['role']}: {m['content']}\n" for m in body["messages"]]
+    return _chat_ids(body["messages"])
+
+
+def _chat_ids(messages: Iterable[Mapping[str, str]]) -> list[int]:
+    said = [f"{m['role']}: {m['content']}\n" for m in messages]
     return _ids("".join([*said, "assistant: "]))
 
 
 def _ids(text: str) -> list[int]:
     """A pretend tokenizer: one id for each word and each other sign."""
     return [16 + crc32(word.encode()) % (VOCAB_TOKENS - 16) for word in _WORD.findall(text)]
+
+
+class PretendTokenizer:
+    """How a pretend server counts text, for whoever has to know it beforehand."""
+
+    def encode(self, text: str) -> list[int]:
+        return _ids(text)
+
+    def chat(self, messages: Iterable[Mapping[str, str]]) -> list[int]:
+        return _chat_ids(messages)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words of three syllables, each with an id of its own."""
+        by_id: dict[int, str] = {}
+        for parts in product(_SYLLABLES, _SYLLABLES[::4], _SYLLABLES):
+            word = "".join(parts)
+            by_id.setdefault(_ids(word)[0], f" {word}")
+        return tuple(by_id.values())
 
 
 def _head(sequence: Sequence, asked: Asked, *, streamed: bool) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""From a notebook's parameters to what is sent and when: the workload's spec and its arrivals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from workbench.engine_params import EngineParams
+from workbench.errors import ParameterError
+from workbench.experiment.room import UNKNOWN_VOCAB_TOKENS
+from workbench.load.arrivals import Arrivals, at_times, closed, constant, gamma, poisson, ramp
+from workbench.load.chat import Frame, spoken
+from workbench.load.tokenizer import Tokenizer, model_tokenizer
+from workbench.load.traces import read_trace
+from workbench.load.workload import SALT_TOKENS, Workload, build
+from workbench.load_params import LoadParams
+from workbench.serve.simulated.answers import PretendTokenizer
+from workbench.serve.tiny_model import ModelFacts
+from workbench.serve.vllm import EngineSettings
+
+__all__ = ["WorkloadSpec", "arrivals_of", "length_doubts", "workload_of"]
+
+_OF_TEXT = ("prompts", "text")
+_ON_A_CPU = {"long_context_high_reuse": 16_384}
+"""Longest prompts where a workload's own would take minutes each, or more memory than there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """A workload without its salt: the same spec gives every round and arm the same requests."""
+
+    name: str
+    options: dict[str, Any]
+    tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
+    """For prompts of text, and for chat."""
+    chat: bool = False
+
+    def build(self, salt: str) -> Workload:
+        """The workload behind this salt. Raises ParameterError for one that cannot be built."""
+        if self.name in _OF_TEXT:
+            made_of: dict[str, Any] = {"tokenizer": self.tokenizer, "chat": self.chat}
+            return build(self.name, salt=salt, **self.options, **made_of)
+        if not self.chat:
+            return build(self.name, salt=salt, **self.options)
+        assert self.tokenizer is not None
+        template_tokens = Frame.of(self.tokenizer).tokens
+
+        def make(prompt_tokens: int, vocab_tokens: int) -> Workload:
+            options = self.options | {"prompt_tokens": prompt_tokens, "vocab_tokens": vocab_tokens}
+            if "shared_tokens" in options:
+                options["shared_tokens"] -= template_tokens
+                options["shared_tokens"] = max(SALT_TOKENS, options["shared_tokens"])
+            return build(self.name, salt=salt, **options)
+
+        return spoken(make, prompt_tokens=self.options["prompt_tokens"], tokenizer=self.tokenizer)
+
+    @cached_property
+    def sample(self) -> Workload:
+        """The workload behind some salt: for what does not depend on it."""
+        return self.build("plan")
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        return max(request.prompt_tokens for request in self.sample.requests)
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.name}{' as chat' if self.chat else ''}: {shown}"
+
+
+def workload_of(
+    params: LoadParams, settings: EngineSettings | None, model: ModelFacts | None
+) -> WorkloadSpec:
+    """The spec of what these parameters ask for; `settings` is None for attached servers.
+
+    Raises ParameterError for lengths that the servers do not take, and text without a tokenizer.
+    """
+    prompt_tokens, requests = params.lengths
+    if _is_shortened(params, settings):
+        prompt_tokens = _ON_A_CPU[params.workload]
+    options: dict[str, Any] = {
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": params.output_tokens,
+        "vocab_tokens": model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS,
+        "seed": params.seed,
+    }
+    match params.workload:
+        case "shared_prefix":
+            options["shared_tokens"] = int(params.shared_share * prompt_tokens)
+        case "trace":
+            options["file"] = params.trace_file
+        case "text":
+            options["text"] = params.text
+        case "prompts":
+            del options["prompt_tokens"]
+            options |= {"requests": params.requests, "file": params.prompts_file}
+            options["context_tokens"] = params.context_tokens
+    if params.workload != "prompts":
+        params.check_lengths(prompt_tokens, params.output_tokens)
+    if params.target_reuse:
+        options["reuse"] = params.target_reuse
+    chat = params.api == "chat"
+    of_text = chat or params.workload in _OF_TEXT
+    return WorkloadSpec(
+        name=params.workload,
+        options=options,
+        tokenizer=_tokenizer(params, settings) if of_text else None,
+        chat=chat,
+    )
+
+
+def _tokenizer(params: EngineParams, settings: EngineSettings | None) -> Tokenizer:
+    if settings is None and not params.model:
+        raise ParameterError(
+            "attached servers do not give their tokenizer, and prompts of text need it to be"
+            " counted: name the model too, e.g. -p model /models/Qwen2.5-7B-Instruct"
+        )
+    if settings is not None and settings.platform == "simulated":
+        return PretendTokenizer()
+    return model_tokenizer(str(settings.model) if settings else params.model)
+
+
+def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:
+    own = not params.prompt_tokens and params.workload in _ON_A_CPU
+    return own and settings is not None and not settings.on_gpu
+
+
+def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:
+    """What was made smaller because this is no GPU."""
+    if not _is_shortened(params, settings):
+        return []
+    longest, usual = _ON_A_CPU[params.workload], params.lengths[0]
+    return [
+        f"{params.workload} has prompts of {longest // 2:,} to {longest:,} tokens here, since this"
+        f" is a CPU; on a GPU they have {usual // 2:,} to {usual:,}. Give prompt_tokens to choose."
+    ]
+
+
+def arrivals_of(params: LoadParams, requests: int, *, rate_per_s: float = 0.0) -> Arrivals:
+    """When so many requests are sent; `rate_per_s` replaces the one of the parameters."""
+    rate_per_s = rate_per_s or params.rate_per_s
+    kind = params.arrival_kind
+    if kind == "closed" and rate_per_s:
+        kind = "poisson"  # of a sweep over rates
+    match kind:
+        case "closed":
+            return closed(params.concurrency)
+        case "constant":
+            return constant(rate_per_s, requests)
+        case "poisson":
+            return poisson(rate_per_s, requests, params.seed)
+        case "gamma":
+            return gamma(rate_per_s, requests, params.seed, burstiness=params.burstiness)
+        case "ramp":
+            return ramp(rate_per_s, params.end_rate_per_s, requests)
+        case "trace":
+            rows = read_trace(params.trace_file, first=requests).rows
+            return at_times(row.arrival_s / (params.trace_speed or 1.0) for row in rows)
