@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from workbench import cli
@@ -34,7 +36,8 @@ def test_a_claim_is_shown_with_its_conditions_and_its_failed_checks(capsys):
 
 
 def test_check_is_content_with_the_repository(capsys):
-    assert run(capsys, "check")[:2] == (0, "75 claims of 7 sources can be read, 0 mistakes\n")
+    code, out, _ = run(capsys, "check")
+    assert code == 0 and re.fullmatch(r"\d+ claims of \d+ sources can be read, 0 mistakes\n", out)
 
 
 def test_check_fails_on_a_mistake(capsys, tmp_path):

@@ -43,7 +43,8 @@ def read(folder: Path, *claims, **source):
 
 def test_all_claims_of_the_repository_can_be_read(registry):
     assert registry.mistakes == ()
-    assert len(registry.claims) == 75
+    ours = registry.group("own_statements")
+    assert len(registry.claims) - len(ours) == 75
     expected = [claim.expected_verdict for claim in registry.claims.values()]
     assert expected.count("not_comparable") == 15
     assert expected.count("not_confirmed") == 18

@@ -63,16 +63,28 @@ def decide(
                 cells=kept,
             )
         code = _interval(effect, kept, tolerance, noise_floor)
-    middle = kept[(len(kept) - 1) // 2]
-    median = " in the median cell" if len(kept) > 1 else ""
+    shown, which = _shown(effect, kept)
     reason = (
-        f"{middle.estimate:.4g} ({middle.low:.4g} to {middle.high:.4g}) {effect.unit}{median}"
+        f"{shown.estimate:.4g} ({shown.low:.4g} to {shown.high:.4g}) {effect.unit}{which}"
         f" against {_claimed(effect)}"
     )
+    if noise_floor > 0 and effect.quantifier in ("higher", "lower"):
+        reason += f", and equal sides differ by {noise_floor:.1%}"
     if code == "inconclusive":
-        width = max(middle.high - middle.estimate, middle.estimate - middle.low)
-        reason += f"; {_detectable(width, middle)} is the least effect that this run can tell"
+        width = max(shown.high - shown.estimate, shown.estimate - shown.low)
+        reason += f"; {_detectable(width, shown)} is the least effect that this run can tell"
     return Decision(code=code, reason=f"{reason}.", cells=kept)
+
+
+def _shown(effect: Effect, cells: tuple[Interval, ...]) -> tuple[Interval, str]:
+    """The cell that decides: the weakest where all have to hold, else the one in the middle."""
+    if len(cells) == 1:
+        return cells[0], ""
+    if effect.quantifier in ("higher", "at_least"):
+        return min(cells, key=lambda cell: cell.low), f" in the weakest of {len(cells)} cells"
+    if effect.quantifier in ("lower", "at_most"):
+        return max(cells, key=lambda cell: cell.high), f" in the weakest of {len(cells)} cells"
+    return cells[(len(cells) - 1) // 2], " in the median cell"
 
 
 def _exact(effect: Effect, cells: tuple[Interval, ...]) -> str:

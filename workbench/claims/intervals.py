@@ -1,0 +1,100 @@
+"""From the raw rows of a measurement to intervals over runs.
+
+A run's value is the median of its rows; the interval is a t interval over runs, of logarithms
+where values are ratios or times. Rows: quantity, arm, cell, run, order, value, unit.
+"""
+
+from __future__ import annotations
+
+from math import exp, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.claims.decision import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import ArrayLike
+
+__all__ = ["counted", "mean_of_runs", "noise_floor", "of_runs", "points", "ratios"]
+
+CONFIDENCE = 0.95
+
+
+def of_runs(
+    table: pd.DataFrame, quantity: str, arm: str, *, cells: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """The medians of an arm: one row for each cell, one column for each run."""
+    rows = table[(table["quantity"] == quantity) & (table["arm"] == arm)]
+    medians = rows.groupby(["cell", "run"], sort=False)["value"].median().unstack("run")
+    return medians if cells is None else medians.reindex(list(cells))
+
+
+def mean_of_runs(values: ArrayLike, *, cells: int = 1) -> Interval:
+    """The geometric mean of positive values over runs, with its interval.
+
+    `cells` of one claim share the error: 1 - 5 % / cells (Bonferroni, never wider than Holm's
+    first step allows). NaN ends under two runs: no interval, no verdict.
+    """
+    given = np.asarray(values, dtype=float)
+    kept = given[(given > 0) & np.isfinite(given)]
+    if len(kept) == 0:
+        return Interval(estimate=nan, low=nan, high=nan, runs=0)
+    logs = np.log(kept)
+    middle = float(logs.mean())
+    if len(kept) < 2:
+        return Interval(estimate=exp(middle), low=nan, high=nan, runs=len(kept))
+    from scipy.stats import t
+
+    tail = (1 - CONFIDENCE) / 2 / cells
+    reach = float(t.ppf(1 - tail, len(kept) - 1)) * float(logs.std(ddof=1)) / len(kept) ** 0.5
+    return Interval(
+        estimate=exp(middle), low=exp(middle - reach), high=exp(middle + reach), runs=len(kept)
+    )
+
+
+def ratios(
+    table: pd.DataFrame, quantity: str, *, over: str, under: str, cells: Iterable[str] | None = None
+) -> dict[str, Interval]:
+    """Arm `over` divided by arm `under`, paired by run, for each cell that both have."""
+    pairs = of_runs(table, quantity, over, cells=cells) / of_runs(
+        table, quantity, under, cells=cells
+    )
+    pairs = pairs.dropna(how="all")
+    return {
+        str(cell): mean_of_runs(values.to_numpy(float), cells=len(pairs))
+        for cell, values in pairs.iterrows()
+    }
+
+
+def noise_floor(table: pd.DataFrame, quantity: str, *, one: str, other: str) -> float:
+    """95 % of the absolute log-ratios of two equal arms, over all cells and runs; NaN if none."""
+    pairs = of_runs(table, quantity, one) / of_runs(table, quantity, other)
+    logs = np.log(pairs.to_numpy(float))
+    logs = np.abs(logs[np.isfinite(logs)])
+    return float(np.quantile(logs, 0.95)) if len(logs) else nan
+
+
+def counted(values: Sequence[float]) -> Interval:
+    """What was counted has no noise: its interval is from the least to the greatest count."""
+    return Interval(
+        estimate=float(np.median(values)), low=float(min(values)), high=float(max(values)),
+        runs=len(values),
+    )  # fmt: skip
+
+
+def points(
+    series: str, intervals: Mapping[str, Interval], x: Mapping[str, float | str]
+) -> list[dict[str, Any]]:
+    """Rows of a Curve: `x` says where each cell stands."""
+    return [
+        {
+            "series": series, "x": x[cell], "value": interval.estimate,
+            "low": interval.low, "high": interval.high,
+        }
+        for cell, interval in intervals.items()
+        if cell in x
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What single operations cost, on a CPU or a GPU: attention, paged KV, quantised KV, pools."""

@@ -1,0 +1,204 @@
+"""Attention by the backends of torch's scaled_dot_product_attention beside a naive one.
+
+A run is a fresh process; within it the arms alternate. Naive is what the papers of fused kernels
+compare with: scores, softmax and values in three steps (Dao et al., FlashAttention, 2022, alg. 0).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import nan
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from workbench.claims.kernels.timing import Arm, Clock, compare, expected_s, falls
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["AGAIN", "LENGTHS", "NAIVE", "measure"]
+
+NAIVE, AGAIN = "naive", "naive again"
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+LONGER = (8192, 16384)
+"""On a GPU."""
+GROWTH = 4
+"""Attention grows with the square of the length, and the next length is the double."""
+DECODE_BATCH = 8
+REFERENCE_ROWS = 32
+"""Query rows that are compared with float64; all of a long prompt would take minutes."""
+NAIVE_MEMORY_SHARE = 0.2
+"""Naive attention is left out where its scores would take more of a GPU's free memory."""
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of one run, and the cells it came to within `budget_s` (or exactly `cells`)."""
+    import torch
+
+    started_s = time.monotonic()
+    torch.manual_seed(job["seed"])
+    clock = Clock(device=job["device"])
+    rows: list[dict[str, Any]] = []
+    done: list[list[Any]] = []
+    cells = job.get("cells")
+    wanted = cells or [[phase, mask, length] for length in job["lengths"] for phase, mask in KINDS]
+    needed_s = 0.0
+    for length in dict.fromkeys(cell[2] for cell in wanted):
+        if done and not cells and time.monotonic() - started_s + needed_s > job["budget_s"]:
+            break
+        needed_s = 0.0
+        for phase, mask, _ in (cell for cell in wanted if cell[2] == length):
+            timed = _cell(clock, phase, mask, length)
+            rows += timed
+            done.append([phase, mask, length])
+            needed_s += expected_s(GROWTH * lap_s for lap_s in _laps_s(timed).values())
+    fallen = _retimed(clock, rows, done)
+    return {"rows": rows, "cells": done, "notes": fallen, "threads": torch.get_num_threads()}
+
+
+def _laps_s(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The median call of each arm."""
+    times: dict[str, list[float]] = {}
+    for row in rows:
+        if row["quantity"] == "time":
+            times.setdefault(row["arm"], []).append(row["value"])
+    return {arm: median(values) for arm, values in times.items()}
+
+
+KINDS = (("prefill", "causal"), ("prefill", "full"), ("decode", "full"))
+
+
+def _cell(clock: Clock, phase: str, mask: str, length: int) -> list[dict[str, Any]]:
+    """Times and errors of every arm at one shape."""
+    import torch
+
+    q, k, v = _tensors(clock.device, phase, length)
+    arms = _arms(q, k, v, causal=mask == "causal")
+    name = cell_name(phase, mask, length)
+    with torch.inference_mode():
+        timed = compare(clock, arms)
+        errors = _errors(arms, q, k, v, causal=mask == "causal")
+    return [
+        *({"quantity": "time", "cell": name, "unit": "s", **row} for row in timed),
+        *(
+            {"quantity": "error", "cell": name, "unit": "fraction", "arm": arm, "order": 0,
+             "value": error, "steady": True}
+            for arm, error in errors.items()
+        ),
+    ]  # fmt: skip
+
+
+def cell_name(phase: str, mask: str, length: int) -> str:
+    return f"{phase} {mask} {length}"
+
+
+def _tensors(device: str, phase: str, length: int) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values: batch x heads x length x width."""
+    import torch
+
+    gpu = device != "cpu"
+    heads, width = (16, 128) if gpu else (2, 64)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    batch, rows = (1, length) if phase == "prefill" else (DECODE_BATCH, 1)
+
+    def normal(tokens: int) -> torch.Tensor:
+        return torch.randn(batch, heads, tokens, width, device=device, dtype=dtype)
+
+    return normal(rows), normal(length), normal(length)
+
+
+def _arms(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> dict[str, Arm]:
+    """Naive twice, for the noise floor, and every backend that takes this shape here."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    hidden = None
+    if causal:
+        rows = q.shape[-2]
+        hidden = torch.ones(rows, k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+    arms = {}
+    if _affordable(q, k):
+        naive = partial(_naive, q, k, v, hidden)
+        arms = {NAIVE: Arm(call=naive), AGAIN: Arm(call=naive)}
+    fused = partial(scaled_dot_product_attention, q, k, v, is_causal=causal)
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
+        within = partial(sdpa_kernel, getattr(SDPBackend, name))
+        if _works(fused, within):
+            arms[name.removesuffix("_ATTENTION").lower()] = Arm(call=fused, within=within)
+    return arms
+
+
+def _naive(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def _affordable(q: torch.Tensor, k: torch.Tensor) -> bool:
+    if q.device.type == "cpu":
+        return True
+    import torch
+
+    scores = q.numel() // q.shape[-1] * k.shape[-2] * q.element_size()
+    return bool(scores < NAIVE_MEMORY_SHARE * torch.cuda.mem_get_info()[0])
+
+
+def _works(call: Callable[[], Any], within: Callable[[], Any]) -> bool:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with within():
+                call()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _errors(
+    arms: Mapping[str, Arm], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool
+) -> dict[str, float]:
+    """Largest difference from float64 over the largest value, on rows spread over the prompt."""
+    import torch
+
+    rows = torch.linspace(0, q.shape[-2] - 1, min(REFERENCE_ROWS, q.shape[-2])).long().to(q.device)
+    hidden = None
+    if causal:
+        hidden = torch.arange(k.shape[-2], device=q.device) > rows[:, None]
+    exact = _naive(q[..., rows, :].double(), k.double(), v.double(), hidden)
+    errors = {}
+    for name, arm in arms.items():
+        with arm.within():
+            output = arm.call()[..., rows, :].double()
+        errors[name] = float((output - exact).abs().max() / exact.abs().max())
+    return errors
+
+
+def _retimed(clock: Clock, rows: list[dict[str, Any]], done: list[list[Any]]) -> list[str]:
+    """Times the shorter shape again where a longer one was faster, and says so."""
+    notes = []
+    for phase, mask in dict.fromkeys((cell[0], cell[1]) for cell in done):
+        lengths = [cell[2] for cell in done if (cell[0], cell[1]) == (phase, mask)]
+
+        times = [_naive_s(rows, cell_name(phase, mask, length)) for length in lengths]
+        for place in falls(times):
+            name, longer = cell_name(phase, mask, lengths[place]), lengths[place + 1]
+            rows[:] = [row for row in rows if row["cell"] != name]
+            rows += _cell(clock, phase, mask, lengths[place])
+            still = _naive_s(rows, name) > times[place + 1]
+            notes.append(
+                f"naive {name} took longer than {longer} and was timed again;"
+                f" it {'still does' if still else 'no longer does'}."
+            )
+    return notes
+
+
+def _naive_s(rows: list[dict[str, Any]], cell: str) -> float:
+    return _laps_s([row for row in rows if row["cell"] == cell]).get(NAIVE, nan)

@@ -1,0 +1,115 @@
+"""Quantised KV: true bytes with scales, and the error of the attention output, against float64.
+
+Queries, keys and values are those of the model itself, caught at its attention on a drawn prompt.
+A run is a fresh process with another prompt. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FORMATS", "measure", "quantised"]
+
+FORMATS = ("bf16", "int8", "fp8", "int4")
+GROUP = 32
+"""Elements that share scale and zero point in INT4; INT8 has a scale for each head and token."""
+FP8_MOST = 448.0
+"""The largest E4M3 number (Micikevicius et al., FP8 Formats for Deep Learning, 2022, table 1)."""
+WIDE = (8, 1024, 128)
+"""Heads, tokens and width of the KV whose bytes are counted: one layer of Llama-3-8B."""
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of one run: ratio of bytes for each format, and the error in each layer."""
+    import torch
+
+    torch.manual_seed(job["seed"])
+    rows: list[dict[str, Any]] = []
+
+    def row(quantity: str, cell: str, arm: str, value: float, unit: str) -> None:
+        rows.append(
+            {"quantity": quantity, "cell": cell, "arm": arm, "value": value, "unit": unit,
+             "order": len(rows), "steady": True}
+        )  # fmt: skip
+
+    wide = torch.randn(1, *WIDE, device=job["device"])
+    for name in FORMATS:
+        row("ratio", "128 wide", name, wide.numel() * 2 / quantised(wide, name)[1], "x")
+    for layer, (q, k, v) in enumerate(_attention_inputs(job)):
+        exact = _attend(q.double(), k.double(), v.double())
+        for name in FORMATS:
+            output = _attend(q.double(), *(quantised(kv, name)[0].double() for kv in (k, v)))
+            error = float((output - exact).norm() / exact.norm())
+            row("error", f"layer {layer + 1}", name, error, "fraction")
+    return {"rows": rows, "notes": [], "threads": torch.get_num_threads()}
+
+
+def quantised(kv: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
+    """KV (batch x heads x tokens x width) as it comes back from that format, and bytes stored.
+
+    INT8: symmetric, a 16-bit scale for each head and token. INT4: a 16-bit scale and zero point
+    for each 32 elements, two elements a byte. FP8 (E4M3): one 32-bit scale for the whole tensor.
+    """
+    import torch
+
+    if name == "bf16":
+        stored = kv.to(torch.bfloat16)
+        return stored.float(), _bytes(stored)
+    if name == "int8":
+        scale = (kv.abs().amax(-1, keepdim=True) / 127).half().clamp_min(2**-14)
+        codes = (kv / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        return codes.float() * scale.float(), _bytes(codes, scale)
+    if name == "fp8":
+        scale = (kv.abs().amax().float() / FP8_MOST).clamp_min(2**-60)
+        codes = (kv / scale).to(torch.float8_e4m3fn)
+        return codes.float() * scale, _bytes(codes, scale)
+    groups = kv.unflatten(-1, (-1, GROUP))
+    zero = groups.amin(-1, keepdim=True).half()
+    scale = ((groups.amax(-1, keepdim=True) - zero.float()) / 15).half().clamp_min(2**-14)
+    codes = ((groups - zero.float()) / scale.float()).round().clamp(0, 15).to(torch.uint8)
+    packed = codes[..., ::2] | (codes[..., 1::2] << 4)
+    opened = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    return (opened * scale.float() + zero.float()).flatten(-2), _bytes(packed, scale, zero)
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+    scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def _attention_inputs(job: Mapping[str, Any]) -> list[tuple[torch.Tensor, ...]]:
+    """Queries, keys and values of every layer, in float32, for one prompt of random tokens."""
+    import torch
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    caught: list[tuple[torch.Tensor, ...]] = []
+
+    def catch(module: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> Any:
+        caught.append((q.float(), k.float(), v.float()))
+        return sdpa_attention_forward(module, q, k, v, *rest, **options)
+
+    AttentionInterface.register("catch", catch)
+    model = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=torch.float32 if job["device"] == "cpu" else torch.bfloat16,
+        attn_implementation="catch", local_files_only=True,
+    ).to(job["device"])  # fmt: skip
+    prompt = torch.randint(
+        10, model.config.get_text_config().vocab_size, (1, job["tokens"]), device=job["device"]
+    )
+    with torch.inference_mode():
+        model(prompt)
+    return caught

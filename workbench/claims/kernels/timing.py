@@ -1,0 +1,126 @@
+"""Times of one operation: warmed up to a steady state, per iteration, arms in mirrored order.
+
+Runs in the process that measures; torch is imported here and nowhere above.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+__all__ = ["Arm", "Clock", "Pace", "compare", "expected_s", "falls"]
+
+STEADY = 0.02
+"""The last windows agree when their medians differ by at most this share."""
+WINDOWS = 3
+WARM_UP_WINDOWS = 10
+"""Where so many windows never agree, the measurement goes on and says that it was not steady."""
+WINDOW_S = 0.004
+MOST_LAPS = 20
+VISITS = 4
+"""Each arm is visited so often in a run: forth, back, forth, back (ABBA)."""
+LONG_S = 0.05
+"""Arms with a call longer than this are visited twice only, forth and back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to do the work."""
+
+    call: Callable[[], Any]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Entered around a window of calls and not around each: it costs as much as a small kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What a warm-up found: seconds of a call, calls in a window, whether windows agreed."""
+
+    lap_s: float
+    count: int
+    steady: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """Seconds of single calls on a device, by its own events where it is a GPU."""
+
+    device: str
+    host: bool = False
+    """True times the host's side of work on a GPU, such as allocating."""
+
+    def laps(self, arm: Arm, count: int) -> list[float]:
+        """The seconds of each of `count` calls in a row."""
+        with arm.within():
+            if self.device == "cpu":
+                return [self._lap(arm.call) for _ in range(count)]
+            import torch
+
+            torch.cuda.synchronize()
+            if self.host:
+                return [self._lap(arm.call, torch.cuda.synchronize) for _ in range(count)]
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+            marks[0].record()
+            for mark in marks[1:]:
+                arm.call()
+                mark.record()
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1e3 for start, end in pairwise(marks)]
+
+    def warm_up(self, arm: Arm) -> Pace:
+        """Call until the last windows agree, or long enough."""
+        # The very first call also pays for memory, threads and the choice of a kernel.
+        first = self.laps(arm, 2)
+        lap_s = min(first)
+        count = max(1, min(MOST_LAPS, round(WINDOW_S / max(lap_s, 1e-7))))
+        medians = first if count == 1 else []
+        for _ in range(WARM_UP_WINDOWS):
+            medians.append(median(self.laps(arm, count)))
+            last = medians[-WINDOWS:]
+            if len(last) == WINDOWS and max(last) <= min(last) * (1 + STEADY):
+                return Pace(lap_s=lap_s, count=count, steady=True)
+            if len(last) == WINDOWS and lap_s > LONG_S:
+                break
+        return Pace(lap_s=lap_s, count=count, steady=False)
+
+    def _lap(self, call: Callable[[], Any], wait: Callable[[], Any] | None = None) -> float:
+        start_s = time.perf_counter()
+        call()
+        if wait is not None:
+            wait()
+        return time.perf_counter() - start_s
+
+
+def compare(clock: Clock, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """A row for each call of each arm: arm, order of its visit, value in seconds, steady.
+
+    All arms are warmed up first; then they take turns, in mirrored order every other time.
+    """
+    paces = {name: clock.warm_up(arm) for name, arm in arms.items()}
+    longest_s = max((pace.lap_s for pace in paces.values()), default=0.0)
+    rows = []
+    for visit in range(VISITS if longest_s <= LONG_S else 2):
+        names = list(arms) if visit % 2 == 0 else list(arms)[::-1]
+        for place, name in enumerate(names, visit * len(arms)):
+            rows += [
+                {"arm": name, "order": place, "value": lap_s, "steady": paces[name].steady}
+                for lap_s in clock.laps(arms[name], paces[name].count)
+            ]
+    return rows
+
+
+def expected_s(laps_s: Iterable[float]) -> float:
+    """About how long `compare` takes, from the seconds of one call of each arm."""
+    kept = [max(WINDOW_S, lap_s) for lap_s in laps_s]
+    visits = VISITS if max(kept, default=0.0) <= LONG_S else 2
+    return sum(kept) * (WINDOWS + 2 + visits)
+
+
+def falls(values: Sequence[float]) -> list[int]:
+    """Places after which a value falls although work grew: the mark of a cold first shape."""
+    return [place for place, (now, after) in enumerate(pairwise(values)) if after < now]
