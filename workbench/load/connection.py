@@ -47,7 +47,7 @@ class Answer:
 
     `stamps` and `reads` hold the time and the body bytes of each read. `head` is done when status
     and headers are known, `finished` at the end of the body; a failure is set on both as an
-    httpx.TransportError. `more` is set by each read. httptools calls the `on_` methods.
+    httpx.TransportError. `more` is set by each read, if `watched`, and at the end. httptools calls the `on_` methods.
     A head of more than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing
     included, fail with TooLarge: memory is bounded whatever the server sends.
     """
@@ -59,6 +59,10 @@ class Answer:
         for future in (self.head, self.finished):
             future.add_done_callback(_retrieve)
         self.more = asyncio.Event()
+        self.watched = False
+        """Is somebody waiting for `more`?"""
+        self.ended = False
+        self._streaming = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.head_s = nan
@@ -82,9 +86,16 @@ class Answer:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.keep_alive = False
             failure = f"the response is not HTTP/1.1: {error}"
-        self.reads.append(b"".join(self._pieces))
-        self._pieces.clear()
+        pieces = self._pieces
+        self.reads.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        pieces.clear()
         self._received_bytes += len(data)
+        if self._streaming and not self.complete and not failure:
+            if self._received_bytes > self._limit_bytes:
+                self.fail(TooLarge(f"an answer of more than {self._limit_bytes:,} bytes"))
+            elif self.watched:
+                self.more.set()
+            return
         self._settle()  # first, since the head of a broken answer still has its status
         if self.complete:
             return  # bytes after the end only cost the connection
@@ -115,13 +126,16 @@ class Answer:
         for future in (self.head, self.finished):
             if not future.done():
                 future.set_exception(error)
+        self.ended = True
         self.more.set()
 
     def _settle(self) -> None:
         if self.status and not self.head.done():
             self.head.set_result(None)
+            self._streaming = True
         if self.complete and not self.finished.done():
             self.finished.set_result(None)
+            self.ended = True
         self.more.set()
 
     def on_message_begin(self) -> None:
@@ -232,7 +246,7 @@ class Connection(ABC):
             self.abort()  # nobody asked
             return
         answer.feed(data, now_s)
-        if answer.finished.done():
+        if answer.ended:
             self._answer = None
             if answer.keep_alive:
                 self._idle.append(self)

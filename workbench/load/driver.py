@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import nan
@@ -31,8 +32,13 @@ __all__ = ["ClientHealth", "LoadRun", "drive", "drive_in_thread"]
 STARTS_PER_TURN = 8
 """New requests in one turn of the loop: nothing is read while they start."""
 
+_TIMER_S = 0.002
+"""A timer of the loop may be late by so much."""
+
 OnRecord = Callable[[RequestRecord], object]
 Send = Callable[[Request, float], Coroutine[Any, Any, None]]
+Start = Callable[[], Awaitable[float]]
+"""Waits for the start that several drives share, and gives its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +66,11 @@ async def drive(
     decode_shift: int = 0,
     kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
+    start: Start | None = None,
 ) -> LoadRun:
     """Send every request of the workload; a failed one never stops the others.
 
+    `start` is awaited when all is prepared, and gives the time at which the clock starts.
     `kernel_stamps` takes the arrival of each read from the kernel, over plain http on Linux.
     `on_record` is called with each record soon after its request has ended. When the drive is
     cancelled, the requests in flight and those never sent become records with the error
@@ -125,26 +133,32 @@ async def drive(
             finally:
                 clerk.take(exchange)
 
-        async with Pulse() as pulse:
-            try:
+        try:
+            started_s = monotonic()
+            if start is not None:
+                started_s = await start()
+                await asyncio.sleep(started_s - monotonic() - _TIMER_S)
+            gc.freeze()  # what was prepared need not be looked through for garbage meanwhile
+            async with Pulse() as pulse:
                 if open_loop:
-                    await _open_loop(requests, send, arrivals.offsets_s, pulse.started_s)
+                    await _open_loop(requests, send, arrivals.offsets_s, started_s)
                 else:
                     await _closed_loop(requests, send, arrivals.concurrency)
                 await clerk.rest()
-            finally:
-                clerk.rest_now()
-                for request in requests:
-                    if request.index not in records:
-                        keep(_never_sent(request, f"{run_name}-{request.index}"))
-                if clock is not None:
-                    clock.close()
+        finally:
+            gc.unfreeze()
+            clerk.rest_now()
+            for request in requests:
+                if request.index not in records:
+                    keep(_never_sent(request, f"{run_name}-{request.index}"))
+            if clock is not None:
+                clock.close()
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,
         sent=tuple(turns.sent[request.index] for request in requests),
         health=pulse.health(in_order, open_loop=open_loop, clock=clock),
-        started_s=pulse.started_s,
+        started_s=started_s,
         ended_s=pulse.ended_s,
     )
 

@@ -21,7 +21,8 @@ __all__ = ["KernelClock", "KernelStamped", "ask_for_stamps"]
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
 _TIMESPEC = struct.Struct("@ll")
-_READ_BYTES = 65536
+_READ_BYTES = 8192
+"""More waits for the next turn of the loop; a larger buffer costs more to allocate each time."""
 _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 
 

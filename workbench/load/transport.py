@@ -159,6 +159,7 @@ class _Stream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         answer, taken = self._answer, 0
+        answer.watched = True
         while True:
             while taken < len(answer.reads):
                 piece = answer.reads[taken]
