@@ -47,7 +47,8 @@ class Answer:
 
     `stamps` and `reads` hold the time and the body bytes of each read. `head` is done when status
     and headers are known, `finished` at the end of the body; a failure is set on both as an
-    httpx.TransportError. `more` is set by each read, if `watched`, and at the end. httptools calls the `on_` methods.
+    httpx.TransportError. `more` is set at the end, and by each read if somebody has `watched`.
+    httptools calls the `on_` methods.
     A head of more than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing
     included, fail with TooLarge: memory is bounded whatever the server sends.
     """
@@ -60,7 +61,7 @@ class Answer:
             future.add_done_callback(_retrieve)
         self.more = asyncio.Event()
         self.watched = False
-        """Is somebody waiting for `more`?"""
+        """Does somebody wait for `more`?"""
         self.ended = False
         self._streaming = False
         self.status = 0

@@ -214,7 +214,7 @@ def read_records(path: Path) -> list[RequestRecord]:
 
 
 def _record(row: dict[str, Any]) -> RequestRecord:
-    whole = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+    whole: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
     return RequestRecord(**whole)
 
 
