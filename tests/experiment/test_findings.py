@@ -225,7 +225,7 @@ def test_limits_are_those_of_this_run(sweep, machine_has):
 def test_the_repeat_command_repeats_the_run(notebook, params, sweep, prefix_cache):
     plan = sweep() if notebook == "pd_sweep" else prefix_cache()
     object.__setattr__(plan, "params", params)
-    words = shlex.split(repeat_command(plan))
+    words = shlex.split(repeat_command(plan.notebook, plan.params))
     assert words[:3] == ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
     assert words[3::3] == ["-p"] * len(words[3::3])
     given = dict(zip(words[4::3], map(_resolve_type, words[5::3]), strict=True))
@@ -234,6 +234,7 @@ def test_the_repeat_command_repeats_the_run(notebook, params, sweep, prefix_cach
 
 
 def test_the_repeat_command_names_only_what_is_not_the_default(sweep):
-    assert repeat_command(sweep(topology="1p1d", rounds=5)) == (
+    plan = sweep(topology="1p1d", rounds=5)
+    assert repeat_command(plan.notebook, plan.params) == (
         "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p1d -p rounds 5"
     )

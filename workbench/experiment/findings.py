@@ -16,11 +16,12 @@ from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
+from workbench.params import EngineParams
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "repeat_command"]
 
 
 def conclude(
@@ -76,7 +77,7 @@ def conclude(
         "sentences": sentences(plan, summary, comparisons),
         "summary": summary,
         "comparisons": comparisons,
-        "repeat": repeat_command(plan),
+        "repeat": repeat_command(plan.notebook, plan.params),
         "workload": {
             "name": plan.workload.name,
             "requests": len(workload.requests),
@@ -169,11 +170,11 @@ def _limits(plan: ExperimentPlan) -> list[str]:
     return limits
 
 
-def repeat_command(plan: ExperimentPlan) -> str:
+def repeat_command(notebook: str, params: EngineParams) -> str:
     """The papermill line that runs this again: every parameter that is not the default."""
-    words = ["papermill", f"notebooks/{plan.notebook}.ipynb", "out.ipynb"]
-    for spec in fields(plan.params):
-        value = getattr(plan.params, spec.name)
+    words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
+    for spec in fields(params):
+        value = getattr(params, spec.name)
         default = spec.default_factory() if callable(spec.default_factory) else spec.default
         if value != default:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

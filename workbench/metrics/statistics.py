@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _TAIL = 0.025
-"""Probability left outside each end of every interval here: 95 % intervals."""
+"""Probability left outside each end of an interval, unless another confidence is asked."""
 _ROUNDS_FOR_INTERVAL = 3
 _ROUNDS_ENOUGH = 5
 
@@ -47,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times better than the baseline; above 1 is better. 95 % interval, NaN if none."""
+    """How many times better than the baseline; above 1 is better. NaN bounds without interval."""
 
     value: float
     low: float
@@ -127,7 +127,7 @@ def pair(baseline: pd.DataFrame, value: pd.DataFrame, metric: str) -> pd.DataFra
     return sides[0].merge(sides[1], on=keys, how="outer")
 
 
-def paired_ratio(pairs: pd.DataFrame) -> Ratio:
+def paired_ratio(pairs: pd.DataFrame, *, confidence: float = 0.95) -> Ratio:
     """Speed-up baseline_s / value_s from the columns round, baseline_s, value_s (see `pair`).
 
     The geometric mean: per round the mean log-ratio of its pairs, over rounds their mean, with a
@@ -142,12 +142,14 @@ def paired_ratio(pairs: pd.DataFrame) -> Ratio:
         )
     usable = np.isfinite(logs)
     per_round = pd.Series(logs[usable]).groupby(pairs["round"].to_numpy()[usable]).mean()
-    return _ratio(per_round.to_numpy(), int(usable.sum()), int((~usable).sum()))
+    return _ratio(per_round.to_numpy(), int(usable.sum()), int((~usable).sum()), confidence)
 
 
 def ratio_of_rounds(
     a_per_round: Mapping[int, float] | pd.Series[Any],
     b_per_round: Mapping[int, float] | pd.Series[Any],
+    *,
+    confidence: float = 0.95,
 ) -> Ratio:
     """a / b of one number per round (round -> system TPS, say), with the same t interval.
 
@@ -157,7 +159,7 @@ def ratio_of_rounds(
     a, b = dict(a_per_round), dict(b_per_round)
     both = [(a.get(r, nan), b.get(r, nan)) for r in sorted({*a, *b})]
     logs = [log(x) - log(y) for x, y in both if 0 < x < np.inf and 0 < y < np.inf]
-    return _ratio(np.array(logs), len(logs), len(both) - len(logs))
+    return _ratio(np.array(logs), len(logs), len(both) - len(logs), confidence)
 
 
 def describe(ratio: Ratio) -> str:
@@ -177,7 +179,7 @@ def describe(ratio: Ratio) -> str:
     return text
 
 
-def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int) -> Ratio:
+def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence: float) -> Ratio:
     """exp of the mean of per-round log-ratios, with a t interval from 3 rounds up."""
     rounds = len(log_means)
     notes = [f"{dropped} of {pairs + dropped} pairs left out"] if dropped else []
@@ -191,7 +193,7 @@ def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int) -> Ratio:
             from scipy.stats import t
 
             spread = float(log_means.std(ddof=1)) / rounds**0.5
-            reach = float(t.ppf(1 - _TAIL, rounds - 1)) * spread
+            reach = float(t.ppf((1 + confidence) / 2, rounds - 1)) * spread
             low, high = exp(mean - reach), exp(mean + reach)
         if rounds < _ROUNDS_FOR_INTERVAL:
             notes.insert(0, f"few rounds: no interval under {_ROUNDS_FOR_INTERVAL}")
