@@ -37,7 +37,9 @@ def test_a_claim_is_shown_with_its_conditions_and_its_failed_checks(capsys):
 
 def test_check_is_content_with_the_repository(capsys):
     code, out, _ = run(capsys, "check")
-    assert code == 0 and re.fullmatch(r"\d+ claims of \d+ sources can be read, 0 mistakes\n", out)
+    assert code == 0 and re.fullmatch(
+        r"\d+ claims of \d+ sources can be read \(\d+ of them our own\), 0 mistakes\n", out
+    )
 
 
 def test_check_fails_on_a_mistake(capsys, tmp_path):

@@ -113,7 +113,10 @@ def test_what_the_source_left_open_our_run_must_settle(claim):
     assert judge(open_).verdict == "not_tested"
     left = judge(open_, H200, measured(1.9, 2.1))
     assert (left.verdict, left.code) == ("not_comparable", "same_dtype")
-    assert left.reason == "Not known of our run either. So."
+    assert left.reason.startswith(
+        "It is not known, of our run either, whether weights, activations"
+    )
+    assert left.reason.endswith("formats. So.")
     settled = Conditions(platform="cuda", hardware="H200", checks={"same_dtype": "pass"})
     assert judge(open_, settled, measured(1.9, 2.1)).verdict == "confirmed"
 

@@ -41,6 +41,8 @@ def list_page(registry: Registry, group: str = "") -> str:
         claims = registry.group(name)
         source = claims[0].source
         lines += [f"{name}: {source.title} ({len(claims)} claims)"]
+        if source.own:
+            lines += ["  own: definitions and controls of the workbench, published by nobody"]
         if source.withdrawn:
             lines += [fill(f"  withdrawn: {source.withdrawn}", _WIDTH, subsequent_indent="    ")]
         for claim in claims:
@@ -87,5 +89,7 @@ def show_page(claim: Claim) -> str:
 
 def check_page(registry: Registry) -> str:
     """How many claims could be read, and a line for each mistake."""
-    read = f"{len(registry.claims)} claims of {len(registry.groups)} sources can be read"
+    own = len(registry.claims) - len(registry.published)
+    controls = f" ({own} of them our own)" if own else ""
+    read = f"{len(registry.claims)} claims of {len(registry.groups)} sources can be read{controls}"
     return "\n".join([*registry.mistakes, f"{read}, {len(registry.mistakes)} mistakes"])

@@ -133,6 +133,8 @@ class Source:
     how: str
     withdrawn: str = ""
     """When and how its authors took it back; empty if they did not."""
+    own: bool = False
+    """True for definitions and results of our own, which nobody has published as a claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,5 +163,7 @@ class Claim:
     note: str = ""
     test: dict[str, str] = field(default_factory=dict)
     """How to test it: gpu, cpu_shape, analytic."""
+    arithmetic: tuple[dict[str, Any], ...] = ()
+    """Sums that its own numbers must agree with, see workbench.claims.sums."""
     expected_verdict: str | None = None
     """For claims whose verdict follows from their sources alone: a test of the rules."""

@@ -63,6 +63,8 @@ def decide(
                 cells=kept,
             )
         code = _interval(effect, kept, tolerance, noise_floor)
+    if effect.quantifier == "exact" and all(cell.low == cell.high for cell in kept):
+        return Decision(code=code, reason=_counted(effect, kept), cells=kept)
     shown, which = _shown(effect, kept)
     reason = (
         f"{shown.estimate:.4g} ({shown.low:.4g} to {shown.high:.4g}) {effect.unit}{which}"
@@ -74,6 +76,14 @@ def decide(
         width = max(shown.high - shown.estimate, shown.estimate - shown.low)
         reason += f"; {_detectable(width, shown)} is the least effect that this run can tell"
     return Decision(code=code, reason=f"{reason}.", cells=kept)
+
+
+def _counted(effect: Effect, cells: tuple[Interval, ...]) -> str:
+    if effect.type == "boolean":
+        found = " and ".join(dict.fromkeys("yes" if cell.estimate else "no" for cell in cells))
+        return f"Found {found}, claimed {_claimed(effect)}."
+    found = " and ".join(dict.fromkeys(f"{cell.estimate:,.6g}" for cell in cells))
+    return f"Counted {found} {effect.unit}, claimed {_claimed(effect)}."
 
 
 def _shown(effect: Effect, cells: tuple[Interval, ...]) -> tuple[Interval, str]:
@@ -102,6 +112,8 @@ def _interval(
     low, high = value - tolerance * abs(value), value + tolerance * abs(value)
     middle = cells[(len(cells) - 1) // 2]
     floor = noise_floor * abs(value)
+    # The floor is one of log-ratios: half as fast is as far away as twice as fast.
+    below = value / (1 + noise_floor) if effect.type == "ratio" else value - floor
     match effect.quantifier:
         case "up_to":
             yes = any(cell.low >= low for cell in cells)
@@ -114,9 +126,9 @@ def _interval(
             no = any(cell.low > high for cell in cells)
         case "higher":
             yes = all(cell.low > value + floor for cell in cells)
-            no = any(cell.high < value - floor for cell in cells)
+            no = any(cell.high < below for cell in cells)
         case "lower":
-            yes = all(cell.high < value - floor for cell in cells)
+            yes = all(cell.high < below for cell in cells)
             no = any(cell.low > value + floor for cell in cells)
         case "unchanged":
             band = (effect.margin or 0) * abs(value)
@@ -141,7 +153,11 @@ def _detectable(width: float, cell: Interval) -> str:
 def _claimed(effect: Effect) -> str:
     if effect.type == "boolean":
         return "yes" if effect.value else "no"
+    if effect.quantifier in ("exact", "typical"):
+        return f"{effect.value:.6g} {effect.unit}"
     word = effect.quantifier.replace("_", " ")
+    if effect.quantifier in ("higher", "lower"):
+        word += " than"
     if effect.quantifier == "range":
         return f"a range of {effect.value:.6g} to {effect.high:.6g} {effect.unit}"
     if effect.quantifier == "unchanged":

@@ -25,6 +25,7 @@ from workbench.claims.claim import (
     Evidence,
     Source,
 )
+from workbench.claims.sums import KINDS, unreadable
 from workbench.errors import ParameterError, nearest
 
 __all__ = ["Registry", "read_registry"]
@@ -34,9 +35,10 @@ _FIELDS: dict[str, type] = {
     "comparator": str, "level": str, "phase": str, "hardware": str, "model": str,
     "workload": dict, "software": object, "evidence": dict, "checks": dict, "source": dict,
     "bounds": list, "figures": object, "note": str, "test": dict, "expected_verdict": str,
+    "arithmetic": list,
 }  # fmt: skip
 _WORDS: dict[type, str] = {str: "text", list: "a list", dict: "named values"}
-_OPTIONAL = {"bounds", "figures", "note", "software", "expected_verdict", "test"}
+_OPTIONAL = {"arithmetic", "bounds", "figures", "note", "software", "expected_verdict", "test"}
 _NULLABLE = {"comparator", "hardware", "model", "workload", "software", "figures"}
 
 
@@ -54,6 +56,11 @@ class Registry:
                 f"claim {claim_id!r} is not known: {nearest(claim_id, self.claims)}"
             )
         return self.claims[claim_id]
+
+    @property
+    def published(self) -> tuple[Claim, ...]:
+        """The claims that somebody has published, without our own."""
+        return tuple(claim for claim in self.claims.values() if not claim.source.own)
 
     def group(self, name: str) -> tuple[Claim, ...]:
         """The claims of one source, in the order of its file."""
@@ -106,19 +113,23 @@ def read_registry(folder: Path) -> Registry:
     return Registry(claims=claims, mistakes=tuple(mistakes))
 
 
-def _group(name: str, content: Any) -> tuple[dict[str, str], list[Any]]:
+def _group(name: str, content: Any) -> tuple[dict[str, Any], list[Any]]:
     if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
         raise _MistakeError("claims is missing; a file has `source:` and a list `claims:`")
     source = content.get("source")
     if not isinstance(source, dict):
         raise _MistakeError("source is missing; it has title, ref and, if so, withdrawn")
-    _known("source", source, {"title", "ref", "withdrawn"}, needed={"title", "ref"})
+    _known("source", source, {"title", "ref", "withdrawn", "own"}, needed={"title", "ref"})
     for key, value in source.items():
-        _text(f"source.{key}", value)
+        if key == "own":
+            if not isinstance(value, bool):
+                raise _MistakeError(f"source.own is {value!r}; it takes true or false")
+        else:
+            _text(f"source.{key}", value)
     return {"group": name, **source}, content["claims"]
 
 
-def _claim(group: dict[str, str], entry: Any) -> Claim:
+def _claim(group: dict[str, Any], entry: Any) -> Claim:
     if not isinstance(entry, dict):
         raise _MistakeError("it is not a list of fields; write lines such as `id: MY-CLAIM`")
     _known("", entry, set(_FIELDS), needed=set(_FIELDS) - _OPTIONAL)
@@ -142,6 +153,9 @@ def _claim(group: dict[str, str], entry: Any) -> Claim:
             "evidence": _evidence(entry["evidence"]),
             "checks": {name: _check(name, check) for name, check in entry["checks"].items()},
             "bounds": tuple(_bound(i, bound) for i, bound in enumerate(entry.get("bounds", []), 1)),
+            "arithmetic": tuple(
+                _sum(i, each) for i, each in enumerate(entry.get("arithmetic", []), 1)
+            ),
             "source": _source(group, entry["source"]),
             "test": {key: str(value) for key, value in entry.get("test", {}).items()},
         }
@@ -226,7 +240,19 @@ def _bound(number: int, bound: Any) -> Bound:
     return Bound(**bound)
 
 
-def _source(group: dict[str, str], source: dict[str, Any]) -> Source:
+def _sum(number: int, entry: Any) -> dict[str, Any]:
+    where = f"arithmetic[{number}]"
+    kind = entry.get("kind") if isinstance(entry, dict) else entry
+    if not isinstance(entry, dict) or not isinstance(kind, str) or kind not in KINDS:
+        raise _MistakeError(f"{where}.kind is {kind!r}; write one of {', '.join(KINDS)}")
+    fields = {"kind", "unit", "factor", *KINDS[entry["kind"]]}
+    _known(where, entry, fields, needed=fields - {"unit", "factor"})
+    for name, value in unreadable(entry):
+        raise _MistakeError(f"{where}.{name} is {value!r}; it takes a number as published, quoted")
+    return entry
+
+
+def _source(group: dict[str, Any], source: dict[str, Any]) -> Source:
     fields = {"location", "confirmation", "how", "ref"}
     _known("source", source, fields, needed=fields - {"ref"})
     _one_of("source.confirmation", source["confirmation"], CONFIRMATIONS)

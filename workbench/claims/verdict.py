@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from workbench.claims.claim import CHECKS, UNSTATED, Bound, Claim, Effect
 from workbench.claims.decision import Decision, Interval, decide
 from workbench.claims.physics_gate import impossible, unknown_limits
+from workbench.claims.sums import inconsistent
 
-__all__ = ["Conditions", "Measurement", "Verdict", "judge"]
+__all__ = ["Conditions", "Measurement", "Verdict", "hardware_fits", "judge"]
 
 _SHAPES = {"higher", "lower", "unchanged"}
 _COUNTS = {"tokens", "count", "bool", "fraction"}
@@ -33,6 +34,8 @@ class Conditions:
     """cpu, cuda or rocm."""
     hardware: str
     """As workbench.physics names it."""
+    model: str = ""
+    """The model's name; empty where it does not matter."""
     checks: Mapping[str, str] = field(default_factory=dict)
     """What our own run proved of CHECKS: pass, fail or unknown."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -83,8 +86,10 @@ class Verdict:
                 self.tier, "confirmed"
             )
         if self.verdict == "not_confirmed":
-            inconclusive = self.code in ("inconclusive", "too_few_runs")
-            return "inconclusive" if inconclusive else self.code.replace("_", " ")
+            if self.code in ("inconclusive", "too_few_runs"):
+                return "inconclusive"
+            shape = " (shape)" if self.tier == "shape" else ""
+            return f"{self.code.replace('_', ' ')}{shape}"
         return self.verdict.replace("_", " ")
 
 
@@ -133,6 +138,8 @@ def _possible(claim: Claim) -> Verdict | None:
 
     if sentence := impossible(claim.bounds):
         return no("impossible", f"{sentence}.", "Other hardware, or another meaning of the number.")
+    if sentence := inconsistent(claim):
+        return no("inconsistent", sentence, "Numbers of the source that agree with one another.")
     if claim.evidence.contradicted_by:
         return no(
             "contradicted_by_source", claim.evidence.contradicted_by,
@@ -155,11 +162,17 @@ def _fair(
     failed = {name: claim.checks[name].why for name in _failed(claim)}
     for name, state in ours.items():
         if state == "fail":
-            failed.setdefault(name, "Our own run did not hold it.")
+            failed.setdefault(
+                name, f"In our own run it does not hold that {CHECKS.get(name, name)}."
+            )
     if measurement is not None:
+        if conditions is not None and (other := _other_model(claim, conditions)):
+            # A direction may be tested with any model, and says so; a size may not.
+            if conditions.platform != "cpu":
+                failed.setdefault("same_model_and_weights", other)
         for name, check in claim.checks.items():
             if check.state == "unknown" and ours.get(name, "unknown") == "unknown":
-                failed.setdefault(name, f"Not known of our run either. {check.why}")
+                failed.setdefault(name, _unsettled(name, check.why))
     if not failed:
         return None
     name, why = next(iter(failed.items()))
@@ -168,6 +181,20 @@ def _fair(
         failed_checks=tuple(failed),
         needed="; ".join(CHECKS.get(name, name) for name in failed) + ".",
     )  # fmt: skip
+
+
+def _unsettled(name: str, why: str) -> str:
+    return f"It is not known, of our run either, whether {CHECKS.get(name, name)}. {why}"
+
+
+def _other_model(claim: Claim, conditions: Conditions) -> str:
+    """A sentence where the claim names models and ours is none of them."""
+    named = (claim.model or "any").casefold()
+    if not conditions.model or named == "any" or claim.level not in _NEEDS_MODEL:
+        return ""
+    if conditions.model.casefold() in named:
+        return ""
+    return f"The claim is about {claim.model}, and ours was measured with {conditions.model}."
 
 
 def _sound(claim: Claim, measurement: Measurement) -> Verdict | None:
@@ -183,13 +210,15 @@ def _sound(claim: Claim, measurement: Measurement) -> Verdict | None:
 
 def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> Verdict:
     """G4: every part on its own, and the weakest decides."""
-    same = (claim.hardware or "").casefold()
-    here = conditions.hardware.casefold() in same or same == "any"
+    here = _named(claim, conditions.hardware)
     parts = {}
     for effect in claim.effects:
         cells = measurement.effects.get(effect.name, ())
         counted = effect.name in measurement.counted
-        if cells and not counted and not _hardware_fits(effect, conditions, here=here):
+        fits = hardware_fits(
+            effect, claim, platform=conditions.platform, hardware=conditions.hardware
+        )
+        if cells and not counted and not fits:
             parts[effect.name] = Decision(
                 code="hardware",
                 reason=f"A magnitude of {claim.hardware or 'unstated hardware'} cannot be judged"
@@ -207,22 +236,43 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
     at_full = "" if tier == "gpu" and part.code == "confirmed" else _test(claim)
     return Verdict(
         claim=claim.id, verdict=verdict.get(part.code, "not_confirmed"), code=part.code, gate="G4",
-        reason=part.reason if len(parts) == 1 else f"{weakest}: {part.reason}",
+        reason=_why(parts, weakest),
         tier=tier, needed=at_full, parts=parts, versions=dict(conditions.versions),
+        doubts=tuple(filter(None, [_other_model(claim, conditions)])),
     )  # fmt: skip
+
+
+def _why(parts: Mapping[str, Decision], weakest: str) -> str:
+    """The reason of the part that decides; of all parts where none is weaker than another."""
+    if len(parts) == 1:
+        return parts[weakest].reason
+    alike = len({part.code for part in parts.values()}) == 1
+    named = parts if alike else {weakest: parts[weakest]}
+    return " ".join(f"{name}: {part.reason}" for name, part in named.items())
 
 
 def _rank(code: str) -> int:
     return _WEAKEST_FIRST.index(code) if code in _WEAKEST_FIRST else len(_WEAKEST_FIRST)
 
 
-def _hardware_fits(effect: Effect, conditions: Conditions, *, here: bool) -> bool:
-    """Counts hold anywhere; a CPU judges directions; another GPU judges what has a comparator."""
+def hardware_fits(effect: Effect, claim: Claim, *, platform: str, hardware: str) -> bool:
+    """Whether a measurement on `hardware` may judge that effect.
+
+    Counts hold anywhere; a CPU judges directions, and bounds at 1 x, which are directions too;
+    another GPU judges what has a comparator.
+    """
     if effect.unit in _COUNTS and effect.quantifier == "exact":
         return True
-    if conditions.platform == "cpu":
-        return effect.quantifier in _SHAPES
-    return here or effect.type in ("ratio", "percent_change")
+    if platform == "cpu":
+        bound = effect.quantifier in ("at_most", "at_least") and effect.unit == "x"
+        return effect.quantifier in _SHAPES or (bound and effect.value == 1)
+    return _named(claim, hardware) or effect.type in ("ratio", "percent_change")
+
+
+def _named(claim: Claim, hardware: str) -> bool:
+    """Whether the claim is about this hardware, or any."""
+    same = (claim.hardware or "").casefold()
+    return hardware.casefold() in same or same == "any"
 
 
 def _test(claim: Claim) -> str:
