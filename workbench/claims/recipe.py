@@ -58,6 +58,8 @@ class Curve:
     """Name of the y axis, with its unit."""
     points: pd.DataFrame
     """Columns series, x (a number or a word), value, low, high; NaN where there is no interval."""
+    claims: tuple[str, ...] = ()
+    """In whose panels it stands; empty for the first claim that its recipe measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

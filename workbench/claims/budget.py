@@ -1,0 +1,174 @@
+"""Which claims are measured in the time there is, and why the others are not. Pure.
+
+Reading costs nothing and comes first. Time goes to recipes by the claims a second that they can
+decide here; what gives a number but no verdict comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from workbench.claims.claim import CHECKS, Claim
+from workbench.claims.decision import MIN_RUNS
+from workbench.claims.recipe import Recipe, Setting
+from workbench.claims.verdict import hardware_fits, judge
+from workbench.errors import WorkbenchError
+
+__all__ = ["Schedule", "Step", "schedule", "undecidable"]
+
+_NO_RUN_SETTLES = {
+    "strong_tuned_baseline",
+    "same_slo_and_arrivals",
+    "unit_and_iteration_accounting",
+}
+"""Checks on the source's own side, which no run of ours can make good."""
+_MORE_RUNS = 10
+"""Launches an arm that effects under 5 % are given when there is time."""
+_UNDECIDED_WORTH = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One recipe that will run, for these claims."""
+
+    recipe: Recipe
+    claims: tuple[str, ...]
+    runs: int
+    estimate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What will be measured, in order, and a sentence for each claim that will not be."""
+
+    steps: tuple[Step, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    by_reading: tuple[str, ...] = ()
+    """Claims whose verdict follows from their sources; nothing is measured for them."""
+
+    @property
+    def estimate_s(self) -> float:
+        return sum(step.estimate_s for step in self.steps)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.by_reading)} claims are decided by reading and arithmetic"]
+        for step in self.steps:
+            lines.append(
+                f"{step.recipe.level:8} {step.recipe.name:14} about {step.estimate_s:4.0f} s,"
+                f" {step.runs} runs an arm: {', '.join(step.claims)}"
+            )
+        lines.append(f"{len(self.skipped)} claims are not measured; the table says why of each")
+        return "\n".join([*lines, f"duration: about {self.estimate_s / 60:.1f} minutes"])
+
+
+def schedule(
+    claims: Sequence[Claim],
+    recipes: Sequence[Recipe],
+    setting: Setting,
+    *,
+    tiers: Sequence[str],
+    budget_s: float,
+) -> Schedule:
+    """Spend `budget_s` on what can be decided; `setting.runs` is the least for each arm."""
+    reading = tuple(claim.id for claim in claims if judge(claim).verdict != "not_tested")
+    open_ = {claim.id: claim for claim in claims if claim.id not in reading}
+    skipped: dict[str, str] = {}
+    offers: list[tuple[float, Step]] = []
+    for recipe in recipes:
+        serves = tuple(name for name in recipe.claims if name in open_)
+        if not serves:
+            continue
+        if reason := _not_allowed(recipe, setting, tiers):
+            skipped |= dict.fromkeys(serves, reason)
+            continue
+        try:
+            cost_s = recipe.estimate_s(setting)
+        except WorkbenchError as error:
+            skipped |= dict.fromkeys(serves, f"{recipe.name} cannot run here: {error}")
+            continue
+        worth = sum(
+            _UNDECIDED_WORTH if undecidable(open_[name], setting) else 1.0 for name in serves
+        )
+        step = Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
+        offers.append((worth / max(cost_s, 0.1), step))
+    steps: list[Step] = []
+    left_s = budget_s
+    for _, step in sorted(offers, key=lambda offer: -offer[0]):
+        if step.estimate_s <= left_s:
+            steps.append(step)
+            left_s -= step.estimate_s
+        else:
+            reason = (
+                f"{step.recipe.name} takes about {step.estimate_s:.0f} s and {max(0.0, left_s):.0f}"
+                f" of {budget_s:.0f} s are left; raise time_budget_s, e.g. to"
+                f" {_rounded_up(budget_s - left_s + step.estimate_s)}."
+            )
+            skipped |= dict.fromkeys(step.claims, reason)
+    measured = {name for step in steps for name in step.claims}
+    for name, claim in open_.items():
+        if name not in measured:
+            skipped.setdefault(name, _no_recipe(claim))
+    return Schedule(
+        steps=tuple(_more_runs(steps, open_, setting, left_s)),
+        skipped={name: text for name, text in skipped.items() if name not in measured},
+        by_reading=reading,
+    )
+
+
+def undecidable(claim: Claim, setting: Setting) -> str:
+    """Why a measurement here gives a number and no verdict; empty where it can give one."""
+    for name, check in claim.checks.items():
+        if check.state == "unknown" and name in _NO_RUN_SETTLES:
+            return f"The source leaves open whether {CHECKS[name]}, and no run of ours settles it."
+    for effect in claim.effects:
+        if not hardware_fits(effect, claim, platform=setting.platform, hardware=setting.hardware):
+            return f"A magnitude of {claim.hardware or 'unstated hardware'} is not judged here."
+    return ""
+
+
+def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
+    if recipe.level not in tiers:
+        return (
+            f"It is measured at the {recipe.level} level ({recipe.name}), and tiers allows"
+            f" {', '.join(tiers)}; add {recipe.level}."
+        )
+    if setting.platform not in recipe.platforms:
+        wanted = " or ".join(recipe.platforms)
+        return f"{recipe.name} needs {wanted}, and this is {setting.platform}."
+    return ""
+
+
+def _no_recipe(claim: Claim) -> str:
+    how = claim.test.get("gpu") or claim.test.get("analytic") or ""
+    if how.startswith("n/a"):
+        return (
+            "It describes a configuration or a definition of its source: there is nothing to run."
+        )
+    return "No recipe here measures it." + (f" How to: {how.rstrip('.')}." if how else "")
+
+
+def _more_runs(
+    steps: Sequence[Step], claims: Mapping[str, Claim], setting: Setting, left_s: float
+) -> list[Step]:
+    """What is left of the time goes to effects under 5 %, which five runs can hardly tell."""
+    more = []
+    for step in steps:
+        fine = any(
+            effect.quantifier == "unchanged" and (effect.margin or 1) < 0.05
+            for name in step.claims
+            for effect in claims[name].effects
+        )
+        runs = step.runs
+        each_s = step.estimate_s / max(runs, 1)
+        if fine and MIN_RUNS <= runs < _MORE_RUNS and each_s > 0:
+            extra = min(_MORE_RUNS - runs, int(left_s // each_s))
+            left_s -= extra * each_s
+            runs += extra
+        changed = replace(setting, runs=runs)
+        more.append(replace(step, runs=runs, estimate_s=step.recipe.estimate_s(changed)))
+    return more
+
+
+def _rounded_up(seconds: float) -> int:
+    return int(-(-seconds // 10) * 10)

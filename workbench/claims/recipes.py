@@ -1,0 +1,17 @@
+"""Every recipe that there is, for the servers that are asked for."""
+
+from __future__ import annotations
+
+from workbench.claims.recipe import Recipe
+from workbench.claims.serving import serving_recipes
+from workbench.params import EngineParams
+
+__all__ = ["recipes"]
+
+
+def recipes(params: EngineParams) -> tuple[Recipe, ...]:
+    """The recipes of all levels; a simulated engine has those of the serving level only."""
+    serving = serving_recipes(params)
+    if params.engine == "simulated":
+        return serving
+    return serving

@@ -1,0 +1,147 @@
+"""What is launched for claims about serving: arms, passes and prompts, as plans of the spine.
+
+Each has an A/A arm, the same configuration once more, whose difference is the noise floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from workbench.claims.recipe import Setting
+from workbench.experiment.arms import plan
+from workbench.experiment.hit_plan import Lengths
+from workbench.experiment.plan import (
+    FORK_SERVER_S,
+    Arm,
+    ExperimentPlan,
+    WorkloadSpec,
+    tiny_prefill_s,
+)
+from workbench.params import EngineParams, PdSweep, PrefixCache
+
+__all__ = [
+    "AGAIN",
+    "CACHE_LENGTHS",
+    "STORE_LENGTHS",
+    "cache_plan",
+    "estimate_s",
+    "store_plan",
+    "topology_plan",
+]
+
+AGAIN = " again"
+"""Ends the label of an A/A arm."""
+
+CACHE_LENGTHS = (512, 700, 1024, 1500, 2048, 2049)
+"""Whole blocks of 16 and 128 tokens, one token more, and lengths between."""
+STORE_LENGTHS = (700, 1024, 1900, 2048)
+"""Whole chunks of 256 tokens, and lengths between."""
+SHARES = (0.25, 0.5, 0.75)
+OUTPUT_TOKENS = 16
+SHORT_BUDGET_S = 300.0
+
+
+def cache_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
+    """One instance with the prefix cache off, off again, and on (cold, partly warm, warm)."""
+    asked = PrefixCache(
+        prompt_tokens=max(CACHE_LENGTHS), output_tokens=OUTPUT_TOKENS,
+        requests=_each(setting) * len(CACHE_LENGTHS), concurrency=1, shares=list(SHARES),
+        **_common(params, setting),
+    )  # fmt: skip
+    made = plan(asked)
+    off, on = made.arms
+    return replace(
+        made,
+        notebook="prefix_cache",
+        arms=(off, _again(off), on),
+        workload=_lengths(made, CACHE_LENGTHS),
+    )
+
+
+def store_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
+    """One instance without a KV store, again, and with LMCache (cold, engine-warm, store-warm)."""
+    with_store = plan(_sweep(params, setting, topology="1a", connector="lmcache"))
+    without = plan(_sweep(params, setting, topology="1a", connector="none"))
+    (lmcache,), (alone,) = with_store.arms, without.arms
+    alone = replace(alone, label="no store", passes=alone.passes[:1])
+    return replace(
+        with_store,
+        notebook="store",
+        arms=(alone, _again(alone), replace(lmcache, label="lmcache")),
+        workload=_lengths(with_store, STORE_LENGTHS),
+    )
+
+
+def topology_plan(
+    params: EngineParams, setting: Setting, topology: str, rival: str
+) -> ExperimentPlan:
+    """A PD topology over LMCache beside as many aggregated instances, once more; cold prompts.
+
+    `rival` is the connector of the aggregated instances, none or lmcache.
+    """
+    made = plan(
+        _sweep(
+            params, setting, topology=topology, connector="lmcache", opponents=True,
+            concurrency=2, requests=6, prompt_tokens=1500, output_tokens=32,
+        )
+    )  # fmt: skip
+    chosen = [arm for arm in made.arms if arm.role == "subject" or arm.connector == rival]
+    arms = [replace(arm, passes=arm.passes[:1]) for arm in chosen]
+    return replace(made, notebook=f"pd_{topology}", arms=(*arms, _again(arms[-1])))
+
+
+def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> float:
+    """Seconds that a plan takes with the tiny model on a CPU; on a GPU a guess from below.
+
+    `launch_s` and `instance_s`: what a launch costs, and each instance of it.
+    """
+    requests = made.workload.build("estimate").requests
+    cold_s = sum(tiny_prefill_s(r.prompt_tokens) + 0.004 * r.max_tokens for r in requests)
+    total_s = 0.0
+    once_s = FORK_SERVER_S if made.params.fork and made.platform == "cpu" else 0.0
+    for arm in made.arms:
+        instances = sum(int(n) for n in arm.topology.replace("p", " ").replace("d", " ")
+                        .replace("a", " ").split())  # fmt: skip
+        shares = sum(1.0 if p.state == "cold" else 1.1 - p.share for p in arm.passes)
+        total_s += launch_s + instance_s * instances + cold_s * shares + 0.15 * len(arm.passes)
+        total_s += 3.0 if arm.connector == "lmcache" else 0.0
+    return once_s + made.rounds * total_s
+
+
+def _each(setting: Setting) -> int:
+    """Requests of each length in a pass; more launches are worth more than more requests."""
+    return 1 if setting.budget_s < SHORT_BUDGET_S else 2
+
+
+def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
+    return {
+        "rounds": setting.runs,
+        "seed": setting.seed,
+        "output_dir": str(setting.output_dir),
+        "engine": params.engine,
+        "platform": params.platform,
+        "model": params.model,
+        "context_tokens": params.context_tokens,
+        "kv_cache_mib": params.kv_cache_mib,
+        "gpu_memory_share": params.gpu_memory_share,
+        "fork": params.fork,
+        "timeout_s": params.timeout_s,
+    }
+
+
+def _sweep(params: EngineParams, setting: Setting, **options: Any) -> PdSweep:
+    defaults = {
+        "opponents": False, "store_gb": 0.5, "prompt_tokens": max(STORE_LENGTHS),
+        "output_tokens": OUTPUT_TOKENS, "requests": _each(setting) * len(STORE_LENGTHS),
+    }  # fmt: skip
+    return PdSweep(**{**defaults, **_common(params, setting), **options})
+
+
+def _again(arm: Arm) -> Arm:
+    return replace(arm, label=arm.label + AGAIN, passes=arm.passes[:1])
+
+
+def _lengths(made: ExperimentPlan, lengths: tuple[int, ...]) -> WorkloadSpec:
+    options = made.workload.options
+    return Lengths(name="lengths", lengths=lengths, options=dict(options))
