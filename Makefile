@@ -17,6 +17,7 @@ report: setup
 	workbench run single_instance_prefix_cache $(FORCED)
 	workbench run lmcache_hit_analysis -f params/cpu_demo/lmcache_hit_analysis.yaml $(FORCED)
 	workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml $(FORCED)
+	workbench run paper_claim_validation -f params/cpu_demo/paper_claim_validation.yaml $(FORCED)
 	workbench index
 
 test: setup

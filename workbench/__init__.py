@@ -13,6 +13,8 @@ _HOMES = {
     "Topology": "workbench.topology",
     "check_environment": "workbench.experiment.environment",
     "check_params": "workbench.params",
+    "claim_panels": "workbench.report.claims",
+    "claim_table": "workbench.report.claims",
     "deploy": "workbench.experiment.explore",
     "figures": "workbench.report.figures",
     "hit_analysis": "workbench.experiment.hit_analysis",
@@ -20,6 +22,7 @@ _HOMES = {
     "machine": "workbench.machine",
     "plan": "workbench.experiment.arms",
     "run": "workbench.experiment.run",
+    "validate": "workbench.claims.validation",
 }
 _MODULES = {"figures", "machine"}
 

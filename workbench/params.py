@@ -18,6 +18,7 @@ from workbench.rules import param
 from workbench.topology import TensorParallel, Topology
 
 __all__ = [
+    "CLAIM_TIERS",
     "FAULTS",
     "NOTEBOOKS",
     "SCENARIOS",
@@ -26,10 +27,15 @@ __all__ = [
     "EnvironmentCheck",
     "LMCacheHitAnalysis",
     "LoadParams",
+    "PaperClaimValidation",
     "PdSweep",
     "PrefixCache",
     "check_params",
 ]
+
+
+CLAIM_TIERS = ("source", "kernel", "engine", "serving")
+"""How a claim may be tested: by reading and arithmetic alone, or by measuring at a level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +196,42 @@ class LMCacheHitAnalysis(EngineParams):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaperClaimValidation(EngineParams):
+    """Parameters of `paper_claim_validation`."""
+
+    claims: list[str] = param(
+        ["all"], "ids or groups of claims, or all", example="VLLM-APC,own_runs"
+    )
+    tiers: list[str] = param(list(CLAIM_TIERS), "how claims may be tested")
+    time_budget_s: float = param(
+        420.0, "time to spend on measuring, seconds; 0 reads only", low=0, high=1_000_000
+    )
+    rounds: int = param(5, "launches of every arm at least; 5 are needed for a verdict",
+                        low=1, high=1000)  # fmt: skip
+    registry: str = param(
+        "params/claims", "folder of the claims, from the repository's root", example="my/claims"
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine == "attach":
+            raise ParameterError(
+                "engine is 'attach': a claim is tested with set-ups that are started one beside"
+                " the other; take engine vllm, or measure running servers with pd_sweep"
+            )
+        self.check_engine()
+        if not self.claims:
+            raise ParameterError("claims is empty: write all, a group or ids, e.g. VLLM-APC")
+        for tier in self.tiers:
+            if tier not in CLAIM_TIERS:
+                raise ParameterError(
+                    f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)};"
+                    f" {nearest(tier, CLAIM_TIERS)}"
+                )
+        if not self.tiers:
+            raise ParameterError("tiers is empty: write at least one, e.g. source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentCheck:
     """Parameters of `environment_check`."""
 
@@ -205,6 +247,7 @@ NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
     "single_instance_prefix_cache": PrefixCache,
     "lmcache_hit_analysis": LMCacheHitAnalysis,
     "pd_sweep": PdSweep,
+    "paper_claim_validation": PaperClaimValidation,
 }
 
 

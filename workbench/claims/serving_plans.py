@@ -15,9 +15,9 @@ from workbench.experiment.plan import (
     FORK_SERVER_S,
     Arm,
     ExperimentPlan,
-    WorkloadSpec,
     tiny_prefill_s,
 )
+from workbench.experiment.traffic import WorkloadSpec
 from workbench.params import EngineParams, PdSweep, PrefixCache
 
 __all__ = [

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from workbench.errors import PlanError
 from workbench.experiment.traffic import WorkloadSpec
 from workbench.load.arrivals import Arrivals
-from workbench.params import EngineParams, LoadParams, PdSweep
+from workbench.machine import repository_root
+from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
 from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.vllm import EngineSettings, Platform
@@ -178,7 +179,17 @@ def run_id(params: EngineParams) -> str:
         file = Path(values.get(f"{name}_file") or "")
         if file.is_file():
             values[f"{name}_seen"] = (file.stat().st_size, file.stat().st_mtime_ns)
+    if isinstance(params, PaperClaimValidation):
+        # A registry with another claim is another one.
+        folder = repository_root() / params.registry
+        files = sorted(folder.glob("*.yaml"))
+        values["claims_seen"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    if isinstance(params, PaperClaimValidation):
+        named = params.claims if len(params.claims) < 4 else [f"{len(params.claims)} claims"]
+        simulated = ["simulated"] if params.engine == "simulated" else []
+        parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
+        return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
     if values.get("log_file"):
         return "-".join(
             filter(None, ("log", re.sub(r"[^\w.]+", "-", log.stem).strip("-."), digest))

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 
 from workbench.errors import ResultError
 from workbench.report.cells import render_cells
+from workbench.report.claims import MARKS, shown_rows
 from workbench.report.definition_card import definition_card
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, interval, moment, quantity
@@ -57,9 +58,12 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
     status = status_of(notebook, facts)
     title = _title(notebook, facts)
     outline = Outline()
+    claims = shown_rows(facts)
+    claims_id = outline.add("The claims", 2)[1] if claims else ""
     trust = outline.add("Can this be trusted?", 2)[1] if result else ""
     simulated = bool(facts.get("simulated"))
     body = render_cells(notebook, outline, simulated=simulated)
+    panels_id = outline.add("Each claim", 2)[1] if claims else ""
     ends = {
         name: outline.add(heading, 2)[1]
         for name, heading, wanted in (
@@ -82,6 +86,10 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
         kicker=_kicker(notebook, facts, title),
         gates=_gates(facts),
         trust=trust,
+        claims=claims,
+        claims_id=claims_id,
+        panels_id=panels_id,
+        marks=MARKS,
         contents=outline.entries,
         body=body,
         ends=ends,

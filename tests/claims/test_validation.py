@@ -1,0 +1,247 @@
+"""The run of the referee with pretended recipes: what is written, and what a failure leaves."""
+
+import asyncio
+import json
+from math import nan
+
+import pandas as pd
+import pytest
+
+from workbench.claims import validation
+from workbench.claims.decision import Interval
+from workbench.claims.recipe import Curve, Outcome, Recipe
+from workbench.claims.validation import validate
+from workbench.claims.verdict import Measurement
+from workbench.errors import DeploymentError, ParameterError
+from workbench.experiment.plan import run_id
+from workbench.experiment.result import load_result
+from workbench.params import PaperClaimValidation
+
+PROVED = {"replicated_runs_with_ci": "pass", "cache_state_controlled": "pass"}
+
+
+def interval(estimate, low, high, runs=5):
+    return Interval(estimate=estimate, low=low, high=high, runs=runs)
+
+
+def outcome(measurements, **changed):
+    points = pd.DataFrame([{"series": "a", "x": 1, "value": 2.0, "low": nan, "high": nan}])
+    fields = {
+        "table": pd.DataFrame([{"quantity": "ttft_s", "arm": "on", "value": 0.1}]),
+        "says": "Prompts of 512 tokens.",
+        "checks": PROVED,
+        "curves": (Curve(title="TTFT", x="tokens", y="ms", points=points),),
+    }
+    return Outcome(measurements=measurements, **{**fields, **changed})
+
+
+GOOD = outcome(
+    {
+        "VLLM-APC": Measurement(
+            effects={
+                "TTFT": (interval(0.2, 0.18, 0.22),),
+                "TPOT": (interval(1.0, 0.97, 1.03),),
+            }
+        ),
+        "VLLM-APC-COST": Measurement(effects={"throughput": (interval(0.98, 0.9, 1.07),)}),
+    }
+)
+
+
+def recipe(name, claims, result, *, seconds=10.0):
+    async def run(setting):
+        setting.echo(f"measuring with {setting.runs} runs")
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    return Recipe(name=name, level="serving", claims=claims, what="One beside another.",
+                  estimate_s=lambda _: seconds, run=run)  # fmt: skip
+
+
+CACHE = recipe("cache", ("VLLM-APC", "VLLM-APC-COST"), GOOD)
+
+
+@pytest.fixture
+def referee(monkeypatch, tmp_path):
+    """`referee(*recipes, **params)` is the validation with these recipes and no others."""
+
+    def make(*recipes, **params):
+        monkeypatch.setattr(validation, "recipes", lambda _: recipes)
+        monkeypatch.setattr(validation, "tiny_model", lambda: tmp_path / "tiny")
+        defaults = {"platform": "cpu", "output_dir": str(tmp_path)}
+        return validate(PaperClaimValidation(**{**defaults, **params}))
+
+    return make
+
+
+async def judged(made):
+    """The accounts of a run, by id."""
+    result = await made.run(echo=lambda _: None)
+    return result, {row["id"]: row for row in result.facts["claims"]}
+
+
+async def test_every_verdict_has_its_number_interval_conditions_and_reason(referee):
+    result, claims = await judged(referee(CACHE))
+    apc = claims["VLLM-APC"]
+    assert (apc["verdict"], apc["kind"]) == ("confirmed (shape)", "confirmed")
+    assert [(n["name"], n["estimate"], n["low"]) for n in apc["number"]] == [
+        ("TTFT", 0.2, 0.18), ("TPOT", 1.0, 0.97),
+    ]  # fmt: skip
+    assert apc["conditions"].startswith("any model; any hardware")
+    assert apc["ours"] == "Prompts of 512 tokens."
+    assert {check["by"] for check in apc["checked"]} == {"our run"}
+    cost = claims["VLLM-APC-COST"]
+    assert (cost["verdict"], cost["kind"]) == ("inconclusive", "inconclusive")
+    assert "is the least effect that this run can tell" in cost["reason"]
+    assert all(row["reason"] and row["conditions"] and row["source"] for row in claims.values())
+    assert result.claims["id"].tolist()[:2] == ["VLLM-APC", "VLLM-APC-COST"]  # measured ones first
+
+
+async def test_the_run_folder_holds_rows_and_result(referee):
+    made = referee(CACHE)
+    result, _ = await judged(made)
+    assert result.folder.name == run_id(made.params)
+    kept = load_result(result.folder)
+    assert kept.facts["status"] == "success"
+    assert kept.facts["files"] == {"measured cache": "measured_cache.parquet"}
+    assert len(pd.read_parquet(result.folder / "measured_cache.parquet")) == 1
+    outcomes = {gate["name"]: gate["outcome"] for gate in kept.facts["gates"]}
+    assert set(outcomes.values()) == {"PASS"}
+    assert "papermill notebooks/paper_claim_validation.ipynb" in kept.facts["repeat"]
+
+
+async def test_kinds_of_verdicts_are_counted_apart(referee):
+    result, claims = await judged(referee(CACHE))
+    cards = {card["kind"]: card["value"] for card in result.facts["numbers"]}
+    for kind, count in cards.items():
+        assert count == sum(row["kind"] == kind for row in claims.values())
+    assert sum(cards.values()) == len(claims)
+    assert cards["confirmed"] == cards["inconclusive"] == 1
+    assert result.facts["finding"].startswith(
+        f"{len(claims)} claims, 2 measured here: 1 confirmed (shape), 1 inconclusive; by reading,"
+    )
+
+
+async def test_a_claim_that_reading_decides_shows_the_number_of_its_own_table(referee):
+    _, claims = await judged(referee(claims=["S003-VLLM-VS-HF-PEAK"]))
+    (row,) = claims.values()
+    (number,) = row["number"]
+    assert number["kind"] == "recomputed"
+    assert (round(number["low"], 2), round(number["high"], 2)) == (2.0, 2.35)
+    assert row["sums"][1]["rows"][0]["batch"] == 1
+    assert row["verdict"] == "not comparable"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (DeploymentError("the server ended by itself"), "cache failed: the server ended by itself"),
+        (KeyError("oops"), "cache failed: KeyError: 'oops'"),
+    ],
+)
+async def test_a_measurement_that_failed_is_a_sentence_and_the_others_go_on(
+    referee, error, sentence
+):
+    broken = recipe("cache", ("VLLM-APC", "VLLM-APC-COST"), error)
+    count = Measurement(
+        effects={"tokens off": (interval(0, 0, 0),)}, counted=frozenset({"tokens off"})
+    )
+    hits = recipe("hits", ("OWN-HIT-TOKENS",), outcome({"OWN-HIT-TOKENS": count}), seconds=30)
+    result, claims = await judged(referee(broken, hits))
+    row = claims["VLLM-APC"]
+    assert (row["verdict"], row["code"], row["number"]) == ("not comparable", "unreliable_run", [])
+    assert row["reason"].startswith(sentence) or row["skipped"].startswith(sentence)
+    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
+    assert any(doubt.startswith(sentence) for doubt in result.facts["doubts"])
+    gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
+    assert gates["measurements ended"] == "INCONCLUSIVE"
+
+
+async def test_a_run_without_interval_is_inconclusive_and_never_green(referee):
+    noisy = outcome({"VLLM-APC-COST": Measurement(
+        effects={"throughput": (interval(1.0, nan, nan),)})})  # fmt: skip
+    _, claims = await judged(referee(recipe("cache", ("VLLM-APC-COST",), noisy)))
+    assert claims["VLLM-APC-COST"]["verdict"] == "inconclusive"
+    assert claims["VLLM-APC-COST"]["number"][0]["low"] is None
+
+
+async def test_a_failed_gate_of_our_run_gives_no_verdict(referee):
+    void = outcome({"VLLM-APC-COST": Measurement(
+        effects={"throughput": (interval(1.0, 0.999, 1.001),)},
+        faults=("Gate 'no failures' failed: 3 of 9 requests failed.",))})  # fmt: skip
+    _, claims = await judged(referee(recipe("cache", ("VLLM-APC-COST",), void)))
+    assert claims["VLLM-APC-COST"]["code"] == "unreliable_run"
+    assert claims["VLLM-APC-COST"]["kind"] == "not-comparable"
+
+
+async def test_what_comes_too_late_is_skipped_with_its_reason(referee, monkeypatch):
+    late = recipe("late", ("OWN-HIT-TOKENS",), GOOD, seconds=60)
+    made = referee(CACHE, late, time_budget_s=75)
+    clock = iter(range(0, 10_000, 30))  # every look at the clock takes half a minute
+    monkeypatch.setattr(validation.time, "monotonic", lambda: float(next(clock)))
+    _, claims = await judged(made)
+    assert claims["VLLM-APC"]["measured"]
+    assert not claims["OWN-HIT-TOKENS"]["measured"]
+    assert "raise time_budget_s" in claims["OWN-HIT-TOKENS"]["skipped"]
+
+
+async def test_cancelling_keeps_what_was_measured_and_spares_the_good_result(referee, tmp_path):
+    good, _ = await judged(referee(CACHE))
+    stopped = recipe("hits", ("OWN-HIT-TOKENS",), asyncio.CancelledError(), seconds=40)
+    with pytest.raises(asyncio.CancelledError):
+        await judged(referee(CACHE, stopped))
+    assert json.loads((good.folder / "result.json").read_text())["status"] == "success"
+    (attempt,) = good.folder.glob("attempt-*")
+    facts = json.loads((attempt / "result.json").read_text())
+    assert facts["status"] == "cancelled"
+    assert any(row["measured"] for row in facts["claims"])
+
+
+async def test_mistakes_of_a_registry_are_doubts_and_the_other_claims_go_on(referee, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(
+        "source: {title: T, ref: R}\nclaims:\n"
+        "- {id: GOOD, statement: A is B., metric: m, effects: [{name: e, quantifier: lower,"
+        " type: ratio, unit: x, value: 1}], subject: A, comparator: B, level: server,"
+        " phase: mixed, hardware: any, model: any, workload: null, evidence: {kind: measurement},"
+        " checks: {}, source: {location: p, confirmation: primary, how: read},"
+        " bounds: [{limit: memory_bandwidth, gpu: TPU v9, value: 9}]}\n"
+        "- {id: BAD, statement: No unit.}\n"
+    )
+    result, claims = await judged(referee(registry=str(folder)))
+    assert list(claims) == ["GOOD"]
+    assert "a.yaml: BAD: checks is missing" in result.facts["doubts"][0]
+    assert claims["GOOD"]["doubts"][0].startswith("GPU 'TPU v9' is not in the table")
+    gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
+    assert gates["registry is readable"] == "INCONCLUSIVE"
+
+
+def test_unknown_claims_and_empty_registries_stop_before_anything_starts(referee, tmp_path):
+    with pytest.raises(ParameterError, match="did you mean 'VLLM-APC'"):
+        referee(claims=["VLLM-APCC"])
+    with pytest.raises(ParameterError, match="no claim in it can be read"):
+        referee(registry=str(tmp_path))
+
+
+def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
+    made = referee(CACHE, claims=["literature"])
+    assert "28 claims on" in str(made) and "cache" in str(made)
+    one = run_id(made.params)
+    assert one.startswith("literature-420s-")
+    assert run_id(PaperClaimValidation(claims=["literature"], registry=str(tmp_path))) != one
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"tiers": ["kernl"]}, "tiers has 'kernl': write some of source, kernel"),
+        ({"tiers": []}, "tiers is empty"),
+        ({"claims": []}, "claims is empty: write all"),
+        ({"engine": "attach"}, "engine is 'attach': a claim is tested with set-ups"),
+    ],
+)
+def test_bad_parameters(given, sentence):
+    with pytest.raises(ParameterError, match=sentence):
+        PaperClaimValidation(**given)

@@ -1,0 +1,52 @@
+"""The referee as a user types it, on real servers in a minute of measuring."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.report.page import write_page
+
+Papermill = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.engine
+def test_a_minute_judges_the_exact_claims_on_the_real_engine(
+    papermill: Papermill, result_of: Any, tmp_path: Path
+) -> None:
+    done = papermill("paper_claim_validation", "-p", "time_budget_s", "60", "-p", "rounds", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = result_of("paper_claim_validation")
+    claims = {row["id"]: row for row in facts["claims"]}
+    measured = [row for row in claims.values() if row["measured"]]
+    assert len(measured) >= 7
+    for exact in ("OWN-HIT-TOKENS", "OWN-SAME-TEXT", "OWN-TOKEN-IDENTITY"):
+        assert claims[exact]["verdict"] == "confirmed (shape)", claims[exact]["reason"]
+    # Two launches an arm give numbers, and never a verdict on a time.
+    assert claims["VLLM-APC-COST"]["kind"] in ("inconclusive", "not-comparable")
+    assert claims["VLLM-APC-COST"]["number"][0]["estimate"] > 0
+    judged = [row for row in claims.values() if row["kind"] != "not-tested"]
+    assert len(judged) >= 34 + 7
+    assert all(row["skipped"] for row in claims.values() if row["kind"] == "not-tested")
+    gates = {gate["name"]: gate["outcome"] for gate in facts["gates"]}
+    assert gates["rules agree with their fixtures"] == "PASS"
+    page = write_page(tmp_path / "out.ipynb").read_text("utf-8")
+    assert 'id="claim-VLLM-APC-COST"' in page and "2.00 to 2.35x" in page
+
+
+def test_an_unknown_claim_is_one_sentence(papermill: Papermill) -> None:
+    done = papermill("paper_claim_validation", "-p", "claims", "VLLM-APCC")
+    assert done.returncode != 0
+    assert "did you mean 'VLLM-APC'" in done.stderr
+    assert "Traceback" not in done.stderr.split("ParameterError")[-1]
+
+
+def test_reading_alone_starts_nothing(papermill: Papermill, result_of: Any) -> None:
+    done = papermill("paper_claim_validation", "-p", "tiers", "source", "-p", "claims", "llmir")
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = result_of("paper_claim_validation")
+    assert len(facts["claims"]) == 16
+    assert not any(row["measured"] for row in facts["claims"])
+    assert facts["finding"].startswith("16 claims, by reading, ")

@@ -1,0 +1,180 @@
+"""The claim table and its panels from invented rows: a word, a shape and a reason for each."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from workbench.report.claims import MARKS, claim_panels, claim_table, shown_number
+from workbench.report.figures.claims import claim_curve, claim_intervals
+from workbench.report.page import render
+
+
+def effect(**changed: Any) -> dict[str, Any]:
+    fields = {
+        "name": "TTFT", "unit": "x", "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
+        "exact": False, "confidence": 0.95, "claimed": "lower than 1 x", "value": 1.0,
+        "confirms_from": None, "confirms_to": 1.0, "code": "confirmed", "noise_floor": 0.03,
+    }  # fmt: skip
+    return {**fields, **changed}
+
+
+def row(name: str = "VLLM-APC", **changed: Any) -> dict[str, Any]:
+    effects = [effect()]
+    number = [{key: effects[0][key] for key in ("name", "estimate", "low", "high", "unit", "exact")}
+              | {"kind": "measured"}]  # fmt: skip
+    fields = {
+        "id": name, "group": "literature", "source": "vLLM docs", "confirmation": "primary: read",
+        "withdrawn": "", "own": False, "statement": "TTFT falls <b>a lot</b>.",
+        "says": ["TTFT: lower than 1 x"], "conditions": "any model; any hardware",
+        "subject": "vLLM", "comparator": "the same without", "ours": "Prompts of 512 tokens.",
+        "number": number, "effects": effects, "measured": True, "recipe": "prefix_cache",
+        "verdict": "confirmed (shape)", "kind": "confirmed", "code": "confirmed", "gate": "G4",
+        "tier": "shape", "reason": "0.21 (0.19 to 0.24) x against lower than 1 x.", "needed": "",
+        "skipped": "", "checked": [
+            {"state": "pass", "check": "equal models", "by": "our run", "why": ""},
+            {"state": "unknown", "check": "a tuned baseline", "by": "its source", "why": "Old."},
+        ],
+        "sums": [], "curves": [], "doubts": ["A doubt."], "limits": ["A limit."], "note": "",
+        "versions": {"vllm": "0.32.0"},
+    }  # fmt: skip
+    return {**fields, **changed}
+
+
+KINDS = [
+    row(f"K{place}", kind=kind, verdict=kind.replace("-", " "), measured=place < 3)
+    for place, kind in enumerate(MARKS)
+]
+
+
+@pytest.fixture
+def page(result: dict[str, Any]) -> Any:
+    """`page(rows)` is the parsed page of a result with these claims."""
+
+    def make(rows: list[dict[str, Any]]) -> BeautifulSoup:
+        notebook = nbformat.v4.new_notebook()
+        return BeautifulSoup(render(notebook, result | {"claims": rows}), "html.parser")
+
+    return make
+
+
+def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page: Any) -> None:
+    cells = page(KINDS).select("table.claims .verdict")
+    assert [cell.get_text() for cell in cells] == [
+        f"{mark} {kind.replace('-', ' ')}" for kind, mark in MARKS.items()
+    ]
+    assert len(set(MARKS.values())) == len(MARKS)
+    assert [cell["class"][1] for cell in cells] == list(MARKS)
+
+
+def test_number_interval_conditions_and_reason_stand_in_the_row(page: Any) -> None:
+    (body,) = page([row()]).select("table.claims tbody")
+    text = " ".join(body.get_text(" ").split())
+    assert "0.210x [0.190, 0.240]" in text
+    for words in ("VLLM-APC", "vLLM docs", "any model; any hardware", "confirmed (shape)", "5 runs",
+                  "against lower than 1 x."):  # fmt: skip
+        assert words in text
+
+
+def test_the_table_stands_on_the_first_screen_and_links_its_panels(page: Any) -> None:
+    soup = page([row()])
+    table, gates = soup.select_one("table.claims"), soup.select_one(".gates")
+    assert table.sourceline < gates.sourceline
+    target = soup.select_one("table.claims a")["href"].removeprefix("#")
+    assert soup.find(id=target).name == "details"
+    assert [h.get_text() for h in soup("h2")][:2] == ["The claims", "Can this be trusted?"]
+
+
+def test_it_sorts_with_a_few_lines_that_load_nothing(page: Any) -> None:
+    soup = page(KINDS)
+    (script,) = [s for s in soup("script") if "aria-sort" in s.get_text()]
+    assert "http" not in script.get_text() and not script.get("src")
+    assert all(cell.has_attr("data-key") for cell in soup.select("table.claims tbody td"))
+    keys = [cell["data-key"] for cell in soup.select('td[data-label="verdict"]')]
+    assert sorted(keys) == keys  # by what was found, not by the alphabet
+
+
+def test_text_of_claims_is_text(page: Any) -> None:
+    assert not page([row()]).select(".claims td b b, .claims td:first-child b:nth-of-type(2)")
+
+
+def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page: Any) -> None:
+    panel = page([row()]).find(id="claim-VLLM-APC")
+    text = " ".join(panel.get_text(" ").split())
+    assert "◆ not known a tuned baseline (its source): Old." in text
+    assert "● 1 check holds" in text
+    assert "A limit." in text and "A doubt." in text and "vllm 0.32.0" in text
+    assert panel.has_attr("open")
+    (figure,) = panel("figure")
+    assert figure["aria-label"].startswith("VLLM-APC, confirmed (shape). TTFT: 0.210 [0.190, 0.24")
+
+
+def test_a_claim_that_was_not_measured_is_folded_and_says_why(page: Any) -> None:
+    skipped = row(measured=False, number=[], effects=[], skipped="pd takes 90 s.", ours="")
+    soup = page([skipped])
+    assert not soup.find(id="claim-VLLM-APC").has_attr("open")
+    assert soup.select_one('td[data-label="reason"]').get_text() == "pd takes 90 s."
+
+
+def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
+    sums = [{"sentence": "At equal batch the ratio is 2.00 to 2.35 x.", "holds": False,
+             "rows": [{"batch": 1, "ratio": 2.055}]}]  # fmt: skip
+    recomputed = {"name": "from its own table", "estimate": None, "low": 2.004, "high": 2.35,
+                  "unit": "x", "exact": False, "kind": "recomputed"}  # fmt: skip
+    soup = page([row(sums=sums, number=[recomputed], effects=[])])
+    assert "2.00 to 2.35x" in soup.select_one('td[data-label="our number"]').get_text()
+    panel = soup.find(id="claim-VLLM-APC")
+    assert "▲ At equal batch the ratio is" in panel.get_text()
+    assert [cell.get_text() for cell in panel.select("tbody td")] == ["1", "2.055"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, ("0.210x", "[0.190, 0.240]")),
+        ({"low": None, "high": None}, ("0.210x", "no interval")),
+        ({"estimate": None}, ("not known", "")),
+        ({"estimate": 0.0, "low": 0.0, "high": 0.0, "exact": True, "unit": "tokens"},
+         ("0 tokens", "exact")),
+        ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),
+    ],
+)  # fmt: skip
+def test_numbers_in_words(changed: dict[str, Any], shown: tuple[str, str]) -> None:
+    value = {**row()["number"][0], **changed}
+    found = shown_number(value)
+    assert (found["value"], found["interval"]) == shown
+
+
+def test_a_notebook_shows_table_and_panels_by_themselves() -> None:
+    result = SimpleNamespace(facts={"claims": KINDS})
+    for view in (claim_table(result), claim_panels(result)):
+        bundle = view._repr_mimebundle_()
+        assert "K1" in bundle["text/html"]
+        assert bundle["text/plain"].startswith("● K0: confirmed.")
+
+
+def test_effects_of_different_units_have_axes_of_their_own() -> None:
+    other = effect(name="TPOT", unit="%", value=5.0, confirms_from=-5.0, confirms_to=5.0)
+    chart = claim_intervals(row(effects=[effect(), other]))
+    assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 2
+    assert "TTFT (times): 0.210 [0.190, 0.240] x" in chart.svg
+    assert "claimed: lower than 1 x" in chart.svg
+
+
+def test_a_number_without_interval_is_drawn_hollow_and_said() -> None:
+    chart = claim_intervals(row(effects=[effect(low=None, high=None)]))
+    assert "0.210 x, no interval" in chart.svg
+
+
+@pytest.mark.parametrize("xs", [[128, 512, 2048, 8192], [1, 60, 92, 2049], ["naive", "SDPA"]])
+def test_a_curve_takes_numbers_and_words(xs: list[Any]) -> None:
+    points = [{"series": "a", "x": x, "value": 2.0 + i, "low": 1.5 + i, "high": None}
+              for i, x in enumerate(xs)]  # fmt: skip
+    chart = claim_curve({"title": "T", "x": "tokens", "y": "ms", "points": points})
+    words = [x for x in xs if isinstance(x, str)]
+    assert all(f">{word}<" in chart.svg for word in words)
+    assert ">tokens<" in chart.svg and ">ms<" in chart.svg
+    assert chart.alt == "T: ms over tokens, 1 line."

@@ -1,0 +1,182 @@
+"""What all verdicts together say: the headline, the gates of the run, its doubts and limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.claims.claim import Claim
+from workbench.claims.recipe import Outcome, Setting
+from workbench.claims.registry import Registry
+from workbench.claims.verdict import Verdict
+from workbench.experiment.findings import repeat_command
+from workbench.params import PaperClaimValidation
+
+__all__ = ["concluded"]
+
+_ORDER = ("confirmed", "contradicted", "inconclusive", "not-comparable", "not-tested")
+
+
+def concluded(
+    params: PaperClaimValidation,
+    setting: Setting,
+    registry: Registry,
+    claims: Sequence[Claim],
+    verdicts: Mapping[str, Verdict],
+    accounts: Sequence[dict[str, Any]],
+    *,
+    outcomes: Mapping[str, Outcome],
+    failed: Mapping[str, str],
+    steps: int,
+) -> dict[str, Any]:
+    """The part of result.json that follows from the verdicts."""
+    measured = [row for row in accounts if row["measured"]]
+    return {
+        "finding": _finding(accounts, measured),
+        "scope": _scope(setting, params, outcomes),
+        "numbers": _cards(accounts),
+        "gates": _gates(registry, claims, verdicts, failed, steps, len(outcomes)),
+        "doubts": _doubts(registry, failed, outcomes),
+        "limits": _limits(setting, accounts),
+        "repeat": repeat_command("paper_claim_validation", params),
+        "claims": sorted(accounts, key=_first_screen),
+        "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
+        "summary": [], "comparisons": [], "arms": [], "sentences": [],
+    }  # fmt: skip
+
+
+def _first_screen(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Measured claims first, then those judged by reading, then the untested."""
+    place = 0 if row["measured"] else 2 if row["kind"] == "not-tested" else 1
+    return place, row["own"], _ORDER.index(row["kind"]), row["group"], row["id"]
+
+
+def _finding(accounts: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> str:
+    read = [row for row in accounts if not row["measured"] and row["kind"] != "not-tested"]
+    count = Counter(row["verdict"] for row in measured)
+    total = f"{_many(len(accounts), 'claim')}"
+    parts = []
+    if measured:
+        words = ", ".join(f"{n} {word}" for word, n in sorted(count.items(), key=_by_kind))
+        parts.append(f"{len(measured)} measured here: {words}")
+    if read:
+        fall = sum(row["kind"] == "contradicted" for row in read)
+        fair = sum(row["kind"] == "not-comparable" for row in read)
+        fell = [f"{fall} fall by their own source or physics"] * bool(fall)
+        fell += [f"{fair} are no fair comparison"] * bool(fair)
+        parts.append(f"by reading, {' and '.join(fell)}" if fell else f"{len(read)} were read")
+    if not parts:
+        return f"{total}, and none could be judged"
+    return f"{total}, {'; '.join(parts)}"
+
+
+def _by_kind(item: tuple[str, int]) -> tuple[int, str]:
+    word = item[0]
+    for place, kind in enumerate(_ORDER):
+        if word.startswith(kind.replace("-", " ")):
+            return place, word
+    return 1, word
+
+
+def _scope(setting: Setting, params: PaperClaimValidation, outcomes: Mapping[str, Outcome]) -> str:
+    if not outcomes:
+        return "Nothing was measured: verdicts follow from sources, arithmetic and physics."
+    model = setting.model.name if params.model else "a tiny local model"
+    shapes = (
+        ": directions, identities and exact counts are judged, sizes are not"
+        if setting.platform == "cpu"
+        else ""
+    )
+    return f"Measured with {model} on {setting.hardware} ({setting.platform}){shapes}."
+
+
+def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How many claims each kind of verdict has; the kinds are never added up."""
+    labels = {
+        "confirmed": "confirmed",
+        "contradicted": "contradicted",
+        "inconclusive": "inconclusive",
+        "not-comparable": "not comparable",
+        "not-tested": "not tested",
+    }
+    cards = []
+    for kind, label in labels.items():
+        rows = [row for row in accounts if row["kind"] == kind]
+        here = sum(row["measured"] for row in rows)
+        note = f"{here} measured here" if here else ""
+        cards.append({"label": label, "value": len(rows), "unit": "", "low": None, "high": None,
+                      "note": note, "kind": kind})  # fmt: skip
+    return cards
+
+
+def _gates(
+    registry: Registry, claims: Sequence[Claim], verdicts: Mapping[str, Verdict],
+    failed: Mapping[str, str], steps: int, done: int,
+) -> list[dict[str, str]]:  # fmt: skip
+    fixtures = [claim for claim in claims if claim.expected_verdict]
+    odd = [c.id for c in fixtures if verdicts[c.id].verdict != c.expected_verdict]
+    mistakes = len(registry.mistakes)
+    gates = [
+        _gate(
+            "registry is readable", "INCONCLUSIVE" if mistakes else "PASS",
+            f"{len(registry.claims)} claims of {len(registry.groups)} sources were read,"
+            f" {mistakes} mistakes" + (f"; first {registry.mistakes[0]}" if mistakes else ""),
+            "mend the registry; `workbench claims check` lists every mistake" if mistakes else "",
+        ),
+    ]  # fmt: skip
+    if fixtures:
+        gates.append(
+            _gate(
+                "rules agree with their fixtures", "FAIL" if odd else "PASS",
+                f"{len(fixtures) - len(odd)} of {len(fixtures)} claims with a known verdict got it"
+                + (f"; not {odd[0]}" if odd else ""),
+                "a rule or a claim was changed: read docs/claims.md" if odd else "",
+            )
+        )  # fmt: skip
+    if steps:
+        reasons = list(dict.fromkeys(failed.values()))
+        gates.append(
+            _gate(
+                "measurements ended", "INCONCLUSIVE" if done < steps else "PASS",
+                "; ".join([f"{done} of {steps} measurements ended well", *reasons[:1]]),
+                "see the reason beside each claim" if done < steps else "",
+            )
+        )  # fmt: skip
+    return gates
+
+
+def _gate(name: str, outcome: str, sentence: str, next_step: str) -> dict[str, str]:
+    return {"name": name, "outcome": outcome, "sentence": sentence, "next_step": next_step}
+
+
+def _doubts(
+    registry: Registry, failed: Mapping[str, str], outcomes: Mapping[str, Outcome]
+) -> list[str]:
+    doubts = [f"Not read: {mistake}." for mistake in registry.mistakes]
+    doubts += list(dict.fromkeys(f"{reason.rstrip('.')}." for reason in failed.values()))
+    for outcome in outcomes.values():
+        doubts += [doubt for doubt in outcome.doubts if doubt not in doubts]
+    return doubts
+
+
+def _limits(setting: Setting, accounts: Sequence[Mapping[str, Any]]) -> list[str]:
+    limits = [
+        "A verdict holds for the versions and conditions beside it and for nothing else.",
+        "A claim that is contradicted by its own source may still describe something true: what"
+        " was refuted is that its source shows it.",
+    ]
+    if setting.platform == "cpu":
+        limits.append(
+            "On a CPU nothing is said about sizes: a confirmed shape is a direction or a count."
+        )
+    if any(row["own"] for row in accounts):
+        limits.append(
+            "Claims of our own are controls for the measuring; they are counted with the others"
+            " and marked as own."
+        )
+    return limits
+
+
+def _many(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

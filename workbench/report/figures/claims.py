@@ -1,0 +1,149 @@
+"""Figures of a claim's panel: what was measured beside what is claimed, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.report.figures.chart import Chart, draw, log_ticks
+from workbench.report.figures.looks import BLACK, GREY, looks
+from workbench.report.numbers import number
+
+__all__ = ["claim_curve", "claim_intervals"]
+
+_BAND = "#cfe3f1"
+_BLUE = "#0072B2"
+_ROW_PX = 64
+
+
+def claim_intervals(claim: Mapping[str, Any]) -> Chart:
+    """Each effect of a claim as a dot with its interval, over the band that would confirm it.
+
+    `claim` is one of result.facts["claims"]; its effects have units of their own, so each has an
+    axis of its own.
+    """
+    effects: Sequence[Mapping[str, Any]] = [
+        effect for effect in claim["effects"] if effect["estimate"] is not None
+    ]
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(len(effects), 1, squeeze=False)[:, 0]
+        for axes, effect in zip(panels, effects, strict=True):
+            _effect(axes, effect)
+
+    spoken = "; ".join(
+        f"{effect['name']}: {_range(effect)}, claimed {effect['claimed']}" for effect in effects
+    )
+    return draw(
+        paint,
+        title=_title(claim),
+        body_px=_ROW_PX * len(effects) + 12 * len(effects),
+        alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
+        caption="Dot and bar: our number with its interval (90 % where no change is claimed, else"
+        " 95 %). Shaded: where the whole interval must lie to confirm the claim.",
+    )
+
+
+def claim_curve(curve: Mapping[str, Any], *, caption: str = "") -> Chart:
+    """The lines of a curve with intervals; words on the x axis are spread evenly."""
+    points: Sequence[Mapping[str, Any]] = curve["points"]
+    names = list(dict.fromkeys(str(point["series"]) for point in points))
+    words = list(dict.fromkeys(str(p["x"]) for p in points if isinstance(p["x"], str)))
+
+    def place(point: Mapping[str, Any]) -> float:
+        return float(words.index(point["x"])) if words else float(point["x"])
+
+    look = looks(names)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name in names:
+            known = [p for p in points if str(p["series"]) == name and p["value"] is not None]
+            known.sort(key=place)
+            xs, ys = [place(p) for p in known], [float(p["value"]) for p in known]
+            axes.plot(xs, ys, color=look[name].colour, marker=look[name].marker, markersize=6,
+                      linewidth=1.6)  # fmt: skip
+            for x, point in zip(xs, known, strict=True):
+                if point["low"] is not None and point["high"] is not None:
+                    axes.vlines(x, point["low"], point["high"], color=look[name].colour, lw=1.4)
+        values = [float(p["value"]) for p in points if p["value"] is not None]
+        xs = [place(p) for p in points]
+        if words:
+            axes.set_xticks(range(len(words)), words)
+        elif _geometric(xs):
+            log_ticks(axes, min(xs), max(xs))
+        if values and min(values) > 0 and max(values) / min(values) > 20:
+            log_ticks(axes, min(values), max(values), axis="y")
+        elif values:
+            axes.set_ylim(min(0.0, *values), None)
+        axes.set_xlabel(curve["x"])
+        axes.set_ylabel(curve["y"])
+
+    return draw(
+        paint, title=curve["title"], body_px=300, caption=caption, keys=look,
+        alt=f"{curve['title']}: {curve['y']} over {curve['x']}, {len(names)}"
+        f" line{'s' * (len(names) != 1)}.",
+    )  # fmt: skip
+
+
+def _geometric(xs: Sequence[float]) -> bool:
+    """Whether steps grow by factors, as in 128, 256, 512, so that a log axis spreads them."""
+    places = sorted(set(xs))
+    if len(places) < 3 or places[0] <= 0 or places[-1] / places[0] < 8:
+        return False
+    return median(b / a for a, b in pairwise(places)) >= 1.5
+
+
+def _title(claim: Mapping[str, Any]) -> str:
+    verdict = str(claim["verdict"])
+    return f"{claim['id']}: {verdict}"
+
+
+def _range(effect: Mapping[str, Any]) -> str:
+    """`0.213 [0.20, 0.22] x`, a count alone."""
+    unit = effect["unit"]
+    text = number(effect["estimate"])
+    if effect["exact"] and effect["low"] == effect["high"]:
+        return f"{number(round(effect['estimate']))} {unit}".strip()
+    if effect["low"] is None or effect["high"] is None:
+        return f"{text} {unit}, no interval".strip()
+    return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
+
+
+def _effect(axes: Axes, effect: Mapping[str, Any]) -> None:
+    """One row: the band, the claimed value, the dot with its interval, and both in words."""
+    ends = [effect["estimate"], effect["low"], effect["high"], effect["value"]]
+    ends += [effect["confirms_from"], effect["confirms_to"]]
+    known = [float(end) for end in ends if end is not None and isfinite(end)]
+    low, high = min(known), max(known)
+    pad = 0.12 * (high - low) or 0.12 * abs(high) or 1.0
+    low, high = low - pad, high + pad
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([])
+    axes.grid(visible=False, axis="y")
+    start = low if effect["confirms_from"] is None else effect["confirms_from"]
+    end = high if effect["confirms_to"] is None else effect["confirms_to"]
+    if end > start:
+        axes.axvspan(start, end, color=_BAND, zorder=0, linewidth=0)
+    axes.axvline(effect["value"], color=BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    has = effect["low"] is not None and effect["high"] is not None
+    if has:
+        axes.hlines(0.5, effect["low"], effect["high"], color=_BLUE, linewidth=3.5, zorder=2)
+    axes.plot(
+        effect["estimate"], 0.5, marker="o", markersize=9, color=_BLUE, zorder=3,
+        markerfacecolor=_BLUE if has else "white", markeredgewidth=0 if has else 2,
+    )  # fmt: skip
+    unit = {"x": " (times)", "%": ", %"}.get(effect["unit"], f", {effect['unit']}")
+    axes.set_title(
+        f"{effect['name']}{unit}: {_range(effect)}", size=13, weight="normal", loc="left"
+    )
+    axes.set_title(f"claimed: {effect['claimed']}", size=12, color=GREY, loc="right",
+                   weight="normal")  # fmt: skip
+    axes.tick_params(axis="x", labelsize=11)
