@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.claims.kernels.recipes import RECIPES as KERNELS
 from workbench.claims.recipe import Recipe
 from workbench.claims.serving import serving_recipes
 from workbench.params import EngineParams
@@ -11,7 +12,6 @@ __all__ = ["recipes"]
 
 def recipes(params: EngineParams) -> tuple[Recipe, ...]:
     """The recipes of all levels; a simulated engine has those of the serving level only."""
-    serving = serving_recipes(params)
     if params.engine == "simulated":
-        return serving
-    return serving
+        return serving_recipes(params)
+    return (*KERNELS, *serving_recipes(params))
