@@ -144,9 +144,10 @@ def test_failed_requests_fail_their_gate(sweep, rows):
 def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), [])
-    assert facts["finding"].startswith(
-        "Not proven, since a gate failed (every pass ran and 1 more): "
+    assert facts["finding"] == (
+        "Not proven: some passes could not be measured (gate “every pass ran”, and 1 more failed)"
     )
+    assert "prefix cache" in facts["unproven"]
 
 
 def test_launches_that_differ_are_a_doubt(sweep, rows):

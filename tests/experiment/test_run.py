@@ -113,7 +113,7 @@ async def test_a_server_that_answers_errors_gives_failed_records_and_a_failed_ga
     assert result.requests["error"].tolist() == ["", "http_500", "", ""]
     gates = dict(zip(result.gates["name"], result.gates["outcome"], strict=True))
     assert gates["no failures"] == "FAIL"
-    assert result.facts["finding"].startswith("Not proven, since a gate failed (")
+    assert result.facts["finding"].startswith("Not proven: ")
     assert all("not proven" in number["note"] for number in result.facts["numbers"])
     assert said[1].endswith("1 of 2 failed")
 

@@ -145,8 +145,13 @@ def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said,
 
 def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     plan = sweep(topology="1p4d")
-    said = sentences.finding(plan, [warm(18.0)], ["cold was cold"])
-    assert said.startswith("Not proven, since a gate failed (cold was cold): A warm KV store")
+    found = sentences.finding(plan, [warm(18.0)])
+    assert sentences.headline(found, ["cold was cold", "same text"]) == {
+        "finding": "Not proven: a pass that is called cold found its prompts in a cache"
+        " (gate “cold was cold”, and 1 more failed)",
+        "unproven": found,
+    }
+    assert sentences.headline(found, []) == {"finding": found, "unproven": ""}
     (card,) = sentences.cards(plan, [], [warm(18.0)], ["cold was cold"])
     assert card["note"] == "not proven: a gate failed; 5 rounds, 30 pairs"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.experiment.checks import check
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
-from workbench.experiment.sentences import break_even, cards, finding, scope, sentences
+from workbench.experiment.sentences import break_even, cards, finding, headline, scope, sentences
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
@@ -59,11 +59,11 @@ def conclude(
         )
     failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
     if answered:
-        found = finding(plan, comparisons, failed)
+        found = finding(plan, comparisons)
     else:
         found = "No request succeeded" if measured else "Nothing was measured"
     return {
-        "finding": found,
+        **headline(found, failed if answered else ()),
         "scope": scope(plan),
         "numbers": cards(plan, summary, comparisons, failed),
         "gates": [asdict(gate) for gate in checked],

@@ -25,7 +25,7 @@ from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.plan import ExperimentPlan, run_id
 from workbench.experiment.result import SCHEMA, Result, RunFolder
 from workbench.experiment.run import run
-from workbench.experiment.sentences import not_proven
+from workbench.experiment.sentences import headline as judged
 from workbench.metrics.lmcache_log import read_log
 from workbench.params import LMCacheHitAnalysis
 
@@ -138,23 +138,24 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     failed = [gate["name"] for gate in result.facts["gates"] if gate["outcome"] == "FAIL"]
     # Servers that run already have no rival without a store: what every sweep finds is said.
     attached = made.params.engine == "attach"
-    found = result.facts["finding"] if attached else headline(compared)
-    if not attached:
-        found = not_proven(found, failed)
+    found = {} if attached else judged(headline(compared), failed)
     doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
-    facts = result.facts | {
-        "finding": found,
-        "numbers": result.facts["numbers"] if attached else cards(compared, table),
-        "sentences": [*by_counters(table), *result.facts["sentences"]]
-        if attached
-        else sentences(compared, table),
-        "explained": hit_rows.explained(served),
-        "tiers": table,
-        "ratios": compared,
-        "doubts": list(dict.fromkeys(doubts)),
-        "limits": [*result.facts["limits"], *_LIMITS],
-        "files": result.facts["files"] | {"served": "served.parquet"},
-    }
+    facts = (
+        result.facts
+        | found
+        | {
+            "numbers": result.facts["numbers"] if attached else cards(compared, table),
+            "sentences": [*by_counters(table), *result.facts["sentences"]]
+            if attached
+            else sentences(compared, table),
+            "explained": hit_rows.explained(served),
+            "tiers": table,
+            "ratios": compared,
+            "doubts": list(dict.fromkeys(doubts)),
+            "limits": [*result.facts["limits"], *_LIMITS],
+            "files": result.facts["files"] | {"served": "served.parquet"},
+        }
+    )
     return _written(facts, result.folder, result.frames | {"served": served})
 
 

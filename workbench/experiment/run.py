@@ -144,7 +144,7 @@ async def _deployment(
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     "numbers gates ledger token_sources limits sentences summary comparisons".split(), ()
-) | {"scope": "", "break_even": "", "repeat": "", "files": {}}
+) | {"scope": "", "unproven": "", "break_even": "", "repeat": "", "files": {}}
 
 
 def _facts(

@@ -7,30 +7,31 @@ from math import isnan
 from typing import Any
 
 from workbench.experiment.plan import ExperimentPlan
+from workbench.metrics.gate import meaning
 from workbench.topology import Topology
 
-__all__ = ["break_even", "cards", "finding", "not_proven", "scope", "sentences"]
+__all__ = ["break_even", "cards", "finding", "headline", "scope", "sentences"]
 
 Row = dict[str, Any]
 
 
-def finding(
-    plan: ExperimentPlan, comparisons: Sequence[Row], failed_gates: Sequence[str] = ()
-) -> str:
-    """The headline: what was found, with its size; never more than intervals and gates allow."""
+def finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
+    """What was found, with its size; never more than its intervals allow."""
     if plan.notebook == "single_instance_prefix_cache":
-        found = _cache_finding(plan, comparisons)
-    else:
-        found = _sweep_finding(plan, comparisons)
-    return not_proven(found, failed_gates)
+        return _cache_finding(plan, comparisons)
+    return _sweep_finding(plan, comparisons)
 
 
-def not_proven(found: str, failed_gates: Sequence[str]) -> str:
-    """The finding behind a warning when a gate failed; itself when none did."""
+def headline(found: str, failed_gates: Sequence[str]) -> dict[str, str]:
+    """`finding`, the page's headline, and `unproven`, what it would be if no gate had failed."""
     if not failed_gates:
-        return found
-    others = f" and {len(failed_gates) - 1} more" if len(failed_gates) > 1 else ""
-    return f"Not proven, since a gate failed ({failed_gates[0]}{others}): {found}"
+        return {"finding": found, "unproven": ""}
+    first, *others = failed_gates
+    more = f", and {len(others)} more failed" if others else ""
+    return {
+        "finding": f"Not proven: {meaning(first)} (gate “{first}”{more})",
+        "unproven": found,
+    }
 
 
 def _prompt(plan: ExperimentPlan) -> str:
