@@ -272,3 +272,21 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
         "Not proven, since a gate failed (cold was cold): what follows may have other causes.",
         *found.why(),
     ]
+
+
+def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monkeypatch):
+    folder = open_folder(tmp_path)
+    stamps = [[0.0, 0.5, 1.5]] * 9
+    columns = {"arm": "1a", "pass": "cold", "error": "", "text": "a", "chunk_s": stamps}
+    latencies = dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), 0.25)
+    folder.write("requests", pd.DataFrame(columns | latencies))
+    folder.write_facts({"schema": SCHEMA, "finding": "many"})
+    folder.promote()
+    assert "chunk_s" in load_result(folder.home).requests
+    monkeypatch.setattr("workbench.experiment.result.MANY_ROWS", 8)
+    result = load_result(folder.home)
+    assert list(result.requests) == ["arm", "pass", "error", "ttft_s", "tpot_s", "e2e_s"]
+    # and yet its gaps are known
+    table = result.percentile_table().set_index("metric")
+    assert table.loc["ICL, ms", "p50"] == "750 [500, 1,000]"
+    assert table.loc["ICL, ms", "n"] == 18

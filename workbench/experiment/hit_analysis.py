@@ -156,7 +156,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
             "files": result.facts["files"] | {"served": "served.parquet"},
         }
     )
-    return _written(facts, result.folder, result.frames | {"served": served})
+    return _written(facts, result.folder, {**result.frames, "served": served})
 
 
 _LIMITS = (

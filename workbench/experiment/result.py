@@ -18,15 +18,17 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
 from workbench.experiment.ledger_table import by_request, ledger_table
+from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.why import table, why
 from workbench.machine import repository_root
+from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ __all__ = ["SCHEMA", "Result", "RunFolder", "load_result", "output_root"]
 SCHEMA = 1
 MIME = "application/vnd.workbench.result+json"
 FRAMES = ("requests", "legs", "counters", "gauges")
+MANY_ROWS = 100_000
+BULKY = ("chunk_s", "chunk_tokens", "text")
+"""Columns of requests.parquet that are not loaded from a file of more than MANY_ROWS."""
 
 
 def output_root(output_dir: str) -> Path:
@@ -84,7 +89,7 @@ class RunFolder:
     def write(self, name: str, frame: pd.DataFrame) -> None:
         """Save a frame as parquet, whole or not at all."""
         partial = self.attempt / f".{name}.partial"
-        frame.to_parquet(partial, compression="zstd", index=False)
+        frame.to_parquet(partial, compression="zstd", index=False, row_group_size=MANY_ROWS)
         os.replace(partial, self.attempt / f"{name}.parquet")
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
@@ -114,11 +119,15 @@ class Result:
 
     facts: dict[str, Any]
     folder: Path
-    frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    frames: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
     def requests(self) -> pd.DataFrame:
-        """One row per request: constant columns, records.RequestRecord, latencies."""
+        """One row per request: constant columns, records.RequestRecord, latencies.
+
+        A result of more than MANY_ROWS requests is loaded without the BULKY columns: latencies and
+        counts are there, stamps and texts stay in the file.
+        """
         return self._marked(self.frames["requests"])
 
     @property
@@ -135,6 +144,19 @@ class Result:
     def summary(self) -> pd.DataFrame:
         """Median and 95 % interval per arm, pass and metric; seconds."""
         return self._table("summary")
+
+    @property
+    def percentiles(self) -> pd.DataFrame:
+        """p50, p90 and p99 of TTFT, TPOT, E2E and ICL per arm and pass, see metrics.percentiles.
+
+        Read from the run's file batch by batch: a million requests take seconds, not gigabytes.
+        """
+        path = self.folder / "requests.parquet"
+        return self._marked(percentiles(path if path.exists() else self.frames["requests"]))
+
+    def percentile_table(self) -> pd.DataFrame:
+        """The percentiles as one wide table, in milliseconds."""
+        return percentile_table(self.percentiles)
 
     @property
     def comparisons(self) -> pd.DataFrame:
@@ -256,7 +278,6 @@ def _shown(metric: str, median: float, low: float, high: float) -> str:
 
 def load_result(folder: Path | str) -> Result:
     """Read a run folder. Raises ResultError with a sentence for what is missing or unreadable."""
-    import pandas as pd
 
     folder = Path(folder)
     path = folder / "result.json"
@@ -273,9 +294,35 @@ def load_result(folder: Path | str) -> Result:
         raise ResultError(
             f"{path} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
         )
-    frames = {
-        name: pd.read_parquet(folder / f"{name}.parquet")
-        for name in FRAMES
-        if (folder / f"{name}.parquet").exists()
-    }
-    return Result(facts=facts, folder=folder, frames=frames)
+    return Result(facts=facts, folder=folder, frames=_Files(folder))
+
+
+class _Files(Mapping[str, "pd.DataFrame"]):
+    """The frames of a run folder, each read when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = {name: folder / f"{name}.parquet" for name in FRAMES}
+        self._paths = {name: path for name, path in paths.items() if path.exists()}
+        self._loaded: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._loaded:
+            self._loaded[name] = _loaded(self._paths[name])
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _loaded(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    about = pq.read_metadata(path)
+    if about.num_rows <= MANY_ROWS:
+        return pd.read_parquet(path)
+    names = about.schema.to_arrow_schema().names
+    return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])

@@ -21,11 +21,14 @@ __all__ = [
     "Estimate",
     "Ratio",
     "describe",
+    "interval_ranks",
     "needed_n",
     "pair",
     "paired_ratio",
     "quantile",
+    "quantile_of_sorted",
     "ratio_of_rounds",
+    "three_digits",
 ]
 
 _TAIL = 0.025
@@ -89,23 +92,43 @@ def quantile(values: ArrayLike, q: float) -> Estimate:
     Nonparametric Statistics, 3rd ed., section 3.2), so it covers at least 95 % for independent
     values. Fewer than `needed_n(q)` values: no interval, and the note says so.
     """
-    needed = needed_n(q)
     given = np.asarray(values, dtype=float).ravel()
-    sample = np.sort(given[~np.isnan(given)])
-    n = len(sample)
+    return quantile_of_sorted(np.sort(given[~np.isnan(given)]), q)
+
+
+def quantile_of_sorted(sample: NDArray[np.float64], q: float) -> Estimate:
+    """`quantile` of values that are sorted already, none of them NaN."""
+    needed, n = needed_n(q), len(sample)
     if n == 0:
         return Estimate(value=nan, low=nan, high=nan, n=0, note="no values")
     value = float(np.quantile(sample, q))
-    if n < needed:
+    ranks = interval_ranks(n, q)
+    if ranks is None:
         return Estimate(value=value, low=nan, high=nan, n=n, note=f"needs n >= {needed}")
-    from scipy.stats import binom
+    low, high = (float(sample[rank - 1]) for rank in ranks)
+    return Estimate(value=value, low=low, high=high, n=n)
 
-    # How many of n values fall below the quantile is binomial(n, q); ranks count from 1.
-    low_rank = int(binom.ppf(_TAIL, n, q))
-    high_rank = int(binom.ppf(1 - _TAIL, n, q)) + 1
-    return Estimate(
-        value=value, low=float(sample[low_rank - 1]), high=float(sample[high_rank - 1]), n=n
-    )
+
+def interval_ranks(n: int, q: float) -> tuple[int, int] | None:
+    """Ranks, from 1, of the order statistics that bound the q-quantile of n values at 95 %.
+
+    None under `needed_n(q)` values. See `quantile`.
+    """
+    if n < needed_n(q):
+        return None
+    # How many of n values fall below the quantile is binomial(n, q).
+    return _binomial_rank(_TAIL, n, q), _binomial_rank(1 - _TAIL, n, q) + 1
+
+
+def _binomial_rank(probability: float, n: int, q: float) -> int:
+    """The least k with P(binomial(n, q) <= k) >= probability.
+
+    As scipy.stats.binom.ppf, whose import takes a second.
+    """
+    from scipy.special import bdtr, bdtrik
+
+    k = ceil(float(bdtrik(probability, n, q)))
+    return k - 1 if k > 0 and float(bdtr(k - 1, n, q)) >= probability else k
 
 
 def pair(baseline: pd.DataFrame, value: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -171,9 +194,9 @@ def describe(ratio: Ratio) -> str:
         return f"not known: {ratio.note}"
     note = f" ({ratio.note})" if ratio.note else ""
     if isnan(ratio.low):
-        return f"{_three_digits(ratio.value)}x, {ratio.sample}{note}"
-    interval = f"[{_three_digits(ratio.low)}, {_three_digits(ratio.high)}]"
-    text = f"{_three_digits(ratio.value)}x {interval}, {ratio.sample}{note}"
+        return f"{three_digits(ratio.value)}x, {ratio.sample}{note}"
+    interval = f"[{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
+    text = f"{three_digits(ratio.value)}x {interval}, {ratio.sample}{note}"
     if ratio.low <= 1 <= ratio.high:
         return f"no difference detectable at this n: {text}"
     return text
@@ -210,7 +233,7 @@ def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence:
     )
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, never in powers of ten: 0.0123, 1.02, 18.1, 1,234."""
     decimals = 2 - floor(log10(abs(value))) if value else 0
     return f"{value:,.{max(0, decimals)}f}"

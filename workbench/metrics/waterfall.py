@@ -110,7 +110,8 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
     request that failed, no leg, no engine timing, or durations that contradict one another (then
     no part of that request is shown). Seconds.
     """
-    rows = latencies(requests)[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
+    timed = requests if "ttft_s" in requests else latencies(requests)
+    rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
     seen = legs.reindex(columns=[*_KEYS, *_STAMPS, "prefill_instance", "prefill_engine_metrics"])
     # An id that the proxy saw twice has two sets of stamps, and nothing says which is meant.
     seen = seen.drop_duplicates([*_KEYS], keep=False)
