@@ -14,6 +14,7 @@ from matplotlib.textpath import TextPath
 
 from workbench.report import figures
 from workbench.report.figures import Chart
+from workbench.report.figures.series import sampled
 
 
 def words(chart: Chart) -> list[str]:
@@ -262,6 +263,59 @@ def boxes(chart: Chart) -> list[tuple[float, float, float, float, str]]:
         )
         found.append((left, left + width, y - 0.7 * size, y, text))
     return found
+
+
+@pytest.fixture(scope="module")
+def many() -> pd.DataFrame:
+    """200,000 requests of two cache states, one of them rare."""
+    draw, n = np.random.default_rng(0), 200_000
+    prompt = draw.integers(500, 30_000, n)
+    return pd.DataFrame(
+        {
+            "arm": "1p4d",
+            "round": 0,
+            "pass": np.where(np.arange(n) < 100, "warm", "cold"),
+            "error": "",
+            "sent_s": np.arange(n) * 0.01,
+            "ttft_s": draw.lognormal(-2, 0.7, n),
+            "request_tps": draw.normal(80, 5, n),
+            "e2e_s": draw.lognormal(0, 0.4, n),
+            "output_tokens": draw.integers(1, 500, n),
+            "prompt_tokens": prompt,
+            "cached_tokens": (prompt * draw.random(n)).astype(int),
+            "ideal_tokens": prompt,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("figure", "sentence"),
+    [
+        (figures.latency_panels, "Each line goes through 250 of its requests."),
+        (figures.requests_over_time, "Drawn: a sample of 852 of 200,000 requests, the extremes in"),
+        (
+            figures.ttft_against_cached_share,
+            "Drawn: a sample of 852 of 200,000 requests, the extremes in",
+        ),
+        (figures.hit_against_ideal, "Drawn: token counts rounded to 1,200."),
+    ],
+)
+def test_many_requests_are_drawn_from_reduced_data_and_the_caption_says_so(
+    many: pd.DataFrame, figure: Callable[[pd.DataFrame], Chart], sentence: str
+) -> None:
+    chart = figure(many)
+    assert sentence in chart.caption
+    assert "199,900 cold" in chart.caption  # what is counted and said rests on all of them
+    assert len(chart.svg) < 200_000
+    few = figure(many[:300:3])
+    assert "sample" not in few.caption and "rounded" not in few.caption and "250" not in few.caption
+
+
+def test_a_sample_keeps_the_extremes_and_the_rare_state(many: pd.DataFrame) -> None:
+    shown, _ = sampled(many, "ttft_s")
+    assert {many["ttft_s"].idxmax(), many["ttft_s"].idxmin()} <= set(shown.index)
+    assert shown["pass"].value_counts()["warm"] == 100
+    assert shown.equals(sampled(many, "ttft_s")[0])
 
 
 def test_a_figure_is_the_same_each_time_small_and_offline(requests: pd.DataFrame) -> None:

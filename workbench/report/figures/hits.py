@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.figures.looks import BLACK, GREY, Look, looks
 from workbench.report.figures.series import (
+    MOST_POINTS,
     counted,
     labels,
     names,
     points,
+    sampled,
     successes,
     time_axis,
     why_none,
@@ -21,6 +23,7 @@ from workbench.report.numbers import number, quantity, time_scale
 
 __all__ = ["hit_against_ideal", "ttft_against_cached_share"]
 
+_GRID_LINES = 25
 _NEVER_TOLD = "the server did not say how many prompt tokens came from a cache."
 
 
@@ -41,12 +44,13 @@ def ttft_against_cached_share(
         sideways=np.random.default_rng(0).uniform(-0.8, 0.8, len(rows)),
         y=rows["ttft_s"] * factor,
     )
+    drawn, reduced = sampled(rows, "y")
     look = looks(names(rows), "point")
     tenths = rows.groupby((rows["share"] // 10).clip(upper=9))[["share", "y"]].median()
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for name, group in rows.groupby(labels(rows), sort=False):
+        for name, group in drawn.groupby(labels(rows).loc[drawn.index], sort=False):
             points(axes, group["share"] + group["sideways"], group["y"], look[str(name)])
         if len(tenths) > 2:
             axes.plot(tenths["share"], tenths["y"], color=BLACK, linewidth=1.6, zorder=4)
@@ -67,7 +71,8 @@ def ttft_against_cached_share(
         body_px=350,
         alt=f"{heading}, one point per request. {found}.",
         caption=caption
-        or f"One point per request, spread sideways a little.{line} {counted(rows, requests)}",
+        or f"One point per request, spread sideways a little.{line}"
+        f" {counted(rows, requests)}{reduced}",
         keys=look,
         marks=requests.attrs,
     )
@@ -86,9 +91,7 @@ def hit_against_ideal(frame: pd.DataFrame, *, title: str = "", caption: str = ""
     if rows.empty:
         return no_data(heading, _NEVER_TOLD)
     look = looks(names(rows), "point")
-    spots = rows.assign(series=labels(rows)).value_counts(
-        ["series", "ideal_tokens", "cached_tokens"], sort=False
-    )
+    spots, reduced = _spots(rows)
     hit, ideal = int(rows["cached_tokens"].sum()), int(rows["ideal_tokens"].sum())
     found = f"{hit:,} tokens came from a cache, where no prompt repeats another"
     if ideal:
@@ -96,7 +99,7 @@ def hit_against_ideal(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         found = f"Hits are {share} of the ideal reuse: {hit:,} of {ideal:,} tokens"
 
     def paint(figure: Figure) -> None:
-        _against_ideal(figure, spots.rename("requests").reset_index(), look)
+        _against_ideal(figure, spots, look)
 
     return draw(
         paint,
@@ -104,11 +107,25 @@ def hit_against_ideal(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         body_px=390,
         alt=f"{heading}, one point per request. {found}.",
         caption=caption
-        or f"{counted(rows, frame)} Larger points are several requests, up to {spots.max()}."
+        or f"{counted(rows, frame)} Larger points are several requests, up to"
+        f" {spots['requests'].max():,}.{reduced}"
         " On the dashed line a request got all that an infinite cache would have had.",
         keys=look,
         marks=frame.attrs,
     )
+
+
+def _spots(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """How many requests fall on each point, and what the caption says where points were joined."""
+    keys = ["ideal_tokens", "cached_tokens"]
+    spots = rows[keys].assign(series=labels(rows)).value_counts(["series", *keys], sort=False)
+    reduced = ""
+    if len(spots) > MOST_POINTS:
+        grid = max(1, -(-int(rows[keys].max().max()) // _GRID_LINES))
+        coarse = (rows[keys] / grid).round() * grid
+        spots = coarse.assign(series=labels(rows)).value_counts(["series", *keys], sort=False)
+        reduced = f" Drawn: token counts rounded to {grid:,}."
+    return spots.rename("requests").reset_index(), reduced
 
 
 def _against_ideal(figure: Figure, spots: pd.DataFrame, look: dict[str, Look]) -> None:
@@ -135,7 +152,7 @@ def _against_ideal(figure: Figure, spots: pd.DataFrame, look: dict[str, Look]) -
             marker=look[str(name)].marker,
             alpha=0.7,
             linewidths=0,
-            rasterized=len(spots) > 1500,
+            rasterized=len(group) > MOST_POINTS // 2,
             zorder=3,
             clip_on=False,
         )

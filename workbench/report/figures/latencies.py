@@ -19,6 +19,7 @@ from workbench.report.figures.series import (
     labels,
     names,
     points,
+    sampled,
     successes,
     time_axis,
     why_none,
@@ -52,13 +53,15 @@ def latency_panels(requests: pd.DataFrame, *, title: str = "", caption: str = ""
         figure.supylabel("share of requests at or below", fontsize=13, color=BLACK)
 
     found = _median_ttft(rows)
+    most = labels(rows).value_counts().max()
+    reduced = f" Each line goes through {_STEPS} of its requests." if most > _STEPS else ""
     return draw(
         paint,
         title=title or found,
         body_px=560,
         alt="Distributions of TTFT, TPS, E2E and output length, one line per cache state."
         f" {found}.",
-        caption=caption or counted(rows, requests),
+        caption=caption or counted(rows, requests) + reduced,
         keys=look,
         marks=requests.attrs,
     )
@@ -78,6 +81,7 @@ def requests_over_time(
     panels = names(rows)
     states = list(dict.fromkeys(rows["pass"]))
     look = looks(states, "point")
+    drawn, reduced = sampled(rows, "y")
     columns = min(3, len(states) if len(states) > 1 else len(panels))
     lines = -(-len(panels) // columns)
 
@@ -86,7 +90,7 @@ def requests_over_time(
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-            shown = rows[rows["series"] == panel]
+            shown = drawn[drawn["series"] == panel]
             points(axes, shown["since_s"], shown["y"], look[shown["pass"].iloc[0]])
             axes.set_title("\n".join(wrapped(panel, 690 / columns, weight="bold")))
             axes.tick_params(labelbottom=i + columns >= len(panels))
@@ -104,7 +108,8 @@ def requests_over_time(
         body_px=40 + 250 * lines,
         alt=f"{name} of every request over the time of its pass. {found}.",
         caption=caption
-        or f"One point per request, all rounds over one another. {counted(rows, requests)}",
+        or f"One point per request, all rounds over one another."
+        f" {counted(rows, requests)}{reduced}",
         marks=requests.attrs,
     )
 

@@ -6,6 +6,7 @@ seconds. A failed request has no latency: it is counted in the caption, never dr
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -13,17 +14,19 @@ from workbench.report.figures.chart import log_ticks
 from workbench.report.figures.looks import Look
 
 __all__ = [
+    "MOST_POINTS",
     "counted",
     "labels",
     "names",
     "points",
+    "sampled",
     "successes",
     "time_axis",
     "why_none",
 ]
 
-_POINTS_AS_SVG = 1500
-"""Beyond this many points a cloud becomes pixels, so that a page stays small."""
+MOST_POINTS = 1500
+"""A figure draws at most about so many points: more are one dark patch, and a page of megabytes."""
 
 
 def successes(requests: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -51,11 +54,11 @@ def names(rows: pd.DataFrame) -> list[str]:
 def counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
     """`Requests: 30 cold, 29 store-warm. 1 failed, not drawn.`"""
     counts = labels(rows).value_counts(sort=False)
-    text = "Requests: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(counts) > 4:
-        text = f"{len(rows)} requests in {len(counts)} groups"
+        text = f"{len(rows):,} requests in {len(counts)} groups"
     failed = int((requests["error"] != "").sum()) if "error" in requests else 0
-    return f"{text}.{f' {failed} failed, not drawn.' if failed else ''}"
+    return f"{text}.{f' {failed:,} failed, not drawn.' if failed else ''}"
 
 
 def why_none(requests: pd.DataFrame) -> str:
@@ -65,6 +68,26 @@ def why_none(requests: pd.DataFrame) -> str:
     errors = requests.get("error", pd.Series(dtype=str)).loc[lambda error: error != ""]
     most = f"; the most frequent error is {errors.mode().iloc[0]}" if len(errors) else ""
     return f"none of {len(requests)} requests has this value{most}."
+
+
+def sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
+    """The rows to draw as points, and a sentence for the caption where that is not all of them.
+
+    Every line gets an equal share of MOST_POINTS, so that a small one stays visible; its smallest
+    and largest value of `column` are always drawn. The same rows give the same sample.
+    """
+    if len(rows) <= MOST_POINTS:
+        return rows, ""
+    draw = np.random.default_rng(0)
+    groups = rows.groupby(labels(rows), sort=False)
+    share = max(3, MOST_POINTS // groups.ngroups)
+    chosen: set[int] = set()
+    for _, group in groups:
+        picked = draw.choice(len(group), min(share, len(group)), replace=False)
+        values = group[column].to_numpy(float)
+        chosen.update(group.index[np.r_[picked, values.argmin(), values.argmax()]].tolist())
+    shown = rows.loc[sorted(chosen)]
+    return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
 
 
 def points(axes: Axes, x: pd.Series[float], y: pd.Series[float], look: Look) -> None:
@@ -77,7 +100,7 @@ def points(axes: Axes, x: pd.Series[float], y: pd.Series[float], look: Look) -> 
         marker=look.marker,
         alpha=0.6,
         linewidths=0,
-        rasterized=len(x) > _POINTS_AS_SVG,
+        rasterized=len(x) > MOST_POINTS // 2,
         zorder=3,
     )
 
