@@ -22,9 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.experiment.frame_file import GROUP_ROWS, write_options
+
 TURNS = 3
 CHUNKS = 128
-BATCH = 50_000
+BATCH = 100_000
 ROOT = Path(__file__).resolve().parent.parent
 
 WORKBENCH = """
@@ -70,7 +72,7 @@ def make_run(folder: Path, records: int) -> None:
     starts = np.arange(BATCH + 1, dtype=np.int32) * CHUNKS
     ones = pa.ListArray.from_arrays(starts, np.ones(BATCH * CHUNKS, np.int64))
     writer = None
-    for first in range(0, records, BATCH):
+    for first in range(0, records, BATCH):  # records: a multiple of BATCH
         index = np.arange(first, first + BATCH)
         sent_s = 1e5 + index * 0.002
         # Other rows behind one another in each batch, so that no two batches hold the same sums.
@@ -98,8 +100,9 @@ def make_run(folder: Path, records: int) -> None:
             }
         )
         if writer is None:
-            writer = pq.ParquetWriter(folder / "requests.parquet", table.schema, compression="zstd")
-        writer.write_table(table, row_group_size=100_000)
+            path, schema = folder / "requests.parquet", table.schema
+            writer = pq.ParquetWriter(path, schema, **write_options(schema))
+        writer.write_table(table, row_group_size=GROUP_ROWS)
     if writer is not None:
         writer.close()
 

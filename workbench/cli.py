@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="workbench", description=(__doc__ or "").split("\n")[0])
-    acts = parser.add_subparsers(required=True, metavar="run | report | index | claims")
+    acts = parser.add_subparsers(required=True, metavar="run | report | index | compare | claims")
     run = acts.add_parser("run", help="run a notebook into its run folder, then make its page")
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     run.add_argument(
@@ -52,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     index = acts.add_parser("index", help="one page that lists every run")
     index.add_argument("--output-dir", default="outputs")
     index.set_defaults(act=_index)
+    compare = acts.add_parser(
+        "compare",
+        help="run folders and result files of vLLM bench, GuideLLM, AIPerf, LMCache bench",
+    )
+    compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
+    compare.add_argument("--arm", default="", help="of the runs, this arm only")
+    compare.add_argument("--pass", default="", dest="cache_state", help="and this pass only")
+    compare.add_argument("--figure", type=Path, help="write the distributions there, as SVG")
+    compare.set_defaults(act=_compare)
     claims = acts.add_parser("claims", help="the catalogue of published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -81,6 +90,20 @@ def _index(options: argparse.Namespace) -> int:
     from workbench.report.index import write_index
 
     print(write_index(output_root(options.output_dir)))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from workbench.report.comparison import compare_results
+
+    found = compare_results(options.results, arm=options.arm, cache_state=options.cache_state)
+    print(found.table.to_string(index=False), *found.sentences, sep="\n")
+    if options.figure:
+        try:
+            options.figure.write_text(found.figure.svg, encoding="utf-8")
+        except OSError as error:
+            raise ParameterError(f"{options.figure} cannot be written: {error}") from error
+        print(options.figure)
     return 0
 
 

@@ -89,11 +89,11 @@ def test_a_write_that_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
     folder = open_folder(tmp_path)
     folder.write("requests", pd.DataFrame({"index": [1]}))
 
-    def cut(frame, path, **_):
+    def cut(path, frame):
         Path(path).write_bytes(b"PAR1 half of")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", cut)
+    monkeypatch.setattr("workbench.experiment.result.write_frame", cut)
     with pytest.raises(OSError, match="No space"):
         folder.write("requests", pd.DataFrame({"index": [2]}))
     assert list(pd.read_parquet(folder.attempt / "requests.parquet")["index"]) == [1]
@@ -283,7 +283,7 @@ def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monk
     folder.write_facts({"schema": SCHEMA, "finding": "many"})
     folder.promote()
     assert "chunk_s" in load_result(folder.home).requests
-    monkeypatch.setattr("workbench.experiment.result.MANY_ROWS", 8)
+    monkeypatch.setattr("workbench.experiment.frame_file.GROUP_ROWS", 8)
     result = load_result(folder.home)
     assert list(result.requests) == ["arm", "pass", "error", "ttft_s", "tpot_s", "e2e_s"]
     # and yet its gaps are known

@@ -93,3 +93,11 @@ def test_without_the_requests_of_this_run_there_is_no_card(run, broken):
     else:
         to_frame([]).to_parquet(frame)
     assert definition_card(FACTS, run / "run.ipynb") is None
+
+
+def test_of_many_requests_the_first_are_taken_and_the_card_says_so(run, monkeypatch):
+    monkeypatch.setattr("workbench.report.definition_card.MOST_ROWS", 4)
+    card = definition_card(FACTS, run / "run.ipynb")
+    assert card is not None
+    assert card["of"] == "1a, cold, of the first 4 requests of 5"
+    assert card["sent"] == 2

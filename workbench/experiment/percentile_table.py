@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.statistics import three_digits
 
@@ -20,18 +20,15 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
 
     A percentile of too few values is not shown, but how many it needs.
     """
-    kind = list(found.columns[: found.columns.get_loc("metric")])
-    cells = zip(found["value_s"], found["low_s"], found["high_s"], found["note"], strict=True)
-    shown = found.assign(
-        metric=found["metric"].map(_NAMES) + ", ms",
-        column=[f"p{100 * q:g}" for q in found["quantile"]],
-        cell=[_cell(*cell) for cell in cells],
-    )
-    index = [*kind, "metric", "n"]
-    wide = shown.pivot_table(
-        index=index, columns="column", values="cell", aggfunc="first", sort=False
-    )
-    return wide.reset_index().rename_axis(columns=None)
+    import pandas as pd
+
+    index = [*found.columns[: found.columns.get_loc("metric")], "metric", "n"]
+    rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in found.assign(metric=found["metric"].map(_NAMES) + ", ms").to_dict("records"):
+        cells = rows.setdefault(tuple(row[name] for name in index), {})
+        ends = (row["value_s"], row["low_s"], row["high_s"])
+        cells[f"p{100 * row['quantile']:g}"] = _cell(*ends, row["note"])
+    return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
 
 
 def _cell(value_s: float, low_s: float, high_s: float, note: str) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.frame_file import read_frame, write_frame
 from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.why import table, why
@@ -39,9 +40,6 @@ __all__ = ["SCHEMA", "Result", "RunFolder", "load_result", "output_root"]
 SCHEMA = 1
 MIME = "application/vnd.workbench.result+json"
 FRAMES = ("requests", "legs", "counters", "gauges")
-MANY_ROWS = 100_000
-BULKY = ("chunk_s", "chunk_tokens", "text")
-"""Columns of requests.parquet that are not loaded from a file of more than MANY_ROWS."""
 
 
 def output_root(output_dir: str) -> Path:
@@ -89,7 +87,7 @@ class RunFolder:
     def write(self, name: str, frame: pd.DataFrame) -> None:
         """Save a frame as parquet, whole or not at all."""
         partial = self.attempt / f".{name}.partial"
-        frame.to_parquet(partial, compression="zstd", index=False, row_group_size=MANY_ROWS)
+        write_frame(partial, frame)
         os.replace(partial, self.attempt / f"{name}.parquet")
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
@@ -125,8 +123,8 @@ class Result:
     def requests(self) -> pd.DataFrame:
         """One row per request: constant columns, records.RequestRecord, latencies.
 
-        A result of more than MANY_ROWS requests is loaded without the BULKY columns: latencies and
-        counts are there, stamps and texts stay in the file.
+        A large result is loaded without stamps and texts, see frame_file; latencies and counts
+        are there.
         """
         return self._marked(self.frames["requests"])
 
@@ -307,7 +305,7 @@ class _Files(Mapping[str, "pd.DataFrame"]):
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._loaded:
-            self._loaded[name] = _loaded(self._paths[name])
+            self._loaded[name] = read_frame(self._paths[name])
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -315,14 +313,3 @@ class _Files(Mapping[str, "pd.DataFrame"]):
 
     def __len__(self) -> int:
         return len(self._paths)
-
-
-def _loaded(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    about = pq.read_metadata(path)
-    if about.num_rows <= MANY_ROWS:
-        return pd.read_parquet(path)
-    names = about.schema.to_arrow_schema().names
-    return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])

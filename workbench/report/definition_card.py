@@ -19,6 +19,7 @@ _NAMES = {
     "guidellm": "GuideLLM",
     "aiperf": "AIPerf",
 }
+MOST_ROWS = 100_000
 _KIND = ("arm", "workload", "n_requests", "pass")
 """What requests of one kind have in common, where the frame has the column."""
 _STAMPS = (
@@ -42,6 +43,7 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     requests = _requests(facts, notebook)
     if requests is None or requests.empty:
         return None
+    left_out = requests.attrs["left_out"]
     keys = [name for name in _KIND if name in requests]
     if keys:
         kinds = requests.groupby(keys, sort=False, dropna=False)
@@ -51,6 +53,8 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
         of = ", ".join(str(value) for value in requests[keys].iloc[0].dropna().unique())
     else:
         of = "all requests"
+    if left_out:
+        of += f", of the first {MOST_ROWS:,} requests of {MOST_ROWS + left_out:,}"
     values = card(requests)
     rows = [
         (
@@ -93,9 +97,21 @@ def _requests(facts: dict[str, Any], notebook: Path) -> pd.DataFrame | None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    from pyarrow.parquet import read_schema
+    """The columns that the card needs, of the first MOST_ROWS requests: stamps are bulky."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
-    present = read_schema(path).names
-    kind = [name for name in _KIND if name in present]
-    return pd.read_parquet(path, columns=[*kind, *_STAMPS])
+    with ParquetFile(path, buffer_size=2**20) as file:
+        present = file.schema_arrow.names
+        columns = [*(name for name in _KIND if name in present), *_STAMPS]
+        rows, batches = 0, []
+        for batch in file.iter_batches(batch_size=10_000, columns=columns):
+            batches.append(batch.slice(0, MOST_ROWS - rows))
+            rows += len(batches[-1])
+            if rows == MOST_ROWS:
+                break
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        read = pa.Table.from_batches([batch.select(columns) for batch in batches], schema)
+        frame: pd.DataFrame = read.to_pandas()
+        frame.attrs["left_out"] = file.metadata.num_rows - rows
+    return frame

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import workbench as wb
+from workbench.cli import main
+from workbench.errors import ResultError
+from workbench.metrics.latency import latencies
+from workbench.records import RequestRecord, to_frame
+
+PEERS = Path(__file__).parent.parent / "metrics" / "peers"
+COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
+LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
+
+
+def a_run(folder: Path, *, first_s: float, n: int = 40, simulated: bool = False) -> Path:
+    """A run folder of one arm, cold and warm: TTFT around `first_s`, warm a tenth of it."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(1)
+    frames = []
+    for name, mean_s in (("cold", first_s), ("engine-warm", first_s / 10)):
+        shape = mean_s * draw.uniform(0.9, 1.1, n)
+        rows = [
+            RequestRecord(
+                index=index,
+                request_id=f"{index}",
+                prompt_tokens=550,
+                ideal_reuse_tokens=0,
+                max_tokens=8,
+                scheduled_s=100.0 + index,
+                sent_s=100.0 + index,
+                chunk_s=tuple(100.0 + index + shape[index] + 0.01 * np.arange(8)),
+                output_tokens=8,
+            )
+            for index in range(n)
+        ]
+        frames.append(to_frame(rows, arm="1a", round=0, **{"pass": name}))
+    latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
+    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": []}
+    (folder / "result.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A file of vLLM bench with 40 requests, its four real ones ten times."""
+    told = json.loads(COMPLETIONS.read_text())
+    for name, value in told.items():
+        if isinstance(value, list) and len(value) == 4:
+            told[name] = value * 10
+    (tmp_path / "bench.json").write_text(json.dumps(told))
+    return tmp_path / "bench.json"
+
+
+def test_a_run_beside_vllm_bench(tmp_path: Path, bench: Path) -> None:
+    found = wb.compare_results([a_run(tmp_path / "run", first_s=30.0), bench], cache_state="cold")
+    table = found.table
+    assert table[["arm", "pass"]].drop_duplicates().to_numpy().tolist() == [
+        ["1a", "cold"],
+        ["vLLM bench", "measured"],
+    ]
+    assert set(table["metric"]) == {"TTFT, ms", "TPOT, ms", "E2E, ms", "ICL, ms"}
+    assert re.fullmatch(r"[\d.,]+ \[[\d.,]+, [\d.,]+\]", table["p50"].iloc[0])
+    assert set(table["p99"]) == {"needs n of 368"}
+    told = " ".join(found.sentences)
+    assert "the intervals do not meet" in told
+    assert "TTFT of vLLM bench: first message with choices, even a role or an empty text" in told
+    assert "of the workbench: first chunk with a token" in told
+    assert found.figure.svg.count("vLLM bench") >= 1
+    assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
+
+
+def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path: Path, bench: Path) -> None:
+    found = wb.compare_results([a_run(tmp_path / "run", first_s=0.1), bench])
+    assert len(found.table) == 3 * 4
+
+
+def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path: Path) -> None:
+    one, two = (a_run(tmp_path / name, first_s=0.2) for name in "ab")
+    slow = a_run(tmp_path / "c", first_s=0.4)
+    same = wb.compare_results([one, two], cache_state="cold").sentences[0]
+    assert same.startswith("TTFT: 1: 1a, cold ")
+    assert same.endswith("the intervals meet, no difference shown.")
+    other = wb.compare_results([one, slow], cache_state="cold").sentences[0]
+    assert re.search(r": [12]\.\d\d times the first, and the intervals do not meet\.$", other)
+
+
+def test_unlike_work_and_too_few_requests_are_told(tmp_path: Path) -> None:
+    told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
+    assert "Unlike work: the median prompt has 550 tokens in r and" in told
+    assert "too few requests to tell" in told
+    assert "TPOT of LMCache bench is" in told
+
+
+def test_what_is_simulated_stays_marked(tmp_path: Path, bench: Path) -> None:
+    run = a_run(tmp_path / "run", first_s=1.0, simulated=True)
+    assert "simulated" in wb.compare_results([run, bench]).figure.svg
+
+
+def test_what_cannot_be_compared_gets_a_sentence(tmp_path: Path, bench: Path) -> None:
+    run = a_run(tmp_path / "run", first_s=1.0)
+    (tmp_path / "other.json").write_text('{"tool": "unknown"}')
+    for paths, sentence in [
+        ([run], "needs two results"),
+        ([run, tmp_path / "other.json"], "no result of a known tool"),
+        ([run, tmp_path / "nothing.json"], "cannot be read"),
+        ([tmp_path, bench], "no run has succeeded"),
+    ]:
+        with pytest.raises(ResultError, match=sentence):
+            wb.compare_results(paths)
+    with pytest.raises(ResultError, match="has no arm '5a'; it has 1a"):
+        wb.compare_results([run, bench], arm="5a")
+
+
+def test_the_command_prints_the_table_and_writes_the_figure(
+    tmp_path: Path, bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, svg = a_run(tmp_path / "run", first_s=1.0), tmp_path / "beside.svg"
+    assert main(["compare", str(run), str(bench), "--pass", "cold", "--figure", str(svg)]) == 0
+    printed = capsys.readouterr().out
+    assert "TTFT, ms" in printed
+    assert "no difference" in printed or "do not meet" in printed
+    assert svg.read_text().startswith("<svg")
+    assert main(["compare", str(run), str(tmp_path / "no.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
