@@ -52,6 +52,12 @@ class EngineParams:
         example="wrong_kv",
     )
     timeout_s: float = param(600.0, "longest wait for one answer, seconds", low=1, high=86_400)
+    kernel_stamps: bool = param(
+        True, "date each read by Linux's kernel, not when this program gets to it (http)"
+    )
+    client_workers: int = param(
+        0, "processes that send the load, 0 for one, and more once it is busy", low=0, high=64
+    )
     seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
     output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
 

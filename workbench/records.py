@@ -23,7 +23,8 @@ class RequestRecord:
 
     A request ends as exactly one record. `error` is empty for a success, otherwise its class:
     `connect`, `timeout`, `http_<status>`, `stream_error` (an error event inside HTTP 200),
-    `truncated` (no finish), `reset`, `protocol`, `too_large`, `cancelled`.
+    `truncated` (no finish), `reset`, `protocol`, `too_large`, `cancelled`,
+    `client_died` (a worker process of this client ended by itself).
     """
 
     index: int

@@ -1,13 +1,15 @@
 import asyncio
+import os
 from dataclasses import replace
 from math import nan
 
 import pandas as pd
 import pytest
 
-from workbench.experiment.measure import Log, _watch_client, measure_arm
+from workbench.experiment.measure import Log, _watch_client, _workers, measure_arm
 from workbench.experiment.result import RunFolder
 from workbench.load.health import ClientHealth
+from workbench.load.workload import short
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import ProcessSpec
 from workbench.serve.processes import Process
@@ -157,6 +159,41 @@ def test_the_worst_of_the_clients_health_is_kept():
         _watch_client(Health(lag_s=lag_s), nan, log)
     assert log.client["loop_lag_max_s"] == 0.03
     assert "others_cpu_share" not in log.client
+
+
+def test_the_smallest_share_of_kernel_stamps_is_the_worst():
+    log = Log()
+    for share in (1.0, 0.5, 1.0):
+        load = Health()
+        load.health = replace(load.health, kernel_stamped_share=share)
+        _watch_client(load, nan, log)
+    assert log.client["kernel_stamped_share"] == 0.5
+
+
+def test_a_client_that_was_too_busy_gets_one_process_more(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    log = Log()
+    _watch_client(Health(share=0.5), nan, log, may_grow=True)
+    assert (log.workers, log.doubts) == (1, [])
+    for _ in range(3):
+        _watch_client(Health(share=0.7), nan, log, may_grow=True)
+    assert log.workers == 2  # a core is left for the servers
+    assert "later passes were sent by 2. Measure again with client_workers 2" in log.doubts[0]
+
+
+def test_a_number_of_workers_that_was_asked_for_stays(attached):
+    log = Log(workers=3)
+    work = short(requests=8, salt="s")
+    plans = {n: attached(client_workers=n, concurrency=4) for n in (0, 1, 2, 9)}
+    assert [_workers(plan, work, log) for plan in plans.values()] == [3, 1, 2, 4]
+
+
+async def test_a_pass_can_be_sent_by_several_processes(measure, attached):
+    plan = attached(client_workers=2, concurrency=2, requests=4)
+    log, _, _ = await measure(plan=plan)
+    assert log.client["workers"] == 2
+    assert log.frame("requests")["error"].tolist() == [""] * 8
+    assert log.frame("requests")["index"].tolist() == [0, 1, 2, 3] * 2
 
 
 def test_a_doubt_is_noted_once():

@@ -162,9 +162,9 @@ def _runs(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("work", "arrivals", "workers", "sentence"),
     [
-        (workload(2), closed(2), 3, "client_workers is 3 and at most 2 requests are in flight"),
-        (workload(5), closed(1), 2, "at most 1 requests are in flight: take 1 to 1"),
-        (workload(5), closed(4), 0, "take 1 to 4"),
+        (workload(2), closed(2), 3, "client_workers is 3 and 'short' can be sent by 1 to 2"),
+        (workload(5), closed(1), 2, "can be sent by 1 to 1"),
+        (workload(5), closed(4), 0, "can be sent by 1 to 4"),
     ],
 )
 async def test_workers_without_work_are_refused(

@@ -267,6 +267,15 @@ def test_a_tail_is_called_p99_only_where_the_sample_has_one(n, which, indexes):
     assert found["index"].to_list() == indexes
 
 
+def test_no_p99_is_picked_where_the_client_was_late():
+    frame = rows(400)
+    frame.attrs["no_p99"] = "gate 'client kept up' is FAIL"
+    assert representatives(frame)["which"].to_list() == ["median"]
+    few = rows(9)
+    few.attrs["no_p99"] = "gate 'client kept up' is FAIL"
+    assert representatives(few)["which"].to_list() == ["median", "slowest"]
+
+
 def test_requests_that_are_not_split_are_not_representatives():
     frame = rows(5)
     frame.loc[2:, "residual_s"] = math.nan

@@ -82,6 +82,17 @@ def test_each_state_has_a_panel_with_the_median_and_the_slowest_request(
     )
 
 
+def test_a_p99_that_would_be_the_clients_is_withheld_with_its_reason() -> None:
+    many = pd.DataFrame(split("2a", "cold", tuple(range(2001, 2401)), prefill_compute_s=1.0))
+    assert "2a, p99" in words(figures.ttft_waterfall(many))
+    many.attrs["no_p99"] = "gate 'client kept up' is FAIL: requests were sent 0.5 s late (p99)"
+    chart = figures.ttft_waterfall(many)
+    assert "2a, p99" not in words(chart)
+    assert (
+        "The p99 is not shown: gate 'client kept up' is FAIL: requests were sent" in chart.caption
+    )
+
+
 def test_bars_are_as_long_as_their_parts(waterfall: pd.DataFrame) -> None:
     cold = waterfall[waterfall["pass"] == "cold"]
     compute = bars(figures.ttft_waterfall(cold), "#d55e00")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +19,12 @@ from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result import RunFolder
 from workbench.experiment.ties import ask_where_answers_part
+from workbench.load.arrivals import Arrivals
 from workbench.load.driver import LoadRun, drive_in_thread
+from workbench.load.workers import drive_in_workers, most_workers
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
+from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE
 from workbench.metrics.counters import sample
 from workbench.metrics.latency import latencies
 from workbench.metrics.passes import PassCounters
@@ -58,6 +62,8 @@ class Log:
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workers: int = 1
+    """Processes that send the load, where the plan leaves that open."""
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
@@ -183,13 +189,15 @@ async def _measure_pass(
     load_before = ProcessorLoad.now()
     try:
         async with _watched(deployment) as gauges:
-            load = await drive_in_thread(
+            load = await _drive(
                 workload,
                 plan.arrivals,
+                workers=_workers(plan, workload, log),
                 base_url=deployment.url,
                 model=deployment.model,
                 timeout_s=plan.params.timeout_s,
                 decode_shift=measured.decode_shift,
+                kernel_stamps=plan.params.kernel_stamps,
                 on_record=ended.append,
             )
     finally:
@@ -219,12 +227,26 @@ async def _measure_pass(
     known = rows["index"].map(launch.expected_cached)
     rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
     folder.write("requests", log.frame("requests"))
-    _watch_client(load, others_share, log)
+    _watch_client(load, others_share, log, may_grow=not plan.params.client_workers)
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
     line = f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
     return prompts, line
+
+
+async def _drive(
+    workload: Workload, arrivals: Arrivals, *, workers: int, **options: Any
+) -> LoadRun:
+    if workers == 1:
+        return await drive_in_thread(workload, arrivals, **options)
+    return await drive_in_workers(workload, arrivals, workers=workers, **options)
+
+
+def _workers(plan: ExperimentPlan, workload: Workload, log: Log) -> int:
+    """Processes that send the next pass: as asked, or one until a pass has shown it too busy."""
+    asked = plan.params.client_workers
+    return min(asked or log.workers, most_workers(workload, plan.arrivals))
 
 
 @asynccontextmanager
@@ -249,13 +271,25 @@ def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, l
             log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
 
 
-def _watch_client(load: LoadRun, others_share: float, log: Log) -> None:
-    """Keep the worst of the client's health for its gate, and say when others were busy."""
+def _watch_client(load: LoadRun, others_share: float, log: Log, *, may_grow: bool = False) -> None:
+    """Keep the worst of the client's health for its gate, and say when others were busy.
+
+    A client that was too busy gets one process more for the passes to come, if it `may_grow`.
+    """
     # A pass that fails at once is all client, and so short that no beat was due in it.
     brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
     for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
         if not isnan(value) and not (brief and name.endswith("cpu_share")):
-            log.client[name] = max(value, log.client.get(name, 0.0))
+            worst = min if name == "kernel_stamped_share" else max
+            log.client[name] = worst(value, log.client.get(name, value))
+    busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE and not brief
+    if busy and may_grow and log.workers < max(1, (os.cpu_count() or 1) - 1):
+        log.workers += 1
+        log.doubt(
+            f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the"
+            f" time on its core: later passes were sent by {log.workers}. Measure again with"
+            f" client_workers {log.workers}, so that all passes are alike."
+        )
     if others_share > OTHERS_BUSY_SHARE:
         log.doubt(
             "In some passes other programs kept more than"

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -258,11 +258,20 @@ class Result:
         frame.attrs["simulated"] = bool(self.facts.get("simulated"))
         gates = self.facts.get("gates", ())
         frame.attrs["failed_gates"] = [g["name"] for g in gates if g["outcome"] == "FAIL"]
+        frame.attrs["no_p99"] = no_p99(gates)
         return frame
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"{self.facts['finding']}\n{self.folder}"
         return {MIME: jsonable(self.facts | {"folder": str(self.folder)}), "text/plain": text}
+
+
+def no_p99(gates: Iterable[Mapping[str, Any]]) -> str:
+    """Why no p99 may be printed: the client itself was late. Empty where it may."""
+    for gate in gates:
+        if gate["name"] == "client kept up" and gate["outcome"] != "PASS":
+            return f"gate 'client kept up' is {gate['outcome']}: {gate['sentence']}"
+    return ""
 
 
 def _shown(metric: str, median: float, low: float, high: float) -> str:

@@ -36,7 +36,7 @@ from workbench.load.health import ClientHealth, together
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
-__all__ = ["drive_in_workers", "share"]
+__all__ = ["drive_in_workers", "most_workers", "share"]
 
 _PR_SET_PDEATHSIG = 1
 _LEAD_S = 0.05
@@ -70,8 +70,7 @@ async def drive_in_workers(
 
     `on_record` has all records when the last worker has ended, or when the caller is cancelled. A
     worker that dies takes what it had measured with it: each of its requests becomes a record with
-    the error `client_died`. Raises ParameterError for more workers than requests in flight, and
-    for conversations, whose turns wait for each other.
+    the error `client_died`. Raises ParameterError for more workers than `most_workers`.
     """
     _check(workload, arrivals, workers)
     options |= {"base_url": base_url, "model": model}
@@ -110,19 +109,20 @@ async def drive_in_workers(
     )
 
 
-def _check(workload: Workload, arrivals: Arrivals, workers: int) -> None:
-    most = len(workload.requests)
-    if arrivals.kind == "closed":
-        most = min(most, arrivals.concurrency)
-    if not 1 <= workers <= max(1, most):
-        raise ParameterError(
-            f"client_workers is {workers} and at most {most} requests are in flight: take 1 to"
-            f" {max(1, most)}"
-        )
+def most_workers(workload: Workload, arrivals: Arrivals) -> int:
+    """How many processes can share this load: conversations wait for answers, so they have one."""
     if any(request.after is not None for request in workload.requests):
+        return 1
+    most = len(workload.requests)
+    return max(1, min(most, arrivals.concurrency) if arrivals.kind == "closed" else most)
+
+
+def _check(workload: Workload, arrivals: Arrivals, workers: int) -> None:
+    most = most_workers(workload, arrivals)
+    if not 1 <= workers <= most:
         raise ParameterError(
-            f"{workload.name!r} has turns that wait for answers, and workers do not talk to each"
-            " other: take client_workers 1"
+            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}: no more"
+            " than requests in flight, and one for conversations"
         )
 
 

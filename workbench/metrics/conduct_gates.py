@@ -28,12 +28,29 @@ __all__ = [
 
 _CLIENT = {
     "lateness_p99_s": "requests were sent {:.4f} s late (p99)",
-    "loop_lag_max_s": "the client's loop came {:.4f} s late at most",
-    "thread_cpu_share": "its thread took {:.0%} of a core",
+    "loop_lag_p99_s": "the client's loop came {:.4f} s late (p99)",
+    "loop_lag_max_s": "{:.4f} s at most",
+    "thread_cpu_share": "its busiest thread took {:.0%} of a core",
+    "merged_share": "{:.2%} of the gaps between chunks are nothing, since one read brought both",
+    "others_cpu_share": "other programs took {:.0%} of the machine's cores",
+    "clock_moved_s": "the time of day was set by {:.4f} s",
 }
 LATE_S = 0.01
+LAG_P99_S = 0.01
 LAG_S = 0.05
 CLIENT_BUSY_SHARE = 0.6
+MERGED_SHARE = 0.01
+OTHERS_SHARE = 0.25
+CLOCK_MOVED_S = 0.001
+_LIMITS = {
+    "lateness_p99_s": LATE_S,
+    "loop_lag_p99_s": LAG_P99_S,
+    "thread_cpu_share": CLIENT_BUSY_SHARE,
+    "others_cpu_share": OTHERS_SHARE,
+    "clock_moved_s": CLOCK_MOVED_S,
+}
+_LATE_LOOP_S = 0.002
+"""Above it the loop is late enough to have merged chunks itself; timers are late by up to 1 ms."""
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
@@ -151,32 +168,60 @@ def _places(rows: pd.DataFrame) -> list[int]:
 
 
 def client_kept_up(health: Mapping[str, float]) -> Gate:
-    """The client sent on time and was not the bottleneck, in its worst pass.
+    """The client sent on time, read on time and had the core that it needed, in its worst pass.
 
-    `health` holds the largest of each reading of ClientHealth over all passes, as result.json
-    does; a reading that does not apply is absent or NaN.
+    `health` holds the worst of each reading of ClientHealth over all passes, as result.json does,
+    with the share of all cores that others took; a reading that does not apply is absent or NaN.
+    Where this gate does not PASS no p99 is printed.
     """
     value = {name: health.get(name, nan) for name in _CLIENT}
     problems = [
-        f"{_CLIENT[name].format(value[name])}, where {_CLIENT[name].format(limit)} is allowed"
-        for name, limit in (("lateness_p99_s", LATE_S), ("thread_cpu_share", CLIENT_BUSY_SHARE))
+        f"{_CLIENT[name].format(value[name])}, where {_bare(name, limit)} is allowed"
+        for name, limit in _LIMITS.items()
         if value[name] > limit
     ]
-    # One late beat touches one request, not a median.
-    late = value["loop_lag_max_s"] > LAG_S
-    known = [text.format(value[name]) for name, text in _CLIENT.items() if not isnan(value[name])]
+    known = [
+        text.format(value[name])
+        for name, text in _CLIENT.items()
+        if not isnan(value[name]) and (name != "clock_moved_s" or value[name] > CLOCK_MOVED_S)
+    ]
     found = f"in its worst pass {', '.join(known)}"
-    unknown = [found] if late else []
+    unknown = []
+    if value["loop_lag_max_s"] > LAG_S:  # one late beat touches one request, not a median
+        unknown.append(
+            f"{found}: its loop was kept waiting for more than {LAG_S:g} s once, so the slowest"
+            " requests may be the client's"
+        )
+    if value["merged_share"] > MERGED_SHARE:
+        merged = _CLIENT["merged_share"].format(value["merged_share"])
+        merged += f", where {_bare('merged_share', MERGED_SHARE)} is allowed"
+        if value["loop_lag_p99_s"] > _LATE_LOOP_S:
+            problems.append(f"{merged}, and its loop was late")
+        else:
+            unknown.append(
+                f"{merged}: its loop was on time, so the server or its proxy may have sent them"
+                " together"
+            )
+    busy = value["thread_cpu_share"] > CLIENT_BUSY_SHARE
+    more = f"send it from more processes (client_workers {_workers(health) + 1}), " if busy else ""
     return judge(
         "client kept up",
         holds=found,
-        problems=problems,
+        problems=["; ".join(problems)] if problems else [],
         unknown=unknown if known else ["the client's health was not read"],
-        next_step="end other programs on this machine, or lower the rate: single milliseconds and"
-        " p99 are not to be trusted",
-        if_unknown="end other programs on this machine: its loop was kept waiting for more than"
-        f" {LAG_S:g} s once, so the slowest requests may be the client's",
+        next_step=f"{more}end other programs on this machine, or lower the rate: single"
+        " milliseconds and p99 are not to be trusted",
+        if_unknown="end other programs on this machine and measure again before a p99 is read",
     )
+
+
+def _bare(name: str, limit: float) -> str:
+    """A limit without the words around it, in the unit of its reading."""
+    return f"{limit:.0%}" if name.endswith("share") else f"{limit:g} s"
+
+
+def _workers(health: Mapping[str, float]) -> int:
+    return int(health.get("workers", 1))
 
 
 def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:

@@ -233,7 +233,8 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
 
     `median` is the request with the median TTFT (the lower of two). The other is `p99` where the
     sample is large enough for that quantile (368 requests), otherwise it is called what it is:
-    `slowest`. Only requests that are split whole are looked at; of a single one there is no other.
+    `slowest`. No p99 is picked where `frame.attrs["no_p99"]` says why: it would be the client's.
+    Only requests that are split whole are looked at; of a single one there is no other.
     """
     import pandas as pd
 
@@ -243,8 +244,11 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
         n = len(ordered)
         if not n:
             continue
-        tail, rank = ("p99", ceil(0.99 * n)) if n >= needed_n(0.99) else ("slowest", n)
-        picks = [("median", (n + 1) // 2), (tail, rank)]
+        picks = [("median", (n + 1) // 2)]
+        if n < needed_n(0.99):
+            picks.append(("slowest", n))
+        elif not frame.attrs.get("no_p99"):
+            picks.append(("p99", ceil(0.99 * n)))
         chosen += [ordered.iloc[[at - 1]].assign(which=which) for which, at in picks[: min(n, 2)]]
     found = pd.concat(chosen) if chosen else frame.iloc[:0].assign(which="")
     return found[["which", *(name for name in found if name != "which")]].reset_index(drop=True)

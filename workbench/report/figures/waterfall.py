@@ -55,6 +55,8 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
         f", and the {tail} one" + (f" (p99 needs {needed_n(0.99)} requests)" * (tail == "slowest"))
         for tail in tails
     )
+    if (withheld := waterfall.attrs.get("no_p99")) and not tails:
+        sample += f". The p99 is not shown: {withheld}"
     return draw(
         paint,
         title=title or _finding(rows),
