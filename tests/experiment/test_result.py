@@ -290,3 +290,18 @@ def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monk
     table = result.percentile_table().set_index("metric")
     assert table.loc["ICL, ms", "p50"] == "750 [500, 1,000]"
     assert table.loc["ICL, ms", "n"] == 18
+
+
+def test_no_p99_is_printed_where_the_client_did_not_keep_up(tmp_path):
+    rows = pd.DataFrame({"arm": "1a", "pass": "cold", "error": "", "ttft_s": [0.01 * n for n in
+                         range(400)], "tpot_s": 0.25, "e2e_s": 0.25})  # fmt: skip
+    rows["chunk_s"] = [[0.0, 0.5]] * 400
+    gate = {"name": "client kept up", "outcome": "PASS", "sentence": "it was late"}
+    facts = {"gates": [gate], "finding": ""}
+    kept_up = Result(facts=facts, folder=tmp_path, frames={"requests": rows})
+    assert "[" in kept_up.percentile_table().set_index("metric").loc["TTFT, ms", "p99"]
+    for outcome in ("FAIL", "INCONCLUSIVE"):
+        late = replace(kept_up, facts={"gates": [gate | {"outcome": outcome}], "finding": ""})
+        row = late.percentile_table().set_index("metric").loc["TTFT, ms"]
+        assert row["p99"] == f"withheld: gate 'client kept up' is {outcome}"
+        assert "[" in row["p50"]

@@ -127,6 +127,8 @@ def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
         "gpu_memory_share": params.gpu_memory_share,
         "fork": params.fork,
         "timeout_s": params.timeout_s,
+        "kernel_stamps": params.kernel_stamps,
+        "client_workers": params.client_workers,
     }
 
 

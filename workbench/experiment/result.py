@@ -150,7 +150,8 @@ class Result:
         Read from the run's file batch by batch: a million requests take seconds, not gigabytes.
         """
         path = self.folder / "requests.parquet"
-        return self._marked(percentiles(path if path.exists() else self.frames["requests"]))
+        found = percentiles(path if path.exists() else self.frames["requests"])
+        return _without_p99(self._marked(found))
 
     def percentile_table(self) -> pd.DataFrame:
         """The percentiles as one wide table, in milliseconds."""
@@ -272,6 +273,15 @@ def no_p99(gates: Iterable[Mapping[str, Any]]) -> str:
         if gate["name"] == "client kept up" and gate["outcome"] != "PASS":
             return f"gate 'client kept up' is {gate['outcome']}: {gate['sentence']}"
     return ""
+
+
+def _without_p99(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those that `attrs["no_p99"]` withholds; their note says so."""
+    if why := found.attrs["no_p99"]:
+        tail = found["quantile"] >= 0.99
+        found.loc[tail, ["value_s", "low_s", "high_s"]] = math.nan
+        found.loc[tail, "note"] = f"withheld: {why.partition(':')[0]}"
+    return found
 
 
 def _shown(metric: str, median: float, low: float, high: float) -> str:
