@@ -10,11 +10,13 @@ import pytest
 from workbench.claims import validation
 from workbench.claims.decision import Interval
 from workbench.claims.recipe import Curve, Outcome, Recipe
+from workbench.claims.registry import read_registry
 from workbench.claims.validation import validate
 from workbench.claims.verdict import Measurement
 from workbench.errors import DeploymentError, ParameterError
 from workbench.experiment.plan import run_id
 from workbench.experiment.result import load_result
+from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 
 PROVED = {"replicated_runs_with_ci": "pass", "cache_state_controlled": "pass"}
@@ -245,3 +247,15 @@ def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
 def test_bad_parameters(given, sentence):
     with pytest.raises(ParameterError, match=sentence):
         PaperClaimValidation(**given)
+
+
+async def test_a_number_beside_a_verdict_by_reading_is_shown_and_judges_nothing(referee):
+    name = read_registry(repository_root() / "params/claims").claim("S003-POOL").effects[0].name
+    pool = outcome({"S003-POOL": Measurement(effects={name: (interval(2.0, 1.9, 2.1),)})})
+    count = recipe("pool", ("VLLM-APC", "S003-POOL"), pool)
+    _, claims = await judged(referee(count))
+    row = claims["S003-POOL"]
+    assert (row["verdict"], row["code"]) == ("not comparable", "same_metric_definition")
+    assert row["shown_only"] and not row["measured"]
+    assert row["number"][0]["estimate"] == 2.0
+    assert any("judges nothing" in limit for limit in row["limits"])

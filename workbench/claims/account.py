@@ -10,7 +10,7 @@ from workbench.claims.catalogue import said
 from workbench.claims.claim import CHECKS, Claim, Effect
 from workbench.claims.recipe import Curve, Outcome, Recipe, Setting
 from workbench.claims.sums import Sum, own_sums
-from workbench.claims.verdict import Measurement, Verdict
+from workbench.claims.verdict import Measurement, Verdict, judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,8 @@ def account(
     sums = own_sums(claim, claims)
     effects = [] if measurement is None else _effects(claim, measurement, verdict)
     source = claim.source
-    measured = measurement is not None and bool(effects)
+    ours = measurement is not None and bool(effects)
+    measured = ours and judge(claim).verdict == "not_tested"
     return {
         "id": claim.id,
         "group": source.group,
@@ -56,10 +57,11 @@ def account(
         "conditions": _conditions(claim),
         "subject": claim.subject,
         "comparator": claim.comparator or "",
-        "ours": outcome.says if outcome and measured else "",
+        "ours": outcome.says if outcome and ours else "",
         "number": _number(effects, sums),
         "effects": effects,
         "measured": measured,
+        "shown_only": ours and not measured,
         "recipe": recipe.name if recipe and outcome else "",
         "verdict": verdict.word,
         "kind": _kind(verdict),
@@ -68,15 +70,15 @@ def account(
         "tier": verdict.tier,
         "reason": verdict.reason,
         "needed": verdict.needed,
-        "skipped": skipped if not measured else "",
-        "checked": _checked(claim, verdict, outcome if measured else None),
+        "skipped": skipped if not ours else "",
+        "checked": _checked(claim, verdict, outcome if ours else None),
         "sums": [
             {"sentence": each.sentence, "holds": each.holds, "rows": list(each.rows)}
             for each in sums
         ],
-        "curves": _curves(claim.id, outcome, recipe) if outcome and recipe and measured else [],
-        "doubts": [*verdict.doubts, *((outcome.doubts if outcome and measured else ())[:4])],
-        "limits": _limits(claim, verdict, setting, measured=measured),
+        "curves": _curves(claim.id, outcome, recipe) if outcome and recipe and ours else [],
+        "doubts": [*verdict.doubts, *((outcome.doubts if outcome and ours else ())[:4])],
+        "limits": _limits(claim, verdict, setting, ours=ours, measured=measured),
         "note": claim.note,
         "versions": dict(verdict.versions),
     }
@@ -217,17 +219,17 @@ def _checked(claim: Claim, verdict: Verdict, outcome: Outcome | None) -> list[di
     return sorted(rows, key=lambda row: order[row["state"]])
 
 
-def _limits(claim: Claim, verdict: Verdict, setting: Setting, *, measured: bool) -> list[str]:
+def _limits(
+    claim: Claim, verdict: Verdict, setting: Setting, *, ours: bool, measured: bool
+) -> list[str]:
     limits = []
     if measured and setting.platform == "cpu" and verdict.code == "hardware":
         limits.append(f"{_CPU_LIMIT} Our number is shown beside the claim and judges nothing.")
     elif measured and setting.platform == "cpu":
         limits.append(_CPU_LIMIT)
     if not measured and verdict.gate in ("G0", "G1", "G2"):
-        limits.append(
-            "The verdict is on this claim as its source states and supports it; what the system"
-            " can do was not measured."
-        )
+        shown = "our number stands beside it and judges nothing" if ours else "nothing was measured"
+        limits.append(f"The verdict is on this claim as its source supports it; {shown}.")
     if claim.source.confirmation == "memory":
         limits.append("The claim was written down from memory and not looked up again.")
     if verdict.needed:

@@ -141,7 +141,8 @@ class Validation:
     def _judged(self, measured: _Measured) -> dict[str, Any]:
         """Every claim with its verdict, and what follows from all of them."""
         accounts, verdicts = [], {}
-        of = {claim: step.recipe for step in self.schedule.steps for claim in step.claims}
+        # A claim that reading has decided may get our number beside its verdict all the same.
+        of = {claim: step.recipe for step in self.schedule.steps for claim in step.recipe.claims}
         for claim in self.claims:
             recipe = of.get(claim.id)
             outcome = measured.outcomes.get(recipe.name) if recipe else None
