@@ -98,3 +98,17 @@ def test_a_difference_within_the_noise_has_no_direction(effect):
 def test_nothing_measured_is_not_an_answer(effect):
     assert decide(effect(), []).code == "not_measured"
     assert decide(effect(), cells((math.nan, math.nan))).code == "inconclusive"
+
+
+def test_half_as_fast_is_as_far_from_equal_as_twice_as_fast(effect):
+    falls, rises = effect("lower", 1.0), effect("higher", 1.0)
+    noisy = 0.6  # equal arms differ by a factor of 1.6
+    assert decide(falls, [Interval(estimate=0.5, low=0.45, high=0.6)], noise_floor=noisy).code == (
+        "confirmed"
+    )
+    assert decide(falls, [Interval(estimate=0.6, low=0.5, high=0.7)], noise_floor=noisy).code == (
+        "inconclusive"
+    )
+    assert decide(rises, [Interval(estimate=2.0, low=1.7, high=2.3)], noise_floor=noisy).code == (
+        "confirmed"
+    )

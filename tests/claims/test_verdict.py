@@ -190,3 +190,32 @@ def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):
     timed = judge(claim(), CPU, Measurement(effects={"all": (one,)}))
     counted = judge(claim(), CPU, Measurement(effects={"all": (one,)}, counted=frozenset({"all"})))
     assert (timed.code, counted.code) == ("hardware", "confirmed")
+
+
+def test_too_few_launches_of_ours_leave_counts_and_make_times_inconclusive(claim, effect):
+    few = Conditions(platform="cpu", hardware="2 cores", checks={"replicated_runs_with_ci": "fail"})
+    count = claim(effects=(effect("exact", 496, type="absolute", unit="tokens"),))
+    assert judge(count, few, measured(496, 496)).word == "confirmed (shape)"
+    falls = claim(effects=(effect("lower", 1.0),), checks={"replicated_runs_with_ci": "unknown"})
+    two = Interval(estimate=0.5, low=0.4, high=0.6, runs=2)
+    verdict = judge(falls, few, Measurement(effects={"all": (two,)}))
+    assert (verdict.word, verdict.code) == ("inconclusive", "too_few_runs")
+
+
+def test_a_claim_about_another_model_is_a_shape_with_a_doubt_or_nothing(claim, effect):
+    named = claim(model="Llama-3.3-70B", hardware="any", effects=(effect("lower", 1.0),))
+    here = Conditions(platform="cpu", hardware="2 cores", model="tiny")
+    shape = judge(named, here, measured(0.4, 0.5))
+    assert shape.word == "confirmed (shape)"
+    assert shape.doubts == ("The claim is about Llama-3.3-70B, and ours was measured with tiny.",)
+    gpu = Conditions(platform="cuda", hardware="H200", model="Qwen3-8B")
+    assert judge(named, gpu, measured(0.4, 0.5)).code == "same_model_and_weights"
+    same = Conditions(platform="cuda", hardware="H200", model="llama-3.3-70b")
+    assert judge(named, same, measured(0.4, 0.5)).word == "confirmed"
+
+
+def test_a_bound_at_one_is_a_direction_and_any_other_a_size(claim, effect):
+    direction = claim(effects=(effect("at_most", 1.0),))
+    assert judge(direction, CPU, measured(0.8, 0.9)).word == "confirmed (shape)"
+    assert judge(direction, CPU, measured(1.2, 1.3)).word == "contradicted (shape)"
+    assert judge(claim(effects=(effect("at_most", 1.5),)), CPU, measured(1, 1.1)).code == "hardware"

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from workbench.claims.claim import CHECKS, Claim
 from workbench.claims.decision import MIN_RUNS
+from workbench.claims.fit import hardware_fits
 from workbench.claims.recipe import Recipe, Setting
-from workbench.claims.verdict import hardware_fits, judge
+from workbench.claims.verdict import judge
 from workbench.errors import WorkbenchError
 
 __all__ = ["Schedule", "Step", "schedule", "undecidable"]

@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from workbench.claims.claim import CHECKS, UNSTATED, Bound, Claim, Effect
+from workbench.claims.claim import CHECKS, UNSTATED, Bound, Claim
 from workbench.claims.decision import Decision, Interval, decide
+from workbench.claims.fit import NEEDS_MODEL, hardware_fits, names, other_model
 from workbench.claims.physics_gate import impossible, unknown_limits
 from workbench.claims.sums import inconsistent
 
-__all__ = ["Conditions", "Measurement", "Verdict", "hardware_fits", "judge"]
+__all__ = ["Conditions", "Measurement", "Verdict", "judge"]
 
-_SHAPES = {"higher", "lower", "unchanged"}
-_COUNTS = {"tokens", "count", "bool", "fraction"}
 _WEAKEST_FIRST = (
     "contradicted", "hardware", "inconclusive", "too_few_runs", "not_measured",
 )  # fmt: skip
-_NEEDS_MODEL = {"model", "server", "cluster"}
 _NO_EVIDENCE = {"constant", "none"}
 
 
@@ -117,7 +115,7 @@ def _complete(claim: Claim) -> Verdict | None:
     missing = []
     if claim.comparator == UNSTATED:
         missing.append("what it is compared with")
-    if claim.level in _NEEDS_MODEL and claim.model is None:
+    if claim.level in NEEDS_MODEL and claim.model is None:
         missing.append("the model")
     if not missing:
         return None
@@ -161,12 +159,12 @@ def _fair(
     ours = {} if conditions is None else dict(conditions.checks)
     failed = {name: claim.checks[name].why for name in _failed(claim)}
     for name, state in ours.items():
-        if state == "fail":
-            failed.setdefault(
-                name, f"In our own run it does not hold that {CHECKS.get(name, name)}."
-            )
+        # Too few launches are G4's to say: a count needs none.
+        if state == "fail" and name != "replicated_runs_with_ci":
+            what = CHECKS.get(name, name)
+            failed.setdefault(name, f"A check fails in our own run: {what}.")
     if measurement is not None:
-        if conditions is not None and (other := _other_model(claim, conditions)):
+        if conditions is not None and (other := other_model(claim, conditions.model)):
             # A direction may be tested with any model, and says so; a size may not.
             if conditions.platform != "cpu":
                 failed.setdefault("same_model_and_weights", other)
@@ -187,16 +185,6 @@ def _unsettled(name: str, why: str) -> str:
     return f"It is not known, of our run either, whether {CHECKS.get(name, name)}. {why}"
 
 
-def _other_model(claim: Claim, conditions: Conditions) -> str:
-    """A sentence where the claim names models and ours is none of them."""
-    named = (claim.model or "any").casefold()
-    if not conditions.model or named == "any" or claim.level not in _NEEDS_MODEL:
-        return ""
-    if conditions.model.casefold() in named:
-        return ""
-    return f"The claim is about {claim.model}, and ours was measured with {conditions.model}."
-
-
 def _sound(claim: Claim, measurement: Measurement) -> Verdict | None:
     above = impossible(measurement.bounds)
     faults = measurement.faults + ((f"{above}, so the run is void.",) if above else ())
@@ -210,7 +198,7 @@ def _sound(claim: Claim, measurement: Measurement) -> Verdict | None:
 
 def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> Verdict:
     """G4: every part on its own, and the weakest decides."""
-    here = _named(claim, conditions.hardware)
+    here = names(claim, conditions.hardware)
     parts = {}
     for effect in claim.effects:
         cells = measurement.effects.get(effect.name, ())
@@ -238,7 +226,7 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
         claim=claim.id, verdict=verdict.get(part.code, "not_confirmed"), code=part.code, gate="G4",
         reason=_why(parts, weakest),
         tier=tier, needed=at_full, parts=parts, versions=dict(conditions.versions),
-        doubts=tuple(filter(None, [_other_model(claim, conditions)])),
+        doubts=tuple(filter(None, [other_model(claim, conditions.model)])),
     )  # fmt: skip
 
 
@@ -253,26 +241,6 @@ def _why(parts: Mapping[str, Decision], weakest: str) -> str:
 
 def _rank(code: str) -> int:
     return _WEAKEST_FIRST.index(code) if code in _WEAKEST_FIRST else len(_WEAKEST_FIRST)
-
-
-def hardware_fits(effect: Effect, claim: Claim, *, platform: str, hardware: str) -> bool:
-    """Whether a measurement on `hardware` may judge that effect.
-
-    Counts hold anywhere; a CPU judges directions, and bounds at 1 x, which are directions too;
-    another GPU judges what has a comparator.
-    """
-    if effect.unit in _COUNTS and effect.quantifier == "exact":
-        return True
-    if platform == "cpu":
-        bound = effect.quantifier in ("at_most", "at_least") and effect.unit == "x"
-        return effect.quantifier in _SHAPES or (bound and effect.value == 1)
-    return _named(claim, hardware) or effect.type in ("ratio", "percent_change")
-
-
-def _named(claim: Claim, hardware: str) -> bool:
-    """Whether the claim is about this hardware, or any."""
-    same = (claim.hardware or "").casefold()
-    return hardware.casefold() in same or same == "any"
 
 
 def _test(claim: Claim) -> str:
