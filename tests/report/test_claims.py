@@ -15,7 +15,8 @@ from workbench.report.page import render
 
 def effect(**changed: Any) -> dict[str, Any]:
     fields = {
-        "name": "TTFT", "unit": "x", "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
+        "name": "TTFT", "cells": 1, "quantifier": "lower", "unit": "x",
+        "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
         "exact": False, "confidence": 0.95, "claimed": "lower than 1 x", "value": 1.0,
         "confirms_from": None, "confirms_to": 1.0, "code": "confirmed", "noise_floor": 0.03,
     }  # fmt: skip
@@ -25,7 +26,7 @@ def effect(**changed: Any) -> dict[str, Any]:
 def row(name: str = "VLLM-APC", **changed: Any) -> dict[str, Any]:
     effects = [effect()]
     number = [{key: effects[0][key] for key in ("name", "estimate", "low", "high", "unit", "exact")}
-              | {"kind": "measured"}]  # fmt: skip
+              | {"kind": "measured", "cells": 1, "least": 0.21, "most": 0.21}]  # fmt: skip
     fields = {
         "id": name, "group": "literature", "source": "vLLM docs", "confirmation": "primary: read",
         "withdrawn": "", "own": False, "statement": "TTFT falls <b>a lot</b>.",
@@ -140,6 +141,9 @@ def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
         ({"estimate": None}, ("not known", "")),
         ({"estimate": 0.0, "low": 0.0, "high": 0.0, "exact": True, "unit": "tokens"},
          ("0 tokens", "exact")),
+        ({"cells": 3, "least": 0.1, "most": 0.21},
+         ("0.100 to 0.210x", "in 3 cells, the weakest [0.190, 0.240]")),
+        ({"unit": "bool", "estimate": 1.0, "exact": True}, ("yes", "exact")),
         ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),
     ],
 )  # fmt: skip
@@ -163,6 +167,14 @@ def test_effects_of_different_units_have_axes_of_their_own() -> None:
     assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 2
     assert "TTFT (times): 0.210 [0.190, 0.240] x" in chart.svg
     assert "claimed: lower than 1 x" in chart.svg
+
+
+def test_cells_of_one_effect_share_its_axis() -> None:
+    cells = [effect(cells=2), effect(cells=2, estimate=0.5, low=0.4, high=0.6)]
+    chart = claim_intervals(row(effects=cells))
+    assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 1
+    assert "TTFT (times): 2 cells" in chart.svg
+    assert "0.500 [0.400, 0.600] x" in chart.alt
 
 
 def test_a_number_without_interval_is_drawn_hollow_and_said() -> None:

@@ -114,11 +114,13 @@ def _effects(claim: Claim, measurement: Measurement, verdict: Verdict) -> list[d
         cells = measurement.effects.get(effect.name, ())
         part = verdict.parts.get(effect.name)
         low, high = band(effect, measurement.tolerance)
-        for number, cell in enumerate(cells, 1):
+        for cell in cells:
             found.append(
                 {
-                    "name": effect.name + (f", step {number}" if len(cells) > 1 else ""),
-                    "unit": "" if effect.unit == "bool" else effect.unit,
+                    "name": effect.name,
+                    "cells": len(cells),
+                    "quantifier": effect.quantifier,
+                    "unit": effect.unit,
                     "estimate": _finite(cell.estimate),
                     "low": _finite(cell.low),
                     "high": _finite(cell.high),
@@ -142,22 +144,37 @@ def _finite(value: float) -> float | None:
 
 def _number(effects: list[dict[str, Any]], sums: tuple[Sum, ...]) -> list[dict[str, Any]]:
     """Our numbers in short: what was measured, else what the claim's own table corrects."""
-    if effects:
-        keys = ("name", "estimate", "low", "high", "unit", "exact")
-        several = len({effect["name"].partition(", step")[0] for effect in effects}) > 1
-        shown = [{key: effect[key] for key in keys} | {"kind": "measured"} for effect in effects]
-        for number in shown:
-            if not several and ", step" not in number["name"]:
-                number["name"] = ""
+    names = list(dict.fromkeys(effect["name"] for effect in effects))
+    if names:
+        shown = [_of_cells([each for each in effects if each["name"] == name]) for name in names]
+        if len(names) == 1:
+            shown[0]["name"] = ""
         return shown
     corrected = [each for each in sums if each.low is not None]
     # What does not hold tells more than what does.
     for each in sorted(corrected, key=lambda each: each.holds)[:1]:
         return [
             {"name": "from its own table", "estimate": None, "low": each.low, "high": each.high,
-             "unit": each.unit, "exact": False, "kind": "recomputed"}
+             "unit": each.unit, "exact": False, "kind": "recomputed", "cells": 1}
         ]  # fmt: skip
     return []
+
+
+def _of_cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """One number for all cells of an effect: the one that decides, and from where to where."""
+    known = [cell for cell in cells if cell["estimate"] is not None]
+    up = cells[0]["quantifier"] in ("higher", "at_least")
+    weakest = cells[0]
+    if known:
+        weakest = (min if up else max)(known, key=lambda cell: float(cell["estimate"]))
+    keys = ("name", "estimate", "low", "high", "unit", "exact")
+    spread = [float(cell["estimate"]) for cell in known]
+    return {key: weakest[key] for key in keys} | {
+        "kind": "measured",
+        "cells": len(cells),
+        "least": min(spread, default=None),
+        "most": max(spread, default=None),
+    }
 
 
 def _source(claim: Claim) -> str:

@@ -50,7 +50,7 @@ def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for place, claim in enumerate(facts.get("claims") or []):
         drawn = [effect for effect in claim.get("effects", []) if _has_width(effect)]
-        charts = [claim_intervals(claim)] if drawn else []
+        charts = [claim_intervals({**claim, "effects": drawn})] if drawn else []
         charts += [claim_curve(curve) for curve in claim.get("curves", []) if curve["points"]]
         rows.append(
             {
@@ -86,10 +86,16 @@ def shown_number(value: Mapping[str, Any]) -> dict[str, str]:
     if value["estimate"] is None:
         return {"name": name, "value": "not known", "interval": ""}
     low, high = value["low"], value["high"]
+    if unit == "bool":
+        return {"name": name, "value": "yes" if value["estimate"] else "no", "interval": "exact"}
     if value["exact"] and low == high:
         return {"name": name, "value": f"{number(round(value['estimate']))}{tail}",
                 "interval": "exact"}  # fmt: skip
     interval = "no interval" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+    if value.get("cells", 1) > 1 and value["least"] != value["most"]:
+        span = f"{number(value['least'])} to {number(value['most'])}{tail}"
+        return {"name": name, "value": span,
+                "interval": f"in {value['cells']} cells, the weakest {interval}"}  # fmt: skip
     return {"name": name, "value": f"{number(value['estimate'])}{tail}", "interval": interval}
 
 

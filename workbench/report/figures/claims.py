@@ -19,31 +19,33 @@ __all__ = ["claim_curve", "claim_intervals"]
 
 _BAND = "#cfe3f1"
 _BLUE = "#0072B2"
-_ROW_PX = 64
+_HEAD_PX, _DOT_PX = 54, 22
+"""Height of an axis without its dots, and of each dot."""
 
 
 def claim_intervals(claim: Mapping[str, Any]) -> Chart:
-    """Each effect of a claim as a dot with its interval, over the band that would confirm it.
+    """Each effect of a claim as dots with intervals, over the band that would confirm it.
 
-    `claim` is one of result.facts["claims"]; its effects have units of their own, so each has an
-    axis of its own.
+    `claim` is one of result.facts["claims"]. Effects have units of their own, so each has an axis
+    of its own; the cells of one effect stand below one another on it.
     """
-    effects: Sequence[Mapping[str, Any]] = [
-        effect for effect in claim["effects"] if effect["estimate"] is not None
-    ]
+    known = [effect for effect in claim["effects"] if effect["estimate"] is not None]
+    names = list(dict.fromkeys(effect["name"] for effect in known))
+    groups = [[effect for effect in known if effect["name"] == name] for name in names]
+    heights = [_HEAD_PX + _DOT_PX * len(group) for group in groups]
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(len(effects), 1, squeeze=False)[:, 0]
-        for axes, effect in zip(panels, effects, strict=True):
-            _effect(axes, effect)
+        panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, group in zip(panels, groups, strict=True):
+            _effect(axes, group)
 
     spoken = "; ".join(
-        f"{effect['name']}: {_range(effect)}, claimed {effect['claimed']}" for effect in effects
+        f"{effect['name']}: {_range(effect)}, claimed {effect['claimed']}" for effect in known
     )
     return draw(
         paint,
         title=_title(claim),
-        body_px=_ROW_PX * len(effects) + 12 * len(effects),
+        body_px=sum(heights) + 8,
         alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
         caption="Dot and bar: our number with its interval (90 % where no change is claimed, else"
         " 95 %). Shaded: where the whole interval must lie to confirm the claim.",
@@ -116,34 +118,36 @@ def _range(effect: Mapping[str, Any]) -> str:
     return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
 
 
-def _effect(axes: Axes, effect: Mapping[str, Any]) -> None:
-    """One row: the band, the claimed value, the dot with its interval, and both in words."""
-    ends = [effect["estimate"], effect["low"], effect["high"], effect["value"]]
-    ends += [effect["confirms_from"], effect["confirms_to"]]
+def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+    """One axis: the band, the claimed value, a dot with its interval for each cell, and words."""
+    first = cells[0]
+    ends = [cell[key] for cell in cells for key in ("estimate", "low", "high")]
+    ends += [first["value"], first["confirms_from"], first["confirms_to"]]
     known = [float(end) for end in ends if end is not None and isfinite(end)]
     low, high = min(known), max(known)
     pad = 0.12 * (high - low) or 0.12 * abs(high) or 1.0
     low, high = low - pad, high + pad
     axes.set_xlim(low, high)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(len(cells), 0)
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")
-    start = low if effect["confirms_from"] is None else effect["confirms_from"]
-    end = high if effect["confirms_to"] is None else effect["confirms_to"]
+    start = low if first["confirms_from"] is None else first["confirms_from"]
+    end = high if first["confirms_to"] is None else first["confirms_to"]
     if end > start:
         axes.axvspan(start, end, color=_BAND, zorder=0, linewidth=0)
-    axes.axvline(effect["value"], color=BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    has = effect["low"] is not None and effect["high"] is not None
-    if has:
-        axes.hlines(0.5, effect["low"], effect["high"], color=_BLUE, linewidth=3.5, zorder=2)
-    axes.plot(
-        effect["estimate"], 0.5, marker="o", markersize=9, color=_BLUE, zorder=3,
-        markerfacecolor=_BLUE if has else "white", markeredgewidth=0 if has else 2,
-    )  # fmt: skip
-    unit = {"x": " (times)", "%": ", %"}.get(effect["unit"], f", {effect['unit']}")
-    axes.set_title(
-        f"{effect['name']}{unit}: {_range(effect)}", size=13, weight="normal", loc="left"
-    )
-    axes.set_title(f"claimed: {effect['claimed']}", size=12, color=GREY, loc="right",
+    axes.axvline(first["value"], color=BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    for at, cell in enumerate(cells, 1):
+        y = at - 0.5
+        has = cell["low"] is not None and cell["high"] is not None
+        if has:
+            axes.hlines(y, cell["low"], cell["high"], color=_BLUE, linewidth=3.5, zorder=2)
+        axes.plot(
+            cell["estimate"], y, marker="o", markersize=9, color=_BLUE, zorder=3,
+            markerfacecolor=_BLUE if has else "white", markeredgewidth=0 if has else 2,
+        )  # fmt: skip
+    unit = {"x": " (times)", "%": ", %"}.get(first["unit"], f", {first['unit']}")
+    shown = _range(first) if len(cells) == 1 else f"{len(cells)} cells"
+    axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")
+    axes.set_title(f"claimed: {first['claimed']}", size=12, color=GREY, loc="right",
                    weight="normal")  # fmt: skip
     axes.tick_params(axis="x", labelsize=11)
