@@ -50,6 +50,17 @@ class PdSweep(LoadParams):
     connector: str = param(
         "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
     )
+    rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
+    search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")
+    ttft_limit_ms: float = param(
+        0.0, "goodput: longest TTFT, ms, 0 for none", low=0.0, high=1e9, example=500
+    )
+    tpot_limit_ms: float = param(
+        0.0, "goodput: longest TPOT, ms, 0 for none", low=0.0, high=1e9, example=50
+    )
+    limits_share: float = param(
+        0.9, "search: share of requests that has to keep the limits", low=0.01, high=0.999
+    )
     rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
     opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
     prefill_tp: int = param(1, "GPUs of a prefill instance", low=1, high=64)
@@ -86,7 +97,37 @@ class PdSweep(LoadParams):
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
         self.check_engine()
-        self.check_load()
+        self.check_load(swept=bool(self.rates_per_s or self.search))
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        if not (self.rates_per_s or self.search):
+            return
+        rates = self.rates_per_s
+        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
+            raise ParameterError(
+                f"rates_per_s is {rates}: it takes different rates above 0, e.g. 1,2,4"
+            )
+        if rates and (self.search or self.rate_per_s):
+            raise ParameterError(
+                "rates_per_s names the rates of a sweep: leave search and rate_per_s out, e.g."
+                " -p rates_per_s 1,2,4"
+            )
+        if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
+            raise ParameterError(
+                "search looks for the highest rate within limits: give one, e.g."
+                " -p ttft_limit_ms 500"
+            )
+        if self.arrivals not in ("auto", "constant", "poisson", "gamma"):
+            raise ParameterError(
+                f"arrivals is {self.arrivals!r}: a sweep or search over rates takes constant,"
+                " poisson or gamma"
+            )
+        if self.trace_speed:
+            raise ParameterError(
+                f"trace_speed is {self.trace_speed:g}: a sweep or search over rates sets the times"
+                " itself; leave trace_speed at 0"
+            )
 
     @property
     def topologies(self) -> tuple[Topology, ...]:

@@ -12,10 +12,12 @@ from typing import Literal
 from workbench.errors import PlanError
 from workbench.experiment.hit_plan import plan_hits
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State
+from workbench.experiment.rates import rates_of
 from workbench.experiment.room import check_gpu_memory, check_room, engine_of
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.load.arrivals import Arrivals
 from workbench.load.open_files import check_files, most_in_flight
-from workbench.params import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
+from workbench.params import EngineParams, LMCacheHitAnalysis, LoadParams, PdSweep, PrefixCache
 from workbench.serve.connectors import connector
 from workbench.serve.plan import Capacity, check_store
 from workbench.serve.simulated.faults import FAULTS, check_fault
@@ -67,6 +69,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             for rival in ("none", "lmcache"):
                 key = (f"{_equal_gpus(topology, params.tp)}a", rival)
                 wanted.setdefault(key, "opponent")
+    swept = bool(params.rates_per_s or params.search)
     arms = []
     for (text, name), role in wanted.items():
         topology, means = Topology.parse(text), connector(name)
@@ -82,6 +85,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 passes=tuple(
                     Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
                     for s in means.passes(topology)
+                    if not swept
                 ),
                 gpus=topology.gpus(params.tp),
                 settings=settings,
@@ -100,7 +104,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         arms=tuple(arms),
         rounds=params.rounds,
         workload=workload,
-        arrivals=arrivals_of(params, len(workload.sample.requests)),
+        arrivals=_arrivals(params, workload),
+        rates=rates_of(params, len(workload.sample.requests)),
         doubts=(
             *_fault_doubts(settings),
             *_sharing_doubts(capacity, settings),
@@ -109,6 +114,16 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             *_unequal(arms, params.tp),
         ),
     )
+
+
+def _arrivals(params: LoadParams, workload: WorkloadSpec) -> Arrivals:
+    """Of a sweep over rates: those of its first; each pass has its own."""
+    rate_per_s = 0.0
+    if isinstance(params, PdSweep) and params.rates_per_s:
+        rate_per_s = params.rates_per_s[0]
+    elif isinstance(params, PdSweep) and params.search:
+        rate_per_s = params.rate_per_s or 1.0
+    return arrivals_of(params, len(workload.sample.requests), rate_per_s=rate_per_s)
 
 
 def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform) -> str:
@@ -189,13 +204,14 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
             " the salt alone. Give prefill_urls, decode_urls and lmcache_url."
         )
     workload = workload_of(params, None, None)
+    rates = rates_of(params, len(workload.sample.requests))
     label = params.topology or "attached"
     arm = Arm(
         label=label,
         role="attached",
         topology=label,
         connector="unknown",
-        passes=tuple(Pass(name=s, state=s) for s in states),
+        passes=tuple(Pass(name=s, state=s) for s in states if rates is None),
     )
     return ExperimentPlan(
         notebook="pd_sweep",
@@ -204,7 +220,8 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         arms=(arm,),
         rounds=params.rounds,
         workload=workload,
-        arrivals=arrivals_of(params, len(workload.sample.requests)),
+        arrivals=_arrivals(params, workload),
+        rates=rates,
         doubts=tuple(doubts),
     )
 
@@ -246,7 +263,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         ),
         rounds=params.rounds,
         workload=workload,
-        arrivals=arrivals_of(params, len(workload.sample.requests)),
+        arrivals=_arrivals(params, workload),
         doubts=(
             *_fault_doubts(settings),
             *length_doubts(params, settings),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.experiment.ceilings import ceilings
-from workbench.experiment.plan import ExperimentPlan
+from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
 from workbench.metrics import cache_gates, conduct_gates, gates
 from workbench.metrics.gate import Gate
@@ -57,10 +57,10 @@ def _conduct(
     reasons: Sequence[str],
 ) -> list[Gate]:
     planned = [
-        (arm.label, number, p.name)
+        (arm.label, number, p)
         for number in range(plan.rounds)
         for arm in plan.arms
-        for p in arm.passes
+        for p in [*(p.name for p in arm.passes), *_rate_passes(plan, requests, arm.label)]
     ]
     measured = [(p.arm, p.round, p.pass_name) for p in passes]
     asked = [
@@ -70,6 +70,15 @@ def _conduct(
     if any(arm.connector == "nixl" for arm in plan.arms):
         asked.append(conduct_gates.no_failed_transfers(passes))
     return asked
+
+
+def _rate_passes(plan: ExperimentPlan, requests: pd.DataFrame, arm: str) -> list[str]:
+    """Given rates, or those that the first round of a search has tried."""
+    if plan.rates is None:
+        return []
+    points = plan.rates.points(requests, arm) if plan.rates.search else ()
+    rates = plan.rates.given or tuple(point.rate_per_s for point in points)
+    return [rate_pass(rate).name for rate in rates]
 
 
 def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
@@ -98,10 +107,13 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
         asked.append(gates.cached_as_planned(requests, partly, block=unit))
     same_prompts = requests[~requests["pass"].isin(partly)]
     batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-    asked.append(gates.same_text(same_prompts, text_reference(plan), batched=batched))
+    if plan.rates is None:
+        asked.append(gates.same_text(same_prompts, text_reference(plan), batched=batched))
     if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
         asked.append(alike)
     if plan.platform in ("cuda", "rocm"):
         asked.append(below_ceilings(requests, *ceilings(plan)))
+    if plan.rates is not None:
+        return asked  # rates are raised until the queue grows: that is what they are for
     drift = conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency)
     return [*asked, *([drift] if drift else [])]

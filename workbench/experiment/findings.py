@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.experiment.checks import check
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
+from workbench.experiment.rates import answers, rate_rows, rate_sentences
 from workbench.experiment.sentences import break_even, cards, finding, headline, scope, sentences
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger import accounts
@@ -45,6 +46,9 @@ def conclude(
     summary = summarise(requests) if measured else []
     comparisons = compare(plan, requests) if measured else []
     workload = plan.workload.sample
+    rates = rate_rows(plan.rates, requests) if measured else []
+    rates_found = answers(plan.rates, requests) if measured else {}
+    rates_said = rate_sentences(plan.rates, rates, rates_found)
     checked = []
     if measured:
         seen = requests.iloc[:0] if legs is None else legs
@@ -59,7 +63,7 @@ def conclude(
         )
     failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
     if answered:
-        found = finding(plan, comparisons)
+        found = finding(plan, comparisons, rates_said)
     else:
         found = "No request succeeded" if measured else "Nothing was measured"
     return {
@@ -74,7 +78,9 @@ def conclude(
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan),
         "break_even": break_even(summary, comparisons),
-        "sentences": sentences(plan, summary, comparisons),
+        "sentences": [*rates_said, *sentences(plan, summary, comparisons)],
+        "rates": rates,
+        "searches": [{"arm": arm} | asdict(answer) for arm, answer in rates_found.items()],
         "summary": summary,
         "comparisons": comparisons,
         "repeat": repeat_command(plan.notebook, plan.params),
@@ -83,7 +89,7 @@ def conclude(
             "requests": len(workload.requests),
             "prompt_tokens": plan.workload.longest_prompt_tokens,
             "output_tokens": plan.workload.options["output_tokens"],
-            "arrivals": plan.arrivals.describe(),
+            "arrivals": plan.describe_arrivals(),
             "hash": workload.hash,
             "seed": workload.seed,
             "ideal_reuse": workload.ideal_reuse,

@@ -101,7 +101,10 @@ async def measure_arm(
     # attempt keeps rounds and reruns apart.
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
     launch = Launch(arm, number, deployment)
-    for measured in arm.passes:
+    for measured in plan.passes(arm, number, lambda: log.frame("requests")):
+        if measured.rate_per_s:
+            # What one rate has left in a cache must not serve the next.
+            prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
         try:
             prompts, line = await _measure_pass(
                 plan, arm, number, measured, deployment, launch, prompts, folder, log
@@ -121,7 +124,10 @@ async def measure_arm(
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
-        if await ask_where_answers_part(plan, arm.label, number, prompts, deployment, log.requests):
+        asked = plan.rates is None  # side by side answers part by the shape of their batch
+        if asked and await ask_where_answers_part(
+            plan, arm.label, number, prompts, deployment, log.requests
+        ):
             folder.write("requests", log.frame("requests"))
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
@@ -191,7 +197,7 @@ async def _measure_pass(
         async with _watched(deployment) as gauges:
             load = await _drive(
                 workload,
-                plan.arrivals,
+                plan.arrivals_in(measured),
                 workers=_workers(plan, workload, log),
                 base_url=deployment.url,
                 model=deployment.model,
@@ -204,7 +210,7 @@ async def _measure_pass(
         # Kept whatever happened: a cancelled drive has made a record of every request too.
         ended.sort(key=lambda record: record.index)
         rows = latencies(to_frame(ended, **constants)).assign(
-            expected_cached_tokens=-1, parting_nat=nan
+            expected_cached_tokens=-1, parting_nat=nan, rate_per_s=measured.rate_per_s
         )
         log.requests.append(rows)
         folder.write("requests", log.frame("requests"))

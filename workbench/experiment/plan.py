@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.traffic import WorkloadSpec
+from workbench.experiment.rates import Rates
+from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
 from workbench.machine import repository_root
 from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
@@ -23,7 +24,10 @@ from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, port
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
-__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "run_id"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
 
 State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
@@ -40,6 +44,13 @@ class Pass:
     state: State
     share: float = 1.0
     decode_shift: int = 0
+    rate_per_s: float = 0.0
+    """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
+
+
+def rate_pass(rate_per_s: float) -> Pass:
+    """The cold pass at one rate of a sweep."""
+    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +109,8 @@ class ExperimentPlan:
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
+    rates: Rates | None = None
+    """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
 
     @property
@@ -119,6 +132,21 @@ class ExperimentPlan:
         rotated = (*self.arms[turn:], *self.arms[:turn])
         return rotated[::-1] if round_number % 2 else rotated
 
+    def passes(self, arm: Arm, number: int, rows: Callable[[], pd.DataFrame]) -> Iterator[Pass]:
+        """The passes of an arm in a round; `rows` has the requests measured so far."""
+        yield from arm.passes
+        if self.rates is not None:
+            for rate in self.rates.of_round(number, arm.label, rows):
+                yield rate_pass(rate)
+
+    def arrivals_in(self, measured: Pass) -> Arrivals:
+        """When the requests of a pass are sent."""
+        if not measured.rate_per_s:
+            return self.arrivals
+        assert isinstance(self.params, LoadParams)
+        requests = len(self.workload.sample.requests)
+        return arrivals_of(self.params, requests, rate_per_s=measured.rate_per_s)
+
     @property
     def estimate_s(self) -> float:
         """About how long the run takes, from figures of the tiny model; NaN for any other."""
@@ -137,13 +165,33 @@ class ExperimentPlan:
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             warm_s = 0.05 * cold_s * len(arm.passes)
             total_s += self.rounds * (launch_s + cold * cold_s + warm_s)
+            if self.rates is not None:
+                n = len(self.rates.given) or SEARCHED_RATES
+                sent_s = sum(len(requests) / rate for rate in self.rates.given)
+                total_s += self.rounds * max(sent_s, n * cold_s)
         return total_s
+
+    def describe_arrivals(self) -> str:
+        """One line for a report: when requests were sent."""
+        if self.rates is None:
+            return self.arrivals.describe()
+        kind = self.arrivals.kind.capitalize()
+        return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
+
+    @property
+    def _rates(self) -> list[str]:
+        if self.rates is None:
+            return []
+        if self.rates.search is None:
+            return [rate_pass(rate).name for rate in self.rates.given]
+        limits = self.rates.limits
+        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
 
     def __str__(self) -> str:
         lines = [f"{self.notebook} {self.run_id}: {len(self.arms)} arms x {self.rounds} rounds"]
-        lines.append(f"workload {self.workload}; {self.arrivals.describe()}")
+        lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         for arm in self.arms:
-            passes = ", ".join(p.name for p in arm.passes)
+            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
@@ -153,6 +201,7 @@ class ExperimentPlan:
 
 
 FORK_SERVER_S = 9.0
+SEARCHED_RATES = 7
 LAUNCH_S = 3.0
 LAUNCH_INSTANCE_S = 0.9
 

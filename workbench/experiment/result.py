@@ -163,6 +163,11 @@ class Result:
         return self._table("comparisons")
 
     @property
+    def rates(self) -> pd.DataFrame:
+        """One row per arm and offered rate of a sweep or search; empty without one."""
+        return self._table("rates")
+
+    @property
     def token_sources(self) -> pd.DataFrame:
         """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
         return self._table("token_sources")

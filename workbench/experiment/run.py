@@ -143,7 +143,11 @@ async def _deployment(
 
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    "numbers gates ledger token_sources limits sentences summary comparisons".split(), ()
+    (
+        *("numbers", "gates", "ledger", "token_sources", "limits", "sentences", "summary"),
+        *("comparisons", "rates", "searches"),
+    ),
+    (),
 ) | {"scope": "", "unproven": "", "break_even": "", "repeat": "", "files": {}}
 
 

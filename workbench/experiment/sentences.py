@@ -15,8 +15,13 @@ __all__ = ["break_even", "cards", "finding", "headline", "scope", "sentences"]
 Row = dict[str, Any]
 
 
-def finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
-    """What was found, with its size; never more than its intervals allow."""
+def finding(plan: ExperimentPlan, comparisons: Sequence[Row], rates: Sequence[str] = ()) -> str:
+    """What was found, with its size; never more than its intervals allow.
+
+    `rates` has one sentence for each arm of a sweep over rates, first that of what was asked for.
+    """
+    if rates:
+        return rates[0].removesuffix(".")
     if plan.notebook == "single_instance_prefix_cache":
         return _cache_finding(plan, comparisons)
     return _sweep_finding(plan, comparisons)
@@ -145,7 +150,7 @@ def scope(plan: ExperimentPlan) -> str:
     intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
     return (
         f"{where} {plan.rounds} round{'s' * (plan.rounds > 1)}, arms interleaved,"
-        f" {len(plan.workload.sample.requests)} requests a pass, {plan.arrivals.describe()};"
+        f" {len(plan.workload.sample.requests)} requests a pass, {plan.describe_arrivals()};"
         f" {intervals}."
     )
 

@@ -42,7 +42,7 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
     Prefill and aggregated instances may have no hit of either kind; decode instances none in
     their own cache (what reaches them through the connector is this pass's own prefill).
     """
-    cold = [p for p in passes if p.pass_name == "cold"]
+    cold = [p for p in passes if p.is_cold]
     problems, cached, asked, repeats = [], 0.0, 0, 0
     for p in cold:
         for role, sources in p.sources.items():

@@ -57,6 +57,11 @@ class PassCounters:
     """The store's chunk, likewise."""
 
     @property
+    def is_cold(self) -> bool:
+        """Also `cold at 2/s`, of a sweep over rates."""
+        return self.pass_name == "cold" or self.pass_name.startswith("cold at ")
+
+    @property
     def label(self) -> str:
         return f"{self.arm}, round {self.round}, {self.pass_name}"
 

@@ -5,6 +5,7 @@ from workbench.report.figures.chart import Chart
 from workbench.report.figures.hits import hit_against_ideal, ttft_against_cached_share
 from workbench.report.figures.latencies import latency_panels, requests_over_time
 from workbench.report.figures.medians import tps_by_topology, ttft_by_topology
+from workbench.report.figures.rates import rates
 from workbench.report.figures.ratios import speedups
 from workbench.report.figures.sources import token_sources
 from workbench.report.figures.tiers import hits_by_tier, served_over_requests
@@ -18,6 +19,7 @@ __all__ = [
     "hit_against_ideal",
     "hits_by_tier",
     "latency_panels",
+    "rates",
     "requests_over_time",
     "served_over_requests",
     "speedups",

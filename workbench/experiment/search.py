@@ -1,0 +1,173 @@
+"""Which rate is tried next, and what the rates tried say: the highest one that meets the limits.
+
+Pure decisions: nothing is run here. A rate meets the limits when at least a share of its requests
+has TTFT and TPOT within them. The first round looks for the edge (doubling or halving until it is
+bracketed, then bisecting); later rounds repeat the same rates, each on a fresh launch. The answer
+rests on intervals of all rounds, and says "not resolved" where they do not carry one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isnan, nan, sqrt
+from statistics import NormalDist
+
+__all__ = ["Answer", "Limits", "Point", "Search"]
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request has to keep to, in seconds, and how large a share of them."""
+
+    ttft_s: float = inf
+    tpot_s: float = inf
+    share: float = 0.9
+
+    def met(self, ttft_s: float, tpot_s: float) -> bool:
+        """Whether a request met both; one that failed has no TTFT, one of one token no TPOT."""
+        return ttft_s <= self.ttft_s and (isnan(tpot_s) or tpot_s <= self.tpot_s)
+
+    def __str__(self) -> str:
+        known = (("TTFT", self.ttft_s), ("TPOT", self.tpot_s))
+        parts = [f"{name} up to {1000 * limit:g} ms" for name, limit in known if limit < inf]
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One rate: how many requests were sent in each round, and how many met the limits."""
+
+    rate_per_s: float
+    sent: tuple[int, ...]
+    met: tuple[int, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of all requests that met the limits; NaN without any."""
+        return sum(self.met) / sum(self.sent) if sum(self.sent) else nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the share: Wilson's over requests, or wider where rounds differ by more.
+
+        Requests of one launch share its queue, so they alone would promise too much.
+        Source: E. B. Wilson, JASA 22 (1927), 209-212; the t interval of the rounds' shares.
+        """
+        n = sum(self.sent)
+        if not n:
+            return nan, nan
+        middle = (self.share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * sqrt(self.share * (1 - self.share) / n + (_Z / (2 * n)) ** 2)
+        low, high = middle - half, middle + half
+        shares = [met / sent for met, sent in zip(self.met, self.sent, strict=True) if sent]
+        rounds = len(shares)
+        if rounds > 2:
+            from scipy.stats import t
+
+            mean = sum(shares) / rounds
+            spread = sqrt(sum((share - mean) ** 2 for share in shares) / (rounds - 1) / rounds)
+            reach = float(t.ppf(0.975, rounds - 1)) * spread
+            low, high = min(low, mean - reach), max(high, mean + reach)
+        return max(0.0, low), min(1.0, high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The highest rate that certainly meets the limits and the lowest that certainly does not."""
+
+    met_per_s: float
+    """NaN where no rate certainly meets them."""
+    missed_per_s: float
+    """NaN where no rate certainly misses them."""
+    resolved: bool
+    reason: str
+    """Why it is not resolved; empty when it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search between `bottom_per_s` and `top_per_s` that begins at `first_per_s`."""
+
+    limits: Limits
+    first_per_s: float
+    bottom_per_s: float
+    top_per_s: float
+    """Above it all requests arrive within one TTFT limit: a burst, and no rate."""
+    resolution: float = 0.1
+    """The bracket is closed when its ends differ by no more than this share."""
+    wide: float = 0.3
+    """An answer is one when its ends differ by no more than this share."""
+    most_points: int = 9
+
+    def next_rate(self, points: Sequence[Point]) -> float | None:
+        """The rate to try after these of the first round, or None when there is none.
+
+        A rate counts as met by its share alone; intervals come later, with more rounds.
+        """
+        met = [p.rate_per_s for p in points if p.share >= self.limits.share]
+        missed = [p.rate_per_s for p in points if not p.share >= self.limits.share]
+        if not points:
+            rate = min(self.top_per_s, max(self.bottom_per_s, self.first_per_s))
+        elif len(points) >= self.most_points:
+            return None
+        elif not missed:
+            rate = min(self.top_per_s, 2 * max(met))
+        elif not (below := [rate for rate in met if rate < min(missed)]):
+            rate = max(self.bottom_per_s, min(missed) / 2)
+        elif min(missed) <= (1 + self.resolution) * max(below):
+            return None
+        else:
+            rate = sqrt(max(below) * min(missed))
+        rate = float(f"{rate:.3g}")
+        return None if any(rate == p.rate_per_s for p in points) else rate
+
+    def answer(self, points: Sequence[Point]) -> Answer:
+        """What the rates of all rounds say."""
+        share = self.limits.share
+        met = [p.rate_per_s for p in points if p.interval[0] >= share]
+        missed = [p.rate_per_s for p in points if p.interval[1] < share]
+        highest, lowest = max(met, default=nan), min(missed, default=nan)
+        reason = self._why_not(points, highest, lowest)
+        return Answer(met_per_s=highest, missed_per_s=lowest, resolved=not reason, reason=reason)
+
+    def _why_not(self, points: Sequence[Point], highest: float, lowest: float) -> str:
+        share = self.limits.share
+        if not points:
+            return "no rate was measured"
+        if highest > lowest:
+            return (
+                f"{highest:g} requests/s met the limits and {lowest:g} missed them, which no single"
+                " edge can do: measure again with more requests"
+            )
+        unclear = [p for p in points if p.interval[0] < share <= p.interval[1]]
+        between = [p for p in unclear if not (p.rate_per_s < highest or p.rate_per_s > lowest)]
+        straddling = ""
+        if between:
+            p = between[0]
+            low, high = p.interval
+            straddling = (
+                f"at {p.rate_per_s:g} requests/s {p.share:.0%} of {sum(p.sent)} requests met the"
+                f" limits, of which the interval, {low:.0%} to {high:.0%}, holds the wanted"
+                f" {share:.0%}: send more requests or take more rounds"
+            )
+        if isnan(highest) and isnan(lowest):
+            return straddling
+        if isnan(lowest):
+            return straddling or (
+                f"all rates up to {highest:g} requests/s met the limits, and at a higher one than"
+                f" {self.top_per_s:.3g} all requests would arrive at once: send more requests"
+            )
+        if isnan(highest):
+            return straddling or (
+                f"even {lowest:g} requests/s missed the limits: raise the limits, or begin lower"
+                " with rate_per_s"
+            )
+        if lowest > (1 + self.wide) * highest:
+            return straddling or (
+                f"between {highest:g} and {lowest:g} requests/s nothing was measured: begin nearer"
+                " with rate_per_s"
+            )
+        return ""

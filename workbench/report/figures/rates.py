@@ -1,0 +1,104 @@
+"""The figure of a sweep over rates: latency, and what was achieved of what was offered."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.report.figures.chart import Chart, draw, log_ticks
+from workbench.report.figures.looks import BLACK, GREY, Look, looks
+from workbench.report.numbers import quantity, time_scale
+
+__all__ = ["rates"]
+
+
+def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart | None:
+    """TTFT, and achieved rate and goodput, against the offered rate; None without rates.
+
+    Takes `result.rates`. A goodput below the achieved rate is drawn as an open marker.
+    """
+    if frame.empty:
+        return None
+    arms = [str(arm) for arm in frame["arm"].unique()]
+    look = looks(arms)
+    top = frame[["ttft_s", "ttft_high_s"]].max().max()
+    factor, unit = time_scale(top)
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        for arm in arms:
+            rows = frame[frame["arm"] == arm].sort_values("offered_per_s")
+            _latency(left, rows, look[arm], factor)
+            _achieved(right, rows, look[arm])
+        _axes(left, frame, ("ttft_s", "ttft_low_s", "ttft_high_s"), factor)
+        left.set_ylabel(f"median TTFT, {unit} (log scale)")
+        _axes(right, frame, ("achieved_per_s", "goodput_per_s", "offered_per_s"), 1.0)
+        right.set_ylabel("per second (log scale)")
+        ends = right.get_xlim()
+        right.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        for axes in (left, right):
+            axes.set_xlabel("offered requests per second (log scale)")
+
+    known = frame[frame["achieved_per_s"].notna()]
+    best = known.sort_values("achieved_per_s").iloc[-1] if len(known) else None
+    found = "TTFT and achieved rate against the offered rate"
+    if best is not None:
+        found = (
+            f"Answers end at {best['achieved_per_s']:.3g} a second at most ({best['arm']}, with"
+            f" {best['offered_per_s']:.3g} offered)"
+        )
+    spoken = "; ".join(
+        f"{row['arm']} at {row['offered_per_s']:.3g}/s: TTFT {quantity(row['ttft_s'], 's')},"
+        f" {row['achieved_per_s']:.3g} achieved, {row['share']:.0%} within the limits"
+        for _, row in frame.iterrows()
+    )
+    return draw(
+        paint,
+        title=title or found,
+        body_px=330,
+        alt=f"{found}. {spoken}.",
+        caption=caption
+        or "Left: median and 95 % interval over requests. Right: filled, answers ended per second,"
+        " from the first end to the last; open, goodput: those of requests that met the limits;"
+        " dotted, all that was offered. Interval of the share: see the table of rates.",
+        keys=look,
+        marks=frame.attrs,
+    )
+
+
+def _latency(axes: Axes, rows: pd.DataFrame, look: Look, factor: float) -> None:
+    known = rows[rows["ttft_s"].notna()]
+    axes.plot(known["offered_per_s"], known["ttft_s"] * factor, color=look.colour, linewidth=1.2)
+    for _, row in known.iterrows():
+        whole = isfinite(row["ttft_low_s"]) and isfinite(row["ttft_high_s"])
+        if whole:
+            axes.vlines(
+                row["offered_per_s"], row["ttft_low_s"] * factor, row["ttft_high_s"] * factor,
+                color=look.colour, linewidth=3,
+            )  # fmt: skip
+        axes.plot(
+            row["offered_per_s"], row["ttft_s"] * factor, color=look.colour, marker=look.marker,
+            markersize=8, markerfacecolor=look.colour if whole else "white", markeredgewidth=1.6,
+        )  # fmt: skip
+
+
+def _achieved(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
+    for column, filled in (("goodput_per_s", False), ("achieved_per_s", True)):
+        known = rows[rows[column].gt(0)]
+        axes.plot(
+            known["offered_per_s"], known[column], color=look.colour, marker=look.marker,
+            markersize=8, linewidth=1.2, markeredgewidth=1.6,
+            markerfacecolor=look.colour if filled else "white",
+            linestyle="-" if filled else (0, (4, 2)),
+        )  # fmt: skip
+
+
+def _axes(axes: Axes, frame: pd.DataFrame, columns: tuple[str, ...], factor: float) -> None:
+    values = [v * factor for column in columns for v in frame[column] if isfinite(v) and v > 0]
+    if values:
+        log_ticks(axes, min(values), max(values), axis="y", most=7)
+    log_ticks(axes, frame["offered_per_s"].min(), frame["offered_per_s"].max(), axis="x", most=6)
+    axes.grid(color=BLACK, alpha=0.08)
