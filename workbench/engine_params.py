@@ -53,7 +53,7 @@ class EngineParams:
     )
     timeout_s: float = param(600.0, "longest wait for one answer, seconds", low=1, high=86_400)
     kernel_stamps: bool = param(
-        True, "date each read by Linux's kernel, not when this program gets to it (http)"
+        True, "date reads by Linux's kernel, not when this program sees them (http)"
     )
     client_workers: int = param(
         0, "processes that send the load, 0 for one, and more once it is busy", low=0, high=64
