@@ -259,3 +259,16 @@ async def test_a_number_beside_a_verdict_by_reading_is_shown_and_judges_nothing(
     assert row["shown_only"] and not row["measured"]
     assert row["number"][0]["estimate"] == 2.0
     assert any("judges nothing" in limit for limit in row["limits"])
+
+
+async def test_reading_alone_starts_nothing(referee):
+    never = recipe("cache", ("VLLM-APC",), AssertionError("nothing may start"))
+    result, claims = await judged(referee(never, claims=["llmir", "VLLM-APC"], tiers=["source"]))
+    assert len(claims) == 17
+    assert result.facts["finding"] == (
+        "17 claims; by reading, 13 fall by their own source or physics, 2 have no evidence"
+    )
+    assert claims["VLLM-APC"]["skipped"].endswith("tiers allows source; add serving.")
+    kinds = {card["kind"]: card["value"] for card in result.facts["numbers"]}
+    assert kinds == {"confirmed": 0, "contradicted": 13, "no-evidence": 2, "inconclusive": 0,
+                     "not-comparable": 0, "not-tested": 2}  # fmt: skip

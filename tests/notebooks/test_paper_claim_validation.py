@@ -41,12 +41,3 @@ def test_an_unknown_claim_is_one_sentence(papermill: Papermill) -> None:
     assert done.returncode != 0
     assert "did you mean 'VLLM-APC'" in done.stderr
     assert "Traceback" not in done.stderr.split("ParameterError")[-1]
-
-
-def test_reading_alone_starts_nothing(papermill: Papermill, result_of: Any) -> None:
-    done = papermill("paper_claim_validation", "-p", "tiers", "source", "-p", "claims", "llmir")
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("paper_claim_validation")
-    assert len(facts["claims"]) == 16
-    assert not any(row["measured"] for row in facts["claims"])
-    assert facts["finding"].startswith("16 claims, by reading, ")

@@ -206,8 +206,9 @@ def _plain(value: Any) -> str:
 
 def _kind(verdict: Verdict) -> str:
     if verdict.verdict == "not_confirmed":
-        inconclusive = verdict.code in ("inconclusive", "too_few_runs")
-        return "inconclusive" if inconclusive else "contradicted"
+        named = {"inconclusive": "inconclusive", "too_few_runs": "inconclusive",
+                 "no_evidence": "no-evidence"}  # fmt: skip
+        return named.get(verdict.code, "contradicted")
     return _KINDS[verdict.verdict]
 
 

@@ -15,7 +15,20 @@ from workbench.params import PaperClaimValidation
 
 __all__ = ["concluded"]
 
-_ORDER = ("confirmed", "contradicted", "inconclusive", "not-comparable", "not-tested")
+_ORDER = (
+    "confirmed",
+    "contradicted",
+    "no-evidence",
+    "inconclusive",
+    "not-comparable",
+    "not-tested",
+)
+
+_READ = {
+    "contradicted": "{} fall by their own source or physics",
+    "no-evidence": "{} have no evidence",
+    "not-comparable": "{} are no fair comparison",
+}
 
 
 def concluded(
@@ -61,14 +74,13 @@ def _finding(accounts: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[s
         words = ", ".join(f"{n} {word}" for word, n in sorted(count.items(), key=_by_kind))
         parts.append(f"{len(measured)} measured here: {words}")
     if read:
-        fall = sum(row["kind"] == "contradicted" for row in read)
-        fair = sum(row["kind"] == "not-comparable" for row in read)
-        fell = [f"{fall} fall by their own source or physics"] * bool(fall)
-        fell += [f"{fair} are no fair comparison"] * bool(fair)
-        parts.append(f"by reading, {' and '.join(fell)}" if fell else f"{len(read)} were read")
+        count_read = Counter(row["kind"] for row in read)
+        fell = [words.format(count_read[kind]) for kind, words in _READ.items() if count_read[kind]]
+        parts.append(f"by reading, {', '.join(fell)}" if fell else f"{len(read)} were read")
     if not parts:
         return f"{total}, and none could be judged"
-    return f"{total}, {'; '.join(parts)}"
+    joint = ", " if measured else "; "
+    return f"{total}{joint}{'; '.join(parts)}"
 
 
 def _by_kind(item: tuple[str, int]) -> tuple[int, str]:
@@ -93,15 +105,9 @@ def _scope(setting: Setting, params: PaperClaimValidation, outcomes: Mapping[str
 
 def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How many claims each kind of verdict has; the kinds are never added up."""
-    labels = {
-        "confirmed": "confirmed",
-        "contradicted": "contradicted",
-        "inconclusive": "inconclusive",
-        "not-comparable": "not comparable",
-        "not-tested": "not tested",
-    }
     cards = []
-    for kind, label in labels.items():
+    for kind in _ORDER:
+        label = kind.replace("-", " ")
         rows = [row for row in accounts if row["kind"] == kind]
         here = sum(row["measured"] for row in rows)
         note = f"{here} measured here" if here else ""

@@ -18,6 +18,7 @@ MARKS = {
     # kind of verdict: its shape; the colour is the page's
     "confirmed": "●",
     "contradicted": "▲",
+    "no-evidence": "▽",
     "inconclusive": "◆",
     "not-comparable": "■",
     "not-tested": "○",
@@ -56,6 +57,7 @@ def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 **claim,
                 "place": place,
+                "rank": list(MARKS).index(claim["kind"]) if claim["kind"] in MARKS else len(MARKS),
                 "mark": MARKS.get(claim["kind"], "◆"),
                 "numbers": [shown_number(each) for each in claim.get("number", [])],
                 "charts": [
