@@ -48,11 +48,12 @@ def test_aiperf_assumes_one_token_where_the_stream_does_not_tell_or_tells_nonsen
         assert found.at["ITL", "aiperf"] == pytest.approx(0.6 / 4)
 
 
-def test_vllm_bench_counts_broken_streams_and_the_others_do_not():
+def test_other_tools_count_broken_streams_as_successes():
     frame = to_frame(
         [
             request(),
             request(error="truncated", chunk_s=(13.0,), chunk_tokens=(), output_tokens=-1),
+            request(error="stream_error", chunk_s=(15.0,), chunk_tokens=(), output_tokens=-1),
             request(error="stream_error", chunk_s=(), chunk_tokens=(), output_tokens=-1),
             request(error="reset", chunk_s=(19.0,), chunk_tokens=(), output_tokens=-1),
         ]
@@ -60,12 +61,13 @@ def test_vllm_bench_counts_broken_streams_and_the_others_do_not():
     found = card(frame)
     assert found.loc["requests"].to_dict() == {
         "workbench": 1,
-        "vllm_bench": 2,
-        "guidellm": 1,
-        "aiperf": 1,
+        "vllm_bench": 3,
+        "guidellm": 2,
+        "aiperf": 3,
     }
     assert found.at["TTFT", "workbench"] == pytest.approx(1.0)
-    assert found.at["TTFT", "vllm_bench"] == pytest.approx(2.0)  # the median of 1 and 3
+    assert found.at["TTFT", "guidellm"] == pytest.approx(2.0)  # the median of 1 and 3
+    assert found.at["TTFT", "vllm_bench"] == pytest.approx(3.0)  # of 1, 3 and 5
 
 
 def test_nothing_that_succeeded_gives_no_number():

@@ -1,7 +1,8 @@
 """The vLLM and LMCache samples were written by those tools (0.32.0 and 0.5.6); see `peers/`.
 
 The vLLM files are real runs against a real CPU vLLM, cut to four requests and without their texts.
-GuideLLM and AIPerf are not installed: their samples follow the formats in the tools' sources.
+GuideLLM 0.8.1 and AIPerf 0.13.0 wrote theirs against the simulated engine, some streams broken on
+purpose; what else they may write follows the formats in the tools' sources.
 """
 
 from __future__ import annotations
@@ -139,6 +140,26 @@ def test_guidellm_by_its_timings(tmp_path):
     assert good["tpot_s"] == pytest.approx(0.4 / 4)  # its ITL, not its TPOT
     assert good["e2e_s"] == pytest.approx(0.9)
     assert good["stream_end_s"] - good["sent_s"] == pytest.approx(1.0)
+
+
+def test_guidellm_as_it_was_saved():
+    frame = read_peer(PEERS / "guidellm_0.8.1.json")
+    assert sorted(frame["error"]) == ["", "", "stream_error", "stream_error"]
+    good = frame[frame["error"] == ""]
+    assert good["output_tokens"].tolist() == [16, 16]
+    assert (good["ttft_s"] > 0).all()
+    assert (good["e2e_s"] > good["ttft_s"]).all()
+    assert "EngineCore encountered an issue" in frame["error_message"].max()
+
+
+def test_aiperf_as_it_was_saved():
+    frame = read_peer(PEERS / "aiperf_0.13.0.jsonl")
+    assert frame["error"].tolist() == ["", "", "", "http_503"]
+    # The server counted 6 tokens where AIPerf tokenised the text to 16; the third was cut off.
+    assert frame["output_tokens"].tolist() == [6, 6, 5, -1]
+    assert frame["prompt_tokens"].tolist()[:1] == [61]
+    assert frame["ttft_s"].iloc[0] == pytest.approx(0.027860745)
+    assert frame["chunk_s"].map(len).tolist() == [6, 6, 5, 0]
 
 
 def test_aiperf_by_its_records(tmp_path):

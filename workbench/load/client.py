@@ -31,9 +31,10 @@ __all__ = [
 ]
 
 CONNECT_TIMEOUT_S = 10.0
-ANSWER_BYTES, BYTES_PER_TOKEN = 2**20, 4096
-"""Bytes kept of an answer, whatever its length, and for each token that it may have: vLLM sends
-about 300 a token. A server that sends more ends as a record with the error `too_large`."""
+ANSWER_BYTES, BYTES_PER_TOKEN, BYTES_PER_PROMPT_TOKEN = 2**20, 4096, 16
+"""Bytes kept of an answer, whatever its length, for each token that it may have (vLLM sends about
+300), and for each of the prompt's, whose ids it may repeat (about 7). A server that sends more
+ends as a record with the error `too_large`."""
 
 
 def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.AsyncClient:
@@ -98,7 +99,11 @@ def outgoing_request(
             **(headers or {}),
         },
     )
-    outgoing.extensions["limit_bytes"] = ANSWER_BYTES + BYTES_PER_TOKEN * request.max_tokens
+    outgoing.extensions["limit_bytes"] = (
+        ANSWER_BYTES
+        + BYTES_PER_TOKEN * request.max_tokens
+        + BYTES_PER_PROMPT_TOKEN * request.prompt_tokens
+    )
     return outgoing
 
 

@@ -30,9 +30,14 @@ __all__ = ["METRICS", "TOOLS", "Definition", "card", "definition_of"]
 TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
 """The columns of `card`. Read at vLLM 0.32.0, GuideLLM 31c74ea and AIPerf 58dd5de."""
 METRICS = ("TTFT", "TPOT", "ICL", "ITL", "E2E")
-_LIKE_SUCCESS = ("truncated", "stream_error")
-"""Failures that vLLM bench counts as successes once a chunk has come: its request functions look
-neither at an error event inside HTTP 200 nor for the end of the stream."""
+_LIKE_SUCCESS = {
+    "vllm_bench": ("truncated", "stream_error"),
+    "aiperf": ("truncated", "stream_error"),
+    "guidellm": ("truncated",),
+}
+"""Failures that a tool counts as successes once a chunk has come: none of them looks for the end of
+the stream, and two do not look at an error event inside HTTP 200. Seen with vLLM bench 0.32.0,
+AIPerf 0.13.0 and GuideLLM 0.8.1 on streams that broke."""
 
 _OURS = "workbench/metrics/latency.py: "
 _VLLM = "vllm/benchmarks/serve.py: calculate_metrics"
@@ -60,8 +65,7 @@ def card(requests: pd.DataFrame) -> pd.DataFrame:
 
     `requests` is a `requests` frame of one kind of request: one arm and one pass, any rounds. NaN
     where a tool has no such metric or no value is defined. The rows are `METRICS`, the index is
-    called `metric`, and a last row `requests` counts what each tool takes for a success. For
-    GuideLLM and AIPerf these are the workbench's own successes.
+    called `metric`, and a last row `requests` counts what each tool takes for a success.
     """
     import pandas as pd
 
@@ -83,8 +87,8 @@ def definition_of(metric: str, tool: str) -> Definition:
 def _timed(requests: pd.DataFrame, tool: str) -> pd.DataFrame:
     """The requests that the tool calls successes, with the latencies of the workbench."""
     good = succeeded(requests)
-    if tool == "vllm_bench":
-        good |= requests["error"].isin(_LIKE_SUCCESS) & (requests["chunk_s"].map(len) > 0)
+    counted = requests["error"].isin(_LIKE_SUCCESS.get(tool, ()))
+    good |= counted & (requests["chunk_s"].map(len) > 0)
     # The tool's view of the error goes in: otherwise the stamps of its "successes" become NaN.
     return latencies(requests[good].assign(error=""))
 

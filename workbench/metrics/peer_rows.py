@@ -106,9 +106,13 @@ def guidellm_rows(source: Path, report: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def aiperf_rows(records: list[Any]) -> Iterator[Row]:
-    """AIPerf's docs/tutorials/working-with-profile-exports.md: the per-request records."""
+    """AIPerf's docs/tutorials/working-with-profile-exports.md: the per-request records.
+
+    Token counts are the server's where it told them; else AIPerf's, who tokenises texts again. A
+    stream cut off or with an error event in it is a success in this file, and stays one.
+    """
     for record in records:
-        about, metrics, error = record["metadata"], record["metrics"], record["error"]
+        about, metrics, error = record["metadata"], record["metrics"], record.get("error")
         if about["benchmark_phase"] != "profiling":
             continue
         sent_s = about["request_start_ns"] / 1e9
@@ -132,11 +136,17 @@ def aiperf_rows(records: list[Any]) -> Iterator[Row]:
             _aiperf_s(metrics, "inter_chunk_latency") if "inter_chunk_latency" in metrics else ()
         )
         facts |= {
-            "prompt_tokens": _count(metrics["input_sequence_length"]["value"]),
-            "output_tokens": _count(metrics["output_sequence_length"]["value"]),
+            "prompt_tokens": _aiperf_count(metrics, "usage_prompt_tokens", "input_sequence_length"),
+            "output_tokens": _aiperf_count(
+                metrics, "usage_completion_tokens", "output_sequence_length"
+            ),
             "chunk_s": tuple(accumulate(map(float, gaps_s), initial=sent_s + ttft_s)),
         }
         yield facts, ttft_s, float(_aiperf_s(metrics, "request_latency"))
+
+
+def _aiperf_count(metrics: Mapping[str, Any], told: str, own: str) -> int:
+    return _count(metrics.get(told, metrics[own])["value"])
 
 
 def _aiperf_s(metrics: Mapping[str, Any], name: str) -> Any:
@@ -178,6 +188,8 @@ def _failure(message: str, failed: bool) -> dict[str, str]:
     )
     if status:
         error = f"http_{status}"
+    elif re.search(r"streaming response returned an error", last, re.IGNORECASE):
+        error = "stream_error"
     elif re.search(r"timed? ?out", last, re.IGNORECASE):
         error = "timeout"
     elif re.search(r"connect(or|ion)? ?(error|refused)|cannot connect", last, re.IGNORECASE):
