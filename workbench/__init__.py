@@ -11,6 +11,7 @@ from typing import Any
 _HOMES = {
     "Result": "workbench.experiment.result",
     "Topology": "workbench.topology",
+    "cache_size": "workbench.experiment.cache_size",
     "check_environment": "workbench.experiment.environment",
     "check_params": "workbench.params",
     "claim_panels": "workbench.report.claims",

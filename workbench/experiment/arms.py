@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import isnan, nan
 from typing import Literal
 
 from workbench.errors import PlanError
@@ -105,6 +106,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         rounds=params.rounds,
         workload=workload,
         arrivals=_arrivals(params, workload),
+        kv_space_tokens=_kv_space(settings, model),
         rates=rates_of(params, len(workload.sample.requests)),
         doubts=(
             *_fault_doubts(settings),
@@ -165,6 +167,13 @@ def _unequal(arms: list[Arm], tp: TensorParallel) -> list[str]:
     ]
 
 
+def _kv_space(settings: EngineSettings, model: ModelFacts | None) -> float:
+    """Tokens that an instance holds; on a GPU only vLLM knows what its memory leaves."""
+    if settings.on_gpu or model is None:
+        return nan
+    return settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
+
+
 def _kv_doubts(
     workload: WorkloadSpec,
     passes: tuple[Pass, ...],
@@ -172,9 +181,9 @@ def _kv_doubts(
     model: ModelFacts | None,
 ) -> list[str]:
     """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
-    if settings.on_gpu or model is None:
+    space_tokens = _kv_space(settings, model)
+    if isnan(space_tokens):
         return []
-    space_tokens = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = sum(1 - p.share for p in passes)
     sent_tokens = sum(

@@ -21,6 +21,7 @@ from workbench.experiment.result import RunFolder
 from workbench.experiment.ties import ask_where_answers_part
 from workbench.load.arrivals import Arrivals
 from workbench.load.driver import LoadRun, drive_in_thread
+from workbench.load.traces import trace_of_run
 from workbench.load.workers import drive_in_workers, most_workers
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
@@ -229,6 +230,8 @@ async def _measure_pass(
     workload = replace(workload, requests=load.sent)
     if measured.state == "cold":
         prompts = workload
+        if not number:
+            folder.write_trace(arm.label, trace_of_run(workload, load.records))
     log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
     known = rows["index"].map(launch.expected_cached)
     rows["expected_cached_tokens"] = known.fillna(-1).astype(int)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,6 +110,8 @@ class ExperimentPlan:
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
+    kv_space_tokens: float = nan
+    """Tokens that the KV space of an instance holds, where that is known beforehand."""
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -28,6 +29,7 @@ from workbench.experiment.frame_file import read_frame, write_frame
 from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.why import table, why
+from workbench.load.traces import Trace, write_trace
 from workbench.machine import repository_root
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
@@ -89,6 +91,12 @@ class RunFolder:
         partial = self.attempt / f".{name}.partial"
         write_frame(partial, frame)
         os.replace(partial, self.attempt / f"{name}.parquet")
+
+    def write_trace(self, arm: str, trace: Trace) -> None:
+        """Save a pass as a file in the Mooncake format, `traces/ARM.jsonl`."""
+        folder = self.attempt / "traces"
+        folder.mkdir(exist_ok=True)
+        write_trace(trace, folder / f"{re.sub(r'[^a-zA-Z0-9]+', '-', arm).strip('-')}.jsonl")
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         partial = self.attempt / ".result.partial"

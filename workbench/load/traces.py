@@ -44,6 +44,7 @@ __all__ = [
     "lru_hit_rates",
     "read_trace",
     "trace",
+    "trace_of",
     "trace_of_run",
     "write_trace",
 ]
@@ -257,7 +258,7 @@ def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
     """
     asked = {request.index: request for request in workload.requests}
     sent = sorted((r for r in records if isfinite(r.sent_s)), key=lambda r: r.sent_s)
-    known: dict[tuple[int, bytes], int] = {}
+    blocks = _Blocks(BLOCK_TOKENS)
     rows = []
     for record in sent:
         request = asked.get(record.index)
@@ -266,19 +267,49 @@ def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
                 f"request {record.request_id} is not of workload {workload.name!r}: give the"
                 " records of its own run"
             )
-        ids: list[int] = []
-        for start in range(0, request.prompt_tokens, BLOCK_TOKENS):
-            block = request.prompt_ids[start : start + BLOCK_TOKENS].tobytes()
-            ids.append(known.setdefault((ids[-1] if ids else -1, block), len(known)))
         rows.append(
             TraceRow(
                 arrival_s=record.sent_s - sent[0].sent_s,
                 prompt_tokens=request.prompt_tokens,
                 output_tokens=max(record.output_tokens, 0),
-                hash_ids=tuple(ids),
+                hash_ids=blocks.ids(request.prompt_ids),
             )
         )
     return Trace(name=workload.name, rows=tuple(rows))
+
+
+def trace_of(workload: Workload, *, block_tokens: int) -> Trace:
+    """A workload before it is sent as a trace without times, in blocks of any size."""
+    blocks = _Blocks(block_tokens)
+    return Trace(
+        name=workload.name,
+        rows=tuple(
+            TraceRow(
+                arrival_s=0.0,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.max_tokens,
+                hash_ids=blocks.ids(request.prompt_ids),
+            )
+            for request in workload.requests
+        ),
+        block_tokens=block_tokens,
+    )
+
+
+class _Blocks:
+    """Gives each block an id that stands for it and all before it."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._known: dict[tuple[int, bytes], int] = {}
+
+    def ids(self, prompt: TokenIds) -> tuple[int, ...]:
+        ids: list[int] = []
+        for start in range(0, len(prompt), self._block_tokens):
+            block = prompt[start : start + self._block_tokens].tobytes()
+            before = ids[-1] if ids else -1
+            ids.append(self._known.setdefault((before, block), len(self._known)))
+        return tuple(ids)
 
 
 def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Figures as SVG, with the finding as title: medians and ratios of arms, and single requests."""
 
 from workbench.report.figures.break_even import break_even, chunk_effect, cost_of_storing
+from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.hits import hit_against_ideal, ttft_against_cached_share
 from workbench.report.figures.latencies import latency_panels, requests_over_time
@@ -14,6 +15,7 @@ from workbench.report.figures.waterfall import ttft_waterfall
 __all__ = [
     "Chart",
     "break_even",
+    "cache_size",
     "chunk_effect",
     "cost_of_storing",
     "hit_against_ideal",
