@@ -49,8 +49,8 @@ def cache_size(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Ch
         axes.set_xlabel("cache size, tokens (log scale)")
 
     found = (
-        f"One cache of {number(size)} tokens could serve {enough['hit_rate']:.0%} of the prompt tokens of"
-        f" {frame.attrs['workload']}"
+        f"One cache of {number(size)} tokens could serve {enough['hit_rate']:.0%} of the prompt"
+        f" tokens of {frame.attrs['workload']}"
     )
     if frame["hit_rate"].iloc[-1] < 0.5 * ideal:
         found += f", where single tokens would give {ideal:.0%}"
