@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from workbench.load.alike import run_after
+
 __all__ = ["ParsedStream", "error_message", "parse_stream"]
 
 
@@ -54,7 +56,9 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     stamps, pieces = zip(*reads, strict=True) if (reads := list(reads)) else ((), ())
     body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     seen = _Seen()
-    for end, data, named_error in _events(body):
+    events, runs = _events(body, 0), 0 if b"\r" in body else _RUNS
+    while (event := next(events, None)) is not None:
+        end, data, named_error = event
         if not data.startswith((b" {", b"{")):
             said = data.strip()
             if said == b"[DONE]":
@@ -69,6 +73,12 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             chunk = orjson.loads(data)
             if not seen.usual(stamp_s := stamps[bisect_left(ends, end)], chunk):
                 seen.take(stamp_s, chunk)
+            elif runs:
+                runs -= 1
+                run = run_after(data, end, body, **seen.last())
+                if run.ends:
+                    seen.go_on(run.texts, [stamps[bisect_left(ends, at)] for at in run.ends])
+                    events = _events(body, run.ends[-1])
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
             if end < len(body) or _ENDS_BLANK.search(body[-4:]):
@@ -145,6 +155,17 @@ class _Seen:
         self.chunk_s.append(stamp_s)
         self.chunk_tokens.append(1)
         return True
+
+    def last(self) -> dict[str, Any]:
+        """The usual chunk that was added last, as `run_after` wants to know it."""
+        return {"text": self.texts[-1], "made": self.output_tokens, "prompt": self.prompt_tokens}
+
+    def go_on(self, texts: list[str], stamps_s: list[float]) -> None:
+        """Add chunks that are usual in everything but their text."""
+        self.texts += texts
+        self.chunk_s += stamps_s
+        self.chunk_tokens += [1] * len(texts)
+        self.output_tokens += len(texts)
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
@@ -232,6 +253,8 @@ def _start(body: bytes) -> str:
 
 
 _MOST_TOKENS = 2**31 - 1
+_RUNS = 8
+"""Looks for runs of events that are alike in one stream; each begins with a copy of the rest."""
 _MESSAGE_LETTERS = 500
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _NAMED_ERROR = re.compile(rb"event: ?error$")
@@ -239,12 +262,15 @@ _ENDS_BLANK = re.compile(_EVENT_END.pattern + rb"\Z")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def _events(body: bytes) -> Iterator[tuple[int, bytes, bool]]:
+def _events(body: bytes, start: int) -> Iterator[tuple[int, bytes, bool]]:
     """The offset just behind each event (WHATWG HTML, 9.2.6), its data, and if it is named `error`.
+
+    Those from `start` on, which is 0 or behind an event.
 
     What follows the last blank line counts as an event too: some servers leave out the last one.
     """
-    start = len(_BYTE_ORDER_MARK) if body.startswith(_BYTE_ORDER_MARK) else 0
+    if not start and body.startswith(_BYTE_ORDER_MARK):
+        start = len(_BYTE_ORDER_MARK)
     if b"\r" not in body:
         end = start
         for event in body[start:].split(b"\n\n"):
