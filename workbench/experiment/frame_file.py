@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["GROUP_ROWS", "read_frame", "write_frame", "write_options"]
+__all__ = ["GROUP_ROWS", "FrameFiles", "read_frame", "write_frame", "write_options"]
 
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
@@ -52,3 +53,23 @@ def read_frame(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     names = about.schema.to_arrow_schema().names
     return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])
+
+
+class FrameFiles(Mapping[str, "pd.DataFrame"]):
+    """The frames of a run folder, of those called `names`; each is read when first asked for."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        paths = {name: folder / f"{name}.parquet" for name in names}
+        self._paths = {name: path for name, path in paths.items() if path.exists()}
+        self._read: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._read:
+            self._read[name] = read_frame(self._paths[name])
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)

@@ -19,13 +19,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
-from workbench.experiment.frame_file import read_frame, write_frame
+from workbench.experiment.frame_file import FrameFiles, write_frame
 from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.why import table, why
@@ -324,24 +324,4 @@ def load_result(folder: Path | str) -> Result:
         raise ResultError(
             f"{path} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
         )
-    return Result(facts=facts, folder=folder, frames=_Files(folder))
-
-
-class _Files(Mapping[str, "pd.DataFrame"]):
-    """The frames of a run folder, each read when first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        paths = {name: folder / f"{name}.parquet" for name in FRAMES}
-        self._paths = {name: path for name, path in paths.items() if path.exists()}
-        self._loaded: dict[str, pd.DataFrame] = {}
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        if name not in self._loaded:
-            self._loaded[name] = read_frame(self._paths[name])
-        return self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
+    return Result(facts=facts, folder=folder, frames=FrameFiles(folder, FRAMES))
