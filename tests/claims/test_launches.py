@@ -1,4 +1,7 @@
+import asyncio
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -60,3 +63,34 @@ async def test_a_launch_that_takes_too_long_is_ended_with_its_parent(launches):
         with pytest.raises(DeploymentError, match=r"'sleep' was not done after 1 s"):
             await started.run({}, timeout_s=0.6)
     assert set(psutil.Process().children(recursive=True)) == before
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from workbench.claims.launches import Launches
+
+async def main():
+    async with Launches(target="work:sleep", output_dir=Path(sys.argv[1]), name="sleep",
+                        warm=("work",)) as started:
+        await started.run({}, timeout_s=60)
+
+asyncio.run(main())
+"""
+
+
+async def test_no_launch_outlives_a_caller_that_is_killed(tmp_path):
+    (tmp_path / "work.py").write_text(WORK)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    caller = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(tmp_path / "out"), env={**os.environ, "PYTHONPATH": path}
+    )
+    below: list[psutil.Process] = []
+    async with asyncio.timeout(20):
+        while len(below) < 2:  # the one that imports, and the one that it forked
+            await asyncio.sleep(0.05)
+            with suppress(psutil.NoSuchProcess):
+                below = psutil.Process(caller.pid).children(recursive=True)
+    caller.kill()
+    await caller.wait()
+    assert psutil.wait_procs(below, timeout=5)[1] == []

@@ -33,7 +33,7 @@ def of_runs(
     return medians if cells is None else medians.reindex(list(cells))
 
 
-def mean_of_runs(values: ArrayLike, *, cells: int = 1) -> Interval:
+def mean_of_runs(values: ArrayLike, *, cells: int = 1, confidence: float = CONFIDENCE) -> Interval:
     """The geometric mean of positive values over runs, with its interval.
 
     `cells` of one claim share the error: 1 - 5 % / cells (Bonferroni, never wider than Holm's
@@ -49,7 +49,7 @@ def mean_of_runs(values: ArrayLike, *, cells: int = 1) -> Interval:
         return Interval(estimate=exp(middle), low=nan, high=nan, runs=len(kept))
     from scipy.stats import t
 
-    tail = (1 - CONFIDENCE) / 2 / cells
+    tail = (1 - confidence) / 2 / cells
     reach = float(t.ppf(1 - tail, len(kept) - 1)) * float(logs.std(ddof=1)) / len(kept) ** 0.5
     return Interval(
         estimate=exp(middle), low=exp(middle - reach), high=exp(middle + reach), runs=len(kept)
@@ -57,15 +57,24 @@ def mean_of_runs(values: ArrayLike, *, cells: int = 1) -> Interval:
 
 
 def ratios(
-    table: pd.DataFrame, quantity: str, *, over: str, under: str, cells: Iterable[str] | None = None
+    table: pd.DataFrame,
+    quantity: str,
+    *,
+    over: str,
+    under: str,
+    cells: Iterable[str] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
-    """Arm `over` divided by arm `under`, paired by run, for each cell that both have."""
+    """Arm `over` divided by arm `under`, paired by run, for each cell that both have.
+
+    `confidence` is 0.9 for a claim of no change (two one-sided tests), else 0.95.
+    """
     pairs = of_runs(table, quantity, over, cells=cells) / of_runs(
         table, quantity, under, cells=cells
     )
     pairs = pairs.dropna(how="all")
     return {
-        str(cell): mean_of_runs(values.to_numpy(float), cells=len(pairs))
+        str(cell): mean_of_runs(values.to_numpy(float), cells=len(pairs), confidence=confidence)
         for cell, values in pairs.iterrows()
     }
 

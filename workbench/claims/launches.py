@@ -5,7 +5,7 @@ in a child, so that torch and vLLM never enter the notebook's kernel and one lau
 behind for the next. On a CPU the children are forked from one process that has imported what they
 need and has computed nothing; importing is most of a launch. On a GPU each starts anew.
 
-`python -m workbench.claims.launches [--once] MODULE:FUNCTION WARM-MODULE...` is the other side: it
+`python -m workbench.claims.launches [--once] MODULE:FUNCTION WARM...` is the other side: it
 reads a job a line, `{"result": path, ...}`, and answers `{"status": n}` when that file is written.
 """
 
@@ -48,7 +48,7 @@ class Launches:
     """Gets `<name>-<n>.json`, what each launch returned, and `<name>.log`, what it printed."""
     name: str
     warm: Sequence[str] = ()
-    """Modules to import before the first launch."""
+    """Modules to import, and functions (`module:function`) to call, before the first launch."""
     fork: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
     launched: int = 0
@@ -129,14 +129,22 @@ def main(arguments: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name in warm:
-        import_module(name)
-    module, _, function = target.partition(":")
-    measure = getattr(import_module(module), function)
+        loaded = _named(name)
+        if callable(loaded):
+            loaded()
+    measure = _named(target)
     os.register_at_fork(after_in_child=die_with_parent)
     _say(answers, ready=True)
     for line in sys.stdin:
         job = json.loads(line)
         _say(answers, status=_work(measure, job) if once else _forked(measure, job))
+
+
+def _named(name: str) -> Any:
+    """A module, or `module:function`."""
+    module, _, function = name.partition(":")
+    loaded = import_module(module)
+    return getattr(loaded, function) if function else loaded
 
 
 def _forked(measure: Any, job: dict[str, Any]) -> int:

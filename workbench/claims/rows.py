@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.launches import Launches
 from workbench.errors import DeploymentError
+from workbench.serve.vllm import instance_env
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +35,8 @@ class Rows:
 
     @property
     def runs(self) -> int:
-        return len(self.results)
+        """Runs of the arm that has the fewest."""
+        return int(self.table.groupby("arm")["run"].nunique().min())
 
 
 async def gather(
@@ -42,17 +45,20 @@ async def gather(
     target: str,
     job: Mapping[str, Any],
     *,
+    arms: Sequence[Mapping[str, Any]] = ({},),
     warm: Sequence[str] = ("torch",),
+    start_s: float = START_S,
     after_first: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> Rows:
-    """Run `job` once for each run of the setting; DeploymentError where none could be finished.
+    """Launch `job` with the fields of each arm in every run, in mirrored order every other run.
 
-    The first run has `budget_s` of its own in the job; what it came to, `after_first` turns into
-    fields of the later jobs, so that all runs hold the same cells.
+    The first launch has `budget_s` of its own in the job; what it came to, `after_first` turns
+    into fields of all later jobs, so that they hold the same cells. A launch that fails is a
+    doubt. Raises DeploymentError where none could be finished.
     """
     import pandas as pd
 
-    share_s = max(1.0, (setting.budget_s - START_S) / setting.runs)
+    share_s = max(1.0, (setting.budget_s - start_s) / setting.runs / len(arms))
     fields: dict[str, Any] = {"device": setting.device, "budget_s": share_s, **job}
     frames: list[pd.DataFrame] = []
     results: list[dict[str, Any]] = []
@@ -61,11 +67,13 @@ async def gather(
         target=target, output_dir=setting.output_dir, name=name, warm=warm,
         fork=setting.platform == "cpu", env=_env(setting),
     ) as launches:  # fmt: skip
-        for run in range(setting.runs):
-            setting.echo(f"{name}: run {run + 1} of {setting.runs}")
+        for run, place in product(range(setting.runs), range(len(arms))):
+            if place == 0:
+                setting.echo(f"{name}: run {run + 1} of {setting.runs}")
+            arm = arms[place if run % 2 == 0 else -1 - place]
             try:
                 result = await launches.run(
-                    fields | {"seed": setting.seed + run}, timeout_s=60 + 10 * share_s
+                    {**fields, **arm, "seed": setting.seed + run}, timeout_s=60 + 10 * share_s
                 )
             except DeploymentError as error:
                 doubts.append(f"{error}.")
@@ -83,9 +91,9 @@ async def gather(
 
 def _env(setting: Setting) -> dict[str, str]:
     """One thread on a CPU, as instances have there: two waited for one another for milliseconds."""
-    if setting.platform != "cpu":
-        return {}
-    return {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    if setting.platform == "cpu":
+        return instance_env("cpu")
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _unsteady(table: pd.DataFrame) -> list[str]:

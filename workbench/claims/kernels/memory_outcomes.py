@@ -25,8 +25,10 @@ __all__ = ["of_allocation", "of_quantisation"]
 def of_allocation(rows: Rows, setting: Setting) -> Outcome:
     """What a pool gains, and what is left of it once the blocks are filled."""
     table = rows.table
-    arms = {"over": allocation.FRESH, "under": allocation.POOL}
-    take, fill = ratios(table, "take", **arms), ratios(table, "take and fill", **arms)
+    take, fill = (
+        ratios(table, quantity, over=allocation.FRESH, under=allocation.POOL)
+        for quantity in ("take", "take and fill")
+    )
     gains = [_gain(table, quantity) for quantity in ("take and fill", "take")]
     left = (gains[0] / gains[1]).dropna(how="all")
     kept = tuple(mean_of_runs(row.to_numpy(float), cells=len(left)) for _, row in left.iterrows())

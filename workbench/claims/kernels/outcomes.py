@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.claims.intervals import mean_of_runs, noise_floor, of_runs, points, ratios
@@ -32,10 +33,10 @@ FUSED = "flash"
 def of_attention(rows: Rows, setting: Setting) -> Outcome:
     """Naive over fused at each length, and the errors of both beside float64."""
     table = rows.table
-    fused = {"over": attention.NAIVE, "under": FUSED}
+    fused = partial(ratios, table, "time", over=attention.NAIVE, under=FUSED)
     cells = list(dict.fromkeys(table["cell"]))
-    prefill = ratios(table, "time", cells=[c for c in cells if "prefill" in c], **fused)
-    decode = ratios(table, "time", cells=[c for c in cells if "decode" in c], **fused)
+    prefill = fused(cells=[cell for cell in cells if "prefill" in cell])
+    decode = fused(cells=[cell for cell in cells if "decode" in cell])
     causal = {cell: ratio for cell, ratio in prefill.items() if "causal" in cell}
     worst = float(table.loc[table["quantity"] == "error", "value"].max())
     same = worst <= EXACT_ENOUGH[setting.device]
@@ -76,8 +77,10 @@ def of_attention(rows: Rows, setting: Setting) -> Outcome:
 def of_paging(rows: Rows, setting: Setting) -> Outcome:
     """Paged over contiguous, for lookups and appends."""
     table = rows.table
-    arms = {"over": paging.PAGED, "under": paging.CONTIGUOUS}
-    lookup, append = ratios(table, "lookup", **arms), ratios(table, "append", **arms)
+    lookup, append = (
+        ratios(table, quantity, over=paging.PAGED, under=paging.CONTIGUOUS)
+        for quantity in ("lookup", "append")
+    )
     equal = bool((table.loc[table["quantity"] == "equal", "value"] == 1).all())
     floor = noise_floor(table, "lookup", one=paging.CONTIGUOUS, other=paging.AGAIN)
     x = {cell: float(cell.split()[2]) for cell in lookup}

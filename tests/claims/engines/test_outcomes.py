@@ -1,0 +1,120 @@
+"""What becomes of the engines' rows; the rows are made here, as a real run has them."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from workbench.claims.engines import outcomes
+from workbench.claims.recipe import Setting
+from workbench.claims.registry import read_registry
+from workbench.claims.rows import Rows
+from workbench.claims.verdict import Conditions, judge
+from workbench.machine import repository_root
+
+CLAIMS = read_registry(repository_root() / "params" / "claims").claims
+CPU = Setting(
+    platform="cpu", hardware="2 cores", model=Path("m"), output_dir=Path("o"), budget_s=10
+)
+SPEEDS = {  # tokens/s of the A800 document by batch
+    "transformers": {1: 45.6, 4: 184.6, 8: 356.2, 16: 669.2, 32: 1236.4, 64: 2006.8},
+    "vllm": {1: 93.7, 4: 375.1, 8: 742.6, 16: 1449.9, 32: 2477.9, 64: 4716.8},
+}
+SPEEDS["vllm, prefix cache on"] = SPEEDS["vllm"]
+
+
+def generation(*, runs=5, first=lambda arm: 7, output=16, speeds=SPEEDS):
+    """Rows of runs that differ in speed by 1 % each, as much in every arm."""
+    rows = []
+    for run in range(runs):
+        for arm, by_batch in speeds.items():
+            for batch, speed in by_batch.items():
+                seconds = batch * output / speed * (1 + run / 100)
+                values = {"time": seconds, "output tokens": batch * output,
+                          "first token": first(arm), "peak memory": 1 + batch / 10}  # fmt: skip
+                rows += [
+                    {"quantity": quantity, "arm": arm, "cell": f"batch {batch}", "run": run,
+                     "order": 0, "value": value, "unit": "", "steady": True}
+                    for quantity, value in values.items()
+                ]  # fmt: skip
+    return Rows(table=pd.DataFrame(rows), results=({"threads": 1},) * runs, doubts=())
+
+
+def judged(outcome, claim_id):
+    conditions = Conditions(platform="cpu", hardware="2 cores", checks=outcome.checks)
+    return judge(CLAIMS[claim_id], conditions, outcome.measurements[claim_id])
+
+
+def of_generation(rows, output=16):
+    return outcomes.of_generation(
+        rows, CPU, output_tokens=output, wanted=(1, 4, 8, 16, 32, 64, 128)
+    )
+
+
+def test_equal_batches_give_2_to_2_35_times_where_the_peaks_gave_3_7():
+    """The published table again, as if we had measured it: the corrected comparison."""
+    speeds = SPEEDS | {"vllm": SPEEDS["vllm"] | {128: 7431.5}}
+    outcome = of_generation(generation(speeds=speeds))
+    ratios = [cell.estimate for cell in outcome.measurements["OWN-VLLM-HF"].effects["throughput"]]
+    assert (round(min(ratios), 2), round(max(ratios), 2)) == (2.0, 2.35)
+    assert len(ratios) == 6  # batch 128 has no counterpart
+    peak = outcome.measurements["S003-VLLM-VS-HF-PEAK"].effects["throughput"][0]
+    assert peak.estimate == pytest.approx(270.3, abs=0.1)
+    assert judged(outcome, "S003-VLLM-VS-HF-PEAK").code == "same_batch_and_concurrency"
+
+
+def test_a_faster_engine_is_confirmed_as_a_shape_and_magnitudes_are_not_judged():
+    outcome = of_generation(generation())
+    assert judged(outcome, "OWN-VLLM-HF").word == "confirmed (shape)"
+    assert judged(outcome, "S003-VLLM-TPUT").code == "hardware"
+    assert outcome.doubts[0] == "The budget had no room for batches 128."
+    assert "batch 64 (not yet saturated)" in outcome.says
+
+
+def test_batching_pays_less_than_in_proportion():
+    outcome = of_generation(generation())
+    parts = outcome.measurements["OWN-BATCHING"].effects
+    assert len(parts["with each larger batch"]) == 5
+    (share,) = parts["share of a proportional gain"]
+    assert share.estimate == pytest.approx(4716.8 / 93.7 / 64)
+    assert judged(outcome, "OWN-BATCHING").word == "confirmed (shape)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        (generation(runs=4), "replicated_runs_with_ci"),
+        (generation(first=lambda arm: hash(arm)), "output_quality_checked"),
+    ],
+)
+def test_an_unsound_run_confirms_nothing(rows, code):
+    assert judged(of_generation(rows), "OWN-VLLM-HF").code == code
+
+
+def test_answers_that_are_too_short_fail_the_check_of_lengths():
+    rows = generation()
+    rows.table.loc[rows.table["quantity"].eq("output tokens").idxmax(), "value"] -= 1
+    outcome = of_generation(rows)
+    assert judged(outcome, "OWN-VLLM-HF").code == "same_token_lengths_ignore_eos"
+
+
+def blocks(tokens, held, fp8=2000.0):
+    named = [("KV tokens", "auto", "all", 1000.0), ("KV tokens", "fp8", "all", fp8),
+             ("block", "auto", "all", 16.0)]  # fmt: skip
+    for place, (length, count) in enumerate(zip(tokens, held, strict=True)):
+        named += [("tokens", "auto", f"s{place}", length), ("blocks", "auto", f"s{place}", count)]
+    table = pd.DataFrame(named, columns=["quantity", "arm", "cell", "value"]).assign(run=0)
+    return outcomes.of_blocks(Rows(table=table, results=({"threads": 1},), doubts=()), CPU)
+
+
+def test_counts_confirm_on_a_cpu_what_they_count():
+    outcome = blocks([16, 17, 33], [1, 2, 3])
+    assert judged(outcome, "VLLM-FP8KV").verdict == "confirmed"
+    assert judged(outcome, "OWN-BLOCKS").verdict == "confirmed"
+    waste = outcome.measurements["VLLM-WASTE"].effects["paged waste"][0]
+    assert waste.estimate == pytest.approx(100 * (1 - 66 / 96))
+
+
+def test_one_block_too_many_contradicts():
+    assert judged(blocks([16, 17], [1, 3]), "OWN-BLOCKS").code == "contradicted"
+    assert judged(blocks([16], [1], fp8=1100.0), "VLLM-FP8KV").code == "contradicted"

@@ -1,0 +1,143 @@
+"""One launch of one engine: the same prompts in batches, by vLLM or by transformers.
+
+Runs in the process that measures. Both have the same weights, number format, prompts and lengths,
+greedy decoding and no end of sequence; neither turns tokens into text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from workbench.claims.engines.memory import PeakMemory
+
+__all__ = ["ENGINES", "TRANSFORMERS", "VLLM", "VLLM_CACHED", "measure", "start_vllm"]
+
+VLLM, VLLM_CACHED, TRANSFORMERS = "vllm", "vllm, prefix cache on", "transformers"
+ENGINES = (TRANSFORMERS, VLLM, VLLM_CACHED)
+FIRST_TOKEN_ID = 10
+"""Below it are a model's special tokens."""
+GROWTH = 2.2
+"""A batch twice as large takes at most about so much longer."""
+KV_MIB = 256
+"""KV space of vLLM on a CPU: 350,000 tokens of the tiny model."""
+
+Generate = Callable[[Sequence[Sequence[int]]], list[list[int]]]
+
+
+def measure(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of one launch: for each batch the seconds of each call, its tokens, memory and text.
+
+    Every batch is warmed up by a call of its own shape. Batches double until `batches` ends or
+    `budget_s` would; `done` holds those that were measured.
+    """
+    started_s = time.monotonic()
+    memory = PeakMemory(job["device"])
+    generate = _transformers(job) if job["engine"] == TRANSFORMERS else _vllm(job)
+    rows: list[dict[str, Any]] = []
+    done: list[int] = []
+    needed_s = 0.0
+
+    def row(quantity: str, batch: int, value: float, unit: str) -> None:
+        rows.append(
+            {"quantity": quantity, "arm": job["engine"], "cell": f"batch {batch}", "value": value,
+             "unit": unit, "order": len(rows), "steady": True}
+        )  # fmt: skip
+
+    for batch in job["batches"]:
+        if done and time.monotonic() - started_s + GROWTH * needed_s > job["budget_s"]:
+            break
+        begin_s = time.monotonic()
+        memory.reset()
+        for call in range(1 + job["calls"]):
+            prompts = _prompts(job, batch, call)
+            call_s = time.perf_counter()
+            outputs = generate(prompts)
+            lap_s = time.perf_counter() - call_s
+            if call == 0:
+                continue
+            row("time", batch, lap_s, "s")
+            row("output tokens", batch, sum(map(len, outputs)), "tokens")
+            row("first token", batch, outputs[0][0], "id")
+        if job["engine"] == VLLM_CACHED:
+            call_s = time.perf_counter()
+            generate(prompts)
+            row("time when repeated", batch, time.perf_counter() - call_s, "s")
+        row("peak memory", batch, memory.gb(), "GB")
+        done.append(batch)
+        needed_s = time.monotonic() - begin_s
+    return {"rows": rows, "notes": [], "done": done, "threads": _threads()}
+
+
+def _prompts(job: Mapping[str, Any], batch: int, call: int) -> list[list[int]]:
+    """The same for every engine; new in every call, so that a prefix cache finds nothing."""
+    import random
+
+    random_ids = random.Random(f"{job['seed']} {batch} {call}")
+    return [
+        random_ids.choices(range(FIRST_TOKEN_ID, job["vocab_tokens"]), k=job["input_tokens"])
+        for _ in range(batch)
+    ]
+
+
+def _transformers(job: Mapping[str, Any]) -> Generate:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=torch.bfloat16, local_files_only=True
+    ).to(job["device"])
+    model.eval()
+    tokens = job["output_tokens"]
+
+    def generate(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=job["device"])
+        with torch.inference_mode():
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
+            )  # fmt: skip
+        return [list(row) for row in output[:, ids.shape[1] :].tolist()]
+
+    return generate
+
+
+def _vllm(job: Mapping[str, Any]) -> Generate:
+    from vllm import SamplingParams
+
+    engine = start_vllm(
+        job, enable_prefix_caching=job["engine"] == VLLM_CACHED, max_num_seqs=max(job["batches"])
+    )
+    sampling = SamplingParams(
+        temperature=job.get("temperature", 0.0), detokenize=job.get("text", False),
+        max_tokens=job["output_tokens"], min_tokens=job["output_tokens"], ignore_eos=True,
+    )  # fmt: skip
+
+    def generate(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        answers = engine.generate(given, sampling, use_tqdm=False)
+        return [list(answer.outputs[0].token_ids) for answer in answers]
+
+    return generate
+
+
+def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
+    """A `vllm.LLM` in this process, with bf16 weights and room for the job's lengths."""
+    from vllm import LLM
+
+    if job["device"] == "cpu":
+        options |= {
+            "enforce_eager": True, "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": KV_MIB * 2**20,
+        }  # fmt: skip
+    return LLM(
+        model=job["model"], dtype="bfloat16", seed=0,
+        max_model_len=job["input_tokens"] + job["output_tokens"] + 1, **options,
+    )  # fmt: skip
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())

@@ -1,0 +1,247 @@
+"""From the rows of the engines to what their claims need: ratios, counts, checks, curves."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import log
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.claims.decision import Interval
+from workbench.claims.engines.generation import TRANSFORMERS, VLLM, VLLM_CACHED
+from workbench.claims.intervals import counted, mean_of_runs, of_runs, points, ratios
+from workbench.claims.kernels.conditions import curve, left_out, proven, state, times, where
+from workbench.claims.recipe import Outcome
+from workbench.claims.verdict import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import pandas as pd
+
+    from workbench.claims.recipe import Setting
+    from workbench.claims.rows import Rows
+
+__all__ = ["of_blocks", "of_generation", "of_published"]
+
+SATURATED = 1.05
+"""An engine is saturated where a larger batch gives at most so many times the tokens/s."""
+SAME_TEXT = 0.9
+"""Share of first tokens that both engines have in common: their kernels round bf16 differently,
+and 48 of 50 were the same here; engines with different weights would share one in thousands."""
+
+
+def of_generation(
+    rows: Rows, setting: Setting, *, output_tokens: int, wanted: tuple[int, ...]
+) -> Outcome:
+    """vLLM beside transformers at equal batch, each engine by batch, and its saturation."""
+    table = rows.table
+    speeds = {arm: _speeds(table, arm, output_tokens) for arm in (TRANSFORMERS, VLLM, VLLM_CACHED)}
+    over = ratios(table, "time", over=TRANSFORMERS, under=VLLM)
+    cached = ratios(table, "time", over=VLLM_CACHED, under=VLLM)
+    batches = {cell: _batch(cell) for cell in speeds[VLLM].index}
+    steps, share = _scaling(speeds[VLLM])
+    lines = {
+        arm: {str(cell): mean_of_runs(row.to_numpy(float)) for cell, row in speed.iterrows()}
+        for arm, speed in speeds.items()
+    }
+    memory = {arm: _memory(table, arm) for arm in speeds}
+    lengths = _lengths_hold(table, output_tokens)
+    same = _same_first_tokens(table)
+    floor = _launch_noise(speeds.values())
+    peaks = (speeds[VLLM].max() / speeds[TRANSFORMERS].max() - 1).to_numpy(float)
+    return Outcome(
+        measurements={
+            "OWN-VLLM-HF": Measurement(
+                effects={"throughput": tuple(over.values())}, noise_floor=floor
+            ),
+            "OWN-BATCHING": Measurement(
+                effects={"with each larger batch": steps, "share of a proportional gain": (share,)},
+                noise_floor=_call_noise(table),
+            ),
+            "VLLM-24X": Measurement(effects={"over transformers": tuple(over.values())}),
+            "S003-VLLM-VS-HF-PEAK": Measurement(
+                effects={"throughput": (times(mean_of_runs(peaks), 100),)}
+            ),
+            "S003-HF-TPUT": Measurement(
+                effects={cell: (line,) for cell, line in lines[TRANSFORMERS].items()}
+            ),
+            "S003-VLLM-TPUT": Measurement(
+                effects={cell: (line,) for cell, line in lines[VLLM].items()}
+            ),
+        },
+        table=table,
+        says=f"Greedy generation of {output_tokens} tokens by vLLM and by transformers, the same"
+        f" bf16 weights and prompts, {where(rows, setting)}. {_best(lines)} First tokens are the"
+        f" same in {same:.0%} of calls; launches of one engine differ by {floor:.0%}.",
+        checks=proven(rows) | {
+            "same_model_and_weights": "pass", "one_factor_changed": "pass",
+            "same_token_lengths_ignore_eos": state(lengths),
+            "cache_state_controlled": "pass", "same_metric_definition": "pass",
+            "output_quality_checked": state(same >= SAME_TEXT), "aa_noise_floor": "pass",
+            "same_gpu_count_or_per_gpu": "pass", "subject_is_measured": "pass",
+            "strong_tuned_baseline": "pass",
+        },
+        curves=(
+            curve("Output tokens per second", "batch", "tokens/s",
+                  [row for arm, line in lines.items() for row in points(arm, line, batches)]),
+            curve("vLLM beside the others at equal batch", "batch", "times as long as vLLM",
+                  [*points(TRANSFORMERS, over, batches), *points(VLLM_CACHED, cached, batches)]),
+            curve("Peak memory", "batch", "GB",
+                  [row for arm, line in memory.items() for row in points(arm, line, batches)]),
+        ),
+        doubts=(
+            *rows.doubts, *left_out("batches", set(wanted) - set(batches.values())),
+            "Eager mode, without compiled graphs." if setting.platform == "cpu" else
+            "transformers runs eagerly, without a compiled or static cache.",
+        ),
+    )  # fmt: skip
+
+
+def _speeds(table: pd.DataFrame, arm: str, output_tokens: int) -> pd.DataFrame:
+    """Output tokens per second: a row for each batch, a column for each run."""
+    seconds = of_runs(table, "time", arm)
+    tokens = [float(_batch(str(cell)) * output_tokens) for cell in seconds.index]
+    return 1 / seconds.div(tokens, axis=0)
+
+
+def _batch(cell: str) -> int:
+    return int(cell.split()[1])
+
+
+def _scaling(speeds: pd.DataFrame) -> tuple[tuple[Interval, ...], Interval]:
+    """Gain from each batch to the next; and at the largest, the share of a proportional gain."""
+    cells = list(speeds.index)
+    steps = tuple(
+        mean_of_runs((speeds.loc[after] / speeds.loc[before]).to_numpy(float), cells=len(cells) - 1)
+        for before, after in pairwise(cells)
+    )
+    larger = _batch(cells[-1]) / _batch(cells[0])
+    share = mean_of_runs((speeds.loc[cells[-1]] / speeds.loc[cells[0]]).to_numpy(float) / larger)
+    return steps, share
+
+
+def _memory(table: pd.DataFrame, arm: str) -> dict[str, Interval]:
+    peaks = of_runs(table, "peak memory", arm)
+    return {str(cell): mean_of_runs(row.to_numpy(float)) for cell, row in peaks.iterrows()}
+
+
+def _lengths_hold(table: pd.DataFrame, output_tokens: int) -> bool:
+    made = table[table["quantity"] == "output tokens"]
+    return bool((made["value"] == made["cell"].map(_batch) * output_tokens).all())
+
+
+def _same_first_tokens(table: pd.DataFrame) -> float:
+    """Share of calls whose first answer begins with the same token in vLLM and transformers."""
+    first = table[table["quantity"] == "first token"].copy()
+    first["call"] = first.groupby(["arm", "cell", "run"]).cumcount()
+    wide = first.pivot_table(index=["cell", "run", "call"], columns="arm", values="value").dropna()
+    return float((wide[VLLM] == wide[TRANSFORMERS]).mean())
+
+
+def _launch_noise(speeds: Iterable[pd.DataFrame]) -> float:
+    """95 % of the log-ratios of one launch and the next of the same engine: equal arms (A/A)."""
+    logs = [
+        abs(log(after / before))
+        for speed in speeds
+        for row in speed.to_numpy(float)
+        for before, after in pairwise(row)
+        if before > 0 and after > 0
+    ]
+    return float(np.quantile(logs, 0.95)) if logs else float("nan")
+
+
+def _call_noise(table: pd.DataFrame) -> float:
+    """The same for two calls of equal work in one launch: what batches of one launch differ by."""
+    times = table[(table["quantity"] == "time") & (table["arm"] == VLLM)]
+    calls = times.groupby(["cell", "run"])["value"]
+    logs = np.abs(np.log((calls.first() / calls.last()).to_numpy(float)))
+    return float(np.quantile(logs, 0.95)) if len(logs) else float("nan")
+
+
+def _best(lines: Mapping[str, Mapping[str, Interval]]) -> str:
+    """A sentence for each engine on its best batch, and whether that is its saturation."""
+    said = []
+    for arm, line in lines.items():
+        cells = list(line)
+        best = max(cells, key=lambda cell: line[cell].estimate)
+        full = best != cells[-1] or (
+            len(cells) > 1 and line[cells[-1]].estimate < SATURATED * line[cells[-2]].estimate
+        )
+        word = "saturated" if full else "not yet saturated"
+        said.append(f"{arm}: {line[best].estimate:,.0f} tokens/s at {best} ({word}).")
+    return " ".join(said)
+
+
+def of_blocks(rows: Rows, setting: Setting) -> Outcome:
+    """Tokens that fit by number format, and blocks that sequences hold beyond the fewest."""
+    table = rows.table
+    space = table[table["quantity"] == "KV tokens"].set_index("arm")["value"]
+    fit = {str(arm): float(tokens) for arm, tokens in space.items()}
+    block = float(table.loc[table["quantity"] == "block", "value"].iloc[0])
+    tokens, blocks = (of_runs(table, name, "auto")[0] for name in ("tokens", "blocks"))
+    beyond = tuple(counted([more]) for more in blocks - np.ceil(tokens / block))
+    waste = 100 * (1 - tokens.sum() / (blocks.sum() * block))
+    measurements = {
+        "OWN-BLOCKS": Measurement(effects={"blocks beyond the fewest": beyond}),
+        "VLLM-WASTE": Measurement(
+            effects={"paged waste": (counted([waste]),)}, counted=frozenset({"paged waste"})
+        ),
+    }
+    if "fp8" in fit:
+        measurements["VLLM-FP8KV"] = Measurement(
+            effects={"KV tokens": (counted([fit["fp8"] / fit["auto"]]),)},
+            counted=frozenset({"KV tokens"}),
+        )
+    return Outcome(
+        measurements=measurements,
+        table=table,
+        says=f"KV space of equal bytes as vLLM counts it: {fit.get('auto', 0):,.0f} tokens as bf16,"
+        f" {fit.get('fp8', 0):,.0f} as FP8; {len(tokens)} sequences of {tokens.mean():.0f} tokens"
+        f" on average hold {blocks.sum():.0f} blocks of {block:.0f}, {waste:.1f} % of them empty.",
+        checks={"same_token_lengths_ignore_eos": "pass", "one_factor_changed": "pass"},
+        doubts=rows.doubts,
+    )
+
+
+def of_published(rows: Rows, setting: Setting) -> Outcome:
+    """vLLM's own benchmarks: their numbers, and whether our timing of the same batch agrees."""
+    table = rows.table
+    bench, wide = "vllm bench latency", "vllm bench throughput"
+    latency = mean_of_runs(of_runs(table, "time", bench).to_numpy(float).ravel())
+    agree = ratios(table, "time", over=bench, under=VLLM, confidence=0.9)
+    rates = {
+        name: mean_of_runs(of_runs(table, name, wide).to_numpy(float).ravel())
+        for name in ("requests rate", "tokens rate")
+    }
+    share = 0.5
+    return Outcome(
+        measurements={
+            "OWN-BENCH": Measurement(effects={"latency": tuple(agree.values())}),
+            "S001-LAT": Measurement(effects={"mean": (latency,)}),
+            "S001-TPUT": Measurement(
+                effects={
+                    "requests": (rates["requests rate"],), "all tokens": (rates["tokens rate"],),
+                    "output tokens": (times(rates["tokens rate"], share),),
+                },
+            ),
+        },
+        table=table,
+        says=f"`vllm bench latency` of 8 requests, 256 tokens in and 128 out:"
+        f" {latency.estimate:.3g} s, beside our own timing of the same batch; `vllm bench"
+        f" throughput`: {rates['requests rate'].estimate:.3g} requests/s,"
+        f" {rates['tokens rate'].estimate:,.0f} tokens/s in and out, {where(rows, setting)}.",
+        checks=proven(rows) | {
+            "same_model_and_weights": "pass", "same_engine_knobs": "pass",
+            "same_metric_definition": "pass", "same_token_lengths_ignore_eos": "pass",
+        },
+        curves=(
+            curve("A batch of 8, 256 tokens in and 128 out", "timed by", "seconds", [
+                row for arm in (bench, VLLM)
+                for row in points("mean", {arm: mean_of_runs(
+                    of_runs(table, "time", arm).to_numpy(float).ravel())}, {arm: arm})
+            ]),
+        ),
+        doubts=rows.doubts,
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""The recipes of the engine level, and how long each takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from workbench.claims.engines.blocks import FORMATS
+from workbench.claims.engines.generation import ENGINES, VLLM
+from workbench.claims.engines.outcomes import of_blocks, of_generation, of_published
+from workbench.claims.recipe import Outcome, Recipe, Setting
+from workbench.claims.rows import Rows, gather
+from workbench.serve.tiny_model import model_facts
+
+__all__ = ["RECIPES"]
+
+_HERE = "workbench.claims.engines"
+_WARM = (f"{_HERE}.warm:load",)
+START_S = 20.0
+"""Imports of vLLM and transformers, once on a CPU."""
+LAUNCH_S = 4.0
+"""An engine ready in a forked process; a GPU's takes a minute, imports included."""
+GPU_LAUNCH_S = 60.0
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+INPUT_TOKENS, OUTPUT_TOKENS = 160, 16
+"""160 tokens hold one block of 128, so that a repeated prompt can hit on a CPU as well."""
+
+
+def _launches_s(setting: Setting, launches: int, measuring_s: float) -> float:
+    if setting.platform == "cpu":
+        return START_S + launches * (LAUNCH_S + measuring_s)
+    return launches * (GPU_LAUNCH_S + measuring_s)
+
+
+def _job(setting: Setting, **fields: Any) -> dict[str, Any]:
+    facts = model_facts(setting.model)
+    return {"model": str(setting.model), "vocab_tokens": facts.vocab_tokens} | fields
+
+
+def _generation_s(setting: Setting) -> float:
+    least_s = _launches_s(setting, 3 * setting.runs, 0.5)
+    most_s = _launches_s(setting, 3 * setting.runs, 20.0)
+    return min(most_s, max(setting.budget_s, least_s))
+
+
+async def _generation(setting: Setting) -> Outcome:
+    rows: Rows = await gather(
+        setting, "generation", f"{_HERE}.generation:measure",
+        _job(setting, batches=list(BATCHES), calls=2,
+             input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS),
+        arms=[{"engine": engine} for engine in ENGINES],
+        warm=_WARM, start_s=START_S,
+        after_first=lambda result: {"batches": result["done"], "budget_s": 1e6},
+    )  # fmt: skip
+    return of_generation(rows, setting, output_tokens=OUTPUT_TOKENS, wanted=BATCHES)
+
+
+async def _blocks(setting: Setting) -> Outcome:
+    rows = await gather(
+        replace(setting, runs=1), "blocks", f"{_HERE}.blocks:measure",
+        _job(setting, input_tokens=1000, output_tokens=32,
+             block_tokens=32 if setting.platform == "cpu" else 16),
+        arms=[{"kv_dtype": kind} for kind in FORMATS], warm=_WARM, start_s=START_S,
+    )  # fmt: skip
+    return of_blocks(rows, setting)
+
+
+async def _published(setting: Setting) -> Outcome:
+    rows = await gather(
+        setting, "published", f"{_HERE}.published:measure",
+        _job(setting, batch=8, batches=[8], calls=3, input_tokens=256, output_tokens=128,
+             temperature=1.0, text=True),
+        arms=[{"bench": "latency"}, {"engine": VLLM}, {"bench": "throughput", "batch": 16}],
+        warm=_WARM, start_s=START_S,
+    )  # fmt: skip
+    return of_published(rows, setting)
+
+
+RECIPES = (
+    Recipe(
+        name="generation",
+        level="engine",
+        claims=("OWN-VLLM-HF", "OWN-BATCHING", "VLLM-24X", "S003-VLLM-VS-HF-PEAK",
+                "S003-HF-TPUT", "S003-VLLM-TPUT"),
+        what="vLLM, with and without its prefix cache, beside transformers at equal batch.",
+        estimate_s=_generation_s,
+        run=_generation,
+    ),
+    Recipe(
+        name="blocks",
+        level="engine",
+        claims=("VLLM-FP8KV", "OWN-BLOCKS", "VLLM-WASTE"),
+        what="KV tokens that fit as bf16 and FP8, and blocks that sequences hold, as vLLM counts.",
+        estimate_s=lambda setting: _launches_s(setting, len(FORMATS), 2.0),
+        run=_blocks,
+    ),
+    Recipe(
+        name="published",
+        level="engine",
+        claims=("OWN-BENCH", "S001-LAT", "S001-TPUT"),
+        what="`vllm bench latency` and `throughput` as they are, beside our timing of a batch.",
+        estimate_s=lambda setting: _launches_s(setting, 3 * setting.runs, 4.0),
+        run=_published,
+    ),
+)  # fmt: skip
