@@ -34,7 +34,7 @@ class Setting:
     output_dir: Path
     """Logs and raw files of the recipe go here; it is made where it is missing."""
     budget_s: float
-    """A recipe leaves out cells (and says which) rather than take longer."""
+    """For all recipes; one that can be shorter takes a share and says what it left out."""
     seed: int = 0
     runs: int = MIN_RUNS
     """Launches or rounds for each arm; a smaller number gives no verdict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.claims.engines.recipes import RECIPES as ENGINES
 from workbench.claims.kernels.recipes import RECIPES as KERNELS
 from workbench.claims.recipe import Recipe
 from workbench.claims.serving import serving_recipes
@@ -14,4 +15,4 @@ def recipes(params: EngineParams) -> tuple[Recipe, ...]:
     """The recipes of all levels; a simulated engine has those of the serving level only."""
     if params.engine == "simulated":
         return serving_recipes(params)
-    return (*KERNELS, *serving_recipes(params))
+    return (*KERNELS, *ENGINES, *serving_recipes(params))

@@ -49,7 +49,7 @@ def words(job: Mapping[str, Any], output: Path) -> list[str]:
     )  # fmt: skip
     kind = {
         "latency": [
-            "--batch-size", str(job["batch"]), "--num-iters-warmup", "2",
+            "--batch-size", str(job["batch"]), "--num-iters-warmup", "1",
             "--num-iters", str(job["calls"]),
         ],
         "throughput": ["--dataset-name", "random", "--num-prompts", str(job["batch"])],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from workbench.claims.kernels import attention
@@ -13,25 +14,34 @@ from workbench.claims.rows import START_S, Rows, gather
 
 __all__ = ["RECIPES"]
 
-_HERE = "workbench.claims.kernels"
 ATTENTION_RUN_S = 20.0
-"""One run over all lengths; the budget may leave the longer ones out."""
+"""One run over all lengths; a small budget leaves the longer ones out."""
+ATTENTION_SHARE = 0.1
 
 
-def _runner(
+def _recipe(
     name: str,
+    claims: tuple[str, ...],
+    what: str,
+    *,
+    estimate_s: Callable[[Setting], float],
     job: Callable[[Setting], Mapping[str, Any]],
     outcome: Callable[[Rows, Setting], Outcome],
     warm: tuple[str, ...] = ("torch",),
-) -> Callable[[Setting], Awaitable[Outcome]]:
+) -> Recipe:
+    """The recipe whose runs are `measure` of the module of that name."""
+
     async def run(setting: Setting) -> Outcome:
         rows = await gather(
-            setting, name, f"{_HERE}.{name}:measure", job(setting), warm=warm,
+            replace(setting, budget_s=estimate_s(setting)), name,
+            f"workbench.claims.kernels.{name}:measure", job(setting), warm=warm,
             after_first=lambda result: {"cells": result["cells"]} if "cells" in result else {},
         )  # fmt: skip
         return outcome(rows, setting)
 
-    return run
+    return Recipe(
+        name=name, level="kernel", claims=claims, what=what, estimate_s=estimate_s, run=run
+    )
 
 
 def _seconds(run_s: float, start_s: float = START_S) -> Callable[[Setting], float]:
@@ -43,7 +53,8 @@ def _seconds(run_s: float, start_s: float = START_S) -> Callable[[Setting], floa
 
 
 def _attention_s(setting: Setting) -> float:
-    return min(_seconds(ATTENTION_RUN_S)(setting), max(setting.budget_s, _seconds(2.0)(setting)))
+    most_s, least_s = _seconds(ATTENTION_RUN_S)(setting), _seconds(2.0)(setting)
+    return min(most_s, max(least_s, ATTENTION_SHARE * setting.budget_s))
 
 
 def _lengths(setting: Setting) -> dict[str, Any]:
@@ -51,52 +62,46 @@ def _lengths(setting: Setting) -> dict[str, Any]:
     return {"lengths": [*attention.LENGTHS, *longer]}
 
 
-def _model(setting: Setting) -> dict[str, Any]:
-    return {"model": str(setting.model), "tokens": 512}
-
-
 RECIPES = (
-    Recipe(
-        name="attention",
-        level="kernel",
-        claims=("OWN-FUSED", "S003-ATTN-SPEEDUP", "S003-ATTN-RANGE"),
-        what="Attention by each backend of torch beside a naive one, for lengths from 128 on.",
+    _recipe(
+        "attention",
+        ("OWN-FUSED", "S003-ATTN-SPEEDUP", "S003-ATTN-RANGE"),
+        "Attention by each backend of torch beside a naive one, for lengths from 128 on.",
         estimate_s=_attention_s,
-        run=_runner("attention", _lengths, of_attention),
+        job=_lengths,
+        outcome=of_attention,
     ),
-    Recipe(
-        name="paging",
-        level="kernel",
-        claims=("OWN-PAGED",),
-        what="Append and lookup of KV through a block table beside KV in one piece.",
+    _recipe(
+        "paging",
+        ("OWN-PAGED",),
+        "Append and lookup of KV through a block table beside KV in one piece.",
         estimate_s=_seconds(1.5),
-        run=_runner("paging", lambda _: {"shapes": [[4, 256], [4, 1024], [4, 2048]]}, of_paging),
+        job=lambda _: {"shapes": [[4, 256], [4, 1024], [4, 2048]]},
+        outcome=of_paging,
     ),
-    Recipe(
-        name="allocation",
-        level="kernel",
-        claims=("OWN-POOL", "S003-POOL"),
-        what="Blocks from a pool beside fresh ones, alone and with KV written into them.",
+    _recipe(
+        "allocation",
+        ("OWN-POOL", "S003-POOL"),
+        "Blocks from a pool beside fresh ones, alone and with KV written into them.",
         estimate_s=_seconds(1.5),
-        run=_runner("allocation", lambda _: {"block_kib": [64, 512, 2048]}, of_allocation),
+        job=lambda _: {"block_kib": [64, 512, 2048]},
+        outcome=of_allocation,
     ),
-    Recipe(
-        name="quantisation",
-        level="kernel",
-        claims=("OWN-KV-BYTES", "OWN-KV-ERROR", "LLMIR-QUANT", "S003-QUANT"),
-        what="Bytes and attention error of INT8, FP8 and INT4 KV beside bf16 and float64.",
+    _recipe(
+        "quantisation",
+        ("OWN-KV-BYTES", "OWN-KV-ERROR", "LLMIR-QUANT", "S003-QUANT"),
+        "Bytes and attention error of INT8, FP8 and INT4 KV beside bf16 and float64.",
         estimate_s=_seconds(1.0, 10.0),
-        run=_runner(
-            "quantisation", _model, of_quantisation,
-            ("torch", "transformers", "transformers.models.auto.modeling_auto"),
-        ),
+        job=lambda setting: {"model": str(setting.model), "tokens": 512},
+        outcome=of_quantisation,
+        warm=("torch", "transformers.models.auto.modeling_auto"),
     ),
-    Recipe(
-        name="copying",
-        level="kernel",
-        claims=("S003-MEMBW",),
-        what="Copy bandwidth of the device by size.",
+    _recipe(
+        "copying",
+        ("S003-MEMBW",),
+        "Copy bandwidth of the device by size.",
         estimate_s=_seconds(0.7),
-        run=_runner("copying", lambda _: {"mib": [1, 16, 128]}, of_copying),
+        job=lambda _: {"mib": [1, 16, 128]},
+        outcome=of_copying,
     ),
-)  # fmt: skip
+)
