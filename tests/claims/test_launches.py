@@ -53,7 +53,7 @@ async def test_each_launch_is_a_fresh_process(launches, fork):
 async def test_a_failure_is_one_sentence_with_its_cause_and_the_next_launch_goes_on(launches):
     async with launches("fail") as started:
         for _ in range(2):
-            with pytest.raises(DeploymentError, match=r"run \d failed: ValueError: no such"):
+            with pytest.raises(DeploymentError, match=r"launch \d failed: ValueError: no such"):
                 await started.run({}, timeout_s=20)
 
 

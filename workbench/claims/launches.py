@@ -82,7 +82,7 @@ class Launches:
         if not self.fork:
             await asyncio.shield(self._end())
         if answer.get("status") != 0 or not result.is_file():
-            raise DeploymentError(self._failure(f"run {self.launched} failed"))
+            raise DeploymentError(self._failure(f"launch {self.launched} failed"))
         return dict(json.loads(result.read_text("utf-8")))
 
     async def _start(self) -> None:

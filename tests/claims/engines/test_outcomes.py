@@ -83,7 +83,7 @@ def test_batching_pays_less_than_in_proportion():
 @pytest.mark.parametrize(
     ("rows", "code"),
     [
-        (generation(runs=4), "replicated_runs_with_ci"),
+        (generation(runs=4), "too_few_runs"),
         (generation(first=lambda arm: hash(arm)), "output_quality_checked"),
     ],
 )

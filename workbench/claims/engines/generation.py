@@ -12,7 +12,15 @@ from typing import Any
 
 from workbench.claims.engines.memory import PeakMemory
 
-__all__ = ["ENGINES", "TRANSFORMERS", "VLLM", "VLLM_CACHED", "measure", "start_vllm"]
+__all__ = [
+    "ENGINES",
+    "TRANSFORMERS",
+    "VLLM",
+    "VLLM_CACHED",
+    "context_tokens",
+    "measure",
+    "start_vllm",
+]
 
 VLLM, VLLM_CACHED, TRANSFORMERS = "vllm", "vllm, prefix cache on", "transformers"
 ENGINES = (TRANSFORMERS, VLLM, VLLM_CACHED)
@@ -22,6 +30,8 @@ GROWTH = 2.2
 """A batch twice as large takes at most about so much longer."""
 KV_MIB = 256
 """KV space of vLLM on a CPU: 350,000 tokens of the tiny model."""
+
+SLACK_TOKENS = 64
 
 Generate = Callable[[Sequence[Sequence[int]]], list[list[int]]]
 
@@ -133,8 +143,13 @@ def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
         }  # fmt: skip
     return LLM(
         model=job["model"], dtype="bfloat16", seed=0,
-        max_model_len=job["input_tokens"] + job["output_tokens"] + 1, **options,
+        max_model_len=context_tokens(job), **options,
     )  # fmt: skip
+
+
+def context_tokens(job: Mapping[str, Any]) -> int:
+    """Room for a prompt and its answer; vLLM's random prompts can come out somewhat longer."""
+    return int(job["input_tokens"] + job["output_tokens"] + SLACK_TOKENS)
 
 
 def _threads() -> int:

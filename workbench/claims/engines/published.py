@@ -56,7 +56,7 @@ def words(job: Mapping[str, Any], output: Path) -> list[str]:
     }[job["bench"]]  # fmt: skip
     return [
         "bench", job["bench"], "--model", job["model"], "--dtype", "bfloat16",
-        "--max-model-len", str(job["input_tokens"] + job["output_tokens"] + 1),
+        "--max-model-len", str(generation.context_tokens(job)),
         *lengths, *kind, *here, "--output-json", str(output),
     ]  # fmt: skip
 
