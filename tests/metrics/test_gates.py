@@ -181,3 +181,10 @@ def test_a_few_different_texts_in_batches_are_not_called_damage():
     batched = same_text(many, "5a none", batched=True)
     assert batched.outcome == "INCONCLUSIVE"
     assert "requests ran in batches" in batched.sentence
+
+
+def test_equal_counts_that_nobody_asked_for_are_not_known_to_be_fine(frame):
+    gate = output_counts_equal(frame.assign(max_tokens=40))
+    assert gate.outcome == "INCONCLUSIVE"
+    assert "18 of 18 requests got another number of tokens than they asked for" in gate.sentence
+    assert "ignore_eos" in gate.next_step

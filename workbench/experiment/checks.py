@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.experiment.ceilings import ceilings
+from workbench.experiment.histories import with_same_history
 from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
 from workbench.metrics import cache_gates, conduct_gates, gates
@@ -105,10 +106,12 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
     if partly:
         unit = max(256, *(arm.chunk_tokens for arm in plan.arms), 0)
         asked.append(gates.cached_as_planned(requests, partly, block=unit))
+    reference = text_reference(plan)
     same_prompts = requests[~requests["pass"].isin(partly)]
+    same_prompts = with_same_history(same_prompts, plan.workload.sample, reference)
     batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
     if plan.rates is None:
-        asked.append(gates.same_text(same_prompts, text_reference(plan), batched=batched))
+        asked.append(gates.same_text(same_prompts, reference, batched=batched))
     if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
         asked.append(alike)
     if plan.platform in ("cuda", "rocm"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.checks import check
@@ -76,7 +76,7 @@ def conclude(
             asdict(a) | {"unexplained": a.unexplained, "closes": a.closes} for a in accounts(passes)
         ],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
-        "limits": _limits(plan),
+        "limits": _limits(plan, _reuse_sent(requests)),
         "break_even": break_even(summary, comparisons),
         "sentences": [*rates_said, *sentences(plan, summary, comparisons)],
         "rates": rates,
@@ -93,9 +93,19 @@ def conclude(
             "hash": workload.hash,
             "seed": workload.seed,
             "ideal_reuse": workload.ideal_reuse,
+            "ideal_reuse_sent": _reuse_sent(requests),
         },
         "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
     }
+
+
+def _reuse_sent(requests: pd.DataFrame) -> float:
+    """Ideal reuse of what cold passes sent: conversations hold answers that no list knew."""
+    if not len(requests):
+        return nan
+    cold = requests[requests["pass"].str.startswith("cold")]
+    tokens = cold["prompt_tokens"].sum()
+    return float(cold["ideal_reuse_tokens"].sum() / tokens) if tokens else nan
 
 
 def _token_sources(passes: Sequence[PassCounters]) -> list[dict[str, Any]]:
@@ -152,8 +162,14 @@ def _launch_doubts(requests: pd.DataFrame) -> list[str]:
     ]
 
 
-def _limits(plan: ExperimentPlan) -> list[str]:
+def _limits(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
     limits = []
+    if plan.workload.name == "multi_turn_conversation" and not isnan(reuse_sent):
+        limits.append(
+            "Real answers are part of later prompts, and a cache keeps their KV too: ideal reuse of"
+            f" what was sent is {reuse_sent:.1%}, that of the list, with made-up answers,"
+            f" {plan.workload.sample.ideal_reuse:.1%}."
+        )
     if plan.platform == "cpu" and plan.params.engine == "vllm":
         limits.append(
             "On a CPU all instances share its cores, so adding instances adds no compute; on GPUs"

@@ -10,7 +10,7 @@ hardly apart, are a tie. Another prompt's KV gives no such pair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -69,7 +69,9 @@ async def ask_where_answers_part(
             if answer.index not in answers:
                 if len(answers) == ASKED_PER_LAUNCH:
                     continue
-                body = orjson.loads(request_body(requests[answer.index], model=deployment.model))
+                # A chat is asked by its token ids too: only completions tell candidates.
+                request = replace(requests[answer.index], messages=())
+                body = orjson.loads(request_body(request, model=deployment.model))
                 answers[answer.index] = await _with_candidates(client, deployment.url, body)
             nat = parting_nat(answer.text, answer.other, answers[answer.index])
             answer.frame.loc[answer.row, "parting_nat"] = nat

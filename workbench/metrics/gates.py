@@ -134,22 +134,34 @@ def output_counts_equal(frame: pd.DataFrame) -> Gate:
     """Every arm and pass generated as many tokens for the same (round, index).
 
     Without that, TPOT, E2E and TPS compare different work. Failed requests and those without a
-    count are left out and counted.
+    count are left out and counted. Equal counts that are not those asked for are INCONCLUSIVE:
+    the server ends answers by itself.
     """
     keys = ["round", "index"]
     known = frame[succeeded(frame) & frame["output_tokens"].ge(0)]
     different = known.groupby(keys)["output_tokens"].nunique().gt(1)
     odd = known[known.groupby(keys)["output_tokens"].transform("nunique").gt(1)]
     left_out = len(frame) - len(known)
+    unasked = known.iloc[:0]
+    if "max_tokens" in known:
+        unasked = known[known["output_tokens"].ne(known["max_tokens"])]
+    unknown = [] if len(known) else ["no request has an output token count"]
+    if len(unasked):
+        unknown.append(
+            f"{len(unasked):,} of {len(known):,} requests got another number of tokens than they"
+            f" asked for; one of them {_where(unasked)}"
+        )
     problem = f"{different.sum():,} of {len(different):,} requests got unequal numbers of tokens"
     return judge(
         "output counts equal",
         holds=f"all arms and passes generated equal counts for {len(different):,} requests"
         + (f"; {left_out:,} rows left out: failed or without a count" if left_out else ""),
         problems=[f"{problem}; one of them {_where(odd)}"] if len(odd) else [],
-        unknown=[] if len(known) else ["no request has an output token count"],
+        unknown=unknown,
         next_step="send ignore_eos with a fixed max_tokens",
-        if_unknown="ask the server for usage (stream_options include_usage)",
+        if_unknown="take a server that keeps to ignore_eos and max_tokens, with room for the answer"
+        if len(unasked)
+        else "ask the server for usage (stream_options include_usage)",
     )
 
 
