@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from workbench.claims.proofs import faults, proofs
+from workbench.claims.proofs import faults, late_client, proofs
 
 LINE = "vllm --model m --served-model-name w --port {port} --max-model-len 4096 {more}"
 
@@ -101,8 +101,18 @@ def test_pretended_engines_prove_no_knobs():
 
 
 def test_a_busy_client_spoils_times_and_no_counts():
-    facts = {"gates": [gate("client kept up", "FAIL"), gate("no failures")]}
-    assert faults(facts, timed=True) == ("Gate 'client kept up' failed: so it is.",)
+    late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
+    facts = {"gates": [late, gate("no failures")], "client": {"thread_cpu_share": 0.9}}
+    assert faults(facts, timed=True) == ("Gate 'client kept up' failed: 9 ms late.",)
     assert faults(facts, timed=False) == ()
     facts["gates"].append(gate("no failures", "FAIL"))
     assert len(faults(facts, timed=False)) == 1
+
+
+def test_a_client_that_was_late_now_and_then_is_a_doubt():
+    late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
+    facts = {"gates": [late], "client": {"thread_cpu_share": 0.04}}
+    assert faults(facts, timed=True) == ()
+    (doubt,) = late_client(facts)
+    assert doubt.startswith("The client was not always on time: 9 ms late. Intervals over launches")
+    assert late_client({"gates": [gate("client kept up")]}) == ()

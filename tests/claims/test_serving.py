@@ -86,6 +86,9 @@ async def test_a_wrong_hit_is_seen(tmp_path):
     assert (off.estimate, off.low, off.high) == (128, 0, 128)
     (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
     assert text.high == 1
+    rows.loc[warm, "parting_nat"] = 0.1  # the model held both tokens for equally good
+    (tie,) = read_cache(result).measurements["OWN-SAME-TEXT"].effects["answers that differ"]
+    assert tie.high == 0
     rows.loc[warm, "cached_tokens"] = -1  # a server that does not say
     (unknown,) = read_cache(result).measurements["OWN-HIT-TOKENS"].effects["tokens off"]
     assert unknown.runs == 0

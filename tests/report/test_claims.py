@@ -144,6 +144,7 @@ def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
         ({"cells": 3, "least": 0.1, "most": 0.21},
          ("0.100 to 0.210x", "in 3 cells, the weakest [0.190, 0.240]")),
         ({"unit": "bool", "estimate": 1.0, "exact": True}, ("yes", "exact")),
+        ({"estimate": 1.969, "low": 1.969, "high": 1.969, "exact": True}, ("1.969x", "exact")),
         ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),
     ],
 )  # fmt: skip

@@ -120,7 +120,7 @@ def _effects(claim: Claim, measurement: Measurement, verdict: Verdict) -> list[d
                     "name": effect.name,
                     "cells": len(cells),
                     "quantifier": effect.quantifier,
-                    "unit": effect.unit,
+                    "unit": "" if effect.unit == "count" else effect.unit,
                     "estimate": _finite(cell.estimate),
                     "low": _finite(cell.low),
                     "high": _finite(cell.high),

@@ -19,7 +19,7 @@ def said(effect: Effect) -> str:
     if effect.type == "boolean":
         return "yes" if effect.value else "no"
     number = f"{effect.value:,.6g}"
-    unit = effect.unit
+    unit = "" if effect.unit == "count" else effect.unit
     match effect.quantifier:
         case "range":
             return f"{number} to {effect.high:,.6g} {unit}"
@@ -29,7 +29,7 @@ def said(effect: Effect) -> str:
             return f"{effect.quantifier.replace('_', ' ')} {number} {unit}"
         case "higher" | "lower":
             return f"{effect.quantifier} than {number} {unit}"
-    return f"{number} {unit}"
+    return f"{number} {unit}".strip()
 
 
 def list_page(registry: Registry, group: str = "") -> str:

@@ -83,7 +83,8 @@ def _counted(effect: Effect, cells: tuple[Interval, ...]) -> str:
         found = " and ".join(dict.fromkeys("yes" if cell.estimate else "no" for cell in cells))
         return f"Found {found}, claimed {_claimed(effect)}."
     found = " and ".join(dict.fromkeys(f"{cell.estimate:,.6g}" for cell in cells))
-    return f"Counted {found} {effect.unit}, claimed {_claimed(effect)}."
+    unit = "" if effect.unit == "count" else f" {effect.unit}"
+    return f"Counted {found}{unit}, claimed {effect.value:,.6g}{unit}."
 
 
 def _shown(effect: Effect, cells: tuple[Interval, ...]) -> tuple[Interval, str]:

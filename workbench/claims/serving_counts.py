@@ -11,6 +11,7 @@ from workbench.claims.readings import counted, latency_ratio, rows_of
 from workbench.claims.recipe import Curve
 from workbench.experiment.result import Result
 from workbench.kv import chunk_hit_tokens, engine_hit_tokens
+from workbench.metrics.gates import TIE_NAT
 from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import quantile
 
@@ -65,14 +66,18 @@ def hit_curve(requests: pd.DataFrame, arm: str, block: int) -> Curve:
 
 
 def same_text(requests: pd.DataFrame, reference: str) -> Interval:
-    """In how many of its answers each arm and whole pass differs from `reference`, cold."""
+    """In how many of its answers each arm and whole pass differs from `reference`, cold.
+
+    Answers that part at a tie of the model's best tokens are alike: rounding decides there.
+    """
     keys = ["round", "index"]
     whole = requests[requests["pass"].isin(["cold", WARM]) & succeeded(requests)]
     wanted = rows_of(whole, (reference, "cold"))[[*keys, "text"]]
     both = whole[whole["arm"] != reference].merge(wanted, on=keys, suffixes=("", "_wanted"))
     if both.empty or both["text"].eq("").all():
         return counted([])
-    both["differs"] = both["text"] != both["text_wanted"]
+    apart = both["text"] != both["text_wanted"]
+    both["differs"] = apart & ~both["parting_nat"].le(TIE_NAT) if "parting_nat" in both else apart
     return counted(both.groupby(["arm", "pass"])["differs"].sum())
 
 

@@ -19,6 +19,7 @@ from workbench.experiment.plan import (
 )
 from workbench.experiment.traffic import WorkloadSpec
 from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.topology import Topology
 
 __all__ = [
     "AGAIN",
@@ -101,11 +102,10 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     total_s = 0.0
     once_s = FORK_SERVER_S if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
-        instances = sum(int(n) for n in arm.topology.replace("p", " ").replace("d", " ")
-                        .replace("a", " ").split())  # fmt: skip
+        instances = Topology.parse(arm.topology).instances
         shares = sum(1.0 if p.state == "cold" else 1.1 - p.share for p in arm.passes)
         total_s += launch_s + instance_s * instances + cold_s * shares + 0.15 * len(arm.passes)
-        total_s += 3.0 if arm.connector == "lmcache" else 0.0
+        total_s += 2.0 if arm.connector == "lmcache" else 0.0
     return once_s + made.rounds * total_s
 
 
@@ -120,6 +120,7 @@ def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
         "seed": setting.seed,
         "output_dir": str(setting.output_dir),
         "engine": params.engine,
+        "fault": params.fault,
         "platform": params.platform,
         "model": params.model,
         "context_tokens": params.context_tokens,

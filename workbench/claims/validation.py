@@ -141,12 +141,14 @@ class Validation:
     def _judged(self, measured: _Measured) -> dict[str, Any]:
         """Every claim with its verdict, and what follows from all of them."""
         accounts, verdicts = [], {}
+        versions = machine.facts().versions
+        kept = {name: versions[name] for name in ("vllm", "torch", "lmcache") if versions.get(name)}
         # A claim that reading has decided may get our number beside its verdict all the same.
         of = {claim: step.recipe for step in self.schedule.steps for claim in step.recipe.claims}
         for claim in self.claims:
             recipe = of.get(claim.id)
             outcome = measured.outcomes.get(recipe.name) if recipe else None
-            verdict, measurement = self._verdict(claim, outcome, measured)
+            verdict, measurement = self._verdict(claim, outcome, measured, kept)
             verdicts[claim.id] = verdict
             skipped = {**self.schedule.skipped, **measured.skipped, **measured.failed}
             accounts.append(
@@ -162,27 +164,30 @@ class Validation:
         )  # fmt: skip
 
     def _verdict(
-        self, claim: Claim, outcome: Outcome | None, measured: _Measured
+        self,
+        claim: Claim,
+        outcome: Outcome | None,
+        measured: _Measured,
+        versions: Mapping[str, str],
     ) -> tuple[Verdict, Measurement | None]:
         measurement = outcome.measurements.get(claim.id) if outcome else None
         try:
             if claim.id in measured.failed:
                 fault = Measurement(effects={}, faults=(measured.failed[claim.id],))
-                return judge(claim, self._conditions({}), fault), None
+                return judge(claim, self._conditions({}, versions), fault), None
             if outcome is None or measurement is None:
                 return judge(claim), None
-            return judge(claim, self._conditions(outcome.checks), measurement), measurement
+            conditions = self._conditions(outcome.checks, versions)
+            return judge(claim, conditions, measurement), measurement
         except Exception as error:
             reason = f"It could not be judged: {type(error).__name__}: {error}."
             return Verdict(claim=claim.id, verdict="not_tested", code="not_judged",
                            reason=reason, gate="G3"), measurement  # fmt: skip
 
-    def _conditions(self, checks: Mapping[str, str]) -> Conditions:
-        versions = machine.facts().versions
-        kept = {name: versions[name] for name in ("vllm", "torch", "lmcache") if versions.get(name)}
+    def _conditions(self, checks: Mapping[str, str], versions: Mapping[str, str]) -> Conditions:
         return Conditions(
             platform=self.setting.platform, hardware=self.setting.hardware,
-            model=_model_name(self.params, self.setting), checks=checks, versions=kept,
+            model=_model_name(self.params, self.setting), checks=checks, versions=versions,
         )  # fmt: skip
 
 

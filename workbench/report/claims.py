@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.report.figures.claims import claim_curve, claim_intervals
-from workbench.report.numbers import number
+from workbench.report.numbers import exactly, number
 
 __all__ = ["MARKS", "ClaimView", "claim_panels", "claim_table", "shown_number", "shown_rows"]
 
@@ -91,8 +91,7 @@ def shown_number(value: Mapping[str, Any]) -> dict[str, str]:
     if unit == "bool":
         return {"name": name, "value": "yes" if value["estimate"] else "no", "interval": "exact"}
     if value["exact"] and low == high:
-        return {"name": name, "value": f"{number(round(value['estimate']))}{tail}",
-                "interval": "exact"}  # fmt: skip
+        return {"name": name, "value": f"{exactly(value['estimate'])}{tail}", "interval": "exact"}
     interval = "no interval" if low is None or high is None else f"[{number(low)}, {number(high)}]"
     if value.get("cells", 1) > 1 and value["least"] != value["most"]:
         span = f"{number(value['least'])} to {number(value['most'])}{tail}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from math import floor, isfinite, log10
 
-__all__ = ["duration", "interval", "moment", "number", "quantity", "time_scale"]
+__all__ = ["duration", "exactly", "interval", "moment", "number", "quantity", "time_scale"]
 
 UNKNOWN = "not known"
 
@@ -24,6 +24,11 @@ def number(value: float | None) -> str:
     if magnitude < -4:
         return f"{rounded:.2e}"
     return _grouped(rounded, decimals=max(0, 2 - magnitude))
+
+
+def exactly(value: float) -> str:
+    """A value without error: a whole number in full, another with the digits that it has."""
+    return number(round(value)) if float(value).is_integer() else f"{value:.4g}"
 
 
 def time_scale(seconds: float | None) -> tuple[float, str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from workbench.report.figures.chart import Chart, draw, log_ticks
 from workbench.report.figures.looks import BLACK, GREY, looks
-from workbench.report.numbers import number
+from workbench.report.numbers import exactly, number
 
 __all__ = ["claim_curve", "claim_intervals"]
 
@@ -112,7 +112,7 @@ def _range(effect: Mapping[str, Any]) -> str:
     unit = effect["unit"]
     text = number(effect["estimate"])
     if effect["exact"] and effect["low"] == effect["high"]:
-        return f"{number(round(effect['estimate']))} {unit}".strip()
+        return f"{exactly(effect['estimate'])} {unit}".strip()
     if effect["low"] is None or effect["high"] is None:
         return f"{text} {unit}, no interval".strip()
     return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
