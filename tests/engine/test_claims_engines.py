@@ -24,6 +24,9 @@ async def test_both_engines_give_the_same_tokens_at_equal_batch(tmp_path):
     # bf16 may round one of two close tokens apart between engines, never within one.
     assert (calls["vllm"] == calls["vllm, prefix cache on"]).all()
     assert (calls["vllm"] == calls["transformers"]).any()
+    assert outcome.checks["cache_state_controlled"] == "pass"  # new prompts: nothing to hit
+    hits = outcome.table[outcome.table["quantity"] == "cached tokens when repeated"]
+    assert hits["value"].tolist() == [128]  # of 160 tokens, a block of 128
     assert outcome.checks["replicated_runs_with_ci"] == "fail"  # one launch is no evidence
     memory = outcome.table[outcome.table["quantity"] == "peak memory"]["value"]
     assert memory.between(0.1, 4).all()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from workbench.claims.engines import outcomes
+from workbench.claims.engines import outcomes, vllm_outcomes
 from workbench.claims.recipe import Setting
 from workbench.claims.registry import read_registry
 from workbench.claims.rows import Rows
@@ -31,7 +31,9 @@ def generation(*, runs=5, first=lambda arm: 7, output=16, speeds=SPEEDS):
             for batch, speed in by_batch.items():
                 seconds = batch * output / speed * (1 + run / 100)
                 values = {"time": seconds, "output tokens": batch * output,
-                          "first token": first(arm), "peak memory": 1 + batch / 10}  # fmt: skip
+                          "first token": first(arm), "cached tokens": 0,
+                          "time when repeated": seconds / 2,
+                          "peak memory": 1 + batch / 10}  # fmt: skip
                 rows += [
                     {"quantity": quantity, "arm": arm, "cell": f"batch {batch}", "run": run,
                      "order": 0, "value": value, "unit": "", "steady": True}
@@ -98,13 +100,26 @@ def test_answers_that_are_too_short_fail_the_check_of_lengths():
     assert judged(outcome, "OWN-VLLM-HF").code == "same_token_lengths_ignore_eos"
 
 
+def test_a_cache_that_found_something_fails_the_check_of_cache_states():
+    rows = generation()
+    rows.table.loc[rows.table["quantity"].eq("cached tokens").idxmax(), "value"] = 128
+    assert of_generation(rows).checks["cache_state_controlled"] == "fail"
+
+
+def test_every_number_has_a_name_that_its_claim_knows():
+    measured = of_generation(generation()).measurements | blocks([16, 17], [1, 2]).measurements
+    for claim_id, measurement in measured.items():
+        names = {effect.name for effect in CLAIMS[claim_id].effects}
+        assert set(measurement.effects) <= names, claim_id
+
+
 def blocks(tokens, held, fp8=2000.0):
     named = [("KV tokens", "auto", "all", 1000.0), ("KV tokens", "fp8", "all", fp8),
              ("block", "auto", "all", 16.0)]  # fmt: skip
     for place, (length, count) in enumerate(zip(tokens, held, strict=True)):
         named += [("tokens", "auto", f"s{place}", length), ("blocks", "auto", f"s{place}", count)]
     table = pd.DataFrame(named, columns=["quantity", "arm", "cell", "value"]).assign(run=0)
-    return outcomes.of_blocks(Rows(table=table, results=({"threads": 1},), doubts=()), CPU)
+    return vllm_outcomes.of_blocks(Rows(table=table, results=({"threads": 1},), doubts=()), CPU)
 
 
 def test_counts_confirm_on_a_cpu_what_they_count():

@@ -33,7 +33,8 @@ KV_MIB = 256
 
 SLACK_TOKENS = 64
 
-Generate = Callable[[Sequence[Sequence[int]]], list[list[int]]]
+Generate = Callable[[Sequence[Sequence[int]]], tuple[list[list[int]], int]]
+"""Prompts in, answers out, with the prompt tokens that came from a cache."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,17 +64,19 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         for call in range(1 + job["calls"]):
             prompts = _prompts(job, batch, call)
             call_s = time.perf_counter()
-            outputs = generate(prompts)
+            outputs, cached = generate(prompts)
             lap_s = time.perf_counter() - call_s
             if call == 0:
                 continue
             row("time", batch, lap_s, "s")
             row("output tokens", batch, sum(map(len, outputs)), "tokens")
             row("first token", batch, outputs[0][0], "id")
+            row("cached tokens", batch, cached, "tokens")
         if job["engine"] == VLLM_CACHED:
             call_s = time.perf_counter()
-            generate(prompts)
+            _, cached = generate(prompts)
             row("time when repeated", batch, time.perf_counter() - call_s, "s")
+            row("cached tokens when repeated", batch, cached, "tokens")
         row("peak memory", batch, memory.gb(), "GB")
         done.append(batch)
         needed_s = time.monotonic() - begin_s
@@ -101,14 +104,14 @@ def _transformers(job: Mapping[str, Any]) -> Generate:
     model.eval()
     tokens = job["output_tokens"]
 
-    def generate(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def generate(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         ids = torch.tensor(prompts, device=job["device"])
         with torch.inference_mode():
             output = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False,
                 min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
             )  # fmt: skip
-        return [list(row) for row in output[:, ids.shape[1] :].tolist()]
+        return [list(row) for row in output[:, ids.shape[1] :].tolist()], 0
 
     return generate
 
@@ -124,10 +127,11 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
         max_tokens=job["output_tokens"], min_tokens=job["output_tokens"], ignore_eos=True,
     )  # fmt: skip
 
-    def generate(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def generate(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = engine.generate(given, sampling, use_tqdm=False)
-        return [list(answer.outputs[0].token_ids) for answer in answers]
+        cached = sum(answer.num_cached_tokens or 0 for answer in answers)
+        return [list(answer.outputs[0].token_ids) for answer in answers], cached
 
     return generate
 

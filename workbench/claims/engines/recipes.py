@@ -7,10 +7,10 @@ from typing import Any
 
 from workbench.claims.engines.blocks import FORMATS
 from workbench.claims.engines.generation import ENGINES, VLLM
-from workbench.claims.engines.outcomes import (
+from workbench.claims.engines.outcomes import of_generation
+from workbench.claims.engines.vllm_outcomes import (
     PUBLISHED_INPUT_TOKENS,
     of_blocks,
-    of_generation,
     of_published,
 )
 from workbench.claims.recipe import Outcome, Recipe, Setting
