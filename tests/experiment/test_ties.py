@@ -32,6 +32,16 @@ def test_the_longest_token_is_the_one_that_was_taken():
     assert parting_nat(" a reed", " a red fox", COLD) == pytest.approx(0.06)
 
 
+def test_half_a_character_in_the_text_hides_no_tie():
+    """vLLM tells such a token as an empty text, and the answer has a sign for it."""
+    half = {
+        "tokens": [" a", "", " red", " fox"],
+        "top_logprobs": [COLD["top_logprobs"][0], {"": -0.2}, *COLD["top_logprobs"][1:]],
+    }
+    assert parting_nat(" a\ufffd blue cat", " a\ufffd red fox", half) == pytest.approx(0.125)
+    assert isnan(parting_nat(" a\ufffd blue", " a red fox", half))
+
+
 @pytest.mark.parametrize(
     "text, logprobs",
     [

@@ -124,6 +124,9 @@ def parting_nat(text: str, other: str, logprobs: Mapping[str, Any]) -> float:
     for token, best in zip(
         logprobs.get("tokens") or (), logprobs.get("top_logprobs") or (), strict=False
     ):
+        if not text.startswith(token, start):
+            # A token of half a character is told as nothing, and stands in the text all the same.
+            start += len(text[start:shared]) - len(text[start:shared].lstrip("\ufffd"))
         if not text.startswith(token, start) or start + len(token) > shared:
             one, two = _candidate(text, start, best), _candidate(other, start, best)
             return max(best.values()) - min(best[one], best[two]) if one and two else nan
