@@ -1,5 +1,5 @@
 # make report   from a fresh clone to rendered pages in outputs/
-# make test     every check and test, the real engine included
+# make test     every check and test, the real engine included; what measures time runs alone
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
@@ -26,7 +26,8 @@ test: setup
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest
+	pytest -n 2 tests --ignore=tests/engine --ignore=tests/notebooks --ignore=tests/load
+	pytest tests/load tests/engine tests/notebooks
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

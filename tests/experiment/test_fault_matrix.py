@@ -57,7 +57,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
     monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
 
-    def watch(load: Any, others_share: float, log: measure.Log) -> None:
+    def watch(load: Any, others_share: float, log: measure.Log, **_: Any) -> None:
         log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}
 
     monkeypatch.setattr(measure, "_watch_client", watch)
