@@ -13,6 +13,8 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 from workbench.load.connection import Connection
 
@@ -21,6 +23,7 @@ __all__ = ["KernelClock", "KernelStamped", "ask_for_stamps"]
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
 _TIMESPEC = struct.Struct("@ll")
+_Address = tuple[int, int, int, str, tuple[Any, ...]]
 _READ_BYTES = 8192
 """More waits for the next turn of the loop; a larger buffer costs more to allocate each time."""
 _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
@@ -103,6 +106,13 @@ def _realtime_ahead_ns() -> int:
     return ahead_ns
 
 
+async def _addresses(host: str, port: int) -> list[_Address]:
+    """Where to connect to. An address that is a number needs no thread to be looked up in."""
+    with suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
 class KernelStamped(Connection):
     """A plain socket that the loop only watches; made by `connect`."""
 
@@ -114,9 +124,7 @@ class KernelStamped(Connection):
         """Connect to the first address of `host` that takes it. Raises OSError."""
         loop = asyncio.get_running_loop()
         failures: list[OSError] = []
-        for family, kind, protocol, _, address in await loop.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        ):
+        for family, kind, protocol, _, address in await _addresses(host, port):
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
