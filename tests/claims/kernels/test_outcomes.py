@@ -93,7 +93,9 @@ def test_true_ratios_are_confirmed_and_the_published_ones_stay_what_they_are():
              "value": value * (1 + run / 100 * (quantity == "error")), "steady": True}
             for run in range(5)
             for arm, pair in values.items()
-            for quantity, cell, value in zip(("ratio", "error"), ("128 wide", "layer 1"), pair, strict=False)
+            for quantity, cell, value in (
+                ("ratio", "128 wide", pair[0]), ("error", "layer 1", pair[1]),
+            )
         ]
     )  # fmt: skip
     outcome = of_quantisation(Rows(table=table, results=({"threads": 1},) * 5, doubts=()), CPU)

@@ -152,7 +152,7 @@ def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
 
 
 def context_tokens(job: Mapping[str, Any]) -> int:
-    """Room for a prompt and its answer; vLLM's random prompts can come out somewhat longer."""
+    """Room for a prompt and its answer; vLLM's random prompts may come out somewhat longer."""
     return int(job["input_tokens"] + job["output_tokens"] + SLACK_TOKENS)
 
 

@@ -39,8 +39,16 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(job: Mapping[str, Any], output: Path) -> list[str]:
-    """The command after `vllm`."""
-    lengths = ["--input-len", str(job["input_tokens"]), "--output-len", str(job["output_tokens"])]
+    """The command after `vllm`.
+
+    For throughput the lengths are `--random-input-len` and `--random-output-len`: these have
+    defaults (1,024 and 128), which vLLM 0.32.0 prefers to an `--input-len` that was given.
+    """
+    word = "" if job["bench"] == "latency" else "random-"
+    lengths = [
+        f"--{word}input-len", str(job["input_tokens"]),
+        f"--{word}output-len", str(job["output_tokens"]),
+    ]  # fmt: skip
     here = (
         ["--enforce-eager", "--distributed-executor-backend", "uni",
          "--kv-cache-memory-bytes", str(generation.KV_MIB * 2**20)]

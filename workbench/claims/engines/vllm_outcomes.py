@@ -63,6 +63,11 @@ def of_published(rows: Rows, setting: Setting, *, output_tokens: int) -> Outcome
 
     timed = {arm: mean("time", arm) for arm in (bench, VLLM)}
     requests, tokens = mean("requests rate", wide), mean("tokens rate", wide)
+    rates = (
+        f"{requests.estimate:.3g} requests/s, {tokens.estimate:,.0f} tokens/s in and out"
+        if requests.runs
+        else "it gave no result"
+    )
     agree = ratios(table, "time", over=bench, under=VLLM, confidence=0.9)
     lengths = f"{PUBLISHED_INPUT_TOKENS} tokens in and {output_tokens} out"
     return Outcome(
@@ -80,8 +85,7 @@ def of_published(rows: Rows, setting: Setting, *, output_tokens: int) -> Outcome
         table=table,
         says=f"`vllm bench latency` of 8 requests, {lengths}: {timed[bench].estimate:.3g} s, and"
         f" {timed[VLLM].estimate:.3g} s by our own timing; `vllm bench throughput`:"
-        f" {requests.estimate:.3g} requests/s, {tokens.estimate:,.0f} tokens/s in and out,"
-        f" {where(rows, setting)}.",
+        f" {rates}, {where(rows, setting)}.",
         checks=proven(rows)
         | {
             "same_model_and_weights": "pass",
