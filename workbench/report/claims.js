@@ -24,5 +24,4 @@ const openClaim = () => {
   if (claim) { claim.open = true; claim.scrollIntoView(); }
 };
 addEventListener("hashchange", openClaim);
-addEventListener("beforeprint", () => document.querySelectorAll("details.claim").forEach((claim) => { claim.open = true; }));
 openClaim();
