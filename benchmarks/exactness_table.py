@@ -61,8 +61,8 @@ def _ratio(rows: Rows, ours: str, peer: str, cell: str, reach: float, stamps: st
     times = [b / a for a, b in zip(mine, theirs, strict=False)]
     reached = "reached" if median(times) >= reach else "**not reached**"
     return (
-        f"| {what} | {reach:g} times less | {median(times):.1f} times"
-        f" ({min(times):.1f} to {max(times):.1f}); {_spread(mine, '{:.1f}')} us"
+        f"| {what} | {reach:g} times less | {_spread(times, '{:.2f}')} times;"
+        f" {_spread(mine, '{:.1f}')} us"
         f" | {_spread(theirs, '{:.1f}')} us | {reached} | {_others(rows, (ours, peer), cell)} |"
     )
 
