@@ -79,6 +79,7 @@ def test_a_claim_without_a_mistake(tmp_path):
         (entry(level="chip"), "level is 'chip'; write one of op, layer, model"),
         (entry(comparator=None), "comparator is missing: effect 'all' is a ratio"),
         (entry(effects=[]), "effects is empty"),
+        (entry(workload={"prompts": "long", "asked twice": None}), "workload.asked twice has no"),
         (entry(effects=entry()["effects"] * 2), "effects have one name twice"),
         (entry(**effect(unit="tok/s")), "effects[1].unit is 'tok/s'; an effect of type ratio"),
         (entry(**effect(unit="%")), "effects[1].unit is '%'; an effect of type ratio is written"),

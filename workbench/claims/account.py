@@ -214,9 +214,11 @@ def _kind(verdict: Verdict) -> str:
 
 def _checked(claim: Claim, verdict: Verdict, outcome: Outcome | None) -> list[dict[str, str]]:
     """The fairness checks of the source's reading and of our own run, with their state."""
+    settled = outcome.checks if outcome else {}
     rows = [
         {"state": check.state, "check": CHECKS[name], "by": "its source", "why": check.why}
         for name, check in claim.checks.items()
+        if not (check.state == "unknown" and settled.get(name, "unknown") != "unknown")
     ]
     if outcome is not None:
         rows += [

@@ -142,6 +142,9 @@ def _claim(group: dict[str, Any], entry: Any) -> Claim:
     for name, words in (("level", LEVELS), ("phase", PHASES), ("expected_verdict", VERDICTS)):
         if name in entry:
             _one_of(name, entry[name], words)
+    for name, value in (entry["workload"] or {}).items():
+        if value is None:
+            raise _MistakeError(f"workload.{name} has no value; quote a text that holds a comma")
     effects = tuple(_effect(i, effect) for i, effect in enumerate(entry["effects"], 1))
     _effects_fit(effects, entry["comparator"])
     return Claim(

@@ -92,7 +92,9 @@ def shown_number(value: Mapping[str, Any]) -> dict[str, str]:
         return {"name": name, "value": "yes" if value["estimate"] else "no", "interval": "exact"}
     if value["exact"] and low == high:
         return {"name": name, "value": f"{exactly(value['estimate'])}{tail}", "interval": "exact"}
-    interval = "no interval" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+    interval = (
+        "no interval" if low is None or high is None else f"[{number(low)},\u00a0{number(high)}]"
+    )
     if value.get("cells", 1) > 1 and value["least"] != value["most"]:
         span = f"{number(value['least'])} to {number(value['most'])}{tail}"
         return {"name": name, "value": span,
