@@ -272,3 +272,13 @@ async def test_reading_alone_starts_nothing(referee):
     kinds = {card["kind"]: card["value"] for card in result.facts["numbers"]}
     assert kinds == {"confirmed": 0, "contradicted": 13, "no-evidence": 2, "inconclusive": 0,
                      "not-comparable": 0, "not-tested": 2}  # fmt: skip
+
+
+async def test_a_corrected_comparison_stands_beside_our_number(referee):
+    name = "S003-VLLM-VS-HF-PEAK"
+    (effect,) = read_registry(repository_root() / "params/claims").claim(name).effects
+    ours = outcome({name: Measurement(effects={effect.name: (interval(300, 280, 320),)})})
+    _, claims = await judged(referee(recipe("engines", ("VLLM-APC", name), ours)))
+    measured, corrected = claims[name]["number"]
+    assert (measured["kind"], measured["estimate"]) == ("measured", 300)
+    assert (corrected["kind"], round(corrected["low"], 2)) == ("recomputed", 2.0)

@@ -143,21 +143,21 @@ def _finite(value: float) -> float | None:
 
 
 def _number(effects: list[dict[str, Any]], sums: tuple[Sum, ...]) -> list[dict[str, Any]]:
-    """Our numbers in short: what was measured, else what the claim's own table corrects."""
+    """Our numbers in short: what was measured, and what the claim's own table corrects."""
     names = list(dict.fromkeys(effect["name"] for effect in effects))
-    if names:
-        shown = [_of_cells([each for each in effects if each["name"] == name]) for name in names]
-        if len(names) == 1:
-            shown[0]["name"] = ""
-        return shown
-    corrected = [each for each in sums if each.low is not None]
-    # What does not hold tells more than what does.
-    for each in sorted(corrected, key=lambda each: each.holds)[:1]:
-        return [
-            {"name": "from its own table", "estimate": None, "low": each.low, "high": each.high,
-             "unit": each.unit, "exact": False, "kind": "recomputed", "cells": 1}
-        ]  # fmt: skip
-    return []
+    shown = [_of_cells([each for each in effects if each["name"] == name]) for name in names]
+    if len(names) == 1:
+        shown[0]["name"] = ""
+    worked_out = sorted((s for s in sums if s.low is not None), key=lambda s: s.holds)
+    # What does not hold tells more than what does, and stands beside a measurement too.
+    for each in worked_out[:1]:
+        if not shown or not each.holds:
+            shown.append(
+                {"name": "from its own table", "estimate": None, "low": each.low,
+                 "high": each.high, "unit": each.unit, "exact": False, "kind": "recomputed",
+                 "cells": 1}
+            )  # fmt: skip
+    return shown
 
 
 def _of_cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
