@@ -128,21 +128,13 @@ def event_frame(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.D
     """Events of one kind as a frame, with times and names read."""
     import pandas as pd
 
-    values = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else {}
-    frame = pd.DataFrame(
-        {name: list(values.get(name, ())) for name in columns if name not in ("at", "request_id")}
+    frame = pd.DataFrame(rows, columns=list(columns))
+    stamps = [stamp.decode("ascii", "replace") for stamp in frame["at"]]
+    frame["at"] = pd.to_datetime(
+        pd.Series(stamps, dtype=str), format="%Y-%m-%d %H:%M:%S,%f", errors="coerce"
     )
-    stamps = pd.Series(_texts(values.get("at", ()), "replace"), dtype=str)
-    frame["at"] = pd.to_datetime(stamps, format="%Y-%m-%d %H:%M:%S,%f", errors="coerce")
-    frame["request_id"] = pd.Series(
-        _texts(values.get("request_id", ()), "backslashreplace"), dtype=str
-    )
-    return frame[list(columns)]
-
-
-def _texts(raw: Sequence[bytes], errors: str) -> list[str]:
-    """Parts of lines as text, decoded in one piece: ten times faster than one by one."""
-    return b"\n".join(raw).decode("utf-8", errors).split("\n") if raw else []
+    frame["request_id"] = [name.decode("utf-8", "backslashreplace") for name in frame["request_id"]]
+    return frame
 
 
 def explain(row: Mapping[str, Any]) -> str:
