@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +24,7 @@ __all__ = ["KernelClock", "KernelStamped", "ask_for_stamps"]
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
 _TIMESPEC = struct.Struct("@ll")
-_Address = tuple[int, int, int, str, tuple[Any, ...]]
+_Address = tuple[int, int, int, str, Any]
 _READ_BYTES = 8192
 """More waits for the next turn of the loop; a larger buffer costs more to allocate each time."""
 _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
@@ -106,7 +107,7 @@ def _realtime_ahead_ns() -> int:
     return ahead_ns
 
 
-async def _addresses(host: str, port: int) -> list[_Address]:
+async def _addresses(host: str, port: int) -> Sequence[_Address]:
     """Where to connect to. An address that is a number needs no thread to be looked up in."""
     with suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
