@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import ParameterError
+from workbench.experiment.compare import compare
 from workbench.experiment.rates import Rates, answers, rate_rows, rate_sentences
 from workbench.experiment.run import run
 from workbench.experiment.search import Limits, Search
@@ -89,6 +90,21 @@ def test_failed_requests_do_not_meet_limits_and_make_no_rate():
     assert row["share"] == 0 and isnan(row["achieved_per_s"])
 
 
+def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
+    plan = sweep(topology="1p1d", rates_per_s=[5.0, 20.0])
+    subject, rival = (arm.label for arm in plan.arms[:2])
+    frame = pd.concat(
+        [
+            rows(subject, "cold at 5/s", [0.2, 0.2]),
+            rows(rival, "cold at 5/s", [0.1, 0.1]),
+            rows(rival, "cold at 20/s", [0.1, 0.1]),
+        ]
+    )
+    found = {(r["pass"], r["metric"]): r["ratio"] for r in compare(plan, frame)}
+    assert found["cold at 5/s", "ttft_s"] == pytest.approx(0.5)
+    assert {name for name, _ in found} == {"cold at 5/s"}
+
+
 def test_without_rates_there_is_nothing():
     assert rate_rows(None, queue(5)) == [] and answers(None, queue(5)) == {}
 
@@ -124,3 +140,4 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     found = result.facts["unproven"] or result.facts["finding"]  # a busy machine fails a gate
     assert found.startswith("attached: answers ended at")
     assert vllm.sources.get("local_cache_hit", 0) == 0
+    assert result.speedup("ttft").empty  # one arm, in one state at each rate

@@ -67,6 +67,11 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> list[dict[str, Any]
             rows += _ratios("cache-state", requests, (arm, measured.name), (arm, "cold"))
     for subject, rival in _rivals(plan.arms):
         shared = [p.name for p in subject.passes if p.name in {q.name for q in rival.passes}]
+        if plan.rates is not None:  # each arm of a search has rates of its own
+            mine, theirs = (
+                set(requests.loc[requests["arm"] == arm.label, "pass"]) for arm in (subject, rival)
+            )
+            shared += [name for name in requests["pass"].unique() if name in mine & theirs]
         for name in shared:
             rows += _ratios("opponent", requests, (subject, name), (rival, name))
     labels = {arm.label: arm for arm in plan.arms}

@@ -43,6 +43,15 @@ SCHEMA = 1
 MIME = "application/vnd.workbench.result+json"
 FRAMES = ("requests", "legs", "counters", "gauges")
 
+_METRICS = ("ttft", "tpot", "e2e", "system_tps")
+_COLUMNS = {
+    "comparisons": [
+        *("kind", "metric", "arm", "pass", "baseline_arm", "baseline_pass", "ratio"),
+        *("low", "high", "n_rounds", "n_pairs", "note", "sentence"),
+    ]
+}
+"""Of a table that may be empty: a sweep over rates with one arm compares nothing."""
+
 
 def output_root(output_dir: str) -> Path:
     """`output_dir` as a path: relative ones start at the repository's root, not where one stands.
@@ -197,7 +206,7 @@ class Result:
     def speedup(self, metric: str) -> pd.DataFrame:
         """The comparisons of one metric, `ttft`, `tpot`, `e2e` or `system_tps`."""
         table = self.comparisons
-        known = {str(name).removesuffix("_s") for name in table["metric"]}
+        known = {f"{name}".removesuffix("_s") for name in table["metric"]} or set(_METRICS)
         if metric.removesuffix("_s") not in known:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
         rows = table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
@@ -263,7 +272,8 @@ class Result:
         import pandas as pd
 
         # An interval that is all null reads back as objects; numbers are numbers here.
-        frame = pd.DataFrame(self.facts[name])
+        rows = self.facts[name]
+        frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS.get(name))
         numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
         return self._marked(frame.astype(dict.fromkeys(numeric, float)))
 
