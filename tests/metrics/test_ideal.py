@@ -49,7 +49,7 @@ def test_an_answer_is_held_by_who_made_it_but_for_its_last_token():
     turn = np.concatenate([prompt(200), answer, prompt(100, seed=2)])
     caches.serve([first])
     prefill, decode = caches.serve([asked(1, turn, *split(1), ideal=256)])
-    assert hits(prefill) == (128, 128)  # the answer's own block comes from the store
+    assert hits(prefill) == (128, 0)  # the store was given no part of the answer
     assert hits(decode) == (256, 0)
     caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
     caches.serve([replace(first, answer=answer[:-1])])

@@ -49,7 +49,7 @@ class Asked:
     """Prefix that a cache of single tokens would have had for its first leg."""
     calls: tuple[Call, ...]
     answer: NDArray[np.integer] | None = None
-    """Ids of the answer, where a later prompt may hold them: its KV is in a cache, too."""
+    """Ids of the answer, where a later prompt may hold them: its instance has their KV, too."""
     ended_s: float = 0.0
 
 
@@ -201,22 +201,18 @@ class IdealCaches:
         served = []
         for call, asked, number in sorted(legs, key=lambda leg: leg[0].asked_s):
             served.append(self._leg(call, asked, keys[asked.index], first=number == 0))
-            self._hold(call.instance, *keys[asked.index], call.held_s)
-            if number == len(asked.calls) - 1 and asked.answer is not None:
-                # The KV of an answer's last token is never computed.
+            blocks, chunks = keys[asked.index]
+            if self._prefix_caching:
+                self._held_by(call.instance).add(blocks, call.held_s)
+            self._store.add(chunks, call.held_s)
+            self._stored_alone(call.instance).add(chunks, call.held_s)
+            last = number == len(asked.calls) - 1
+            if last and asked.answer is not None and self._prefix_caching:
+                # The KV of an answer's last token is never computed. The store has none of it.
                 computed = asked.answer[:-1].astype(asked.prompt.dtype)
-                all_ids = np.concatenate([asked.prompt, computed])
-                more = _keys(all_ids, self._block), _keys(all_ids, self._chunk)
-                self._hold(call.instance, *more, asked.ended_s)
+                more = _keys(np.concatenate([asked.prompt, computed]), self._block)
+                self._held_by(call.instance).add(more, asked.ended_s)
         return served
-
-    def _hold(
-        self, instance: str, blocks: Iterable[int], chunks: Iterable[int], held_s: float
-    ) -> None:
-        if self._prefix_caching:
-            self._held_by(instance).add(blocks, held_s)
-        self._store.add(chunks, held_s)
-        self._stored_alone(instance).add(chunks, held_s)
 
     def _stored_alone(self, instance: str) -> _Held:
         return self._stored_by.setdefault(instance, _Held(self._chunk))

@@ -162,25 +162,13 @@ class Instance:
                 self._deliver(sequence)
 
     def _deliver(self, sequence: Sequence) -> None:
-        if self.settings.store_url and len(sequence.outputs) == 1:
+        if len(sequence.outputs) == 1 and self.settings.store_url:
             found = len(self._found.get(sequence, ())) * BLOCK_TOKENS // CHUNK_TOKENS
-            self._write(sequence, found)
-        elif self.settings.store_url and sequence.ended:
-            self._write(sequence, len(sequence.prompt) // CHUNK_TOKENS)  # what the answer filled
+            write = self.links.write(sequence, sequence.contents, found)
+            self._writes[sequence] = self._spawn(write)
         queue = self._outputs.get(sequence)
         if queue is not None:
             queue.put_nowait(sequence.outputs[-1])
-
-    def _write(self, sequence: Sequence, found: int) -> None:
-        """Give the store what it lacks, after what it is being given."""
-        before, contents = self._writes.get(sequence), list(sequence.contents)
-
-        async def write() -> None:
-            if before is not None:
-                await before
-            await self.links.write(sequence, contents, found)
-
-        self._writes[sequence] = self._spawn(write())
 
     async def _offer(self, sequence: Sequence, transfer: Mapping[str, Any]) -> None:
         """What of the prompt lies elsewhere."""

@@ -11,7 +11,7 @@ import orjson
 
 from workbench.serve.simulated.blocks import chain
 from workbench.serve.simulated.sequence import Sequence
-from workbench.serve.simulated.store import BLOCKS_IN_CHUNK
+from workbench.serve.simulated.store import BLOCKS_IN_CHUNK, CHUNK_TOKENS
 
 __all__ = ["Links"]
 
@@ -41,7 +41,7 @@ class Links:
         return [bytes.fromhex(content) for chunk in found for content in chunk]
 
     async def write(self, sequence: Sequence, contents: list[bytes], found: int) -> None:
-        """Give the store the whole chunks that are there by now, behind the first `found`."""
+        """Give the store the prompt's whole chunks behind the first `found`."""
         chunks = self._chunks(sequence, contents)
         missing = dict(list(chunks.items())[found:])
         if missing:
@@ -61,9 +61,9 @@ class Links:
         return [bytes.fromhex(c) for c in said["contents"]], bytes.fromhex(said["final"])
 
     def _chunks(self, sequence: Sequence, contents: list[bytes]) -> dict[str, list[str]]:
-        """Key and contents of each whole chunk, in order: of the prompt, then of the answer."""
+        """Key and contents of each whole chunk of the prompt, in order."""
         chunks = {}
-        for number in range(min(len(sequence.hashes), len(contents)) // BLOCKS_IN_CHUNK):
+        for number in range(len(sequence.prompt) // CHUNK_TOKENS):
             blocks = slice(number * BLOCKS_IN_CHUNK, (number + 1) * BLOCKS_IN_CHUNK)
             key = sequence.hashes[blocks.stop - 1]
             if self._key_seed:
