@@ -282,3 +282,12 @@ async def test_a_corrected_comparison_stands_beside_our_number(referee):
     measured, corrected = claims[name]["number"]
     assert (measured["kind"], measured["estimate"]) == ("measured", 300)
     assert (corrected["kind"], round(corrected["low"], 2)) == ("recomputed", 2.0)
+
+
+async def test_a_claim_of_which_a_part_was_left_out_is_not_tested_and_shows_the_rest(referee):
+    half = outcome({"VLLM-APC": Measurement(effects={"TTFT": (interval(0.2, 0.18, 0.22),)})})
+    result, claims = await judged(referee(recipe("cache", ("VLLM-APC",), half)))
+    row = claims["VLLM-APC"]
+    assert (row["verdict"], row["reason"]) == ("not tested", "TPOT: It was not measured.")
+    assert row["shown_only"] and row["number"][0]["estimate"] == 0.2
+    assert "measured here" not in result.facts["finding"]

@@ -44,7 +44,9 @@ def account(
     effects = [] if measurement is None else _effects(claim, measurement, verdict)
     source = claim.source
     ours = measurement is not None and bool(effects)
-    measured = ours and judge(claim).verdict == "not_tested"
+    # A claim of which a part was left out is not tested; what was measured of it is shown.
+    open_ = judge(claim).verdict == "not_tested"
+    measured = ours and open_ and verdict.verdict != "not_tested"
     return {
         "id": claim.id,
         "group": source.group,
