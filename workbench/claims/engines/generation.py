@@ -124,7 +124,7 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
     )
     sampling = SamplingParams(
         temperature=job.get("temperature", 0.0), detokenize=job.get("text", False),
-        max_tokens=job["output_tokens"], min_tokens=job["output_tokens"], ignore_eos=True,
+        max_tokens=job["output_tokens"], ignore_eos=True,
     )  # fmt: skip
 
     def generate(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
