@@ -109,6 +109,17 @@ def test_a_busy_client_spoils_times_and_no_counts():
     assert len(faults(facts, timed=False)) == 1
 
 
+def test_a_time_of_day_that_was_set_spoils_times_and_no_counts():
+    moved = gate("client kept up", "FAIL") | {"sentence": "the time of day was set by 3.0000 s"}
+    facts = {"gates": [moved], "client": {"thread_cpu_share": 0.04, "clock_moved_s": 3.0}}
+    assert faults(facts, timed=True) == (
+        "Gate 'client kept up' failed: the time of day was set by 3.0000 s.",
+    )
+    assert faults(facts, timed=False) == ()
+    facts["client"]["clock_moved_s"] = 0.0005
+    assert faults(facts, timed=True) == ()
+
+
 def test_a_client_that_was_late_now_and_then_is_a_doubt():
     late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
     facts = {"gates": [late], "client": {"thread_cpu_share": 0.04}}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.decision import MIN_RUNS
-from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE
+from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE, CLOCK_MOVED_S
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,15 +67,19 @@ def faults(facts: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
     """A sentence for each gate that failed and voids counts, or times if `timed`.
 
     A client that was late now and then, in its worst of many passes, is noise: it hits equal arms
-    alike, and the intervals and the A/A arm hold it. One that was busy hides differences.
+    alike, and the intervals and the A/A arm hold it. One that was busy hides differences, and a
+    time of day that was set moves the kernel's stamps of some requests and not of others.
     """
-    busy = facts.get("client", {}).get("thread_cpu_share") or 0.0
+    client = facts.get("client", {})
+    spoilt = (client.get("thread_cpu_share") or 0.0) > CLIENT_BUSY_SHARE or (
+        client.get("clock_moved_s") or 0.0
+    ) > CLOCK_MOVED_S
     return tuple(
         f"Gate {gate['name']!r} failed: {_first(gate['sentence'])}."
         for gate in facts["gates"]
         if gate["outcome"] == "FAIL"
         and (timed or gate["name"] not in _TIMED)
-        and (gate["name"] != _CLIENT or busy > CLIENT_BUSY_SHARE)
+        and (gate["name"] != _CLIENT or spoilt)
     )
 
 
