@@ -3,6 +3,7 @@ import math
 import pytest
 
 from workbench.claims.decision import Interval, decide
+from workbench.claims.intervals import noise
 
 
 def cells(*bounds, runs=5):
@@ -93,6 +94,20 @@ def test_a_difference_within_the_noise_has_no_direction(effect):
     above = cells((2.01, 2.03))
     assert decide(effect("higher"), above).code == "confirmed"
     assert decide(effect("higher"), above, noise_floor=0.02).code == "inconclusive"
+
+
+def test_equal_sides_that_differ_2_2_fold_leave_a_doubling_open(effect):
+    doubled = [Interval(estimate=2.0, low=1.85, high=2.15)]
+    floor = noise([math.exp(0.79)])
+    assert floor == pytest.approx(1.203, abs=1e-3)
+    decision = decide(effect("higher", 1.0), doubled, noise_floor=floor)
+    assert decision.code == "inconclusive" and "equal sides differ by 120.3%" in decision.reason
+
+
+def test_where_the_noise_is_not_known_no_direction_is_confirmed(effect):
+    decision = decide(effect("higher"), cells((2.5, 2.6)), noise_floor=math.nan)
+    assert decision.code == "inconclusive"
+    assert "equal sides differ by an unknown share" in decision.reason
 
 
 def test_nothing_measured_is_not_an_answer(effect):

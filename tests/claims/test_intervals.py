@@ -2,7 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.claims.intervals import counted, mean_of_runs, noise_floor, ratios
+from workbench.claims.intervals import (
+    counted,
+    gained_percent,
+    mean_of_runs,
+    noise,
+    noise_floor,
+    ratios,
+)
 
 
 def table(**values):
@@ -47,7 +54,22 @@ def test_too_few_values_have_no_interval():
 
 def test_the_noise_floor_is_of_equal_arms_in_both_directions():
     pairs = table(one=[1, 1, 1, 1, 1], other=[1, 1, 1, 1, 1.25])
-    assert noise_floor(pairs, "time", one="one", other="other") == pytest.approx(np.log(1.25))
+    assert noise_floor(pairs, "time", one="one", other="other") == pytest.approx(0.25)
+    assert noise([1.25]) == pytest.approx(0.25) == noise([1 / 1.25])
+    assert np.isnan(noise([])) and np.isnan(noise([np.nan]))
+
+
+def test_a_value_that_is_not_positive_is_not_left_out_of_the_mean():
+    for bad in (0.0, -0.3, np.inf):
+        found = mean_of_runs([2.0, 2.1, bad])
+        assert np.isnan([found.estimate, found.low, found.high]).all() and found.runs == 3
+    assert mean_of_runs([2.0, 2.0, np.nan]).runs == 2  # a run that is missing
+
+
+def test_a_gain_is_a_ratio_less_1_in_percent():
+    gain = gained_percent(mean_of_runs([0.8, 0.9, 0.7, 0.95, 1.04]))
+    assert (gain.estimate, gain.runs) == (pytest.approx(-13.02, abs=0.01), 5)
+    assert gain.low < gain.estimate < gain.high
 
 
 def test_counts_have_no_noise_and_show_when_they_differ():

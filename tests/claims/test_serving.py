@@ -69,6 +69,7 @@ async def test_exact_counts_of_the_prefix_cache(tmp_path):
     assert (twice.low, twice.high) == (0, 0)
     assert len(found.measurements["OWN-TTFT-MONOTONE"].effects["TTFT"]) == 4
     assert found.checks["replicated_runs_with_ci"] == "fail"  # one round
+    assert found.checks["aa_noise_floor"] == "unknown"
     curve, against = found.curves
     assert against.claims == ("OWN-HIT-TOKENS",)
     assert set(curve.points["series"]) == {f"{n:,} tokens" for n in plans.CACHE_LENGTHS}

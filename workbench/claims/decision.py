@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from workbench.claims.claim import Effect
 
-__all__ = ["Decision", "Interval", "decide"]
+__all__ = ["Decision", "Interval", "decide", "difference"]
 
 MIN_RUNS = 5
 """Engine launches an arm; a number of fewer has no interval worth a verdict."""
@@ -46,7 +46,11 @@ def decide(
     noise_floor: float = 0.0,
     counted: bool = False,
 ) -> Decision:
-    """`effect` against the intervals of its cells; what is counted or exact needs no runs."""
+    """`effect` against the intervals of its cells; what is counted or exact needs no runs.
+
+    `noise_floor` is how far equal sides differ, as a ratio - 1: 0.25 is a factor of 1.25, either
+    way. A direction has to exceed it, and with NaN, where nobody knows, none is confirmed.
+    """
     if not cells:
         return Decision(code="not_measured", reason="It was not measured.")
     kept = tuple(sorted(cells, key=lambda cell: cell.estimate))
@@ -70,12 +74,17 @@ def decide(
         f"{shown.estimate:.4g} ({shown.low:.4g} to {shown.high:.4g}) {effect.unit}{which}"
         f" against {_claimed(effect)}"
     )
-    if noise_floor > 0 and effect.quantifier in ("higher", "lower"):
-        reason += f", and equal sides differ by {noise_floor:.1%}"
+    if noise_floor != 0 and effect.quantifier in ("higher", "lower"):
+        reason += f", and equal sides differ by {difference(noise_floor)}"
     if code == "inconclusive":
         width = max(shown.high - shown.estimate, shown.estimate - shown.low)
         reason += f"; {_detectable(width, shown)} is the least effect that this run can tell"
     return Decision(code=code, reason=f"{reason}.", cells=kept)
+
+
+def difference(noise_floor: float) -> str:
+    """A noise floor in words: `1.2%`."""
+    return "an unknown share" if math.isnan(noise_floor) else f"{noise_floor:.1%}"
 
 
 def _counted(effect: Effect, cells: tuple[Interval, ...]) -> str:
@@ -113,7 +122,7 @@ def _interval(
     low, high = value - tolerance * abs(value), value + tolerance * abs(value)
     middle = cells[(len(cells) - 1) // 2]
     floor = noise_floor * abs(value)
-    # The floor is one of log-ratios: half as fast is as far away as twice as fast.
+    # Half as fast is as far away as twice as fast.
     below = value / (1 + noise_floor) if effect.type == "ratio" else value - floor
     match effect.quantifier:
         case "up_to":

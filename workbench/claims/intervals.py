@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-__all__ = ["counted", "mean_of_runs", "noise_floor", "of_runs", "points", "ratios"]
+__all__ = [
+    "counted",
+    "gained_percent",
+    "mean_of_runs",
+    "noise",
+    "noise_floor",
+    "of_runs",
+    "points",
+    "ratios",
+]
 
 CONFIDENCE = 0.95
 
@@ -37,12 +46,14 @@ def mean_of_runs(values: ArrayLike, *, cells: int = 1, confidence: float = CONFI
     """The geometric mean of positive values over runs, with its interval.
 
     `cells` of one claim share the error: 1 - 5 % / cells (Bonferroni, never wider than Holm's
-    first step allows). NaN ends under two runs: no interval, no verdict.
+    first step allows). NaN ends under two runs: no interval, no verdict. A NaN is a run that is
+    missing; a value that is not positive has no place in the mean, and leaving it out would tilt
+    the rest, so that all is NaN.
     """
     given = np.asarray(values, dtype=float)
-    kept = given[(given > 0) & np.isfinite(given)]
-    if len(kept) == 0:
-        return Interval(estimate=nan, low=nan, high=nan, runs=0)
+    kept = given[~np.isnan(given)]
+    if len(kept) == 0 or not ((kept > 0) & np.isfinite(kept)).all():
+        return Interval(estimate=nan, low=nan, high=nan, runs=len(kept))
     logs = np.log(kept)
     middle = float(logs.mean())
     if len(kept) < 2:
@@ -79,12 +90,30 @@ def ratios(
     }
 
 
+def gained_percent(ratio: Interval) -> Interval:
+    """How much more, in %, a ratio says; below 1 it is less than 0."""
+    return Interval(
+        estimate=100 * (ratio.estimate - 1),
+        low=100 * (ratio.low - 1),
+        high=100 * (ratio.high - 1),
+        runs=ratio.runs,
+    )
+
+
+def noise(values: ArrayLike) -> float:
+    """The noise floor: 95 % of how far ratios of equal arms are from 1, as a ratio - 1.
+
+    0.25 is a factor of 1.25, either way. NaN where no ratio is known.
+    """
+    logs = np.abs(np.log(np.asarray(values, dtype=float)))
+    logs = logs[np.isfinite(logs)]
+    return float(np.expm1(np.quantile(logs, 0.95))) if len(logs) else nan
+
+
 def noise_floor(table: pd.DataFrame, quantity: str, *, one: str, other: str) -> float:
-    """95 % of the absolute log-ratios of two equal arms, over all cells and runs; NaN if none."""
+    """`noise` of two equal arms, over all cells and runs."""
     pairs = of_runs(table, quantity, one) / of_runs(table, quantity, other)
-    logs = np.log(pairs.to_numpy(float))
-    logs = np.abs(logs[np.isfinite(logs)])
-    return float(np.quantile(logs, 0.95)) if len(logs) else nan
+    return noise(pairs.to_numpy(float))
 
 
 def counted(values: Sequence[float]) -> Interval:

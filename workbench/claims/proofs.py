@@ -1,6 +1,8 @@
-"""Which of CHECKS a run proves, read from its gates, rows and command lines; never by hand.
+"""Which of CHECKS a run proves, read from its gates, rows and command lines.
 
-What nothing in the run speaks to is left out, and counts as unknown.
+Two hold by construction, for any run with rows of both arms: one client times all arms by one
+formula (same_metric_definition), and its rows are kept (provenance_raw_log). What nothing in the
+run speaks to is left out, and counts as unknown.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def _first(sentence: str) -> str:
 
 
 def _of_rows(rows: pd.DataFrame, value: str, baseline: str) -> dict[str, str]:
-    """Equal prompts on both sides, enough rounds, and sides that took turns."""
+    """Equal prompts, enough rounds, sides that took turns; and what holds by construction."""
     if rows.empty or rows["arm"].nunique() < 2:
         return {}
     runs = int(rows.groupby("arm")["round"].nunique().min())

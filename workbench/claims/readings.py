@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import exp, log, nan
+from math import nan
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.claims.decision import Interval
+from workbench.claims.intervals import noise
 from workbench.metrics.latency import system_tps
 from workbench.metrics.statistics import Ratio, pair, paired_ratio, ratio_of_rounds
 
@@ -77,19 +78,17 @@ def counted(values: Iterable[float]) -> Interval:
 
 
 def noise_floor(requests: pd.DataFrame, one: str, other: str, metric: str = "ttft_s") -> float:
-    """95 % of |ratio - 1| of two equal arms in single rounds; 0 where there are none.
+    """`noise` of two equal arms in single rounds, a ratio - 1; NaN where there are none.
 
     `metric` is a latency or `system_tps`.
     """
     sides = (one, "cold"), (other, "cold")
     if metric == "system_tps":
         a, b = _tps(requests, sides[0]), _tps(requests, sides[1])
-        logs = [log(a[n] / b[n]) for n in a if n in b and a[n] > 0 and b[n] > 0]
-    else:
-        both = pair(rows_of(requests, sides[0]), rows_of(requests, sides[1]), metric)
-        ratio = np.log(both["value_s"].astype(float)) - np.log(both["baseline_s"].astype(float))
-        logs = ratio.groupby(both["round"]).mean().dropna().tolist()
-    return exp(float(np.quantile(np.abs(logs), 0.95))) - 1 if logs else 0.0
+        return noise([a[n] / b[n] for n in a if n in b and a[n] > 0 and b[n] > 0])
+    both = pair(rows_of(requests, sides[0]), rows_of(requests, sides[1]), metric)
+    logs = np.log(both["value_s"].astype(float)) - np.log(both["baseline_s"].astype(float))
+    return noise(np.exp(logs.groupby(both["round"]).mean()))
 
 
 def rows_of(requests: pd.DataFrame, side: Side) -> pd.DataFrame:

@@ -73,7 +73,8 @@ class Outcome:
     says: str
     """What was measured and under which conditions, in a sentence or two."""
     checks: Mapping[str, str] = field(default_factory=dict)
-    """What this run proved of workbench.claims.claim.CHECKS: pass, fail or unknown."""
+    """CHECKS of workbench.claims.claim, proved by this run or by construction: pass, fail or
+    unknown."""
     curves: tuple[Curve, ...] = ()
     doubts: tuple[str, ...] = ()
     """Sentences on what weakens it, the cells that the budget left out among them."""

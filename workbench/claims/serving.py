@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from workbench.claims import serving_plans as plans
-from workbench.claims.decision import Interval
+from workbench.claims.decision import Interval, difference
+from workbench.claims.intervals import gained_percent
 from workbench.claims.proofs import faults, late_client, proofs
 from workbench.claims.readings import (
     EQUIVALENCE,
@@ -193,14 +195,10 @@ def read_topology(result: Result) -> Outcome:
     value, baseline = (pd, "cold"), (alone, "cold")
     make = partial(Measurement, faults=faults(facts, timed=True), noise_floor=floor)
     tps = throughput_ratio(requests, value, baseline)
-    gain = Interval(
-        estimate=100 * (tps.estimate - 1), low=100 * (tps.low - 1), high=100 * (tps.high - 1),
-        runs=tps.runs,
-    )  # fmt: skip
     tpot = latency_ratio(requests, value, baseline, "tpot_s", confidence=EQUIVALENCE)
     measurements = {
         "VLLM-PD": make(effects={"throughput": (tps,)}),
-        "S002-TARGET-TPUT": make(effects={"throughput": (gain,)}),
+        "S002-TARGET-TPUT": make(effects={"throughput": (gained_percent(tps),)}),
         "S002-TARGET-TPOT": make(effects={"TPOT": (tpot,)}, noise_floor=0.0),
         "S000-L70-REGRESS": make(effects={"TPS": (tps,)}),
     }
@@ -231,12 +229,13 @@ def _outcome(
     curves: tuple[Curve, ...] = (),
 ) -> Outcome:
     rounds = int(result.requests["round"].nunique())
+    known = rounds >= 2 and isfinite(floor)
     return Outcome(
         measurements=measurements,
         table=_table(result.requests),
         says=f"{says} {rounds} rounds, each with a launch of every arm, in turns; two equal arms"
-        f" differ by up to {floor:.1%} in a round.",
-        checks={**checks, "aa_noise_floor": "pass" if rounds >= 2 else "unknown"},
+        f" differ by up to {difference(floor)} in a round.",
+        checks={**checks, "aa_noise_floor": "pass" if known else "unknown"},
         curves=curves,
         doubts=(*late_client(result.facts), *result.doubts),
     )

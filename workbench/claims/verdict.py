@@ -52,7 +52,8 @@ class Measurement:
     bounds: tuple[Bound, ...] = ()
     """Physical limits of our own values."""
     noise_floor: float = 0.0
-    """95 % of the absolute log-ratio of two equal arms."""
+    """How far two equal arms differ, as a ratio - 1: 0.25 is a factor of 1.25, either way. NaN
+    where no equal arms were compared, 0 for what has no noise."""
     tolerance: float = 0.1
 
 

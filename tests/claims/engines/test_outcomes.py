@@ -23,7 +23,7 @@ SPEEDS = {  # tokens/s of the A800 document by batch
 SPEEDS["vllm, prefix cache on"] = SPEEDS["vllm"]
 
 
-def generation(*, runs=5, first=lambda arm: 7, output=16, speeds=SPEEDS):
+def generation(*, runs=5, calls=2, first=lambda arm: 7, output=16, speeds=SPEEDS):
     """Rows of runs that differ in speed by 1 % each, as much in every arm."""
     rows = []
     for run in range(runs):
@@ -36,7 +36,8 @@ def generation(*, runs=5, first=lambda arm: 7, output=16, speeds=SPEEDS):
                           "peak memory": 1 + batch / 10}  # fmt: skip
                 rows += [
                     {"quantity": quantity, "arm": arm, "cell": f"batch {batch}", "run": run,
-                     "order": 0, "value": value, "unit": "", "steady": True}
+                     "order": call, "value": value, "unit": "", "steady": True}
+                    for call in range(calls)
                     for quantity, value in values.items()
                 ]  # fmt: skip
     return Rows(table=pd.DataFrame(rows), results=({"threads": 1},) * runs, doubts=())
@@ -104,6 +105,85 @@ def test_a_cache_that_found_something_fails_the_check_of_cache_states():
     rows = generation()
     rows.table.loc[rows.table["quantity"].eq("cached tokens").idxmax(), "value"] = 128
     assert of_generation(rows).checks["cache_state_controlled"] == "fail"
+
+
+def test_a_peak_that_falls_behind_in_most_runs_is_a_loss():
+    """Of gains of -20, -10, -30, -5 and +4 % none may be left out of the mean."""
+    rows = generation(speeds=SPEEDS | {"vllm": SPEEDS["transformers"]})
+    table = rows.table
+    for run, ratio in enumerate((0.8, 0.9, 0.7, 0.95, 1.04)):
+        of_run = table["arm"].eq("vllm") & table["quantity"].eq("time") & table["run"].eq(run)
+        table.loc[of_run, "value"] /= ratio
+    outcome = of_generation(rows)
+    (peak,) = outcome.measurements["S003-VLLM-VS-HF-PEAK"].effects["throughput"]
+    assert (peak.estimate, peak.runs) == (pytest.approx(-13.02, abs=0.01), 5)
+    assert peak.low < peak.estimate < peak.high
+
+
+def test_launches_and_calls_that_differ_by_a_quarter_are_a_floor_of_a_quarter():
+    rows = generation()
+    table = rows.table
+    table.loc[table["quantity"].eq("time"), "value"] = 1.0
+    table.loc[table["quantity"].eq("time") & table["run"].mod(2).eq(1), "value"] = 1.25
+    measured = of_generation(rows).measurements
+    assert measured["OWN-VLLM-HF"].noise_floor == pytest.approx(0.25)
+    table.loc[table["quantity"].eq("time"), "value"] = 1 + 0.25 * table["order"]
+    measured = of_generation(rows).measurements
+    assert measured["OWN-BATCHING"].noise_floor == pytest.approx(0.25)
+
+
+def test_the_noise_is_known_where_equal_sides_were_compared_and_nowhere_else():
+    assert of_generation(generation()).checks["aa_noise_floor"] == "pass"
+    for rows in (generation(runs=1), generation(calls=1)):
+        outcome = of_generation(rows)
+        assert outcome.checks["aa_noise_floor"] == "unknown"
+    assert outcome.checks["same_model_and_weights"] == "pass"  # by construction
+    assert judged(outcome, "OWN-BATCHING").code == "inconclusive"
+
+
+ASKED = "vllm bench {bench} --model m --{word}input-len 256 --{word}output-len {output}"
+
+
+def published(*, made=8 * 16, asked=16, benches=("latency", "throughput")):
+    """Five launches of each side: our batch of 8, and `vllm bench` with its command line."""
+    values = [
+        ("time", "vllm", 1.0), ("output tokens", "vllm", made),
+        ("time", "vllm bench latency", 1.01), ("requests rate", "vllm bench throughput", 9.0),
+        ("tokens rate", "vllm bench throughput", 2448.0),
+    ]  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {"quantity": quantity, "arm": arm, "cell": "batch 8", "run": run, "order": 0,
+             "value": value * (1 + run / 100 * (quantity == "time")), "unit": "", "steady": True}
+            for run in range(5)
+            for quantity, arm, value in values
+        ]
+    )  # fmt: skip
+    results = [{"threads": 1}] + [
+        {"threads": 1, "command": ASKED.format(
+            bench=bench, word="" if bench == "latency" else "random-", output=asked)}
+        for bench in benches
+    ]  # fmt: skip
+    rows = Rows(table=table, results=tuple(results), doubts=())
+    return vllm_outcomes.of_published(rows, CPU, output_tokens=16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "pass"),
+        ({"made": 8 * 16 - 1}, "fail"),
+        ({"asked": 128}, "fail"),
+        ({"benches": ()}, "unknown"),
+    ],
+)
+def test_lengths_beside_vllms_benchmarks_are_counted_and_read_from_its_commands(changed, state):
+    assert published(**changed).checks["same_token_lengths_ignore_eos"] == state
+
+
+def test_blocks_without_their_tokens_fail_the_check_of_lengths():
+    assert blocks([16, 17], [1, 2]).checks["same_token_lengths_ignore_eos"] == "pass"
+    assert blocks([16, 0], [1, 2]).checks["same_token_lengths_ignore_eos"] == "fail"
 
 
 def test_every_number_has_a_name_that_its_claim_knows():

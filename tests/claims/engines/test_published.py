@@ -10,6 +10,7 @@ def test_the_command_is_vllms_own():
     words = published.words(JOB, Path("out.json"))
     assert " ".join(words).startswith("bench latency --model /m --dtype bfloat16")
     assert words[words.index("--batch-size") + 1] == "8"
+    assert words[words.index("--max-num-seqs") + 1] == "8"  # as our own timing of the batch has it
     assert words[words.index("--input-len") + 1] == "256" and "--enforce-eager" in words
     # `--input-len` would be overruled by the default of `--random-input-len`
     wide = published.words(JOB | {"bench": "throughput"}, Path("out.json"))

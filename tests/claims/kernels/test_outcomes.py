@@ -79,10 +79,16 @@ def test_a_pool_hands_out_blocks_faster_than_an_allocator():
 
 
 def test_the_paged_append_costs_more_and_values_are_equal():
-    outcome = of_paging(rows(paging.measure, shapes=[[2, 64]]), CPU)
+    measured = rows(paging.measure, shapes=[[2, 64]])
+    outcome = of_paging(measured, CPU)
     parts = judged(outcome, "OWN-PAGED").parts
     assert parts["same values"].code == "confirmed"
     assert outcome.measurements["OWN-PAGED"].effects["append"][0].estimate > 1
+    assert outcome.checks["aa_noise_floor"] == "pass"
+    alone = replace(measured, table=measured.table[measured.table["arm"] != paging.AGAIN])
+    unknown = of_paging(alone, CPU)
+    assert unknown.checks["aa_noise_floor"] == "unknown"
+    assert "equal arms differ by an unknown share" in unknown.says
 
 
 def test_true_ratios_are_confirmed_and_the_published_ones_stay_what_they_are():
@@ -99,6 +105,10 @@ def test_true_ratios_are_confirmed_and_the_published_ones_stay_what_they_are():
         ]
     )  # fmt: skip
     outcome = of_quantisation(Rows(table=table, results=({"threads": 1},) * 5, doubts=()), CPU)
+    assert outcome.checks["output_quality_checked"] == "pass"
+    once = Rows(table=table[table["run"] == 0], results=({"threads": 1},), doubts=())
+    # One run gives the error no interval.
+    assert of_quantisation(once, CPU).checks["output_quality_checked"] == "unknown"
     assert judged(outcome, "OWN-KV-BYTES").verdict == "confirmed"
     assert judged(outcome, "OWN-KV-ERROR").verdict == "confirmed"
     published = outcome.measurements["LLMIR-QUANT"].effects

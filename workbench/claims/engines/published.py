@@ -57,7 +57,9 @@ def words(job: Mapping[str, Any], output: Path) -> list[str]:
     )  # fmt: skip
     kind = {
         "latency": [
-            "--batch-size", str(job["batch"]), "--num-iters-warmup", "1",
+            # Our timing of the same batch admits as many sequences, no more.
+            "--batch-size", str(job["batch"]), "--max-num-seqs", str(job["batch"]),
+            "--num-iters-warmup", "1",
             "--num-iters", str(job["calls"]),
         ],
         "throughput": ["--dataset-name", "random", "--num-prompts", str(job["batch"])],

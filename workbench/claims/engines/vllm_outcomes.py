@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.claims.engines.generation import VLLM
 from workbench.claims.intervals import counted, mean_of_runs, of_runs, points, ratios
-from workbench.claims.kernels.conditions import curve, proven, times, where
+from workbench.claims.kernels.conditions import (
+    by_construction,
+    curve,
+    proven,
+    state,
+    times,
+    where,
+)
 from workbench.claims.recipe import Outcome
 from workbench.claims.verdict import Measurement
 
@@ -20,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["PUBLISHED_INPUT_TOKENS", "of_blocks", "of_published"]
 
 PUBLISHED_INPUT_TOKENS = 256
+_LENGTHS = ("--input-len", "--output-len"), ("--random-input-len", "--random-output-len")
+"""As `vllm bench latency` and `vllm bench throughput` name them."""
 
 
 def of_blocks(rows: Rows, setting: Setting) -> Outcome:
@@ -30,6 +40,7 @@ def of_blocks(rows: Rows, setting: Setting) -> Outcome:
     block = float(table.loc[table["quantity"] == "block", "value"].iloc[0])
     tokens, blocks = (of_runs(table, name, "auto")[0] for name in ("tokens", "blocks"))
     beyond = tuple(counted([more]) for more in blocks - np.ceil(tokens / block))
+    lengths = len(tokens) > 0 and bool(((tokens > 0) & (blocks > 0)).all())
     waste = 100 * (1 - tokens.sum() / (blocks.sum() * block))
     measurements = {
         "OWN-BLOCKS": Measurement(effects={"blocks beyond the fewest": beyond}),
@@ -48,7 +59,9 @@ def of_blocks(rows: Rows, setting: Setting) -> Outcome:
         says=f"KV space of equal bytes as vLLM counts it: {fit.get('auto', 0):,.0f} tokens as bf16,"
         f" {fit.get('fp8', 0):,.0f} as FP8; {len(tokens)} sequences of {tokens.mean():.0f} tokens"
         f" on average hold {blocks.sum():.0f} blocks of {block:.0f}, {waste:.1f} % of them empty.",
-        checks={"same_token_lengths_ignore_eos": "pass", "one_factor_changed": "pass"},
+        # Blocks are held against the fewest for the tokens of the same sequence, counted.
+        checks=by_construction("one_factor_changed")
+        | {"same_token_lengths_ignore_eos": state(lengths)},
         doubts=rows.doubts,
     )
 
@@ -87,12 +100,8 @@ def of_published(rows: Rows, setting: Setting, *, output_tokens: int) -> Outcome
         f" {timed[VLLM].estimate:.3g} s by our own timing; `vllm bench throughput`:"
         f" {rates}, {where(rows, setting)}.",
         checks=proven(rows)
-        | {
-            "same_model_and_weights": "pass",
-            "same_engine_knobs": "pass",
-            "same_metric_definition": "pass",
-            "same_token_lengths_ignore_eos": "pass",
-        },
+        | by_construction("same_model_and_weights", "same_engine_knobs", "same_metric_definition")
+        | {"same_token_lengths_ignore_eos": _lengths_agree(rows, output_tokens)},
         curves=(
             curve(
                 f"A batch of 8, {lengths}",
@@ -103,3 +112,26 @@ def of_published(rows: Rows, setting: Setting, *, output_tokens: int) -> Outcome
         ),
         doubts=rows.doubts,
     )
+
+
+def _lengths_agree(rows: Rows, output_tokens: int) -> str:
+    """Lengths of both sides: ours as counted, those of `vllm bench` as its command lines ask.
+
+    vLLM's benchmarks write no count of output tokens; they ignore the end of sequence themselves.
+    Unknown where one of the two sides has no row.
+    """
+    made = rows.table[rows.table["quantity"] == "output tokens"]
+    commands = [result["command"].split() for result in rows.results if "command" in result]
+    if made.empty or not commands:
+        return "unknown"
+    asked = [
+        int(options[name])
+        for words in commands
+        for options in [dict(pairwise(words))]
+        for names in _LENGTHS
+        for name in names
+        if name in options
+    ]
+    wanted = [PUBLISHED_INPUT_TOKENS, output_tokens] * len(commands)
+    batches = made["cell"].str.split().str[1].astype(int)
+    return state(asked == wanted and bool((made["value"] == batches * output_tokens).all()))
