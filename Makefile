@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
+# Tests that measure time, or start as many servers as the machine holds.
+ALONE := tests/load tests/benchmarks tests/claims/kernels tests/experiment/test_client_under_load.py \
+	tests/engine tests/notebooks
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,8 +29,8 @@ test: setup
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 tests --ignore=tests/engine --ignore=tests/notebooks --ignore=tests/load
-	pytest tests/load tests/engine tests/notebooks
+	pytest -n 2 tests $(ALONE:%=--ignore=%)
+	pytest $(ALONE)
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -44,7 +47,7 @@ $(VENV)/installed: requirements/cpu.txt pyproject.toml
 		echo "installing the CUDA set (an NVIDIA driver answers)"; \
 		pip install --progress-bar off -e '.[cuda,notebooks,dev]'; \
 	elif [ -z "$(CPU)" ] && { rocm-smi || amd-smi version; } >/dev/null 2>&1; then \
-		echo "an AMD driver answers: see 'Install on ROCm' in README.md, or make $(MAKECMDGOALS) CPU=1"; \
+		echo "an AMD driver answers: see ROCm under 'Install' in README.md, or make $(MAKECMDGOALS) CPU=1"; \
 		exit 1; \
 	else \
 		echo "installing the CPU set: about 3 GB, one to three minutes"; \

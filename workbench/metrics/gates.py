@@ -1,8 +1,8 @@
 """Gates: checks that must hold before a number is shown; each says what it counted.
 
-Pure functions that return a Gate. Those on the `requests` frame are here, those on counters come
-from `cache_gates`. A gate that lacks what it needs is INCONCLUSIVE with the reason, never PASS.
-Not here yet: ledger, physics, transfers, client saturation, steady state.
+Pure functions that return a Gate. Those on the answers are here, those on counters in
+`cache_gates`, on how a run went in `conduct_gates`, on tokens in `ledger`, on rooflines in
+`physics_gate`. A gate that lacks what it needs is INCONCLUSIVE with the reason, never PASS.
 """
 
 from __future__ import annotations
