@@ -54,5 +54,7 @@ class Clerk:
 
     def rest_now(self) -> None:
         """Make what is left at once, because the drive was cancelled."""
+        if self._working is not None:
+            self._working.cancel()  # or its loop would close over a task that waits
         while self._ended:
             self._next()
