@@ -143,6 +143,24 @@ def test_the_load_is_a_closed_or_an_open_loop(sweep):
     assert (timed.kind, len(timed.offsets_s)) == ("poisson", 5)
 
 
+def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypatch):
+    monkeypatch.setattr("workbench.load.open_files._hard_limit", lambda: 1024)
+    many = {"topology": "1a", "requests": 2000, "prompt_tokens": 64}
+    sweep(**many, rates_per_s=[1.0])
+    with pytest.raises(ParameterError, match="up to 2,000 requests in flight"):
+        sweep(**many, rates_per_s=[1.0, 200.0])
+    with pytest.raises(ParameterError, match="up to 2,000 requests in flight"):
+        sweep(**many, search=True, rate_per_s=1.0, ttft_limit_ms=500.0)
+
+
+def test_a_sweep_over_rates_is_planned_at_its_highest(sweep):
+    few = {"requests": 40, "prompt_tokens": 64}
+    given = sweep(**few, rates_per_s=[2.0, 8.0, 4.0]).arrivals
+    assert given.offsets_s == sweep(**few, rate_per_s=8.0).arrivals.offsets_s
+    searched = sweep(**few, search=True, ttft_limit_ms=500.0).arrivals
+    assert searched.offsets_s == sweep(**few, rate_per_s=80.0).arrivals.offsets_s
+
+
 def test_requests_that_share_a_prefix_share_the_given_part(sweep):
     plan = sweep(workload="shared_prefix", prompt_tokens=1000, shared_share=0.5)
     built = plan.workload.build("salt")

@@ -13,7 +13,7 @@ from typing import Literal
 from workbench.errors import PlanError
 from workbench.experiment.hit_plan import plan_hits
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State
-from workbench.experiment.rates import rates_of
+from workbench.experiment.rates import Rates, rates_of
 from workbench.experiment.room import check_gpu_memory, check_room, engine_of
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.arrivals import Arrivals
@@ -98,6 +98,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     if settings.on_gpu:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
     workload = workload_of(params, settings, model)
+    rates = rates_of(params, len(workload.sample.requests))
     return ExperimentPlan(
         notebook="pd_sweep",
         params=params,
@@ -105,9 +106,9 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         arms=tuple(arms),
         rounds=params.rounds,
         workload=workload,
-        arrivals=_arrivals(params, workload),
+        arrivals=_arrivals(params, workload, rates),
         kv_space_tokens=_kv_space(settings, model),
-        rates=rates_of(params, len(workload.sample.requests)),
+        rates=rates,
         doubts=(
             *_fault_doubts(settings),
             *_sharing_doubts(capacity, settings),
@@ -118,14 +119,11 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     )
 
 
-def _arrivals(params: LoadParams, workload: WorkloadSpec) -> Arrivals:
-    """Of a sweep over rates: those of its first; each pass has its own."""
-    rate_per_s = 0.0
-    if isinstance(params, PdSweep) and params.rates_per_s:
-        rate_per_s = params.rates_per_s[0]
-    elif isinstance(params, PdSweep) and params.search:
-        rate_per_s = params.rate_per_s or 1.0
-    return arrivals_of(params, len(workload.sample.requests), rate_per_s=rate_per_s)
+def _arrivals(params: LoadParams, workload: WorkloadSpec, rates: Rates | None = None) -> Arrivals:
+    """Of a sweep over rates: those of its highest, for which files are reserved; a pass has its
+    own."""
+    requests = len(workload.sample.requests)
+    return arrivals_of(params, requests, rate_per_s=rates.top_per_s if rates else 0.0)
 
 
 def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform) -> str:
@@ -229,7 +227,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         arms=(arm,),
         rounds=params.rounds,
         workload=workload,
-        arrivals=_arrivals(params, workload),
+        arrivals=_arrivals(params, workload, rates),
         rates=rates,
         doubts=tuple(doubts),
     )

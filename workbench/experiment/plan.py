@@ -110,6 +110,7 @@ class ExperimentPlan:
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
+    """Of a sweep over rates: those of its highest."""
     kv_space_tokens: float = nan
     """Tokens that the KV space of an instance holds, where that is known beforehand."""
     rates: Rates | None = None

@@ -30,6 +30,11 @@ class Rates:
     limits: Limits
     search: Search | None = None
 
+    @property
+    def top_per_s(self) -> float:
+        """The highest rate that can be sent: what open files have to suffice for."""
+        return self.search.top_per_s if self.search else max(self.given)
+
     def of_round(self, number: int, arm: str, rows: Callable[[], pd.DataFrame]) -> Iterator[float]:
         """The rates of an arm in one round; `rows` has the requests measured so far.
 
