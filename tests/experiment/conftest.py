@@ -142,8 +142,18 @@ class FakeVllm:
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     cpu_s: list[float] = field(default_factory=lambda: [0.0])
+    key: str = ""
+    """Asked for everywhere but below /store."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """What each path was given as one, last."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        self.keys[request.path] = given
+        if request.path.startswith("/store/"):
+            return web.json_response({})
+        if self.key and given != f"Bearer {self.key}":
+            raise web.HTTPUnauthorized
         if request.path == "/metrics":
             return web.Response(text=self.metrics())
         self.asked.append(f"{request.method} {request.path}")

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 from dataclasses import replace
 from math import nan
@@ -9,7 +10,6 @@ import pytest
 from workbench.experiment.measure import Log, _watch_client, _workers, measure_arm
 from workbench.experiment.result import RunFolder
 from workbench.load.health import ClientHealth
-from workbench.load.workload import short
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import ProcessSpec
 from workbench.serve.processes import Process
@@ -173,19 +173,43 @@ def test_the_smallest_share_of_kernel_stamps_is_the_worst():
 def test_a_client_that_was_too_busy_gets_one_process_more(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     log = Log()
-    _watch_client(Health(share=0.5), nan, log, may_grow=True)
+    _watch_client(Health(share=0.5), nan, log, most=4)
     assert (log.workers, log.doubts) == (1, [])
     for _ in range(3):
-        _watch_client(Health(share=0.7), nan, log, may_grow=True)
+        _watch_client(Health(share=0.7), nan, log, most=4)
     assert log.workers == 2  # a core is left for the servers
     assert "later passes were sent by 2. Measure again with client_workers 2" in log.doubts[0]
 
 
+def test_a_busy_client_that_no_process_more_can_help_is_told_why(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    log = Log()
+    for _ in range(3):
+        _watch_client(Health(share=0.7), nan, log, most=2)
+    assert log.workers == 2
+    assert "later passes were sent by 2." in log.doubts[0]
+    assert "and 2 is the most that can send the load: no more than requests" in log.doubts[1]
+
+
 def test_a_number_of_workers_that_was_asked_for_stays(attached):
     log = Log(workers=3)
-    work = short(requests=8, salt="s")
-    plans = {n: attached(client_workers=n, concurrency=4) for n in (0, 1, 2, 9)}
-    assert [_workers(plan, work, log) for plan in plans.values()] == [3, 1, 2, 4]
+    plans = {n: attached(client_workers=n, concurrency=4) for n in (0, 1, 2)}
+    assert [_workers(plan, 4, log) for plan in plans.values()] == [3, 1, 2]
+    assert log.doubts == []
+
+
+def test_a_number_of_workers_that_cannot_be_is_cut_with_a_doubt(attached):
+    log = Log()
+    assert _workers(attached(client_workers=9, concurrency=4), 4, log) == 4
+    assert log.doubts[0].startswith("client_workers is 9 and 4 sent the load: no more than")
+
+
+async def test_the_trace_of_a_sweep_over_rates_is_that_of_its_first(measure, attached):
+    _, said, folder = await measure(plan=attached(rates_per_s=[5.0, 5000.0]))
+    assert len(said) == 2
+    lines = (folder.attempt / "traces" / "attached.jsonl").read_text().splitlines()
+    first_ms, second_ms = (json.loads(line)["timestamp"] for line in lines)
+    assert second_ms - first_ms > 20
 
 
 async def test_a_pass_can_be_sent_by_several_processes(measure, attached):

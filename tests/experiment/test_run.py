@@ -202,6 +202,36 @@ async def test_two_runs_at_the_same_time_do_not_collide(attached, tmp_path):
     assert not list(one.folder.glob("attempt-*"))
 
 
+async def test_files_are_reserved_for_the_highest_rate_before_servers_start(attached, monkeypatch):
+    asked = []
+
+    def reserve(in_flight):
+        asked.append(in_flight)
+        raise RuntimeError("that is all")
+
+    monkeypatch.setattr("workbench.experiment.run.reserve_files", reserve)
+    plan = attached(rates_per_s=[1.0, 1000.0], requests=20, timeout_s=1.0)
+    with pytest.raises(RuntimeError):
+        await run(plan, echo=lambda _: None)
+    assert asked == [20]
+
+
+async def test_a_key_from_the_environment_lets_in_and_is_written_nowhere(
+    attached, vllm, said, monkeypatch, tmp_path
+):
+    vllm.key = "sk-not-to-be-seen"
+    monkeypatch.setenv("OPENAI_API_KEY", vllm.key)
+    plan = attached(lmcache_url=f"{vllm.url}/store")
+    result = await run(plan, echo=said.append)
+    assert set(result.requests["error"]) == {""}
+    assert result.requests["cached_tokens"].max() == 496  # counters and resets were let in too
+    assert vllm.keys["/store/metrics"] == ""  # another's server
+    assert vllm.key not in f"{plan} {said} {result.facts}"
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 4
+    assert not [file.name for file in files if vllm.key.encode() in file.read_bytes()]
+
+
 async def test_a_killed_run_leaves_a_mark_that_it_had_started(attached, vllm, tmp_path):
     plan = attached()
     vllm.hangs_after = 0

@@ -50,6 +50,9 @@ def test_half_a_character_in_the_text_hides_no_tie():
         (" a red fox jumps", COLD),  # longer than what was asked
         (" a blue cat", {}),
         (" a blue cat", {"tokens": [" a"], "top_logprobs": None}),
+        (" a blue cat", COLD | {"top_logprobs": [COLD["top_logprobs"][0], None, None]}),
+        (" a blue cat", COLD | {"top_logprobs": [None, {}, {}]}),
+        (" a blue cat", COLD | {"top_logprobs": [None, [" red"], []]}),
     ],
 )
 def test_what_is_no_choice_between_two_candidates_is_not_known(text, logprobs):
@@ -62,14 +65,20 @@ def pass_rows(arm, name, *texts):
     ).assign(error="", parting_nat=float("nan"))
 
 
+class Bodies(list):
+    """Of the requests so far; `told` is what each is answered with."""
+
+    told = COLD
+
+
 @pytest.fixture
 async def asked():
     """A server that gives log-probabilities, and the bodies that it was sent."""
-    bodies = []
+    bodies = Bodies()
 
     async def complete(request):
         bodies.append(await request.json())
-        return web.json_response({"choices": [{"text": " a red fox", "logprobs": COLD}]})
+        return web.json_response({"choices": [{"text": " a red fox", "logprobs": bodies.told}]})
 
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/v1/completions", complete)
@@ -108,6 +117,16 @@ async def test_arms_before_the_reference_are_looked_at_in_its_launch(made, asked
     assert before["parting_nat"].tolist() == [pytest.approx(0.125)]
     await look(made, "another arm", url, before, cold)
     assert len(bodies) == 1
+
+
+async def test_candidates_of_another_shape_leave_it_open(made, asked):
+    url, bodies = asked
+    bodies.told = ["no mapping"]
+    cold = pass_rows(text_reference(made), "cold", " a red fox")
+    warm = pass_rows("1p1d lmcache", "store-warm", " a blue cat")
+    await look(made, "1p1d lmcache", url, cold, warm)
+    assert len(bodies) == 1
+    assert warm["parting_nat"].isna().all()
 
 
 async def test_a_server_that_gives_no_candidates_leaves_it_open(made):

@@ -180,6 +180,14 @@ async def test_a_refusal_has_its_status_and_message(client: httpx.AsyncClient, v
     assert record.chunk_s == ()
 
 
+async def test_a_key_that_the_server_quotes_is_not_kept(
+    client: httpx.AsyncClient, vllm: Any
+) -> None:
+    vllm.plays(status=401)
+    record = await send(client, vllm.url, headers={"Authorization": "Bearer room"})
+    assert (record.error, record.error_message) == ("http_401", "no [key]")
+
+
 async def test_nobody_listens(client: httpx.AsyncClient, closed_port: int) -> None:
     record = await send(client, f"http://127.0.0.1:{closed_port}")
     assert record.error == "connect"

@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from workbench.errors import ParameterError
+from workbench.load import workers as module
 from workbench.load.arrivals import closed, poisson
 from workbench.load.driver import drive
 from workbench.load.workers import drive_in_workers, read_records, share, write_records
@@ -126,6 +127,85 @@ async def test_a_cancelled_drive_has_what_its_workers_have_seen(vllm: Any) -> No
     assert {record.error for record in records} == {"cancelled"}
     assert [r.text for r in records if not isnan(r.sent_s)] == [" t0\u00e9 t1\u00e9"] * 2
     assert worker_pids() == set()
+
+
+async def test_what_a_worker_stumbled_over_is_in_its_records(vllm: Any) -> None:
+    run = await drive_in_workers(
+        workload(3), closed(2), workers=2, base_url="ftp://x", model="tiny"
+    )
+    assert [record.error for record in run.records] == ["client_died"] * 3
+    assert [record.index for record in run.records] == [0, 1, 2]
+    assert "ended with status 1: workbench.errors.ParameterError: base_url is 'ftp://x'" in (
+        run.records[0].error_message
+    )
+
+
+async def test_a_worker_that_cannot_start_ends_those_before_it(
+    vllm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_start = module._start
+
+    async def start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.Process:
+        if worker:
+            raise OSError("no more processes")
+        return await true_start(folder, worker, headers)
+
+    monkeypatch.setattr(module, "_start", start)
+    records: list[RequestRecord] = []
+    with pytest.raises(OSError, match="no more processes"):
+        await drive_in_workers(
+            workload(4), closed(2), workers=2, base_url=vllm.url, model="tiny",
+            on_record=records.append,
+        )  # fmt: skip
+    assert worker_pids() == set()
+    assert sorted((r.index, r.error) for r in records) == [(n, "cancelled") for n in range(4)]
+
+
+@pytest.mark.parametrize("started", [1, 2])
+async def test_a_drive_that_is_cancelled_while_its_workers_start_is_no_death(
+    vllm: Any, started: int
+) -> None:
+    records: list[RequestRecord] = []
+    task = asyncio.create_task(
+        drive_in_workers(
+            workload(4), closed(2), workers=2, base_url=vllm.url, model="tiny",
+            on_record=records.append,
+        )
+    )  # fmt: skip
+    while len(worker_pids()) < started:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert worker_pids() == set()
+    assert sorted((r.index, r.error) for r in records) == [(n, "cancelled") for n in range(4)]
+    assert {r.error_message for r in records} == {"never sent: the run was cancelled before"}
+
+
+async def test_headers_reach_the_server_and_no_file(
+    vllm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: set[Path] = set()
+    files: list[bytes] = []
+    true_start, true_end = module._start, module._end
+
+    async def start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.Process:
+        folders.add(folder)
+        return await true_start(folder, worker, headers)
+
+    async def end(running: Any) -> set[int]:
+        files.extend(file.read_bytes() for folder in folders for file in folder.iterdir())
+        return await true_end(running)
+
+    monkeypatch.setattr(module, "_start", start)
+    monkeypatch.setattr(module, "_end", end)
+    await drive_in_workers(
+        workload(2), closed(2), workers=2, base_url=vllm.url, model="tiny",
+        headers={"Authorization": "Bearer of-a-key"},
+    )  # fmt: skip
+    assert [headers["authorization"] for _, headers, _ in vllm.seen] == ["bearer of-a-key"] * 2
+    assert len(files) > 4
+    assert not [data for data in files if b"of-a-key" in data]
 
 
 PARENT = """

@@ -118,7 +118,8 @@ def test_every_limit_that_was_passed_is_told_and_what_to_do_next():
     assert "90% of a core" in gate.sentence
     assert "client_workers 2" in gate.next_step
     busy = {"thread_cpu_share": 0.9, "workers": 3.0}
-    assert "client_workers 4" in gates.client_kept_up(busy).next_step
+    assert "client_workers 4" in gates.client_kept_up(busy, most_workers=4).next_step
+    assert "client_workers" not in gates.client_kept_up(busy, most_workers=3).next_step
     assert "client_workers" not in gates.client_kept_up({"lateness_p99_s": 1.0}).next_step
 
 

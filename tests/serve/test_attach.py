@@ -17,10 +17,13 @@ class Models:
         self.answer: Any = {"data": [{"id": "their-70b"}, {"id": "their-adapter"}]}
         self.status = 200
         self.asked: list[str] = []
+        self.key = ""
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.Response:
         self.asked.append(f"{request.method} {request.path}")
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            raise web.HTTPUnauthorized
         if isinstance(self.answer, str):
             return web.Response(text=self.answer, status=self.status)
         return web.json_response(self.answer, status=self.status)
@@ -90,6 +93,35 @@ async def test_what_is_no_openai_server_is_refused_with_the_address_and_an_examp
         await attach(models.url)
     assert f"no OpenAI-compatible server answers at {models.url}/v1/models" in str(refused.value)
     assert "e.g. http://127.0.0.1:8000" in str(refused.value)
+
+
+async def test_a_key_is_taken_from_the_environment_and_not_shown(models, monkeypatch):
+    models.key = "sk-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")  # as a file of secrets has it
+    deployment = await attach(models.url, decode_urls=[models.url])
+    assert deployment.headers == {"Authorization": "Bearer sk-secret"}
+    assert "secret" not in repr(deployment)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [("", r"\(401\): it wants a key"), ("sk-other", r"\(401\): give another key")],
+)
+async def test_a_server_that_wants_another_key_says_so(models, monkeypatch, given, sentence):
+    models.key = "sk-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", given)
+    with pytest.raises(DeploymentError, match=sentence) as refused:
+        await attach(models.url)
+    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\u2019quoted"])
+async def test_a_key_that_is_none_is_refused_without_being_shown(models, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(DeploymentError, match="OPENAI_API_KEY in the environment") as refused:
+        await attach(models.url)
+    assert "sk-" not in str(refused.value)
+    assert models.asked == []
 
 
 async def test_nobody_there_is_refused_likewise():

@@ -9,6 +9,7 @@ from workbench.experiment.ceilings import ceilings
 from workbench.experiment.histories import with_same_history
 from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
+from workbench.load.workers import most_workers
 from workbench.metrics import cache_gates, conduct_gates, gates
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
@@ -42,7 +43,9 @@ def check(
         *_states(plan, passes),
         ledger_closes(passes),
         *_answers(plan, requests, legs),
-        conduct_gates.client_kept_up(client),
+        conduct_gates.client_kept_up(
+            client, most_workers=most_workers(plan.workload.sample, plan.arrivals)
+        ),
     ]
 
 

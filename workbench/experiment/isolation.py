@@ -216,12 +216,15 @@ class Counted:
 
 async def read_counters(deployment: Deployment) -> CounterReading:
     """Read /metrics of every instance and of the store, at once."""
-    async with control_client() as client:
+    async with (
+        control_client(headers=deployment.headers) as client,
+        control_client() as without_key,
+    ):
         engines = await asyncio.gather(
             *(prometheus.read(client, i.url, i.name) for i in deployment.instances)
         )
         store = (
-            await prometheus.read(client, deployment.store_url, "store")
+            await prometheus.read(without_key, deployment.store_url, "store")
             if deployment.store_url
             else None
         )

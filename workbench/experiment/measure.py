@@ -22,7 +22,7 @@ from workbench.experiment.ties import ask_where_answers_part
 from workbench.load.arrivals import Arrivals
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.traces import trace_of_run
-from workbench.load.workers import drive_in_workers, most_workers
+from workbench.load.workers import WHY_NO_MORE, drive_in_workers, most_workers
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
 from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE
@@ -192,6 +192,7 @@ async def _measure_pass(
         "round": number,
         "pass": measured.name,
     }
+    most = most_workers(workload, plan.arrivals)
     ended: list[RequestRecord] = []
     load_before = ProcessorLoad.now()
     try:
@@ -199,9 +200,10 @@ async def _measure_pass(
             load = await _drive(
                 workload,
                 plan.arrivals_in(measured),
-                workers=_workers(plan, workload, log),
+                workers=_workers(plan, most, log),
                 base_url=deployment.url,
                 model=deployment.model,
+                headers=deployment.headers,
                 timeout_s=plan.params.timeout_s,
                 decode_shift=measured.decode_shift,
                 kernel_stamps=plan.params.kernel_stamps,
@@ -230,13 +232,14 @@ async def _measure_pass(
     workload = replace(workload, requests=load.sent)
     if measured.state == "cold":
         prompts = workload
-        if not number:
+        # A sweep over rates has many cold passes; the first is the one that is kept.
+        if not number and all(known.arm != arm.label for known in log.passes):
             folder.write_trace(arm.label, trace_of_run(workload, load.records))
     log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
     known = rows["index"].map(launch.expected_cached)
     rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
     folder.write("requests", log.frame("requests"))
-    _watch_client(load, others_share, log, may_grow=not plan.params.client_workers)
+    _watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
     _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
@@ -252,10 +255,12 @@ async def _drive(
     return await drive_in_workers(workload, arrivals, workers=workers, **options)
 
 
-def _workers(plan: ExperimentPlan, workload: Workload, log: Log) -> int:
+def _workers(plan: ExperimentPlan, most: int, log: Log) -> int:
     """Processes that send the next pass: as asked, or one until a pass has shown it too busy."""
     asked = plan.params.client_workers
-    return min(asked or log.workers, most_workers(workload, plan.arrivals))
+    if asked > most:
+        log.doubt(f"client_workers is {asked} and {most} sent the load: {WHY_NO_MORE}.")
+    return min(asked or log.workers, most)
 
 
 @asynccontextmanager
@@ -264,7 +269,7 @@ async def _watched(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     stop = asyncio.Event()
     urls = {instance.name: instance.url for instance in deployment.instances}
-    async with control_client() as client:
+    async with control_client(headers=deployment.headers) as client:
         task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
         try:
             yield rows
@@ -280,10 +285,11 @@ def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, l
             log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
 
 
-def _watch_client(load: LoadRun, others_share: float, log: Log, *, may_grow: bool = False) -> None:
+def _watch_client(load: LoadRun, others_share: float, log: Log, *, most: int = 0) -> None:
     """Keep the worst of the client's health for its gate, and say when others were busy.
 
-    A client that was too busy gets one process more for the passes to come, if it `may_grow`.
+    A client that was too busy gets one process more for the passes to come, up to `most`; 0 where
+    their number was asked for.
     """
     # A pass that fails at once is all client, and so short that no beat was due in it.
     brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
@@ -292,12 +298,17 @@ def _watch_client(load: LoadRun, others_share: float, log: Log, *, may_grow: boo
             worst = min if name == "kernel_stamped_share" else max
             log.client[name] = worst(value, log.client.get(name, value))
     busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE and not brief
-    if busy and may_grow and log.workers < max(1, (os.cpu_count() or 1) - 1):
+    seen = (
+        f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the time"
+        " on its core"
+    )
+    if busy and 0 < most <= log.workers:
+        log.doubt(f"{seen}, and {most} is the most that can send the load: {WHY_NO_MORE}.")
+    elif busy and most and log.workers < max(1, (os.cpu_count() or 1) - 1):
         log.workers += 1
         log.doubt(
-            f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the"
-            f" time on its core: later passes were sent by {log.workers}. Measure again with"
-            f" client_workers {log.workers}, so that all passes are alike."
+            f"{seen}: later passes were sent by {log.workers}. Measure again with client_workers"
+            f" {log.workers}, so that all passes are alike."
         )
     if others_share > OTHERS_BUSY_SHARE:
         log.doubt(

@@ -64,7 +64,7 @@ async def ask_where_answers_part(
         pass  # asked on warm caches the tie shows as well
     requests = {request.index: request for request in prompts.requests}
     answers: dict[int, Mapping[str, Any]] = {}
-    async with control_client(plan.params.timeout_s) as client:
+    async with control_client(plan.params.timeout_s, headers=deployment.headers) as client:
         for answer in apart:
             if answer.index not in answers:
                 if len(answers) == ASKED_PER_LAUNCH:
@@ -128,6 +128,8 @@ def parting_nat(text: str, other: str, logprobs: Mapping[str, Any]) -> float:
             # A token of half a character is told as nothing, and stands in the text all the same.
             start += len(text[start:shared]) - len(text[start:shared].lstrip("\ufffd"))
         if not text.startswith(token, start) or start + len(token) > shared:
+            if not isinstance(best, Mapping) or not best:
+                return nan
             one, two = _candidate(text, start, best), _candidate(other, start, best)
             return max(best.values()) - min(best[one], best[two]) if one and two else nan
         start += len(token)
@@ -155,10 +157,10 @@ async def _with_candidates(
     body |= {"stream": False, "logprobs": CANDIDATES}
     try:
         answer = await client.post(f"{url}/v1/completions", json=body)
-        found: Mapping[str, Any] = answer.json()["choices"][0]["logprobs"] or {}
+        found = answer.json()["choices"][0]["logprobs"]
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return {}
-    return found
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is(frame: pd.DataFrame, arm: str, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import nan
 from time import monotonic
 from typing import Any
@@ -189,9 +190,14 @@ class Exchange:
     def record(self) -> RequestRecord:
         """Its record, when it has ended: parsing takes about 3 us a token."""
         sent_s = self._outgoing.extensions.get("sent_s", nan)
-        return _record(
+        record = _record(
             self._request, self._request_id, self, sent_s, self._failure, self._timeout_s
         )
+        # Some servers quote the key that they refuse.
+        key = self._outgoing.headers.get("Authorization", "").removeprefix("Bearer ")
+        if key and record.error_message:
+            record = replace(record, error_message=record.error_message.replace(key, "[key]"))
+        return record
 
 
 async def _read_stock(response: httpx.Response, seen: Exchange, limit_bytes: int) -> None:

@@ -27,7 +27,7 @@ from workbench.load.turns import Turns
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
-__all__ = ["ClientHealth", "LoadRun", "drive", "drive_in_thread"]
+__all__ = ["NEVER_SENT", "ClientHealth", "LoadRun", "drive", "drive_in_thread", "unsent"]
 
 STARTS_PER_TURN = 8
 """New requests in one turn of the loop: nothing is read while they start."""
@@ -150,7 +150,7 @@ async def drive(
             clerk.rest_now()
             for request in requests:
                 if request.index not in records:
-                    keep(_never_sent(request, f"{run_name}-{request.index}"))
+                    keep(unsent(request, f"{run_name}-{request.index}"))
             if clock is not None:
                 clock.close()
     in_order = tuple(records[request.index] for request in requests)
@@ -188,7 +188,13 @@ async def _open_loop(
             group.create_task(send(request, start_s + offset_s))
 
 
-def _never_sent(request: Request, request_id: str) -> RequestRecord:
+NEVER_SENT = "never sent: the run was cancelled before"
+
+
+def unsent(
+    request: Request, request_id: str = "", *, error: str = "cancelled", message: str = NEVER_SENT
+) -> RequestRecord:
+    """The record of a request of which nothing else is known."""
     return RequestRecord(
         index=request.index,
         request_id=request_id,
@@ -196,8 +202,8 @@ def _never_sent(request: Request, request_id: str) -> RequestRecord:
         ideal_reuse_tokens=request.ideal_reuse_tokens,
         max_tokens=request.max_tokens,
         scheduled_s=nan,
-        error="cancelled",
-        error_message="never sent: the run was cancelled before",
+        error=error,
+        error_message=message,
     )
 
 

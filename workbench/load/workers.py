@@ -31,17 +31,19 @@ import uvloop
 
 from workbench.errors import ParameterError
 from workbench.load.arrivals import Arrivals
-from workbench.load.driver import LoadRun, OnRecord, drive
+from workbench.load.driver import LoadRun, OnRecord, drive, unsent
 from workbench.load.health import ClientHealth, together
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
-__all__ = ["drive_in_workers", "most_workers", "share"]
+__all__ = ["WHY_NO_MORE", "drive_in_workers", "most_workers", "share"]
 
 _PR_SET_PDEATHSIG = 1
 _LEAD_S = 0.05
 """From the last worker's word that it is ready to the start of the clock."""
 _READY_S = 60.0
+_HEADERS = "WORKBENCH_LOAD_HEADERS"
+WHY_NO_MORE = "no more than requests in flight, and one for conversations"
 
 
 def share(
@@ -70,28 +72,39 @@ async def drive_in_workers(
 
     `on_record` has all records when the last worker has ended, or when the caller is cancelled. A
     worker that dies takes what it had measured with it: each of its requests becomes a record with
-    the error `client_died`. Raises ParameterError for more workers than `most_workers`.
+    the error `client_died` and the worker's last words. `headers` reach the workers by their
+    environment, since they may hold a key, and the rest by files. Raises ParameterError for more
+    workers than `most_workers`.
     """
     _check(workload, arrivals, workers)
+    headers = orjson.dumps(dict(options.pop("headers", None) or {})).decode()
     options |= {"base_url": base_url, "model": model}
     with tempfile.TemporaryDirectory(prefix="workbench-load-") as name:
         folder = Path(name)
         for worker in range(workers):
             part = share(workload, arrivals, worker=worker, workers=workers)
             (folder / f"task-{worker}").write_bytes(pickle.dumps((*part, options)))
-        running = [await _start(folder, worker) for worker in range(workers)]
+        running: list[asyncio.subprocess.Process] = []
         started_s = monotonic()
         try:
+            for worker in range(workers):
+                running.append(await _start(folder, worker, headers))
             await asyncio.gather(*(_ready(process) for process in running))
             started_s = monotonic() + _LEAD_S
             for process in running:
                 _say(process, started_s)
             await asyncio.gather(*(process.wait() for process in running))
         finally:
-            await _end(running)
+            told = await _end(running)
             parts = [
-                _collect(folder, worker, process, workload.requests[worker::workers])
-                for worker, process in enumerate(running)
+                _collect(
+                    folder,
+                    worker,
+                    # Nobody but us ended it, or it never was.
+                    None if worker >= len(running) or worker in told else running[worker],
+                    workload.requests[worker::workers],
+                )
+                for worker in range(workers)
             ]
             records = {record.index: record for found, _ in parts for record in found}
             for record in records.values():
@@ -121,12 +134,12 @@ def _check(workload: Workload, arrivals: Arrivals, workers: int) -> None:
     most = most_workers(workload, arrivals)
     if not 1 <= workers <= most:
         raise ParameterError(
-            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}: no more"
-            " than requests in flight, and one for conversations"
+            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}:"
+            f" {WHY_NO_MORE}"
         )
 
 
-async def _start(folder: Path, worker: int) -> asyncio.subprocess.Process:
+async def _start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.Process:
     with open(folder / f"log-{worker}", "wb") as log:
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -138,6 +151,7 @@ async def _start(folder: Path, worker: int) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
+            env=os.environ | {_HEADERS: headers},
         )
 
 
@@ -155,43 +169,43 @@ def _say(process: asyncio.subprocess.Process, started_s: float) -> None:
         process.stdin.write(f"{started_s!r}\n".encode())
 
 
-async def _end(running: Sequence[asyncio.subprocess.Process]) -> None:
-    """Have those that still run write their records, because the caller was cancelled."""
-    for process in running:
+async def _end(running: Sequence[asyncio.subprocess.Process]) -> set[int]:
+    """Have those that still run write their records, because the caller was cancelled.
+
+    Returns which of them ended by that: in its first moments the signal simply ends a worker.
+    """
+    told = set()
+    for worker, process in enumerate(running):
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
+                told.add(worker)
     for process in running:
         await process.wait()
+    return {worker for worker in told if running[worker].returncode in (0, -signal.SIGTERM)}
 
 
 def _collect(
     folder: Path,
     worker: int,
-    process: asyncio.subprocess.Process,
+    died: asyncio.subprocess.Process | None,
     requests: Sequence[Request],
 ) -> tuple[list[RequestRecord], ClientHealth | None]:
-    """A worker's records, or one of its death for each of its requests."""
+    """A worker's records, and one for each of its requests that has none.
+
+    Those say that the worker `died`, or, of one that we ended, that they were cancelled.
+    """
     records, health = folder / f"records-{worker}.arrow", folder / f"health-{worker}.json"
-    if records.exists():
-        told = orjson.loads(health.read_bytes()) if health.exists() else None
-        found = told and ClientHealth(**{k: nan if v is None else v for k, v in told.items()})
-        return read_records(records), found
-    words = (folder / f"log-{worker}").read_text("utf-8", "replace").strip().splitlines()
-    reason = f"worker {worker} of the client ended with status {process.returncode}"
-    return [
-        RequestRecord(
-            index=request.index,
-            request_id="",
-            prompt_tokens=request.prompt_tokens,
-            ideal_reuse_tokens=request.ideal_reuse_tokens,
-            max_tokens=request.max_tokens,
-            scheduled_s=nan,
-            error="client_died",
-            error_message=": ".join([reason, *words[-1:]]),
-        )
-        for request in requests
-    ], None
+    known = read_records(records) if records.exists() else []
+    told = orjson.loads(health.read_bytes()) if health.exists() else None
+    found = told and ClientHealth(**{k: nan if v is None else v for k, v in told.items()})
+    why: dict[str, str] = {}
+    if died is not None:
+        words = (folder / f"log-{worker}").read_text("utf-8", "replace").strip().splitlines()
+        reason = f"worker {worker} of the client ended with status {died.returncode}"
+        why = {"error": "client_died", "message": ": ".join([reason, *words[-1:]])}
+    has = {record.index for record in known}
+    return [*known, *(unsent(r, **why) for r in requests if r.index not in has)], found
 
 
 def write_records(path: Path, records: Sequence[RequestRecord]) -> None:
@@ -226,6 +240,7 @@ async def _work(folder: Path, worker: int) -> None:
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # the notebook's interrupt is the parent's
     workload, arrivals, options = pickle.loads((folder / f"task-{worker}").read_bytes())
+    options["headers"] = orjson.loads(os.environ[_HEADERS])
     records: list[RequestRecord] = []
 
     async def start() -> float:
@@ -234,14 +249,15 @@ async def _work(folder: Path, worker: int) -> None:
         print("ready", flush=True)
         return float(await words.readline())
 
-    run: LoadRun | None = None
+    file = folder / f"records-{worker}.arrow"
     try:
         run = await drive(workload, arrivals, on_record=records.append, start=start, **options)
-    finally:
-        if run is not None:
-            told = orjson.dumps(asdict(run.health))
-            (folder / f"health-{worker}.json").write_bytes(told)
-        write_records(folder / f"records-{worker}.arrow", records)
+    except asyncio.CancelledError:
+        write_records(file, records)
+        raise
+    # After any other error the parent has what the log says of it.
+    (folder / f"health-{worker}.json").write_bytes(orjson.dumps(asdict(run.health)))
+    write_records(file, records)
 
 
 def main(words: Sequence[str]) -> None:

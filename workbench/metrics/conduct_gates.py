@@ -6,7 +6,7 @@ Pure functions that return a Gate. One that does not apply to a run is not asked
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isnan, nan
+from math import inf, isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gate import Gate, judge
@@ -165,12 +165,12 @@ def _places(rows: pd.DataFrame) -> list[int]:
     return [place[url] for url in rows["decode_instance"]]
 
 
-def client_kept_up(health: Mapping[str, float]) -> Gate:
+def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) -> Gate:
     """The client sent on time, read on time and had the core that it needed, in its worst pass.
 
     `health` holds the worst of each reading of ClientHealth over all passes, as result.json does,
     with the share of all cores that others took; a reading that does not apply is absent or NaN.
-    Where this gate does not PASS no p99 is printed.
+    Where this gate does not PASS no p99 is printed. `most_workers` processes can share the load.
     """
     value = {name: health.get(name, nan) for name in _CLIENT}
     passed = {
@@ -204,7 +204,9 @@ def client_kept_up(health: Mapping[str, float]) -> Gate:
                 f"{merged}: the client read late, or the server or its proxy sent them together"
             )
     busy = value["thread_cpu_share"] > CLIENT_BUSY_SHARE
-    more = f"send it from more processes (client_workers {_workers(health) + 1}), " if busy else ""
+    workers = _workers(health) + 1
+    more = f"send it from more processes (client_workers {workers}), "
+    more = more if busy and workers <= most_workers else ""
     return judge(
         "client kept up",
         holds=found,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,13 @@ class Deployment:
     plan: DeploymentPlan | None = None
     started_s: float = nan
     resettable: bool = True
+    api_key: str = field(default="", repr=False)
+    """What attached servers ask for; not shown, and written nowhere."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request to `url` or to an instance carries; the store has no key."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     async def reset_engines(self) -> bool:
         """Empty the prefix cache of every instance; False where that cannot be asked.
@@ -63,7 +70,7 @@ class Deployment:
         """
         if not self.instances or not self.resettable:
             return False
-        async with control_client() as client:
+        async with control_client(headers=self.headers) as client:
             done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
         return all(done)
 
