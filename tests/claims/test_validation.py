@@ -291,3 +291,12 @@ async def test_a_claim_of_which_a_part_was_left_out_is_not_tested_and_shows_the_
     assert (row["verdict"], row["reason"]) == ("not tested", "TPOT: It was not measured.")
     assert row["shown_only"] and row["number"][0]["estimate"] == 0.2
     assert "measured here" not in result.facts["finding"]
+
+
+async def test_number_and_reason_name_the_same_cell_as_the_weakest(referee):
+    steps = (interval(0.5, 0.4, 0.6), interval(0.74, 0.71, 0.77), interval(0.73, 0.66, 0.8))
+    made = outcome({"OWN-TTFT-MONOTONE": Measurement(effects={"TTFT": steps}, noise_floor=0.1)})
+    _, claims = await judged(referee(recipe("cache", ("OWN-TTFT-MONOTONE",), made)))
+    row = claims["OWN-TTFT-MONOTONE"]
+    assert (row["number"][0]["low"], row["number"][0]["high"]) == (0.66, 0.8)
+    assert "0.73 (0.66 to 0.8) x in the weakest of 3 cells" in row["reason"]

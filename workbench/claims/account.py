@@ -168,7 +168,13 @@ def _of_cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
     up = cells[0]["quantifier"] in ("higher", "at_least")
     weakest = cells[0]
     if known:
-        weakest = (min if up else max)(known, key=lambda cell: float(cell["estimate"]))
+        # The one that the verdict names: its interval comes nearest to what is claimed.
+        nearest = "low" if up else "high"
+
+        def reach(cell: dict[str, Any]) -> float:
+            return float(cell["estimate"] if cell[nearest] is None else cell[nearest])
+
+        weakest = (min if up else max)(known, key=reach)
     keys = ("name", "estimate", "low", "high", "unit", "exact")
     spread = [float(cell["estimate"]) for cell in known]
     return {key: weakest[key] for key in keys} | {
