@@ -10,9 +10,8 @@ import yaml
 
 from workbench import params as parameters
 from workbench.errors import ParameterError
-from workbench.load import scenarios, texts
-from workbench.load.traces import trace
-from workbench.load.workload import WORKLOADS
+from workbench.load import texts
+from workbench.load.catalogue import WORKLOADS
 from workbench.load_params import OWN_LENGTHS
 from workbench.machine import repository_root
 from workbench.params import NOTEBOOKS, PdSweep, PrefixCache, check_params
@@ -124,8 +123,7 @@ def test_a_workload_has_lengths_of_its_own_where_none_are_given():
     assert PrefixCache().lengths == (2_048, 24)
     assert PrefixCache(workload="code_generation", requests=5).lengths == (8_192, 5)
     for name, (prompt_tokens, requests) in OWN_LENGTHS.items():
-        builder = {**WORKLOADS, **scenarios.SCENARIOS, "trace": trace, "text": texts.text}[name]
-        own = inspect.signature(builder).parameters
+        own = inspect.signature(WORKLOADS[name]).parameters
         if name != "trace":  # a file has lengths, but they are those of production
             assert (own["prompt_tokens"].default, own["requests"].default) == (
                 prompt_tokens,
@@ -231,7 +229,3 @@ def test_every_default_and_example_keeps_its_own_rule(notebook):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_parameter_file_passes_the_check_of_its_notebook(path):
     check_params(path.stem, yaml.safe_load(path.read_text()))
-
-
-def test_the_scenarios_that_can_be_asked_are_those_that_can_be_built():
-    assert set(parameters.SCENARIOS) == set(scenarios.SCENARIOS)

@@ -5,7 +5,7 @@ import pytest
 
 from workbench.experiment.cache_size import cache_size
 from workbench.experiment.run import run
-from workbench.load.traces import read_trace
+from workbench.load.trace_file import read_trace
 
 
 def test_the_curve_rises_to_what_whole_blocks_can_serve(sweep):

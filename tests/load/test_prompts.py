@@ -4,8 +4,9 @@ import pytest
 
 from tests.load.words import Words
 from workbench.errors import ParameterError
+from workbench.load.catalogue import build
 from workbench.load.prompts import read_prompts
-from workbench.load.workload import SALT_TOKENS, build
+from workbench.load.token_ids import SALT_TOKENS
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is it?"}]
 

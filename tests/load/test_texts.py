@@ -2,8 +2,9 @@ import pytest
 
 from tests.load.words import Words
 from workbench.errors import ParameterError
+from workbench.load.catalogue import build
 from workbench.load.texts import NAMES, extended, paragraphs
-from workbench.load.workload import SALT_TOKENS, build
+from workbench.load.token_ids import SALT_TOKENS
 
 
 @pytest.mark.parametrize("name", NAMES)

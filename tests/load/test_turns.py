@@ -6,9 +6,10 @@ import pytest
 
 from workbench.errors import ParameterError
 from workbench.load.arrivals import closed, poisson
+from workbench.load.catalogue import build
 from workbench.load.driver import drive
 from workbench.load.turns import fed_back
-from workbench.load.workload import Request, Workload, asked_again, build
+from workbench.load.workload import Request, Workload, asked_again
 
 FIRST = Request(index=0, prompt_ids=[20, 21], max_tokens=3)
 TURN = Request(

@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import ParameterError
+from workbench.load.token_ids import SALT_TOKENS
 from workbench.load.workload import (
-    SALT_TOKENS,
-    WORKLOADS,
     Workload,
-    build,
     ideal_reuse,
     reference,
     shared_prefix,
@@ -143,37 +141,3 @@ def test_two_requests_cannot_have_one_index() -> None:
     request = short(salt="s").requests[0]
     with pytest.raises(ParameterError, match="index 0 twice"):
         Workload(name="twice", seed=0, salt="", requests=(request, replace(request)))
-
-
-def test_build_finds_a_workload_by_name() -> None:
-    assert build("short", salt="s", requests=2).hash == short(salt="s", requests=2).hash
-    assert set(WORKLOADS) == {"reference", "shared_prefix", "short"}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "sentence"),
-    [
-        ("shrot", {}, "there is no workload 'shrot'; did you mean 'short'?"),
-        ("short", {"prompt_token": 9}, "'short' has no option 'prompt_token'; did you mean"),
-        ("shared_prefix", {"requests": 2}, "needs prompt_tokens, shared_tokens"),
-        ("short", {"prompt_tokens": 16}, "prompt_tokens is 16: it has to be at least 17"),
-        ("short", {"requests": 0}, "requests is 0: it has to be at least 1"),
-        ("short", {"output_tokens": 0}, "output_tokens is 0"),
-        ("short", {"requests": 100, "vocab_tokens": 100}, "vocab_tokens is 100: .* at least 116"),
-        ("short", {"seed": -1}, "seed is -1"),
-        ("short", {"salt": ""}, "salt is empty"),
-        (
-            "shared_prefix",
-            {"requests": 2, "prompt_tokens": 20, "shared_tokens": 21},
-            "choose 16 to prompt_tokens",
-        ),
-        (
-            "shared_prefix",
-            {"requests": 2, "prompt_tokens": 20, "shared_tokens": 16, "groups": 0},
-            "groups is 0",
-        ),
-    ],
-)
-def test_errors_say_what_is_wrong(name: str, options: dict[str, int], sentence: str) -> None:
-    with pytest.raises(ParameterError, match=sentence):
-        build(name, **{"salt": "s", **options})

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.experiment.plan import ExperimentPlan
-from workbench.load.traces import fitted, lru_hit_rates, read_trace, trace_of
+from workbench.load.trace_file import read_trace
+from workbench.load.traces import fitted, lru_hit_rates, trace_of
 from workbench.load_params import LoadParams
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from workbench.experiment.room import (
     vocab_tokens,
 )
 from workbench.load.arrivals import closed
-from workbench.load.workload import Workload, build
+from workbench.load.catalogue import build
+from workbench.load.workload import Workload
 from workbench.params import LMCacheHitAnalysis
 from workbench.serve.plan import check_store
 from workbench.serve.vllm import EngineSettings

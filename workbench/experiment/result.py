@@ -29,7 +29,8 @@ from workbench.experiment.frame_file import FrameFiles, write_frame
 from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.why import table, why
-from workbench.load.traces import Trace, write_trace
+from workbench.load.trace_file import write_trace
+from workbench.load.traces import Trace
 from workbench.machine import repository_root
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall

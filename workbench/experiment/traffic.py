@@ -10,10 +10,12 @@ from workbench.engine_params import EngineParams
 from workbench.errors import ParameterError
 from workbench.experiment.room import UNKNOWN_VOCAB_TOKENS
 from workbench.load.arrivals import Arrivals, at_times, closed, constant, gamma, poisson, ramp
+from workbench.load.catalogue import build
 from workbench.load.chat import Frame, spoken
+from workbench.load.token_ids import SALT_TOKENS
 from workbench.load.tokenizer import Tokenizer, model_tokenizer
-from workbench.load.traces import read_trace
-from workbench.load.workload import SALT_TOKENS, Workload, build
+from workbench.load.trace_file import read_trace
+from workbench.load.workload import Workload
 from workbench.load_params import LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts

@@ -14,14 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workbench.errors import ParameterError
+from workbench.load.token_ids import FIRST_ID, salt_ids
 from workbench.load.tokenizer import Messages, Tokenizer
-from workbench.load.workload import (
-    FIRST_ID,
-    Request,
-    Workload,
-    ideal_reuse,
-    salt_ids,
-)
+from workbench.load.workload import Request, Workload, ideal_reuse
 
 __all__ = ["Frame", "chat_request", "spoken", "with_reuse"]
 

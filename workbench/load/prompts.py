@@ -17,8 +17,9 @@ import numpy as np
 
 from workbench.errors import ParameterError
 from workbench.load.chat import chat_request, with_reuse
+from workbench.load.token_ids import SALT_TOKENS, salt_ids
 from workbench.load.tokenizer import Tokenizer
-from workbench.load.workload import SALT_TOKENS, Request, Workload, check_numbers, salt_ids
+from workbench.load.workload import Request, Workload, check_numbers
 
 __all__ = ["OwnPrompt", "prompts", "read_prompts"]
 

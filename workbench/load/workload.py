@@ -8,46 +8,30 @@ tokens, and `Workload.hash` leaves these out, so that two runs of one workload a
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from workbench.errors import ParameterError, nearest
+from workbench.errors import ParameterError
+from workbench.load.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
 
 __all__ = [
-    "FIRST_ID",
-    "SALT_TOKENS",
-    "WORKLOADS",
     "Request",
-    "TokenIds",
     "Workload",
     "asked_again",
     "assemble",
-    "build",
     "check_numbers",
-    "drawn_ids",
     "ideal_reuse",
     "reference",
-    "salt_ids",
     "shared_prefix",
     "short",
 ]
-
-TokenIds = NDArray[np.int32]
-
-SALT_TOKENS = 16
-"""Tokens at the start of each prompt that come from the salt."""
-
-FIRST_ID = 16
-"""Ids below it are special (padding, begin, end, ...) in the models in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -220,41 +204,6 @@ def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Wor
     return replace(workload, requests=tuple(again))
 
 
-WORKLOADS: dict[str, Callable[..., Workload]] = {
-    "reference": reference,
-    "shared_prefix": shared_prefix,
-    "short": short,
-}
-"""The builders of this module by name."""
-
-
-def build(name: str, *, salt: str, **options: Any) -> Workload:
-    """The named workload: of WORKLOADS, of `scenarios.SCENARIOS`, a trace, prompts or a text.
-
-    Raises ParameterError for a name, option or value it cannot have.
-    """
-    # They are written in terms of this module.
-    from workbench.load.prompts import prompts
-    from workbench.load.scenarios import SCENARIOS
-    from workbench.load.texts import text
-    from workbench.load.traces import trace
-
-    builders: dict[str, Callable[..., Workload]] = {
-        **WORKLOADS, **SCENARIOS, "trace": trace, "prompts": prompts, "text": text
-    }  # fmt: skip
-    if name not in builders:
-        raise ParameterError(f"there is no workload {name!r}; {nearest(name, builders)}")
-    parameters = inspect.signature(builders[name]).parameters
-    for key in options:
-        if key not in parameters:
-            raise ParameterError(f"{name!r} has no option {key!r}; {nearest(key, parameters)}")
-    required = {key for key, option in parameters.items() if option.default is option.empty}
-    missing = sorted(required - {"salt", *options})
-    if missing:
-        raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a value")
-    return builders[name](salt=salt, **options)
-
-
 def _grouped(
     name: str,
     requests: int,
@@ -311,21 +260,3 @@ def assemble(
             for i, (ids, answer, reuse) in enumerate(drafted)
         ),
     )
-
-
-def drawn_ids(tokens: int, vocab_tokens: int, *seeds: int) -> TokenIds:
-    """So many ordinary ids, the same for the same seeds on any machine; a shorter draw is a prefix.
-
-    Seeds are whole numbers from 0.
-    """
-    return np.random.default_rng(seeds).integers(FIRST_ID, vocab_tokens, tokens, dtype=np.int32)
-
-
-def salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
-    """Ids from SHA-256 of the salt and the group; the first differs between any two groups."""
-    span = vocab_tokens - FIRST_ID
-    start = int.from_bytes(sha256(salt.encode()).digest()[:4], "little")
-    digest = sha256(f"{salt}/{group}".encode()).digest()
-    ids = np.frombuffer(digest, "<u2", SALT_TOKENS).astype(np.int32) % span
-    ids[0] = (start + group) % span
-    return np.asarray(ids + FIRST_ID, dtype=np.int32)

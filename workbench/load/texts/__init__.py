@@ -14,15 +14,9 @@ import numpy as np
 
 from workbench.errors import ParameterError, nearest
 from workbench.load.chat import chat_request, with_reuse
+from workbench.load.token_ids import SALT_TOKENS, salt_ids
 from workbench.load.tokenizer import Tokenizer
-from workbench.load.workload import (
-    SALT_TOKENS,
-    Request,
-    Workload,
-    assemble,
-    check_numbers,
-    salt_ids,
-)
+from workbench.load.workload import Request, Workload, assemble, check_numbers
 
 __all__ = ["NAMES", "extended", "text"]
 

@@ -1,0 +1,45 @@
+"""Every workload by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from workbench.errors import ParameterError, nearest
+from workbench.load.prompts import prompts
+from workbench.load.scenarios import SCENARIOS
+from workbench.load.texts import text
+from workbench.load.trace_file import trace
+from workbench.load.workload import Workload, reference, shared_prefix, short
+
+__all__ = ["WORKLOADS", "build"]
+
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    "reference": reference,
+    "shared_prefix": shared_prefix,
+    "short": short,
+    **SCENARIOS,
+    "trace": trace,
+    "prompts": prompts,
+    "text": text,
+}
+"""The builders by name."""
+
+
+def build(name: str, *, salt: str, **options: Any) -> Workload:
+    """The named workload.
+
+    Raises ParameterError for a name, option or value that it cannot have.
+    """
+    if name not in WORKLOADS:
+        raise ParameterError(f"there is no workload {name!r}; {nearest(name, WORKLOADS)}")
+    parameters = inspect.signature(WORKLOADS[name]).parameters
+    for key in options:
+        if key not in parameters:
+            raise ParameterError(f"{name!r} has no option {key!r}; {nearest(key, parameters)}")
+    required = {key for key, option in parameters.items() if option.default is option.empty}
+    missing = sorted(required - {"salt", *options})
+    if missing:
+        raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a value")
+    return WORKLOADS[name](salt=salt, **options)

@@ -1,0 +1,36 @@
+"""Token ids of made-up prompts: ordinary ones, drawn from seeds, and those of the salt."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FIRST_ID", "SALT_TOKENS", "TokenIds", "drawn_ids", "salt_ids"]
+
+TokenIds = NDArray[np.int32]
+
+SALT_TOKENS = 16
+"""Tokens at the start of each prompt that come from the salt."""
+
+FIRST_ID = 16
+"""Ids below it are special (padding, begin, end, ...) in the models in use."""
+
+
+def drawn_ids(tokens: int, vocab_tokens: int, *seeds: int) -> TokenIds:
+    """So many ordinary ids, the same for the same seeds on any machine; a shorter draw is a prefix.
+
+    Seeds are whole numbers from 0.
+    """
+    return np.random.default_rng(seeds).integers(FIRST_ID, vocab_tokens, tokens, dtype=np.int32)
+
+
+def salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
+    """Ids from SHA-256 of the salt and the group; the first differs between any two groups."""
+    span = vocab_tokens - FIRST_ID
+    start = int.from_bytes(sha256(salt.encode()).digest()[:4], "little")
+    digest = sha256(f"{salt}/{group}".encode()).digest()
+    ids = np.frombuffer(digest, "<u2", SALT_TOKENS).astype(np.int32) % span
+    ids[0] = (start + group) % span
+    return np.asarray(ids + FIRST_ID, dtype=np.int32)
