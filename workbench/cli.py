@@ -86,7 +86,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from workbench.experiment.result import output_root
+    from workbench.experiment.run_folder import output_root
     from workbench.report.index import write_index
 
     print(write_index(output_root(options.output_dir)))
@@ -142,7 +142,8 @@ def _run(options: argparse.Namespace) -> int:
     params = check_params(options.notebook, _given(options))
     # What takes seconds to load comes after what may be refused.
     from workbench.experiment.plan import run_id
-    from workbench.experiment.result import load_result, output_root
+    from workbench.experiment.result import load_result
+    from workbench.experiment.run_folder import output_root
     from workbench.machine import repository_root
     from workbench.params import EngineParams
     from workbench.report.page import write_page

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.experiment.measure import Log, _watch_client
-from workbench.experiment.result import no_p99
+from workbench.experiment.percentile_table import no_p99
 from workbench.load.arrivals import constant
 from workbench.load.driver import LoadRun, drive
 from workbench.load.workload import short

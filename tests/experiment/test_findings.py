@@ -8,7 +8,7 @@ from papermill.cli import _resolve_type
 
 from workbench.experiment.findings import conclude, repeat_command
 from workbench.experiment.plan import run_id
-from workbench.experiment.result import jsonable
+from workbench.experiment.run_folder import jsonable
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.passes import PassCounters
 from workbench.params import PdSweep, PrefixCache, check_params

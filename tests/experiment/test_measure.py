@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.measure import Log, _watch_client, _workers, measure_arm
-from workbench.experiment.result import RunFolder
+from workbench.experiment.run_folder import RunFolder
 from workbench.load.health import ClientHealth
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import ProcessSpec

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from workbench.experiment.plan import Arm
-from workbench.experiment.result import output_root
+from workbench.experiment.run_folder import output_root
 from workbench.serve import deployment as serve
 from workbench.serve.processes import Launcher
 

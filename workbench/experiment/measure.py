@@ -17,7 +17,7 @@ from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
-from workbench.experiment.result import RunFolder
+from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.ties import ask_where_answers_part
 from workbench.load.arrivals import Arrivals
 from workbench.load.driver import LoadRun, drive_in_thread

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import isnan
+from collections.abc import Iterable, Mapping
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.statistics import three_digits
@@ -10,7 +11,7 @@ from workbench.metrics.statistics import three_digits
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["percentile_table"]
+__all__ = ["no_p99", "percentile_table", "without_p99"]
 
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
 
@@ -29,6 +30,23 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
         ends = (row["value_s"], row["low_s"], row["high_s"])
         cells[f"p{100 * row['quantile']:g}"] = _cell(*ends, row["note"])
     return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
+
+
+def no_p99(gates: Iterable[Mapping[str, Any]]) -> str:
+    """Why no p99 may be printed: the client itself was late. Empty where it may."""
+    for gate in gates:
+        if gate["name"] == "client kept up" and gate["outcome"] != "PASS":
+            return f"gate 'client kept up' is {gate['outcome']}: {gate['sentence']}"
+    return ""
+
+
+def without_p99(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those that `attrs["no_p99"]` withholds; their note says so."""
+    if why := found.attrs["no_p99"]:
+        tail = found["quantile"] >= 0.99
+        found.loc[tail, ["value_s", "low_s", "high_s"]] = nan
+        found.loc[tail, "note"] = f"withheld: {why.partition(':')[0]}"
+    return found
 
 
 def _cell(value_s: float, low_s: float, high_s: float, note: str) -> str:
