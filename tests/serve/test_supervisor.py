@@ -55,6 +55,7 @@ class Supervised:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workbench.serve.supervisor"],
+            env=os.environ | {"TMPDIR": str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -191,3 +192,19 @@ def test_the_segment_of_a_process_that_was_killed_by_another_is_removed(supervis
     assert segment.exists()
     supervisor.close()
     assert not segment.exists()
+
+
+def test_the_sockets_of_servers_lie_in_a_folder_that_ends_with_it(supervisor):
+    binds = """
+import os, socket, sys, time
+path = os.environ["VLLM_RPC_BASE_PATH"] + "/0123"
+socket.socket(socket.AF_UNIX).bind(path)
+with open(sys.argv[1] + ".new", "w") as file: file.write(path)
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(60)
+"""
+    supervisor.start("a", binds, supervisor.folder / "path")
+    path = Path(supervisor.written("path"))
+    assert path.is_socket()
+    supervisor.close()
+    assert not path.parent.exists()

@@ -9,8 +9,8 @@ It reads orders from stdin, one JSON object a line, and reports on stdout:
                                                             -> {"line": name, "text"}
 
 When its stdin closes, because the notebook ended it or because the kernel was killed, it ends every
-process below itself and removes the shared-memory segments that they had mapped. It is a subreaper,
-so that nothing below it can escape by losing its parent.
+process below itself and removes the shared-memory segments that they had mapped and the folder of
+their sockets. It is a subreaper, so that nothing below it can escape by losing its parent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -91,9 +92,13 @@ def _signal(members: dict[int, int], number: signal.Signals) -> None:
 
 
 class Supervisor:
-    """Children by name, and the segments seen below them."""
+    """Children by name, the segments seen below them, and the folder of their sockets.
 
-    def __init__(self) -> None:
+    vLLM binds a socket in VLLM_RPC_BASE_PATH for each server and leaves it when it is killed.
+    """
+
+    def __init__(self, sockets: str) -> None:
+        self.env = {"VLLM_RPC_BASE_PATH": sockets}
         self.children: dict[str, asyncio.subprocess.Process] = {}
         self.segments: dict[int, str] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -108,7 +113,7 @@ class Supervisor:
         with open(order["log"], "ab") as log:
             child = await asyncio.create_subprocess_exec(
                 *order["argv"],
-                env=os.environ | order["env"],
+                env=os.environ | self.env | order["env"],
                 stdin=asyncio.subprocess.PIPE if talks else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if talks else log,
                 stderr=log,
@@ -198,7 +203,8 @@ class Supervisor:
 def main() -> None:
     """Supervise until stdin closes or a signal asks to end."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    asyncio.run(Supervisor().run())
+    with tempfile.TemporaryDirectory(prefix="workbench-", ignore_cleanup_errors=True) as sockets:
+        asyncio.run(Supervisor(sockets).run())
 
 
 if __name__ == "__main__":
