@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.load.stream import error_message, parse_stream
+from workbench.load.stream import parse_stream
 
 
 def text(piece: str, made: int | None = None, **choice: object) -> dict[str, object]:
@@ -269,22 +269,3 @@ def test_a_whole_event_that_is_no_json_is_an_error_also_at_the_end() -> None:
 def test_an_event_cut_at_the_end_is_left_to_the_missing_finish() -> None:
     parsed = parse_stream([(1.0, sse(text("a", 1)) + sse(text("b", 2))[:-10])])
     assert (parsed.error, parsed.done, parsed.text) == ("truncated", False, "a")
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b'{"error": {"message": "no room", "code": 503}}', "no room"),
-        (b'{"error": "no room"}', "no room"),
-        (b'{"object": "error", "message": "no room"}', "no room"),
-        (b'{"detail": "no room"}', "no room"),
-        (b" <title>502</title><style>h1{}</style><h1>no\n room</h1> ", "502 no room"),
-        (b'{"error": [5]}', "[5]"),
-        (b'{"error": {"message": {"a": 1}}}', "{'a': 1}"),
-        (b"\xff" * 5000, "\ufffd" * 500),
-        (b"[1]", "[1]"),
-        (b"", ""),
-    ],
-)
-def test_error_messages_of_several_servers(body: bytes, message: str) -> None:
-    assert error_message(body) == message

@@ -1,13 +1,15 @@
-"""What an answer with a status other than 200 says, as one sentence for the record."""
+"""What a server says where it refuses or fails, as one sentence for the record."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from typing import Any
 
-from workbench.load.stream import error_message
+import orjson
 
-__all__ = ["refusal"]
+__all__ = ["error_message", "first_words", "message_of", "refusal"]
 
 _TELLING = {
     "retry-after": "the server asks to wait: Retry-After {}",
@@ -16,11 +18,13 @@ _TELLING = {
 }
 """Headers that say what to do next."""
 _HEADER_LETTERS = 200
+_MESSAGE_LETTERS = 500
 
 
 def refusal(status: int, headers: Mapping[str, str], reads: Iterable[bytes]) -> str:
-    """The body's message, else the status in words, and what the headers say to do next.
+    """What an answer with a status other than 200 says: its message and what to do next.
 
+    The body's message, else the status in words; then what the headers say.
     `headers` finds names in lower case. Nothing is asked again: a request is one measurement.
     """
     said = error_message(b"".join(reads)) or _phrase(status)
@@ -30,6 +34,30 @@ def refusal(status: int, headers: Mapping[str, str], reads: Iterable[bytes]) -> 
         if name in headers
     ]
     return "; ".join([said, *told])
+
+
+def error_message(body: bytes) -> str:
+    """The message of an error body, in OpenAI's, vLLM's or FastAPI's shape, or its text's start."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return first_words(body)
+    return message_of(answer) if isinstance(answer, dict) else first_words(body)
+
+
+def message_of(answer: dict[str, Any]) -> str:
+    """The message of an error that was read as JSON."""
+    error = answer.get("error") or answer
+    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return str(message or answer)[:_MESSAGE_LETTERS]
+
+
+def first_words(body: bytes) -> str:
+    """The first words of a body, without the tags if it is a page."""
+    text = body[:4000].decode(errors="replace").strip()
+    if text.startswith("<"):
+        text = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.S).split())
+    return text[:_MESSAGE_LETTERS]
 
 
 def _phrase(status: int) -> str:

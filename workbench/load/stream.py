@@ -5,9 +5,8 @@ How the bytes were split into reads decides when something arrived, never what i
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,8 +14,14 @@ from typing import Any
 import orjson
 
 from workbench.load.alike import run_after
+from workbench.load.events import BYTE_ORDER_MARK, ENDS_BLANK, events_of
+from workbench.load.refusal import error_message, first_words, message_of
 
-__all__ = ["ParsedStream", "error_message", "parse_stream"]
+__all__ = ["ParsedStream", "parse_stream"]
+
+_MOST_TOKENS = 2**31 - 1
+_RUNS = 8
+"""Looks for runs of events that are alike in one stream; each begins with a copy of the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     stamps, pieces = zip(*reads, strict=True) if (reads := list(reads)) else ((), ())
     body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
     seen = _Seen()
-    events, runs = _events(body, 0), 0 if b"\r" in body else _RUNS
+    events, runs = events_of(body, 0), 0 if b"\r" in body else _RUNS
     while (event := next(events, None)) is not None:
         end, data, named_error = event
         if not data.startswith((b" {", b"{")):
@@ -78,13 +83,13 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
                 run = run_after(data, end, body, **seen.last())
                 if run.ends:
                     seen.go_on(run.texts, [stamps[bisect_left(ends, at)] for at in run.ends])
-                    events = _events(body, run.ends[-1])
+                    events = events_of(body, run.ends[-1])
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
-            if end < len(body) or _ENDS_BLANK.search(body[-4:]):
-                seen.error, seen.message = "protocol", f"an event is not JSON: {_start(data)}"
+            if end < len(body) or ENDS_BLANK.search(body[-4:]):
+                seen.error, seen.message = "protocol", f"an event is not JSON: {first_words(data)}"
         except (AttributeError, TypeError):
-            seen.error, seen.message = "protocol", f"an event is not a chunk: {_start(data)}"
+            seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
         if seen.error:
             break
     if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
@@ -170,7 +175,7 @@ class _Seen:
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
         if chunk.get("error") not in (None, "", False) or chunk.get("object") == "error":
-            self.error, self.message = "stream_error", _message(chunk)
+            self.error, self.message = "stream_error", message_of(chunk)
             return
         choices, usage = chunk.get("choices"), chunk.get("usage")
         if choices is None and usage is not None:
@@ -223,74 +228,10 @@ def _without_end(body: bytes, done: bool) -> tuple[str, str]:
     """(error, message) of a stream that does not say that it has ended well."""
     if done:
         return "truncated", "the stream said [DONE] without a token"
-    start = body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:5]
+    start = body.removeprefix(BYTE_ORDER_MARK).lstrip()[:5]
     if start and not start.startswith((b"data", b"event", b"id", b"retry", b":")):
         return "protocol", f"the answer is no event stream: {error_message(body)}"
     return "truncated", "the stream ended without finish_reason and without [DONE]"
-
-
-def error_message(body: bytes) -> str:
-    """The message of an error body, in OpenAI's, vLLM's or FastAPI's shape, or its text's start."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _start(body)
-    return _message(answer) if isinstance(answer, dict) else _start(body)
-
-
-def _message(answer: dict[str, Any]) -> str:
-    error = answer.get("error") or answer
-    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return str(message or answer)[:_MESSAGE_LETTERS]
-
-
-def _start(body: bytes) -> str:
-    """The first words of a body, without the tags if it is a page."""
-    text = body[:4000].decode(errors="replace").strip()
-    if text.startswith("<"):
-        text = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.S).split())
-    return text[:_MESSAGE_LETTERS]
-
-
-_MOST_TOKENS = 2**31 - 1
-_RUNS = 8
-"""Looks for runs of events that are alike in one stream; each begins with a copy of the rest."""
-_MESSAGE_LETTERS = 500
-_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_NAMED_ERROR = re.compile(rb"event: ?error$")
-_ENDS_BLANK = re.compile(_EVENT_END.pattern + rb"\Z")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def _events(body: bytes, start: int) -> Iterator[tuple[int, bytes, bool]]:
-    """The offset just behind each event (WHATWG HTML, 9.2.6), its data, and if it is named `error`.
-
-    Those from `start` on, which is 0 or behind an event.
-
-    What follows the last blank line counts as an event too: some servers leave out the last one.
-    """
-    if not start and body.startswith(_BYTE_ORDER_MARK):
-        start = len(_BYTE_ORDER_MARK)
-    if b"\r" not in body:
-        end = start
-        for event in body[start:].split(b"\n\n"):
-            end += len(event) + 2
-            if event[:5] == b"data:" and b"\n" not in event:
-                yield min(end, len(body)), event[5:], False  # one line, as nearly always
-            elif event:
-                yield from _lines_of(min(end, len(body)), event)
-        return
-    for match in _EVENT_END.finditer(body):
-        yield from _lines_of(match.end(), body[start : match.end()])
-        start = match.end()
-    yield from _lines_of(len(body), body[start:])
-
-
-def _lines_of(end: int, event: bytes) -> Iterator[tuple[int, bytes, bool]]:
-    lines = event.splitlines()
-    data = [line[5:] for line in lines if line.startswith(b"data:")]
-    if data:
-        yield end, b"\n".join(data), any(_NAMED_ERROR.match(line) for line in lines)
 
 
 def _generated(choice: dict[str, Any]) -> list[str]:
