@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from workbench.experiment.measure import Log, _watch_client
 from workbench.experiment.percentile_table import no_p99
+from workbench.experiment.run_log import Log
+from workbench.experiment.watch import watch_client
 from workbench.load.arrivals import constant
 from workbench.load.driver import LoadRun, drive
 from workbench.load.workload import short
@@ -54,7 +55,7 @@ async def asked(url: str) -> tuple[LoadRun, float]:
 
 def judged(run: LoadRun, others_share: float) -> Gate:
     log = Log()
-    _watch_client(run, others_share, log)
+    watch_client(run, others_share, log)
     return client_kept_up(log.client)
 
 

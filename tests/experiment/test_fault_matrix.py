@@ -12,6 +12,7 @@ from workbench.experiment import measure
 from workbench.experiment.arms import plan
 from workbench.experiment.result import Result
 from workbench.experiment.run import run
+from workbench.experiment.run_log import Log
 from workbench.machine import repository_root
 from workbench.params import PdSweep
 from workbench.serve import deployment
@@ -57,10 +58,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
     monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
 
-    def watch(load: Any, others_share: float, log: measure.Log, **_: Any) -> None:
+    def watch(load: Any, others_share: float, log: Log, **_: Any) -> None:
         log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}
 
-    monkeypatch.setattr(measure, "_watch_client", watch)
+    monkeypatch.setattr(measure, "watch_client", watch)
 
 
 async def simulate(folder: Path, text: str, **values: Any) -> Result:

@@ -24,10 +24,10 @@ from workbench.claims.registry import Registry, read_registry
 from workbench.claims.selection import select
 from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.plan import run_id
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
+from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 from workbench.physics import accelerator

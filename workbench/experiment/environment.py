@@ -11,10 +11,10 @@ from typing import Any
 from workbench import machine
 from workbench.errors import WorkbenchError
 from workbench.experiment.arms import plan
-from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
+from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import Machine
 from workbench.metrics.gates import Gate
 from workbench.params import EnvironmentCheck, PdSweep

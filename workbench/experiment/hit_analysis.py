@@ -21,11 +21,11 @@ from workbench.experiment.arms import plan
 from workbench.experiment.hit_findings import ratios, tiers
 from workbench.experiment.hit_log import log_facts
 from workbench.experiment.hit_sentences import by_counters, cards, headline, sentences
-from workbench.experiment.measure import Echo, echo_line
 from workbench.experiment.plan import ExperimentPlan, run_id
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
+from workbench.experiment.run_log import Echo, echo_line
 from workbench.experiment.sentences import headline as judged
 from workbench.metrics.lmcache_log import read_log
 from workbench.params import LMCacheHitAnalysis

@@ -2,81 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
-from math import isnan, lcm, nan
+from dataclasses import replace
+from math import lcm, nan
 from typing import Any
 
 import pandas as pd
 
-from workbench.control import control_client
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.run_folder import RunFolder
+from workbench.experiment.run_log import Echo, Log, echo_line
 from workbench.experiment.ties import ask_where_answers_part
+from workbench.experiment.watch import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.load.arrivals import Arrivals
 from workbench.load.driver import LoadRun, drive_in_thread
 from workbench.load.traces import trace_of_run
-from workbench.load.workers import WHY_NO_MORE, drive_in_workers, most_workers
+from workbench.load.workers import drive_in_workers, most_workers
 from workbench.load.workload import Workload, asked_again
 from workbench.machine import ProcessorLoad
-from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE
-from workbench.metrics.counters import sample
 from workbench.metrics.latency import latencies
-from workbench.metrics.passes import PassCounters
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
 from workbench.topology import Topology
 
-__all__ = ["Echo", "Log", "echo_line", "measure_arm"]
-
-Echo = Callable[[str], None]
-
-GAUGE_PERIOD_S = 2.0
-PROXY_BUSY_SHARE = 0.5
-OTHERS_BUSY_SHARE = 0.1
-SHORTEST_WATCHED_S = 0.1
-
-
-def echo_line(line: str) -> None:
-    """Print at once, so that progress shows in a terminal and in a notebook."""
-    print(line, flush=True)
-
-
-@dataclass(slots=True)
-class Log:
-    """What a run has gathered so far."""
-
-    requests: list[pd.DataFrame] = field(default_factory=list)
-    legs: list[pd.DataFrame] = field(default_factory=list)
-    counters: list[pd.DataFrame] = field(default_factory=list)
-    gauges: list[pd.DataFrame] = field(default_factory=list)
-    passes: list[PassCounters] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    """Why passes could not be measured."""
-    refusals: list[str] = field(default_factory=list)
-    """Resets that an instance refused."""
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    workers: int = 1
-    """Processes that send the load, where the plan leaves that open."""
-    client: dict[str, float] = field(default_factory=dict)
-    """The worst of each reading of the client's health."""
-    launches_s: list[float] = field(default_factory=list)
-    measuring_s: float = 0.0
-
-    def doubt(self, sentence: str) -> None:
-        if sentence not in self.doubts:
-            self.doubts.append(sentence)
-
-    def frame(self, name: str) -> pd.DataFrame:
-        parts = [part for part in getattr(self, name) if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else to_frame(())
+__all__ = ["measure_arm"]
 
 
 async def measure_arm(
@@ -196,11 +147,11 @@ async def _measure_pass(
     ended: list[RequestRecord] = []
     load_before = ProcessorLoad.now()
     try:
-        async with _watched(deployment) as gauges:
+        async with watched_gauges(deployment) as gauges:
             load = await _drive(
                 workload,
                 plan.arrivals_in(measured),
-                workers=_workers(plan, most, log),
+                workers=worker_count(plan, most, log),
                 base_url=deployment.url,
                 model=deployment.model,
                 headers=deployment.headers,
@@ -239,8 +190,8 @@ async def _measure_pass(
     known = rows["index"].map(launch.expected_cached)
     rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
     folder.write("requests", log.frame("requests"))
-    _watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
-    _watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
+    watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
+    watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
     failed = sum(not record.ok for record in load.records)
     ttft_ms = 1000 * rows["ttft_s"].median()
     line = f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
@@ -253,65 +204,3 @@ async def _drive(
     if workers == 1:
         return await drive_in_thread(workload, arrivals, **options)
     return await drive_in_workers(workload, arrivals, workers=workers, **options)
-
-
-def _workers(plan: ExperimentPlan, most: int, log: Log) -> int:
-    """Processes that send the next pass: as asked, or one until a pass has shown it too busy."""
-    asked = plan.params.client_workers
-    if asked > most:
-        log.doubt(f"client_workers is {asked} and {most} sent the load: {WHY_NO_MORE}.")
-    return min(asked or log.workers, most)
-
-
-@asynccontextmanager
-async def _watched(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]]:
-    """Read requests running and waiting, and KV in use, of every instance during a pass."""
-    rows: list[dict[str, Any]] = []
-    stop = asyncio.Event()
-    urls = {instance.name: instance.url for instance in deployment.instances}
-    async with control_client(headers=deployment.headers) as client:
-        task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
-        try:
-            yield rows
-        finally:
-            stop.set()
-            rows += await task
-
-
-def _watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: Log) -> None:
-    if before and after:
-        share = (after["cpu_s"] - before["cpu_s"]) / max(load.ended_s - load.started_s, 1e-9)
-        if share > PROXY_BUSY_SHARE:
-            log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
-
-
-def _watch_client(load: LoadRun, others_share: float, log: Log, *, most: int = 0) -> None:
-    """Keep the worst of the client's health for its gate, and say when others were busy.
-
-    A client that was too busy gets one process more for the passes to come, up to `most`; 0 where
-    their number was asked for.
-    """
-    # A pass that fails at once is all client, and so short that no beat was due in it.
-    brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
-    for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
-        if not isnan(value) and not (brief and name.endswith("cpu_share")):
-            worst = min if name == "kernel_stamped_share" else max
-            log.client[name] = worst(value, log.client.get(name, value))
-    busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE and not brief
-    seen = (
-        f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the time"
-        " on its core"
-    )
-    if busy and 0 < most <= log.workers:
-        log.doubt(f"{seen}, and {most} is the most that can send the load: {WHY_NO_MORE}.")
-    elif busy and most and log.workers < max(1, (os.cpu_count() or 1) - 1):
-        log.workers += 1
-        log.doubt(
-            f"{seen}: later passes were sent by {log.workers}. Measure again with client_workers"
-            f" {log.workers}, so that all passes are alike."
-        )
-    if others_share > OTHERS_BUSY_SHARE:
-        log.doubt(
-            "In some passes other programs kept more than"
-            f" {OTHERS_BUSY_SHARE:.0%} of this machine's cores busy; end them and measure again."
-        )

@@ -18,10 +18,11 @@ from typing import Any
 from workbench import machine
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings import conclude
-from workbench.experiment.measure import Echo, Log, echo_line, measure_arm
+from workbench.experiment.measure import measure_arm
 from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
+from workbench.experiment.run_log import Echo, Log, echo_line
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep

@@ -1,0 +1,52 @@
+"""What a run gathers while it measures, and the lines that it prints meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from workbench.metrics.passes import PassCounters
+from workbench.records import to_frame
+
+__all__ = ["Echo", "Log", "echo_line"]
+
+Echo = Callable[[str], None]
+
+
+def echo_line(line: str) -> None:
+    """Print at once, so that progress shows in a terminal and in a notebook."""
+    print(line, flush=True)
+
+
+@dataclass(slots=True)
+class Log:
+    """What a run has gathered so far."""
+
+    requests: list[pd.DataFrame] = field(default_factory=list)
+    legs: list[pd.DataFrame] = field(default_factory=list)
+    counters: list[pd.DataFrame] = field(default_factory=list)
+    gauges: list[pd.DataFrame] = field(default_factory=list)
+    passes: list[PassCounters] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why passes could not be measured."""
+    refusals: list[str] = field(default_factory=list)
+    """Resets that an instance refused."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    workers: int = 1
+    """Processes that send the load, where the plan leaves that open."""
+    client: dict[str, float] = field(default_factory=dict)
+    """The worst of each reading of the client's health."""
+    launches_s: list[float] = field(default_factory=list)
+    measuring_s: float = 0.0
+
+    def doubt(self, sentence: str) -> None:
+        if sentence not in self.doubts:
+            self.doubts.append(sentence)
+
+    def frame(self, name: str) -> pd.DataFrame:
+        parts = [part for part in getattr(self, name) if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else to_frame(())
