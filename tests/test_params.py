@@ -8,9 +8,7 @@ import papermill
 import pytest
 import yaml
 
-from workbench import params as parameters
 from workbench.errors import ParameterError
-from workbench.load import texts
 from workbench.load.catalogue import WORKLOADS
 from workbench.load_params import OWN_LENGTHS
 from workbench.machine import repository_root
@@ -129,10 +127,6 @@ def test_a_workload_has_lengths_of_its_own_where_none_are_given():
                 prompt_tokens,
                 requests,
             )
-
-
-def test_the_texts_are_those_that_exist():
-    assert parameters.TEXTS == texts.NAMES
 
 
 def test_an_attached_deployment_may_have_any_label():

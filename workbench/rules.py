@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from workbench.errors import ParameterError
 
-__all__ = ["Rule", "param"]
+__all__ = ["Rule", "check_address", "check_shares", "param"]
 
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
@@ -46,6 +47,25 @@ def param(default: Any, help: str, **rule: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Refuse shares that are not inside 0 and 1, or that read alike. Raises ParameterError."""
+    if any(not 0 < share < 1 for share in shares):
+        raise ParameterError(f"shares is {shares}: each is between 0 and 1, e.g. [0.5]")
+    if len({f"{share:.0%}" for share in shares}) < len(shares):
+        raise ParameterError(
+            f"shares is {shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
+        )
+
+
+def check_address(base_url: str) -> None:
+    """Refuse what is no address of a server. Raises ParameterError."""
+    if not base_url.startswith(("http://", "https://")):
+        raise ParameterError(
+            f"base_url is {base_url!r}: engine attach needs the address of a running server, e.g."
+            " http://127.0.0.1:8000"
+        )
 
 
 def _typed(value: Any, wanted: Any) -> Any:

@@ -4,6 +4,7 @@ import pytest
 
 from workbench import load_params
 from workbench.errors import ParameterError
+from workbench.load import texts
 from workbench.load.catalogue import WORKLOADS, build
 from workbench.load.scenarios import SCENARIOS
 from workbench.load.workload import short
@@ -13,6 +14,7 @@ def test_a_workload_is_found_by_the_name_that_a_parameter_gives_it() -> None:
     assert build("short", salt="s", requests=2).hash == short(salt="s", requests=2).hash
     assert set(WORKLOADS) == set(load_params.WORKLOADS)
     assert set(SCENARIOS) == set(load_params.SCENARIOS)
+    assert texts.NAMES == load_params.TEXTS
 
 
 @pytest.mark.parametrize(
