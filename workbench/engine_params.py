@@ -44,7 +44,9 @@ class EngineParams:
     gpu_memory_share: float = param(
         0.9, "share of a GPU's memory that its instances take", low=0.05, high=0.99
     )
-    fork: bool = param(True, "on a CPU, fork the servers from one process that has loaded vLLM")
+    fork: bool = param(
+        True, "fork servers from one process that has loaded their code (CPU, simulated)"
+    )
     fault: str = param(
         "",
         "simulated: one thing that goes wrong on purpose, empty for none",

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.serve.simulated_pair import SETTINGS, Pair, pretend
@@ -286,12 +287,13 @@ async def test_reset_refused():
     assert said == [{"success": True}, {"success": False}]
 
 
-async def test_store_dead(tmp_path: Path, nothing_left: str):
+@pytest.mark.parametrize("fork", [True, False], ids=["forked", "plain"])
+async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
     """With real processes: one of them ends."""
     settings = EngineSettings(**SETTINGS, **with_fault("store_dead"))
     topology = Topology.parse("1p1d")
     async with (
-        Launcher(log_dir=tmp_path, fork=False) as launcher,
+        Launcher(log_dir=tmp_path, fork=fork, loads="simulated") as launcher,
         deploy(
             launcher,
             lambda ports: plan_deployment(topology, connector("lmcache"), settings, ports=ports),
@@ -300,6 +302,8 @@ async def test_store_dead(tmp_path: Path, nothing_left: str):
         ) as deployment,
     ):
         assert deployment.started_s < 10
+        parents = {" ".join(psutil.Process(p.pid).parent().cmdline()) for p in deployment.processes}
+        assert all(("forkserver simulated" in parent) == fork for parent in parents)
         pair = Pair(deployment)
         records = await pair.ask(8)
         before = await pair.counters()

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 from workbench.experiment.plan import Arm
 from workbench.experiment.run_folder import output_root
@@ -22,10 +23,11 @@ async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serv
     `deployment.url` takes OpenAI requests. Raises LaunchError with the reason and the log's path.
     """
     logs = log_dir or output_root("outputs") / "deploy" / uuid.uuid4().hex[:8]
-    fork = arm.settings is not None and arm.settings.platform == "cpu"
+    platform = arm.settings.platform if arm.settings is not None else ""
+    loads: Literal["engine", "simulated"] = "simulated" if platform == "simulated" else "engine"
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
     async with (
-        Launcher(logs, fork=fork) as launcher,
+        Launcher(logs, fork=platform in ("cpu", "simulated"), loads=loads) as launcher,
         serve.deploy(
             launcher,
             lambda ports: arm.deployment(ports, shm_name=shm),

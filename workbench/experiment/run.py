@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from workbench import machine
 from workbench.errors import DeploymentError, LaunchError, ResultError
@@ -105,9 +105,12 @@ async def _launcher(
     if plan.params.engine == "attach":
         yield None
         return
-    fork = plan.params.fork and plan.platform == "cpu"
+    fork = plan.params.fork and plan.platform in ("cpu", "simulated")
+    loads: Literal["engine", "simulated"] = (
+        "simulated" if plan.platform == "simulated" else "engine"
+    )
     offline = all(arm.settings is None or arm.settings.local for arm in plan.arms)
-    async with Launcher(folder.logs, fork=fork, offline=offline) as launcher:
+    async with Launcher(folder.logs, fork=fork, offline=offline, loads=loads) as launcher:
         launcher.warm_up()
         yield launcher
         for note in launcher.notes:

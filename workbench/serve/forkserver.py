@@ -1,14 +1,19 @@
-"""The fork server: import vLLM and LMCache once, then fork real servers.
+"""The fork server: import what servers need once, then fork the servers.
+
+    python -m workbench.serve.forkserver engine       vLLM and LMCache
+    python -m workbench.serve.forkserver simulated    the pretended ones, and the proxy
 
 Importing is nine tenths of the start of an instance on a CPU. This program imports all that an
 instance needs, then reads one JSON object a line from stdin,
-`{"fork": "vllm" or "lmcache", "name", "args": [...], "env": {}, "log": path}`, forks, and the child
-runs vLLM's or LMCache's own server with those arguments. An instance is still an API server and an
-engine core with ports of their own.
+`{"fork": kind, "name", "args": [...], "env": {}, "log": path}`, forks, and the child runs the
+server of that kind (`vllm`, `lmcache`, `simulated`, `proxy`) with those arguments: vLLM's or
+LMCache's own, or one of ours. An instance of vLLM is still an API server and an engine core with
+ports of their own.
 It answers on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
 When stdin closes it ends.
 
-It leans on private parts of vLLM 0.32.0; when its imports fail, the plain start takes over.
+With `engine` it leans on private parts of vLLM 0.32.0. When its imports fail, the plain start takes
+over.
 """
 
 from __future__ import annotations
@@ -58,17 +63,27 @@ def _import_engine() -> None:
     CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
+def _import_simulated() -> None:
+    import uvloop
+
+    import workbench.serve.proxy
+    import workbench.serve.simulated.__main__
+
+
 def _serve(job: dict[str, Any]) -> None:
     """Become the server that `job` describes; returns when it has ended."""
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(name, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(job["env"])
 
-    {"vllm": _vllm_serve, "lmcache": _lmcache_server}[job["fork"]](job["args"])
+    {"vllm": _vllm_serve, "lmcache": _lmcache_server, "simulated": _pretend, "proxy": _proxy}[
+        job["fork"]
+    ](job["args"])
 
 
 def _vllm_serve(arguments: list[str]) -> None:
@@ -91,6 +106,18 @@ def _lmcache_server(arguments: list[str]) -> None:
 
     sys.argv = ["lmcache", "server", *arguments]
     lmcache()
+
+
+def _pretend(arguments: list[str]) -> None:
+    from workbench.serve.simulated.__main__ import main as simulated
+
+    simulated(arguments)
+
+
+def _proxy(arguments: list[str]) -> None:
+    from workbench.serve.proxy import main as proxy
+
+    proxy(arguments)
 
 
 def _fork(job: dict[str, Any]) -> int:
@@ -121,7 +148,7 @@ def _say(**event: Any) -> None:
 def main() -> None:
     """Serve fork orders until stdin closes."""
     started_s = time.monotonic()
-    _import_engine()
+    {"engine": _import_engine, "simulated": _import_simulated}[sys.argv[1]]()
     # Every later fork, the engine cores' included, ends with the process that forked it.
     os.register_at_fork(after_in_child=die_with_parent)
     # Frozen objects are not scanned by the children's collector, so their pages stay shared.

@@ -62,8 +62,8 @@ class ProcessSpec:
     port: int
     ready_url: str
     env: dict[str, str] = field(default_factory=dict)
-    forks: Literal["", "vllm", "lmcache"] = ""
-    """What the fork server turns into this process; empty where it cannot."""
+    forks: Literal["", "vllm", "lmcache", "simulated", "proxy"] = ""
+    """What a fork server turns into this process; empty where none can."""
     devices: tuple[str, ...] = ()
 
     @property

@@ -32,11 +32,14 @@ def listens(pid: int, port: int) -> bool:
     """True when this process, or one below it, listens on the port."""
     import psutil
 
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
+    def listens_itself(process: psutil.Process) -> bool:
         return any(
             connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-            for one in (process, *process.children(recursive=True))
-            for connection in one.net_connections("tcp")
+            for connection in process.net_connections("tcp")
         )
+
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        # Its children come last: to find them, psutil looks at every process of the machine.
+        return listens_itself(process) or any(map(listens_itself, process.children(recursive=True)))
     return False

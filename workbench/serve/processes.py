@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
@@ -26,6 +26,9 @@ from workbench.serve.vllm import instance_env
 __all__ = ["Launcher", "Process", "free_ports"]
 
 FORK_SERVER = "fork-server"
+FORKS = {"engine": ("vllm", "lmcache"), "simulated": ("simulated", "proxy")}
+"""What a fork server can become, by what it has loaded."""
+FIRST_POLL_S = 0.02
 POLL_PERIOD_S = 0.1
 LOG_PERIOD_S = 0.5
 STOP_GRACE_S = 0.5
@@ -77,7 +80,7 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
 
 @dataclass(slots=True)
 class Launcher:
-    """Owns a supervisor process and, on a CPU, the fork server behind it.
+    """Owns a supervisor process and the fork server behind it (on a CPU, and for a simulation).
 
     Use as `async with Launcher(log_dir) as launcher`; leaving it ends all that it started.
     """
@@ -86,6 +89,8 @@ class Launcher:
     fork: bool = True
     offline: bool = True
     """Whether the fork server may do without a model hub."""
+    loads: Literal["engine", "simulated"] = "engine"
+    """What the fork server imports before it forks."""
     notes: list[str] = field(default_factory=list)
     _supervisor: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
@@ -127,7 +132,7 @@ class Launcher:
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
-        if spec.forks and self.fork:
+        if self.fork and spec.forks in FORKS[self.loads]:
             self.warm_up()
             assert self._fork_server is not None
             if await self._fork_server and not self._exits[FORK_SERVER].done():
@@ -151,7 +156,7 @@ class Launcher:
 
     async def _ready(self, client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
         ends_s = time.monotonic() + timeout_s
-        look_s = 0.0
+        look_s, pause_s = 0.0, FIRST_POLL_S
         while True:
             if await _answers(client, process):
                 return
@@ -163,7 +168,9 @@ class Launcher:
                 raise LaunchError(process.failure("did not start"))
             if now_s > ends_s:
                 raise LaunchError(process.failure(f"was not ready after {timeout_s:.0f} s"))
-            await asyncio.sleep(POLL_PERIOD_S)
+            await asyncio.sleep(pause_s)
+            # Forked servers answer within a tenth of a second, those that import within seconds.
+            pause_s = min(2 * pause_s, POLL_PERIOD_S)
 
     async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
         """End processes with everything they started, and remove their shared memory."""
@@ -237,16 +244,16 @@ class Launcher:
             self._ended(name, -signal.SIGKILL)
 
     async def _start_fork_server(self) -> bool:
-        """True when the fork server has loaded vLLM; False when instances must start plainly."""
+        """True when the fork server has loaded; False when instances must start plainly."""
         loop = asyncio.get_running_loop()
         log = self.log_dir / f"{FORK_SERVER}.log"
         self._exits[FORK_SERVER] = loop.create_future()
         ready = self._waiting[FORK_SERVER + " ready"] = loop.create_future()
-        argv = [sys.executable, "-m", "workbench.serve.forkserver"]
+        argv = [sys.executable, "-m", "workbench.serve.forkserver", self.loads]
         order = {
             "start": FORK_SERVER,
             "argv": argv,
-            "env": instance_env("cpu", offline=self.offline),
+            "env": instance_env("cpu", offline=self.offline) if self.loads == "engine" else {},
             "log": str(log),
         }
         await self._ask(FORK_SERVER, **order, talks=True)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from workbench.serve.simulated.faults import fault_of_process
 from workbench.topology import Topology
@@ -41,19 +41,23 @@ def pretend(
         last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
         fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
         program, args = spec.program, spec.args
+        forks: Literal["simulated", "proxy"] = "simulated"
         if spec.role == "store":
             store_port = spec.port
-            program = (*_PROGRAM, "store")
+            program = _PROGRAM
             args = (
-                "--port", str(spec.port), "--http-port", spec.ready_url.split(":")[2].split("/")[0],
+                "store", "--port", str(spec.port),
+                "--http-port", spec.ready_url.split(":")[2].split("/")[0],
                 "--l1-size-gb", f"{store_gb:g}",
             )  # fmt: skip
-        elif spec.role != "proxy":
-            program = (*_PROGRAM, "engine")
+        elif spec.role == "proxy":
+            forks = "proxy"
+        else:
+            program = _PROGRAM
             transfer = connector.transfer_config(spec.role, store_port=store_port, cpu=True)
             args = _instance_args(spec, settings, json.dumps(transfer or {}))
         args += ("--fault", fault) if fault else ()
-        made.append(replace(spec, program=program, args=args, env={}, forks=""))
+        made.append(replace(spec, program=program, args=args, env={}, forks=forks))
     return made
 
 
@@ -61,7 +65,7 @@ def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -
     """The few options that a pretend instance has, called as vLLM calls them."""
     caching = "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
     return (
-        "--name", spec.name, "--role", spec.role, "--port", str(spec.port),
+        "engine", "--name", spec.name, "--role", spec.role, "--port", str(spec.port),
         "--max-model-len", str(settings.context_tokens),
         "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20), caching,
         "--kv-transfer-config", transfer, "--seed", str(settings.seed), *settings.extra_args,
