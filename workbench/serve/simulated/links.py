@@ -15,7 +15,7 @@ from workbench.serve.simulated.store import BLOCKS_IN_CHUNK, CHUNK_TOKENS
 
 __all__ = ["Links"]
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 1.5
 """How long a silent store or peer is waited for; then the prompt is computed here."""
 DEGRADED_S = 1.0
 """How long a store that did not answer is left alone, as LMCache's heartbeat does."""
