@@ -58,10 +58,10 @@ def mean_of_runs(values: ArrayLike, *, cells: int = 1, confidence: float = CONFI
     middle = float(logs.mean())
     if len(kept) < 2:
         return Interval(estimate=exp(middle), low=nan, high=nan, runs=len(kept))
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     tail = (1 - confidence) / 2 / cells
-    reach = float(t.ppf(1 - tail, len(kept) - 1)) * float(logs.std(ddof=1)) / len(kept) ** 0.5
+    reach = float(stdtrit(len(kept) - 1, 1 - tail)) * float(logs.std(ddof=1)) / len(kept) ** 0.5
     return Interval(
         estimate=exp(middle), low=exp(middle - reach), high=exp(middle + reach), runs=len(kept)
     )

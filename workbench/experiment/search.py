@@ -65,11 +65,11 @@ class Point:
         shares = [met / sent for met, sent in zip(self.met, self.sent, strict=True) if sent]
         rounds = len(shares)
         if rounds > 2:
-            from scipy.stats import t
+            from scipy.special import stdtrit
 
             mean = sum(shares) / rounds
             spread = sqrt(sum((share - mean) ** 2 for share in shares) / (rounds - 1) / rounds)
-            reach = float(t.ppf(0.975, rounds - 1)) * spread
+            reach = float(stdtrit(rounds - 1, 0.975)) * spread
             low, high = min(low, mean - reach), max(high, mean + reach)
         return max(0.0, low), min(1.0, high)
 

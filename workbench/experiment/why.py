@@ -130,10 +130,10 @@ def _mean(per_round: list[float]) -> dict[str, float]:
     mean = sum(per_round) / n if n else nan
     if n < _ROUNDS_FOR_INTERVAL:
         return {"mean": mean, "low": nan, "high": nan}
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     variance = sum((value - mean) ** 2 for value in per_round) / (n - 1)
-    reach = float(t.ppf(0.975, n - 1)) * (variance / n) ** 0.5
+    reach = float(stdtrit(n - 1, 0.975)) * (variance / n) ** 0.5
     return {"mean": mean, "low": mean - reach, "high": mean + reach}
 
 

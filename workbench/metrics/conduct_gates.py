@@ -230,6 +230,12 @@ def _workers(health: Mapping[str, float]) -> int:
     return int(health.get("workers", 1))
 
 
+def _rank_test(first: pd.Series[float], last: pd.Series[float]) -> float:
+    from scipy.stats import mannwhitneyu  # half a second, and few runs need it
+
+    return float(mannwhitneyu(first, last).pvalue)
+
+
 def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
     """TTFT does not drift within a pass: the last third of its requests is as fast as the first.
 
@@ -238,8 +244,6 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
     when no pass has the 20 requests of one length and reuse that it takes to see it; an
     overloaded open loop is what it finds.
     """
-    from scipy.stats import mannwhitneyu
-
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, judged = [], 0
     for (arm, number, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
@@ -252,7 +256,7 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
         third = len(one) // 3
         first, last = one["ttft_s"].iloc[:third], one["ttft_s"].iloc[-third:]
         grown = last.median() > _STEADY_RATIO * first.median()
-        if grown and mannwhitneyu(first, last).pvalue < _STEADY_P:
+        if grown and _rank_test(first, last) < _STEADY_P:
             problems.append(
                 f"{arm}, round {number}, {name}: median TTFT went from {1000 * first.median():.0f}"
                 f" ms in the first third to {1000 * last.median():.0f} ms in the last"
