@@ -28,6 +28,7 @@ _MOST = 10**12
 """No time (ms) and no length is above it, so that none outgrows a float."""
 
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+_EXAMPLE = '{"timestamp": 0, "input_length": 600, "output_length": 32, "hash_ids": [0, 1]}'
 
 
 def read_trace(path: Path | str, *, first: int | None = None) -> Trace:
@@ -56,7 +57,7 @@ def read_trace(path: Path | str, *, first: int | None = None) -> Trace:
     except OSError as error:
         raise ParameterError(f"trace {path} cannot be read: {error.strerror}") from error
     if not rows:
-        raise ParameterError(f"trace {path} is empty: it has one JSON object a line")
+        raise ParameterError(f"trace {path} is empty: each line is one request, e.g. {_EXAMPLE}")
     return Trace(name=path.stem, rows=tuple(rows))
 
 
@@ -74,7 +75,10 @@ def trace(
     check_numbers(salt, prompt_tokens=(prompt_tokens, 1), output_tokens=(output_tokens, 1))
     wanted = read_trace(file, first=requests)
     if len(wanted.rows) < requests:
-        raise ParameterError(f"{file} has {len(wanted.rows)} requests: take no more than these")
+        raise ParameterError(
+            f"{file} has {len(wanted.rows)} lines and requests is {requests}: take no more than"
+            f" these, e.g. -p requests {len(wanted.rows)}"
+        )
     small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     made = small.workload(
         context_tokens=prompt_tokens + output_tokens,
@@ -108,26 +112,35 @@ def _row(line: bytes, where: str, number: int) -> TraceRow:
         found: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ParameterError(
-            f"{where} is not JSON: {line[:60].decode(errors='replace').strip()!r}"
+            f"{where} is not JSON: {line[:60].decode(errors='replace').strip()!r}; a request is"
+            f" e.g. {_EXAMPLE}"
         ) from error
-    if not isinstance(found, dict) or not set(_FIELDS) <= set(found):
-        raise ParameterError(f"{where}: a request has the fields {', '.join(_FIELDS)}")
+    missing = [name for name in _FIELDS if not isinstance(found, dict) or name not in found]
+    if missing:
+        raise ParameterError(f"{where} lacks {', '.join(missing)}; a request is e.g. {_EXAMPLE}")
     timestamp, prompt_tokens, output_tokens, hash_ids = (found[name] for name in _FIELDS)
     if type(timestamp) not in (int, float) or not 0 <= timestamp <= _MOST:
-        raise ParameterError(f"{where}: timestamp is {_cut(timestamp)}: it has milliseconds from 0")
+        raise ParameterError(
+            f"{where}: timestamp is {_cut(timestamp)}: it is milliseconds since the start, 0 or"
+            " more"
+        )
     for name, value, least in (
         ("input_length", prompt_tokens, 1),
         ("output_length", output_tokens, 0),
     ):
         if type(value) is not int or not least <= value <= _MOST:
-            raise ParameterError(f"{where}: {name} is {_cut(value)}: it has tokens, from {least}")
+            raise ParameterError(
+                f"{where}: {name} is {_cut(value)}: it is a whole number of tokens, {least} or more"
+            )
     if not isinstance(hash_ids, list) or any(type(i) is not int or i < 0 for i in hash_ids):
-        raise ParameterError(f"{where}: hash_ids is no list of whole numbers from 0")
+        raise ParameterError(
+            f"{where}: hash_ids is {_cut(hash_ids)}: it is a list of whole numbers, 0 or more"
+        )
     blocks = -(-prompt_tokens // BLOCK_TOKENS)
     if len(hash_ids) != blocks:
         raise ParameterError(
-            f"{where}: {len(hash_ids)} hash_ids contradict input_length {prompt_tokens}, which is"
-            f" {blocks} blocks of {BLOCK_TOKENS} tokens"
+            f"{where}: hash_ids has {len(hash_ids)} and input_length {prompt_tokens} takes"
+            f" {blocks}, one for each {BLOCK_TOKENS} tokens or part of them"
         )
     return TraceRow(
         arrival_s=timestamp / 1000,

@@ -243,7 +243,11 @@ def check_numbers(salt: str, **least: tuple[int, int]) -> None:
         raise ParameterError("salt is empty: give a string that no earlier run has used")
     for parameter, (value, low) in least.items():
         if value < low:
-            raise ParameterError(f"{parameter} is {value}: it has to be at least {low} here")
+            raise ParameterError(
+                f"{parameter} is {value}: it has to be at least {low} here"
+                + "; a request has a token of its own, so the model's vocabulary allows"
+                f" {max(0, value - FIRST_ID)} requests at most" * (parameter == "vocab_tokens")
+            )
 
 
 def assemble(
