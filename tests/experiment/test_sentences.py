@@ -3,6 +3,7 @@ from math import nan
 import pytest
 
 from workbench.experiment import sentences
+from workbench.experiment.cache_sentences import break_even
 
 SUBJECT, RIVAL = "1p4d lmcache", "5a lmcache"
 
@@ -141,6 +142,26 @@ def test_several_topologies_give_a_span(sweep):
 )
 def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said, prefix_cache):
     assert sentences.finding(prefix_cache(), comparisons).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ((3.0, 2.5, 3.5), "from cold, the 95% of tokens that this workload repeats cut it 3 times"),
+        ((1.0, 0.9, 1.1), "the 95% of tokens that this workload repeats save from cold cannot be"),
+        ((0.5, 0.4, 0.6), "from cold it is 2 times longer than without a cache, despite the 95%"),
+    ],
+)
+def test_where_prompts_repeat_the_cold_pass_shows_a_gain_and_no_cost(gain, said, prefix_cache):
+    plan = prefix_cache(workload="batch_processing")
+    found = [warm(30.0, "engine-warm"), ratio("cache-off", "cold", *gain)]
+    text = sentences.finding(plan, found)
+    assert text.startswith(
+        "A warm prefix cache cuts TTFT of prompts of up to 4,096 tokens 30 times"
+    )
+    assert said in text
+    told = break_even(plan, prefix_summary(0.2, 0.1, 0.05), found)
+    assert told.startswith("These prompts repeat 95% of their tokens") and "cold_start" in told
 
 
 def test_a_failed_gate_stands_before_what_it_spoils(sweep):
@@ -283,10 +304,16 @@ def prefix_summary(off_s, cold_s, warm_s):
         ),
     ],
 )
-def test_break_even_is_cost_over_saving_where_both_are_known(cost, said):
-    assert sentences.break_even(prefix_summary(0.2, 0.25, 0.05), [cost]) == said
+def test_break_even_is_cost_over_saving_where_both_are_known(cost, said, prefix_cache):
+    assert break_even(prefix_cache(), prefix_summary(0.2, 0.25, 0.05), [cost]) == said
 
 
-def test_break_even_is_for_the_prefix_cache_only():
-    assert sentences.break_even([], []) == ""
-    assert sentences.break_even(prefix_summary(0.2, 0.25, 0.05), [warm(18.0)]) == ""
+def test_a_hit_that_saves_nothing_has_no_break_even(prefix_cache):
+    cost = ratio("cache-off", "cold", 1.2, 1.1, 1.3)
+    told = break_even(prefix_cache(), prefix_summary(0.2, 0.1, 0.12), [cost])
+    assert told.startswith("A full hit saved no TTFT here")
+
+
+def test_break_even_is_for_the_prefix_cache_only(prefix_cache):
+    assert break_even(prefix_cache(), [], []) == ""
+    assert break_even(prefix_cache(), prefix_summary(0.2, 0.25, 0.05), [warm(18.0)]) == ""

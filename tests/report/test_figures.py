@@ -122,6 +122,16 @@ def test_the_four_panels_have_units_and_count_the_failed(requests: pd.DataFrame)
     assert chart.caption == "Requests: 23 off, 24 cold, 24 warm. 1 failed, not drawn."
 
 
+def test_an_answer_of_one_read_does_not_hide_the_rates_of_the_others(
+    requests: pd.DataFrame,
+) -> None:
+    assert "TPS, tokens per second of a request (log scale)" not in words(
+        figures.latency_panels(requests)
+    )
+    burst = requests.assign(request_tps=[700_000.0, *requests["request_tps"][1:]])
+    assert "TPS, tokens per second of a request (log scale)" in words(figures.latency_panels(burst))
+
+
 def test_lines_are_told_apart_by_arm_where_there_are_several(requests: pd.DataFrame) -> None:
     both = pd.concat([requests, requests.assign(arm="2a none")])
     shown = words(figures.latency_panels(both))

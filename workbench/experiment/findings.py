@@ -8,11 +8,12 @@ from dataclasses import asdict, fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
+from workbench.experiment.cache_sentences import break_even
 from workbench.experiment.checks import check
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.rates import answers, rate_rows, rate_sentences
-from workbench.experiment.sentences import break_even, cards, finding, headline, scope, sentences
+from workbench.experiment.sentences import cards, finding, headline, scope, sentences
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
@@ -77,7 +78,7 @@ def conclude(
         ],
         "doubts": [*doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan, _reuse_sent(requests)),
-        "break_even": break_even(summary, comparisons),
+        "break_even": break_even(plan, summary, comparisons),
         "sentences": [*rates_said, *sentences(plan, summary, comparisons)],
         "rates": rates,
         "searches": [{"arm": arm} | asdict(answer) for arm, answer in rates_found.items()],

@@ -30,6 +30,8 @@ __all__ = ["latency_panels", "requests_over_time"]
 
 _FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
 """A warm-up is seen where the first 5 of at least 20 requests take 1.5 times the rest."""
+_WIDE = 30
+"""A rate or length whose values differ by more than this factor is drawn on a log scale."""
 _STEPS = 250
 """Steps of a distribution that are drawn at most; beyond, they are finer than a pixel."""
 
@@ -135,7 +137,9 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
     if column == "request_tps":
         unit = "tokens per second of a request"
     values = rows[column].astype(float) * factor
-    if timed and len(values):
+    # Answers that arrived in one read have a rate that hides all others on a plain axis.
+    log = len(values) > 0 and (timed or 0 < _WIDE * values.min() < values.max())
+    if log:
         log_ticks(axes, values.min(), values.max(), most=6)
     for line, group in values.groupby(labels(rows), sort=False):
         style = look[str(line)]
@@ -143,9 +147,9 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
         sns.ecdfplot(x=shown, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
         axes.text(0.5, 0.5, "not known", color=GREY, ha="center", transform=axes.transAxes)
-    elif not timed:
+    elif not log:
         axes.xaxis.set_major_locator(_few_ticks())
-    axes.set(xlabel=f"{name}, {unit}" + (" (log scale)" if timed else ""), ylabel="")
+    axes.set(xlabel=f"{name}, {unit}" + (" (log scale)" if log else ""), ylabel="")
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
 

@@ -1,0 +1,60 @@
+"""The words that findings of several notebooks share: which prompts, how much, is it resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isnan
+from typing import Any
+
+from workbench.experiment.plan import ExperimentPlan
+
+__all__ = ["Row", "prompts", "resolved", "row_of", "span", "warm_clause"]
+
+Row = dict[str, Any]
+
+
+def prompts(plan: ExperimentPlan) -> str:
+    """`a 22,660-token prompt`, or `prompts of up to 4,096 tokens` where they are unlike."""
+    lengths = {request.prompt_tokens for request in plan.workload.sample.requests}
+    if len(lengths) > 1:
+        return f"prompts of up to {max(lengths):,} tokens"
+    return f"a {max(lengths):,}-token prompt"
+
+
+def span(ratios: Iterable[float]) -> str:
+    """The only ratio, or `9 to 18`."""
+    known = sorted(ratios)
+    low, high = known[0], known[-1]
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def warm_clause(what: str, prompt: str, rows: Sequence[Row]) -> str:
+    """What a warm cache does to TTFT, as far as the intervals carry it."""
+    if all(isnan(r["low"]) for r in rows):
+        return (
+            f"Cold TTFT of {prompt} was {span(r['ratio'] for r in rows)} times that with a warm"
+            f" {what}, in too few rounds for an interval"
+        )
+    better = [r for r in rows if resolved(r) and r["ratio"] > 1]
+    worse = [r for r in rows if resolved(r) and r["ratio"] < 1]
+    if len(better) == len(rows):
+        return f"A warm {what} cuts TTFT of {prompt} {span(r['ratio'] for r in rows)} times"
+    if len(worse) == len(rows):
+        longer = span(1 / r["ratio"] for r in rows)
+        return f"A warm {what} makes TTFT of {prompt} {longer} times longer"
+    if not better and not worse:
+        return f"What a warm {what} does to TTFT of {prompt} cannot be told from noise here"
+    does = [f"cuts TTFT of {prompt} in {len(better)}"] * bool(better)
+    does += [f"lengthens it in {len(worse)}"] * bool(better and worse)
+    does += [f"lengthens TTFT of {prompt} in {len(worse)}"] * bool(worse and not better)
+    return f"A warm {what} {' and '.join(does)} of {len(rows)} arms"
+
+
+def row_of(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    """The first row with these values."""
+    return next((r for r in rows if wanted.items() <= r.items()), None)
+
+
+def resolved(row: Row) -> bool:
+    """True when the interval leaves 1 out."""
+    return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]
