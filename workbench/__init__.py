@@ -25,6 +25,7 @@ _HOMES = {
     "plan": "workbench.experiment.arms",
     "read_peer": "workbench.metrics.peers",
     "run": "workbench.experiment.run",
+    "table": "workbench.report.tables",
     "validate": "workbench.claims.validation",
 }
 _MODULES = {"figures", "machine"}

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from workbench.report.figures import cache_size, rates
+from workbench.report.figures import cache_size, rates, speedups
 
 
 @pytest.fixture
@@ -19,6 +19,23 @@ def test_rates_say_what_was_achieved_of_what_was_offered(swept: pd.DataFrame) ->
     assert chart is not None
     assert "Answers end at 5 a second at most (1p1d, with 8 offered)" in chart.alt
     assert "1p1d at 8/s: TTFT 20.0 ms, 5 achieved, 20% within the limits" in chart.alt
+
+
+def test_without_limits_there_is_no_goodput(swept: pd.DataFrame) -> None:
+    with_limits = rates(swept)
+    swept.attrs["limited"] = False
+    without = rates(swept)
+    assert with_limits is not None and "goodput" in with_limits.caption
+    assert without is not None and "goodput" not in without.caption
+    assert "within the limits" not in without.alt
+
+
+def test_a_sweep_over_rates_has_no_empty_panel_of_ratios() -> None:
+    nothing = pd.DataFrame()
+    chart = speedups(nothing, "ttft_s", kind="opponent")
+    assert chart is not None and "beside as many aggregated instances" in chart.alt
+    nothing.attrs["swept"] = True
+    assert speedups(nothing, "ttft_s", kind="opponent") is None
 
 
 def test_rates_at_which_nothing_ended_can_be_drawn(swept: pd.DataFrame) -> None:

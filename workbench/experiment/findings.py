@@ -12,6 +12,7 @@ from workbench.experiment.cache_sentences import break_even
 from workbench.experiment.checks import check
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
+from workbench.experiment.rate_table import rate_cards
 from workbench.experiment.rates import answers, rate_rows, rate_sentences
 from workbench.experiment.sentences import cards, finding, headline, scope, sentences
 from workbench.metrics.latency import succeeded
@@ -70,7 +71,8 @@ def conclude(
     return {
         **headline(found, failed if answered else ()),
         "scope": scope(plan),
-        "numbers": cards(plan, summary, comparisons, failed),
+        "numbers": rate_cards(plan.rates, rates, rates_found, failed)
+        or cards(plan, summary, comparisons, failed),
         "gates": [asdict(gate) for gate in checked],
         "token_sources": _token_sources(passes),
         "ledger": [

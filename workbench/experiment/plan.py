@@ -154,8 +154,10 @@ class ExperimentPlan:
     @property
     def estimate_s(self) -> float:
         """About how long the run takes, from figures of the tiny model; NaN for any other."""
+        given = self.rates.given if self.rates is not None else ()
+        sent_s = sum(len(self.workload.sample.requests) / rate for rate in given)
         if self.platform == "simulated":
-            return self.rounds * sum(1.2 + 0.5 * len(arm.passes) for arm in self.arms)
+            return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
             return float("nan")
         requests = self.workload.sample.requests
@@ -170,8 +172,7 @@ class ExperimentPlan:
             warm_s = 0.05 * cold_s * len(arm.passes)
             total_s += self.rounds * (launch_s + cold * cold_s + warm_s)
             if self.rates is not None:
-                n = len(self.rates.given) or SEARCHED_RATES
-                sent_s = sum(len(requests) / rate for rate in self.rates.given)
+                n = len(given) or SEARCHED_RATES
                 total_s += self.rounds * max(sent_s, n * cold_s)
         return total_s
 

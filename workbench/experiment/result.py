@@ -16,6 +16,7 @@ from workbench.errors import ResultError, nearest
 from workbench.experiment.frame_file import FrameFiles
 from workbench.experiment.ledger_table import by_request, ledger_table
 from workbench.experiment.percentile_table import no_p99, percentile_table, without_p99
+from workbench.experiment.rate_table import rate_table
 from workbench.experiment.run_folder import jsonable
 from workbench.experiment.why import table, why
 from workbench.metrics.percentiles import percentiles
@@ -94,7 +95,19 @@ class Result:
     @property
     def rates(self) -> pd.DataFrame:
         """One row per arm and offered rate of a sweep or search; empty without one."""
-        return self._table("rates")
+        frame = self._table("rates")
+        frame.attrs["limited"] = self._limited
+        return frame
+
+    def rate_table(self) -> pd.DataFrame:
+        """The rates as one table with units and intervals; empty without a sweep or search."""
+        return rate_table(self.rates, limited=self._limited)
+
+    @property
+    def _limited(self) -> bool:
+        """Whether requests had a TTFT or TPOT limit to keep."""
+        asked = self.facts["parameters"]
+        return any(asked.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
 
     @property
     def token_sources(self) -> pd.DataFrame:
@@ -195,6 +208,7 @@ class Result:
         gates = self.facts.get("gates", ())
         frame.attrs["failed_gates"] = [g["name"] for g in gates if g["outcome"] == "FAIL"]
         frame.attrs["no_p99"] = no_p99(gates)
+        frame.attrs["swept"] = bool(self.facts.get("rates"))
         return frame
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

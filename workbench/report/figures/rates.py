@@ -18,12 +18,14 @@ __all__ = ["rates"]
 def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart | None:
     """TTFT, and achieved rate and goodput, against the offered rate; None without rates.
 
-    Takes `result.rates`. A goodput below the achieved rate is drawn as an open marker.
+    Takes `result.rates`. Goodput, with open markers, is that within the limits, where there are
+    any (`attrs["limited"]`).
     """
     if frame.empty:
         return None
     arms = [str(arm) for arm in frame["arm"].unique()]
     look = looks(arms)
+    limited = bool(frame.attrs.get("limited", True))
     top = frame[["ttft_s", "ttft_high_s"]].max().max()
     factor, unit = time_scale(top)
 
@@ -32,11 +34,11 @@ def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart |
         for arm in arms:
             rows = frame[frame["arm"] == arm].sort_values("offered_per_s")
             _latency(left, rows, look[arm], factor)
-            _achieved(right, rows, look[arm])
+            _achieved(right, rows, look[arm], limited)
         _axes(left, frame, ("ttft_s", "ttft_low_s", "ttft_high_s"), factor)
         left.set_ylabel(f"median TTFT, {unit} (log scale)")
         _axes(right, frame, ("achieved_per_s", "goodput_per_s", "offered_per_s"), 1.0)
-        right.set_ylabel("per second (log scale)")
+        right.set_ylabel("answers per second (log scale)")
         ends = right.get_xlim()
         right.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         for axes in (left, right):
@@ -52,7 +54,8 @@ def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart |
         )
     spoken = "; ".join(
         f"{row['arm']} at {row['offered_per_s']:.3g}/s: TTFT {quantity(row['ttft_s'], 's')},"
-        f" {row['achieved_per_s']:.3g} achieved, {row['share']:.0%} within the limits"
+        f" {row['achieved_per_s']:.3g} achieved"
+        + (f", {row['share']:.0%} within the limits" if limited else "")
         for _, row in frame.iterrows()
     )
     return draw(
@@ -62,8 +65,9 @@ def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart |
         alt=f"{found}. {spoken}.",
         caption=caption
         or "Left: median and 95 % interval over requests. Right: filled, answers ended per second,"
-        " from the first end to the last; open, goodput: those of requests that met the limits;"
-        " dotted, all that was offered. Interval of the share: see the table of rates.",
+        " from the first end to the last; "
+        + ("open, goodput: those of requests that met the limits; " if limited else "")
+        + "dotted, all that was offered.",
         keys=look,
         marks=frame.attrs,
     )
@@ -85,8 +89,9 @@ def _latency(axes: Axes, rows: pd.DataFrame, look: Look, factor: float) -> None:
         )  # fmt: skip
 
 
-def _achieved(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
-    for column, filled in (("goodput_per_s", False), ("achieved_per_s", True)):
+def _achieved(axes: Axes, rows: pd.DataFrame, look: Look, limited: bool) -> None:
+    drawn = [("goodput_per_s", False)] * limited + [("achieved_per_s", True)]
+    for column, filled in drawn:
         known = rows[rows[column].gt(0)]
         axes.plot(
             known["offered_per_s"], known[column], color=look.colour, marker=look.marker,

@@ -26,18 +26,27 @@ from workbench.report.numbers import quantity
 __all__ = ["speedups"]
 
 
+_WHY_NONE = {
+    "": "no two arms or cache states were both measured.",
+    "cache-state": "no arm was measured both cold and warm.",
+    "opponent": "no arm was measured beside as many aggregated instances.",
+}
+
+
 def speedups(
     comparisons: pd.DataFrame, metric: str, *, kind: str = "", title: str = "", caption: str = ""
-) -> Chart:
+) -> Chart | None:
     """Ratios of one metric with their intervals; above 1 the first named is better.
 
     `kind` keeps one kind of comparison: `cache-state` or `opponent`. An interval that holds 1 is
-    called what it is: no difference detectable.
+    called what it is: no difference detectable. None for a sweep over rates, which compares none.
     """
     name = NAMES.get(metric, metric)
     rows = [row for row in pick(comparisons, metric, "ratio") if kind in ("", row["kind"])]
+    if not rows and comparisons.attrs.get("swept"):
+        return None
     if not rows:
-        return no_data(f"{name} speed-ups", f"no two arms or cache states have a ratio of {name}.")
+        return no_data(f"{name} speed-ups", _WHY_NONE[kind])
     rows.sort(key=lambda row: str(row["kind"]))
     subjects = [_subject(row) for row in rows]
     verdicts = [_verdict(row) for row in rows]
