@@ -198,6 +198,20 @@ def test_few_requests_are_a_doubt_with_the_number_needed(sweep, rows):
     assert "p90" not in less and "p99 (needs 368)" in less
 
 
+@pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        ({"workload": "batch_processing"}, "Prompts repeat 95% of their tokens within a pass, so"),
+        ({"workload": "shared_prefix", "shared_share": 0.2}, "serve a part of a cold pass too"),
+        ({"workload": "cold_start"}, ""),
+    ],
+)
+def test_what_prompts_repeat_is_served_in_a_cold_pass_too(workload, said, sweep):
+    limits = conclude(sweep(**workload), to_frame(()), [], [])["limits"]
+    told = [limit for limit in limits if limit.startswith("Prompts repeat")]
+    assert len(told) == bool(said) and said in "".join(told)
+
+
 def test_limits_are_those_of_this_run(sweep, machine_has):
     on_cpu = " ".join(conclude(sweep(), to_frame(()), [], [])["limits"])
     assert "On a CPU" in on_cpu and "closed loop" in on_cpu and "random tokens" in on_cpu

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-from workbench.experiment.clauses import Row, prompts, resolved, row_of, warm_clause
+from workbench.experiment.clauses import REPEATS, Row, prompts, resolved, row_of, warm_clause
 from workbench.experiment.plan import ExperimentPlan
 
 __all__ = ["break_even", "cache_finding"]
-
-
-_REPEATS = 0.005
-"""A workload that shares less than this of its prompt tokens is taken for one that shares none."""
 
 
 def cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
@@ -24,7 +20,7 @@ def cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
     text = warm_clause("prefix cache", prompts(plan), [warm])
     if cost is None or isnan(cost["low"]):
         return text
-    if (reuse := plan.workload.sample.ideal_reuse) >= _REPEATS:
+    if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
         return f"{text}; {_from_cold(cost, reuse)}"
     if resolved(cost):
         percent = 100 * (1 / cost["ratio"] - 1)
@@ -55,7 +51,7 @@ def break_even(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequen
     known = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
     if cost is None or not all(key in rows for key in known):
         return ""
-    if (reuse := plan.workload.sample.ideal_reuse) >= _REPEATS:
+    if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
         return (
             f"These prompts repeat {reuse:.0%} of their tokens, so the cold pass shows what the"
             " cache gains and what it costs together; workload cold_start shows the cost alone."

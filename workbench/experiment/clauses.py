@@ -8,9 +8,12 @@ from typing import Any
 
 from workbench.experiment.plan import ExperimentPlan
 
-__all__ = ["Row", "prompts", "resolved", "row_of", "span", "warm_clause"]
+__all__ = ["REPEATS", "Row", "prompts", "resolved", "row_of", "span", "warm_clause"]
 
 Row = dict[str, Any]
+
+REPEATS = 0.005
+"""A workload that shares less than this of its prompt tokens is taken for one that shares none."""
 
 
 def prompts(plan: ExperimentPlan) -> str:

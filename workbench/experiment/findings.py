@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.cache_sentences import break_even
 from workbench.experiment.checks import check
+from workbench.experiment.clauses import REPEATS
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.rate_table import rate_cards
@@ -172,6 +173,14 @@ def _limits(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
             "Real answers are part of later prompts, and a cache keeps their KV too: ideal reuse of"
             f" what was sent is {reuse_sent:.1%}, that of the list, with made-up answers,"
             f" {plan.workload.sample.ideal_reuse:.1%}."
+        )
+    if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
+        limits.append(
+            f"Prompts repeat {reuse:.0%} of their tokens within a pass, so caches serve most of a"
+            " cold pass too, after its first prompts: what a warm pass gains is what was left."
+            if reuse > 0.5
+            else f"Prompts repeat {reuse:.0%} of their tokens within a pass, so caches serve a part"
+            " of a cold pass too."
         )
     if plan.platform == "cpu" and plan.params.engine == "vllm":
         limits.append(
