@@ -150,7 +150,8 @@ def cards(
 
 
 def _ratio_card(label: str, row: Row) -> Row:
-    rounds = f"{row['n_rounds']} rounds, {row['n_pairs']} pairs"
+    many = "s" * (row["n_rounds"] != 1)
+    rounds = f"{row['n_rounds']} round{many}, {row['n_pairs']} pairs"
     note = f"{rounds} ({row['note']})" if row["note"] else rounds
     if not isnan(row["low"]) and not resolved(row):
         note = f"no difference detectable; {note}"
