@@ -15,6 +15,7 @@ from workbench.metrics.gates import (
     kv_moved,
     store_warm,
 )
+from workbench.metrics.ideal import Reuse
 
 # Six prompts of 5,000 tokens with LMCache in chunks of 256 and vLLM in blocks of 128, as a CPU
 # shows them: 4,864 tokens of each come from the store, 4,992 from the engine's own cache.
@@ -259,3 +260,22 @@ def test_a_disk_warm_pass_is_served_from_below_the_stores_memory(below, outcome)
         sources={"aggregated": told}, store=store,
     )  # fmt: skip
     assert cache_gates.disk_warm([p]).outcome == outcome
+
+
+def test_a_state_says_how_much_its_source_could_have_served_at_all() -> None:
+    # Of a conversation the engine's own cache serves all but the first turn in a store-warm pass.
+    little = TokenSources(computed=900, engine_hit=28_332, external_hit=768)
+    none = dict.fromkeys(
+        ("held_twice", "alone_external_hit", "alone_held_twice", "in_flight", "own_in_flight"), 0
+    )
+    left = Reuse(
+        **none, legs=6, prompt_tokens=SENT, ideal=29_994, engine_hit=28_332, external_hit=768,
+        moved_tokens=768, rest=(),
+    )  # fmt: skip
+    gate = store_warm(
+        [alone("store-warm", little, connector="lmcache", reuse={"aggregated": left})]
+    )
+    assert gate.outcome == "PASS"
+    assert "2.6 % on aggregated instances from the connector (2.6 % could be)" in gate.sentence
+    unknown = store_warm([STORE_WARM])
+    assert "could be" not in unknown.sentence

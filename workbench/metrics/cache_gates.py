@@ -177,6 +177,7 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
     problems, unknown = [], _uncounted(state, warm)
     taken: dict[Role, float] = {}
     asked: dict[Role, int] = {}
+    due: dict[Role, float] = {}
     for p in warm:
         for role, sources in p.sources.items():
             source = _SERVED_BY[state][role]
@@ -184,6 +185,7 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
             taken[role] = taken.get(role, 0.0) + tokens
             asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
             expected = _expected(p, role, source)
+            due[role] = due.get(role, 0.0) + (expected if role in p.reuse else nan)
             if expected <= 0 and role in p.reuse:
                 continue  # what this source could serve another one holds already
             if expected <= 0:
@@ -200,6 +202,7 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
     parts = [
         f"{100 * tokens / asked[role]:.1f} % on {role} instances from"
         f" {_SOURCE_NAMES[_SERVED_BY[state][role]]}"
+        + ("" if isnan(due[role]) else f" ({100 * due[role] / asked[role]:.1f} % could be)")
         for role, tokens in taken.items()
         if asked[role]
     ]
