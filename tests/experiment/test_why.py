@@ -125,7 +125,7 @@ def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not() -> None:
     assert "proxy" not in text
 
 
-@pytest.mark.parametrize(("rounds", "words"), [(1, "1 round give"), (2, "2 rounds give")])
+@pytest.mark.parametrize(("rounds", "words"), [(1, "1 round gives"), (2, "2 rounds give")])
 def test_too_few_rounds_explain_nothing(rounds: int, words: str) -> None:
     frames = (split(arm, rounds=rounds, prefill_compute_s=9) for arm in ("1p1d nixl", "2a"))
     assert f"not explained, since {words} no interval (it takes 3)" in one(*frames)

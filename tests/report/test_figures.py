@@ -73,6 +73,7 @@ def test_without_an_interval_the_dot_is_hollow_and_the_caption_says_why(
     bare = summary.assign(low=None, high=np.nan)
     chart = figures.ttft_by_topology(bare, comparisons.assign(low=np.nan, high=np.nan))
     assert "Hollow: too few requests for an interval." in chart.caption
+    assert "TTFT cold and store-warm: too few rounds to judge a difference" in words(chart)
     assert "15.0x" in words(chart)
 
 
@@ -102,6 +103,7 @@ def test_a_ratio_whose_interval_holds_one_is_no_difference(comparisons: pd.DataF
 def test_a_ratio_of_too_few_rounds_says_so(comparisons: pd.DataFrame) -> None:
     chart = figures.speedups(comparisons.assign(low=None, high=None, n_rounds=1), "ttft_s")
     assert words(chart).count("too few rounds for an interval") == 3
+    assert "TTFT: too few rounds to judge 3 comparisons" in words(chart)
     assert "over 1 round," in chart.caption
 
 

@@ -142,8 +142,9 @@ def _explained(rows: Sequence[Row]) -> str:
     if not total["n_pairs"]:
         return "not explained, since no request of both has a whole waterfall"
     if isnan(total["low"]):
-        rounds = f"{total['n_rounds']} round{'s' * (total['n_rounds'] > 1)}"
-        return f"not explained, since {rounds} give no interval (it takes {_ROUNDS_FOR_INTERVAL})"
+        n = total["n_rounds"]
+        rounds = "1 round gives" if n == 1 else f"{n} rounds give"
+        return f"not explained, since {rounds} no interval (it takes {_ROUNDS_FOR_INTERVAL})"
     least = _SMALL * max(abs(part["mean"]) for part in parts)
     sure = [part for part in parts if _resolved(part) and abs(part["mean"]) >= least]
     sure.sort(key=lambda part: -abs(part["mean"]))

@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "column_at_right",
     "dot",
+    "has_interval",
     "log_span",
     "pick",
     "ratio_text",
@@ -105,6 +106,11 @@ def ratio_text(row: Row) -> str:
     """`18.1x [16.9, 19.4]`"""
     bounds = interval(row["low"], row["high"], "x", row["ratio"])
     return f"{quantity(row['ratio'], 'x')} {bounds}".strip()
+
+
+def has_interval(row: Row) -> bool:
+    """Whether there were enough rounds for one."""
+    return isfinite(row["low"]) and isfinite(row["high"])
 
 
 def undecided(row: Row) -> bool:

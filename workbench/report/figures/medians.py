@@ -18,6 +18,7 @@ from workbench.report.figures.dots import (
     Row,
     column_at_right,
     dot,
+    has_interval,
     log_span,
     pick,
     ratio_text,
@@ -128,6 +129,8 @@ def _gain(gains: Sequence[Row], warm: str) -> str:
     clear = [row["ratio"] for row in gains if not undecided(row)]
     if not gains or any(ratio < 1 for ratio in clear):
         return ""
+    if not clear and not any(has_interval(row) for row in gains):
+        return f"TTFT cold and {warm}: too few rounds to judge a difference"
     if not clear:
         return f"TTFT: no difference detectable between cold and {warm}"
     low, high = number(min(clear)), number(max(clear))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import isnan
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -12,6 +10,7 @@ from workbench.report.figures.dots import (
     Row,
     column_at_right,
     dot,
+    has_interval,
     log_span,
     pick,
     ratio_text,
@@ -70,7 +69,9 @@ def speedups(
     clear = sum(not undecided(row) for row in rows)
     found = f"{name} differs detectably in {clear} of {len(rows)} comparisons"
     if not clear:
-        found = f"{name}: no difference detectable in {len(rows)} comparisons"
+        judged = any(has_interval(row) for row in rows)
+        what = "no difference detectable in" if judged else "too few rounds to judge"
+        found = f"{name}: {what} {len(rows)} comparison{'s' * (len(rows) > 1)}"
     spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
     return draw(
         paint,
@@ -91,6 +92,6 @@ def _subject(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    if isnan(row["low"]) or isnan(row["high"]):
+    if not has_interval(row):
         return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for an interval"
     return ratio_text(row) + ("\nno difference detectable" if undecided(row) else "")
