@@ -36,6 +36,9 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends() -> None:
     assert ended["note"] == "with 7.2/s offered, 2 rounds"
     assert (slow["label"], slow["value"]) == ("median TTFT at 2 requests/s, 1p1d", 40)
     assert (fast["value"], fast["low"], fast["high"]) == pytest.approx((2000, 1800, 2200))
+    easy = rate_cards(SWEEP, [row(2, 1.8, 0.04), row(8, 7.5, 0.05)], {})[0]
+    assert (easy["label"], easy["value"]) == ("highest rate offered, 1p1d", 7.2)
+    assert easy["note"] == "answers kept up with it, 2 rounds"
     spoiled = rate_cards(SWEEP, ROWS, {}, ["client kept up"])
     assert all(card["note"].startswith("not proven: a gate failed;") for card in spoiled)
 

@@ -84,6 +84,13 @@ def test_a_sweep_shows_offered_and_achieved_and_goodput():
     )
 
 
+def test_a_sweep_that_never_overtook_the_server_has_no_most():
+    rates = Rates(given=(5.0, 8.0), limits=Limits())
+    rows = rate_rows(rates, pd.concat([queue(5), queue(8)], ignore_index=True))
+    (said,) = rate_sentences(rates, rows, {})
+    assert said == "1a: answers kept up with every rate, the highest 8 requests/s."
+
+
 def test_failed_requests_do_not_meet_limits_and_make_no_rate():
     failed = queue(5).assign(ttft_s=np.nan, tpot_s=np.nan, chunk_s=[()] * 40)
     (row,) = rate_rows(Rates(given=(5.0,), limits=LIMITS), failed)
@@ -138,6 +145,7 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     assert result.rates["rate_per_s"].tolist() == [40.0, 80.0]
     assert result.rates["share"].tolist() == [1.0, 1.0]
     found = result.facts["unproven"] or result.facts["finding"]  # a busy machine fails a gate
-    assert found.startswith("attached: answers ended at")
+    assert found.startswith("attached: answers ")
+    assert len(result.rate_table()) == 2 and len(result.facts["numbers"]) == 3
     assert vllm.sources.get("local_cache_hit", 0) == 0
     assert result.speedup("ttft").empty  # one arm, in one state at each rate

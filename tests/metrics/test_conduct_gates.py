@@ -113,6 +113,13 @@ def test_a_client_that_was_in_the_way_is_not_hidden(health, outcome, said):
     assert said in gate.sentence
 
 
+def test_only_others_that_were_there_are_to_be_ended():
+    late = WELL | {"lateness_p99_s": 0.02, "others_cpu_share": 0.01}
+    assert "cores that the servers leave free" in gates.client_kept_up(late).next_step
+    crowded = late | {"others_cpu_share": 0.6}
+    assert "end other programs" in gates.client_kept_up(crowded).next_step
+
+
 def test_every_limit_that_was_passed_is_told_and_what_to_do_next():
     gate = gates.client_kept_up(WELL | {"thread_cpu_share": 0.9, "lateness_p99_s": 1.0})
     assert "late (p99)" in gate.sentence

@@ -21,6 +21,12 @@ def test_rates_say_what_was_achieved_of_what_was_offered(swept: pd.DataFrame) ->
     assert "1p1d at 8/s: TTFT 20.0 ms, 5 achieved, 20% within the limits" in chart.alt
 
 
+def test_answers_that_keep_up_have_shown_no_end(swept: pd.DataFrame) -> None:
+    chart = rates(swept[:1])
+    assert chart is not None
+    assert chart.alt.startswith("Answers keep up with 2 requests a second (1p1d)")
+
+
 def test_without_limits_there_is_no_goodput(swept: pd.DataFrame) -> None:
     with_limits = rates(swept)
     swept.attrs["limited"] = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.rates import Rates
+from workbench.experiment.rates import Rates, kept_up
 from workbench.experiment.search import Answer
 from workbench.metrics.statistics import three_digits
 
@@ -52,6 +52,10 @@ def _rate_card(rates: Rates, rows: Sequence[Row], answer: Answer | None) -> dict
     if answer is not None and answer.resolved:
         label, value = f"highest rate within the limits, {arm}", answer.met_per_s
         note = f"{rates.limits}; {answer.missed_per_s:g}/s missed them"
+    elif all(map(kept_up, rows)):
+        top = max(rows, key=lambda row: float(row["offered_per_s"]))
+        label, value = f"highest rate offered, {arm}", top["offered_per_s"]
+        note = f"answers kept up with it, {_rounds(top)}"
     else:
         top = max(rows, key=lambda row: float(row["achieved_per_s"]))
         label, value = f"answers ended at most, {arm}", top["achieved_per_s"]

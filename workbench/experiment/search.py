@@ -167,7 +167,7 @@ class Search:
             )
         if lowest > (1 + self.wide) * highest:
             return straddling or (
-                f"between {highest:g} and {lowest:g} requests/s nothing was measured: begin nearer"
-                " with rate_per_s"
+                f"between {highest:g} and {lowest:g} requests/s nothing was measured: begin"
+                f" there, e.g. -p rate_per_s {sqrt(highest * lowest):.3g}"
             )
         return ""

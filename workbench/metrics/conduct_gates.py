@@ -210,13 +210,15 @@ def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) ->
     workers = _workers(health) + 1
     more = f"send it from more processes (client_workers {workers}), "
     more = more if busy and workers <= most_workers else ""
+    ours = value["others_cpu_share"] <= OTHERS_SHARE  # then servers and client fill the machine
+    end = "lower the rate, or give the client cores that the servers leave free"
+    end = end if ours else "end other programs on this machine, or lower the rate"
     return judge(
         "client kept up",
         holds=found,
         problems=["; ".join(problems)] if problems else [],
         unknown=unknown if known else ["the client's health was not read"],
-        next_step=f"{more}end other programs on this machine, or lower the rate: single"
-        " milliseconds and p99 are not to be trusted",
+        next_step=f"{more}{end}: single milliseconds and p99 are not to be trusted",
         if_unknown="end other programs on this machine and measure again before a p99 is read",
     )
 

@@ -60,7 +60,7 @@ _MEANINGS = {
     "below the ceilings": "rates lie above what the hardware can do",
     "instances alike": "one instance was far slower than its siblings",
     "steady state": "latencies were still growing",
-    "client kept up": "the client or other programs kept the machine too busy to time it",
+    "client kept up": "client, servers and other programs kept the machine too busy to time it",
 }
 
 
