@@ -97,3 +97,12 @@ def test_nothing_measured_is_nan_and_not_resolved():
 )  # fmt: skip
 def test_a_request_meets_both_limits_or_misses(ttft_s, tpot_s, met):
     assert Limits(ttft_s=0.5, tpot_s=0.02).met(ttft_s, tpot_s) is met
+
+
+def test_a_gap_between_met_and_missed_names_the_rate_to_begin_at():
+    # The first round met 36/s and bisected above it; the second missed it there.
+    found = [Point(rate_per_s=24.0, sent=(200, 200), met=(199, 199))]
+    found.append(Point(rate_per_s=36.0, sent=(200, 200), met=(185, 20)))
+    answer = SEARCH.answer(found)
+    assert (answer.resolved, answer.met_per_s, answer.missed_per_s) == (False, 24.0, 36.0)
+    assert answer.reason.endswith("nothing was measured: begin there, e.g. -p rate_per_s 29.4")
