@@ -193,7 +193,11 @@ class ExperimentPlan:
         return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
 
     def __str__(self) -> str:
-        lines = [f"{self.notebook} {self.run_id}: {len(self.arms)} arms x {self.rounds} rounds"]
+        size = " x ".join(
+            f"{n} {word}{'s' * (n > 1)}"
+            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
+        )
+        lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         for arm in self.arms:
             passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
