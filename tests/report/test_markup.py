@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from bs4 import BeautifulSoup
 
 from workbench.report.markup import Outline, clean
 
@@ -77,3 +78,25 @@ def test_tables_have_header_cells_with_a_scope_and_may_scroll() -> None:
         '<div class="table" tabindex="0"><table><thead><tr><td></td><th scope="col">sent</th></tr>'
         '</thead><tbody><tr><th scope="row">cold</th><td>1</td></tr></tbody></table></div>'
     )
+
+
+def test_columns_of_words_read_from_the_left_and_those_of_numbers_do_not() -> None:
+    rows = [
+        ("1p4d", "20.4 ms [16.8, 24.6]", "QUEUED to SCHEDULED", "+6,552"),
+        ("", "nan", "", "8x"),
+    ]
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "<tr>" + "<th>name</th>" * 4 + "</tr>"
+    html = clean(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>", prefix="a-")
+    soup = BeautifulSoup(html, "html.parser")
+    for row in soup("tr"):
+        words = [cell.get("class") == ["words"] for cell in row(["td", "th"])]
+        assert words == [False, False, True, False]
+
+
+def test_a_table_without_a_row_says_so() -> None:
+    html = clean(
+        "<table><thead><tr><th>arm</th><th>ratio</th></tr></thead><tbody></tbody></table>",
+        prefix="a-",
+    )
+    assert '<tbody><tr><td colspan="2">none</td></tr></tbody>' in html

@@ -20,6 +20,10 @@ _CSS_LOAD = re.compile(
 )
 _WORDS = ("alt", "aria-label", "title", "value")
 _HEADING = re.compile(r"h[1-6]")
+_NUMBER = re.compile(
+    r"[<>≤≥~±+−-]? ?\d[\d,. ]*(?![\w.])|[\d.]+(?:x|e[+-]?\d+)\b|nan\b|[-–—]$", re.IGNORECASE
+)
+"""How a cell that holds a number begins, or one that has none; `1p4d` is a word."""
 
 
 class Outline:
@@ -124,7 +128,10 @@ def _place(heading: Tag, outline: Outline | None) -> None:
 
 
 def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
-    """Give header cells their scope, drop the frame of 1995, and let a wide table scroll."""
+    """Header cells get their scope, words the left side, and a wide table scrolls.
+
+    The frame of 1995 goes. A table without a row says so.
+    """
     table.attrs.pop("border", None)
     for cell in table("th"):
         in_head = cell.find_parent("thead") is not None
@@ -134,4 +141,27 @@ def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
             cell.name = "td"
     for row in table("tr"):
         row.attrs.pop("style", None)
+    if not table.find(rowspan=True) and not table.find("td", colspan=True):
+        _align_words(soup, table)
     table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))
+
+
+def _align_words(soup: BeautifulSoup, table: Tag) -> None:
+    """Mark columns of words after the first: they read from the left; say `none` without a row."""
+    head, body = table.find("thead"), table.find("tbody")
+    if head is None or body is None:
+        return
+    rows = [row.find_all(["td", "th"]) for row in body("tr")]
+    columns = [row.find_all(["td", "th"]) for row in head("tr")]
+    if not rows:
+        cell = soup.new_tag("td", attrs={"colspan": str(max(map(len, columns), default=1))})
+        cell.string = "none"
+        row = soup.new_tag("tr")
+        row.append(cell)
+        body.append(row)
+        return
+    for position, cells in enumerate(zip(*rows, strict=False)):
+        said = [text for cell in cells if (text := cell.get_text().strip())]
+        if position and said and not any(_NUMBER.match(text) for text in said):
+            for cell in (*(row[position] for row in columns if len(row) > position), *cells):
+                cell["class"] = f"{' '.join(cell.get('class') or ())} words".strip()
