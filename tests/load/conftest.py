@@ -52,6 +52,12 @@ class FakeVllm:
     def plays(self, **options: Any) -> None:
         self.play = Play(**options)
 
+    async def hangs(self, answers: int = 1) -> None:
+        """Return when so many answers hang and the client has read what they said."""
+        for _ in range(answers):
+            await self.hanging.acquire()
+        await asyncio.sleep(0.05)
+
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepts += 1
         self.tasks.add(asyncio.current_task())  # type: ignore[arg-type]

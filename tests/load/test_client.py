@@ -248,8 +248,7 @@ async def test_a_cancelled_request_is_recorded_and_still_cancelled(
     vllm.plays(ending="hang", after=2)
     records: list[RequestRecord] = []
     task = asyncio.create_task(send(client, vllm.url, on_record=records.append))
-    await vllm.hanging.acquire()
-    await asyncio.sleep(0.05)
+    await vllm.hangs()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

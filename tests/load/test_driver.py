@@ -158,9 +158,7 @@ async def test_a_cancelled_drive_leaves_a_record_of_every_request(driven: Drive,
     task = asyncio.create_task(
         driven(workload(4), closed(2), base_url=vllm.url, model="tiny", on_record=records.append)
     )
-    for _ in range(2):
-        await vllm.hanging.acquire()
-    await asyncio.sleep(0.05)
+    await vllm.hangs(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -18,7 +18,7 @@ import pytest
 from workbench.errors import ParameterError
 from workbench.load import workers as module
 from workbench.load.arrivals import closed, poisson
-from workbench.load.driver import drive
+from workbench.load.driver import LoadRun, drive
 from workbench.load.workers import drive_in_workers, read_records, share, write_records
 from workbench.load.workload import Workload, short
 from workbench.records import RequestRecord
@@ -26,6 +26,13 @@ from workbench.records import RequestRecord
 
 def workload(requests: int) -> Workload:
     return short(requests=requests, prompt_tokens=64, output_tokens=3, salt="run")
+
+
+async def by_two(requests: int, url: str, **options: Any) -> LoadRun:
+    """So many requests, two at a time, sent by two workers."""
+    return await drive_in_workers(
+        workload(requests), closed(2), workers=2, base_url=url, model="tiny", **options
+    )
 
 
 def asked(vllm: Any) -> list[tuple[str, bytes]]:
@@ -92,13 +99,8 @@ def worker_pids() -> set[int]:
 
 async def test_a_worker_that_is_killed_loses_no_record(vllm: Any) -> None:
     vllm.plays(ending="hang", after=1)
-    task = asyncio.create_task(
-        drive_in_workers(
-            workload(4), closed(2), workers=2, base_url=vllm.url, model="tiny", timeout_s=0.5
-        )
-    )
-    for _ in range(2):
-        await vllm.hanging.acquire()
+    task = asyncio.create_task(by_two(4, vllm.url, timeout_s=0.5))
+    await vllm.hangs(2)
     os.kill(min(worker_pids()), signal.SIGKILL)
     run = await task
     assert [record.index for record in run.records] == [0, 1, 2, 3]
@@ -111,15 +113,8 @@ async def test_a_worker_that_is_killed_loses_no_record(vllm: Any) -> None:
 async def test_a_cancelled_drive_has_what_its_workers_have_seen(vllm: Any) -> None:
     vllm.plays(ending="hang", after=2)
     records: list[RequestRecord] = []
-    task = asyncio.create_task(
-        drive_in_workers(
-            workload(6), closed(2), workers=2, base_url=vllm.url, model="tiny",
-            on_record=records.append,
-        )
-    )  # fmt: skip
-    for _ in range(2):
-        await vllm.hanging.acquire()
-    await asyncio.sleep(0.05)
+    task = asyncio.create_task(by_two(6, vllm.url, on_record=records.append))
+    await vllm.hangs(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -130,9 +125,7 @@ async def test_a_cancelled_drive_has_what_its_workers_have_seen(vllm: Any) -> No
 
 
 async def test_what_a_worker_stumbled_over_is_in_its_records(vllm: Any) -> None:
-    run = await drive_in_workers(
-        workload(3), closed(2), workers=2, base_url="ftp://x", model="tiny"
-    )
+    run = await by_two(3, "ftp://x")
     assert [record.error for record in run.records] == ["client_died"] * 3
     assert [record.index for record in run.records] == [0, 1, 2]
     assert "ended with status 1: workbench.errors.ParameterError: base_url is 'ftp://x'" in (
@@ -153,10 +146,7 @@ async def test_a_worker_that_cannot_start_ends_those_before_it(
     monkeypatch.setattr(module, "_start", start)
     records: list[RequestRecord] = []
     with pytest.raises(OSError, match="no more processes"):
-        await drive_in_workers(
-            workload(4), closed(2), workers=2, base_url=vllm.url, model="tiny",
-            on_record=records.append,
-        )  # fmt: skip
+        await by_two(4, vllm.url, on_record=records.append)
     assert worker_pids() == set()
     assert sorted((r.index, r.error) for r in records) == [(n, "cancelled") for n in range(4)]
 
@@ -166,12 +156,7 @@ async def test_a_drive_that_is_cancelled_while_its_workers_start_is_no_death(
     vllm: Any, started: int
 ) -> None:
     records: list[RequestRecord] = []
-    task = asyncio.create_task(
-        drive_in_workers(
-            workload(4), closed(2), workers=2, base_url=vllm.url, model="tiny",
-            on_record=records.append,
-        )
-    )  # fmt: skip
+    task = asyncio.create_task(by_two(4, vllm.url, on_record=records.append))
     while len(worker_pids()) < started:
         await asyncio.sleep(0)
     task.cancel()
@@ -199,10 +184,7 @@ async def test_headers_reach_the_server_and_no_file(
 
     monkeypatch.setattr(module, "_start", start)
     monkeypatch.setattr(module, "_end", end)
-    await drive_in_workers(
-        workload(2), closed(2), workers=2, base_url=vllm.url, model="tiny",
-        headers={"Authorization": "Bearer of-a-key"},
-    )  # fmt: skip
+    await by_two(2, vllm.url, headers={"Authorization": "Bearer of-a-key"})
     assert [headers["authorization"] for _, headers, _ in vllm.seen] == ["bearer of-a-key"] * 2
     assert len(files) > 4
     assert not [data for data in files if b"of-a-key" in data]
@@ -221,8 +203,7 @@ asyncio.run(drive_in_workers(work, closed(2), workers=2, base_url=sys.argv[1], m
 async def test_workers_end_with_a_parent_that_is_killed(vllm: Any) -> None:
     vllm.plays(ending="hang", after=1)
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, vllm.url)
-    for _ in range(2):
-        await vllm.hanging.acquire()
+    await vllm.hangs(2)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     assert len(children) == 2
     parent.kill()

@@ -10,7 +10,6 @@ import ctypes
 import os
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 __all__ = ["Alarm"]
@@ -38,12 +37,7 @@ class Alarm:
             self._loop.add_reader(self._fd, self._ring)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
