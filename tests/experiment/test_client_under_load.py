@@ -18,7 +18,7 @@ from workbench.load.arrivals import constant
 from workbench.load.driver import LoadRun, drive
 from workbench.load.workload import short
 from workbench.machine import ProcessorLoad
-from workbench.metrics.conduct_gates import client_kept_up
+from workbench.metrics.client_gate import client_kept_up
 from workbench.metrics.gate import Gate
 
 

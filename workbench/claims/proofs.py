@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.decision import MIN_RUNS
-from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE, CLOCK_MOVED_S
+from workbench.metrics.client_gate import CLIENT_BUSY_SHARE, CLOCK_MOVED_S
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import isnan, nan
 from typing import Literal
 
 from workbench.errors import PlanError
 from workbench.experiment.hit_plan import plan_hits
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State
+from workbench.experiment.plan_doubts import (
+    fault_doubts,
+    kv_doubts,
+    kv_space_tokens,
+    sharing_doubts,
+    unequal_doubts,
+)
 from workbench.experiment.rates import Rates, rates_of
 from workbench.experiment.room import check_gpu_memory, check_room, engine_of
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.arrivals import Arrivals
 from workbench.load.open_files import check_files, most_in_flight
 from workbench.params import EngineParams, LMCacheHitAnalysis, LoadParams, PdSweep, PrefixCache
+from workbench.serve.capacity import check_store
 from workbench.serve.connectors import connector
-from workbench.serve.plan import Capacity, check_store
-from workbench.serve.simulated.faults import FAULTS, check_fault
-from workbench.serve.tiny_model import ModelFacts
-from workbench.serve.vllm import EngineSettings, Platform
+from workbench.serve.simulated.faults import check_fault
+from workbench.serve.vllm import Platform
 from workbench.topology import TensorParallel, Topology
 
 __all__ = ["plan"]
@@ -107,14 +112,14 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         rounds=params.rounds,
         workload=workload,
         arrivals=_arrivals(params, workload, rates),
-        kv_space_tokens=_kv_space(settings, model),
+        kv_space_tokens=kv_space_tokens(settings, model),
         rates=rates,
         doubts=(
-            *_fault_doubts(settings),
-            *_sharing_doubts(capacity, settings),
+            *fault_doubts(settings),
+            *sharing_doubts(capacity, settings),
             *length_doubts(params, settings),
-            *_kv_doubts(workload, (), settings, model),
-            *_unequal(arms, params.tp),
+            *kv_doubts(workload, (), settings, model),
+            *unequal_doubts(arms, params.tp),
         ),
     )
 
@@ -137,63 +142,6 @@ def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform
 def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
     """Aggregated instances that take as many GPUs as `topology` does, rounded down."""
     return max(1, topology.gpus(tp) // tp.aggregated)
-
-
-def _fault_doubts(settings: EngineSettings) -> list[str]:
-    if not settings.fault:
-        return []
-    shows = FAULTS[settings.fault].shows
-    return [f"The simulated servers go wrong on purpose, {settings.fault}: {shows}."]
-
-
-def _sharing_doubts(capacity: Capacity, settings: EngineSettings) -> list[str]:
-    if not settings.on_gpu or capacity.instances_per_gpu == 1:
-        return []
-    return [
-        f"Up to {capacity.instances_per_gpu} instances share a GPU: they wait for one another, so"
-        " no role is as fast as it would be alone."
-    ]
-
-
-def _unequal(arms: list[Arm], tp: TensorParallel) -> list[str]:
-    """Opponents that could not have as many GPUs, since an aggregated instance spans several."""
-    return [
-        f"{arm.label} has {arm.gpus} GPUs, which {tp.aggregated} a piece do not divide: its"
-        f" aggregated opponents have {arm.gpus // tp.aggregated * tp.aggregated}."
-        for arm in arms
-        if arm.role == "subject" and arm.topology.endswith("d") and arm.gpus % tp.aggregated
-    ]
-
-
-def _kv_space(settings: EngineSettings, model: ModelFacts | None) -> float:
-    """Tokens that an instance holds; on a GPU only vLLM knows what its memory leaves."""
-    if settings.on_gpu or model is None:
-        return nan
-    return settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
-
-
-def _kv_doubts(
-    workload: WorkloadSpec,
-    passes: tuple[Pass, ...],
-    settings: EngineSettings,
-    model: ModelFacts | None,
-) -> list[str]:
-    """A cache that cannot hold the workload evicts it, and a warm pass is then not warm."""
-    space_tokens = _kv_space(settings, model)
-    if isnan(space_tokens):
-        return []
-    # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
-    new = sum(1 - p.share for p in passes)
-    sent_tokens = sum(
-        r.prompt_tokens - r.ideal_reuse_tokens + r.max_tokens + int(new * r.prompt_tokens)
-        for r in workload.sample.requests
-    )
-    if sent_tokens <= space_tokens:
-        return []
-    return [
-        f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
-        f" {space_tokens:,.0f}: warm passes will find evicted blocks. Raise kv_cache_mib."
-    ]
 
 
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
@@ -272,8 +220,8 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         workload=workload,
         arrivals=_arrivals(params, workload),
         doubts=(
-            *_fault_doubts(settings),
+            *fault_doubts(settings),
             *length_doubts(params, settings),
-            *_kv_doubts(workload, warm, settings, model),
+            *kv_doubts(workload, warm, settings, model),
         ),
     )

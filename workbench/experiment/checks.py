@@ -11,6 +11,7 @@ from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
 from workbench.load.workers import most_workers
 from workbench.metrics import cache_gates, conduct_gates, gates
+from workbench.metrics.client_gate import client_kept_up
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
@@ -43,9 +44,7 @@ def check(
         *_states(plan, passes),
         ledger_closes(passes),
         *_answers(plan, requests, legs),
-        conduct_gates.client_kept_up(
-            client, most_workers=most_workers(plan.workload.sample, plan.arrivals)
-        ),
+        client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
     ]
 
 

@@ -18,7 +18,7 @@ from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import Machine
 from workbench.metrics.gates import Gate
 from workbench.params import EnvironmentCheck, PdSweep
-from workbench.serve.plan import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
+from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
 
 __all__ = ["Stale", "check_environment", "stale_servers"]
 

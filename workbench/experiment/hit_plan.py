@@ -20,7 +20,7 @@ from workbench.load.arrivals import closed
 from workbench.load.catalogue import build
 from workbench.load.workload import Workload
 from workbench.params import LMCacheHitAnalysis
-from workbench.serve.plan import check_store
+from workbench.serve.capacity import check_store
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

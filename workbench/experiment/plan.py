@@ -20,8 +20,9 @@ from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
 from workbench.machine import repository_root
 from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
+from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
-from workbench.serve.plan import Capacity, DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 

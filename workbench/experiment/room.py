@@ -9,7 +9,7 @@ from workbench import machine
 from workbench.errors import PlanError
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve import simulated
-from workbench.serve.plan import CPU_PROCESS_GB, Capacity, check_capacity
+from workbench.serve.capacity import CPU_PROCESS_GB, Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform

@@ -15,7 +15,7 @@ from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.run_log import Log
 from workbench.load.driver import LoadRun
 from workbench.load.workers import WHY_NO_MORE
-from workbench.metrics.conduct_gates import CLIENT_BUSY_SHARE
+from workbench.metrics.client_gate import CLIENT_BUSY_SHARE
 from workbench.metrics.counters import sample
 from workbench.serve.deployment import Deployment
 

@@ -1,8 +1,9 @@
 """Gates: checks that must hold before a number is shown; each says what it counted.
 
 Pure functions that return a Gate. Those on the answers are here, those on counters in
-`cache_gates`, on how a run went in `conduct_gates`, on tokens in `ledger`, on rooflines in
-`physics_gate`. A gate that lacks what it needs is INCONCLUSIVE with the reason, never PASS.
+`cache_gates`, on how a run went in `conduct_gates`, on the client in `client_gate`, on tokens in
+`ledger`, on rooflines in `physics_gate`. A gate that lacks what it needs is INCONCLUSIVE with the
+reason, never PASS.
 """
 
 from __future__ import annotations

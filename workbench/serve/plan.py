@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workbench.errors import PlanError
+from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import (
     LMCACHE_CHUNK_TOKENS,
     LMCACHE_PROGRAM,
@@ -23,31 +23,7 @@ from workbench.serve.simulated.processes import pretend
 from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
 from workbench.topology import Role, TensorParallel, Topology
 
-__all__ = [
-    "Capacity",
-    "DeploymentPlan",
-    "ProcessSpec",
-    "check_capacity",
-    "check_store",
-    "plan_deployment",
-]
-
-CPU_INSTANCE_GB = 0.8
-"""Memory of one forked CPU instance of the tiny model with 256 MiB of KV, in company (measured,
-proportional set size)."""
-CPU_PROCESS_GB = 0.55
-"""The same without KV and weights."""
-CPU_INSTANCES_AT_MOST = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What this machine can give: GPU ids in the order they are handed out, or memory."""
-
-    devices: tuple[str, ...] = ()
-    instances_per_gpu: int = 1
-    free_memory_gb: float = float("inf")
-    free_shm_gb: float = float("inf")
+__all__ = ["DeploymentPlan", "ProcessSpec", "plan_deployment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,69 +90,6 @@ class DeploymentPlan:
         return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
 
 
-def check_capacity(
-    topology: Topology,
-    tp: TensorParallel,
-    capacity: Capacity,
-    *,
-    platform: str,
-    instance_gb: float = CPU_INSTANCE_GB,
-) -> None:
-    """Refuse what this machine cannot hold, with the numbers at hand. Raises PlanError."""
-    if platform == "simulated":
-        return
-    if platform == "cpu":
-        if topology.instances > CPU_INSTANCES_AT_MOST:
-            raise PlanError(
-                f"topology {topology} has {topology.instances} instances and a CPU machine takes at"
-                f" most {CPU_INSTANCES_AT_MOST}; try 1p4d (5 instances) or 4p2d (6)"
-            )
-        needed = topology.instances * instance_gb
-        if needed > capacity.free_memory_gb:
-            raise PlanError(
-                f"topology {topology} needs about {needed:.1f} GB ({topology.instances} instances x"
-                f" {instance_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
-                " programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
-            )
-        return
-    for role, _ in topology.roles:
-        span = int(getattr(tp, role))
-        # Sharing gives more instances, never more GPUs to one of them.
-        if span > len(capacity.devices):
-            raise PlanError(
-                f"{role}_tp is {span} and {len(capacity.devices)} GPUs are visible; take a smaller"
-                f" {role}_tp, or platform cpu where there is no GPU"
-            )
-    needed_gpus, slots = topology.gpus(tp), len(capacity.devices) * capacity.instances_per_gpu
-    if needed_gpus > slots:
-        raise PlanError(
-            f"topology {topology} needs {needed_gpus} GPUs and {len(capacity.devices)} are visible"
-            f" (x {capacity.instances_per_gpu} instances per GPU = {slots}); take a smaller"
-            " topology such as 1p1d, a smaller tp, or raise instances_per_gpu"
-        )
-
-
-def check_store(store_gb: float, capacity: Capacity) -> None:
-    """Refuse a KV store that shared memory cannot hold. Raises PlanError."""
-    if store_gb > capacity.free_shm_gb:
-        raise PlanError(
-            f"store_gb is {store_gb:g} and /dev/shm has {capacity.free_shm_gb:.1f} GB free; lower"
-            " store_gb, e.g. to 1, or start the container with a larger --shm-size"
-        )
-
-
-def _hand_out(topology: Topology, tp: TensorParallel, capacity: Capacity) -> list[tuple[str, ...]]:
-    """Devices of each instance, in role order; a GPU is used again only when all are in use."""
-    slots = [d for _ in range(capacity.instances_per_gpu) for d in capacity.devices]
-    taken: list[tuple[str, ...]] = []
-    for role, count in topology.roles:
-        for _ in range(count):
-            span = int(getattr(tp, role))
-            taken.append(tuple(slots[:span]))
-            del slots[:span]
-    return taken
-
-
 def plan_deployment(
     topology: Topology,
     connector: Connector,
@@ -226,7 +139,7 @@ def plan_deployment(
                 ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
             )
         )
-    devices = iter([()] * topology.instances if cpu else _hand_out(topology, tp, capacity))
+    devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
     share = 1.0 / capacity.instances_per_gpu
     for role, count in topology.roles:
         for number in range(count):
