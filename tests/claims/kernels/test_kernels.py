@@ -7,13 +7,7 @@ from workbench.claims.kernels import allocation, attention, copying, paging, qua
 from workbench.claims.kernels.timing import Arm
 from workbench.kv import quantisation_ratio
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_of(result, quantity):

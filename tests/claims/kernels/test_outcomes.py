@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from workbench.claims.kernels import allocation, attention, paging
 from workbench.claims.kernels.memory_outcomes import of_allocation, of_quantisation
@@ -23,12 +22,7 @@ CPU = Setting(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(measure, **job):

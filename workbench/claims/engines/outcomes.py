@@ -5,6 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from workbench.claims.conditions import (
+    by_construction,
+    curve,
+    known,
+    left_out,
+    proven,
+    state,
+    where,
+)
 from workbench.claims.decision import Interval, difference
 from workbench.claims.engines.generation import TRANSFORMERS, VLLM, VLLM_CACHED
 from workbench.claims.intervals import (
@@ -14,15 +23,6 @@ from workbench.claims.intervals import (
     of_runs,
     points,
     ratios,
-)
-from workbench.claims.kernels.conditions import (
-    by_construction,
-    curve,
-    known,
-    left_out,
-    proven,
-    state,
-    where,
 )
 from workbench.claims.recipe import Outcome
 from workbench.claims.verdict import Measurement

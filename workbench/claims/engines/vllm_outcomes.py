@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.claims.engines.generation import VLLM
-from workbench.claims.intervals import counted, mean_of_runs, of_runs, points, ratios
-from workbench.claims.kernels.conditions import (
+from workbench.claims.conditions import (
     by_construction,
     curve,
     proven,
@@ -17,6 +15,8 @@ from workbench.claims.kernels.conditions import (
     times,
     where,
 )
+from workbench.claims.engines.generation import VLLM
+from workbench.claims.intervals import counted, mean_of_runs, of_runs, points, ratios
 from workbench.claims.recipe import Outcome
 from workbench.claims.verdict import Measurement
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workbench.claims.conditions import by_construction, curve, known, proven, times, where
 from workbench.claims.decision import difference
 from workbench.claims.intervals import counted, mean_of_runs, noise_floor, of_runs, points, ratios
 from workbench.claims.kernels import allocation
-from workbench.claims.kernels.conditions import by_construction, curve, known, proven, times, where
 from workbench.claims.recipe import Outcome
 from workbench.claims.verdict import Measurement
 

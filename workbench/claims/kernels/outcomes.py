@@ -5,10 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.claims.decision import difference
-from workbench.claims.intervals import mean_of_runs, noise_floor, of_runs, points, ratios
-from workbench.claims.kernels import attention, paging
-from workbench.claims.kernels.conditions import (
+from workbench.claims.conditions import (
     by_construction,
     curve,
     known,
@@ -19,6 +16,9 @@ from workbench.claims.kernels.conditions import (
     truth,
     where,
 )
+from workbench.claims.decision import difference
+from workbench.claims.intervals import mean_of_runs, noise_floor, of_runs, points, ratios
+from workbench.claims.kernels import attention, paging
 from workbench.claims.recipe import Outcome
 from workbench.claims.verdict import Measurement
 

@@ -1,4 +1,4 @@
-"""What the runs of a kernel prove of a fair comparison, and the words for where they ran."""
+"""What runs of kernels and engines prove of a fair comparison, and the words for where they ran."""
 
 from __future__ import annotations
 
