@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "engine" in Path(item.path).parts:
             item.add_marker(pytest.mark.engine)
+            # A module's tests share a launcher, so one worker gets them all.
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture
@@ -51,6 +53,7 @@ def deployed(launcher: Launcher, settings: EngineSettings, tmp_path: Path) -> De
         **options: Any,
     ) -> AbstractAsyncContextManager[Deployment]:
         known = Topology.parse(topology)
+        logs = tmp_path / "logs" / settings.platform
 
         def make_plan(ports: Any) -> DeploymentPlan:
             return change(
@@ -63,9 +66,7 @@ def deployed(launcher: Launcher, settings: EngineSettings, tmp_path: Path) -> De
                 )
             )
 
-        return deploy(
-            launcher, make_plan, ports=ports_needed(known), log_dir=tmp_path / "logs", **options
-        )
+        return deploy(launcher, make_plan, ports=ports_needed(known), log_dir=logs, **options)
 
     return start
 

@@ -248,10 +248,12 @@ async def broken_transfers(deployment: Deployment) -> list[dict[str, Any]]:
 async def test_broken_transfers_are_counted_as_vllm_counts_them(
     deployed: Any, pretended: EngineSettings
 ) -> None:
-    async with deployed("1p1d", "nixl", change=recomputing) as real:
-        expected = await broken_transfers(real)
-    async with deployed("1p1d", "nixl", settings=pretended, change=recomputing) as pretend:
-        found = await broken_transfers(pretend)
+    async with (
+        deployed("1p1d", "nixl", change=recomputing) as real,
+        deployed("1p1d", "nixl", settings=pretended, change=recomputing) as pretend,
+    ):
+        # Side by side, since most of it is waiting for leases to end.
+        expected, found = await asyncio.gather(broken_transfers(real), broken_transfers(pretend))
         shown = await shown_by(pretend)
     assert found[-1] == {"told too late": 1}
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
