@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, get_type_hints
 
-from workbench.engine_params import FAULTS, EngineParams
+from workbench.engine_params import EngineParams
 from workbench.errors import ParameterError, nearest
 from workbench.load_params import LoadParams
 from workbench.rules import check_address, check_shares, param
@@ -19,7 +19,6 @@ from workbench.sweep_params import PdSweep
 
 __all__ = [
     "CLAIM_TIERS",
-    "FAULTS",
     "NOTEBOOKS",
     "EngineParams",
     "EnvironmentCheck",
