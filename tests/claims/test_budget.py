@@ -55,6 +55,26 @@ def test_what_gives_a_number_without_a_verdict_comes_last_and_still_runs(claim, 
     assert [step.recipe.name for step in made.steps] == ["shape", "size"]
 
 
+def test_what_found_no_room_waits_and_what_is_left_makes_nothing_longer(falls):
+    made = plan(
+        [falls("LONG"), falls("SHORT")],
+        [recipe("long", ("LONG",), 12), recipe("short", ("SHORT",), 10, most_s=lambda _: 400)],
+        budget_s=90,
+    )
+    assert [(step.recipe.name, step.estimate_s) for step in made.steps] == [("short", 50)]
+    assert [step.recipe.name for step in made.waiting] == ["long"]
+    assert "if the others leave it the time: LONG" in str(made)
+
+
+def test_time_that_nothing_waits_for_goes_to_larger_cells(falls):
+    made = plan(
+        [falls("ONE"), falls("OTHER")],
+        [recipe("one", ("ONE",), 4, most_s=lambda _: 30), recipe("other", ("OTHER",), 8)],
+        budget_s=100,
+    )
+    assert {step.recipe.name: step.estimate_s for step in made.steps} == {"one": 30, "other": 40}
+
+
 def test_a_run_that_serves_many_claims_beats_one_that_serves_few(falls):
     names = [f"C{i}" for i in range(5)]
     made = plan(

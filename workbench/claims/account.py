@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.catalogue import said
-from workbench.claims.claim import CHECKS, Claim, Effect
+from workbench.claims.claim import BUILT_IN, CHECKS, Claim, Effect
 from workbench.claims.recipe import Curve, Outcome, Recipe, Setting
 from workbench.claims.sums import Sum, own_sums
 from workbench.claims.verdict import Measurement, Verdict, judge
@@ -25,6 +25,11 @@ _KINDS = {
 }
 _CPU_LIMIT = (
     "A CPU with a tiny model shows directions and counts; no size of it is promised anywhere else."
+)
+
+_OURS_ALONE = (
+    "It holds by construction: our own code makes what is counted here, so that this checks our"
+    " arithmetic and is no evidence about any engine."
 )
 
 
@@ -46,7 +51,8 @@ def account(
     ours = measurement is not None and bool(effects)
     # A claim of which a part was left out is not tested; what was measured of it is shown.
     open_ = judge(claim).verdict == "not_tested"
-    measured = ours and open_ and verdict.verdict != "not_tested"
+    fixed = verdict.tier == "construction"
+    measured = ours and open_ and verdict.verdict != "not_tested" and not fixed
     return {
         "id": claim.id,
         "group": source.group,
@@ -63,7 +69,8 @@ def account(
         "number": _number(effects, sums),
         "effects": effects,
         "measured": measured,
-        "shown_only": ours and not measured,
+        "by_construction": fixed,
+        "shown_only": ours and not measured and not fixed,
         "recipe": recipe.name if recipe and outcome else "",
         "verdict": verdict.word,
         "kind": _kind(verdict),
@@ -243,7 +250,7 @@ def _checked(claim: Claim, verdict: Verdict, outcome: Outcome | None) -> list[di
                 "why": verdict.reason if broken else "",
             }
         )
-    order = {"fail": 0, "unknown": 1, "pass": 2}
+    order = {"fail": 0, "unknown": 1, "pass": 2, BUILT_IN: 3}
     return sorted(rows, key=lambda row: order[row["state"]])
 
 
@@ -255,6 +262,8 @@ def _limits(
         limits.append(f"{_CPU_LIMIT} Our number is shown beside the claim and judges nothing.")
     elif measured and setting.platform == "cpu":
         limits.append(_CPU_LIMIT)
+    if verdict.tier == "construction":
+        limits.append(_OURS_ALONE)
     if not measured and verdict.gate in ("G0", "G1", "G2"):
         shown = "our number stands beside it and judges nothing" if ours else "nothing was measured"
         limits.append(f"The verdict is on this claim as its source supports it; {shown}.")

@@ -1,7 +1,8 @@
 """Which claims are measured in the time there is, and why the others are not. Pure.
 
 Reading costs nothing and comes first. Time goes to recipes by the claims a second that they can
-decide here; what gives a number but no verdict comes last.
+decide here; what gives a number but no verdict comes last. A recipe that found no room waits: the
+others may need less than was thought.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Schedule:
     """What will be measured, in order, and a sentence for each claim that will not be."""
 
     steps: tuple[Step, ...] = ()
+    waiting: tuple[Step, ...] = ()
+    """What would begin, in this order, where the steps leave the time."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     by_reading: tuple[str, ...] = ()
     """Claims whose verdict follows from their sources; nothing is measured for them."""
@@ -54,12 +57,16 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [f"{len(self.by_reading)} claims are decided by reading and arithmetic"]
-        for step in self.steps:
+        for step in (*self.steps, *self.waiting):
+            room = "" if step in self.steps else ", if the others leave it the time"
             lines.append(
                 f"{step.recipe.level:8} {step.recipe.name:14} about {step.estimate_s:4.0f} s,"
-                f" {step.runs} runs an arm: {', '.join(step.claims)}"
+                f" {step.runs} runs an arm{room}: {', '.join(step.claims)}"
             )
-        lines.append(f"{len(self.skipped)} claims are not measured; the table says why of each")
+        hope = sum(len(step.claims) for step in self.waiting)
+        lines.append(
+            f"{len(self.skipped) - hope} claims are not measured; the table says why of each"
+        )
         return "\n".join([*lines, f"duration: about {self.estimate_s / 60:.1f} minutes"])
 
 
@@ -94,6 +101,7 @@ def schedule(
         step = Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
         offers.append((worth / max(cost_s, 0.1), step))
     steps: list[Step] = []
+    waiting: list[Step] = []
     left_s = budget_s
     for _, step in sorted(offers, key=lambda offer: -offer[0]):
         if step.estimate_s <= left_s:
@@ -106,12 +114,17 @@ def schedule(
                 f" {_rounded_up(budget_s - left_s + step.estimate_s)}."
             )
             skipped |= dict.fromkeys(step.claims, reason)
+            waiting.append(step)
     measured = {name for step in steps for name in step.claims}
     for name, claim in open_.items():
         if name not in measured:
             skipped.setdefault(name, _no_recipe(claim))
+    steps = _more_runs(steps, open_, setting, left_s)
+    if not waiting:
+        steps = _longer(steps, setting, budget_s - sum(step.estimate_s for step in steps))
     return Schedule(
-        steps=tuple(_more_runs(steps, open_, setting, left_s)),
+        steps=tuple(steps),
+        waiting=tuple(waiting),
         skipped={name: text for name, text in skipped.items() if name not in measured},
         by_reading=reading,
     )
@@ -169,6 +182,19 @@ def _more_runs(
         changed = replace(setting, runs=runs)
         more.append(replace(step, runs=runs, estimate_s=step.recipe.estimate_s(changed)))
     return more
+
+
+def _longer(steps: Sequence[Step], setting: Setting, left_s: float) -> list[Step]:
+    """What is left after that goes to recipes that can use it, the shortest first."""
+    longer = {}
+    for step in sorted(steps, key=lambda step: step.estimate_s):
+        if step.recipe.most_s is None:
+            continue
+        most_s = step.recipe.most_s(replace(setting, runs=step.runs))
+        extra_s = max(0.0, min(left_s, most_s - step.estimate_s))
+        left_s -= extra_s
+        longer[step.recipe.name] = replace(step, estimate_s=step.estimate_s + extra_s)
+    return [longer.get(step.recipe.name, step) for step in steps]
 
 
 def _rounded_up(seconds: float) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "BUILT_IN",
     "CHECKS",
     "CONFIRMATIONS",
     "EVIDENCE",
@@ -48,6 +49,8 @@ EVIDENCE = ("measurement", "simulation", "model", "target", "configuration", "co
             "documentation", "none")  # fmt: skip
 CONFIRMATIONS = ("primary", "secondary", "memory")
 STATES = ("pass", "fail", "unknown")
+BUILT_IN = "built_in"
+"""A check of ours that no run can fail, since our code is written so: settled, and no evidence."""
 VERDICTS = ("confirmed", "not_confirmed", "not_comparable")
 LIMITS = ("prefill_throughput", "decode_throughput", "memory_fit", "memory_bandwidth")
 

@@ -66,13 +66,22 @@ def _first_screen(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _finding(accounts: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> str:
-    read = [row for row in accounts if not row["measured"] and row["kind"] != "not-tested"]
+    ours = [row for row in accounts if row["by_construction"]]
+    read = [
+        row
+        for row in accounts
+        if not row["measured"] and not row["by_construction"] and row["kind"] != "not-tested"
+    ]
+    own = sum(row["own"] for row in measured)
+    whose = f" ({len(measured) - own} published, {own} controls of our own)" if own else ""
     count = Counter(row["verdict"] for row in measured)
     total = f"{_many(len(accounts), 'claim')}"
     parts = []
     if measured:
         words = ", ".join(f"{n} {word}" for word, n in sorted(count.items(), key=_by_kind))
-        parts.append(f"{len(measured)} measured here: {words}")
+        parts.append(f"{len(measured)} measured here{whose}: {words}")
+    if ours:
+        parts.append(f"{len(ours)} by construction")
     if read:
         count_read = Counter(row["kind"] for row in read)
         fell = [words.format(count_read[kind]) for kind, words in _READ.items() if count_read[kind]]
@@ -110,7 +119,9 @@ def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         label = kind.replace("-", " ")
         rows = [row for row in accounts if row["kind"] == kind]
         here = sum(row["measured"] for row in rows)
-        note = f"{here} measured here" if here else ""
+        fixed = sum(row["by_construction"] for row in rows)
+        notes = [(here, "measured here"), (fixed, "by construction")]
+        note = ", ".join(f"{n} {words}" for n, words in notes if n)
         cards.append({"label": label, "value": len(rows), "unit": "", "low": None, "high": None,
                       "note": note, "kind": kind})  # fmt: skip
     return cards

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.claims.claim import BUILT_IN
 from workbench.claims.decision import MIN_RUNS
 from workbench.metrics.client_gate import CLIENT_BUSY_SHARE, CLOCK_MOVED_S
 
@@ -45,7 +46,7 @@ _STORE = {"--kv-transfer-config"}
 def proofs(
     facts: Mapping[str, Any], requests: pd.DataFrame, *, value: str, baseline: str
 ) -> dict[str, str]:
-    """Check -> pass, fail or unknown, for a comparison of two arms of one run.
+    """Check -> pass, fail, unknown or BUILT_IN, for a comparison of two arms of one run.
 
     `facts` is the run's result.json, `requests` its rows.
     """
@@ -112,8 +113,8 @@ def _of_rows(rows: pd.DataFrame, value: str, baseline: str) -> dict[str, str]:
     return {
         "replicated_runs_with_ci": "pass" if runs >= MIN_RUNS else "fail",
         "same_batch_and_concurrency": "pass" if equal else "fail",
-        "same_metric_definition": "pass",
-        "provenance_raw_log": "pass",
+        "same_metric_definition": BUILT_IN,
+        "provenance_raw_log": BUILT_IN,
         "interleaved_run_order": "pass" if first.any() and not first.all() else "fail",
     }
 

@@ -34,7 +34,9 @@ class Setting:
     output_dir: Path
     """Logs and raw files of the recipe go here; it is made where it is missing."""
     budget_s: float
-    """For all recipes; one that can be shorter takes a share and says what it left out."""
+    """For all recipes."""
+    allotted_s: float = 0.0
+    """For this recipe; one that can be longer than its least fills it with larger cells."""
     seed: int = 0
     runs: int = MIN_RUNS
     """Launches or rounds for each arm; a smaller number gives no verdict."""
@@ -91,7 +93,9 @@ class Recipe:
     what: str
     """One sentence: what is run beside what."""
     estimate_s: Callable[[Setting], float]
-    """How long it will take there, before anything starts."""
+    """How long it will take there, before anything starts; with `allotted_s` 0 its least."""
     run: Callable[[Setting], Awaitable[Outcome]]
     """Raises a workbench.errors error where nothing could be measured at all."""
+    most_s: Callable[[Setting], float] | None = None
+    """How long it may take at most, for one that can be longer."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")

@@ -97,6 +97,10 @@ class Validation:
         try:
             for step in self.schedule.steps:
                 await self._measure(step, folder.attempt, began_s, measured, echo)
+            for step in self.schedule.waiting:
+                gone_s = time.monotonic() - began_s
+                if gone_s + step.estimate_s <= self.params.time_budget_s:
+                    await self._measure(step, folder.attempt, began_s, measured, echo)
             status = "success"
         except asyncio.CancelledError:
             status = "cancelled"
@@ -127,8 +131,9 @@ class Validation:
             return
         echo(f"{recipe.level} level, {recipe.name}: {recipe.what}")
         setting = replace(
-            self.setting, runs=step.runs, output_dir=home / "runs" / recipe.name, echo=echo
-        )
+            self.setting, runs=step.runs, output_dir=home / "runs" / recipe.name, echo=echo,
+            allotted_s=step.estimate_s,
+        )  # fmt: skip
         began = time.monotonic()
         try:
             measured.outcomes[recipe.name] = await recipe.run(setting)
@@ -145,7 +150,9 @@ class Validation:
         versions = machine.facts().versions
         kept = {name: versions[name] for name in ("vllm", "torch", "lmcache") if versions.get(name)}
         # A claim that reading has decided may get our number beside its verdict all the same.
-        of = {claim: step.recipe for step in self.schedule.steps for claim in step.recipe.claims}
+        begun = [step for step in self.schedule.waiting if step.recipe.name in measured.took_s]
+        steps = (*self.schedule.steps, *begun)
+        of = {claim: step.recipe for step in steps for claim in step.recipe.claims}
         for claim in self.claims:
             recipe = of.get(claim.id)
             outcome = measured.outcomes.get(recipe.name) if recipe else None
@@ -161,7 +168,7 @@ class Validation:
             )  # fmt: skip
         return concluded(
             self.params, self.setting, self.registry, self.claims, verdicts, accounts,
-            outcomes=measured.outcomes, failed=measured.failed, steps=len(self.schedule.steps),
+            outcomes=measured.outcomes, failed=measured.failed, steps=len(steps),
         )  # fmt: skip
 
     def _verdict(

@@ -35,7 +35,7 @@ class Conditions:
     model: str = ""
     """The model's name; empty where it does not matter."""
     checks: Mapping[str, str] = field(default_factory=dict)
-    """What our own run proved of CHECKS: pass, fail or unknown."""
+    """What our own run proved of CHECKS: pass, fail or unknown; BUILT_IN settles as pass does."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,6 +47,8 @@ class Measurement:
     """95 % intervals in the effect's unit, adjusted over cells (Holm); 90 % for unchanged."""
     counted: frozenset[str] = frozenset()
     """Effects that were counted or computed, not timed: they hold on any hardware, in one run."""
+    built_in: frozenset[str] = frozenset()
+    """Effects that our own code fixes, such as bytes of a format that it writes: arithmetic."""
     faults: tuple[str, ...] = ()
     """Sentences of gates that failed; a run with one gives no verdict."""
     bounds: tuple[Bound, ...] = ()
@@ -69,7 +71,8 @@ class Verdict:
     reason: str
     gate: str
     tier: str = "source"
-    """source: read, not measured; shape: on a CPU; gpu: as claimed; transfer: on another GPU."""
+    """source: read, not measured; shape: on a CPU; gpu: as claimed; transfer: on another GPU;
+    construction: our own code fixes what was counted."""
     failed_checks: tuple[str, ...] = ()
     needed: str = ""
     doubts: tuple[str, ...] = ()
@@ -81,9 +84,11 @@ class Verdict:
     def word(self) -> str:
         """For readers: contradicted and inconclusive are never one word."""
         if self.verdict == "confirmed":
-            return {"shape": "confirmed (shape)", "transfer": "confirmed (other GPU)"}.get(
-                self.tier, "confirmed"
-            )
+            return {
+                "shape": "confirmed (shape)",
+                "transfer": "confirmed (other GPU)",
+                "construction": "holds by construction",
+            }.get(self.tier, "confirmed")
         if self.verdict == "not_confirmed":
             if self.code in ("inconclusive", "too_few_runs"):
                 return "inconclusive"
@@ -222,6 +227,8 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
     part = parts[weakest]
     verdict = {"confirmed": "confirmed", "hardware": "not_comparable", "not_measured": "not_tested"}
     tier = "shape" if conditions.platform == "cpu" else "gpu" if here else "transfer"
+    if measurement.built_in.issuperset(parts):
+        tier = "construction"
     at_full = "" if tier == "gpu" and part.code == "confirmed" else _test(claim)
     return Verdict(
         claim=claim.id, verdict=verdict.get(part.code, "not_confirmed"), code=part.code, gate="G4",
@@ -237,7 +244,12 @@ def _why(parts: Mapping[str, Decision], weakest: str) -> str:
         return parts[weakest].reason
     alike = len({part.code for part in parts.values()}) == 1
     named = parts if alike else {weakest: parts[weakest]}
-    return " ".join(f"{name}: {part.reason}" for name, part in named.items())
+    of_reason: dict[str, list[str]] = {}
+    for name, part in named.items():
+        of_reason.setdefault(part.reason, []).append(name)
+    if alike and len(of_reason) == 1:
+        return next(iter(of_reason))
+    return " ".join(f"{', '.join(names)}: {reason}" for reason, names in of_reason.items())
 
 
 def _rank(code: str) -> int:

@@ -26,8 +26,8 @@ START_S = 20.0
 LAUNCH_S = 4.0
 """An engine ready in a forked process; a GPU's takes a minute, imports included."""
 GPU_LAUNCH_S = 60.0
-GENERATION_SHARE = 0.2
-"""Of the time that all recipes have; more of it measures larger batches."""
+GENERATION_S = 0.5, 16.0
+"""Measuring in one launch: small batches at the least, all of BATCHES on a CPU of 2 cores."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 INPUT_TOKENS, OUTPUT_TOKENS = 160, 16
 """160 tokens hold one block of 128, so that a repeated prompt can hit on a CPU as well."""
@@ -44,11 +44,16 @@ def _job(setting: Setting, **fields: Any) -> dict[str, Any]:
     return {"model": str(setting.model), "vocab_tokens": facts.vocab_tokens} | fields
 
 
+def _generation_least_s(setting: Setting) -> float:
+    return _launches_s(setting, len(ENGINES) * setting.runs, GENERATION_S[0])
+
+
+def _generation_most_s(setting: Setting) -> float:
+    return _launches_s(setting, len(ENGINES) * setting.runs, GENERATION_S[1])
+
+
 def _generation_s(setting: Setting) -> float:
-    launches = len(ENGINES) * setting.runs
-    least_s = _launches_s(setting, launches, 0.5)
-    most_s = _launches_s(setting, launches, 20.0)
-    return min(most_s, max(least_s, GENERATION_SHARE * setting.budget_s))
+    return max(_generation_least_s(setting), setting.allotted_s)
 
 
 async def _generation(setting: Setting) -> Outcome:
@@ -98,6 +103,7 @@ RECIPES = (
                 "S003-HF-TPUT", "S003-VLLM-TPUT"),
         what="vLLM, with and without its prefix cache, beside transformers at equal batch.",
         estimate_s=_generation_s,
+        most_s=_generation_most_s,
         run=_generation,
     ),
     Recipe(

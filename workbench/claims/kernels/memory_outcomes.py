@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["of_allocation", "of_quantisation"]
 
+_RATIOS = frozenset({"INT8 ratio", "FP8 ratio", "INT4 ratio"})
+
 
 def of_allocation(rows: Rows, setting: Setting) -> Outcome:
     """What a pool gains, and what is left of it once the blocks are filled."""
@@ -90,7 +92,7 @@ def of_quantisation(rows: Rows, setting: Setting) -> Outcome:
         measurements={
             "OWN-KV-BYTES": Measurement(
                 effects={f"{name.upper()} ratio": (ratio,) for name, ratio in bytes_.items()},
-                counted=frozenset({"INT8 ratio", "FP8 ratio", "INT4 ratio"}), tolerance=0.005,
+                counted=_RATIOS, built_in=_RATIOS, tolerance=0.005,
             ),
             "OWN-KV-ERROR": Measurement(effects=order),
             "LLMIR-QUANT": _published(bytes_, errors),

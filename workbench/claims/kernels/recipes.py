@@ -14,9 +14,8 @@ from workbench.claims.rows import START_S, Rows, gather
 
 __all__ = ["RECIPES"]
 
-ATTENTION_RUN_S = 20.0
-"""One run over all lengths; a small budget leaves the longer ones out."""
-ATTENTION_SHARE = 0.1
+ATTENTION_S = 2.0, 20.0
+"""One run over the shorter lengths, and over all of them."""
 
 
 def _recipe(
@@ -28,6 +27,7 @@ def _recipe(
     job: Callable[[Setting], Mapping[str, Any]],
     outcome: Callable[[Rows, Setting], Outcome],
     warm: tuple[str, ...] = ("torch",),
+    most_s: Callable[[Setting], float] | None = None,
 ) -> Recipe:
     """The recipe whose runs are `measure` of the module of that name."""
 
@@ -40,8 +40,9 @@ def _recipe(
         return outcome(rows, setting)
 
     return Recipe(
-        name=name, level="kernel", claims=claims, what=what, estimate_s=estimate_s, run=run
-    )
+        name=name, level="kernel", claims=claims, what=what, estimate_s=estimate_s,
+        most_s=most_s, run=run,
+    )  # fmt: skip
 
 
 def _seconds(run_s: float, start_s: float = START_S) -> Callable[[Setting], float]:
@@ -53,8 +54,7 @@ def _seconds(run_s: float, start_s: float = START_S) -> Callable[[Setting], floa
 
 
 def _attention_s(setting: Setting) -> float:
-    most_s, least_s = _seconds(ATTENTION_RUN_S)(setting), _seconds(2.0)(setting)
-    return min(most_s, max(least_s, ATTENTION_SHARE * setting.budget_s))
+    return max(_seconds(ATTENTION_S[0])(setting), setting.allotted_s)
 
 
 def _lengths(setting: Setting) -> dict[str, Any]:
@@ -68,6 +68,7 @@ RECIPES = (
         ("OWN-FUSED", "S003-ATTN-SPEEDUP", "S003-ATTN-RANGE"),
         "Attention by each backend of torch beside a naive one, for lengths from 128 on.",
         estimate_s=_attention_s,
+        most_s=_seconds(ATTENTION_S[1]),
         job=_lengths,
         outcome=of_attention,
     ),

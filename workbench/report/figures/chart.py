@@ -235,5 +235,38 @@ def _plain_svg(text: str) -> str:
     svg = re.sub(
         r' (?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg
     )
-    svg = svg.replace("'DejaVu Sans'", "system-ui, 'Noto Sans', sans-serif")
-    return svg.replace("<svg ", '<svg stroke-linejoin="round" ', 1)
+    svg = svg.replace("<svg ", f"<svg {_ROOT} ", 1)
+    return _small(svg)
+
+
+_ROOT = "stroke-linejoin='round' font-family='system-ui, \"Noto Sans\", sans-serif'"
+
+
+def _small(svg: str) -> str:
+    """The same drawing in half the bytes: no line breaks, and no groups or names without a use.
+
+    A page of claims holds dozens of drawings, and matplotlib wraps each tick three times.
+    """
+    used = set(re.findall(r'#([\w-]+)[)"]', svg))
+    svg = re.sub(r">\s+<", "><", svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
+    svg = re.sub(r"(; )?font-family: [^;\"]*(?(1)|(; )?)", "", svg)
+    svg = re.sub(
+        r' id="([^"]*)"',
+        lambda m: m[0] if m[1] in used or m[1].startswith("axes_") else "",
+        svg,
+    )
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    parts: list[str] = []
+    bare: list[bool] = []
+    for part in re.split(r"(</?g\b[^>]*>)", svg):
+        if part.startswith("<g"):
+            if part.endswith("/>"):
+                continue
+            bare.append(part == "<g>")
+            if bare[-1]:
+                continue
+        elif part == "</g>" and bare.pop():
+            continue
+        parts.append(part)
+    return "".join(parts)
