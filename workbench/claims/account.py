@@ -56,6 +56,7 @@ def account(
     return {
         "id": claim.id,
         "group": source.group,
+        "title": _short_source(claim, claims),
         "source": _source(claim),
         "confirmation": f"{source.confirmation}: {source.how}",
         "withdrawn": source.withdrawn,
@@ -128,6 +129,7 @@ def _effects(claim: Claim, measurement: Measurement, verdict: Verdict) -> list[d
                 {
                     "name": effect.name,
                     "cells": len(cells),
+                    "cell": cell.cell,
                     "quantifier": effect.quantifier,
                     "unit": "" if effect.unit == "count" else effect.unit,
                     "estimate": _finite(cell.estimate),
@@ -190,6 +192,13 @@ def _of_cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "least": min(spread, default=None),
         "most": max(spread, default=None),
     }
+
+
+def _short_source(claim: Claim, claims: Mapping[str, Claim]) -> str:
+    """For the table: the group's title, or the claim's own reference where the group has many."""
+    source = claim.source
+    refs = {other.source.ref for other in claims.values() if other.source.group == source.group}
+    return source.ref if len(refs) > 1 else source.title
 
 
 def _source(claim: Claim) -> str:

@@ -25,9 +25,12 @@ _ORDER = (
 )
 
 _READ = {
-    "contradicted": "{} fall by their own source or physics",
-    "no-evidence": "{} have no evidence",
-    "not-comparable": "{} are no fair comparison",
+    "contradicted": (
+        "{} falls by its own source or physics",
+        "{} fall by their own source or physics",
+    ),
+    "no-evidence": ("{} has no evidence", "{} have no evidence"),
+    "not-comparable": ("{} is no fair comparison", "{} are no fair comparison"),
 }
 
 
@@ -84,7 +87,11 @@ def _finding(accounts: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[s
         parts.append(f"{len(ours)} by construction")
     if read:
         count_read = Counter(row["kind"] for row in read)
-        fell = [words.format(count_read[kind]) for kind, words in _READ.items() if count_read[kind]]
+        fell = [
+            words[count_read[kind] > 1].format(count_read[kind])
+            for kind, words in _READ.items()
+            if count_read[kind]
+        ]
         parts.append(f"by reading, {', '.join(fell)}" if fell else f"{len(read)} were read")
     if not parts:
         return f"{total}, and none could be judged"

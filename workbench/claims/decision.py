@@ -27,6 +27,8 @@ class Interval:
     low: float
     high: float
     runs: int = MIN_RUNS
+    cell: str = ""
+    """Which of several cells, such as `batch 8`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +103,16 @@ def _shown(effect: Effect, cells: tuple[Interval, ...]) -> tuple[Interval, str]:
     if len(cells) == 1:
         return cells[0], ""
     if effect.quantifier in ("higher", "at_least"):
-        return min(cells, key=lambda cell: cell.low), f" in the weakest of {len(cells)} cells"
+        weakest = min(cells, key=lambda cell: cell.low)
+        return weakest, f" in the weakest of {len(cells)} cells{_named(weakest)}"
     if effect.quantifier in ("lower", "at_most"):
-        return max(cells, key=lambda cell: cell.high), f" in the weakest of {len(cells)} cells"
+        weakest = max(cells, key=lambda cell: cell.high)
+        return weakest, f" in the weakest of {len(cells)} cells{_named(weakest)}"
     return cells[(len(cells) - 1) // 2], " in the median cell"
+
+
+def _named(cell: Interval) -> str:
+    return f" ({cell.cell})" if cell.cell else ""
 
 
 def _exact(effect: Effect, cells: tuple[Interval, ...]) -> str:

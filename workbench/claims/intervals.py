@@ -6,6 +6,7 @@ where values are ratios or times. Rows: quantity, arm, cell, run, order, value, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, nan
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,10 @@ def ratios(
     )
     pairs = pairs.dropna(how="all")
     return {
-        str(cell): mean_of_runs(values.to_numpy(float), cells=len(pairs), confidence=confidence)
+        str(cell): replace(
+            mean_of_runs(values.to_numpy(float), cells=len(pairs), confidence=confidence),
+            cell=str(cell),
+        )
         for cell, values in pairs.iterrows()
     }
 

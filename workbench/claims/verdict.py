@@ -239,15 +239,12 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
 
 
 def _why(parts: Mapping[str, Decision], weakest: str) -> str:
-    """The reason of the part that decides; of all parts where none is weaker than another."""
-    if len(parts) == 1:
-        return parts[weakest].reason
-    alike = len({part.code for part in parts.values()}) == 1
-    named = parts if alike else {weakest: parts[weakest]}
+    """The reasons of the parts that decide, those that are as weak as the weakest."""
     of_reason: dict[str, list[str]] = {}
-    for name, part in named.items():
-        of_reason.setdefault(part.reason, []).append(name)
-    if alike and len(of_reason) == 1:
+    for name, part in parts.items():
+        if part.code == parts[weakest].code:
+            of_reason.setdefault(part.reason, []).append(name)
+    if len(of_reason) == 1 and sum(map(len, of_reason.values())) == len(parts):
         return next(iter(of_reason))
     return " ".join(f"{', '.join(names)}: {reason}" for reason, names in of_reason.items())
 

@@ -50,7 +50,9 @@ def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The claims with what the templates show of them: mark, numbers in words, drawings."""
     rows = []
     for place, claim in enumerate(facts.get("claims") or []):
-        drawn = [effect for effect in claim.get("effects", []) if _has_width(effect)]
+        # A size that this machine may not judge stands as a number, without a band to confirm it.
+        judged = [e for e in claim.get("effects", []) if e.get("code") != "hardware"]
+        drawn = [effect for effect in judged if _has_width(effect)]
         charts = [claim_intervals({**claim, "effects": drawn})] if drawn else []
         charts += [claim_curve(curve) for curve in claim.get("curves", []) if curve["points"]]
         rows.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,12 @@ def _scaling(speeds: pd.DataFrame) -> tuple[tuple[Interval, ...], Interval]:
     """Gain from each batch to the next; and at the largest, the share of a proportional gain."""
     cells = list(speeds.index)
     steps = tuple(
-        mean_of_runs((speeds.loc[after] / speeds.loc[before]).to_numpy(float), cells=len(cells) - 1)
+        replace(
+            mean_of_runs(
+                (speeds.loc[after] / speeds.loc[before]).to_numpy(float), cells=len(cells) - 1
+            ),
+            cell=f"{before} to {_batch(after)}",
+        )
         for before, after in pairwise(cells)
     )
     larger = _batch(cells[-1]) / _batch(cells[0])

@@ -129,7 +129,8 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     low, high = low - pad, high + pad
     axes.set_xlim(low, high)
     axes.set_ylim(len(cells), 0)
-    axes.set_yticks([])
+    places = [at + 0.5 for at in range(len(cells))] if len(cells) > 1 else []
+    axes.set_yticks(places, [str(cell.get("cell", "")) for cell in cells[: len(places)]])
     axes.grid(visible=False, axis="y")
     start = low if first["confirms_from"] is None else first["confirms_from"]
     end = high if first["confirms_to"] is None else first["confirms_to"]
@@ -150,4 +151,4 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")
     axes.set_title(f"claimed: {first['claimed']}", size=12, color=GREY, loc="right",
                    weight="normal")  # fmt: skip
-    axes.tick_params(axis="x", labelsize=11)
+    axes.tick_params(labelsize=11)
