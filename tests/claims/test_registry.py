@@ -74,6 +74,7 @@ def test_a_claim_without_a_mistake(tmp_path):
     [
         (entry(metric=...), "ONE: metric is missing; every claim has it"),
         (entry(id=...), "claim number 1: id is missing"),
+        (entry(level=..., phase=...), "ONE: level, phase are missing; every claim has them"),
         (entry(modle="x"), "ONE: modle is not known: did you mean 'model'?"),
         (entry(statement=5), "ONE: statement is 5; it takes text"),
         (entry(level="chip"), "level is 'chip'; write one of op, layer, model"),

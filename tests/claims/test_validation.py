@@ -153,11 +153,46 @@ async def test_a_measurement_that_failed_is_a_sentence_and_the_others_go_on(
     result, claims = await judged(referee(broken, hits))
     row = claims["VLLM-APC"]
     assert (row["verdict"], row["code"], row["number"]) == ("not comparable", "unreliable_run", [])
-    assert row["reason"].startswith(sentence) or row["skipped"].startswith(sentence)
+    assert row["reason"].startswith(sentence)
     assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
     assert any(doubt.startswith(sentence) for doubt in result.facts["doubts"])
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["measurements ended"] == "INCONCLUSIVE"
+
+
+def test_a_model_folder_that_is_none_is_refused_before_anything_starts():
+    with pytest.raises(ParameterError, match="/no/such/model does not exist"):
+        validate(PaperClaimValidation(model="/no/such/model"))
+
+
+async def test_what_found_no_room_is_measured_where_the_others_leave_the_time(referee):
+    count = Measurement(
+        effects={"tokens off": (interval(0, 0, 0),)}, counted=frozenset({"tokens off"})
+    )
+    hits = recipe("hits", ("OWN-HIT-TOKENS",), outcome({"OWN-HIT-TOKENS": count}), seconds=70)
+    made = referee(CACHE, hits, time_budget_s=75)
+    assert [step.recipe.name for step in made.schedule.steps] == ["cache"]
+    assert "hits takes about 70 s" in made.schedule.skipped["OWN-HIT-TOKENS"]
+    _, claims = await judged(made)
+    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
+    assert claims["OWN-HIT-TOKENS"]["skipped"] == ""
+
+
+async def test_what_our_own_code_fixes_is_counted_apart_and_is_no_evidence(referee):
+    ratios = {"INT8 ratio": 1.97, "INT4 ratio": 3.2, "FP8 ratio": 2.0}
+    fixed = Measurement(
+        effects={name: (interval(value, value, value),) for name, value in ratios.items()},
+        counted=frozenset(ratios), built_in=frozenset(ratios),
+    )  # fmt: skip
+    bytes_ = recipe("bytes", ("OWN-KV-BYTES",), outcome({"OWN-KV-BYTES": fixed}))
+    result, claims = await judged(referee(CACHE, bytes_))
+    row = claims["OWN-KV-BYTES"]
+    assert (row["verdict"], row["measured"]) == ("holds by construction", False)
+    assert "no evidence about any engine" in row["limits"][0]
+    assert (
+        ", 2 measured here: 1 confirmed (shape), 1 inconclusive; 1 by construction;"
+        in (result.facts["finding"])
+    )
 
 
 async def test_a_run_without_interval_is_inconclusive_and_never_green(referee):

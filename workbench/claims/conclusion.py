@@ -52,7 +52,9 @@ def concluded(
         "finding": _finding(accounts, measured),
         "scope": _scope(setting, params, outcomes),
         "numbers": _cards(accounts),
-        "gates": _gates(registry, claims, verdicts, failed, steps, len(outcomes)),
+        "gates": _gates(
+            registry, claims, verdicts, failed, steps, len(outcomes), params.registry
+        ),
         "doubts": _doubts(registry, failed, outcomes),
         "limits": _limits(setting, accounts),
         "repeat": repeat_command("paper_claim_validation", params),
@@ -75,8 +77,8 @@ def _finding(accounts: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[s
         for row in accounts
         if not row["measured"] and not row["by_construction"] and row["kind"] != "not-tested"
     ]
-    own = sum(row["own"] for row in measured)
-    whose = f" ({len(measured) - own} published, {own} controls of our own)" if own else ""
+    published = sum(not row["own"] for row in measured)
+    whose = "" if published == len(measured) else f", {published or 'none'} of them published"
     count = Counter(row["verdict"] for row in measured)
     total = f"{_many(len(accounts), 'claim')}"
     parts = []
@@ -136,7 +138,7 @@ def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _gates(
     registry: Registry, claims: Sequence[Claim], verdicts: Mapping[str, Verdict],
-    failed: Mapping[str, str], steps: int, done: int,
+    failed: Mapping[str, str], steps: int, done: int, folder: str,
 ) -> list[dict[str, str]]:  # fmt: skip
     fixtures = [claim for claim in claims if claim.expected_verdict]
     odd = [c.id for c in fixtures if verdicts[c.id].verdict != c.expected_verdict]
@@ -146,7 +148,9 @@ def _gates(
             "registry is readable", "INCONCLUSIVE" if mistakes else "PASS",
             f"{len(registry.claims)} claims of {len(registry.groups)} sources were read,"
             f" {mistakes} mistakes" + (f"; first {registry.mistakes[0]}" if mistakes else ""),
-            "mend the registry; `workbench claims check` lists every mistake" if mistakes else "",
+            f"mend the registry; `workbench claims check --folder {folder}` lists every mistake"
+            if mistakes
+            else "",
         ),
     ]  # fmt: skip
     if fixtures:
@@ -177,7 +181,7 @@ def _gate(name: str, outcome: str, sentence: str, next_step: str) -> dict[str, s
 def _doubts(
     registry: Registry, failed: Mapping[str, str], outcomes: Mapping[str, Outcome]
 ) -> list[str]:
-    doubts = [f"Not read: {mistake}." for mistake in registry.mistakes]
+    doubts = [f"Not read: {mistake.rstrip('?.')}." for mistake in registry.mistakes]
     doubts += list(dict.fromkeys(f"{reason.rstrip('.')}." for reason in failed.values()))
     for outcome in outcomes.values():
         doubts += [doubt for doubt in outcome.doubts if doubt not in doubts]

@@ -269,8 +269,10 @@ def _known(where: str, value: Any, fields: set[str], *, needed: set[str]) -> Non
     if not isinstance(value, dict):
         raise _MistakeError(f"{where} is {value!r}; it takes {', '.join(sorted(needed))}")
     dot = f"{where}." if where else ""
-    for name in sorted(needed - set(value)):
-        raise _MistakeError(f"{dot}{name} is missing; every claim has it")
+    if missing := sorted(needed - set(value)):
+        names = ", ".join(f"{dot}{name}" for name in missing)
+        verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        raise _MistakeError(f"{names} {verb} missing; every claim has {them}")
     for name in value:
         if name not in fields:
             raise _MistakeError(f"{dot}{name} is not known: {nearest(str(name), fields)}")

@@ -84,7 +84,8 @@ async def gather(
             results.append(result)
             doubts += [f"Run {run + 1}: {note}" for note in result.get("notes", ())]
     if not frames:
-        raise DeploymentError(f"{name} measured nothing: {' '.join(doubts)}")
+        others = f" So did {len(doubts) - 1} further launches." if len(doubts) > 1 else ""
+        raise DeploymentError(f"{doubts[0]}{others}")
     table = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
     return Rows(table=table, results=tuple(results), doubts=(*doubts, *_unsteady(table)))
 

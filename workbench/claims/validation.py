@@ -31,7 +31,7 @@ from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 from workbench.physics import accelerator
-from workbench.serve.tiny_model import tiny_model
+from workbench.serve.tiny_model import model_facts, tiny_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,8 +212,8 @@ class _Measured:
 def validate(params: PaperClaimValidation) -> Validation:
     """The validation of checked parameters; starts nothing.
 
-    Raises ParameterError for a claim or group that is not known, and for a registry without one
-    readable claim.
+    Raises ParameterError for a claim or group that is not known, for a registry without one
+    readable claim, and for a model folder that is none.
     """
     registry = read_registry(repository_root() / params.registry)
     if not registry.claims:
@@ -235,6 +235,8 @@ def _setting(params: PaperClaimValidation) -> Setting:
     found = machine.facts()
     platform = found.platform if params.platform == "auto" else params.platform
     hardware = f"{found.cores} CPU cores"
+    if params.engine == "vllm" and params.model.startswith(("/", ".", "~")):
+        model_facts(params.model)  # a path that is no model is refused before anything starts
     if platform != "cpu" and found.gpus:
         known = accelerator(found.gpus[0].name)
         hardware = known.name if known else found.gpus[0].name

@@ -169,7 +169,7 @@ def _fair(
         if state == "fail" and name != "replicated_runs_with_ci":
             what = CHECKS.get(name, name)
             failed.setdefault(name, f"A check fails in our own run: {what}.")
-    if measurement is not None:
+    if measurement is not None and measurement.effects:
         if conditions is not None and (other := other_model(claim, conditions.model)):
             # A direction may be tested with any model, and says so; a size may not.
             if conditions.platform != "cpu":
