@@ -22,11 +22,12 @@ async def test_both_engines_give_the_same_tokens_at_equal_batch(tmp_path, monkey
     assert cells.tolist() == [["batch 1", "batch 2"]] * 3
     assert outcome.checks["same_token_lengths_ignore_eos"] == "pass"
     first = outcome.table[outcome.table["quantity"] == "first token"]
-    calls = first.assign(call=first.groupby(["arm", "cell"]).cumcount())
-    calls = calls.pivot_table(index=["cell", "call"], columns="arm", values="value")
-    # bf16 may round one of two close tokens apart between engines, never within one.
-    assert len(calls) == 4 and (calls["vllm"] == calls["vllm, prefix cache on"]).all()
-    assert (calls["vllm"] == calls["transformers"]).sum() >= 2
+    numbered = first.assign(answer=first.groupby(["arm", "cell"]).cumcount())
+    answers = numbered.pivot(index=["cell", "answer"], columns="arm", values="value").dropna()
+    # Two calls of each batch at least. bf16 may round one of two close tokens apart between
+    # engines, never within one.
+    assert len(answers) >= 6 and (answers["vllm"] == answers["vllm, prefix cache on"]).all()
+    assert (answers["vllm"] == answers["transformers"]).mean() >= 0.5
     assert outcome.checks["cache_state_controlled"] == "pass"  # new prompts: nothing to hit
     hits = outcome.table[outcome.table["quantity"] == "cached tokens when repeated"]
     assert hits["value"].tolist() == [128, 256]  # of 160 tokens each, a block of 128
