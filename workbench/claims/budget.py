@@ -119,8 +119,8 @@ def schedule(
     for name, claim in open_.items():
         if name not in measured:
             skipped.setdefault(name, _no_recipe(claim))
-    steps = _more_runs(steps, open_, setting, left_s)
     if not waiting:
+        steps = _more_runs(steps, open_, setting, left_s)
         steps = _longer(steps, setting, budget_s - sum(step.estimate_s for step in steps))
     return Schedule(
         steps=tuple(steps),

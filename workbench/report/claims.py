@@ -48,13 +48,20 @@ def claim_panels(result: Any) -> ClaimView:
 
 def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The claims with what the templates show of them: mark, numbers in words, drawings."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    drawn_in: dict[str, str] = {}
     for place, claim in enumerate(facts.get("claims") or []):
-        # A size that this machine may not judge stands as a number, without a band to confirm it.
-        judged = [e for e in claim.get("effects", []) if e.get("code") != "hardware"]
-        drawn = [effect for effect in judged if _has_width(effect)]
+        drawn = [effect for effect in claim.get("effects", []) if _has_width(effect)]
+        # A number that judges nothing is not drawn over a band that would confirm the claim.
+        if not claim["measured"] or claim["gate"] != "G4" or claim["code"] == "hardware":
+            drawn = []
         charts = [claim_intervals({**claim, "effects": drawn})] if drawn else []
-        charts += [claim_curve(curve) for curve in claim.get("curves", []) if curve["points"]]
+        curves = [curve for curve in claim.get("curves", []) if curve["points"]]
+        charts += [claim_curve(curve) for curve in curves if repr(curve) not in drawn_in]
+        elsewhere = [
+            (curve["title"], drawn_in[repr(curve)]) for curve in curves if repr(curve) in drawn_in
+        ]
+        drawn_in |= {repr(curve): claim["id"] for curve in curves if repr(curve) not in drawn_in}
         rows.append(
             {
                 **claim,
@@ -62,6 +69,7 @@ def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "rank": list(MARKS).index(claim["kind"]) if claim["kind"] in MARKS else len(MARKS),
                 "mark": MARKS.get(claim["kind"], "◆"),
                 "numbers": [shown_number(each) for each in claim.get("number", [])],
+                "elsewhere": elsewhere,
                 "charts": [
                     {"svg": chart.svg, "alt": chart.alt, "caption": chart.caption}
                     for chart in charts
