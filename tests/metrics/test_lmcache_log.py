@@ -7,14 +7,18 @@ its source and those of older versions format them.
 from __future__ import annotations
 
 import io
+import os
+import random
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from workbench.errors import ParameterError
-from workbench.metrics import lmcache_log
-from workbench.metrics.lmcache_lines import scan
+from workbench.metrics import lmcache_children, lmcache_events, lmcache_log
+from workbench.metrics.lmcache_block import Columns, scan
+from workbench.metrics.lmcache_children import children_for
 from workbench.metrics.lmcache_log import LogSummary, read_log
 from workbench.metrics.lmcache_rows import explain
 
@@ -38,6 +42,10 @@ def lookup(
 def read(*lines: str | bytes, ranks: int = 1) -> LogSummary:
     data = b"".join(x.encode() if isinstance(x, str) else x for x in lines)
     return read_log(io.BytesIO(data), ranks=ranks)
+
+
+def said(events: dict[str, Columns], kind: str, *names: str) -> set[tuple[object, ...]]:
+    return set(zip(*(events.get(kind, {}).get(name, ()) for name in names), strict=True))
 
 
 def only(summary: LogSummary) -> dict[str, object]:
@@ -216,10 +224,12 @@ def test_no_line_that_was_cut_gives_a_wrong_number(whole: str) -> None:
 @pytest.mark.parametrize("whole", [lookup("cmpl-2", 2000, 1792, 1792, engine=0), *MP_LINES[1:]])
 def test_no_last_line_that_is_still_being_written_gives_a_wrong_number(whole: str) -> None:
     for length in range(len(whole)):
-        found = scan(whole[:length].encode(), 0, {})
-        assert {row[8] for row in found.lookups} <= {1792}
-        assert {row[6:9] for row in found.transfers} <= {(2048, -1, 0.004), (22528, -1, 0.015)}
-        assert {row[4:8] for row in found.prefetches} <= {(88, 90, 80, 8)}
+        found = scan(whole[:length].encode(), 0, {}).events
+        assert said(found, "lookups", "need_to_load") <= {(1792,)}
+        transfers = said(found, "transfers", "tokens", "gb", "seconds")
+        assert transfers <= {(2048, -1, 0.004), (22528, -1, 0.015)}
+        keys = said(found, "prefetches", "found_keys", "asked_keys", "l1_keys", "l2_keys")
+        assert keys <= {(88, 90, 80, 8)}
 
 
 def test_a_number_that_cannot_be_one_is_no_number() -> None:
@@ -254,6 +264,13 @@ def test_bytes_that_are_no_text_are_counted() -> None:
     summary = read(b"\xff\xfe noise\n", lookup("cmpl-1", total=900, hit=0, need=0, engine=0))
     assert len(summary.requests) == 1
     assert summary.undecodable == 2
+
+
+def test_a_time_of_day_that_cannot_be_is_no_time() -> None:
+    whens = ("2026-02-29 10:42:29,019", "2026-11-21 24:00:00,000", "2026-11-21 10:42:29.019")
+    rows = read(*(lookup("cmpl-1", 900, 0, 0, engine=0, at=at) for at in whens), MP_LINES[2])
+    assert rows.requests["at"].isna().tolist() == [True, False]
+    assert str(rows.requests["at"][1]) == "2026-11-21 10:42:29.019000"
 
 
 def test_times_that_run_backwards_are_a_doubt() -> None:
@@ -291,7 +308,7 @@ def test_blocks_do_not_split_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [lookup(f"cmpl-{n}", 900, 768, 768, engine=0) for n in range(40)]
     whole = read(*rows).requests
     for size in (7, 400, 1000):
-        monkeypatch.setattr(lmcache_log, "BLOCK_BYTES", size)
+        monkeypatch.setattr(lmcache_events, "BLOCK_BYTES", size)
         parts = read(*rows).requests
         if size > len(rows[0]):
             pd.testing.assert_frame_equal(parts, whole)
@@ -316,4 +333,104 @@ def test_a_log_is_never_held_as_a_whole() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert summary.size_bytes == 64 << 20
-    assert peak < 5 * lmcache_log.BLOCK_BYTES
+    assert peak < 5 * lmcache_events.BLOCK_BYTES
+
+
+# --- several processes ---
+
+
+def mangled(draw: random.Random) -> bytes:
+    """A log in which ranks write into one another, lines are cut, and bytes are no text."""
+    whole = [
+        *MP_LINES,
+        lookup("cmpl-1", 2000, 1792, 1792, engine=0, head=ENGINE),
+        lookup("cmpl-é", 497, 256, -240),
+        line("Reqid: cmpl-1, Total tokens 900, LMCache hit tokens: None."),
+        line("<resume-load> req=cmpl-1 apc=512 lmcache=256 load=0"),
+        line("L1 memory usage 0.85 above watermark 0.80; triggering eviction."),
+        line("Starting StoreController..."),
+        line("Retrieved 256 tokens"),
+        line("Stored \x1b[1m512\x1b[0m out of total 512 tokens. size: 0.5 GB, cost 20.0 ms,",
+             head="(Worker_DP0_TP1 pid=901) "),
+        line("[req_id=cmpl-1] Stored 512 out of total 600 tokens. size: 0.5 GB, cost 20.0 ms,",
+             head="(Worker_DP0_TP0 pid=900) "),
+        "INFO:     127.0.0.1:1 - \"POST /v1/completions HTTP/1.1\" 200 OK\r\n",
+        "noise " * 400 + "\n",
+    ]  # fmt: skip
+    parts = []
+    for n in range(400):
+        text = draw.choice(whole).replace("cmpl-1", f"cmpl-{n // 3}").encode()
+        harm = draw.random()
+        if harm < 0.2:
+            text = text[: draw.randrange(len(text))]
+        elif harm < 0.3:
+            text = text[: draw.randrange(len(text))] + b"\n"
+        elif harm < 0.4:
+            at = draw.randrange(len(text))
+            text = text[:at] + draw.randbytes(draw.randrange(1, 40)) + text[at:]
+        parts.append(text)
+    return b"".join([*parts, MP_LINES[1][:-1].encode()])  # the last is still being written
+
+
+def assert_same(one: LogSummary, other: LogSummary) -> None:
+    for name in (field.name for field in fields(LogSummary)):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if isinstance(mine, pd.DataFrame):
+            pd.testing.assert_frame_equal(mine, theirs)
+        else:
+            assert mine == theirs, name
+
+
+@pytest.fixture(scope="module")
+def mangled_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "server.log"
+    path.write_bytes(mangled(random.Random(7)))
+    return path
+
+
+# 100 bytes are shorter than most lines, so that blocks end within them.
+@pytest.mark.parametrize(("block_bytes", "children"), [(100, 2), (3000, 3), (8 << 20, 2)])
+def test_several_processes_find_what_one_finds(
+    mangled_log: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, children: int
+) -> None:
+    monkeypatch.setattr(lmcache_events, "BLOCK_BYTES", block_bytes)
+    alone = read_log(mangled_log)
+    if block_bytes > 100:
+        assert len(alone.requests) > 50 and len(alone.transfers) > 50 and alone.cut > 20
+    monkeypatch.setattr(lmcache_log, "children_for", lambda file: children)
+    assert_same(read_log(mangled_log), alone)
+
+
+def test_what_children_do_not_deliver_is_read_all_the_same(
+    mangled_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmcache_events, "BLOCK_BYTES", 3000)
+    alone = read_log(mangled_log)
+    monkeypatch.setattr(lmcache_log, "children_for", lambda file: 2)
+    for program in (["head", "-c", "100", str(mangled_log)], ["no such program"]):
+        monkeypatch.setattr(lmcache_children, "PROGRAM", program)
+        assert_same(read_log(mangled_log), alone)
+
+
+def test_a_child_ends_when_nobody_reads_it(mangled_log: Path) -> None:
+    with open(mangled_log, "rb") as file:
+        child = lmcache_children.start(file.fileno(), mangled_log.stat().st_size, 64, 0, 1)
+        assert child.stdout is not None
+        assert child.stdout.read(1)
+        child.stdout.close()
+        assert child.wait(timeout=20) == 0
+
+
+def test_only_large_files_are_worth_children(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.log", tmp_path / "large.log"
+    for path, size in ((small, lmcache_children.ALONE_BYTES), (large, 1 << 32)):
+        with open(path, "wb") as file:
+            file.truncate(size)  # takes no room on the disk
+    cores = len(os.sched_getaffinity(0))
+    with open(small, "rb") as file:
+        assert children_for(file) == 0
+    with open(large, "rb") as file:
+        assert children_for(file) == (min(cores, 8) if cores > 1 else 0)
+        file.seek(1)
+        assert children_for(file) == 0
+    assert children_for(io.BytesIO(b"x" * 100)) == 0

@@ -11,16 +11,17 @@ not. Sizes in GB are what LMCache calls so: 1024^3 bytes.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from workbench.errors import ParameterError
-from workbench.metrics.lmcache_lines import LOOKED_FOR, Block, scan
+from workbench.metrics.lmcache_children import children_for, read_by_children
+from workbench.metrics.lmcache_events import KINDS, Events, stream_events
+from workbench.metrics.lmcache_lines import LOOKED_FOR
 from workbench.metrics.lmcache_rows import (
     COLUMNS,
     EVENT_COLUMNS,
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["LogSummary", "read_log"]
-
-BLOCK_BYTES = 8 << 20
-_ROWS_IN_HAND = 50_000
-"""Events that are kept as tuples before they become a frame, which is smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,139 +97,69 @@ def read_log(log: Path | str | BinaryIO, *, ranks: int = 1) -> LogSummary:
     """
     try:
         with open(log, "rb") if isinstance(log, str | Path) else nullcontext(log) as file:
-            return _read(file, ranks)
+            children = children_for(file)
+            events = read_by_children(file, children) if children else stream_events(file)
     except OSError as error:
         raise ParameterError(
             f"log_file {str(log)!r} cannot be read ({error.strerror}); give the path of a vLLM or"
             " `lmcache server` log, e.g. logs/vllm.log"
         ) from error
+    return _summary(events, ranks)
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """What has been read so far: events by kind, and what is counted on the way."""
-
-    frames: dict[str, list[pd.DataFrame]] = field(
-        default_factory=lambda: {kind: [] for kind in EVENT_COLUMNS}
-    )
-    in_hand: dict[str, list[tuple[Any, ...]]] = field(
-        default_factory=lambda: {kind: [] for kind in EVENT_COLUMNS}
-    )
-    size_bytes: int = 0
-    lines: int = 0
-    cut: int = 0
-    undecodable: int = 0
-    zeros: int = 0
-    magic: bytes = b""
-    starts: int = 0
-    evictions: Counter[str] = field(default_factory=Counter)
-    chunk_tokens: set[int] = field(default_factory=set)
-
-    def add(self, data: bytes, block: Block) -> None:
-        self.magic = self.magic or data[:4]
-        self.size_bytes += len(data)
-        self.lines += data.count(b"\n")
-        if not data.isascii():
-            self.undecodable += data.decode("utf-8", "replace").count("\ufffd")
-        self.zeros += data.count(0)
-        self.cut += block.cut
-        self.starts += block.starts
-        self.evictions += block.evictions
-        self.chunk_tokens |= block.chunk_tokens
-        for kind, rows in self.in_hand.items():
-            rows += getattr(block, kind)
-            if len(rows) > _ROWS_IN_HAND:
-                self._put_down(kind)
-
-    def all(self, kind: str) -> pd.DataFrame:
-        """Every event of a kind, in the order of the log."""
-        import pandas as pd
-
-        self._put_down(kind)
-        return pd.concat(self.frames[kind], ignore_index=True)
-
-    def _put_down(self, kind: str) -> None:
-        self.frames[kind].append(event_frame(self.in_hand[kind], EVENT_COLUMNS[kind]))
-        self.in_hand[kind].clear()
-
-
-def _read(file: BinaryIO, ranks: int) -> LogSummary:
-    gathered, base, heads = _Gathered(), 0, dict[bytes, str]()
-    for data in _blocks(file):
-        gathered.add(data, scan(data, base, heads))
-        base += len(data)
-    return _summary(gathered, ranks)
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The file in blocks of whole lines; a line longer than a block is cut."""
-    rest = b""
-    while data := file.read(BLOCK_BYTES):
-        end = data.rfind(b"\n") + 1
-        if not end and len(rest) < BLOCK_BYTES:
-            rest += data
-            continue
-        yield rest + data[:end] if end else rest + data
-        rest = data[end:] if end else b""
-    if rest:
-        yield rest
-
-
-def _summary(gathered: _Gathered, ranks: int) -> LogSummary:
+def _summary(events: Events, ranks: int) -> LogSummary:
     import pandas as pd
 
-    lookups, torn = lookup_rows(gathered.all("lookups"))
-    resumed, torn_too = lookup_rows(gathered.all("resumed"))
-    prefetches = gathered.all("prefetches")
-    transfers = transfer_rows(gathered.all("transfers"))
-    sizes = gathered.chunk_tokens
+    frames = {kind: event_frame(events.columns[kind], EVENT_COLUMNS[kind]) for kind in KINDS}
+    lookups, torn = lookup_rows(frames["lookups"])
+    resumed, torn_too = lookup_rows(frames["resumed"])
+    prefetches, transfers = frames["prefetches"], transfer_rows(frames["transfers"])
+    sizes = events.chunk_tokens
     chunk = next(iter(sizes)) if len(sizes) == 1 else 0
-    frames = [lookups]
+    parts = [lookups]
     if len(lookups):
-        frames.append(in_process_requests(lookups, transfers))
+        parts.append(in_process_requests(lookups, transfers))
     if len(prefetches):
-        frames.append(mp_requests(prefetches, chunk, ranks))
+        parts.append(mp_requests(prefetches, chunk, ranks))
     if len(resumed):
-        frames.append(resumed.assign(generation="mp"))
-    requests = pd.concat(frames[1:] or frames).sort_values("offset", ignore_index=True)
+        parts.append(resumed.assign(generation="mp"))
+    requests = pd.concat(parts[1:] or parts).sort_values("offset", ignore_index=True)
     matching = len(lookups) + len(resumed) + len(prefetches) + len(transfers)
-    cut = gathered.cut + torn + torn_too
-    doubts = [] if matching else [_what_it_is(gathered)]
-    doubts += _doubts(gathered, requests, transfers, cut)
+    cut = events.cut + torn + torn_too
+    doubts = [] if matching else [_what_it_is(events)]
+    doubts += _doubts(events, requests, transfers, cut)
     if len(prefetches):
         doubts += _mp_doubts(prefetches, chunk, ranks)
     return LogSummary(
         requests=requests.reindex(columns=list(COLUMNS)),
         transfers=transfers,
-        size_bytes=gathered.size_bytes,
-        lines=gathered.lines,
+        size_bytes=events.size_bytes,
+        lines=events.lines,
         matching=matching,
         cut=cut,
-        undecodable=gathered.undecodable,
-        evictions=dict(gathered.evictions),
+        undecodable=events.undecodable,
+        evictions=dict(events.evictions),
         chunk_tokens=chunk,
         doubts=tuple(doubts),
     )
 
 
-def _doubts(
-    gathered: _Gathered, requests: pd.DataFrame, transfers: pd.DataFrame, cut: int
-) -> list[str]:
+def _doubts(events: Events, requests: pd.DataFrame, transfers: pd.DataFrame, cut: int) -> list[str]:
     doubts = []
     if cut:
         doubts.append(
             f"{cut:,} {'lines' if cut > 1 else 'line'} of LMCache cut short, or written into by"
             " another process: left out."
         )
-    if gathered.undecodable:
-        doubts.append(f"{gathered.undecodable:,} places of the log are not UTF-8.")
-    if gathered.starts > 1:
+    if events.undecodable:
+        doubts.append(f"{events.undecodable:,} places of the log are not UTF-8.")
+    if events.starts > 1:
         doubts.append(
-            f"LMCache started {gathered.starts} times in this log: what its memory held before a"
+            f"LMCache started {events.starts} times in this log: what its memory held before a"
             " restart was lost, or several servers write into one log."
         )
-    if len(gathered.chunk_tokens) > 1:
-        sizes = ", ".join(map(str, sorted(gathered.chunk_tokens)))
+    if len(events.chunk_tokens) > 1:
+        sizes = ", ".join(map(str, sorted(events.chunk_tokens)))
         doubts.append(
             f"The log names chunks of {sizes} tokens, so several servers write into it: chunks are"
             " not turned into tokens."
@@ -265,19 +192,16 @@ def _mp_doubts(prefetches: pd.DataFrame, chunk: int, ranks: int) -> list[str]:
     return doubts
 
 
-def _what_it_is(gathered: _Gathered) -> str:
+def _what_it_is(events: Events) -> str:
     """Why a log has nothing for us."""
     wanted = f"looked for {', '.join(LOOKED_FOR)}"
-    if not gathered.size_bytes:
+    if not events.size_bytes:
         return f"The log is empty; {wanted}. LMCache logs them at level INFO."
-    if gathered.magic.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
+    if events.magic.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
         return "The log is compressed: unpack it first, e.g. with gunzip, zstd -d or unzip."
-    if (
-        gathered.zeros > 0.001 * gathered.size_bytes
-        or gathered.undecodable > 0.01 * gathered.size_bytes
-    ):
-        return f"The file is not text ({gathered.size_bytes:,} bytes); {wanted}."
+    if events.zeros > 0.001 * events.size_bytes or events.undecodable > 0.01 * events.size_bytes:
+        return f"The file is not text ({events.size_bytes:,} bytes); {wanted}."
     return (
-        f"None of its {gathered.lines:,} lines is one of LMCache's that count tokens; {wanted}."
+        f"None of its {events.lines:,} lines is one of LMCache's that count tokens; {wanted}."
         " They stand in the log of vLLM (in-process) or of `lmcache server`, at level INFO."
     )

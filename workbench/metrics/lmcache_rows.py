@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.metrics.lmcache_block import Columns
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,7 +40,7 @@ EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
         "at", "rank", "offset", "request_id", "stored", "mp", "tokens", "gb", "seconds",
     ),
 }  # fmt: skip
-"""What the events of a `lmcache_lines.Block` hold, by kind."""
+"""What the events of a `lmcache_block.Block` hold, by kind."""
 
 COLUMNS = (
     "generation", "request_id", "rank", "at", "offset", "prompt_tokens", "engine_hit_tokens",
@@ -124,17 +129,22 @@ def mp_requests(rows: pd.DataFrame, chunk: int, ranks: int) -> pd.DataFrame:
     )
 
 
-def event_frame(rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
-    """Events of one kind as a frame, with times and names read."""
+def event_frame(blocks: Sequence[Columns], columns: Sequence[str]) -> pd.DataFrame:
+    """Events of one kind, whose columns came by block, as a frame."""
     import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=list(columns))
-    stamps = [stamp.decode("ascii", "replace") for stamp in frame["at"]]
-    frame["at"] = pd.to_datetime(
-        pd.Series(stamps, dtype=str), format="%Y-%m-%d %H:%M:%S,%f", errors="coerce"
-    )
-    frame["request_id"] = [name.decode("utf-8", "backslashreplace") for name in frame["request_id"]]
-    return frame
+    if not blocks:
+        empty = pd.DataFrame(columns=list(columns), dtype=object)
+        return empty.astype({"at": "datetime64[us]", "request_id": str})
+    return pd.DataFrame({name: _joined([block[name] for block in blocks]) for name in columns})
+
+
+def _joined(parts: Sequence[NDArray[Any] | bytes]) -> Any:
+    texts = [part for part in parts if isinstance(part, bytes)]
+    if not texts:
+        return np.concatenate(parts)
+    text = b"\n".join(texts)
+    return text.decode("utf-8", "backslashreplace").split("\n")
 
 
 def explain(row: Mapping[str, Any]) -> str:
