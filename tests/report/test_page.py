@@ -124,6 +124,35 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result: dict[str,
     ]
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        (["PASS", "PASS"], "● All 2 checks hold."),
+        (["PASS"], "● The one check holds."),
+        (["PASS", "INCONCLUSIVE"], "◆ None of 2 checks failed, 1 could not be decided."),
+        (
+            ["PASS", "FAIL", "INCONCLUSIVE"],
+            "▲ 1 of 3 checks failed, 1 could not be decided: numbers that rest on them are struck"
+            " out, figures grey.",
+        ),
+    ],
+)
+def test_one_sentence_says_what_all_gates_say(
+    result: dict[str, Any], outcomes: list[str], says: str
+) -> None:
+    gates = [{"name": "KV moved", "outcome": outcome, "sentence": "so"} for outcome in outcomes]
+    judged = page(result={**result, "gates": gates}).select_one(".judged")
+    assert judged is not None
+    assert judged.text == says
+    assert says[0] == {"PASS": "●", "FAIL": "▲"}.get(str(judged["class"][1]), "◆")
+
+
+def test_a_gate_ends_its_sentence_before_the_next_step(result: dict[str, Any]) -> None:
+    gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
+    (line,) = page(result={**result, "gates": [gate]}).select(".gates li")
+    assert " ".join(line.text.split()) == "▲ FAIL KV moved: it did not. Next: look"
+
+
 def test_a_result_without_gates_does_not_look_checked(result: dict[str, Any]) -> None:
     assert "No gate was judged" in page(result={**result, "gates": []}).text
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
         if wanted
     }
     stopped = _WHEN_STOPPED.get(status)
+    gates = _gates(facts)
     return fill(
         "page.html.j2",
         result=facts,
@@ -84,7 +86,8 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
         cut_off=cut_off(notebook),
         simulated=simulated,
         kicker=_kicker(notebook, facts, title),
-        gates=_gates(facts),
+        gates=gates,
+        judged=_judged(gates),
         trust=trust,
         claims=claims,
         claims_id=claims_id,
@@ -147,8 +150,27 @@ def _gates(facts: dict[str, Any]) -> list[dict[str, str]]:
         told = sentence.lower().startswith(name.lower())
         lead = "" if told else f"{name[:1].upper()}{name[1:]}: "
         step = str(gate.get("next_step") or "")
+        if step and sentence and sentence[-1] not in ".!?":
+            sentence += "."
         gates.append({"outcome": outcome, "lead": lead, "sentence": sentence, "next_step": step})
     return sorted(gates, key=lambda gate: _OUTCOMES.index(gate["outcome"]))
+
+
+def _judged(gates: list[dict[str, str]]) -> str:
+    """What all gates together say, in one sentence; empty without a gate."""
+    total, counted = len(gates), Counter(gate["outcome"] for gate in gates)
+    unsure = f"{counted['INCONCLUSIVE']} could not be decided"
+    if failed := counted["FAIL"]:
+        others = f", {unsure}" if counted["INCONCLUSIVE"] else ""
+        return (
+            f"{failed} of {total} checks failed{others}: numbers that rest on them are struck out,"
+            " figures grey."
+        )
+    if counted["INCONCLUSIVE"]:
+        return f"None of {total} checks failed, {unsure}."
+    if total == 1:
+        return "The one check holds."
+    return f"All {total} checks hold." if total else ""
 
 
 def _tables(facts: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
