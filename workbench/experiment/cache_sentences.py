@@ -21,22 +21,40 @@ def cache_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
     if cost is None or isnan(cost["low"]):
         return text
     if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
-        return f"{text}; {_from_cold(cost, reuse)}"
+        return f"{_from_cold(cost, prompts(plan), reuse)}; {_once_warm(warm)}"
     if resolved(cost):
         percent = 100 * (1 / cost["ratio"] - 1)
         return f"{text}; keeping it changes a cold prompt's TTFT by {percent:+.1f} %"
     return f"{text}; what keeping it costs a cold prompt cannot be told from noise here"
 
 
-def _from_cold(gain: Row, reuse: float) -> str:
+def _from_cold(gain: Row, prompt: str, reuse: float) -> str:
     """Cache on beside off, both cold, with a workload that repeats `reuse` of its own tokens."""
-    repeats = f"the {reuse:.0%} of tokens that this workload repeats"
+    repeats = f"this workload repeats {reuse:.0%} of its tokens"
     if not resolved(gain):
-        return f"beside no cache, what {repeats} save from cold cannot be told from noise here"
+        return (
+            f"What the prefix cache does to TTFT of {prompt} from cold cannot be told from noise"
+            f" here, though {repeats}"
+        )
     if gain["ratio"] > 1:
-        return f"from cold, {repeats} cut it {gain['ratio']:.3g} times beside no cache"
+        return (
+            f"The prefix cache cuts TTFT of {prompt} {gain['ratio']:.3g} times from cold, since"
+            f" {repeats}"
+        )
     longer = 1 / gain["ratio"]
-    return f"from cold it is {longer:.3g} times longer than without a cache, despite {repeats}"
+    return (
+        f"The prefix cache makes TTFT of {prompt} {longer:.3g} times longer from cold, though"
+        f" {repeats}"
+    )
+
+
+def _once_warm(warm: Row) -> str:
+    """What a second pass over the same prompts adds to that."""
+    if not resolved(warm):
+        return "what a warm one adds cannot be told from noise here"
+    if warm["ratio"] > 1:
+        return f"a warm one cuts that {warm['ratio']:.3g} times more"
+    return f"with a warm one it is {1 / warm['ratio']:.3g} times longer than that"
 
 
 def break_even(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
