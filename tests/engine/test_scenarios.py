@@ -1,0 +1,82 @@
+"""The five reuse scenarios one after another on one real server, each of them cold at its start.
+
+The seed is the same for all, so what one leaves behind would serve the next if it could.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from workbench.experiment.arms import plan
+from workbench.experiment.run import run
+from workbench.load_params import SCENARIOS
+from workbench.params import PdSweep
+from workbench.serve.connectors import connector
+from workbench.serve.deployment import Deployment, deploy
+from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.serve.processes import Launcher
+from workbench.serve.tiny_model import tiny_model
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import Topology
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TARGETS = {
+    "cold_start": 0.0,
+    "batch_processing": 0.95,
+    "code_generation": 0.8,
+    "long_context_high_reuse": 0.9,
+    "multi_turn_conversation": 0.85,
+}
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server(
+    launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Deployment]:
+    """One plain vLLM with its prefix cache on, for all scenarios."""
+    topology = Topology.parse("1a")
+    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192)
+    async with deploy(
+        launcher,
+        lambda ports: plan_deployment(topology, connector("none"), settings, ports=ports),
+        ports=ports_needed(topology),
+        log_dir=tmp_path_factory.mktemp("server"),
+    ) as deployment:
+        yield deployment
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_scenario_starts_cold_on_a_used_server_and_meets_its_reuse(
+    scenario: str, server: Deployment, tmp_path: Path
+) -> None:
+    params = PdSweep(
+        engine="attach",
+        base_url=server.url,
+        decode_urls=[instance.url for instance in server.instances],
+        workload=scenario,
+        prompt_tokens=1_500,
+        output_tokens=8,
+        rounds=1,
+        output_dir=str(tmp_path),
+    )
+    planned = plan(params)
+    assert planned.workload.sample.ideal_reuse == pytest.approx(TARGETS[scenario], rel=0.01)
+
+    result = await run(planned, echo=lambda _: None)
+    gates = {gate["name"]: gate for gate in result.facts["gates"]}
+    for name in ("cold was cold", "engine-warm was engine-warm", "the ledger closes", "same text"):
+        assert gates[name]["outcome"] == "PASS", gates[name]["sentence"]
+
+    # A prompt that repeats nothing found nothing, whatever the scenarios before have left; each
+    # other one found what this pass itself had sent, to the token.
+    cold = result.requests[result.requests["pass"] == "cold"]
+    first = cold[cold["ideal_reuse_tokens"] == 0]
+    assert len(first) and first["cached_tokens"].eq(0).all()
+    each = result.request_ledger
+    assert len(each) == len(result.requests) and each["difference"].eq(0).all()
+    if scenario == "cold_start":
+        counted = result.token_sources.set_index("pass").loc["cold"]
+        assert counted["engine_hit"] == counted["external_hit"] == 0
