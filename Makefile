@@ -9,6 +9,8 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # Tests that measure time, or start as many servers as the machine holds.
 ALONE := tests/load tests/benchmarks tests/claims/kernels tests/experiment/test_client_under_load.py \
 	tests/engine tests/notebooks
+# Of those, what runs real servers and measures no time: two at a time.
+REAL := tests/notebooks/test_killed_runs.py tests/engine/test_faults.py tests/engine/test_claims_engines.py
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,7 +32,8 @@ test: setup
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
 	pytest -n 2 tests $(ALONE:%=--ignore=%)
-	pytest $(ALONE)
+	pytest -n 2 --dist loadgroup $(REAL)
+	pytest $(ALONE) $(REAL:%=--ignore=%)
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
