@@ -147,5 +147,8 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     found = result.facts["unproven"] or result.facts["finding"]  # a busy machine fails a gate
     assert found.startswith("attached: answers ")
     assert len(result.rate_table()) == 2 and len(result.facts["numbers"]) == 3
+    # An attached server of this machine is none of the other programs.
+    assert "others_cpu_share" not in result.facts["client"]
+    assert "cannot be told apart" in " ".join(result.doubts)
     assert vllm.sources.get("local_cache_hit", 0) == 0
     assert result.speedup("ttft").empty  # one arm, in one state at each rate

@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import lcm, nan
 from typing import Any
 
+import httpx
 import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
@@ -28,6 +29,8 @@ from workbench.serve.deployment import Deployment
 from workbench.topology import Topology
 
 __all__ = ["measure_arm"]
+
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 async def measure_arm(
@@ -169,6 +172,12 @@ async def _measure_pass(
         log.requests.append(rows)
         folder.write("requests", log.frame("requests"))
     others_share = ProcessorLoad.now().others_since(load_before)
+    if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
+        others_share = nan
+        log.doubt(
+            "The attached server runs on this machine: what it took of the cores and what other"
+            " programs took cannot be told apart."
+        )
     after = await read_counters(deployment)
     log.measuring_s += load.ended_s - load.started_s
     legs = await deployment.legs()
