@@ -142,7 +142,7 @@ def test_a_warm_cold_pass_fails(warm):
     result = cold_was_cold([COLD, warm])
     assert result.outcome == "FAIL"
     assert f"of {SENT:,} prompt tokens came from a cache" in result.sentence
-    assert result.sentence.startswith(f"{warm.arm}, round 1, cold: ")
+    assert result.sentence.startswith(f"{warm.arm}, round 2, cold: ")
     assert "reset every tier" in result.next_step
 
 

@@ -16,7 +16,7 @@ def test_every_planned_pass_has_to_be_measured():
     short = gates.every_pass_ran(PLANNED, PLANNED[:1], ["decode-0 refuses to reset"])
     assert short.outcome == "FAIL"
     assert short.sentence == (
-        "1 of 2 passes were not measured, first 1p1d, round 0, engine-warm: decode-0 refuses to"
+        "1 of 2 passes were not measured, first 1p1d, round 1, engine-warm: decode-0 refuses to"
         " reset"
     )
 

@@ -84,7 +84,7 @@ def test_a_differing_text_is_named(frame):
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
         "3 of 12 answers differ from those of 5a none, cold;"
-        " first 1p4d lmcache, round 2, store-warm, request 0"
+        " first 1p4d lmcache, round 3, store-warm, request 0"
     )
     assert "concurrency 1" in gate.next_step
 
@@ -138,7 +138,7 @@ def test_unequal_output_counts_are_named(frame):
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
         "2 of 6 requests got unequal numbers of tokens;"
-        " one of them 5a none, round 1, cold, request 1"
+        " one of them 5a none, round 2, cold, request 1"
     )
     assert "ignore_eos" in gate.next_step
 

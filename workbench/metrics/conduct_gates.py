@@ -43,7 +43,7 @@ def every_pass_ran(
     missing = [one for one in wanted if one not in done]
     arm, number, name = missing[0] if missing else ("", 0, "")
     problem = f"{len(missing):,} of {len(wanted):,} passes were not measured, first {arm}, round"
-    problem += f" {number}, {name}"
+    problem += f" {number + 1}, {name}"
     return judge(
         "every pass ran",
         holds=f"{len(wanted):,} of {len(wanted):,} passes were measured",
@@ -169,8 +169,9 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
         grown = last.median() > _STEADY_RATIO * first.median()
         if grown and _rank_test(first, last) < _STEADY_P:
             problems.append(
-                f"{arm}, round {number}, {name}: median TTFT went from {1000 * first.median():.0f}"
-                f" ms in the first third to {1000 * last.median():.0f} ms in the last"
+                f"{arm}, round {number + 1}, {name}: median TTFT went from"
+                f" {1000 * first.median():.0f} ms in the first third to"
+                f" {1000 * last.median():.0f} ms in the last"
             )
     if not judged:
         return None

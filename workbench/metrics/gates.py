@@ -178,4 +178,4 @@ def _ties(rows: pd.DataFrame) -> str:
 def _where(rows: pd.DataFrame) -> str:
     """The first of some rows in words."""
     row = rows.iloc[0]
-    return f"{row['arm']}, round {row['round']}, {row['pass']}, request {row['index']}"
+    return f"{row['arm']}, round {row['round'] + 1}, {row['pass']}, request {row['index']}"

@@ -61,7 +61,7 @@ class Account:
     @property
     def label(self) -> str:
         role = "" if self.role == "all" else f", {self.role}"
-        return f"{self.arm}, round {self.round}, {self.pass_name}{role}: {self.name}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}: {self.name}"
 
 
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:

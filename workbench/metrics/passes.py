@@ -63,7 +63,7 @@ class PassCounters:
 
     @property
     def label(self) -> str:
-        return f"{self.arm}, round {self.round}, {self.pass_name}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}"
 
     def grain_tokens(self, source: Source) -> int:
         """The unit in which a source serves a prompt; what is left over is computed."""
