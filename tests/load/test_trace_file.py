@@ -51,6 +51,9 @@ def test_a_trace_is_fitted_to_the_longest_prompt_and_answer(path: Path) -> None:
     assert [r.prompt_tokens for r in workload.requests] == [215, 300, 117, 215]
     assert [r.max_tokens for r in workload.requests] == [2, 3, 1, 2]
     assert [r.ideal_reuse_tokens for r in workload.requests] == [0, 200, 0, 214]
+    with pytest.raises(ParameterError, match=r"shorter than the salt .* take 51 or"):
+        build("trace", salt="s", requests=4, **(options | {"prompt_tokens": 50}))
+    assert build("trace", salt="s", requests=4, **(options | {"prompt_tokens": 51})).requests
     with pytest.raises(ParameterError, match=r"has 4 lines and requests is 5: .* -p requests 4"):
         build("trace", salt="s", requests=5, **options)
 

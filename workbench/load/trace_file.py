@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError
+from workbench.load.token_ids import SALT_TOKENS
 from workbench.load.traces import BLOCK_TOKENS, Trace, TraceRow, fitted
 from workbench.load.workload import Workload, check_numbers
 
@@ -78,6 +79,14 @@ def trace(
         raise ParameterError(
             f"{file} has {len(wanted.rows)} lines and requests is {requests}: take no more than"
             f" these, e.g. -p requests {len(wanted.rows)}"
+        )
+    longest = max(row.prompt_tokens for row in wanted.rows)
+    if BLOCK_TOKENS * min(1.0, prompt_tokens / longest) < SALT_TOKENS + 1:
+        least = -(-(SALT_TOKENS + 1) * longest // BLOCK_TOKENS)
+        raise ParameterError(
+            f"prompt_tokens is {prompt_tokens} and the longest of these {requests} prompts has"
+            f" {longest}: its blocks would be shorter than the salt of {SALT_TOKENS} tokens; take"
+            f" {least} or more, or fewer requests"
         )
     small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     made = small.workload(
