@@ -157,7 +157,7 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
     """
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, judged = [], 0
-    for (arm, number, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
+    for (arm, _, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
         one = sent.iloc[concurrency if concurrency > 1 else 0 :]
         # Where requests differ, their order is the workload's and no drift.
         alike = one[["prompt_tokens", "ideal_reuse_tokens"]].nunique().max() == 1
@@ -169,7 +169,7 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
         grown = last.median() > _STEADY_RATIO * first.median()
         if grown and _rank_test(first, last) < _STEADY_P:
             problems.append(
-                f"{arm}, round {number + 1}, {name}: median TTFT went from"
+                f"{arm}, round {one['round'].iloc[0] + 1}, {name}: median TTFT went from"
                 f" {1000 * first.median():.0f} ms in the first third to"
                 f" {1000 * last.median():.0f} ms in the last"
             )
