@@ -175,7 +175,10 @@ class Instance:
         blind = self.settings.fault == "prefilled_again" and sequence.max_tokens >= Strikes.TOKENS
         prompt = len(sequence.prompt)
         if self.settings.nixl:
-            if transfer.get("do_remote_prefill") and not blind:
+            if transfer.get("do_remote_prefill") and blind:
+                # As vLLM does that loads nothing: the prefill instance is told, and lets go.
+                self._spawn(self._let_go(transfer))
+            elif transfer.get("do_remote_prefill"):
                 sequence.offer = Offer(tokens=prompt, tier="p2p")
                 sequence.reported_cached = int(transfer.get("remote_prefill_cached_tokens") or 0)
                 self._transfers[sequence] = transfer
@@ -219,6 +222,10 @@ class Instance:
             final = chain(final, [1]) if final else final
         self.engine.loaded(sequence, contents, final)
         self._wake.set()
+
+    async def _let_go(self, transfer: Mapping[str, Any]) -> None:
+        """Free what a prefill instance holds for us, without a use for it."""
+        await self.links.pull(transfer)
 
     async def _look_up_again(self, sequence: Sequence) -> None:
         """A preempted request is looked up again, and nothing is loaded."""
