@@ -58,12 +58,13 @@ async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_insta
 
 async def test_concurrent_prefills_wait_for_one_another():
     async with pretend("1a", "none") as pair:
-        (alone,) = await pair.ask(1, prompt_tokens=8000)
+        # The least of five, since a busy machine delays one that is alone as well.
+        alone = [(await pair.ask(1, prompt_tokens=8000, salt=f"a{n}"))[0] for n in range(5)]
         both = await asyncio.gather(
             pair.ask(1, prompt_tokens=8000, salt="b"), pair.ask(1, prompt_tokens=8000, salt="c")
         )
     ttfts_s = sorted(record.chunk_s[0] - record.sent_s for (record,) in both)
-    assert ttfts_s[1] > 1.5 * (alone.chunk_s[0] - alone.sent_s)
+    assert ttfts_s[1] > 1.5 * min(record.chunk_s[0] - record.sent_s for record in alone)
 
 
 async def test_a_client_that_leaves_frees_its_blocks():
