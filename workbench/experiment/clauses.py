@@ -8,7 +8,18 @@ from typing import Any
 
 from workbench.experiment.plan import ExperimentPlan
 
-__all__ = ["REPEATS", "Row", "prompts", "resolved", "row_of", "span", "warm_clause"]
+__all__ = [
+    "REPEATS",
+    "Row",
+    "prompts",
+    "resolved",
+    "rounds",
+    "row_of",
+    "sample",
+    "span",
+    "unproven",
+    "warm_clause",
+]
 
 Row = dict[str, Any]
 
@@ -56,6 +67,23 @@ def warm_clause(what: str, prompt: str, rows: Sequence[Row]) -> str:
 def row_of(rows: Sequence[Row], **wanted: Any) -> Row | None:
     """The first row with these values."""
     return next((r for r in rows if wanted.items() <= r.items()), None)
+
+
+def rounds(number: int) -> str:
+    """`1 round`, `3 rounds`."""
+    return f"{number} round{'s' * (number != 1)}"
+
+
+def sample(row: Row) -> str:
+    """What a ratio rests on: `3 rounds, 9 pairs`."""
+    return f"{rounds(row['n_rounds'])}, {row['n_pairs']} pairs"
+
+
+def unproven(cards: list[Row], failed_gates: Sequence[str]) -> list[Row]:
+    """The key numbers, each with the note that a gate failed where one has."""
+    if not failed_gates:
+        return cards
+    return [card | {"note": f"not proven: a gate failed; {card['note']}"} for card in cards]
 
 
 def resolved(row: Row) -> bool:

@@ -18,6 +18,7 @@ from workbench import machine
 from workbench.errors import ResultError
 from workbench.experiment import hit_rows
 from workbench.experiment.arms import plan
+from workbench.experiment.clauses import unproven
 from workbench.experiment.hit_findings import ratios, tiers
 from workbench.experiment.hit_log import log_facts
 from workbench.experiment.hit_sentences import by_counters, cards, headline, sentences
@@ -145,7 +146,9 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
         result.facts
         | found
         | {
-            "numbers": result.facts["numbers"] if attached else cards(compared, table),
+            "numbers": result.facts["numbers"]
+            if attached
+            else unproven(cards(compared, table), failed),
             "sentences": [*by_counters(table), *result.facts["sentences"]]
             if attached
             else sentences(compared, table),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
-from typing import Any
 
+from workbench.experiment.clauses import Row, resolved, row_of, sample
 from workbench.experiment.hit_plan import MAIN, SMALL
 
 __all__ = ["by_counters", "cards", "headline", "sentences"]
-
-Row = dict[str, Any]
 
 
 def headline(ratios: Sequence[Row]) -> str:
@@ -24,14 +22,14 @@ def headline(ratios: Sequence[Row]) -> str:
                 f"Computing {what} took {whole['ratio']:.3g} times as long as loading it from"
                 " LMCache, in too few rounds for an interval"
             )
-        elif _resolved(whole):
+        elif resolved(whole):
             how = f"{max(whole['ratio'], 1 / whole['ratio']):.3g} times"
             faster = "sooner" if whole["ratio"] > 1 else "later"
             parts.append(f"Loading {what} from LMCache answers {how} {faster} than computing it")
         else:
             parts.append(f"Loading {what} from LMCache is not told from computing it")
-    cost = _row(ratios, what="storing", prompt_tokens=0)
-    if cost is not None and _resolved(cost):
+    cost = row_of(ratios, what="storing", prompt_tokens=0)
+    if cost is not None and resolved(cost):
         parts.append(f"it changes TTFT of a cold prompt by {_percent(cost)}")
     elif cost is not None and not isnan(cost["low"]):
         parts.append("what it costs a cold prompt cannot be told from noise here")
@@ -42,7 +40,7 @@ def sentences(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[str]:
     """What was found, each sentence with its numbers."""
     said = [*_credit(tiers), *_storing(ratios), *_break_even(ratios), *_chunks(ratios)]
     said += [*_evicted(tiers), *_disk(ratios)]
-    off = _row(ratios, what="engine cache off")
+    off = row_of(ratios, what="engine cache off")
     if off is not None:
         said.append(
             "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
@@ -69,7 +67,7 @@ def by_counters(tiers: Sequence[Row]) -> list[str]:
 
 
 def _credit(tiers: Sequence[Row]) -> list[str]:
-    row = _row(tiers, arm=MAIN, **{"pass": "engine-warm"})
+    row = row_of(tiers, arm=MAIN, **{"pass": "engine-warm"})
     if row is None or not row["idle"]:
         return []
     return [
@@ -81,15 +79,15 @@ def _credit(tiers: Sequence[Row]) -> list[str]:
 
 
 def _storing(ratios: Sequence[Row]) -> list[str]:
-    row = _row(ratios, what="storing", prompt_tokens=0)
+    row = row_of(ratios, what="storing", prompt_tokens=0)
     if row is None or isnan(row["ratio"]):
         return []
-    judged = "" if _resolved(row) else ", which is no detectable difference"
+    judged = "" if resolved(row) else ", which is no detectable difference"
     if isnan(row["low"]):
         judged = ", in too few rounds for an interval"
     return [
         f"LMCache changes cold TTFT by {_percent(row)}{judged}: a lookup that finds nothing, and"
-        f" storing ({_sample(row)})."
+        f" storing ({sample(row)})."
     ]
 
 
@@ -114,7 +112,7 @@ def _crossing(rows: Sequence[Row]) -> str:
     span = f"{rows[0]['prompt_tokens']:,} to {rows[-1]['prompt_tokens']:,} tokens"
     if all(isnan(r["low"]) for r in rows):
         return f"not judged, too few rounds for an interval ({span})."
-    wins = [_resolved(r) and r["ratio"] > 1 for r in rows]
+    wins = [resolved(r) and r["ratio"] > 1 for r in rows]
     if all(wins):
         return (
             f"loading beats recomputing at every measured length ({span}), so the crossing lies"
@@ -139,7 +137,7 @@ def _reuse(ratios: Sequence[Row]) -> list[str]:
     cost, gain = (
         _longest(ratios, w, MAIN, p) for w, p in (("storing", "cold"), ("loading", "store-warm"))
     )
-    if cost is None or gain is None or not _resolved(cost) or not _resolved(gain):
+    if cost is None or gain is None or not resolved(cost) or not resolved(gain):
         return []
     paid_ms = cost["ttft_ms"] - cost["baseline_ttft_ms"]
     saved_ms = gain["baseline_ttft_ms"] - gain["ttft_ms"]
@@ -160,7 +158,7 @@ def _chunks(ratios: Sequence[Row]) -> list[str]:
     if len(rows) < 2:
         return []
     shares = ", ".join(f"{r['loaded_share']:.1%} with {r['chunk_tokens']}" for r in rows)
-    clear = [r for r in rows if r["arm"] != MAIN and _resolved(r)]
+    clear = [r for r in rows if r["arm"] != MAIN and resolved(r)]
     beside = "; ".join(f"chunk {r['chunk_tokens']}: {r['sentence']}" for r in clear)
     if all(isnan(r["low"]) for r in rows if r["arm"] != MAIN):
         return [
@@ -178,8 +176,8 @@ def _chunks(ratios: Sequence[Row]) -> list[str]:
 
 
 def _evicted(tiers: Sequence[Row]) -> list[str]:
-    cold, again = (_row(tiers, arm=SMALL, **{"pass": n}) for n in ("cold", "asked again"))
-    whole = _row(tiers, arm=MAIN, **{"pass": "store-warm"})
+    cold, again = (row_of(tiers, arm=SMALL, **{"pass": n}) for n in ("cold", "asked again"))
+    whole = row_of(tiers, arm=MAIN, **{"pass": "store-warm"})
     if cold is None or again is None or whole is None:
         return []
     kept, lost, gone = (cold[f"counted_{n}_chunks"] for n in ("written", "dropped", "evicted"))
@@ -195,7 +193,7 @@ def _evicted(tiers: Sequence[Row]) -> list[str]:
 
 
 def _disk(ratios: Sequence[Row]) -> list[str]:
-    row = _row(ratios, what="disk", prompt_tokens=0)
+    row = row_of(ratios, what="disk", prompt_tokens=0)
     return [] if row is None else [f"TTFT from the disk beside from memory: {row['sentence']}."]
 
 
@@ -206,11 +204,11 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
     if gain is not None and not isnan(gain["ratio"]):
         label = f"TTFT computed / loaded, {gain['prompt_tokens']:,} tokens"
         found.append(_card(label, gain["ratio"], gain["low"], gain["high"], "x", gain))
-    cost = _row(ratios, what="storing", prompt_tokens=0)
+    cost = row_of(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost["ratio"]):
         value, low, high = (100 * (1 / cost[k] - 1) for k in ("ratio", "high", "low"))
         found.append(_card("cold TTFT added by LMCache", value, low, high, "%", cost))
-    idle = _row(tiers, arm=MAIN, **{"pass": "engine-warm"})
+    idle = row_of(tiers, arm=MAIN, **{"pass": "engine-warm"})
     if idle is not None and idle["held"]:
         note = f"{idle['requests']} requests, engine-warm; no interval: tokens are counted"
         share = 100 * idle["idle"] / idle["held"]
@@ -222,15 +220,10 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
 
 
 def _card(label: str, value: float, low: float, high: float, unit: str, row: Row) -> Row:
-    note = _sample(row)
-    if not isnan(row["low"]) and not _resolved(row):
+    note = sample(row)
+    if not isnan(row["low"]) and not resolved(row):
         note = f"no difference detectable; {note}"
     return {"label": label, "value": value, "unit": unit, "low": low, "high": high, "note": note}
-
-
-def _sample(row: Row) -> str:
-    rounds = f"{row['n_rounds']} round{'s' * (row['n_rounds'] != 1)}"
-    return f"{rounds}, {row['n_pairs']} pairs"
 
 
 def _percent(row: Row) -> str:
@@ -239,15 +232,6 @@ def _percent(row: Row) -> str:
     return f"{value:+.1f} %" + ("" if isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 
-def _row(rows: Sequence[Row], **wanted: Any) -> Row | None:
-    return next((r for r in rows if wanted.items() <= r.items()), None)
-
-
 def _longest(rows: Sequence[Row], what: str, arm: str, name: str) -> Row | None:
     mine = [r for r in rows if (r["what"], r["arm"], r["pass"]) == (what, arm, name)]
     return max(mine, key=lambda r: int(r["prompt_tokens"]), default=None)
-
-
-def _resolved(row: Row) -> bool:
-    """True when the interval leaves 1 out."""
-    return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
+from workbench.experiment.clauses import rounds, unproven
 from workbench.experiment.rates import Rates, kept_up
 from workbench.experiment.search import Answer
 from workbench.metrics.statistics import three_digits
@@ -38,12 +39,10 @@ def rate_cards(
                 "unit": "ms",
                 "low": 1000 * row["ttft_low_s"],
                 "high": 1000 * row["ttft_high_s"],
-                "note": f"{row['n_requests']} requests, {_rounds(row)}",
+                "note": f"{row['n_requests']} requests, {rounds(row['n_rounds'])}",
             }
         )
-    if failed_gates:
-        cards = [card | {"note": f"not proven: a gate failed; {card['note']}"} for card in cards]
-    return cards
+    return unproven(cards, failed_gates)
 
 
 def _rate_card(rates: Rates, rows: Sequence[Row], answer: Answer | None) -> dict[str, Any]:
@@ -55,11 +54,11 @@ def _rate_card(rates: Rates, rows: Sequence[Row], answer: Answer | None) -> dict
     elif all(map(kept_up, rows)):
         top = max(rows, key=lambda row: float(row["offered_per_s"]))
         label, value = f"highest rate offered, {arm}", top["offered_per_s"]
-        note = f"answers kept up with it, {_rounds(top)}"
+        note = f"answers kept up with it, {rounds(top['n_rounds'])}"
     else:
         top = max(rows, key=lambda row: float(row["achieved_per_s"]))
         label, value = f"answers ended at most, {arm}", top["achieved_per_s"]
-        note = f"with {top['offered_per_s']:.3g}/s offered, {_rounds(top)}"
+        note = f"with {top['offered_per_s']:.3g}/s offered, {rounds(top['n_rounds'])}"
     return {
         "label": label, "value": value, "unit": "/s", "low": nan, "high": nan, "note": note,
     }  # fmt: skip
@@ -79,7 +78,7 @@ def rate_table(rows: pd.DataFrame, *, limited: bool) -> pd.DataFrame:
             "asked for, /s": f"{row['rate_per_s']:g}",
             "offered, /s": _digits(row["offered_per_s"]),
             "ended, /s": _digits(row["achieved_per_s"]),
-            "requests": f"{row['n_requests']} in {_rounds(row)}",
+            "requests": f"{row['n_requests']} in {rounds(row['n_rounds'])}",
         }
         if limited:
             cells["within the limits"] = (
@@ -98,7 +97,3 @@ def rate_table(rows: pd.DataFrame, *, limited: bool) -> pd.DataFrame:
 
 def _digits(value: float) -> str:
     return "not known" if isnan(value) else three_digits(value)
-
-
-def _rounds(row: Row) -> str:
-    return f"{row['n_rounds']} round{'s' * (row['n_rounds'] > 1)}"

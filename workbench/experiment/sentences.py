@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from math import isnan
 
 from workbench.experiment.cache_sentences import cache_finding
-from workbench.experiment.clauses import Row, prompts, resolved, row_of, span, warm_clause
+from workbench.experiment.clauses import (
+    Row,
+    prompts,
+    resolved,
+    rounds,
+    row_of,
+    sample,
+    span,
+    unproven,
+    warm_clause,
+)
 from workbench.experiment.plan import ExperimentPlan
 from workbench.metrics.gate import meaning
 from workbench.topology import Topology
@@ -102,7 +112,7 @@ def scope(plan: ExperimentPlan) -> str:
     )
     intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
     return (
-        f"{where} {plan.rounds} round{'s' * (plan.rounds > 1)}, arms interleaved,"
+        f"{where} {rounds(plan.rounds)}, arms interleaved,"
         f" {len(plan.workload.sample.requests)} requests a pass, {plan.describe_arrivals()};"
         f" {intervals}."
     )
@@ -144,15 +154,11 @@ def cards(
                 "note": f"median of {cold['n_requests']} requests",
             }
         )
-    if failed_gates:
-        cards = [card | {"note": f"not proven: a gate failed; {card['note']}"} for card in cards]
-    return cards[:3]
+    return unproven(cards[:3], failed_gates)
 
 
 def _ratio_card(label: str, row: Row) -> Row:
-    many = "s" * (row["n_rounds"] != 1)
-    rounds = f"{row['n_rounds']} round{many}, {row['n_pairs']} pairs"
-    note = f"{rounds} ({row['note']})" if row["note"] else rounds
+    note = f"{sample(row)} ({row['note']})" if row["note"] else sample(row)
     if not isnan(row["low"]) and not resolved(row):
         note = f"no difference detectable; {note}"
     return {
