@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from math import isnan
@@ -62,6 +64,28 @@ async def test_records_carry_what_the_workload_knows(driven: Drive, vllm: Any) -
     assert [record.ideal_reuse_tokens for record in run.records] == [0, 32]
     assert [record.output_tokens for record in run.records] == [2, 2]
     assert {record.prompt_tokens for record in run.records} == {64}
+
+
+@pytest.mark.parametrize("answers", ["as a chat should", "half a stream", "not at all"])
+async def test_a_drive_leaves_no_cycles_since_nothing_collects_them_meanwhile(
+    answers: str, vllm: Any
+) -> None:
+    if answers == "half a stream":
+        vllm.plays(ending="close")
+    url = "http://127.0.0.1:1" if answers == "not at all" else vllm.url
+    await drive(workload(1), closed(1), base_url=url, model="tiny")  # imports and caches
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            await drive(workload(20), closed(4), base_url=url, model="tiny")
+        gc.collect()
+        left = Counter(type(thing).__name__ for thing in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert all(count < 60 for count in left.values()), left  # of connections, not of requests
+    assert gc.isenabled()
 
 
 async def test_a_prompt_larger_than_a_socket_takes_at_once(driven: Drive, vllm: Any) -> None:

@@ -161,7 +161,7 @@ class Exchange:
             async with asyncio.timeout(self._timeout_s):
                 await self._watch(client)
         except Exception as error:
-            self._failure = error
+            self._failure = _without_frames(error)
         except asyncio.CancelledError as error:
             self._failure = error
             raise
@@ -174,7 +174,10 @@ class Exchange:
                 outgoing.extensions["sent_s"] = monotonic()
 
         outgoing.extensions["trace"] = trace  # other transports call it, the stamping one need not
-        response = await client.send(outgoing, stream=True)
+        try:
+            response = await client.send(outgoing, stream=True)
+        finally:
+            del outgoing.extensions["trace"]
         try:
             self.status, self.headers = response.status_code, response.headers
             self.head_s = response.extensions.get("head_s", monotonic())
@@ -186,6 +189,7 @@ class Exchange:
                 await _read_stock(response, self, outgoing.extensions["limit_bytes"])
         finally:
             await response.aclose()
+            response.stream = httpx.ByteStream(b"")  # the one it had knows it: a cycle
 
     def record(self) -> RequestRecord:
         """Its record, when it has ended: parsing takes about 3 us a token."""
@@ -198,6 +202,15 @@ class Exchange:
         if key and record.error_message:
             record = replace(record, error_message=record.error_message.replace(key, "[key]"))
         return record
+
+
+def _without_frames(error: Exception) -> Exception:
+    """An error that no longer holds on to where it happened, and so to what holds on to it."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__context__
+    return error
 
 
 async def _read_stock(response: httpx.Response, seen: Exchange, limit_bytes: int) -> None:

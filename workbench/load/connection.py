@@ -127,7 +127,7 @@ class Answer:
         for future in (self.head, self.finished):
             if not future.done():
                 future.set_exception(error)
-        self.ended = True
+        self._end()
         self.more.set()
 
     def _settle(self) -> None:
@@ -136,8 +136,13 @@ class Answer:
             self._streaming = True
         if self.complete and not self.finished.done():
             self.finished.set_result(None)
-            self.ended = True
+            self._end()
         self.more.set()
+
+    def _end(self) -> None:
+        self.ended = True
+        # It holds this answer's methods: a cycle that would wait for the garbage collector.
+        vars(self).pop("_parser", None)
 
     def on_message_begin(self) -> None:
         if self.complete:

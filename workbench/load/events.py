@@ -22,13 +22,14 @@ def events_of(body: bytes, start: int) -> Iterator[tuple[int, bytes, bool]]:
     if not start and body.startswith(BYTE_ORDER_MARK):
         start = len(BYTE_ORDER_MARK)
     if b"\r" not in body:
-        end = start
-        for event in body[start:].split(b"\n\n"):
-            end += len(event) + 2
+        while start < len(body):
+            stop = body.find(b"\n\n", start)
+            event = body[start : stop if stop >= 0 else None]
+            start = stop + 2 if stop >= 0 else len(body)
             if event[:5] == b"data:" and b"\n" not in event:
-                yield min(end, len(body)), event[5:], False  # one line, as nearly always
+                yield start, event[5:], False  # one line, as nearly always
             elif event:
-                yield from _lines_of(min(end, len(body)), event)
+                yield from _lines_of(start, event)
         return
     for match in _EVENT_END.finditer(body):
         yield from _lines_of(match.end(), body[start : match.end()])

@@ -141,7 +141,10 @@ class KernelStamped(Connection):
                 connection = cls(opened, idle)
                 connection._begin(sock, str(address[0]), clock)
                 return connection
-        raise failures[0]
+        try:
+            raise failures[0]
+        finally:
+            failures.clear()  # its traceback knows this list: a cycle
 
     def _begin(self, sock: socket.socket, peer: str, clock: KernelClock) -> None:
         self._socket, self.peer, self._clock = sock, peer, clock

@@ -6,7 +6,7 @@ How the bytes were split into reads decides when something arrived, never what i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -82,7 +82,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
                 runs -= 1
                 run = run_after(data, end, body, **seen.last())
                 if run.ends:
-                    seen.go_on(run.texts, [stamps[bisect_left(ends, at)] for at in run.ends])
+                    seen.go_on(run.texts, _stamps_of(run.ends, ends, stamps))
                     events = events_of(body, run.ends[-1])
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
@@ -108,6 +108,17 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
         error=seen.error,
         error_message=seen.message,
     )
+
+
+def _stamps_of(
+    events: Sequence[int], ends: Sequence[int], stamps: Sequence[float]
+) -> Sequence[float]:
+    """When the events that end there arrived, given where the reads end."""
+    first = bisect_left(ends, events[0])
+    one_each = slice(first, first + len(events))
+    if ends[one_each] == events:  # as nearly always: a read for each event
+        return stamps[one_each]
+    return [stamps[bisect_left(ends, at)] for at in events]
 
 
 class _Seen:
@@ -165,7 +176,7 @@ class _Seen:
         """The usual chunk that was added last, as `run_after` wants to know it."""
         return {"text": self.texts[-1], "made": self.output_tokens, "prompt": self.prompt_tokens}
 
-    def go_on(self, texts: list[str], stamps_s: list[float]) -> None:
+    def go_on(self, texts: list[str], stamps_s: Sequence[float]) -> None:
         """Add chunks that are usual in everything but their text."""
         self.texts += texts
         self.chunk_s += stamps_s
