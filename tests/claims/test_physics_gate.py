@@ -52,6 +52,14 @@ def test_bandwidth_may_exceed_the_data_sheet_by_rounding_only(tb_s, broken):
     assert bool(impossible([copy])) == broken
 
 
+def test_no_kernel_computes_faster_than_the_dense_rate():
+    assert impossible([bound(900, limit="matrix_rate", gpu="H200", model="")]) == ""
+    assert (
+        impossible([bound(1979, limit="matrix_rate", gpu="H200", model="")])
+        == "1,979 TFLOP/s is 2.0 times the dense bf16 rate of 1 x H200"
+    )
+
+
 def test_what_is_in_no_table_is_said_and_not_guessed():
     unknown = bound(1e9, gpu="TPU v9", model="Nobody-7B")
     assert impossible([unknown]) == ""

@@ -219,6 +219,9 @@ def test_a_failed_gate_greys_the_figure_and_is_in_its_title(summary: pd.DataFram
     assert "Not proven, since a gate failed (KV moved and 1 more)." in " ".join(words(spoiled))
     assert "KV moved, same text" in spoiled.alt
     assert "grayscale" in spoiled.svg and "grayscale" not in proven.svg
+    drawn = re.findall(r'<g [^>]*id="axes_[^>]*>', spoiled.svg)
+    assert any("axes_key" in group for group in drawn)
+    assert all("grayscale" in group for group in drawn)
 
 
 def test_a_simulated_frame_marks_its_figures(requests: pd.DataFrame, summary: pd.DataFrame) -> None:

@@ -52,7 +52,9 @@ STATES = ("pass", "fail", "unknown")
 BUILT_IN = "built_in"
 """A check of ours that no run can fail, since our code is written so: settled, and no evidence."""
 VERDICTS = ("confirmed", "not_confirmed", "not_comparable")
-LIMITS = ("prefill_throughput", "decode_throughput", "memory_fit", "memory_bandwidth")
+LIMITS = (
+    "prefill_throughput", "decode_throughput", "memory_fit", "memory_bandwidth", "matrix_rate",
+)  # fmt: skip
 
 CHECKS = {
     "subject_is_measured": "the system that gets the credit is the one that was measured",
@@ -121,7 +123,7 @@ class Bound:
     gpus: int = 1
     model: str = ""
     value: float = 0.0
-    """In the limit's unit: tokens/s or TB/s; a memory fit needs none."""
+    """In the limit's unit: tokens/s, TB/s or TFLOP/s; a memory fit needs none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

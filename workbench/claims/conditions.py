@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from workbench.claims.claim import BUILT_IN
+from workbench.claims.claim import BUILT_IN, Bound
 from workbench.claims.decision import MIN_RUNS, Interval
 from workbench.claims.recipe import Curve
 
@@ -20,6 +20,7 @@ __all__ = [
     "curve",
     "known",
     "left_out",
+    "limits",
     "proven",
     "state",
     "times",
@@ -76,6 +77,18 @@ def times(interval: Interval, factor: float) -> Interval:
         low=interval.low * factor,
         high=interval.high * factor,
         runs=interval.runs,
+    )
+
+
+def limits(setting: Setting, **reached: float) -> tuple[Bound, ...]:
+    """What our own numbers mean as a rate of the GPU, which no run can exceed, by limit.
+
+    Of a CPU no ceiling is known: what its caches give is above that of its memory.
+    """
+    if setting.platform == "cpu":
+        return ()
+    return tuple(
+        Bound(limit=limit, gpu=setting.hardware, value=value) for limit, value in reached.items()
     )
 
 

@@ -20,6 +20,13 @@ SLACK = 1.05
 """A value may be this much above its limit: data sheets and published values are rounded."""
 
 
+_OF_THE_GPU = {
+    "memory_bandwidth": ("hbm_tb_s", "TB/s", "bandwidth"),
+    "matrix_rate": ("bf16_tflops", "TFLOP/s", "dense bf16 rate"),
+}
+"""Limits that no model matters to: the GPU's field, its unit, and its name."""
+
+
 def impossible(bounds: Iterable[Bound]) -> str:
     """A sentence on the bound that is broken the most; empty if none is broken."""
     worst = max((_excess(bound) for bound in bounds), default=(0.0, ""))
@@ -32,7 +39,7 @@ def unknown_limits(bounds: Iterable[Bound]) -> tuple[str, ...]:
     for bound in bounds:
         if accelerator(bound.gpu) is None:
             missing.append(f"GPU {bound.gpu!r} is not in the table of workbench.physics")
-        if bound.limit != "memory_bandwidth" and model_size(bound.model) is None:
+        if bound.limit not in _OF_THE_GPU and model_size(bound.model) is None:
             missing.append(f"model {bound.model!r} is not in the table of workbench.models")
     return tuple(f"{text}; {_UNCHECKED}" for text in dict.fromkeys(missing))
 
@@ -46,10 +53,11 @@ def _excess(bound: Bound) -> tuple[float, str]:
     if gpu is None:
         return 0.0, ""
     on = f"{bound.gpus} x {gpu.name}"
-    if bound.limit == "memory_bandwidth":
-        limit = bound.gpus * gpu.hbm_tb_s
+    if bound.limit in _OF_THE_GPU:
+        rate, unit, what = _OF_THE_GPU[bound.limit]
+        limit = bound.gpus * float(getattr(gpu, rate))
         return bound.value / limit, (
-            f"{bound.value:,} TB/s is {bound.value / limit:.1f} times the bandwidth of {on}"
+            f"{bound.value:,.6g} {unit} is {bound.value / limit:.1f} times the {what} of {on}"
         )
     model = model_size(bound.model)
     if model is None:

@@ -103,7 +103,8 @@ def judge(
     measurement: Measurement | None = None,
 ) -> Verdict:
     """The verdict on `claim`; without a measurement, what follows from its source alone."""
-    doubts = unknown_limits(claim.bounds)
+    ours = measurement.bounds if measurement else ()
+    doubts = unknown_limits((*claim.bounds, *ours))
     found = _complete(claim) or _possible(claim) or _fair(claim, conditions, measurement)
     if found is not None:
         pass

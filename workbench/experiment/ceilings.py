@@ -29,10 +29,8 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
         facts = model_facts(arm.settings.model)
         if not facts.plain:
             return {}, "the model is a mixture of experts or quantised"
-        weight_bytes = arm.settings.weights_gb * 2**30
-        tables_bytes = 2 * 2 * facts.vocab_tokens * facts.hidden
-        parameters = (weight_bytes - tables_bytes) / 2
-        if parameters <= 0:
+        parameters = facts.parameters
+        if not parameters:
             return {}, f"{arm.settings.model.name} has no weight files"
         prefill, answering = _spans(arm)
         found[arm.label] = Ceilings(

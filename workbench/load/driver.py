@@ -23,14 +23,12 @@ from workbench.load.client import Exchange, open_client, outgoing_request
 from workbench.load.health import ClientHealth, Pulse
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
+from workbench.load.starts import Starts
 from workbench.load.turns import Turns
 from workbench.load.workload import Request, Workload
 from workbench.records import RequestRecord
 
 __all__ = ["NEVER_SENT", "ClientHealth", "LoadRun", "drive", "drive_in_thread", "unsent"]
-
-STARTS_PER_TURN = 8
-"""New requests in one turn of the loop: nothing is read while they start."""
 
 _TIMER_S = 0.002
 """A timer of the loop may be late by so much."""
@@ -177,27 +175,26 @@ def _no_collections() -> Iterator[None]:
 
 
 async def _closed_loop(requests: Sequence[Request], send: Send, concurrency: int) -> None:
-    waiting = iter(requests)
+    waiting, starts = iter(requests), Starts()
 
     async def worker() -> None:
         for request in waiting:
+            await starts.allowed()
             await send(request, monotonic())
 
     async with asyncio.TaskGroup() as group:
-        for started in range(min(concurrency, len(requests))):
-            if started % STARTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+        for _ in range(min(concurrency, len(requests))):
             group.create_task(worker())
 
 
 async def _open_loop(
     requests: Sequence[Request], send: Send, offsets_s: Sequence[float], start_s: float
 ) -> None:
+    starts = Starts()
     async with Alarm() as alarm, asyncio.TaskGroup() as group:
-        for started, (request, offset_s) in enumerate(zip(requests, offsets_s, strict=True)):
-            if started % STARTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+        for request, offset_s in zip(requests, offsets_s, strict=True):
             await alarm.until(start_s + offset_s)
+            await starts.allowed()
             group.create_task(send(request, start_s + offset_s))
 
 

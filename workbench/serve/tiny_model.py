@@ -86,6 +86,10 @@ class ModelFacts:
     plain: bool = False
     """Dense and not quantised: every weight is 2 bytes and works on every token."""
 
+    parameters: float = 0.0
+    """Those that every token passes, without embedding table and output head; 0 where the folder
+    has no weight files, or the model is not `plain`."""
+
     @property
     def kv_shape(self) -> KvShape:
         """With 2 bytes per element, as in an fp16 or bf16 cache."""
@@ -154,6 +158,9 @@ def model_facts(path: Path | str) -> ModelFacts:
         # Multi-head latent attention caches one shared vector per token instead of K and V of
         # each head: one head of half its width gives the same bytes.
         kv_heads, head_dim = 1, (latent + config.get("qk_rope_head_dim", 0)) // 2
+    plain = not any(key in config for key in _NOT_PLAIN)
+    weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    tables = 2 * sizes["vocabulary"] * sizes["hidden"]
     return ModelFacts(
         layers=sizes["layers"],
         kv_heads=kv_heads,
@@ -161,7 +168,8 @@ def model_facts(path: Path | str) -> ModelFacts:
         vocab_tokens=sizes["vocabulary"],
         context_tokens=sizes["context"],
         hidden=sizes["hidden"],
-        plain=not any(key in config for key in _NOT_PLAIN),
+        plain=plain,
+        parameters=max(0.0, weight_bytes / 2 - tables) if plain else 0.0,
     )
 
 

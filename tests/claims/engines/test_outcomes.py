@@ -1,5 +1,6 @@
 """What becomes of the engines' rows; the rows are made here, as a real run has them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,27 @@ def of_generation(rows, output=16):
     return outcomes.of_generation(
         rows, CPU, output_tokens=output, wanted=(1, 4, 8, 16, 32, 64, 128)
     )
+
+
+@pytest.mark.parametrize(("faster", "code"), [(1, "confirmed"), (1.5, "unreliable_run")])
+def test_a_run_of_ours_above_the_memory_bandwidth_is_void(faster, code):
+    """93.7 tokens/s at batch 1 read 1.43 TB/s of 15 GB weights; a half more is no A800's."""
+    speeds = {arm: {b: faster * v for b, v in by.items()} for arm, by in SPEEDS.items()}
+    gpu = replace(CPU, platform="cuda", hardware="A800 80GB PCIe")
+    outcome = outcomes.of_generation(
+        generation(speeds=speeds), gpu, output_tokens=16, wanted=(1,), parameters=7.62e9
+    )
+    conditions = Conditions(
+        platform="cuda", hardware=gpu.hardware, model="Qwen2.5-7B", checks=outcome.checks
+    )
+    verdict = judge(CLAIMS["OWN-VLLM-HF"], conditions, outcome.measurements["OWN-VLLM-HF"])
+    assert verdict.code == code
+    if faster > 1:
+        assert "2.14 TB/s is 1.1 times the bandwidth of 1 x A800 80GB PCIe" in verdict.reason
+
+
+def test_of_a_cpu_or_a_model_of_unknown_size_no_ceiling_is_known():
+    assert of_generation(generation()).measurements["OWN-VLLM-HF"].bounds == ()
 
 
 def test_equal_batches_give_2_to_2_35_times_where_the_peaks_gave_3_7():

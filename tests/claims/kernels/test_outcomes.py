@@ -53,6 +53,19 @@ def test_a_recipe_that_can_be_longer_fills_what_it_is_given_from_its_least_to_it
             assert least_s < recipe.most_s(CPU) and given_s == 150
 
 
+def test_attention_on_a_gpu_is_held_to_its_matrix_rate():
+    measured = rows(attention.measure, lengths=[128], budget_s=60)
+    gpu = replace(CPU, platform="cuda", hardware="H200")
+    ((bound,),) = {
+        tuple(measurement.bounds)
+        for measurement in of_attention(measured, gpu).measurements.values()
+    }
+    table = measured.table
+    of_flash = table[(table["arm"] == "flash") & (table["cell"] == "prefill full 128")]
+    seconds = of_flash[of_flash["quantity"] == "time"].groupby("run")["value"].median().min()
+    assert bound.limit == "matrix_rate" and bound.value >= 4 * 16 * 128 * 128**2 / seconds / 1e12
+
+
 def test_attention_keeps_outputs_and_says_which_lengths_are_missing():
     outcome = of_attention(rows(attention.measure, lengths=[128], budget_s=60), CPU)
     parts = judged(outcome, "OWN-FUSED").parts

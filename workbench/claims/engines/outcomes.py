@@ -11,6 +11,7 @@ from workbench.claims.conditions import (
     curve,
     known,
     left_out,
+    limits,
     proven,
     state,
     where,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from workbench.claims.claim import Bound
     from workbench.claims.recipe import Setting
     from workbench.claims.rows import Rows
 
@@ -46,9 +48,18 @@ differently, and 94 to 97 % were the same here; other weights would share one in
 
 
 def of_generation(
-    rows: Rows, setting: Setting, *, output_tokens: int, wanted: tuple[int, ...]
+    rows: Rows,
+    setting: Setting,
+    *,
+    output_tokens: int,
+    wanted: tuple[int, ...],
+    input_tokens: int = 0,
+    parameters: float = 0.0,
 ) -> Outcome:
-    """vLLM beside transformers at equal batch, each engine by batch, and its saturation."""
+    """vLLM beside transformers at equal batch, each engine by batch, and its saturation.
+
+    `parameters` are those that a token passes, 0 where that is not known: then no ceiling is.
+    """
     table = rows.table
     speeds = {arm: _speeds(table, arm, output_tokens) for arm in (TRANSFORMERS, VLLM, VLLM_CACHED)}
     over = ratios(table, "time", over=TRANSFORMERS, under=VLLM)
@@ -66,25 +77,27 @@ def of_generation(
     floor = _launch_noise(speeds.values())
     calls_floor = _call_noise(table)
     peaks = (speeds[VLLM].max() / speeds[TRANSFORMERS].max()).to_numpy(float)
+    bounds = _bounds(setting, table, parameters, input_tokens, output_tokens)
+    measurements = {
+        "OWN-VLLM-HF": Measurement(effects={"throughput": tuple(over.values())}, noise_floor=floor),
+        "OWN-BATCHING": Measurement(
+            effects={"with each larger batch": steps, "share of a proportional gain": (share,)},
+            noise_floor=calls_floor,
+        ),
+        "VLLM-24X": Measurement(effects={"over transformers": tuple(over.values())}),
+        "S003-VLLM-VS-HF-PEAK": Measurement(
+            effects={"throughput": (gained_percent(mean_of_runs(peaks)),)}
+        ),
+        "S003-HF-TPUT": Measurement(
+            effects={cell: (line,) for cell, line in lines[TRANSFORMERS].items()}
+        ),
+        "S003-VLLM-TPUT": Measurement(
+            effects={cell: (line,) for cell, line in lines[VLLM].items()}
+        ),
+    }
     return Outcome(
         measurements={
-            "OWN-VLLM-HF": Measurement(
-                effects={"throughput": tuple(over.values())}, noise_floor=floor
-            ),
-            "OWN-BATCHING": Measurement(
-                effects={"with each larger batch": steps, "share of a proportional gain": (share,)},
-                noise_floor=calls_floor,
-            ),
-            "VLLM-24X": Measurement(effects={"over transformers": tuple(over.values())}),
-            "S003-VLLM-VS-HF-PEAK": Measurement(
-                effects={"throughput": (gained_percent(mean_of_runs(peaks)),)}
-            ),
-            "S003-HF-TPUT": Measurement(
-                effects={cell: (line,) for cell, line in lines[TRANSFORMERS].items()}
-            ),
-            "S003-VLLM-TPUT": Measurement(
-                effects={cell: (line,) for cell, line in lines[VLLM].items()}
-            ),
+            claim: replace(measured, bounds=bounds) for claim, measured in measurements.items()
         },
         table=table,
         says=f"Greedy generation of {output_tokens} tokens by vLLM and by transformers, the same"
@@ -121,6 +134,29 @@ def _speeds(table: pd.DataFrame, arm: str, output_tokens: int) -> pd.DataFrame:
     seconds = of_runs(table, "time", arm)
     tokens = [float(_batch(str(cell)) * output_tokens) for cell in seconds.index]
     return 1 / seconds.div(tokens, axis=0)
+
+
+def _bounds(
+    setting: Setting,
+    table: pd.DataFrame,
+    parameters: float,
+    input_tokens: int,
+    output_tokens: int,
+) -> tuple[Bound, ...]:
+    """The fastest call as operations (2 for each weight and token) and as bytes read.
+
+    Each of `output_tokens` passes reads the weights once, whatever the batch (Pope et al., 2022).
+    """
+    if not parameters:
+        return ()
+    calls = table[table["quantity"] == "time"]
+    tokens = calls["cell"].map(_batch) * (input_tokens + output_tokens)
+    weights_s = 2e-12 * parameters / calls["value"].astype(float)
+    return limits(
+        setting,
+        matrix_rate=float((weights_s * tokens).max()),
+        memory_bandwidth=float((weights_s * output_tokens).max()),
+    )
 
 
 def _batch(cell: str) -> int:

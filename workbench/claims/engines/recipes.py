@@ -66,7 +66,10 @@ async def _generation(setting: Setting) -> Outcome:
         warm=_WARM, start_s=START_S,
         after_first=lambda result: {"batches": result["done"], "budget_s": 1e6},
     )  # fmt: skip
-    return of_generation(rows, setting, output_tokens=OUTPUT_TOKENS, wanted=BATCHES)
+    return of_generation(
+        rows, setting, input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, wanted=BATCHES,
+        parameters=model_facts(setting.model).parameters,
+    )  # fmt: skip
 
 
 async def _blocks(setting: Setting) -> Outcome:

@@ -18,7 +18,7 @@ from workbench.claims.kernels.timing import Arm, Clock, compare, expected_s, fal
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AGAIN", "LENGTHS", "NAIVE", "measure"]
+__all__ = ["AGAIN", "LENGTHS", "NAIVE", "measure", "prefill_flop"]
 
 NAIVE, AGAIN = "naive", "naive again"
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
@@ -90,6 +90,19 @@ def _cell(clock: Clock, phase: str, mask: str, length: int) -> list[dict[str, An
     ]  # fmt: skip
 
 
+def prefill_flop(cell: str, device: str) -> float:
+    """Operations of a prefill cell: 4 H D T^2, half of it under a causal mask (FlashAttention-2,
+    2023, section 4.1)."""
+    heads, width = _shape(device)
+    _, mask, length = cell.split()
+    return 4 * heads * width * int(length) ** 2 / (2 if mask == "causal" else 1)
+
+
+def _shape(device: str) -> tuple[int, int]:
+    """Heads, and the width of each."""
+    return (2, 64) if device == "cpu" else (16, 128)
+
+
 def cell_name(phase: str, mask: str, length: int) -> str:
     return f"{phase} {mask} {length}"
 
@@ -98,9 +111,8 @@ def _tensors(device: str, phase: str, length: int) -> tuple[torch.Tensor, ...]:
     """Queries, keys and values: batch x heads x length x width."""
     import torch
 
-    gpu = device != "cpu"
-    heads, width = (16, 128) if gpu else (2, 64)
-    dtype = torch.bfloat16 if gpu else torch.float32
+    heads, width = _shape(device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     batch, rows = (1, length) if phase == "prefill" else (DECODE_BATCH, 1)
 
     def normal(tokens: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from workbench.claims.conditions import (
     curve,
     known,
     left_out,
+    limits,
     proven,
     state,
     times,
@@ -51,15 +52,22 @@ def of_attention(rows: Rows, setting: Setting) -> Outcome:
         *points("decode", decode, {cell: _last(cell) for cell in decode}),
     ]
     missing = set(attention.LENGTHS) - {_last(cell) for cell in cells}
+    seconds = of_runs(table, "time", FUSED).min(axis="columns")
+    rates = [
+        1e-12 * attention.prefill_flop(cell, setting.device) / seconds[cell] for cell in prefill
+    ]
+    bounds = limits(setting, matrix_rate=max(rates))
     return Outcome(
         measurements={
             "OWN-FUSED": Measurement(
                 effects={"causal prefill": tuple(causal.values()), "same outputs": (truth(same),)},
-                counted=frozenset({"same outputs"}), noise_floor=floor,
+                counted=frozenset({"same outputs"}), noise_floor=floor, bounds=bounds,
             ),
-            "S003-ATTN-SPEEDUP": Measurement(effects=by_length, noise_floor=floor),
+            "S003-ATTN-SPEEDUP": Measurement(
+                effects=by_length, noise_floor=floor, bounds=bounds
+            ),
             "S003-ATTN-RANGE": Measurement(
-                effects={"speed-up": tuple(prefill.values())}, noise_floor=floor
+                effects={"speed-up": tuple(prefill.values())}, noise_floor=floor, bounds=bounds
             ),
         },
         table=table,
@@ -121,7 +129,10 @@ def of_copying(rows: Rows, setting: Setting) -> Outcome:
     largest = list(cells.values())[-1]
     return Outcome(
         measurements={
-            "S003-MEMBW": Measurement(effects={"bandwidth": (times(largest, 1e-3),)}),
+            "S003-MEMBW": Measurement(
+                effects={"bandwidth": (times(largest, 1e-3),)},
+                bounds=limits(setting, memory_bandwidth=1e-3 * largest.estimate),
+            ),
         },
         table=table,
         says=f"Bytes read and written by a copy, {where(rows, setting)}: {largest.estimate:.3g}"

@@ -17,11 +17,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from workbench.report.figures.looks import BLACK, GREY, RED, RULE, Look
+from workbench.report.figures.looks import BLACK, GREY, RED, RULE, Look, handle
 from workbench.report.numbers import number
 
 __all__ = [
@@ -127,16 +126,9 @@ def draw(
         for i, row in enumerate(rows):
             y = 22 * len(lines) + 16 + 24 * i
             for x, name, look in row:
-                handle = Line2D(
-                    [(x + dx) / WIDTH_PX for dx in (0, 9, 18)],
-                    [1 - y / height_px] * 3,
-                    color=look.colour,
-                    linestyle=look.dash,
-                    marker=look.marker,
-                    markevery=[1],
-                    markersize=7,
+                figure.add_artist(
+                    handle(look, x / WIDTH_PX, 1 - y / height_px, px=(1 / WIDTH_PX, 1 / height_px))
                 )
-                figure.add_artist(handle)
                 write(x + 25, y, name, size=13)
         paint(figure)
         text = io.StringIO()

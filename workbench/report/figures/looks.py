@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["BLACK", "GREY", "NAMES", "RED", "RULE", "Dash", "Look", "looks"]
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+__all__ = ["BLACK", "GREY", "NAMES", "RED", "RULE", "Dash", "Look", "handle", "looks"]
 
 BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
 RED = "#b3261e"
@@ -33,6 +37,8 @@ class Look:
     colour: str
     marker: str
     dash: Dash = "-"
+    hatch: str = ""
+    """Of a hatched area, whose key is a piece of it."""
 
 
 _KNOWN = {
@@ -67,3 +73,24 @@ def looks(
         "point": {"dash": " "},
     }[shape]
     return {name: replace(look, **changes) for name, look in found.items()}
+
+
+def handle(look: Look, x: float, y: float, *, px: tuple[float, float]) -> Artist:
+    """What stands before a name in the key, its left end at `x`, its middle at `y`, 18 `px` wide.
+
+    Its id begins with `axes_`, so that it goes grey with the axes.
+    """
+    across, up = px
+    drawn: Artist
+    if look.hatch:
+        drawn = Rectangle(
+            (x + 3 * across, y - 6 * up), 12 * across, 12 * up,
+            facecolor="white", edgecolor=look.colour, hatch=look.hatch, linewidth=0,
+        )  # fmt: skip
+    else:
+        drawn = Line2D(
+            [x, x + 9 * across, x + 18 * across], [y] * 3, color=look.colour,
+            linestyle=look.dash, marker=look.marker, markevery=[1], markersize=7,
+        )  # fmt: skip
+    drawn.set_gid(f"axes_key_{x:.4f}_{y:.4f}")
+    return drawn

@@ -11,7 +11,7 @@ from workbench.metrics.statistics import needed_n
 from workbench.metrics.waterfall import PARTS, doubts, representatives
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.figures.dots import column_at_right, row_axis
-from workbench.report.figures.looks import BLACK, BLUE, GREEN, GREY, PURPLE, RULE, VERMILION, Look
+from workbench.report.figures.looks import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION, Look
 from workbench.report.numbers import quantity, time_scale
 
 __all__ = ["ttft_waterfall"]
@@ -105,7 +105,7 @@ def _keys(rows: pd.DataFrame) -> dict[str, Look]:
     """A square of each part that some bar has."""
     shown = [part for part in PARTS if (rows[part] > 0).any()]
     keys = {PARTS[part]: Look(colour=_COLOURS[part], marker="s", dash=" ") for part in shown}
-    return keys | {"residual": Look(colour=RULE, marker="s", dash=" ")}
+    return keys | {"residual": Look(colour=GREY, marker="s", dash=" ", hatch=_HATCH)}
 
 
 def _finding(rows: pd.DataFrame) -> str:
