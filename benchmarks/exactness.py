@@ -5,6 +5,9 @@ core 0 and writes down when it sent each token, on the clock that clients of thi
 Core 1 is the client's: ours with the kernel's stamps and with its own, `vllm bench serve`, AIPerf
 and GuideLLM (`load_clients.py`) take turns, so that a drift of the machine meets all of them.
 
+The peers are compared by the whole run as well, from the first import to the last file, as a user
+pays for it: `whole_cpu_us_per_token`.
+
 TTFT error is the client's TTFT minus (true first send - the server's read of the request); how late
 the server read is reported beside it. CPU is user and system time of the client's whole process
 tree from the first request to the last answer, over all tokens. What others took of core 1 in that
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -91,6 +95,13 @@ def tree_cpu_s(pid: int) -> float:
     return spent * TICK_S
 
 
+def ended_cpu_s() -> float:
+    """User and system seconds of all children that have ended, and of theirs that they waited for:
+    a tool that kills its workers without waiting is told too little of, never too much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def tree_peak_mb(pid: int) -> float:
     """Peak resident memory, summed over the tree."""
     total = 0.0
@@ -136,12 +147,13 @@ def measure(program: Path, client: str, cell: Cell) -> dict[str, Any]:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
         argv = ["taskset", "-c", str(CLIENT_CORE), *command(client, cell, url, folder)]
         log = folder / "log"
-        began_s = time.monotonic()
+        began_s, others_cpu_s = time.monotonic(), ended_cpu_s()
         with open(log, "w") as out:
             running = subprocess.Popen(argv, stdout=out, stderr=out, env=environment(client))
             try:
                 row = _watch(server.stdout, running, cell, began_s)
                 running.wait(120)
+                whole_s = ended_cpu_s() - others_cpu_s
             finally:
                 if running.poll() is None:
                     running.kill()
@@ -153,6 +165,7 @@ def measure(program: Path, client: str, cell: Cell) -> dict[str, Any]:
             raise RuntimeError(words[-1][:300])
         truth = [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
         row |= {"client": client, "cell": cell.name}
+        row["whole_cpu_us_per_token"] = 1e6 * whole_s / (cell.requests * cell.tokens)
         if client in OURS:
             row |= json.loads((folder / "ours.json").read_text())["cost"]
             # The records of the last answers are made when the server has long ended them.

@@ -49,13 +49,20 @@ def _cpu(rows: Rows) -> Iterable[str]:
     for peer, reach in (("aiperf", 7.0), ("guidellm", 15.0)):
         for cell in ALIGNED:
             yield _ratio(rows, "kernel", peer, cell, reach, "kernel stamps")
+            yield _ratio(
+                rows, "kernel", peer, cell, reach, "the whole run, its imports included",
+                name="whole_cpu_us_per_token",
+            )  # fmt: skip
 
 
-def _ratio(rows: Rows, ours: str, peer: str, cell: str, reach: float, stamps: str) -> str:
-    mine = values(rows, ours, cell, "cpu_us_per_token")
-    theirs = values(rows, peer, cell, "cpu_us_per_token")
+def _ratio(
+    rows: Rows, ours: str, peer: str, cell: str, reach: float, which: str,
+    *, name: str = "cpu_us_per_token",
+) -> str:  # fmt: skip
+    mine = values(rows, ours, cell, name)
+    theirs = values(rows, peer, cell, name)
     names = {"vllm": "vllm bench serve", "aiperf": "AIPerf", "guidellm": "GuideLLM"}
-    what = f"CPU per token, {WORDS[cell]}, {stamps}, {names[peer]} beside ours"
+    what = f"CPU per token, {WORDS[cell]}, {which}, {names[peer]} beside ours"
     if not (mine and theirs):
         return f"| {what} | {reach:g} times | - | - | not measured | |"
     times = [b / a for a, b in zip(mine, theirs, strict=False)]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def written(folder: Path, config: dict[str, Any]) -> Path:
 
 def test_facts_are_those_of_the_recipe(tiny: Path) -> None:
     facts = model_facts(tiny)
-    assert facts == ModelFacts(
+    # The weight file has a header of some kilobytes.
+    assert facts.parameters == pytest.approx(3_934_400, rel=1e-3)
+    assert replace(facts, parameters=0.0) == ModelFacts(
         layers=3,
         kv_heads=2,
         head_dim=32,

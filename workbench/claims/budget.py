@@ -56,7 +56,7 @@ class Schedule:
         return sum(step.estimate_s for step in self.steps)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.by_reading)} claims are decided by reading and arithmetic"]
+        lines = [f"decided by reading and arithmetic: {len(self.by_reading)}"]
         for step in (*self.steps, *self.waiting):
             room = "" if step in self.steps else ", if the others leave it the time"
             lines.append(
@@ -64,9 +64,7 @@ class Schedule:
                 f" {step.runs} runs an arm{room}: {', '.join(step.claims)}"
             )
         hope = sum(len(step.claims) for step in self.waiting)
-        lines.append(
-            f"{len(self.skipped) - hope} claims are not measured; the table says why of each"
-        )
+        lines.append(f"not measured, the table says why of each: {len(self.skipped) - hope}")
         return "\n".join([*lines, f"duration: about {self.estimate_s / 60:.1f} minutes"])
 
 

@@ -66,7 +66,7 @@ class Validation:
     schedule: Schedule
 
     def __str__(self) -> str:
-        head = f"{len(self.claims)} claims on {self.setting.hardware} ({self.setting.platform})"
+        head = f"claims on {self.setting.hardware} ({self.setting.platform}): {len(self.claims)}"
         return "\n".join([head, *self.registry.mistakes, str(self.schedule)])
 
     async def run(self, *, echo: Echo = echo_line) -> ClaimResult:

@@ -70,7 +70,7 @@ def test_a_run_of_ours_above_the_memory_bandwidth_is_void(faster, code):
     verdict = judge(CLAIMS["OWN-VLLM-HF"], conditions, outcome.measurements["OWN-VLLM-HF"])
     assert verdict.code == code
     if faster > 1:
-        assert "2.14 TB/s is 1.1 times the bandwidth of 1 x A800 80GB PCIe" in verdict.reason
+        assert "2.1437 TB/s is 1.1 times the bandwidth of 1 x A800 80GB PCIe" in verdict.reason
 
 
 def test_of_a_cpu_or_a_model_of_unknown_size_no_ceiling_is_known():
