@@ -264,7 +264,7 @@ def test_unknown_claims_and_empty_registries_stop_before_anything_starts(referee
 
 def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
     made = referee(CACHE, claims=["literature"])
-    assert "claims on 2 CPU cores (cpu): 28\n" in str(made) and "cache" in str(made)
+    assert f"claims on {made.setting.hardware} (cpu): 28\n" in str(made) and "cache" in str(made)
     one = run_id(made.params)
     assert one.startswith("literature-420s-")
     assert run_id(PaperClaimValidation(claims=["literature"], registry=str(tmp_path))) != one
