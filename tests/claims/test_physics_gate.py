@@ -60,6 +60,12 @@ def test_no_kernel_computes_faster_than_the_dense_rate():
     )
 
 
+def test_a_value_that_is_none_hides_no_other():
+    none = bound(float("nan"), limit="matrix_rate", gpu="H200", model="")
+    broken = bound(9, limit="memory_bandwidth", gpu="H200", model="")
+    assert impossible([none, broken]) == impossible([broken, none]) != ""
+
+
 def test_what_is_in_no_table_is_said_and_not_guessed():
     unknown = bound(1e9, gpu="TPU v9", model="Nobody-7B")
     assert impossible([unknown]) == ""

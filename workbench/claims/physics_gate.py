@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isnan
 
 from workbench.claims.claim import Bound
 from workbench.models import ModelSize, model_size
@@ -29,7 +30,8 @@ _OF_THE_GPU = {
 
 def impossible(bounds: Iterable[Bound]) -> str:
     """A sentence on the bound that is broken the most; empty if none is broken."""
-    worst = max((_excess(bound) for bound in bounds), default=(0.0, ""))
+    excesses = [excess for excess in map(_excess, bounds) if not isnan(excess[0])]
+    worst = max(excesses, default=(0.0, ""))
     return worst[1] if worst[0] > SLACK else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import nan
@@ -157,11 +158,12 @@ class Exchange:
     async def run(self, client: httpx.AsyncClient, scheduled_s: float) -> None:
         """Send it and see it to its end. Of what may cut it short only a cancellation is raised."""
         self.scheduled_s = scheduled_s
+        callers = sys.exception()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._watch(client)
         except Exception as error:
-            self._failure = _without_frames(error)
+            self._failure = _without_frames(error, callers)
         except asyncio.CancelledError as error:
             self._failure = error
             raise
@@ -204,10 +206,13 @@ class Exchange:
         return record
 
 
-def _without_frames(error: Exception) -> Exception:
-    """An error that no longer holds on to where it happened, and so to what holds on to it."""
+def _without_frames(error: Exception, callers: BaseException | None) -> Exception:
+    """An error that no longer holds on to where it happened, and so to what holds on to it.
+
+    What the caller was handling when it sent the request is left as it is.
+    """
     part: BaseException | None = error
-    while part is not None:
+    while part is not None and part is not callers:
         part.__traceback__ = None
         part = part.__context__
     return error

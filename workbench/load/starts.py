@@ -21,13 +21,17 @@ class Starts:
     def __init__(self, per_turn: int = STARTS_PER_TURN) -> None:
         self._per_turn = self._left = per_turn
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._woken = 0
+        """Tasks that pass in the next turn: until then nobody may pass before them."""
+        self._turning = False
         self._loop = asyncio.get_running_loop()
 
     async def allowed(self) -> None:
         """Return when it is this task's turn; at once if few have started in this one."""
-        if self._left == self._per_turn:
+        if not self._turning:
+            self._turning = True
             self._loop.call_soon(self._next_turn)
-        if self._left:
+        if self._left and not self._waiting and not self._woken:
             self._left -= 1
             return
         turn = self._loop.create_future()
@@ -35,11 +39,14 @@ class Starts:
         await turn
 
     def _next_turn(self) -> None:
-        self._left = self._per_turn
-        while self._waiting and self._left:
+        passed = self._woken or self._per_turn - self._left
+        self._left = self._per_turn - self._woken
+        self._woken = 0
+        while self._waiting and self._woken < self._per_turn:
             turn = self._waiting.popleft()
             if not turn.done():  # it is, if its task was cancelled
                 turn.set_result(None)
-                self._left -= 1
-        if self._left < self._per_turn:
+                self._woken += 1
+        self._turning = bool(passed or self._woken)
+        if self._turning:
             self._loop.call_soon(self._next_turn)

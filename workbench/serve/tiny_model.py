@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def model_facts(path: Path | str) -> ModelFacts:
         # each head: one head of half its width gives the same bytes.
         kv_heads, head_dim = 1, (latent + config.get("qk_rope_head_dim", 0)) // 2
     plain = not any(key in config for key in _NOT_PLAIN)
-    weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = sum(map(_numbers_in, folder.glob("model*.safetensors")))
     tables = 2 * sizes["vocabulary"] * sizes["hidden"]
     return ModelFacts(
         layers=sizes["layers"],
@@ -169,8 +170,28 @@ def model_facts(path: Path | str) -> ModelFacts:
         context_tokens=sizes["context"],
         hidden=sizes["hidden"],
         plain=plain,
-        parameters=max(0.0, weight_bytes / 2 - tables) if plain else 0.0,
+        parameters=float(max(0, weights - tables)) if plain else 0.0,
     )
+
+
+def _numbers_in(file: Path) -> int:
+    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON with shapes.
+
+    0 for a file that has no such header: the engine will say what is wrong with it.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        text = opened.read(min(length, _HEADER_BYTES))
+    try:
+        tensors = json.loads(text)
+        tensors.pop("__metadata__", None)
+        return sum(prod(tensor["shape"]) for tensor in tensors.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return 0
+
+
+_HEADER_BYTES = 100_000_000
+"""Most that safetensors itself accepts."""
 
 
 def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:

@@ -66,6 +66,12 @@ def test_attention_on_a_gpu_is_held_to_its_matrix_rate():
     assert bound.limit == "matrix_rate" and bound.value >= 4 * 16 * 128 * 128**2 / seconds / 1e12
 
 
+def test_attention_without_a_fused_backend_is_an_outcome_without_a_number():
+    measured = rows(attention.measure, lengths=[128], budget_s=60)
+    without = replace(measured, table=measured.table[measured.table["arm"] != "flash"])
+    assert judged(of_attention(without, CPU), "OWN-FUSED").verdict == "not_tested"
+
+
 def test_attention_keeps_outputs_and_says_which_lengths_are_missing():
     outcome = of_attention(rows(attention.measure, lengths=[128], budget_s=60), CPU)
     parts = judged(outcome, "OWN-FUSED").parts

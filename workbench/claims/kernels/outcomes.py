@@ -56,7 +56,7 @@ def of_attention(rows: Rows, setting: Setting) -> Outcome:
     rates = [
         1e-12 * attention.prefill_flop(cell, setting.device) / seconds[cell] for cell in prefill
     ]
-    bounds = limits(setting, matrix_rate=max(rates))
+    bounds = limits(setting, matrix_rate=max(rates, default=0.0))
     return Outcome(
         measurements={
             "OWN-FUSED": Measurement(

@@ -62,6 +62,11 @@ def _lengths(setting: Setting) -> dict[str, Any]:
     return {"lengths": [*attention.LENGTHS, *longer]}
 
 
+def _copies(setting: Setting) -> dict[str, Any]:
+    """The largest shows the memory: a GPU's last cache holds up to 256 MiB."""
+    return {"mib": [1, 16, 128] if setting.platform == "cpu" else [1, 16, 128, 2048]}
+
+
 RECIPES = (
     _recipe(
         "attention",
@@ -102,7 +107,7 @@ RECIPES = (
         ("S003-MEMBW",),
         "Copy bandwidth of the device by size.",
         estimate_s=_seconds(0.7),
-        job=lambda _: {"mib": [1, 16, 128]},
+        job=_copies,
         outcome=of_copying,
     ),
 )
