@@ -71,7 +71,7 @@ async def test_a_drive_leaves_no_cycles_since_nothing_collects_them_meanwhile(
     answers: str, vllm: Any
 ) -> None:
     if answers == "half a stream":
-        vllm.plays(ending="close")
+        vllm.plays(ending="cut")
     url = "http://127.0.0.1:1" if answers == "not at all" else vllm.url
     await drive(workload(1), closed(1), base_url=url, model="tiny")  # imports and caches
     gc.collect()

@@ -18,6 +18,7 @@ CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 CPU = Setting(
     platform="cpu", hardware="2 cores", model=Path("m"), output_dir=Path("o"), budget_s=10
 )
+GPU = replace(CPU, platform="cuda", hardware="A800 80GB PCIe")
 SPEEDS = {  # tokens/s of the A800 document by batch
     "transformers": {1: 45.6, 4: 184.6, 8: 356.2, 16: 669.2, 32: 1236.4, 64: 2006.8},
     "vllm": {1: 93.7, 4: 375.1, 8: 742.6, 16: 1449.9, 32: 2477.9, 64: 4716.8},
@@ -60,12 +61,11 @@ def of_generation(rows, output=16):
 def test_a_run_of_ours_above_the_memory_bandwidth_is_void(faster, code):
     """93.7 tokens/s at batch 1 read 1.43 TB/s of 15 GB weights; a half more is no A800's."""
     speeds = {arm: {b: faster * v for b, v in by.items()} for arm, by in SPEEDS.items()}
-    gpu = replace(CPU, platform="cuda", hardware="A800 80GB PCIe")
     outcome = outcomes.of_generation(
-        generation(speeds=speeds), gpu, output_tokens=16, wanted=(1,), parameters=7.62e9
+        generation(speeds=speeds), GPU, output_tokens=16, wanted=(1,), parameters=7.62e9
     )
     conditions = Conditions(
-        platform="cuda", hardware=gpu.hardware, model="Qwen2.5-7B", checks=outcome.checks
+        platform="cuda", hardware=GPU.hardware, model="Qwen2.5-7B", checks=outcome.checks
     )
     verdict = judge(CLAIMS["OWN-VLLM-HF"], conditions, outcome.measurements["OWN-VLLM-HF"])
     assert verdict.code == code
@@ -73,8 +73,15 @@ def test_a_run_of_ours_above_the_memory_bandwidth_is_void(faster, code):
         assert "2.1437 TB/s is 1.1 times the bandwidth of 1 x A800 80GB PCIe" in verdict.reason
 
 
-def test_of_a_cpu_or_a_model_of_unknown_size_no_ceiling_is_known():
-    assert of_generation(generation()).measurements["OWN-VLLM-HF"].bounds == ()
+@pytest.mark.parametrize(
+    ("setting", "parameters", "known"),
+    [(CPU, 7.62e9, False), (GPU, 0.0, False), (GPU, 7.62e9, True)],
+)
+def test_of_a_cpu_or_a_model_of_unknown_size_no_ceiling_is_known(setting, parameters, known):
+    outcome = outcomes.of_generation(
+        generation(), setting, output_tokens=16, wanted=(1,), parameters=parameters
+    )
+    assert bool(outcome.measurements["OWN-VLLM-HF"].bounds) == known
 
 
 def test_equal_batches_give_2_to_2_35_times_where_the_peaks_gave_3_7():
