@@ -14,6 +14,7 @@ from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes import Launcher
+from workbench.serve.simulated import settings
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
@@ -190,7 +191,8 @@ async def test_prefilled_again(name: str):
     assert (computed, fetched) == (1200, 0)
 
 
-async def test_transfer_params_lost():
+async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(settings, "LEASE_S", 1.0)
     async with pretend("1p1d", "nixl", **with_fault("transfer_params_lost")) as pair:
         before = await pair.counters()
         records = await pair.ask(2)

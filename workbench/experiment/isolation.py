@@ -138,7 +138,6 @@ class CounterReading:
         sources: dict[Role, TokenSources] = {}
         requests: dict[Role, float] = {}
         preemptions: dict[Role, float] = {}
-        nixl: list[NixlCounters] = []
         doubts: list[str] = []
         for instance in deployment.instances:
             change = prometheus.difference(
@@ -148,7 +147,6 @@ class CounterReading:
             sources[role] = sources[role] + counted.sources if role in sources else counted.sources
             requests[role] = requests.get(role, 0.0) + counted.requests_finished
             preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
-            nixl.append(NixlCounters.of(change))
             doubts += change.doubts
         if self.store is not None and before.store is not None:
             doubts += prometheus.difference(before.store, self.store).doubts
@@ -156,7 +154,6 @@ class CounterReading:
             sources=sources,
             requests=requests,
             preemptions=preemptions,
-            nixl=NixlCounters.added(nixl),
             store=self.store_since(before),
             block_tokens=self.block_tokens,
             doubts=tuple(doubts),
@@ -167,6 +164,13 @@ class CounterReading:
         if self.store is None or before.store is None:
             return None
         return StoreCounters.of(prometheus.difference(before.store, self.store))
+
+    def nixl_since(self, before: CounterReading) -> NixlCounters | None:
+        """What NIXL moved and lost after `before`; None where no instance counts it."""
+        changes = (
+            prometheus.difference(before.engines[name], self.engines[name]) for name in self.engines
+        )
+        return NixlCounters.added(map(NixlCounters.of, changes))
 
     @property
     def capacity_tokens(self) -> dict[str, float]:
@@ -208,7 +212,6 @@ class Counted:
     sources: dict[Role, TokenSources]
     requests: dict[Role, float]
     preemptions: dict[Role, float]
-    nixl: NixlCounters | None
     store: StoreCounters | None
     block_tokens: int
     doubts: tuple[str, ...] = ()

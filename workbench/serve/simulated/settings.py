@@ -13,8 +13,8 @@ from workbench.serve.vllm import SERVED_MODEL
 
 __all__ = ["InstanceSettings", "all_series"]
 
-LEASE_S = 1.0
-"""How long a prefill instance holds blocks that nobody fetches (vLLM's NIXL lease: 30 s), unless
+LEASE_S = 30.0
+"""How long a prefill instance holds blocks that nobody fetches (as vLLM's NIXL lease), unless
 kv_connector_extra_config says otherwise with vLLM's own `kv_lease_duration`."""
 
 
