@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.load import stream
-from workbench.load.alike import Run, run_after
+from workbench.load.alike import texts_alike
 from workbench.load.stream import parse_stream
 
 
@@ -25,20 +25,17 @@ def event(text: str, made: int, *, chat: bool = False, **changed: Any) -> bytes:
     return b"data: " + orjson.dumps(chunk | changed) + b"\n\n"
 
 
-def run(*events: bytes, text: str = "a", made: int = 1) -> Run:
-    body = b"".join(events)
+def run(*events: bytes, text: str = "a", made: int = 1) -> list[str]:
     data = events[0].removeprefix(b"data:").removesuffix(b"\n\n")
-    return run_after(data, len(events[0]), body, text=text, made=made, prompt=9)
+    return texts_alike(data, events[1:], text=text, made=made, prompt=9)
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_events_that_differ_in_text_and_count_are_a_run(chat: bool) -> None:
     said = ["a", " b", "\n", 'say "x"', "caf\u00e9", "back\\slash", "%d", "\U0001f600"]
     events = [event(text, n, chat=chat) for n, text in enumerate(said, start=1)]
-    found = run(*events)
-    assert found.texts == said[1:]
-    lengths = [len(event) for event in events]
-    assert found.ends == [sum(lengths[: n + 1]) for n in range(1, len(events))]
+    assert run(*events) == said[1:]
+    assert run(*events, event("c", 99)) == said[1:]
 
 
 @pytest.mark.parametrize(
@@ -60,24 +57,32 @@ def test_events_that_differ_in_text_and_count_are_a_run(chat: bool) -> None:
         event("b", 2).replace(b'"total_tokens":11', b'"total_tokens":"11"'),
         event("b", 2)[:-1],
         b": comment\n\n" + event("b", 2),
+        event("b", 2) + event("c", 3),
+        b"",
         b"data: [DONE]\n\n",
     ],
 )
 def test_any_other_event_is_no_part_of_a_run(other: bytes) -> None:
-    assert run(event("a", 1), other) == Run([], [])
+    assert run(event("a", 1), other) == []
 
 
 def test_texts_that_only_together_are_json_are_none() -> None:
     """`x\\` and `,y` would be one string if their events were joined."""
     broken = [event("b", n).replace(b'"b"', raw) for n, raw in ((2, b'"x\\"'), (3, b'",y"'))]
-    assert run(event("a", 1), *broken) == Run([], [])
+    assert run(event("a", 1), *broken) == []
 
 
 def test_a_first_event_that_is_not_what_was_parsed_begins_no_run() -> None:
-    assert run(event("a", 1), event("b", 2), text="other") == Run([], [])
-    assert run(event("a", 1), event("b", 2), made=4) == Run([], [])
+    assert run(event("a", 1), event("b", 2), text="other") == []
+    assert run(event("a", 1), event("b", 2), made=4) == []
     twice = [event("a", n).replace(b'"created":7', b'"text":"b"') for n in (1, 2)]
-    assert run(*twice) == Run([], [])
+    assert run(*twice) == []
+
+
+def cut(body: bytes, rng: random.Random) -> list[bytes]:
+    """The body in reads of no regard for its events."""
+    at = sorted(rng.choices(range(len(body) + 1), k=rng.randrange(12)))
+    return [body[a:b] for a, b in zip([0, *at], [*at, len(body)], strict=True)]
 
 
 @settings(deadline=None, max_examples=200)
@@ -98,20 +103,24 @@ def test_a_stream_reads_the_same_with_and_without_runs(
             events[at][spot + 1 :]
         )  # fmt: skip
     events.append(b'data: {"choices":[{"text":"","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
-    reads = [(float(n), piece) for n, piece in enumerate(events)]
+    pieces = events if rng.random() < 0.5 else cut(b"".join(events), rng)
+    reads = [(float(n), piece) for n, piece in enumerate(pieces)]
     short = parse_stream(reads)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stream, "run_after", lambda *_, **__: Run([], []))
+        patched.setattr(stream, "texts_alike", lambda *_, **__: [])
         assert parse_stream(reads) == short
 
 
-def test_most_of_a_stream_is_read_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_most_of_a_stream_is_read_in_runs(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
     parsed = []
     monkeypatch.setattr(stream.orjson, "loads", lambda data: parsed.append(1) or json.loads(data))
     events = [event(f" {n}", n) for n in range(1, 101)]
     events.append(b'data: {"choices":[{"text":"","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
-    found = parse_stream((float(n), piece) for n, piece in enumerate(events))
+    found = parse_stream(
+        (float(n), piece) for n, piece in enumerate(events if apart else [b"".join(events)])
+    )
     assert found.text == "".join(f" {n}" for n in range(1, 101))
-    assert found.chunk_s == tuple(float(n) for n in range(100))
+    assert found.chunk_s == (tuple(float(n) for n in range(100)) if apart else (0.0,) * 100)
     assert (found.output_tokens, found.error) == (100, "")
-    assert len(parsed) == 3  # the first, the last before another kind, and that one
+    assert len(parsed) == 2  # the first, and the one of another kind

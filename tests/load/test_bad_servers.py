@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from workbench.load import client as client_module
+from workbench.load.answer import HEAD_BYTES
 from workbench.load.arrivals import closed
 from workbench.load.client import open_client, request_body, stream_completion
-from workbench.load.connection import HEAD_BYTES
 from workbench.load.driver import drive
 from workbench.load.workload import Request, short
 from workbench.records import RequestRecord

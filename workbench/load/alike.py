@@ -9,11 +9,13 @@ text and counts one higher. Anything else ends the run, and is parsed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import repeat
 
 import orjson
 
-__all__ = ["Run", "run_after"]
+__all__ = ["texts_alike"]
 
 _CUT = re.compile(
     rb'(.*?"(?:text|content)": ?")((?:[^"\\]|\\.)*)(".*"usage": ?\{"prompt_tokens": ?)([0-9]+)'
@@ -21,53 +23,50 @@ _CUT = re.compile(
     re.DOTALL,
 )
 _KEY = re.compile(rb'"(?:text|content|prompt_tokens|total_tokens|completion_tokens)":')
-_CONTROL = re.compile(rb"[\x00-\x1f]")
+_CONTROLS = bytes(range(0x20))
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive events, each with some text and one token more than the one before."""
+def texts_alike(
+    data: bytes, following: Sequence[bytes], *, text: str, made: int, prompt: int
+) -> list[str]:
+    """The texts of the pieces of a body that are each one event like `data`; none behind another.
 
-    texts: list[str]
-    ends: list[int]
-    """The offset just behind each event, its blank line included."""
-
-
-def run_after(data: bytes, end: int, body: bytes, *, text: str, made: int, prompt: int) -> Run:
-    """The events behind `end` that are like `data`, an empty run where there are none.
-
-    `data` is that of an event which ends there; it has been parsed, and said `text`, `made`
-    completion tokens and `prompt` prompt tokens. The body has no carriage return.
+    `data` is that of the event before them; it has been parsed, and said `text`, `made` completion
+    tokens and `prompt` prompt tokens. Each of theirs has some text, and counts one token more than
+    the one before. The pieces have no carriage return.
     """
     cut = _CUT.fullmatch(data)
     if not cut or len(_KEY.findall(data)) != 4:
-        return Run([], [])
+        return []
     before, said, *_ = cut.groups()
     counts = [int(number) for number in cut.group(4, 6, 8)]
     if _texts([said]) != [text] or counts != [prompt, prompt + made, made]:
-        return Run([], [])
-    behind = b"%b%d%b\0%b\0%b\n\n" % (cut[3], prompt, cut[5], cut[7], cut[9])
-    behind = behind.replace(b"%", b"%%").replace(b"\0", b"%d")
+        return []
     opening = b"data:" + before
-    first, *pieces = body[end:].split(opening)
-    texts, ends = [], []
-    for piece in pieces if not first else ():
-        made += 1
-        rest = behind % (prompt + made, made)
-        if not piece.endswith(rest):
-            break
-        end += len(opening) + len(piece)
-        texts.append(piece[: -len(rest)])
-        ends.append(end)
-    decoded = _texts(texts) if texts else []
-    return Run(decoded, ends if decoded else [])
+    behind = b"%b%d%b\0%b\0%b\n\n" % (cut[3], prompt, cut[5], cut[7], cut[9])
+    rests = _rests(behind, prompt, made, len(following))
+    other = [*map(bytes.startswith, following, repeat(opening)), False].index(False)
+    other = [*map(bytes.endswith, following[:other], rests), False].index(False)
+    start = len(opening)
+    raw = [piece[start : -len(rest)] for piece, rest in zip(following[:other], rests, strict=False)]
+    return _texts(raw) if raw else []
+
+
+@lru_cache(maxsize=8)
+def _rests(behind: bytes, prompt: int, made: int, events: int) -> list[bytes]:
+    """What follows the text in each of so many events; `behind` has a zero for each count.
+
+    Remembered, since prompts of one length are answered with the same counts.
+    """
+    counted = behind.replace(b"%", b"%%").replace(b"\0", b"%d")
+    return [counted % (prompt + n, n) for n in range(made + 1, made + 1 + events)]
 
 
 def _texts(raw: list[bytes]) -> list[str]:
     """What JSON strings say, given without their quotes; nothing if one is none, or is empty."""
     plain = raw if b"\\" not in b"".join(raw) else [text for text in raw if b"\\" not in text]
     joined = b"\n".join(plain)
-    controls = len(_CONTROL.findall(joined))
+    controls = len(joined) - len(joined.translate(None, _CONTROLS))
     if b"" in raw or b'"' in joined or controls != max(0, len(plain) - 1):
         return []
     try:

@@ -15,7 +15,7 @@ import httpx
 import orjson
 
 from workbench.errors import ParameterError
-from workbench.load.connection import Disconnected, TooLarge
+from workbench.load.answer import Disconnected, TooLarge
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.refusal import refusal
 from workbench.load.stream import parse_stream
@@ -39,6 +39,24 @@ ANSWER_BYTES, BYTES_PER_TOKEN, BYTES_PER_PROMPT_TOKEN = 2**20, 4096, 16
 ends as a record with the error `too_large`."""
 
 
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Keep none: each request is another user's, and to look for them takes 45 us."""
+
+
+class _Client(httpx.AsyncClient):
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        raise AttributeError("requests have no cookies in common")
+
+
+_NO_COOKIES = _NoCookies()
+
+
 def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.AsyncClient:
     """A client for `stream_completion`; with a `clock`, reads of plain http have kernel stamps.
 
@@ -47,7 +65,7 @@ def open_client(base_url: str, *, clock: KernelClock | None = None) -> httpx.Asy
     url = httpx.URL(base_url)
     if url.scheme not in ("http", "https") or not url.host:
         raise ParameterError(f"base_url is {base_url!r}: write it like http://127.0.0.1:8000")
-    return httpx.AsyncClient(
+    return _Client(
         transport=StampingTransport(clock=clock),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),

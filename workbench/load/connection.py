@@ -1,7 +1,5 @@
-"""A TCP connection that stamps each read, and the response that grows from these reads.
+"""A TCP connection that stamps each read before anything else happens to it.
 
-A read is stamped before anything else happens to it, then unframed by httptools (C, 0.3 us for a
-chunk of one token) and kept; what the body means is left to whoever reads it when it has ended.
 All times are `time.monotonic()` in seconds.
 """
 
@@ -11,175 +9,14 @@ import asyncio
 import os
 import socket
 from abc import ABC, abstractmethod
-from math import nan
 from time import monotonic
 from typing import cast
 
-import httptools
 import httpx
 
-__all__ = [
-    "ANSWER_BYTES",
-    "HEAD_BYTES",
-    "Answer",
-    "Connection",
-    "Disconnected",
-    "TooLarge",
-    "UserStamped",
-]
+from workbench.load.answer import Answer
 
-HEAD_BYTES = 64 * 1024
-"""Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
-ANSWER_BYTES = 64 * 1024 * 1024
-"""Of a whole response, unless the request says otherwise."""
-
-
-class Disconnected(httpx.RemoteProtocolError):
-    """The server closed the connection (no reset) before its response was complete."""
-
-
-class TooLarge(httpx.RemoteProtocolError):
-    """A response of more bytes than may be kept."""
-
-
-class Answer:
-    """One response as it arrives.
-
-    `stamps` and `reads` hold the time and the body bytes of each read. `head` is done when status
-    and headers are known, `finished` at the end of the body; a failure is set on both as an
-    httpx.TransportError. `more` is set at the end, and by each read if somebody has `watched`.
-    httptools calls the `on_` methods.
-    A head of more than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing
-    included, fail with TooLarge: memory is bounded whatever the server sends.
-    """
-
-    def __init__(self, limit_bytes: int = ANSWER_BYTES) -> None:
-        loop = asyncio.get_running_loop()
-        self.head: asyncio.Future[None] = loop.create_future()
-        self.finished: asyncio.Future[None] = loop.create_future()
-        for future in (self.head, self.finished):
-            future.add_done_callback(_retrieve)
-        self.more = asyncio.Event()
-        self.watched = False
-        """Does somebody wait for `more`?"""
-        self.ended = False
-        self._streaming = False
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.head_s = nan
-        self.stamps: list[float] = []
-        self.reads: list[bytes] = []
-        self.complete = False
-        self.keep_alive = False
-        """May the connection carry another request? Known when complete."""
-        self._pieces: list[bytes] = []
-        self._until_close = True
-        self._limit_bytes = limit_bytes
-        self._received_bytes = 0
-        self._parser = httptools.HttpResponseParser(self)
-
-    def feed(self, data: bytes, now_s: float) -> None:
-        """Take one read. A framing error fails the response with RemoteProtocolError."""
-        self.stamps.append(now_s)
-        failure = ""
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.keep_alive = False
-            failure = f"the response is not HTTP/1.1: {error}"
-        pieces = self._pieces
-        self.reads.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        pieces.clear()
-        self._received_bytes += len(data)
-        if self._streaming and not self.complete and not failure:
-            if self._received_bytes > self._limit_bytes:
-                self.fail(TooLarge(f"an answer of more than {self._limit_bytes:,} bytes"))
-            elif self.watched:
-                self.more.set()
-            return
-        self._settle()  # first, since the head of a broken answer still has its status
-        if self.complete:
-            return  # bytes after the end only cost the connection
-        if failure:
-            self.fail(httpx.RemoteProtocolError(failure))
-        elif self._received_bytes > HEAD_BYTES and not self.status:
-            self.fail(TooLarge(f"a head of more than {HEAD_BYTES:,} bytes"))
-        elif self._received_bytes > self._limit_bytes:
-            self.fail(TooLarge(f"an answer of more than {self._limit_bytes:,} bytes"))
-
-    def lost(self, error: Exception | None) -> None:
-        """The connection is gone: a failure, unless the body has no other end than this."""
-        if error is not None:
-            self.fail(httpx.ReadError(f"connection lost: {error}"))
-        elif not self.status:
-            part = "in the head of its response" if self.stamps else "without sending a response"
-            self.fail(Disconnected(f"the server hung up {part}"))
-        elif not self._until_close:
-            self.fail(Disconnected("the server hung up before the end of its response"))
-        else:
-            self.stamps.append(monotonic())
-            self.reads.append(b"")
-            self.complete = True
-            self._settle()
-
-    def fail(self, error: httpx.TransportError) -> None:
-        """End the response with `error`; does nothing to one that has ended."""
-        for future in (self.head, self.finished):
-            if not future.done():
-                future.set_exception(error)
-        self._end()
-        self.more.set()
-
-    def _settle(self) -> None:
-        if self.status and not self.head.done():
-            self.head.set_result(None)
-            self._streaming = True
-        if self.complete and not self.finished.done():
-            self.finished.set_result(None)
-            self._end()
-        self.more.set()
-
-    def _end(self) -> None:
-        self.ended = True
-        # It holds this answer's methods: a cycle that would wait for the garbage collector.
-        vars(self).pop("_parser", None)
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            self.keep_alive = False  # a second response to one request
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.status:
-            return  # a trailer
-        self.headers.append((name, value))
-        name, value = name.lower(), value.lower()
-        if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value):
-            self._until_close = False
-
-    def on_headers_complete(self) -> None:
-        if self.status:
-            return
-        status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and the like: the response is yet to come
-            self.headers.clear()
-            self._until_close = True
-            return
-        self.status, self.head_s = status, self.stamps[-1]
-
-    def on_body(self, piece: bytes) -> None:
-        if not self.complete:
-            self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        if self.status and not self.complete:
-            self.complete = True
-            self.keep_alive = self._parser.should_keep_alive()
-
-
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """Mark an error as seen: whoever has read `reads` need not await `finished`."""
-    if not future.cancelled():
-        future.exception()
+__all__ = ["Connection", "UserStamped"]
 
 
 class Connection(ABC):

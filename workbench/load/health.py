@@ -74,14 +74,14 @@ class Pulse:
     ) -> ClientHealth:
         """The numbers of the whole drive, after the context has been left."""
         lags_s, wall_s = self._lags_s or [nan], self.ended_s - self.started_s
-        dated = clock is not None and clock.reads
+        reads = clock.stamped + clock.unstamped if clock else 0
         return ClientHealth(
             **_of_records(records, open_loop=open_loop),
             loop_lag_p99_s=float(np.quantile(lags_s, 0.99)),
             loop_lag_max_s=max(lags_s),
             thread_cpu_share=self._thread_s / wall_s if wall_s else nan,
             process_cpu_share=self._process_s / wall_s if wall_s else nan,
-            kernel_stamped_share=clock.stamped / clock.reads if clock and dated else 0.0,
+            kernel_stamped_share=clock.stamped / reads if clock and reads else 0.0,
             clock_moved_s=clock.moved_s() if clock else 0.0,
         )
 

@@ -39,9 +39,9 @@ class KernelClock:
 
     def __init__(self) -> None:
         self._ahead_ns = _realtime_ahead_ns()
+        self._ahead = divmod(self._ahead_ns, 1_000_000_000)
         self._asking: tuple[socket.socket, ...] = ()
-        self.reads = 0
-        self.stamped = 0
+        self.stamped = self.unstamped = 0
         """Reads that came with a stamp: all of them, unless the system has none to give."""
 
     @classmethod
@@ -64,7 +64,7 @@ class KernelClock:
             sender.send(b".")
             clock.read(reader)
             if clock.stamped:
-                clock.reads = clock.stamped = 0
+                clock.stamped = clock.unstamped = 0
                 return clock
             time.sleep(0.002)
         clock.close()
@@ -77,12 +77,13 @@ class KernelClock:
     def read(self, sock: socket.socket) -> tuple[bytes, float]:
         """Read what is there, and when it arrived. Raises BlockingIOError if nothing is."""
         data, control, _, _ = sock.recvmsg(_READ_BYTES, _CONTROL_BYTES)
-        self.reads += bool(data)
         if not control:
+            self.unstamped += bool(data)
             return data, time.monotonic()
         self.stamped += 1
         seconds, fraction_ns = _TIMESPEC.unpack(control[0][2])
-        return data, (seconds * 1_000_000_000 + fraction_ns - self._ahead_ns) / 1e9
+        ahead_s, ahead_ns = self._ahead
+        return data, seconds - ahead_s + (fraction_ns - ahead_ns) / 1e9
 
     def moved_s(self) -> float:
         """By how much CLOCK_REALTIME was set since; differences of microseconds are no news."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from workbench.load.alike import run_after
+from workbench.load.alike import texts_alike
 from workbench.load.events import BYTE_ORDER_MARK, ENDS_BLANK, events_of
 from workbench.load.refusal import error_message, first_words, message_of
 
@@ -58,9 +58,8 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     What came before an error is kept; what comes after it is not read. A value of another type
     than the field has (a number as text, a count below zero) is an error, never converted.
     """
-    stamps, pieces = zip(*reads, strict=True) if (reads := list(reads)) else ((), ())
-    body, ends = b"".join(pieces), list(accumulate(map(len, pieces)))
-    seen = _Seen()
+    arrived, seen = _Arrived(reads), _Seen()
+    body = arrived.body
     events, runs = events_of(body, 0), 0 if b"\r" in body else _RUNS
     while (event := next(events, None)) is not None:
         end, data, named_error = event
@@ -76,14 +75,11 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             break
         try:
             chunk = orjson.loads(data)
-            if not seen.usual(stamp_s := stamps[bisect_left(ends, end)], chunk):
+            if not seen.usual(stamp_s := arrived.stamp_s(end), chunk):
                 seen.take(stamp_s, chunk)
             elif runs:
                 runs -= 1
-                run = run_after(data, end, body, **seen.last())
-                if run.ends:
-                    seen.go_on(run.texts, _stamps_of(run.ends, ends, stamps))
-                    events = events_of(body, run.ends[-1])
+                events = events_of(body, seen.go_on(data, end, arrived))
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
             if end < len(body) or ENDS_BLANK.search(body[-4:]):
@@ -110,15 +106,17 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     )
 
 
-def _stamps_of(
-    events: Sequence[int], ends: Sequence[int], stamps: Sequence[float]
-) -> Sequence[float]:
-    """When the events that end there arrived, given where the reads end."""
-    first = bisect_left(ends, events[0])
-    one_each = slice(first, first + len(events))
-    if ends[one_each] == events:  # as nearly always: a read for each event
-        return stamps[one_each]
-    return [stamps[bisect_left(ends, at)] for at in events]
+class _Arrived:
+    """A body, and when each part of it arrived."""
+
+    def __init__(self, reads: Iterable[tuple[float, bytes]]) -> None:
+        known = list(reads)
+        self.stamps, self.reads = [stamp for stamp, _ in known], [read for _, read in known]
+        self.body, self.ends = b"".join(self.reads), list(accumulate(map(len, self.reads)))
+
+    def stamp_s(self, end: int) -> float:
+        """When the byte before this offset arrived."""
+        return self.stamps[bisect_left(self.ends, end)]
 
 
 class _Seen:
@@ -172,16 +170,27 @@ class _Seen:
         self.chunk_tokens.append(1)
         return True
 
-    def last(self) -> dict[str, Any]:
-        """The usual chunk that was added last, as `run_after` wants to know it."""
-        return {"text": self.texts[-1], "made": self.output_tokens, "prompt": self.prompt_tokens}
-
-    def go_on(self, texts: list[str], stamps_s: Sequence[float]) -> None:
-        """Add chunks that are usual in everything but their text."""
+    def go_on(self, data: bytes, end: int, arrived: _Arrived) -> int:
+        """Add the usual chunks that follow one which is `data` and ends there; their end."""
+        read = bisect_left(arrived.ends, end)
+        following: Sequence[bytes] = arrived.reads[read + 1 :] if arrived.ends[read] == end else ()
+        if texts := self._alike(data, following):  # as nearly always: a read for each event
+            stamps_s: Sequence[float] = arrived.stamps[read + 1 : read + 1 + len(texts)]
+            end = arrived.ends[read + len(texts)]
+        else:
+            following = [event + b"\n\n" for event in arrived.body[end:].split(b"\n\n")[:-1]]
+            texts = self._alike(data, following)
+            run_ends = [end := end + len(event) for event in following[: len(texts)]]
+            stamps_s = [arrived.stamp_s(end) for end in run_ends]
         self.texts += texts
         self.chunk_s += stamps_s
         self.chunk_tokens += [1] * len(texts)
         self.output_tokens += len(texts)
+        return end
+
+    def _alike(self, data: bytes, following: Sequence[bytes]) -> list[str]:
+        text, made, prompt = self.texts[-1], self.output_tokens, self.prompt_tokens
+        return texts_alike(data, following, text=text, made=made, prompt=prompt)
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""

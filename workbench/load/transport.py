@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from workbench.load.connection import ANSWER_BYTES, Answer, Connection, UserStamped
+from workbench.load.answer import ANSWER_BYTES, Answer
+from workbench.load.connection import Connection, UserStamped
 from workbench.load.kernel_stamps import KernelClock, KernelStamped
 
 __all__ = ["StampingTransport"]
@@ -31,7 +32,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
     - `sent_s`: when the first byte was handed to the socket; also in `request.extensions`, for a
       request that gets no response
     - `head_s`: when the response's head had arrived
-    - `stamps`, `reads`: time and body bytes of each read, in order, growing until the end
+    - `stamps`, `reads`: time and body bytes of each read, in order, both complete at the end
     - `finished`: a future, done at the end of the body or failed with what cut it short
 
     A connection on which the server hung up while it was idle is dropped, and the request goes out
@@ -159,7 +160,7 @@ class _Stream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         answer, taken = self._answer, 0
-        answer.watched = True
+        answer.watch()
         while True:
             while taken < len(answer.reads):
                 piece = answer.reads[taken]

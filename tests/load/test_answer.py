@@ -1,3 +1,5 @@
+"""An answer is the same however it was split into reads, and whenever they are unframed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.load.connection import Answer, Disconnected
+from workbench.load.answer import Answer, Disconnected
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -92,6 +94,7 @@ def test_an_early_hint_is_not_the_response() -> None:
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
         (COUNTED + b"surplus", False),
         (COUNTED + COUNTED, False),
+        (CHUNKED + CHUNKED, False),
     ],
 )
 def test_whether_the_connection_may_be_used_again(message: bytes, keep_alive: bool) -> None:
@@ -136,3 +139,51 @@ def test_what_came_before_a_failure_is_kept() -> None:
     answer = lost(CHUNKED[:-1])
     assert answer.reads == [BODY]
     assert answer.status == 200
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT, END = b"9\r\ndata: x\n\n\r\n", b"0\r\n\r\n"
+
+
+def test_reads_of_one_event_each_are_unframed_together() -> None:
+    waiting = fed(HEAD, *[EVENT] * 20)
+    assert (len(waiting.stamps), waiting.reads) == (21, [b""])
+    assert fed(HEAD, *[EVENT] * 40).reads == [b"", *[b"data: x\n\n"] * 32]
+    answer = fed(HEAD, *[EVENT] * 40, END)
+    assert answer.reads == [b"", *[b"data: x\n\n"] * 40, b""]
+    assert answer.stamps == [float(n) for n in range(1, 43)]
+    assert answer.finished.done() and answer.keep_alive
+
+
+def test_what_has_waited_is_not_lost_with_the_connection() -> None:
+    answer = lost(HEAD, EVENT, EVENT)
+    assert type(answer.finished.exception()) is Disconnected
+    assert answer.reads == [b"", b"data: x\n\n", b"data: x\n\n"]
+    assert len(answer.stamps) == 3
+    broken = lost(HEAD, EVENT, b"zz\r\n\n\n\r\n", EVENT)
+    assert type(broken.finished.exception()) is httpx.RemoteProtocolError
+    assert len(broken.stamps) == len(broken.reads) == 4
+
+
+def test_the_end_counts_whatever_is_sent_behind_it() -> None:
+    answer = lost(HEAD, EVENT, END + EVENT, EVENT)
+    assert answer.finished.exception() is None
+    assert not answer.keep_alive
+    assert answer.reads == [b"", b"data: x\n\n", b""]
+    assert len(answer.stamps) == 3
+
+
+def test_reads_that_somebody_watches_do_not_wait() -> None:
+    async def watched() -> Answer:
+        answer = Answer()
+        for data in (HEAD, EVENT):
+            answer.feed(data, 1.0)
+        answer.watch()
+        assert answer.reads == [b"", b"data: x\n\n"]
+        answer.more.clear()
+        answer.feed(EVENT, 2.0)
+        return answer
+
+    answer = asyncio.run(watched())
+    assert answer.more.is_set()
+    assert len(answer.reads) == 3
