@@ -30,24 +30,33 @@ def launch() -> Launch:
     return Launch(arm, 0, known)
 
 
-def ended(launch: Launch, at: CounterReading, begun: CounterReading) -> float:
-    """What had expired, in the account of a pass between two readings."""
+def ended(launch: Launch, at: CounterReading, begun: CounterReading) -> tuple[float, float]:
+    """What had expired between the readings of a pass, and before it."""
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
     counted = at.since(begun, Deployment(url=PREFILL.url, instances=(PREFILL,)))
     made = launch.ended(Pass(name="a", state="cold"), prompts, prompts, (), (), at, counted)
     assert made.nixl is not None
-    return made.nixl.expired
+    return made.nixl.expired, made.expired_before
 
 
-def test_kv_that_expires_between_two_passes_is_in_the_account_of_the_second(launch: Launch):
-    start, end, next_start, last = reading(1), reading(1), reading(4), reading(5)
-    launch.begins(Made(), start)
-    assert ended(launch, end, start) == 0  # what a warm-up lost is none of a pass
-    launch.begins(Made(), next_start)
-    assert ended(launch, last, next_start) == 4
+def test_kv_that_expires_between_two_passes_is_told_with_the_second(launch: Launch):
+    launch.begins(Made(), reading(1))
+    # What had expired before the first pass, a warm-up lost.
+    assert ended(launch, reading(1), reading(1)) == (0, 0)
+    launch.begins(Made(), reading(4))
+    assert ended(launch, reading(5), reading(4)) == (1, 3)
+    launch.begins(Made(), reading(5))
+    assert ended(launch, reading(5), reading(5)) == (0, 0)
 
 
-def test_a_pass_that_broke_off_leaves_nothing_to_the_next(launch: Launch):
-    launch.begins(Made(), reading(0))
-    launch.begins(Made(), reading(3))
-    assert ended(launch, reading(3), reading(3)) == 0
+def test_what_expired_before_a_pass_that_broke_off_is_told_with_the_next(launch: Launch):
+    for begun in (0, 2, 3):
+        launch.begins(Made(), reading(begun))
+    assert ended(launch, reading(3), reading(3)) == (0, 3)
+
+
+def test_what_a_restart_hides_is_not_made_up(launch: Launch):
+    launch.begins(Made(), reading(5))
+    assert ended(launch, reading(5), reading(5)) == (0, 0)
+    launch.begins(Made(), reading(1))  # a counter that fell
+    assert ended(launch, reading(1), reading(1)) == (0, 0)

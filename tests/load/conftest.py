@@ -97,7 +97,8 @@ class FakeVllm:
         if play.framing == "length":
             text = b"".join(event for event, _ in self.events(path, body))
             framed["length"] = f"Content-Length: {len(text)}"
-        writer.write(f"HTTP/1.1 200 OK\r\n{framed[play.framing]}\r\n\r\n".encode())
+        head = f"HTTP/1.1 200 OK\r\nSet-Cookie: user=1\r\n{framed[play.framing]}\r\n\r\n"
+        writer.write(head.encode())
         begin_s = monotonic()
         events = self.events(path, body)
         if play.one_write:

@@ -56,6 +56,7 @@ def test_events_that_differ_in_text_and_count_are_a_run(chat: bool) -> None:
         event("b", 2).replace(b'"b"', b'"\\ud800"'),
         event("b", 2).replace(b'"total_tokens":11', b'"total_tokens":"11"'),
         event("b", 2)[:-1],
+        event("b", 2).replace(b',"object"', b',\n"object"'),
         b": comment\n\n" + event("b", 2),
         event("b", 2) + event("c", 3),
         b"",
@@ -111,16 +112,37 @@ def test_a_stream_reads_the_same_with_and_without_runs(
         assert parse_stream(reads) == short
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_most_of_a_stream_is_read_in_runs(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+READS = {
+    "a read each": lambda events: events,
+    "one read": lambda events: [b"".join(events)],
+    "an event in two": lambda e: [*e[:9], e[9][:40], e[9][40:], *e[10:]],
+    "a comment": lambda events: [*events[:9], b": ping\n\n", *events[9:]],
+}
+
+
+@pytest.mark.parametrize("split", READS.values(), ids=READS)
+def test_most_of_a_stream_is_read_in_runs(monkeypatch: pytest.MonkeyPatch, split: Any) -> None:
     parsed = []
     monkeypatch.setattr(stream.orjson, "loads", lambda data: parsed.append(1) or json.loads(data))
     events = [event(f" {n}", n) for n in range(1, 101)]
     events.append(b'data: {"choices":[{"text":"","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
-    found = parse_stream(
-        (float(n), piece) for n, piece in enumerate(events if apart else [b"".join(events)])
-    )
+    found = parse_stream((float(n), piece) for n, piece in enumerate(split(events)))
     assert found.text == "".join(f" {n}" for n in range(1, 101))
-    assert found.chunk_s == (tuple(float(n) for n in range(100)) if apart else (0.0,) * 100)
     assert (found.output_tokens, found.error) == (100, "")
-    assert len(parsed) == 2  # the first, and the one of another kind
+    assert len(parsed) <= 4  # the first of a run, and the one of another kind
+
+
+def test_where_each_event_has_a_read_the_body_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    found_alike = stream.texts_alike
+    monkeypatch.setattr(
+        stream, "texts_alike", lambda *a, **k: looks.append(len(a[1])) or found_alike(*a, **k)
+    )
+    events = [event(f" {n}", n) for n in range(1, 101)]
+    found = parse_stream((float(n), piece) for n, piece in enumerate(events))
+    assert found.chunk_s == tuple(float(n) for n in range(100))
+    assert looks == [99]
+
+
+def test_a_token_whose_text_is_held_back_ends_a_run_and_no_more() -> None:
+    assert run(event("a", 1), event("b", 2), event("", 3), event("c", 4)) == ["b"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.load.answer import Answer, Disconnected
+from workbench.load.answer import Answer, Disconnected, TooLarge
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -160,17 +160,54 @@ def test_what_has_waited_is_not_lost_with_the_connection() -> None:
     assert type(answer.finished.exception()) is Disconnected
     assert answer.reads == [b"", b"data: x\n\n", b"data: x\n\n"]
     assert len(answer.stamps) == 3
-    broken = lost(HEAD, EVENT, b"zz\r\n\n\n\r\n", EVENT)
-    assert type(broken.finished.exception()) is httpx.RemoteProtocolError
-    assert len(broken.stamps) == len(broken.reads) == 4
 
 
-def test_the_end_counts_whatever_is_sent_behind_it() -> None:
-    answer = lost(HEAD, EVENT, END + EVENT, EVENT)
-    assert answer.finished.exception() is None
+def looked_at(*reads: bytes) -> Answer:
+    """An answer after these reads and a second of silence."""
+
+    async def look() -> Answer:
+        answer = Answer()
+        for data in reads:
+            answer.feed(data, 1.0)
+        answer.look()
+        return answer
+
+    return asyncio.run(look())
+
+
+def test_a_broken_chunk_that_ends_like_an_event_is_found_when_it_is_looked_at() -> None:
+    answer = looked_at(HEAD, EVENT, b"zz\r\ndata: x\n\n\r\n", EVENT)
+    assert type(answer.finished.exception()) is httpx.RemoteProtocolError
+    assert len(answer.stamps) == len(answer.reads) == 4
+
+
+@pytest.mark.parametrize("last", [END, EVENT + END])
+def test_the_end_is_found_at_once(last: bytes) -> None:
+    answer = fed(HEAD, EVENT, last)
+    assert answer.finished.done() and answer.finished.exception() is None
+    assert answer.keep_alive
+
+
+@pytest.mark.parametrize("last", [END + EVENT, EVENT + END + EVENT])
+def test_an_end_that_ends_like_an_event_is_found_when_it_is_looked_at(last: bytes) -> None:
+    answer = looked_at(HEAD, EVENT, last)
+    assert answer.finished.done() and answer.finished.exception() is None
     assert not answer.keep_alive
-    assert answer.reads == [b"", b"data: x\n\n", b""]
+    assert answer.reads == [b"", b"data: x\n\n", b"data: x\n\n" * last.startswith(EVENT)]
     assert len(answer.stamps) == 3
+
+
+def test_more_than_the_limit_is_found_with_the_lot() -> None:
+    async def feed() -> Answer:
+        answer = Answer(limit_bytes=200)
+        for data in (HEAD, *[EVENT] * 31):
+            answer.feed(data, 1.0)
+        assert not answer.ended
+        answer.feed(EVENT, 1.0)
+        return answer
+
+    answer = asyncio.run(feed())
+    assert type(answer.finished.exception()) is TooLarge
 
 
 def test_reads_that_somebody_watches_do_not_wait() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from workbench.load import client as client_module
+from workbench.load import transport
 from workbench.load.answer import HEAD_BYTES
 from workbench.load.arrivals import closed
 from workbench.load.client import open_client, request_body, stream_completion
@@ -180,6 +181,24 @@ async def test_an_answer_without_end_is_kept_up_to_a_limit(
     assert "more than 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
     assert len(record.text) <= 62_288 // len(EVENT) + 300_000 // len(EVENT)  # one read beyond it
     assert sent_bytes < 8e6  # the client hung up; the rest was in the sockets
+
+
+async def test_an_end_with_something_behind_it_is_found_in_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "_LOOK_S", 0.05)
+
+    def chunk(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    async def babble(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(EVENT))
+        await asyncio.sleep(0.02)
+        writer.write(chunk(EVENT + FINISH) + b"0\r\n\r\n" + chunk(EVENT))
+        await asyncio.sleep(10)
+
+    record = await asked(babble)
+    assert (record.error, record.text) == ("", "aa")
 
 
 async def test_an_error_without_end_is_still_that_error(monkeypatch: pytest.MonkeyPatch) -> None:

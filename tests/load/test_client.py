@@ -82,6 +82,13 @@ async def test_what_the_server_is_sent(client: httpx.AsyncClient, vllm: Any) -> 
     assert body == orjson.loads(request_body(REQUEST, model="tiny"))
 
 
+async def test_the_cookie_of_one_request_does_not_go_with_the_next(vllm: Any) -> None:
+    async with open_client(vllm.url) as client:
+        for _ in range(2):
+            assert (await send(client, vllm.url)).ok
+    assert ["cookie" in headers for _, headers, _ in vllm.seen] == [False, False]
+
+
 async def test_without_a_shift_there_is_no_header(client: httpx.AsyncClient, vllm: Any) -> None:
     await send(client, vllm.url)
     await send(client, vllm.url)

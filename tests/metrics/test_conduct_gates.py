@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -52,6 +53,13 @@ def nixl_pass(**values) -> PassCounters:
 )
 def test_a_lost_transfer_is_seen_where_vllm_hides_it(values, outcome):
     assert gates.no_failed_transfers([nixl_pass(**values)]).outcome == outcome
+
+
+def test_kv_that_expired_between_two_passes_is_told_too():
+    late = replace(nixl_pass(), expired_before=2.0)
+    gate = gates.no_failed_transfers([nixl_pass(), late])
+    assert gate.outcome == "FAIL"
+    assert gate.sentence == f"before {late.label}: the KV of 2 prompts expired"
 
 
 def answered(tpot_s: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame]:

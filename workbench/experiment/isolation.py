@@ -138,6 +138,7 @@ class CounterReading:
         sources: dict[Role, TokenSources] = {}
         requests: dict[Role, float] = {}
         preemptions: dict[Role, float] = {}
+        nixl: list[NixlCounters] = []
         doubts: list[str] = []
         for instance in deployment.instances:
             change = prometheus.difference(
@@ -147,6 +148,7 @@ class CounterReading:
             sources[role] = sources[role] + counted.sources if role in sources else counted.sources
             requests[role] = requests.get(role, 0.0) + counted.requests_finished
             preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
+            nixl.append(NixlCounters.of(change))
             doubts += change.doubts
         if self.store is not None and before.store is not None:
             doubts += prometheus.difference(before.store, self.store).doubts
@@ -154,6 +156,7 @@ class CounterReading:
             sources=sources,
             requests=requests,
             preemptions=preemptions,
+            nixl=NixlCounters.added(nixl),
             store=self.store_since(before),
             block_tokens=self.block_tokens,
             doubts=tuple(doubts),
@@ -165,12 +168,13 @@ class CounterReading:
             return None
         return StoreCounters.of(prometheus.difference(before.store, self.store))
 
-    def nixl_since(self, before: CounterReading) -> NixlCounters | None:
-        """What NIXL moved and lost after `before`; None where no instance counts it."""
+    def expired_since(self, before: CounterReading) -> float:
+        """Prompts whose KV NIXL has let expire after `before`; 0 where that is not known."""
         changes = (
-            prometheus.difference(before.engines[name], self.engines[name]) for name in self.engines
+            prometheus.difference(before.engines[name], now) for name, now in self.engines.items()
         )
-        return NixlCounters.added(map(NixlCounters.of, changes))
+        nixl = NixlCounters.added(map(NixlCounters.of, changes))
+        return 0.0 if nixl is None or isnan(nixl.expired) else nixl.expired
 
     @property
     def capacity_tokens(self) -> dict[str, float]:
@@ -212,6 +216,7 @@ class Counted:
     sources: dict[Role, TokenSources]
     requests: dict[Role, float]
     preemptions: dict[Role, float]
+    nixl: NixlCounters | None
     store: StoreCounters | None
     block_tokens: int
     doubts: tuple[str, ...] = ()

@@ -29,8 +29,8 @@ class Launch:
         self._arm, self._number, self._deployment = arm, number, deployment
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
-        self._counted_from: CounterReading | None = None
         self._counted_to: CounterReading | None = None
+        self._expired_before = 0.0
         self._names = {instance.url: instance for instance in deployment.instances}
         self._block_tokens = 0
         self._answer_tokens: dict[str, int] = {}
@@ -61,8 +61,9 @@ class Launch:
             self._failed_tokens = 0
         if made.store_empty:
             self._ideal.forget_store()
-        # KV also expires between two passes, while a cache is being emptied.
-        self._counted_from, self._counted_to = self._counted_to or reading, None
+        if self._counted_to is not None:
+            self._expired_before += reading.expired_since(self._counted_to)
+        self._counted_to = reading
         if made.store_empty or self._emptied is None:
             self._emptied = reading
 
@@ -77,8 +78,8 @@ class Launch:
         counted: Counted,
     ) -> PassCounters:
         """A pass has ended. `prompts` are those of the cold pass, `sent` those of this one."""
-        assert self._counted_from is not None
-        nixl, self._counted_to = reading.nixl_since(self._counted_from), reading
+        expired_before, self._expired_before = self._expired_before, 0.0
+        self._counted_to = reading
         reuse = self._reuse(sent, records, legs)
         loaded = sum(sources.external_hit for sources in counted.sources.values())
         if self._arm.connector not in CONNECTORS and loaded > 0:
@@ -101,7 +102,8 @@ class Launch:
             preemptions=counted.preemptions,
             store=counted.store,
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
-            nixl=nixl if self._arm.connector == "nixl" else None,
+            nixl=counted.nixl if self._arm.connector == "nixl" else None,
+            expired_before=expired_before,
             reuse=reuse,
             requests_failed=len(failed),
             failed_prompt_tokens=self._failed_tokens,

@@ -29,14 +29,14 @@ _CONTROLS = bytes(range(0x20))
 def texts_alike(
     data: bytes, following: Sequence[bytes], *, text: str, made: int, prompt: int
 ) -> list[str]:
-    """The texts of the pieces of a body that are each one event like `data`; none behind another.
+    """The texts of the pieces of a body that are each one event like `data`, up to the first other.
 
     `data` is that of the event before them; it has been parsed, and said `text`, `made` completion
     tokens and `prompt` prompt tokens. Each of theirs has some text, and counts one token more than
     the one before. The pieces have no carriage return.
     """
     cut = _CUT.fullmatch(data)
-    if not cut or len(_KEY.findall(data)) != 4:
+    if not cut or len(_KEY.findall(data)) != 4 or b"\n" in data:
         return []
     before, said, *_ = cut.groups()
     counts = [int(number) for number in cut.group(4, 6, 8)]
@@ -44,11 +44,13 @@ def texts_alike(
         return []
     opening = b"data:" + before
     behind = b"%b%d%b\0%b\0%b\n\n" % (cut[3], prompt, cut[5], cut[7], cut[9])
-    rests = _rests(behind, prompt, made, len(following))
-    other = [*map(bytes.startswith, following, repeat(opening)), False].index(False)
-    other = [*map(bytes.endswith, following[:other], rests), False].index(False)
+    begun = [*map(bytes.startswith, following, repeat(opening)), False].index(False)
+    rests = _rests(behind, prompt, made, begun)
+    alike = [*map(bytes.endswith, following[:begun], rests), False].index(False)
     start = len(opening)
-    raw = [piece[start : -len(rest)] for piece, rest in zip(following[:other], rests, strict=False)]
+    raw = [piece[start : -len(rest)] for piece, rest in zip(following[:alike], rests, strict=False)]
+    if b"" in raw:  # a token whose text is held back
+        raw = raw[: raw.index(b"")]
     return _texts(raw) if raw else []
 
 
@@ -63,11 +65,11 @@ def _rests(behind: bytes, prompt: int, made: int, events: int) -> list[bytes]:
 
 
 def _texts(raw: list[bytes]) -> list[str]:
-    """What JSON strings say, given without their quotes; nothing if one is none, or is empty."""
+    """What JSON strings say, given without their quotes; nothing if one of them is none."""
     plain = raw if b"\\" not in b"".join(raw) else [text for text in raw if b"\\" not in text]
     joined = b"\n".join(plain)
     controls = len(joined) - len(joined.translate(None, _CONTROLS))
-    if b"" in raw or b'"' in joined or controls != max(0, len(plain) - 1):
+    if b'"' in joined or controls != max(0, len(plain) - 1):
         return []
     try:
         lines = joined.decode().split("\n")

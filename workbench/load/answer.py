@@ -1,8 +1,8 @@
 """A response as it arrives: its reads with their times, unframed into body bytes.
 
-The reads of a chunked body wait until there are several: httptools (C) unframes them together at
-half the cost of one by one between the reads of other streams. What the body means is left to
-whoever reads it when it has ended. All times are `time.monotonic()` in seconds.
+Reads that end as an event does in its chunk wait until there are several: httptools (C) unframes
+them together at half the cost of one by one between the reads of other streams. What the body means
+is left to whoever reads it when it has ended. All times are `time.monotonic()` in seconds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ ANSWER_BYTES = 64 * 1024 * 1024
 
 
 _LOT = 32
-"""Reads that are unframed together; an error of the framing is found so much later."""
+"""Reads that are unframed together."""
+_LARGE = 4096
+"""Bytes of a read that does not wait, so that a limit is not passed by much."""
 _EVENT_END = b"\n\n\r\n"
-"""How a read ends that brings a whole event in its chunk; the end of a chunked body is another."""
+"""How a read ends that brings an event in a chunk of its own; the end of a body does not."""
 
 
 class Disconnected(httpx.RemoteProtocolError):
@@ -79,14 +81,20 @@ class Answer:
         """Take one read. A framing error fails the response with RemoteProtocolError."""
         self.stamps.append(now_s)
         self._framed.append(data)
-        if not self._may_wait or data[-4:] != _EVENT_END or len(self._framed) >= _LOT:
+        if self._may_wait and data[-4:] == _EVENT_END and len(data) < _LARGE:
+            if len(self._framed) < _LOT:
+                return
+        self._unframe()
+
+    def look(self) -> None:
+        """Wait no longer: a server may send an end, or too much, that ends like an event."""
+        if not self.ended:
             self._unframe()
 
     def watch(self) -> None:
         """Have `more` set by each read from now on."""
         self._watched, self._may_wait = True, False
-        if not self.ended:
-            self._unframe()
+        self.look()
 
     def lost(self, error: Exception | None) -> None:
         """The connection is gone: a failure, unless the body has no other end than this."""

@@ -85,16 +85,26 @@ class Connection(ABC):
 
     def _arrived(self, data: bytes, now_s: float) -> None:
         answer = self._answer
-        if answer is None:
+        if answer is None or answer.ended:
             self.abort()  # nobody asked
             return
         answer.feed(data, now_s)
         if answer.ended:
-            self._answer = None
-            if answer.keep_alive:
-                self._idle.append(self)
-            else:
-                self.abort()
+            self._is_over(answer)
+
+    def look(self) -> None:
+        """See to an answer whose reads may have waited for too long."""
+        if self._answer is not None:
+            self._answer.look()
+            if self._answer.ended:
+                self._is_over(self._answer)
+
+    def _is_over(self, answer: Answer) -> None:
+        self._answer = None
+        if answer.keep_alive:
+            self._idle.append(self)
+        else:
+            self.abort()
 
     def _is_gone(self, error: Exception | None) -> None:
         self._opened.discard(self)

@@ -9,12 +9,14 @@ a segment is no record.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from workbench.load.connection import Connection
@@ -41,8 +43,9 @@ class KernelClock:
         self._ahead_ns = _realtime_ahead_ns()
         self._ahead = divmod(self._ahead_ns, 1_000_000_000)
         self._asking: tuple[socket.socket, ...] = ()
-        self.stamped = self.unstamped = 0
+        self.stamped = 0
         """Reads that came with a stamp: all of them, unless the system has none to give."""
+        self.unstamped = 0
 
     @classmethod
     def begin(cls) -> KernelClock | None:
@@ -108,11 +111,21 @@ def _realtime_ahead_ns() -> int:
     return ahead_ns
 
 
+@lru_cache(maxsize=8)
+def _numeric(host: str, port: int) -> Sequence[_Address]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+
+
 async def _addresses(host: str, port: int) -> Sequence[_Address]:
     """Where to connect to. An address that is a number needs no thread to be looked up in."""
     with suppress(socket.gaierror):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return _numeric(host, port)
     return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _connected(sock: socket.socket, address: Any) -> bool:
+    """Begin to connect; on the loopback that has succeeded when it is asked for a second time."""
+    return sock.connect_ex(address) == errno.EINPROGRESS and sock.connect_ex(address) == 0
 
 
 class KernelStamped(Connection):
@@ -131,7 +144,8 @@ class KernelStamped(Connection):
             try:
                 sock.setblocking(False)
                 ask_for_stamps(sock)
-                await loop.sock_connect(sock, address)
+                if not _connected(sock, address):
+                    await loop.sock_connect(sock, address)
             except OSError as error:
                 sock.close()
                 failures.append(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import orjson
@@ -20,8 +20,10 @@ from workbench.load.refusal import error_message, first_words, message_of
 __all__ = ["ParsedStream", "parse_stream"]
 
 _MOST_TOKENS = 2**31 - 1
+_FEW = 4
+"""Reads that are not worth another look."""
 _RUNS = 8
-"""Looks for runs of events that are alike in one stream; each begins with a copy of the rest."""
+"""Looks for runs of events that are alike in one stream; each looks at all that is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,25 +174,27 @@ class _Seen:
 
     def go_on(self, data: bytes, end: int, arrived: _Arrived) -> int:
         """Add the usual chunks that follow one which is `data` and ends there; their end."""
-        read = bisect_left(arrived.ends, end)
-        following: Sequence[bytes] = arrived.reads[read + 1 :] if arrived.ends[read] == end else ()
-        if texts := self._alike(data, following):  # as nearly always: a read for each event
-            stamps_s: Sequence[float] = arrived.stamps[read + 1 : read + 1 + len(texts)]
-            end = arrived.ends[read + len(texts)]
-        else:
-            following = [event + b"\n\n" for event in arrived.body[end:].split(b"\n\n")[:-1]]
-            texts = self._alike(data, following)
-            run_ends = [end := end + len(event) for event in following[: len(texts)]]
-            stamps_s = [arrived.stamp_s(end) for end in run_ends]
+        at = bisect_left(arrived.ends, end) + 1
+        if arrived.ends[at - 1] == end:  # as nearly always: a read for each event
+            found = len(self._alike(data, reads := arrived.reads[at:], arrived.stamps[at:]))
+            if found:
+                data, end = reads[found - 1][5:-2], arrived.ends[at + found - 1]
+            if len(reads) - found < _FEW:
+                return end
+        events = [event + b"\n\n" for event in arrived.body[end:].split(b"\n\n")[:-1]]
+        ends = [end + length for length in accumulate(map(len, events))]
+        found = len(self._alike(data, events, map(arrived.stamp_s, ends)))
+        return ends[found - 1] if found else end
+
+    def _alike(self, data: bytes, pieces: Sequence[bytes], stamps_s: Iterable[float]) -> list[str]:
+        """Add those of the pieces that are like `data`, up to the first other."""
+        text, made, prompt = self.texts[-1], self.output_tokens, self.prompt_tokens
+        texts = texts_alike(data, pieces, text=text, made=made, prompt=prompt)
         self.texts += texts
-        self.chunk_s += stamps_s
+        self.chunk_s += islice(stamps_s, len(texts))
         self.chunk_tokens += [1] * len(texts)
         self.output_tokens += len(texts)
-        return end
-
-    def _alike(self, data: bytes, following: Sequence[bytes]) -> list[str]:
-        text, made, prompt = self.texts[-1], self.output_tokens, self.prompt_tokens
-        return texts_alike(data, following, text=text, made=made, prompt=prompt)
+        return texts
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""

@@ -22,6 +22,7 @@ __all__ = ["StampingTransport"]
 
 _Origin = tuple[str, str, int]
 """Scheme, host and port."""
+_LOOK_S = 1.0
 
 
 class StampingTransport(httpx.AsyncBaseTransport):
@@ -37,7 +38,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
 
     A connection on which the server hung up while it was idle is dropped, and the request goes out
     once more on a new one if nothing of a response had come; `sent_s` stays that of the first try.
-    `request.extensions["limit_bytes"]` bounds the response, see connection.Answer.
+    `request.extensions["limit_bytes"]` bounds the response, see answer.Answer.
     Of httpx's timeouts only `connect` is heeded: put `asyncio.timeout` around the whole request.
     Cancelling a request, or closing a response before its end, ends its connection.
     """
@@ -50,6 +51,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
         self._opened: set[Connection] = set()
         self._idle: dict[_Origin, list[Connection]] = {}
         self._address: dict[str, str] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         scheme, host = request.url.scheme, request.url.host
@@ -68,9 +70,18 @@ class StampingTransport(httpx.AsyncBaseTransport):
         return await _exchange(await self._connect(origin, timeout_s), request, message)
 
     async def aclose(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         for connection in tuple(self._opened):
             connection.abort()
         await asyncio.sleep(0)  # the turn in which the loop closes the sockets
+
+    def _look(self) -> None:
+        """Once a second: see to what waits on a server that has nothing more to send."""
+        for connection in tuple(self._opened):
+            connection.look()
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def _take_idle(self, origin: _Origin) -> Connection | None:
         idle = self._idle.get(origin, [])
@@ -96,6 +107,8 @@ class StampingTransport(httpx.AsyncBaseTransport):
 
     async def _open(self, origin: _Origin) -> Connection:
         scheme, host, port = origin
+        if self._looking is None:
+            self._look()
         idle = self._idle.setdefault(origin, [])
         address = self._address.get(host, host)
         if scheme == "http" and self._clock is not None:

@@ -75,6 +75,8 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
     counted = [(p, p.nixl) for p in passes if p.connector == "nixl"]
     problems, unknown, transfers = [], [], 0.0
     for p, nixl in counted:
+        if p.expired_before:
+            problems.append(f"before {p.label}: the KV of {p.expired_before:,.0f} prompts expired")
         if nixl is None or isnan(nixl.failed + nixl.expired):
             unknown.append(f"{p.label}: the instances do not count failed transfers")
             continue

@@ -43,6 +43,8 @@ class PassCounters:
     """The same since the store was last emptied."""
     nixl: NixlCounters | None = None
     """KV that decode instances pulled, and what failed on either side; None without NIXL."""
+    expired_before: float = 0.0
+    """Prompts whose KV expired between the end of the pass before and the begin of this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)
     """What caches that never forget would have served; empty where that is not known."""
     requests_failed: int = 0
