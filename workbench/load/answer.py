@@ -20,8 +20,6 @@ HEAD_BYTES = 64 * 1024
 """Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
 ANSWER_BYTES = 64 * 1024 * 1024
 """Of a whole response, unless the request says otherwise."""
-
-
 _LOT = 32
 """Reads that are unframed together."""
 _LARGE = 4096

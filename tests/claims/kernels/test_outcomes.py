@@ -63,7 +63,8 @@ def test_attention_on_a_gpu_is_held_to_its_matrix_rate():
     table = measured.table
     of_flash = table[(table["arm"] == "flash") & (table["cell"] == "prefill full 128")]
     seconds = of_flash[of_flash["quantity"] == "time"].groupby("run")["value"].median().min()
-    assert bound.limit == "matrix_rate" and bound.value >= 4 * 16 * 128 * 128**2 / seconds / 1e12
+    rate = 4 * 16 * 128 * 128**2 / seconds / 1e12
+    assert bound.limit == "matrix_rate" and bound.value >= rate * (1 - 1e-9)
 
 
 def test_attention_without_a_fused_backend_is_an_outcome_without_a_number():
