@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from workbench.load import client as client_module
-from workbench.load import transport
+from workbench.load import outgoing, transport
 from workbench.load.answer import HEAD_BYTES
 from workbench.load.arrivals import closed
-from workbench.load.client import open_client, request_body, stream_completion
+from workbench.load.client import open_client, stream_completion
 from workbench.load.driver import drive
+from workbench.load.outgoing import request_body
 from workbench.load.workload import Request, short
 from workbench.records import RequestRecord
 
@@ -165,7 +165,7 @@ async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
 async def test_an_answer_without_end_is_kept_up_to_a_limit(
     head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "ANSWER_BYTES", 50_000)
+    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
     sent_bytes = 0
 
     async def pour(writer: asyncio.StreamWriter) -> None:
@@ -202,7 +202,7 @@ async def test_an_end_with_something_behind_it_is_found_in_a_moment(
 
 
 async def test_an_error_without_end_is_still_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "ANSWER_BYTES", 50_000)
+    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
     record = await asked(
         lambda writer: endless(writer, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
     )

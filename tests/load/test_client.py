@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from workbench.errors import ParameterError
-from workbench.load.client import open_client, request_body, stream_completion
+from workbench.load.client import open_client, stream_completion
+from workbench.load.outgoing import request_body
 from workbench.load.workload import Request, short
 from workbench.records import RequestRecord
 
@@ -34,18 +35,6 @@ async def send(
     client: httpx.AsyncClient, url: str, request: Request = REQUEST, **options: Any
 ) -> RequestRecord:
     return await stream_completion(client, request, base_url=url, model="tiny", **options)
-
-
-def test_the_body_asks_for_greedy_tokens_of_exact_number_with_usage() -> None:
-    assert orjson.loads(request_body(REQUEST, model="tiny")) == {
-        "model": "tiny",
-        "prompt": [16, 17, 18],
-        "max_tokens": 3,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    }
 
 
 async def test_a_success(client: httpx.AsyncClient, vllm: Any) -> None:

@@ -22,7 +22,7 @@ from workbench.control import control_client
 from workbench.errors import DeploymentError
 from workbench.experiment.isolation import make_state
 from workbench.experiment.plan import ExperimentPlan, Pass
-from workbench.load.client import request_body
+from workbench.load.outgoing import request_body
 from workbench.load.workload import Workload
 from workbench.metrics.latency import succeeded
 from workbench.serve.deployment import Deployment

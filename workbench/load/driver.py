@@ -19,10 +19,11 @@ from workbench.errors import ParameterError
 from workbench.load.alarm import Alarm
 from workbench.load.arrivals import Arrivals
 from workbench.load.clerk import Clerk
-from workbench.load.client import Exchange, open_client, outgoing_request
+from workbench.load.client import Exchange, open_client
 from workbench.load.health import ClientHealth, Pulse
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
+from workbench.load.outgoing import outgoing_request
 from workbench.load.starts import Starts
 from workbench.load.turns import Turns
 from workbench.load.workload import Request, Workload
@@ -73,7 +74,7 @@ async def drive(
     `on_record` is called with each record soon after its request has ended. When the drive is
     cancelled, the requests in flight and those never sent become records with the error
     `cancelled`, `on_record` has them all, and CancelledError is raised. `timeout_s` is per request;
-    for `headers` and `decode_shift` see `client.outgoing_request`. A turn of a conversation is sent
+    for `headers` and `decode_shift` see `outgoing_request`. A turn of a conversation is sent
     when the one before has ended, so in a closed loop alone. Raises ParameterError for a base_url
     that is none, for an open loop that has not one time for each request, and for more requests in
     flight than this process may have files.
