@@ -76,6 +76,8 @@ def test_texts_that_only_together_are_json_are_none() -> None:
 def test_a_first_event_that_is_not_what_was_parsed_begins_no_run() -> None:
     assert run(event("a", 1), event("b", 2), text="other") == []
     assert run(event("a", 1), event("b", 2), made=4) == []
+    lines = [event("a", n).replace(b',"object"', b',\ndata:"object"') for n in (1, 2)]
+    assert run(*lines) == []
     twice = [event("a", n).replace(b'"created":7', b'"text":"b"') for n in (1, 2)]
     assert run(*twice) == []
 

@@ -56,7 +56,7 @@ def texts_alike(
 
 @lru_cache(maxsize=8)
 def _rests(behind: bytes, prompt: int, made: int, events: int) -> list[bytes]:
-    """What follows the text in each of so many events; `behind` has a zero for each count.
+    """What follows the text in each of so many events; `behind` has a zero byte for each count.
 
     Remembered, since prompts of one length are answered with the same counts.
     """

@@ -23,6 +23,7 @@ __all__ = ["StampingTransport"]
 _Origin = tuple[str, str, int]
 """Scheme, host and port."""
 _LOOK_S = 1.0
+"""How often reads that wait are looked at; see answer.Answer."""
 
 
 class StampingTransport(httpx.AsyncBaseTransport):
