@@ -117,7 +117,7 @@ def _token_sources(passes: Sequence[PassCounters]) -> list[dict[str, Any]]:
     return [
         {"arm": p.arm, "round": p.round, "pass": p.pass_name, "role": role}
         | {"sent": p.prompt_tokens_sent}
-        | asdict(sources)
+        | {name: getattr(sources, name) for name in ("computed", "engine_hit", "external_hit")}
         for p in passes
         for role, sources in p.sources.items()
     ]

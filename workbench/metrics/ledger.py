@@ -129,7 +129,7 @@ def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
         expected=float(p.prompt_tokens_sent),
         observed=sources.total,
         entries=tuple(entries),
-        unknown=_silent(sources),
+        unknown=_silent(sources) if isnan(sources.total) else "",
     )
 
 
@@ -242,8 +242,6 @@ def _exact(p: PassCounters) -> bool:
 
 
 def _silent(sources: TokenSources) -> str:
-    return (
-        "the instances do not say where their prompt tokens came from"
-        if isnan(sources.total)
-        else ""
-    )
+    why = f" ({sources.unknown})" if sources.unknown else ""
+    unknown = isnan(sources.cached + sources.computed)
+    return f"the instances do not say where their prompt tokens came from{why}" if unknown else ""
