@@ -262,6 +262,8 @@ def _hits(counters: Counters, name: str, prompt_tokens: float) -> tuple[float, s
         if isnan(unit):
             return nan, f"the unit of {name}_hits is not said"
         queries, hits = queries * unit, hits * unit
+    if isnan(prompt_tokens):
+        return nan, "prompt tokens are not counted"
     if queries > prompt_tokens:
         return nan, "prompts were looked up more than once"
     return hits, ""
