@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.ceilings import ceilings
@@ -43,6 +44,7 @@ def check(
         *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
         *_states(plan, passes),
         ledger_closes(passes),
+        *_told(requests, passes, client.get("loop_lag_p99_s", nan)),
         *_answers(plan, requests, legs),
         client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
     ]
@@ -100,6 +102,15 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
         if state in states:
             asked.append(gate(passes))
     return asked
+
+
+def _told(requests: pd.DataFrame, passes: Sequence[PassCounters], lag_s: float) -> list[Gate]:
+    """Whether answers came as servers made them, and tell what can be."""
+    asked = (
+        conduct_gates.streamed(requests, loop_lag_s=lag_s),
+        conduct_gates.cached_plausible(requests, passes),
+    )
+    return [gate for gate in asked if gate is not None]
 
 
 def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -> list[Gate]:

@@ -16,7 +16,7 @@ from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.rate_table import rate_cards
 from workbench.experiment.rates import answers, rate_rows, rate_sentences
 from workbench.experiment.sentences import cards, finding, headline, scope, sentences
-from workbench.metrics.latency import succeeded
+from workbench.metrics.latency import buffered, comparable, succeeded, tpot_unknown
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
@@ -47,7 +47,7 @@ def conclude(
     measured = len(requests) > 0
     answered = measured and bool(succeeded(requests).any())
     summary = summarise(requests) if measured else []
-    comparisons = compare(plan, requests) if measured else []
+    comparisons = _told(compare(plan, comparable(requests)), requests) if measured else []
     workload = plan.workload.sample
     rates = rate_rows(plan.rates, requests) if measured else []
     rates_found = answers(plan.rates, requests) if measured else {}
@@ -103,6 +103,17 @@ def conclude(
     }
 
 
+def _told(comparisons: list[dict[str, Any]], requests: pd.DataFrame) -> list[dict[str, Any]]:
+    """The comparisons, with the reason where streams were buffered and no ratio is made of them."""
+    share = buffered(requests).groupby(requests["arm"]).mean()
+    gathered = set(share[share > 0.5].index)
+    for row in comparisons:
+        if {row["arm"], row["baseline_arm"]} & gathered and row["metric"] in ("ttft_s", "tpot_s"):
+            row["note"] = "the stream was buffered"
+            row["sentence"] = f"withheld: {row['note']}"
+    return comparisons
+
+
 def _reuse_sent(requests: pd.DataFrame) -> float:
     """Ideal reuse of what cold passes sent: conversations hold answers that no list knew."""
     if not len(requests):
@@ -137,7 +148,7 @@ def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
         )
     if len(requests):
         n = int(requests.groupby(["arm", "pass"]).size().min())
-        doubts += _launch_doubts(requests)
+        doubts += [*_launch_doubts(requests), *tpot_unknown(requests)]
         missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
         if missing:
             doubts.append(
