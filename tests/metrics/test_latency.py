@@ -11,6 +11,7 @@ from workbench.metrics.latency import (
     buffered,
     comparable,
     definitions,
+    gathered,
     icl,
     latencies,
     steady_window,
@@ -162,7 +163,7 @@ BURSTS = tuple(11.0 + 0.1 * (i // 6) + 1e-5 * (i % 6) for i in range(12))
 
 
 @pytest.mark.parametrize(
-    ("facts", "gathered"),
+    ("facts", "together"),
     [
         ({"chunk_s": paced(0.001), "output_tokens": 12}, False),
         ({"chunk_s": paced(0.0), "output_tokens": 12}, True),
@@ -182,9 +183,23 @@ BURSTS = tuple(11.0 + 0.1 * (i // 6) + 1e-5 * (i % 6) for i in range(12))
         ({"chunk_s": paced(0.0), "output_tokens": 12, "error": "truncated"}, False),
     ],
 )
-def test_an_answer_whose_tokens_came_together_was_buffered(facts, gathered):
+def test_an_answer_whose_tokens_came_together_was_gathered(facts, together):
     frame = to_frame([request(), request(1, **facts), request(2)])
-    assert list(buffered(frame)) == [False, gathered, False]
+    assert list(gathered(frame)) == [False, together, False]
+
+
+def test_where_nearly_all_answers_were_gathered_something_held_them_back():
+    steady, one_piece = {"chunk_s": paced(0.01)}, {"chunk_s": paced(0.0)}
+
+    def arm(name: str, held_back: int) -> pd.DataFrame:
+        kinds = [one_piece] * held_back + [steady] * (10 - held_back)
+        return to_frame([request(i, output_tokens=12, **k) for i, k in enumerate(kinds)], arm=name)
+
+    short = to_frame([request()], arm="gateway")  # of three tokens: nothing can be seen
+    frame = pd.concat([arm("gateway", 9), short, arm("direct", 8)], ignore_index=True)
+    assert buffered(frame).groupby(frame["arm"]).sum().to_dict() == {"direct": 0, "gateway": 9}
+    assert buffered(arm("x", 9).drop(columns="arm")).sum() == 9
+    assert buffered(to_frame([])).sum() == 0
 
 
 def test_a_buffered_answer_has_a_ttft_and_an_e2e_but_no_tpot():
@@ -196,7 +211,9 @@ def test_a_buffered_answer_has_a_ttft_and_an_e2e_but_no_tpot():
 def test_no_ratio_is_made_of_the_ttft_of_an_arm_that_was_buffered():
     one_piece = {"chunk_s": paced(0.0), "output_tokens": 12}
     gateway = latencies(to_frame([request(i, **one_piece) for i in range(3)], arm="gateway"))
-    direct = latencies(to_frame([request(0), request(1, **one_piece), request(2)], arm="direct"))
+    slow = {"chunk_s": paced(0.01), "output_tokens": 12}
+    answers = [request(0, **slow), request(1, **one_piece), request(2, **slow)]
+    direct = latencies(to_frame(answers, arm="direct"))
     seen = comparable(pd.concat([gateway, direct]))
     assert seen.groupby("arm")["ttft_s"].count().to_dict() == {"direct": 3, "gateway": 0}
     assert seen["e2e_s"].notna().all()
@@ -219,7 +236,7 @@ def test_no_ratio_is_made_of_the_ttft_of_an_arm_that_was_buffered():
 )
 def test_a_tpot_that_is_not_known_is_told_with_its_reason(facts, reason):
     records = [request(), request(1, **facts), request(2, **facts), request(3, error="reset")]
-    told = tpot_unknown(latencies(to_frame(records)))
+    told = tpot_unknown(latencies(to_frame(records, arm="1a")))
     assert told == [f"TPOT is not known for 2 of 3 answers: {reason}."]
     assert len(told[0].split()) <= 25
 

@@ -12,7 +12,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gate import Gate, judge
-from workbench.metrics.latency import MANY_TOKENS, buffered, succeeded
+from workbench.metrics.latency import MANY_TOKENS, buffered, gathered, succeeded
 from workbench.metrics.passes import PassCounters
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ __all__ = [
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
-_BUFFERED_SHARE, _MANY_BUFFERED_SHARE = 0.25, 0.5
-"""Of an arm's answers: a reader that was late for a moment gathers a few by itself."""
-_LATE_S = 0.01
 _CACHED_SLACK_SHARE, _CACHED_SLACK_TOKENS = 0.01, 16
 _STEADY_REQUESTS = 20
 _STEADY_RATIO = 1.3
@@ -193,12 +190,13 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
     )
 
 
-def streamed(requests: pd.DataFrame, *, loop_lag_s: float = nan) -> Gate | None:
-    """The tokens of answers came one after another, and not gathered by something on their way.
+def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
+    """The tokens of answers came one after another, and not held back by something on their way.
 
     A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens; no ratio of TTFT
-    or TPOT is made of such answers. `loop_lag_s` is how late the client's loop came: one that was
-    late may have gathered them itself. None when no answer has the 8 tokens that it takes to see.
+    or TPOT is made of such answers. It holds back all of them; a client that was late for a moment
+    gathers a few. Where it was `disturbed`, it may have been the client all the same. None when no
+    answer has the 8 tokens that it takes to see.
     """
     rows = requests[succeeded(requests)]
     rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
@@ -206,25 +204,19 @@ def streamed(requests: pd.DataFrame, *, loop_lag_s: float = nan) -> Gate | None:
     judged = rows[rows["output_tokens"].ge(MANY_TOKENS) | rows["chunk_s"].map(len).gt(1)]
     if not len(judged) and not uncounted.any():
         return None
-    problems, unknown, gathered = [], [], 0
-    for arm, answers in judged.groupby("arm", sort=False):
-        hit = answers[buffered(answers)]
-        gathered += len(hit)
-        found = f"{len(hit):,} of {len(answers):,} answers of {arm}"
-        if len(hit) > _MANY_BUFFERED_SHARE * len(answers):
-            spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
-            in_one = spread_s.le(0.1 * hit["e2e_s"]).mean() > 0.5
-            found = (
-                f"the stream was buffered: TTFT equals E2E in {found}, which came in one piece"
-                if in_one
-                else f"the stream was buffered: {found} came in bursts, so TTFT is the first one's"
-            )
-            if loop_lag_s > _LATE_S:
-                unknown.append(f"{found}; the client was late itself, and may have gathered them")
-            else:
-                problems.append(found)
-        elif len(hit) > _BUFFERED_SHARE * len(answers):
-            unknown.append(f"{found} came in one piece or in bursts")
+    held_back = judged[buffered(judged)]
+    found = []
+    for arm, hit in held_back.groupby("arm", sort=False):
+        which = f"{len(hit):,} of {judged['arm'].eq(arm).sum():,} answers of {arm}"
+        spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
+        found.append(
+            f"the stream was buffered: TTFT equals E2E in {which}, which came in one piece"
+            if spread_s.le(0.1 * hit["e2e_s"]).mean() > 0.5
+            else f"the stream was buffered: {which} came in bursts, so TTFT is the first one's"
+        )
+    unknown = []
+    if disturbed:
+        unknown = [f"{one}; or the client, which other programs disturbed" for one in found]
     if uncounted.any():
         unknown.append(
             f"{uncounted.sum():,} of {len(rows):,} answers came in one chunk, and the server does"
@@ -232,13 +224,13 @@ def streamed(requests: pd.DataFrame, *, loop_lag_s: float = nan) -> Gate | None:
         )
     return judge(
         "answers were streamed",
-        holds=f"the tokens of {len(judged) - gathered:,} of {len(judged):,} answers came one after"
-        " another",
-        problems=problems,
+        holds=f"the tokens of {len(judged) - gathered(judged).sum():,} of {len(judged):,} answers"
+        " came one after another",
+        problems=[] if disturbed else found,
         unknown=unknown,
         next_step="turn buffering off in the gateway (nginx: proxy_buffering off), or ask the"
         " server behind it; E2E and counts stay true",
-        if_unknown="ask the server itself, or one that sends usage, and measure again",
+        if_unknown="end other programs and measure again, or ask a server that sends usage",
     )
 
 

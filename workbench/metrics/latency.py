@@ -19,6 +19,7 @@ __all__ = [
     "buffered",
     "comparable",
     "definitions",
+    "gathered",
     "icl",
     "latencies",
     "steady_window",
@@ -31,6 +32,8 @@ GATHERED_S = 0.0001
 """Two chunks this close came together: no engine makes the tokens of one request so fast."""
 GATHERED_SHARE = 0.75
 """Of the gaps of an answer, from which on something has gathered its chunks."""
+BUFFERED_SHARE = 0.9
+"""Of an arm's answers, from which on it is no accident."""
 MANY_TOKENS = 8
 """Fewer may come together by chance, or from speculative decoding."""
 
@@ -79,11 +82,11 @@ def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:
     return frame["error"].fillna("").eq("")
 
 
-def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Which answers were gathered on their way and came in one piece, or in bursts.
+def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which answers came in one piece or in bursts, whoever gathered them on their way.
 
     Those of 8 tokens or more of which three gaps in four between chunks are below 0.1 ms, or that
-    have a single chunk. Then TTFT is not the server's, and gaps between chunks are nobody's.
+    have a single chunk.
     """
     import pandas as pd
 
@@ -95,20 +98,38 @@ def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
         row = np.repeat(np.arange(len(stamps)), chunks)
         within = row[1:] == row[:-1]
         together = np.bincount(row[1:][within & (gaps < GATHERED_S)], minlength=len(stamps))
-    tokens = np.fmax(_floats(frame["output_tokens"]), chunks)
-    gathered = (together >= GATHERED_SHARE * (chunks - 1)) & (chunks > 0)
-    ok = succeeded(frame).to_numpy(bool)
-    return pd.Series(ok & gathered & (tokens >= MANY_TOKENS), index=frame.index, dtype=bool)
+    near = (together >= GATHERED_SHARE * (chunks - 1)) & (chunks > 0)
+    return pd.Series(near & _many(frame), index=frame.index, dtype=bool)
+
+
+def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which answers something on their way held back: as good as all of an arm are `gathered`.
+
+    Then TTFT is not the server's, and gaps between chunks are nobody's. A client or server that
+    was late for a moment gathers a few answers, never nine in ten.
+    """
+    import pandas as pd
+
+    one_piece, many = gathered(frame), pd.Series(_many(frame), index=frame.index)
+    arm = frame["arm"] if "arm" in frame else pd.Series("", index=frame.index)
+    share = one_piece[many].groupby(arm[many]).mean()
+    return one_piece & arm.map(share).ge(BUFFERED_SHARE)
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame of `latencies` without what no ratio may be made of.
 
-    In an arm of which most answers were buffered, TTFT is the gateway's, and E2E by another name.
+    In an arm whose answers were buffered, TTFT is the gateway's, and E2E by another name.
     """
-    one_piece = buffered(frame)
-    share = one_piece.groupby(frame["arm"]).transform("mean")
-    return frame.assign(ttft_s=frame["ttft_s"].mask(share > 0.5)) if one_piece.any() else frame
+    arms = frame.loc[buffered(frame), "arm"].unique()
+    return frame.assign(ttft_s=frame["ttft_s"].mask(frame["arm"].isin(arms)))
+
+
+def _many(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are successes of 8 tokens or more, or of as many chunks."""
+    chunks = np.fromiter(map(len, frame["chunk_s"]), np.int64, len(frame))
+    enough = np.fmax(_floats(frame["output_tokens"]), chunks) >= MANY_TOKENS
+    return np.asarray(enough & succeeded(frame).to_numpy(bool), dtype=bool)
 
 
 def latencies(frame: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +164,7 @@ def tpot_unknown(frame: pd.DataFrame) -> list[str]:
     rows = frame[succeeded(frame) & frame["tpot_s"].isna()]
     tokens, chunks = rows["output_tokens"], rows["chunk_s"].map(len)
     reasons = {
-        "the stream was buffered, so that their tokens came together": buffered(rows),
+        "the stream was buffered, so that their tokens came together": gathered(rows),
         "the server sent no usage, so that their tokens are not counted": tokens.lt(0),
         "the server's usage says 0 tokens": tokens.eq(0) & chunks.gt(0),
         "one token has no time between tokens": tokens.le(1),
