@@ -192,7 +192,8 @@ def test_bursts_are_told_from_one_piece():
 def test_a_client_that_was_disturbed_may_have_gathered_them_itself():
     late = gates.streamed(streams([0] * 3), disturbed=True)
     assert late.outcome == "INCONCLUSIVE"
-    assert late.sentence.endswith("; or the client, which other programs disturbed")
+    assert late.sentence.endswith("; or the client gathered them, which other programs disturbed")
+    assert gates.streamed(streams([0] * 10), disturbed=True).outcome == "FAIL"
     assert gates.streamed(streams([0.01] * 3), disturbed=True).outcome == "PASS"
 
 

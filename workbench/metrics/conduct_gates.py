@@ -32,6 +32,8 @@ __all__ = [
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
+_BEYOND_CHANCE = 10
+"""Answers that no client gathers one after another, however late it is."""
 _CACHED_SLACK_SHARE, _CACHED_SLACK_TOKENS = 0.01, 16
 _STEADY_REQUESTS = 20
 _STEADY_RATIO = 1.3
@@ -195,8 +197,8 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
 
     A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens; no ratio of TTFT
     or TPOT is made of such answers. It holds back all of them; a client that was late for a moment
-    gathers a few. Where it was `disturbed`, it may have been the client all the same. None when no
-    answer has the 8 tokens that it takes to see.
+    gathers a few. Where it was `disturbed`, fewer than 10 answers may be its own work. None when
+    no answer has the 8 tokens that it takes to see.
     """
     rows = requests[succeeded(requests)]
     rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
@@ -205,18 +207,19 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
     if not len(judged) and not uncounted.any():
         return None
     held_back = judged[buffered(judged)]
-    found = []
+    problems, unknown = [], []
     for arm, hit in held_back.groupby("arm", sort=False):
         which = f"{len(hit):,} of {judged['arm'].eq(arm).sum():,} answers of {arm}"
         spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
-        found.append(
+        found = (
             f"the stream was buffered: TTFT equals E2E in {which}, which came in one piece"
             if spread_s.le(0.1 * hit["e2e_s"]).mean() > 0.5
             else f"the stream was buffered: {which} came in bursts, so TTFT is the first one's"
         )
-    unknown = []
-    if disturbed:
-        unknown = [f"{one}; or the client, which other programs disturbed" for one in found]
+        if disturbed and len(hit) < _BEYOND_CHANCE:
+            unknown.append(f"{found}; or the client gathered them, which other programs disturbed")
+        else:
+            problems.append(found)
     if uncounted.any():
         unknown.append(
             f"{uncounted.sum():,} of {len(rows):,} answers came in one chunk, and the server does"
@@ -226,7 +229,7 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
         "answers were streamed",
         holds=f"the tokens of {len(judged) - gathered(judged).sum():,} of {len(judged):,} answers"
         " came one after another",
-        problems=[] if disturbed else found,
+        problems=problems,
         unknown=unknown,
         next_step="turn buffering off in the gateway (nginx: proxy_buffering off), or ask the"
         " server behind it; E2E and counts stay true",
