@@ -92,14 +92,15 @@ def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
 
     stamps = frame["chunk_s"].tolist()
     chunks = np.fromiter(map(len, stamps), np.int64, len(stamps))
-    together = np.zeros(len(stamps))
+    together: NDArray[np.int64] = np.zeros(len(stamps), np.int64)
     if chunks.sum() > 1:
         gaps = np.diff(np.concatenate([np.asarray(s, dtype=float) for s in stamps if len(s)]))
         row = np.repeat(np.arange(len(stamps)), chunks)
         within = row[1:] == row[:-1]
-        together = np.bincount(row[1:][within & (gaps < GATHERED_S)], minlength=len(stamps))
-    near = (together >= GATHERED_SHARE * (chunks - 1)) & (chunks > 0)
-    return pd.Series(near & _many(frame), index=frame.index, dtype=bool)
+        near = within & (gaps < GATHERED_S)
+        together = np.bincount(row[1:][near], minlength=len(stamps)).astype(np.int64)
+    mostly = (together >= GATHERED_SHARE * (chunks - 1)) & (chunks > 0)
+    return pd.Series(mostly & _many(frame), index=frame.index, dtype=bool)
 
 
 def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
