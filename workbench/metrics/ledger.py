@@ -163,12 +163,9 @@ def _moved(p: PassCounters) -> Account:
     assert p.nixl is not None
     fetched = p.sources["decode"].external_hit
     moved = p.nixl.bytes_moved / p.kv_bytes_per_token
-    unknown = (
-        ""
-        if not isnan(fetched - moved)
-        else "the bytes that NIXL moved, or KV bytes per token, are"
-    )
-    unknown += " not known" if unknown else ""
+    unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
+    if isnan(moved):
+        unknown = unknown or "the bytes that NIXL moved, or KV bytes per token, are not known"
     entries = []
     reuse = p.reuse.get("decode")
     if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
@@ -200,6 +197,9 @@ def _store(p: PassCounters) -> Account:
     """Hits of the store against tokens that engines loaded."""
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
+    unknown = "the store's counters could not be read" if isnan(hits) else ""
+    if isnan(loaded):
+        unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
     twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
@@ -230,7 +230,7 @@ def _store(p: PassCounters) -> Account:
         expected=loaded,
         observed=hits,
         entries=tuple(entries),
-        unknown="" if not isnan(loaded - hits) else "the store's counters could not be read",
+        unknown=unknown,
     )
 
 
