@@ -21,7 +21,13 @@ from workbench.experiment.plan_doubts import (
 )
 from workbench.experiment.rates import Rates, rates_of
 from workbench.experiment.room import check_gpu_memory, check_room, engine_of
-from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.traffic import (
+    WorkloadSpec,
+    arrivals_of,
+    file_doubts,
+    length_doubts,
+    workload_of,
+)
 from workbench.load.arrivals import Arrivals
 from workbench.load.open_files import check_files, most_in_flight
 from workbench.params import EngineParams, LMCacheHitAnalysis, LoadParams, PdSweep, PrefixCache
@@ -118,6 +124,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             *fault_doubts(settings),
             *sharing_doubts(capacity, settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, (), settings, model),
             *unequal_doubts(arms, params.tp),
         ),
@@ -177,7 +184,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         workload=workload,
         arrivals=_arrivals(params, workload, rates),
         rates=rates,
-        doubts=tuple(doubts),
+        doubts=(*doubts, *file_doubts(workload)),
     )
 
 
@@ -222,6 +229,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         doubts=(
             *fault_doubts(settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, warm, settings, model),
         ),
     )
