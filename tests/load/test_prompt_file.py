@@ -105,6 +105,19 @@ def test_of_a_long_conversation_the_first_question_is_sent_and_that_is_told(file
     assert own.doubts[0].startswith("Only the first question")
 
 
+def test_of_turns_without_names_the_first_is_the_question(file):
+    """As in the files of SGLang's benchmark."""
+    turns = [{"content": "Hello"}, {"content": "Hi there"}]
+    (own,) = read_prompts(file({"conversations": turns})).prompts
+    assert (own.prompt, own.answer) == ("Hello", "Hi there")
+
+
+def test_a_recorded_answer_among_the_messages_is_part_of_the_prompt_and_told(file):
+    own = read_prompts(file({"messages": [*CHAT, {"role": "assistant", "content": "Because."}]}))
+    assert len(own.prompts[0].messages) == 3
+    assert "1 of 1 rows of prompts_file end with an assistant's message" in own.doubts[0]
+
+
 def test_an_array_and_a_table_are_read_too(file):
     whole = read_prompts(file([{"prompt": "Hello"}, {"prompt": "there", "output_len": 4}]))
     assert [(row.prompt, row.max_tokens) for row in whole.prompts] == [("Hello", 0), ("there", 4)]

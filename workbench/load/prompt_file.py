@@ -85,6 +85,12 @@ def read_prompts(path: Path | str, *, first: int = 0) -> PromptFile:
             f"requests is {first} and prompts_file {path} has {len(found)} prompts: take no more"
             " than these, or 0 for all"
         )
+    ended = sum(bool(row.messages) and row.messages[-1]["role"] == "assistant" for row in found)
+    if ended:
+        seen.doubts[
+            f"{ended} of {len(found)} rows of prompts_file end with an assistant's message: it is"
+            " sent as part of the prompt."
+        ] = None
     silent = sum(not (row.max_tokens or row.answer) for row in found)
     if 0 < silent < len(found):
         seen.doubts[
@@ -132,9 +138,9 @@ def _form(row: FileRow, fields: Mapping[str, Any]) -> str:
             f"{row.where} has {' and '.join(forms)}: it must have one of them, e.g. {_GOOD}"
         )
     trace = ": it is a trace, send it with -p workload trace" * ("input_length" in fields)
+    only = cut(", ".join(fields) or {})
     raise ParameterError(
-        f"{row.where} has no prompt and no messages, only {cut(', '.join(fields) or {})}{trace}; write"
-        f" {_GOOD}"
+        f"{row.where} has no prompt and no messages, only {only}{trace}; write {_GOOD}"
     )
 
 
@@ -208,7 +214,9 @@ def _conversation(row: FileRow, given: object, max_tokens: int, seen: _Seen) -> 
     turns: Sequence[Any] = given if isinstance(given, list) else ()
     said: list[tuple[str, str]] = []
     for number, turn in enumerate(turns, 1):
-        speaker = (turn.get("from") or turn.get("role")) if isinstance(turn, dict) else None
+        speaker = None
+        if isinstance(turn, dict):  # SGLang's files have no names: question and answer take turns
+            speaker = turn.get("from") or turn.get("role") or ("assistant", "user")[number % 2]
         role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             raise ParameterError(
