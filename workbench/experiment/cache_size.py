@@ -38,7 +38,7 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
         rows = read_trace(
             params.trace_file,
             first=options["requests"],
-            block_tokens=options["block_tokens"],
+            block_tokens=params.trace_block_tokens,
             output_tokens=options["output_tokens"],
         )
         trace = fitted(

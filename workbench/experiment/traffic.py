@@ -93,7 +93,8 @@ def workload_of(
             options["shared_tokens"] = int(params.shared_share * prompt_tokens)
         case "trace":
             options["file"] = params.trace_file
-            options["block_tokens"] = params.trace_block_tokens
+            if params.trace_block_tokens:
+                options["block_tokens"] = params.trace_block_tokens
             # A file with fewer requests than are usual is sent whole.
             options["requests"] = params.requests or trace_requests(params.trace_file, requests)
         case "text":
