@@ -267,7 +267,7 @@ def run_id(params: EngineParams) -> str:
         values.get("connector", ""),
         workload,
         f"{prompt_tokens}t" if workload != "prompts" else "",
-        f"n{requests}" if workload != "prompts" or values["requests"] else "",
+        f"n{requests}" if workload not in ("prompts", "trace") or values["requests"] else "",
         f"r{values['rounds']}",
         digest,
     ]
