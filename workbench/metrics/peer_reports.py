@@ -9,8 +9,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from workbench.errors import ResultError
 from workbench.metrics.peer_rows import PeerFile, Row, all_that_can_be_read, failure
 
@@ -63,7 +61,7 @@ def guidellm_file(source: Path, report: Mapping[str, Any]) -> PeerFile:
         for status in ("successful", "errored", "incomplete")
         for request in lists.get(status) or []
     ]
-    rows, doubts = all_that_can_be_read(requests, lambda pair: _guidellm_row(*pair))
+    rows, _, doubts = all_that_can_be_read(requests, lambda pair: _guidellm_row(*pair))
     metrics = benchmark.get("metrics") or {}
     totals = benchmark.get("request_totals") or metrics.get("request_totals") or {}
     kinds = ("successful", "errored", "incomplete")
@@ -137,7 +135,7 @@ def aiperf_file(source: Path, records: list[Any], *, lost: int = 0) -> PeerFile:
     stream cut off or with an error event in it is a success in this file, and stays one. `lost`
     lines were no JSON. The count of all requests is in the summary beside the file.
     """
-    rows, doubts = all_that_can_be_read(records, _aiperf_row)
+    rows, unreadable, doubts = all_that_can_be_read(records, _aiperf_row)
     total, seen = _aiperf_summary(source)
     if rows and all(isnan(ttft_s) for facts, ttft_s, _ in rows if not facts.get("error")):
         doubts += ("No TTFT in the file: AIPerf ran without --streaming. TPOT is not known.",)
@@ -147,7 +145,7 @@ def aiperf_file(source: Path, records: list[Any], *, lost: int = 0) -> PeerFile:
         tool="AIPerf",
         rows=rows,
         seen=seen,
-        total=max(total, len(rows) + lost),
+        total=max(total, len(rows) + unreadable + lost),
         doubts=doubts,
     )
 
@@ -172,9 +170,9 @@ def _aiperf_row(record: Mapping[str, Any]) -> Row | None:
             "error_message": str((error or {}).get("message", "cancelled")),
         }
         return facts, nan, nan
-    e2e_s = float(_aiperf_s(metrics, "request_latency"))
+    e2e_s = _aiperf_s(metrics, "request_latency")[0]
     streamed = "time_to_first_token" in metrics
-    ttft_s = float(_aiperf_s(metrics, "time_to_first_token")) if streamed else nan
+    ttft_s = _aiperf_s(metrics, "time_to_first_token")[0] if streamed else nan
     facts |= {
         "prompt_tokens": _aiperf_count(metrics, "usage_prompt_tokens", "input_sequence_length"),
         "output_tokens": _aiperf_count(
@@ -183,9 +181,9 @@ def _aiperf_row(record: Mapping[str, Any]) -> Row | None:
     }
     if streamed:
         gaps_s = (
-            _aiperf_s(metrics, "inter_chunk_latency") if "inter_chunk_latency" in metrics else ()
+            _aiperf_s(metrics, "inter_chunk_latency") if "inter_chunk_latency" in metrics else []
         )
-        facts["chunk_s"] = tuple(accumulate(map(float, gaps_s), initial=sent_s + ttft_s))
+        facts["chunk_s"] = tuple(accumulate(gaps_s, initial=sent_s + ttft_s))
     return facts, ttft_s, e2e_s
 
 
@@ -205,9 +203,10 @@ def _aiperf_count(metrics: Mapping[str, Any], *names: str) -> int:
     return next((_count(metrics[name]["value"]) for name in names if name in metrics), -1)
 
 
-def _aiperf_s(metrics: Mapping[str, Any], name: str) -> Any:
-    """A metric's value, or array of values, in seconds."""
-    return np.asarray(metrics[name]["value"], float) * _SECONDS[metrics[name]["unit"]]
+def _aiperf_s(metrics: Mapping[str, Any], name: str) -> list[float]:
+    """A metric's values in seconds; most have one."""
+    value, unit_s = metrics[name]["value"], _SECONDS[metrics[name]["unit"]]
+    return [float(each) * unit_s for each in (value if isinstance(value, list) else [value])]
 
 
 def _count(value: float | None) -> int:

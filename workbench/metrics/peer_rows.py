@@ -12,11 +12,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from itertools import accumulate
-from math import isnan, nan
+from itertools import accumulate, pairwise
+from math import isfinite, isinf, isnan, nan
 from typing import Any
 
-__all__ = ["PeerFile", "Row", "all_that_can_be_read", "failure", "sglang_file", "vllm_file"]
+__all__ = [
+    "UNREADABLE",
+    "PeerFile",
+    "Row",
+    "all_that_can_be_read",
+    "failure",
+    "sglang_file",
+    "vllm_file",
+]
+
+_LONGEST_S = 1e9
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What a reader raises where a file is not as it expects."""
 
 _PHRASES = {status.phrase.lower(): int(status) for status in HTTPStatus}
 _LISTS = (
@@ -57,8 +69,8 @@ class PeerFile:
 
 def all_that_can_be_read(
     records: Iterable[Any], read: Callable[[Any], Row | None]
-) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows of the records, and a doubt that counts those in an unreadable form.
+) -> tuple[list[Row], int, tuple[str, ...]]:
+    """The rows of the records, how many are unreadable, and a doubt that says so.
 
     None from `read` is a record that is no request of the measurement. Where no record can be
     read, the first reason is raised.
@@ -68,16 +80,35 @@ def all_that_can_be_read(
     for record in records:
         try:
             row = read(record)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if row:
+                _check_times(row)
+                rows.append(row)
+        except UNREADABLE as error:
             reasons.append(error)
-        else:
-            rows += [row] if row else []
     if not reasons:
-        return rows, ()
+        return rows, 0, ()
     if not rows:
         raise reasons[0]
     why = f"{type(reasons[0]).__name__}: {reasons[0]}"
-    return rows, (f"{len(reasons)} of {len(rows) + len(reasons)} records are unreadable ({why}).",)
+    told = f"{len(reasons)} of {len(rows) + len(reasons)} records are unreadable ({why})."
+    return rows, len(reasons), (told,)
+
+
+def _check_times(row: Row) -> None:
+    """Raise ValueError for a time that cannot be; NaN is one that is not known."""
+    facts, ttft_s, e2e_s = row
+    stamps = [facts.get(name, nan) for name in ("scheduled_s", "sent_s", "stream_end_s")]
+    for value in (ttft_s, e2e_s, *stamps):
+        if isinf(value):
+            raise ValueError("a time is infinite")
+    chunk_s = facts.get("chunk_s", ())
+    if not all(map(isfinite, chunk_s)) or any(a > b for a, b in pairwise(chunk_s)):
+        raise ValueError("the times of its chunks are not in order")
+    lasts_s = chunk_s[-1] - chunk_s[0] if chunk_s else 0.0
+    if ttft_s > _LONGEST_S or e2e_s > _LONGEST_S or lasts_s > _LONGEST_S:
+        raise ValueError("an answer takes over 30 years")
+    if not facts.get("error") and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
+        raise ValueError(f"TTFT {ttft_s:g} s and E2E {e2e_s:g} s cannot be")
 
 
 def vllm_file(result: Mapping[str, Any]) -> PeerFile:
@@ -134,7 +165,7 @@ def _lists_file(
         raise ValueError(f"lists of different lengths: {told}")
     count = next(iter(lengths.values()), 0)
     requests = ({name: values[n] for name, values in lists.items()} for n in range(count))
-    rows, lost = all_that_can_be_read(
+    rows, _, lost = all_that_can_be_read(
         enumerate(requests), lambda numbered: _list_row(*numbered, stamped=stamped)
     )
     total = sum(int(result.get(name) or 0) for name in ("completed", "failed"))
@@ -155,9 +186,9 @@ def _list_row(n: int, one: Mapping[str, Any], *, stamped: bool) -> Row:
     e2e_s = float(one["latencies"]) if "latencies" in one else nan
     output = int(one.get("output_lens", -1))
     # A request that failed before its first chunk has zeros and may have no reason.
-    answered = ttft_s > 0 or output > 0 or (isnan(ttft_s) and e2e_s > 0)
+    answered = abs(ttft_s) > 0 or output > 0 or (isnan(ttft_s) and e2e_s > 0)
     message, failed = one.get("errors") or "", bool(one.get("errors")) or not answered
-    if not ttft_s > 0:
+    if ttft_s == 0:
         ttft_s = nan  # one piece, no stream
     if gaps_s is not None and ttft_s > 0:
         e2e_s = ttft_s + sum(gaps_s)

@@ -22,13 +22,13 @@ def columns_of(text: str) -> list[str]:
 
 def lmcache_file(text: str) -> PeerFile:
     """lmcache/cli/commands/bench/engine_bench/stats.py: StatsCollector.export_csv."""
-    rows, doubts = all_that_can_be_read(_lines(text), _lmcache_row)
+    rows, _, doubts = all_that_can_be_read(_lines(text), _lmcache_row)
     return PeerFile(tool="LMCache bench", rows=rows, total=len(_lines(text)), doubts=doubts)
 
 
 def multi_round_file(text: str) -> PeerFile:
     """multi-round-qa.py of vLLM's production-stack and of LMCache: UserSession.summary."""
-    rows, doubts = all_that_can_be_read(_lines(text), _multi_round_row)
+    rows, _, doubts = all_that_can_be_read(_lines(text), _multi_round_row)
     doubts += (
         "multi-round-qa writes finished requests only: how many failed or were cut off is not"
         " known.",

@@ -34,7 +34,7 @@ from workbench.metrics.peer_names import (
     why_several,
 )
 from workbench.metrics.peer_reports import aiperf_file, guidellm_file
-from workbench.metrics.peer_rows import PeerFile, Row, sglang_file, vllm_file
+from workbench.metrics.peer_rows import UNREADABLE, PeerFile, Row, sglang_file, vllm_file
 from workbench.metrics.peer_tables import columns_of, lmcache_file, multi_round_file
 from workbench.records import RequestRecord, to_frame
 
@@ -126,14 +126,14 @@ def _read(source: Path, text: str) -> PeerFile:
         if "benchmarks" in names:
             tool = "GuideLLM"
             return guidellm_file(source, first)
+        if "ttfts" in names and "total_output_tokens_retokenized" in names:
+            tool = "SGLang bench_serving"
+            return sglang_file(first)
         if names & {"ttfts", "latencies"} and names & {"model_id", "tokenizer_id"}:
             tool = "vLLM bench"
             return vllm_file(first)
-        if "ttfts" in names and "dataset_name" in names:
-            tool = "SGLang bench_serving"
-            return sglang_file(first)
         raise ResultError(why_no_requests(source, first))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except UNREADABLE as error:
         raise ResultError(
             f"{source} looks like a result of {tool}, but of a version that is not known"
             f" ({type(error).__name__}: {error}); read are {READ}"
