@@ -180,13 +180,14 @@ def test_the_servers_own_times_of_vllm_bench_033(tmp_path):
 
 def test_vllm_bench_without_save_detailed_still_has_e2e(tmp_path):
     """Up to 0.32 `latencies` and `queue_times` stay in the file."""
-    result = old_vllm_bench(latencies=[0.8, 1.5])
+    result = old_vllm_bench(latencies=[0.8, 1.5, 0.0], completed=2, failed=1)
     for name in ("input_lens", "output_lens", "ttfts", "itls", "errors", "generated_texts"):
         del result[name]
     frame = read_peer(saved(tmp_path, result))
-    assert frame["e2e_s"].tolist() == [0.8, 1.5]
+    assert frame["error"].tolist() == ["", "", "protocol"]
+    assert frame["e2e_s"].tolist()[:2] == [0.8, 1.5]
     assert frame["ttft_s"].isna().all()
-    assert frame["output_tokens"].tolist() == [-1, -1]
+    assert frame["output_tokens"].tolist() == [-1, -1, -1]
     assert "--save-detailed" in frame.attrs["doubts"][0]
 
 
