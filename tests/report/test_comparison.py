@@ -19,7 +19,9 @@ COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
 
 
-def a_run(folder: Path, *, first_s: float, n: int = 40, simulated: bool = False) -> Path:
+def a_run(
+    folder: Path, *, first_s: float, n: int = 40, simulated: bool = False, **facts: object
+) -> Path:
     """A run folder of one arm, cold and warm: TTFT around `first_s`, warm a tenth of it."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
@@ -42,7 +44,7 @@ def a_run(folder: Path, *, first_s: float, n: int = 40, simulated: bool = False)
         ]
         frames.append(to_frame(rows, arm="1a", round=0, **{"pass": name}))
     latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
-    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": []}
+    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": [], **facts}
     (folder / "result.json").write_text(json.dumps(facts))
     return folder
 
@@ -213,3 +215,17 @@ def test_the_command_prints_the_table_and_writes_the_figure(
     assert svg.read_text().startswith("<svg")
     assert main(["compare", str(run), str(tmp_path / "no.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_runs_in_two_number_formats_are_not_compared(tmp_path):
+    half = a_run(tmp_path / "half", first_s=1.0, engine={"dtype": "bfloat16", "layers": 3})
+    full = a_run(tmp_path / "full", first_s=1.0, engine={"dtype": "float32", "layers": 3})
+    small = a_run(tmp_path / "small", first_s=1.0, engine={"dtype": "float32", "layers": 1})
+    old = a_run(tmp_path / "old", first_s=1.0)
+    with pytest.raises(
+        ResultError, match=r"half and full differ in dtype \(bfloat16 and float32\)"
+    ):
+        wb.compare_results([half, full])
+    with pytest.raises(ResultError, match="layers of the model"):
+        wb.compare_results([old, full, small])
+    assert len(wb.compare_results([half, old]).table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ class _Side:
     label: str
     requests: pd.DataFrame
     percentiles: pd.DataFrame
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run: its model and number format; empty where the result does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +76,15 @@ def compare_results(
     are as it measured them, so the sentences say where two tools mean different things, and what
     the files tell against comparing them at all.
 
-    Raises ResultError for a path that is neither, for a tool or version that is not known, and
-    where nothing is left.
+    Raises ResultError for a path that is neither, for a tool or version that is not known, where
+    nothing is left, and for runs of unlike engines.
     """
     import pandas as pd
 
     if len(paths) < 2:
         raise ResultError("a comparison needs two results: run folders, or files of other tools")
     sides = [_side(Path(path), arm, cache_state) for path in paths]
+    _check_engines(sides)
     sides = _distinct(sides)
     requests = pd.concat([side.requests for side in sides], ignore_index=True)
     marks = [side.requests.attrs for side in sides]
@@ -122,7 +125,22 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
             requests.attrs = marks
-    return _Side(tool="", label=path.name, requests=requests, percentiles=found)
+    engine = result.facts.get("engine") or {}
+    return _Side(tool="", label=path.name, requests=requests, percentiles=found, engine=engine)
+
+
+def _check_engines(sides: Sequence[_Side]) -> None:
+    """Refuse runs in two number formats, or of tiny models of two sizes."""
+    told = [side for side in sides if side.engine]
+    for side in told[1:]:
+        for name, noun in (("dtype", "dtype"), ("layers", "layers of the model")):
+            ours, theirs = told[0].engine.get(name), side.engine.get(name)
+            if ours != theirs:
+                raise ResultError(
+                    f"{told[0].label} and {side.label} differ in {noun} ({ours} and {theirs}):"
+                    " their times and KV bytes cannot be compared. Measure both on one machine,"
+                    " or with the same dtype, e.g. -p dtype float32"
+                )
 
 
 def _distinct(sides: Sequence[_Side]) -> list[_Side]:
@@ -138,9 +156,7 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
             marks = frame.attrs
             frames.append(frame.assign(arm=[f"{number}: {name}" for name in frame["arm"]]))
             frames[-1].attrs = marks
-        renamed.append(
-            _Side(tool=side.tool, label=side.label, requests=frames[0], percentiles=frames[1])
-        )
+        renamed.append(replace(side, requests=frames[0], percentiles=frames[1]))
     return renamed
 
 
