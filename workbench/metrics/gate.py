@@ -57,6 +57,8 @@ _MEANINGS = {
     "same text": "the caches changed what the model answers",
     "output counts equal": "the arms did not do the same work",
     "nothing impossible": "some rows hold values that cannot be",
+    "answers were streamed": "something held answers back, so that TTFT is not the server's",
+    "cached tokens plausible": "answers call prompts cached that no cache can have held",
     "below the ceilings": "rates lie above what the hardware can do",
     "instances alike": "one instance was far slower than its siblings",
     "steady state": "latencies were still growing",
