@@ -104,6 +104,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
         "role": arm.role,
         "gpus": arm.gpus,
         "instances": len(deployment.instances),
+        "model": deployment.model,
         "passes": [p.name for p in arm.passes],
         "command_lines": lines or [deployment.url],
     }
@@ -160,6 +161,7 @@ async def _measure_pass(
                 headers=deployment.headers,
                 timeout_s=plan.params.timeout_s,
                 decode_shift=measured.decode_shift,
+                form=plan.form,
                 kernel_stamps=plan.params.kernel_stamps,
                 on_record=ended.append,
             )

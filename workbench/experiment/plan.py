@@ -18,6 +18,7 @@ from workbench.errors import PlanError
 from workbench.experiment.rates import Rates
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
+from workbench.load.request_form import USUAL_FORM, RequestForm
 from workbench.machine import repository_root
 from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
@@ -117,6 +118,8 @@ class ExperimentPlan:
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
+    form: RequestForm = USUAL_FORM
+    """How requests are put; of attached servers it is found out when the run begins."""
 
     @property
     def parameters(self) -> dict[str, Any]:
