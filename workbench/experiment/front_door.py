@@ -76,9 +76,11 @@ async def fitted(
             plan = _with_text(plan, deployment, refused)
             assert isinstance(plan.workload, WrittenSpec)
             door.writer = plan.workload.writer
-        form, answer = await door.with_most(form)
+            answer = await door.ask(form)  # now with a prompt whose length is known
+        form, answer = await door.with_most(form, answer)
     elif not answer.ok:
         doubt(_unknown(answer))
+    shifted = _first_token_from_prefill(answer)
     for name in sorted(form.left_out):
         if name != "continuous_usage_stats" or "stream_options" not in form.left_out:
             doubt(_REFUSED[name])
@@ -86,9 +88,14 @@ async def fitted(
         doubt(_AS_TEXT)
         if answer.usage_prompt_tokens < 0:
             doubt(_NO_USAGE)
+        elif answer.usage_prompt_tokens != answer.prompt_tokens and not shifted:
+            doubt(
+                f"The server counts {answer.usage_prompt_tokens} tokens where the tokenizer counts"
+                f" {answer.prompt_tokens} of a short prompt: name the server's own tokenizer."
+            )
         if isinstance(plan.workload, WrittenSpec) and plan.workload.doubt:
             doubt(plan.workload.doubt)
-    if _first_token_from_prefill(answer):
+    if shifted:
         doubt(_FROM_PREFILL)
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)
@@ -156,9 +163,10 @@ class _Door:
         bare = replace(bare, prompts_as_text=True)
         return bare, await self.ask(bare)
 
-    async def with_most(self, bare: RequestForm) -> tuple[RequestForm, RequestRecord]:
+    async def with_most(
+        self, form: RequestForm, answer: RequestRecord
+    ) -> tuple[RequestForm, RequestRecord]:
         """Each optional field tried once with; those stay that are taken. And the last success."""
-        form, answer = bare, await self.ask(bare)
         for name in (*OPTIONAL_FIELDS, RETURN_IDS):
             if name == "continuous_usage_stats" and "stream_options" in form.left_out:
                 continue

@@ -63,20 +63,15 @@ async def _choose_model(
     """The name under which requests ask for the model, and what is doubtful about it."""
     url, key = deployment.url, deployment.api_key
     models = await _models(client, url, key)
-    if isinstance(models, str) and not deployment.instances and not wanted:
-        raise DeploymentError(
-            f"no OpenAI-compatible server answers at {url}/v1/models ({models}); give the address"
-            " of one as base_url, e.g. http://127.0.0.1:8000, or, for a proxy without a list of"
-            " models, its servers or its model, e.g. -p model Qwen/Qwen2.5-7B-Instruct"
-        )
     if isinstance(models, str):
-        models, silent = await _models_of_all(client, deployment), models
+        silent, models = models, await _models_of_all(client, deployment, wanted)
+        if not models and not wanted:
+            raise DeploymentError(
+                f"no OpenAI-compatible server answers at {url}/v1/models ({silent}); give the"
+                " address of one as base_url, e.g. http://127.0.0.1:8000; of a proxy without a list"
+                " name the servers or the model, e.g. -p model Qwen/Qwen2.5-7B-Instruct"
+            )
         if not models:
-            if not wanted:
-                raise DeploymentError(
-                    f"neither {url}/v1/models ({silent}) nor a listed server names a model; name"
-                    " it, e.g. -p model Qwen/Qwen2.5-7B-Instruct"
-                )
             return wanted, (f"No server lists its models, so {wanted!r} was asked for as given.",)
     found = _named(models, wanted) if wanted else models[0].id
     if not found:
@@ -128,6 +123,12 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> list[_Model]
             f" {'give another' if key else 'it wants a'} key in the"
             f" environment, e.g. export {API_KEY}=..."
         )
+    if answer.status_code in (502, 503, 504):
+        raise DeploymentError(
+            f"no OpenAI-compatible server answers at {url}/v1/models ({answer.status_code}"
+            f" {answer.reason_phrase}): it is not ready, or what is behind it does not run; try"
+            f" curl {url}/v1/models"
+        )
     if answer.status_code != 200:
         return f"it answers {answer.status_code} {answer.reason_phrase}".rstrip()
     try:
@@ -139,13 +140,26 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> list[_Model]
     return models or "its list of models is empty"
 
 
-async def _models_of_all(client: httpx.AsyncClient, deployment: Deployment) -> list[_Model]:
-    """The models that every listed server has which lists any; those that answer come first."""
+async def _models_of_all(
+    client: httpx.AsyncClient, deployment: Deployment, wanted: str
+) -> list[_Model]:
+    """The models that every listed server has which lists any; those of decode come first.
+
+    One that is not reached from here is passed over if another says what it serves, or `wanted`
+    does.
+    """
     found: list[list[_Model]] = []
+    away: DeploymentError | None = None
     for instance in deployment.instances[::-1]:
-        models = await _models(client, instance.url, deployment.api_key)
+        try:
+            models = await _models(client, instance.url, deployment.api_key)
+        except DeploymentError as error:
+            away = error
+            continue
         if not isinstance(models, str):
             found.append(models)
+    if away and not found and not wanted:
+        raise away
     common = [m for m in found[0] if all(_named(other, m.id) for other in found)] if found else []
     if found and not common:
         each = "; ".join(", ".join(model.id for model in models) for models in found)
