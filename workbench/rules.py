@@ -39,7 +39,7 @@ class Rule:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
         read = _typed(_as_json(value) if self.mapping else value, wanted)
         if read is None:
-            what = _TYPES.get(wanted, "a list")
+            what = "a JSON object" if self.mapping else _TYPES.get(wanted, "a list")
             raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {self.example}")
         if self.choices and read not in self.choices:
             raise ParameterError(f"{name} is {read!r}: write one of {', '.join(self.choices)}")
@@ -131,9 +131,10 @@ def _as_json(value: Any) -> Any:
         import yaml
 
         try:
-            value = yaml.safe_load(value)
+            read = yaml.safe_load(value)
         except yaml.YAMLError:
             return value
+        value = read if isinstance(read, dict) else value
     try:
         return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
     except (TypeError, ValueError):  # YAML has dates, JSON has none

@@ -93,9 +93,7 @@ async def test_the_first_token_from_prefill_is_counted_as_the_clients_token(atta
     assert rows["tpot_s"].notna().all()
     assert gate(result, "nothing impossible")["outcome"] == "PASS"
     (doubt,) = [d for d in result.facts["doubts"] if "prefill" in d]
-    assert doubt.startswith(
-        "The proxy takes the first token from prefill, so usage says prompt + 1"
-    )
+    assert "decode counts prompt + 1 and completion - 1" in doubt
 
 
 async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, tokenizer):

@@ -47,8 +47,8 @@ _AS_TEXT = (
 )
 _NO_USAGE = "The server gives no usage, so the lengths of text prompts could not be checked."
 _FROM_PREFILL = (
-    "The proxy takes the first token from prefill, so usage says prompt + 1 and completion - 1;"
-    " requests are corrected, the decode instance's counters are not."
+    "The proxy takes the first token from prefill, so decode counts prompt + 1 and completion - 1;"
+    " usage and decode's counters are corrected by one."
 )
 
 

@@ -189,6 +189,8 @@ async def _measure_pass(
     log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
     folder.write("legs", log.frame("legs"))
     counted = after.since(before, deployment)
+    if plan.form.first_token_from_prefill:
+        counted = counted.without_first_tokens()
     for doubt in counted.doubts:
         log.doubt(doubt)
     workload = replace(workload, requests=load.sent)
