@@ -147,6 +147,7 @@ class FakeVllm:
     keys: dict[str, str] = field(default_factory=dict)
     """What each path was given as one, last."""
     # other front doors than vLLM's own
+    models: list[str] = field(default_factory=lambda: ["their-model"])
     refuses: set[str] = field(default_factory=set)
     """Fields of a body, or of its stream_options, that are answered with HTTP 400."""
     text_only: Any = None
@@ -156,6 +157,8 @@ class FakeVllm:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     """Of all completions, those of probes too."""
     probes: int = 0
+    busy: bool = False
+    """Completions are answered with HTTP 503."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
@@ -172,7 +175,7 @@ class FakeVllm:
                 self.models_left -= 1
                 if self.models_left < 0:
                     raise web.HTTPServiceUnavailable
-                return web.json_response({"data": [{"id": "their-model"}]})
+                return web.json_response({"data": [{"id": name} for name in self.models]})
             case "/v1/completions":
                 return await self.complete(request)
             case "/reset_prefix_cache":
@@ -195,6 +198,8 @@ class FakeVllm:
         if probe:
             self.probes += 1
             self.asked.pop()  # asked before the run, see test_front_door
+        if self.busy:
+            raise web.HTTPServiceUnavailable
         for name in sorted(self.refuses & {*body, *body.get("stream_options", ())}):
             error = {"message": f"Unrecognized request argument supplied: {name}"}
             return web.json_response({"error": error}, status=400)

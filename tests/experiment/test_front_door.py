@@ -5,7 +5,9 @@ import pytest
 from tests.load.words import Words
 from workbench.errors import DeploymentError, ParameterError
 from workbench.experiment import traffic
+from workbench.experiment.arms import plan
 from workbench.experiment.run import run
+from workbench.params import check_params
 
 
 @pytest.fixture
@@ -16,9 +18,9 @@ def tokenizer(monkeypatch):
     return words
 
 
-async def measured(plan):
+async def measured(planned):
     """The rows of a run, and its doubts in one text."""
-    result = await run(plan, echo=lambda _: None)
+    result = await run(planned, echo=lambda _: None)
     return result.frames["requests"], "\n".join(result.facts["doubts"])
 
 
@@ -34,6 +36,35 @@ async def test_vllm_is_asked_for_everything_after_one_probe(attached, vllm):
     assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     assert "refuses" not in doubts
     assert rows["error"].tolist() == [""] * 4
+
+
+async def test_the_named_model_is_asked_for_and_stands_in_the_result(attached, vllm):
+    vllm.models = ["base", "sql-lora"]
+    result = await run(attached(model="sql-lora"), echo=lambda _: None)
+    assert {body["model"] for body in vllm.bodies} == {"sql-lora"}
+    assert result.facts["arms"][0]["model"] == "sql-lora"
+    assert "lists 2 models" not in "".join(result.facts["doubts"])
+
+
+async def test_a_model_that_nobody_chose_is_told(attached, vllm):
+    vllm.models = ["base", "sql-lora"]
+    _, doubts = await measured(attached())
+    assert {body["model"] for body in vllm.bodies} == {"base"}
+    assert "The server lists 2 models and the first, 'base', was measured" in doubts
+
+
+async def test_a_live_analysis_asks_like_a_sweep(vllm, tokenizer, tmp_path):
+    vllm.text_only, vllm.refuses, vllm.models = tokenizer, {"ignore_eos"}, ["base", "sql-lora"]
+    given = {"engine": "attach", "base_url": f"{vllm.url}/v1/", "decode_urls": [vllm.url]}
+    given |= {"model": "sql-lora", "tokenizer": "/models/theirs", "extra_body": {"top_k": 1}}
+    short = {"prompt_tokens": [100, 200], "requests": 1, "rounds": 1, "output_dir": str(tmp_path)}
+    planned = plan(check_params("lmcache_hit_analysis", given | short))
+    rows, doubts = await measured(planned)
+    assert rows["usage_prompt_tokens"].tolist() == [100, 200] * 2
+    assert vllm.bodies[-1]["model"] == "sql-lora"
+    assert vllm.bodies[-1]["top_k"] == 1
+    assert "ignore_eos" not in vllm.bodies[-1]
+    assert "sent as text" in doubts
 
 
 @pytest.mark.parametrize(
@@ -78,8 +109,7 @@ async def test_a_server_that_refuses_the_plainest_request_fails_with_its_own_wor
 
 
 async def test_the_field_of_a_user_reaches_every_request(attached, vllm):
-    plan = attached(extra_body='{"top_k": 1, "cache_salt": "a"}')
-    await measured(plan)
+    await measured(attached(extra_body='{"top_k": 1, "cache_salt": "a"}'))
     assert all((body["top_k"], body["cache_salt"]) == (1, "a") for body in vllm.bodies)
     assert len(vllm.bodies) == 5
 
@@ -143,6 +173,23 @@ async def test_another_tokenizer_than_the_servers_is_found_out(attached, vllm, t
 
 async def test_a_conversation_cannot_be_text(attached, vllm, tokenizer):
     vllm.text_only = tokenizer
-    plan = attached(workload="multi_turn_conversation", tokenizer="/models/theirs", requests=14)
+    planned = attached(workload="multi_turn_conversation", tokenizer="/models/theirs", requests=14)
     with pytest.raises(ParameterError, match="feeds back the token ids of answers"):
-        await run(plan, echo=lambda _: None)
+        await run(planned, echo=lambda _: None)
+
+
+async def test_a_conversation_goes_on_where_answers_have_no_ids(attached, vllm):
+    vllm.refuses = {"return_token_ids"}
+    options = {"requests": 14, "prompt_tokens": 1500, "workload": "multi_turn_conversation"}
+    rows, doubts = await measured(attached(**options))
+    assert rows["error"].eq("").all()
+    assert "turns of a conversation hold made-up answers" in doubts
+    assert doubts.count("refuses") == 1
+
+
+async def test_a_server_that_is_not_reached_is_not_asked_in_other_ways(attached, vllm):
+    """It lists its model, and every request fails: the records say how, and no form is tried."""
+    vllm.busy = True
+    with pytest.raises(DeploymentError, match="none of 4 requests succeeded; the first: http_503"):
+        await run(attached(), echo=lambda _: None)
+    assert vllm.probes == 1

@@ -61,6 +61,8 @@ async def fitted(
     is: its words are in the records. Raises ParameterError where prompts have to be text and no
     tokenizer is known.
     """
+    for sentence in deployment.doubts:
+        doubt(sentence)
     form = replace(plan.form, extra_body=getattr(plan.params, "extra_body", ""))
     if deployment.plan is not None:
         return replace(plan, form=form)
