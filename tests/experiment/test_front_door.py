@@ -70,6 +70,7 @@ async def test_a_live_analysis_asks_like_a_sweep(vllm, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("refused", "left", "sentence"),
     [
+        ("temperature", {"stream_options", "ignore_eos"}, "answers are drawn"),
         ("ignore_eos", {"stream_options"}, "The server refuses ignore_eos: answers may end early"),
         ("continuous_usage_stats", {"stream_options", "ignore_eos"}, "tokens per chunk are known"),
         ("stream_options", {"ignore_eos"}, "token counts are not known, and TPOT is missing"),
@@ -86,25 +87,25 @@ async def test_a_refused_field_is_left_out_and_told(refused, left, sentence, att
 
 
 async def test_all_that_is_refused_is_left_out(attached, vllm):
-    vllm.refuses = {"ignore_eos", "stream_options"}
+    vllm.refuses = {"ignore_eos", "stream_options", "temperature"}
     rows, doubts = await measured(attached())
     assert rows["error"].tolist() == [""] * 4
-    assert vllm.bodies[-1].keys() == {"model", "prompt", "max_tokens", "temperature", "stream"}
-    assert doubts.count("refuses") == 2
+    assert vllm.bodies[-1].keys() == {"model", "prompt", "max_tokens", "stream"}
+    assert doubts.count("refuses") == 3
 
 
 async def test_a_server_is_asked_once_and_not_in_every_round(attached, vllm):
     vllm.refuses = {"ignore_eos"}
     await measured(attached(rounds=3))
     one_run = vllm.probes
-    assert 2 <= one_run <= 6
+    assert 2 <= one_run <= 7
     await measured(attached(rounds=1))
     assert vllm.probes == 2 * one_run
 
 
 async def test_a_server_that_refuses_the_plainest_request_fails_with_its_own_words(attached, vllm):
-    vllm.refuses = {"temperature"}
-    with pytest.raises(DeploymentError, match=r"http_400 Unrecognized .* temperature"):
+    vllm.refuses = {"max_tokens"}
+    with pytest.raises(DeploymentError, match=r"http_400 Unrecognized .* max_tokens"):
         await run(attached(), echo=lambda _: None)
 
 

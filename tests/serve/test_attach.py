@@ -193,6 +193,11 @@ async def test_a_model_that_is_not_served_is_refused_with_those_that_are(models)
     assert "write one of their-70b, their-adapter, e.g. -p model their-70b" in str(refused.value)
 
 
+async def test_a_folder_given_as_the_model_is_taken_for_a_tokenizers(models, tmp_path):
+    with pytest.raises(DeploymentError, match="the folder of its tokenizer is -p tokenizer"):
+        await attach(models.url, model=str(tmp_path))
+
+
 async def test_the_first_of_several_models_is_measured_and_that_is_a_doubt(models):
     (doubt,) = (await attach(models.url)).doubts
     assert doubt.startswith("The server lists 2 models and the first, 'their-70b', was measured")

@@ -32,6 +32,8 @@ _NO_REFUSAL = frozenset(
 )
 """Failures in which the form of a request has no part."""
 _REFUSED = {
+    "temperature": "The server refuses temperature 0: answers are drawn, so texts of two passes may"
+    " differ.",
     "ignore_eos": "The server refuses ignore_eos: answers may end early, so their lengths may"
     " differ. Where it knows min_tokens, give that as extra_body.",
     "continuous_usage_stats": "The server refuses continuous_usage_stats: tokens per chunk are"
@@ -42,13 +44,13 @@ _REFUSED = {
     " answers, not those of the model.",
 }
 _AS_TEXT = (
-    "The server refuses token ids: prompts were sent as text, their lengths come from the tokenizer"
-    " and are checked by its usage."
+    "The server refuses token ids: prompts were sent as text. Their lengths come from the tokenizer"
+    " and are checked against usage."
 )
 _NO_USAGE = "The server gives no usage, so the lengths of text prompts could not be checked."
 _FROM_PREFILL = (
-    "The proxy takes the first token from prefill, so decode counts prompt + 1 and completion - 1;"
-    " usage and decode's counters are corrected by one."
+    "The proxy takes the first token from prefill, so decode counts prompt + 1 and completion - 1."
+    " Both are corrected."
 )
 
 

@@ -29,7 +29,6 @@ def request_body(request: Request, *, model: str, form: RequestForm = USUAL_FORM
         **({"messages": request.messages} if request.messages else {"prompt": prompt}),
         **({RETURN_IDS: True} if request.return_ids and RETURN_IDS not in form.left_out else {}),
         "max_tokens": request.max_tokens,
-        "temperature": 0,
         "stream": True,
         **form.fields,
     }

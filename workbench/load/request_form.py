@@ -17,6 +17,7 @@ RETURN_IDS = "return_token_ids"
 """Asked for by turns of a conversation alone (`Request.return_ids`)."""
 
 OPTIONAL_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "temperature": {"temperature": 0},
     "stream_options": {"stream_options": {"include_usage": True}},
     "continuous_usage_stats": {
         "stream_options": {"include_usage": True, "continuous_usage_stats": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import httpx
 
@@ -79,6 +80,8 @@ async def _choose_model(
         raise DeploymentError(
             f"model is {wanted!r} and the server at {url} does not serve it: write one of {names},"
             f" e.g. -p model {models[0].id}"
+            + "; the folder of its tokenizer is -p tokenizer"
+            * Path(wanted).is_dir()
         )
     if wanted or len(models) == 1:
         return found, ()
