@@ -55,11 +55,23 @@ def test_a_text_stays_the_text_that_it_was(tmp_path):
         "prompts", salt="a", file=str(file), context_tokens=500, tokenizer=tokenizer,
         vocab_tokens=word_ids(tokenizer),
     )  # fmt: skip
-    first, second = written(wanted, tokenizer, of_text=True).requests
+    first, second = written(wanted, tokenizer, of_text=True, keep_length=False).requests
     assert first.prompt_text.endswith("\nOnce upon a time")
     assert first.prompt_ids.tolist() == tokenizer.completion(first.prompt_text)
     # One begin, "Read", ":", 16 words of salt and the line break stand before what differs.
     assert second.ideal_reuse_tokens >= 19
+
+
+def test_a_text_of_given_length_makes_room_for_what_stands_around_its_salt():
+    tokenizer = Words()
+    wanted = build(
+        "text", salt="a", requests=2, prompt_tokens=200, tokenizer=tokenizer,
+        vocab_tokens=word_ids(tokenizer),
+    )  # fmt: skip
+    made = written(wanted, tokenizer, of_text=True)
+    assert [request.prompt_tokens for request in made.requests] == [200, 200]
+    _, kept = made.requests[0].prompt_text.split("\n", 1)
+    assert tokenizer.decode(wanted.requests[0].prompt_ids[16:]).startswith(kept)
 
 
 def test_a_conversation_is_refused():

@@ -90,13 +90,18 @@ class WrittenSpec(WorkloadSpec):
 
     def build(self, salt: str) -> Workload:
         """The workload behind this salt. Raises ParameterError for one that cannot be written."""
-        return written(self.inner.build(salt), self.writer, of_text=self.name in _OF_TEXT)
+        return written(
+            self.inner.build(salt),
+            self.writer,
+            of_text=self.name in _OF_TEXT,
+            keep_length=self.name != "prompts",  # a user's own stay whole
+        )
 
     @property
     def doubt(self) -> str:
         """What the text did to the prompts' lengths; empty where they are as wanted."""
         wanted = self.inner.build("plan")
-        if self.name in _OF_TEXT or not (missed := lengths_missed(wanted, self.sample)):
+        if self.name == "prompts" or not (missed := lengths_missed(wanted, self.sample)):
             return ""
         return (
             f"As text {missed} of {len(wanted.requests)} prompts are not as long as asked for; the"

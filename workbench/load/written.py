@@ -21,6 +21,10 @@ from workbench.load.workload import Request, Workload
 __all__ = ["TextTokenizer", "lengths_missed", "word_ids", "written"]
 
 
+_BREAK = "\n"
+"""Between salt and text: a space would make one token with the text's first word."""
+
+
 class TextTokenizer(Protocol):
     """A tokenizer that can write, too."""
 
@@ -47,17 +51,24 @@ def word_ids(tokenizer: TextTokenizer) -> int:
     if found < 2 * FIRST_ID:
         raise ParameterError(
             f"the tokenizer has {found} plain words of one token, too few to write prompts of exact"
-            f" length; at least {2 * FIRST_ID} are needed: take -p api chat with messages of your"
-            " own, or a server that accepts token ids"
+            f" length (at least {2 * FIRST_ID} are needed); name that of the served model, e.g."
+            " -p tokenizer Qwen/Qwen2.5-7B-Instruct"
         )
     return FIRST_ID + found
 
 
-def written(workload: Workload, tokenizer: TextTokenizer, *, of_text: bool = False) -> Workload:
+def written(
+    workload: Workload,
+    tokenizer: TextTokenizer,
+    *,
+    of_text: bool = False,
+    keep_length: bool = True,
+) -> Workload:
     """The workload with `prompt_text` for each prompt, and the ids that a server makes of it.
 
     `of_text` says that the ids behind the salt are those of a text; otherwise all are below
-    `word_ids`. Raises ParameterError for a conversation, whose turns are made of answers' ids.
+    `word_ids`. `keep_length` lets what stands around the salt take the place of other tokens, not
+    come on top. Raises ParameterError for a conversation, whose turns are made of answers' ids.
     """
     if any(request.after is not None for request in workload.requests):
         raise ParameterError(
@@ -66,8 +77,8 @@ def written(workload: Workload, tokenizer: TextTokenizer, *, of_text: bool = Fal
         )
     word_ids(tokenizer)
     salt_start = _salt_start(tokenizer)
-    frame_tokens = _frame_tokens(tokenizer)
     write = _with_text if of_text else _of_words
+    frame_tokens = _frame_tokens(tokenizer, of_text=of_text) if keep_length else 0
     made = tuple(
         _request(request, write(request, tokenizer, frame_tokens), tokenizer, salt_start)
         for request in workload.requests
@@ -93,10 +104,12 @@ def _of_words(request: Request, tokenizer: TextTokenizer, frame_tokens: int) -> 
     return BEGINNING + _words(kept, tokenizer)
 
 
-def _with_text(request: Request, tokenizer: TextTokenizer, _: int) -> str:
+def _with_text(request: Request, tokenizer: TextTokenizer, frame_tokens: int) -> str:
+    """The text behind a salt of words; its end makes room."""
     ids = request.prompt_ids.tolist()
     salt = _words(ids[:SALT_TOKENS], tokenizer)
-    return f"{BEGINNING}{salt}\n{tokenizer.decode(ids[SALT_TOKENS:])}"
+    kept = ids[SALT_TOKENS : len(ids) - frame_tokens]
+    return f"{BEGINNING}{salt}{_BREAK}{tokenizer.decode(kept)}"
 
 
 def _words(ids: Sequence[int], tokenizer: TextTokenizer) -> str:
@@ -104,9 +117,10 @@ def _words(ids: Sequence[int], tokenizer: TextTokenizer) -> str:
     return "".join(words[(token - FIRST_ID) % len(words)] for token in ids)
 
 
-def _frame_tokens(tokenizer: TextTokenizer) -> int:
-    """Tokens of a prompt of words that are no words: special ones, and the beginning."""
-    return len(tokenizer.completion(BEGINNING + tokenizer.words[0])) - 1
+def _frame_tokens(tokenizer: TextTokenizer, *, of_text: bool) -> int:
+    """Tokens of a prompt beside salt and text: special ones, the beginning, and the break."""
+    behind = _BREAK if of_text else ""
+    return len(tokenizer.completion(BEGINNING + tokenizer.words[0] + behind)) - 1
 
 
 def _salt_start(tokenizer: TextTokenizer) -> int:
