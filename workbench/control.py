@@ -16,6 +16,8 @@ from workbench.errors import ParameterError
 __all__ = ["connect_problem", "control_client", "server_address", "tls_context"]
 
 _CA_FILE, _CA_FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
+_UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
+"""OpenSSL's codes for a chain that ends at nobody whom we know (X509_V_ERR_...)."""
 _API_PATH = re.compile(r"/v1(/chat)?(/completions|/models)?$")
 
 
@@ -56,14 +58,14 @@ def _context(file: str, folder: str) -> ssl.SSLContext:
             kind = "file" if name == _CA_FILE else "folder"
             raise ParameterError(
                 f"{name} in the environment is {given!r}: there is no such {kind}; correct it, e.g."
-                f" export {_CA_FILE}=/etc/ssl/my-ca.pem, or unset it"
+                f" export {_CA_FILE}=/etc/my-ca.pem, or unset it"
             )
     try:
         return ssl.create_default_context(cafile=file or None, capath=folder or None)
     except OSError as error:
         raise ParameterError(
             f"{_CA_FILE} in the environment is {file!r}: it has no certificate that can be read"
-            f" ({error}); give a PEM file, e.g. export {_CA_FILE}=/etc/ssl/my-ca.pem"
+            f" ({error}); give a PEM file, e.g. export {_CA_FILE}=/etc/my-ca.pem"
         ) from error
 
 
@@ -73,10 +75,12 @@ def connect_problem(error: BaseException) -> str:
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({cause.verify_message}); name the file of the"
-            f" authority that signed it, e.g. export {_CA_FILE}=/etc/ssl/my-ca.pem"
+        todo = (
+            f"name the file of the authority that signed it, e.g. export {_CA_FILE}=/etc/my-ca.pem"
+            if cause.verify_code in _UNKNOWN_AUTHORITY
+            else "write the address with the name that it is for, or renew it"
         )
+        return f"its certificate is not trusted ({cause.verify_message.rstrip('.')}); {todo}"
     if isinstance(cause, ssl.SSLError):
         return (
             f"it does not speak TLS as we do ({cause.reason}); if it is a server without TLS,"

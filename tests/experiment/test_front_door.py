@@ -158,6 +158,7 @@ async def test_text_needs_a_tokenizer_and_says_so(attached, vllm):
         await run(attached(), echo=lambda _: None)
     assert "takes prompts as text, and no token ids (http_500" in str(refused.value)
     assert "e.g. -p tokenizer /models/" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 async def test_another_tokenizer_than_the_servers_is_found_out(attached, vllm, tokenizer):

@@ -59,7 +59,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_connect_failure(secure
     workload = short(requests=1, prompt_tokens=64, output_tokens=3, salt="s")
     run = await drive_in_thread(workload, closed(1), base_url=secure.url, model="tiny")
     assert run.records[0].error == "connect"
-    assert "certificate" in run.records[0].error_message
+    message = run.records[0].error_message
+    assert "its certificate is not trusted (self-signed certificate)" in message
+    assert "export SSL_CERT_FILE=" in message
     assert secure.seen == []
 
 

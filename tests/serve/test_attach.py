@@ -251,6 +251,14 @@ async def test_a_certificate_that_is_not_trusted_is_called_so(secure_models, mon
     assert "export SSL_CERT_FILE=" in str(refused.value)
 
 
+async def test_a_certificate_for_another_name_is_called_so(secure_models, monkeypatch, certificate):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with pytest.raises(DeploymentError) as refused:
+        await attach(secure_models.url.replace("127.0.0.1", "localhost"))
+    assert "certificate is not valid for 'localhost'" in str(refused.value)
+    assert "write the address with the name that it is for" in str(refused.value)
+
+
 async def test_a_server_without_tls_is_called_so(models):
     with pytest.raises(DeploymentError, match=r"does not speak TLS .* with http://"):
         await attach(models.url.replace("http:", "https:"))

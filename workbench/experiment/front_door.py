@@ -106,8 +106,11 @@ async def fitted(
 
 
 def _unknown(record: RequestRecord) -> str:
-    said = " ".join(record.error_message.split())[:120]
-    return f"A short request before the run failed ({record.error}: {said})."
+    return f"A short request before the run failed ({_said(record)})."
+
+
+def _said(record: RequestRecord) -> str:
+    return f"{record.error}: {' '.join(record.error_message.split())[:120]}"
 
 
 def _with_text(
@@ -119,7 +122,7 @@ def _with_text(
     except ParameterError as error:
         raise ParameterError(
             f"the server at {deployment.url} takes prompts as text, and no token ids"
-            f" ({refused.error}: {refused.error_message[:120]}); {error}"
+            f" ({_said(refused)}); {error}"
         ) from error
 
 
