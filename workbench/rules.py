@@ -118,7 +118,7 @@ def check_extra_body(text: str) -> None:
     for name in body:
         if name in OURS:
             instead = OURS[name]
-            use = f"use -p {instead}" if instead else "every request has the same value; leave it"
+            use = f"use -p {instead}" if instead else "leave it out, it is the same in all requests"
             raise ParameterError(
                 f"extra_body has {name!r}, which the workbench sets itself: {use};"
                 f" other fields are allowed, {good}"
