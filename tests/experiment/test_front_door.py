@@ -123,8 +123,9 @@ async def test_the_first_token_from_prefill_is_counted_as_the_clients_token(atta
     assert rows["output_tokens"].tolist() == [4] * 4
     assert rows["tpot_s"].notna().all()
     assert gate(result, "nothing impossible")["outcome"] == "PASS"
-    (doubt,) = [d for d in result.facts["doubts"] if "prefill" in d]
-    assert "decode counts prompt + 1 and completion - 1" in doubt
+    doubts = "\n".join(result.facts["doubts"])
+    assert "decode counts prompt + 1 and completion - 1. Both are corrected." in doubts
+    assert "So TTFT ends with prefill" in doubts
 
 
 async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, tokenizer):

@@ -52,6 +52,10 @@ _FROM_PREFILL = (
     "The proxy takes the first token from prefill, so decode counts prompt + 1 and completion - 1."
     " Both are corrected."
 )
+_SHORT_TTFT = (
+    "So TTFT ends with prefill: KV transfer and the wait for a decode instance are in the gap"
+    " behind the first token."
+)
 
 
 async def fitted(
@@ -101,6 +105,7 @@ async def fitted(
             doubt(plan.workload.doubt)
     if shifted:
         doubt(_FROM_PREFILL)
+        doubt(_SHORT_TTFT)
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)
 
