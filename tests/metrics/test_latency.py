@@ -170,7 +170,8 @@ BURSTS = tuple(11.0 + 0.1 * (i // 6) + 1e-5 * (i % 6) for i in range(12))
         ({"chunk_s": paced(5e-5), "output_tokens": 12}, True),
         ({"chunk_s": BURSTS, "output_tokens": 12}, True),
         ({"chunk_s": paced(0.0), "output_tokens": -1}, True),
-        # a client that was late once
+        # a client that was late, once or most of the time
+        ({"chunk_s": tuple(11.0 + 0.01 * (i // 4) for i in range(12)), "output_tokens": 12}, False),
         ({"chunk_s": (*paced(0.01, 6), *(11.2,) * 5), "output_tokens": 11}, False),
         ({"chunk_s": (11.0,), "output_tokens": 12}, True),
         # speculative decoding: four tokens a chunk

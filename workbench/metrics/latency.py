@@ -30,7 +30,7 @@ __all__ = [
 
 GATHERED_S = 0.0001
 """Two chunks this close came together: no engine makes the tokens of one request so fast."""
-GATHERED_SHARE = 0.75
+GATHERED_SHARE = 0.9
 """Of the gaps of an answer, from which on something has gathered its chunks."""
 BUFFERED_SHARE = 0.9
 """Of an arm's answers, from which on it is no accident."""
@@ -85,7 +85,7 @@ def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:
 def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
     """Which answers came in one piece or in bursts, whoever gathered them on their way.
 
-    Those of 8 tokens or more of which three gaps in four between chunks are below 0.1 ms, or that
+    Those of 8 tokens or more of which nine gaps in ten between chunks are below 0.1 ms, or that
     have a single chunk.
     """
     import pandas as pd
