@@ -18,7 +18,7 @@ from workbench.experiment.clauses import (
     warm_clause,
 )
 from workbench.experiment.plan import ExperimentPlan
-from workbench.metrics.gate import meaning
+from workbench.metrics.gate_table import gate_row
 from workbench.topology import Topology
 
 __all__ = ["cards", "finding", "headline", "scope", "sentences"]
@@ -43,7 +43,7 @@ def headline(found: str, failed_gates: Sequence[str]) -> dict[str, str]:
     first, *others = failed_gates
     more = f", and {len(others)} more failed" if others else ""
     return {
-        "finding": f"Not proven: {meaning(first)} (gate “{first}”{more})",
+        "finding": f"Not proven: {gate_row(first).meaning} (gate “{first}”{more})",
         "unproven": found,
     }
 
