@@ -60,7 +60,7 @@ def test_the_worst_effect_counts_and_names_its_gates():
     assert spoil([BUSY, FAR], "times") == Spoil(effect="struck", gates=(FAR,))
     assert spoil([BUSY], "counts", "times", "tails").effect == "struck"
     both = spoil([FAR, "cold was cold"], "counts")
-    assert both.why == "KV moved and 1 more"
+    assert both.said == "not proven: gates “KV moved” and 1 more failed"
 
 
 def test_a_warm_pass_that_was_not_warm_spoils_its_own_numbers_only():

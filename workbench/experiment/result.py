@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ResultError, nearest
 from workbench.experiment.frame_file import FrameFiles
 from workbench.experiment.ledger_table import by_request, ledger_table
-from workbench.experiment.percentile_table import no_p99, percentile_table, without_p99
+from workbench.experiment.percentile_table import no_p99, percentile_table, without_tails
 from workbench.experiment.rate_table import rate_table
 from workbench.experiment.run_folder import jsonable
 from workbench.experiment.why import table, why
+from workbench.metrics.gate_table import failed_names, gate_doubts, spoil
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
@@ -81,7 +82,7 @@ class Result:
         """
         path = self.folder / "requests.parquet"
         found = percentiles(path if path.exists() else self.frames["requests"])
-        return without_p99(self._marked(found))
+        return without_tails(self._marked(found))
 
     def percentile_table(self) -> pd.DataFrame:
         """The percentiles as one wide table, in milliseconds."""
@@ -163,9 +164,12 @@ class Result:
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
         waterfall = self.waterfall()
-        failed = ", ".join(waterfall.attrs["failed_gates"])
-        warning = f"Not proven, since a gate failed ({failed}): what follows may have other causes."
-        return [warning] * bool(failed) + why(waterfall, self.comparisons)
+        does = spoil(waterfall.attrs["failed_gates"], "ratios")
+        doubts = gate_doubts(does.gates)
+        if does.struck:
+            said = f"{does.said[:1].upper()}{does.said[1:]}"
+            doubts = [f"{said}: what follows may have other causes."]
+        return doubts + why(waterfall, self.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
@@ -206,7 +210,7 @@ class Result:
         """The frame with what its figures must say: simulated, and gates that failed."""
         frame.attrs["simulated"] = bool(self.facts.get("simulated"))
         gates = self.facts.get("gates", ())
-        frame.attrs["failed_gates"] = [g["name"] for g in gates if g["outcome"] == "FAIL"]
+        frame.attrs["failed_gates"] = failed_names(gates)
         frame.attrs["no_p99"] = no_p99(gates)
         frame.attrs["swept"] = bool(self.facts.get("rates"))
         return frame

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from nbconvert.filters import strip_ansi
 
-from workbench.metrics.gate_table import failed_names, taken_away
+from workbench.metrics.gate_table import failed_names, spoil, taken_away
 
 __all__ = [
     "RESULT_MIME",
@@ -102,6 +102,11 @@ class RunOutcome:
     why: str = ""
     """One sentence; empty where every check holds."""
 
+    @property
+    def mark(self) -> str:
+        """The shape that stands before the word, for readers who cannot tell colours."""
+        return {"ok": "●", "unsure": "◆", "bad": "▲"}[self.severity]
+
 
 _ENDED: dict[str, tuple[str, Severity, str]] = {
     "failed": ("not carried out", "bad", "The run ended with an error."),
@@ -132,7 +137,7 @@ def outcome_of(facts: Mapping[str, Any], status: str = "") -> RunOutcome:
     gates = [gate for gate in facts.get("gates") or [] if isinstance(gate, Mapping)]
     failed = failed_names(gates)
     said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in failed]
-    if facts.get("unproven"):
+    if facts.get("unproven", spoil(failed, "ratios").struck):
         return RunOutcome(word="not proven", severity="bad", why=f"{'. '.join(said)}.")
     if said:
         return RunOutcome(word="proven in part", severity="unsure", why=f"{'. '.join(said)}.")
