@@ -146,6 +146,10 @@ GATES: Mapping[str, GateRow] = {
         doubt="The machine was busy or the client late: times are rough. Intervals of ratios"
         " contain this noise.",
     ),
+    "clock was not set": GateRow(
+        meaning="the time of day was set while the kernel dated answers by it",
+        takes=_takes(struck=_TIMED),
+    ),
     "the log is whole": GateRow(
         meaning="lines of the log were cut", takes=_takes(struck="counts ratios")
     ),

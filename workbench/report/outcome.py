@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from nbconvert.filters import strip_ansi
 
@@ -125,15 +125,11 @@ def outcome_of(facts: Mapping[str, Any], status: str = "") -> RunOutcome:
     status = status or str(facts.get("status") or "unreadable")
     own = facts.get("outcome")
     if isinstance(own, Mapping) and own.get("word") and status in ("success", "failed"):
-        severity = own.get("severity")
-        return RunOutcome(
-            word=str(own["word"]),
-            severity=severity if severity in get_args(Severity) else "unsure",
-            why=str(own.get("why") or ""),
-        )
+        severity: Severity = own["severity"] if own.get("severity") in ("ok", "bad") else "unsure"
+        return RunOutcome(word=str(own["word"]), severity=severity, why=str(own.get("why") or ""))
     if status != "success":
-        word, severity, why = _ENDED.get(status, (status, "unsure", ""))
-        return RunOutcome(word=word, severity=severity, why=why)
+        word, how_bad, why = _ENDED.get(status, (status, "unsure", ""))
+        return RunOutcome(word=word, severity=how_bad, why=why)
     gates = [gate for gate in facts.get("gates") or [] if isinstance(gate, Mapping)]
     failed = failed_names(gates)
     said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in failed]
