@@ -85,7 +85,7 @@ class HitResult(Result):
             for name, heading in names.items():
                 values = rows[name].astype(float)
                 shown[heading] = [form.format(v) if v == v else "not known" for v in values]
-        return shown
+        return self._showing(shown, "counts")
 
     @property
     def ratios_table(self) -> pd.DataFrame:
@@ -95,7 +95,7 @@ class HitResult(Result):
             return rows
         rows["prompts"] = [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]]
         names = ["what", "arm", "pass", "baseline_arm", "baseline_pass", "prompts", "sentence"]
-        return rows[names]
+        return self._showing(rows[names], "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

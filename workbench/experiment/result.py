@@ -19,7 +19,7 @@ from workbench.experiment.percentile_table import no_p99, percentile_table, with
 from workbench.experiment.rate_table import rate_table
 from workbench.experiment.run_folder import jsonable
 from workbench.experiment.why import table, why
-from workbench.metrics.gate_table import failed_names, gate_doubts, spoil
+from workbench.metrics.gate_table import Kind, failed_names, gate_doubts, spoil
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
@@ -86,7 +86,7 @@ class Result:
 
     def percentile_table(self) -> pd.DataFrame:
         """The percentiles as one wide table, in milliseconds."""
-        return percentile_table(self.percentiles)
+        return self._showing(percentile_table(self.percentiles), "times")
 
     @property
     def comparisons(self) -> pd.DataFrame:
@@ -102,7 +102,7 @@ class Result:
 
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
-        return rate_table(self.rates, limited=self._limited)
+        return self._showing(rate_table(self.rates, limited=self._limited), "times")
 
     @property
     def _limited(self) -> bool:
@@ -136,7 +136,7 @@ class Result:
         if metric.removesuffix("_s") not in known:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
         rows = table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
-        return rows.drop(columns=["kind", "metric", "sentence"])
+        return self._showing(rows.drop(columns=["kind", "metric", "sentence"]), "ratios")
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
@@ -151,7 +151,8 @@ class Result:
             index=["arm", "pass", "n_requests"], columns="metric", values="shown",
             aggfunc="first", sort=False,
         )  # fmt: skip
-        return wide[list(metrics)].reset_index().rename_axis(columns=None)
+        wide = wide[list(metrics)].reset_index().rename_axis(columns=None)
+        return self._showing(wide, "times")
 
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
@@ -159,7 +160,7 @@ class Result:
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""
-        return table(self.waterfall())
+        return self._showing(table(self.waterfall()), "times")
 
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
@@ -205,6 +206,12 @@ class Result:
         frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS.get(name))
         numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
         return self._marked(frame.astype(dict.fromkeys(numeric, float)))
+
+    def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
+        """A table for readers, with the kinds of number in it."""
+        frame = self._marked(frame)
+        frame.attrs["shows"] = kinds
+        return frame
 
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with what its figures must say: simulated, and gates that failed."""

@@ -1,7 +1,8 @@
 """What each gate takes away when it fails: one table, for every place that shows a number.
 
 A failed gate spoils the kinds of number that it touches, and nothing else: a busy machine makes
-times rough and takes tails away, but no token count. `docs/gates.md` is made from this table.
+times rough and takes tails away, but no token count. `docs/gates.md` shows this table, as
+`python -m workbench.metrics.gate_table` prints it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = [
     "GateRow",
     "Kind",
     "Spoil",
+    "as_markdown",
     "failed_names",
     "gate_doubts",
     "gate_row",
@@ -263,3 +265,18 @@ def taken_away(name: str) -> str:
 def _listed(words: list[Kind]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def as_markdown() -> str:
+    """The table of `docs/gates.md`."""
+    heads = ["gate", "that it failed means", *KINDS]
+    rows = [heads, ["---"] * len(heads)]
+    for name, row in GATES.items():
+        only = f" (numbers of {row.only_pass} passes)" if row.only_pass else ""
+        effects = [row.takes.get(kind, "") for kind in KINDS]
+        rows.append([name, f"{row.meaning}{only}", *effects])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
