@@ -12,7 +12,7 @@ from workbench.errors import ResultError
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.result import load_result
 from workbench.metrics.definitions import definition_of
-from workbench.metrics.gate_table import Spoil, spoil, taken_away
+from workbench.metrics.gate_table import Spoil, spoil, taken_away, touching
 from workbench.metrics.peers import read_peer
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.statistics import three_digits
@@ -108,6 +108,8 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
             requests.attrs = marks
+    passes = set(requests["pass"])
+    requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
     return _Side(tool="", label=path.name, requests=requests, percentiles=found)
 
 
