@@ -94,6 +94,35 @@ def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path: Path) -> None
     assert re.search(r": [12]\.\d\d times the first, and the intervals do not meet\.$", other)
 
 
+def failed(run: Path, name: str) -> Path:
+    """The run, with a gate that failed."""
+    facts = json.loads((run / "result.json").read_text())
+    facts["gates"] = [{"name": name, "outcome": "FAIL", "sentence": "so it is"}]
+    (run / "result.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path: Path) -> None:
+    one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
+    busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
+    assert busy.sentences[0] == (
+        "two: gate “client kept up” failed; it takes away tails; makes times rough; adds a doubt"
+        " to ratios."
+    )
+    assert "(rough: gate “client kept up” failed): the intervals meet" in busy.sentences[1]
+    assert "grayscale" not in busy.figure.svg
+    wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
+    assert wrong.sentences[1] == (
+        "TTFT of 2: 1a, cold, is not compared (not proven: gate “KV moved” failed)."
+    )
+    assert "grayscale" in wrong.figure.svg
+    other = wb.compare_results(
+        [one, failed(warm, "engine-warm was engine-warm")], cache_state="cold"
+    )
+    assert not any("gate" in sentence for sentence in other.sentences)
+    assert "grayscale" not in other.figure.svg
+
+
 def test_unlike_work_and_too_few_requests_are_told(tmp_path: Path) -> None:
     told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
     assert "Unlike work: the median prompt has 550 tokens in r and" in told

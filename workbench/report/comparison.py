@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ResultError
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.result import load_result
+from workbench.metrics.gate_table import Spoil, spoil, taken_away, touching
 from workbench.metrics.peer_names import KNOWN_FILES
 from workbench.metrics.peers import read_peer
 from workbench.metrics.percentiles import percentiles
@@ -101,7 +102,8 @@ def compare_results(
     }
     sentences = (
         *parts_told(parts),
-        *_medians(found, parts),
+        *_spoilt(sides),
+        *_medians(found, parts, sides),
         *(told for side in sides if side.tool for told in told_by_file(side.requests)),
         *_unlike(sides),
         *meanings(side.tool for side in sides if side.tool),
@@ -125,6 +127,8 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
             requests.attrs = marks
+    passes = set(requests["pass"])
+    requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
     engine = result.facts.get("engine") or {}
     return _Side(tool="", label=path.name, requests=requests, percentiles=found, engine=engine)
 
@@ -160,14 +164,40 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     return renamed
 
 
-def _medians(found: pd.DataFrame, parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
-    """Each metric's median of every kind beside that of the first."""
+def _failed(side: _Side) -> list[str]:
+    return list(side.requests.attrs.get("failed_gates", ()))
+
+
+def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
+    """What gates that failed take away from the runs."""
+    for side in sides:
+        for name in _failed(side):
+            if taken := taken_away(name):
+                yield f"{side.label}: gate “{name}” failed; it {taken}."
+
+
+def _medians(
+    found: pd.DataFrame, parts: Mapping[str, tuple[int, int]], sides: Sequence[_Side]
+) -> Iterable[str]:
+    """Each metric's median of every kind beside that of the first.
+
+    Runs of different files did not take turns, so what gates do to their times they do to these
+    comparisons too.
+    """
+    gates = {arm: _failed(side) for side in sides for arm in side.requests["arm"].unique()}
     medians = found[found["quantile"] == 0.5]
     for metric, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
         rows = medians[medians["metric"] == metric].to_dict("records")
         for row in rows[1:]:
             first = rows[0]
             both = f"{name}: {_median(first, parts)} beside {_median(row, parts)}"
+            does = _worse(*(spoil(gates[r["arm"]], "times", passes={r["pass"]})
+                            for r in (first, row)))  # fmt: skip
+            if does.struck:
+                yield f"{name} of {row['arm']}, {row['pass']}, is not compared ({does.said})."
+                continue
+            if does.effect:
+                both = f"{both} ({does.said})"
             if isnan(row["value_s"]) or isnan(first["value_s"]):
                 yield f"{both}; nothing to compare."
             elif isnan(row["low_s"]) or isnan(first["low_s"]):
@@ -177,6 +207,12 @@ def _medians(found: pd.DataFrame, parts: Mapping[str, tuple[int, int]]) -> Itera
                 yield f"{both}: {times} times the first, and the intervals do not meet."
             else:
                 yield f"{both}: the intervals meet, no difference shown."
+
+
+def _worse(one: Spoil, other: Spoil) -> Spoil:
+    """The worse of what gates do to two numbers."""
+    order = ("struck", "rough", "doubt", "")
+    return min(one, other, key=lambda does: order.index(does.effect))
 
 
 def _median(row: dict[Hashable, Any], parts: Mapping[str, tuple[int, int]]) -> str:

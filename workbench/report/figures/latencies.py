@@ -72,6 +72,7 @@ def latency_panels(
         f" {found}. {note}".rstrip(),
         caption=caption or f"{counted(rows, requests)}{reduced} {note}".rstrip(),
         keys=look,
+        shows=("times",),
         marks=requests.attrs,
     )
 
@@ -119,6 +120,7 @@ def requests_over_time(
         caption=caption
         or f"One point per request, all rounds over one another."
         f" {counted(rows, requests)}{reduced}",
+        shows=("times",),
         marks=requests.attrs,
     )
 
