@@ -65,7 +65,9 @@ class LMCacheHitAnalysis(EngineParams):
         "analyse this log of vLLM or `lmcache server`, and start nothing",
         example="logs/vllm.log",
     )
-    log_ranks: int = param(1, "log_file: workers of an instance (TP)", low=1, high=1024)
+    log_ranks: int = param(
+        0, "log_file: workers of an instance (TP), 0 to find it in the log", low=0, high=1024
+    )
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
     output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
     requests: int = param(2, "requests of each length in a pass", low=1, high=100_000)

@@ -395,7 +395,7 @@ async def test_a_log_of_the_mp_generation_gives_no_rate(run_folder: Path) -> Non
     params = LMCacheHitAnalysis(log_file=str(log), output_dir=str(run_folder))
     result = await hit_analysis(params).run(echo=lambda _: None)
     assert result.facts["finding"] == (
-        "LMCache found 1,792 tokens in 3 lookups and loaded 1,536 (85.7%) of them"
+        "LMCache found 1,792 tokens in 3 lookups and loaded 1,536 (85.7% of them)"
     )
     assert any("256 of the tokens found were not retrieved" in s for s in result.facts["sentences"])
     assert result.tiers_table["prompt"].tolist() == ["not known"]

@@ -79,6 +79,8 @@ class HitResult(Result):
         import pandas as pd
 
         rows = self.tiers
+        if rows.empty:  # a log before its first hit
+            return rows
         shown = pd.DataFrame({"arm and state": rows["arm"] + ", " + rows["pass"]})
         for form, names in (("{:,.0f}", _TOKENS), ("{:.1%}", _SHARES)):
             for name, heading in names.items():
@@ -130,7 +132,8 @@ def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
 
 def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     """A finished run with the rows of the store's logs, and what follows from both."""
-    logs = hit_rows.store_logs(result.folder, result.requests)
+    workers = made.params.aggregated_tp if isinstance(made.params, LMCacheHitAnalysis) else 1
+    logs = hit_rows.store_logs(result.folder, result.requests, workers=workers)
     served = hit_rows.served_tokens(result.requests, logs)
     counters = _read_frame(result, "counters")
     counts = hit_rows.pass_counts(counters)

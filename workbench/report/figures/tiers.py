@@ -142,7 +142,7 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
     """
     heading = "Hit rate by tier"
     if tiers.empty:
-        return no_data(heading, "no request was measured.")
+        return no_data(heading, "no request says what it found in a cache.")
     rows = tiers[(tiers["pass"] != "cold") & tiers["engine"].notna() & tiers["prompt_tokens"].gt(0)]
     if rows.empty:
         return no_data(

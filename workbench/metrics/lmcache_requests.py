@@ -1,0 +1,233 @@
+"""Requests of the in-process generation: which lines are of one request, and what arrived for it.
+
+A request id alone is no identity: another process, or the same after a restart, counts from 0
+again, and the prefill and the decode instance of one request log the same id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["in_process_requests", "with_writers"]
+
+_OFFSET_BITS = 42
+_BACK = np.timedelta64(1, "s")
+_LONG = np.timedelta64(10, "s")
+"""A waiting request is looked up at every step of the engine: after so long it is another one."""
+
+
+def with_writers(rows: pd.DataFrame) -> pd.DataFrame:
+    """`writer` as three columns: process, engine, rank (see `lmcache_lines.writer`)."""
+    import pandas as pd
+
+    codes, writers = pd.factorize(rows["writer"])
+    parts = [str(writer).split("\t") for writer in writers]
+    columns: dict[str, Any] = {
+        name: np.array([part[n] for part in parts], object)[codes] if len(rows) else []
+        for n, name in enumerate(("process", "engine", "rank"))
+    }
+    return rows.drop(columns="writer").assign(**columns)
+
+
+def in_process_requests(
+    lookups: pd.DataFrame, transfers: pd.DataFrame, failures: pd.DataFrame, starts: pd.DataFrame
+) -> pd.DataFrame:
+    """One row per request: its last lookup, and what was stored and retrieved for it.
+
+    A request that waits is looked up again at every step. Each worker (rank) writes a line of its
+    own for the same tokens: stored are those of the rank that has most, retrieved those of the
+    rank that has least, since the engine can use no more; GB is the sum.
+
+    `asked_to_load` is what a lookup promised beyond the engine's own hit, `loaded_tokens` what of
+    it arrived. `arrival` says how that is known: `looked up` where the log has
+    no line of any retrieval, `silent` where it has some, but none of this request (nothing is
+    credited then), `some ranks` where a rank is missing, else `retrieved`; empty without a load.
+    """
+    import pandas as pd
+
+    rows = lookups.sort_values("offset", ignore_index=True)
+    transfers = transfers[transfers["generation"] == "in-process"]
+    named = transfers[transfers["request_id"] != ""]
+    named = named.assign(lookup=_lookup_of(named, rows))
+    request = _requests(rows, named, starts)
+    rows = rows.assign(
+        request=request,
+        lookups=np.bincount(request)[request],
+        last=~pd.Series(request).duplicated(keep="last"),
+    )
+    named = named[named["lookup"] >= 0]
+    stored = named[named["kind"] == "stored"]
+    by_rank = stored.assign(request=request[stored["lookup"]]).groupby(["request", "rank"])
+    rows["stored_tokens"] = rows["request"].map(
+        by_rank["tokens"].sum().groupby(level="request").max()
+    )
+    reports = _reports(rows, transfers, named, failures)
+    rows = _arrived(rows[rows["last"]], reports)
+    return rows.drop(columns=["request", "last"]).reset_index(drop=True)
+
+
+def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> NDArray[np.int64]:
+    """The number of the request that each lookup (in the order of the log) is of."""
+    import pandas as pd
+
+    offset = rows["offset"].to_numpy(np.int64)
+    session = np.zeros(len(rows), np.int64)
+    for process, where in rows.groupby("process").indices.items():
+        mine = np.sort(starts["offset"][starts["process"] == process].to_numpy(np.int64))
+        at = rows["at"].to_numpy("datetime64[us]")[where]
+        known = ~np.isnat(at)
+        back = np.zeros(len(where), np.int64)
+        back[known] = np.r_[False, np.diff(at[known]) < -_BACK][: known.sum()]
+        session[where] = np.searchsorted(mine, offset[where]) + np.cumsum(back)
+    names = [rows["process"], rows["request_id"], pd.Series(session, index=rows.index)]
+    key = pd.MultiIndex.from_arrays(names).factorize()[0]
+    # The same id again, in the same process: another request, unless it may be one that waits.
+    order = np.lexsort((offset, key))
+    total, at = (rows[name].to_numpy()[order] for name in ("prompt_tokens", "at"))
+    served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
+    done = np.zeros(len(rows), bool)
+    done[served["lookup"][served["lookup"] >= 0].to_numpy(np.int64)] = True
+    done = done[order]
+    same = np.r_[False, key[order][1:] == key[order][:-1]][: len(rows)]
+    new = ~same
+    if same.any():
+        longer = np.r_[False, total[1:] > total[:-1]]  # preempted: with its answer so far
+        shorter = np.r_[False, total[1:] < total[:-1]]
+        late = np.r_[False, np.diff(at) > _LONG]
+        new |= shorter | (~longer & (late | np.r_[False, done[:-1]]))
+    request = np.empty(len(rows), np.int64)
+    request[order] = np.cumsum(new) - 1
+    return request
+
+
+def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The last lookup before each line of the same request id, by position; -1 without one.
+
+    That of the same process if there is one, else of the same engine, else of any.
+    """
+    import pandas as pd
+
+    found = np.full(len(lines), -1)
+    offset = rows["offset"].to_numpy(np.int64)
+    for names in (["process", "request_id"], ["engine", "request_id"], ["request_id"]):
+        open_ = np.flatnonzero(found < 0)
+        if not len(open_) or not len(rows):
+            break
+        asked = lines.iloc[open_]
+        both = pd.concat([rows[names], asked[names]])
+        code = pd.MultiIndex.from_frame(both).factorize()[0].astype(np.int64)
+        mine, theirs = code[: len(rows)], code[len(rows) :]
+        place = (mine << _OFFSET_BITS) + offset
+        order = np.argsort(place)
+        wanted = (theirs << _OFFSET_BITS) + asked["offset"].to_numpy(np.int64)
+        at = np.searchsorted(place[order], wanted, "right") - 1
+        lookup = order[at.clip(0)]
+        right = (at >= 0) & (mine[lookup] == theirs)
+        found[open_[right]] = lookup[right]
+    return found
+
+
+def _reports(
+    rows: pd.DataFrame, transfers: pd.DataFrame, named: pd.DataFrame, failures: pd.DataFrame
+) -> pd.DataFrame:
+    """What workers say of retrievals: lookup (-1 if unknown), rank, failed, tokens, missing, ..."""
+    import pandas as pd
+
+    retrieved = named[named["kind"] == "retrieved"]
+    older = transfers[(transfers["kind"] == "retrieved") & (transfers["request_id"] == "")]
+    lines = pd.concat([retrieved, older.assign(lookup=-1)]) if len(older) else retrieved
+    lines = lines.assign(missing=lines["required"] - lines["tokens"], failed=False)
+    if len(failures):
+        told = failures.astype({"retrieved": float, "expected": float, "missing": float})
+        said = told["retrieved"] >= 0
+        short = told["expected"] - told["retrieved"]
+        told = told.assign(
+            lookup=_lookup_of(told, rows), required=told["expected"], failed=True,
+            missing=short.where(said, told["missing"]), tokens=np.nan, gb=np.nan, seconds=np.nan,
+        )  # fmt: skip
+        told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
+        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed", "tokens",
+                 "gb", "seconds"]  # fmt: skip
+        parts = [part[names] for part in (lines, told) if len(part)]
+        lines = pd.concat(parts) if parts else lines
+    lines = lines.sort_values("offset", ignore_index=True)
+    open_ = np.flatnonzero(lines["lookup"] < 0)
+    if len(open_):
+        lookup = lines["lookup"].to_numpy(np.int64).copy()
+        lookup[open_] = _by_size(lines.iloc[open_], rows)
+        lines = lines.assign(lookup=lookup)
+    return lines
+
+
+_AWAITED = 64
+"""So many lookups wait for their retrieval at a time, at most."""
+_ROUNDED = 2048
+"""A worker counts from the chunk in which the engine's own hit ends, at most so far before it."""
+
+
+def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
+    """The lookup of each line that names no request: the last before it of so many tokens.
+
+    Each rank of an engine reports a lookup once.
+    """
+    asked = rows[rows["last"] & (rows["loaded_tokens"] > 0)]
+    offsets, engines = asked["offset"].to_numpy(), asked["engine"].to_numpy()
+    own = asked["engine_hit_tokens"].to_numpy()
+    wanted = asked["lmcache_hit_tokens"].to_numpy() - own
+    taken = set[tuple[int, str, bool]]()
+    found = []
+    names = ["offset", "required", "rank", "engine", "failed"]
+    for offset, required, rank, engine, failed in lines[names].itertuples(index=False):
+        at = int(np.searchsorted(offsets, offset))
+        found.append(-1)
+        for n in range(at - 1, max(-1, at - 1 - _AWAITED), -1):
+            more = required - wanted[n]
+            fits = 0 <= more <= (0 if failed else min(own[n], _ROUNDED))
+            if fits and engines[n] == engine and (n, rank, failed) not in taken:
+                taken.add((n, rank, failed))
+                found[-1] = int(asked.index[n])
+                break
+    return found
+
+
+def _arrived(rows: pd.DataFrame, reports: pd.DataFrame) -> pd.DataFrame:
+    """The last lookups of requests with what arrived for them."""
+    need = rows["loaded_tokens"]  # as looked up
+    known = reports[reports["lookup"] >= 0]
+    # Where successes are not told, or not of which request, a request without a line may have been
+    # served.
+    told = (known["failed"] == False).any() and len(known) == len(reports)  # noqa: E712
+    each = known.groupby(["lookup", "rank"])
+    by_rank = each[["tokens", "gb", "seconds"]].sum(min_count=1)
+    # A failure says once more what the Retrieved line of its rank has said.
+    sums = known[~known["failed"].astype(bool)].groupby(["lookup", "rank"])["missing"].sum()
+    worst = known[known["failed"].astype(bool)].groupby(["lookup", "rank"])["missing"].max()
+    missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
+    wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
+    got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
+    by_rank["arrived"] = np.fmax(0.0, np.fmin(got, wanted - np.fmax(0.0, missing)))
+    grouped = by_rank.groupby(level="lookup")
+    ranks = grouped.size().reindex(rows.index)
+    usual = ranks.groupby(rows["engine"]).transform("median")
+    arrived = grouped["arrived"].min().reindex(rows.index).fillna(0.0 if told else need)
+    seconds = grouped["seconds"].max().reindex(rows.index)
+    arrival = np.select(
+        [need <= 0, ranks.isna(), ranks < usual],
+        ["", "silent" if told else "looked up", "some ranks"],
+        "retrieved",
+    )
+    return rows.assign(
+        loaded_tokens=need.where(need <= 0, arrived),
+        retrieved_tokens=grouped["tokens"].min().reindex(rows.index),
+        seconds=seconds,
+        gb_per_s=grouped["gb"].sum(min_count=1).reindex(rows.index) / seconds.where(seconds > 0),
+        arrival=arrival,
+        asked_to_load=need,
+    )
