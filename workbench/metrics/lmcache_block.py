@@ -93,7 +93,8 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
     # Seldom there: to ask whether they are is faster than to look for them with a pattern.
     if b"<resume-load>" in data:
         kinds["resumed"] = _resumed
-    if b"Num retrieved tokens: " in data or b" failed to load " in data:
+    short, warned = b"num expected tokens: " in data, text.warned()
+    if short or (warned and b" failed to load " in data):
         kinds["failures"] = _failures
     for kind, read in kinds.items():
         columns, cut = read(text)
@@ -104,12 +105,12 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
         found.evictions = Counter(tier.decode() for tier in EVICTED.findall(data))
     if b"chunk_size" in data:
         found.chunk_tokens = {int(size) for size in CHUNK.findall(data) if int(size)}
-    if b"world_size=" in data:
+    if b"world_size" in data:
         found.workers = {int(count) for count in WORKERS.findall(data) if int(count)}
-    starts = [match.start() for match in STARTED.finditer(data)]
-    if starts:
+    if any(line in data for line in STARTED):
+        starts = [match.start() for line in STARTED for match in re.finditer(re.escape(line), data)]
         found.events["starts"] = text.place(starts) | {"request_id": b"\n" * (len(starts) - 1)}
-    if b"ERROR" in data or b"CRITICAL" in data or b"LMCache WARNING" in data:
+    if short or warned:
         found.errors = _errors(data)
     return found
 
@@ -126,6 +127,11 @@ class _Text:
             levels = levels[self.codes[levels + place] == code]
         # In front stands one that cannot be, for lines that have none before them.
         self.levels = np.concatenate(([-1], levels))
+
+    def warned(self) -> bool:
+        """Whether any of LMCache's lines is a warning or worse."""
+        behind = np.minimum(self.levels[1:] + len(LEVEL), len(self.codes) - 1)
+        return bool(np.isin(self.codes[behind], np.frombuffer(b"WEC", np.uint8)).any())
 
     def lines(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the lines begin that hold the bytes `starts`."""

@@ -90,9 +90,10 @@ def _pairs(
     np.maximum.at(most, which, tokens)
     # Lookups that do not wait beside others: the retrievals behind them are theirs.
     alone = (counts > 0) & (least == most) & (most > 0) & np.r_[True, counts[:-1] > 0]
+    alone &= lookups["found_keys"].to_numpy() > 0
     found = lookups["found_keys"].to_numpy()
     if not alone.any():
-        alone = (counts > 0) & (least == most) & (most > 0)
+        alone = (counts > 0) & (least == most) & (most > 0) & (found > 0)
     ratios = most[alone] / found[alone]
     if chunk:
         per_chunk = chunk / ratios

@@ -84,9 +84,7 @@ EVICTED = re.compile(
 CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d{1,9})(?=[,\s})])")
 WORKERS = re.compile(rb"Registered [^\n]{0,200}?world_size=(\d{1,4})\)")
 """An instance that registers with `lmcache server`: each chunk is one key for each of so many."""
-STARTED = re.compile(
-    rb"Starting StoreController|LMCache initialized for role KVConnectorRole\.SCHEDULER"
-)
+STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
 REQUEST = re.compile(rb"\[req_id=([^\]\s]+)(?: [^\]]*)?\] $")
 SHORT = _line(rb"Num retrieved tokens: #(?:, num expected tokens: #(?=\D)())?")
 """A worker that got fewer tokens than the lookup had promised. Its request, where a version names

@@ -21,6 +21,8 @@ _OFFSET_BITS = 42
 _BACK = np.timedelta64(1, "s")
 _LONG = np.timedelta64(10, "s")
 """A waiting request is looked up at every step of the engine: after so long it is another one."""
+_MANY = 8
+"""And so it is after so many lookups of others."""
 
 
 def with_writers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -86,8 +88,7 @@ def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> 
         back = np.zeros(len(where), np.int64)
         back[known] = np.r_[False, np.diff(at[known]) < -_BACK][: known.sum()]
         session[where] = np.searchsorted(mine, offset[where]) + np.cumsum(back)
-    names = [rows["process"], rows["request_id"], pd.Series(session, index=rows.index)]
-    key = pd.MultiIndex.from_arrays(names).factorize()[0]
+    key = _joined([*(pd.factorize(rows[n])[0] for n in ("process", "request_id")), session])
     # The same id again, in the same process: another request, unless it may be one that waits.
     order = np.lexsort((offset, key))
     total, at = (rows[name].to_numpy()[order] for name in ("prompt_tokens", "at"))
@@ -101,7 +102,12 @@ def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> 
         longer = np.r_[False, total[1:] > total[:-1]]  # preempted: with its answer so far
         shorter = np.r_[False, total[1:] < total[:-1]]
         late = np.r_[False, np.diff(at) > _LONG]
-        new |= shorter | (~longer & (late | np.r_[False, done[:-1]]))
+        # The first of a queue is asked again before any other is.
+        turn = rows.groupby("process").cumcount().to_numpy()[order]
+        hit = rows["lmcache_hit_tokens"].to_numpy()[order]
+        others = np.r_[0, np.diff(turn) - 1]
+        passed = (others >= _MANY) | ((others > 0) & np.r_[False, np.diff(hit) != 0])
+        new |= shorter | (~longer & (late | passed | np.r_[False, done[:-1]]))
     request = np.empty(len(rows), np.int64)
     request[order] = np.cumsum(new) - 1
     return request
@@ -115,23 +121,33 @@ def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
     import pandas as pd
 
     found = np.full(len(lines), -1)
-    offset = rows["offset"].to_numpy(np.int64)
-    for names in (["process", "request_id"], ["engine", "request_id"], ["request_id"]):
+    if rows.empty or lines.empty:
+        return found
+    names = ("request_id", "engine", "process")
+    codes = [pd.factorize(pd.concat([rows[name], lines[name]]))[0] for name in names]
+    mine_at, theirs_at = (side["offset"].to_numpy(np.int64) for side in (rows, lines))
+    for depth in (3, 2, 1):
         open_ = np.flatnonzero(found < 0)
-        if not len(open_) or not len(rows):
+        if not len(open_):
             break
-        asked = lines.iloc[open_]
-        both = pd.concat([rows[names], asked[names]])
-        code = pd.MultiIndex.from_frame(both).factorize()[0].astype(np.int64)
-        mine, theirs = code[: len(rows)], code[len(rows) :]
-        place = (mine << _OFFSET_BITS) + offset
+        code = _joined(codes[:depth])
+        mine, theirs = code[: len(rows)], code[len(rows) :][open_]
+        place = (mine << _OFFSET_BITS) + mine_at
         order = np.argsort(place)
-        wanted = (theirs << _OFFSET_BITS) + asked["offset"].to_numpy(np.int64)
+        wanted = (theirs << _OFFSET_BITS) + theirs_at[open_]
         at = np.searchsorted(place[order], wanted, "right") - 1
         lookup = order[at.clip(0)]
         right = (at >= 0) & (mine[lookup] == theirs)
         found[open_[right]] = lookup[right]
     return found
+
+
+def _joined(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """One number for each row, the same where all of its numbers are."""
+    joined = codes[0].astype(np.int64)
+    for more in codes[1:]:
+        joined = joined * (int(more.max(initial=0)) + 1) + more
+    return np.unique(joined, return_inverse=True)[1]
 
 
 def _reports(
