@@ -507,6 +507,16 @@ def test_without_a_retrieval_the_registered_workers_or_the_user_say_it() -> None
     assert only(read(line(text), *lines))["lmcache_hit_tokens"] == 768
 
 
+def test_lookups_that_are_as_long_as_what_was_stored_show_it_too() -> None:
+    """Every retrieval failed, so that none is there to go by."""
+    lines = [text for text in mp_log(workers=4, keys=4) if "Retrieved" not in text]
+    lines.append(line("Some keys not found during retrieve!").replace("INFO:", "ERROR:"))
+    summary = read(*lines)
+    assert summary.requests["lmcache_hit_tokens"].sum() == 20 * 256
+    assert summary.moved("retrieved") == 0
+    assert any("“Some keys not found during retrieve!”" in doubt for doubt in summary.doubts)
+
+
 def test_a_server_before_its_first_hit_has_stored_tokens() -> None:
     summary = read(*(line("Stored 256 tokens in 0.025 seconds", at=second(n)) for n in range(6)))
     assert (summary.moved("stored"), summary.moved("retrieved")) == (6 * 256, 0)

@@ -21,6 +21,7 @@ __all__ = ["KeyCount", "count_keys", "mp_requests"]
 
 _AGREE = 0.5
 """The share of the pairs of a lookup and its retrieval that has to agree."""
+_MOST_KEYS = 1024
 _TOGETHER = np.timedelta64(100, "ms")
 """Workers of one instance log the same transfer within so long."""
 
@@ -58,14 +59,15 @@ def count_keys(
     for name in ("found_keys", "asked_keys"):
         common = gcd(common, *map(int, lookups[name].unique()))
     ratio, workers = _pairs(lookups, retrieved, common, chunk)
+    stored = moved[moved["kind"] == "stored"]
     keys = 0
     if chunk:
         keys = round(chunk / ratio) if ratio == ratio else (1 if common == 1 else named)
+        keys = keys or _by_stores(lookups, stored, common, chunk)
         if ranks and keys % ranks and workers != ranks:
             keys = ranks  # what the user says, unless the log shows both
         ratio = chunk / keys if keys else nan
     retrieving = ranks or workers or named or (1 if keys == 1 else 0)
-    stored = moved[moved["kind"] == "stored"]
     return KeyCount(
         tokens_per_key=ratio,
         keys_per_chunk=keys,
@@ -109,6 +111,15 @@ def _pairs(
     counted, often = np.unique(counts[alone], return_counts=True)
     workers = int(counted[often.argmax()])
     return float(values[best]), workers if often.max() >= _AGREE * alone.sum() else 0
+
+
+def _by_stores(lookups: pd.DataFrame, stored: pd.DataFrame, common: int, chunk: int) -> int:
+    """Keys a chunk, if only one number makes most lookups as long as something that was stored."""
+    lengths = stored["tokens"].unique()
+    asked = lookups["asked_keys"].to_numpy() * chunk
+    fit = [keys for keys in range(1, min(common, _MOST_KEYS) + 1)
+           if common % keys == 0 and np.isin(asked / keys, lengths).mean() >= _AGREE]  # fmt: skip
+    return fit[0] if len(fit) == 1 else 0
 
 
 def _storing(stored: pd.DataFrame, workers: int) -> int:
