@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.engine_params import EngineParams
@@ -62,7 +63,7 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this log of vLLM or `lmcache server`, and start nothing",
+        "analyse this log of vLLM or `lmcache server` (several: a.log,b.log), and start nothing",
         example="logs/vllm.log",
     )
     log_ranks: int = param(
@@ -92,6 +93,13 @@ class LMCacheHitAnalysis(EngineParams):
     lmcache_url: str = param(
         "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
     )
+
+    @property
+    def log_files(self) -> list[str]:
+        """The files of `log_file`, which has commas between several."""
+        if self.log_file and Path(self.log_file).exists():
+            return [self.log_file]
+        return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
     def __post_init__(self) -> None:
         if self.engine == "simulated":

@@ -401,6 +401,18 @@ def test_hits_that_did_not_arrive_are_not_served(tmp_path: Path) -> None:
     assert not [c for c in facts["numbers"] if "engine had too" in c["label"] and c["value"]]
 
 
+def test_several_logs_are_one_result(tmp_path: Path) -> None:
+    for name in ("prefill", "decode"):
+        (tmp_path / f"{name}.log").write_text(IN_PROCESS)
+    files = f"{tmp_path}/prefill.log, {tmp_path}/decode.log"
+    params = LMCacheHitAnalysis(log_file=files, output_dir=str(tmp_path))
+    analysis = hit_analysis(params)
+    assert str(analysis).count("log (0.0 MB)") == 2
+    result = asyncio.run(analysis.run(echo=lambda _: None))
+    assert result.facts["finding"].startswith("LMCache served 45.8% of 2,794 prompt tokens")
+    assert result.facts["run_id"].startswith("log-prefill-decode-")
+
+
 def test_a_log_passes_through_no_client_so_it_has_no_gate_on_one(tmp_path: Path) -> None:
     gates = log_result(tmp_path, IN_PROCESS).facts["gates"]
     assert [gate["name"] for gate in gates] == ["the log is whole"]

@@ -418,6 +418,26 @@ def test_lines_of_workers_go_to_the_lookup_of_their_own_engine() -> None:
     assert rows["loaded_tokens"].to_dict() == {"decode | DP0": 512, "prefill | DP0": 0}
 
 
+def test_the_same_id_in_two_files_is_of_two_processes(tmp_path: Path) -> None:
+    """Two containers: the same names, the same pids, and the decode log has the later times."""
+    head, at = "(EngineCore_DP0 pid=7) ", "2026-11-21 10:42:{:02},000"
+    logs = {
+        "decode.log": lookup("0", 600, 512, 512, engine=0, head=head, at=at.format(2))
+        + line("[req_id=0] Retrieved 512 out of 512 required tokens (from 512 total tokens)."
+               " size: 0.5 gb, cost 1.0 ms,", head="(Worker_TP0 pid=8) ", at=at.format(3)),
+        "prefill.log": lookup("0", 600, 0, 0, engine=0, head=head, at=at.format(1))
+        + stored("0", 600, head="(Worker_TP0 pid=8) "),
+    }  # fmt: skip
+    for name, text in logs.items():
+        (tmp_path / name).write_text(text)
+    summary = read_log([tmp_path / name for name in logs])
+    assert len(summary.requests) == 2
+    assert (summary.credit["lmcache"], summary.credit["computed"]) == (512, 688)
+    assert summary.requests["stored_tokens"].tolist()[1] == 600
+    assert "decode.log: (EngineCore_DP0 pid=7)" in summary.requests["process"][0]
+    assert not any("run backwards" in doubt for doubt in summary.doubts)
+
+
 def test_data_parallel_engines_add_up_and_tensor_parallel_ranks_do_not() -> None:
     lines = []
     for engine in (0, 1):

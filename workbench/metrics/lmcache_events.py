@@ -34,6 +34,14 @@ class Events:
     chunk_tokens: set[int] = field(default_factory=set)
     workers: set[int] = field(default_factory=set)
 
+    def move(self, by: int) -> None:
+        """Count offsets from so many bytes before the log."""
+        for blocks in self.columns.values():
+            for block in blocks:
+                offset = block["offset"]
+                assert not isinstance(offset, bytes)
+                block["offset"] = offset + by
+
     def add(self, part: Events) -> None:
         """Take in what follows in the log."""
         for kind, found in part.columns.items():

@@ -12,7 +12,7 @@ not. Sizes in GB are what LMCache calls so: 1024^3 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
@@ -123,32 +123,47 @@ class LogSummary:
         return total
 
 
-def read_log(log: Path | str | BinaryIO, *, ranks: int = 0) -> LogSummary:
+def read_log(log: Path | str | BinaryIO | Sequence[Path | str], *, ranks: int = 0) -> LogSummary:
     """Read a log as a stream: what is kept is its rows, never its text.
 
+    Several files are read one after the other, and whoever wrote one is another process.
     `ranks` is the number of workers of an instance (tensor parallel), 0 for what the log shows: the
     mp generation counts one key for each of them and chunk.
 
     Raises ParameterError where `log` is a path that cannot be read; a file with nothing to read
     gives an empty summary with a doubt that says what it is.
     """
+    logs = log if isinstance(log, Sequence) and not isinstance(log, str) else [log]
+    if len(logs) == 1:
+        return _summary(_events(logs[0]), ranks, {})
+    events, files = Events(), {}
+    for file in logs:
+        part = _events(file)
+        part.move(events.size_bytes)
+        files[events.size_bytes] = str(file)
+        events.add(part)
+    return _summary(events, ranks, files)
+
+
+def _events(log: Path | str | BinaryIO) -> Events:
     try:
         with open(log, "rb") if isinstance(log, str | Path) else nullcontext(log) as file:
             children = children_for(file)
-            events = read_by_children(file, children) if children else stream_events(file)
+            return read_by_children(file, children) if children else stream_events(file)
     except OSError as error:
         raise ParameterError(
             f"log_file {str(log)!r} cannot be read ({error.strerror}); give the path of a vLLM or"
             " `lmcache server` log, e.g. logs/vllm.log"
         ) from error
-    return _summary(events, ranks)
 
 
-def _summary(events: Events, ranks: int) -> LogSummary:
+def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary:
+    """`files` are the names of several files, by the offset at which each begins."""
     import pandas as pd
 
     frames = {
-        kind: with_writers(event_frame(events.columns[kind], EVENT_COLUMNS[kind])) for kind in KINDS
+        kind: with_writers(event_frame(events.columns[kind], EVENT_COLUMNS[kind]), files)
+        for kind in KINDS
     }
     dated = _with_years(frames)
     lookups, torn = lookup_rows(frames["lookups"])
@@ -185,7 +200,7 @@ def _summary(events: Events, ranks: int) -> LogSummary:
     )
     doubts = [] if matching else [_what_it_is(events)]
     doubts += _arrival_doubts(summary)
-    doubts += _doubts(events, summary, frames["starts"])
+    doubts += _doubts(events, summary, frames["starts"], files)
     if len(prefetches):
         doubts += _mp_doubts(summary, prefetches, ranks)
     return replace(summary, doubts=tuple(doubts))
@@ -245,7 +260,9 @@ def _arrival_doubts(summary: LogSummary) -> list[str]:
     return doubts
 
 
-def _doubts(events: Events, summary: LogSummary, starts: pd.DataFrame) -> list[str]:
+def _doubts(
+    events: Events, summary: LogSummary, starts: pd.DataFrame, files: Mapping[int, str]
+) -> list[str]:
     doubts, cut = [], summary.cut
     requests, transfers = summary.requests, summary.transfers
     if cut:
@@ -277,7 +294,8 @@ def _doubts(events: Events, summary: LogSummary, starts: pd.DataFrame) -> list[s
         doubts.append("The times in the log have no year.")
     elif len(requests) and requests["at"].isna().all():
         doubts.append("The log's lines have no time: when anything happened is not known.")
-    if (requests["at"].diff().dt.total_seconds() < -1).any():
+    file = np.searchsorted([*files], requests["offset"], "right")
+    if (requests["at"].groupby(file).diff().dt.total_seconds() < -1).any():
         doubts.append("Times in the log run backwards: it was joined from several logs.")
     return doubts
 

@@ -6,7 +6,7 @@ again, and the prefill and the decode instance of one request log the same id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,18 @@ _MANY = 8
 """And so it is after so many lookups of others."""
 
 
-def with_writers(rows: pd.DataFrame) -> pd.DataFrame:
-    """`writer` as three columns: process, engine, rank (see `lmcache_lines.writer`)."""
+def with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
+    """`writer` as three columns: process, engine, rank (see `lmcache_lines.writer`).
+
+    With several files, processes and engines have the file's name before theirs.
+    """
     import pandas as pd
 
+    if files and len(rows):
+        file = np.searchsorted([*files], rows["offset"], "right") - 1
+        named = pd.Series([f"{name}: " for name in files.values()])[file].set_axis(rows.index)
+        tab = rows["writer"].str.partition("\t")
+        rows = rows.assign(writer=named + tab[0] + "\t" + named + tab[2])
     codes, writers = pd.factorize(rows["writer"])
     parts = [str(writer).split("\t") for writer in writers]
     columns: dict[str, Any] = {
