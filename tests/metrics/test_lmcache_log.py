@@ -508,6 +508,23 @@ def test_the_log_shows_how_many_keys_a_chunk_is(workers: int, keys: int, named: 
     assert read(*mp_log(workers=workers, keys=keys), ranks=workers).moved("retrieved") == found
 
 
+@pytest.mark.parametrize(("workers", "keys"), [(1, 1), (4, 4), (4, 1), (1, 2)])
+def test_retrievals_of_requests_in_flight_together_still_show_it(workers: int, keys: int) -> None:
+    """Eight at a time, and of one in three the engine held a part itself."""
+    draw, events, found, moved = random.Random(keys), [], 0, 0
+    for n in range(80):
+        chunks = draw.randrange(1, 60)
+        loaded = chunks if n % 3 else draw.randrange(1, chunks + 1)
+        found, moved = found + chunks * 256, moved + loaded * 256
+        events.append((n, prefetch(n, chunks * keys, 60 * keys + keys * (n % 2))))
+        text = line(f"Retrieved {loaded * 256} tokens in 0.01 seconds")
+        events += [(n + draw.random() * 8, text) for _ in range(workers)]
+    config = line("LMCache server config: chunk_size=256, l1_size_gb=60")
+    summary = read(config, *(text for _, text in sorted(events)))
+    assert summary.requests["lmcache_hit_tokens"].sum() == found
+    assert summary.moved("retrieved") == moved
+
+
 def test_what_the_engine_held_itself_is_found_and_not_retrieved() -> None:
     lines = mp_log(workers=4, keys=4)
     late = [prefetch(20, 12, 44), prefetch(21, 12, 44)]

@@ -13,6 +13,7 @@ from math import gcd, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["KeyCount", "count_keys", "mp_requests"]
 
 _AGREE = 0.5
-"""The share of the pairs of a lookup and its retrieval that has to agree."""
+"""The share of the lookups that has to agree."""
+_SURE, _CLEAR = 0.25, 0.8
+"""The share of retrievals that has to be a lookup's, and how close the next best may come: the
+engine may have held a part itself, so not all are."""
+_LINES = 5000
+_IN_FLIGHT = 16
+"""Lookups that may wait for their retrieval at a time."""
 _MOST_KEYS = 1024
 _TOGETHER = np.timedelta64(100, "ms")
 """Workers of one instance log the same transfer within so long."""
@@ -58,59 +65,95 @@ def count_keys(
     common = 0
     for name in ("found_keys", "asked_keys"):
         common = gcd(common, *map(int, lookups[name].unique()))
-    ratio, workers = _pairs(lookups, retrieved, common, chunk)
     stored = moved[moved["kind"] == "stored"]
-    keys = 0
-    if chunk:
-        keys = round(chunk / ratio) if ratio == ratio else (1 if common == 1 else named)
-        keys = keys or _by_stores(lookups, stored, common, chunk)
-        if ranks and keys % ranks and workers != ranks:
-            keys = ranks  # what the user says, unless the log shows both
-        ratio = chunk / keys if keys else nan
+    lines = _Lines.of(lookups, retrieved)
+    # Tokens that move are whole chunks: where the log does not name a chunk, so long is a guess
+    # whose keys are counted with it.
+    unit = chunk or gcd(*map(int, moved["tokens"].unique()))
+    keys = _keys(lines, common, unit) if unit else 0
+    workers = _workers(lines, keys, unit)
+    if chunk and not keys:
+        keys = named or _by_stores(lookups, stored, common, chunk) or int(common == 1)
+    if chunk and ranks and keys % ranks and workers != ranks:
+        keys = ranks  # what the user says, unless the log shows both
     retrieving = ranks or workers or named or (1 if keys == 1 else 0)
     return KeyCount(
-        tokens_per_key=ratio,
-        keys_per_chunk=keys,
+        tokens_per_key=unit / keys if keys else nan,
+        keys_per_chunk=keys if chunk else 0,
         retrieving=retrieving,
         storing=_storing(stored, ranks or retrieving),
     )
 
 
-def _pairs(
-    lookups: pd.DataFrame, retrieved: pd.DataFrame, common: int, chunk: int
-) -> tuple[float, int]:
-    """Tokens of a key, and workers that log a retrieval, from retrievals behind their lookups."""
-    if lookups.empty or retrieved.empty:
-        return nan, 0
-    at = lookups["offset"].to_numpy(np.int64)
-    which = np.searchsorted(at, retrieved["offset"].to_numpy(np.int64)) - 1
-    tokens = retrieved["tokens"].to_numpy()[which >= 0]
-    which = which[which >= 0]
-    counts = np.bincount(which, minlength=len(at))
-    least, most = np.full(len(at), np.inf), np.zeros(len(at))
-    np.minimum.at(least, which, tokens)
-    np.maximum.at(most, which, tokens)
-    # Lookups that do not wait beside others: the retrievals behind them are theirs.
-    alone = (counts > 0) & (least == most) & (most > 0) & np.r_[True, counts[:-1] > 0]
-    alone &= lookups["found_keys"].to_numpy() > 0
-    found = lookups["found_keys"].to_numpy()
-    if not alone.any():
-        alone = (counts > 0) & (least == most) & (most > 0) & (found > 0)
-    ratios = most[alone] / found[alone]
-    if chunk:
-        per_chunk = chunk / ratios
-        right = np.isclose(per_chunk, per_chunk.round()) & (common % per_chunk.round() == 0)
-        ratios = ratios[right]
-    if not len(ratios):
-        return nan, 0
-    values, times = np.unique(ratios, return_counts=True)
-    # What the engine had itself was found and not retrieved: of equally frequent, most a key.
-    best = len(times) - 1 - int(times[::-1].argmax())
-    if times[best] < _AGREE * alone.sum():
-        return nan, 0
-    counted, often = np.unique(counts[alone], return_counts=True)
-    workers = int(counted[often.argmax()])
-    return float(values[best]), workers if often.max() >= _AGREE * alone.sum() else 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lines:
+    """Retrievals beside the lookups before them, for as many lines as tell enough."""
+
+    found: NDArray[np.int64]
+    """Keys that each lookup found."""
+    tokens: NDArray[np.int64]
+    """Tokens of each Retrieved line."""
+    recent: NDArray[np.int64]
+    """For each line its latest lookups, the last first; -1 where there is none."""
+
+    @classmethod
+    def of(cls, lookups: pd.DataFrame, retrieved: pd.DataFrame) -> _Lines:
+        some = retrieved[retrieved["tokens"] > 0].head(_LINES)
+        at = lookups["offset"].to_numpy(np.int64)
+        before = np.searchsorted(at, some["offset"].to_numpy(np.int64))
+        return cls(
+            found=lookups["found_keys"].to_numpy(np.int64),
+            tokens=some["tokens"].to_numpy(np.int64),
+            recent=(before[:, None] - 1 - np.arange(_IN_FLIGHT)).clip(-1),
+        )
+
+    def owner(self, keys: int, unit: int) -> NDArray[np.int64]:
+        """The latest lookup that found exactly what each line retrieved, else -1."""
+        if not len(self.found):
+            return np.full(len(self.tokens), -1)
+        fits = self.found[self.recent] * unit == keys * self.tokens[:, None]
+        fits &= self.recent >= 0
+        owner = self.recent[np.arange(len(fits)), fits.argmax(axis=1)]
+        return np.where(fits.any(axis=1), owner, -1)
+
+
+def _keys(lines: _Lines, common: int, unit: int) -> int:
+    """Keys of `unit` tokens: with them, what was found is most often what was retrieved."""
+    if not len(lines.tokens) or not len(lines.found):
+        return 0
+    best = int(lines.found.max()) * unit // int(lines.tokens.max())  # no more than was found
+    shares = {
+        keys: float((lines.owner(keys, unit) >= 0).mean())
+        for keys in range(1, min(common, best, _MOST_KEYS) + 1)
+        if common % keys == 0
+    }
+    ranked = sorted(shares, key=lambda keys: -shares[keys])
+    if not ranked or shares[ranked[0]] < _SURE:
+        return 0
+    if len(ranked) > 1 and shares[ranked[1]] > _CLEAR * shares[ranked[0]]:
+        return 0
+    return ranked[0]
+
+
+def _workers(lines: _Lines, keys: int, unit: int) -> int:
+    """Lines that each retrieval has, by those that can be of one lookup only."""
+    owner = lines.owner(keys, unit) if keys else np.array([], np.int64)
+    if not (owner >= 0).any():
+        return 0
+    counts = np.bincount(owner[owner >= 0], minlength=len(lines.found))
+    alone = counts > 0
+    for away in range(1, _IN_FLIGHT):
+        same = lines.found[away:] == lines.found[:-away]
+        alone[away:] &= ~same
+        alone[:-away] &= ~same
+    # Lookups that take turns with their retrievals: the lines behind each are its own.
+    turns = counts > 0
+    turns[1:] &= counts[:-1] > 0
+    for mine in (alone, turns):
+        sizes, often = np.unique(counts[mine], return_counts=True)
+        if len(sizes) and often.max() >= _AGREE * often.sum():
+            return int(sizes[often.argmax()])
+    return 0
 
 
 def _by_stores(lookups: pd.DataFrame, stored: pd.DataFrame, common: int, chunk: int) -> int:
