@@ -290,7 +290,14 @@ def test_a_hit_without_a_retrieval_earns_nothing_where_others_have_one() -> None
     summary = read(*asked, retrieved("b", 2560, 2560))
     assert summary.requests["loaded_tokens"].tolist() == [0, 2560]
     assert "No line says that they arrived" in explain(summary.requests.iloc[0].to_dict())
-    assert any("1 requests with a hit have no Retrieved line" in d for d in summary.doubts)
+    assert any("1 request with a hit and without a Retrieved line" in d for d in summary.doubts)
+
+
+def test_errors_of_retrievals_without_a_number_earn_nothing() -> None:
+    error = line("Cannot retrieve keys due to exception").replace("INFO:", "ERROR:")
+    summary = read(lookup("a", total=2774, hit=2560, need=2560), error)
+    assert summary.credit["lmcache"] == 0
+    assert any("“Cannot retrieve keys due to exception”" in doubt for doubt in summary.doubts)
 
 
 def test_a_retrieval_that_begins_within_what_the_engine_held_brings_less() -> None:
@@ -311,8 +318,10 @@ NATIVE += " LMCache hit tokens: 3840, need to load: 2816"
     [
         (NATIVE.format("11-07 11:03:05", "a") + "\n", "11-07 11:03:05", False),
         (NATIVE.format("11-07 11:03:05.250", "a") + "\n", "11-07 11:03:05.250000", False),
+        ("(EngineCore_DP0 pid=7) [2025-11-07 11:03:05] LMCache INFO: Reqid: a, Total tokens 4096,"
+         " LMCache hit tokens: 3840, need to load: 2816 (x.py:1)\n", "11-07 11:03:05", True),
         ("2025-11-07T12:00:00.5Z stderr F " + NATIVE.format("11-07 11:03:05", "a") + "\n",
-         "11-07 11:03:05", False),
+         "11-07 11:03:05", True),
         ("2025-11-07T12:00:00.123456789Z Reqid: a, Total tokens 4096, LMCache hit tokens: 3840,"
          " need to load: 2816\n", "11-07 12:00:00.123456", True),
         ("Nov  7 12:00:00 host vllm[7]: Reqid: a, Total tokens 4096, LMCache hit tokens: 3840,"
@@ -377,7 +386,7 @@ def test_the_same_id_elsewhere_is_another_request(first: str, second: str, betwe
     summary = served_twice(first, second, between)
     assert len(summary.requests) == 2
     assert (summary.credit["lmcache"], summary.credit["computed"]) == (10009, 10011)
-    assert any("1 request ids came again" in doubt for doubt in summary.doubts)
+    assert any("1 request id came again" in doubt for doubt in summary.doubts)
 
 
 def test_logs_that_were_joined_are_told_by_their_clock() -> None:
@@ -620,7 +629,7 @@ def test_bytes_that_are_no_text_are_counted() -> None:
 
 
 def test_a_time_of_day_that_cannot_be_is_no_time() -> None:
-    whens = ("2026-02-29 10:42:29,019", "2026-11-21 24:00:00,000", "2026-11-21 10:42:29.019")
+    whens = ("2026-11-21 10:42:29,019", "2026-02-29 10:42:29,019", "2026-11-21 24:00:00,000")
     rows = read(*(lookup("cmpl-1", 900, 0, 0, engine=0, at=at) for at in whens), MP_LINES[2])
     assert rows.requests["at"].isna().tolist() == [True, False]
     assert str(rows.requests["at"][1]) == "2026-11-21 10:42:29.019000"

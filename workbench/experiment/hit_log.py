@@ -219,10 +219,13 @@ def _cards(summary: LogSummary) -> list[Row]:
             {"label": "from the engine's own cache", "value": 100 * credit["engine"] / total,
              "unit": "%", "note": f"of {total:,.0f}", **blank},
         ]  # fmt: skip
+        name = "lost" if credit["lost"] else "idle"
+        label = {"lost": "LMCache hits that did not arrive",
+                 "idle": "LMCache hits that the engine had too"}[name]  # fmt: skip
         if held:
             cards.append(
-                {"label": "LMCache hits that the engine had too", "unit": "%",
-                 "value": 100 * credit["idle"] / held, "note": f"of {held:,.0f}", **blank}
+                {"label": label, "unit": "%", "value": 100 * credit[name] / held,
+                 "note": f"of {held:,.0f}", **blank}
             )  # fmt: skip
         return cards
     numbers = {"tokens found": _mp_hits(summary) if len(_mp(summary)) else 0.0,

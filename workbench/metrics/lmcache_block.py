@@ -145,6 +145,7 @@ class _Text:
         told = ends >= begins
         times = np.full(len(at), "NaT", "datetime64[us]")
         times[told] = _times(self.codes, ends[told])
+        told &= ~np.isnat(times)  # written in another way
         ends[~told] = np.minimum(at, begins + _HEAD_BYTES)[~told]
         for n in np.flatnonzero(~told).tolist():
             times[n] = _head_time(self.data[begins[n] : ends[n]])

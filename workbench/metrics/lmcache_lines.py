@@ -136,6 +136,7 @@ _STAMPS = re.compile(
     rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
     rb"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b:?(?: +\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?)?"
     rb"|\b[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d\b|\[[\w./]+\.py:\d+\]"
+    rb"|\\u001b\[[\d;]*m|^\{\"log\":\""
 )
 """What changes from line to line in what stands before a message: times, levels, places."""
 _PROCESS = re.compile(rb"\(([^()]*)pid=(\d+)\)")
@@ -151,7 +152,8 @@ def writer(head: bytes) -> bytes:
     cache; tensor- and pipeline-parallel workers are ranks of one engine, and so are workers that
     have nothing but a pid.
     """
-    plain = b" ".join(_STAMPS.sub(b"", _ANSI.sub(b"", head)).split()).rstrip(b" [")
+    plain = b" ".join(_STAMPS.sub(b"", _ANSI.sub(b"", head)).split())
+    plain = plain.partition(b"[] LMCache")[0].rstrip(b" [")
     found = _PROCESS.search(plain)
     if not found:
         return b"\t".join((plain, (plain + b" DP0").strip(), b""))
@@ -185,6 +187,7 @@ def head_time(head: bytes) -> tuple[int, ...] | None:
             fraction = parts.pop() or b""
             if pattern is _OF_SYSLOG:
                 parts[0] = b"%d" % _MONTHS.get(parts[0], 0)
-            year = () if pattern is _ISO else (0,)
+            dated = _ISO.search(head) if pattern is _OF_VLLM else None
+            year = () if pattern is _ISO else (int(dated[1]) if dated else 0,)
             return (*year, *map(int, parts), int(fraction.ljust(6, b"0")[:6]))
     return None

@@ -12,11 +12,13 @@ not. Sizes in GB are what LMCache calls so: 1024^3 bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LogSummary", "read_log"]
 
-_SHOWN = 80
+_OF_RETRIEVAL = re.compile(r"(?!.*(?:number of|Num) retrieved|.*failed to load)(?i:.*retriev)")
+"""An error of a retrieval that does not say of how many tokens."""
+_SHOWN = 60
 """So many characters of an error stand in a doubt."""
 
 
@@ -78,7 +82,7 @@ class LogSummary:
     keys: KeyCount = field(default_factory=KeyCount)
     """What a key and a line stand for (mp only)."""
     dated: bool = True
-    """Whether the log says the year of its times."""
+    """Whether the log says the year of its times; where it does not, they are of NO_YEAR."""
     errors: Mapping[str, int] = field(default_factory=dict)
     """LMCache's errors and warnings of lost KV, the most frequent first."""
     doubts: tuple[str, ...] = ()
@@ -174,7 +178,15 @@ def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary
     keys = count_keys(prefetches, transfers, chunk=chunk, registered=events.workers, ranks=ranks)
     parts = [lookups]
     if len(lookups):
-        parts.append(in_process_requests(lookups, transfers, frames["failures"], frames["starts"]))
+        parts.append(
+            in_process_requests(
+                lookups,
+                transfers,
+                frames["failures"],
+                frames["starts"],
+                failing=any(_OF_RETRIEVAL.match(message) for message in events.errors),
+            )
+        )
     if len(prefetches):
         parts.append(mp_requests(prefetches, keys))
     if len(resumed):
@@ -231,33 +243,39 @@ def _arrival_doubts(summary: LogSummary) -> list[str]:
     if len(lost):
         tokens = (lost["asked_to_load"] - lost["loaded_tokens"]).sum()
         doubts.append(
-            f"{len(lost):,} retrievals failed: {tokens:,.0f} tokens were found in LMCache and did"
-            " not arrive. They count as computed."
+            f"{_count(len(lost), 'retrieval')} failed: {tokens:,.0f} tokens were found in LMCache"
+            " and did not arrive. They count as computed."
         )
     if summary.errors:
         total = sum(summary.errors.values())
-        shown = " and ".join(f"“{message[:_SHOWN]}”" for message in list(summary.errors)[:2])
+        shown = " and ".join(
+            f"“{shorten(message, _SHOWN, placeholder='…')}”" for message in [*summary.errors][:2]
+        )
         more = ", for example" if len(summary.errors) > 2 else ""
-        doubts.append(f"LMCache logged {total:,} errors{more}: {shown}.")
+        doubts.append(f"LMCache logged {_count(total, 'error')}{more}: {shown}.")
     for arrival, sentence in (
-        ("silent", "{} requests with a hit have no Retrieved line, and others have: LMCache gets no"
-         " credit for them."),
-        ("some ranks", "In {} requests not every rank logged what it retrieved: the others' count"
+        ("silent", "{} with a hit and without a Retrieved line: LMCache gets no credit for what it"
+         " found."),
+        ("some ranks", "In {} not every rank logged what it retrieved: the others' count"
          " is taken."),
-        ("looked up", "The log has no Retrieved line for {} requests: LMCache's share is what was"
+        ("looked up", "The log has no Retrieved line for {}: LMCache's share is what was"
          " looked up, not what arrived."),
     ):  # fmt: skip
         count = int((rows["arrival"] == arrival).sum())
         if count:
-            doubts.append(sentence.format(f"{count:,}"))
+            doubts.append(sentence.format(_count(count, "request")))
     mine = rows[rows["prompt_tokens"].notna()]
     reused = int(mine["request_id"].duplicated().sum())
     if reused:
         doubts.append(
-            f"{reused:,} request ids came again, from another process or after a restart: each"
-            " counts as a request of its own."
+            f"{_count(reused, 'request id')} came again, from another process or after a restart:"
+            " each counts as a request of its own."
         )
     return doubts
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _doubts(

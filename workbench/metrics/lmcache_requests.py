@@ -47,7 +47,12 @@ def with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
 
 
 def in_process_requests(
-    lookups: pd.DataFrame, transfers: pd.DataFrame, failures: pd.DataFrame, starts: pd.DataFrame
+    lookups: pd.DataFrame,
+    transfers: pd.DataFrame,
+    failures: pd.DataFrame,
+    starts: pd.DataFrame,
+    *,
+    failing: bool = False,
 ) -> pd.DataFrame:
     """One row per request: its last lookup, and what was stored and retrieved for it.
 
@@ -56,9 +61,12 @@ def in_process_requests(
     rank that has least, since the engine can use no more; GB is the sum.
 
     `asked_to_load` is what a lookup promised beyond the engine's own hit, `loaded_tokens` what of
-    it arrived. `arrival` says how that is known: `looked up` where the log has
-    no line of any retrieval, `silent` where it has some, but none of this request (nothing is
-    credited then), `some ranks` where a rank is missing, else `retrieved`; empty without a load.
+    it arrived. `arrival` says how that is known, and is empty without a load:
+    `retrieved`  every rank says it;
+    `some ranks` a rank says nothing, and the others' count is taken;
+    `silent`     no line says it, though others have one, or the log has errors of retrievals
+                 (`failing`): nothing is credited;
+    `looked up`  the log has no line of any retrieval: what was promised is credited.
     """
     import pandas as pd
 
@@ -79,7 +87,7 @@ def in_process_requests(
         by_rank["tokens"].sum().groupby(level="request").max()
     )
     reports = _reports(rows, transfers, named, failures)
-    rows = _arrived(rows[rows["last"]], reports)
+    rows = _arrived(rows[rows["last"]], reports, failing)
     return rows.drop(columns=["request", "last"]).reset_index(drop=True)
 
 
@@ -221,13 +229,13 @@ def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
     return found
 
 
-def _arrived(rows: pd.DataFrame, reports: pd.DataFrame) -> pd.DataFrame:
+def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.DataFrame:
     """The last lookups of requests with what arrived for them."""
     need = rows["loaded_tokens"]  # as looked up
     known = reports[reports["lookup"] >= 0]
     # Where successes are not told, or not of which request, a request without a line may have been
     # served.
-    told = (known["failed"] == False).any() and len(known) == len(reports)  # noqa: E712
+    told = failing or ((known["failed"] == False).any() and len(known) == len(reports))  # noqa: E712
     each = known.groupby(["lookup", "rank"])
     by_rank = each[["tokens", "gb", "seconds"]].sum(min_count=1)
     # A failure says once more what the Retrieved line of its rank has said.
