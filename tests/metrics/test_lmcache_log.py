@@ -569,6 +569,31 @@ def test_a_server_before_its_first_hit_has_stored_tokens() -> None:
     assert summary.requests.empty
 
 
+# --- logs from the field, where they are beside the repository ---
+
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")
+@pytest.mark.parametrize(
+    ("log", "requests", "loaded", "stored"),
+    [
+        ("01-lmc-retrieve-failed/vllm.log", 8, 0, 0),
+        ("03-lmc-mp-keys/lmcache.log", 6, 4608, 6 * 2816),
+        ("04-lmc-vllm-native/vllm.log", 8, 13_312, 4 * 4096),
+        ("06-lmc-ids-restart/both.log", 20, 100_090, 0),
+        ("08-lmc-stored-only/lmcache.log", 0, 0, 1536),
+    ],
+)
+def test_logs_from_the_field(log: str, requests: int, loaded: int, stored: int) -> None:
+    summary = read_log(CASES / log)
+    assert len(summary.requests) == requests
+    by_line = summary.moved("retrieved")
+    assert (by_line if pd.isna(summary.credit["lmcache"]) else summary.credit["lmcache"]) == loaded
+    assert summary.moved("stored") == stored
+    assert summary.cut == 0
+
+
 # --- damage ---
 
 
