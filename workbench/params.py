@@ -63,7 +63,7 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this log of vLLM or `lmcache server` (several: a.log,b.log), and start nothing",
+        "analyse this log of vLLM or `lmcache server` (or a.log,b.log); start nothing",
         example="logs/vllm.log",
     )
     log_ranks: int = param(
