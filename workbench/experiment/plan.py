@@ -179,7 +179,7 @@ class ExperimentPlan:
         )
         cold_s = prefill_s + speed.step_s * sum(request.max_tokens for request in requests)
         total_s = speed.fork_server_s if self.params.fork else 0.0
-        slower = speed.launch_s / TYPICAL.launch_s
+        slower = speed.fork_server_s / TYPICAL.fork_server_s
         for arm in self.arms:
             instances = Topology.parse(arm.topology).instances
             launch_s = slower * (LAUNCH_S + instances * LAUNCH_INSTANCE_S)
@@ -228,7 +228,7 @@ class ExperimentPlan:
 
 SEARCHED_RATES = 7
 LAUNCH_S, LAUNCH_INSTANCE_S = 3.0, 0.9
-"""A launch, and each of its instances, where one alone takes TYPICAL.launch_s of CPU."""
+"""A launch, and each of its instances, where the fork server loads in TYPICAL.fork_server_s."""
 
 
 def run_id(params: EngineParams) -> str:
