@@ -23,6 +23,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, Log, echo_line
+from workbench.experiment.time_limit import TimeLimit, keep_whole_rounds
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep
@@ -33,10 +34,12 @@ from workbench.serve.processes import Launcher
 __all__ = ["run"]
 
 
-async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
+async def run(
+    plan: ExperimentPlan, *, echo: Echo = echo_line, limit: TimeLimit | None = None
+) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended. An error or an interrupt ends all servers, saves what
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an interrupt ends all servers, saves what
     was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
     of the same run id stays as it is.
     """
@@ -51,8 +54,9 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     status = "failed"
     left_out: set[str] = set()
     try:
-        async with _launcher(plan, folder, log) as launcher:
-            for number in range(plan.rounds):
+        limit = limit or TimeLimit()
+        async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
                     if arm.label in left_out:
                         continue
@@ -66,6 +70,7 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
                         reason = str(error).splitlines()[0].rstrip(".")
                         log.doubt(f"{arm.label} is left out: {reason}.")
                         echo(log.doubts[-1])
+        plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
