@@ -1,13 +1,14 @@
 """Which claims are measured in the time there is, and why the others are not. Pure.
 
-Reading costs nothing and comes first. Time goes to recipes by the claims a second that they can
-decide here; what gives a number but no verdict comes last. What does not fit is cut: to fewer
-requests, then to fewer rounds, where these can still decide a count or give an interval. A recipe
+Reading costs nothing and comes first. Each recipe may be measured in full, with fewer requests, or
+with fewer rounds, where these can still decide a count or give an interval. Of these choices the
+ones are taken that decide most claims in the time; what decides most a second comes first. A recipe
 that found no room waits. The plan is made anew after each recipe, from what the last ones took.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 
@@ -18,7 +19,7 @@ from workbench.claims.recipe import Recipe, Setting
 from workbench.claims.verdict import judge
 from workbench.errors import WorkbenchError
 
-__all__ = ["Schedule", "Step", "schedule", "undecidable"]
+__all__ = ["Schedule", "Step", "schedule", "undecidable", "worth"]
 
 _NO_RUN_SETTLES = {
     "strong_tuned_baseline",
@@ -29,8 +30,14 @@ _NO_RUN_SETTLES = {
 _MORE_RUNS = 10
 """Launches an arm that effects under 5 % are given when there is time."""
 _UNDECIDED_WORTH = 0.1
-_INTERVAL_RUNS = 3
-"""Fewer rounds give a ratio no interval."""
+_INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
+"""Fewer rounds give a ratio no interval, and one of so few rounds decides nothing."""
+_FEWER = 0.1
+"""What is lost of the worth of a recipe that sends no requests but the fewest."""
+_PARTS = 1000
+"""Of the time, in which costs are counted while a plan is made."""
+_AS_GOOD = 0.5
+"""The first recipe is the cheapest of those that decide so much of the most a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +73,13 @@ class Schedule:
         lines = [f"decided by reading and arithmetic: {len(self.by_reading)}"]
         for step in (*self.steps, *self.waiting):
             room = "" if step in self.steps else ", if the others leave it the time"
-            if step.cut:
-                room += f", with {step.requests_share:.0%} of its requests, to fit the time"
+            if step.requests_share < 1:
+                room += f", {step.requests_share:.0%} of its requests"
+            room += ", to fit the time" if step.cut else ""
+            runs = "1 run" if step.runs == 1 else f"{step.runs} runs"
             lines.append(
                 f"{step.recipe.level:8} {step.recipe.name:14} about {step.estimate_s:4.0f} s,"
-                f" {step.runs} runs an arm{room}: {', '.join(step.claims)}"
+                f" {runs} an arm{room}: {', '.join(step.claims)}"
             )
         hope = sum(len(step.claims) for step in self.waiting)
         lines.append(f"not measured, the table says why of each: {len(self.skipped) - hope}")
@@ -95,7 +104,7 @@ def schedule(
     reading = tuple(claim.id for claim in claims if judge(claim).verdict != "not_tested")
     open_ = {claim.id: claim for claim in claims if claim.id not in reading}
     skipped: dict[str, str] = {}
-    offers: list[tuple[float, Step]] = []
+    offers: list[Step] = []
     for recipe in recipes:
         serves = tuple(name for name in recipe.claims if name in open_)
         if not serves:
@@ -108,30 +117,28 @@ def schedule(
         except WorkbenchError as error:
             skipped |= dict.fromkeys(serves, f"{recipe.name} cannot run here: {error}")
             continue
-        worth = sum(
-            _UNDECIDED_WORTH if undecidable(open_[name], setting) else 1.0 for name in serves
+        offers.append(
+            Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
         )
-        step = Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
-        offers.append((worth / max(cost_s, 0.1), step))
-    ordered = [step for _, step in sorted(offers, key=lambda offer: -offer[0])]
-    room = _Room(open_, setting, budget_s=budget_s, left_s=budget_s - spent_s, slowness=slowness)
-    whole = {step.recipe.name: room.take(room.with_all_rounds(step)) for step in ordered}
-    short = {
-        step.recipe.name: room.take(room.with_fewer_rounds(step))
-        for step in ordered
-        if whole[step.recipe.name] is None
-    }
-    steps = [step for step in (*whole.values(), *short.values()) if step is not None]
-    waiting = [step for step in ordered if short.get(step.recipe.name, step) is None]
+    room = _Room(
+        open_, setting, budget_s=budget_s, left_s=max(0.0, budget_s - spent_s), slowness=slowness
+    )
+    steps = room.chosen(offers)
+    taken = {step.recipe.name for step in steps}
+    waiting = [step for step in room.in_order(offers) if step.recipe.name not in taken]
+    if steps and not spent_s:
+        steps = room.cheap_first(steps)
+    left_s = room.left_s - sum(step.estimate_s for step in steps)
     for step in waiting:
-        skipped |= dict.fromkeys(step.claims, f"{step.recipe.name} takes {room.lacks(step)}")
+        reason = f"{step.recipe.name} takes {room.lacks(step, left_s)}"
+        skipped |= dict.fromkeys(step.claims, reason)
     measured = {name for step in steps for name in step.claims}
     for name, claim in open_.items():
         if name not in measured:
             skipped.setdefault(name, _no_recipe(claim))
     if not waiting and not any(step.cut for step in steps):
-        steps = _more_runs(steps, open_, setting, room.left_s, slowness)
-        left_s = budget_s - spent_s - sum(step.estimate_s for step in steps)
+        steps = _more_runs(steps, open_, setting, left_s, slowness)
+        left_s = room.left_s - sum(step.estimate_s for step in steps)
         steps = _longer(steps, setting, left_s, slowness)
     return Schedule(
         steps=tuple(steps),
@@ -152,59 +159,128 @@ class _Room:
     left_s: float
     slowness: Callable[[str], float]
 
-    def take(self, step: Step | None) -> Step | None:
-        if step is not None:
-            self.left_s -= step.estimate_s
-        return step
+    def chosen(self, offers: Sequence[Step]) -> list[Step]:
+        """The steps, at most one of each offer, that are worth most together in the time."""
+        choices = [self._ways(offer) for offer in offers]
+        picked = _most_worth(
+            [[(step.estimate_s, self._worth(step)) for step in ways] for ways in choices],
+            self.left_s,
+        )
+        taken = [ways[place] for ways, place in zip(choices, picked, strict=True) if place >= 0]
+        left_s = self.left_s - sum(step.estimate_s for step in taken)
+        full = {offer.recipe.name: offer for offer in offers}
+        return self.in_order(
+            [self._explained(step, full[step.recipe.name], left_s) for step in taken]
+        )
 
-    def with_all_rounds(self, step: Step) -> Step | None:
-        """The step with as many of its requests as fit; None where it has no room."""
-        if step.estimate_s <= self.left_s:
-            return step
-        for share in step.recipe.fewer:
-            cost_s = self._cost_s(step, share, step.runs)
-            if cost_s <= self.left_s:
-                return self._shortened(step, share, step.runs, cost_s)
-        return None
+    def in_order(self, steps: Sequence[Step]) -> list[Step]:
+        """What decides most a second comes first."""
+        return sorted(steps, key=lambda step: -self._rate(step))
 
-    def with_fewer_rounds(self, step: Step) -> Step | None:
-        """The step with the rounds that fit, where they decide a count or give an interval."""
-        share = min((1.0, *step.recipe.fewer))
-        least = 1 if self._counts(step) else _INTERVAL_RUNS
-        for runs in range(step.runs - 1, least - 1, -1):
-            cost_s = self._cost_s(step, share, runs)
-            if cost_s <= self.left_s:
-                return self._shortened(step, share, runs, cost_s)
-        return None
+    def cheap_first(self, steps: Sequence[Step]) -> list[Step]:
+        """With a cheap one before the others: how fast the machine is shows soon."""
+        best = max(map(self._rate, steps))
+        cheap = [
+            step
+            for step in steps
+            if self._rate(step) >= _AS_GOOD * best and self._worth(step) >= 1
+        ]
+        first = min(cheap or steps[:1], key=lambda step: step.estimate_s)
+        return [first, *(step for step in steps if step is not first)]
 
-    def lacks(self, step: Step) -> str:
+    def lacks(self, step: Step, left_s: float) -> str:
         """How much it takes and how much there is, and what to do: the end of a sentence."""
-        left_s = max(0.0, self.left_s)
-        wanted_s = _rounded_up(self.budget_s - self.left_s + step.estimate_s)
+        wanted_s = _rounded_up(self.budget_s - left_s + step.estimate_s)
         return (
             f"about {step.estimate_s:.0f} s and {left_s:.0f} of {self.budget_s:.0f} s are left;"
             f" raise time_budget_s, e.g. to {wanted_s}."
         )
 
+    def _ways(self, offer: Step) -> list[Step]:
+        """The offer in full, and with fewer requests and rounds."""
+        least = 1 if any(_is_count(self.claims[name]) for name in offer.claims) else _INTERVAL_RUNS
+        fewer = [runs for runs in (_INTERVAL_RUNS, 1) if least <= runs < offer.runs]
+        return [
+            replace(offer, runs=runs, requests_share=share,
+                    estimate_s=self._cost_s(offer, share, runs))
+            for share in (1.0, *offer.recipe.fewer)
+            for runs in (offer.runs, *fewer)
+        ]  # fmt: skip
+
+    def _worth(self, step: Step) -> float:
+        """Claims decided; all requests are worth a little more than some."""
+        claims = [self.claims[name] for name in step.claims]
+        return worth(claims, self.setting, step.runs) * (1 - _FEWER * (1 - step.requests_share))
+
+    def _rate(self, step: Step) -> float:
+        return self._worth(step) / max(step.estimate_s, 0.1)
+
     def _cost_s(self, step: Step, share: float, runs: int) -> float:
         changed = replace(self.setting, requests_share=share, runs=runs)
         return step.recipe.estimate_s(changed) * self.slowness(step.recipe.level)
 
-    def _counts(self, step: Step) -> bool:
-        """Whether it decides a claim that is counted, for which one round is enough."""
-        return any(
-            all(effect.quantifier == "exact" for effect in self.claims[name].effects)
-            for name in step.claims
-        )
-
-    def _shortened(self, step: Step, share: float, runs: int, cost_s: float) -> Step:
-        rounds = f"{runs} of {step.runs} rounds" if runs < step.runs else "all rounds"
+    def _explained(self, step: Step, full: Step, left_s: float) -> Step:
+        """The step with a sentence on what it leaves out, where it is not in full."""
+        if step == full:
+            return step
+        rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
+        share = step.requests_share
         requests = f" and {share:.0%} of its requests" if share < 1 else ""
-        return replace(
-            step, runs=runs, requests_share=share, estimate_s=cost_s,
-            cut=f"{step.recipe.name} was cut to {rounds}{requests}: in full it takes"
-            f" {self.lacks(step)}",
-        )  # fmt: skip
+        cut = (
+            f"{step.recipe.name} was cut to {rounds}{requests}: in full it takes"
+            f" {self.lacks(full, left_s + step.estimate_s)}"
+        )
+        return replace(step, cut=cut)
+
+
+def _most_worth(choices: Sequence[Sequence[tuple[float, float]]], left_s: float) -> list[int]:
+    """Of each list of (cost, worth) the place of the one to take, or -1; worth most in the time.
+
+    A knapsack with one choice of each list; costs are rounded up to a part of the time.
+    """
+    import numpy as np
+
+    part_s = max(left_s, 1e-9) / _PARTS
+    best = np.zeros(_PARTS + 1)
+    taken = np.full((len(choices), _PARTS + 1), -1)
+    parts = [[math.ceil(cost_s / part_s - 1e-6) for cost_s, _ in ways] for ways in choices]
+    for number, ways in enumerate(choices):
+        better = best.copy()
+        for place, (_, value) in enumerate(ways):
+            cost = parts[number][place]
+            if cost > _PARTS:
+                continue
+            with_it = best[: _PARTS + 1 - cost] + value
+            more = with_it > better[cost:] + 1e-9
+            better[cost:][more] = with_it[more]
+            taken[number, cost:][more] = place
+        best = better
+    # The first of the best is the one that takes least.
+    at = int(np.argmax(best >= best.max() - 1e-9))
+    picked = []
+    for number in range(len(choices) - 1, -1, -1):
+        place = int(taken[number, at])
+        picked.append(place)
+        at -= parts[number][place] if place >= 0 else 0
+    return picked[::-1]
+
+
+def worth(claims: Sequence[Claim], setting: Setting, runs: int) -> float:
+    """How many of `claims` so many runs decide; a number without a verdict is worth a little."""
+    total = 0.0
+    for claim in claims:
+        if undecidable(claim, setting):
+            total += _UNDECIDED_WORTH if runs else 0.0
+        elif runs >= MIN_RUNS or (runs and _is_count(claim)):
+            total += 1.0
+        elif runs:
+            total += _INTERVAL_WORTH if runs >= _INTERVAL_RUNS else _UNDECIDED_WORTH
+    return total
+
+
+def _is_count(claim: Claim) -> bool:
+    """Whether one round is enough for it."""
+    return all(effect.quantifier == "exact" for effect in claim.effects)
 
 
 def undecidable(claim: Claim, setting: Setting) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.claims import serving_plans as plans
 from workbench.claims.decision import Interval, difference
@@ -95,9 +95,20 @@ def _recipe(
     read: Read,
     what: str,
 ) -> Recipe:
+    known: dict[Any, tuple[float, float]] = {}
+
     def estimate_s(setting: Setting) -> float:
-        launch_s = LAUNCH_S if params.fork or setting.platform != "cpu" else 17.0
-        return plans.estimate_s(make(params, setting), launch_s=launch_s, instance_s=INSTANCE_S)
+        key = (setting.platform, setting.model, setting.budget_s, setting.requests_share)
+        if key not in known:
+            launch_s = LAUNCH_S if params.fork or setting.platform != "cpu" else 17.0
+            one, two = (
+                plans.estimate_s(made, launch_s=launch_s, instance_s=INSTANCE_S)
+                for plan in [make(params, replace(setting, runs=1))]
+                for made in (plan, replace(plan, rounds=2))
+            )
+            known[key] = 2 * one - two, two - one
+        once_s, round_s = known[key]
+        return once_s + setting.runs * round_s
 
     async def measure(setting: Setting) -> Outcome:
         made = make(params, setting)

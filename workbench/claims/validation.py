@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import machine
 from workbench.claims.account import account
-from workbench.claims.budget import Schedule, Step, schedule
+from workbench.claims.budget import Schedule, Step, schedule, worth
 from workbench.claims.claim import Claim
 from workbench.claims.conclusion import concluded
-from workbench.claims.recipe import Outcome, Setting
+from workbench.claims.decision import MIN_RUNS
+from workbench.claims.recipe import Outcome, Recipe, Setting
 from workbench.claims.recipes import recipes
 from workbench.claims.registry import Registry, read_registry
 from workbench.claims.selection import select
@@ -42,10 +44,9 @@ __all__ = ["ClaimResult", "Validation", "validate"]
 _STOPS = 1.15
 """All measuring is broken off after so many times the budget, so that 1.2 times hold with the
 ending of servers and the writing."""
-_SHARE, _MOST = 1.5, 2.0
-"""A recipe begins rounds within so many times its estimate, and is broken off after so many."""
-_LEFT_SHARE, _LEFT_MOST = 0.35, 0.5
-"""Or, where the estimate was small, within such parts of the time that is left."""
+_MOST, _LEFT_MOST = 2.0, 0.5
+"""A recipe is broken off after so many times its estimate, or after such a part of the time that is
+left, where that is more: what it has begun is worth something."""
 _SLOW, _FASTEST = 1.3, 0.7
 """From the first on the page says that the machine is slow; no plan counts on less than the last."""
 
@@ -108,8 +109,7 @@ class Validation:
         try:
             while steps := measured.plan.steps:
                 gone_s = clock() - began_s
-                left = len(steps) + len(measured.plan.waiting) - 1
-                await self._measure(steps[0], folder.attempt, gone_s, left, measured, echo, clock)
+                await self._measure(steps[0], folder.attempt, gone_s, measured, echo, clock)
                 self._plan_anew(clock() - began_s, measured, echo)
             status = "success"
         except asyncio.CancelledError:
@@ -131,7 +131,6 @@ class Validation:
         step: Step,
         home: Path,
         gone_s: float,
-        others: int,
         measured: _Measured,
         echo: Echo,
         clock: Callable[[], float],
@@ -142,7 +141,7 @@ class Validation:
             self.setting, runs=step.runs, requests_share=step.requests_share,
             output_dir=home / "runs" / recipe.name, echo=echo,
         )  # fmt: skip
-        limit = self._limit(step, setting, gone_s, others, clock)
+        limit = self._limit(step, setting, gone_s, measured, clock)
         setting = replace(setting, allotted_s=step.estimate_s, limit=limit)
         echo(f"{recipe.level} level, {recipe.name}: {recipe.what}")
         if step.cut:
@@ -166,44 +165,78 @@ class Validation:
         measured.spent.append(
             Spent(recipe=recipe.name, level=recipe.level, planned_s=round(step.estimate_s, 1),
                   took_s=round(clock() - began_s, 1), rounds=limit.rounds,
-                  planned_rounds=step.runs, requests_share=step.requests_share,
+                  planned_rounds=_rounds(step, limit), requests_share=step.requests_share,
                   slowness=_slowness(step, setting, limit))
         )  # fmt: skip
 
     def _limit(
-        self, step: Step, setting: Setting, gone_s: float, others: int, clock: Callable[[], float]
+        self,
+        step: Step,
+        setting: Setting,
+        gone_s: float,
+        measured: _Measured,
+        clock: Callable[[], float],
     ) -> TimeLimit:
         """How long a step may take: by its estimate, and by what is left for it and the others."""
         budget_s, recipe = self.params.time_budget_s, step.recipe
-        left_s = max(0.0, budget_s - gone_s)
-        stops_s = max(0.0, _STOPS * budget_s - gone_s)
         once_s = recipe.estimate_s(replace(setting, runs=1))
         round_s = recipe.estimate_s(replace(setting, runs=2)) - once_s
-        share_s = max(_SHARE * step.estimate_s, _LEFT_SHARE * left_s)
-        most_s = max(_MOST * step.estimate_s, _LEFT_MOST * left_s)
-        return TimeLimit(
-            share_s=min(share_s if others else left_s, left_s),
-            most_s=min(most_s, stops_s) if others else stops_s,
-            fixed_s=once_s - round_s, round_s=round_s, alone=not others, clock=clock,
-        )  # fmt: skip
+        others = self._recipes_left(measured, beside=recipe.name)
+        most_s = stops_s = max(0.0, _STOPS * budget_s - gone_s)
+        if others:
+            left_s = max(0.0, budget_s - gone_s)
+            most_s = min(stops_s, max(_MOST * step.estimate_s, _LEFT_MOST * left_s))
 
-    def _plan_anew(self, gone_s: float, measured: _Measured, echo: Echo) -> None:
-        """What is left to measure in the time that is left, by what the machine has shown."""
-        done = {spent.recipe for spent in measured.spent}
-        recipes_left = [
-            step.recipe
-            for step in (*self.schedule.steps, *self.schedule.waiting)
-            if step.recipe.name not in done
-        ]
-        before = [step.recipe.name for step in measured.plan.steps[1:]]
-        served = {name for recipe in recipes_left for name in recipe.claims}
-        measured.plan = schedule(
-            [claim for claim in self.claims if claim.id in served], recipes_left, self.setting,
+        def goes_on(limit: TimeLimit, planned: int) -> bool:
+            left_s = budget_s - gone_s - limit.elapsed_s
+            if limit.each_s > left_s or not others:
+                return limit.each_s <= left_s
+            measured.under_way = recipe.level, limit.slowness, limit.elapsed_s
+            ours = [self.registry.claims[name] for name in step.claims]
+            now = worth(ours, setting, limit.rounds)
+            elsewhere = self._worth(self._planned(others, budget_s - left_s, measured))
+            for rounds in dict.fromkeys((min(planned, MIN_RUNS), limit.rounds + 1)):
+                cost_s = (rounds - limit.rounds) * limit.each_s
+                if rounds <= limit.rounds or cost_s > left_s:
+                    continue
+                then = self._planned(others, budget_s - left_s + cost_s, measured)
+                if worth(ours, setting, rounds) - now + self._worth(then) >= elsewhere:
+                    return True
+            return False
+
+        return TimeLimit(
+            most_s=most_s, goes_on=goes_on, fixed_s=once_s - round_s, round_s=round_s, clock=clock
+        )
+
+    def _recipes_left(self, measured: _Measured, *, beside: str = "") -> list[Recipe]:
+        done = {spent.recipe for spent in measured.spent} | {beside}
+        offered = (*self.schedule.steps, *self.schedule.waiting)
+        return [step.recipe for step in offered if step.recipe.name not in done]
+
+    def _planned(self, left: Sequence[Recipe], gone_s: float, measured: _Measured) -> Schedule:
+        """The plan of these recipes in the time that is left, by what the machine has shown."""
+        served = {name for recipe in left for name in recipe.claims}
+        return schedule(
+            [claim for claim in self.claims if claim.id in served], left, self.setting,
             tiers=self.params.tiers, budget_s=self.params.time_budget_s, spent_s=gone_s,
             slowness=measured.slowness,
         )  # fmt: skip
+
+    def _worth(self, plan: Schedule) -> float:
+        claims = self.registry.claims
+        return sum(
+            worth([claims[name] for name in step.claims], self.setting, step.runs)
+            for step in plan.steps
+        )
+
+    def _plan_anew(self, gone_s: float, measured: _Measured, echo: Echo) -> None:
+        """After each recipe, since it may have taken more or less than was thought."""
+        before = [step.recipe.name for step in measured.plan.steps[1:]]
+        left = self._recipes_left(measured)
+        measured.under_way = "", nan, 0.0
+        measured.plan = self._planned(left, gone_s, measured)
         now = [step.recipe.name for step in measured.plan.steps]
-        if now != before and recipes_left:
+        if now != before and left:
             echo(
                 f"{gone_s:.0f} of {self.params.time_budget_s:.0f} s are gone; the plan was made"
                 f" anew: {', '.join(now) or 'nothing more fits'}"
@@ -250,7 +283,7 @@ class Validation:
             doubts.insert(
                 0,
                 f"This machine took {slowness:.1f} times as long as planned"
-                + (f", so there was no time for {left_out}." if left_out else "."),
+                + (f": no time for {left_out}." if left_out else "."),
             )
         return doubts
 
@@ -307,19 +340,26 @@ class _Measured:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     spent: list[Spent] = field(default_factory=list)
+    under_way: tuple[str, float, float] = "", nan, 0.0
+    """Of the recipe under way its level, how many times as long as estimated it takes, its seconds."""
 
     def slowness(self, level: str) -> float:
         """How many times as long as estimated a level takes here, by all of it that was measured.
 
         Of a level that was not, or an empty one, what all levels say; 1 where nothing does.
         """
-        known = [spent for spent in self.spent if spent.slowness is not None]
-        known = [spent for spent in known if spent.level == level] or known
-        took_s = sum(spent.took_s for spent in known)
+        known = [
+            (spent.level, spent.slowness, spent.took_s)
+            for spent in self.spent
+            if spent.slowness is not None
+        ]
+        if self.under_way[1] > 0:
+            known.append(self.under_way)
+        known = [one for one in known if one[0] == level] or known
+        took_s = sum(seconds for *_, seconds in known)
         if not took_s:
             return 1.0
-        planned_s = sum(spent.took_s / (spent.slowness or 1.0) for spent in known)
-        return max(_FASTEST, took_s / planned_s)
+        return max(_FASTEST, took_s / sum(seconds / times for _, times, seconds in known))
 
 
 def _slowness(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
@@ -334,11 +374,16 @@ def _slowness(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
     return limit.slowness if limit.slowness > 0 else None
 
 
+def _rounds(step: Step, limit: TimeLimit) -> int:
+    """Planned ones; what is counted once has a single round."""
+    return step.runs if limit.round_s > 0 else 1
+
+
 def _stopped(step: Step, limit: TimeLimit) -> str:
     """Why a step has fewer rounds than planned."""
     name, took_s, planned_s = step.recipe.name, limit.elapsed_s, step.estimate_s
     return (
-        f"{name} was stopped after {limit.rounds} of {step.runs} rounds: it took {took_s:.0f} s, and"
+        f"{name} was stopped after {limit.rounds} of {_rounds(step, limit)} rounds: it took {took_s:.0f} s, and"
         f" {planned_s:.0f} s were planned for all; raise time_budget_s."
     )
 

@@ -6,8 +6,8 @@ others take, and a round is begun only where that is worth it.
 
 from __future__ import annotations
 
-import asyncio
 import time
+from asyncio import timeout
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,18 +27,14 @@ __all__ = ["TimeLimit", "keep_whole_rounds"]
 class TimeLimit:
     """The time of one measurement of several rounds; without fields it has no end."""
 
-    share_s: float = inf
-    """A round begins only where the rounds that are needed end within it."""
     most_s: float = inf
     """What is under way after so long is broken off."""
+    goes_on: Callable[[TimeLimit, int], bool] = lambda limit, planned: True
+    """Whether the next of so many planned rounds is worth its time; asked from the second on."""
     fixed_s: float = 0.0
     """Planned for what is done once, before the first round."""
     round_s: float = 0.0
     """Planned for each round."""
-    enough: int = 5
-    """Rounds that a verdict takes. Where they have no room, the rest is left to others."""
-    alone: bool = False
-    """Nothing else needs the time: rounds go on for as long as there is room for one."""
     clock: Callable[[], float] = time.monotonic
     rounds_s: list[float] = field(default_factory=list)
     """What each round that ended took, the first with what is done once."""
@@ -74,19 +70,11 @@ class TimeLimit:
             return nan
         return sum(self.rounds_s) / planned_s
 
-    def admits(self, planned: int) -> bool:
-        """Whether the next of `planned` rounds is worth beginning."""
-        if not self.rounds:
-            return True
-        goal = min(planned, self.enough) if self.rounds < self.enough else self.rounds + 1
-        wanted = 1 if self.alone else max(1, goal - self.rounds)
-        return self.elapsed_s + wanted * self.each_s <= self.share_s
-
     def rounds_of(self, planned: int) -> Iterator[int]:
         """The numbers of the rounds that are begun; each ends where the next is asked for."""
         self._begin()
         for number in range(planned):
-            if not self.admits(planned):
+            if number and not self.goes_on(self, planned):
                 self.cut = True
                 return
             begin_s = self.elapsed_s if number else 0.0
@@ -99,7 +87,7 @@ class TimeLimit:
         self._begin()
         left_s = None if self.most_s == inf else max(0.0, self.most_s - self.elapsed_s)
         try:
-            async with asyncio.timeout(left_s) as timer:
+            async with timeout(left_s) as timer:
                 yield
         except TimeoutError:
             if not timer.expired():
