@@ -85,8 +85,8 @@ def test_a_recipe_is_cut_to_fewer_requests_and_then_to_fewer_rounds(falls, budge
 def test_what_was_cut_and_why_is_a_sentence(falls):
     made = plan([falls("A")], [recipe("r", ("A",), 0, **by_requests(20))], budget_s=20)
     assert made.steps[0].cut == (
-        "r was cut to 3 of 5 rounds and 25% of its requests: in full it takes about 100 s and 20"
-        " of 20 s are left; raise time_budget_s, e.g. to 100."
+        "r was cut to 3 of 5 rounds and 25% of its requests, to fit 20 s (all takes 100 s); raise"
+        " time_budget_s to 100."
     )
     assert "3 runs an arm, 25% of its requests, to fit the time: A" in str(made)
 

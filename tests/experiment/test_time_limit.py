@@ -79,9 +79,7 @@ def broken_off(plan, limit, at, monkeypatch):
     return run(plan, echo=echo, limit=limit)
 
 
-async def test_a_round_that_is_broken_off_leaves_the_rounds_before_it(
-    attached, vllm, monkeypatch
-):
+async def test_a_round_that_is_broken_off_leaves_the_rounds_before_it(attached, vllm, monkeypatch):
     limit = TimeLimit()
     result = await broken_off(attached(rounds=3), limit, ("round 2/3", "cold"), monkeypatch)
     assert (limit.rounds, limit.broken_off) == (1, True)
@@ -101,7 +99,7 @@ async def test_of_a_first_round_that_is_broken_off_the_passes_that_ended_are_kep
     result = await broken_off(attached(rounds=3), limit, ("round 1/3", "cold"), monkeypatch)
     assert limit.rounds == 0
     assert set(result.requests["pass"]) == {"cold"}
-    (arm,) = result.facts["arms"]
+    assert len(result.facts["arms"]) == 1
     outcomes = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert outcomes["every pass ran"] == "PASS"
     assert set(pd.read_parquet(result.folder / "counters.parquet")["pass"]) == {"cold"}

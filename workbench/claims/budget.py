@@ -117,9 +117,7 @@ def schedule(
         except WorkbenchError as error:
             skipped |= dict.fromkeys(serves, f"{recipe.name} cannot run here: {error}")
             continue
-        offers.append(
-            Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
-        )
+        offers.append(Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s))
     room = _Room(
         open_, setting, budget_s=budget_s, left_s=max(0.0, budget_s - spent_s), slowness=slowness
     )
@@ -181,9 +179,7 @@ class _Room:
         """With a cheap one before the others: how fast the machine is shows soon."""
         best = max(map(self._rate, steps))
         cheap = [
-            step
-            for step in steps
-            if self._rate(step) >= _AS_GOOD * best and self._worth(step) >= 1
+            step for step in steps if self._rate(step) >= _AS_GOOD * best and self._worth(step) >= 1
         ]
         first = min(cheap or steps[:1], key=lambda step: step.estimate_s)
         return [first, *(step for step in steps if step is not first)]
@@ -226,9 +222,11 @@ class _Room:
         rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
         share = step.requests_share
         requests = f" and {share:.0%} of its requests" if share < 1 else ""
+        room_s = left_s + step.estimate_s
+        wanted_s = self.budget_s - room_s + full.estimate_s
         cut = (
-            f"{step.recipe.name} was cut to {rounds}{requests}: in full it takes"
-            f" {self.lacks(full, left_s + step.estimate_s)}"
+            f"{step.recipe.name} was cut to {rounds}{requests}, to fit {room_s:.0f} s (all takes"
+            f" {full.estimate_s:.0f} s); raise time_budget_s to {_rounded_up(wanted_s)}."
         )
         return replace(step, cut=cut)
 

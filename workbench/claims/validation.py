@@ -44,11 +44,13 @@ __all__ = ["ClaimResult", "Validation", "validate"]
 _STOPS = 1.15
 """All measuring is broken off after so many times the budget, so that 1.2 times hold with the
 ending of servers and the writing."""
+_ENDS = 1.1
+"""Rounds of a measurement that has begun may end so many times the budget after the start."""
 _MOST, _LEFT_MOST = 2.0, 0.5
 """A recipe is broken off after so many times its estimate, or after such a part of the time that is
 left, where that is more: what it has begun is worth something."""
 _SLOW, _FASTEST = 1.3, 0.7
-"""From the first on the page says that the machine is slow; no plan counts on less than the last."""
+"""From the first on the page says that the machine is slow; plans count on the last at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,18 +190,19 @@ class Validation:
             most_s = min(stops_s, max(_MOST * step.estimate_s, _LEFT_MOST * left_s))
 
         def goes_on(limit: TimeLimit, planned: int) -> bool:
-            left_s = budget_s - gone_s - limit.elapsed_s
+            left_s = _ENDS * budget_s - gone_s - limit.elapsed_s
             if limit.each_s > left_s or not others:
                 return limit.each_s <= left_s
             measured.under_way = recipe.level, limit.slowness, limit.elapsed_s
             ours = [self.registry.claims[name] for name in step.claims]
             now = worth(ours, setting, limit.rounds)
-            elsewhere = self._worth(self._planned(others, budget_s - left_s, measured))
+            now_s = gone_s + limit.elapsed_s
+            elsewhere = self._worth(self._planned(others, now_s, measured))
             for rounds in dict.fromkeys((min(planned, MIN_RUNS), limit.rounds + 1)):
                 cost_s = (rounds - limit.rounds) * limit.each_s
                 if rounds <= limit.rounds or cost_s > left_s:
                     continue
-                then = self._planned(others, budget_s - left_s + cost_s, measured)
+                then = self._planned(others, now_s + cost_s, measured)
                 if worth(ours, setting, rounds) - now + self._worth(then) >= elsewhere:
                     return True
             return False
@@ -249,8 +252,7 @@ class Validation:
         kept = {name: versions[name] for name in ("vllm", "torch", "lmcache") if versions.get(name)}
         # A claim that reading has decided may get our number beside its verdict all the same.
         offered = {
-            step.recipe.name: step.recipe
-            for step in (*self.schedule.steps, *self.schedule.waiting)
+            step.recipe.name: step.recipe for step in (*self.schedule.steps, *self.schedule.waiting)
         }
         begun = [offered[spent.recipe] for spent in measured.spent]
         of = {claim: recipe for recipe in begun for claim in recipe.claims}
@@ -341,7 +343,7 @@ class _Measured:
     skipped: dict[str, str] = field(default_factory=dict)
     spent: list[Spent] = field(default_factory=list)
     under_way: tuple[str, float, float] = "", nan, 0.0
-    """Of the recipe under way its level, how many times as long as estimated it takes, its seconds."""
+    """Of the recipe under way: level, how many times as long as estimated it takes, seconds."""
 
     def slowness(self, level: str) -> float:
         """How many times as long as estimated a level takes here, by all of it that was measured.
@@ -370,7 +372,9 @@ def _slowness(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
         return max(1.0, limit.elapsed_s / least_s) if limit.broken_off and least_s else None
     if setting.allotted_s and step.recipe.most_s is not None:
         # It fills the time that it is given, so that only an overrun says something.
-        return limit.elapsed_s / setting.allotted_s if limit.elapsed_s > setting.allotted_s else None
+        return (
+            limit.elapsed_s / setting.allotted_s if limit.elapsed_s > setting.allotted_s else None
+        )
     return limit.slowness if limit.slowness > 0 else None
 
 
@@ -383,8 +387,8 @@ def _stopped(step: Step, limit: TimeLimit) -> str:
     """Why a step has fewer rounds than planned."""
     name, took_s, planned_s = step.recipe.name, limit.elapsed_s, step.estimate_s
     return (
-        f"{name} was stopped after {limit.rounds} of {_rounds(step, limit)} rounds: it took {took_s:.0f} s, and"
-        f" {planned_s:.0f} s were planned for all; raise time_budget_s."
+        f"{name} was stopped after {limit.rounds} of {_rounds(step, limit)} rounds: it took"
+        f" {took_s:.0f} s, and {planned_s:.0f} s were planned for all; raise time_budget_s."
     )
 
 

@@ -39,9 +39,9 @@ async def run(
 ) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended, or as many as `limit` has room for. An error or an interrupt ends all servers, saves what
-    was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
-    of the same run id stays as it is.
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an
+    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays as it is.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
