@@ -19,7 +19,7 @@ from workbench.claims.recipe import Recipe, Setting
 from workbench.claims.verdict import judge
 from workbench.errors import WorkbenchError
 
-__all__ = ["Schedule", "Step", "schedule", "undecidable", "worth"]
+__all__ = ["INTERVAL_RUNS", "Schedule", "Step", "schedule", "undecidable", "worth"]
 
 _NO_RUN_SETTLES = {
     "strong_tuned_baseline",
@@ -30,7 +30,7 @@ _NO_RUN_SETTLES = {
 _MORE_RUNS = 10
 """Launches an arm that effects under 5 % are given when there is time."""
 _UNDECIDED_WORTH = 0.1
-_INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
+INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
 """Fewer rounds give a ratio no interval, and one of so few rounds decides nothing."""
 _FEWER = 0.1
 """What is lost of the worth of a recipe that sends no requests but the fewest."""
@@ -194,8 +194,8 @@ class _Room:
 
     def _ways(self, offer: Step) -> list[Step]:
         """The offer in full, and with fewer requests and rounds."""
-        least = 1 if any(_is_count(self.claims[name]) for name in offer.claims) else _INTERVAL_RUNS
-        fewer = [runs for runs in (_INTERVAL_RUNS, 1) if least <= runs < offer.runs]
+        least = 1 if any(_is_count(self.claims[name]) for name in offer.claims) else INTERVAL_RUNS
+        fewer = [runs for runs in (INTERVAL_RUNS, 1) if least <= runs < offer.runs]
         return [
             replace(offer, runs=runs, requests_share=share,
                     estimate_s=self._cost_s(offer, share, runs))
@@ -272,7 +272,7 @@ def worth(claims: Sequence[Claim], setting: Setting, runs: int) -> float:
         elif runs >= MIN_RUNS or (runs and _is_count(claim)):
             total += 1.0
         elif runs:
-            total += _INTERVAL_WORTH if runs >= _INTERVAL_RUNS else _UNDECIDED_WORTH
+            total += _INTERVAL_WORTH if runs >= INTERVAL_RUNS else _UNDECIDED_WORTH
     return total
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import machine
 from workbench.claims.account import account
-from workbench.claims.budget import Schedule, Step, schedule, worth
+from workbench.claims.budget import INTERVAL_RUNS, Schedule, Step, schedule, worth
 from workbench.claims.claim import Claim
 from workbench.claims.conclusion import concluded
 from workbench.claims.decision import MIN_RUNS
@@ -46,6 +46,8 @@ _STOPS = 1.15
 ending of servers and the writing."""
 _ENDS = 1.1
 """Rounds of a measurement that has begun may end so many times the budget after the start."""
+_SAME_WORTH = 0.5
+"""Claims that others have to decide beyond, before a recipe that has begun makes room for them."""
 _MOST, _LEFT_MOST = 2.0, 0.5
 """A recipe is broken off after so many times its estimate, or after such a part of the time that is
 left, where that is more: what it has begun is worth something."""
@@ -198,12 +200,13 @@ class Validation:
             now = worth(ours, setting, limit.rounds)
             now_s = gone_s + limit.elapsed_s
             elsewhere = self._worth(self._planned(others, now_s, measured))
-            for rounds in dict.fromkeys((min(planned, MIN_RUNS), limit.rounds + 1)):
+            for rounds in dict.fromkeys((min(planned, MIN_RUNS), INTERVAL_RUNS, limit.rounds + 1)):
                 cost_s = (rounds - limit.rounds) * limit.each_s
-                if rounds <= limit.rounds or cost_s > left_s:
+                if not limit.rounds < rounds <= planned or cost_s > left_s:
                     continue
                 then = self._planned(others, now_s + cost_s, measured)
-                if worth(ours, setting, rounds) - now + self._worth(then) >= elsewhere:
+                gained = worth(ours, setting, rounds) - now + self._worth(then)
+                if gained >= elsewhere - _SAME_WORTH:
                     return True
             return False
 
