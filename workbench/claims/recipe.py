@@ -38,6 +38,8 @@ class Setting:
     """For all recipes."""
     allotted_s: float = 0.0
     """For this recipe; one that can be longer than its least fills it with larger cells."""
+    dtype: str = "bfloat16"
+    """Number format of weights and KV where engines are timed, the same on all sides."""
     requests_share: float = 1.0
     """Of the requests of a pass; a recipe that has to be short sends fewer."""
     limit: TimeLimit = field(default_factory=TimeLimit)

@@ -15,6 +15,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.speed import TYPICAL
 from workbench.experiment.traffic import WorkloadSpec
 from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.topology import Topology
 
 __all__ = [
@@ -100,8 +101,14 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     """
     requests = made.workload.build("estimate").requests
     speed = made.speed or TYPICAL
-    cold_s = sum(speed.prefill_s(r.prompt_tokens) + speed.step_s * r.max_tokens for r in requests)
+    settings = made.arms[0].settings
+    layers = model_facts(settings.model).layers if made.speed and settings else LAYERS
+    cold_s = sum(
+        speed.prefill_s(r.prompt_tokens, layers=layers) + speed.step_s * r.max_tokens
+        for r in requests
+    )
     total_s = 0.0
+    launch_s *= speed.launch_s / TYPICAL.launch_s
     once_s = speed.fork_server_s if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
         instances = Topology.parse(arm.topology).instances
@@ -131,6 +138,7 @@ def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
         "fault": params.fault,
         "platform": params.platform,
         "model": params.model,
+        "dtype": params.dtype,
         "context_tokens": params.context_tokens,
         "kv_cache_mib": params.kv_cache_mib,
         "gpu_memory_share": params.gpu_memory_share,

@@ -35,6 +35,7 @@ from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 from workbench.physics import accelerator
 from workbench.serve.tiny_model import model_facts, tiny_model
+from workbench.serve.vllm import number_format
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -432,6 +433,8 @@ def _setting(params: PaperClaimValidation) -> Setting:
         model=Path(params.model) if params.model else tiny_model(),
         output_dir=repository_root() / params.output_dir,
         budget_s=params.time_budget_s,
+        dtype=number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
+        or "bfloat16",
         seed=params.seed,
         runs=params.rounds,
     )
