@@ -102,7 +102,8 @@ def of_generation(
         table=table,
         says=f"Greedy generation of {output_tokens} tokens by vLLM and by transformers, the same"
         f" {setting.dtype} weights and prompts, {where(rows, setting)}. {_best(lines)} First"
-        f" tokens are the same in {same:.1%} of answers; launches of one engine differ by {difference(floor)}.",
+        f" tokens are the same in {same:.1%} of answers; launches of one engine differ by"
+        f" {difference(floor)}.",
         checks=proven(rows) | by_construction(
             "same_model_and_weights", "one_factor_changed", "same_metric_definition",
             "same_gpu_count_or_per_gpu", "subject_is_measured",
