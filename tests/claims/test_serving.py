@@ -120,6 +120,20 @@ async def test_a_wrong_hit_is_seen(tmp_path):
     assert unknown.runs == 0
 
 
+async def test_a_run_that_was_broken_off_confirms_nothing_about_an_arm_that_it_lacks(tmp_path):
+    result = await run(plans.cache_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
+    rows = result.frames["requests"]
+    result.frames["requests"] = rows[~rows["pass"].eq("engine-warm")]
+    found = read_cache(result).measurements
+    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
+    (off,) = found["OWN-HIT-TOKENS"].effects["tokens off"]
+    assert (text.runs, off.runs) == (0, 0)
+    result.frames["requests"] = rows[rows["arm"].str.startswith("cache off")]
+    found = read_cache(result).measurements
+    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
+    assert text.runs == 0 and found["OWN-TTFT-MONOTONE"].effects["TTFT"] == ()
+
+
 async def test_the_store_earns_what_it_loads(tmp_path):
     result = await run(plans.store_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
     credit = read_store(result).measurements["OWN-STORE-CREDIT"]

@@ -307,6 +307,7 @@ async def test_a_recipe_that_turns_out_slow_stops_and_leaves_the_time_to_the_oth
     claims = {row["id"]: row for row in result.facts["claims"]}
     assert claims["OWN-HIT-TOKENS"]["kind"] == "confirmed"  # counted, for which a round is enough
     assert (claims["VLLM-APC"]["kind"], claims["VLLM-APC"]["measured"]) == ("inconclusive", True)
+    assert claims["VLLM-APC"]["reason"] == "1 launch an arm, and a verdict takes 5."
     assert claims["OWN-POOL"]["measured"] and claims["OWN-FUSED"]["measured"]
     doubt = (
         "prefix_cache was stopped after 1 of 5 rounds: it took 107 s, and 71 s were planned for"
@@ -334,7 +335,7 @@ async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothin
     claims = {row["id"]: row for row in result.facts["claims"]}
     row = claims["OWN-PAGED"]
     assert (row["kind"], row["number"]) == ("not-tested", [])
-    assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds: it took 90 s, and 12")
+    assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds: it took 135 s, and")
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["measurements ended"] == "INCONCLUSIVE"
 

@@ -49,7 +49,7 @@ _ENDS = 1.1
 """Rounds of a measurement that has begun may end so many times the budget after the start."""
 _SAME_WORTH = 0.5
 """Claims that others have to decide beyond, before a recipe that has begun makes room for them."""
-_MOST, _LEFT_MOST = 2.0, 0.5
+_MOST, _LEFT_MOST = 3.0, 0.75
 """A recipe is broken off after so many times its estimate, or after such a part of the time that is
 left, where that is more: what it has begun is worth something."""
 _SLOW, _FASTEST = 1.3, 0.7

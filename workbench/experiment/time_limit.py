@@ -122,10 +122,10 @@ def keep_whole_rounds(
         setattr(log, name, [rows[kept]])
         folder.write(name, rows[kept])
     log.passes = [p for p in log.passes if p.round < done]
-    passes = {arm.label: tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended)
-              for arm in plan.arms}  # fmt: skip
     if limit.rounds or plan.rates is not None:
         return replace(plan, rounds=done)
-    arms = tuple(replace(arm, passes=passes[arm.label]) for arm in plan.arms if passes[arm.label])
-    log.arms = {label: facts for label, facts in log.arms.items() if passes.get(label)}
-    return replace(plan, rounds=done, arms=arms or plan.arms)
+    arms = tuple(
+        replace(arm, passes=tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended))
+        for arm in plan.arms
+    )
+    return replace(plan, rounds=done, arms=arms)
