@@ -96,6 +96,9 @@ def test_less_than_three_rounds_are_begun_for_a_count_only(claim, effect, falls)
     assert plan([falls("A")], [recipe("r", ("A",), 10)], budget_s=29).steps == ()
     (step,) = plan([count], [recipe("r", ("COUNT",), 10)], budget_s=29).steps
     assert step.runs == 1
+    few = replace(CPU, runs=2)  # as many as were asked for, where they fit
+    (step,) = plan([count], [recipe("r", ("COUNT",), 10)], budget_s=29, setting=few).steps
+    assert (step.runs, step.cut) == (2, "")
 
 
 def test_the_time_that_is_gone_and_the_pace_of_the_machine_count(falls):

@@ -33,7 +33,7 @@ _UNDECIDED_WORTH = 0.1
 INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
 """Fewer rounds give a ratio no interval, and one of so few rounds decides nothing."""
 _FEWER = 0.1
-"""What is lost of the worth of a recipe that sends no requests but the fewest."""
+"""What is lost of the worth of a recipe that is cut to next to nothing and decides as much."""
 _PARTS = 1000
 """Of the time, in which costs are counted while a plan is made."""
 _AS_GOOD = 0.5
@@ -204,9 +204,10 @@ class _Room:
         ]  # fmt: skip
 
     def _worth(self, step: Step) -> float:
-        """Claims decided; all requests are worth a little more than some."""
+        """Claims decided; all requests and rounds are worth a little more than some."""
         claims = [self.claims[name] for name in step.claims]
-        return worth(claims, self.setting, step.runs) * (1 - _FEWER * (1 - step.requests_share))
+        whole = (step.requests_share + min(1.0, step.runs / self.setting.runs)) / 2
+        return worth(claims, self.setting, step.runs) * (1 - _FEWER * (1 - whole))
 
     def _rate(self, step: Step) -> float:
         return self._worth(step) / max(step.estimate_s, 0.1)
