@@ -1,4 +1,7 @@
-"""The value that every gate returns, and the one rule by which it is decided."""
+"""The value that every gate returns, and the one rule by which it is decided.
+
+What a failed gate takes away stands in `gate_table`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Gate", "Outcome", "judge", "meaning"]
+__all__ = ["Gate", "Outcome", "judge"]
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -42,34 +45,6 @@ def judge(
             name=name, outcome="INCONCLUSIVE", sentence=_first(unknown), next_step=if_unknown
         )
     return Gate(name=name, outcome="PASS", sentence=holds)
-
-
-_MEANINGS = {
-    "every pass ran": "some passes could not be measured",
-    "no failures": "requests failed",
-    "no failed transfers": "KV was lost on its way between instances",
-    "caches were emptied": "a cache that had to be emptied was not",
-    "cold was cold": "a pass that is called cold found its prompts in a cache",
-    "KV moved": "decode instances computed prompts themselves instead of receiving their KV",
-    "cached as planned": "requests found another share of their prompt cached than planned",
-    "disk-warm was disk-warm": "what the disk should have served came from elsewhere",
-    "the ledger closes": "prompt tokens are missing, or came from nowhere",
-    "same text": "the caches changed what the model answers",
-    "output counts equal": "the arms did not do the same work",
-    "nothing impossible": "some rows hold values that cannot be",
-    "below the ceilings": "rates lie above what the hardware can do",
-    "instances alike": "one instance was far slower than its siblings",
-    "steady state": "latencies were still growing",
-    "client kept up": "client, servers and other programs kept the machine too busy to time it",
-}
-
-
-def meaning(name: str) -> str:
-    """What it means that the gate of this name failed, for a reader who does not know it."""
-    if name.endswith("-warm") or name.startswith("cross-instance"):
-        said = "a pass that is called {} did not find its prompts in that cache"
-        return _MEANINGS.get(name) or said.format(name.partition(" ")[0])
-    return _MEANINGS.get(name, f"the check “{name}” failed")
 
 
 def _first(reasons: Sequence[str]) -> str:

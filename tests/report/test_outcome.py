@@ -1,0 +1,56 @@
+"""How a run came out: the words that page, index and terminal share."""
+
+import pytest
+
+from workbench.report.outcome import outcome_of
+
+
+def result(*outcomes: str, **facts: object) -> dict[str, object]:
+    """A run whose gates have these outcomes; `name=outcome`, or the outcome of `KV moved`."""
+    gates = []
+    for text in outcomes:
+        name, _, outcome = text.rpartition("=")
+        gates.append({"name": name or "KV moved", "outcome": outcome})
+    return {"status": "success", "gates": gates, **facts}
+
+
+@pytest.mark.parametrize(
+    ("facts", "word", "severity"),
+    [
+        (result("PASS"), "proven", "ok"),
+        (result("PASS", "same text=INCONCLUSIVE"), "proven in part", "unsure"),
+        (result("client kept up=FAIL"), "proven in part", "unsure"),
+        (result("FAIL", unproven="PD halves TTFT"), "not proven", "bad"),
+        (result("memory=FAIL"), "proven in part", "unsure"),
+        (result(), "not checked", "unsure"),
+        (result("PASS", status="failed"), "not carried out", "bad"),
+        (result("PASS", status="cancelled"), "cancelled", "unsure"),
+        ({}, "unreadable", "unsure"),
+    ],
+)
+def test_a_run_comes_out_as_its_gates_and_its_headline_say(
+    facts: dict[str, object], word: str, severity: str
+):
+    found = outcome_of(facts)
+    assert (found.word, found.severity) == (word, severity)
+    assert bool(found.why) == (severity != "ok")
+
+
+def test_nothing_is_proven_by_a_gate_that_says_nothing():
+    assert outcome_of({"status": "success", "gates": [{"name": "KV moved"}]}).severity != "ok"
+
+
+def test_the_reason_names_what_is_taken_away():
+    found = outcome_of(result("client kept up=FAIL"))
+    assert found.why.startswith("client kept up: takes away tails")
+
+
+def test_a_result_may_bring_its_own_words():
+    own = {"word": "ready, busy", "severity": "unsure", "why": "Other programs run."}
+    found = outcome_of(result("PASS", outcome=own))
+    assert (found.word, found.severity, found.why) == tuple(own.values())
+    assert outcome_of(result("PASS", outcome=own, status="cancelled")).word == "cancelled"
+
+
+def test_the_notebook_outranks_its_result():
+    assert outcome_of(result("PASS"), "failed").word == "not carried out"
