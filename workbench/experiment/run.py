@@ -24,6 +24,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, Log, echo_line
+from workbench.experiment.time_limit import TimeLimit, keep_whole_rounds
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep
@@ -35,12 +36,14 @@ from workbench.serve.tiny_model import model_facts
 __all__ = ["run"]
 
 
-async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
+async def run(
+    plan: ExperimentPlan, *, echo: Echo = echo_line, limit: TimeLimit | None = None
+) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended. An error or an interrupt ends all servers, saves what
-    was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
-    of the same run id stays as it is.
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an
+    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays as it is.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
@@ -54,8 +57,9 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
     left_out: set[str] = set()
     fits = False
     try:
-        async with _launcher(plan, folder, log) as launcher:
-            for number in range(plan.rounds):
+        limit = limit or TimeLimit()
+        async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
                     if arm.label in left_out:
                         continue
@@ -72,6 +76,7 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
                         reason = str(error).splitlines()[0].rstrip(".")
                         log.doubt(f"{arm.label} is left out: {reason}.")
                         echo(log.doubts[-1])
+        plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
