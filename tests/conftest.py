@@ -8,10 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from workbench.experiment.speed import TYPICAL
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
+
+# The same examples in every run, however long one of them takes.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 def marked_processes(token: str) -> dict[int, str]:

@@ -12,7 +12,7 @@ from workbench.report.page import write_page
 Papermill = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.engine
+@pytest.mark.alone  # it has a minute
 def test_a_minute_judges_the_exact_claims_on_the_real_engine(
     papermill: Papermill, result_of: Any, tmp_path: Path
 ) -> None:
