@@ -27,7 +27,13 @@ from workbench.experiment.room import (
     engine_of,
     own_speed,
 )
-from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.traffic import (
+    WorkloadSpec,
+    arrivals_of,
+    file_doubts,
+    length_doubts,
+    workload_of,
+)
 from workbench.load.arrivals import Arrivals
 from workbench.load.open_files import check_files, most_in_flight
 from workbench.params import EngineParams, LMCacheHitAnalysis, LoadParams, PdSweep, PrefixCache
@@ -128,6 +134,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             *fault_doubts(settings),
             *sharing_doubts(capacity, settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, (), settings, model),
             *unequal_doubts(arms, params.tp),
         ),
@@ -212,7 +219,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         workload=workload,
         arrivals=_arrivals(params, workload, rates),
         rates=rates,
-        doubts=tuple(doubts),
+        doubts=(*doubts, *file_doubts(workload)),
     )
 
 
@@ -257,6 +264,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         doubts=(
             *fault_doubts(settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, warm, settings, model),
         ),
         speed=own_speed(params, settings),

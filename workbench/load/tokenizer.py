@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -10,8 +11,9 @@ from workbench.errors import ParameterError
 
 __all__ = ["Messages", "ModelTokenizer", "Tokenizer", "model_tokenizer"]
 
-Messages = Sequence[Mapping[str, str]]
-"""What was said in a chat, in order: `{"role": "user", "content": "..."}`."""
+Messages = Sequence[Mapping[str, Any]]
+"""What was said in a chat, in order: `{"role": "user", "content": "..."}`, perhaps with calls of
+tools."""
 
 
 class Tokenizer(Protocol):
@@ -41,11 +43,22 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    def completion(self, text: str) -> list[int]:
+        """The ids that a server makes of a prompt of text, its special ones included."""
+        ids: list[int] = self._tokenizer.encode(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def chat(self, messages: Messages) -> list[int]:
         """Raises ParameterError where the model has no template, or one that refuses these."""
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+                [_for_template(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=False,
             )
         except Exception as error:  # templates raise what they like
             reason = " ".join(str(error).split())[:200]
@@ -67,6 +80,22 @@ class ModelTokenizer:
         return tuple(found)
 
 
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as the server gives it to the template: the arguments of calls are no text then."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    return {**message, "tool_calls": [_parsed(call) for call in calls]}
+
+
+def _parsed(call: Any) -> Any:
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
 @lru_cache(maxsize=4)
 def model_tokenizer(model: str) -> ModelTokenizer:
     """The tokenizer of a model folder or hub name; seconds at the first call.
@@ -86,5 +115,5 @@ def model_tokenizer(model: str) -> ModelTokenizer:
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             f"model {model!r} has no tokenizer that can be read ({reason}); prompts of text need"
-            " one, e.g. -p model /models/Qwen2.5-7B-Instruct"
+            " one, e.g. -p model /models/Qwen2.5-7B-Instruct (engine attach: -p tokenizer)"
         ) from error
