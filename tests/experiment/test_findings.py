@@ -72,7 +72,7 @@ def gates(facts):
 
 
 def test_a_conclusion_has_everything_that_a_page_shows(sweep, rows):
-    plan = sweep(topology="1p1d", rounds=3)
+    plan = sweep(topology="1p1d", rounds=3, requests=3)
     facts = conclude(plan, measured(plan, rows), [], ["a doubt from the run"])
     assert facts["finding"] and facts["scope"] and facts["numbers"]
     assert facts["doubts"][0] == "a doubt from the run"
