@@ -1,21 +1,17 @@
 # make report   from a fresh clone to rendered pages in outputs/
-# make test     every check and test, the real engine included; what measures time runs alone
+# make check    for those who work on the code: lint, types, imports, every test without real servers
+# make test     the same, then the tests on the real engine
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-# Tests that measure time, or start as many servers as the machine holds.
-ALONE := tests/load tests/benchmarks tests/claims/kernels tests/experiment/test_client_under_load.py \
-	tests/engine tests/notebooks
-# Of those, what runs real servers and measures no time: two at a time.
-REAL := tests/notebooks/test_killed_runs.py tests/engine/test_faults.py tests/engine/test_claims_engines.py
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: report test lab setup clean
+.PHONY: report check test lab setup clean
 
 report: setup
 	workbench run environment_check $(FORCED)
@@ -25,15 +21,19 @@ report: setup
 	workbench run paper_claim_validation -f params/cpu_demo/paper_claim_validation.yaml $(FORCED)
 	workbench index
 
-test: setup
+# Two tests at a time, but for those that measure time or take every core (the marker `alone`).
+check: setup
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 tests $(ALONE:%=--ignore=%)
-	pytest -n 2 --dist loadgroup $(REAL)
-	pytest $(ALONE) $(REAL:%=--ignore=%)
+	pytest -n 2 -m "not engine and not alone"
+	pytest -m "alone and not engine"
+
+test: check
+	pytest -n 2 --dist loadgroup -m "engine and not alone"
+	pytest -m "alone and engine"
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

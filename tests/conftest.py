@@ -4,16 +4,21 @@ import datetime
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from workbench.experiment.speed import TYPICAL
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
+
+# The same examples in every run, however long one of them takes.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 def marked_processes(token: str) -> dict[int, str]:
@@ -41,10 +46,12 @@ def token(monkeypatch: pytest.MonkeyPatch) -> str:
     return value
 
 
-def left_running(token: str, *, within_s: float) -> dict[int, str]:
-    """Marked processes that still live after `within_s` seconds."""
+def left_running(token: str, *, within_s: float, besides: Iterable[int] = ()) -> dict[int, str]:
+    """Marked processes, `besides` those known, that still live after `within_s` seconds."""
     ends_s = time.monotonic() + within_s
-    while (alive := marked_processes(token)) and time.monotonic() < ends_s:
+    while alive := {p: line for p, line in marked_processes(token).items() if p not in besides}:
+        if time.monotonic() > ends_s:
+            break
         time.sleep(0.1)
     return alive
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -192,8 +192,8 @@ async def vllm() -> AsyncIterator[FakeVllm]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    """A port on which nobody listens."""
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, and which nobody else can take meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])

@@ -29,6 +29,7 @@ DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 Papermill = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.alone  # it times the machine
 def test_environment_check_says_ready(papermill: Papermill, result_of: Any) -> None:
     done = papermill("environment_check")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -37,6 +38,7 @@ def test_environment_check_says_ready(papermill: Papermill, result_of: Any) -> N
     assert {"smoke run: KV moved", "packages", "memory"} <= {g["name"] for g in facts["gates"]}
 
 
+@pytest.mark.alone
 def test_single_instance_prefix_cache(papermill: Papermill, result_of: Any) -> None:
     done = papermill(
         "single_instance_prefix_cache", "-p", "requests", "6", "-p", "concurrency", "1",

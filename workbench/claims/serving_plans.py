@@ -108,7 +108,7 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
         for r in requests
     )
     total_s = 0.0
-    launch_s *= speed.launch_s / TYPICAL.launch_s
+    launch_s *= speed.fork_server_s / TYPICAL.fork_server_s
     once_s = speed.fork_server_s if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
         instances = Topology.parse(arm.topology).instances
