@@ -100,7 +100,7 @@ def _recipe(
 
     async def measure(setting: Setting) -> Outcome:
         made = make(params, setting)
-        result = await run(made, echo=setting.echo)
+        result = await run(made, echo=setting.echo, progress=False)
         outcome = read(result)
         if params.engine != "simulated":
             return outcome
