@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import papermill
@@ -15,6 +16,8 @@ from workbench.params import PdSweep
 
 RESULT = {
     "schema": 1,
+    "status": "success",
+    "scope": "Tiny model on a CPU",
     "finding": "A warm KV store cuts TTFT",
     "gates": [
         {"name": "same text", "outcome": "PASS", "sentence": "all are equal", "next_step": ""},
@@ -32,12 +35,12 @@ RESULT = {
 def executed(monkeypatch):
     """Calls of papermill as (source, parameters); nothing is started.
 
-    `outcome` is what it raises, if anything; `status` is what the run's result then says.
+    `outcome` is what it raises, if anything; `facts` are what the run's result says beside RESULT.
     """
 
     class Executed(list):
         outcome: BaseException | None = None
-        status = "success"
+        facts = MappingProxyType({})
 
     calls = Executed()
 
@@ -46,7 +49,7 @@ def executed(monkeypatch):
         shutil.copy(source, target)  # papermill writes the copy as it goes
         if calls.outcome is not None:
             raise calls.outcome
-        result = RESULT | {"status": calls.status}
+        result = RESULT | dict(calls.facts)
         (Path(target).parent / "result.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
@@ -122,6 +125,7 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     assert written == ["report.html", "result.json", "run.ipynb"]
     assert capsys.readouterr().out.splitlines() == [
         "A warm KV store cuts TTFT (proven in part)",
+        "Tiny model on a CPU",
         "  failed: client kept up: other programs took 60 % of the CPU",
         "next: end other programs",
         f"page: {home / 'report.html'}",
@@ -167,9 +171,9 @@ def test_a_machine_is_looked_at_anew_each_time(executed, tmp_path):
 def test_a_machine_that_is_not_ready_is_told_by_the_exit_status_and_a_sentence(
     executed, tmp_path, capsys
 ):
-    executed.status = "failed"
+    executed.facts = {"ready": False, "finding": "Not ready: vllm not installed"}
     assert cli.main(["run", "environment_check", "-p", "output_dir", str(tmp_path)]) == 1
-    assert "A warm KV store cuts TTFT" in capsys.readouterr().out
+    assert "Not ready: vllm not installed" in capsys.readouterr().out
     assert (tmp_path / "environment_check" / "here" / "report.html").exists()
 
 

@@ -56,7 +56,7 @@ class NotebookRun:
     @property
     def exit_status(self) -> int:
         """1 when it could not be carried out, or found a machine that cannot run the others."""
-        return int(bool(self.problem) or self.facts.get("status") != "success")
+        return int(bool(self.problem) or self.facts.get("ready") is False)
 
 
 def read_params(file: Path | None) -> dict[str, Any]:
@@ -169,17 +169,20 @@ def _quiet_kernel() -> Iterator[None]:
 
 
 def told(run: NotebookRun) -> list[str]:
-    """The lines that a run ends with: headline, outcome, failed checks, next step, page."""
+    """The lines that a run ends with: headline and outcome, failed checks, next step, page."""
     if run.problem:
         lines = [f"{run.notebook} could not be carried out: {run.problem}", f"next: {run.advice}"]
         return [*lines, f"page: {_short(run.page)}"] if run.page else lines
-    gates = run.facts.get("gates") or ()
-    failed = [gate for gate in gates if gate["outcome"] == "FAIL"]
-    lines = [f"{run.headline} ({run.outcome})"]
-    for gate in failed:
-        lines.append(f"  failed: {gate['name']}: {gate['sentence']}")
-    if step := _next_step(run.facts):
-        lines.append(f"next: {step}")
+    known = run.headline.lower().startswith(run.outcome)
+    lines = [run.headline if known else f"{run.headline} ({run.outcome})"]
+    scope, step = str(run.facts.get("scope") or ""), _next_step(run.facts)
+    lines += [scope] if scope else []
+    for gate in run.facts.get("gates") or ():
+        name, sentence = gate["name"], gate["sentence"]
+        if gate["outcome"] == "FAIL":
+            lead = "" if sentence.lower().startswith(name.lower()) else f"{name}: "
+            lines.append(f"  failed: {lead}{sentence}")
+    lines += [f"next: {step}"] if step and step not in scope else []
     return [*lines, f"page: {_short(run.page)}"] if run.page else lines
 
 
@@ -252,17 +255,17 @@ def _rewrite_index(output_dir: str) -> None:
 def table_of(runs: Sequence[NotebookRun], *, width: int = 0) -> str:
     """One row per notebook: outcome, minutes, headline and page; then what was not carried out."""
     width = width or shutil.get_terminal_size().columns
+    heads = ("notebook", "outcome", "minutes")
     rows = [
-        (run.notebook, run.outcome, "kept" if run.kept else f"{run.took_s / 60:.1f}", run)
+        (run.notebook, run.outcome, "kept" if run.kept else f"{run.took_s / 60:.1f}")
         for run in runs
     ]
-    heads = ("notebook", "outcome", "minutes")
-    sizes = [max(len(head), *(len(row[n]) for row in rows)) for n, head in enumerate(heads)]
+    sizes = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     first = "  ".join(f"{h:{s}}" for h, s in zip(heads, sizes, strict=True))
     room = max(30, width - len(first) - 2)
     lines = [f"{first}  headline and page", "-" * min(width, len(first) + 2 + room)]
-    for *cells, run in rows:
-        cells[2] = f"{cells[2]:>{sizes[2]}}"
+    for (name, outcome, minutes), run in zip(rows, runs, strict=True):
+        cells = (name, outcome, f"{minutes:>{sizes[2]}}")
         start = "  ".join(f"{c:{s}}" for c, s in zip(cells, sizes, strict=True))
         said = textwrap.wrap(run.headline, room) or [""]
         said += [_short(run.page)] if run.page else []

@@ -49,11 +49,8 @@ def test_in_a_terminal_the_bar_says_how_far_and_the_lines_stay_short():
 
 @pytest.mark.parametrize("name", ["papermill", "workbench"])
 def test_a_kernel_that_papermill_started_has_no_front_end(name, monkeypatch):
-    class Parent:
-        def cmdline(self):
-            return ["/usr/bin/python3", f"/somewhere/bin/{name}", "notebook.ipynb"]
-
-    monkeypatch.setattr("psutil.Process.parent", lambda _: Parent())
+    words = ["/usr/bin/python3", f"/somewhere/bin/{name}", "notebook.ipynb"]
+    monkeypatch.setattr("psutil.Process.cmdline", lambda _: words)
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert not has_front_end()
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/pd_sweep.ipynb")  # `!papermill` in a cell

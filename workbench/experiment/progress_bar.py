@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from math import isnan
 from typing import Any, TextIO
 
@@ -121,9 +123,9 @@ def has_front_end() -> bool:
         return False
     import psutil
 
-    with suppress(psutil.Error, AttributeError):
+    with suppress(psutil.Error):
         # `!papermill ...` in a cell of JupyterLab hands the name on.
-        words = psutil.Process().parent().cmdline()
+        words = psutil.Process(os.getppid()).cmdline()
         return not any(os.path.basename(word) in ("papermill", "workbench") for word in words[:3])
     return True
 
@@ -138,8 +140,7 @@ def bar_in_lab(echo: Echo) -> Iterator[Echo]:
     if bar is None:
         yield echo
         return
-    from IPython.display import display
-
+    display: Any = import_module("IPython.display").display
     handle: Any = None
     last: Standing | None = None
 
@@ -163,9 +164,8 @@ def bar_in_lab(echo: Echo) -> Iterator[Echo]:
 
 
 def _lab_bar() -> _Bar | None:
-    try:
-        import ipywidgets  # noqa: F401
-        from tqdm.notebook import tqdm
-    except ImportError:
+    if find_spec("ipywidgets") is None:
         return None
+    from tqdm.notebook import tqdm
+
     return _Bar(tqdm, display=False)
