@@ -123,7 +123,9 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     home = tmp_path / "pd_sweep" / run_id(PdSweep(topology="1p1d", rounds=5))
     written = sorted(path.name for path in home.iterdir())
     assert written == ["report.html", "result.json", "run.ipynb"]
-    assert capsys.readouterr().out.splitlines() == [
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"pd_sweep {home.name}: starting the notebook"
+    assert rest == [
         "A warm KV store cuts TTFT (proven in part)",
         "Tiny model on a CPU",
         "  failed: client kept up: other programs took 60 % of the CPU",

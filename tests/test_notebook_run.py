@@ -42,7 +42,12 @@ def notebooks(monkeypatch):
         return does[notebook]
 
     monkeypatch.setattr(notebook_run, "run_notebook", run)
-    monkeypatch.setattr("workbench.report.index.write_index", does.indexed.append)
+
+    def write_index(folder):
+        does.indexed.append(folder)
+        return Path(folder) / "index.html"
+
+    monkeypatch.setattr("workbench.report.index.write_index", write_index)
     return does
 
 
@@ -125,7 +130,9 @@ def test_an_interrupt_ends_all_of_it_with_the_table_so_far(ended, notebooks, cap
     notebooks["pd_sweep"] = ended
     assert cli.main(["run-all"]) == 1
     assert [name for name, _, _ in notebooks.ran] == ["environment_check", "pd_sweep"]
-    assert len(table_lines(capsys.readouterr().out)) == 6  # head, rule, two rows, what, which
+    rows = table_lines(capsys.readouterr().out)
+    assert [row.split()[0] for row in rows[2:4]] == ["environment_check", "pd_sweep"]
+    assert rows[5].startswith("1 of 5 notebooks could not be carried out")
 
 
 def test_a_folder_of_parameters_that_is_none_is_one_sentence(notebooks, tmp_path, capsys):
@@ -136,9 +143,13 @@ def test_a_folder_of_parameters_that_is_none_is_one_sentence(notebooks, tmp_path
 
 def test_the_table_fits_its_terminal_and_has_all_columns():
     kept = NotebookRun(notebook="pd_sweep", facts=found("pd_sweep", "Long " * 30).facts, kept=True)
-    lines = table_of([found("environment_check", "Ready, quiet"), kept], width=90).splitlines()
+    index = Path.cwd() / "outputs" / "index.html"
+    runs = [found("environment_check", "Ready, quiet"), kept]
+    lines = table_of(runs, index=index, width=90).splitlines()
     assert max(map(len, lines)) <= 90
     assert lines[0].split() == ["notebook", "outcome", "minutes", "headline", "and", "page"]
     assert lines[2].split() == ["environment_check", "proven", "1.5", "Ready,", "quiet"]
     assert lines[3].split() == ["outputs/environment_check/x/report.html"]
     assert lines[4].split()[:3] == ["pd_sweep", "proven", "kept"]
+    assert lines[5].endswith(" ...")  # two lines of a headline; the page has the rest
+    assert lines[-1] == "1.5 minutes in all; all runs: outputs/index.html"

@@ -148,8 +148,8 @@ def _run(options: argparse.Namespace) -> int:
 def _run_all(options: argparse.Namespace) -> int:
     from workbench.notebook_run import run_all, table_of
 
-    runs = run_all(options.params, output_dir=options.output_dir, force=options.force)
-    print("", table_of(runs), sep="\n", flush=True)
+    runs, index = run_all(options.params, output_dir=options.output_dir, force=options.force)
+    print("", table_of(runs, index=index), sep="\n", flush=True)
     return int(any(run.problem for run in runs))
 
 

@@ -96,6 +96,7 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
         print(f"{notebook} {name} has succeeded before; --force runs it again, e.g. after")
         print("an update of the workbench or of vLLM")
         return NotebookRun(notebook=notebook, page=page, facts=load_result(home).facts, kept=True)
+    print(f"{notebook} {name}: starting the notebook", flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"
     executed = home / f".run-{os.getpid()}.ipynb"
@@ -140,8 +141,8 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> str:
             papermill.execute_notebook(
                 source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
                 progress_bar=False, stdout_file=shown,
-                # Of its own the kernel says only that it listens on this machine's loopback.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                # A kernel says of itself how it listens, and that it was told to end.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
@@ -197,11 +198,11 @@ def _next_step(facts: Mapping[str, Any]) -> str:
 
 def run_all(
     params_folder: Path | None, *, output_dir: str = "outputs", force: bool = False
-) -> list[NotebookRun]:
+) -> tuple[list[NotebookRun], Path | None]:
     """Run the five notebooks, whatever one of them finds, and rewrite the index after each.
 
     `params_folder` may have a file of parameters for each, `<notebook>.yaml`. An interrupt ends
-    the notebook that runs, and those after it are not begun.
+    the notebook that runs, and those after it are not begun. Returns the runs and the index.
     """
     if params_folder is not None and not params_folder.is_dir():
         raise ParameterError(
@@ -209,15 +210,16 @@ def run_all(
             " params/cpu_demo"
         )
     runs: list[NotebookRun] = []
+    index: Path | None = None
     for number, notebook in enumerate(NOTEBOOKS, 1):
         print(f"\n== {number} of {len(NOTEBOOKS)}: {notebook}", flush=True)
         run = _guarded(notebook, params_folder, output_dir, force)
         print(*told(run), sep="\n", flush=True)
         runs.append(run)
-        _rewrite_index(output_dir)
+        index = _rewrite_index(output_dir)
         if run.problem.startswith(_STOPPED):
             break
-    return runs
+    return runs, index
 
 
 def _guarded(
@@ -243,17 +245,20 @@ def _guarded(
     )
 
 
-def _rewrite_index(output_dir: str) -> None:
+def _rewrite_index(output_dir: str) -> Path:
     from workbench.experiment.run_folder import output_root
     from workbench.report.index import write_index
 
     folder = output_root(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_index(folder)
+    return write_index(folder)
 
 
-def table_of(runs: Sequence[NotebookRun], *, width: int = 0) -> str:
-    """One row per notebook: outcome, minutes, headline and page; then what was not carried out."""
+def table_of(runs: Sequence[NotebookRun], *, index: Path | None = None, width: int = 0) -> str:
+    """One row per notebook: outcome, minutes, headline and page; then what was not carried out.
+
+    `index` is the page that lists them.
+    """
     width = width or shutil.get_terminal_size().columns
     heads = ("notebook", "outcome", "minutes")
     rows = [
@@ -267,9 +272,12 @@ def table_of(runs: Sequence[NotebookRun], *, width: int = 0) -> str:
     for (name, outcome, minutes), run in zip(rows, runs, strict=True):
         cells = (name, outcome, f"{minutes:>{sizes[2]}}")
         start = "  ".join(f"{c:{s}}" for c, s in zip(cells, sizes, strict=True))
-        said = textwrap.wrap(run.headline, room) or [""]
+        said = textwrap.wrap(run.headline, room, max_lines=2, placeholder=" ...") or [""]
         said += [_short(run.page)] if run.page else []
         lines += [f"{start if not n else ' ' * len(start)}  {text}" for n, text in enumerate(said)]
+    total_s = sum(run.took_s for run in runs)
+    end = f"; all runs: {_short(index)}" if index else ""
+    lines += ["", f"{total_s / 60:.1f} minutes in all{end}"]
     lost = [run for run in runs if run.problem]
     if lost:
         lines += ["", f"{len(lost)} of {len(NOTEBOOKS)} notebooks could not be carried out:"]

@@ -39,12 +39,15 @@ def test_in_a_terminal_the_bar_says_how_far_and_the_lines_stay_short():
     out, err = io.StringIO(), Terminal()
     writer = LineWriter(out, err)
     writer.write(LINES)
+    writer.write("last  [4/4 passes, 0:20 elapsed, about 0:00 left]\n")
     writer.close()
     assert out.getvalue().splitlines() == [
-        "pd_sweep 1p1d-abc", "round 1/1  1p1d  cold  TTFT 40 ms", "success after 5 s"
+        "pd_sweep 1p1d-abc", "round 1/1  1p1d  cold  TTFT 40 ms", "success after 5 s",
+        "last",
     ]  # fmt: skip
     bars = [text.strip() for text in re.split(r"[\r\n]", err.getvalue()) if text.strip()]
     assert any("1 of 4 passes, 00:05 elapsed, about 0:15 left" in bar for bar in bars)
+    assert bars[-1].endswith("4 of 4 passes, 00:20 elapsed, now its figures")
 
 
 @pytest.mark.parametrize("name", ["papermill", "workbench"])

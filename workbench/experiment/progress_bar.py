@@ -58,6 +58,8 @@ class _Bar:
     def _show(self) -> None:
         left_s = max(0.0, self._ends_s - time.monotonic())
         left = "" if isnan(self._ends_s) else f"about {spell_s(left_s)} left"
+        if self._bar.n == self._bar.total:
+            left = "now its figures"  # a loaded machine takes half a minute for them
         self._bar.set_postfix_str(left)
 
     def _tick(self) -> None:
