@@ -15,16 +15,19 @@ from statistics import median
 
 import psutil
 
+from workbench.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import EngineSettings
+from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
 
+DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
+
 TOPOLOGY = Topology.parse("1p4d")
-SETTINGS = EngineSettings(model=tiny_model(), platform="cpu")
+SETTINGS = EngineSettings(model=tiny_model(), platform="cpu", dtype=DTYPE)
 
 
 async def start(*, fork: bool, folder: Path) -> tuple[float, float]:

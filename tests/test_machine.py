@@ -37,6 +37,7 @@ def test_what_is_not_known_is_null():
     seen = Machine(
         cpu="",
         cores=1,
+        fast_bf16=False,
         memory_gb=1,
         memory_free_gb=1,
         shm_free_gb=nan,
@@ -129,3 +130,23 @@ def test_the_clocks_of_this_machine_can_be_read():
     assert 0 < before.own_s <= after.own_s
     assert before.own_s <= before.busy_s <= after.busy_s
     assert before.at_s <= after.at_s
+
+
+@pytest.mark.parametrize(
+    ("features", "limit", "fast"),
+    [
+        ("flags : avx2 avx512f avx512bw avx512dq avx512vl", "", True),
+        ("flags : avx2 avx512f avx512bw avx512dq avx512vl", "AVX2", False),
+        ("flags : avx2 avx512f avx512bw avx512dq avx512vl", "AVX512_CORE_BF16", True),
+        ("flags : fma avx2", "", False),
+        ("Features : asimd bf16", "", True),
+        ("Features : asimd", "", False),
+        ("", "", False),
+    ],
+)
+def test_bf16_is_fast_where_onednn_has_kernels_for_it(features, limit, fast, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor : 0\n{features}\n")
+    monkeypatch.setattr(machine, "CPU_INFO", file)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert machine.fast_bf16() is fast

@@ -62,6 +62,10 @@ def test_gpus_of_each_role_are_gathered():
             {"workload": "trace"},
             "a trace workload takes both, e.g. -p workload trace",
         ),
+        (
+            {"trace_block_tokens": 16},
+            "trace_block_tokens is 16 and workload 'reference': only a tr",
+        ),
         ({"trace_speed": 2.0}, "trace_speed is 2: it needs workload trace, .* and rate_per_s 0"),
         ({"workload": "prompts"}, "takes both, e.g. -p workload prompts -p prompts_file"),
         ({"prompts_file": "a.jsonl"}, "workload is 'reference' and prompts_file 'a.jsonl'"),

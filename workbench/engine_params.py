@@ -35,6 +35,11 @@ class EngineParams:
         "model folder or hub name, empty for the tiny local model",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
+    dtype: str = param(
+        "auto",
+        "number format of weights and KV: auto, bfloat16, float16 or float32",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
     context_tokens: int = param(
         24576, "longest prompt plus answer that a server accepts", low=256, high=10_000_000
     )
@@ -73,6 +78,11 @@ class EngineParams:
         if self.engine == "simulated" and self.model:
             raise ParameterError(
                 f"model is {self.model!r}: a simulated engine has none; leave model empty"
+            )
+        if self.engine != "vllm" and self.dtype != "auto":
+            raise ParameterError(
+                f"dtype is {self.dtype!r} and engine is {self.engine!r}: only servers that are"
+                " started here take a dtype; leave it at auto"
             )
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:

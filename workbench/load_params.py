@@ -87,7 +87,12 @@ class LoadParams(EngineParams):
         low=0.0,
         high=0.999,
     )
-    trace_file: str = param("", "trace: file in the Mooncake format", example="trace.jsonl")
+    trace_file: str = param(
+        "", "trace: file of Mooncake, Bailian, BurstGPT, Azure or Vidur", example="trace.jsonl"
+    )
+    trace_block_tokens: int = param(
+        0, "trace: tokens of each hash id, 0 to find it from the file", low=0, high=1_000_000
+    )
     trace_speed: float = param(
         0.0,
         "trace: so many times as fast as recorded, 0 to ignore its times",
@@ -95,7 +100,7 @@ class LoadParams(EngineParams):
         high=1_000_000,
     )
     prompts_file: str = param(
-        "", "prompts: JSON Lines, each with prompt or messages", example="prompts.jsonl"
+        "", "prompts: JSON Lines or CSV, each with prompt or messages", example="prompts.jsonl"
     )
     text: str = param("hardware_history", "text: which of the five", choices=TEXTS)
     api: str = param(
@@ -161,6 +166,11 @@ class LoadParams(EngineParams):
                     f"workload is {self.workload!r} and {name}_file {file!r}: a {name} workload"
                     f" takes both, e.g. -p workload {name} -p {name}_file {name}.jsonl"
                 )
+        if self.trace_block_tokens and self.workload != "trace":
+            raise ParameterError(
+                f"trace_block_tokens is {self.trace_block_tokens} and workload {self.workload!r}:"
+                " only a trace has it, e.g. -p workload trace -p trace_file trace.jsonl"
+            )
         if self.workload == "multi_turn_conversation" and self.api == "chat":
             raise ParameterError(
                 "multi_turn_conversation feeds back the ids of the model's answers, which chat"

@@ -19,8 +19,17 @@ from typing import Any, Self
 
 from workbench.gpus import Gpu, Platform, find
 
-__all__ = ["Gpu", "Machine", "Platform", "ProcessorLoad", "facts", "repository_root"]
+__all__ = [
+    "Gpu",
+    "Machine",
+    "Platform",
+    "ProcessorLoad",
+    "facts",
+    "fast_bf16",
+    "repository_root",
+]
 
+CPU_INFO = Path("/proc/cpuinfo")
 _GB = 2**30
 _GIT_TIMEOUT_S = 10.0
 
@@ -51,6 +60,8 @@ class Machine:
     cpu: str
     cores: int
     """Logical cores that this process may use."""
+    fast_bf16: bool
+    """Whether the processor has vector instructions that oneDNN's bf16 kernels need."""
     memory_gb: float
     memory_free_gb: float
     """What can be had without swapping."""
@@ -82,6 +93,7 @@ def facts() -> Machine:
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores(),
+        fast_bf16=fast_bf16(),
         memory_gb=memory.total / _GB,
         memory_free_gb=memory.available / _GB,
         shm_free_gb=shutil.disk_usage("/dev/shm").free / _GB if Path("/dev/shm").is_dir() else nan,
@@ -154,13 +166,32 @@ class ProcessorLoad:
         return min(1.0, max(0.0, others_s / (wall_s * _all_cores())))
 
 
-def _cpu_model() -> str:
+def fast_bf16() -> bool:
+    """Whether a bf16 matrix product on this processor is no slower than one in float32.
+
+    oneDNN has bf16 kernels from AVX-512 (BW, DQ and VL) on, and on Arm with the `bf16` feature
+    (oneDNN, "Data types"). Without them PyTorch falls back to a loop that is 3 to 5 times slower
+    than float32. ONEDNN_MAX_CPU_ISA, oneDNN's own limit, is heeded.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit.startswith(("SSE", "AVX")) and not limit.startswith("AVX512_CORE"):
+        return False
+    features = {*_cpu_info("flags").split(), *_cpu_info("Features").split()}
+    return features >= {"avx512f", "avx512bw", "avx512dq", "avx512vl"} or "bf16" in features
+
+
+def _cpu_info(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where it has none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        lines = CPU_INFO.read_text("utf-8").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, python_platform.processor() or python_platform.machine())
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() == name), "")
+
+
+def _cpu_model() -> str:
+    return _cpu_info("model name") or python_platform.processor() or python_platform.machine()
 
 
 def _all_cores() -> int:

@@ -10,13 +10,16 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from workbench.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import EngineSettings
+from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
+
+DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 
 Deployed = Callable[..., AbstractAsyncContextManager[Deployment]]
 
@@ -31,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def settings() -> EngineSettings:
-    return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192)
+    return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=DTYPE)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

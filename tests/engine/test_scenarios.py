@@ -12,14 +12,17 @@ import pytest_asyncio
 from workbench.experiment.arms import plan
 from workbench.experiment.run import run
 from workbench.load_params import SCENARIOS
+from workbench.machine import fast_bf16
 from workbench.params import PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import EngineSettings
+from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
+
+DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,7 +41,7 @@ async def server(
 ) -> AsyncIterator[Deployment]:
     """One plain vLLM with its prefix cache on, for all scenarios."""
     topology = Topology.parse("1a")
-    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192)
+    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=DTYPE)
     async with deploy(
         launcher,
         lambda ports: plan_deployment(topology, connector("none"), settings, ports=ports),

@@ -44,19 +44,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine_has(monkeypatch: pytest.MonkeyPatch, model: Path) -> Callable[..., None]:
     """Say what the machine is like: a CPU with 24 GB free, unless told otherwise."""
 
-    def say(platform: str = "cpu", gpus: int = 0, free_gb: float = 24.0, visible: str = "") -> None:
+    def say(
+        platform: str = "cpu",
+        gpus: int = 0,
+        free_gb: float = 24.0,
+        visible: str = "",
+        fast_bf16: bool = True,
+    ) -> None:
         found = replace(
             REAL,
             platform=platform,
             gpus=tuple(Gpu(index=i, name="a GPU") for i in range(gpus)),
             memory_free_gb=free_gb,
             shm_free_gb=8.0,
+            fast_bf16=fast_bf16,
             visible_devices=visible,
         )
         monkeypatch.setattr(machine, "facts", lambda: found)
 
     say()
-    monkeypatch.setattr(room, "tiny_model", lambda: model)
+    monkeypatch.setattr(room, "tiny_model", lambda layers: model)
     return say
 
 

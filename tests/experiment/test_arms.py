@@ -188,6 +188,19 @@ def test_a_trace_is_sent_at_its_times(sweep, tmp_path):
     assert sweep(**asked).arrivals.kind == "closed"
 
 
+def test_a_short_trace_is_sent_whole_and_the_plan_tells_what_was_not_used(sweep, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"input_length": 90, "output_length": 9, "priority": 1}\n' * 3 + "\n")
+    asked = {"workload": "trace", "trace_file": str(path)}
+    plan = sweep(**asked)
+    assert [r.prompt_tokens for r in plan.workload.sample.requests] == [90, 90, 90]
+    assert "Fields of trace_file that are not used: priority." in plan.doubts
+    with pytest.raises(ParameterError, match=r"3 of 3 lines of trace_file .* have no time: leave"):
+        sweep(**asked, trace_speed=1.0)
+    with pytest.raises(ParameterError, match="requests is 4 and trace_file"):
+        sweep(**asked, requests=4)
+
+
 def test_a_scenario_has_lengths_of_its_own_and_smaller_ones_on_a_cpu(sweep, machine_has):
     assert sweep(workload="code_generation").workload.longest_prompt_tokens == 8_192
     plan = sweep(workload="long_context_high_reuse")

@@ -8,7 +8,7 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.experiment import arms
-from workbench.experiment.plan import run_id, tiny_prefill_s
+from workbench.experiment.plan import run_id
 from workbench.params import PdSweep, PrefixCache, check_params
 
 
@@ -84,11 +84,6 @@ def test_the_estimate_grows_with_what_is_asked(sweep):
     assert sweep(topology="1p1d", rounds=1, requests=1).estimate_s > small
 
 
-def test_the_cold_prefill_of_the_tiny_model_is_what_was_measured():
-    assert tiny_prefill_s(22_660) == pytest.approx(4.0, rel=0.15)
-    assert tiny_prefill_s(5_000) == pytest.approx(0.46, rel=0.2)
-
-
 def test_what_was_never_measured_has_no_estimate(sweep, machine_has, model):
     assert isnan(sweep(model=str(model)).estimate_s)
     machine_has("cuda", gpus=8)
@@ -103,7 +98,7 @@ def test_a_plan_shows_every_process_it_would_start(sweep):
     for name in ("store", "prefill-0", "decode-0", "aggregated-1", "proxy"):
         assert f"\n  {name} " in text
     assert "--max-model-len 24576" in text
-    assert text.rstrip().endswith("minutes")
+    assert "minutes with nothing else running" in text.splitlines()[-1]
 
 
 def test_an_attached_arm_has_no_processes_to_show(sweep):

@@ -5,9 +5,14 @@ import pytest
 from tests.load.words import Words
 from workbench.errors import ParameterError
 from workbench.load.catalogue import build
-from workbench.load.prompts import read_prompts
 from workbench.load.token_ids import SALT_TOKENS
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL_CHAT = [
+    {"role": "user", "content": "weather?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is it?"}]
 
 
@@ -55,52 +60,33 @@ def test_as_chat_a_text_is_a_message_of_a_user(file):
     assert made.hash == own(path, tokenizer, chat=True, salt="t").hash
 
 
-def test_empty_lines_are_skipped_and_the_first_so_many_taken(file):
-    path = file({"prompt": "a"}, b"", {"prompt": "b"}, b"{oops")
-    assert [row.line for row in read_prompts(path, first=2)] == [1, 3]
+def test_a_recorded_answer_gives_its_length(file):
+    turns = [{"from": "human", "value": "Hi you"}, {"from": "gpt", "value": "Hello to you too"}]
+    path = file({"conversations": turns}, {"conversations": turns, "max_tokens": 2})
+    assert [r.max_tokens for r in own(path).requests] == [4, 2]
+
+
+def test_a_chat_with_calls_of_tools_goes_out_as_it_stands(file):
+    tokenizer = Words()
+    made = own(file({"messages": TOOL_CHAT, "tools": []}), tokenizer, chat=True)
+    call = made.requests[0].messages[1]
+    assert (call["content"], call["tool_calls"]) == ("", TOOL_CHAT[1]["tool_calls"])
+    assert made.requests[0].messages[2]["tool_call_id"] == "c1"
+
+
+def test_what_is_not_used_is_a_doubt_of_the_workload(file):
+    made = own(file({"prompt": "a", "temperature": 0.5}, {"prompt": "b", "temperature": 0.7}))
+    assert made.doubts == ("Fields of prompts_file that are not used: temperature.",)
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (b"{oops", "line 2 is not JSON: '{oops'; write "),
-        (b"\xff\xfe", "line 2 is not JSON"),
-        (b"[" * 100_000, "line 2 is not JSON"),
-        ([1], "line 2: it has either prompt or messages"),
-        ({}, "line 2: it has either prompt or messages"),
-        ({"prompt": "a", "messages": CHAT}, "line 2: it has either prompt or messages"),
-        ({"prompt": ""}, "line 2: prompt is '': it is a text that is not empty"),
-        ({"prompt": 5}, "line 2: prompt is 5"),
-        ({"prompt": ["a", "b"]}, "line 2: prompt is "),
-        (b'{"prompt": "\\ud800"}', "line 2: prompt has half a character"),
-        ({"messages": []}, "line 2: messages is no list with one message or more"),
-        ({"messages": "hi"}, "line 2: messages is no list"),
-        ({"messages": ["hi"]}, "line 2: a message has the role None"),
-        ({"messages": [{"role": "wizard", "content": "a"}]}, "the role 'wizard'; write one of"),
-        ({"messages": [{"role": "user"}]}, "line 2: content is None"),
-        ({"prompt": "a", "max_tokens": 0}, "line 2: max_tokens is 0: a whole number from 1"),
-        ({"prompt": "a", "max_tokens": "9"}, "line 2: max_tokens is '9'"),
-        ({"prompt": "a", "max_tokens": True}, "line 2: max_tokens is True"),
         ({"prompt": "a " * 2_000}, "line 2: .* do not fit context_tokens 1000; shorten it"),
         ({"prompt": "a", "max_tokens": 999}, "line 2: 17 prompt tokens .* do not fit"),
     ],
 )
-def test_a_line_that_is_no_prompt_is_told_with_its_number(file, row, sentence):
+def test_a_prompt_that_does_not_fit_is_told_with_its_line(file, row, sentence):
     with pytest.raises(ParameterError, match=sentence) as refused:
         own(file({"prompt": "fine"}, row))
-    assert "own.jsonl" in str(refused.value) and len(str(refused.value)) < 400
-
-
-def test_what_is_wrong_with_the_file_itself(file, tmp_path):
-    with pytest.raises(ParameterError, match="cannot be read: No such file"):
-        own(str(tmp_path / "none.jsonl"))
-    with pytest.raises(ParameterError, match="is empty: each line is one prompt"):
-        own(file(b""))
-    with pytest.raises(ParameterError, match="has 1 prompts and requests is 2"):
-        own(file({"prompt": "a"}), requests=2)
-
-
-def test_a_line_without_end_is_not_read_whole(file, monkeypatch):
-    monkeypatch.setattr("workbench.load.prompts.MAX_LINE_BYTES", 100)
-    with pytest.raises(ParameterError, match="line 1 is longer than 100 bytes"):
-        own(file({"prompt": "a" * 200}))
+    assert "prompts_file" in str(refused.value) and "own.jsonl" in str(refused.value)

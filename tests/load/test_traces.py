@@ -93,8 +93,6 @@ def test_a_run_of_ours_is_a_trace(tmp_path: Path) -> None:
 def test_what_cannot_be_sent_is_refused_with_its_line(trace: Trace) -> None:
     with pytest.raises(ParameterError, match="trace, line 2: 1536 prompt and 7 answer tokens do"):
         trace.workload(context_tokens=1500, salt="s")
-    with pytest.raises(ParameterError, match="line 1: the first block has 5 tokens, and the salt"):
-        trace.scaled(length=0.01).workload(context_tokens=1500, salt="s")
     with pytest.raises(ParameterError, match="speed is 0 and length 1"):
         trace.scaled(speed=0)
 
@@ -112,3 +110,12 @@ def test_the_published_trace() -> None:
     assert workload.ideal_reuse == pytest.approx(unlimited, abs=2e-4)
     rates = lru_hit_rates(trace, [10**6, 10**9])
     assert 0 < rates[0] < rates[1] < 1
+
+
+def test_prompts_shorter_than_the_salt_are_all_salt(trace: Trace) -> None:
+    """A hundredth: blocks of 5.12 tokens, of which no engine could keep one."""
+    tiny = trace.scaled(length=0.01).workload(context_tokens=1500, salt="s")
+    assert [r.prompt_tokens for r in tiny.requests] == [11, 15, 6, 11]
+    assert [r.ideal_reuse_tokens for r in tiny.requests] == [0, 0, 0, 10]
+    one = trace.scaled(length=0.0001).workload(context_tokens=1500, salt="s")
+    assert [r.prompt_tokens for r in one.requests] == [1, 1, 1, 1]

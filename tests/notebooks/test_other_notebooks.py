@@ -14,10 +14,18 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from workbench.machine import repository_root
+from workbench.machine import fast_bf16, repository_root
 from workbench.serve.processes import free_ports
 from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
+from workbench.serve.vllm import (
+    EngineSettings,
+    instance_argv,
+    instance_env,
+    number_format,
+    program,
+)
+
+DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 
 Papermill = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -93,7 +101,7 @@ def test_workbench_run_makes_a_page_and_reuses_a_finished_run(
 @pytest.fixture
 def somebody_elses_server(tmp_path: Path, free_port: int, nothing_left: str) -> Any:
     """A vLLM server started by hand, without anything of ours behind it."""
-    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=4096)
+    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=4096, dtype=DTYPE)
     argv = [*program("cpu"), *instance_argv(settings, port=free_port, tp=1)]
     with (
         open(tmp_path / "server.log", "w") as log,

@@ -84,11 +84,15 @@ def test_tokenizer_round_trips_text_and_knows_the_chat_template(tiny: Path) -> N
     assert said == "user: hi\nassistant: "
 
 
-def test_weights_fill_a_llama_and_greedy_text_has_a_clear_winner(tiny: Path) -> None:
+@pytest.mark.parametrize("layers", [3, 1])
+def test_weights_fill_a_llama_and_greedy_text_has_a_clear_winner(layers: int, tiny: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    folder = tiny_model(tiny.parent, layers=layers)
+    assert (folder == tiny) == (layers == 3)
+    assert model_facts(folder).layers == layers
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        tiny, output_loading_info=True
+        folder, output_loading_info=True
     )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     with torch.no_grad():
@@ -97,6 +101,16 @@ def test_weights_fill_a_llama_and_greedy_text_has_a_clear_winner(tiny: Path) -> 
     # bf16 resolves about 0.06 at these logits: most positions must win by more than that.
     assert (best - second).median() > 0.1
     assert logits.argmax(-1).unique().numel() > 32
+    # The last answer rests on the KV of all tokens, so that another prompt's KV would show.
+    with torch.no_grad():
+        other = model(torch.arange(100, 164).roll(1)[None]).logits[0].float()
+    assert (other[-1] - logits[-1]).abs().max() > 0.5
+
+
+def test_float32_doubles_the_kv_of_a_token(tiny: Path) -> None:
+    facts = model_facts(tiny)
+    assert facts.run_as("float32").kv_shape.bytes_per_token == 1536
+    assert facts.run_as("") == facts.run_as("bfloat16") == facts
 
 
 def test_same_recipe_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
@@ -108,7 +122,7 @@ def test_same_recipe_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
 
 def test_changed_recipe_has_another_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SEED", 1)
-    assert module._recipe_hash() not in tiny.name
+    assert module._recipe_hash(module._CONFIG) not in tiny.name
 
 
 @needs_torch
@@ -134,7 +148,7 @@ def test_threads_and_processes_at_once_get_one_whole_model(tmp_path: Path) -> No
 
 
 def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, config: object) -> None:
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
@@ -159,7 +173,7 @@ def test_where_it_is_kept(
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert module._cache_dir(None) == Path(expected)
+    assert module.cache_folder() == Path(expected)
 
 
 def test_missing_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

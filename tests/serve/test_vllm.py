@@ -3,7 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
+from workbench.serve.vllm import (
+    EngineSettings,
+    instance_argv,
+    instance_env,
+    number_format,
+    program,
+)
 
 PLATFORMS = ("cpu", "cuda", "rocm")
 
@@ -94,3 +100,19 @@ def test_the_program_is_the_one_of_this_environment():
         assert program(platform)[:2] == (sys.executable, "-m")
     assert program("cuda") == program("rocm")
     assert program("cuda")[-1] == "serve"
+
+
+def test_the_number_format_follows_the_processor_unless_asked():
+    assert number_format("auto", "cpu", fast_bf16=False) == "float32"
+    assert number_format("auto", "cpu", fast_bf16=True) == ""
+    assert number_format("auto", "cuda", fast_bf16=False) == ""
+    assert number_format("bfloat16", "cpu", fast_bf16=False) == "bfloat16"
+    assert " --dtype float32 " in argv("cpu", dtype="float32")
+    assert "--dtype" not in argv("cpu")
+
+
+def test_weights_in_float32_take_twice_their_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(2**20))
+    half = EngineSettings(model=tmp_path, platform="cpu")
+    assert half.weights_gb == 2**-10
+    assert EngineSettings(model=tmp_path, platform="cpu", dtype="float32").weights_gb == 2**-9

@@ -11,12 +11,8 @@ from typing import Any
 from workbench.claims.recipe import Setting
 from workbench.experiment.arms import plan
 from workbench.experiment.hit_plan import Lengths
-from workbench.experiment.plan import (
-    FORK_SERVER_S,
-    Arm,
-    ExperimentPlan,
-    tiny_prefill_s,
-)
+from workbench.experiment.plan import Arm, ExperimentPlan
+from workbench.experiment.speed import TYPICAL
 from workbench.experiment.traffic import WorkloadSpec
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.topology import Topology
@@ -98,9 +94,10 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     `launch_s` and `instance_s`: what a launch costs, and each instance of it.
     """
     requests = made.workload.build("estimate").requests
-    cold_s = sum(tiny_prefill_s(r.prompt_tokens) + 0.004 * r.max_tokens for r in requests)
+    speed = made.speed or TYPICAL
+    cold_s = sum(speed.prefill_s(r.prompt_tokens) + speed.step_s * r.max_tokens for r in requests)
     total_s = 0.0
-    once_s = FORK_SERVER_S if made.params.fork and made.platform == "cpu" else 0.0
+    once_s = speed.fork_server_s if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
         instances = Topology.parse(arm.topology).instances
         shares = sum(1.0 if p.state == "cold" else 1.1 - p.share for p in arm.passes)

@@ -20,18 +20,34 @@ from workbench.experiment.plan_doubts import (
     unequal_doubts,
 )
 from workbench.experiment.rates import Rates, rates_of
-from workbench.experiment.room import check_gpu_memory, check_room, engine_of
-from workbench.experiment.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.room import (
+    check_gpu_memory,
+    check_room,
+    engine_notes,
+    engine_of,
+    own_speed,
+)
+from workbench.experiment.traffic import (
+    WorkloadSpec,
+    arrivals_of,
+    file_doubts,
+    length_doubts,
+    workload_of,
+)
 from workbench.load.arrivals import Arrivals
 from workbench.load.open_files import check_files, most_in_flight
 from workbench.params import EngineParams, LMCacheHitAnalysis, LoadParams, PdSweep, PrefixCache
 from workbench.serve.capacity import check_store
 from workbench.serve.connectors import connector
 from workbench.serve.simulated.faults import check_fault
-from workbench.serve.vllm import Platform
+from workbench.serve.tiny_model import ModelFacts
+from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
 __all__ = ["plan"]
+
+LONG_RUN_S, FEWER_REQUESTS = 220.0, 2
+"""A reference run longer than this sends fewer requests a pass."""
 
 
 def plan(params: EngineParams) -> ExperimentPlan:
@@ -104,7 +120,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
     workload = workload_of(params, settings, model)
     rates = rates_of(params, len(workload.sample.requests))
-    return ExperimentPlan(
+    made = ExperimentPlan(
         notebook="pd_sweep",
         params=params,
         platform=settings.platform,
@@ -118,10 +134,36 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             *fault_doubts(settings),
             *sharing_doubts(capacity, settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, (), settings, model),
             *unequal_doubts(arms, params.tp),
         ),
+        speed=own_speed(params, settings),
+        notes=tuple(engine_notes(params, settings)),
     )
+    return _within_minutes(made, settings, model)
+
+
+def _within_minutes(
+    made: ExperimentPlan, settings: EngineSettings, model: ModelFacts | None
+) -> ExperimentPlan:
+    """The same with fewer requests where the reference workload would take long on this machine.
+
+    Rounds are what an interval rests on, so they stay.
+    """
+    params = made.params
+    assert isinstance(params, LoadParams)
+    own = params.workload == "reference" and not params.requests
+    if not own or not made.estimate_s > LONG_RUN_S:
+        return made
+    fewer = replace(params, requests=FEWER_REQUESTS)
+    shorter = replace(made, workload=workload_of(fewer, settings, model))
+    note = (
+        f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}: about"
+        f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Choose"
+        " with requests."
+    )
+    return replace(shorter, notes=(*made.notes, note))
 
 
 def _arrivals(params: LoadParams, workload: WorkloadSpec, rates: Rates | None = None) -> Arrivals:
@@ -177,7 +219,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
         workload=workload,
         arrivals=_arrivals(params, workload, rates),
         rates=rates,
-        doubts=tuple(doubts),
+        doubts=(*doubts, *file_doubts(workload)),
     )
 
 
@@ -222,6 +264,9 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         doubts=(
             *fault_doubts(settings),
             *length_doubts(params, settings),
+            *file_doubts(workload),
             *kv_doubts(workload, warm, settings, model),
         ),
+        speed=own_speed(params, settings),
+        notes=tuple(engine_notes(params, settings)),
     )

@@ -35,7 +35,12 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
     on_gpu = settings is not None and settings.on_gpu
     if isinstance(params, LoadParams) and params.workload == "trace" and not plan.workload.chat:
         options = plan.workload.options
-        rows = read_trace(params.trace_file, first=options["requests"])
+        rows = read_trace(
+            params.trace_file,
+            first=options["requests"],
+            block_tokens=params.trace_block_tokens,
+            output_tokens=options["output_tokens"],
+        )
         trace = fitted(
             rows, prompt_tokens=options["prompt_tokens"], output_tokens=options["output_tokens"]
         )
@@ -43,7 +48,8 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
         block_tokens = _GPU_BLOCK_TOKENS if on_gpu else _CPU_BLOCK_TOKENS
         trace = trace_of(workload, block_tokens=block_tokens)
     blocks = len({hash_id for row in trace.rows for hash_id in row.hash_ids})
-    sizes = np.unique(np.geomspace(1, max(2, blocks), _SIZES).astype(int)) * trace.block_tokens
+    held = np.unique(np.geomspace(1, max(2, blocks), _SIZES).astype(int))
+    sizes = np.ceil(held * trace.block_tokens).astype(int)  # a scaled block may be a fraction
     rates = lru_hit_rates(trace, sizes.tolist())
     frame = pd.DataFrame({"cache_tokens": sizes, "hit_rate": rates})
     if not workload.ideal_reuse > 0:
@@ -52,7 +58,7 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
         "workload": plan.workload.name,
         "requests": len(workload.requests),
         "ideal_reuse": workload.ideal_reuse,
-        "block_tokens": trace.block_tokens,
+        "block_tokens": round(trace.block_tokens, 1),
         "kv_space_tokens": plan.kv_space_tokens,
     }
     return frame

@@ -26,7 +26,7 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
     for arm in plan.arms:
         if arm.settings is None or not arm.settings.local:
             return {}, "the size of a model on a hub is not known"
-        facts = model_facts(arm.settings.model)
+        facts = model_facts(arm.settings.model).run_as(arm.settings.dtype)
         if not facts.plain:
             return {}, "the model is a mixture of experts or quantised"
         parameters = facts.parameters
@@ -35,7 +35,9 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
         prefill, answering = _spans(arm)
         found[arm.label] = Ceilings(
             prefill_tps=prefill_ceiling_tps(parameters=parameters, gpu=known, gpus=prefill),
-            decode_tps=decode_ceiling_tps(weight_bytes=2 * parameters, gpu=known, gpus=answering),
+            decode_tps=decode_ceiling_tps(
+                weight_bytes=facts.element_bytes * parameters, gpu=known, gpus=answering
+            ),
         )
     return found, ""
 

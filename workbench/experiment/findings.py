@@ -167,7 +167,7 @@ def _launch_doubts(requests: pd.DataFrame) -> list[str]:
 
 
 def _limits(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
-    limits = []
+    limits = list(plan.notes)
     if plan.workload.name == "multi_turn_conversation" and not isnan(reuse_sent):
         limits.append(
             "Real answers are part of later prompts, and a cache keeps their KV too: ideal reuse of"

@@ -13,7 +13,9 @@ from workbench.experiment.room import (
     UNKNOWN_VOCAB_TOKENS,
     check_gpu_memory,
     check_room,
+    engine_notes,
     engine_of,
+    own_speed,
     vocab_tokens,
 )
 from workbench.load.arrivals import closed
@@ -107,6 +109,8 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         workload=_workload(params, vocab_tokens(model)),
         arrivals=closed(1),
         doubts=tuple(doubts),
+        speed=own_speed(params, settings),
+        notes=tuple(engine_notes(params, settings)),
     )
 
 

@@ -191,5 +191,5 @@ class Launch:
         settings = self._arm.settings
         if settings is None or not settings.local:
             return nan
-        facts: Any = model_facts(settings.model)
+        facts: Any = model_facts(settings.model).run_as(settings.dtype)
         return float(facts.kv_shape.bytes_per_token)

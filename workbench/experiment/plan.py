@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
 from workbench.experiment.rates import Rates
+from workbench.experiment.speed import TYPICAL, Speed
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
 from workbench.machine import repository_root
@@ -23,6 +24,7 @@ from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdS
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -117,6 +119,10 @@ class ExperimentPlan:
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
+    speed: Speed | None = None
+    """Of this machine with the tiny model; None for another model, engine or platform."""
+    notes: tuple[str, ...] = ()
+    """What was chosen for this machine."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -154,21 +160,26 @@ class ExperimentPlan:
 
     @property
     def estimate_s(self) -> float:
-        """About how long the run takes, from figures of the tiny model; NaN for any other."""
+        """About how long the run takes with nothing else running here; NaN where not known."""
         given = self.rates.given if self.rates is not None else ()
         sent_s = sum(len(self.workload.sample.requests) / rate for rate in given)
         if self.platform == "simulated":
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
-        if self.platform != "cpu" or self.params.model or self.params.engine != "vllm":
+        speed = self.speed
+        if speed is None:
             return float("nan")
         requests = self.workload.sample.requests
+        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
         prefill_s = sum(
-            tiny_prefill_s(r.prompt_tokens) - tiny_prefill_s(r.ideal_reuse_tokens) for r in requests
+            speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
+            for r in requests
         )
-        cold_s = prefill_s + 0.004 * sum(request.max_tokens for request in requests)
-        total_s = FORK_SERVER_S if self.params.fork else 0.0
+        cold_s = prefill_s + speed.step_s * sum(request.max_tokens for request in requests)
+        total_s = speed.fork_server_s if self.params.fork else 0.0
+        slower = speed.launch_s / TYPICAL.launch_s
         for arm in self.arms:
-            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * LAUNCH_INSTANCE_S
+            instances = Topology.parse(arm.topology).instances
+            launch_s = slower * (LAUNCH_S + instances * LAUNCH_INSTANCE_S)
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             warm_s = 0.05 * cold_s * len(arm.passes)
             total_s += self.rounds * (launch_s + cold * cold_s + warm_s)
@@ -207,21 +218,14 @@ class ExperimentPlan:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
         minutes = self.estimate_s / 60
         about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
-        return "\n".join([*lines, *self.doubts, f"\nduration: {about}"])
+        if self.speed is not None:
+            about += f" with nothing else running (this machine: {self.speed})"
+        return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
-FORK_SERVER_S = 9.0
 SEARCHED_RATES = 7
-LAUNCH_S = 3.0
-LAUNCH_INSTANCE_S = 0.9
-
-
-def tiny_prefill_s(tokens: int) -> float:
-    """Seconds of one cold prefill of the tiny model on one core (fit of 5,000 and 22,660 tokens).
-
-    Only for the duration that a plan announces; no result is made from it.
-    """
-    return 6.9e-5 * tokens + 4.8e-9 * tokens**2
+LAUNCH_S, LAUNCH_INSTANCE_S = 3.0, 0.9
+"""A launch, and each of its instances, where one alone takes TYPICAL.launch_s of CPU."""
 
 
 def run_id(params: EngineParams) -> str:
@@ -263,7 +267,7 @@ def run_id(params: EngineParams) -> str:
         values.get("connector", ""),
         workload,
         f"{prompt_tokens}t" if workload != "prompts" else "",
-        f"n{requests}" if workload != "prompts" or values["requests"] else "",
+        f"n{requests}" if workload not in ("prompts", "trace") or values["requests"] else "",
         f"r{values['rounds']}",
         digest,
     ]

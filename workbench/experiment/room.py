@@ -7,19 +7,23 @@ from pathlib import Path
 
 from workbench import machine
 from workbench.errors import PlanError
+from workbench.experiment.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.params import EngineParams, PdSweep, PrefixCache
 from workbench.serve import simulated
 from workbench.serve.capacity import CPU_PROCESS_GB, Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
-from workbench.serve.tiny_model import ModelFacts, model_facts, tiny_model
-from workbench.serve.vllm import EngineSettings, Platform
+from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
+from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import TensorParallel, Topology
 
 __all__ = [
     "UNKNOWN_VOCAB_TOKENS",
     "check_gpu_memory",
     "check_room",
+    "engine_notes",
     "engine_of",
+    "own_model",
+    "own_speed",
     "vocab_tokens",
 ]
 
@@ -35,11 +39,13 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         return _simulated(params)
     facts = machine.facts()
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
-    model = Path(params.model) if params.model else tiny_model()
+    dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
+    model = Path(params.model) if params.model else own_model(platform, dtype)
     on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
     settings = EngineSettings(
         model=model,
         platform=platform,
+        dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
@@ -50,7 +56,12 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         free_memory_gb=facts.memory_free_gb,
         free_shm_gb=facts.shm_free_gb,
     )
-    return settings, None if on_hub else model_facts(model), capacity
+    return settings, None if on_hub else model_facts(model).run_as(dtype), capacity
+
+
+def own_model(platform: Platform, dtype: str) -> Path:
+    """The tiny model, with fewer layers where this machine's processor is slow."""
+    return tiny_model(layers=layers_for(machine_speed(dtype)) if platform == "cpu" else LAYERS)
 
 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
@@ -68,6 +79,30 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
         seed=params.seed,
     )
     return settings, model_facts(model), Capacity()
+
+
+def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
+    """How fast this machine runs the tiny model; None where another model or engine runs."""
+    own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
+    return machine_speed(settings.dtype) if own else None
+
+
+def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
+    """What was chosen for this machine: number format and size of the tiny model."""
+    notes = []
+    if settings.dtype == "float32" and params.dtype == "auto":
+        notes.append(
+            "This processor has no fast bf16 kernels (no AVX-512), so weights and KV are float32:"
+            " KV takes twice the bytes. Choose with dtype."
+        )
+    speed = own_speed(params, settings)
+    if speed is not None and (layers := model_facts(settings.model).layers) < LAYERS:
+        cold_s = speed.prefill_s(REFERENCE_TOKENS)
+        notes.append(
+            f"This processor is slow, so the tiny model has {layers} of {LAYERS} layers: with all,"
+            f" a cold prompt of {REFERENCE_TOKENS:,} tokens would take {cold_s:.1f} s."
+        )
+    return notes
 
 
 def check_gpu_memory(gpus: int, share: float) -> None:

@@ -31,6 +31,7 @@ from workbench.params import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.processes import Launcher
+from workbench.serve.tiny_model import model_facts
 
 __all__ = ["run"]
 
@@ -200,6 +201,7 @@ def _facts(
         "launches_s": [round(s, 2) for s in log.launches_s],
         "parameters": plan.parameters,
         "machine": machine.facts().as_dict() | _platform(plan),
+        "engine": _engine(plan),
         "arms": list(log.arms.values()),
         "client": log.client,
     }
@@ -217,6 +219,22 @@ def _facts(
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be concluded: {error!r}"
         return facts | NOTHING | {"status": "failed", "finding": found, "doubts": log.doubts}
+
+
+def _engine(plan: ExperimentPlan) -> dict[str, Any]:
+    """The model and number format of all arms; empty for attached servers, which do not say."""
+    settings = plan.arms[0].settings
+    if settings is None:
+        return {}
+    known = model_facts(settings.model).run_as(settings.dtype) if settings.local else None
+    return {
+        "model": plan.params.model or settings.model.name,
+        "layers": known.layers if known else None,
+        "dtype": settings.dtype or "the model's own",
+        "kv_bytes_per_token": known.kv_shape.bytes_per_token if known else None,
+        "machine_speed": str(plan.speed) if plan.speed else None,
+        "chosen": " ".join(plan.notes),
+    }
 
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:

@@ -14,14 +14,14 @@ from workbench.load.catalogue import build
 from workbench.load.chat import Frame, spoken
 from workbench.load.token_ids import SALT_TOKENS
 from workbench.load.tokenizer import Tokenizer, model_tokenizer
-from workbench.load.trace_file import read_trace
+from workbench.load.trace_file import read_trace, trace_requests
 from workbench.load.workload import Workload
 from workbench.load_params import LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
-__all__ = ["WorkloadSpec", "arrivals_of", "length_doubts", "workload_of"]
+__all__ = ["WorkloadSpec", "arrivals_of", "file_doubts", "length_doubts", "workload_of"]
 
 _OF_TEXT = ("prompts", "text")
 _ON_A_CPU = {"long_context_high_reuse": 16_384}
@@ -93,6 +93,10 @@ def workload_of(
             options["shared_tokens"] = int(params.shared_share * prompt_tokens)
         case "trace":
             options["file"] = params.trace_file
+            if params.trace_block_tokens:
+                options["block_tokens"] = params.trace_block_tokens
+            # A file with fewer requests than are usual is sent whole.
+            options["requests"] = params.requests or trace_requests(params.trace_file, requests)
         case "text":
             options["text"] = params.text
         case "prompts":
@@ -129,6 +133,11 @@ def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:
     return own and settings is not None and not settings.on_gpu
 
 
+def file_doubts(workload: WorkloadSpec) -> tuple[str, ...]:
+    """What a reader has to know of how a trace or a file of prompts was read."""
+    return workload.sample.doubts
+
+
 def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:
     """What was made smaller because this is no GPU."""
     if not _is_shortened(params, settings):
@@ -158,5 +167,13 @@ def arrivals_of(params: LoadParams, requests: int, *, rate_per_s: float = 0.0) -
         case "ramp":
             return ramp(rate_per_s, params.end_rate_per_s, requests)
         case "trace":
-            rows = read_trace(params.trace_file, first=requests).rows
-            return at_times(row.arrival_s / (params.trace_speed or 1.0) for row in rows)
+            trace = read_trace(
+                params.trace_file, first=requests, block_tokens=params.trace_block_tokens
+            )
+            if trace.untimed:
+                raise ParameterError(
+                    f"arrivals is 'trace' and {trace.untimed} of {len(trace.rows)} lines of"
+                    f" trace_file {params.trace_file} have no time: leave trace_speed at 0, or send"
+                    " them at a rate, e.g. -p rate_per_s 2"
+                )
+            return at_times(row.arrival_s / (params.trace_speed or 1.0) for row in trace.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -10,8 +11,9 @@ from workbench.errors import ParameterError
 
 __all__ = ["Messages", "ModelTokenizer", "Tokenizer", "model_tokenizer"]
 
-Messages = Sequence[Mapping[str, str]]
-"""What was said in a chat, in order: `{"role": "user", "content": "..."}`."""
+Messages = Sequence[Mapping[str, Any]]
+"""What was said in a chat, in order: `{"role": "user", "content": "..."}`, perhaps with calls of
+tools."""
 
 
 class Tokenizer(Protocol):
@@ -45,7 +47,9 @@ class ModelTokenizer:
         """Raises ParameterError where the model has no template, or one that refuses these."""
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+                [_for_template(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=False,
             )
         except Exception as error:  # templates raise what they like
             reason = " ".join(str(error).split())[:200]
@@ -65,6 +69,22 @@ class ModelTokenizer:
                 if self.encode(f" x{word}")[-1:] == [number]:
                     found.append(word)
         return tuple(found)
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as the server gives it to the template: the arguments of calls are no text then."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    return {**message, "tool_calls": [_parsed(call) for call in calls]}
+
+
+def _parsed(call: Any) -> Any:
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""Mooncake traces: who asked when, how much, and which blocks of the prompt were seen before.
+"""Traces: who asked when, how much, and which blocks of the prompt were seen before.
 
 A trace has an id for each block of a prompt, which stands for its block and all before it, so
 equal ids are equal prefixes. The text itself is not in it; prompts are drawn from the ids, so that
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from math import isfinite
 
 import numpy as np
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 BLOCK_TOKENS = 512
-"""Prompt tokens that one hash id stands for."""
+"""Prompt tokens that one hash id stands for in Mooncake's own traces, and in those we write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,29 +56,46 @@ class Trace:
 
     name: str
     rows: tuple[TraceRow, ...]
-    block_tokens: int = BLOCK_TOKENS
+    block_tokens: float = BLOCK_TOKENS
+    """A fraction only where a scaled block is shorter than the salt."""
+    untimed: int = 0
+    """Requests whose time is not known; where there are any, `arrival_s` means nothing."""
+    doubts: tuple[str, ...] = ()
+    """What a reader has to know of how the file was read."""
+
+    def tokens(self, blocks: int) -> int:
+        """Tokens of so many blocks from the start of a prompt."""
+        return int(blocks * self.block_tokens + 1e-9)
 
     def scaled(self, *, speed: float = 1.0, length: float = 1.0) -> Trace:
         """The same requests `speed` times as fast, with `length` times the tokens.
 
         Lengths are scaled by the block, which becomes round(length * block) tokens, so that which
-        blocks are shared stays as it was; answers are scaled alike, to 1 token at least.
+        blocks are shared stays as it was; answers are scaled alike, to 1 token at least. A block
+        that would be shorter than the salt may be a fraction: what is shared is rounded down.
         """
         if not (isfinite(speed) and speed > 0 and isfinite(length) and length > 0):
             raise ParameterError(
                 f"speed is {speed} and length {length}: both are above 0, e.g. length 0.1 for a"
                 " tenth of the tokens"
             )
-        block = max(1, round(self.block_tokens * length))
+        block: float = self.block_tokens * length
+        if block >= SALT_TOKENS:
+            block = round(block)
 
-        def shorter(row: TraceRow) -> TraceRow:
-            whole, rest = divmod(row.prompt_tokens, self.block_tokens)
+        def prompt_tokens(tokens: int) -> int:
+            if block < SALT_TOKENS:
+                return max(1, int(tokens * length + 1e-9))
+            whole, rest = divmod(tokens, self.block_tokens)
             # A rest stays a rest: at least one token, and never a whole block.
             part = min(max(1, round(rest * length)), max(1, block - 1)) if rest else 0
+            return int(whole * block + part)
+
+        def shorter(row: TraceRow) -> TraceRow:
             return replace(
                 row,
                 arrival_s=row.arrival_s / speed,
-                prompt_tokens=whole * block + part,
+                prompt_tokens=prompt_tokens(row.prompt_tokens),
                 output_tokens=max(1, round(row.output_tokens * length)),
             )
 
@@ -97,8 +115,9 @@ class Trace:
     ) -> Workload:
         """Prompts that share what the trace shares, the same on any machine for the same seed.
 
-        Each starts with the salt, so a first block has to be longer than that. Raises
-        ParameterError for a prompt that does not fit `context_tokens` with its answer.
+        Each starts with the salt, and a prompt that is shorter is all salt. Prompts that share
+        less than the salt share nothing: no engine has blocks that small. Raises ParameterError
+        for a prompt that does not fit `context_tokens` with its answer.
         """
         check_numbers(
             salt,
@@ -114,39 +133,39 @@ class Trace:
                     f" not fit context_tokens {context_tokens}; take fewer lines, scale the length,"
                     " or raise context_tokens"
                 )
-            if min(row.prompt_tokens, self.block_tokens) <= SALT_TOKENS:
-                raise ParameterError(
-                    f"{where}: the first block has {min(row.prompt_tokens, self.block_tokens)}"
-                    f" tokens, and the salt takes {SALT_TOKENS}; scale the length less"
-                )
         drawn: dict[int, TokenIds] = {}
         groups: dict[int, int] = {}
         prompts = []
+        # An id stands for its block and all before it: this one, for all that the salt covers.
+        salted = next(n for n in count() if self.tokens(n + 1) >= SALT_TOKENS)
         for row in self.rows:
-            for hash_id in row.hash_ids:
+            for depth, hash_id in enumerate(row.hash_ids):
                 if hash_id not in drawn:
-                    drawn[hash_id] = drawn_ids(self.block_tokens, vocab_tokens, seed, 5, hash_id)
-            ids = np.concatenate([drawn[hash_id] for hash_id in row.hash_ids])[: row.prompt_tokens]
-            group = groups.setdefault(row.hash_ids[0], len(groups))
-            ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)
+                    tokens = self.tokens(depth + 1) - self.tokens(depth)
+                    drawn[hash_id] = drawn_ids(tokens, vocab_tokens, seed, 5, hash_id)
+            ids = np.zeros(row.prompt_tokens, np.int32)
+            text = np.concatenate([drawn[hash_id] for hash_id in row.hash_ids])[: len(ids)]
+            ids[: len(text)] = text  # one token is missing where even that is more than its share
+            key = row.hash_ids[min(salted, len(row.hash_ids) - 1)]
+            group = groups.setdefault(key, len(groups))
+            ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)[: len(ids)]
             prompts.append(ids)
         asked = [row.output_tokens for row in self.rows]
-        return assemble(self.name, prompts, asked, seed=seed, salt=salt)
+        made = assemble(self.name, prompts, asked, seed=seed, salt=salt)
+        return replace(made, doubts=(*made.doubts, *self.doubts))
 
 
 def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
     """The trace made small enough: its longest prompt and its longest answer have these lengths.
 
     Both are scaled by factors of their own and never lengthened; the prompt's factor is rounded
-    down to whole tokens of a block, so the longest prompt may be a little shorter than asked.
+    down to whole tokens of a block, so the longest prompt may be a little shorter than asked. A
+    block that would be shorter than the salt is not rounded.
     """
     longest = max(row.prompt_tokens for row in trace.rows)
-    block = int(trace.block_tokens * min(1.0, prompt_tokens / longest))
-    if block < 1:
-        raise ParameterError(
-            f"prompt_tokens is {prompt_tokens} and the longest prompt of {trace.name} has"
-            f" {longest}: a block would be empty; take more tokens or fewer requests"
-        )
+    block: float = trace.block_tokens * min(1.0, prompt_tokens / longest)
+    if block >= SALT_TOKENS:
+        block = int(block)
     share = min(1.0, output_tokens / max(1, *(row.output_tokens for row in trace.rows)))
     smaller = trace.scaled(length=block / trace.block_tokens)
     answers = [max(1, int(row.output_tokens * share)) for row in trace.rows]
@@ -225,7 +244,9 @@ def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...
     of L tokens. Requests come one after the other, so a prefix still being computed is a hit here.
     """
     total = sum(row.prompt_tokens for row in trace.rows)
-    return tuple(_hit_tokens(trace, size // trace.block_tokens) / total for size in cache_tokens)
+    return tuple(
+        _hit_tokens(trace, int(size / trace.block_tokens)) / total for size in cache_tokens
+    )
 
 
 def _hit_tokens(trace: Trace, room: int) -> int:
@@ -237,7 +258,7 @@ def _hit_tokens(trace: Trace, room: int) -> int:
             if hash_id not in held:
                 break
             hits += 1
-        hit_tokens += min(hits * trace.block_tokens, row.prompt_tokens - 1)
+        hit_tokens += min(trace.tokens(hits), row.prompt_tokens - 1)
         # Only what the cache can keep is put in, the first block last: it is dropped last.
         for hash_id in reversed(row.hash_ids[:room]):
             held[hash_id] = None

@@ -74,6 +74,8 @@ class Workload:
     seed: int
     salt: str
     requests: tuple[Request, ...]
+    doubts: tuple[str, ...] = ()
+    """What a reader has to know of how it was made from a file."""
 
     def __post_init__(self) -> None:
         for index, times in Counter(request.index for request in self.requests).items():

@@ -192,6 +192,7 @@ def _tables(facts: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         ("Parameters", facts.get("parameters") or {}),
         ("Workload", facts.get("workload") or {}),
         ("Run", {name: value for name, value in run.items() if value}),
+        ("Model", {k: v for k, v in (facts.get("engine") or {}).items() if v}),
         ("Machine", machine),
         ("Versions", versions),
     ]

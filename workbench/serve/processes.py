@@ -126,6 +126,11 @@ class Launcher:
         if self.fork and self._fork_server is None:
             self._fork_server = asyncio.create_task(self._start_fork_server())
 
+    async def loaded(self) -> bool:
+        """Wait for the fork server; False where there is none and instances start plainly."""
+        self.warm_up()
+        return self._fork_server is not None and await self._fork_server
+
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process, forked where that is possible; it need not be ready yet."""
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -133,9 +138,7 @@ class Launcher:
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
         if self.fork and spec.forks in FORKS[self.loads]:
-            self.warm_up()
-            assert self._fork_server is not None
-            if await self._fork_server and not self._exits[FORK_SERVER].done():
+            if await self.loaded() and not self._exits[FORK_SERVER].done():
                 self._forked.add(name)
                 job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
                 pid = await self._ask(

@@ -16,7 +16,7 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from typing import Any
 from workbench.errors import ParameterError, PlanError
 from workbench.kv import KvShape
 
-__all__ = ["ModelFacts", "model_facts", "tiny_model"]
+__all__ = ["LAYERS", "ModelFacts", "cache_folder", "model_facts", "tiny_model"]
+
+LAYERS = 3
+"""Of the tiny model, where the machine is not slow."""
 
 _CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,7 +35,7 @@ _CONFIG: dict[str, Any] = {
     "dtype": "bfloat16",
     "hidden_size": 320,
     "intermediate_size": 1280,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": LAYERS,
     # Two narrow heads keep long prompts affordable: attention grows with the square.
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -70,6 +73,8 @@ _KEYS = {
 }
 
 
+_ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+
 _NOT_PLAIN = ("num_experts", "num_local_experts", "n_routed_experts", "quantization_config")
 
 
@@ -87,32 +92,45 @@ class ModelFacts:
     plain: bool = False
     """Dense and not quantised: every weight is 2 bytes and works on every token."""
 
+    element_bytes: float = 2.0
+    """Bytes of a KV element: those of the weights' number format."""
     parameters: float = 0.0
     """Those that every token passes, without embedding table and output head; 0 where the folder
     has no weight files, or the model is not `plain`."""
 
     @property
     def kv_shape(self) -> KvShape:
-        """With 2 bytes per element, as in an fp16 or bf16 cache."""
-        return KvShape(layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        """What decides the size of a token's KV, in the number format that the model runs in."""
+        return KvShape(
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            element_bytes=self.element_bytes,
+        )
+
+    def run_as(self, dtype: str) -> ModelFacts:
+        """The same model in another number format; empty leaves it as it is."""
+        return replace(self, element_bytes=_ELEMENT_BYTES.get(dtype, self.element_bytes))
 
 
-def tiny_model(cache_dir: Path | None = None) -> Path:
+def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
     """Folder of the tiny model in Hugging Face format; made on the first call (seconds, 25 MB).
 
+    Fewer `layers` than LAYERS make a model for slow machines: each costs the same time for a token.
     It lies under `cache_dir`, else WORKBENCH_CACHE, else XDG_CACHE_HOME/workbench, else
     ~/.cache/workbench. Its name carries a hash of the recipe and of the Python version, whose
     standard library the tokenizer is trained on. Several processes may call this at once: each
     builds beside the place, and the first to finish wins. Raises PlanError when it can't be made.
     """
-    place = _cache_dir(cache_dir) / f"tiny-llama-{_recipe_hash()}"
+    config = _CONFIG | {"num_hidden_layers": layers}
+    place = cache_folder(cache_dir) / f"tiny-llama-{_recipe_hash(config)}"
     if place.is_dir():
         return place
     building: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".tiny-llama-", dir=place.parent))
-        _build(building)
+        _build(building, config)
         building.chmod(0o755)
         building.rename(place)
     except ModuleNotFoundError as error:
@@ -170,6 +188,7 @@ def model_facts(path: Path | str) -> ModelFacts:
         context_tokens=sizes["context"],
         hidden=sizes["hidden"],
         plain=plain,
+        element_bytes=_ELEMENT_BYTES.get(config.get("dtype") or config.get("torch_dtype"), 2.0),
         parameters=float(max(0, weights - tables)) if plain else 0.0,
     )
 
@@ -201,7 +220,8 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:
     raise ParameterError(f"{file} does not say {' or '.join(keys)}: its model is not known here")
 
 
-def _cache_dir(given: Path | None) -> Path:
+def cache_folder(given: Path | None = None) -> Path:
+    """Where the tiny model and what is known of this machine's speed are kept."""
     if given is not None:
         return Path(given)
     if own := os.environ.get("WORKBENCH_CACHE"):
@@ -210,13 +230,13 @@ def _cache_dir(given: Path | None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "workbench"
 
 
-def _recipe_hash() -> str:
-    recipe = [_RECIPE, _SEED, _TRAINING_FILES, _CONFIG, _TOKENIZER_CONFIG]
+def _recipe_hash(config: Mapping[str, Any]) -> str:
+    recipe = [_RECIPE, _SEED, _TRAINING_FILES, config, _TOKENIZER_CONFIG]
     text = json.dumps([*recipe, platform.python_version()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _build(folder: Path) -> None:
+def _build(folder: Path, config: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tokenizer = _tokenizer()
@@ -228,8 +248,12 @@ def _build(folder: Path) -> None:
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG, indent=2))
-    (folder / "config.json").write_text(json.dumps(_CONFIG, indent=2))
-    save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(
+        _weights(config["num_hidden_layers"]),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def _tokenizer() -> Any:
@@ -250,7 +274,7 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
-def _weights() -> dict[str, Any]:
+def _weights(layers: int) -> dict[str, Any]:
     """Seeded normal weights, each scaled by its fan-in; queries, keys and logits a bit sharper."""
     import torch
 
@@ -271,7 +295,7 @@ def _weights() -> dict[str, Any]:
         "model.norm.weight": ones,
         "lm_head.weight": normal(vocabulary, hidden, gain=3.0),
     }
-    for layer in range(_CONFIG["num_hidden_layers"]):
+    for layer in range(layers):
         name = f"model.layers.{layer}."
         weights |= {
             name + "self_attn.q_proj.weight": normal(queries, hidden, gain=2.0),

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["EngineSettings", "Platform", "instance_argv", "instance_env", "program"]
+__all__ = [
+    "EngineSettings",
+    "Platform",
+    "instance_argv",
+    "instance_env",
+    "number_format",
+    "program",
+]
 
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
 """What instances run on; `simulated` ones are pretended (`workbench.serve.simulated`)."""
@@ -49,6 +56,8 @@ class EngineSettings:
 
     model: Path
     platform: Platform
+    dtype: str = ""
+    """Number format of weights and KV as vLLM names it; empty for the model's own."""
     context_tokens: int = 24_576
     kv_cache_mib: int = 256
     """KV space of a CPU instance; on a GPU `gpu_memory_share` decides."""
@@ -62,8 +71,9 @@ class EngineSettings:
 
     @property
     def weights_gb(self) -> float:
-        """Size of the weight files of a local model; 0 where it is not known."""
-        return sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
+        """Weights of a local model in memory: float32 doubles its files; 0 where not known."""
+        files_gb = sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
+        return files_gb * (2 if self.dtype == "float32" else 1)
 
     @property
     def on_gpu(self) -> bool:
@@ -73,6 +83,16 @@ class EngineSettings:
     def local(self) -> bool:
         """True for a model folder, False for a name on a hub."""
         return self.model.is_dir()
+
+
+def number_format(asked: str, platform: Platform, *, fast_bf16: bool) -> str:
+    """The dtype to start vLLM with; empty for the model's own, which is bfloat16 as a rule.
+
+    `auto` is float32 on a processor that has no fast bf16 kernels.
+    """
+    if asked != "auto":
+        return asked
+    return "float32" if platform == "cpu" and not fast_bf16 else ""
 
 
 def instance_argv(
@@ -88,6 +108,8 @@ def instance_argv(
         "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
         "--enable-per-request-metrics",
     ]  # fmt: skip
+    if settings.dtype:
+        argv += ["--dtype", settings.dtype]
     if settings.platform == "cpu":
         # Eager and a given KV size together skip the warm-up forward pass.
         argv += [

@@ -1,0 +1,121 @@
+"""The speed of a machine: two prompts give a curve, the curve gives the size of the tiny model."""
+
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from workbench.experiment import arms, room, speed
+from workbench.experiment.speed import TYPICAL, Speed, layers_for, machine_speed
+from workbench.params import PdSweep
+from workbench.serve.tiny_model import LAYERS, model_facts
+
+KNOWN = {"dtype": "float32", "step_s": 0.01, "fork_server_s": 8.0, "launch_s": 1.1, "at": ""}
+
+
+def slow(cold_s: float) -> Speed:
+    """A machine on which the reference prompt takes so long."""
+    times = cold_s / TYPICAL.prefill_s(22_660)
+    return replace(TYPICAL, token_s=times * TYPICAL.token_s, pair_s=times * TYPICAL.pair_s)
+
+
+def test_the_curve_goes_through_both_prompts():
+    measured = Speed.of(short_s=0.4, long_s=1.8, **KNOWN)
+    assert measured.prefill_s(4_000) == pytest.approx(0.4)
+    assert measured.prefill_s(12_000) == pytest.approx(1.8)
+    assert measured.pair_s > 0
+
+
+def test_prefill_without_attention_is_a_line():
+    measured = Speed.of(short_s=0.4, long_s=1.2, **KNOWN)
+    assert measured.pair_s == pytest.approx(0)
+    assert measured.prefill_s(40_000) == pytest.approx(4.0)
+    # A long prompt that is cheaper for each token can only be noise.
+    assert Speed.of(short_s=0.4, long_s=1.0, **KNOWN).pair_s == 0
+
+
+def test_what_a_cache_has_is_not_computed():
+    assert TYPICAL.prefill_s(5_000, reused_tokens=5_000) == 0
+    rest_s = TYPICAL.prefill_s(5_000) - TYPICAL.prefill_s(4_000)
+    assert TYPICAL.prefill_s(5_000, reused_tokens=4_000) == pytest.approx(rest_s)
+
+
+@pytest.mark.parametrize(("cold_s", "layers"), [(2.5, 3), (6.0, 3), (8.9, 2), (12.9, 1), (60, 1)])
+def test_a_slow_machine_gets_fewer_layers(cold_s, layers):
+    assert layers_for(slow(cold_s)) == layers
+
+
+def test_a_plan_for_a_slow_machine_says_what_it_chose(machine_has, model, tmp_path, monkeypatch):
+    machine_has("cpu", fast_bf16=False)
+    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(12.9))
+    config = json.loads((model / "config.json").read_text())
+
+    def tiny(layers):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        return tmp_path
+
+    monkeypatch.setattr(room, "tiny_model", tiny)
+    plan = arms.plan(PdSweep(topology="1p1d"))
+    settings = plan.arms[0].settings
+    assert settings.dtype == "float32"
+    facts = model_facts(settings.model)
+    assert facts.layers == 1
+    as_it_runs = facts.run_as(settings.dtype).kv_shape
+    assert as_it_runs.bytes_per_token == 2 * facts.kv_shape.bytes_per_token
+    assert all("--dtype float32" in line for line in _instances(plan))
+    assert "no fast bf16 kernels" in str(plan)
+    assert f"1 of {LAYERS} layers" in str(plan)
+
+
+def test_the_estimate_follows_the_machine(machine_has, monkeypatch):
+    machine_has("cpu")
+    asked = PdSweep(topology="1p1d", requests=2)
+    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(3.0))
+    quick_s = arms.plan(asked).estimate_s
+    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(6.0))
+    assert arms.plan(asked).estimate_s > 1.3 * quick_s
+
+
+def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, monkeypatch):
+    machine_has("cpu")
+    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(5.9))
+    plan = arms.plan(PdSweep(topology="1p4d"))
+    assert len(plan.workload.sample.requests) == 2
+    assert "2 requests instead of 3" in str(plan)
+    assert len(arms.plan(PdSweep(topology="1p4d", requests=3)).workload.sample.requests) == 3
+    assert len(arms.plan(PdSweep(topology="1p1d", opponents=False)).workload.sample.requests) == 3
+
+
+def test_a_speed_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
+    fresh = replace(TYPICAL, at=datetime.now(UTC).isoformat(timespec="seconds"))
+    measured = []
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(speed, "_key", lambda dtype: dtype)
+    monkeypatch.setattr(speed, "_measured", lambda dtype: measured.append(dtype) or fresh)
+    assert machine_speed("float32") == machine_speed("float32") == fresh
+    assert measured == ["float32"]
+    assert "once" in capsys.readouterr().out
+    old = replace(fresh, at=(datetime.now(UTC) - timedelta(days=31)).isoformat())
+    (tmp_path / "speed-float32.json").write_text(json.dumps(asdict(old)))
+    assert machine_speed("float32") == fresh
+    assert measured == ["float32"] * 2
+    (tmp_path / "speed-float32.json").write_text("{")
+    assert machine_speed("float32") == fresh
+
+
+def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    assert machine_speed("") is TYPICAL
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(speed, "_key", lambda dtype: dtype)
+    monkeypatch.setattr(speed, "_measured", lambda dtype: None)
+    assert machine_speed("float32") is TYPICAL
+    assert str(TYPICAL).startswith("not measured here")
+
+
+def _instances(plan):
+    made = plan.arms[0].deployment(range(20_000, 20_000 + plan.arms[0].ports))
+    return [process.command_line for process in made.instances]
