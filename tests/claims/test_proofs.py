@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from workbench.claims.proofs import faults, late_client, proofs
+from workbench.claims.proofs import faults, proofs
 
 LINE = "vllm --model m --served-model-name w --port {port} --max-model-len 4096 {more}"
 
@@ -100,30 +100,25 @@ def test_pretended_engines_prove_no_knobs():
     assert "same_engine_knobs" not in found and "one_factor_changed" not in found
 
 
-def test_a_busy_client_spoils_times_and_no_counts():
+def test_a_gate_voids_what_the_table_says_that_it_strikes():
     late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
-    facts = {"gates": [late, gate("no failures")], "client": {"thread_cpu_share": 0.9}}
+    facts = {"gates": [late, gate("no failures")], "client": {"thread_cpu_share": 0.1}}
+    assert faults(facts, timed=True) == faults(facts, timed=False) == ()  # the intervals hold it
+    facts["gates"] = [gate("steady state", "FAIL")]
+    assert faults(facts, timed=True) == ("Gate 'steady state' failed: so it is.",)
+    assert faults(facts, timed=False) == ()
+    facts["gates"] = [gate("cold was cold", "FAIL")]
+    assert faults(facts, timed=True) == faults(facts, timed=False) != ()
+
+
+def test_a_client_without_a_core_to_spare_hides_differences_and_spoils_no_count():
+    late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
+    facts = {"gates": [late], "client": {"thread_cpu_share": 0.9}}
     assert faults(facts, timed=True) == ("Gate 'client kept up' failed: 9 ms late.",)
     assert faults(facts, timed=False) == ()
-    facts["gates"].append(gate("no failures", "FAIL"))
-    assert len(faults(facts, timed=False)) == 1
 
 
 def test_a_time_of_day_that_was_set_spoils_times_and_no_counts():
-    moved = gate("client kept up", "FAIL") | {"sentence": "the time of day was set by 3.0000 s"}
-    facts = {"gates": [moved], "client": {"thread_cpu_share": 0.04, "clock_moved_s": 3.0}}
-    assert faults(facts, timed=True) == (
-        "Gate 'client kept up' failed: the time of day was set by 3.0000 s.",
-    )
+    facts = {"gates": [gate("clock was not set", "FAIL")]}
+    assert faults(facts, timed=True) == ("Gate 'clock was not set' failed: so it is.",)
     assert faults(facts, timed=False) == ()
-    facts["client"]["clock_moved_s"] = 0.0005
-    assert faults(facts, timed=True) == ()
-
-
-def test_a_client_that_was_late_now_and_then_is_a_doubt():
-    late = gate("client kept up", "FAIL") | {"sentence": "9 ms late; and more"}
-    facts = {"gates": [late], "client": {"thread_cpu_share": 0.04}}
-    assert faults(facts, timed=True) == ()
-    (doubt,) = late_client(facts)
-    assert doubt.startswith("The client was not always on time: 9 ms late. Intervals over launches")
-    assert late_client({"gates": [gate("client kept up")]}) == ()

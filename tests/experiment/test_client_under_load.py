@@ -66,7 +66,7 @@ async def test_a_blocked_loop_fails_the_gate_and_withholds_the_p99(vllm: Any) ->
     gate = judged(run, 0.0)
     assert gate.outcome == "FAIL"
     assert "requests were sent" in gate.sentence
-    assert "the client's loop came" in gate.sentence
+    assert "the client's event loop ran" in gate.sentence
     facts = [{"name": gate.name, "outcome": gate.outcome, "sentence": gate.sentence}]
     assert no_p99(facts).startswith("gate 'client kept up' is FAIL: requests were sent")
 
@@ -77,7 +77,7 @@ async def test_a_core_that_others_take_fails_the_gate(vllm: Any) -> None:
     assert others_share > 0.3
     gate = judged(run, others_share)
     assert gate.outcome == "FAIL"
-    assert "other programs took" in gate.sentence
+    assert "other programs used" in gate.sentence
     assert "end other programs" in gate.next_step
 
 

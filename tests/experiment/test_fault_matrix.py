@@ -3,6 +3,7 @@
 The gate on the client is fed a quiet clock, since a shared machine rightly trips it.
 """
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ from workbench.experiment.result import Result
 from workbench.experiment.run import run
 from workbench.experiment.run_log import Log
 from workbench.machine import repository_root
+from workbench.metrics.gate_table import KINDS, failed_names, spoil
 from workbench.params import PdSweep
+from workbench.report.figures import token_sources, tps_by_topology
+from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
 from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.topology import Topology
@@ -29,6 +33,8 @@ class Row(NamedTuple):
     deployment: str
     gates: dict[str, str]
     """Those that are not PASS, with their outcome."""
+    spoils: dict[str, str]
+    """Kinds of number, with what is done to each."""
     causes: set[str]
 
     def __str__(self) -> str:
@@ -39,13 +45,17 @@ def matrix() -> list[Row]:
     rows = []
     for line in (repository_root() / "docs" / "faults.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and cells[0] in FAULTS:
-            fault, deployments, gates, causes, _ = cells
+        if len(cells) == 6 and cells[0] in FAULTS:
+            fault, deployments, gates, spoils, causes, _ = cells
             outcomes = {}
             for gate in listed(gates):
                 name = gate.removesuffix(" INCONCLUSIVE")
                 outcomes[name] = "INCONCLUSIVE" if name != gate else "FAIL"
-            rows += [Row(fault, d, outcomes, set(listed(causes))) for d in listed(deployments)]
+            kinds = {k: effect or "struck" for k, _, effect in
+                     (text.partition(" ") for text in listed(spoils))}  # fmt: skip
+            rows += [
+                Row(fault, d, outcomes, kinds, set(listed(causes))) for d in listed(deployments)
+            ]
     return rows
 
 
@@ -93,6 +103,26 @@ def causes(result: Result) -> set[str]:
     return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]} - RULES
 
 
+def spoilt(result: Result) -> dict[str, str]:
+    """What became of each kind of number where a reader finds it; text is in its gate alone."""
+    failed = failed_names(result.facts["gates"])
+    tails = result.percentiles.query("quantile >= 0.99")
+    withheld = tails["note"].str.startswith("withheld")
+    assert withheld.any() == (spoil(failed, "tails").effect == "struck")
+    assert bool(result.facts["unproven"]) == (spoil(failed, "ratios").effect == "struck")
+    for shown, kind in (
+        (token_sources(result.token_sources), "counts"),
+        (tps_by_topology(result.summary), "times"),
+    ):
+        assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
+    for card in result.facts["numbers"]:
+        does = spoil(
+            failed, card["rests_on"], passes=card["passes"], interval=isfinite(card["low"])
+        )
+        assert card["spoilt"] == does.effect
+    return {kind: does.effect for kind in KINDS if (does := spoil(failed, kind)).effect}
+
+
 def test_the_table_has_every_fault_wherever_it_can_happen():
     wanted = {
         (fault, text)
@@ -111,6 +141,7 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
     result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)
     assert not_passed(result) == row.gates
+    assert spoilt(result) == row.spoils
     assert causes(result) == row.causes
     assert result.facts["simulated"]
     assert any("go wrong on purpose" in doubt for doubt in result.doubts)
@@ -121,10 +152,27 @@ async def test_twenty_clean_launches_trip_nothing(
     text: str, quiet: None, tmp_path: Path, nothing_running: str
 ):
     result = await simulate(tmp_path, text, rounds=20, requests=3)
-    assert not_passed(result) == {}
+    assert not_passed(result) == spoilt(result) == {}
     assert causes(result) == set()
     assert len(result.facts["launches_s"]) == 20
     assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
+
+
+async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headline(
+    quiet: None, tmp_path: Path, nothing_running: str, monkeypatch: pytest.MonkeyPatch
+):
+    def late(load: Any, others_share: float, log: Log, **_: Any) -> None:
+        log.client |= {"loop_lag_p99_s": 0.2, "others_cpu_share": 0.9}
+
+    monkeypatch.setattr(measure, "watch_client", late)
+    result = await simulate(tmp_path, "2a lmcache", rounds=5, requests=3, prompt_tokens=6000)
+    assert not_passed(result) == {"client kept up": "FAIL"}
+    assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
+    assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
+    assert outcome_of(result.facts).word == "proven in part"
+    ratio = result.facts["numbers"][0]
+    assert ratio["low"] > 1 and ratio["spoilt"] == "doubt"
+    assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
 
 
 async def test_faults_of_the_stream_change_no_latency(

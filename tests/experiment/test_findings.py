@@ -75,7 +75,7 @@ def test_a_conclusion_has_everything_that_a_page_shows(sweep, rows):
     plan = sweep(topology="1p1d", rounds=3)
     facts = conclude(plan, measured(plan, rows), [], ["a doubt from the run"])
     assert facts["finding"] and facts["scope"] and facts["numbers"]
-    assert facts["doubts"][0] == "a doubt from the run"
+    assert facts["doubts"][1] == "a doubt from the run"  # after that of a gate
     assert {row["arm"] for row in facts["summary"]} == {"1p1d lmcache", "2a", "2a lmcache"}
     assert {row["kind"] for row in facts["comparisons"]} == {"cache-state", "opponent"}
     assert facts["workload"]["requests"] == 3
@@ -145,7 +145,10 @@ def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), [])
     assert facts["finding"] == (
-        "Not proven: some passes could not be measured (gate “every pass ran”, and 1 more failed)"
+        "Not proven: a pass that is called cold found its prompts in a cache (gate “cold was cold”)"
+    )
+    assert (
+        "Some passes are missing: every number comes from the passes that ran." in facts["doubts"]
     )
     assert "prefix cache" in facts["unproven"]
 
@@ -189,12 +192,12 @@ def test_few_rounds_are_a_doubt(rounds, doubt, sweep):
 
 def test_few_requests_are_a_doubt_with_the_number_needed(sweep, rows):
     plan = sweep(topology="1p1d", opponents=False, rounds=5)
-    (doubt,) = conclude(plan, measured(plan, rows, rounds=5), [], [])["doubts"]
+    _, doubt = conclude(plan, measured(plan, rows, rounds=5), [], [])["doubts"]
     assert doubt.startswith(
         "15 requests per arm and pass: too few for an interval of p90 (needs 36)"
     )
     assert "p99 (needs 368)" in doubt
-    (less,) = conclude(plan, measured(plan, rows, [1.0] * 40, rounds=1), [], [])["doubts"]
+    _, less = conclude(plan, measured(plan, rows, [1.0] * 40, rounds=1), [], [])["doubts"]
     assert "p90" not in less and "p99 (needs 368)" in less
 
 

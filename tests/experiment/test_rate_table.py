@@ -40,7 +40,7 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends() -> None:
     assert (easy["label"], easy["value"]) == ("highest rate offered, 1p1d", 7.2)
     assert easy["note"] == "answers kept up with it, 2 rounds"
     spoiled = rate_cards(SWEEP, ROWS, {}, ["client kept up"])
-    assert all(card["note"].startswith("not proven: a gate failed;") for card in spoiled)
+    assert all(card["note"].startswith("rough: gate “client kept up” failed;") for card in spoiled)
 
 
 def test_a_resolved_search_is_told_by_its_answer_and_another_is_not() -> None:

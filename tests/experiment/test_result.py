@@ -156,9 +156,12 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     gate = {"name": "cold was cold", "outcome": "FAIL", "sentence": "It was warm."}
     spoiled = replace(found, facts=found.facts | {"gates": [gate]})
     assert spoiled.why() == [
-        "Not proven, since a gate failed (cold was cold): what follows may have other causes.",
+        "Not proven: gate “cold was cold” failed: what follows may have other causes.",
         *found.why(),
     ]
+    busy = replace(found, facts=found.facts | {"gates": [gate | {"name": "client kept up"}]})
+    assert busy.why()[1:] == found.why()
+    assert busy.why()[0].endswith("Intervals of ratios contain this noise.")
 
 
 def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monkeypatch):
@@ -192,3 +195,19 @@ def test_no_p99_is_printed_where_the_client_did_not_keep_up(tmp_path):
         row = late.percentile_table().set_index("metric").loc["TTFT, ms"]
         assert row["p99"] == f"withheld: gate 'client kept up' is {outcome}"
         assert "[" in row["p50"]
+        gap = late.percentile_table().set_index("metric").loc["ICL, ms", "p50"]
+        assert ("withheld" in gap) == (outcome == "FAIL")
+
+
+def test_a_gate_on_one_pass_takes_no_p99_of_another(tmp_path):
+    rows = pd.DataFrame({"arm": "1a", "pass": ["cold", "store-warm"] * 400, "error": "",
+                         "ttft_s": [0.01 * n for n in range(800)], "tpot_s": 0.25,
+                         "e2e_s": 0.25})  # fmt: skip
+    rows["chunk_s"] = [[0.0, 0.5]] * 800
+    gate = {"name": "store-warm was store-warm", "outcome": "FAIL", "sentence": "it was cold"}
+    result = Result(
+        facts={"gates": [gate], "finding": ""}, folder=tmp_path, frames={"requests": rows}
+    )
+    table = result.percentile_table().set_index(["pass", "metric"])
+    assert "[" in table.loc[("cold", "TTFT, ms"), "p99"]
+    assert "withheld" in table.loc[("store-warm", "TTFT, ms"), "p99"]

@@ -176,7 +176,27 @@ def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     }
     assert sentences.headline(found, []) == {"finding": found, "unproven": ""}
     (card,) = sentences.cards(plan, [], [warm(18.0)], ["cold was cold"])
-    assert card["note"] == "not proven: a gate failed; 5 rounds, 30 pairs"
+    assert card["note"] == "not proven: gate “cold was cold” failed; 5 rounds, 30 pairs"
+
+
+def test_a_busy_machine_leaves_a_headline_whose_interval_is_clear(sweep):
+    found = sentences.finding(sweep(topology="1p4d"), [warm(32.0)])
+    busy = ["client kept up"]
+    assert sentences.headline(found, busy) == {"finding": found, "unproven": ""}
+    rough = f"{found} (rough: gate “client kept up” failed)"
+    assert sentences.headline(found, busy, interval=False)["finding"] == rough
+    assert sentences.headline(found, busy, "times")["finding"] == rough
+    assert sentences.headline(found, busy, "counts")["finding"] == found
+
+
+def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
+    plan = sweep(topology="1p4d")
+    rows = [ratio("opponent", name, 2.0, 1.8, 2.2) for name in ("cold", "engine-warm")]
+    for row in rows:
+        row["baseline_pass"] = row["pass"]
+    cold, warm = sentences.sentences(plan, [], rows, ["engine-warm was engine-warm"])
+    assert not cold.startswith("Not proven")
+    assert warm.startswith("Not proven: gate “engine-warm was engine-warm” failed. ")
 
 
 def test_topologies_that_differ_are_counted(sweep):

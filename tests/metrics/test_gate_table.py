@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import pytest
 
 from workbench.machine import repository_root
-from workbench.metrics.gate_table import GATES, KINDS, Spoil, gate_row, spoil, taken_away
+from workbench.metrics.gate_table import (
+    GATES,
+    KINDS,
+    Spoil,
+    as_markdown,
+    gate_row,
+    spoil,
+    taken_away,
+)
 
 STATES = ("engine-warm", "cross-instance", "store-warm")
 BUSY, FAR = "client kept up", "KV moved"
@@ -60,7 +68,7 @@ def test_the_worst_effect_counts_and_names_its_gates():
     assert spoil([BUSY, FAR], "times") == Spoil(effect="struck", gates=(FAR,))
     assert spoil([BUSY], "counts", "times", "tails").effect == "struck"
     both = spoil([FAR, "cold was cold"], "counts")
-    assert both.why == "KV moved and 1 more"
+    assert both.said == "not proven: gates “KV moved” and 1 more failed"
 
 
 def test_a_warm_pass_that_was_not_warm_spoils_its_own_numbers_only():
@@ -87,3 +95,25 @@ def test_every_gate_has_a_meaning_for_readers_who_do_not_know_it(name: str):
     meaning = gate_row(name).meaning
     assert name not in meaning
     assert not meaning.endswith(".")
+
+
+def test_the_page_for_readers_is_made_from_the_table():
+    page = (repository_root() / "docs" / "gates.md").read_text()
+    assert page.endswith(f"\n\n{as_markdown()}")  # python -m workbench.metrics.gate_table
+    assert all(f"- **{kind}**: {what}\n" in page for kind, what in KINDS.items())
+
+
+def test_readers_are_told_when_each_gate_of_a_run_holds():
+    text = (repository_root() / "docs" / "result.md").read_text()
+    table = text.partition("| name | holds when |")[2].partition("\n\n")[0]
+    told = {line.split("|")[1].strip() for line in table.splitlines()[2:]}
+    others = {"the log is whole", "registry is readable", "rules agree with their fixtures",
+              "measurements ended", "packages", "memory", "shared memory", "GPUs",
+              "stale servers", "smoke run"}  # fmt: skip
+    assert told == set(GATES) - others
+
+
+def test_a_doubt_that_the_table_promises_is_in_words_and_short():
+    for name, row in GATES.items():
+        assert bool(row.doubt) == ("doubt" in row.takes.values()), name
+        assert len(row.doubt.split()) <= 25

@@ -46,7 +46,7 @@ def result() -> dict[str, Any]:
             {"name": "cold was cold", "outcome": "PASS", "sentence": "0 of 679,800 cached."},
             {"name": "steady state", "outcome": "INCONCLUSIVE", "sentence": "Too few requests."},
             {
-                "name": "client not saturated",
+                "name": "client kept up",
                 "outcome": "FAIL",
                 "sentence": "Another process took 31 % of its core.",
                 "next_step": "close other jobs",

@@ -216,12 +216,29 @@ def test_a_failed_gate_greys_the_figure_and_is_in_its_title(summary: pd.DataFram
     proven = figures.tps_by_topology(summary)
     summary.attrs["failed_gates"] = ["KV moved", "same text"]
     spoiled = figures.tps_by_topology(summary)
-    assert "Not proven, since a gate failed (KV moved and 1 more)." in " ".join(words(spoiled))
-    assert "KV moved, same text" in spoiled.alt
+    assert "Not proven: gates “KV moved” and 1 more failed." in " ".join(words(spoiled))
+    assert spoiled.alt.startswith("Not proven: gates “KV moved” and 1 more failed. ")
     assert "grayscale" in spoiled.svg and "grayscale" not in proven.svg
     drawn = re.findall(r'<g [^>]*id="axes_[^>]*>', spoiled.svg)
     assert any("axes_key" in group for group in drawn)
     assert all("grayscale" in group for group in drawn)
+
+
+def test_a_busy_machine_greys_no_figure(summary: pd.DataFrame, comparisons: pd.DataFrame) -> None:
+    sources = pd.DataFrame(
+        {"arm": "1a", "pass": "cold", "role": "aggregated", "round": 0, "sent": 9, "computed": 9.0,
+         "engine_hit": 0.0, "external_hit": 0.0}, index=[0],
+    )  # fmt: skip
+    said = "gate “client kept up” failed."
+    for frame in (summary, comparisons, sources):
+        frame.attrs["failed_gates"] = ["client kept up"]
+    times = figures.tps_by_topology(summary)
+    ratios = figures.speedups(comparisons, "ttft_s", kind="cache-state")
+    counts = figures.token_sources(sources)
+    assert f"Rough: {said}" in " ".join(words(times))
+    assert said not in " ".join(words(ratios)) and f"Doubtful: {said}" in ratios.caption
+    assert said not in counts.alt + counts.caption
+    assert not any("grayscale" in chart.svg for chart in (times, ratios, counts))
 
 
 def test_a_simulated_frame_marks_its_figures(requests: pd.DataFrame, summary: pd.DataFrame) -> None:

@@ -165,4 +165,4 @@ def test_a_failed_gate_stands_in_every_title(
         (ratios, figures.chunk_effect),
     ):  # fmt: skip
         frame.attrs["failed_gates"] = ["cold was cold"]
-        assert "Not proven, since a gate failed (cold was cold)" in text(draw(frame))
+        assert "Not proven: gate “cold was cold” failed." in text(draw(frame))

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 
 from workbench.report.tables import table
@@ -11,3 +13,26 @@ def test_a_table_has_no_index_and_three_decimals() -> None:
 
 def test_a_table_without_rows_is_no_table() -> None:
     assert table(pd.DataFrame({"ratio": []})) is None
+
+
+def test_what_a_failed_gate_takes_is_struck_in_its_rows_and_said_above() -> None:
+    frame = pd.DataFrame({"arm": "1a", "pass": ["cold", "store-warm"], "ttft": ["9 ms", "2 ms"]})
+    frame.attrs |= {"failed_gates": ["store-warm was store-warm"], "shows": ("times",)}
+    shown = table(frame)
+    assert shown is not None
+    html = shown.to_html()
+    assert "Not proven: gate “store-warm was store-warm” failed.</caption>" in html
+    assert re.findall(r"#T_\w+_row(\d)_col(\d) {\s*text-decoration: line-through", html) == [
+        ("1", "2")
+    ]
+
+
+def test_a_busy_machine_strikes_no_table() -> None:
+    frame = pd.DataFrame({"arm": ["1a"], "pass": ["cold"], "ttft": ["9 ms"]})
+    frame.attrs |= {"failed_gates": ["client kept up"], "shows": ("times",)}
+    rough = table(frame)
+    frame.attrs["shows"] = ("counts",)
+    counted = table(frame)
+    assert rough is not None and counted is not None
+    assert "Rough: gate “client kept up” failed." in rough.to_html()
+    assert "line-through" not in rough.to_html() and "caption" not in counted.to_html()

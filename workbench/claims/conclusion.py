@@ -11,6 +11,8 @@ from workbench.claims.recipe import Outcome, Setting
 from workbench.claims.registry import Registry
 from workbench.claims.verdict import Verdict
 from workbench.experiment.findings import repeat_command
+from workbench.experiment.sentences import headline
+from workbench.metrics.gate_table import failed_names
 from workbench.params import PaperClaimValidation
 
 __all__ = ["concluded"]
@@ -48,13 +50,13 @@ def concluded(
 ) -> dict[str, Any]:
     """The part of result.json that follows from the verdicts."""
     measured = [row for row in accounts if row["measured"]]
+    gates = _gates(registry, claims, verdicts, failed, steps, len(outcomes), params.registry)
     return {
-        "finding": _finding(accounts, measured),
+        **headline(_finding(accounts, measured), failed_names(gates), "counts"),
+        **_outcome(gates),
         "scope": _scope(setting, params, outcomes),
         "numbers": _cards(accounts),
-        "gates": _gates(
-            registry, claims, verdicts, failed, steps, len(outcomes), params.registry
-        ),
+        "gates": gates,
         "doubts": _doubts(registry, failed, outcomes),
         "limits": _limits(setting, accounts),
         "repeat": repeat_command("paper_claim_validation", params),
@@ -62,6 +64,13 @@ def concluded(
         "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
         "summary": [], "comparisons": [], "arms": [], "sentences": [],
     }  # fmt: skip
+
+
+def _outcome(gates: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """`judged` where every gate holds: a page of claims says of each whether it is proven."""
+    if any(gate["outcome"] != "PASS" for gate in gates):
+        return {}
+    return {"outcome": {"word": "judged", "severity": "ok", "why": ""}}
 
 
 def _first_screen(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import BUILT_IN
 from workbench.claims.decision import MIN_RUNS
-from workbench.metrics.client_gate import CLIENT_BUSY_SHARE, CLOCK_MOVED_S
+from workbench.metrics.client_gate import CLIENT_BUSY_SHARE
+from workbench.metrics.gate_table import spoil
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["faults", "late_client", "proofs"]
+__all__ = ["faults", "proofs"]
 
 _BY_GATES = {
     # check of a claim: the gates of the run that prove it, all of them that were asked
@@ -34,8 +35,6 @@ _BY_GATES = {
     ),
 }  # fmt: skip
 _CLIENT = "client kept up"
-_TIMED = (_CLIENT, "steady state", "instances alike")
-"""Gates that spoil times, and no counts."""
 _PLACES = {"--port", "--http-port", "--shm-name", "--served-model-name"}
 """Options that say where an engine is, not what."""
 _DTYPES = {"--dtype", "--kv-cache-dtype", "--quantization"}
@@ -67,32 +66,21 @@ def proofs(
 
 
 def faults(facts: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
-    """A sentence for each gate that failed and voids counts, or times if `timed`.
+    """A sentence for each failed gate that strikes counts, or ratios of times if `timed`.
 
     A client that was late now and then, in its worst of many passes, is noise: it hits equal arms
-    alike, and the intervals and the A/A arm hold it. One that was busy hides differences, and a
-    time of day that was set moves the kernel's stamps of some requests and not of others.
+    alike, and the intervals and the A/A arm hold it. One that had no more of its core to give
+    slows all arms alike and so hides differences: no claim is judged from it.
     """
-    client = facts.get("client", {})
-    spoilt = (client.get("thread_cpu_share") or 0.0) > CLIENT_BUSY_SHARE or (
-        client.get("clock_moved_s") or 0.0
-    ) > CLOCK_MOVED_S
+    used = (facts.get("client") or {}).get("thread_cpu_share") or 0.0
     return tuple(
         f"Gate {gate['name']!r} failed: {_first(gate['sentence'])}."
         for gate in facts["gates"]
         if gate["outcome"] == "FAIL"
-        and (timed or gate["name"] not in _TIMED)
-        and (gate["name"] != _CLIENT or spoilt)
-    )
-
-
-def late_client(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """A doubt where the client was late in its worst pass."""
-    return tuple(
-        f"The client was not always on time: {_first(gate['sentence'])}. Intervals over launches"
-        " and the A/A arm hold such noise; single milliseconds are not to be trusted."
-        for gate in facts["gates"]
-        if gate["name"] == _CLIENT and gate["outcome"] == "FAIL"
+        and (
+            spoil([gate["name"]], "ratios" if timed else "counts").struck
+            or (timed and gate["name"] == _CLIENT and used > CLIENT_BUSY_SHARE)
+        )
     )
 
 

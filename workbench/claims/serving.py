@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from workbench.claims import serving_plans as plans
 from workbench.claims.decision import Interval, difference
 from workbench.claims.intervals import gained_percent
-from workbench.claims.proofs import faults, late_client, proofs
+from workbench.claims.proofs import faults, proofs
 from workbench.claims.readings import (
     EQUIVALENCE,
     latency_ratio,
@@ -237,7 +237,7 @@ def _outcome(
         f" differ by up to {difference(floor)} in a round.",
         checks={**checks, "aa_noise_floor": "pass" if known else "unknown"},
         curves=curves,
-        doubts=(*late_client(result.facts), *result.doubts),
+        doubts=tuple(result.doubts),
     )
 
 

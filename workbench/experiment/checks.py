@@ -11,7 +11,7 @@ from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
 from workbench.load.workers import most_workers
 from workbench.metrics import cache_gates, conduct_gates, gates
-from workbench.metrics.client_gate import client_kept_up
+from workbench.metrics.client_gate import client_kept_up, clock_not_set
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
@@ -38,6 +38,7 @@ def check(
     `client` is the worst reading of the client's health; `reasons` say why passes were not run,
     `refusals` which caches were not emptied.
     """
+    clock = clock_not_set(client)
     return [
         *_conduct(plan, requests, passes, reasons),
         *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
@@ -45,6 +46,7 @@ def check(
         ledger_closes(passes),
         *_answers(plan, requests, legs),
         client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
+        *([clock] if clock else []),
     ]
 
 

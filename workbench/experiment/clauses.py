@@ -7,17 +7,19 @@ from math import isnan
 from typing import Any
 
 from workbench.experiment.plan import ExperimentPlan
+from workbench.metrics.gate_table import Spoil, spoil
 
 __all__ = [
     "REPEATS",
     "Row",
+    "marked",
     "prompts",
     "resolved",
     "rounds",
     "row_of",
     "sample",
     "span",
-    "unproven",
+    "told",
     "warm_clause",
 ]
 
@@ -79,11 +81,34 @@ def sample(row: Row) -> str:
     return f"{rounds(row['n_rounds'])}, {row['n_pairs']} pairs"
 
 
-def unproven(cards: list[Row], failed_gates: Sequence[str]) -> list[Row]:
-    """The key numbers, each with the note that a gate failed where one has."""
-    if not failed_gates:
-        return cards
-    return [card | {"note": f"not proven: a gate failed; {card['note']}"} for card in cards]
+def marked(cards: Sequence[Row], failed_gates: Sequence[str]) -> list[Row]:
+    """The key numbers with what the gates that failed do to each: `spoilt`, and in its note.
+
+    A card has the kind of its number in `rests_on` (see metrics.gate_table), and in `passes` the
+    passes that it comes from, or none where it comes from all.
+    """
+    return [_marked(card, failed_gates) for card in cards]
+
+
+def _marked(card: Row, failed_gates: Sequence[str]) -> Row:
+    does = spoil(
+        failed_gates,
+        card["rests_on"],
+        passes=card.get("passes", ()),
+        interval=card["low"] is not None and not isnan(card["low"]),
+    )
+    note = "; ".join(filter(None, (does.said, card["note"])))
+    return card | {"spoilt": does.effect, "note": note}
+
+
+def told(sentence: str, does: Spoil) -> str:
+    """A sentence about numbers, led by what failed gates do to them where that is more than doubt.
+
+    `Rough: gate “client kept up” failed. 1p4d lmcache: answers kept up with every rate.`
+    """
+    if does.effect not in ("struck", "rough"):
+        return sentence
+    return f"{does.said[:1].upper()}{does.said[1:]}. {sentence}"
 
 
 def resolved(row: Row) -> bool:

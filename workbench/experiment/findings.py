@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.cache_sentences import break_even
 from workbench.experiment.checks import check
-from workbench.experiment.clauses import REPEATS
+from workbench.experiment.clauses import REPEATS, told
 from workbench.experiment.compare import compare, summarise
 from workbench.experiment.plan import ExperimentPlan
 from workbench.experiment.rate_table import rate_cards
 from workbench.experiment.rates import answers, rate_rows, rate_sentences
 from workbench.experiment.sentences import cards, finding, headline, scope, sentences
+from workbench.metrics.gate_table import gate_doubts, spoil
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
@@ -65,12 +66,18 @@ def conclude(
             refusals=refusals,
         )
     failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
+    pays = break_even(plan, summary, comparisons)
     if answered:
         found = finding(plan, comparisons, rates_said)
     else:
         found = "No request succeeded" if measured else "Nothing was measured"
     return {
-        **headline(found, failed if answered else ()),
+        **headline(
+            found,
+            failed if answered else (),
+            "times" if rates_said else "ratios",
+            interval=any(not isnan(row["low"]) for row in comparisons),
+        ),
         "scope": scope(plan),
         "numbers": rate_cards(plan.rates, rates, rates_found, failed)
         or cards(plan, summary, comparisons, failed),
@@ -79,10 +86,13 @@ def conclude(
         "ledger": [
             asdict(a) | {"unexplained": a.unexplained, "closes": a.closes} for a in accounts(passes)
         ],
-        "doubts": [*doubts, *_sample_doubts(plan, requests)],
+        "doubts": [*gate_doubts(failed), *doubts, *_sample_doubts(plan, requests)],
         "limits": _limits(plan, _reuse_sent(requests)),
-        "break_even": break_even(plan, summary, comparisons),
-        "sentences": [*rates_said, *sentences(plan, summary, comparisons)],
+        "break_even": told(pays, spoil(failed, "ratios", "times")) if pays else "",
+        "sentences": [
+            *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
+            *sentences(plan, summary, comparisons, failed),
+        ],
         "rates": rates,
         "searches": [{"arm": arm} | asdict(answer) for arm, answer in rates_found.items()],
         "summary": summary,

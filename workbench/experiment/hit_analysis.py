@@ -18,7 +18,7 @@ from workbench import machine
 from workbench.errors import ResultError
 from workbench.experiment import hit_rows
 from workbench.experiment.arms import plan
-from workbench.experiment.clauses import unproven
+from workbench.experiment.clauses import marked, told
 from workbench.experiment.hit_findings import ratios, tiers
 from workbench.experiment.hit_log import log_facts
 from workbench.experiment.hit_sentences import by_counters, cards, headline, sentences
@@ -28,6 +28,7 @@ from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
 from workbench.experiment.sentences import headline as judged
+from workbench.metrics.gate_table import failed_names, spoil
 from workbench.metrics.lmcache_log import read_log
 from workbench.params import LMCacheHitAnalysis
 
@@ -84,7 +85,7 @@ class HitResult(Result):
             for name, heading in names.items():
                 values = rows[name].astype(float)
                 shown[heading] = [form.format(v) if v == v else "not known" for v in values]
-        return shown
+        return self._showing(shown, "counts")
 
     @property
     def ratios_table(self) -> pd.DataFrame:
@@ -94,7 +95,7 @@ class HitResult(Result):
             return rows
         rows["prompts"] = [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]]
         names = ["what", "arm", "pass", "baseline_arm", "baseline_pass", "prompts", "sentence"]
-        return rows[names]
+        return self._showing(rows[names], "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     served = hit_rows.credited(served, counts)
     table = tiers(served, counts)
     compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
-    failed = [gate["name"] for gate in result.facts["gates"] if gate["outcome"] == "FAIL"]
+    failed = failed_names(result.facts["gates"])
     # Servers that run already have no rival without a store: what every sweep finds is said.
     attached = made.params.engine == "attach"
     found = {} if attached else judged(headline(compared), failed)
@@ -148,10 +149,13 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
         | {
             "numbers": result.facts["numbers"]
             if attached
-            else unproven(cards(compared, table), failed),
-            "sentences": [*by_counters(table), *result.facts["sentences"]]
+            else marked(cards(compared, table), failed),
+            "sentences": [
+                *(told(text, spoil(failed, "counts")) for text in by_counters(table)),
+                *result.facts["sentences"],
+            ]
             if attached
-            else sentences(compared, table),
+            else sentences(compared, table, failed),
             "explained": hit_rows.explained(served),
             "tiers": table,
             "ratios": compared,
@@ -234,13 +238,25 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
         "comparisons": [],
         "arms": [],
         "files": {"served": "served.parquet"},
-    } | log_facts(summary, params.log_file, ranks=params.log_ranks)
+    } | _judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks))
     served = hit_rows.log_tokens(summary)
     folder.write("served", served)
     folder.write_facts(facts)
     folder.promote()
     echo(f"success: {folder.home}")
     return HitResult(facts=facts, folder=folder.home, frames={"served": served})
+
+
+def _judged_log(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a log, which are counts, with what its failed gates do to them."""
+    failed = failed_names(facts["gates"])
+    numbers = [{"rests_on": "counts"} | card for card in facts["numbers"]]
+    return (
+        facts
+        | judged(facts["finding"], failed, "counts")
+        | {"numbers": marked(numbers, failed)}
+        | {"sentences": [told(text, spoil(failed, "counts")) for text in facts["sentences"]]}
+    )
 
 
 def _written(facts: dict[str, Any], folder: Path, frames: dict[str, pd.DataFrame]) -> HitResult:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-from workbench.experiment.clauses import Row, resolved, row_of, sample
+from workbench.experiment.clauses import Row, resolved, row_of, sample, told
 from workbench.experiment.hit_plan import MAIN, SMALL
+from workbench.metrics.gate_table import spoil
 
 __all__ = ["by_counters", "cards", "headline", "sentences"]
 
@@ -36,16 +37,23 @@ def headline(ratios: Sequence[Row]) -> str:
     return "; ".join(parts) or "Hits were counted, but no two cache states can be compared"
 
 
-def sentences(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[str]:
-    """What was found, each sentence with its numbers."""
-    said = [*_credit(tiers), *_storing(ratios), *_break_even(ratios), *_chunks(ratios)]
-    said += [*_evicted(tiers), *_disk(ratios)]
+def sentences(
+    ratios: Sequence[Row], tiers: Sequence[Row], failed_gates: Sequence[str] = ()
+) -> list[str]:
+    """What was found, each sentence with its numbers and with what failed gates do to them."""
+    counts, times = spoil(failed_gates, "counts"), spoil(failed_gates, "ratios")
+    both = spoil(failed_gates, "counts", "ratios")
+    said = [
+        *(told(text, counts) for text in _credit(tiers)),
+        *(told(text, times) for text in (*_storing(ratios), *_break_even(ratios))),
+        *(told(text, both) for text in _chunks(ratios)),
+        *(told(text, counts) for text in _evicted(tiers)),
+        *(told(text, times) for text in _disk(ratios)),
+    ]
     off = row_of(ratios, what="engine cache off")
     if off is not None:
-        said.append(
-            "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
-            f" engine cache on: {off['sentence']}."
-        )
+        text = "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
+        said.append(told(f"{text} engine cache on: {off['sentence']}.", both))
     return said
 
 
@@ -214,7 +222,7 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
         share = 100 * idle["idle"] / idle["held"]
         found.append(
             {"label": "LMCache hits that the engine had too", "value": share, "unit": "%",
-             "low": None, "high": None, "note": note}
+             "low": None, "high": None, "note": note, "rests_on": "counts"}
         )  # fmt: skip
     return found
 
@@ -223,7 +231,10 @@ def _card(label: str, value: float, low: float, high: float, unit: str, row: Row
     note = sample(row)
     if not isnan(row["low"]) and not resolved(row):
         note = f"no difference detectable; {note}"
-    return {"label": label, "value": value, "unit": unit, "low": low, "high": high, "note": note}
+    return {
+        "label": label, "value": value, "unit": unit, "low": low, "high": high, "note": note,
+        "rests_on": "ratios",
+    }  # fmt: skip
 
 
 def _percent(row: Row) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
+from workbench.metrics.gate_table import spoil
 from workbench.metrics.statistics import three_digits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["no_p99", "percentile_table", "without_p99"]
+__all__ = ["no_p99", "percentile_table", "without_tails"]
 
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
 
@@ -40,13 +41,26 @@ def no_p99(gates: Iterable[Mapping[str, Any]]) -> str:
     return ""
 
 
-def without_p99(found: pd.DataFrame) -> pd.DataFrame:
-    """The percentiles without those that `attrs["no_p99"]` withholds; their note says so."""
+def without_tails(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those that gates take away; their notes say so.
+
+    Gates that failed (`attrs["failed_gates"]`) take p99 and single gaps of the passes that they
+    touch, and a client of which it is not known whether it kept up (`attrs["no_p99"]`) p99.
+    """
+    far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
-        tail = found["quantile"] >= 0.99
-        found.loc[tail, ["value_s", "low_s", "high_s"]] = nan
-        found.loc[tail, "note"] = f"withheld: {why.partition(':')[0]}"
+        _withhold(found, far, why.partition(":")[0])
+    for name in found["pass"].unique():
+        does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
+        if does.struck:
+            tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
+            _withhold(found, tails, f"gate '{does.gates[0]}' is FAIL")
     return found
+
+
+def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:
+    found.loc[rows, ["value_s", "low_s", "high_s"]] = nan
+    found.loc[rows, "note"] = f"withheld: {why}"
 
 
 def _cell(value_s: float, low_s: float, high_s: float, note: str) -> str:

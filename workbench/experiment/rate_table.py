@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.clauses import rounds, unproven
+from workbench.experiment.clauses import marked, rounds
 from workbench.experiment.rates import Rates, kept_up
 from workbench.experiment.search import Answer
 from workbench.metrics.statistics import three_digits
@@ -40,9 +40,10 @@ def rate_cards(
                 "low": 1000 * row["ttft_low_s"],
                 "high": 1000 * row["ttft_high_s"],
                 "note": f"{row['n_requests']} requests, {rounds(row['n_rounds'])}",
+                "rests_on": "times",
             }
         )
-    return unproven(cards, failed_gates)
+    return marked(cards, failed_gates)
 
 
 def _rate_card(rates: Rates, rows: Sequence[Row], answer: Answer | None) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def _rate_card(rates: Rates, rows: Sequence[Row], answer: Answer | None) -> dict
         note = f"with {top['offered_per_s']:.3g}/s offered, {rounds(top['n_rounds'])}"
     return {
         "label": label, "value": value, "unit": "/s", "low": nan, "high": nan, "note": note,
+        "rests_on": "times",
     }  # fmt: skip
 
 

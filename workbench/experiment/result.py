@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ResultError, nearest
 from workbench.experiment.frame_file import FrameFiles
 from workbench.experiment.ledger_table import by_request, ledger_table
-from workbench.experiment.percentile_table import no_p99, percentile_table, without_p99
+from workbench.experiment.percentile_table import no_p99, percentile_table, without_tails
 from workbench.experiment.rate_table import rate_table
 from workbench.experiment.run_folder import jsonable
 from workbench.experiment.why import table, why
+from workbench.metrics.gate_table import Kind, failed_names, gate_doubts, spoil
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
@@ -81,11 +82,11 @@ class Result:
         """
         path = self.folder / "requests.parquet"
         found = percentiles(path if path.exists() else self.frames["requests"])
-        return without_p99(self._marked(found))
+        return without_tails(self._marked(found))
 
     def percentile_table(self) -> pd.DataFrame:
         """The percentiles as one wide table, in milliseconds."""
-        return percentile_table(self.percentiles)
+        return self._showing(percentile_table(self.percentiles), "times")
 
     @property
     def comparisons(self) -> pd.DataFrame:
@@ -101,7 +102,7 @@ class Result:
 
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
-        return rate_table(self.rates, limited=self._limited)
+        return self._showing(rate_table(self.rates, limited=self._limited), "times")
 
     @property
     def _limited(self) -> bool:
@@ -135,7 +136,7 @@ class Result:
         if metric.removesuffix("_s") not in known:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
         rows = table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
-        return rows.drop(columns=["kind", "metric", "sentence"])
+        return self._showing(rows.drop(columns=["kind", "metric", "sentence"]), "ratios")
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
@@ -150,7 +151,8 @@ class Result:
             index=["arm", "pass", "n_requests"], columns="metric", values="shown",
             aggfunc="first", sort=False,
         )  # fmt: skip
-        return wide[list(metrics)].reset_index().rename_axis(columns=None)
+        wide = wide[list(metrics)].reset_index().rename_axis(columns=None)
+        return self._showing(wide, "times")
 
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
@@ -158,14 +160,17 @@ class Result:
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""
-        return table(self.waterfall())
+        return self._showing(table(self.waterfall()), "times")
 
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
         waterfall = self.waterfall()
-        failed = ", ".join(waterfall.attrs["failed_gates"])
-        warning = f"Not proven, since a gate failed ({failed}): what follows may have other causes."
-        return [warning] * bool(failed) + why(waterfall, self.comparisons)
+        does = spoil(waterfall.attrs["failed_gates"], "ratios")
+        doubts = gate_doubts(does.gates)
+        if does.struck:
+            said = f"{does.said[:1].upper()}{does.said[1:]}"
+            doubts = [f"{said}: what follows may have other causes."]
+        return doubts + why(waterfall, self.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
@@ -202,11 +207,17 @@ class Result:
         numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
         return self._marked(frame.astype(dict.fromkeys(numeric, float)))
 
+    def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
+        """A table for readers, with the kinds of number in it."""
+        frame = self._marked(frame)
+        frame.attrs["shows"] = kinds
+        return frame
+
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with what its figures must say: simulated, and gates that failed."""
         frame.attrs["simulated"] = bool(self.facts.get("simulated"))
         gates = self.facts.get("gates", ())
-        frame.attrs["failed_gates"] = [g["name"] for g in gates if g["outcome"] == "FAIL"]
+        frame.attrs["failed_gates"] = failed_names(gates)
         frame.attrs["no_p99"] = no_p99(gates)
         frame.attrs["swept"] = bool(self.facts.get("rates"))
         return frame

@@ -8,17 +8,18 @@ from math import isnan
 from workbench.experiment.cache_sentences import cache_finding
 from workbench.experiment.clauses import (
     Row,
+    marked,
     prompts,
     resolved,
     rounds,
     row_of,
     sample,
     span,
-    unproven,
+    told,
     warm_clause,
 )
 from workbench.experiment.plan import ExperimentPlan
-from workbench.metrics.gate_table import gate_row
+from workbench.metrics.gate_table import Kind, gate_row, spoil
 from workbench.topology import Topology
 
 __all__ = ["cards", "finding", "headline", "scope", "sentences"]
@@ -36,11 +37,19 @@ def finding(plan: ExperimentPlan, comparisons: Sequence[Row], rates: Sequence[st
     return _sweep_finding(plan, comparisons)
 
 
-def headline(found: str, failed_gates: Sequence[str]) -> dict[str, str]:
-    """`finding`, the page's headline, and `unproven`, what it would be if no gate had failed."""
-    if not failed_gates:
+def headline(
+    found: str, failed_gates: Sequence[str], kind: Kind = "ratios", *, interval: bool = True
+) -> dict[str, str]:
+    """`finding`, the page's headline, and `unproven`, what it would be without a gate that failed.
+
+    `kind` is that of the numbers in `found`; `interval` says whether they have one.
+    """
+    does = spoil(failed_gates, kind, interval=interval)
+    if does.effect == "rough":
+        return {"finding": f"{found} ({does.said})", "unproven": ""}
+    if not does.struck:
         return {"finding": found, "unproven": ""}
-    first, *others = failed_gates
+    first, *others = does.gates
     more = f", and {len(others)} more failed" if others else ""
     return {
         "finding": f"Not proven: {gate_row(first).meaning} (gate “{first}”{more})",
@@ -152,9 +161,11 @@ def cards(
                 "low": 1000 * cold["low"],
                 "high": 1000 * cold["high"],
                 "note": f"median of {cold['n_requests']} requests",
+                "rests_on": "times",
+                "passes": ["cold"],
             }
         )
-    return unproven(cards[:3], failed_gates)
+    return marked(cards[:3], failed_gates)
 
 
 def _ratio_card(label: str, row: Row) -> Row:
@@ -168,11 +179,21 @@ def _ratio_card(label: str, row: Row) -> Row:
         "low": row["low"],
         "high": row["high"],
         "note": note,
+        "rests_on": "ratios",
+        "passes": _passes(row),
     }
 
 
+def _passes(row: Row) -> list[str]:
+    """The passes that a ratio compares."""
+    return list(dict.fromkeys((row["pass"], row["baseline_pass"])))
+
+
 def sentences(
-    plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequence[Row]
+    plan: ExperimentPlan,
+    summary: Sequence[Row],
+    comparisons: Sequence[Row],
+    failed_gates: Sequence[str] = (),
 ) -> list[str]:
     """One sentence for each pair of a subject and its opponent, and one on scarce decode."""
     said = []
@@ -184,10 +205,11 @@ def sentences(
                 verdict = "no difference detectable"
             else:
                 verdict = f"first token {'sooner' if row['ratio'] > 1 else 'later'}"
-            said.append(
-                f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: {verdict},"
-                f" {row['sentence'].removeprefix('no difference detectable at this n: ')}."
-            )
+            text = row["sentence"].removeprefix("no difference detectable at this n: ")
+            text = f"{row['arm']} beside {row['baseline_arm']}, {row['pass']}: {verdict}, {text}."
+            known = not isnan(row["low"])
+            does = spoil(failed_gates, "ratios", passes=_passes(row), interval=known)
+            said.append(told(text, does))
     tpot = {
         r["arm"]: 1000 * r["median"]
         for r in summary
@@ -202,8 +224,9 @@ def sentences(
     ample = [a.label for a, t in split if t.decode >= t.prefill and a.label in tpot]
     if scarce and ample:
         worst, best = max(scarce, key=tpot.__getitem__), min(ample, key=tpot.__getitem__)
-        said.append(
+        text = (
             f"With fewer decode than prefill instances TPOT is {tpot[worst]:.1f} ms at worst"
             f" ({worst}), with as many or more {tpot[best]:.1f} ms at best ({best}), cold."
         )
+        said.append(told(text, spoil(failed_gates, "times", passes=["cold"])))
     return said

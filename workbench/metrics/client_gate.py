@@ -1,4 +1,7 @@
-"""The gate on the client: was the load sent and read on time, by a process that had its core."""
+"""Gates on the client: was the load sent and read on time, and did the time of day stand.
+
+What their failures take away stands in `gate_table`: tails, not counts.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ from math import inf, isnan, nan
 
 from workbench.metrics.gate import Gate, judge
 
-__all__ = ["CLIENT_BUSY_SHARE", "client_kept_up"]
+__all__ = ["CLIENT_BUSY_SHARE", "client_kept_up", "clock_not_set"]
 
 _CLIENT = {
     "lateness_p99_s": "requests were sent {:.4f} s late (p99)",
-    "loop_lag_p99_s": "the client's loop came {:.4f} s late (p99)",
-    "loop_lag_max_s": "{:.4f} s at most",
-    "thread_cpu_share": "its busiest thread took {:.0%} of a core",
-    "merged_share": "{:.2%} of the gaps between chunks are nothing, since one read brought both",
-    "others_cpu_share": "other programs took {:.0%} of the machine's cores",
-    "clock_moved_s": "the time of day was set by {:.4f} s",
+    "loop_lag_p99_s": "the client's event loop ran {:.4f} s late (p99)",
+    "loop_lag_max_s": "once {:.4f} s late",
+    "thread_cpu_share": "its busiest thread used {:.0%} of a core",
+    "merged_share": "{:.2%} of token arrivals were merged into one read",
+    "others_cpu_share": "other programs used {:.0%} of the CPU",
 }
 LATE_S = 0.01
 LAG_P99_S = 0.01
@@ -30,7 +32,6 @@ _LIMITS = {
     "loop_lag_p99_s": LAG_P99_S,
     "thread_cpu_share": CLIENT_BUSY_SHARE,
     "others_cpu_share": OTHERS_SHARE,
-    "clock_moved_s": CLOCK_MOVED_S,
 }
 
 
@@ -43,34 +44,30 @@ def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) ->
     """
     value = {name: health.get(name, nan) for name in _CLIENT}
     passed = {
-        name: f"{_CLIENT[name].format(value[name])}, where {_bare(name, limit)} is allowed"
+        name: _beside(_CLIENT[name].format(value[name]), _bare(name, limit))
         for name, limit in _LIMITS.items()
         if value[name] > limit
     }
     # A late loop delays no stamp of the kernel, and in a closed loop no request that was due.
     dated = health.get("kernel_stamped_share", 0.0) == 1
     late = passed.pop("loop_lag_p99_s", "") if dated else ""
-    known = [
-        text.format(value[name])
-        for name, text in _CLIENT.items()
-        if not isnan(value[name]) and (name != "clock_moved_s" or value[name] > CLOCK_MOVED_S)
-    ]
-    found = f"in its worst pass {', '.join(known)}"
-    unknown = [f"{late}: reads were dated by the kernel all the same"] if late else []
+    known = [text.format(value[name]) for name, text in _CLIENT.items() if not isnan(value[name])]
+    found = f"in the worst pass {', '.join(known)}"
+    unknown = [f"{late}; the kernel dated every read all the same"] if late else []
     if value["others_cpu_share"] <= MANY_OTHERS_SHARE and "others_cpu_share" in passed:
         # In the worst of many short passes: a tail may be theirs, a median of rounds is not.
-        unknown.append(f"{passed.pop('others_cpu_share')}: the slowest requests may be theirs")
+        unknown.append(f"{passed.pop('others_cpu_share')}: they may explain the slowest requests")
     if value["loop_lag_max_s"] > LAG_S:  # one late beat touches one request, not a median
         unknown.append(
-            f"{found}: its loop was kept waiting for more than {LAG_S:g} s once, so the slowest"
-            " requests may be the client's"
+            f"{found}: its event loop waited more than {LAG_S:g} s once, which may explain the"
+            " slowest requests"
         )
     problems = list(passed.values())
     if value["merged_share"] > MERGED_SHARE:
         merged = _CLIENT["merged_share"].format(value["merged_share"])
-        merged += f", where {_bare('merged_share', MERGED_SHARE)} is allowed"
+        merged = _beside(merged, _bare("merged_share", MERGED_SHARE))
         if value["merged_share"] > MANY_MERGED_SHARE and value["loop_lag_p99_s"] > LAG_P99_S:
-            problems.append(f"{merged}, and its loop was late")
+            problems.append(f"{merged}, since the client read late")
         else:
             unknown.append(
                 f"{merged}: the client read late, or the server or its proxy sent them together"
@@ -87,9 +84,33 @@ def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) ->
         holds=found,
         problems=["; ".join(problems)] if problems else [],
         unknown=unknown if known else ["the client's health was not read"],
-        next_step=f"{more}{end}: single milliseconds and p99 are not to be trusted",
+        next_step=f"{more}{end}",
         if_unknown="end other programs on this machine and measure again before a p99 is read",
     )
+
+
+def clock_not_set(health: Mapping[str, float]) -> Gate | None:
+    """Nobody set the time of day during a pass: the kernel dates what it reads by that clock.
+
+    None where nothing was dated by it.
+    """
+    moved_s = health.get("clock_moved_s", nan)
+    moved = moved_s > CLOCK_MOVED_S
+    if not moved and not health.get("kernel_stamped_share"):
+        return None
+    return judge(
+        "clock was not set",
+        holds="nobody set the time of day during a pass",
+        problems=[f"the time of day was set by {moved_s:.4f} s during a pass"] if moved else [],
+        next_step="stop what sets the clock, such as a first NTP sync, and measure again",
+    )
+
+
+def _beside(found: str, limit: str) -> str:
+    """What was found with its limit: `0.0200 s late (p99, limit 0.01 s)`."""
+    if found.endswith(")"):
+        return f"{found[:-1]}, limit {limit})"
+    return f"{found} (limit {limit})"
 
 
 def _bare(name: str, limit: float) -> str:

@@ -1,7 +1,8 @@
 """What each gate takes away when it fails: one table, for every place that shows a number.
 
 A failed gate spoils the kinds of number that it touches, and nothing else: a busy machine makes
-times rough and takes tails away, but no token count. `docs/gates.md` is made from this table.
+times rough and takes tails away, but no token count. `docs/gates.md` shows this table, as
+`python -m workbench.metrics.gate_table` prints it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ __all__ = [
     "GateRow",
     "Kind",
     "Spoil",
+    "as_markdown",
     "failed_names",
+    "gate_doubts",
     "gate_row",
     "spoil",
     "taken_away",
@@ -49,6 +52,8 @@ class GateRow:
     """What it means that this gate failed, for a reader who does not know it."""
     takes: Mapping[Kind, Effect]
     """Kinds that are not named stay as they are."""
+    doubt: str = ""
+    """What a reader of the kinds that it makes doubtful must know."""
     only_pass: str = ""
     """The pass whose numbers it spoils; empty for those of every pass."""
 
@@ -74,12 +79,19 @@ def _state(name: str) -> GateRow:
 
 GATES: Mapping[str, GateRow] = {
     "every pass ran": GateRow(
-        meaning="some passes could not be measured", takes=_takes(doubt=_ALL)
+        meaning="some passes could not be measured",
+        takes=_takes(doubt=_ALL),
+        doubt="Some passes are missing: every number comes from the passes that ran.",
     ),
-    "no failures": GateRow(meaning="requests failed", takes=_takes(struck=_TIMED, doubt="counts")),
+    "no failures": GateRow(
+        meaning="requests failed",
+        takes=_takes(struck=_TIMED, doubt="counts"),
+        doubt="Requests failed: counts of tokens and hits may lack theirs.",
+    ),
     "no failed transfers": GateRow(
         meaning="KV was lost on its way between instances",
         takes=_takes(struck=_MEASURED, doubt="text"),
+        doubt="KV transfers failed: equal answers may come from prompts that were computed again.",
     ),
     "caches were emptied": GateRow(
         meaning="a cache that had to be emptied was not", takes=_takes(struck=_MEASURED)
@@ -91,6 +103,7 @@ GATES: Mapping[str, GateRow] = {
     "KV moved": GateRow(
         meaning="decode instances computed prompts themselves instead of receiving their KV",
         takes=_takes(struck=_MEASURED, doubt="text"),
+        doubt="Decode instances computed prompts: equal answers do not prove transferred KV right.",
     ),
     "cached as planned": GateRow(
         meaning="requests found another share of their prompt cached than planned",
@@ -107,14 +120,17 @@ GATES: Mapping[str, GateRow] = {
     "the ledger closes": GateRow(
         meaning="prompt tokens are missing, or came from nowhere",
         takes=_takes(struck="counts", doubt=_TIMED),
+        doubt="Some prompt tokens have no known source: the cache state of times may be another.",
     ),
     "same text": GateRow(
         meaning="the caches changed what the model answers",
         takes=_takes(struck=f"{_TIMED} text", doubt="counts"),
+        doubt="Answers differ: a cache hit that changes the answer is no useful hit.",
     ),
     "output counts equal": GateRow(
         meaning="the arms did not do the same work",
         takes=_takes(struck="ratios", doubt="times tails"),
+        doubt="Requests generated unequal numbers of tokens: times describe different work.",
     ),
     "nothing impossible": GateRow(
         meaning="some rows have impossible values", takes=_takes(struck=_ALL)
@@ -129,6 +145,12 @@ GATES: Mapping[str, GateRow] = {
     "client kept up": GateRow(
         meaning="client, servers and other programs kept the machine too busy to time it",
         takes=_takes(struck="tails", rough="times", doubt="ratios"),
+        doubt="The machine was busy or the client late: times are rough. Intervals of ratios"
+        " contain this noise.",
+    ),
+    "clock was not set": GateRow(
+        meaning="the time of day was set while the kernel dated answers by it",
+        takes=_takes(struck=_TIMED),
     ),
     "the log is whole": GateRow(
         meaning="lines of the log were cut", takes=_takes(struck="counts ratios")
@@ -166,6 +188,11 @@ def gate_row(name: str) -> GateRow:
     return known or GateRow(meaning=f"the check “{name}” failed", takes=_takes(struck=_ALL))
 
 
+def gate_doubts(failed: Iterable[str]) -> list[str]:
+    """A sentence for each failed gate that makes some kinds of number doubtful."""
+    return [row.doubt for row in map(gate_row, failed) if row.doubt]
+
+
 def failed_names(gates: Iterable[Mapping[str, Any]]) -> list[str]:
     """Names of the gates that failed, from the rows of a result."""
     return [str(gate.get("name")) for gate in gates if gate.get("outcome") == "FAIL"]
@@ -181,10 +208,18 @@ class Spoil:
     """Names of the gates that do this to it."""
 
     @property
-    def why(self) -> str:
-        """`client kept up and 2 more`; empty where no gate touches it."""
-        more = len(self.gates) - 1
-        return "".join(self.gates[:1]) + (f" and {more} more" if more > 0 else "")
+    def struck(self) -> bool:
+        """True where the number must not be used."""
+        return self.effect == "struck"
+
+    @property
+    def said(self) -> str:
+        """`rough: gate “client kept up” failed`; empty where no gate touches it."""
+        if not self.effect:
+            return ""
+        first, more = f"“{self.gates[0]}”", len(self.gates) - 1
+        lead = {"struck": "not proven", "rough": "rough", "doubt": "doubtful"}[self.effect]
+        return f"{lead}: gate{f's {first} and {more} more' if more else f' {first}'} failed"
 
 
 def spoil(
@@ -239,3 +274,18 @@ def taken_away(name: str) -> str:
 def _listed(words: list[Kind]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def as_markdown() -> str:
+    """The table of `docs/gates.md`."""
+    heads = ["gate", "that it failed means", *KINDS]
+    rows = [heads, ["---"] * len(heads)]
+    for name, row in GATES.items():
+        only = f" (numbers of {row.only_pass} passes)" if row.only_pass else ""
+        effects = [row.takes.get(kind, "") for kind in KINDS]
+        rows.append([name, f"{row.meaning}{only}", *effects])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -12,6 +12,7 @@ from workbench.errors import ResultError
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.result import load_result
 from workbench.metrics.definitions import definition_of
+from workbench.metrics.gate_table import Spoil, spoil, taken_away
 from workbench.metrics.peers import read_peer
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.statistics import three_digits
@@ -88,7 +89,7 @@ def compare_results(
         "failed_gates": list(dict.fromkeys(failed)),
     }
     found = pd.concat([side.percentiles for side in sides], ignore_index=True)
-    sentences = (*_medians(found), *_unlike(sides), *_meanings(sides))
+    sentences = (*_spoilt(sides), *_medians(found, sides), *_unlike(sides), *_meanings(sides))
     return Comparison(requests=requests, percentiles=found, sentences=sentences)
 
 
@@ -129,14 +130,38 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     return renamed
 
 
-def _medians(found: pd.DataFrame) -> Iterable[str]:
-    """Each metric's median of every kind beside that of the first."""
+def _failed(side: _Side) -> list[str]:
+    return list(side.requests.attrs.get("failed_gates", ()))
+
+
+def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
+    """What gates that failed take away from the runs."""
+    for side in sides:
+        for name in _failed(side):
+            if taken := taken_away(name):
+                yield f"{side.label}: gate “{name}” failed; it {taken}."
+
+
+def _medians(found: pd.DataFrame, sides: Sequence[_Side]) -> Iterable[str]:
+    """Each metric's median of every kind beside that of the first.
+
+    Runs of different files did not take turns, so what gates do to their times they do to these
+    comparisons too.
+    """
+    gates = {arm: _failed(side) for side in sides for arm in side.requests["arm"].unique()}
     medians = found[found["quantile"] == 0.5]
     for metric, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
         rows = medians[medians["metric"] == metric].to_dict("records")
         for row in rows[1:]:
             first = rows[0]
             both = f"{name}: {_median(first)} beside {_median(row)}"
+            does = _worse(*(spoil(gates[r["arm"]], "times", passes={r["pass"]})
+                            for r in (first, row)))  # fmt: skip
+            if does.struck:
+                yield f"{name} of {row['arm']}, {row['pass']}, is not compared ({does.said})."
+                continue
+            if does.effect:
+                both = f"{both} ({does.said})"
             if isnan(row["low_s"]) or isnan(first["low_s"]):
                 yield f"{both}; too few requests to tell."
             elif row["low_s"] > first["high_s"] or row["high_s"] < first["low_s"]:
@@ -144,6 +169,12 @@ def _medians(found: pd.DataFrame) -> Iterable[str]:
                 yield f"{both}: {times} times the first, and the intervals do not meet."
             else:
                 yield f"{both}: the intervals meet, no difference shown."
+
+
+def _worse(one: Spoil, other: Spoil) -> Spoil:
+    """The worse of what gates do to two numbers."""
+    order = ("struck", "rough", "doubt", "")
+    return min(one, other, key=lambda does: order.index(does.effect))
 
 
 def _median(row: dict[Hashable, float]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from nbconvert.filters import strip_ansi
 
-from workbench.metrics.gate_table import failed_names, taken_away
+from workbench.metrics.gate_table import failed_names, spoil, taken_away
 
 __all__ = [
     "RESULT_MIME",
@@ -102,6 +102,11 @@ class RunOutcome:
     why: str = ""
     """One sentence; empty where every check holds."""
 
+    @property
+    def mark(self) -> str:
+        """The shape that stands before the word, for readers who cannot tell colours."""
+        return {"ok": "●", "unsure": "◆", "bad": "▲"}[self.severity]
+
 
 _ENDED: dict[str, tuple[str, Severity, str]] = {
     "failed": ("not carried out", "bad", "The run ended with an error."),
@@ -120,19 +125,15 @@ def outcome_of(facts: Mapping[str, Any], status: str = "") -> RunOutcome:
     status = status or str(facts.get("status") or "unreadable")
     own = facts.get("outcome")
     if isinstance(own, Mapping) and own.get("word") and status in ("success", "failed"):
-        severity = own.get("severity")
-        return RunOutcome(
-            word=str(own["word"]),
-            severity=severity if severity in get_args(Severity) else "unsure",
-            why=str(own.get("why") or ""),
-        )
+        severity: Severity = own["severity"] if own.get("severity") in ("ok", "bad") else "unsure"
+        return RunOutcome(word=str(own["word"]), severity=severity, why=str(own.get("why") or ""))
     if status != "success":
-        word, severity, why = _ENDED.get(status, (status, "unsure", ""))
-        return RunOutcome(word=word, severity=severity, why=why)
+        word, how_bad, why = _ENDED.get(status, (status, "unsure", ""))
+        return RunOutcome(word=word, severity=how_bad, why=why)
     gates = [gate for gate in facts.get("gates") or [] if isinstance(gate, Mapping)]
     failed = failed_names(gates)
     said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in failed]
-    if facts.get("unproven"):
+    if facts.get("unproven", spoil(failed, "ratios").struck):
         return RunOutcome(word="not proven", severity="bad", why=f"{'. '.join(said)}.")
     if said:
         return RunOutcome(word="proven in part", severity="unsure", why=f"{'. '.join(said)}.")

@@ -17,12 +17,13 @@ import nbformat
 from jinja2 import Environment, PackageLoader
 
 from workbench.errors import ResultError
+from workbench.metrics.gate_table import KINDS, Kind, failed_names, spoil, taken_away
 from workbench.report.cells import render_cells
 from workbench.report.claims import MARKS, shown_rows
 from workbench.report.definition_card import definition_card
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, interval, moment, quantity
-from workbench.report.outcome import cut_off, failure_of, result_of, status_of
+from workbench.report.outcome import cut_off, failure_of, outcome_of, result_of, status_of
 
 __all__ = ["fill", "render", "result_of", "write_page"]
 
@@ -76,18 +77,21 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
     }
     stopped = _WHEN_STOPPED.get(status)
     gates = _gates(facts)
+    outcome = outcome_of(facts, status) if status else None
     return fill(
         "page.html.j2",
         result=facts,
         heading=facts.get("finding") or (f"{title}: {stopped}" if stopped else title),
         status=status,
+        outcome=outcome,
+        cards=_cards(facts),
         stopped=stopped,
         failure=failure_of(notebook),
         cut_off=cut_off(notebook),
         simulated=simulated,
         kicker=_kicker(notebook, facts, title),
         gates=gates,
-        judged=_judged(gates),
+        judged=_judged(facts, gates),
         trust=trust,
         claims=claims,
         claims_id=claims_id,
@@ -152,25 +156,62 @@ def _gates(facts: dict[str, Any]) -> list[dict[str, str]]:
         step = str(gate.get("next_step") or "")
         if step and sentence and sentence[-1] not in ".!?":
             sentence += "."
-        gates.append({"outcome": outcome, "lead": lead, "sentence": sentence, "next_step": step})
+        taken = taken_away(name) if outcome == "FAIL" else ""
+        gates.append(
+            {"outcome": outcome, "lead": lead, "sentence": sentence, "taken": taken}
+            | {"next_step": f"{step}{'.' * (step[-1:] not in ('.', ''))}" if taken else step}
+        )
     return sorted(gates, key=lambda gate: _OUTCOMES.index(gate["outcome"]))
 
 
-def _judged(gates: list[dict[str, str]]) -> str:
-    """What all gates together say, in one sentence; empty without a gate."""
+def _judged(facts: dict[str, Any], gates: list[dict[str, str]]) -> list[str]:
+    """What all gates together say, in one sentence, and what those that failed leave."""
     total, counted = len(gates), Counter(gate["outcome"] for gate in gates)
     unsure = f"{counted['INCONCLUSIVE']} could not be decided"
     if failed := counted["FAIL"]:
         others = f", {unsure}" if counted["INCONCLUSIVE"] else ""
-        return (
-            f"{failed} of {total} checks failed{others}: numbers that rest on them are struck out,"
-            " figures grey."
-        )
+        return [f"{failed} of {total} checks failed{others}.", *_what_is_left(facts)]
     if counted["INCONCLUSIVE"]:
-        return f"None of {total} checks failed, {unsure}."
+        return [f"None of {total} checks failed, {unsure}."]
     if total == 1:
-        return "The one check holds."
-    return f"All {total} checks hold." if total else ""
+        return ["The one check holds."]
+    return [f"All {total} checks hold."] if total else []
+
+
+_LEFT = {
+    "struck": "Struck out or grey, not to be used",
+    "rough": "Rough, good for an order of magnitude",
+    "doubt": "With a doubt",
+    "": "Not touched",
+}
+
+
+def _what_is_left(facts: dict[str, Any]) -> list[str]:
+    """For each thing that failed gates do to numbers, the kinds to which they do it."""
+    failed = failed_names(facts.get("gates", []))
+    kinds: dict[str, list[str]] = {}
+    for kind, what in KINDS.items():
+        kinds.setdefault(spoil(failed, kind).effect, []).append(f"{kind} ({what})")
+    return [f"{words}: {'; '.join(kinds[effect])}." for effect, words in _LEFT.items()
+            if effect in kinds]  # fmt: skip
+
+
+_OF_UNIT: dict[str, Kind] = {"x": "ratios", "tokens": "counts"}
+"""What a card's number is in results that do not say it."""
+
+
+def _cards(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The key numbers, each with what failed gates do to it; earlier results do not say it."""
+    failed = failed_names(facts.get("gates", []))
+    cards = []
+    for card in facts.get("numbers") or []:
+        if "spoilt" not in card:
+            does = spoil(failed, card.get("rests_on") or _OF_UNIT.get(card.get("unit"), "times"))
+            note = str(card.get("note") or "").removeprefix("not proven: a gate failed; ")
+            note = "; ".join(filter(None, (does.said, note)))
+            card = card | {"spoilt": does.effect, "note": note}
+        cards.append(card)
+    return cards
 
 
 def _tables(facts: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

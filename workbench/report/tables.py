@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workbench.metrics.gate_table import spoil
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -10,9 +13,36 @@ if TYPE_CHECKING:
 
 __all__ = ["table"]
 
+_LABELS = frozenset(
+    "arm pass baseline_arm baseline_pass metric prompts what n n_requests n_rounds n_pairs"
+    " requests note".split()
+) | {"arm and state", "median, ms"}
+"""Columns that say what a row is, and hold no number that a gate could take away."""
+_STRUCK = "text-decoration: line-through; opacity: .6"
+
 
 def table(frame: pd.DataFrame, precision: int = 3) -> Styler | None:
-    """The rows without their index; None, so that a cell shows nothing, where there are none."""
+    """The rows without their index; None, so that a cell shows nothing, where there are none.
+
+    `attrs["shows"]` names the kinds of number in it, and `attrs["failed_gates"]` the gates that
+    failed: what they strike is struck out row by row, and the caption says why.
+    """
     if frame.empty:
         return None
-    return frame.style.hide(axis="index").format(precision=precision)
+    shown = frame.style.hide(axis="index").format(precision=precision)
+    failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
+    if not failed or not kinds:
+        return shown
+    rows = [spoil(failed, *kinds, passes=_passes(row)) for row in frame.to_dict("records")]
+    said = dict.fromkeys(does.said for does in rows if does.effect)
+    if said:
+        text = "; ".join(said)
+        shown = shown.set_caption(f"{text[:1].upper()}{text[1:]}.")
+    looks = [_STRUCK if does.struck else "" for does in rows]
+    numbers = [name for name in frame.columns if name not in _LABELS]
+    return shown.apply(lambda _: looks, subset=numbers)
+
+
+def _passes(row: Mapping[Any, Any]) -> set[str]:
+    """The passes that a row's numbers come from; empty where it does not say."""
+    return {str(row[name]) for name in ("pass", "baseline_pass") if name in row}

@@ -69,6 +69,7 @@ def cost_of_storing(ratios: pd.DataFrame, *, title: str = "", caption: str = "")
         or f"Cold TTFT of the same prompts with LMCache (a lookup that finds nothing, and storing)"
         f" against none, paired; 95 % interval"
         f" over {span(rows, 'n_rounds', 'round')}, {span(rows[:1], 'n_pairs', 'pair')}.",
+        shows=("ratios",),
         marks=ratios.attrs,
     )
 
@@ -135,6 +136,7 @@ def break_even(ratios: pd.DataFrame, *, title: str = "", caption: str = "") -> C
         or "Ratio of paired TTFT: computed without a store, against found in LMCache. 95 % interval"
         f" over {span(rows_, 'n_rounds', 'round')}; hollow marks have none.",
         keys=look,
+        shows=("ratios",),
         marks=ratios.attrs,
     )
 
@@ -230,5 +232,6 @@ def chunk_effect(ratios: pd.DataFrame, *, title: str = "", caption: str = "") ->
         f" paired, with 95 % interval over {span(rows_, 'n_rounds', 'round')}; hollow marks have"
         " none.",
         keys=look,
+        shows=("counts", "ratios"),
         marks=ratios.attrs,
     )

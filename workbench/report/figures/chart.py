@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from workbench.report.figures.looks import BLACK, GREY, RED, RULE, Look, handle
+from workbench.metrics.gate_table import KINDS, Kind, spoil
+from workbench.report.figures.looks import AMBER, BLACK, GREY, RED, RULE, Look, handle
 from workbench.report.numbers import number
 
 __all__ = [
@@ -90,20 +91,28 @@ def draw(
     alt: str,
     caption: str,
     keys: Mapping[str, Look] | None = None,
+    shows: Sequence[Kind] = (),
+    intervals: bool = True,
     marks: Mapping[Any, Any] | None = None,
 ) -> Chart:
     """Draw a figure: `paint` fills the body, `body_px` high; title and key stand above it.
 
-    `marks` are the `attrs` of the frame that is drawn. `simulated` writes that word into the
-    figure, so that it cannot pass for a measurement; `failed_gates`, a list of names, greys what
-    is drawn and says in the title why it is not proven.
+    `shows` names the kinds of number in it, `intervals` says whether any has one.
+    `marks` are the `attrs` of the frame that is drawn.
+    `simulated` writes that word into the figure, so that it cannot pass for a measurement.
+    `failed_gates`, a list of names, greys what is drawn where a gate strikes these kinds, and says
+    so in the title, as it says that times are rough; a doubt stands in the caption.
     """
     marks = marks or {}
-    simulated, failed = bool(marks.get("simulated")), tuple(marks.get("failed_gates", ()))
-    if failed:
-        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        title = f"Not proven, since a gate failed ({failed[0]}{others}). {title}"
-        alt = f"Not proven, since a gate failed: {', '.join(failed)}. {alt}"
+    simulated = bool(marks.get("simulated"))
+    does = spoil(marks.get("failed_gates", ()), *(shows or KINDS), interval=intervals)
+    said = f"{does.said[:1].upper()}{does.said[1:]}." if does.effect else ""
+    if does.effect in ("struck", "rough"):
+        title = f"{said} {title}"
+    elif does.effect:
+        caption = f"{caption} {said}".strip()
+    alt = f"{said} {alt}".strip()
+    ink = {"struck": RED, "rough": AMBER}.get(does.effect, BLACK)
     with mpl.rc_context(_STYLE):
         lines = wrapped(title, WIDTH_PX - (110 if simulated else 6), size=15, weight="bold")
         rows = _key_rows(keys or {})
@@ -118,11 +127,9 @@ def draw(
             figure.text(x / WIDTH_PX, 1 - y / height_px, text, va="center", **style)
 
         for i, line in enumerate(lines):
-            write(3, 12 + 22 * i, line, size=15, weight="bold", color=RED if failed else BLACK)
+            write(3, 12 + 22 * i, line, size=15, weight="bold", color=ink)
         if simulated:
-            write(
-                WIDTH_PX - 3, 12, "simulated", size=13, weight="bold", color="#8a5a00", ha="right"
-            )
+            write(WIDTH_PX - 3, 12, "simulated", size=13, weight="bold", color=AMBER, ha="right")
         for i, row in enumerate(rows):
             y = 22 * len(lines) + 16 + 24 * i
             for x, name, look in row:
@@ -134,7 +141,7 @@ def draw(
         text = io.StringIO()
         figure.savefig(text, format="svg", dpi=144, metadata=dict.fromkeys(_METADATA))
     svg = _plain_svg(text.getvalue())
-    return Chart(svg=_greyed(svg) if failed else svg, alt=alt, caption=caption)
+    return Chart(svg=_greyed(svg) if does.struck else svg, alt=alt, caption=caption)
 
 
 def no_data(title: str, reason: str) -> Chart:

@@ -74,6 +74,7 @@ def ttft_against_cached_share(
         or f"One point per request, spread sideways a little.{line}"
         f" {counted(rows, requests)}{reduced}",
         keys=look,
+        shows=("times",),
         marks=requests.attrs,
     )
 
@@ -111,6 +112,7 @@ def hit_against_ideal(frame: pd.DataFrame, *, title: str = "", caption: str = ""
         f" {spots['requests'].max():,}.{reduced}"
         " On the dashed line a request got all that an infinite cache would have had.",
         keys=look,
+        shows=("counts",),
         marks=frame.attrs,
     )
 

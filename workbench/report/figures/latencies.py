@@ -65,6 +65,7 @@ def latency_panels(requests: pd.DataFrame, *, title: str = "", caption: str = ""
         f" {found}.",
         caption=caption or counted(rows, requests) + reduced,
         keys=look,
+        shows=("times",),
         marks=requests.attrs,
     )
 
@@ -112,6 +113,7 @@ def requests_over_time(
         caption=caption
         or f"One point per request, all rounds over one another."
         f" {counted(rows, requests)}{reduced}",
+        shows=("times",),
         marks=requests.attrs,
     )
 

@@ -10,10 +10,10 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-__all__ = ["BLACK", "GREY", "NAMES", "RED", "RULE", "Dash", "Look", "handle", "looks"]
+__all__ = ["AMBER", "BLACK", "GREY", "NAMES", "RED", "RULE", "Dash", "Look", "handle", "looks"]
 
 BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
-RED = "#b3261e"
+RED, AMBER = "#b3261e", "#8a5a00"
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 NAMES = {

@@ -109,6 +109,7 @@ def _board(summary: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "body_px": _ROW_PX * len(unique(rows, "arm")) + _AXIS_PX,
         "keys": looks(unique(rows, "pass")),
+        "shows": ("times",),
         "marks": summary.attrs,
     }
 

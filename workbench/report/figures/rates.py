@@ -73,6 +73,7 @@ def rates(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart |
         + ("open, goodput: those of requests that met the limits; " if limited else "")
         + "dotted, all that was offered.",
         keys=look,
+        shows=("times",),
         marks=frame.attrs,
     )
 

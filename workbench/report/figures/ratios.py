@@ -82,6 +82,8 @@ def speedups(
         or f"Ratio of paired {name} and its 95 % interval over {span(rows, 'n_rounds', 'round')},"
         f" {span(rows, 'n_pairs', 'pair')}. Above 1 the first named is better.",
         keys=looks(unique(rows, "pass")),
+        shows=("ratios",),
+        intervals=any(has_interval(row) for row in rows),
         marks=comparisons.attrs,
     )
 

@@ -65,5 +65,6 @@ def token_sources(sources: pd.DataFrame, *, title: str = "", caption: str = "") 
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
         caption=caption or "From the engines' counters, all rounds together.",
         keys={text: Look(colour=colour, marker="s", dash=" ") for text, colour in _PARTS.values()},
+        shows=("counts",),
         marks=sources.attrs,
     )

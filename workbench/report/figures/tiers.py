@@ -65,6 +65,7 @@ def served_over_requests(
         or ("Each bar is the mean of neighbouring requests. " if grouped else "One bar a request. ")
         + (f"Not known for every request: {', '.join(silent)}." if silent else ""),
         keys=_keys(known, names),
+        shows=("counts",),
         marks=served.attrs,
     )
 
@@ -188,6 +189,7 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
         + "At the right the share served from any cache, and the hit rate that LMCache's own"
         " counters give, of the tokens that it was asked for.",
         keys=_keys(known, _names(rows)),
+        shows=("counts",),
         marks=tiers.attrs,
     )
 

@@ -66,6 +66,7 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
         or f"{sample}. Hatched: the residual, what passes from the client to the proxy, which"
         f" neither times. {why}".strip(),
         keys=_keys(rows),
+        shows=("times",),
         marks=waterfall.attrs,
     )
 
