@@ -73,7 +73,9 @@ async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(
     assert "smoke run: client kept up" in quiet["why"]
 
 
-@pytest.mark.parametrize("name", ["client kept up", "steady state", "instances alike"])
+@pytest.mark.parametrize(
+    "name", ["client kept up", "clock was not set", "steady state", "instances alike"]
+)
 async def test_a_gate_on_timing_never_makes_a_machine_unready(name, check):
     facts = await check(smoked=SMOKED | {name: "FAIL"})
     assert said(facts) == (True, "busy", "ready, busy")

@@ -40,6 +40,7 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
     assert read.facts["schema"] == SCHEMA
     outcomes = {g["name"]: g["outcome"] for g in read.facts["gates"]}
     assert outcomes.pop("client kept up")  # as busy as this machine is
+    assert outcomes.pop("clock was not set")  # as often as somebody sets it
     assert outcomes == dict.fromkeys(
         (
             "every pass ran",

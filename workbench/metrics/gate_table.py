@@ -169,10 +169,12 @@ GATES: Mapping[str, GateRow] = {
     "other programs": GateRow(
         meaning="this machine is busy with something else",
         takes=_takes(struck="tails", rough="times", doubt="ratios"),
+        doubt="This machine was busy: the noise of ratios is in their intervals.",
     ),
     "loop lag": GateRow(
         meaning="timers come late",
         takes=_takes(struck="tails", rough="times", doubt="ratios"),
+        doubt="This machine was busy: the noise of ratios is in their intervals.",
     ),
     "stale servers": GateRow(meaning="servers of earlier runs are still there", takes=_NOTHING),
     "smoke run": GateRow(meaning="no server could be tried", takes=_takes(struck=_ALL)),
