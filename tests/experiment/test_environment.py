@@ -13,6 +13,7 @@ from workbench.experiment.quiet import BUSY_MEANS, Quiet
 from workbench.metrics.gate_table import GATES
 from workbench.params import EnvironmentCheck
 from workbench.report.outcome import outcome_of
+from workbench.report.page import _cards
 
 ONE = {"sentence": "as it should be", "next_step": ""}
 SMOKED = {"KV moved": "PASS", "same text": "PASS", "client kept up": "PASS"}
@@ -68,6 +69,9 @@ async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(
     assert facts["finding"] == "Ready, busy: other programs use 98% of the CPU (limit 25%)"
     assert facts["scope"].startswith(BUSY_MEANS)
     assert facts["status"] == "success"  # it was carried out
+    shown = {card["label"]: card["spoilt"] for card in _cards(facts)}
+    # Cores and memory are counted: only the time of a start is rough.
+    assert shown == {"cores": "", "memory free": "", "from nothing to healthy, 1p1d": "rough"}
     can, quiet = facts["questions"]
     assert can["why"].startswith("all ")
     assert "smoke run: client kept up" in quiet["why"]

@@ -30,8 +30,8 @@ def test_without_a_check_nothing_is_known():
 
 def test_a_busy_machine_is_told_with_its_numbers():
     others, lag = timing_gates(Quiet(others_cpu_share=0.51, loop_lag_p99_s=0.0312))
-    assert others.sentence == "other programs use 51% of the CPU (limit 25%)"
-    assert lag.sentence == "a timer fires 31.2 ms late (p99, limit 10 ms)"
+    assert others.sentence == "Other programs use 51% of the CPU (limit 25%)"
+    assert lag.sentence == "A timer fires 31.2 ms late (p99, limit 10 ms)"
 
 
 @pytest.mark.parametrize("name", ["other programs", "loop lag"])

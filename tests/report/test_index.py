@@ -93,6 +93,15 @@ def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:
     assert run.link == ""
 
 
+def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path: Path) -> None:
+    for name in ("somebody_elses", "paper_claim_validation", "pd_sweep", "environment_check"):
+        (tmp_path / name / "one").mkdir(parents=True)
+    soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
+    assert [heading.text for heading in soup("h2")] == [
+        "environment check", "pd sweep", "paper claim validation", "somebody elses"
+    ]  # fmt: skip
+
+
 def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, result: dict[str, Any]) -> None:
     add(tmp_path, "evil", {**result, "finding": "<script>alert(1)</script>"})
     html = write_index(tmp_path).read_text(encoding="utf-8")

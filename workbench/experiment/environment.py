@@ -29,6 +29,7 @@ from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import Machine
+from workbench.metrics.gate_table import Kind
 from workbench.metrics.gates import Gate
 from workbench.params import EnvironmentCheck, PdSweep
 from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
@@ -221,16 +222,15 @@ def _as_result(
     answer = answers(gates, platform, smoked=smoke is not None or not params.smoke)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     numbers = [
-        {"label": "cores", "value": here.cores, "unit": "", "low": None, "high": None,
-         "note": here.cpu},
-        {"label": "memory free", "value": here.memory_free_gb, "unit": "GB", "low": None,
-         "high": None, "note": f"of {here.memory_gb:.0f} GB"},
+        _card("cores", here.cores, "", here.cpu, rests_on="counts"),
+        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB",
+              rests_on="counts"),
     ]  # fmt: skip
     if smoke is not None:
+        started_s, note = smoke.facts["launches_s"][0], "one launch, LMCache included"
         numbers.append(
-            {"label": "from nothing to healthy, 1p1d", "value": smoke.facts["launches_s"][0],
-             "unit": "s", "low": None, "high": None, "note": "one launch, LMCache included"}
-        )  # fmt: skip
+            _card("from nothing to healthy, 1p1d", started_s, "s", note, rests_on="times")
+        )
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
@@ -260,6 +260,12 @@ def _as_result(
     return Result(facts=facts, folder=folder.home)
 
 
+def _card(label: str, value: float, unit: str, note: str, *, rests_on: Kind) -> dict[str, Any]:
+    """A key number; `rests_on` says which gates spoil it."""
+    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note,
+            "rests_on": rests_on}  # fmt: skip
+
+
 def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
     """Both questions answered, as the facts of a result: the headline, the outcome, what to do.
 
@@ -271,7 +277,7 @@ def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]
     ready, quiet = smoked and not failed, quietness(timing)
     reason = next((g for g in timing if g.outcome == "FAIL"), None)
     reason = reason or next((g for g in timing if g.outcome == "INCONCLUSIVE"), None)
-    said = _first_line(reason) if reason else f"servers start and KV moves ({platform})"
+    said = _lowered(_first_line(reason)) if reason else f"servers start and KV moves ({platform})"
     if not ready:
         finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
         word, severity, why = "not ready", "bad", finding
@@ -303,6 +309,12 @@ _NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
 
 def _first_line(gate: Gate) -> str:
     return gate.sentence.partition("\n")[0]
+
+
+def _lowered(sentence: str) -> str:
+    """As it is written after a colon; a name in capitals stays as it is."""
+    capital = sentence[:1].isupper() and not sentence[1:2].isupper()
+    return sentence[0].lower() + sentence[1:] if capital else sentence
 
 
 def _together(gates: list[Gate]) -> str:

@@ -58,21 +58,21 @@ async def watch_machine(watched_s: float = WATCHED_S) -> Quiet:
 def timing_gates(seen: Quiet) -> list[Gate]:
     """Whether other programs left the CPU to us, and whether our timers were on time."""
     others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
-    used = f"other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})"
-    late = f"a timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)"
+    used = f"Other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})"
+    late = f"A timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)"
     return [
         judge(
             "other programs",
             holds=used,
             problems=[used] if others > OTHERS_SHARE else [],
-            unknown=["the CPU of other programs could not be read"] if isnan(others) else [],
+            unknown=["The CPU of other programs could not be read"] if isnan(others) else [],
             next_step=_GO_ON,
         ),
         judge(
             "loop lag",
             holds=late,
             problems=[late] if lag_s > LAG_P99_S else [],
-            unknown=["no timer fired while it was watched"] if isnan(lag_s) else [],
+            unknown=["No timer fired while it was watched"] if isnan(lag_s) else [],
             next_step=_GO_ON,
         ),
     ]

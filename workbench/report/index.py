@@ -13,6 +13,7 @@ from urllib.parse import quote
 import nbformat
 
 from workbench.errors import ResultError
+from workbench.params import NOTEBOOKS
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import RunOutcome, failure_of, outcome_of
 from workbench.report.page import fill
@@ -53,13 +54,19 @@ def write_index(outputs_dir: str | Path) -> Path:
         )
     notebooks = {
         path.name: runs_of(path)
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir(), key=_as_run_all)
         if path.is_dir() and not path.name.startswith(".")
     }
     target = folder / "index.html"
     page = fill("index.html.j2", notebooks={name: runs for name, runs in notebooks.items() if runs})
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def _as_run_all(path: Path) -> tuple[int, str]:
+    """The notebooks in the order in which they are run; folders of others behind them."""
+    known = list(NOTEBOOKS)
+    return known.index(path.name) if path.name in known else len(known), path.name
 
 
 def runs_of(notebook_dir: Path) -> list[Run]:
