@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     index.set_defaults(act=_index)
     compare = acts.add_parser(
         "compare",
-        help="run folders and result files of vLLM bench, GuideLLM, AIPerf, LMCache bench",
+        help="run folders and result files of vLLM bench, GuideLLM, AIPerf, SGLang, LMCache bench,"
+        " multi-round-qa",
     )
     compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     compare.add_argument("--arm", default="", help="of the runs, this arm only")

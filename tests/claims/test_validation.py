@@ -110,6 +110,8 @@ async def test_the_run_folder_holds_rows_and_result(referee):
     assert len(pd.read_parquet(result.folder / "measured_cache.parquet")) == 1
     outcomes = {gate["name"]: gate["outcome"] for gate in kept.facts["gates"]}
     assert set(outcomes.values()) == {"PASS"}
+    assert "client kept up" not in outcomes  # that is a gate of each run behind the claims
+    assert kept.facts["outcome"]["word"] == "judged"
     assert "papermill notebooks/paper_claim_validation.ipynb" in kept.facts["repeat"]
 
 

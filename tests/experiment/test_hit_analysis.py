@@ -376,7 +376,15 @@ async def test_a_log_with_many_cut_lines_fails_its_gate(tmp_path: Path) -> None:
     log.write_text(IN_PROCESS + IN_PROCESS[:80])
     params = LMCacheHitAnalysis(log_file=str(log), output_dir=str(tmp_path))
     result = await hit_analysis(params).run(echo=lambda _: None)
+    # No request passed through a client, so no client is judged.
+    assert [gate["name"] for gate in result.facts["gates"]] == ["the log is whole"]
     assert result.facts["gates"][0]["outcome"] == "FAIL"
+    assert result.facts["finding"] == (
+        "Not proven: lines of the log were cut (gate “the log is whole”)"
+    )
+    assert {card["spoilt"] for card in result.facts["numbers"]} == {"struck"}
+    said = "Not proven: gate “the log is whole” failed. "
+    assert all(sentence.startswith(said) for sentence in result.facts["sentences"])
 
 
 @pytest.mark.parametrize("text", ["", "GET / 200\n"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.metrics.definitions import METRICS, TOOLS, card, definition_of
+from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 from workbench.records import RequestRecord, to_frame
 
 
@@ -84,3 +84,12 @@ def test_every_cell_says_what_it_is_and_where_that_is_written():
             assert definition.formula
             assert bool(definition.source) == (definition.values is not None)
             assert definition.formula.startswith("not reported") == (definition.values is None)
+
+
+def test_a_sentence_on_another_tool_says_for_which_versions_it_holds():
+    assert set(VERSIONS) == set(TOOLS)
+    assert all(VERSIONS[tool] for tool in TOOLS[1:])
+    chat = definition_of("TTFT", "vllm_bench").formula
+    assert "first message with choices" in chat  # completions, all versions
+    assert "chat since 0.33: first chunk with a token" in chat
+    assert "up to 0.3: (last token - first token)" in definition_of("TPOT", "guidellm").formula

@@ -274,6 +274,8 @@ def test_no_p99_is_picked_where_the_client_was_late():
     few = rows(9)
     few.attrs["no_p99"] = "gate 'client kept up' is FAIL"
     assert representatives(few)["which"].to_list() == ["median", "slowest"]
+    few.attrs["failed_gates"] = ["client kept up"]
+    assert representatives(few)["which"].to_list() == ["median"]
 
 
 def test_requests_that_are_not_split_are_not_representatives():

@@ -19,7 +19,9 @@ COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
 
 
-def a_run(folder: Path, *, first_s: float, n: int = 40, simulated: bool = False) -> Path:
+def a_run(
+    folder: Path, *, first_s: float, n: int = 40, simulated: bool = False, **facts: object
+) -> Path:
     """A run folder of one arm, cold and warm: TTFT around `first_s`, warm a tenth of it."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
@@ -42,7 +44,7 @@ def a_run(folder: Path, *, first_s: float, n: int = 40, simulated: bool = False)
         ]
         frames.append(to_frame(rows, arm="1a", round=0, **{"pass": name}))
     latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
-    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": []}
+    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": [], **facts}
     (folder / "result.json").write_text(json.dumps(facts))
     return folder
 
@@ -70,7 +72,8 @@ def test_a_run_beside_vllm_bench(tmp_path: Path, bench: Path) -> None:
     assert set(table["p99"]) == {"needs n of 368"}
     told = " ".join(found.sentences)
     assert "the intervals do not meet" in told
-    assert "TTFT of vLLM bench: first message with choices, even a role or an empty text" in told
+    assert "TTFT of vLLM bench (read at 0.32.0 and 0.33.0): first message with choices" in told
+    assert "chat since 0.33: first chunk with a token" in told
     assert "of the workbench: first chunk with a token" in told
     assert found.figure.svg.count("vLLM bench") >= 1
     assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
@@ -91,11 +94,123 @@ def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path: Path) -> None
     assert re.search(r": [12]\.\d\d times the first, and the intervals do not meet\.$", other)
 
 
+def failed(run: Path, name: str) -> Path:
+    """The run, with a gate that failed."""
+    facts = json.loads((run / "result.json").read_text())
+    facts["gates"] = [{"name": name, "outcome": "FAIL", "sentence": "so it is"}]
+    (run / "result.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path: Path) -> None:
+    one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
+    busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
+    assert busy.sentences[0] == (
+        "two: gate “client kept up” failed; it takes away tails; makes times rough; adds a doubt"
+        " to ratios."
+    )
+    assert "(rough: gate “client kept up” failed): the intervals meet" in busy.sentences[1]
+    assert "grayscale" not in busy.figure.svg
+    wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
+    assert wrong.sentences[1] == (
+        "TTFT of 2: 1a, cold, is not compared (not proven: gate “KV moved” failed)."
+    )
+    assert "grayscale" in wrong.figure.svg
+    other = wb.compare_results(
+        [one, failed(warm, "engine-warm was engine-warm")], cache_state="cold"
+    )
+    assert not any("gate" in sentence for sentence in other.sentences)
+    assert "grayscale" not in other.figure.svg
+
+
 def test_unlike_work_and_too_few_requests_are_told(tmp_path: Path) -> None:
     told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
     assert "Unlike work: the median prompt has 550 tokens in r and" in told
     assert "too few requests to tell" in told
     assert "TPOT of LMCache bench is" in told
+
+
+def guidellm_part(folder: Path) -> Path:
+    """A GuideLLM report that keeps 10 of 22 requests, TTFT 0.5 s; over all 22 its p50 is 0.8 s."""
+    requests = [
+        {
+            "request_id": f"{n}",
+            "info": {
+                "timings": {
+                    "request_start": 10.0 + n,
+                    "first_token_iteration": 10.5 + n,
+                    "last_token_iteration": 10.9 + n,
+                    "request_end": 11.0 + n,
+                }
+            },
+            "prompt_tokens": 550,
+            "output_tokens": 8,
+            "time_to_first_token_ms": 500.0,
+        }
+        for n in range(10)
+    ]
+    metrics = {
+        "request_totals": {"successful": 22, "errored": 0, "incomplete": 0, "total": 22},
+        "time_to_first_token_ms": {"successful": {"percentiles": {"p50": 800.0}}},
+    }
+    report = {
+        "metadata": {"version": 2, "guidellm_version": "0.8.1"},
+        "benchmarks": [{"requests": {"successful": requests}, "metrics": metrics}],
+    }
+    folder.mkdir()
+    (folder / "benchmarks.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_a_part_of_the_requests_never_passes_for_all(tmp_path: Path, bench: Path) -> None:
+    found = wb.compare_results([bench, guidellm_part(tmp_path / "part")])
+    part = "GuideLLM: 10 of 22 requests are in the file."
+    assert found.sentences[0] == part
+    assert part in found.figure.svg
+    assert part in found.figure.caption
+    assert found.table.set_index("arm")["in the file"].to_dict() == {
+        "vLLM bench": "all",
+        "GuideLLM": "10 of 22",
+    }
+    told = " ".join(found.sentences)
+    assert "GuideLLM, measured (10 of 22 requests) 500 ms" in told
+    assert "GuideLLM, the tool's own summary of its whole run: TTFT p50 800 ms." in told
+
+
+def test_where_all_requests_are_there_nothing_is_said_of_a_part(
+    tmp_path: Path, bench: Path
+) -> None:
+    found = wb.compare_results([a_run(tmp_path / "r", first_s=1.0), bench])
+    assert "in the file" not in found.table
+    assert "are in the file" not in " ".join(found.sentences) + found.figure.svg
+
+
+def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path: Path, bench: Path) -> None:
+    told = json.loads(bench.read_text())
+    del told["start_times"], told["queue_times"]
+    (tmp_path / "old.json").write_text(json.dumps(told))
+    told["ttfts"] = [0.5] * 40
+    told |= {"server_queue_times": [0.3] * 40, "server_ttfts": [0.15] * 40}
+    (tmp_path / "new.json").write_text(json.dumps(told))
+    sentences = wb.compare_results([tmp_path / "old.json", tmp_path / "new.json"]).sentences
+    assert any(
+        one.startswith("1: vLLM bench (0.14 or older, without start_times): The file has no send")
+        for one in sentences
+    )
+    assert (
+        "2: vLLM bench, medians of 40 by the server's own times: queue 300 ms, from scheduling to"
+        " the first token 150 ms; TTFT outside the engine 50.0 ms." in sentences
+    )
+
+
+def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path: Path, bench: Path) -> None:
+    told = json.loads(bench.read_text())
+    for name in ("ttfts", "itls", "output_lens", "input_lens", "errors", "start_times"):
+        del told[name]
+    (tmp_path / "e2e.json").write_text(json.dumps(told))
+    first, *_ = wb.compare_results([bench, tmp_path / "e2e.json"]).sentences
+    assert first.startswith("TTFT: 1: vLLM bench")
+    assert first.endswith("2: vLLM bench, measured not known; nothing to compare.")
 
 
 def test_what_is_simulated_stays_marked(tmp_path: Path, bench: Path) -> None:
@@ -129,3 +244,17 @@ def test_the_command_prints_the_table_and_writes_the_figure(
     assert svg.read_text().startswith("<svg")
     assert main(["compare", str(run), str(tmp_path / "no.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_runs_in_two_number_formats_are_not_compared(tmp_path):
+    half = a_run(tmp_path / "half", first_s=1.0, engine={"dtype": "bfloat16", "layers": 3})
+    full = a_run(tmp_path / "full", first_s=1.0, engine={"dtype": "float32", "layers": 3})
+    small = a_run(tmp_path / "small", first_s=1.0, engine={"dtype": "float32", "layers": 1})
+    old = a_run(tmp_path / "old", first_s=1.0)
+    with pytest.raises(
+        ResultError, match=r"half and full differ in dtype \(bfloat16 and float32\)"
+    ):
+        wb.compare_results([half, full])
+    with pytest.raises(ResultError, match="layers of the model"):
+        wb.compare_results([old, full, small])
+    assert len(wb.compare_results([half, old]).table)

@@ -19,7 +19,7 @@ from workbench.experiment.percentile_table import no_p99, percentile_table, with
 from workbench.experiment.rate_table import rate_table
 from workbench.experiment.run_folder import jsonable
 from workbench.experiment.why import table, why
-from workbench.metrics.gate_table import Kind, failed_names, gate_doubts, spoil
+from workbench.metrics.gate_table import Kind, failed_names, gate_doubts, spoil, touching
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
@@ -176,7 +176,10 @@ class Result:
     def whole_passes(self) -> pd.DataFrame:
         """The requests of passes that find nothing or everything cached."""
         rows = self.requests
-        return rows[rows["pass"].isin(["cold", "engine-warm"])]
+        whole = rows[rows["pass"].isin(["cold", "engine-warm"])]
+        failed = touching(rows.attrs["failed_gates"], set(whole["pass"]))
+        whole.attrs = rows.attrs | {"failed_gates": failed}
+        return whole
 
     @property
     def hits(self) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """The definition card: what four tools call TTFT, TPOT, ICL, ITL and E2E, on the same stamps.
 
-One name stands for different quantities: GuideLLM's TPOT holds the TTFT, vLLM's ITL is AIPerf's
-ICL, and AIPerf's ITL is vLLM's TPOT. Here every formula is applied to the stamps of one run, so a
-difference between two columns is one of definition, never of the run.
+One name stands for different quantities: GuideLLM's TPOT holds the TTFT (since 0.4), vLLM's ITL is
+AIPerf's ICL, and AIPerf's ITL is vLLM's TPOT. Here every formula is applied to the stamps of one
+run, so a difference between two columns is one of definition, never of the run. Tools change their
+definitions: `VERSIONS` says for which each was read.
 
 What a `requests` frame does not hold cannot be told apart: chunks that carry a role or a finish
-reason but no token (vLLM bench times them), and the wait for a connection before the first byte
-(vLLM bench and AIPerf start their clocks before it, GuideLLM and the workbench after it).
+reason but no token (vLLM bench times them, in a chat up to 0.32), and the wait for a connection
+before the first byte (vLLM bench and AIPerf start their clocks before it, GuideLLM since 0.8 and
+the workbench after it).
 """
 
 from __future__ import annotations
@@ -25,10 +27,18 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["METRICS", "TOOLS", "Definition", "card", "definition_of"]
+__all__ = ["METRICS", "TOOLS", "VERSIONS", "Definition", "card", "definition_of"]
 
 TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
-"""The columns of `card`. Read at vLLM 0.32.0, GuideLLM 31c74ea and AIPerf 58dd5de."""
+"""The columns of `card`."""
+VERSIONS = {
+    "workbench": "",
+    "vllm_bench": "0.32.0 and 0.33.0",
+    "guidellm": "0.8.1; 0.3.1 to 0.7.4 where it says so",
+    "aiperf": "0.13.0",
+}
+"""The versions whose sources were read: a formula holds for these, and names one where they
+differ."""
 METRICS = ("TTFT", "TPOT", "ICL", "ITL", "E2E")
 _LIKE_SUCCESS = {
     "vllm_bench": ("truncated", "stream_error"),
@@ -37,7 +47,7 @@ _LIKE_SUCCESS = {
 }
 """Failures that a tool counts as successes once a chunk has come: none of them looks for the end of
 the stream, and two do not look at an error event inside HTTP 200. Seen with vLLM bench 0.32.0,
-AIPerf 0.13.0 and GuideLLM 0.8.1 on streams that broke."""
+AIPerf 0.13.0 and GuideLLM 0.8.1 on streams that broke; in vLLM bench 0.33.0 by reading."""
 
 _OURS = "workbench/metrics/latency.py: "
 _VLLM = "vllm/benchmarks/serve.py: calculate_metrics"
@@ -171,14 +181,16 @@ _DEFINITIONS = (
     _define(
         "TTFT",
         "vllm_bench",
-        "first message with choices, even a role or an empty text - time before the POST",
+        "first message with choices, even without text (chat since 0.33: first chunk with a token)"
+        " - time before the POST",
         _VLLM_SENDER,
         _TTFT,
     ),
     _define(
         "TTFT",
         "guidellm",
-        "first chunk with text, reasoning or a tool call - request start (headers written)",
+        "first chunk with text, reasoning or a tool call - request start (0.8: headers written;"
+        " 0.3 to 0.7: before the POST)",
         _GUIDELLM + "time_to_first_token_ms",
         _TTFT,
     ),
@@ -206,7 +218,8 @@ _DEFINITIONS = (
     _define(
         "TPOT",
         "guidellm",
-        "(last token - request start) / output tokens: the TTFT is in it",
+        "(last token - request start) / output tokens: the TTFT is in it (up to 0.3: (last token -"
+        " first token) / output tokens)",
         _GUIDELLM + "time_per_output_token_ms",
         _with_first,
     ),
@@ -225,7 +238,8 @@ _DEFINITIONS = (
     _define(
         "ITL",
         "vllm_bench",
-        "gaps between messages with choices, pooled: per chunk, not per token",
+        "gaps between messages with choices (chat since 0.33: chunks with a token), pooled: per"
+        " chunk, not per token",
         _VLLM,
         icl,
     ),
@@ -247,7 +261,8 @@ _DEFINITIONS = (
     _define(
         "E2E",
         "vllm_bench",
-        "last message with choices, even without a token - time before the POST",
+        "last message with choices, even without a token (chat since 0.33: last chunk with one)"
+        " - time before the POST",
         _VLLM_SENDER,
         _E2E,
     ),

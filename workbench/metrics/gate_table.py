@@ -24,6 +24,7 @@ __all__ = [
     "gate_row",
     "spoil",
     "taken_away",
+    "touching",
 ]
 
 Kind = Literal["counts", "ratios", "times", "tails", "text"]
@@ -200,6 +201,11 @@ def failed_names(gates: Iterable[Mapping[str, Any]]) -> list[str]:
     return [str(gate.get("name")) for gate in gates if gate.get("outcome") == "FAIL"]
 
 
+def touching(failed: Iterable[str], passes: Collection[str]) -> list[str]:
+    """Those of the failed gates that say something about these passes."""
+    return [name for name in failed if gate_row(name).only_pass in ("", *passes)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spoil:
     """What the failed gates of a run do to one number."""
@@ -237,10 +243,8 @@ def spoil(
     it is rough.
     """
     does: dict[Effect, list[str]] = {}
-    for name in failed:
+    for name in touching(failed, passes) if passes else failed:
         row = gate_row(name)
-        if row.only_pass and passes and row.only_pass not in passes:
-            continue
         effects = [row.takes[kind] for kind in kinds if kind in row.takes]
         if effects:
             worst = min(effects, key=_WORST_FIRST.index)

@@ -1,188 +1,225 @@
-"""The requests in a result file of another load generator, one reader per format.
+"""What every reader of another load generator's file gives, and the readers of lists.
 
-Each yields, per request, the columns of a RequestRecord that the file tells, the TTFT and the E2E
-in seconds. An unknown version of a format raises KeyError, TypeError, ValueError, AttributeError
-or IndexError where it differs: metrics.peers says it in a sentence.
+vLLM bench and SGLang's bench_serving write one JSON object with a list for each quantity, in the
+order of the data set. Which lists there are depends on the version and on --save-detailed: what is
+not there is not known, and told.
 """
 
 from __future__ import annotations
 
-import csv
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from io import StringIO
-from itertools import accumulate
-from math import nan
-from pathlib import Path
+from itertools import accumulate, pairwise
+from math import isfinite, isinf, isnan, nan
 from typing import Any
 
-import numpy as np
+__all__ = [
+    "UNREADABLE",
+    "PeerFile",
+    "Row",
+    "all_that_can_be_read",
+    "failure",
+    "sglang_file",
+    "vllm_file",
+]
 
-from workbench.errors import ResultError
+_LONGEST_S = 1e9
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What a reader raises where a file is not as it expects."""
 
-__all__ = ["Row", "aiperf_rows", "guidellm_rows", "lmcache_rows", "vllm_rows"]
-
-_LMCACHE_FIELDS = (
-    "request_id,successful,ttft,request_latency,num_input_tokens,num_output_tokens,"
-    "decode_speed,submit_time,first_token_time,finish_time,error"
-).split(",")
-_GUIDELLM_VERSIONS = (1, 2)
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 _PHRASES = {status.phrase.lower(): int(status) for status in HTTPStatus}
+_LISTS = (
+    "ttfts",
+    "itls",
+    "latencies",
+    "input_lens",
+    "output_lens",
+    "errors",
+    "start_times",
+    "queue_times",
+    "server_queue_times",
+    "server_ttfts",
+)
+_OWN = {"TTFT p50": "median_ttft_ms", "TTFT p99": "p99_ttft_ms"}
+_OWN |= {"E2E p50": "median_e2el_ms", "E2E p99": "p99_e2el_ms"}
 
 Row = tuple[dict[str, Any], float, float]
 """Columns of a RequestRecord, TTFT and E2E in seconds."""
 
 
-def vllm_rows(result: Mapping[str, Any]) -> Iterator[Row]:
-    """vllm/benchmarks/serve.py: benchmark, the lists of its result.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFile:
+    """What a result file of another tool holds."""
 
-    A chunk is a message with choices: in a chat stream the first carries the role and no token. A
-    stream cut off or with an error event in it is a success in this file, and stays one.
+    tool: str
+    rows: list[Row]
+    seen: str = ""
+    """Version or form of the file, as far as it tells."""
+    total: int = -1
+    """Requests that there were, by the file's own count; -1 when it does not say."""
+    doubts: tuple[str, ...] = ()
+    own: dict[str, float] = field(default_factory=dict)
+    """The tool's own percentiles over all requests, in seconds: `TTFT p50` and so on."""
+    ordered: bool = False
+    """The rows are in the order of the data set, not in that of ending."""
+
+
+def all_that_can_be_read(
+    records: Iterable[Any], read: Callable[[Any], Row | None]
+) -> tuple[list[Row], int, tuple[str, ...]]:
+    """The rows of the records, how many are unreadable, and a doubt that says so.
+
+    None from `read` is a record that is no request of the measurement. Where no record can be
+    read, the first reason is raised.
     """
-    names = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
-    lists = [result[name] for name in names]
-    waits = result.get("queue_times") or [nan] * len(lists[0])
-    for n, (start_s, ttft_s, itls, prompt, output, error, wait_s) in enumerate(
-        zip(*lists, waits, strict=True)
-    ):
-        # A request that failed before its first chunk has a TTFT of zero and may have no reason.
-        failed = bool(error) or not ttft_s > 0
-        stamps = () if failed else tuple(accumulate(itls, initial=start_s + ttft_s))
-        yield (
-            {
-                "request_id": str(n),
-                "prompt_tokens": int(prompt),
-                "scheduled_s": start_s - wait_s,
-                "sent_s": float(start_s),
-                "chunk_s": stamps,
-                "output_tokens": -1 if failed else int(output),
-                **_failure(error or "no chunk came, no reason was saved", failed),
-            },
-            float(ttft_s),
-            ttft_s + sum(itls),
-        )
-
-
-def guidellm_rows(source: Path, report: Mapping[str, Any]) -> Iterator[Row]:
-    """guidellm/schemas/base/request_stats.py: GenerativeRequestStats, with its computed fields."""
-    version = report["metadata"].get("version")
-    if version not in _GUIDELLM_VERSIONS:
-        raise ResultError(
-            f"{source} is a GuideLLM report of version {version}; known are versions"
-            f" {' and '.join(map(str, _GUIDELLM_VERSIONS))}"
-        )
-    if len(report["benchmarks"]) > 1:
-        raise ResultError(
-            f"{source} holds {len(report['benchmarks'])} GuideLLM benchmarks (a sweep), which are"
-            " not one kind of load; run guidellm with one rate, or keep one entry of `benchmarks`"
-        )
-    for benchmark in report["benchmarks"]:
-        for status in ("successful", "errored", "incomplete"):
-            for request in benchmark["requests"].get(status) or []:
-                timings = request["info"]["timings"]
-                start_s, last_s = timings["request_start"], timings["last_token_iteration"]
-                good = status == "successful"
-                told = request["info"].get("error") or "GuideLLM cut it at the end of the benchmark"
-                yield (
-                    {
-                        "request_id": str(request["request_id"]),
-                        "prompt_tokens": _count(request["prompt_tokens"]),
-                        "scheduled_s": _time(timings.get("targeted_start")),
-                        "sent_s": _time(start_s),
-                        "stream_end_s": _time(timings.get("request_end")),
-                        "output_tokens": _count(request["output_tokens"]) if good else -1,
-                        "cached_tokens": _count(request.get("cached_tokens")),
-                        **(
-                            {"error": "cancelled", "error_message": told}
-                            if status == "incomplete"
-                            else _failure(told, not good)
-                        ),
-                    },
-                    _time(request["time_to_first_token_ms"]) / 1000 if good else nan,
-                    last_s - start_s if good and last_s is not None else nan,
-                )
-
-
-def aiperf_rows(records: list[Any]) -> Iterator[Row]:
-    """AIPerf's docs/tutorials/working-with-profile-exports.md: the per-request records.
-
-    Token counts are the server's where it told them; else AIPerf's, who tokenises texts again. A
-    stream cut off or with an error event in it is a success in this file, and stays one.
-    """
+    rows: list[Row] = []
+    reasons: list[Exception] = []
     for record in records:
-        about, metrics, error = record["metadata"], record["metrics"], record.get("error")
-        if about["benchmark_phase"] != "profiling":
-            continue
-        sent_s = about["request_start_ns"] / 1e9
-        facts: dict[str, Any] = {
-            "request_id": str(about["x_request_id"]),
-            "sent_s": sent_s,
-            "stream_end_s": about["request_end_ns"] / 1e9,
-        }
-        if error is not None or about["was_cancelled"]:
-            message = str((error or {}).get("message", "cancelled"))
-            code = (error or {}).get("code")
-            http = isinstance(code, int) and 400 <= code < 600
-            told = {"error": f"http_{code}" if http else "protocol", "error_message": message}
-            if about["was_cancelled"]:
-                told["error"] = "cancelled"
-            size = metrics.get("error_isl", {}).get("value")
-            yield facts | {"prompt_tokens": _count(size)} | told, nan, nan
-            continue
-        ttft_s = float(_aiperf_s(metrics, "time_to_first_token"))
-        gaps_s = (
-            _aiperf_s(metrics, "inter_chunk_latency") if "inter_chunk_latency" in metrics else ()
-        )
-        facts |= {
-            "prompt_tokens": _aiperf_count(metrics, "usage_prompt_tokens", "input_sequence_length"),
-            "output_tokens": _aiperf_count(
-                metrics, "usage_completion_tokens", "output_sequence_length"
-            ),
-            "chunk_s": tuple(accumulate(map(float, gaps_s), initial=sent_s + ttft_s)),
-        }
-        yield facts, ttft_s, float(_aiperf_s(metrics, "request_latency"))
+        try:
+            row = read(record)
+            if row:
+                _check_times(row)
+                rows.append(row)
+        except UNREADABLE as error:
+            reasons.append(error)
+    if not reasons:
+        return rows, 0, ()
+    if not rows:
+        raise reasons[0]
+    why = f"{type(reasons[0]).__name__}: {reasons[0]}"
+    told = f"{len(reasons)} of {len(rows) + len(reasons)} records are unreadable ({why})."
+    return rows, len(reasons), (told,)
 
 
-def _aiperf_count(metrics: Mapping[str, Any], told: str, own: str) -> int:
-    return _count(metrics.get(told, metrics[own])["value"])
+def _check_times(row: Row) -> None:
+    """Raise ValueError for a time that cannot be; NaN is one that is not known."""
+    facts, ttft_s, e2e_s = row
+    stamps = [facts.get(name, nan) for name in ("scheduled_s", "sent_s", "stream_end_s")]
+    for value in (ttft_s, e2e_s, *stamps):
+        if isinf(value):
+            raise ValueError("a time is infinite")
+    chunk_s = facts.get("chunk_s", ())
+    if not all(map(isfinite, chunk_s)) or any(a > b for a, b in pairwise(chunk_s)):
+        raise ValueError("the times of its chunks are not in order")
+    lasts_s = chunk_s[-1] - chunk_s[0] if chunk_s else 0.0
+    if ttft_s > _LONGEST_S or e2e_s > _LONGEST_S or lasts_s > _LONGEST_S:
+        raise ValueError("an answer takes over 30 years")
+    if not facts.get("error") and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
+        raise ValueError(f"TTFT {ttft_s:g} s and E2E {e2e_s:g} s cannot be")
 
 
-def _aiperf_s(metrics: Mapping[str, Any], name: str) -> Any:
-    """A metric's value, or array of values, in seconds."""
-    return np.asarray(metrics[name]["value"], float) * _SECONDS[metrics[name]["unit"]]
+def vllm_file(result: Mapping[str, Any]) -> PeerFile:
+    """vllm/benchmarks/serve.py and benchmarks/benchmark_serving.py before it: benchmark.
 
-
-def lmcache_rows(text: str) -> Iterator[Row]:
-    """lmcache/cli/commands/bench/engine_bench/stats.py: StatsCollector.export_csv.
-
-    Its end of a request is the end of the stream, so E2E and TPOT hold what follows the last token.
+    A chunk is a message with choices: in a chat stream the first carries the role and no token,
+    which versions up to 0.32 time. A stream cut off or with an error event in it is a success in
+    this file, and stays one.
     """
-    reader = csv.DictReader(StringIO(text, newline=""))
-    if reader.fieldnames != _LMCACHE_FIELDS:
-        raise ValueError(f"its columns are {', '.join(reader.fieldnames or [])}")
-    for row in reader:
-        good = {"True": True, "False": False}[row["successful"]]
-        yield (
-            {
-                "request_id": row["request_id"],
-                "prompt_tokens": int(row["num_input_tokens"]) or -1,
-                "sent_s": float(row["submit_time"]),
-                "stream_end_s": float(row["finish_time"]),
-                "output_tokens": int(row["num_output_tokens"]) if good else -1,
-                **_failure(row["error"] or "no token came, no reason was saved", not good),
-            },
-            float(row["ttft"]),
-            float(row["request_latency"]),
+    doubts = []
+    if not result.get("ttfts") and "total_output_tokens" not in result:
+        doubts.append("A run of embeddings or pooling: the file has E2E only, and no tokens.")
+    elif not result.get("ttfts"):
+        doubts.append(
+            "Made without --save-detailed: the file has E2E only, and neither TTFT nor TPOT."
         )
+    elif not result.get("itls"):
+        doubts.append("The file has no `itls`: TPOT and gaps between chunks are not known.")
+    if not result.get("start_times"):
+        doubts.append(
+            "The file has no send times (`start_times`): overlap, rates and order in time are not"
+            " known."
+        )
+    if "steady_state" in result:
+        doubts.append(
+            "Written by the Rust vllm-bench: in a chat, its TTFT ends at the role chunk, which"
+            " has no token."
+        )
+    seen = "0.14 or older, without start_times" if result.get("ttfts") else ""
+    if result.get("server_queue_times"):
+        seen = "0.33 or later, with server_queue_times"
+    elif result.get("start_times"):
+        seen = "0.15 or later, with start_times"
+    return _lists_file("vLLM bench", result, seen=seen, doubts=doubts, stamped=True)
 
 
-def _failure(message: str, failed: bool) -> dict[str, str]:
+def sglang_file(result: Mapping[str, Any]) -> PeerFile:
+    """python/sglang/bench_serving.py (later benchmark/serving.py): the details of its result.
+
+    It divides a gap by its tokens in some modes and not in others, so no chunks are kept. Its E2E
+    is not in the file: that of the row is TTFT plus gaps.
+    """
+    doubts = ["The file has no send times: overlap, rates and order in time are not known."]
+    return _lists_file("SGLang bench_serving", result, seen="", doubts=doubts, stamped=False)
+
+
+def _lists_file(
+    tool: str, result: Mapping[str, Any], *, seen: str, doubts: list[str], stamped: bool
+) -> PeerFile:
+    lists = {name: result[name] for name in _LISTS if result.get(name)}
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"lists of different lengths: {told}")
+    count = next(iter(lengths.values()), 0)
+    requests = ({name: values[n] for name, values in lists.items()} for n in range(count))
+    rows, _, lost = all_that_can_be_read(
+        enumerate(requests), lambda numbered: _list_row(*numbered, stamped=stamped)
+    )
+    total = sum(int(result.get(name) or 0) for name in ("completed", "failed"))
+    own = {name: result[key] / 1000 for name, key in _OWN.items() if result.get(key)}
+    return PeerFile(
+        tool=tool,
+        rows=rows,
+        seen=seen,
+        total=max(total, count),
+        doubts=(*doubts, *lost),
+        own=own,
+        ordered=True,
+    )
+
+
+def _list_row(n: int, one: Mapping[str, Any], *, stamped: bool) -> Row:
+    ttft_s, gaps_s = float(one.get("ttfts", nan)), one.get("itls")
+    e2e_s = float(one["latencies"]) if "latencies" in one else nan
+    output = int(one.get("output_lens", -1))
+    # A request that failed before its first chunk has zeros and may have no reason.
+    answered = abs(ttft_s) > 0 or output > 0 or (isnan(ttft_s) and e2e_s > 0)
+    message, failed = one.get("errors") or "", bool(one.get("errors")) or not answered
+    if ttft_s == 0:
+        ttft_s = nan  # one piece, no stream
+    if gaps_s is not None and ttft_s > 0:
+        e2e_s = ttft_s + sum(gaps_s)
+    sent_s = float(one.get("start_times", nan))
+    stamps: tuple[float, ...] = ()
+    if stamped and not failed and gaps_s is not None and ttft_s > 0:
+        # Without a send time the stamps count from the request's own sending: gaps stay right.
+        stamps = tuple(accumulate(gaps_s, initial=ttft_s + (0.0 if isnan(sent_s) else sent_s)))
+    server = {
+        "queue_time_ms": one.get("server_queue_times"),
+        "time_to_first_token_ms": one.get("server_ttfts"),
+    }
+    server = {name: 1000 * seconds for name, seconds in server.items() if seconds is not None}
+    facts = {
+        "request_id": str(n),
+        "prompt_tokens": int(one.get("input_lens", -1)),
+        "scheduled_s": sent_s - float(one.get("queue_times", nan)),
+        "sent_s": sent_s,
+        "chunk_s": stamps,
+        "output_tokens": -1 if failed else output,
+        "engine_metrics": json.dumps(server) if server else "",
+        **failure(message or "no chunk came, no reason was saved", failed),
+    }
+    return facts, ttft_s, e2e_s if e2e_s > 0 else nan
+
+
+def failure(message: str, failed: bool) -> dict[str, str]:
     """The class of a failure as far as its message tells, else `protocol`; nothing if none."""
     if not failed:
         return {}
-    last = message.strip().splitlines()[-1]
+    last = (message.strip().splitlines() or [""])[-1]
     status = _PHRASES.get(last.lower()) or _first_int(
         r"(?:error code|status)\W+([45]\d\d)", message
     )
@@ -204,11 +241,3 @@ def _failure(message: str, failed: bool) -> dict[str, str]:
 def _first_int(pattern: str, text: str) -> int:
     found = re.search(pattern, text, re.IGNORECASE)
     return int(found[1]) if found else 0
-
-
-def _count(value: float | None) -> int:
-    return -1 if value is None else int(value)
-
-
-def _time(value: float | None) -> float:
-    return nan if value is None else float(value)

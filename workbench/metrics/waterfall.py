@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.metrics.gate_table import spoil
 from workbench.metrics.latency import latencies, succeeded
 from workbench.metrics.statistics import needed_n, quantile
 
@@ -233,19 +234,22 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
 
     `median` is the request with the median TTFT (the lower of two). The other is `p99` where the
     sample is large enough for that quantile (368 requests), otherwise it is called what it is:
-    `slowest`. No p99 is picked where `frame.attrs["no_p99"]` says why: it would be the client's.
+    `slowest`. No p99 is picked where `frame.attrs["no_p99"]` says why: it would be the client's;
+    neither of both where a gate that failed (`frame.attrs["failed_gates"]`) takes tails away.
     Only requests that are split whole are looked at; of a single one there is no other.
     """
     import pandas as pd
 
     chosen = []
-    for _, group in frame.groupby(["arm", "pass"], sort=False):
+    for (_, name), group in frame.groupby(["arm", "pass"], sort=False):
         ordered = group[group["residual_s"].notna()].sort_values("ttft_s", kind="stable")
         n = len(ordered)
         if not n:
             continue
         picks = [("median", (n + 1) // 2)]
-        if n < needed_n(0.99):
+        if spoil(frame.attrs.get("failed_gates", ()), "tails", passes={str(name)}).struck:
+            pass
+        elif n < needed_n(0.99):
             picks.append(("slowest", n))
         elif not frame.attrs.get("no_p99"):
             picks.append(("p99", ceil(0.99 * n)))

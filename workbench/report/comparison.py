@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
 from workbench.experiment.percentile_table import percentile_table
 from workbench.experiment.result import load_result
-from workbench.metrics.definitions import definition_of
-from workbench.metrics.gate_table import Spoil, spoil, taken_away
+from workbench.metrics.gate_table import Spoil, spoil, taken_away, touching
+from workbench.metrics.peer_names import KNOWN_FILES
 from workbench.metrics.peers import read_peer
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.statistics import three_digits
 from workbench.report.figures import Chart, latency_panels
+from workbench.report.peer_sentences import meanings, parts_told, told_by_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Comparison", "compare_results"]
-
-_CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
-_LMCACHE = {
-    "TTFT": "first text (reasoning only where there is no content) - time before the client's call",
-    "TPOT": "(end of the stream - first text) / (output tokens - 1)",
-    "E2E": "end of the stream - time before the client's call",
-}
-"""lmcache/cli/commands/bench/engine_bench/request_sender.py, read at LMCache 0.5.6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +34,8 @@ class _Side:
     label: str
     requests: pd.DataFrame
     percentiles: pd.DataFrame
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run: its model and number format; empty where the result does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +45,27 @@ class Comparison:
     requests: pd.DataFrame
     percentiles: pd.DataFrame
     sentences: tuple[str, ...]
+    parts: dict[str, tuple[int, int]]
+    """Arms whose file holds a part of the requests only: those in the file, and all."""
 
     @property
     def table(self) -> pd.DataFrame:
-        """p50, p90 and p99 in milliseconds with 95 % intervals; each metric's rows together."""
+        """p50, p90 and p99 in milliseconds with 95 % intervals; each metric's rows together.
+
+        Where a file holds a part of its requests, a column `in the file` says which.
+        """
         rank = self.percentiles["metric"].map(list(dict.fromkeys(self.percentiles["metric"])).index)
-        return percentile_table(self.percentiles.iloc[rank.argsort(kind="stable")])
+        shown = percentile_table(self.percentiles.iloc[rank.argsort(kind="stable")])
+        if self.parts:
+            told = {arm: f"{kept:,} of {total:,}" for arm, (kept, total) in self.parts.items()}
+            place = list(shown.columns).index("n") + 1
+            shown.insert(place, "in the file", shown["arm"].map(told).fillna("all"))
+        return shown
 
     @property
     def figure(self) -> Chart:
         """Distributions of TTFT, TPS, E2E and output length, a line for each arm and pass."""
-        return latency_panels(self.requests)
+        return latency_panels(self.requests, note=" ".join(parts_told(self.parts)))
 
 
 def compare_results(
@@ -72,14 +77,15 @@ def compare_results(
     are as it measured them, so the sentences say where two tools mean different things, and what
     the files tell against comparing them at all.
 
-    Raises ResultError for a path that is neither, for a tool or version that is not known, and
-    where nothing is left.
+    Raises ResultError for a path that is neither, for a tool or version that is not known, where
+    nothing is left, and for runs of unlike engines.
     """
     import pandas as pd
 
     if len(paths) < 2:
         raise ResultError("a comparison needs two results: run folders, or files of other tools")
     sides = [_side(Path(path), arm, cache_state) for path in paths]
+    _check_engines(sides)
     sides = _distinct(sides)
     requests = pd.concat([side.requests for side in sides], ignore_index=True)
     marks = [side.requests.attrs for side in sides]
@@ -89,12 +95,25 @@ def compare_results(
         "failed_gates": list(dict.fromkeys(failed)),
     }
     found = pd.concat([side.percentiles for side in sides], ignore_index=True)
-    sentences = (*_spoilt(sides), *_medians(found, sides), *_unlike(sides), *_meanings(sides))
-    return Comparison(requests=requests, percentiles=found, sentences=sentences)
+    parts = {
+        str(side.requests["arm"].iloc[0]): (mark["kept"], mark["total"])
+        for side, mark in zip(sides, marks, strict=True)
+        if side.tool and mark["kept"] < mark["total"]
+    }
+    sentences = (
+        *parts_told(parts),
+        *_spoilt(sides),
+        *_medians(found, parts, sides),
+        *(told for side in sides if side.tool for told in told_by_file(side.requests)),
+        *_unlike(sides),
+        *meanings(side.tool for side in sides if side.tool),
+    )
+    return Comparison(requests=requests, percentiles=found, sentences=sentences, parts=parts)
 
 
 def _side(path: Path, arm: str, cache_state: str) -> _Side:
-    if not path.is_dir():
+    theirs = any((path / name).is_file() for name in KNOWN_FILES)
+    if not path.is_dir() or (theirs and not (path / "result.json").exists()):
         peer = read_peer(path)
         tool = str(peer["arm"].iloc[0])
         return _Side(tool=tool, label=tool, requests=peer, percentiles=percentiles(peer))
@@ -108,7 +127,24 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
             requests.attrs = marks
-    return _Side(tool="", label=path.name, requests=requests, percentiles=found)
+    passes = set(requests["pass"])
+    requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
+    engine = result.facts.get("engine") or {}
+    return _Side(tool="", label=path.name, requests=requests, percentiles=found, engine=engine)
+
+
+def _check_engines(sides: Sequence[_Side]) -> None:
+    """Refuse runs in two number formats, or of tiny models of two sizes."""
+    told = [side for side in sides if side.engine]
+    for side in told[1:]:
+        for name, noun in (("dtype", "dtype"), ("layers", "layers of the model")):
+            ours, theirs = told[0].engine.get(name), side.engine.get(name)
+            if ours != theirs:
+                raise ResultError(
+                    f"{told[0].label} and {side.label} differ in {noun} ({ours} and {theirs}):"
+                    " their times and KV bytes cannot be compared. Measure both on one machine,"
+                    " or with the same dtype, e.g. -p dtype float32"
+                )
 
 
 def _distinct(sides: Sequence[_Side]) -> list[_Side]:
@@ -124,9 +160,7 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
             marks = frame.attrs
             frames.append(frame.assign(arm=[f"{number}: {name}" for name in frame["arm"]]))
             frames[-1].attrs = marks
-        renamed.append(
-            _Side(tool=side.tool, label=side.label, requests=frames[0], percentiles=frames[1])
-        )
+        renamed.append(replace(side, requests=frames[0], percentiles=frames[1]))
     return renamed
 
 
@@ -142,7 +176,9 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
                 yield f"{side.label}: gate “{name}” failed; it {taken}."
 
 
-def _medians(found: pd.DataFrame, sides: Sequence[_Side]) -> Iterable[str]:
+def _medians(
+    found: pd.DataFrame, parts: Mapping[str, tuple[int, int]], sides: Sequence[_Side]
+) -> Iterable[str]:
     """Each metric's median of every kind beside that of the first.
 
     Runs of different files did not take turns, so what gates do to their times they do to these
@@ -154,7 +190,7 @@ def _medians(found: pd.DataFrame, sides: Sequence[_Side]) -> Iterable[str]:
         rows = medians[medians["metric"] == metric].to_dict("records")
         for row in rows[1:]:
             first = rows[0]
-            both = f"{name}: {_median(first)} beside {_median(row)}"
+            both = f"{name}: {_median(first, parts)} beside {_median(row, parts)}"
             does = _worse(*(spoil(gates[r["arm"]], "times", passes={r["pass"]})
                             for r in (first, row)))  # fmt: skip
             if does.struck:
@@ -162,7 +198,9 @@ def _medians(found: pd.DataFrame, sides: Sequence[_Side]) -> Iterable[str]:
                 continue
             if does.effect:
                 both = f"{both} ({does.said})"
-            if isnan(row["low_s"]) or isnan(first["low_s"]):
+            if isnan(row["value_s"]) or isnan(first["value_s"]):
+                yield f"{both}; nothing to compare."
+            elif isnan(row["low_s"]) or isnan(first["low_s"]):
                 yield f"{both}; too few requests to tell."
             elif row["low_s"] > first["high_s"] or row["high_s"] < first["low_s"]:
                 times = three_digits(row["value_s"] / first["value_s"])
@@ -177,8 +215,11 @@ def _worse(one: Spoil, other: Spoil) -> Spoil:
     return min(one, other, key=lambda does: order.index(does.effect))
 
 
-def _median(row: dict[Hashable, float]) -> str:
+def _median(row: dict[Hashable, Any], parts: Mapping[str, tuple[int, int]]) -> str:
     who = f"{row['arm']}, {row['pass']}"
+    if row["arm"] in parts:
+        kept, total = parts[row["arm"]]
+        who += f" ({kept:,} of {total:,} requests)"
     if isnan(row["value_s"]):
         return f"{who} not known"
     ends = "" if isnan(row["low_s"]) else f" [{_ms(row['low_s'])}, {_ms(row['high_s'])}]"
@@ -203,22 +244,8 @@ def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
                     f"Unlike work: the median {noun} has {ours:,.0f} tokens in {first.label} and"
                     f" {theirs:,.0f} in {side.label}."
                 )
-    yield (
-        "Files of load generators do not name the machine, the server or its cache state: whether"
-        " those were the same is yours to know."
-    )
-
-
-def _meanings(sides: Sequence[_Side]) -> Iterable[str]:
-    """What each tool means by the names, where it is not what the workbench means."""
-    for tool in dict.fromkeys(side.tool for side in sides if side.tool):
-        for metric in ("TTFT", "E2E"):
-            theirs = (
-                definition_of(metric, _CARD[tool]).formula if tool in _CARD else _LMCACHE[metric]
-            )
-            ours = definition_of(metric, "workbench").formula
-            yield f"{metric} of {tool}: {theirs}; of the workbench: {ours}."
+    if any(side.tool for side in sides):
         yield (
-            f"TPOT of {tool} is (last - first token) / (output tokens - 1) here: its file does not"
-            " tell the tokens of the first chunk."
+            "Files of load generators do not name the machine, the server or its cache state;"
+            " verify that these match."
         )

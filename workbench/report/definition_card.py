@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics.definitions import METRICS, TOOLS, card, definition_of
+from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,9 @@ _STAMPS = (
 
 
 def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | None:
-    """What the template shows: `of`, `tools`, `rows` and `sources`; None without requests.
+    """What the template shows: `of`, `tools`, `versions`, `rows` and `sources`, or None.
+
+    None where there are no requests.
 
     The requests come from the run's folder, else from beside the notebook, and only where
     result.json there is that of this run: a later run may have taken the folder. One kind of
@@ -77,6 +79,7 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
         "of": of,
         "sent": len(requests),
         "tools": [_NAMES[tool] for tool in TOOLS],
+        "versions": "; ".join(f"{_NAMES[tool]} {VERSIONS[tool]}" for tool in TOOLS[1:]),
         "rows": rows,
         "counted": [int(n) for n in values.to_numpy()[-1]],
         "sources": sources,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.gate_table import spoil
@@ -39,7 +39,7 @@ def table(frame: pd.DataFrame, precision: int = 3) -> Styler | None:
         text = "; ".join(said)
         shown = shown.set_caption(f"{text[:1].upper()}{text[1:]}.")
     looks = [_STRUCK if does.struck else "" for does in rows]
-    numbers = [name for name in frame.columns if name not in _LABELS]
+    numbers: list[Hashable] = [name for name in frame.columns if name not in _LABELS]
     return shown.apply(lambda _: looks, subset=numbers)
 
 

@@ -36,8 +36,14 @@ _STEPS = 250
 """Steps of a distribution that are drawn at most; beyond, they are finer than a pixel."""
 
 
-def latency_panels(requests: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart:
-    """Distributions of TTFT, TPS, E2E and output length: the share of requests at or below."""
+def latency_panels(
+    requests: pd.DataFrame, *, title: str = "", caption: str = "", note: str = ""
+) -> Chart:
+    """Distributions of TTFT, TPS, E2E and output length: the share of requests at or below.
+
+    `note` stands in the figure, before the title: what a reader must know to read it at all, such
+    as that a line is drawn from a part of its requests.
+    """
     rows = successes(requests, "e2e_s")
     if rows.empty:
         return no_data("Latency distributions", why_none(requests))
@@ -55,15 +61,16 @@ def latency_panels(requests: pd.DataFrame, *, title: str = "", caption: str = ""
         figure.supylabel("share of requests at or below", fontsize=13, color=BLACK)
 
     found = _median_ttft(rows)
+    heading = f"{note} {title or found}".lstrip()
     most = labels(rows).value_counts().max()
     reduced = f" Each line goes through {_STEPS} of its requests." if most > _STEPS else ""
     return draw(
         paint,
-        title=title or found,
+        title=heading,
         body_px=560,
         alt="Distributions of TTFT, TPS, E2E and output length, one line per cache state."
-        f" {found}.",
-        caption=caption or counted(rows, requests) + reduced,
+        f" {found}. {note}".rstrip(),
+        caption=caption or f"{counted(rows, requests)}{reduced} {note}".rstrip(),
         keys=look,
         shows=("times",),
         marks=requests.attrs,

@@ -56,7 +56,7 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
         for tail in tails
     )
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
-        sample += f". The p99 is not shown: {withheld}"
+        sample += f". No slow request is shown: {withheld}"
     return draw(
         paint,
         title=title or _finding(rows),
