@@ -32,7 +32,7 @@ class EngineParams:
     )
     model: str = param(
         "",
-        "model folder or hub name, empty for the tiny local model",
+        "folder or hub name, empty for the tiny local model; attach: a served model's name",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     dtype: str = param(

@@ -14,7 +14,13 @@ from typing import Any, ClassVar, get_type_hints
 from workbench.engine_params import EngineParams
 from workbench.errors import ParameterError, nearest
 from workbench.load_params import LoadParams
-from workbench.rules import check_address, check_shares, param
+from workbench.rules import (
+    check_address,
+    check_addresses,
+    check_extra_body,
+    check_shares,
+    param,
+)
 from workbench.sweep_params import PdSweep
 
 __all__ = [
@@ -90,6 +96,17 @@ class LMCacheHitAnalysis(EngineParams):
     lmcache_url: str = param(
         "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
     )
+    tokenizer: str = param(
+        "",
+        "attach: folder or hub name of the tokenizer, empty for that of model",
+        example="Qwen/Qwen2.5-7B-Instruct",
+    )
+    extra_body: str = param(
+        "",
+        "further fields of each request's body, as a JSON object",
+        example='{"top_k": 1}',
+        mapping=True,
+    )
 
     def __post_init__(self) -> None:
         if self.engine == "simulated":
@@ -105,6 +122,8 @@ class LMCacheHitAnalysis(EngineParams):
                     " -p log_file logs/vllm.log alone"
                 )
             check_address(self.base_url)
+            lists = {"decode_urls": self.decode_urls}
+            check_addresses(lists | {"lmcache_url": [self.lmcache_url] * bool(self.lmcache_url)})
         for name, values, least in (("prompt_tokens", self.prompt_tokens, 32),
                                     ("chunk_tokens", self.chunk_tokens, 16)):  # fmt: skip
             if not values or min(values) < least or len(set(values)) < len(values):
@@ -113,6 +132,7 @@ class LMCacheHitAnalysis(EngineParams):
                     f" [{4 * least}, {16 * least}]"
                 )
         check_shares(self.shares)
+        check_extra_body(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)
 
 

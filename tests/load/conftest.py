@@ -28,6 +28,7 @@ class Play:
     ending: str = ""  # after `after` tokens: "error", "truncated", "cut", "reset", "hang"
     after: int = 1
     usage: bool = True
+    added_prompt_tokens: int = 0  # to those that the last usage counts
     finish_s: float = -1.0  # from 0 up: finish_reason comes so late, in a chunk of its own
     trailer: bool = False
     hangs_up: str = ""  # "after" an answer, or "on_reuse" when the next request has come
@@ -152,7 +153,7 @@ class FakeVllm:
         if play.finish_s >= 0:
             delta = {} if chat else {"text": ""}
             events.append((self.chunk(chat, delta, made, finish="length"), at_s + play.finish_s))
-        prompt = len(body.get("prompt", ()))
+        prompt = len(body.get("prompt", ())) + play.added_prompt_tokens
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": total,

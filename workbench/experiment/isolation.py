@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -220,6 +220,15 @@ class Counted:
     store: StoreCounters | None
     block_tokens: int
     doubts: tuple[str, ...] = ()
+
+    def without_first_tokens(self) -> Counted:
+        """The prompt tokens that the client sent, where a proxy puts the first token of the answer
+        behind each prompt for the decode instances: one is taken from what they computed."""
+        decode = self.sources.get("decode")
+        if decode is None:
+            return self
+        sent = replace(decode, computed=decode.computed - self.requests["decode"])
+        return replace(self, sources=self.sources | {"decode": sent})
 
 
 async def read_counters(deployment: Deployment) -> CounterReading:

@@ -109,6 +109,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
         "role": arm.role,
         "gpus": arm.gpus,
         "instances": len(deployment.instances),
+        "model": deployment.model,
         "passes": [p.name for p in arm.passes],
         "command_lines": lines or [deployment.url],
     }
@@ -165,6 +166,7 @@ async def _measure_pass(
                 headers=deployment.headers,
                 timeout_s=plan.params.timeout_s,
                 decode_shift=measured.decode_shift,
+                form=plan.form,
                 kernel_stamps=plan.params.kernel_stamps,
                 on_record=ended.append,
             )
@@ -192,6 +194,8 @@ async def _measure_pass(
     log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
     folder.write("legs", log.frame("legs"))
     counted = after.since(before, deployment)
+    if plan.form.first_token_from_prefill:
+        counted = counted.without_first_tokens()
     for doubt in counted.doubts:
         log.doubt(doubt)
     workload = replace(workload, requests=load.sent)

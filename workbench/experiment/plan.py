@@ -19,6 +19,7 @@ from workbench.experiment.rates import Rates
 from workbench.experiment.speed import TYPICAL, Speed
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
+from workbench.load.request_form import USUAL_FORM, RequestForm
 from workbench.machine import repository_root
 from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
@@ -123,6 +124,8 @@ class ExperimentPlan:
     """Of this machine with the tiny model; None for another model, engine or platform."""
     notes: tuple[str, ...] = ()
     """What was chosen for this machine."""
+    form: RequestForm = USUAL_FORM
+    """How requests are put; of attached servers it is found out when the run begins."""
 
     @property
     def parameters(self) -> dict[str, Any]:

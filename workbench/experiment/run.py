@@ -18,6 +18,7 @@ from typing import Any, Literal
 from workbench import machine
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings import conclude
+from workbench.experiment.front_door import fitted
 from workbench.experiment.measure import measure_arm
 from workbench.experiment.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
 from workbench.experiment.progress import ANY_RATE, Progress
@@ -62,6 +63,7 @@ async def _run(
     folder.write_facts(_facts(plan, log, "started", began, 0.0))
     status = "failed"
     left_out: set[str] = set()
+    fits = False
     try:
         async with _launcher(plan, folder, log) as launcher:
             for number in range(plan.rounds):
@@ -70,6 +72,9 @@ async def _run(
                         continue
                     try:
                         async with _deployment(plan, arm, number, launcher, folder) as deployment:
+                            if not fits:
+                                plan = await fitted(plan, deployment, log.doubt)
+                                fits = True
                             await measure_arm(plan, arm, number, deployment, folder, log, echo, far)
                     except LaunchError as error:
                         if not arm.may_fail:
@@ -152,6 +157,7 @@ async def _deployment(
         assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
         yield await attach(
             plan.params.base_url,
+            model=plan.params.model,
             prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
             decode_urls=plan.params.decode_urls,
             lmcache_url=plan.params.lmcache_url,
