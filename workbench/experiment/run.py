@@ -26,6 +26,7 @@ from workbench.experiment.progress_bar import bar_in_lab
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, Log, echo_line
+from workbench.experiment.time_limit import TimeLimit, keep_whole_rounds
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep
@@ -37,13 +38,19 @@ from workbench.serve.tiny_model import model_facts
 __all__ = ["run"]
 
 
-async def run(plan: ExperimentPlan, *, echo: Echo = echo_line, progress: bool = True) -> Result:
+async def run(
+    plan: ExperimentPlan,
+    *,
+    echo: Echo = echo_line,
+    limit: TimeLimit | None = None,
+    progress: bool = True,
+) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended. An error or an interrupt ends all servers, saves what
-    was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
-    of the same run id stays as it is. `progress` False leaves out of the lines how far it is, for
-    a run that is a part of another.
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an
+    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays as it is. `progress` False leaves
+    out of the lines how far it is, for a run that is a part of another.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
@@ -52,11 +59,16 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line, progress: bool = 
     with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
         far = _progress(plan) if progress else None
         shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
-        return await _run(plan, folder, log, far, shown)
+        return await _run(plan, folder, log, far, shown, limit or TimeLimit())
 
 
 async def _run(
-    plan: ExperimentPlan, folder: RunFolder, log: Log, far: Progress | None, echo: Echo
+    plan: ExperimentPlan,
+    folder: RunFolder,
+    log: Log,
+    far: Progress | None,
+    echo: Echo,
+    limit: TimeLimit,
 ) -> Result:
     began, began_s = datetime.now(UTC), time.monotonic()
     # A killed kernel cannot write its end: what it leaves says that it had started.
@@ -65,8 +77,8 @@ async def _run(
     left_out: set[str] = set()
     fits = False
     try:
-        async with _launcher(plan, folder, log) as launcher:
-            for number in range(plan.rounds):
+        async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
                     if arm.label in left_out:
                         continue
@@ -85,6 +97,7 @@ async def _run(
                         echo(log.doubts[-1])
                     if far is not None:
                         far.launch_ended(number, arm.label, left_out=arm.label in left_out)
+        plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
