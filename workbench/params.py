@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.engine_params import EngineParams
@@ -68,10 +69,12 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this log of vLLM or `lmcache server`, and start nothing",
+        "analyse this log of vLLM or `lmcache server` (or a.log,b.log); start nothing",
         example="logs/vllm.log",
     )
-    log_ranks: int = param(1, "log_file: workers of an instance (TP)", low=1, high=1024)
+    log_ranks: int = param(
+        0, "log_file: workers of an instance (TP), 0 to find it in the log", low=0, high=1024
+    )
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
     output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
     requests: int = param(2, "requests of each length in a pass", low=1, high=100_000)
@@ -107,6 +110,13 @@ class LMCacheHitAnalysis(EngineParams):
         example='{"top_k": 1}',
         mapping=True,
     )
+
+    @property
+    def log_files(self) -> list[str]:
+        """The files of `log_file`, which has commas between several."""
+        if self.log_file and Path(self.log_file).exists():
+            return [self.log_file]
+        return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
     def __post_init__(self) -> None:
         if self.engine == "simulated":

@@ -150,6 +150,22 @@ async def test_late_finish():
     assert record.stream_end_s - record.chunk_s[-1] > 0.045
 
 
+async def test_buffered_stream():
+    async with pretend("1a", "none", **with_fault("buffered_stream")) as pair:
+        (record,) = await pair.ask(1, output_tokens=16)
+        (short,) = await pair.ask(1, output_tokens=2, salt="b")
+    assert record.ok and len(record.chunk_s) == 16
+    # In a few reads at most, all of them behind what 16 steps take.
+    assert record.chunk_s[-1] - record.chunk_s[0] < 0.5 * (record.chunk_s[0] - record.sent_s)
+    assert short.ok
+
+
+async def test_usage_all_cached():
+    async with pretend("1a", "none", **with_fault("usage_all_cached")) as pair:
+        (record,) = await pair.ask(1)
+    assert record.ok and record.cached_tokens == record.prompt_tokens
+
+
 async def test_stalled_instance():
     async with pretend("1p2d", "lmcache", **with_fault("stalled_instance")) as pair:
         records = await pair.ask(8, timeout_s=0.5)

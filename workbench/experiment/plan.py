@@ -237,10 +237,9 @@ def run_id(params: EngineParams) -> str:
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
-    log = Path(values.get("log_file") or "")
-    if log.is_file():
-        # A log that has grown is another one.
-        values["log_seen"] = (log.stat().st_size, log.stat().st_mtime_ns)
+    logs = [Path(name) for name in getattr(params, "log_files", [])]
+    if seen := [(log.stat().st_size, log.stat().st_mtime_ns) for log in logs if log.is_file()]:
+        values["log_seen"] = seen  # a log that has grown is another one
     for name in ("trace", "prompts"):
         file = Path(values.get(f"{name}_file") or "")
         if file.is_file():
@@ -256,10 +255,9 @@ def run_id(params: EngineParams) -> str:
         simulated = ["simulated"] if params.engine == "simulated" else []
         parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
         return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
-    if values.get("log_file"):
-        return "-".join(
-            filter(None, ("log", re.sub(r"[^\w.]+", "-", log.stem).strip("-."), digest))
-        )
+    if logs:
+        stems = (re.sub(r"[^\w.]+", "-", log.stem).strip("-.") for log in logs[:3])
+        return "-".join(filter(None, ("log", *stems, digest)))
     prompt_tokens, requests = values["prompt_tokens"], values["requests"]
     workload = ""
     if isinstance(params, LoadParams):

@@ -136,6 +136,16 @@ GATES: Mapping[str, GateRow] = {
     "nothing impossible": GateRow(
         meaning="some rows have impossible values", takes=_takes(struck=_ALL)
     ),
+    "answers were streamed": GateRow(
+        meaning="something held answers back, so that TTFT is not the server's",
+        takes=_takes(struck="tails", doubt="ratios times"),
+        doubt="A stream was buffered: TTFT equals E2E there, and its ratios are withheld.",
+    ),
+    "cached tokens plausible": GateRow(
+        meaning="answers call prompts cached that no cache can have held",
+        takes=_takes(doubt="counts"),
+        doubt="Answers call fresh prompts cached: their cached_tokens are not to be believed.",
+    ),
     "below the ceilings": GateRow(
         meaning="rates lie above what the hardware can do", takes=_takes(struck=_MEASURED)
     ),
