@@ -195,11 +195,12 @@ class EnvironmentCheck:
 
 NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
     "environment_check": EnvironmentCheck,
+    "pd_sweep": PdSweep,
     "single_instance_prefix_cache": PrefixCache,
     "lmcache_hit_analysis": LMCacheHitAnalysis,
-    "pd_sweep": PdSweep,
     "paper_claim_validation": PaperClaimValidation,
 }
+"""In the order in which a newcomer wants to see them."""
 
 
 def check_params(notebook: str, values: Mapping[str, Any]) -> Any:

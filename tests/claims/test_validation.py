@@ -20,6 +20,7 @@ from workbench.claims.verdict import Measurement
 from workbench.errors import DeploymentError, ParameterError
 from workbench.experiment import time_limit
 from workbench.experiment.plan import run_id
+from workbench.experiment.progress import read_standing
 from workbench.experiment.result import load_result
 from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
@@ -320,6 +321,20 @@ async def test_a_recipe_that_turns_out_slow_stops_and_leaves_the_time_to_the_oth
     assert "store takes about" in claims["OWN-STORE-TTFT"]["skipped"]
     spent = {row["recipe"]: row for row in result.facts["time_spent"]}
     assert (spent["prefix_cache"]["rounds"], spent["prefix_cache"]["planned_rounds"]) == (1, 5)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_the_lines_say_how_far_the_measuring_is_and_the_budget_bounds_what_is_left(
+    slow, times
+):
+    result, said, _ = await slow(times)
+    far = [standing for line in said if (standing := read_standing(line)[1])]
+    recipes_run = len(result.facts["time_spent"])
+    assert [standing.done for standing in far] == list(range(recipes_run + 1))
+    assert far[-1].total == recipes_run
+    assert far[-1].left_s == 0
+    assert all(standing.elapsed_s + standing.left_s <= 1.2 * 180 for standing in far)
+    assert {standing.unit for standing in far} == {"recipes"}
 
 
 async def test_the_page_says_how_slow_the_machine_was_and_what_that_left_out(slow):

@@ -114,7 +114,7 @@ def _recipe(
 
     async def measure(setting: Setting) -> Outcome:
         made = make(params, setting)
-        result = await run(made, echo=setting.echo, limit=setting.limit)
+        result = await run(made, echo=setting.echo, limit=setting.limit, progress=False)
         outcome = read(result)
         if params.engine != "simulated":
             return outcome

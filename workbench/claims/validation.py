@@ -27,6 +27,8 @@ from workbench.claims.selection import select
 from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.experiment.plan import run_id
+from workbench.experiment.progress import Standing
+from workbench.experiment.progress_bar import bar_in_lab
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
@@ -87,6 +89,10 @@ class Validation:
         self, *, echo: Echo = echo_line, clock: Callable[[], float] = time.monotonic
     ) -> ClaimResult:
         """Measure, judge, and write the run folder. Cancelling keeps what was measured."""
+        with bar_in_lab(echo) as shown:
+            return await self._run(shown, clock)
+
+    async def _run(self, echo: Echo, clock: Callable[[], float]) -> ClaimResult:
         name = run_id(self.params)
         folder = RunFolder.open(self.params.output_dir, "paper_claim_validation", name)
         began, began_s = datetime.now(UTC), clock()
@@ -116,6 +122,7 @@ class Validation:
                 gone_s = clock() - began_s
                 await self._measure(steps[0], folder.attempt, gone_s, measured, echo, clock)
                 self._plan_anew(clock() - began_s, measured, echo)
+            echo(f"all is judged{self._standing(clock() - began_s, measured)}")
             status = "success"
         except asyncio.CancelledError:
             status = "cancelled"
@@ -148,7 +155,8 @@ class Validation:
         )  # fmt: skip
         limit = self._limit(step, setting, gone_s, measured, clock)
         setting = replace(setting, allotted_s=step.estimate_s, limit=limit)
-        echo(f"{recipe.level} level, {recipe.name}: {recipe.what}")
+        standing = self._standing(gone_s, measured)
+        echo(f"{recipe.level} level, {recipe.name}: {recipe.what}{standing}")
         if step.cut:
             echo(step.cut)
         began_s = clock()
@@ -214,6 +222,17 @@ class Validation:
         return TimeLimit(
             most_s=most_s, goes_on=goes_on, fixed_s=once_s - round_s, round_s=round_s, clock=clock
         )
+
+    def _standing(self, gone_s: float, measured: _Measured) -> str:
+        """How far the measuring is, for the end of a line; the budget bounds what is left."""
+        done, steps = len(measured.spent), measured.plan.steps
+        left_s = min(
+            sum(step.estimate_s for step in steps), max(0.0, self.params.time_budget_s - gone_s)
+        )
+        standing = Standing(
+            done=done, total=done + len(steps), elapsed_s=gone_s, left_s=left_s, unit="recipes"
+        )
+        return f"  {standing}" if standing.total else ""
 
     def _recipes_left(self, measured: _Measured, *, beside: str = "") -> list[Recipe]:
         done = {spent.recipe for spent in measured.spent} | {beside}
