@@ -49,6 +49,7 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
             "output counts equal",
             "nothing impossible",
             "same text",
+            "clock was not set",
         ),
         "PASS",
     )
