@@ -30,6 +30,7 @@ from workbench.experiment.plan import run_id
 from workbench.experiment.progress import Standing
 from workbench.experiment.progress_bar import bar_in_lab
 from workbench.experiment.result import SCHEMA, Result
+from workbench.experiment.room import own_model
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
 from workbench.experiment.time_limit import TimeLimit
@@ -446,14 +447,16 @@ def _setting(params: PaperClaimValidation) -> Setting:
     if platform != "cpu" and found.gpus:
         known = accelerator(found.gpus[0].name)
         hardware = known.name if known else found.gpus[0].name
+    dtype = number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
+    started = params.engine == "vllm"
+    own = own_model(platform, dtype) if started else tiny_model()  # type: ignore[arg-type]
     return Setting(
         platform=platform,  # type: ignore[arg-type]
         hardware=hardware,
-        model=Path(params.model) if params.model else tiny_model(),
+        model=Path(params.model) if params.model else own,
         output_dir=repository_root() / params.output_dir,
         budget_s=params.time_budget_s,
-        dtype=number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
-        or "bfloat16",
+        dtype=dtype or "bfloat16",
         seed=params.seed,
         runs=params.rounds,
     )

@@ -49,18 +49,18 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
     """
     far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
-        _withhold(found, far, why.partition(":")[0])
+        _withhold(found, far, why.split("'")[1])
     for name in found["pass"].unique():
         does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
         if does.struck:
             tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
-            _withhold(found, tails, f"gate '{does.gates[0]}' is FAIL")
+            _withhold(found, tails, does.gates[0])
     return found
 
 
-def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:
+def _withhold(found: pd.DataFrame, rows: pd.Series[bool], gate: str) -> None:
     found.loc[rows, ["value_s", "low_s", "high_s"]] = nan
-    found.loc[rows, "note"] = f"withheld: {why}"
+    found.loc[rows, "note"] = f"withheld ({gate})"
 
 
 def _cell(value_s: float, low_s: float, high_s: float, note: str) -> str:
