@@ -1,39 +1,32 @@
-# make report   from a fresh clone to rendered pages in outputs/
-# make test     every check and test, the real engine included; what measures time runs alone
+# make report   from a fresh clone to rendered pages in outputs/; what each notebook found, at the end
+# make check    for those who work on the code: lint, types, imports, every test without real servers
+# make test     the same, then the tests on the real engine
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-CPU_WHEELS := https://download.pytorch.org/whl/cpu
-# Tests that measure time, or start as many servers as the machine holds.
-ALONE := tests/load tests/benchmarks tests/claims/kernels tests/experiment/test_client_under_load.py \
-	tests/engine tests/notebooks
-# Of those, what runs real servers and measures no time: two at a time.
-REAL := tests/notebooks/test_killed_runs.py tests/engine/test_faults.py tests/engine/test_claims_engines.py
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: report test lab setup clean
+.PHONY: report check test lab setup clean
 
 report: setup
-	workbench run environment_check $(FORCED)
-	workbench run single_instance_prefix_cache $(FORCED)
-	workbench run lmcache_hit_analysis -f params/cpu_demo/lmcache_hit_analysis.yaml $(FORCED)
-	workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml $(FORCED)
-	workbench run paper_claim_validation -f params/cpu_demo/paper_claim_validation.yaml $(FORCED)
-	workbench index
+	@workbench run-all --params params/cpu_demo $(FORCED)
 
-test: setup
+# Two tests at a time, but for those that measure time or take every core (the marker `alone`).
+check: setup
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 tests $(ALONE:%=--ignore=%)
-	pytest -n 2 --dist loadgroup $(REAL)
-	pytest $(ALONE) $(REAL:%=--ignore=%)
+	pytest -n 2 -m "not engine and not alone"
+	pytest -m "alone and not engine"
+
+test: check
+	pytest -n 2 --dist loadgroup -m "engine and not alone"
+	pytest -m "alone and engine"
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -41,22 +34,18 @@ lab: setup
 setup: $(VENV)/installed
 
 # The CUDA set where an NVIDIA driver answers, else the CPU set; README.md tells of ROCm.
-$(VENV)/installed: requirements/cpu.txt pyproject.toml
+$(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 		{ echo "no venv: install it, e.g. apt-get install python3-venv"; exit 1; }
 	@if nvidia-smi >/dev/null 2>&1; then \
-		echo "installing the CUDA set (an NVIDIA driver answers)"; \
-		pip install --progress-bar off -e '.[cuda,notebooks,dev]'; \
+		$(BIN)/python requirements/install.py cuda; \
 	elif [ -z "$(CPU)" ] && { rocm-smi || amd-smi version; } >/dev/null 2>&1; then \
 		echo "an AMD driver answers: see ROCm under 'Install' in README.md, or make $(MAKECMDGOALS) CPU=1"; \
 		exit 1; \
 	else \
-		echo "installing the CPU set: about 3 GB, one to three minutes"; \
-		pip install --no-deps --progress-bar off --extra-index-url $(CPU_WHEELS) 'torch==2.13.0+cpu' && \
-		pip install --no-deps --progress-bar off -r requirements/cpu.txt && \
-		pip install --no-deps --quiet -e .; \
+		$(BIN)/python requirements/install.py cpu; \
 	fi
 	@touch $@
 

@@ -1,17 +1,24 @@
 """Shared by all tests: nothing may be left running, and real-engine runs go to a folder apart."""
 
+import datetime
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from workbench.experiment.speed import TYPICAL
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
+
+# The same examples in every run, however long one of them takes.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 def marked_processes(token: str) -> dict[int, str]:
@@ -39,10 +46,12 @@ def token(monkeypatch: pytest.MonkeyPatch) -> str:
     return value
 
 
-def left_running(token: str, *, within_s: float) -> dict[int, str]:
-    """Marked processes that still live after `within_s` seconds."""
+def left_running(token: str, *, within_s: float, besides: Iterable[int] = ()) -> dict[int, str]:
+    """Marked processes, `besides` those known, that still live after `within_s` seconds."""
     ends_s = time.monotonic() + within_s
-    while (alive := marked_processes(token)) and time.monotonic() < ends_s:
+    while alive := {p: line for p, line in marked_processes(token).items() if p not in besides}:
+        if time.monotonic() > ends_s:
+            break
         time.sleep(0.1)
     return alive
 
@@ -91,3 +100,34 @@ def orphaned_segments() -> set[str]:
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
     monkeypatch.setattr("workbench.experiment.room.machine_speed", lambda dtype: TYPICAL)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key of 127.0.0.1, signed by itself, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "workbench test")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import papermill
@@ -13,17 +14,33 @@ from workbench import cli
 from workbench.experiment.plan import run_id
 from workbench.params import PdSweep
 
+RESULT = {
+    "schema": 1,
+    "status": "success",
+    "scope": "Tiny model on a CPU",
+    "finding": "A warm KV store cuts TTFT",
+    "gates": [
+        {"name": "same text", "outcome": "PASS", "sentence": "all are equal", "next_step": ""},
+        {
+            "name": "client kept up",
+            "outcome": "FAIL",
+            "sentence": "other programs took 60 % of the CPU",
+            "next_step": "end other programs",
+        },
+    ],
+}
+
 
 @pytest.fixture
 def executed(monkeypatch):
     """Calls of papermill as (source, parameters); nothing is started.
 
-    `outcome` is what it raises, if anything; `status` is what the run's result then says.
+    `outcome` is what it raises, if anything; `facts` are what the run's result says beside RESULT.
     """
 
     class Executed(list):
         outcome: BaseException | None = None
-        status = "success"
+        facts = MappingProxyType({})
 
     calls = Executed()
 
@@ -32,7 +49,7 @@ def executed(monkeypatch):
         shutil.copy(source, target)  # papermill writes the copy as it goes
         if calls.outcome is not None:
             raise calls.outcome
-        result = {"schema": 1, "status": calls.status}
+        result = RESULT | dict(calls.facts)
         (Path(target).parent / "result.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
@@ -106,7 +123,15 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     home = tmp_path / "pd_sweep" / run_id(PdSweep(topology="1p1d", rounds=5))
     written = sorted(path.name for path in home.iterdir())
     assert written == ["report.html", "result.json", "run.ipynb"]
-    assert capsys.readouterr().out.strip() == str(home / "report.html")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"pd_sweep {home.name}: starting the notebook"
+    assert rest == [
+        "A warm KV store cuts TTFT (proven in part)",
+        "Tiny model on a CPU",
+        "  failed: client kept up: other programs took 60 % of the CPU",
+        "next: end other programs",
+        f"page: {home / 'report.html'}",
+    ]
     assert "PD sweep" in (home / "report.html").read_text()
 
 
@@ -132,6 +157,7 @@ def test_a_run_that_succeeded_is_not_run_again_unless_forced(executed, tmp_path,
     assert run(tmp_path) == 0
     shown = capsys.readouterr().out
     assert "has succeeded before; --force runs it again" in shown
+    assert "failed: client kept up" in shown
     assert str(home / "report.html") in shown
     assert len(executed) == 1
     assert run(tmp_path, "--force") == 0
@@ -144,9 +170,12 @@ def test_a_machine_is_looked_at_anew_each_time(executed, tmp_path):
     assert len(executed) == 2
 
 
-def test_a_machine_that_is_not_ready_is_told_by_the_exit_status(executed, tmp_path):
-    executed.status = "failed"
+def test_a_machine_that_is_not_ready_is_told_by_the_exit_status_and_a_sentence(
+    executed, tmp_path, capsys
+):
+    executed.facts = {"ready": False, "finding": "Not ready: vllm not installed"}
     assert cli.main(["run", "environment_check", "-p", "output_dir", str(tmp_path)]) == 1
+    assert "Not ready: vllm not installed" in capsys.readouterr().out
     assert (tmp_path / "environment_check" / "here" / "report.html").exists()
 
 
@@ -179,7 +208,9 @@ def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
     assert run(tmp_path, "--force") == 1
     shown = capsys.readouterr()
     assert sentence in shown.err
-    assert shown.out.strip() == str(home / "report.failed.html")
+    assert "pd_sweep could not be carried out: " in shown.err
+    assert f"then repeat it: workbench run pd_sweep -p output_dir {tmp_path}" in shown.err
+    assert shown.err.endswith(f"page: {home / 'report.failed.html'}\n")
     assert good == ((home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes())
     assert (home / "run.failed.ipynb").exists()
 

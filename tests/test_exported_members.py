@@ -7,12 +7,7 @@ import pytest
 import workbench
 
 HEAVY = ("pandas", "numpy", "torch", "vllm", "aiohttp", "matplotlib", "papermill")
-IMPORT = """
-import json, sys, time
-began_s = time.perf_counter()
-import workbench
-print(json.dumps([time.perf_counter() - began_s, sorted(sys.modules)]))
-"""
+IMPORT = "import json, sys, workbench; print(json.dumps(sorted(sys.modules)))"
 
 
 @pytest.mark.parametrize("name", workbench.__all__)
@@ -29,11 +24,9 @@ def test_any_other_name_is_an_attribute_error():
         _ = workbench.run_all
 
 
-def test_importing_takes_under_a_third_of_a_second_and_loads_nothing_heavy():
-    seconds = []
-    for _ in range(3):  # the best of three: the first may read from a cold disk
-        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)
-        took_s, modules = json.loads(done.stdout)
-        seconds.append(took_s)
-    assert min(seconds) < 0.3
+def test_importing_loads_nothing_heavy():
+    """That it takes under 0.3 s is measured by benchmarks/imports.py."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, check=True)
+    modules = json.loads(done.stdout)
     assert [name for name in HEAVY if name in modules] == []
+    assert [name for name in modules if name.startswith("workbench")] == ["workbench"]

@@ -90,12 +90,37 @@ def test_gpus_of_each_role_are_gathered():
         ({"engine": "attach"}, "base_url is '': engine attach needs the address"),
         (ATTACH | {"prefill_urls": ["http://127.0.0.1:1"]}, "give both, e.g. -p decode_urls"),
         (ATTACH | {"base_url": "127.0.0.1:8000"}, "e.g. http://127.0.0.1:8000"),
+        (ATTACH | {"decode_urls": ["h:8200"]}, "decode_urls is 'h:8200': .* e.g. http://127"),
+        (ATTACH | {"lmcache_url": "h:8080"}, "lmcache_url is 'h:8080': .* e.g. http://127"),
+        ({"tokenizer": "/m"}, "tokenizer is '/m' and engine is 'vllm': .* -p engine attach"),
+        ({"extra_body": "top_k"}, "extra_body is 'top_k': it takes a JSON object, e.g. -p extra"),
+        ({"extra_body": "[1]"}, r"extra_body is '\[1\]': it takes a JSON object"),
+        ({"extra_body": [1]}, r"extra_body is \[1\]: it takes a JSON object, e.g. {"),
+        ({"extra_body": "{"}, "extra_body is '{': it takes a JSON object"),
+        ({"extra_body": '{"max_tokens": 5}'}, "'max_tokens', which .* use -p output_tokens"),
+        ({"extra_body": '{"model": "a"}'}, "'model', which the workbench sets .* use -p model"),
+        ({"extra_body": {"temperature": 1}}, "'temperature', .* leave it out"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(given, sentence):
     with pytest.raises(ParameterError, match=sentence) as refused:
         check_params("pd_sweep", given)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '{"top_k": 1, "cache_salt": "a"}',
+        "{top_k: 1, cache_salt: a}",
+        "top_k: 1\ncache_salt: a",
+        {"cache_salt": "a", "top_k": 1},
+    ],
+)
+@pytest.mark.parametrize("notebook", ["pd_sweep", "lmcache_hit_analysis"])
+def test_fields_of_the_body_are_json_or_yaml_and_kept_as_one_text(notebook, given):
+    params = check_params(notebook, {"extra_body": given})
+    assert params.extra_body == '{"cache_salt": "a", "top_k": 1}'
 
 
 def test_an_unknown_notebook_is_refused_with_the_nearest():

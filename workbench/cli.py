@@ -1,6 +1,7 @@
 """The `workbench` command: run a notebook into its run folder, and make pages of what it showed.
 
 workbench run pd_sweep -p topology 1p4d     papermill into outputs/..., then the page
+workbench run-all                           the five notebooks, one after the other, and the index
 workbench report out.ipynb                  the page beside an executed notebook
 workbench index                             outputs/index.html
 workbench claims list|show|check            the catalogue of published claims
@@ -10,21 +11,21 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params import NOTEBOOKS, check_params
+from workbench.params import NOTEBOOKS
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 on success, 1 when a run failed, 2 on bad input."""
+    """Run the command; 0 when it was carried out, 1 when it could not be, 2 on bad input.
+
+    A run whose checks failed was carried out; a machine that is not ready for the others is 1.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="workbench", description=(__doc__ or "").split("\n")[0])
-    acts = parser.add_subparsers(required=True, metavar="run | report | index | compare | claims")
+    acts = parser.add_subparsers(
+        required=True, metavar="run | run-all | report | index | compare | claims"
+    )
     run = acts.add_parser("run", help="run a notebook into its run folder, then make its page")
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     run.add_argument(
@@ -46,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-f", "--file", type=Path, help="a YAML file of parameters; -p wins")
     run.add_argument("--force", action="store_true", help="run again what has succeeded before")
     run.set_defaults(act=_run)
+    everything = acts.add_parser(
+        "run-all", help="run the five notebooks, whatever one of them finds; rewrites the index"
+    )
+    everything.add_argument(
+        "--params", type=Path, metavar="FOLDER",
+        help="folder of parameter files, e.g. params/cpu_demo with pd_sweep.yaml",
+    )  # fmt: skip
+    everything.add_argument("--output-dir", default="outputs")
+    everything.add_argument("--force", action="store_true", help="run again what has succeeded")
+    everything.set_defaults(act=_run_all)
     report = acts.add_parser("report", help="one offline page beside an executed notebook")
     report.add_argument("executed", type=Path)
     report.set_defaults(act=_report)
@@ -124,68 +137,21 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of the YAML file, then those of the command line."""
-    given: dict[str, Any] = {}
-    if options.file is not None:
-        import yaml
-
-        try:
-            given = yaml.safe_load(options.file.read_text("utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ParameterError(f"{options.file} cannot be read as YAML: {error}") from error
-        if not isinstance(given, dict):
-            raise ParameterError(f"{options.file} has no names; write lines such as rounds: 3")
-    return {str(name): value for name, value in given.items()} | dict(options.parameter)
-
-
 def _run(options: argparse.Namespace) -> int:
-    params = check_params(options.notebook, _given(options))
-    # What takes seconds to load comes after what may be refused.
-    from workbench.experiment.plan import run_id
-    from workbench.experiment.result import load_result
-    from workbench.experiment.run_folder import output_root
-    from workbench.machine import repository_root
-    from workbench.params import EngineParams
-    from workbench.report.page import write_page
+    from workbench.notebook_run import read_params, run_notebook, told
 
-    name = run_id(params) if isinstance(params, EngineParams) else "here"
-    home = output_root(params.output_dir) / options.notebook / name
-    page = home / "report.html"
-    # A machine changes between two looks at it; a measurement stays what it was.
-    if isinstance(params, EngineParams) and page.exists() and not options.force:
-        print(f"{options.notebook} {name} has succeeded before; --force runs it again, e.g. after")
-        print(f"an update of the workbench or of vLLM\n{page}")
-        return 0
-    home.mkdir(parents=True, exist_ok=True)
-    source = repository_root() / "notebooks" / f"{options.notebook}.ipynb"
-    executed = home / f".run-{os.getpid()}.ipynb"
-    defaults = asdict(type(params)())
-    changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
-    good = _execute(source, executed, changed)
-    kept = home / ("run.ipynb" if good else "run.failed.ipynb")
-    os.replace(executed, kept)
-    print(write_page(kept, page if good else home / "report.failed.html"))
-    return 0 if good and load_result(home).facts["status"] == "success" else 1
+    given = read_params(options.file) | dict(options.parameter)
+    run = run_notebook(options.notebook, given, force=options.force)
+    print(*told(run), sep="\n", file=sys.stderr if run.problem else sys.stdout)
+    return run.exit_status
 
 
-def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> bool:
-    """Papermill, with what the cells print shown at once; False when a cell failed."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
+def _run_all(options: argparse.Namespace) -> int:
+    from workbench.notebook_run import run_all, table_of
 
-    try:
-        papermill.execute_notebook(
-            source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
-            progress_bar=False, stdout_file=sys.stdout,
-        )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
-        return False
-    except DeadKernelError:
-        print("the notebook's kernel was killed; is there too little memory?", file=sys.stderr)
-        return False
-    return True
+    runs, index = run_all(options.params, output_dir=options.output_dir, force=options.force)
+    print("", table_of(runs, index=index), sep="\n", flush=True)
+    return int(any(run.problem for run in runs))
 
 
 if __name__ == "__main__":

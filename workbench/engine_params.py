@@ -11,6 +11,7 @@ __all__ = ["FAULTS", "EngineParams"]
 
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
+    "buffered_stream", "usage_all_cached",
     "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
     "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
     "stalled_instance", "hash_seed_mismatch", "store_dead",
@@ -32,7 +33,7 @@ class EngineParams:
     )
     model: str = param(
         "",
-        "model folder or hub name, empty for the tiny local model",
+        "folder or hub name, empty for the tiny local model; attach: a served model's name",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     dtype: str = param(

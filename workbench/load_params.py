@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from workbench.engine_params import EngineParams
 from workbench.errors import ParameterError
-from workbench.rules import param
+from workbench.rules import check_extra_body, param
 
 __all__ = [
     "ARRIVALS",
@@ -106,6 +106,12 @@ class LoadParams(EngineParams):
     api: str = param(
         "completions", "completions (token ids) or chat", choices=("completions", "chat")
     )
+    extra_body: str = param(
+        "",
+        "further fields of each request's body, as a JSON object",
+        example='{"top_k": 1}',
+        mapping=True,
+    )
     arrivals: str = param(
         "auto",
         f"{', '.join(ARRIVALS)}, or auto (by rate and speed)",
@@ -150,6 +156,7 @@ class LoadParams(EngineParams):
         if self.workload not in ("prompts", "long_context_high_reuse") or self.prompt_tokens:
             # The lengths of a file, and what is long on this machine, are known to the plan.
             self.check_lengths(self.lengths[0], self.output_tokens)
+        check_extra_body(self.extra_body)
         self._check_workload()
         self._check_arrivals(swept)
 

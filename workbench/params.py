@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.engine_params import EngineParams
 from workbench.errors import ParameterError, nearest
 from workbench.load_params import LoadParams
-from workbench.rules import check_address, check_shares, param
+from workbench.rules import (
+    check_address,
+    check_addresses,
+    check_extra_body,
+    check_shares,
+    param,
+)
 from workbench.sweep_params import PdSweep
 
 __all__ = [
@@ -62,10 +69,12 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this log of vLLM or `lmcache server`, and start nothing",
+        "analyse this log of vLLM or `lmcache server` (or a.log,b.log); start nothing",
         example="logs/vllm.log",
     )
-    log_ranks: int = param(1, "log_file: workers of an instance (TP)", low=1, high=1024)
+    log_ranks: int = param(
+        0, "log_file: workers of an instance (TP), 0 to find it in the log", low=0, high=1024
+    )
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
     output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
     requests: int = param(2, "requests of each length in a pass", low=1, high=100_000)
@@ -90,6 +99,24 @@ class LMCacheHitAnalysis(EngineParams):
     lmcache_url: str = param(
         "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
     )
+    tokenizer: str = param(
+        "",
+        "attach: folder or hub name of the tokenizer, empty for that of model",
+        example="Qwen/Qwen2.5-7B-Instruct",
+    )
+    extra_body: str = param(
+        "",
+        "further fields of each request's body, as a JSON object",
+        example='{"top_k": 1}',
+        mapping=True,
+    )
+
+    @property
+    def log_files(self) -> list[str]:
+        """The files of `log_file`, which has commas between several."""
+        if self.log_file and Path(self.log_file).exists():
+            return [self.log_file]
+        return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
     def __post_init__(self) -> None:
         if self.engine == "simulated":
@@ -105,6 +132,8 @@ class LMCacheHitAnalysis(EngineParams):
                     " -p log_file logs/vllm.log alone"
                 )
             check_address(self.base_url)
+            lists = {"decode_urls": self.decode_urls}
+            check_addresses(lists | {"lmcache_url": [self.lmcache_url] * bool(self.lmcache_url)})
         for name, values, least in (("prompt_tokens", self.prompt_tokens, 32),
                                     ("chunk_tokens", self.chunk_tokens, 16)):  # fmt: skip
             if not values or min(values) < least or len(set(values)) < len(values):
@@ -113,6 +142,7 @@ class LMCacheHitAnalysis(EngineParams):
                     f" [{4 * least}, {16 * least}]"
                 )
         check_shares(self.shares)
+        check_extra_body(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)
 
 
@@ -165,11 +195,12 @@ class EnvironmentCheck:
 
 NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
     "environment_check": EnvironmentCheck,
+    "pd_sweep": PdSweep,
     "single_instance_prefix_cache": PrefixCache,
     "lmcache_hit_analysis": LMCacheHitAnalysis,
-    "pd_sweep": PdSweep,
     "paper_claim_validation": PaperClaimValidation,
 }
+"""In the order in which a newcomer wants to see them."""
 
 
 def check_params(notebook: str, values: Mapping[str, Any]) -> Any:

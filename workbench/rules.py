@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from workbench.errors import ParameterError
 
-__all__ = ["Rule", "check_address", "check_shares", "param"]
+__all__ = [
+    "Rule",
+    "check_address",
+    "check_addresses",
+    "check_extra_body",
+    "check_shares",
+    "param",
+]
 
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
@@ -24,12 +32,14 @@ class Rule:
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    mapping: bool = False
+    """The text is a JSON object; YAML and a mapping are read as one."""
 
     def read(self, name: str, value: Any, wanted: Any) -> Any:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
-        read = _typed(value, wanted)
+        read = _typed(_as_json(value) if self.mapping else value, wanted)
         if read is None:
-            what = _TYPES.get(wanted, "a list")
+            what = "a JSON object" if self.mapping else _TYPES.get(wanted, "a list")
             raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {self.example}")
         if self.choices and read not in self.choices:
             raise ParameterError(f"{name} is {read!r}: write one of {', '.join(self.choices)}")
@@ -59,13 +69,76 @@ def check_shares(shares: Sequence[float]) -> None:
         )
 
 
-def check_address(base_url: str) -> None:
+def check_address(url: str, name: str = "base_url") -> None:
     """Refuse what is no address of a server. Raises ParameterError."""
-    if not base_url.startswith(("http://", "https://")):
+    if not url.startswith(("http://", "https://")):
         raise ParameterError(
-            f"base_url is {base_url!r}: engine attach needs the address of a running server, e.g."
+            f"{name} is {url!r}: engine attach needs the address of a running server, e.g."
             " http://127.0.0.1:8000"
         )
+
+
+def check_addresses(urls: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what is no address in lists of servers, by parameter. Raises ParameterError."""
+    for name, listed in urls.items():
+        for url in listed:
+            check_address(url, name)
+
+
+OURS = {
+    "model": "model",
+    "prompt": "workload",
+    "messages": "api chat",
+    "max_tokens": "output_tokens",
+    "max_completion_tokens": "output_tokens",
+    "stream": "",
+    "stream_options": "",
+    "ignore_eos": "",
+    "return_token_ids": "",
+    "temperature": "",
+    "n": "",
+    "best_of": "",
+    "use_beam_search": "",
+    "echo": "",
+}
+"""Fields of a body that the workbench sets or relies on, and the parameter that changes them."""
+
+
+def check_extra_body(text: str) -> None:
+    """Refuse what is no mapping, or has fields that we set ourselves. Raises ParameterError."""
+    if not text:
+        return
+    good = """e.g. -p extra_body '{"top_k": 1}'"""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ParameterError(f"extra_body is {text!r:.80}: it takes a JSON object, {good}")
+    for name in body:
+        if name in OURS:
+            instead = OURS[name]
+            use = f"use -p {instead}" if instead else "leave it out, it is the same in all requests"
+            raise ParameterError(
+                f"extra_body has {name!r}, which the workbench sets itself: {use};"
+                f" other fields are allowed, {good}"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    """A mapping, or its text in JSON or YAML, as the text of a JSON object; else as it is."""
+    if isinstance(value, str) and value.strip():
+        import yaml
+
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        value = read if isinstance(read, dict) else value
+    try:
+        return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    except (TypeError, ValueError):  # YAML has dates, JSON has none
+        return str(value)
 
 
 def _typed(value: Any, wanted: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from workbench.errors import ParameterError
 from workbench.load_params import LoadParams
-from workbench.rules import check_address, param
+from workbench.rules import check_address, check_addresses, param
 from workbench.topology import TensorParallel, Topology
 
 __all__ = ["PdSweep"]
@@ -54,16 +54,29 @@ class PdSweep(LoadParams):
     lmcache_url: str = param(
         "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
     )
+    tokenizer: str = param(
+        "",
+        "attach: folder or hub name of the tokenizer, empty for that of model",
+        example="Qwen/Qwen2.5-7B-Instruct",
+    )
 
     def __post_init__(self) -> None:
         if self.engine == "attach":
             check_address(self.base_url)
+            lists = {"prefill_urls": self.prefill_urls, "decode_urls": self.decode_urls}
+            check_addresses(lists | {"lmcache_url": [self.lmcache_url] * bool(self.lmcache_url)})
             if self.prefill_urls and not self.decode_urls:
                 raise ParameterError(
                     "prefill_urls without decode_urls would prove half of a deployment; give both,"
                     " e.g. -p decode_urls http://127.0.0.1:8200"
                 )
         else:
+            if self.tokenizer:
+                raise ParameterError(
+                    f"tokenizer is {self.tokenizer!r} and engine is {self.engine!r}: servers"
+                    " started here use their model's own; leave tokenizer empty, or add"
+                    " -p engine attach"
+                )
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
         self.check_engine()

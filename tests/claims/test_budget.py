@@ -58,12 +58,60 @@ def test_what_gives_a_number_without_a_verdict_comes_last_and_still_runs(claim, 
 def test_what_found_no_room_waits_and_what_is_left_makes_nothing_longer(falls):
     made = plan(
         [falls("LONG"), falls("SHORT")],
-        [recipe("long", ("LONG",), 12), recipe("short", ("SHORT",), 10, most_s=lambda _: 400)],
+        [recipe("long", ("LONG",), 14), recipe("short", ("SHORT",), 10, most_s=lambda _: 400)],
         budget_s=90,
     )
     assert [(step.recipe.name, step.estimate_s) for step in made.steps] == [("short", 50)]
     assert [step.recipe.name for step in made.waiting] == ["long"]
     assert "if the others leave it the time: LONG" in str(made)
+
+
+def by_requests(each_s):
+    return {"estimate_s": lambda s: each_s * s.runs * s.requests_share, "fewer": (0.5, 0.25)}
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "runs", "share"),
+    [(100, 5, 1.0), (99, 5, 0.5), (30, 5, 0.25), (24, 3, 0.25), (15, 3, 0.25)],
+)
+def test_a_recipe_is_cut_to_fewer_requests_and_then_to_fewer_rounds(falls, budget_s, runs, share):
+    made = plan([falls("A")], [recipe("r", ("A",), 0, **by_requests(20))], budget_s=budget_s)
+    (step,) = made.steps
+    assert (step.runs, step.requests_share) == (runs, share)
+    assert step.estimate_s == 20 * runs * share <= budget_s
+    assert bool(step.cut) == (budget_s < 100)
+
+
+def test_what_was_cut_and_why_is_a_sentence(falls):
+    made = plan([falls("A")], [recipe("r", ("A",), 0, **by_requests(20))], budget_s=20)
+    assert made.steps[0].cut == (
+        "r was cut to 3 of 5 rounds and 25% of its requests, to fit 20 s (all takes 100 s); raise"
+        " time_budget_s to 100."
+    )
+    assert "3 runs an arm, 25% of its requests, to fit the time: A" in str(made)
+
+
+def test_less_than_three_rounds_are_begun_for_a_count_only(claim, effect, falls):
+    count = claim(id="COUNT", hardware="any", effects=(effect("exact", 0.0),))
+    assert plan([falls("A")], [recipe("r", ("A",), 10)], budget_s=29).steps == ()
+    (step,) = plan([count], [recipe("r", ("COUNT",), 10)], budget_s=29).steps
+    assert step.runs == 1
+    few = replace(CPU, runs=2)  # as many as were asked for, where they fit
+    (step,) = plan([count], [recipe("r", ("COUNT",), 10)], budget_s=29, setting=few).steps
+    assert (step.runs, step.cut) == (2, "")
+
+
+def test_the_time_that_is_gone_and_the_pace_of_the_machine_count(falls):
+    names = ("KERNEL", "SERVER")
+    recipes = [recipe("k", ("KERNEL",), 2, level="kernel"), recipe("s", ("SERVER",), 2)]
+    made = schedule(
+        [falls(name) for name in names], recipes, CPU, tiers=ALL, budget_s=100, spent_s=50,
+        slowness={"kernel": 1.0, "serving": 4.0}.__getitem__,
+    )  # fmt: skip
+    assert {step.recipe.name: (step.runs, step.estimate_s) for step in made.steps} == {
+        "k": (5, 10), "s": (5, 40),
+    }  # fmt: skip
+    assert made.waiting == ()
 
 
 def test_time_that_nothing_waits_for_goes_to_larger_cells(falls):
@@ -83,6 +131,29 @@ def test_a_run_that_serves_many_claims_beats_one_that_serves_few(falls):
         budget_s=40,
     )
     assert [step.recipe.name for step in made.steps] == ["many"]
+
+
+def test_of_all_choices_those_are_taken_that_decide_most_together(falls):
+    """One that decides 2 claims in 60 s leaves no room for two that decide 3 in 100 s."""
+    names = ("A", "B", "C", "D", "E")
+    recipes = [
+        recipe("two", ("A", "B"), 12),
+        recipe("one", ("C",), 8),
+        recipe("other", ("D", "E"), 12.001),
+    ]
+    made = plan([falls(name) for name in names], recipes, budget_s=101)
+    assert {step.recipe.name for step in made.steps} == {"two", "one"}
+    made = plan([falls(name) for name in names], recipes, budget_s=121)
+    assert {step.recipe.name for step in made.steps} == {"two", "other"}
+
+
+def test_a_cheap_recipe_comes_first_and_shows_the_pace_of_the_machine(falls):
+    names = ("A", "B", "C")
+    recipes = [recipe("large", ("A", "B"), 10), recipe("small", ("C",), 8)]
+    claims = [falls(name) for name in names]
+    assert [step.recipe.name for step in plan(claims, recipes).steps] == ["small", "large"]
+    later = schedule(claims, recipes, CPU, tiers=ALL, budget_s=200, spent_s=1)
+    assert [step.recipe.name for step in later.steps] == ["large", "small"]
 
 
 def test_claims_that_reading_decides_cost_nothing(claim):

@@ -93,4 +93,4 @@ async def test_no_launch_outlives_a_caller_that_is_killed(tmp_path):
                 below = psutil.Process(caller.pid).children(recursive=True)
     caller.kill()
     await caller.wait()
-    assert psutil.wait_procs(below, timeout=5)[1] == []
+    assert psutil.wait_procs(below, timeout=20)[1] == []

@@ -53,6 +53,31 @@ def test_a_short_budget_sends_fewer_requests_and_never_fewer_launches(tmp_path):
     assert costs[0] < costs[1]
 
 
+@pytest.mark.parametrize(
+    ("share", "cache", "store"),
+    [(1.0, plans.CACHE_LENGTHS, plans.STORE_LENGTHS),
+     (0.5, (700, 1024, 2049), (700, 1024)), (0.34, (700, 1024), (700, 1024))],
+)  # fmt: skip
+def test_a_recipe_that_has_to_be_short_sends_fewer_requests(tmp_path, share, cache, store):
+    at = setting(tmp_path, budget_s=1000.0, requests_share=share)
+    each = 2 if share == 1 else 1
+    for made, wanted in (
+        (plans.cache_plan(SIMULATED, at), cache), (plans.store_plan(SIMULATED, at), store),
+    ):  # fmt: skip
+        sent = [request.prompt_tokens for request in made.workload.build("s").requests]
+        assert sorted(sent) == sorted(wanted * each)
+    pd = plans.topology_plan(SIMULATED, at, "1p1d", "none")
+    assert len(pd.workload.build("s").requests) == round(6 * share)
+
+
+def test_servers_start_in_the_number_format_that_was_asked_for(tmp_path):
+    asked = PaperClaimValidation(dtype="float32", platform="cpu")
+    for made in (
+        plans.cache_plan(asked, setting(tmp_path)), plans.store_plan(asked, setting(tmp_path)),
+    ):  # fmt: skip
+        assert {arm.settings.dtype for arm in made.arms} == {"float32"}
+
+
 async def test_exact_counts_of_the_prefix_cache(tmp_path):
     made = plans.cache_plan(SIMULATED, setting(tmp_path))
     found = read_cache(await run(made, echo=lambda _: None))
@@ -93,6 +118,20 @@ async def test_a_wrong_hit_is_seen(tmp_path):
     rows.loc[warm, "cached_tokens"] = -1  # a server that does not say
     (unknown,) = read_cache(result).measurements["OWN-HIT-TOKENS"].effects["tokens off"]
     assert unknown.runs == 0
+
+
+async def test_a_run_that_was_broken_off_confirms_nothing_about_an_arm_that_it_lacks(tmp_path):
+    result = await run(plans.cache_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
+    rows = result.frames["requests"]
+    result.frames["requests"] = rows[~rows["pass"].eq("engine-warm")]
+    found = read_cache(result).measurements
+    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
+    (off,) = found["OWN-HIT-TOKENS"].effects["tokens off"]
+    assert (text.runs, off.runs) == (0, 0)
+    result.frames["requests"] = rows[rows["arm"].str.startswith("cache off")]
+    found = read_cache(result).measurements
+    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
+    assert text.runs == 0 and found["OWN-TTFT-MONOTONE"].effects["TTFT"] == ()
 
 
 async def test_the_store_earns_what_it_loads(tmp_path):

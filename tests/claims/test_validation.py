@@ -1,8 +1,11 @@
 """The run of the referee with pretended recipes: what is written, and what a failure leaves."""
 
 import asyncio
+import contextlib
 import json
-from math import nan
+from dataclasses import replace
+from math import inf, nan
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,15 +13,19 @@ import pytest
 from workbench.claims import validation
 from workbench.claims.decision import Interval
 from workbench.claims.recipe import Curve, Outcome, Recipe
+from workbench.claims.recipes import recipes
 from workbench.claims.registry import read_registry
 from workbench.claims.validation import validate
 from workbench.claims.verdict import Measurement
 from workbench.errors import DeploymentError, ParameterError
+from workbench.experiment import time_limit
 from workbench.experiment.plan import run_id
+from workbench.experiment.progress import read_standing
 from workbench.experiment.result import load_result
 from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 
+CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 PROVED = {"replicated_runs_with_ci": "pass", "cache_state_controlled": "pass"}
 
 
@@ -214,15 +221,140 @@ async def test_a_failed_gate_of_our_run_gives_no_verdict(referee):
     assert claims["VLLM-APC-COST"]["kind"] == "not-comparable"
 
 
-async def test_what_comes_too_late_is_skipped_with_its_reason(referee, monkeypatch):
-    late = recipe("late", ("OWN-HIT-TOKENS",), GOOD, seconds=60)
-    made = referee(CACHE, late, time_budget_s=75)
-    clock = iter(range(0, 10_000, 30))  # every look at the clock takes half a minute
-    monkeypatch.setattr(validation.time, "monotonic", lambda: float(next(clock)))
-    _, claims = await judged(made)
-    assert claims["VLLM-APC"]["measured"]
-    assert not claims["OWN-HIT-TOKENS"]["measured"]
-    assert "raise time_budget_s" in claims["OWN-HIT-TOKENS"]["skipped"]
+class SlowMachine:
+    """A machine on which `levels` take `times` as long as estimated, by a clock of its own."""
+
+    def __init__(self, times, levels):
+        self.times, self.levels, self.now_s, self.ends_s = times, levels, 0.0, inf
+
+    def __call__(self):
+        return self.now_s
+
+    def works(self, level, seconds):
+        """Spend time; what goes beyond the limit is broken off there."""
+        self.now_s += seconds * (self.times if level in self.levels else 1)
+        if self.now_s > self.ends_s:
+            self.now_s, self.ends_s = self.ends_s, inf
+            raise TimeoutError
+
+    @contextlib.asynccontextmanager
+    async def timeout(self, seconds):
+        self.ends_s = inf if seconds is None else self.now_s + seconds
+        yield SimpleNamespace(expired=lambda: True)
+        self.ends_s = inf
+
+    def recipe(self, real):
+        """`real` with its costs and claims, and rounds that only take time."""
+
+        async def run(setting):
+            once = real.estimate_s(replace(setting, runs=1, allotted_s=0))
+            each = real.estimate_s(replace(setting, runs=2, allotted_s=0)) - once
+            async with setting.limit.enforced():
+                for number in setting.limit.rounds_of(setting.runs):
+                    self.works(real.level, each if number else once)
+            runs = setting.limit.rounds
+            if not runs:
+                raise DeploymentError("nothing ended")
+            found = interval(0.5, 0.4, 0.6, runs) if runs > 2 else interval(0.5, nan, nan, runs)
+            exact = interval(0, 0, 0, runs)
+            return outcome({
+                name: Measurement(effects={
+                    effect.name: (exact if effect.quantifier == "exact" else found,)
+                    for effect in CLAIMS[name].effects
+                })
+                for name in real.claims
+            }, checks=PROVED | {
+                "replicated_runs_with_ci": "pass" if runs >= 5 else "fail",
+                "interleaved_run_order": "pass" if runs > 1 else "fail",
+            })  # fmt: skip
+
+        return replace(real, run=run)
+
+
+@pytest.fixture
+def slow(referee, monkeypatch):
+    """`slow(times)` is the whole validation of `make report` on a machine so many times slower."""
+
+    async def judge(times, levels=("kernel", "engine", "serving")):
+        machine = SlowMachine(times, levels)
+        monkeypatch.setattr(time_limit, "timeout", machine.timeout)
+        made = referee(*map(machine.recipe, recipes(PaperClaimValidation())), time_budget_s=180.0)
+        said = []
+        result = await made.run(echo=said.append, clock=machine)
+        return result, said, machine.now_s
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("times", "measured"), [(0.8, 19), (1, 18), (1.5, 15), (3, 8), (4.2, 8), (6, 8), (10, 1)]
+)
+async def test_a_budget_holds_on_a_slow_machine_and_leaves_as_much_as_it_can(slow, times, measured):
+    result, said, took_s = await slow(times)
+    assert took_s <= 1.2 * 180
+    claims = {row["id"]: row for row in result.facts["claims"]}
+    print(times, took_s, *said, sep="\n")
+    assert sum(row["measured"] for row in claims.values()) >= measured
+    offered = {name for recipe in recipes(PaperClaimValidation()) for name in recipe.claims}
+    silent = [
+        name
+        for name in offered & claims.keys()
+        if claims[name]["code"] == "not_measured"
+        and not (claims[name]["number"] or claims[name]["skipped"])
+    ]
+    assert silent == []
+
+
+async def test_a_recipe_that_turns_out_slow_stops_and_leaves_the_time_to_the_others(slow):
+    result, said, _ = await slow(5, levels=("serving",))
+    claims = {row["id"]: row for row in result.facts["claims"]}
+    assert claims["OWN-HIT-TOKENS"]["kind"] == "confirmed"  # counted, for which a round is enough
+    assert (claims["VLLM-APC"]["kind"], claims["VLLM-APC"]["measured"]) == ("inconclusive", True)
+    assert claims["VLLM-APC"]["reason"] == "1 launch an arm, and a verdict takes 5."
+    assert claims["OWN-POOL"]["measured"] and claims["OWN-FUSED"]["measured"]
+    doubt = (
+        "prefix_cache was stopped after 1 of 5 rounds: it took 107 s, and 71 s were planned for"
+        " all; raise time_budget_s."
+    )
+    assert doubt in said and doubt in result.facts["doubts"]
+    assert doubt in claims["VLLM-APC"]["doubts"]
+    assert "store takes about" in claims["OWN-STORE-TTFT"]["skipped"]
+    spent = {row["recipe"]: row for row in result.facts["time_spent"]}
+    assert (spent["prefix_cache"]["rounds"], spent["prefix_cache"]["planned_rounds"]) == (1, 5)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_the_lines_say_how_far_the_measuring_is_and_the_budget_bounds_what_is_left(
+    slow, times
+):
+    result, said, _ = await slow(times)
+    far = [standing for line in said if (standing := read_standing(line)[1])]
+    recipes_run = len(result.facts["time_spent"])
+    assert [standing.done for standing in far] == list(range(recipes_run + 1))
+    assert far[-1].total == recipes_run
+    assert far[-1].left_s == 0
+    assert all(standing.elapsed_s + standing.left_s <= 1.2 * 180 for standing in far)
+    assert {standing.unit for standing in far} == {"recipes"}
+
+
+async def test_the_page_says_how_slow_the_machine_was_and_what_that_left_out(slow):
+    result, said, _ = await slow(3)
+    doubts = result.facts["doubts"]
+    assert doubts[0].startswith("This machine took 3.0 times as long as planned: no time for ")
+    cut = [doubt for doubt in doubts if doubt.startswith("prefix_cache was cut to all rounds and")]
+    assert len(cut) == 1 and cut[0] in said
+    assert any(line.startswith("20 of 180 s are gone; the plan was made anew: ") for line in said)
+
+
+async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothing(slow):
+    result, _, took_s = await slow(30)
+    assert took_s <= 1.2 * 180
+    claims = {row["id"]: row for row in result.facts["claims"]}
+    row = claims["OWN-PAGED"]
+    assert (row["kind"], row["number"]) == ("not-tested", [])
+    assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds: it took 135 s, and")
+    gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
+    assert gates["measurements ended"] == "INCONCLUSIVE"
 
 
 async def test_cancelling_keeps_what_was_measured_and_spares_the_good_result(referee, tmp_path):

@@ -1,8 +1,8 @@
-"""Real vLLM servers with the tiny model. One fork server is shared by a module's tests."""
+"""Real vLLM servers with the tiny model. All tests of a worker share one fork server."""
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "engine" in Path(item.path).parts:
             item.add_marker(pytest.mark.engine)
-            # A module's tests share a launcher, so one worker gets them all.
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture
@@ -37,10 +35,21 @@ def settings() -> EngineSettings:
     return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=DTYPE)
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
     async with Launcher(log_dir=tmp_path_factory.mktemp("launcher")) as started:
         yield started
+
+
+@pytest.fixture
+def one_launcher(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run starts its servers by the launcher of all tests, which has loaded vLLM already."""
+
+    @asynccontextmanager
+    async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
+        yield launcher
+
+    monkeypatch.setattr("workbench.experiment.run.Launcher", lent)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from workbench.serve import deployment
 from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 
 def small(folder: Path, **given: Any) -> ExperimentPlan:
     return plan(
@@ -46,7 +48,7 @@ def causes(result: Result) -> set[str]:
 
 
 async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_launcher: None
 ) -> None:
     planned = Arm.deployment
 
@@ -70,7 +72,7 @@ async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
 
 
 async def test_a_store_that_was_left_warm_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_launcher: None
 ) -> None:
     async def pretended(_: Deployment) -> bool:
         return True
@@ -86,7 +88,7 @@ async def test_a_store_that_was_left_warm_is_found_out(
 
 
 async def test_another_prompt_of_equal_length_shows_in_the_text_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_launcher: None
 ) -> None:
     drive = measure.drive_in_thread
 

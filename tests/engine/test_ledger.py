@@ -9,6 +9,8 @@ from workbench.experiment.arms import plan
 from workbench.experiment.run import run
 from workbench.params import PdSweep
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 
 @pytest.mark.parametrize(
     "given",
@@ -34,7 +36,7 @@ from workbench.params import PdSweep
     ids=lambda given: " ".join(str(v) for v in given.values() if not isinstance(v, bool)),
 )
 async def test_the_ledger_closes_on_real_servers(
-    given: dict[str, Any], tmp_path: Path, nothing_left: str
+    given: dict[str, Any], tmp_path: Path, one_launcher: None
 ) -> None:
     sizes = {"prompt_tokens": 3000, "output_tokens": 8, "requests": 4, "rounds": 1}
     params = PdSweep(**(sizes | {"output_dir": str(tmp_path)} | given))

@@ -17,7 +17,7 @@ from workbench.serve.processes import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TOKENS = 1000
 COLD = Pass(name="cold", state="cold")

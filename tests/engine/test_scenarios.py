@@ -24,7 +24,7 @@ from workbench.topology import Topology
 
 DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("scenarios")]
 
 TARGETS = {
     "cold_start": 0.0,
@@ -35,7 +35,7 @@ TARGETS = {
 }
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def server(
     launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Deployment]:

@@ -18,7 +18,7 @@ from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan
 from workbench.serve.vllm import EngineSettings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LENGTHS = (1, 100, 127, 128, 129, 255, 256, 257, 300, 512, 513, 600, 1000)
 NOT_COUNTS = ("_seconds", "_descriptors", "process_", "python_", "http_", "_created")
@@ -188,10 +188,13 @@ async def test_counters_are_equal_token_by_token(
     asked: Callable[[], list[Ask | Reset]],
     change: dict[str, Any],
 ) -> None:
-    async with deployed(topology, connector, settings=replace(settings, **change)) as real:
-        expected = await counted_by(real, asked())
-    async with deployed(topology, connector, settings=replace(pretended, **change)) as pretend:
-        found = await counted_by(pretend, asked())
+    async with (
+        deployed(topology, connector, settings=replace(settings, **change)) as real,
+        deployed(topology, connector, settings=replace(pretended, **change)) as pretend,
+    ):
+        expected, found = await asyncio.gather(
+            counted_by(real, asked()), counted_by(pretend, asked())
+        )
         shown = await shown_by(pretend)
     assert shown >= MUST_SHOW[connector]
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):

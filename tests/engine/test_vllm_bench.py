@@ -30,7 +30,7 @@ from workbench.records import to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import tiny_model
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.alone]
 
 REQUESTS, WORDS, TOKENS = 12, 400, 16
 COLD = Pass(name="cold", state="cold")

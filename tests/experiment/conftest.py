@@ -153,6 +153,19 @@ class FakeVllm:
     """Asked for everywhere but below /store."""
     keys: dict[str, str] = field(default_factory=dict)
     """What each path was given as one, last."""
+    # other front doors than vLLM's own
+    models: list[str] = field(default_factory=lambda: ["their-model"])
+    refuses: set[str] = field(default_factory=set)
+    """Fields of a body, or of its stream_options, that are answered with HTTP 400."""
+    text_only: Any = None
+    """A tokenizer: prompts are text, and token ids are answered with HTTP 500."""
+    first_token_from_prefill: bool = False
+    """As LMCache's proxy: the decode instance gets prompt and first token, and counts so."""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    """Of all completions, those of probes too."""
+    probes: int = 0
+    busy: bool = False
+    """Completions are answered with HTTP 503."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
@@ -169,7 +182,7 @@ class FakeVllm:
                 self.models_left -= 1
                 if self.models_left < 0:
                     raise web.HTTPServiceUnavailable
-                return web.json_response({"data": [{"id": "their-model"}]})
+                return web.json_response({"data": [{"id": name} for name in self.models]})
             case "/v1/completions":
                 return await self.complete(request)
             case "/reset_prefix_cache":
@@ -187,6 +200,22 @@ class FakeVllm:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.bodies.append(dict(body))
+        probe = request.headers.get("X-Request-Id", "").startswith("probe-")
+        if probe:
+            self.probes += 1
+            self.asked.pop()  # asked before the run, see test_front_door
+        if self.busy:
+            raise web.HTTPServiceUnavailable
+        for name in sorted(self.refuses & {*body, *body.get("stream_options", ())}):
+            error = {"message": f"Unrecognized request argument supplied: {name}"}
+            return web.json_response({"error": error}, status=400)
+        if self.text_only is not None:
+            if not isinstance(body["prompt"], str):
+                raise web.HTTPInternalServerError
+            body["prompt"] = self.text_only.completion(body["prompt"])
+        if probe:
+            return await self.stream(request, body, hit=0)
         self.completions += 1
         if self.completions > self.hangs_after:
             self.hanging.set()
@@ -199,15 +228,28 @@ class FakeVllm:
         for source, tokens in (("local_cache_hit", hit), ("local_compute", len(prompt) - hit)):
             self.sources[source] = self.sources.get(source, 0.0) + tokens
         self.finished += 1
+        return await self.stream(request, body, hit=hit)
+
+    async def stream(
+        self, request: web.Request, body: dict[str, Any], *, hit: int
+    ) -> web.StreamResponse:
+        prompt = body["prompt"]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        shift = int(self.first_token_from_prefill)
+        wanted = body.get("stream_options", {})
         for made in range(1, body["max_tokens"] + 1):
             finish = "length" if made == body["max_tokens"] else None
-            usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
-            usage |= {"prompt_tokens_details": {"cached_tokens": hit}}
-            choice = {"index": 0, "text": f" {made}", "finish_reason": finish}
-            event = json.dumps({"choices": [choice], "usage": usage})
-            await response.write(f"data: {event}\n\n".encode())
+            event: dict[str, Any] = {
+                "choices": [{"index": 0, "text": f" {made}", "finish_reason": finish}]
+            }
+            if wanted and made > shift and (finish or "continuous_usage_stats" in wanted):
+                event["usage"] = {
+                    "prompt_tokens": len(prompt) + shift,
+                    "completion_tokens": made - shift,
+                    "prompt_tokens_details": {"cached_tokens": hit},
+                }
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
 

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from workbench.experiment.percentile_table import no_p99
 from workbench.experiment.run_log import Log
 from workbench.experiment.watch import watch_client
@@ -20,6 +22,8 @@ from workbench.load.workload import short
 from workbench.machine import ProcessorLoad
 from workbench.metrics.client_gate import client_kept_up
 from workbench.metrics.gate import Gate
+
+pytestmark = pytest.mark.alone
 
 
 @asynccontextmanager

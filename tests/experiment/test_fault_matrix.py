@@ -3,12 +3,17 @@
 The gate on the client is fed a quiet clock, since a shared machine rightly trips it.
 """
 
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import pytest_asyncio
 
+from tests.conftest import TOKEN, left_running, marked_processes
 from workbench.experiment import measure
 from workbench.experiment.arms import plan
 from workbench.experiment.result import Result
@@ -20,8 +25,11 @@ from workbench.params import PdSweep
 from workbench.report.figures import token_sources, tps_by_topology
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
+from workbench.serve.processes import Launcher
 from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.topology import Topology
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
 """Causes that every clean ledger has."""
@@ -61,6 +69,33 @@ def matrix() -> list[Row]:
 
 def listed(cell: str) -> list[str]:
     return [] if cell == "-" else cell.split(", ")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Launcher, str]]:
+    """One fork server for all tests, and the mark that everything it starts has."""
+    token = secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN, token)
+        folder = tmp_path_factory.mktemp("launcher")
+        async with Launcher(folder, fork=True, loads="simulated") as launcher:
+            assert await launcher.loaded()
+            yield launcher, token
+
+
+@pytest.fixture
+def one_launcher(loaded: tuple[Launcher, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs start their servers by it, and leave nothing beside it."""
+    launcher, token = loaded
+
+    @asynccontextmanager
+    async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
+        yield launcher
+
+    monkeypatch.setattr("workbench.experiment.run.Launcher", lent)
+    before = marked_processes(token)
+    yield
+    assert left_running(token, within_s=10, besides=before) == {}
 
 
 @pytest.fixture
@@ -133,9 +168,10 @@ def test_the_table_has_every_fault_wherever_it_can_happen():
     assert {(row.fault, row.deployment) for row in matrix()} == wanted
 
 
+@in_one_loop
 @pytest.mark.parametrize("row", matrix(), ids=str)
 async def test_a_fault_does_what_the_table_says_and_nothing_else(
-    row: Row, quiet: None, tmp_path: Path, nothing_running: str
+    row: Row, quiet: None, tmp_path: Path, one_launcher: None
 ):
     split = row.deployment.startswith("1p")
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
@@ -147,9 +183,10 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     assert any("go wrong on purpose" in doubt for doubt in result.doubts)
 
 
+@in_one_loop
 @pytest.mark.parametrize("text", DEPLOYMENTS)
 async def test_twenty_clean_launches_trip_nothing(
-    text: str, quiet: None, tmp_path: Path, nothing_running: str
+    text: str, quiet: None, tmp_path: Path, one_launcher: None
 ):
     result = await simulate(tmp_path, text, rounds=20, requests=3)
     assert not_passed(result) == spoilt(result) == {}
@@ -158,8 +195,9 @@ async def test_twenty_clean_launches_trip_nothing(
     assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
 
 
+@in_one_loop
 async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headline(
-    quiet: None, tmp_path: Path, nothing_running: str, monkeypatch: pytest.MonkeyPatch
+    quiet: None, tmp_path: Path, one_launcher: None, monkeypatch: pytest.MonkeyPatch
 ):
     def late(load: Any, others_share: float, log: Log, **_: Any) -> None:
         log.client |= {"loop_lag_p99_s": 0.2, "others_cpu_share": 0.9}
@@ -175,8 +213,9 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
 
 
+@in_one_loop
 async def test_faults_of_the_stream_change_no_latency(
-    quiet: None, tmp_path: Path, nothing_running: str
+    quiet: None, tmp_path: Path, one_launcher: None
 ):
     clean, empty, bulk, late = [
         (await simulate(tmp_path, "2a none", fault=fault, prompt_tokens=12_000)).requests

@@ -72,7 +72,7 @@ def gates(facts):
 
 
 def test_a_conclusion_has_everything_that_a_page_shows(sweep, rows):
-    plan = sweep(topology="1p1d", rounds=3)
+    plan = sweep(topology="1p1d", rounds=3, requests=3)
     facts = conclude(plan, measured(plan, rows), [], ["a doubt from the run"])
     assert facts["finding"] and facts["scope"] and facts["numbers"]
     assert facts["doubts"][1] == "a doubt from the run"  # after that of a gate
@@ -120,6 +120,7 @@ def test_a_gate_is_asked_where_it_means_something(params, applies, sweep, rows):
         "output counts equal",
         "nothing impossible",
         "client kept up",
+        "answers were streamed",
     )
     assert set(always) <= set(asked)
     assert [name for name in asked if name not in always] == applies.split("; ")

@@ -371,6 +371,98 @@ async def test_a_log_becomes_a_result(tmp_path: Path) -> None:
     assert list(result.tiers_table["computed"]) == ["133"]
 
 
+def log_result(folder: Path, text: str, **more: Any) -> Any:
+    """The result of a log with this text."""
+    (folder / "server.log").write_text(text)
+    params = LMCacheHitAnalysis(log_file=str(folder / "server.log"), output_dir=str(folder), **more)
+    return asyncio.run(hit_analysis(params).run(echo=lambda _: None))
+
+
+def test_hits_that_did_not_arrive_are_not_served(tmp_path: Path) -> None:
+    """No reason is invented: the engine held nothing of these prompts."""
+    result = log_result(
+        tmp_path,
+        "".join(
+            f"{HEAD} Reqid: {name}, Total tokens 2774, LMCache hit tokens: 2560, need to load: 2560"
+            f" (x.py:1)\n(Worker_TP1 pid=9) {HEAD.replace('INFO', 'ERROR')} Num retrieved tokens:"
+            " 0, num expected tokens: 2560 (x.py:2)\n"
+            for name in "abcd"
+        ),
+    )
+    facts = result.facts
+    assert facts["finding"].startswith("LMCache served 0.0% of 11,096 prompt tokens")
+    said = " ".join([*facts["sentences"], *facts["explained"]])
+    assert "LMCache found 10,240 tokens to load, and 0 of them arrived" in said
+    assert "since the engine held" not in said
+    assert "The engine held" not in said
+    assert any("4 retrievals failed: 10,240 tokens" in doubt for doubt in facts["doubts"])
+    assert any("“Num retrieved tokens: 0, num expected" in doubt for doubt in facts["doubts"])
+    assert result.tiers_table["computed"].tolist() == ["11,096"]
+    assert facts["numbers"][-1]["label"] == "LMCache hits that did not arrive"
+    assert facts["numbers"][-1]["value"] == 100
+
+
+def test_several_logs_are_one_result(tmp_path: Path) -> None:
+    for name in ("prefill", "decode"):
+        (tmp_path / f"{name}.log").write_text(IN_PROCESS)
+    files = f"{tmp_path}/prefill.log, {tmp_path}/decode.log"
+    params = LMCacheHitAnalysis(log_file=files, output_dir=str(tmp_path))
+    analysis = hit_analysis(params)
+    assert str(analysis).count("log (0.0 MB)") == 2
+    result = asyncio.run(analysis.run(echo=lambda _: None))
+    assert result.facts["finding"].startswith("LMCache served 45.8% of 2,794 prompt tokens")
+    assert result.facts["run_id"].startswith("log-prefill-decode-")
+
+
+def test_a_log_passes_through_no_client_so_it_has_no_gate_on_one(tmp_path: Path) -> None:
+    gates = log_result(tmp_path, IN_PROCESS).facts["gates"]
+    assert [gate["name"] for gate in gates] == ["the log is whole"]
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("INFO 11-07 11:03:05 [x.py:1] Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to"
+         " load: 640\n", "LMCache's, 11-07 11:03:05 to 11:03:05 on the log's clock."),
+        ("Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to load: 640\n",
+         "LMCache's; no line has a time."),
+        (f"{HEAD} Stored 256 tokens in 0.1 seconds (x.py:1)\n",
+         "LMCache's, 2026-11-21 10:42:29 to 10:42:29 on the log's clock."),
+    ],
+)  # fmt: skip
+def test_a_log_tells_the_times_that_it_has(tmp_path: Path, text: str, span: str) -> None:
+    result = log_result(tmp_path, text)
+    assert result.facts["scope"].endswith(span)
+    assert "NaT" not in json.dumps(result.facts, default=str)
+    assert len(result.tiers_table) == ("Reqid" in text)
+
+
+def test_a_server_before_its_first_hit_tells_what_it_stored(tmp_path: Path) -> None:
+    result = log_result(tmp_path, f"{HEAD} Stored 256 tokens in 0.1 seconds (x.py:1)\n" * 3)
+    assert result.facts["finding"] == "LMCache stored 768 tokens and loaded 0"
+    assert result.tiers_table.empty and result.served.empty
+
+
+def test_keys_of_several_workers_are_counted_once(tmp_path: Path) -> None:
+    place = "(x.py:1)\n"
+    text = f"{HEAD} LMCache server config: chunk_size=256, l1_size_gb=60 {place}"
+    for n in range(3):
+        text += (
+            f"{HEAD} Prefetch request completed (L1+L2): 12/44 retained keys (12 L1, 0 L2) in 0.5"
+            f" ms (external_request_id=r{n}, prefetch_request_id=-1) {place}"
+        )
+        text += f"{HEAD} Retrieved 768 tokens in 0.013 seconds {place}" * 4
+    for ranks in (0, 4):
+        facts = log_result(tmp_path, text, log_ranks=ranks).facts
+        assert facts["finding"] == (
+            "LMCache found 2,304 tokens in 3 lookups and loaded 2,304 (100.0% of them)"
+        )
+        assert any("is 4 keys in this log" in sentence for sentence in facts["sentences"])
+    assert facts["repeat"].endswith("-p log_ranks 4")
+    wrong = log_result(tmp_path, text, log_ranks=3).facts
+    assert any("log_ranks is wrong" in doubt for doubt in wrong["doubts"])
+
+
 async def test_a_log_with_many_cut_lines_fails_its_gate(tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
     log.write_text(IN_PROCESS + IN_PROCESS[:80])
@@ -403,7 +495,7 @@ async def test_a_log_of_the_mp_generation_gives_no_rate(run_folder: Path) -> Non
     params = LMCacheHitAnalysis(log_file=str(log), output_dir=str(run_folder))
     result = await hit_analysis(params).run(echo=lambda _: None)
     assert result.facts["finding"] == (
-        "LMCache found 1,792 tokens in 3 lookups and loaded 1,536 (85.7%) of them"
+        "LMCache found 1,792 tokens in 3 lookups and loaded 1,536 (85.7% of them)"
     )
     assert any("256 of the tokens found were not retrieved" in s for s in result.facts["sentences"])
     assert result.tiers_table["prompt"].tolist() == ["not known"]

@@ -1,7 +1,7 @@
 import pytest
 
 from workbench.experiment import isolation
-from workbench.experiment.isolation import make_state, read_counters, warm_up
+from workbench.experiment.isolation import Counted, make_state, read_counters, warm_up
 from workbench.experiment.plan import Pass
 from workbench.metrics.counters import TokenSources
 from workbench.serve.deployment import Deployment, Instance
@@ -111,3 +111,20 @@ async def test_without_servers_there_is_nothing_to_read(vllm):
     reading = await read_counters(nobody)
     assert (reading.engines, reading.store, reading.rows()) == ({}, None, [])
     assert reading.since(reading, nobody).sources == {}
+
+
+def test_the_first_token_that_a_proxy_adds_to_each_prompt_is_no_prompt_token():
+    counted = Counted(
+        sources={
+            "prefill": TokenSources(computed=1000, engine_hit=0, external_hit=0),
+            "decode": TokenSources(computed=44, engine_hit=0, external_hit=960),
+        },
+        requests={"prefill": 4, "decode": 4},
+        preemptions={},
+        nixl=None,
+        store=None,
+        block_tokens=16,
+    )
+    corrected = counted.without_first_tokens().sources
+    assert corrected["decode"] == TokenSources(computed=40, engine_hit=0, external_hit=960)
+    assert corrected["prefill"] is counted.sources["prefill"]

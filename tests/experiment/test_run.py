@@ -8,6 +8,7 @@ import pytest
 
 from workbench.errors import DeploymentError, ResultError
 from workbench.experiment.plan import Pass
+from workbench.experiment.progress import read_standing
 from workbench.experiment.result import SCHEMA, load_result
 from workbench.experiment.run import run
 from workbench.serve import deployment as serve
@@ -39,6 +40,7 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
     assert read.facts["schema"] == SCHEMA
     outcomes = {g["name"]: g["outcome"] for g in read.facts["gates"]}
     assert outcomes.pop("client kept up")  # as busy as this machine is
+    assert outcomes.pop("clock was not set")  # as often as somebody sets it
     assert outcomes == dict.fromkeys(
         (
             "every pass ran",
@@ -50,6 +52,7 @@ async def test_a_run_writes_rows_and_what_they_say(attached, vllm, said, tmp_pat
             "nothing impossible",
             "same text",
             "clock was not set",
+            "cached tokens plausible",
         ),
         "PASS",
     )
@@ -65,11 +68,21 @@ async def test_progress_is_one_line_for_each_pass(attached, said):
     plan = attached()
     result = await run(plan, echo=said.append)
     first, cold, warm, last = said
-    assert first == f"pd_sweep {plan.run_id}"
+    name, start = read_standing(first)
+    assert name == f"pd_sweep {plan.run_id}"
+    assert start is not None and (start.done, start.total) == (0, 2)
+    (cold, after_cold), (warm, after_warm) = read_standing(cold), read_standing(warm)
+    assert after_cold is not None and (after_cold.done, after_cold.total) == (1, 2)
+    assert after_warm is not None and (after_warm.done, after_warm.left_s) == (2, 0)
     assert cold.split()[:4] == ["round", "1/1", "attached", "cold"]
     assert warm.split()[:4] == ["round", "1/1", "attached", "engine-warm"]
     assert "TTFT" in cold and cold.endswith(" ms")
     assert last.startswith("success after") and last.endswith(str(result.folder))
+
+
+async def test_a_run_that_is_part_of_another_leaves_progress_to_it(attached, said):
+    await run(attached(), echo=said.append, progress=False)
+    assert [read_standing(line)[1] for line in said] == [None] * 4
 
 
 async def test_a_warm_pass_hits_what_the_cold_one_left(attached):
@@ -116,7 +129,7 @@ async def test_a_server_that_answers_errors_gives_failed_records_and_a_failed_ga
     assert gates["no failures"] == "FAIL"
     assert result.facts["finding"].startswith("Not proven: ")
     assert all("not proven" in number["note"] for number in result.facts["numbers"])
-    assert said[1].endswith("1 of 2 failed")
+    assert read_standing(said[1])[0].endswith("1 of 2 failed")
 
 
 async def test_a_run_without_one_success_has_failed(attached, vllm, said, tmp_path):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -28,6 +28,7 @@ class Play:
     ending: str = ""  # after `after` tokens: "error", "truncated", "cut", "reset", "hang"
     after: int = 1
     usage: bool = True
+    added_prompt_tokens: int = 0  # to those that the last usage counts
     finish_s: float = -1.0  # from 0 up: finish_reason comes so late, in a chunk of its own
     trailer: bool = False
     hangs_up: str = ""  # "after" an answer, or "on_reuse" when the next request has come
@@ -152,7 +153,7 @@ class FakeVllm:
         if play.finish_s >= 0:
             delta = {} if chat else {"text": ""}
             events.append((self.chunk(chat, delta, made, finish="length"), at_s + play.finish_s))
-        prompt = len(body.get("prompt", ()))
+        prompt = len(body.get("prompt", ())) + play.added_prompt_tokens
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": total,
@@ -191,8 +192,8 @@ async def vllm() -> AsyncIterator[FakeVllm]:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    """A port on which nobody listens."""
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, and which nobody else can take meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])

@@ -13,6 +13,7 @@ import pytest
 from workbench.errors import ParameterError
 from workbench.load.client import open_client, stream_completion
 from workbench.load.outgoing import request_body
+from workbench.load.request_form import RequestForm
 from workbench.load.workload import Request, short
 from workbench.records import RequestRecord
 
@@ -250,7 +251,7 @@ async def test_a_cancelled_request_is_recorded_and_still_cancelled(
         await task
     assert [record.error for record in records] == ["cancelled"]
     assert records[0].text == " t0\u00e9 t1\u00e9"
-    await asyncio.wait_for(vllm.left.wait(), 2)  # and the server was told
+    await asyncio.wait_for(vllm.left.wait(), 20)  # and the server was told
 
 
 async def test_the_record_goes_to_the_callback_too(client: httpx.AsyncClient, vllm: Any) -> None:
@@ -275,3 +276,16 @@ async def test_an_https_server_that_is_none_is_a_connect_failure(closed_port: in
     url = f"https://127.0.0.1:{closed_port}"
     async with open_client(url) as client:
         assert (await send(client, url)).error == "connect"
+
+
+async def test_the_first_token_that_usage_has_as_part_of_the_prompt_is_the_clients(
+    client: httpx.AsyncClient, vllm: Any
+) -> None:
+    """The server counts the prompt and the token from prefill, and one answer token less."""
+    form = RequestForm(first_token_from_prefill=True)
+    vllm.plays(added_prompt_tokens=1)
+    record = await send(client, vllm.url, form=form)
+    assert (record.usage_prompt_tokens, record.output_tokens) == (3, 4)
+    vllm.plays()
+    as_it_is = await send(client, vllm.url, REQUEST, form=form)
+    assert (as_it_is.usage_prompt_tokens, as_it_is.output_tokens) == (3, 3)

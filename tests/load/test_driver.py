@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from math import isnan
+from statistics import median
 from typing import Any
 
 import pytest
@@ -110,8 +111,9 @@ async def test_an_open_loop_sends_at_its_times(driven: Drive, vllm: Any) -> None
     for record, offset_s in zip(run.records, arrivals.offsets_s, strict=True):
         assert record.scheduled_s == run.started_s + offset_s
         assert record.sent_s >= record.scheduled_s
-    assert 0 <= run.health.lateness_p50_s <= run.health.lateness_p99_s
-    assert run.health.lateness_p50_s < 0.1
+    late_s = [record.sent_s - record.scheduled_s for record in run.records]
+    assert run.health.lateness_p50_s == pytest.approx(median(late_s))
+    assert run.health.lateness_p50_s <= run.health.lateness_p99_s <= max(late_s)
     assert vllm.accepts > 2  # it did not wait for answers
 
 
@@ -192,7 +194,7 @@ async def test_a_cancelled_drive_leaves_a_record_of_every_request(driven: Drive,
     assert {record.error for record in records} == {"cancelled"}
     in_flight = [record for record in records if not isnan(record.sent_s)]
     assert [record.text for record in in_flight] == [" t0\u00e9 t1\u00e9"] * 2
-    await asyncio.wait_for(vllm.left.wait(), 2)  # nothing goes on at the server
+    await asyncio.wait_for(vllm.left.wait(), 20)  # nothing goes on at the server
     for thread in threading.enumerate():
         if thread.name == "workbench-load":
             thread.join(2)

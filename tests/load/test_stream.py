@@ -151,11 +151,69 @@ def test_a_role_only_or_empty_chunk_is_no_token(first: dict[str, object]) -> Non
         delta(1, reasoning_content="hm"),
         delta(1, tool_calls=[{"index": 0, "function": {"name": "look", "arguments": ""}}]),
         delta(1, tool_calls=[{"index": 0, "function": {"arguments": "{"}}]),
+        delta(1, tool_calls=[{"type": "custom", "custom": {"name": "run", "input": "ls"}}]),
+        delta(1, function_call={"name": "look", "arguments": ""}),
+        delta(1, refusal="I can"),
+        delta(1, thinking="hm"),
     ],
 )
 def test_content_reasoning_and_tool_calls_are_tokens(first: dict[str, object]) -> None:
     parsed = parse_stream([(1.0, sse(first)), (2.0, sse(delta(2, content="b")))])
     assert parsed.chunk_s == (1.0, 2.0)
+
+
+TEXT_PART = {"type": "text", "text": "hm"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"reasoning_details": [{"type": "reasoning.text", "text": "hm", "index": 0}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": ""}]},
+        {"content": [TEXT_PART]},
+        {"content": [{"type": "thinking", "thinking": [TEXT_PART]}]},
+        {"content": [{"type": "text", "text": "h"}, {"type": "text", "text": "m"}]},
+        {"reasoning": "hm", "reasoning_content": "hm", "reasoning_details": [TEXT_PART]},
+    ],
+)
+def test_reasoning_under_other_names_and_lists_of_parts_are_tokens(said: dict[str, object]) -> None:
+    reads = [
+        (1.0, sse(delta(role="assistant", content=""))),
+        (2.0, sse(delta(**said))),
+        (3.0, sse(delta(content="b"))),
+    ]
+    parsed = parse_stream(reads)
+    assert (parsed.error, parsed.text, parsed.chunk_s) == ("truncated", "hmb", (2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": []},
+        {"reasoning_details": []},
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "gAAA"}]},
+        {"thinking_blocks": [{"type": "thinking", "signature": "c2ln"}]},
+    ],
+)
+def test_parts_without_a_text_are_no_token(said: dict[str, object]) -> None:
+    parsed = parse_stream([(1.0, sse(delta(**said))), (2.0, sse(delta(content="b")))])
+    assert parsed.chunk_s == (2.0,)
+
+
+def test_a_message_in_one_event_is_an_answer_in_one_chunk() -> None:
+    whole = chunk({"index": 0, "message": {"content": "abc"}, "finish_reason": "stop"}, 3)
+    parsed = parse_stream([(1.0, sse(whole) + DONE)])
+    assert (parsed.text, parsed.chunk_s, parsed.chunk_tokens) == ("abc", (1.0,), (3,))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_two_answers_in_one_stream_are_an_error(together: bool) -> None:
+    one, other = text("a", 1)["choices"][0], text("b", 1, index=1)["choices"][0]  # type: ignore[index]
+    chunks = [{"choices": [one, other]}] if together else [chunk(one, 1), chunk(other, 1)]
+    parsed = parse_stream([(1.0, sse(*chunks) + DONE)])
+    assert (parsed.error, parsed.text) == ("protocol", "" if together else "a")
+    assert "ask for one, with n 1" in parsed.error_message
 
 
 def test_an_empty_chunk_whose_count_rises_is_a_token_of_half_a_character() -> None:
@@ -213,6 +271,8 @@ def test_an_aborted_request_is_an_error() -> None:
         b'{"choices": [{"text": 5}]}',
         b'{"choices": [{"delta": {"content": ["b"]}}]}',
         b'{"choices": [{"text": "b", "finish_reason": 1}]}',
+        b'{"choices": [{"delta": {"content": [{"text": 5}]}}]}',
+        b'{"choices": [{"delta": {"content": %b}}]}' % (b'[{"text":' * 400 + b"1" + b"}]" * 400),
         b'{"usage": "many"}',
         b'{"usage": {"completion_tokens": "5"}}',
         b'{"usage": {"completion_tokens": -5}}',
@@ -242,6 +302,25 @@ def test_an_event_named_error_is_one_whatever_its_data() -> None:
 def test_no_error_said_as_null_is_none() -> None:
     parsed = parse_stream([(1.0, sse(text("a", 1) | {"error": None}) + DONE)])
     assert parsed.error == ""
+
+
+def test_a_usage_of_null_says_nothing() -> None:
+    nothing = {"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None}
+    for usage in (None, {}, nothing):
+        chunks = sse(text("a") | {"usage": usage}, text("b", finish_reason="stop"))
+        parsed = parse_stream([(0.0, chunks + DONE)])
+        assert (parsed.error, parsed.text, parsed.chunk_tokens) == ("", "ab", ())
+        assert parsed.usage_prompt_tokens == parsed.output_tokens == parsed.cached_tokens == -1
+
+
+def test_usage_may_come_once_at_the_end() -> None:
+    parsed = parse_stream([(0.0, sse(text("a"), text("b", finish_reason="stop"), USAGE) + DONE)])
+    assert (parsed.output_tokens, parsed.cached_tokens, parsed.chunk_tokens) == (3, 4, ())
+
+
+def test_done_may_be_missing_behind_a_finish() -> None:
+    parsed = parse_stream([(0.0, sse(text("a", 1), text("b", 2, finish_reason="stop")))])
+    assert (parsed.error, parsed.done, parsed.output_tokens) == ("", False, 2)
 
 
 def test_a_count_that_falls_tells_no_tokens_of_a_chunk() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,37 +15,6 @@ from workbench.load.arrivals import closed
 from workbench.load.client import open_client
 from workbench.load.driver import drive_in_thread
 from workbench.load.workload import short
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificate and key of 127.0.0.1, signed by itself, in one file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "workbench test")])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(
-        signed.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return path
 
 
 @pytest.fixture
@@ -92,7 +59,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_connect_failure(secure
     workload = short(requests=1, prompt_tokens=64, output_tokens=3, salt="s")
     run = await drive_in_thread(workload, closed(1), base_url=secure.url, model="tiny")
     assert run.records[0].error == "connect"
-    assert "certificate" in run.records[0].error_message
+    message = run.records[0].error_message
+    assert "its certificate is not trusted (self-signed certificate)" in message
+    assert "export SSL_CERT_FILE=" in message
     assert secure.seen == []
 
 

@@ -165,7 +165,7 @@ async def test_leaving_a_response_early_ends_its_connection(
     body = {"prompt": [1], "max_tokens": 3}
     async with client.stream("POST", f"{vllm.url}/v1/completions", json=body):
         pass
-    await asyncio.wait_for(vllm.left.wait(), 2)
+    await asyncio.wait_for(vllm.left.wait(), 20)
     vllm.plays()
     assert (await ask(client, vllm)).status_code == 200
     assert vllm.accepts == 2
@@ -185,7 +185,7 @@ async def test_cancelling_before_the_head_ends_the_connection(client: httpx.Asyn
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await client.get(f"http://127.0.0.1:{port}/")
-        await asyncio.wait_for(left.wait(), 2)
+        await asyncio.wait_for(left.wait(), 20)
 
 
 async def test_nobody_listens(client: httpx.AsyncClient, closed_port: int) -> None:

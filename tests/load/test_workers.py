@@ -208,7 +208,7 @@ async def test_workers_end_with_a_parent_that_is_killed(vllm: Any) -> None:
     assert len(children) == 2
     parent.kill()
     await parent.wait()
-    deadline_s = time.monotonic() + 2
+    deadline_s = time.monotonic() + 20
     while any(_runs(int(pid)) for pid in children) and time.monotonic() < deadline_s:
         await asyncio.sleep(0.01)
     assert not any(_runs(int(pid)) for pid in children)

@@ -17,6 +17,13 @@ class Words:
         found = re.findall(pattern, text, re.DOTALL)
         return [self.known.setdefault(piece, 16 + len(self.known)) for piece in found]
 
+    def completion(self, text: str) -> list[int]:
+        return [1, *self.encode(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        pieces = list(self.known)
+        return "".join(pieces[number - 16] for number in ids)
+
     def chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
         said = [
             f"<{m['role']}>{m['content'].strip() if self.trims else m['content']}</s>"

@@ -87,6 +87,47 @@ def test_a_sound_run_passes_with_its_numbers(gate, sentence):
     assert (result.outcome, result.sentence) == ("PASS", sentence)
 
 
+OLD = "what a connector loads is not counted; vLLM 0.16 and later say it"
+
+
+def old(engine_hit: float) -> TokenSources:
+    """What vLLM 0.9 to 0.11 says: hits of its own cache alone."""
+    return TokenSources(engine_hit=engine_hit, all_tokens=SENT, unknown=OLD)
+
+
+def test_counters_of_older_vllm_are_used_where_they_suffice():
+    cold, warm = alone("cold", old(0)), alone("engine-warm", old(OWN))
+    assert engine_warm([warm]).outcome == "PASS"
+    assert engine_warm([replace(warm, sources={"aggregated": old(0)})]).outcome == "FAIL"
+    assert cold_was_cold([replace(cold, sources={"aggregated": old(OWN)})]).outcome == "FAIL"
+    assert cold_was_cold([replace(cold, sources={"decode": old(0)})]).outcome == "PASS"
+    whole = replace(cold, sources={"aggregated": old(0).without_external()})
+    assert cold_was_cold([whole]).outcome == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("gate", "measured", "prefill_hit"),
+    [
+        (cold_was_cold, COLD, 0),
+        (kv_moved, COLD, 0),
+        (cross_instance, CROSS, OWN),
+        (store_warm, STORE_WARM, 0),
+    ],
+)
+def test_where_they_do_not_suffice_it_is_said_which_version_does(gate, measured, prefill_hit):
+    sources = {"prefill": old(prefill_hit), "decode": old(0)}
+    result = gate([replace(measured, sources=sources)])
+    assert result.outcome == "INCONCLUSIVE"
+    assert OLD in result.sentence
+
+
+def test_no_counter_at_all_is_never_taken_for_cold():
+    blind = TokenSources(all_tokens=SENT, unknown="a hit rate is no counter")
+    result = cold_was_cold([alone("cold", blind)])
+    assert result.outcome == "INCONCLUSIVE"
+    assert "a hit rate is no counter" in result.sentence
+
+
 def test_the_numbers_of_many_passes_add_up():
     rounds = [replace(COLD, round=number) for number in range(9)]
     assert cold_was_cold(rounds).sentence.startswith("0 of 540,000 prompt tokens")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from workbench.metrics import conduct_gates as gates
-from workbench.metrics.counters import NixlCounters
+from workbench.metrics.counters import NixlCounters, TokenSources
 from workbench.metrics.passes import PassCounters
 
 PLANNED = [("1p1d", 0, "cold"), ("1p1d", 0, "engine-warm")]
@@ -150,3 +150,117 @@ def test_a_row_that_cannot_be_is_found(values, what):
     found = gates.possible(rows(**values))
     assert found.outcome == "FAIL"
     assert what in found.sentence
+
+
+def streams(gaps_s: list[float], *, arm: str = "1a", **facts) -> pd.DataFrame:
+    """Answers of 12 tokens, each with one gap between its chunks; 0 is one chunk."""
+    stamps = [tuple(1.0 + g * i for i in range(12 if g else 1)) for g in gaps_s]
+    rows = pd.DataFrame({"chunk_s": stamps, "arm": arm, "error": "", "max_tokens": 12})
+    rows["e2e_s"] = [s[-1] for s in stamps]
+    return rows.assign(**({"output_tokens": 12} | facts))
+
+
+def test_a_stream_that_is_one_passes():
+    gate = gates.streamed(streams([0.01] * 4))
+    assert (gate.outcome, gate.sentence) == (
+        "PASS",
+        "the tokens of 4 of 4 answers came one after another",
+    )
+    assert gates.streamed(streams([0.01], max_tokens=4, output_tokens=4)) is None
+    assert gates.streamed(streams([])) is None
+
+
+@pytest.mark.parametrize("gap_s", [0, 1e-6])
+def test_a_stream_that_was_buffered_fails_and_says_what_ttft_is(gap_s):
+    mixed = pd.concat([streams([0.01] * 6), streams([gap_s] * 3, arm="gateway")])
+    gate = gates.streamed(mixed)
+    assert gate.outcome == "FAIL"
+    assert gate.sentence == (
+        "the stream was buffered: TTFT equals E2E in 3 of 3 answers of gateway, which came in one"
+        " piece"
+    )
+
+
+def test_bursts_are_told_from_one_piece():
+    bursts = streams([0.01] * 3)
+    bursts["chunk_s"] = [tuple(1.0 + i // 6 for i in range(12))] * 3
+    gate = gates.streamed(bursts)
+    assert gate.outcome == "FAIL"
+    assert "3 of 3 answers of 1a came in bursts" in gate.sentence
+
+
+def test_a_client_that_was_disturbed_may_have_gathered_them_itself():
+    late = gates.streamed(streams([0] * 3), disturbed=True)
+    assert late.outcome == "INCONCLUSIVE"
+    assert late.sentence.endswith("; or the client gathered them, which other programs disturbed")
+    assert gates.streamed(streams([0] * 10), disturbed=True).outcome == "FAIL"
+    assert gates.streamed(streams([0.01] * 3), disturbed=True).outcome == "PASS"
+
+
+def test_a_moment_that_gathers_some_answers_is_no_gateway():
+    some = gates.streamed(streams([0.01] * 3 + [0] * 5))
+    assert (some.outcome, some.sentence) == (
+        "PASS",
+        "the tokens of 3 of 8 answers came one after another",
+    )
+
+
+def test_one_chunk_of_tokens_that_nobody_counts_is_not_known():
+    gate = gates.streamed(streams([0] * 3, output_tokens=-1))
+    assert gate.outcome == "INCONCLUSIVE"
+    assert gate.sentence == (
+        "3 of 3 answers came in one chunk, and the server does not count its tokens"
+    )
+
+
+def told(cached: int, sources: dict[str, TokenSources], *, name: str = "cold", ideal: int = 0):
+    """The gate for three prompts of 1,000 tokens, of each of which so many are called cached."""
+    rows = {"arm": "1a", "round": 0, "pass": name, "error": "", "cached_tokens": [cached] * 3}
+    counted = PassCounters(
+        arm="1a",
+        round=0,
+        pass_name=name,
+        requests_sent=3,
+        prompt_tokens_sent=3000,
+        ideal_reuse_tokens=ideal,
+        sources=sources,
+    )
+    return gates.cached_plausible(pd.DataFrame(rows | {"prompt_tokens": 1000}), [counted])
+
+
+COMPUTED = TokenSources(computed=3000, engine_hit=0, external_hit=0)
+FETCHED = TokenSources(computed=3, engine_hit=0, external_hit=2997)
+
+
+def test_a_new_prompt_that_is_called_cached_is_not_believed():
+    unseen = told(1000, {})
+    assert (unseen.outcome, unseen.sentence) == (
+        "FAIL",
+        "1a, round 1, cold: answers call 3,000 of 3,000 prompt tokens cached, where new prompts"
+        " can find 0",
+    )
+    assert "cached_tokens" in unseen.next_step
+    counted = told(1000, {"aggregated": COMPUTED})
+    assert "where the instances count 0" in counted.sentence
+
+
+@pytest.mark.parametrize(
+    ("cached", "sources", "ideal"),
+    [
+        (0, {}, 0),
+        (16, {}, 0),  # a template's first block, or a token that all prompts begin with
+        (600, {}, 1800),
+        (999, {"aggregated": FETCHED}, 0),  # not cold, which is another gate's to say
+        (999, {"prefill": COMPUTED, "decode": FETCHED}, 0),
+        (0, {"prefill": COMPUTED, "decode": FETCHED}, 0),  # NIXL: fetched is not called cached
+    ],
+)
+def test_what_can_be_passes(cached, sources, ideal):
+    assert told(cached, sources, ideal=ideal).outcome == "PASS"
+
+
+def test_what_cannot_be_judged_is_not():
+    hidden = {"prefill": TokenSources(), "decode": TokenSources()}
+    assert told(999, hidden) is None  # KV that was fetched is called cached there
+    assert told(-1, {}) is None
+    assert told(1000, {}, name="engine-warm") is None

@@ -10,6 +10,9 @@ from workbench.metrics.counters import (
     NixlCounters,
     StoreCounters,
     TokenSources,
+    block_tokens,
+    engine_count,
+    kv_capacity_tokens,
     kv_usage,
     sample,
 )
@@ -74,10 +77,118 @@ def test_an_engine_without_the_series_is_unknown_and_says_which():
     )
 
 
+def older(own="vllm:prefix_cache", of="tokens", external=None, **counted):
+    """A page of vLLM 0.8 to 0.15, which does not count prompt tokens by source."""
+    queries, hits, prompt = (counted.get(name, 0) for name in ("queries", "hits", "prompt"))
+    lines = [
+        f"# HELP {own}_hits_total Prefix cache hits, in terms of number of cached {of}.",
+        f"# TYPE {own}_queries_total counter",
+        f'{own}_queries_total{{engine="0"}} {queries}',
+        f"# TYPE {own}_hits_total counter",
+        f'{own}_hits_total{{engine="0"}} {hits}',
+        f'# TYPE vllm:prompt_tokens_total counter\nvllm:prompt_tokens_total{{engine="0"}} {prompt}',
+        'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1',
+    ]
+    if external is not None:
+        name = "vllm:external_prefix_cache"
+        lines += [f"# TYPE {name}_hits_total counter", f"{name}_hits_total {external}"]
+        lines += [f"# TYPE {name}_queries_total counter", f"{name}_queries_total {queries - hits}"]
+    return parse("\n".join(lines), "decode-0")
+
+
+def test_vllm_0_12_to_0_15_count_hits_of_both_caches_and_the_rest_is_computed():
+    before = older(queries=50, hits=0, prompt=50, external=0)
+    after = older(queries=1050, hits=320, prompt=1050, external=256)
+    seen = EngineCounters.of(difference(before, after)).sources
+    assert seen == TokenSources(computed=424, engine_hit=320, external_hit=256)
+    assert (seen.total, seen.unknown) == (1000, "")
+
+
+def test_vllm_0_9_to_0_11_count_hits_of_their_own_cache_alone():
+    seen = EngineCounters.of(older(queries=1000, hits=320, prompt=1000)).sources
+    assert (seen.engine_hit, seen.total) == (320, 1000)
+    assert isnan(seen.computed) and isnan(seen.external_hit)
+    assert seen.unknown == "what a connector loads is not counted; vLLM 0.16 and later say it"
+    # Where it is known from elsewhere that nothing was loaded, nothing is left open.
+    assert seen.without_external() == TokenSources(computed=680, engine_hit=320, external_hit=0)
+
+
+def test_vllm_0_8_counts_hits_in_blocks_and_says_so():
+    gpu = "vllm:gpu_prefix_cache"
+    in_blocks = older(gpu, "blocks", queries=62, hits=20, prompt=1000)
+    assert EngineCounters.of(in_blocks).sources.engine_hit == 320
+    in_tokens = older(gpu, "tokens", queries=1000, hits=320, prompt=1000)
+    assert EngineCounters.of(in_tokens).sources.engine_hit == 320
+    unsaid = EngineCounters.of(older(gpu, "x", queries=1000, hits=320, prompt=1000)).sources
+    assert isnan(unsaid.engine_hit)
+    assert unsaid.unknown.startswith("the unit of vllm:gpu_prefix_cache_hits is not said;")
+
+
+def test_counters_may_lack_the_end_of_their_name():
+    seen = EngineCounters.of(
+        page({"vllm:prefix_cache_queries": 100, "vllm:prefix_cache_hits": 64})
+    ).sources
+    assert isnan(seen.engine_hit)  # of how many prompt tokens is not known
+    seen = EngineCounters.of(
+        page(
+            {
+                "vllm:prefix_cache_queries": 100,
+                "vllm:prefix_cache_hits": 64,
+                "vllm:prompt_tokens_total": 100,
+            }
+        )
+    ).sources
+    assert seen.engine_hit == 64
+
+
+def test_hits_of_prompts_that_were_looked_up_again_and_again_are_no_hits():
+    seen = EngineCounters.of(older(queries=2000, hits=640, prompt=1000, external=0)).sources
+    assert isnan(seen.engine_hit)
+    assert seen.unknown.startswith("prompts were looked up more than once; vLLM 0.16 and later")
+
+
+def test_the_hit_rate_of_the_v0_engine_is_no_counter():
+    old = page({"vllm:gpu_prefix_cache_hit_rate": 0.9, "vllm:prompt_tokens_total": 1000})
+    seen = EngineCounters.of(old).sources
+    assert isnan(seen.engine_hit)
+    assert seen.total == 1000
+    assert seen.unknown.startswith("a hit rate of all time, from the V0 engine, is no counter;")
+
+
+def test_data_parallel_engines_of_an_instance_are_added_up():
+    pages = []
+    for served in (0, 1):
+        by_source = "vllm:prompt_tokens_by_source_total"
+        values = {
+            f'{name}{{engine="{i}"{more}}}': value * served
+            for i in range(2)
+            for name, more, value in (
+                (by_source, ',source="local_compute"', 100),
+                (by_source, ',source="local_cache_hit"', 30 * i),
+                (by_source, ',source="external_kv_transfer"', 0),
+                ("vllm:request_success_total", ',finished_reason="stop"', 2),
+                ("vllm:num_requests_running", "", i),
+            )
+        }
+        for i in range(2):
+            values[f'vllm:cache_config_info{{block_size="16",engine="{i}",num_gpu_blocks="9"}}'] = 1
+        pages.append(page(values))
+    change = difference(*pages)
+    seen = EngineCounters.of(change)
+    assert seen.sources == TokenSources(computed=200, engine_hit=30, external_hit=0)
+    assert seen.requests_finished == 4
+    assert engine_count(change) == 2
+    assert (kv_capacity_tokens(change), block_tokens(change)) == (2 * 9 * 16, 16)
+    assert change.sum("vllm:num_requests_running") == 1
+
+
 def test_sources_of_the_instances_of_a_role_add_up():
     one = TokenSources(computed=1, engine_hit=2, external_hit=3)
     assert one + one == TokenSources(computed=2, engine_hit=4, external_hit=6)
     assert isnan((one + TokenSources()).total)  # one instance unknown: the role is unknown
+    partly = TokenSources(engine_hit=2, all_tokens=6, unknown="old")
+    assert ((one + partly).total, (one + partly).engine_hit) == (12, 4)
+    assert (partly + one).unknown == "old"
 
 
 def test_nixl_says_what_it_moved():
@@ -148,6 +259,7 @@ def test_a_restarted_store_is_unknown():
 def test_kv_usage_is_that_of_the_fullest_engine():
     two = page({f'vllm:kv_cache_usage_perc{{engine="{i}"}}': i / 4 for i in range(3)})
     assert kv_usage(two) == 0.5
+    assert kv_usage(page({"vllm:gpu_cache_usage_perc": 0.25})) == 0.25  # vLLM before 0.11
     assert isnan(kv_usage(engine()))
 
 

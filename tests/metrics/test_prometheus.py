@@ -65,6 +65,17 @@ def test_buckets_and_creation_stamps_are_left_out_and_growing_series_are_known()
     }
 
 
+def test_what_the_page_says_of_a_series_is_kept_by_its_name_without_total():
+    page = parse(TEXT, "i")
+    assert page.helps["vllm:prompt_tokens"] == "Number of prefill tokens processed."
+
+
+def test_a_counter_without_its_type_is_known_by_its_name():
+    before, after = (parse(f"a_total {n}\na_usage {n}\n", "i") for n in (5, 7))
+    change = difference(before, after)
+    assert (change.sum("a_total"), change.sum("a_usage")) == (2, 7)
+
+
 def test_only_some_series_can_be_asked_for():
     page = parse(TEXT, "i", only=("vllm:num_requests_running",))
     assert {name for name, _ in page.values} == {"vllm:num_requests_running"}

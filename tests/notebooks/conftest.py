@@ -16,6 +16,12 @@ BIN = Path(sys.executable).parent
 TOKEN = "WORKBENCH_TEST_TOKEN"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "notebooks" in Path(item.path).parts:
+            item.add_marker(pytest.mark.engine)
+
+
 @pytest.fixture
 def clean_env(token: str) -> dict[str, str]:
     """The environment of a shell in which the virtual environment is active, with the mark."""

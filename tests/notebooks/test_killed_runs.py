@@ -1,6 +1,6 @@
 """However a run ends, within ten seconds none of its processes and no segment of it is left.
 
-Each is ended at a random moment of one of three phases, so that ten ends fall in all of them
+Each is ended at a drawn moment of one of three phases, so that ten ends fall in all of them
 however fast the machine is.
 """
 
@@ -80,7 +80,7 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
 ) -> None:
     end: Callable[[psutil.Process], None] = ENDS[attempt % len(ENDS)]
     phase = PHASES[attempt % len(PHASES)]
-    after_s = random.Random().uniform(0, phase.within_s)
+    after_s = random.Random(attempt).uniform(0, phase.within_s)
     print(f"{end.__name__} {after_s:.1f} s into: {phase.name}")
     with subprocess.Popen(
         ["papermill", "notebooks/pd_sweep.ipynb", str(tmp_path / "out.ipynb"),

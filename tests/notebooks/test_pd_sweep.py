@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def outcomes(facts: dict[str, Any]) -> dict[str, str]:
 def test_1p1d_over_lmcache_with_its_opponents(
     papermill: Papermill, result_of: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    done = papermill("pd_sweep", "-p", "topology", "1p1d", "-p", "rounds", "3", *QUICK)
+    done = papermill("pd_sweep", "-p", "topology", "1p1d", "-p", "rounds", "2", *QUICK)
     assert done.returncode == 0, done.stderr[-3000:]
     facts = result_of("pd_sweep")
     assert facts["status"] == "success"
@@ -37,7 +36,7 @@ def test_1p1d_over_lmcache_with_its_opponents(
 
     folder = next((tmp_path / "pd_sweep").iterdir())
     rows = pd.read_parquet(folder / "requests.parquet")
-    assert len(rows) == 3 * 2 * (3 + 2 + 4)  # rounds x requests x passes of the three arms
+    assert len(rows) == 2 * 2 * (3 + 2 + 4)  # rounds x requests x passes of the three arms
     assert rows["error"].eq("").all()
     # A warm store is faster than computing 3,000 tokens, in every round.
     median = rows.pivot_table(index=["arm", "round"], columns="pass", values="ttft_s")
@@ -90,12 +89,10 @@ def test_open_loop_and_a_shared_prefix(papermill: Papermill, result_of: Any) -> 
 def test_bad_input_is_one_sentence_before_anything_starts(
     papermill: Papermill, tmp_path: Path, arguments: str, sentence: str
 ) -> None:
-    began_s = time.monotonic()
     done = papermill("pd_sweep", *(word.replace("\t", " ") for word in arguments.split(" ")))
     assert done.returncode != 0
     assert sentence in done.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "pd_sweep").exists()
-    assert time.monotonic() - began_s < 15  # 5 s where nothing else runs; CI is noisy
 
 
 def test_a_failed_rerun_leaves_the_earlier_good_result_untouched(

@@ -115,6 +115,12 @@ def test_hits_stand_beside_the_ideal_and_what_lmcache_claims(tiers: pd.DataFrame
     assert "black mark" in chart.caption
 
 
+def test_a_log_has_no_counters_of_lmcache_beside_it(tiers: pd.DataFrame) -> None:
+    chart = figures.hits_by_tier(tiers.assign(ideal_share=nan, claimed_share=nan))
+    assert chart.caption == "At the right the share served from any cache."
+    assert "LMCache says" not in text(chart)
+
+
 def test_a_log_without_lengths_has_no_hit_rate(tiers: pd.DataFrame) -> None:
     chart = figures.hits_by_tier(tiers.assign(prompt_tokens=nan, engine=nan))
     assert "No data: the log does not say how long prompts were" in chart.alt

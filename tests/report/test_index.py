@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
 from workbench.errors import ResultError
 from workbench.report.index import runs_of, write_index
+from workbench.report.outcome import outcome_of
 
 
 def add(outputs: Path, name: str, result: dict[str, Any] | str, *, report: bool = True) -> None:
@@ -26,14 +28,14 @@ def test_the_newest_run_is_first(tmp_path: Path, result: dict[str, Any]) -> None
     assert [run.run_id for run in runs_of(tmp_path / "pd_sweep")] == ["run-21", "run-20", "run-19"]
 
 
-def test_a_run_shows_finding_status_gates_and_link(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_a_run_shows_outcome_finding_gates_and_link(tmp_path: Path, result: dict[str, Any]) -> None:
     add(tmp_path, "run one", {**result, "simulated": True})
     soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
     row = soup.select_one("tbody tr")
     assert row is not None
     cells = [cell.get_text(" ", strip=True) for cell in row("td")]
     assert cells == [
-        "● success",
+        "◆ proven in part",
         "Simulated. A warm KV store cuts TTFT 18 times run one",
         "▲ 1 fail ◆ 1 inconclusive ● 1 pass",
         "2026-11-20 11:02 UTC 14 min",
@@ -46,9 +48,42 @@ def test_a_run_shows_finding_status_gates_and_link(tmp_path: Path, result: dict[
 def test_a_broken_result_is_listed_with_the_reason(tmp_path: Path, text: str) -> None:
     add(tmp_path, "broken", text)
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert run.status == "unreadable"
+    assert run.outcome.word == "unreadable"
     assert run.finding.startswith("Its result.json cannot be read: ")
     assert run.link.endswith("broken/report.html")
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({"gates": [], "unproven": "found"}, "not proven"),
+        ({"outcome": {"word": "ready, busy", "severity": "unsure"}}, "ready, busy"),
+    ],
+)
+def test_the_index_says_the_same_as_the_page(
+    tmp_path: Path, result: dict[str, Any], facts: dict[str, Any], word: str
+) -> None:
+    add(tmp_path, "one", result | facts)
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.outcome == outcome_of(result | facts)
+    assert run.outcome.word == word
+
+
+def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "pd_sweep" / "one"
+    folder.mkdir(parents=True)
+    cell = nbformat.v4.new_code_cell("result = await wb.run(plan)")
+    cell.outputs = [nbformat.v4.new_output("error", ename="LaunchError", evalue="no room\nlog")]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "run.failed.ipynb")
+    (folder / "report.failed.html").touch()
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert (run.outcome.word, run.finding) == ("not carried out", "LaunchError: no room")
+    assert run.link == "pd_sweep/one/report.failed.html"
+    (folder / "run.failed.ipynb").write_text("cut")
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.finding == "The notebook ended early."
 
 
 def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:
@@ -56,6 +91,15 @@ def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert "no result.json" in run.finding
     assert run.link == ""
+
+
+def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path: Path) -> None:
+    for name in ("somebody_elses", "paper_claim_validation", "pd_sweep", "environment_check"):
+        (tmp_path / name / "one").mkdir(parents=True)
+    soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
+    assert [heading.text for heading in soup("h2")] == [
+        "environment check", "pd sweep", "paper claim validation", "somebody elses"
+    ]  # fmt: skip
 
 
 def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, result: dict[str, Any]) -> None:

@@ -1,11 +1,14 @@
+import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from workbench.errors import DeploymentError
+from workbench.errors import DeploymentError, ParameterError
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Instance
 
@@ -29,13 +32,45 @@ class Models:
         return web.json_response(self.answer, status=self.status)
 
 
-@pytest.fixture
-async def models() -> AsyncIterator[Models]:
+@asynccontextmanager
+async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Models]:
     fake = Models()
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", fake.handle)
     async with TestServer(app) as running:
-        fake.url = f"http://127.0.0.1:{running.port}"
+        if context is not None:
+            await web.TCPSite(running.runner, "127.0.0.1", 0, ssl_context=context).start()
+        host, port = running.runner.addresses[-1][:2]
+        fake.url = f"{'https' if context else 'http'}://{host}:{port}"
+        yield fake
+
+
+@pytest.fixture
+async def models() -> AsyncIterator[Models]:
+    async with serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Models]:
+    """Another server of the same kind."""
+    async with serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Models]:
+    """A front door that knows nothing of /v1/models."""
+    async with serving() as fake:
+        fake.status, fake.answer = 404, {"detail": "Not Found"}
+        yield fake
+
+
+@pytest.fixture
+async def secure_models(certificate: Path) -> AsyncIterator[Models]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with serving(context) as fake:
         yield fake
 
 
@@ -127,3 +162,123 @@ async def test_a_key_that_is_none_is_refused_without_being_shown(models, monkeyp
 async def test_nobody_there_is_refused_likewise():
     with pytest.raises(DeploymentError, match=r"at http://127\.0\.0\.1:9/v1/models \(ConnectError"):
         await attach("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/models"])
+async def test_an_address_is_that_of_the_server_whatever_path_stands_behind_it(behind, models):
+    deployment = await attach(
+        models.url + behind,
+        prefill_urls=[f"http://p:1{behind}"],
+        decode_urls=[f"http://d:1{behind}"],
+        lmcache_url="http://s:1/",
+    )
+    urls = [deployment.url, *(i.url for i in deployment.instances), deployment.store_url]
+    assert urls == [models.url, "http://p:1", "http://d:1", "http://s:1"]
+
+
+async def test_the_model_that_is_named_is_the_one_measured(models):
+    deployment = await attach(models.url, model="their-adapter")
+    assert (deployment.model, deployment.doubts) == ("their-adapter", ())
+
+
+async def test_a_model_may_be_named_by_the_path_of_its_weights(models):
+    models.answer = {"data": [{"id": "base", "root": "/m/base"}, {"id": "sql", "root": "/m/sql"}]}
+    assert (await attach(models.url, model="/m/sql")).model == "sql"
+
+
+async def test_a_model_that_is_not_served_is_refused_with_those_that_are(models):
+    with pytest.raises(DeploymentError) as refused:
+        await attach(models.url, model="theirs")
+    assert "model is 'theirs'" in str(refused.value)
+    assert "write one of their-70b, their-adapter, e.g. -p model their-70b" in str(refused.value)
+
+
+async def test_a_folder_given_as_the_model_is_taken_for_a_tokenizers(models, tmp_path):
+    with pytest.raises(DeploymentError, match="the folder of its tokenizer is -p tokenizer"):
+        await attach(models.url, model=str(tmp_path))
+
+
+async def test_the_first_of_several_models_is_measured_and_that_is_a_doubt(models):
+    (doubt,) = (await attach(models.url)).doubts
+    assert doubt.startswith("The server lists 2 models and the first, 'their-70b', was measured")
+    models.answer = {"data": [{"id": "only"}]}
+    assert (await attach(models.url)).doubts == ()
+
+
+@pytest.mark.parametrize("status", [404, 405, 500])
+async def test_a_proxy_without_a_list_has_the_models_of_its_servers(status, models, proxy):
+    proxy.status = status
+    deployment = await attach(proxy.url, decode_urls=[models.url])
+    assert (deployment.url, deployment.model) == (proxy.url, "their-70b")
+    chosen = await attach(proxy.url, decode_urls=[models.url], model="their-adapter")
+    assert chosen.model == "their-adapter"
+    with pytest.raises(DeploymentError, match="write one of their-70b, their-adapter"):
+        await attach(proxy.url, decode_urls=[models.url], model="theirs")
+
+
+async def test_servers_behind_a_proxy_must_have_a_model_in_common(models, proxy, other):
+    other.answer = {"data": [{"id": "their-adapter"}]}
+    both = {"prefill_urls": [models.url], "decode_urls": [other.url]}
+    assert (await attach(proxy.url, **both)).model == "their-adapter"
+    other.answer = {"data": [{"id": "another"}]}
+    with pytest.raises(DeploymentError, match=r"serve no model in common \(another; their-70b"):
+        await attach(proxy.url, **both)
+
+
+async def test_where_no_server_lists_models_the_named_one_is_taken_and_that_is_a_doubt(proxy):
+    deployment = await attach(proxy.url, model="theirs", decode_urls=[proxy.url])
+    assert deployment.model == "theirs"
+    assert deployment.doubts == ("No server lists its models, so 'theirs' was asked for as given.",)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_server_that_is_not_ready_is_no_proxy_without_a_list(status, models, proxy):
+    proxy.status = status
+    with pytest.raises(DeploymentError, match=rf"no OpenAI-compatible .*\({status} .* not ready"):
+        await attach(proxy.url, decode_urls=[models.url], model="their-70b")
+
+
+async def test_certificates_of_the_environment_are_trusted(secure_models, monkeypatch, certificate):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert (await attach(secure_models.url)).model == "their-70b"
+
+
+async def test_a_certificate_that_is_not_trusted_is_called_so(secure_models, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(DeploymentError) as refused:
+        await attach(secure_models.url)
+    assert "its certificate is not trusted (self-signed certificate)" in str(refused.value)
+    assert "export SSL_CERT_FILE=" in str(refused.value)
+
+
+async def test_a_certificate_for_another_name_is_called_so(secure_models, monkeypatch, certificate):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with pytest.raises(DeploymentError) as refused:
+        await attach(secure_models.url.replace("127.0.0.1", "localhost"))
+    assert "certificate is not valid for 'localhost'" in str(refused.value)
+    assert "write the address with the name that it is for" in str(refused.value)
+
+
+async def test_a_server_without_tls_is_called_so(models):
+    with pytest.raises(DeploymentError, match=r"does not speak TLS .* with http://"):
+        await attach(models.url.replace("http:", "https:"))
+
+
+async def test_a_variable_that_names_no_certificates_is_told_where_tls_is_asked_for(
+    models, secure_models, monkeypatch
+):
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    with pytest.raises(ParameterError, match=r"SSL_CERT_FILE .* '/no/such/file\.pem': there is no"):
+        await attach(secure_models.url)
+    assert (await attach(models.url)).model == "their-70b"  # plain http needs none
+
+
+async def test_a_listed_server_out_of_reach_matters_only_where_nobody_else_names_a_model(
+    models, proxy
+):
+    away = "http://127.0.0.1:9"
+    both = await attach(proxy.url, prefill_urls=[away], decode_urls=[models.url])
+    assert both.model == "their-70b"
+    assert (await attach(proxy.url, decode_urls=[away], model="theirs")).model == "theirs"
+    with pytest.raises(DeploymentError, match=f"answers at {away}/v1/models"):
+        await attach(proxy.url, decode_urls=[away])

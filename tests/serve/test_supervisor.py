@@ -47,6 +47,17 @@ time.sleep(60)
 """
 """A named semaphore; its maker has it mapped under another name."""
 
+DIES = """
+import os, sys
+if not os.fork():
+    if not os.fork():
+        with open(sys.argv[1] + ".new", "w") as file: file.write(str(os.getpid()))
+        os.rename(sys.argv[1] + ".new", sys.argv[1])
+    os._exit(0)
+os.wait()
+"""
+"""An orphan that ends at once: the supervisor buries it when it has noted all segments."""
+
 
 class Supervised:
     """The supervisor as its launcher sees it: orders in, events out."""
@@ -186,7 +197,10 @@ def test_the_shared_memory_of_a_process_that_had_to_be_killed_is_removed(supervi
 @pytest.mark.parametrize("code", [SHARES, LOCKS], ids=["memory", "semaphore"])
 def test_the_segment_of_a_process_that_was_killed_by_another_is_removed(supervisor, code):
     pid, segment = shared(supervisor, "a", code)
-    time.sleep(1.2)  # segments are noted once a second
+    supervisor.start("b", DIES, supervisor.folder / "orphan")
+    orphan = int(supervisor.written("orphan"))
+    assert supervisor.event()["exited"] == "b"
+    eventually(lambda: not psutil.pid_exists(orphan))
     os.killpg(pid, signal.SIGKILL)  # the tracker that would tidy up is in the same group
     assert supervisor.event() == {"exited": "a", "status": -signal.SIGKILL}
     assert segment.exists()

@@ -1,14 +1,16 @@
 """Which claims are measured in the time there is, and why the others are not. Pure.
 
-Reading costs nothing and comes first. Time goes to recipes by the claims a second that they can
-decide here; what gives a number but no verdict comes last. A recipe that found no room waits: the
-others may need less than was thought.
+Reading costs nothing and comes first. Each recipe may be measured in full, with fewer requests, or
+with fewer rounds, where these can still decide a count or give an interval. Of these choices the
+ones are taken that decide most claims in the time; what decides most a second comes first. A recipe
+that found no room waits. The plan is made anew after each recipe, from what the last ones took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from workbench.claims.claim import CHECKS, Claim
 from workbench.claims.decision import MIN_RUNS
@@ -17,7 +19,7 @@ from workbench.claims.recipe import Recipe, Setting
 from workbench.claims.verdict import judge
 from workbench.errors import WorkbenchError
 
-__all__ = ["Schedule", "Step", "schedule", "undecidable"]
+__all__ = ["INTERVAL_RUNS", "Schedule", "Step", "schedule", "undecidable", "worth"]
 
 _NO_RUN_SETTLES = {
     "strong_tuned_baseline",
@@ -28,6 +30,14 @@ _NO_RUN_SETTLES = {
 _MORE_RUNS = 10
 """Launches an arm that effects under 5 % are given when there is time."""
 _UNDECIDED_WORTH = 0.1
+INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
+"""Fewer rounds give a ratio no interval, and one of so few rounds decides nothing."""
+_FEWER = 0.1
+"""What is lost of the worth of a recipe that is cut to next to nothing and decides as much."""
+_PARTS = 1000
+"""Of the time, in which costs are counted while a plan is made."""
+_AS_GOOD = 0.5
+"""The first recipe is the cheapest of those that decide so much of the most a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +48,10 @@ class Step:
     claims: tuple[str, ...]
     runs: int
     estimate_s: float
+    requests_share: float = 1.0
+    """Of the requests of a pass that it sends."""
+    cut: str = ""
+    """What was left out of it and why, a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +73,13 @@ class Schedule:
         lines = [f"decided by reading and arithmetic: {len(self.by_reading)}"]
         for step in (*self.steps, *self.waiting):
             room = "" if step in self.steps else ", if the others leave it the time"
+            if step.requests_share < 1:
+                room += f", {step.requests_share:.0%} of its requests"
+            room += ", to fit the time" if step.cut else ""
+            runs = "1 run" if step.runs == 1 else f"{step.runs} runs"
             lines.append(
                 f"{step.recipe.level:8} {step.recipe.name:14} about {step.estimate_s:4.0f} s,"
-                f" {step.runs} runs an arm{room}: {', '.join(step.claims)}"
+                f" {runs} an arm{room}: {', '.join(step.claims)}"
             )
         hope = sum(len(step.claims) for step in self.waiting)
         lines.append(f"not measured, the table says why of each: {len(self.skipped) - hope}")
@@ -75,12 +93,18 @@ def schedule(
     *,
     tiers: Sequence[str],
     budget_s: float,
+    spent_s: float = 0.0,
+    slowness: Callable[[str], float] = lambda _: 1.0,
 ) -> Schedule:
-    """Spend `budget_s` on what can be decided; `setting.runs` is the least for each arm."""
+    """Spend `budget_s` on what can be decided; `setting.runs` is the least for each arm.
+
+    Of the budget `spent_s` are gone. `slowness` says of each level how many times as long as
+    estimated it takes on this machine.
+    """
     reading = tuple(claim.id for claim in claims if judge(claim).verdict != "not_tested")
     open_ = {claim.id: claim for claim in claims if claim.id not in reading}
     skipped: dict[str, str] = {}
-    offers: list[tuple[float, Step]] = []
+    offers: list[Step] = []
     for recipe in recipes:
         serves = tuple(name for name in recipe.claims if name in open_)
         if not serves:
@@ -89,43 +113,173 @@ def schedule(
             skipped |= dict.fromkeys(serves, reason)
             continue
         try:
-            cost_s = recipe.estimate_s(setting)
+            cost_s = recipe.estimate_s(setting) * slowness(recipe.level)
         except WorkbenchError as error:
             skipped |= dict.fromkeys(serves, f"{recipe.name} cannot run here: {error}")
             continue
-        worth = sum(
-            _UNDECIDED_WORTH if undecidable(open_[name], setting) else 1.0 for name in serves
-        )
-        step = Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s)
-        offers.append((worth / max(cost_s, 0.1), step))
-    steps: list[Step] = []
-    waiting: list[Step] = []
-    left_s = budget_s
-    for _, step in sorted(offers, key=lambda offer: -offer[0]):
-        if step.estimate_s <= left_s:
-            steps.append(step)
-            left_s -= step.estimate_s
-        else:
-            reason = (
-                f"{step.recipe.name} takes about {step.estimate_s:.0f} s and {max(0.0, left_s):.0f}"
-                f" of {budget_s:.0f} s are left; raise time_budget_s, e.g. to"
-                f" {_rounded_up(budget_s - left_s + step.estimate_s)}."
-            )
-            skipped |= dict.fromkeys(step.claims, reason)
-            waiting.append(step)
+        offers.append(Step(recipe=recipe, claims=serves, runs=setting.runs, estimate_s=cost_s))
+    room = _Room(
+        open_, setting, budget_s=budget_s, left_s=max(0.0, budget_s - spent_s), slowness=slowness
+    )
+    steps = room.chosen(offers)
+    taken = {step.recipe.name for step in steps}
+    waiting = [step for step in room.in_order(offers) if step.recipe.name not in taken]
+    if steps and not spent_s:
+        steps = room.cheap_first(steps)
+    left_s = room.left_s - sum(step.estimate_s for step in steps)
+    for step in waiting:
+        reason = f"{step.recipe.name} takes {room.lacks(step, left_s)}"
+        skipped |= dict.fromkeys(step.claims, reason)
     measured = {name for step in steps for name in step.claims}
     for name, claim in open_.items():
         if name not in measured:
             skipped.setdefault(name, _no_recipe(claim))
-    if not waiting:
-        steps = _more_runs(steps, open_, setting, left_s)
-        steps = _longer(steps, setting, budget_s - sum(step.estimate_s for step in steps))
+    if not waiting and not any(step.cut for step in steps):
+        steps = _more_runs(steps, open_, setting, left_s, slowness)
+        left_s = room.left_s - sum(step.estimate_s for step in steps)
+        steps = _longer(steps, setting, left_s, slowness)
     return Schedule(
         steps=tuple(steps),
         waiting=tuple(waiting),
         skipped={name: text for name, text in skipped.items() if name not in measured},
         by_reading=reading,
     )
+
+
+@dataclass(slots=True)
+class _Room:
+    """The time that is left while a plan is made."""
+
+    claims: Mapping[str, Claim]
+    setting: Setting
+    _: KW_ONLY
+    budget_s: float
+    left_s: float
+    slowness: Callable[[str], float]
+
+    def chosen(self, offers: Sequence[Step]) -> list[Step]:
+        """The steps, at most one of each offer, that are worth most together in the time."""
+        choices = [self._ways(offer) for offer in offers]
+        picked = _most_worth(
+            [[(step.estimate_s, self._worth(step)) for step in ways] for ways in choices],
+            self.left_s,
+        )
+        taken = [ways[place] for ways, place in zip(choices, picked, strict=True) if place >= 0]
+        left_s = self.left_s - sum(step.estimate_s for step in taken)
+        full = {offer.recipe.name: offer for offer in offers}
+        return self.in_order(
+            [self._explained(step, full[step.recipe.name], left_s) for step in taken]
+        )
+
+    def in_order(self, steps: Sequence[Step]) -> list[Step]:
+        """What decides most a second comes first."""
+        return sorted(steps, key=lambda step: -self._rate(step))
+
+    def cheap_first(self, steps: Sequence[Step]) -> list[Step]:
+        """With a cheap one before the others: how fast the machine is shows soon."""
+        best = max(map(self._rate, steps))
+        cheap = [
+            step for step in steps if self._rate(step) >= _AS_GOOD * best and self._worth(step) >= 1
+        ]
+        first = min(cheap or steps[:1], key=lambda step: step.estimate_s)
+        return [first, *(step for step in steps if step is not first)]
+
+    def lacks(self, step: Step, left_s: float) -> str:
+        """How much it takes and how much there is, and what to do: the end of a sentence."""
+        wanted_s = _rounded_up(self.budget_s - left_s + step.estimate_s)
+        return (
+            f"about {step.estimate_s:.0f} s and {left_s:.0f} of {self.budget_s:.0f} s are left;"
+            f" raise time_budget_s, e.g. to {wanted_s}."
+        )
+
+    def _ways(self, offer: Step) -> list[Step]:
+        """The offer in full, and with fewer requests and rounds."""
+        least = 1 if any(_is_count(self.claims[name]) for name in offer.claims) else INTERVAL_RUNS
+        fewer = [runs for runs in (INTERVAL_RUNS, 1) if least <= runs < offer.runs]
+        return [
+            replace(offer, runs=runs, requests_share=share,
+                    estimate_s=self._cost_s(offer, share, runs))
+            for share in (1.0, *offer.recipe.fewer)
+            for runs in (offer.runs, *fewer)
+        ]  # fmt: skip
+
+    def _worth(self, step: Step) -> float:
+        """Claims decided; all requests and rounds are worth a little more than some."""
+        claims = [self.claims[name] for name in step.claims]
+        whole = (step.requests_share + min(1.0, step.runs / self.setting.runs)) / 2
+        return worth(claims, self.setting, step.runs) * (1 - _FEWER * (1 - whole))
+
+    def _rate(self, step: Step) -> float:
+        return self._worth(step) / max(step.estimate_s, 0.1)
+
+    def _cost_s(self, step: Step, share: float, runs: int) -> float:
+        changed = replace(self.setting, requests_share=share, runs=runs)
+        return step.recipe.estimate_s(changed) * self.slowness(step.recipe.level)
+
+    def _explained(self, step: Step, full: Step, left_s: float) -> Step:
+        """The step with a sentence on what it leaves out, where it is not in full."""
+        if step == full:
+            return step
+        rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
+        share = step.requests_share
+        requests = f" and {share:.0%} of its requests" if share < 1 else ""
+        room_s = left_s + step.estimate_s
+        wanted_s = self.budget_s - room_s + full.estimate_s
+        cut = (
+            f"{step.recipe.name} was cut to {rounds}{requests}, to fit {room_s:.0f} s (all takes"
+            f" {full.estimate_s:.0f} s); raise time_budget_s to {_rounded_up(wanted_s)}."
+        )
+        return replace(step, cut=cut)
+
+
+def _most_worth(choices: Sequence[Sequence[tuple[float, float]]], left_s: float) -> list[int]:
+    """Of each list of (cost, worth) the place of the one to take, or -1; worth most in the time.
+
+    A knapsack with one choice of each list; costs are rounded up to a part of the time.
+    """
+    import numpy as np
+
+    part_s = max(left_s, 1e-9) / _PARTS
+    best = np.zeros(_PARTS + 1)
+    taken = np.full((len(choices), _PARTS + 1), -1)
+    parts = [[math.ceil(cost_s / part_s - 1e-6) for cost_s, _ in ways] for ways in choices]
+    for number, ways in enumerate(choices):
+        better = best.copy()
+        for place, (_, value) in enumerate(ways):
+            cost = parts[number][place]
+            if cost > _PARTS:
+                continue
+            with_it = best[: _PARTS + 1 - cost] + value
+            more = with_it > better[cost:] + 1e-9
+            better[cost:][more] = with_it[more]
+            taken[number, cost:][more] = place
+        best = better
+    # The first of the best is the one that takes least.
+    at = int(np.argmax(best >= best.max() - 1e-9))
+    picked = []
+    for number in range(len(choices) - 1, -1, -1):
+        place = int(taken[number, at])
+        picked.append(place)
+        at -= parts[number][place] if place >= 0 else 0
+    return picked[::-1]
+
+
+def worth(claims: Sequence[Claim], setting: Setting, runs: int) -> float:
+    """How many of `claims` so many runs decide; a number without a verdict is worth a little."""
+    total = 0.0
+    for claim in claims:
+        if undecidable(claim, setting):
+            total += _UNDECIDED_WORTH if runs else 0.0
+        elif runs >= MIN_RUNS or (runs and _is_count(claim)):
+            total += 1.0
+        elif runs:
+            total += _INTERVAL_WORTH if runs >= INTERVAL_RUNS else _UNDECIDED_WORTH
+    return total
+
+
+def _is_count(claim: Claim) -> bool:
+    """Whether one round is enough for it."""
+    return all(effect.quantifier == "exact" for effect in claim.effects)
 
 
 def undecidable(claim: Claim, setting: Setting) -> str:
@@ -161,8 +315,9 @@ def _no_recipe(claim: Claim) -> str:
 
 
 def _more_runs(
-    steps: Sequence[Step], claims: Mapping[str, Claim], setting: Setting, left_s: float
-) -> list[Step]:
+    steps: Sequence[Step], claims: Mapping[str, Claim], setting: Setting, left_s: float,
+    slowness: Callable[[str], float],
+) -> list[Step]:  # fmt: skip
     """What is left of the time goes to effects under 5 %, which five runs can hardly tell."""
     more = []
     for step in steps:
@@ -177,18 +332,20 @@ def _more_runs(
             extra = min(_MORE_RUNS - runs, int(left_s // each_s))
             left_s -= extra * each_s
             runs += extra
-        changed = replace(setting, runs=runs)
-        more.append(replace(step, runs=runs, estimate_s=step.recipe.estimate_s(changed)))
+        cost_s = step.recipe.estimate_s(replace(setting, runs=runs)) * slowness(step.recipe.level)
+        more.append(replace(step, runs=runs, estimate_s=cost_s))
     return more
 
 
-def _longer(steps: Sequence[Step], setting: Setting, left_s: float) -> list[Step]:
+def _longer(
+    steps: Sequence[Step], setting: Setting, left_s: float, slowness: Callable[[str], float]
+) -> list[Step]:
     """What is left after that goes to recipes that can use it, the shortest first."""
     longer = {}
     for step in sorted(steps, key=lambda step: step.estimate_s):
         if step.recipe.most_s is None:
             continue
-        most_s = step.recipe.most_s(replace(setting, runs=step.runs))
+        most_s = step.recipe.most_s(replace(setting, runs=step.runs)) * slowness(step.recipe.level)
         extra_s = max(0.0, min(left_s, most_s - step.estimate_s))
         left_s -= extra_s
         longer[step.recipe.name] = replace(step, estimate_s=step.estimate_s + extra_s)

@@ -56,18 +56,21 @@ def decide(
     if not cells:
         return Decision(code="not_measured", reason="It was not measured.")
     kept = tuple(sorted(cells, key=lambda cell: cell.estimate))
+    runs = min(cell.runs for cell in kept)
+    few = Decision(
+        code="too_few_runs",
+        reason=f"{runs} launch{'' if runs == 1 else 'es'} an arm, and a verdict takes {MIN_RUNS}.",
+        cells=kept,
+    )
     if not all(math.isfinite(cell.low) and math.isfinite(cell.high) for cell in kept):
+        if 0 < runs < MIN_RUNS and effect.quantifier != "exact":
+            return few
         return Decision(code="inconclusive", reason="The run gave no interval.", cells=kept)
     if effect.quantifier == "exact":
         code = _exact(effect, kept)
     else:
-        runs = min(cell.runs for cell in kept)
         if runs < MIN_RUNS and not counted:
-            return Decision(
-                code="too_few_runs",
-                reason=f"{runs} launches an arm, and a verdict takes {MIN_RUNS}.",
-                cells=kept,
-            )
+            return few
         code = _interval(effect, kept, tolerance, noise_floor)
     if effect.quantifier == "exact" and all(cell.low == cell.high for cell in kept):
         return Decision(code=code, reason=_counted(effect, kept), cells=kept)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.claims.decision import MIN_RUNS
 from workbench.claims.verdict import Measurement
+from workbench.experiment.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,12 @@ class Setting:
     """For all recipes."""
     allotted_s: float = 0.0
     """For this recipe; one that can be longer than its least fills it with larger cells."""
+    dtype: str = "bfloat16"
+    """Number format of weights and KV where engines are timed, the same on all sides."""
+    requests_share: float = 1.0
+    """Of the requests of a pass; a recipe that has to be short sends fewer."""
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    """How long this recipe may take; it is asked before each round."""
     seed: int = 0
     runs: int = MIN_RUNS
     """Launches or rounds for each arm; a smaller number gives no verdict."""
@@ -98,4 +105,6 @@ class Recipe:
     """Raises a workbench.errors error where nothing could be measured at all."""
     most_s: Callable[[Setting], float] | None = None
     """How long it may take at most, for one that can be longer."""
+    fewer: tuple[float, ...] = ()
+    """Shares of its requests that it can do with, the largest first."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")

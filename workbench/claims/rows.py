@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.launches import Launches
@@ -52,9 +51,10 @@ async def gather(
 ) -> Rows:
     """Launch `job` with the fields of each arm in every run, in mirrored order every other run.
 
-    The first launch has `budget_s` of its own in the job; what it came to, `after_first` turns
-    into fields of all later jobs, so that they hold the same cells. A launch that fails is a
-    doubt. Raises DeploymentError where none could be finished.
+    `setting.limit` says how many rounds are begun; of a round that broke off, launches that ended
+    count only where no whole round did. The first launch has `budget_s` of its own in the job; what
+    it came to, `after_first` turns into fields of all later jobs, so that they hold the same cells.
+    A launch that fails is a doubt. Raises DeploymentError where none could be finished.
     """
     import pandas as pd
 
@@ -63,26 +63,32 @@ async def gather(
     frames: list[pd.DataFrame] = []
     results: list[dict[str, Any]] = []
     doubts: list[str] = []
-    async with Launches(
+    limit = setting.limit
+    async with limit.enforced(), Launches(
         target=target, output_dir=setting.output_dir, name=name, warm=warm,
         fork=setting.platform == "cpu", env=_env(setting),
     ) as launches:  # fmt: skip
-        for run, place in product(range(setting.runs), range(len(arms))):
-            if place == 0:
-                setting.echo(f"{name}: run {run + 1} of {setting.runs}")
-            arm = arms[place if run % 2 == 0 else -1 - place]
-            try:
-                result = await launches.run(
-                    {**fields, **arm, "seed": setting.seed + run}, timeout_s=60 + 10 * share_s
-                )
-            except DeploymentError as error:
-                doubts.append(f"{error}.")
-                continue
-            frames.append(pd.DataFrame(result.pop("rows")).assign(run=run))
-            if not results:
-                fields |= after_first(result)
-            results.append(result)
-            doubts += [f"Run {run + 1}: {note}" for note in result.get("notes", ())]
+        for run in limit.rounds_of(setting.runs):
+            setting.echo(f"{name}: run {run + 1} of {setting.runs}")
+            for arm in arms if run % 2 == 0 else arms[::-1]:
+                try:
+                    result = await launches.run(
+                        {**fields, **arm, "seed": setting.seed + run}, timeout_s=60 + 10 * share_s
+                    )
+                except DeploymentError as error:
+                    doubts.append(f"{error}.")
+                    continue
+                frames.append(pd.DataFrame(result.pop("rows")).assign(run=run))
+                if not results:
+                    fields |= after_first(result)
+                results.append(result)
+                doubts += [f"Run {run + 1}: {note}" for note in result.get("notes", ())]
+    if limit.broken_off and limit.rounds:
+        frames = [frame for frame in frames if frame["run"].iloc[0] < limit.rounds]
+    if not frames and limit.broken_off:
+        raise DeploymentError(
+            f"{name} was stopped after {limit.elapsed_s:.0f} s, before its first launch had ended"
+        )
     if not frames:
         others = f" So did {len(doubts) - 1} further launches." if len(doubts) > 1 else ""
         raise DeploymentError(f"{doubts[0]}{others}")

@@ -15,6 +15,7 @@ from workbench.experiment.plan import Arm, ExperimentPlan
 from workbench.experiment.speed import TYPICAL
 from workbench.experiment.traffic import WorkloadSpec
 from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.topology import Topology
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "STORE_LENGTHS",
     "cache_plan",
     "estimate_s",
+    "lengths",
     "store_plan",
     "topology_plan",
 ]
@@ -34,6 +36,9 @@ CACHE_LENGTHS = (512, 700, 1024, 1500, 2048, 2049)
 """Whole blocks of 16 and 128 tokens, one token more, and lengths between."""
 STORE_LENGTHS = (700, 1024, 1900, 2048)
 """Whole chunks of 256 tokens, and lengths between."""
+_KEPT_LONGEST = (1024, 700, 2049, 1900, 512, 1500, 2048)
+"""Lengths in the order in which a short run keeps them: a whole block, one between, one more."""
+PD_REQUESTS = 6
 SHARES = (0.25, 0.5, 0.75)
 OUTPUT_TOKENS = 16
 SHORT_BUDGET_S = 300.0
@@ -43,8 +48,8 @@ def cache_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
     """One instance with the prefix cache off, off again, and on (cold, partly warm, warm)."""
     asked = PrefixCache(
         prompt_tokens=max(CACHE_LENGTHS), output_tokens=OUTPUT_TOKENS,
-        requests=_each(setting) * len(CACHE_LENGTHS), concurrency=1, shares=list(SHARES),
-        **_common(params, setting),
+        requests=_each(setting) * len(lengths(CACHE_LENGTHS, setting)), concurrency=1,
+        shares=list(SHARES), **_common(params, setting),
     )  # fmt: skip
     made = plan(asked)
     off, on = made.arms
@@ -52,7 +57,7 @@ def cache_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
         made,
         notebook="prefix_cache",
         arms=(off, _again(off), on),
-        workload=_lengths(made, CACHE_LENGTHS),
+        workload=_lengths(made, lengths(CACHE_LENGTHS, setting)),
     )
 
 
@@ -66,7 +71,7 @@ def store_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
         with_store,
         notebook="store",
         arms=(alone, _again(alone), replace(lmcache, label="lmcache")),
-        workload=_lengths(with_store, STORE_LENGTHS),
+        workload=_lengths(with_store, lengths(STORE_LENGTHS, setting)),
     )
 
 
@@ -80,7 +85,8 @@ def topology_plan(
     made = plan(
         _sweep(
             params, setting, topology=topology, connector="lmcache", opponents=True,
-            concurrency=2, requests=6, prompt_tokens=1500, output_tokens=32,
+            concurrency=2, requests=max(2, round(PD_REQUESTS * setting.requests_share)),
+            prompt_tokens=1500, output_tokens=32,
         )
     )  # fmt: skip
     chosen = [arm for arm in made.arms if arm.role == "subject" or arm.connector == rival]
@@ -95,8 +101,14 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     """
     requests = made.workload.build("estimate").requests
     speed = made.speed or TYPICAL
-    cold_s = sum(speed.prefill_s(r.prompt_tokens) + speed.step_s * r.max_tokens for r in requests)
+    settings = made.arms[0].settings
+    layers = model_facts(settings.model).layers if made.speed and settings else LAYERS
+    cold_s = sum(
+        speed.prefill_s(r.prompt_tokens, layers=layers) + speed.step_s * r.max_tokens
+        for r in requests
+    )
     total_s = 0.0
+    launch_s *= speed.fork_server_s / TYPICAL.fork_server_s
     once_s = speed.fork_server_s if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
         instances = Topology.parse(arm.topology).instances
@@ -106,9 +118,15 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     return once_s + made.rounds * total_s
 
 
+def lengths(wanted: tuple[int, ...], setting: Setting) -> tuple[int, ...]:
+    """The lengths that a run with this share of its requests asks, at least two; in order."""
+    number = max(2, round(len(wanted) * setting.requests_share))
+    return tuple(sorted(sorted(wanted, key=_KEPT_LONGEST.index)[:number]))
+
+
 def _each(setting: Setting) -> int:
     """Requests of each length in a pass; more launches are worth more than more requests."""
-    return 1 if setting.budget_s < SHORT_BUDGET_S else 2
+    return 1 if setting.budget_s < SHORT_BUDGET_S or setting.requests_share < 1 else 2
 
 
 def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
@@ -120,6 +138,7 @@ def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
         "fault": params.fault,
         "platform": params.platform,
         "model": params.model,
+        "dtype": params.dtype,
         "context_tokens": params.context_tokens,
         "kv_cache_mib": params.kv_cache_mib,
         "gpu_memory_share": params.gpu_memory_share,
@@ -133,7 +152,8 @@ def _common(params: EngineParams, setting: Setting) -> dict[str, Any]:
 def _sweep(params: EngineParams, setting: Setting, **options: Any) -> PdSweep:
     defaults = {
         "opponents": False, "store_gb": 0.5, "prompt_tokens": max(STORE_LENGTHS),
-        "output_tokens": OUTPUT_TOKENS, "requests": _each(setting) * len(STORE_LENGTHS),
+        "output_tokens": OUTPUT_TOKENS,
+        "requests": _each(setting) * len(lengths(STORE_LENGTHS, setting)),
     }  # fmt: skip
     return PdSweep(**{**defaults, **_common(params, setting), **options})
 
@@ -142,6 +162,6 @@ def _again(arm: Arm) -> Arm:
     return replace(arm, label=arm.label + AGAIN, passes=arm.passes[:1])
 
 
-def _lengths(made: ExperimentPlan, lengths: tuple[int, ...]) -> WorkloadSpec:
+def _lengths(made: ExperimentPlan, kept: tuple[int, ...]) -> WorkloadSpec:
     options = made.workload.options
-    return Lengths(name="lengths", lengths=lengths, options=dict(options))
+    return Lengths(name="lengths", lengths=kept, options=dict(options))

@@ -7,39 +7,55 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import machine
 from workbench.claims.account import account
-from workbench.claims.budget import Schedule, Step, schedule
+from workbench.claims.budget import INTERVAL_RUNS, Schedule, Step, schedule, worth
 from workbench.claims.claim import Claim
 from workbench.claims.conclusion import concluded
-from workbench.claims.recipe import Outcome, Setting
+from workbench.claims.decision import MIN_RUNS
+from workbench.claims.recipe import Outcome, Recipe, Setting
 from workbench.claims.recipes import recipes
 from workbench.claims.registry import Registry, read_registry
 from workbench.claims.selection import select
 from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.experiment.plan import run_id
+from workbench.experiment.progress import Standing
+from workbench.experiment.progress_bar import bar_in_lab
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
+from workbench.experiment.time_limit import TimeLimit
 from workbench.machine import repository_root
 from workbench.params import PaperClaimValidation
 from workbench.physics import accelerator
 from workbench.serve.tiny_model import model_facts, tiny_model
+from workbench.serve.vllm import number_format
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ClaimResult", "Validation", "validate"]
 
-_OVERRUN = 1.25
-"""A measurement that would end later than this many times the budget is not begun."""
+_STOPS = 1.15
+"""All measuring is broken off after so many times the budget, so that 1.2 times hold with the
+ending of servers and the writing."""
+_ENDS = 1.1
+"""Rounds of a measurement that has begun may end so many times the budget after the start."""
+_SAME_WORTH = 0.5
+"""Claims that others have to decide beyond, before a recipe that has begun makes room for them."""
+_MOST, _LEFT_MOST = 3.0, 0.75
+"""A recipe is broken off after so many times its estimate, or after such a part of the time that is
+left, where that is more: what it has begun is worth something."""
+_SLOW, _FASTEST = 1.3, 0.7
+"""From the first on the page says that the machine is slow; plans count on the last at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +85,19 @@ class Validation:
         head = f"claims on {self.setting.hardware} ({self.setting.platform}): {len(self.claims)}"
         return "\n".join([head, *self.registry.mistakes, str(self.schedule)])
 
-    async def run(self, *, echo: Echo = echo_line) -> ClaimResult:
+    async def run(
+        self, *, echo: Echo = echo_line, clock: Callable[[], float] = time.monotonic
+    ) -> ClaimResult:
         """Measure, judge, and write the run folder. Cancelling keeps what was measured."""
+        with bar_in_lab(echo) as shown:
+            return await self._run(shown, clock)
+
+    async def _run(self, echo: Echo, clock: Callable[[], float]) -> ClaimResult:
         name = run_id(self.params)
         folder = RunFolder.open(self.params.output_dir, "paper_claim_validation", name)
-        began, began_s = datetime.now(UTC), time.monotonic()
+        began, began_s = datetime.now(UTC), clock()
         echo(f"paper_claim_validation {name}")
-        measured = _Measured()
+        measured = _Measured(plan=self.schedule)
         status = "failed"
 
         def facts(now: str) -> dict[str, Any]:
@@ -87,20 +109,20 @@ class Validation:
                 "simulated": self.params.engine == "simulated",
                 "started_at": began.isoformat(timespec="seconds"),
                 "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "duration_s": round(time.monotonic() - began_s, 1),
-                "measuring_s": round(sum(measured.took_s.values()), 1),
+                "duration_s": round(clock() - began_s, 1),
+                "measuring_s": round(sum(spent.took_s for spent in measured.spent), 1),
+                "time_spent": [asdict(spent) for spent in measured.spent],
                 "parameters": asdict(self.params),
                 "machine": machine.facts().as_dict() | {"platform": self.setting.platform},
             } | self._judged(measured)
 
         folder.write_facts(facts("started"))
         try:
-            for step in self.schedule.steps:
-                await self._measure(step, folder.attempt, began_s, measured, echo)
-            for step in self.schedule.waiting:
-                gone_s = time.monotonic() - began_s
-                if gone_s + step.estimate_s <= self.params.time_budget_s:
-                    await self._measure(step, folder.attempt, began_s, measured, echo)
+            while steps := measured.plan.steps:
+                gone_s = clock() - began_s
+                await self._measure(steps[0], folder.attempt, gone_s, measured, echo, clock)
+                self._plan_anew(clock() - began_s, measured, echo)
+            echo(f"all is judged{self._standing(clock() - began_s, measured)}")
             status = "success"
         except asyncio.CancelledError:
             status = "cancelled"
@@ -117,32 +139,134 @@ class Validation:
         return ClaimResult(facts=found, folder=folder.home)
 
     async def _measure(
-        self, step: Step, home: Path, began_s: float, measured: _Measured, echo: Echo
+        self,
+        step: Step,
+        home: Path,
+        gone_s: float,
+        measured: _Measured,
+        echo: Echo,
+        clock: Callable[[], float],
     ) -> None:
-        """One recipe; whatever it raises is a sentence on its claims."""
-        recipe, gone_s = step.recipe, time.monotonic() - began_s
-        if measured.took_s and gone_s + step.estimate_s > _OVERRUN * self.params.time_budget_s:
-            reason = (
-                f"{recipe.name} takes about {step.estimate_s:.0f} s, and what came before it took"
-                f" {gone_s:.0f} of {self.params.time_budget_s:.0f} s; raise time_budget_s."
-            )
-            measured.skipped |= dict.fromkeys(step.claims, reason)
-            echo(f"{recipe.name} is skipped: {reason}")
-            return
-        echo(f"{recipe.level} level, {recipe.name}: {recipe.what}")
+        """One recipe within its share of the time; what it raises is a sentence on its claims."""
+        recipe = step.recipe
         setting = replace(
-            self.setting, runs=step.runs, output_dir=home / "runs" / recipe.name, echo=echo,
-            allotted_s=step.estimate_s,
+            self.setting, runs=step.runs, requests_share=step.requests_share,
+            output_dir=home / "runs" / recipe.name, echo=echo,
         )  # fmt: skip
-        began = time.monotonic()
+        limit = self._limit(step, setting, gone_s, measured, clock)
+        setting = replace(setting, allotted_s=step.estimate_s, limit=limit)
+        standing = self._standing(gone_s, measured)
+        echo(f"{recipe.level} level, {recipe.name}: {recipe.what}{standing}")
+        if step.cut:
+            echo(step.cut)
+        began_s = clock()
+        said = [step.cut] if step.cut else []
         try:
-            measured.outcomes[recipe.name] = await recipe.run(setting)
+            outcome = await recipe.run(setting)
+            if limit.cut:
+                said.append(_stopped(step, limit))
+                echo(said[-1])
+            measured.outcomes[recipe.name] = replace(outcome, doubts=(*said, *outcome.doubts))
         except Exception as error:
             kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
             reason = f"{recipe.name} failed: {kind}{' '.join(str(error).split())[:400]}"
-            measured.failed |= dict.fromkeys(step.claims, reason)
+            kept = measured.failed
+            if limit.cut:
+                reason, kept = _stopped(step, limit), measured.skipped
+            kept |= dict.fromkeys(step.claims, reason)
             echo(reason)
-        measured.took_s[recipe.name] = time.monotonic() - began
+        measured.spent.append(
+            Spent(recipe=recipe.name, level=recipe.level, planned_s=round(step.estimate_s, 1),
+                  took_s=round(clock() - began_s, 1), rounds=limit.rounds,
+                  planned_rounds=_rounds(step, limit), requests_share=step.requests_share,
+                  slowness=_slowness(step, setting, limit))
+        )  # fmt: skip
+
+    def _limit(
+        self,
+        step: Step,
+        setting: Setting,
+        gone_s: float,
+        measured: _Measured,
+        clock: Callable[[], float],
+    ) -> TimeLimit:
+        """How long a step may take: by its estimate, and by what is left for it and the others."""
+        budget_s, recipe = self.params.time_budget_s, step.recipe
+        once_s = recipe.estimate_s(replace(setting, runs=1))
+        round_s = recipe.estimate_s(replace(setting, runs=2)) - once_s
+        others = self._recipes_left(measured, beside=recipe.name)
+        most_s = stops_s = max(0.0, _STOPS * budget_s - gone_s)
+        if others:
+            left_s = max(0.0, budget_s - gone_s)
+            most_s = min(stops_s, max(_MOST * step.estimate_s, _LEFT_MOST * left_s))
+
+        def goes_on(limit: TimeLimit, planned: int) -> bool:
+            left_s = _ENDS * budget_s - gone_s - limit.elapsed_s
+            if limit.each_s > left_s or not others:
+                return limit.each_s <= left_s
+            measured.under_way = recipe.level, limit.slowness, limit.elapsed_s
+            ours = [self.registry.claims[name] for name in step.claims]
+            now = worth(ours, setting, limit.rounds)
+            now_s = gone_s + limit.elapsed_s
+            elsewhere = self._worth(self._planned(others, now_s, measured))
+            for rounds in dict.fromkeys((min(planned, MIN_RUNS), INTERVAL_RUNS, limit.rounds + 1)):
+                cost_s = (rounds - limit.rounds) * limit.each_s
+                if not limit.rounds < rounds <= planned or cost_s > left_s:
+                    continue
+                then = self._planned(others, now_s + cost_s, measured)
+                gained = worth(ours, setting, rounds) - now + self._worth(then)
+                if gained >= elsewhere - _SAME_WORTH:
+                    return True
+            return False
+
+        return TimeLimit(
+            most_s=most_s, goes_on=goes_on, fixed_s=once_s - round_s, round_s=round_s, clock=clock
+        )
+
+    def _standing(self, gone_s: float, measured: _Measured) -> str:
+        """How far the measuring is, for the end of a line; the budget bounds what is left."""
+        done, steps = len(measured.spent), measured.plan.steps
+        left_s = min(
+            sum(step.estimate_s for step in steps), max(0.0, self.params.time_budget_s - gone_s)
+        )
+        standing = Standing(
+            done=done, total=done + len(steps), elapsed_s=gone_s, left_s=left_s, unit="recipes"
+        )
+        return f"  {standing}" if standing.total else ""
+
+    def _recipes_left(self, measured: _Measured, *, beside: str = "") -> list[Recipe]:
+        done = {spent.recipe for spent in measured.spent} | {beside}
+        offered = (*self.schedule.steps, *self.schedule.waiting)
+        return [step.recipe for step in offered if step.recipe.name not in done]
+
+    def _planned(self, left: Sequence[Recipe], gone_s: float, measured: _Measured) -> Schedule:
+        """The plan of these recipes in the time that is left, by what the machine has shown."""
+        served = {name for recipe in left for name in recipe.claims}
+        return schedule(
+            [claim for claim in self.claims if claim.id in served], left, self.setting,
+            tiers=self.params.tiers, budget_s=self.params.time_budget_s, spent_s=gone_s,
+            slowness=measured.slowness,
+        )  # fmt: skip
+
+    def _worth(self, plan: Schedule) -> float:
+        claims = self.registry.claims
+        return sum(
+            worth([claims[name] for name in step.claims], self.setting, step.runs)
+            for step in plan.steps
+        )
+
+    def _plan_anew(self, gone_s: float, measured: _Measured, echo: Echo) -> None:
+        """After each recipe, since it may have taken more or less than was thought."""
+        before = [step.recipe.name for step in measured.plan.steps[1:]]
+        left = self._recipes_left(measured)
+        measured.under_way = "", nan, 0.0
+        measured.plan = self._planned(left, gone_s, measured)
+        now = [step.recipe.name for step in measured.plan.steps]
+        if now != before and left:
+            echo(
+                f"{gone_s:.0f} of {self.params.time_budget_s:.0f} s are gone; the plan was made"
+                f" anew: {', '.join(now) or 'nothing more fits'}"
+            )
 
     def _judged(self, measured: _Measured) -> dict[str, Any]:
         """Every claim with its verdict, and what follows from all of them."""
@@ -150,15 +274,18 @@ class Validation:
         versions = machine.facts().versions
         kept = {name: versions[name] for name in ("vllm", "torch", "lmcache") if versions.get(name)}
         # A claim that reading has decided may get our number beside its verdict all the same.
-        begun = [step for step in self.schedule.waiting if step.recipe.name in measured.took_s]
-        steps = (*self.schedule.steps, *begun)
-        of = {claim: step.recipe for step in steps for claim in step.recipe.claims}
+        offered = {
+            step.recipe.name: step.recipe for step in (*self.schedule.steps, *self.schedule.waiting)
+        }
+        begun = [offered[spent.recipe] for spent in measured.spent]
+        of = {claim: recipe for recipe in begun for claim in recipe.claims}
+        unfit = {**self.schedule.skipped, **measured.plan.skipped}
+        skipped = {**unfit, **measured.skipped, **measured.failed}
         for claim in self.claims:
             recipe = of.get(claim.id)
             outcome = measured.outcomes.get(recipe.name) if recipe else None
             verdict, measurement = self._verdict(claim, outcome, measured, kept)
             verdicts[claim.id] = verdict
-            skipped = {**self.schedule.skipped, **measured.skipped, **measured.failed}
             accounts.append(
                 account(
                     claim, verdict, self.registry.claims,
@@ -166,10 +293,24 @@ class Validation:
                     setting=self.setting, skipped=skipped.get(claim.id, ""),
                 )
             )  # fmt: skip
-        return concluded(
+        found = concluded(
             self.params, self.setting, self.registry, self.claims, verdicts, accounts,
-            outcomes=measured.outcomes, failed=measured.failed, steps=len(steps),
+            outcomes=measured.outcomes, failed=measured.failed, steps=len(begun),
         )  # fmt: skip
+        return found | {"doubts": [*self._slow(measured), *found["doubts"]]}
+
+    def _slow(self, measured: _Measured) -> list[str]:
+        """A sentence where the machine was slower than planned, and what that left out."""
+        slowness = measured.slowness("")
+        doubts = list(dict.fromkeys(measured.skipped.values()))
+        if slowness >= _SLOW:
+            left_out = ", ".join(step.recipe.name for step in measured.plan.waiting)
+            doubts.insert(
+                0,
+                f"This machine took {slowness:.1f} times as long as planned"
+                + (f": no time for {left_out}." if left_out else "."),
+            )
+        return doubts
 
     def _verdict(
         self,
@@ -199,14 +340,79 @@ class Validation:
         )  # fmt: skip
 
 
-class _Measured:
-    """What has been measured so far."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a recipe took; `time_spent` of result.json."""
 
-    def __init__(self) -> None:
-        self.outcomes: dict[str, Outcome] = {}
-        self.failed: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}
-        self.took_s: dict[str, float] = {}
+    recipe: str
+    level: str
+    planned_s: float
+    took_s: float
+    rounds: int
+    """That ended."""
+    planned_rounds: int
+    requests_share: float
+    slowness: float | None
+    """How many times as long as estimated it took; None where that cannot be told."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Measured:
+    """What has been measured so far, and the plan of the rest."""
+
+    plan: Schedule
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    spent: list[Spent] = field(default_factory=list)
+    under_way: tuple[str, float, float] = "", nan, 0.0
+    """Of the recipe under way: level, how many times as long as estimated it takes, seconds."""
+
+    def slowness(self, level: str) -> float:
+        """How many times as long as estimated a level takes here, by all of it that was measured.
+
+        Of a level that was not, or an empty one, what all levels say; 1 where nothing does.
+        """
+        known = [
+            (spent.level, spent.slowness, spent.took_s)
+            for spent in self.spent
+            if spent.slowness is not None
+        ]
+        if self.under_way[1] > 0:
+            known.append(self.under_way)
+        known = [one for one in known if one[0] == level] or known
+        took_s = sum(seconds for *_, seconds in known)
+        if not took_s:
+            return 1.0
+        return max(_FASTEST, took_s / sum(seconds / times for _, times, seconds in known))
+
+
+def _slowness(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
+    """How many times as long as estimated a step took."""
+    if not limit.rounds:
+        # Nothing ended: it takes at least as long as it ran.
+        least_s = step.recipe.estimate_s(replace(setting, runs=1, allotted_s=0.0))
+        return max(1.0, limit.elapsed_s / least_s) if limit.broken_off and least_s else None
+    if setting.allotted_s and step.recipe.most_s is not None:
+        # It fills the time that it is given, so that only an overrun says something.
+        return (
+            limit.elapsed_s / setting.allotted_s if limit.elapsed_s > setting.allotted_s else None
+        )
+    return limit.slowness if limit.slowness > 0 else None
+
+
+def _rounds(step: Step, limit: TimeLimit) -> int:
+    """Planned ones; what is counted once has a single round."""
+    return step.runs if limit.round_s > 0 else 1
+
+
+def _stopped(step: Step, limit: TimeLimit) -> str:
+    """Why a step has fewer rounds than planned."""
+    name, took_s, planned_s = step.recipe.name, limit.elapsed_s, step.estimate_s
+    return (
+        f"{name} was stopped after {limit.rounds} of {_rounds(step, limit)} rounds: it took"
+        f" {took_s:.0f} s, and {planned_s:.0f} s were planned for all; raise time_budget_s."
+    )
 
 
 def validate(params: PaperClaimValidation) -> Validation:
@@ -246,6 +452,8 @@ def _setting(params: PaperClaimValidation) -> Setting:
         model=Path(params.model) if params.model else tiny_model(),
         output_dir=repository_root() / params.output_dir,
         budget_s=params.time_budget_s,
+        dtype=number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
+        or "bfloat16",
         seed=params.seed,
         runs=params.rounds,
     )

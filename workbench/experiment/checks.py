@@ -11,7 +11,7 @@ from workbench.experiment.plan import ExperimentPlan, rate_pass
 from workbench.experiment.ties import text_reference
 from workbench.load.workers import most_workers
 from workbench.metrics import cache_gates, conduct_gates, gates
-from workbench.metrics.client_gate import client_kept_up, clock_not_set
+from workbench.metrics.client_gate import LAG_P99_S, OTHERS_SHARE, client_kept_up, clock_not_set
 from workbench.metrics.gate import Gate
 from workbench.metrics.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
@@ -44,6 +44,7 @@ def check(
         *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
         *_states(plan, passes),
         ledger_closes(passes),
+        *_told(requests, passes, client),
         *_answers(plan, requests, legs),
         client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
         *([clock] if clock else []),
@@ -102,6 +103,20 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
         if state in states:
             asked.append(gate(passes))
     return asked
+
+
+def _told(
+    requests: pd.DataFrame, passes: Sequence[PassCounters], client: Mapping[str, float]
+) -> list[Gate]:
+    """Whether answers came as servers made them, and tell what can be."""
+    late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
+    asked = (
+        conduct_gates.streamed(
+            requests, disturbed=late or client.get("others_cpu_share", 0.0) > OTHERS_SHARE
+        ),
+        conduct_gates.cached_plausible(requests, passes),
+    )
+    return [gate for gate in asked if gate is not None]
 
 
 def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -> list[Gate]:

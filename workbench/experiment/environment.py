@@ -1,8 +1,14 @@
-"""What this machine can run: versions, stale servers, free ports and memory, and a short proof."""
+"""Can this machine run the workbench, and is it quiet enough to time? Two questions, kept apart.
+
+The first is answered by versions, memory, ports and a short run of real servers: ready or not
+ready. The second by the CPU of other programs and by timers: quiet or busy. A busy machine is
+ready all the same.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,21 +17,32 @@ from typing import Any
 from workbench import machine
 from workbench.errors import WorkbenchError
 from workbench.experiment.arms import plan
+from workbench.experiment.quiet import (
+    BUSY_MEANS,
+    TIMING_GATES,
+    quietness,
+    timing_gates,
+    watch_machine,
+)
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import Machine
+from workbench.metrics.gate_table import Kind
 from workbench.metrics.gates import Gate
 from workbench.params import EnvironmentCheck, PdSweep
 from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
+from workbench.serve.ports import free_ports
 
-__all__ = ["Stale", "check_environment", "stale_servers"]
+__all__ = ["Stale", "answers", "check_environment", "stale_servers"]
 
 FITS = {"vllm": "0.32.0", "lmcache": "0.5.6", "nixl": "1.5.1"}
 """Versions whose private parts the fork server and the patches lean on, and that were measured."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}
 SMALLEST_SHM_GB = 2.0
+PORTS = 16
+"""As many as the largest deployment on a CPU takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +79,17 @@ def stale_servers() -> list[Stale]:
 
 
 async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line) -> Result:
-    """Look at the machine, run a short real 1p1d, and say ready or not ready with the next step.
+    """Look at the machine, run a short real 1p1d, and answer both questions with the next step.
 
-    The result's `facts` has `platforms` and `stale` beside what every result has.
+    The result's `facts` has `ready`, `quiet`, `questions` and `platforms` beside what every result
+    has.
     """
     here = machine.facts()
     platform = here.platform if params.platform == "auto" else params.platform
-    gates = [*_static_gates(here, platform), _stale_gate(stale_servers())]
+    gates = [*_static_gates(here, platform), _ports_gate(), _stale_gate(stale_servers())]
+    gates += timing_gates(await watch_machine())
     smoke: Result | None = None
-    if params.smoke and not any(g.outcome == "FAIL" for g in gates):
+    if params.smoke and not any(g.outcome == "FAIL" for g in _about_running(gates)):
         # One round of two small prompts: enough to see real KV arrive.
         sweep = PdSweep(
             topology="1p1d", prompt_tokens=2000, output_tokens=8, requests=2, rounds=1,
@@ -90,19 +109,27 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
     return _as_result(params, here, platform, gates, smoke)
 
 
+SMOKE = "smoke run: "
+
+
+def _about_running(gates: Iterable[Gate]) -> list[Gate]:
+    """The gates of the first question; all others are those of the second."""
+    return [gate for gate in gates if gate.name.removeprefix(SMOKE) not in TIMING_GATES]
+
+
 def _gate(name: str, outcome: Any, sentence: str, next_step: str) -> Gate:
     return Gate(name=name, outcome=outcome, sentence=sentence, next_step=next_step)
 
 
 def _smoke_gate(row: dict[str, Any]) -> Gate:
-    return _gate(f"smoke run: {row['name']}", row["outcome"], row["sentence"], row["next_step"])
+    return _gate(f"{SMOKE}{row['name']}", row["outcome"], row["sentence"], row["next_step"])
 
 
 def _static_gates(here: Machine, platform: str) -> list[Gate]:
     """Versions, memory, shared memory and default ports, without starting anything."""
     missing = [name for name in ("vllm", "lmcache") if name not in here.versions]
     other = [
-        f"{name} {here.versions[name]} (measured with {version})"
+        f"{name} {here.versions[name]} (tested: {version})"
         for name, version in FITS.items()
         if here.versions.get(name, version) != version
     ]
@@ -116,21 +143,21 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
             _gate(
                 "packages",
                 "INCONCLUSIVE",
-                f"other versions than measured: {'; '.join(other)}",
-                "run make setup, or watch the smoke run",
+                f"versions that were not tested: {'; '.join(other)}",
+                "run make setup, or trust the smoke run",
             )
         )
     else:
         names = ", ".join(f"{name} {here.versions[name]}" for name in FITS if name in here.versions)
-        gates.append(_gate("packages", "PASS", f"{names} fit together", ""))
+        gates.append(_gate("packages", "PASS", f"{names} are the tested versions", ""))
     free, enough = here.memory_free_gb, 2 * CPU_INSTANCE_GB + 1.5
     fits = min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / CPU_INSTANCE_GB))
     gates.append(
         _gate(
             "memory",
             "PASS" if free >= enough else "FAIL",
-            f"{free:.1f} GB free, enough for {max(fits, 0)} CPU instances"
-            f" of about {CPU_INSTANCE_GB} GB beside a KV store",
+            f"{free:.1f} GB free: room for {max(fits, 0)} CPU instances of about"
+            f" {CPU_INSTANCE_GB} GB and a KV store",
             "" if free >= enough else "end other programs",
         )
     )
@@ -139,28 +166,43 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         _gate(
             "shared memory",
             "PASS" if shm >= SMALLEST_SHM_GB else "FAIL",
-            f"{shm:.1f} GB free in /dev/shm; the KV store needs its size there",
+            f"{shm:.1f} GB free in /dev/shm, where the KV store lies"
+            f" (at least {SMALLEST_SHM_GB:g} GB)",
             "" if shm >= SMALLEST_SHM_GB else "start the container with a larger --shm-size",
         )
     )
     if platform != "cpu" and not here.gpus:
         gates.append(
-            _gate("GPUs", "FAIL", f"platform {platform} and no GPU answers", "check the driver")
+            _gate(
+                "GPUs",
+                "FAIL",
+                f"no GPU answers, and platform is {platform}",
+                "check the driver, or take -p platform cpu",
+            )
         )
     return gates
 
 
+def _ports_gate() -> Gate:
+    """Servers take free ports of their own; a default port that is taken does no harm."""
+    taken = [f"{p} ({n})" for p, n in DEFAULT_PORTS.items() if _listens(p)]
+    others = f"; in use by others: {', '.join(taken)}" if taken else ""
+    try:
+        free_ports(PORTS)
+    except WorkbenchError as error:
+        return _gate("ports", "FAIL", str(error), "end what listens there: ss -ltnp lists it")
+    return _gate("ports", "PASS", f"{PORTS} free ports were found{others}", "")
+
+
 def _stale_gate(stale: list[Stale]) -> Gate:
     if not stale:
-        taken = [f"{p} ({n})" for p, n in DEFAULT_PORTS.items() if _listens(p)]
-        ports = f"; taken all the same: port {', '.join(taken)}" if taken else ""
-        return _gate("stale servers", "PASS", f"no vLLM or LMCache server runs{ports}", "")
+        return _gate("stale servers", "PASS", "no vLLM or LMCache server runs already", "")
     names = "; ".join(f"pid {s.pid} since {s.since}, {s.memory_gb:.1f} GB" for s in stale[:6])
     return _gate(
         "stale servers",
         "INCONCLUSIVE",
         f"{len(stale)} processes of vLLM, LMCache or the workbench run already: {names}",
-        "end them if nobody needs them; they take cores and memory from every measurement",
+        "end them if nobody needs them; they take CPU and memory from every measurement",
     )
 
 
@@ -177,40 +219,31 @@ def _as_result(
     gates: list[Gate],
     smoke: Result | None,
 ) -> Result:
-    failed = [gate for gate in gates if gate.outcome == "FAIL"]
-    ready = not failed and (smoke is not None or not params.smoke)
-    if ready:
-        finding = f"Ready: real prefill and decode servers run on this machine ({platform})"
-        step = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
-    else:
-        finding = f"Not ready: {failed[0].sentence.splitlines()[0]}" if failed else "Not ready"
-        step = failed[0].next_step if failed else ""
+    answer = answers(gates, platform, smoked=smoke is not None or not params.smoke)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     numbers = [
-        {"label": "cores", "value": here.cores, "unit": "", "low": None, "high": None,
-         "note": here.cpu},
-        {"label": "memory free", "value": here.memory_free_gb, "unit": "GB", "low": None,
-         "high": None, "note": f"of {here.memory_gb:.0f} GB"},
+        _card("cores", here.cores, "", here.cpu, rests_on="counts"),
+        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB",
+              rests_on="counts"),
     ]  # fmt: skip
     if smoke is not None:
+        started_s, note = smoke.facts["launches_s"][0], "one launch, LMCache included"
         numbers.append(
-            {"label": "from nothing to healthy, 1p1d", "value": smoke.facts["launches_s"][0],
-             "unit": "s", "low": None, "high": None, "note": "one launch, LMCache included"}
-        )  # fmt: skip
+            _card("from nothing to healthy, 1p1d", started_s, "s", note, rests_on="times")
+        )
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "notebook": "environment_check",
         "run_id": "here",
-        "status": "success" if ready else "failed",
+        "status": "success",  # it was carried out, whatever it found
         "simulated": False,
         "started_at": smoke.facts["started_at"] if smoke else now,
         "finished_at": now,
         "duration_s": smoke.facts["duration_s"] if smoke else 0.0,
         "parameters": asdict(params),
         "machine": here.as_dict() | {"platform": platform},
-        "finding": finding,
-        "scope": f"Next step: {step}" if step else "",
+        **answer,
         "numbers": numbers,
         "gates": [asdict(gate) for gate in gates],
         "doubts": [],
@@ -225,6 +258,71 @@ def _as_result(
     folder.write_facts(facts)
     folder.promote()
     return Result(facts=facts, folder=folder.home)
+
+
+def _card(label: str, value: float, unit: str, note: str, *, rests_on: Kind) -> dict[str, Any]:
+    """A key number; `rests_on` says which gates spoil it."""
+    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note,
+            "rests_on": rests_on}  # fmt: skip
+
+
+def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
+    """Both questions answered, as the facts of a result: the headline, the outcome, what to do.
+
+    `smoked` says that servers were tried, where that was wanted.
+    """
+    running = _about_running(gates)
+    timing = [gate for gate in gates if gate not in running]
+    failed = [gate for gate in running if gate.outcome == "FAIL"]
+    ready, quiet = smoked and not failed, quietness(timing)
+    reason = next((g for g in timing if g.outcome == "FAIL"), None)
+    reason = reason or next((g for g in timing if g.outcome == "INCONCLUSIVE"), None)
+    said = _lowered(_first_line(reason)) if reason else f"servers start and KV moves ({platform})"
+    if not ready:
+        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
+        word, severity, why = "not ready", "bad", finding
+        scope, step = "", failed[0].next_step if failed else ""
+    else:
+        word = {"quiet": "ready, quiet", "busy": "ready, busy"}.get(quiet, "ready")
+        severity = "ok" if quiet == "quiet" else "unsure"
+        head = "Ready; quiet is not proven" if quiet == "not known" else word.capitalize()
+        finding, why = f"{head}: {said}", "" if quiet == "quiet" else f"{said}."
+        scope, step = BUSY_MEANS if quiet == "busy" else "", _NEXT
+    rows = [
+        {"question": "Can this machine run it?", "answer": "ready" if ready else "not ready",
+         "why": _together(running)},
+        {"question": "Is it quiet enough to time?", "answer": quiet, "why": _together(timing)},
+    ]  # fmt: skip
+    return {
+        "ready": ready,
+        "quiet": quiet,
+        "questions": rows,
+        "outcome": {"word": word, "severity": severity, "why": why},
+        "finding": finding,
+        "scope": " ".join(filter(None, (scope, f"Next step: {step}" if step else ""))),
+        "next_step": step,
+    }
+
+
+_NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
+
+
+def _first_line(gate: Gate) -> str:
+    return gate.sentence.partition("\n")[0]
+
+
+def _lowered(sentence: str) -> str:
+    """As it is written after a colon; a name in capitals stays as it is."""
+    capital = sentence[:1].isupper() and not sentence[1:2].isupper()
+    return sentence[0].lower() + sentence[1:] if capital else sentence
+
+
+def _together(gates: list[Gate]) -> str:
+    """What decided: the checks that failed, else those without an answer, else that all hold."""
+    for outcome in ("FAIL", "INCONCLUSIVE"):
+        if found := [f"{g.name}: {_first_line(g)}" for g in gates if g.outcome == outcome]:
+            return "; ".join(found)
+    return f"all {len(gates)} checks hold"
 
 
 def platforms(here: Machine) -> list[dict[str, str]]:

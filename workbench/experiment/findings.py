@@ -17,7 +17,7 @@ from workbench.experiment.rate_table import rate_cards
 from workbench.experiment.rates import answers, rate_rows, rate_sentences
 from workbench.experiment.sentences import cards, finding, headline, scope, sentences
 from workbench.metrics.gate_table import gate_doubts, spoil
-from workbench.metrics.latency import succeeded
+from workbench.metrics.latency import buffered, comparable, succeeded, tpot_unknown
 from workbench.metrics.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
@@ -48,7 +48,7 @@ def conclude(
     measured = len(requests) > 0
     answered = measured and bool(succeeded(requests).any())
     summary = summarise(requests) if measured else []
-    comparisons = compare(plan, requests) if measured else []
+    comparisons = _told(compare(plan, comparable(requests)), requests) if measured else []
     workload = plan.workload.sample
     rates = rate_rows(plan.rates, requests) if measured else []
     rates_found = answers(plan.rates, requests) if measured else {}
@@ -113,6 +113,16 @@ def conclude(
     }
 
 
+def _told(comparisons: list[dict[str, Any]], requests: pd.DataFrame) -> list[dict[str, Any]]:
+    """The comparisons, with the reason where streams were buffered and no ratio is made of them."""
+    held_back = set(requests.loc[buffered(requests), "arm"])
+    for row in comparisons:
+        if {row["arm"], row["baseline_arm"]} & held_back and row["metric"] in ("ttft_s", "tpot_s"):
+            row["note"] = "the stream was buffered"
+            row["sentence"] = f"withheld: {row['note']}"
+    return comparisons
+
+
 def _reuse_sent(requests: pd.DataFrame) -> float:
     """Ideal reuse of what cold passes sent: conversations hold answers that no list knew."""
     if not len(requests):
@@ -127,7 +137,7 @@ def _token_sources(passes: Sequence[PassCounters]) -> list[dict[str, Any]]:
     return [
         {"arm": p.arm, "round": p.round, "pass": p.pass_name, "role": role}
         | {"sent": p.prompt_tokens_sent}
-        | asdict(sources)
+        | {name: getattr(sources, name) for name in ("computed", "engine_hit", "external_hit")}
         for p in passes
         for role, sources in p.sources.items()
     ]
@@ -147,7 +157,7 @@ def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
         )
     if len(requests):
         n = int(requests.groupby(["arm", "pass"]).size().min())
-        doubts += _launch_doubts(requests)
+        doubts += [*_launch_doubts(requests), *tpot_unknown(requests)]
         missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
         if missing:
             doubts.append(

@@ -39,7 +39,7 @@ __all__ = ["HitAnalysis", "HitResult", "hit_analysis"]
 
 _TOKENS = {
     "prompt_tokens": "prompt", "engine": "engine", "l1": "L1", "l2": "L2",
-    "computed": "computed", "idle": "held in vain",
+    "computed": "computed", "idle": "cached, not needed",
 }  # fmt: skip
 _SHARES = {"hit_share": "served", "ideal_share": "ideal", "claimed_share": "LMCache says"}
 _CHUNK = re.compile(r"--chunk-size (\d+)")
@@ -80,6 +80,8 @@ class HitResult(Result):
         import pandas as pd
 
         rows = self.tiers
+        if rows.empty:  # a log before its first hit
+            return rows
         shown = pd.DataFrame({"arm and state": rows["arm"] + ", " + rows["pass"]})
         for form, names in (("{:,.0f}", _TOKENS), ("{:.1%}", _SHARES)):
             for name, heading in names.items():
@@ -108,9 +110,11 @@ class HitAnalysis:
     def __str__(self) -> str:
         if self.plan is not None:
             return str(self.plan)
-        path = Path(self.params.log_file)
-        size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "not a file"
-        return f"reads {self.params.log_file} ({size}); nothing is started"
+        sizes = []
+        for path in map(Path, self.params.log_files):
+            size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "not a file"
+            sizes.append(f"{path} ({size})")
+        return f"reads {', '.join(sizes)}; nothing is started"
 
     async def run(self, *, echo: Echo = echo_line) -> HitResult:
         """Measure, or read the log, and write the run folder.
@@ -131,7 +135,8 @@ def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
 
 def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     """A finished run with the rows of the store's logs, and what follows from both."""
-    logs = hit_rows.store_logs(result.folder, result.requests)
+    workers = made.params.aggregated_tp if isinstance(made.params, LMCacheHitAnalysis) else 1
+    logs = hit_rows.store_logs(result.folder, result.requests, workers=workers)
     served = hit_rows.served_tokens(result.requests, logs)
     counters = _read_frame(result, "counters")
     counts = hit_rows.pass_counts(counters)
@@ -215,7 +220,7 @@ def _log_doubts(
 def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
     """The result of a log that exists."""
     began, began_s = datetime.now(UTC), time.monotonic()
-    summary = read_log(params.log_file, ranks=params.log_ranks)
+    summary = read_log(params.log_files, ranks=params.log_ranks)
     took_s = time.monotonic() - began_s
     echo(f"{summary.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {summary.lines:,} lines,"
          f" {summary.matching:,} of them LMCache's")  # fmt: skip

@@ -7,6 +7,7 @@ from functools import partial
 
 import httpx
 
+from workbench.control import server_address, tls_context
 from workbench.errors import PlanError
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
 from workbench.experiment.room import (
@@ -160,7 +161,10 @@ def _workload(params: LMCacheHitAnalysis, vocab_tokens: int) -> Lengths:
 def _chunk_of(url: str) -> int:
     """The chunk of a running LMCache server, asked of it; 0 where it does not say."""
     try:
-        said = httpx.get(f"{url.rstrip('/')}/status", timeout=3.0, trust_env=False).json()
+        asked = httpx.get(
+            f"{server_address(url)}/status", timeout=3.0, trust_env=False, verify=tls_context()
+        )
+        said = asked.json()
         return int(said["chunk_size"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,18 @@ _VLLM_SUFFIX = re.compile(r"^cmpl-(.+)-\d+-[0-9a-f]{8}$")
 """vLLM makes `cmpl-<request id>-<prompt number>-<eight random digits>` of a client's request id."""
 
 
-def store_logs(folder: Path, requests: pd.DataFrame) -> dict[tuple[str, int], LogSummary]:
-    """The store's log of every arm and round that has one."""
+def store_logs(
+    folder: Path, requests: pd.DataFrame, *, workers: int = 1
+) -> dict[tuple[str, int], LogSummary]:
+    """The store's log of every arm and round that has one; `workers` of each instance wrote it."""
     found = {}
     for arm, number in requests[["arm", "round"]].drop_duplicates().itertuples(index=False):
         path = folder / "logs" / f"round-{number}" / arm.replace(" ", "-") / "store.log"
         if path.exists():
-            found[str(arm), int(number)] = read_log(path)
+            summary = read_log(path)
+            if isnan(summary.keys.tokens_per_key):  # the log does not show it
+                summary = read_log(path, ranks=workers)
+            found[str(arm), int(number)] = summary
     return found
 
 
@@ -133,12 +138,13 @@ def _by_request(summary: LogSummary) -> pd.DataFrame:
     tokens = np.zeros(len(lookups))
     owned = which >= 0
     np.add.at(tokens, which[owned], retrieved["tokens"].to_numpy()[owned])
+    tokens /= max(1, summary.keys.retrieving)
     names = [_VLLM_SUFFIX.sub(r"\1", name) for name in lookups["request_id"]]
     return pd.DataFrame(
         {
             "request_id": pd.Series(names, dtype=str),
             "held": lookups["lmcache_hit_tokens"].to_numpy(float),
-            "l2_held": lookups["l2_chunks"].to_numpy(float) * summary.chunk_tokens,
+            "l2_held": lookups["l2_tokens"].to_numpy(float),
             "retrieved": tokens,
         }
     )
@@ -183,20 +189,17 @@ def _change(rows: pd.DataFrame) -> float:
 def log_tokens(summary: LogSummary) -> pd.DataFrame:
     """A log's requests as rows of `served_tokens`, as far as the log says it; NaN where not."""
     rows = summary.requests
-    chunk = summary.chunk_tokens or nan
     return rows.assign(
         arm="log",
         round=0,
         index=range(len(rows)),
         **{"pass": rows["generation"]},
         engine=rows["engine_hit_tokens"],
-        l1=rows["loaded_tokens"].where(
-            rows["generation"] == "in-process", rows["l1_chunks"] * chunk
-        ),
-        l2=(rows["l2_chunks"] * chunk).fillna(0.0),
+        l1=rows["loaded_tokens"].where(rows["l1_tokens"].isna(), rows["l1_tokens"]),
+        l2=rows["l2_tokens"].where(rows["l2_keys"].notna(), 0.0),
         computed=rows["prompt_tokens"] - rows["engine_hit_tokens"] - rows["loaded_tokens"],
         held=rows["lmcache_hit_tokens"],
-        idle=rows["lmcache_hit_tokens"] - rows["loaded_tokens"],
+        idle=rows[["lmcache_hit_tokens", "engine_hit_tokens"]].min(axis=1, skipna=False),
         need=rows["need_to_load"],
         cached_tokens=rows["engine_hit_tokens"] + rows["loaded_tokens"],
         ideal=nan,
@@ -224,7 +227,11 @@ def _sentence(row: Mapping[str, Any]) -> str:
 
 
 def examples(summary: LogSummary) -> list[str]:
-    """The same of a log's requests; of the mp generation, which does not say it, one as it is."""
-    rows = summary.requests
-    first = rows[~np.sign(rows["need_to_load"]).duplicated()].sort_values("need_to_load")
+    """The same of a log's requests; of the mp generation, which does not say it, one as it is.
+
+    A load that did not arrive is one more kind.
+    """
+    rows = summary.requests.assign(sign=np.sign(summary.requests["need_to_load"].astype(float)))
+    rows["lost"] = rows["loaded_tokens"] < rows["asked_to_load"]
+    first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need_to_load", "lost"])
     return [explain(dict(row)) for _, row in first.iterrows()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -20,6 +20,8 @@ from workbench.metrics.counters import (
     NixlCounters,
     StoreCounters,
     TokenSources,
+    block_tokens,
+    engine_count,
     kv_capacity_tokens,
 )
 from workbench.serve.deployment import Deployment
@@ -150,6 +152,11 @@ class CounterReading:
             preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
             nixl.append(NixlCounters.of(change))
             doubts += change.doubts
+            if (engines := engine_count(change)) > 1:
+                doubts.append(
+                    f"{instance.name} runs {engines} data-parallel engines, each with a cache of"
+                    " its own: a repeated prompt may reach another one."
+                )
         if self.store is not None and before.store is not None:
             doubts += prometheus.difference(before.store, self.store).doubts
         return Counted(
@@ -184,13 +191,8 @@ class CounterReading:
     @property
     def block_tokens(self) -> int:
         """KV block of the engines as they report it; vLLM's default where they do not."""
-        for counters in self.engines.values():
-            for name, labels in counters.values:
-                if name == "vllm:cache_config_info":
-                    size = dict(labels).get("block_size", "")
-                    if size.isdecimal():
-                        return int(size)
-        return 16
+        sizes = map(block_tokens, self.engines.values())
+        return next((int(size) for size in sizes if not isnan(size)), 16)
 
     def rows(self, **columns: Any) -> list[dict[str, Any]]:
         """Every series as a row of counters.parquet: instance, series, labels, value."""
@@ -220,6 +222,15 @@ class Counted:
     store: StoreCounters | None
     block_tokens: int
     doubts: tuple[str, ...] = ()
+
+    def without_first_tokens(self) -> Counted:
+        """The prompt tokens that the client sent, where a proxy puts the first token of the answer
+        behind each prompt for the decode instances: one is taken from what they computed."""
+        decode = self.sources.get("decode")
+        if decode is None:
+            return self
+        sent = replace(decode, computed=decode.computed - self.requests["decode"])
+        return replace(self, sources=self.sources | {"decode": sent})
 
 
 async def read_counters(deployment: Deployment) -> CounterReading:

@@ -11,6 +11,7 @@ import numpy as np
 from workbench.experiment.isolation import Counted, CounterReading, Made
 from workbench.experiment.plan import Arm, Pass
 from workbench.load.workload import Workload
+from workbench.metrics.counters import TokenSources, engine_count
 from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
 from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, RequestRecord
@@ -81,9 +82,15 @@ class Launch:
         expired_before, self._expired_before = self._expired_before, 0.0
         self._counted_to = reading
         reuse = self._reuse(sent, records, legs)
-        loaded = sum(sources.external_hit for sources in counted.sources.values())
-        if self._arm.connector not in CONNECTORS and loaded > 0:
-            # Attached servers have a connector whose chunks are not known.
+        sources = {
+            role: seen.without_external() if self._loads_nothing(role, seen, records) else seen
+            for role, seen in counted.sources.items()
+        }
+        loaded = sum(seen.external_hit for seen in sources.values())
+        several = any(engine_count(counters) > 1 for counters in reading.engines.values())
+        if several or (self._arm.connector not in CONNECTORS and loaded > 0):
+            # Attached servers have a connector whose chunks are not known; and which of several
+            # engines got a prompt, each with a cache of its own, is not known either.
             reuse, self.expected_cached = {}, {}
         failed = [record for record in records if not record.ok]
         # What a broken request left in a cache shows in later passes too.
@@ -97,7 +104,7 @@ class Launch:
             prompt_tokens_sent=prompts.prompt_tokens,
             longest_prompt_tokens=max(r.prompt_tokens for r in sent.requests),
             ideal_reuse_tokens=sum(r.ideal_reuse_tokens for r in prompts.requests),
-            sources=counted.sources,
+            sources=sources,
             requests=counted.requests,
             preemptions=counted.preemptions,
             store=counted.store,
@@ -112,6 +119,17 @@ class Launch:
             block_tokens=counted.block_tokens,
             chunk_tokens=self.chunk_tokens or 256,
         )
+
+    def _loads_nothing(
+        self, role: Role, sources: TokenSources, records: Sequence[RequestRecord]
+    ) -> bool:
+        """Whether it is certain that no connector loaded KV: there is none, or each answer's own
+        count of cached tokens leaves nothing over that the engine's cache did not serve."""
+        if self._arm.connector == "none":
+            return True
+        told = all(record.ok and record.cached_tokens >= 0 for record in records)
+        cached = sum(record.cached_tokens for record in records)
+        return role == "aggregated" and told and cached == sources.engine_hit
 
     def _reuse(
         self, sent: Workload, records: Sequence[RequestRecord], legs: Sequence[LegRecord]

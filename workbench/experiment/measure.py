@@ -13,6 +13,7 @@ from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.isolation import make_state, read_counters, warm_up
 from workbench.experiment.launch import Launch
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.progress import Progress
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, Log, echo_line
 from workbench.experiment.ties import ask_where_answers_part
@@ -41,6 +42,7 @@ async def measure_arm(
     folder: RunFolder,
     log: Log,
     echo: Echo = echo_line,
+    far: Progress | None = None,
 ) -> None:
     """All passes of an arm in one round. A server that ends by itself ends only this launch."""
     log.launches_s.append(deployment.started_s)
@@ -70,7 +72,10 @@ async def measure_arm(
             log.reasons.append(f"{error}")
             log.doubt(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
             line = str(error)
-        echo(f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}")
+        standing = f"  {far.pass_ended(number, arm.label, measured.name)}" if far else ""
+        echo(
+            f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}{standing}"
+        )
         if dead := deployment.dead():
             for process in dead:
                 reason = f"{arm.label}, round {number + 1}: {process.failure('ended by itself')}"
@@ -104,6 +109,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
         "role": arm.role,
         "gpus": arm.gpus,
         "instances": len(deployment.instances),
+        "model": deployment.model,
         "passes": [p.name for p in arm.passes],
         "command_lines": lines or [deployment.url],
     }
@@ -160,6 +166,7 @@ async def _measure_pass(
                 headers=deployment.headers,
                 timeout_s=plan.params.timeout_s,
                 decode_shift=measured.decode_shift,
+                form=plan.form,
                 kernel_stamps=plan.params.kernel_stamps,
                 on_record=ended.append,
             )
@@ -187,6 +194,8 @@ async def _measure_pass(
     log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
     folder.write("legs", log.frame("legs"))
     counted = after.since(before, deployment)
+    if plan.form.first_token_from_prefill:
+        counted = counted.without_first_tokens()
     for doubt in counted.doubts:
         log.doubt(doubt)
     workload = replace(workload, requests=load.sent)

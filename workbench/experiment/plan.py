@@ -19,6 +19,7 @@ from workbench.experiment.rates import Rates
 from workbench.experiment.speed import TYPICAL, Speed
 from workbench.experiment.traffic import WorkloadSpec, arrivals_of
 from workbench.load.arrivals import Arrivals
+from workbench.load.request_form import USUAL_FORM, RequestForm
 from workbench.machine import repository_root
 from workbench.params import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
@@ -123,6 +124,8 @@ class ExperimentPlan:
     """Of this machine with the tiny model; None for another model, engine or platform."""
     notes: tuple[str, ...] = ()
     """What was chosen for this machine."""
+    form: RequestForm = USUAL_FORM
+    """How requests are put; of attached servers it is found out when the run begins."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -176,7 +179,7 @@ class ExperimentPlan:
         )
         cold_s = prefill_s + speed.step_s * sum(request.max_tokens for request in requests)
         total_s = speed.fork_server_s if self.params.fork else 0.0
-        slower = speed.launch_s / TYPICAL.launch_s
+        slower = speed.fork_server_s / TYPICAL.fork_server_s
         for arm in self.arms:
             instances = Topology.parse(arm.topology).instances
             launch_s = slower * (LAUNCH_S + instances * LAUNCH_INSTANCE_S)
@@ -225,7 +228,7 @@ class ExperimentPlan:
 
 SEARCHED_RATES = 7
 LAUNCH_S, LAUNCH_INSTANCE_S = 3.0, 0.9
-"""A launch, and each of its instances, where one alone takes TYPICAL.launch_s of CPU."""
+"""A launch, and each of its instances, where the fork server loads in TYPICAL.fork_server_s."""
 
 
 def run_id(params: EngineParams) -> str:
@@ -234,10 +237,9 @@ def run_id(params: EngineParams) -> str:
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
-    log = Path(values.get("log_file") or "")
-    if log.is_file():
-        # A log that has grown is another one.
-        values["log_seen"] = (log.stat().st_size, log.stat().st_mtime_ns)
+    logs = [Path(name) for name in getattr(params, "log_files", [])]
+    if seen := [(log.stat().st_size, log.stat().st_mtime_ns) for log in logs if log.is_file()]:
+        values["log_seen"] = seen  # a log that has grown is another one
     for name in ("trace", "prompts"):
         file = Path(values.get(f"{name}_file") or "")
         if file.is_file():
@@ -253,10 +255,9 @@ def run_id(params: EngineParams) -> str:
         simulated = ["simulated"] if params.engine == "simulated" else []
         parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
         return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
-    if values.get("log_file"):
-        return "-".join(
-            filter(None, ("log", re.sub(r"[^\w.]+", "-", log.stem).strip("-."), digest))
-        )
+    if logs:
+        stems = (re.sub(r"[^\w.]+", "-", log.stem).strip("-.") for log in logs[:3])
+        return "-".join(filter(None, ("log", *stems, digest)))
     prompt_tokens, requests = values["prompt_tokens"], values["requests"]
     workload = ""
     if isinstance(params, LoadParams):

@@ -11,18 +11,22 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from workbench import machine
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings import conclude
+from workbench.experiment.front_door import fitted
 from workbench.experiment.measure import measure_arm
-from workbench.experiment.plan import Arm, ExperimentPlan
+from workbench.experiment.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
+from workbench.experiment.progress import ANY_RATE, Progress
+from workbench.experiment.progress_bar import bar_in_lab
 from workbench.experiment.result import SCHEMA, Result
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, Log, echo_line
+from workbench.experiment.time_limit import TimeLimit, keep_whole_rounds
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params import LMCacheHitAnalysis, PdSweep
@@ -34,32 +38,56 @@ from workbench.serve.tiny_model import model_facts
 __all__ = ["run"]
 
 
-async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
+async def run(
+    plan: ExperimentPlan,
+    *,
+    echo: Echo = echo_line,
+    limit: TimeLimit | None = None,
+    progress: bool = True,
+) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended. An error or an interrupt ends all servers, saves what
-    was measured with status `failed` or `cancelled`, and is raised again; an earlier good result
-    of the same run id stays as it is.
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an
+    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays as it is. `progress` False leaves
+    out of the lines how far it is, for a run that is a part of another.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
-    began, began_s = datetime.now(UTC), time.monotonic()
     log = Log(doubts=list(plan.doubts))
-    echo(f"{plan.notebook} {plan.run_id}")
+    with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
+        far = _progress(plan) if progress else None
+        shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
+        return await _run(plan, folder, log, far, shown, limit or TimeLimit())
+
+
+async def _run(
+    plan: ExperimentPlan,
+    folder: RunFolder,
+    log: Log,
+    far: Progress | None,
+    echo: Echo,
+    limit: TimeLimit,
+) -> Result:
+    began, began_s = datetime.now(UTC), time.monotonic()
     # A killed kernel cannot write its end: what it leaves says that it had started.
     folder.write_facts(_facts(plan, log, "started", began, 0.0))
     status = "failed"
     left_out: set[str] = set()
+    fits = False
     try:
-        async with _launcher(plan, folder, log) as launcher:
-            for number in range(plan.rounds):
+        async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
                     if arm.label in left_out:
                         continue
                     try:
                         async with _deployment(plan, arm, number, launcher, folder) as deployment:
-                            await measure_arm(plan, arm, number, deployment, folder, log, echo)
+                            if not fits:
+                                plan = await fitted(plan, deployment, log.doubt)
+                                fits = True
+                            await measure_arm(plan, arm, number, deployment, folder, log, echo, far)
                     except LaunchError as error:
                         if not arm.may_fail:
                             raise
@@ -67,6 +95,9 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
                         reason = str(error).splitlines()[0].rstrip(".")
                         log.doubt(f"{arm.label} is left out: {reason}.")
                         echo(log.doubts[-1])
+                    if far is not None:
+                        far.launch_ended(number, arm.label, left_out=arm.label in left_out)
+        plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
     except asyncio.CancelledError:
@@ -83,6 +114,19 @@ async def run(plan: ExperimentPlan, *, echo: Echo = echo_line) -> Result:
         raise ResultError(f"{facts['finding']}; the rows are in {folder.attempt}")
     frames = {name: log.frame(name) for name in ("requests", "legs")}
     return Result(facts=facts, folder=folder.home, frames=frames)
+
+
+def _progress(plan: ExperimentPlan) -> Progress:
+    """All passes of the plan; a search tries about as many rates as others did."""
+    steps = []
+    for number in range(plan.rounds):
+        for arm in plan.order(number):
+            names = [one.name for one in arm.passes]
+            if plan.rates is not None:
+                given = [rate_pass(rate).name for rate in plan.rates.given]
+                names += given or [ANY_RATE] * SEARCHED_RATES
+            steps += [(number, arm.label, name) for name in names]
+    return Progress.of(steps, planned_s=plan.estimate_s)
 
 
 def _must_have_measured(log: Log) -> None:
@@ -126,6 +170,7 @@ async def _deployment(
         assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
         yield await attach(
             plan.params.base_url,
+            model=plan.params.model,
             prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
             decode_urls=plan.params.decode_urls,
             lmcache_url=plan.params.lmcache_url,

@@ -71,7 +71,7 @@ async def ask_where_answers_part(
                     continue
                 # A chat is asked by its token ids too: only completions tell candidates.
                 request = replace(requests[answer.index], messages=())
-                body = orjson.loads(request_body(request, model=deployment.model))
+                body = orjson.loads(request_body(request, model=deployment.model, form=plan.form))
                 answers[answer.index] = await _with_candidates(client, deployment.url, body)
             nat = parting_nat(answer.text, answer.other, answers[answer.index])
             answer.frame.loc[answer.row, "parting_nat"] = nat

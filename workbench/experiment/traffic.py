@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from workbench.engine_params import EngineParams
@@ -13,15 +14,25 @@ from workbench.load.arrivals import Arrivals, at_times, closed, constant, gamma,
 from workbench.load.catalogue import build
 from workbench.load.chat import Frame, spoken
 from workbench.load.token_ids import SALT_TOKENS
-from workbench.load.tokenizer import Tokenizer, model_tokenizer
+from workbench.load.tokenizer import ModelTokenizer, Tokenizer, model_tokenizer
 from workbench.load.trace_file import read_trace, trace_requests
 from workbench.load.workload import Workload
+from workbench.load.written import TextTokenizer, lengths_missed, word_ids, written
 from workbench.load_params import LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
-__all__ = ["WorkloadSpec", "arrivals_of", "file_doubts", "length_doubts", "workload_of"]
+__all__ = [
+    "WorkloadSpec",
+    "WrittenSpec",
+    "arrivals_of",
+    "as_text",
+    "attached_tokenizer",
+    "file_doubts",
+    "length_doubts",
+    "workload_of",
+]
 
 _OF_TEXT = ("prompts", "text")
 _ON_A_CPU = {"long_context_high_reuse": 16_384}
@@ -71,6 +82,51 @@ class WorkloadSpec:
         return f"{self.name}{' as chat' if self.chat else ''}: {shown}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WrittenSpec(WorkloadSpec):
+    """A workload whose prompts go out as text, for a server that refuses token ids."""
+
+    inner: WorkloadSpec
+    writer: TextTokenizer = field(repr=False, compare=False)
+
+    def build(self, salt: str) -> Workload:
+        """The workload behind this salt. Raises ParameterError for one that cannot be written."""
+        return written(
+            self.inner.build(salt),
+            self.writer,
+            of_text=self.name in _OF_TEXT,
+            keep_length=self.name != "prompts",  # a user's own stay whole
+        )
+
+    @property
+    def doubt(self) -> str:
+        """What the text did to the prompts' lengths; empty where they are as wanted."""
+        wanted = self.inner.build("plan")
+        if self.name == "prompts" or not (missed := lengths_missed(wanted, self.sample)):
+            return ""
+        return (
+            f"As text {missed} of {len(wanted.requests)} prompts are not as long as asked for; the"
+            " lengths shown are those sent."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.inner}; prompts as text"
+
+
+def as_text(spec: WorkloadSpec, writer: TextTokenizer) -> WrittenSpec:
+    """The workload with its prompts written as text.
+
+    Raises ParameterError for a tokenizer that cannot, or a workload made of answers.
+    """
+    options = dict(spec.options)
+    if spec.name not in _OF_TEXT:
+        options["vocab_tokens"] = min(options["vocab_tokens"], word_ids(writer))
+    inner = replace(spec, options=options)
+    made = WrittenSpec(name=spec.name, options=options, inner=inner, writer=writer)
+    _ = made.sample
+    return made
+
+
 def workload_of(
     params: LoadParams, settings: EngineSettings | None, model: ModelFacts | None
 ) -> WorkloadSpec:
@@ -118,14 +174,24 @@ def workload_of(
 
 
 def _tokenizer(params: EngineParams, settings: EngineSettings | None) -> Tokenizer:
-    if settings is None and not params.model:
+    if settings is None:
+        return attached_tokenizer(params)
+    if settings.platform == "simulated":
+        return PretendTokenizer()
+    return model_tokenizer(str(settings.model))
+
+
+def attached_tokenizer(params: EngineParams, served: str = "") -> ModelTokenizer:
+    """The tokenizer of servers that somebody else started: `tokenizer`, `model`, or a local folder
+    under whose path the model is served. Raises ParameterError where there is none."""
+    given = str(getattr(params, "tokenizer", ""))
+    name = given or params.model or (served if Path(served).is_dir() else "")
+    if not name:
         raise ParameterError(
             "attached servers do not give their tokenizer, and prompts of text need it to be"
-            " counted: name the model too, e.g. -p model /models/Qwen2.5-7B-Instruct"
+            " counted: name it, e.g. -p tokenizer /models/Qwen2.5-7B-Instruct"
         )
-    if settings is not None and settings.platform == "simulated":
-        return PretendTokenizer()
-    return model_tokenizer(str(settings.model) if settings else params.model)
+    return model_tokenizer(name)
 
 
 def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:

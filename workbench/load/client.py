@@ -156,11 +156,24 @@ class Exchange:
         record = _record(
             self._request, self._request_id, self, sent_s, self._failure, self._timeout_s
         )
+        if self._outgoing.extensions.get("first_token_from_prefill"):
+            record = _with_first_token(record)
         # Some servers quote the key that they refuse.
         key = self._outgoing.headers.get("Authorization", "").removeprefix("Bearer ")
         if key and record.error_message:
             record = replace(record, error_message=record.error_message.replace(key, "[key]"))
         return record
+
+
+def _with_first_token(record: RequestRecord) -> RequestRecord:
+    """The counts as the client sees them, where usage has the first token as part of the prompt."""
+    if record.usage_prompt_tokens != record.prompt_tokens + 1 or record.output_tokens < 0:
+        return record
+    return replace(
+        record,
+        usage_prompt_tokens=record.prompt_tokens,
+        output_tokens=record.output_tokens + 1,
+    )
 
 
 def _without_frames(error: Exception, callers: BaseException | None) -> Exception:

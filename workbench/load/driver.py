@@ -24,6 +24,7 @@ from workbench.load.health import ClientHealth, Pulse
 from workbench.load.kernel_stamps import KernelClock
 from workbench.load.open_files import most_in_flight, reserve_files
 from workbench.load.outgoing import outgoing_request
+from workbench.load.request_form import USUAL_FORM, RequestForm
 from workbench.load.starts import Starts
 from workbench.load.turns import Turns
 from workbench.load.workload import Request, Workload
@@ -63,6 +64,7 @@ async def drive(
     timeout_s: float = 600.0,
     headers: Mapping[str, str] | None = None,
     decode_shift: int = 0,
+    form: RequestForm = USUAL_FORM,
     kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
     start: Start | None = None,
@@ -74,10 +76,10 @@ async def drive(
     `on_record` is called with each record soon after its request has ended. When the drive is
     cancelled, the requests in flight and those never sent become records with the error
     `cancelled`, `on_record` has them all, and CancelledError is raised. `timeout_s` is per request;
-    for `headers` and `decode_shift` see `outgoing_request`. A turn of a conversation is sent
-    when the one before has ended, so in a closed loop alone. Raises ParameterError for a base_url
-    that is none, for an open loop that has not one time for each request, and for more requests in
-    flight than this process may have files.
+    for `headers`, `decode_shift` and `form` see `outgoing_request`. A turn of a conversation is
+    sent when the one before has ended, so in a closed loop alone. Raises ParameterError for a
+    base_url that is none, for an open loop that has not one time for each request, and for more
+    requests in flight than this process may have files.
     """
     requests = workload.requests
     open_loop = arrivals.kind != "closed"
@@ -116,6 +118,7 @@ async def drive(
                 headers=headers,
                 request_id=request_id,
                 decode_shift=decode_shift,
+                form=form,
             )
             return Exchange(request, outgoing, request_id=request_id, timeout_s=timeout_s)
 
@@ -227,6 +230,7 @@ async def drive_in_thread(
     timeout_s: float = 600.0,
     headers: Mapping[str, str] | None = None,
     decode_shift: int = 0,
+    form: RequestForm = USUAL_FORM,
     kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
 ) -> LoadRun:
@@ -252,6 +256,7 @@ async def drive_in_thread(
             timeout_s=timeout_s,
             headers=headers,
             decode_shift=decode_shift,
+            form=form,
             kernel_stamps=kernel_stamps,
             on_record=hand_over,
         )

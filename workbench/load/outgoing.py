@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import httpx
 import orjson
 
+from workbench.load.request_form import RETURN_IDS, USUAL_FORM, RequestForm
 from workbench.load.workload import Request
 
 __all__ = ["outgoing_request", "request_body"]
@@ -17,18 +18,19 @@ ANSWER_BYTES, BYTES_PER_TOKEN, BYTES_PER_PROMPT_TOKEN = 2**20, 4096, 16
 ends as a record with the error `too_large`."""
 
 
-def request_body(request: Request, *, model: str) -> bytes:
-    """The JSON of a greedy, streamed completion of exactly `max_tokens`, usage in each chunk."""
-    chat = {"messages": request.messages}
+def request_body(request: Request, *, model: str, form: RequestForm = USUAL_FORM) -> bytes:
+    """The JSON of a greedy, streamed completion of exactly `max_tokens`, usage in each chunk.
+
+    Less of that where the server refuses it, see `RequestForm`.
+    """
+    prompt = request.prompt_text if form.prompts_as_text else request.prompt_ids
     body = {
         "model": model,
-        **(chat if request.messages else {"prompt": request.prompt_ids}),
-        **({"return_token_ids": True} if request.return_ids else {}),
+        **({"messages": request.messages} if request.messages else {"prompt": prompt}),
+        **({RETURN_IDS: True} if request.return_ids and RETURN_IDS not in form.left_out else {}),
         "max_tokens": request.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
         "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        **form.fields,
     }
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -42,18 +44,20 @@ def outgoing_request(
     headers: Mapping[str, str] | None = None,
     request_id: str,
     decode_shift: int = 0,
+    form: RequestForm = USUAL_FORM,
     body: bytes | None = None,
 ) -> httpx.Request:
     """The request as httpx sends it, ready before its time has come.
 
-    The prompt goes to /v1/completions as token ids, or its messages to /v1/chat/completions. `body`
+    The prompt goes to /v1/completions as token ids (as text where `form` says so), or its messages
+    to /v1/chat/completions. `body`
     saves building it now (see `request_body`). `decode_shift` asks the proxy for another decode
     instance than the index would choose.
     """
     outgoing = client.build_request(
         "POST",
         f"{base_url.rstrip('/')}/v1/{'chat/' if request.messages else ''}completions",
-        content=body or request_body(request, model=model),
+        content=body or request_body(request, model=model, form=form),
         headers={
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",  # a compressed event has no arrival of its own
@@ -68,4 +72,5 @@ def outgoing_request(
         + BYTES_PER_TOKEN * request.max_tokens
         + BYTES_PER_PROMPT_TOKEN * request.prompt_tokens
     )
+    outgoing.extensions["first_token_from_prefill"] = form.first_token_from_prefill
     return outgoing

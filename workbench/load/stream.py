@@ -20,6 +20,14 @@ from workbench.load.refusal import error_message, first_words, message_of
 __all__ = ["ParsedStream", "parse_stream"]
 
 _MOST_TOKENS = 2**31 - 1
+_TWO_ANSWERS = "the stream holds more than one answer: ask for one, with n 1"
+_THOUGHTS = (
+    *("reasoning", "reasoning_content", "reasoning_details", "reasoning_text"),
+    *("thinking", "thinking_blocks"),
+)
+"""Names of reasoning; where a server sends it under several, the first that has text is taken."""
+_PARTS = ("text", "thinking", "reasoning", "summary", "refusal", "content")
+"""Where a part of a list has its text, by its type."""
 _FEW = 4
 """Reads that are not worth another look."""
 _RUNS = 8
@@ -86,7 +94,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             # An event without its blank line was cut short, and the missing finish tells.
             if end < len(body) or ENDS_BLANK.search(body[-4:]):
                 seen.error, seen.message = "protocol", f"an event is not JSON: {first_words(data)}"
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, RecursionError):
             seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
         if seen.error:
             break
@@ -157,6 +165,7 @@ class _Seen:
                 or not text
                 or not 0 <= prompt <= _MOST_TOKENS
                 or choice["finish_reason"] is not None
+                or choice.get("index")
                 or chunk.get("object") == "error"
                 or choice.get("token_ids") is not None
                 or usage.get("prompt_tokens_details") is not None
@@ -216,6 +225,9 @@ class _Seen:
         if chunk.get("metrics"):
             self.engine_metrics = orjson.dumps(chunk["metrics"]).decode()
         for choice in choices[:1]:  # n is 1; a usage chunk has none
+            if choice.get("index") or len(choices) > 1:
+                self.error, self.message = "protocol", _TWO_ANSWERS
+                return
             finish_reason, texts = _text(choice.get("finish_reason")), _generated(choice)
             # A count that falls tells nothing of its chunk.
             made = self.output_tokens - before if usage and self.output_tokens >= before else -1
@@ -263,17 +275,27 @@ def _generated(choice: dict[str, Any]) -> list[str]:
     if isinstance(text := choice.get("text"), str) and text:
         return [text]
     delta = choice.get("delta")
-    pieces = [text]
+    if delta is None:
+        delta = choice.get("message")  # a gateway may send the whole answer as one event
+    pieces = [_text(text)]
     if delta is not None:
-        pieces += [
-            _text(delta.get("reasoning")) or delta.get("reasoning_content"),
-            delta.get("content"),
-        ]
-        for call in delta.get("tool_calls") or ():
-            function = call.get("function")
-            if function is not None:
-                pieces += [function.get("name"), function.get("arguments")]
-    return [piece for piece in map(_text, pieces) if piece]
+        pieces.append(next(filter(None, (_said(delta.get(name)) for name in _THOUGHTS)), ""))
+        pieces += [_said(delta.get("content")), _text(delta.get("refusal"))]
+        calls = [*(delta.get("tool_calls") or ()), {"function": delta.get("function_call")}]
+        for call in calls:
+            for named in (call.get("function"), call.get("custom")):
+                if named is not None:
+                    asked = (named.get(key) for key in ("name", "arguments", "input"))
+                    pieces += map(_text, asked)
+    return [piece for piece in pieces if piece]
+
+
+def _said(value: Any) -> str:
+    """A text, or the texts of a list of parts: `[{"type": "text", "text": "a"}]`."""
+    if not isinstance(value, list):
+        return _text(value)
+    texts = [_said(part[name]) for part in value for name in _PARTS if part.get(name)]
+    return "".join(texts)
 
 
 def _ids(found: Any) -> list[int]:

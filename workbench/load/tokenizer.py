@@ -43,6 +43,15 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    def completion(self, text: str) -> list[int]:
+        """The ids that a server makes of a prompt of text, its special ones included."""
+        ids: list[int] = self._tokenizer.encode(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def chat(self, messages: Messages) -> list[int]:
         """Raises ParameterError where the model has no template, or one that refuses these."""
         try:
@@ -106,5 +115,5 @@ def model_tokenizer(model: str) -> ModelTokenizer:
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             f"model {model!r} has no tokenizer that can be read ({reason}); prompts of text need"
-            " one, e.g. -p model /models/Qwen2.5-7B-Instruct"
+            " one, e.g. -p model /models/Qwen2.5-7B-Instruct (engine attach: -p tokenizer)"
         ) from error

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from workbench.control import connect_problem, tls_context
 from workbench.load.answer import ANSWER_BYTES, Answer
 from workbench.load.connection import Connection, UserStamped
 from workbench.load.kernel_stamps import KernelClock, KernelStamped
@@ -47,7 +48,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
     def __init__(
         self, *, clock: KernelClock | None = None, ssl_context: ssl.SSLContext | None = None
     ) -> None:
-        """`ssl_context` is httpx's own unless given, which heeds SSL_CERT_FILE."""
+        """`ssl_context` is the one of all control calls unless given (`control.tls_context`)."""
         self._clock, self._ssl = clock, ssl_context
         self._opened: set[Connection] = set()
         self._idle: dict[_Origin, list[Connection]] = {}
@@ -102,7 +103,8 @@ class StampingTransport(httpx.AsyncBaseTransport):
                 f"no connection to {host}:{port} in {timeout_s} s"
             ) from error
         except (OSError, UnicodeError) as error:  # a name that is none fails to encode
-            raise httpx.ConnectError(f"cannot connect to {host}:{port}: {error}") from error
+            reason = connect_problem(error) or error
+            raise httpx.ConnectError(f"cannot connect to {host}:{port}: {reason}") from error
         self._address[host] = connection.peer  # a name is looked up once
         return connection
 
@@ -115,7 +117,7 @@ class StampingTransport(httpx.AsyncBaseTransport):
         if scheme == "http" and self._clock is not None:
             return await KernelStamped.connect(address, port, self._opened, idle, self._clock)
         if scheme == "https" and self._ssl is None:
-            self._ssl = httpx.create_ssl_context()
+            self._ssl = tls_context()
         _, connection = await asyncio.get_running_loop().create_connection(
             lambda: UserStamped(self._opened, idle),
             address,

@@ -47,6 +47,8 @@ class Request:
     """Prefix tokens that an infinite cache, empty at the start of the workload, would have."""
     messages: tuple[Mapping[str, str], ...] = ()
     """The same prompt as a chat, which the server's template turns into `prompt_ids`."""
+    prompt_text: str = ""
+    """The same prompt as text, for a server that takes no token ids; see `written`."""
     salt_start: int = 0
     """Where in the prompt the salt's tokens begin; a chat has its template before them."""
     after: int | None = None

@@ -43,10 +43,13 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
     their own cache (what reaches them through the connector is this pass's own prefill).
     """
     cold = [p for p in passes if p.is_cold]
-    problems, cached, asked, repeats = [], 0.0, 0, 0
+    problems, silent, cached, asked, repeats = [], list[str](), 0.0, 0, 0
     for p in cold:
         for role, sources in p.sources.items():
             hits = sources.engine_hit if role == "decode" else sources.cached
+            if isnan(hits):
+                silent.append(_silent(p, role, sources))
+                hits = 0.0 if isnan(sources.engine_hit) else sources.engine_hit  # at least
             allowed = _repeated(p, role)
             cached, asked, repeats = cached + hits, asked + p.prompt_tokens_sent, repeats + allowed
             if hits > allowed + p.failed_prompt_tokens:
@@ -60,7 +63,7 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
         holds=f"{cached:,.0f} of {asked:,} prompt tokens of all roles came from a cache in"
         f" {_count(cold)}" + (f"; the workload itself repeats {repeats:,}" if repeats else ""),
         problems=problems,
-        unknown=_uncounted("cold", cold),
+        unknown=_uncounted("cold", cold) or silent,
         next_step="reset every tier before the pass, or give the prompts a new salt",
         if_unknown=_IF_UNCOUNTED,
     )
@@ -96,6 +99,11 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
                     f"{p.label}: the {role} instances finished {finished:,.0f} requests,"
                     f" {p.requests_sent:,} were sent"
                 )
+        unknown += [
+            _silent(p, role, sources)
+            for role, sources in p.sources.items()
+            if isnan(sources.cached) and not isnan(sources.total)
+        ]
         decode = p.sources.get("decode", TokenSources())
         limit = _decode_allowance(p)
         computed, received = computed + decode.computed, received + decode.external_hit
@@ -186,6 +194,9 @@ def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate
             asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
             expected = _expected(p, role, source)
             due[role] = due.get(role, 0.0) + (expected if role in p.reuse else nan)
+            if isnan(tokens) and not isnan(sources.total):
+                unknown.append(_silent(p, role, sources))
+                continue
             if expected <= 0 and role in p.reuse:
                 continue  # what this source could serve another one holds already
             if expected <= 0:
@@ -244,10 +255,7 @@ def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
             reasons.append(f"{p.label}: no instance's counters could be read")
         for role, sources in p.sources.items():
             if isnan(sources.total):
-                reasons.append(
-                    f"{p.label}: the {role} instances do not say where their prompt tokens came"
-                    " from"
-                )
+                reasons.append(_silent(p, role, sources))
             elif abs(sources.total - p.prompt_tokens_sent) > (
                 _STRAY_SHARE * p.prompt_tokens_sent + p.failed_prompt_tokens
             ):
@@ -256,6 +264,11 @@ def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
                     f" {p.prompt_tokens_sent:,} were sent"
                 )
     return reasons
+
+
+def _silent(p: PassCounters, role: Role, sources: TokenSources) -> str:
+    why = f" ({sources.unknown})" if sources.unknown else ""
+    return f"{p.label}: the {role} instances do not say where their prompt tokens came from{why}"
 
 
 def _sent(passes: Sequence[PassCounters]) -> int:

@@ -1,33 +1,40 @@
 """Gates on how a run was conducted: did every pass run, did transfers arrive, was it steady.
 
+Also on what answers say of themselves: whether they were streamed, and whether it can be true.
+
 Pure functions that return a Gate. One that does not apply to a run is not asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gate import Gate, judge
-from workbench.metrics.latency import succeeded
+from workbench.metrics.latency import MANY_TOKENS, buffered, gathered, succeeded
 from workbench.metrics.passes import PassCounters
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "cached_plausible",
     "caches_emptied",
     "every_pass_ran",
     "instances_alike",
     "no_failed_transfers",
     "possible",
     "steady",
+    "streamed",
 ]
 
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
+_BEYOND_CHANCE = 10
+"""Answers that no client gathers one after another, however late it is."""
+_CACHED_SLACK_SHARE, _CACHED_SLACK_TOKENS = 0.01, 16
 _STEADY_REQUESTS = 20
 _STEADY_RATIO = 1.3
 _STEADY_P = 0.001
@@ -182,6 +189,92 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1) -> Gate | None:
         holds=f"TTFT does not drift in {judged} passes",
         problems=problems,
         next_step="lower the rate until the queue does not grow, or warm up longer",
+    )
+
+
+def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
+    """The tokens of answers came one after another, and not held back by something on their way.
+
+    A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens; no ratio of TTFT
+    or TPOT is made of such answers. It holds back all of them; a client that was late for a moment
+    gathers a few. Where it was `disturbed`, fewer than 10 answers may be its own work. None when
+    no answer has the 8 tokens that it takes to see.
+    """
+    rows = requests[succeeded(requests)]
+    rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
+    uncounted = rows["output_tokens"].lt(0) & rows["chunk_s"].map(len).eq(1)
+    judged = rows[rows["output_tokens"].ge(MANY_TOKENS) | rows["chunk_s"].map(len).gt(1)]
+    if not len(judged) and not uncounted.any():
+        return None
+    held_back = judged[buffered(judged)]
+    problems, unknown = [], []
+    for arm, hit in held_back.groupby("arm", sort=False):
+        which = f"{len(hit):,} of {judged['arm'].eq(arm).sum():,} answers of {arm}"
+        spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
+        found = (
+            f"the stream was buffered: TTFT equals E2E in {which}, which came in one piece"
+            if spread_s.le(0.1 * hit["e2e_s"]).mean() > 0.5
+            else f"the stream was buffered: {which} came in bursts, so TTFT is the first one's"
+        )
+        if disturbed and len(hit) < _BEYOND_CHANCE:
+            unknown.append(f"{found}; or the client gathered them, which other programs disturbed")
+        else:
+            problems.append(found)
+    if uncounted.any():
+        unknown.append(
+            f"{uncounted.sum():,} of {len(rows):,} answers came in one chunk, and the server does"
+            " not count its tokens"
+        )
+    return judge(
+        "answers were streamed",
+        holds=f"the tokens of {len(judged) - gathered(judged).sum():,} of {len(judged):,} answers"
+        " came one after another",
+        problems=problems,
+        unknown=unknown,
+        next_step="turn buffering off in the gateway (nginx: proxy_buffering off), or ask the"
+        " server behind it; E2E and counts stay true",
+        if_unknown="end other programs and measure again, or ask a server that sends usage",
+    )
+
+
+def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> Gate | None:
+    """The cached tokens that answers of cold passes tell of can have been in a cache.
+
+    New prompts find nothing but what they share with one another; where the instances count their
+    hits, answers tell of no more. Not asked of prefill/decode instances that hide their counters:
+    there KV that was fetched is called cached too. None when no answer tells.
+    """
+    told = requests[succeeded(requests) & requests["cached_tokens"].ge(0)]
+    problems, cached, asked, judged = [], 0, 0, 0
+    for p in passes:
+        is_pass = told["arm"].eq(p.arm) & told["round"].eq(p.round) & told["pass"].eq(p.pass_name)
+        rows = told[is_pass]
+        if not p.is_cold or not len(rows):
+            continue
+        split = bool({"prefill", "decode"} & p.sources.keys())
+        seen = p.sources.get("decode" if split else "aggregated")
+        may, whose = nan if seen is None else seen.cached, "the instances count"
+        if isnan(may) and not split:
+            may, whose = p.ideal_reuse_tokens, "new prompts can find"
+        if isnan(may):
+            continue
+        said, sent = int(rows["cached_tokens"].sum()), int(rows["prompt_tokens"].sum())
+        judged, cached, asked = judged + 1, cached + said, asked + sent
+        slack = max(_CACHED_SLACK_SHARE * sent, _CACHED_SLACK_TOKENS * len(rows))
+        if said > may + slack + p.failed_prompt_tokens:
+            problems.append(
+                f"{p.label}: answers call {said:,} of {sent:,} prompt tokens cached, where"
+                f" {whose} {may:,.0f}"
+            )
+    if not judged:
+        return None
+    return judge(
+        "cached tokens plausible",
+        holds=f"answers of {judged} cold passes call {cached:,} of {asked:,} prompt tokens cached,"
+        " which can be",
+        problems=problems,
+        next_step="do not use cached_tokens of this server: behind a prefill/decode proxy it counts"
+        " KV that was fetched",
     )
 
 

@@ -1,8 +1,9 @@
 """What the servers count about prompts, requests and KV moved, and what the series mean.
 
-Covers vLLM and the LMCache server as they are today. A series that a server does not have is NaN
-and named in `missing`, never zero: what an engine can do is read here, not concluded from its
-version.
+Covers vLLM from 0.8 on and the LMCache server. A series that a server does not have is NaN and
+named in `missing`, never zero: what an engine can do is read here, not concluded from its version.
+vLLM says where prompt tokens came from since 0.16; before, that follows from its counters of the
+prefix cache and, from 0.12 on, of the connector's, as far as they are there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import fsum, nan
+from math import fsum, isnan, nan
 from typing import Any, Self
 
 import httpx
@@ -22,17 +23,25 @@ __all__ = [
     "NixlCounters",
     "StoreCounters",
     "TokenSources",
+    "block_tokens",
+    "engine_count",
     "kv_capacity_tokens",
     "kv_usage",
     "sample",
 ]
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
+_PROMPT = "vllm:prompt_tokens_total"
+_OWN_CACHE = ("vllm:prefix_cache", "vllm:gpu_prefix_cache")
+"""Of these vLLM counts `_queries` and `_hits`; the second name is that of 0.8 to 0.10."""
+_EXTERNAL_CACHE = "vllm:external_prefix_cache"
+_RATE_OF_V0 = "vllm:gpu_prefix_cache_hit_rate"
 _FINISHED = "vllm:request_success_total"
 _PREEMPTED = "vllm:num_preemptions_total"
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
-_KV_USAGE = "vllm:kv_cache_usage_perc"
+_KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""The second name is that of vLLM before 0.11."""
 _NIXL = {
     "bytes_moved": "vllm:nixl_bytes_transferred_sum",
     "transfers": "vllm:nixl_bytes_transferred_count",
@@ -56,22 +65,37 @@ class TokenSources:
     """Served by the instance's own prefix cache."""
     external_hit: float = nan
     """Loaded through the connector: from a store or from another instance."""
+    all_tokens: float = nan
+    """All prompt tokens, where they are counted but one of their sources is not."""
+    unknown: str = ""
+    """Why a source is not known, and what would tell it."""
 
     @property
     def total(self) -> float:
         """All prompt tokens that were counted."""
-        return self.computed + self.engine_hit + self.external_hit
+        added = self.computed + self.engine_hit + self.external_hit
+        return self.all_tokens if isnan(added) else added
 
     @property
     def cached(self) -> float:
         return self.engine_hit + self.external_hit
 
     def __add__(self, other: TokenSources) -> TokenSources:
+        known = not isnan(self.cached + self.computed + other.cached + other.computed)
         return TokenSources(
             computed=self.computed + other.computed,
             engine_hit=self.engine_hit + other.engine_hit,
             external_hit=self.external_hit + other.external_hit,
+            all_tokens=nan if known else self.total + other.total,
+            unknown=self.unknown or other.unknown,
         )
+
+    def without_external(self) -> TokenSources:
+        """The same where it is known from elsewhere that no connector loaded anything."""
+        if isnan(self.all_tokens - self.engine_hit) or not isnan(self.external_hit):
+            return self
+        computed = self.all_tokens - self.engine_hit
+        return TokenSources(computed=computed, engine_hit=self.engine_hit, external_hit=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +116,7 @@ class EngineCounters:
             if name == _FINISHED and dict(labels).get("finished_reason") not in _NOT_SERVED
         ]
         return cls(
-            sources=TokenSources(
-                computed=counters.sum(_SOURCE, source="local_compute"),
-                engine_hit=counters.sum(_SOURCE, source="local_cache_hit"),
-                external_hit=counters.sum(_SOURCE, source="external_kv_transfer"),
-            ),
+            sources=_sources(counters),
             requests_finished=fsum(finished) if finished else nan,
             preemptions=counters.sum(_PREEMPTED),
             missing=_absent(counters, (_SOURCE, _FINISHED, _PREEMPTED)),
@@ -201,21 +221,94 @@ class StoreCounters:
         )
 
 
+def _sources(counters: Counters) -> TokenSources:
+    """Where prompt tokens came from, from the counters that there are."""
+    present = {name for name, _ in counters.values}
+    if _SOURCE in present:
+        return TokenSources(
+            computed=counters.sum(_SOURCE, source="local_compute"),
+            engine_hit=counters.sum(_SOURCE, source="local_cache_hit"),
+            external_hit=counters.sum(_SOURCE, source="external_kv_transfer"),
+        )
+    tokens = counters.sum(_PROMPT)
+    nothing = nan, "their hits in the prefix cache are not counted"
+    if _RATE_OF_V0 in present:
+        nothing = nan, "a hit rate of all time, from the V0 engine, is no counter"
+    found = (_hits(counters, name, tokens) for name in _OWN_CACHE)
+    own, why_own = next(filter(None, found), nothing)
+    uncounted = nan, "what a connector loads is not counted"
+    external, why_external = _hits(counters, _EXTERNAL_CACHE, tokens) or uncounted
+    computed = tokens - own - external
+    if computed < 0:
+        computed, why_own = nan, "more hits than prompt tokens are counted"
+    if not isnan(computed):
+        return TokenSources(computed=computed, engine_hit=own, external_hit=external)
+    why = "" if counters.doubts else f"{why_own or why_external}; vLLM 0.16 and later say it"
+    return TokenSources(engine_hit=own, external_hit=external, all_tokens=tokens, unknown=why)
+
+
+def _hits(counters: Counters, name: str, prompt_tokens: float) -> tuple[float, str] | None:
+    """Tokens that a cache served, or NaN and why not; None where it has no counters.
+
+    It counts each look-up: where there were more than prompts, as when one waits for room, hits
+    are not what was served. Before 0.9 vLLM counts in blocks, and says so.
+    """
+    queries, hits = (_either(counters, f"{name}_{kind}") for kind in ("queries", "hits"))
+    if isnan(queries + hits):
+        return None
+    if name == _OWN_CACHE[1]:
+        said = counters.helps.get(f"{name}_hits", "")
+        unit = block_tokens(counters) if "block" in said else 1.0 if "token" in said else nan
+        if isnan(unit):
+            return nan, f"the unit of {name}_hits is not said"
+        queries, hits = queries * unit, hits * unit
+    if isnan(prompt_tokens):
+        return nan, "prompt tokens are not counted"
+    if queries > prompt_tokens:
+        return nan, "prompts were looked up more than once"
+    return hits, ""
+
+
+def _either(counters: Counters, name: str) -> float:
+    """A counter under its name, which not every exporter ends in `_total`."""
+    value = counters.sum(f"{name}_total")
+    return counters.sum(name) if isnan(value) else value
+
+
+def block_tokens(counters: Counters) -> float:
+    """Tokens of vLLM's KV block, from cache_config_info; NaN when not given."""
+    return next((float(size) for _, size in _kv_spaces(counters) if size), nan)
+
+
 def kv_capacity_tokens(counters: Counters) -> float:
-    """Tokens that vLLM's KV space holds, from cache_config_info; NaN when not given."""
+    """Tokens that vLLM's KV space holds, those of data-parallel engines together; NaN when not
+    given, from cache_config_info."""
+    spaces = [blocks * size for blocks, size in _kv_spaces(counters) if blocks and size]
+    return float(sum(spaces)) if spaces else nan
+
+
+def _kv_spaces(counters: Counters) -> list[tuple[int, int]]:
+    """(blocks, tokens of a block) of each engine; 0 where one is not said."""
+    found = []
     for name, labels in counters.values:
         if name == "vllm:cache_config_info":
             said = dict(labels)
-            blocks, size = said.get("num_gpu_blocks", ""), said.get("block_size", "")
-            if blocks.isdecimal() and size.isdecimal():
-                return float(int(blocks) * int(size))
-    return nan
+            texts = (said.get("num_gpu_blocks", ""), said.get("block_size", ""))
+            blocks, size = (int(text) if text.isdecimal() else 0 for text in texts)
+            found.append((blocks, size))
+    return found
+
+
+def engine_count(counters: Counters) -> int:
+    """Data-parallel engines of an instance, each with a cache of its own; all are added up here."""
+    engines = {dict(labels).get("engine") for name, labels in counters.values if name == _RUNNING}
+    return max(1, len(engines))
 
 
 def kv_usage(counters: Counters) -> float:
     """Share (0 to 1) of vLLM's KV blocks in use: the fullest engine's; NaN when not given."""
     return max(
-        (value for (name, _), value in counters.values.items() if name == _KV_USAGE), default=nan
+        (value for (name, _), value in counters.values.items() if name in _KV_USAGE), default=nan
     )
 
 
@@ -231,7 +324,7 @@ async def sample(
     kv_usage (0 to 1). At least one row per instance; NaN where a server did not answer.
     """
     rows: list[dict[str, Any]] = []
-    gauges = (_RUNNING, _WAITING, _KV_USAGE)
+    gauges = (_RUNNING, _WAITING, *_KV_USAGE)
     stopped = False
     while not stopped:
         # The first reading waits: a scrape in the first request's way would be part of its TTFT.

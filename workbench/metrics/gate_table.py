@@ -136,6 +136,16 @@ GATES: Mapping[str, GateRow] = {
     "nothing impossible": GateRow(
         meaning="some rows have impossible values", takes=_takes(struck=_ALL)
     ),
+    "answers were streamed": GateRow(
+        meaning="something held answers back, so that TTFT is not the server's",
+        takes=_takes(struck="tails", doubt="ratios times"),
+        doubt="A stream was buffered: TTFT equals E2E there, and its ratios are withheld.",
+    ),
+    "cached tokens plausible": GateRow(
+        meaning="answers call prompts cached that no cache can have held",
+        takes=_takes(doubt="counts"),
+        doubt="Answers call fresh prompts cached: their cached_tokens are not to be believed.",
+    ),
     "below the ceilings": GateRow(
         meaning="rates lie above what the hardware can do", takes=_takes(struck=_MEASURED)
     ),
@@ -166,6 +176,17 @@ GATES: Mapping[str, GateRow] = {
     "memory": GateRow(meaning="too little RAM is free", takes=_NOTHING),
     "shared memory": GateRow(meaning="/dev/shm is too small", takes=_NOTHING),
     "GPUs": GateRow(meaning="no device of the platform answers", takes=_NOTHING),
+    "ports": GateRow(meaning="servers have nowhere to listen", takes=_NOTHING),
+    "other programs": GateRow(
+        meaning="this machine is busy with something else",
+        takes=_takes(struck="tails", rough="times", doubt="ratios"),
+        doubt="This machine was busy: the noise of ratios is in their intervals.",
+    ),
+    "loop lag": GateRow(
+        meaning="timers come late",
+        takes=_takes(struck="tails", rough="times", doubt="ratios"),
+        doubt="This machine was busy: the noise of ratios is in their intervals.",
+    ),
     "stale servers": GateRow(meaning="servers of earlier runs are still there", takes=_NOTHING),
     "smoke run": GateRow(meaning="no server could be tried", takes=_takes(struck=_ALL)),
 }

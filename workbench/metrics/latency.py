@@ -15,7 +15,27 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["definitions", "icl", "latencies", "steady_window", "succeeded", "system_tps"]
+__all__ = [
+    "buffered",
+    "comparable",
+    "definitions",
+    "gathered",
+    "icl",
+    "latencies",
+    "steady_window",
+    "succeeded",
+    "system_tps",
+    "tpot_unknown",
+]
+
+GATHERED_S = 0.0001
+"""Two chunks this close came together: no engine makes the tokens of one request so fast."""
+GATHERED_SHARE = 0.9
+"""Of the gaps of an answer, from which on something has gathered its chunks."""
+BUFFERED_SHARE = 0.9
+"""Of an arm's answers, from which on it is no accident."""
+MANY_TOKENS = 8
+"""Fewer may come together by chance, or from speculative decoding."""
 
 _DEFINITIONS = (
     (
@@ -32,7 +52,8 @@ _DEFINITIONS = (
     (
         "tpot_s",
         "(last token - first token) / (output tokens - tokens of the first chunk)",
-        "failed; one token or one chunk only; tokens of the first chunk not known",
+        "failed; one token or one chunk only; tokens of the first chunk not known; the stream was"
+        " buffered, so that its tokens came together",
     ),
     ("icl_s", "gap between two chunks of one request, pooled over requests", "failed; one chunk"),
     ("e2e_s", "last chunk with a generated token - first byte sent", "failed; no such chunk"),
@@ -61,13 +82,64 @@ def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:
     return frame["error"].fillna("").eq("")
 
 
+def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which answers came in one piece or in bursts, whoever gathered them on their way.
+
+    Those of 8 tokens or more of which nine gaps in ten between chunks are below 0.1 ms, or that
+    have a single chunk.
+    """
+    import pandas as pd
+
+    stamps = frame["chunk_s"].tolist()
+    chunks = np.fromiter(map(len, stamps), np.int64, len(stamps))
+    together: NDArray[np.int64] = np.zeros(len(stamps), np.int64)
+    if chunks.sum() > 1:
+        gaps = np.diff(np.concatenate([np.asarray(s, dtype=float) for s in stamps if len(s)]))
+        row = np.repeat(np.arange(len(stamps)), chunks)
+        within = row[1:] == row[:-1]
+        near = within & (gaps < GATHERED_S)
+        together = np.bincount(row[1:][near], minlength=len(stamps)).astype(np.int64)
+    mostly = (together >= GATHERED_SHARE * (chunks - 1)) & (chunks > 0)
+    return pd.Series(mostly & _many(frame), index=frame.index, dtype=bool)
+
+
+def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Which answers something on their way held back: as good as all of an arm are `gathered`.
+
+    Then TTFT is not the server's, and gaps between chunks are nobody's. A client or server that
+    was late for a moment gathers a few answers, never nine in ten.
+    """
+    import pandas as pd
+
+    one_piece, many = gathered(frame), pd.Series(_many(frame), index=frame.index)
+    arm = frame["arm"] if "arm" in frame else pd.Series("", index=frame.index)
+    share = one_piece[many].groupby(arm[many]).mean()
+    return one_piece & arm.map(share).ge(BUFFERED_SHARE)
+
+
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame of `latencies` without what no ratio may be made of.
+
+    In an arm whose answers were buffered, TTFT is the gateway's, and E2E by another name.
+    """
+    arms = frame.loc[buffered(frame), "arm"].unique()
+    return frame.assign(ttft_s=frame["ttft_s"].mask(frame["arm"].isin(arms)))
+
+
+def _many(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are successes of 8 tokens or more, or of as many chunks."""
+    chunks = np.fromiter(map(len, frame["chunk_s"]), np.int64, len(frame))
+    enough = np.fmax(_floats(frame["output_tokens"]), chunks) >= MANY_TOKENS
+    return np.asarray(enough & succeeded(frame).to_numpy(bool), dtype=bool)
+
+
 def latencies(frame: pd.DataFrame) -> pd.DataFrame:
     """The `requests` frame with ttft_s, ttft_scheduled_s, tpot_s, e2e_s and request_tps added.
 
     The formulas are those of `definitions`. The tokens of the first chunk come from
     `chunk_tokens`; without it, as many chunks as output tokens means one token each; otherwise
-    they are not known, and tpot_s is NaN rather than wrong. request_tps is NaN, not infinite,
-    where all chunks arrived in one read.
+    they are not known, and tpot_s is NaN rather than wrong, as for answers that were `buffered`.
+    request_tps is NaN, not infinite, where all chunks arrived in one read.
     """
     ok = succeeded(frame).to_numpy(bool)
     first_s, last_s, chunks = _ends(frame["chunk_s"].tolist())
@@ -76,7 +148,7 @@ def latencies(frame: pd.DataFrame) -> pd.DataFrame:
     first_tokens, _, counted = _ends(frame["chunk_tokens"].tolist())
     one_each = (counted == 0) & (chunks == output_tokens)
     later_tokens = output_tokens - np.where(one_each, 1.0, first_tokens)
-    later_tokens[~(later_tokens > 0) | (chunks < 2)] = np.nan
+    later_tokens[~(later_tokens > 0) | (chunks < 2) | buffered(frame).to_numpy()] = np.nan
     sent_s = _floats(frame["sent_s"])
     tpot_s = (last_s - first_s) / later_tokens
     return frame.assign(
@@ -86,6 +158,28 @@ def latencies(frame: pd.DataFrame) -> pd.DataFrame:
         e2e_s=last_s - sent_s,
         request_tps=1.0 / np.where(tpot_s > 0, tpot_s, np.nan),
     )
+
+
+def tpot_unknown(frame: pd.DataFrame) -> list[str]:
+    """A sentence for each reason why answers of a frame of `latencies` have no TPOT."""
+    rows = frame[succeeded(frame) & frame["tpot_s"].isna()]
+    tokens, chunks = rows["output_tokens"], rows["chunk_s"].map(len)
+    reasons = {
+        "the stream was buffered, so that their tokens came together": gathered(rows),
+        "the server sent no usage, so that their tokens are not counted": tokens.lt(0),
+        "the server's usage says 0 tokens": tokens.eq(0) & chunks.gt(0),
+        "one token has no time between tokens": tokens.le(1),
+        "all their tokens came in one chunk": chunks.lt(2),
+        "several tokens share a chunk, and no count comes with each": tokens.gt(1),
+    }
+    sentences, left = [], rows.index
+    for reason, applies in reasons.items():
+        hit = left[applies.loc[left]]
+        left = left.difference(hit)
+        if len(hit):
+            said = f"TPOT is not known for {len(hit):,} of {int(succeeded(frame).sum()):,} answers"
+            sentences.append(f"{said}: {reason}.")
+    return sentences
 
 
 def icl(frame: pd.DataFrame) -> NDArray[np.float64]:
@@ -123,12 +217,13 @@ def steady_window(frame: pd.DataFrame) -> tuple[float, float]:
 def system_tps(frame: pd.DataFrame) -> float:
     """Output tokens per second of one pass: tokens of the successes over `steady_window`.
 
-    NaN when nothing succeeded, or when a success has no token count.
-    Raises ValueError when the frame holds more than one pass.
+    NaN when nothing succeeded, or when a success has no token count, or one of 0 for tokens that
+    arrived. Raises ValueError when the frame holds more than one pass.
     """
     start_s, end_s = steady_window(frame)
-    tokens = _floats(frame.loc[succeeded(frame), "output_tokens"])
-    if not len(tokens) or (tokens < 0).any() or not end_s > start_s:
+    answered = frame[succeeded(frame)]
+    tokens, least = _floats(answered["output_tokens"]), answered["chunk_s"].map(len).gt(0)
+    if not len(tokens) or (tokens < least).any() or not end_s > start_s:
         return float("nan")
     return float(tokens.sum() / (end_s - start_s))
 

@@ -129,7 +129,7 @@ def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
         expected=float(p.prompt_tokens_sent),
         observed=sources.total,
         entries=tuple(entries),
-        unknown=_silent(sources),
+        unknown=_silent(sources) if isnan(sources.total) else "",
     )
 
 
@@ -163,12 +163,9 @@ def _moved(p: PassCounters) -> Account:
     assert p.nixl is not None
     fetched = p.sources["decode"].external_hit
     moved = p.nixl.bytes_moved / p.kv_bytes_per_token
-    unknown = (
-        ""
-        if not isnan(fetched - moved)
-        else "the bytes that NIXL moved, or KV bytes per token, are"
-    )
-    unknown += " not known" if unknown else ""
+    unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
+    if isnan(moved):
+        unknown = unknown or "the bytes that NIXL moved, or KV bytes per token, are not known"
     entries = []
     reuse = p.reuse.get("decode")
     if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
@@ -200,6 +197,9 @@ def _store(p: PassCounters) -> Account:
     """Hits of the store against tokens that engines loaded."""
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
+    unknown = "the store's counters could not be read" if isnan(hits) else ""
+    if isnan(loaded):
+        unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
     twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
@@ -230,7 +230,7 @@ def _store(p: PassCounters) -> Account:
         expected=loaded,
         observed=hits,
         entries=tuple(entries),
-        unknown="" if not isnan(loaded - hits) else "the store's counters could not be read",
+        unknown=unknown,
     )
 
 
@@ -242,8 +242,6 @@ def _exact(p: PassCounters) -> bool:
 
 
 def _silent(sources: TokenSources) -> str:
-    return (
-        "the instances do not say where their prompt tokens came from"
-        if isnan(sources.total)
-        else ""
-    )
+    why = f" ({sources.unknown})" if sources.unknown else ""
+    unknown = isnan(sources.cached + sources.computed)
+    return f"the instances do not say where their prompt tokens came from{why}" if unknown else ""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import compress
 from typing import Any
 
@@ -13,21 +16,32 @@ from numpy.typing import NDArray
 
 from workbench.metrics.lmcache_lines import (
     CHUNK,
+    ERROR,
     EVICTED,
+    FAILED,
     LEVEL,
     LOOKUP,
+    OF_REQUEST,
     PREFETCH,
     REQUEST,
     RESUMED,
     RETRIEVED,
+    SHORT,
     STAMP_BYTES,
     STARTED,
     STORED,
-    rank,
+    WORKERS,
+    head_time,
     whole_lines,
+    writer,
 )
 
-__all__ = ["Block", "Columns", "scan"]
+__all__ = ["NO_YEAR", "Block", "Columns", "error_kind", "scan"]
+
+NO_YEAR = 1904
+"""The year of a time that is written without one."""
+_HEAD_BYTES = 300
+_ERROR_KINDS = 50
 
 Columns = dict[str, NDArray[Any] | bytes]
 """Events of one kind. Texts are one piece with a line feed between two events, which none holds."""
@@ -46,11 +60,13 @@ _IS_DIGIT = _WEIGHTS.any(axis=1)
 class Block:
     """What one block of a log holds.
 
-    Each kind of `events` has `offset` (its byte of the log), `at`, `rank`, `request_id` and, with
-    -1 for what a line does not say: `lookups`, and `resumed` (of requests that had been preempted,
-    in the engine's log) bare, prompt_tokens, engine_hit_tokens, lmcache_hit_tokens, need_to_load,
-    min_retrieve; `prefetches` found_keys, asked_keys, l1_keys, l2_keys, ms; `transfers` stored, mp,
-    tokens, gb, seconds. A kind without an event is left out.
+    Each kind of `events` has `offset` (its byte of the log), `at`, `writer` (see
+    `lmcache_lines.writer`), `request_id` and, with -1 for what a line does not say: `lookups`, and
+    `resumed` (of requests that had been preempted, in the engine's log) bare, prompt_tokens,
+    engine_hit_tokens, lmcache_hit_tokens, need_to_load, min_retrieve; `prefetches` found_keys,
+    asked_keys, l1_keys, l2_keys, ms; `transfers` stored, mp, tokens, required, gb, seconds;
+    `failures` (a worker got less than was looked up) retrieved, expected, missing; `starts`
+    nothing more. A kind without an event is left out.
     """
 
     events: dict[str, Columns] = field(default_factory=dict)
@@ -59,8 +75,11 @@ class Block:
     """Lines that begin as one of ours and do not end as one."""
     evictions: Counter[str] = field(default_factory=Counter)
     """Times that the eviction of `L1` or `L2` was triggered."""
-    starts: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """LMCache's errors: the first message of each kind, and how many there are of it."""
     chunk_tokens: set[int] = field(default_factory=set)
+    workers: set[int] = field(default_factory=set)
+    """Workers of the instances that registered with `lmcache server`."""
 
 
 def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
@@ -74,6 +93,9 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
     # Seldom there: to ask whether they are is faster than to look for them with a pattern.
     if b"<resume-load>" in data:
         kinds["resumed"] = _resumed
+    short, warned = b"num expected tokens: " in data, text.warned()
+    if short or (warned and b" failed to load " in data):
+        kinds["failures"] = _failures
     for kind, read in kinds.items():
         columns, cut = read(text)
         found.cut += cut
@@ -83,7 +105,13 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
         found.evictions = Counter(tier.decode() for tier in EVICTED.findall(data))
     if b"chunk_size" in data:
         found.chunk_tokens = {int(size) for size in CHUNK.findall(data) if int(size)}
-    found.starts = sum(data.count(line) for line in STARTED if line in data)
+    if b"world_size" in data:
+        found.workers = {int(count) for count in WORKERS.findall(data) if int(count)}
+    if any(line in data for line in STARTED):
+        starts = [match.start() for line in STARTED for match in re.finditer(re.escape(line), data)]
+        found.events["starts"] = text.place(starts) | {"request_id": b"\n" * (len(starts) - 1)}
+    if short or warned:
+        found.errors = _errors(data)
     return found
 
 
@@ -100,30 +128,49 @@ class _Text:
         # In front stands one that cannot be, for lines that have none before them.
         self.levels = np.concatenate(([-1], levels))
 
+    def warned(self) -> bool:
+        """Whether any of LMCache's lines is a warning or worse."""
+        behind = np.minimum(self.levels[1:] + len(LEVEL), len(self.codes) - 1)
+        return bool(np.isin(self.codes[behind], np.frombuffer(b"WEC", np.uint8)).any())
+
     def lines(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the lines begin that hold the bytes `starts`."""
         return self.begins[np.searchsorted(self.begins, starts, "right") - 1]
 
     def place(self, starts: Sequence[int]) -> Columns:
-        """Offset, and the time and rank that the beginnings of the lines give where they do."""
+        """Offset, time and writer, as far as the beginnings of the lines say them."""
         at = np.array(starts)
         begins = self.lines(at)
         ends = self.levels[np.searchsorted(self.levels, at - len(LEVEL), "right") - 1] - STAMP_BYTES
         told = ends >= begins
         times = np.full(len(at), "NaT", "datetime64[us]")
         times[told] = _times(self.codes, ends[told])
-        ends[~told] = begins[~told]
-        ranks = map(self._rank, begins.tolist(), ends.tolist())
-        return {"offset": at + self.base, "at": times, "rank": b"\n".join(ranks)}
+        told &= ~np.isnat(times)  # written in another way
+        ends[~told] = np.minimum(at, begins + _HEAD_BYTES)[~told]
+        for n in np.flatnonzero(~told).tolist():
+            times[n] = _head_time(self.data[begins[n] : ends[n]])
+        writers = map(self._writer, begins.tolist(), ends.tolist())
+        return {"offset": at + self.base, "at": times, "writer": b"\n".join(writers)}
 
-    def _rank(self, begin: int, end: int) -> bytes:
+    def _writer(self, begin: int, end: int) -> bytes:
         head = self.data[begin:end]
         found = self.heads.get(head)
         if found is None:
-            found = rank(head)
+            found = writer(head)
             if len(self.heads) < 10_000:  # a torn log may have a new beginning in each line
                 self.heads[head] = found
         return found
+
+
+def _head_time(head: bytes) -> np.datetime64:
+    """The time in what stands before a message, of NO_YEAR where it has no year; else NaT."""
+    said = head_time(head)
+    if said:
+        year, month, day, hour, minute, second, micros = said
+        with suppress(ValueError):
+            time = datetime(year or NO_YEAR, month, day, hour, minute, second, micros)
+            return np.datetime64(time, "us")
+    return np.datetime64("NaT", "us")
 
 
 def _times(codes: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.datetime64]:
@@ -216,9 +263,54 @@ def _transfers(text: _Text) -> tuple[Columns, int]:
         "stored": np.arange(len(starts)) < stored,
         "mp": mp,
         "tokens": _counts(tokens),
+        "required": _counts(required),
         "gb": _measures(gb),
         "seconds": np.where(mp, _measures(mp_seconds), np.where(cost_ms < 0, -1.0, cost_ms / 1000)),
     }, cut + cut_back
+
+
+def _failures(text: _Text) -> tuple[Columns, int]:
+    short, said_short, cut = whole_lines(SHORT, text.data)
+    failed, said_failed, cut_failed = whole_lines(FAILED, text.data)
+    starts = short + failed
+    if not starts:
+        return {}, cut + cut_failed
+    return text.place(starts) | {
+        "request_id": b"\n".join(
+            [*(_request_before(text, at) for at in short), *(groups[0] for groups in said_failed)]
+        ),
+        "retrieved": _counts([*(groups[0] for groups in said_short), *[None] * len(failed)]),
+        "expected": _counts([*(groups[1] for groups in said_short), *[None] * len(failed)]),
+        "missing": _counts([*[None] * len(short), *(groups[1] for groups in said_failed)]),
+    }, cut + cut_failed
+
+
+def _request_before(text: _Text, start: int) -> bytes:
+    """The request of a worker's "Num retrieved tokens", from the line before it; else empty."""
+    begin = text.data.rfind(b"\n", 0, start)
+    before = text.data.rfind(b"\n", 0, max(begin, 0)) + 1
+    named = OF_REQUEST.search(text.data, before, max(begin, 0))
+    return named[1] if named else b""
+
+
+_PLACE = re.compile(rb" ?\([\w./-]+:\d+(?::[\w.]+)?\) *$")
+_CHANGING = re.compile(r"\S*\d\S*")
+
+
+def error_kind(message: str) -> str:
+    """A message without its numbers and ids."""
+    return _CHANGING.sub("#", message)
+
+
+def _errors(data: bytes) -> Counter[str]:
+    """Errors by kind, under the first message of each: they differ in numbers and ids only."""
+    firsts, counts = dict[str, str](), Counter[str]()
+    for error, warning in ERROR.findall(data):
+        message = _PLACE.sub(b"", error or warning).decode("utf-8", "replace").strip()
+        kind = error_kind(message)
+        if kind in firsts or len(firsts) < _ERROR_KINDS:
+            counts[firsts.setdefault(kind, message)] += 1
+    return counts
 
 
 def _counts(said: Iterable[bytes | None]) -> NDArray[np.int64]:

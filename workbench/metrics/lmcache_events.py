@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from workbench.metrics.lmcache_block import Columns, scan
+from workbench.metrics.lmcache_block import Columns, error_kind, scan
 
-__all__ = ["BLOCK_BYTES", "KINDS", "Events", "block_events", "stream_events"]
+__all__ = ["BLOCK_BYTES", "KINDS", "Events", "block_events", "error_kinds", "stream_events"]
 
 BLOCK_BYTES = 8 << 20
-KINDS = ("lookups", "resumed", "prefetches", "transfers")
+KINDS = ("lookups", "resumed", "prefetches", "transfers", "failures", "starts")
 
 
 @dataclass(slots=True)
@@ -29,19 +29,30 @@ class Events:
     undecodable: int = 0
     zeros: int = 0
     magic: bytes = b""
-    starts: int = 0
     evictions: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     chunk_tokens: set[int] = field(default_factory=set)
+    workers: set[int] = field(default_factory=set)
+
+    def move(self, by: int) -> None:
+        """Count offsets from so many bytes before the log."""
+        for blocks in self.columns.values():
+            for block in blocks:
+                offset = block["offset"]
+                assert not isinstance(offset, bytes)
+                block["offset"] = offset + by
 
     def add(self, part: Events) -> None:
         """Take in what follows in the log."""
         for kind, found in part.columns.items():
             self.columns[kind] += found
         self.magic = self.magic or part.magic
-        for name in ("size_bytes", "lines", "cut", "undecodable", "zeros", "starts"):
+        for name in ("size_bytes", "lines", "cut", "undecodable", "zeros"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.evictions += part.evictions
+        self.errors += part.errors
         self.chunk_tokens |= part.chunk_tokens
+        self.workers |= part.workers
 
 
 def block_events(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
@@ -55,10 +66,22 @@ def block_events(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
         undecodable=0 if data.isascii() else data.decode("utf-8", "replace").count("\ufffd"),
         zeros=data.count(0) if b"\0" in data else 0,
         magic=data[:4],
-        starts=block.starts,
         evictions=block.evictions,
+        errors=block.errors,
         chunk_tokens=block.chunk_tokens,
+        workers=block.workers,
     )
+
+
+def error_kinds(errors: Counter[str]) -> dict[str, int]:
+    """Errors of several blocks by kind, under the first message of each, the most frequent first.
+
+    Sorting is stable, so of equally frequent ones the first in the log stands first.
+    """
+    firsts, counts = dict[str, str](), Counter[str]()
+    for message, count in errors.items():
+        counts[firsts.setdefault(error_kind(message), message)] += count
+    return dict(counts.most_common())
 
 
 def stream_events(file: BinaryIO) -> Events:

@@ -2,7 +2,8 @@
 
 In-process (LMCacheConnectorV1: the lines stand in vLLM's own log) and multi-process ("mp": most
 stand in the log of `lmcache server`). The formats were read from the sources of LMCache 0.3 to
-0.5.6; only the mp generation has been run here.
+0.5.6 and of vLLM's own copy of the in-process one, whose lines carry vLLM's time instead of
+LMCache's; only the mp generation has been run here.
 
 A number counts only where the line goes on behind it: one that a cut has shortened would be a
 wrong number.
@@ -15,19 +16,25 @@ from typing import Any
 
 __all__ = [
     "CHUNK",
+    "ERROR",
     "EVICTED",
+    "FAILED",
     "LEVEL",
     "LOOKED_FOR",
     "LOOKUP",
+    "OF_REQUEST",
     "PREFETCH",
     "REQUEST",
     "RESUMED",
     "RETRIEVED",
+    "SHORT",
     "STAMP_BYTES",
     "STARTED",
     "STORED",
-    "rank",
+    "WORKERS",
+    "head_time",
     "whole_lines",
+    "writer",
 ]
 
 LOOKED_FOR = (
@@ -53,10 +60,11 @@ _COST = rb"(?:\. size: ~ (?:GB|gb), cost ~ ms)?"
 LOOKUP = _line(
     rb"Reqid: (?:(\S+), Total tokens #(?:, Inference Engine computed tokens: #)?,",
     rb" LMCache hit tokens: (?:(None)|#, (?:but )?need to load: (-)?#",
-    rb"(?: < min_retrieve #,| |(?=([\n\r\x1b]))))())?",
+    rb"(?: < min_retrieve #,| |(?=([\n\r\x1b\\\"]))))())?",
 )
 """Request, prompt, engine's hit, `None` (no answer yet), hit, minus, need to load, min_retrieve,
-and `bare`: the line's end or a colour stands at once behind the last number."""
+and `bare`: the line's end, a colour or a JSON string's end stands at once behind the last
+number."""
 STORED = _line(rb"Stored #(?: (?:tokens in ~ seconds|out of total # tokens", _COST, rb")())?")
 RETRIEVED = _line(
     rb"Retrieved #(?: (?:tokens in ~ seconds|tokens(?= \(| ?\x1b|\r?\n)|out of # ",
@@ -74,10 +82,23 @@ EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"
 )
 CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d{1,9})(?=[,\s})])")
+WORKERS = re.compile(rb"Registered [^\n]{0,200}?world_size=(\d{1,4})\)")
+"""An instance that registers with `lmcache server`: each chunk is one key for each of so many."""
 STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
 REQUEST = re.compile(rb"\[req_id=([^\]\s]+)(?: [^\]]*)?\] $")
-_RANKS = (re.compile(rb"(?:rank=|TP)(\d+)"), re.compile(rb"DP(\d+)"), re.compile(rb"(pid=\d+)"))
-"""What tells the writers of a line apart, the best first."""
+SHORT = _line(rb"Num retrieved tokens: #(?:, num expected tokens: #(?=\D)())?")
+"""A worker that got fewer tokens than the lookup had promised. Its request, where a version names
+it, stands in the line before (OF_REQUEST)."""
+OF_REQUEST = re.compile(rb"Request (\S+?)The number of retrieved tokens is less")
+FAILED = _line(rb"Request (\S+) failed to load #(?: tokens across())?")
+_COLOUR = rb"(?:\x1b\[[0-9;]*m)?"
+ERROR = re.compile(
+    rb"(?:LMCache (?:ERROR|CRITICAL):" + _COLOUR + rb" |(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ "
+    rb"\[\S*(?:vllm_v1_adapter|lmcache|cache_engine)\S*\] )([^\n\r\x1b]{1,200})"
+    rb"|LMCache WARNING:" + _COLOUR + rb" ([^\n\r\x1b]{0,100}?(?:failed to load|can't be retrieved|"
+    rb"unhealthy|timed out)[^\n\r\x1b]{0,100})"
+)
+"""What LMCache says of a failure: the message of an error, or of a warning about lost KV."""
 
 LEVEL = b"] LMCache "
 """Stands behind the time of each of LMCache's lines."""
@@ -111,11 +132,62 @@ def _is_ours(match: re.Match[bytes], data: bytes) -> bool:
     return b"LMCache" in data[start : data.find(b"\n", match.start()) + 1 or len(data)]
 
 
-def rank(head: bytes) -> bytes:
-    """`1` from `Worker_DP0_TP1` or `rank=1`, else of the data-parallel engine, else the pid.
+_STAMPS = re.compile(
+    rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
+    rb"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b:?(?: +\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?)?"
+    rb"|\b[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d\b|\[[\w./]+\.py:\d+\]"
+    rb"|\\u001b\[[\d;]*m|^\{\"log\":\""
+)
+"""What changes from line to line in what stands before a message: times, levels, places."""
+_PROCESS = re.compile(rb"\(([^()]*)pid=(\d+)\)")
+_DATA_PARALLEL = re.compile(rb"DP(\d+)")
+_RANK = re.compile(rb"rank=(\d+)|(?:PP(\d+)_)?TP(\d+)")
 
-    `head` is what stands before the time of a line; empty where it says nothing.
+
+def writer(head: bytes) -> bytes:
+    """Who wrote a line: its process, its engine and its rank in that, with tabs between.
+
+    `head` is what stands before the time or the message. Processes differ by anything in it that
+    is no time (a container's name, a pid). Data-parallel engines are engines, each with its own
+    cache; tensor- and pipeline-parallel workers are ranks of one engine, and so are workers that
+    have nothing but a pid.
     """
-    plain = _ANSI.sub(b"", head)
-    found = next(filter(None, (pattern.search(plain) for pattern in _RANKS)), None)
-    return found[1] if found else b""
+    plain = b" ".join(_STAMPS.sub(b"", _ANSI.sub(b"", head)).split())
+    plain = plain.partition(b"[] LMCache")[0].rstrip(b" [")
+    found = _PROCESS.search(plain)
+    if not found:
+        return b"\t".join((plain, (plain + b" DP0").strip(), b""))
+    name, pid = found.groups()
+    numbers, engine = _RANK.search(name), _DATA_PARALLEL.search(name)
+    rank = b"-".join(filter(None, numbers.groups())) if numbers else b""
+    if not rank and b"orker" in name:
+        rank = b"pid " + pid
+    outside = (plain[: found.start()] + plain[found.end() :]).strip()
+    label = (outside + b" DP" + (engine[1] if engine else b"0")).strip()
+    return b"\t".join((plain, label, rank))
+
+
+_MONTHS = {name: n for n, name in enumerate(
+    b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}  # fmt: skip
+_OF_VLLM = re.compile(rb"(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?!\d)")
+_ISO = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
+_OF_SYSLOG = re.compile(rb"\b([A-Z][a-z]{2}) +(\d{1,2}) (\d\d):(\d\d):(\d\d)\b")
+
+
+def head_time(head: bytes) -> tuple[int, ...] | None:
+    """The time of a line without LMCache's own: vLLM's, a container's or journald's.
+
+    (year, month, day, hour, minute, second, microsecond), with year 0 where it is not written.
+    vLLM's comes first: it is of the same clock as LMCache's.
+    """
+    for pattern, text in ((_OF_VLLM, _ISO.sub(b"", head)), (_ISO, head), (_OF_SYSLOG, head)):
+        found = pattern.search(text)
+        if found:
+            parts = [*found.groups(), b""][: 7 if pattern is _ISO else 6]
+            fraction = parts.pop() or b""
+            if pattern is _OF_SYSLOG:
+                parts[0] = b"%d" % _MONTHS.get(parts[0], 0)
+            dated = _ISO.search(head) if pattern is _OF_VLLM else None
+            year = () if pattern is _ISO else (int(dated[1]) if dated else 0,)
+            return (*year, *map(int, parts), int(fraction.ljust(6, b"0")[:6]))
+    return None

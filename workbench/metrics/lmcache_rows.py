@@ -19,33 +19,37 @@ __all__ = [
     "EVENT_COLUMNS",
     "event_frame",
     "explain",
-    "in_process_requests",
     "lookup_rows",
-    "mp_requests",
     "transfer_rows",
 ]
 
 _LOOKUPS = (
-    "at", "rank", "offset", "bare", "request_id", "prompt_tokens", "engine_hit_tokens",
+    "at", "writer", "offset", "bare", "request_id", "prompt_tokens", "engine_hit_tokens",
     "lmcache_hit_tokens", "need_to_load", "min_retrieve",
 )  # fmt: skip
 EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
     "lookups": _LOOKUPS,
     "resumed": _LOOKUPS,
     "prefetches": (
-        "at", "rank", "offset", "request_id", "found_keys", "asked_keys", "l1_keys", "l2_keys",
+        "at", "writer", "offset", "request_id", "found_keys", "asked_keys", "l1_keys", "l2_keys",
         "ms",
     ),
     "transfers": (
-        "at", "rank", "offset", "request_id", "stored", "mp", "tokens", "gb", "seconds",
+        "at", "writer", "offset", "request_id", "stored", "mp", "tokens", "required", "gb",
+        "seconds",
     ),
+    "failures": (
+        "at", "writer", "offset", "request_id", "retrieved", "expected", "missing",
+    ),
+    "starts": ("at", "writer", "offset"),
 }  # fmt: skip
 """What the events of a `lmcache_block.Block` hold, by kind."""
 
 COLUMNS = (
-    "generation", "request_id", "rank", "at", "offset", "prompt_tokens", "engine_hit_tokens",
-    "lmcache_hit_tokens", "need_to_load", "loaded_tokens", "skipped", "asked_tokens", "l1_chunks",
-    "l2_chunks", "stored_tokens", "retrieved_tokens", "seconds", "gb_per_s", "lookup_s", "lookups",
+    "generation", "request_id", "process", "engine", "at", "offset", "prompt_tokens",
+    "engine_hit_tokens", "lmcache_hit_tokens", "need_to_load", "asked_to_load", "loaded_tokens",
+    "arrival", "skipped", "asked_tokens", "l1_keys", "l2_keys", "l1_tokens", "l2_tokens",
+    "stored_tokens", "retrieved_tokens", "seconds", "gb_per_s", "lookup_s", "lookups",
 )  # fmt: skip
 
 
@@ -79,8 +83,8 @@ def lookup_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def transfer_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Stored and Retrieved lines: generation, kind, request_id, rank, at, tokens, gb, seconds."""
-    rows = rows.astype({"tokens": float, "gb": float, "seconds": float})
+    """Stored and Retrieved lines: generation, kind, request_id, engine, rank, tokens and so on."""
+    rows = rows.astype(dict.fromkeys(("tokens", "required", "gb", "seconds"), float))
     return rows.assign(
         generation=rows["mp"].map({True: "mp", False: "in-process"}).astype(str),
         kind=rows["stored"].map({True: "stored", False: "retrieved"}).astype(str),
@@ -89,53 +93,13 @@ def transfer_rows(rows: pd.DataFrame) -> pd.DataFrame:
     ).drop(columns=["mp", "stored"])
 
 
-def in_process_requests(lookups: pd.DataFrame, transfers: pd.DataFrame) -> pd.DataFrame:
-    """One row per request: its last lookup, and what was stored and retrieved for it.
-
-    A request that waits is looked up again at every step. Each worker (rank) writes a line of its
-    own for the same tokens, so tokens and seconds are those of the rank that has most, GB the sum.
-    """
-    rows = lookups.assign(lookups=lookups.groupby("request_id")["offset"].transform("size"))
-    rows = rows.drop_duplicates("request_id", keep="last")
-    named = transfers[(transfers["generation"] == "in-process") & (transfers["request_id"] != "")]
-    for kind in ("stored", "retrieved"):
-        of_kind = named[named["kind"] == kind]
-        each = of_kind.groupby(["request_id", "rank"])[["tokens", "gb", "seconds"]]
-        by_rank = each.sum(min_count=1).groupby("request_id")
-        rows[f"{kind}_tokens"] = rows["request_id"].map(by_rank["tokens"].max())
-        if kind == "retrieved":
-            rows["seconds"] = rows["request_id"].map(by_rank["seconds"].max())
-            gb = rows["request_id"].map(by_rank["gb"].sum(min_count=1))
-            rows["gb_per_s"] = gb / rows["seconds"].where(rows["seconds"] > 0)
-    fewer = rows["retrieved_tokens"] < rows["loaded_tokens"]  # false where it is not known
-    rows["loaded_tokens"] = rows["loaded_tokens"].where(~fewer, rows["retrieved_tokens"])
-    return rows
-
-
-def mp_requests(rows: pd.DataFrame, chunk: int, ranks: int) -> pd.DataFrame:
-    """One row per lookup that found something, in chunks, and in tokens where a chunk's are known.
-
-    Each chunk is one key for every one of an instance's `ranks` workers.
-    """
-    tokens = chunk / ranks if chunk else nan
-    return rows.assign(
-        generation="mp",
-        lmcache_hit_tokens=rows["found_keys"] * tokens,
-        asked_tokens=rows["asked_keys"] * tokens,
-        l1_chunks=rows["l1_keys"] / ranks,
-        l2_chunks=rows["l2_keys"] / ranks,
-        lookup_s=rows["ms"] / 1000,
-        lookups=1,
-    )
-
-
 def event_frame(blocks: Sequence[Columns], columns: Sequence[str]) -> pd.DataFrame:
     """Events of one kind, whose columns came by block, as a frame."""
     import pandas as pd
 
     if not blocks:
         empty = pd.DataFrame(columns=list(columns), dtype=object)
-        return empty.astype({"at": "datetime64[us]", "request_id": str})
+        return empty.astype({"at": "datetime64[us]", "offset": "int64"})
     return pd.DataFrame({name: _joined([block[name] for block in blocks]) for name in columns})
 
 
@@ -155,9 +119,10 @@ def explain(row: Mapping[str, Any]) -> str:
     hit, engine, need = (_number(row, name) for name in
                          ("lmcache_hit_tokens", "engine_hit_tokens", "need_to_load"))  # fmt: skip
     if isnan(engine):
-        l1, l2 = _number(row, "l1_chunks"), _number(row, "l2_chunks")
+        what = "tokens" if hit == hit else "keys"
+        l1, l2 = (_number(row, f"{tier}_{what}") for tier in ("l1", "l2"))
         return (
-            f"LMCache found {l1 + l2:,.0f} chunks, {l1:,.0f} of them in L1 and {l2:,.0f} in L2."
+            f"LMCache found {l1 + l2:,.0f} {what}, {l1:,.0f} of them in L1 and {l2:,.0f} in L2."
             " What the engine held itself this generation does not log, so its counters must say"
             " how much was needed."
         )
@@ -179,6 +144,13 @@ def explain(row: Mapping[str, Any]) -> str:
     if row.get("skipped") is True:
         return f"{text}, too few to be worth a load by its settings: LMCache earns no credit."
     loaded = _number(row, "loaded_tokens")
+    if row.get("arrival") == "silent":
+        return f"{text}. No line says that they arrived, so LMCache earns no credit."
+    if not loaded:
+        return (
+            f"{text}, but none of them arrived: LMCache earns no credit, and {prompt - engine:,.0f}"
+            " were computed."
+        )
     lost = f" {loaded:,.0f} arrived," if loaded < difference else ""
     return (
         f"{text},{lost} which LMCache is credited with; {prompt - engine - loaded:,.0f} were"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import fsum, nan
 
 import httpx
@@ -37,6 +37,8 @@ class Counters:
     """(series name, labels sorted by name) -> value."""
     cumulative: frozenset[str] = frozenset()
     """Names of the series that only grow; all others are gauges."""
+    helps: Mapping[str, str] = field(default_factory=dict)
+    """What the page itself says of a series, by its name without `_total`: also its unit."""
     doubts: tuple[str, ...] = ()
 
     def sum(self, name: str, **labels: str) -> float:
@@ -59,10 +61,14 @@ def parse(text: str, instance: str, *, only: Iterable[str] = ()) -> Counters:
     starts = tuple(only)
     values: dict[tuple[str, Labels], float] = {}
     kinds: dict[str, str] = {}
+    helps: dict[str, str] = {}
     for line in text.split("\n"):
         if line.startswith("# TYPE "):
             _, _, family, kind = (*line.split(), "", "")[:4]
             kinds[family] = kind
+        elif line.startswith("# HELP "):
+            family, _, said = line.removeprefix("# HELP ").partition(" ")
+            helps[family.removesuffix("_total")] = said
         match = _SAMPLE.match(line) if line.startswith(starts or ("",)) else None
         if match is None or match[1].endswith(("_bucket", "_created")):
             continue
@@ -74,17 +80,19 @@ def parse(text: str, instance: str, *, only: Iterable[str] = ()) -> Counters:
         except ValueError:
             continue
     # A histogram's TYPE line names the family, its samples carry a suffix; OpenMetrics also
-    # leaves `_total` out of a counter's TYPE line.
+    # leaves `_total` out of a counter's TYPE line. A gateway may leave out the line itself.
     grown = {
         name
         for name, _ in values
-        if _CUMULATIVE & {kinds.get(name), kinds.get(_SUFFIX.sub("", name))}
+        if _CUMULATIVE & (told := {kinds.get(name), kinds.get(_SUFFIX.sub("", name))})
+        or (told == {None} and name.endswith("_total"))
     }
     return Counters(
         instance=instance,
         read_at_s=time.monotonic(),
         values=values,
         cumulative=frozenset(grown),
+        helps=helps,
     )
 
 

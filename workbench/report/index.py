@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import nbformat
+
 from workbench.errors import ResultError
+from workbench.params import NOTEBOOKS
 from workbench.report.numbers import duration, moment
+from workbench.report.outcome import RunOutcome, failure_of, outcome_of
 from workbench.report.page import fill
 
 __all__ = ["Run", "runs_of", "write_index"]
@@ -22,8 +26,8 @@ class Run:
     """One run folder as the index shows it."""
 
     run_id: str
-    status: str
-    """`started`, `success`, `failed`, `cancelled`, or `unreadable`."""
+    outcome: RunOutcome
+    """How it came out, in the words of its own page."""
     finding: str
     """The finding; for an unreadable run the reason why there is none."""
     gates: tuple[tuple[str, int], ...]
@@ -50,13 +54,19 @@ def write_index(outputs_dir: str | Path) -> Path:
         )
     notebooks = {
         path.name: runs_of(path)
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.iterdir(), key=_as_run_all)
         if path.is_dir() and not path.name.startswith(".")
     }
     target = folder / "index.html"
     page = fill("index.html.j2", notebooks={name: runs for name, runs in notebooks.items() if runs})
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def _as_run_all(path: Path) -> tuple[int, str]:
+    """The notebooks in the order in which they are run; folders of others behind them."""
+    known = list(NOTEBOOKS)
+    return known.index(path.name) if path.name in known else len(known), path.name
 
 
 def runs_of(notebook_dir: Path) -> list[Run]:
@@ -70,19 +80,31 @@ def _read(folder: Path) -> Run:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return _run(folder, result)
     except FileNotFoundError:
+        if (folder / "run.failed.ipynb").is_file():
+            return _run(folder, _why_failed(folder), page="report.failed.html")
         problem = "There is no result.json; the run ended before it wrote one."
     except (OSError, ValueError, TypeError, AttributeError) as error:
         problem = f"Its result.json cannot be read: {error}"
     return _run(folder, {"status": "unreadable", "finding": problem})
 
 
-def _run(folder: Path, result: dict[str, Any]) -> Run:
+def _why_failed(folder: Path) -> dict[str, Any]:
+    """What the index tells of a run that could not be carried out: the notebook's own error."""
+    try:
+        failure = failure_of(nbformat.read(folder / "run.failed.ipynb", as_version=4))
+    except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError):
+        failure = None
+    said = f"{failure.name}: {failure.sentence}" if failure else "The notebook ended early."
+    return {"status": "failed", "finding": said}
+
+
+def _run(folder: Path, result: dict[str, Any], *, page: str = "report.html") -> Run:
     outcomes = Counter(str(gate.get("outcome")) for gate in result.get("gates") or [])
-    report = folder / "report.html"
+    report = folder / page
     started = str(result.get("started_at") or "")
     return Run(
         run_id=folder.name,
-        status=str(result.get("status") or "unreadable"),
+        outcome=outcome_of(result),
         finding=str(result.get("finding") or "No finding."),
         gates=tuple(
             (name, outcomes[name]) for name in ("FAIL", "INCONCLUSIVE", "PASS") if outcomes[name]
@@ -91,7 +113,7 @@ def _run(folder: Path, result: dict[str, Any]) -> Run:
         started=moment(started),
         duration=duration(result.get("duration_s")),
         when_s=_seconds(started) or folder.stat().st_mtime,
-        link=quote(f"{folder.parent.name}/{folder.name}/report.html") if report.is_file() else "",
+        link=quote(f"{folder.parent.name}/{folder.name}/{page}") if report.is_file() else "",
     )
 
 

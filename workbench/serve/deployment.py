@@ -56,6 +56,8 @@ class Deployment:
     resettable: bool = True
     api_key: str = field(default="", repr=False)
     """What attached servers ask for; not shown, and written nowhere."""
+    doubts: tuple[str, ...] = ()
+    """What is not certain about attached servers."""
 
     @property
     def headers(self) -> dict[str, str]:

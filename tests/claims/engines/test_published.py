@@ -3,12 +3,12 @@ from pathlib import Path
 from workbench.claims.engines import published
 
 JOB = {"bench": "latency", "device": "cpu", "model": "/m", "batch": 8, "calls": 3,
-       "input_tokens": 256, "output_tokens": 128}  # fmt: skip
+       "input_tokens": 256, "output_tokens": 128, "dtype": "float32"}  # fmt: skip
 
 
 def test_the_command_is_vllms_own():
     words = published.words(JOB, Path("out.json"))
-    assert " ".join(words).startswith("bench latency --model /m --dtype bfloat16")
+    assert " ".join(words).startswith("bench latency --model /m --dtype float32")
     assert words[words.index("--batch-size") + 1] == "8"
     assert words[words.index("--max-num-seqs") + 1] == "8"  # as our own timing of the batch has it
     assert words[words.index("--input-len") + 1] == "256" and "--enforce-eager" in words

@@ -89,6 +89,7 @@ def test_a_wrong_output_makes_the_comparison_unfair():
     assert judged(of_attention(measured, CPU), "OWN-FUSED").code == "output_quality_checked"
 
 
+@pytest.mark.alone
 def test_a_pool_hands_out_blocks_faster_than_an_allocator():
     outcome = of_allocation(rows(allocation.measure, block_kib=[512]), CPU)
     take = outcome.measurements["OWN-POOL"].effects["take"][0]
@@ -96,6 +97,7 @@ def test_a_pool_hands_out_blocks_faster_than_an_allocator():
     assert judged(outcome, "S003-POOL").code == "same_metric_definition"
 
 
+@pytest.mark.alone
 def test_the_paged_append_costs_more_and_values_are_equal():
     measured = rows(paging.measure, shapes=[[2, 64]])
     outcome = of_paging(measured, CPU)

@@ -104,7 +104,7 @@ def _transformers(job: Mapping[str, Any]) -> Generate:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=torch.bfloat16, local_files_only=True
+        job["model"], dtype=getattr(torch, job["dtype"]), local_files_only=True
     ).to(job["device"])
     model.eval()
     tokens = job["output_tokens"]
@@ -142,7 +142,7 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
 
 
 def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
-    """A `vllm.LLM` in this process, with bf16 weights and room for the job's lengths."""
+    """A `vllm.LLM` in this process, in the number format and with room for the lengths of a job."""
     from vllm import LLM
 
     if job["device"] == "cpu":
@@ -151,7 +151,7 @@ def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
             "kv_cache_memory_bytes": KV_MIB * 2**20,
         }  # fmt: skip
     return LLM(
-        model=job["model"], dtype="bfloat16", seed=0,
+        model=job["model"], dtype=job["dtype"], seed=0,
         max_model_len=context_tokens(job), **options,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ __all__ = ["of_generation"]
 SATURATED = 1.05
 """An engine is saturated where a larger batch gives at most so many times the tokens/s."""
 SAME_TEXT = 0.8
-"""Share of answers that both engines begin with the same token: their kernels round bf16
+"""Share of answers that both engines begin with the same token: their kernels round numbers
 differently, and 94 to 97 % were the same here; other weights would share one in thousands."""
 
 
@@ -101,8 +101,9 @@ def of_generation(
         },
         table=table,
         says=f"Greedy generation of {output_tokens} tokens by vLLM and by transformers, the same"
-        f" bf16 weights and prompts, {where(rows, setting)}. {_best(lines)} First tokens are the"
-        f" same in {same:.1%} of answers; launches of one engine differ by {difference(floor)}.",
+        f" {setting.dtype} weights and prompts, {where(rows, setting)}. {_best(lines)} First"
+        f" tokens are the same in {same:.1%} of answers; launches of one engine differ by"
+        f" {difference(floor)}.",
         checks=proven(rows) | by_construction(
             "same_model_and_weights", "one_factor_changed", "same_metric_definition",
             "same_gpu_count_or_per_gpu", "subject_is_measured",

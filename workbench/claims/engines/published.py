@@ -65,7 +65,7 @@ def words(job: Mapping[str, Any], output: Path) -> list[str]:
         "throughput": ["--dataset-name", "random", "--num-prompts", str(job["batch"])],
     }[job["bench"]]  # fmt: skip
     return [
-        "bench", job["bench"], "--model", job["model"], "--dtype", "bfloat16",
+        "bench", job["bench"], "--model", job["model"], "--dtype", job["dtype"],
         "--max-model-len", str(generation.context_tokens(job)),
         *lengths, *kind, *here, "--output-json", str(output),
     ]  # fmt: skip

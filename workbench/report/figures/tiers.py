@@ -143,7 +143,7 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
     """
     heading = "Hit rate by tier"
     if tiers.empty:
-        return no_data(heading, "no request was measured.")
+        return no_data(heading, "no request says what it found in a cache.")
     rows = tiers[(tiers["pass"] != "cold") & tiers["engine"].notna() & tiers["prompt_tokens"].gt(0)]
     if rows.empty:
         return no_data(
@@ -151,6 +151,7 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
         )
     known = [tier for tier in _TIERS if rows[tier].sum() > 0]
     has_ideal = rows["ideal_share"].map(isfinite)
+    claimed = rows["claimed_share"].map(isfinite).any()  # a log has no counters
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -167,7 +168,8 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
                 axes.vlines(at, y - 0.42, y + 0.42, color=BLACK, linewidth=2.5, zorder=4)
         row_axis(axes, [f"{row['arm']}, {row['pass']}" for _, row in rows.iterrows()])
         axes.set(xlim=(0, 101), xlabel="share of the prompt tokens, %")
-        column_at_right(axes, "served; LMCache says", [_beside(row) for _, row in rows.iterrows()])
+        heading_at_right = "served; LMCache says" if claimed else "served"
+        column_at_right(axes, heading_at_right, [_beside(row) for _, row in rows.iterrows()])
 
     idle = rows[(rows["idle"] > 0) & (rows["l1"] + rows["l2"] == 0)]
     found = heading
@@ -186,8 +188,12 @@ def hits_by_tier(tiers: pd.DataFrame, *, title: str = "", caption: str = "") -> 
         alt=f"{found}. {'; '.join(spoken)}.",
         caption=caption
         or ("The black mark is what an infinite cache would have served. " * bool(has_ideal.any()))
-        + "At the right the share served from any cache, and the hit rate that LMCache's own"
-        " counters give, of the tokens that it was asked for.",
+        + "At the right the share served from any cache"
+        + (
+            ", and the hit rate that LMCache's own counters give, of the tokens that it was asked"
+            " for" * bool(claimed)
+        )
+        + ".",
         keys=_keys(known, _names(rows)),
         shows=("counts",),
         marks=tiers.attrs,

@@ -80,6 +80,19 @@ FAULTS = {
             places=("answering",),
         ),
         Fault(
+            name="buffered_stream",
+            incident="a gateway holds the stream back until it has all of it (nginx"
+            " proxy_buffering)",
+            shows="all events of an answer come at once, at its end",
+            places=("answering",),
+        ),
+        Fault(
+            name="usage_all_cached",
+            incident="usage calls a new prompt cached (a front that counts what it fetched)",
+            shows="cached_tokens of each answer is its whole prompt; every counter looks good",
+            places=("answering",),
+        ),
+        Fault(
             name="prefilled_again",
             incident="decode finds nothing and prefills in silence (modelplane PR#175)",
             shows="decode counts its prompts as local_compute, external hits stay 0",

@@ -82,8 +82,13 @@ class _Front:
             if out is None:
                 return await self._whole(sequence, asked)
             await out.prepare(request)
+            held = b""
             async for event in self._stream(sequence, asked, number):
-                await out.write(event)
+                if self.fault == "buffered_stream" and number:
+                    held += event
+                else:
+                    await out.write(event)
+            await out.write(held)
             return out
         finally:
             self.instance.end(sequence)
@@ -166,6 +171,8 @@ class _Front:
         if late:
             await asyncio.sleep(LATE_FINISH_S)
             yield chunk(sequence, asked, [], asked.max_tokens, finished=True)
+        if self.fault == "usage_all_cached" and number:
+            sequence.reported_cached = len(sequence.prompt)
         if asked.usage:
             yield usage_chunk(sequence, asked)
         yield b"data: [DONE]\n\n"

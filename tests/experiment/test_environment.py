@@ -1,0 +1,140 @@
+"""Two questions, kept apart: can this machine run it, and is it quiet enough to time?"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from workbench import machine
+from workbench.errors import DeploymentError, LaunchError
+from workbench.experiment import environment
+from workbench.experiment.environment import SMOKE, check_environment
+from workbench.experiment.quiet import BUSY_MEANS, Quiet
+from workbench.metrics.gate_table import GATES
+from workbench.params import EnvironmentCheck
+from workbench.report.outcome import outcome_of
+from workbench.report.page import _cards
+
+ONE = {"sentence": "as it should be", "next_step": ""}
+SMOKED = {"KV moved": "PASS", "same text": "PASS", "client kept up": "PASS"}
+
+
+@pytest.fixture
+def check(monkeypatch, tmp_path):
+    """Check a described machine; `smoked` are the gates of its smoke run, or what it raises."""
+    here = replace(
+        machine.facts(), platform="cpu", memory_free_gb=20.0, shm_free_gb=8.0, gpus=(),
+        versions=environment.FITS,
+    )  # fmt: skip
+
+    async def run(*, others=0.02, lag_s=0.0004, smoked=SMOKED, smoke=True, **changed):
+        async def watch():
+            return Quiet(others_cpu_share=others, loop_lag_p99_s=lag_s)
+
+        async def run_smoke(plan, *, echo):
+            if isinstance(smoked, Exception):
+                raise smoked
+            gates = [{"name": name, "outcome": outcome} | ONE for name, outcome in smoked.items()]
+            facts = {"gates": gates, "arms": [], "summary": [], "launches_s": [2.5],
+                     "started_at": "2026-11-29T07:00:00+00:00", "duration_s": 12.0}  # fmt: skip
+            return SimpleNamespace(facts=facts)
+
+        monkeypatch.setattr(machine, "facts", lambda: replace(here, **changed))
+        monkeypatch.setattr(environment, "watch_machine", watch)
+        monkeypatch.setattr(environment, "stale_servers", list)
+        monkeypatch.setattr(environment, "plan", lambda params: params)
+        monkeypatch.setattr(environment, "run", run_smoke)
+        params = EnvironmentCheck(output_dir=str(tmp_path), smoke=smoke)
+        return (await check_environment(params, echo=lambda _: None)).facts
+
+    return run
+
+
+def said(facts):
+    assert outcome_of(facts).word == facts["outcome"]["word"]
+    return facts["ready"], facts["quiet"], facts["outcome"]["word"]
+
+
+async def test_ready_and_quiet(check):
+    facts = await check()
+    assert said(facts) == (True, "quiet", "ready, quiet")
+    assert facts["finding"] == "Ready, quiet: servers start and KV moves (cpu)"
+    assert facts["next_step"].startswith("papermill notebooks/pd_sweep.ipynb")
+    assert [row["answer"] for row in facts["questions"]] == ["ready", "quiet"]
+
+
+async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(check):
+    facts = await check(others=0.98, smoked=SMOKED | {"client kept up": "FAIL"})
+    assert said(facts) == (True, "busy", "ready, busy")
+    assert facts["finding"] == "Ready, busy: other programs use 98% of the CPU (limit 25%)"
+    assert facts["scope"].startswith(BUSY_MEANS)
+    assert facts["status"] == "success"  # it was carried out
+    shown = {card["label"]: card["spoilt"] for card in _cards(facts)}
+    # Cores and memory are counted: only the time of a start is rough.
+    assert shown == {"cores": "", "memory free": "", "from nothing to healthy, 1p1d": "rough"}
+    can, quiet = facts["questions"]
+    assert can["why"].startswith("all ")
+    assert "smoke run: client kept up" in quiet["why"]
+
+
+@pytest.mark.parametrize(
+    "name", ["client kept up", "clock was not set", "steady state", "instances alike"]
+)
+async def test_a_gate_on_timing_never_makes_a_machine_unready(name, check):
+    facts = await check(smoked=SMOKED | {name: "FAIL"})
+    assert said(facts) == (True, "busy", "ready, busy")
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(GATES.keys() & {"every pass ran", "no failures", "KV moved", "same text",
+                           "cold was cold", "the ledger closes", "caches were emptied"}),
+)  # fmt: skip
+async def test_any_other_gate_of_the_smoke_run_does(name, check):
+    facts = await check(smoked=SMOKED | {name: "FAIL"}, others=0.98)
+    assert said(facts) == (False, "busy", "not ready")
+    assert facts["finding"] == "Not ready: as it should be"
+    assert f"{SMOKE}{name}" in facts["questions"][0]["why"]
+
+
+async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check):
+    facts = await check(smoked=LaunchError("store did not start: no room\n  log: /x/store.log"))
+    assert said(facts) == (False, "quiet", "not ready")
+    assert facts["finding"] == "Not ready: store did not start: no room"
+    assert facts["next_step"] == "read the log that it names"
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"versions": {"vllm": "0.32.0"}}, "Not ready: lmcache not installed"),
+        ({"memory_free_gb": 1.0}, "Not ready: 1.0 GB free: room for 0 CPU instances"),
+        ({"shm_free_gb": 0.06}, "Not ready: 0.1 GB free in /dev/shm, where the KV store lies"),
+    ],
+)
+async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, check):
+    facts = await check(**changed, smoked=AssertionError("a server was started"))
+    assert said(facts)[0] is False
+    assert facts["finding"].startswith(finding)
+    assert facts["next_step"]
+
+
+async def test_without_a_free_port_it_is_not_ready(check, monkeypatch):
+    def none(count):
+        raise DeploymentError(f"fewer than {count} free ports between 20000 and 32000")
+
+    monkeypatch.setattr(environment, "free_ports", none)
+    facts = await check()
+    assert facts["finding"].startswith("Not ready: fewer than 16 free ports")
+
+
+async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
+    facts = await check(smoked=SMOKED | {"client kept up": "INCONCLUSIVE"})
+    assert said(facts) == (True, "not known", "ready")
+    assert facts["finding"] == "Ready; quiet is not proven: as it should be"
+    assert facts["outcome"]["severity"] == "unsure"
+
+
+async def test_without_a_smoke_run_the_rest_is_answered(check):
+    facts = await check(smoke=False, smoked=AssertionError("a server was started"))
+    assert said(facts) == (True, "quiet", "ready, quiet")

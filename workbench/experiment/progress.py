@@ -1,0 +1,162 @@
+"""How far a run is: passes done of all, the time gone, and the time left.
+
+It is part of the line that a run prints after each pass, so that a log without a terminal has it
+too; `progress_bar` draws a bar from those same lines.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import inf, isnan, nan
+from typing import Self
+
+__all__ = ["Progress", "Standing", "read_standing", "spell_s"]
+
+
+def spell_s(seconds: float) -> str:
+    """`4:05` or `1:02:03`; empty where the time is not known."""
+    if isnan(seconds):
+        return ""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How far a run is at one moment."""
+
+    done: int
+    total: int
+    elapsed_s: float
+    left_s: float
+    """NaN where it cannot be told yet."""
+    unit: str = "passes"
+
+    def __str__(self) -> str:
+        left = f"about {spell_s(self.left_s)} left" if not isnan(self.left_s) else "no estimate yet"
+        return f"[{self.done}/{self.total} {self.unit}, {spell_s(self.elapsed_s)} elapsed, {left}]"
+
+
+_STANDING = re.compile(
+    r" *\[(?P<done>\d+)/(?P<total>\d+) (?P<unit>\w+), (?P<elapsed>[\d:]+) elapsed,"
+    r" (?:about (?P<left>[\d:]+) left|no estimate yet)\]$"
+)
+
+
+def read_standing(line: str) -> tuple[str, Standing | None]:
+    """A printed line without its standing, and the standing; None where it has none."""
+    found = _STANDING.search(line)
+    if found is None:
+        return line, None
+    standing = Standing(
+        done=int(found["done"]),
+        total=int(found["total"]),
+        elapsed_s=_seconds(found["elapsed"]),
+        left_s=_seconds(found["left"]) if found["left"] else nan,
+        unit=found["unit"],
+    )
+    return line[: found.start()], standing
+
+
+def _seconds(text: str) -> float:
+    total = 0
+    for part in text.split(":"):
+        total = 60 * total + int(part)
+    return float(total)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Step:
+    round: int
+    arm: str
+    name: str
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts the passes of a run and tells what is left from those that this machine has done.
+
+    Until the first launch has ended the plan's estimate, `planned_s`, is all that is known.
+    """
+
+    waiting: list[_Step]
+    planned_s: float = nan
+    clock: Callable[[], float] = time.monotonic
+    done: int = 0
+    _took_s: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Seconds of each pass by (arm, pass); the start of the servers is in the first of a launch."""
+    _launches: int = 0
+    _began_s: float = nan
+    _last_s: float = nan
+
+    def __post_init__(self) -> None:
+        self._began_s = self._last_s = self.clock()
+
+    @classmethod
+    def of(
+        cls,
+        passes: Iterable[tuple[int, str, str]],
+        *,
+        planned_s: float = nan,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Of all (round, arm, pass) that are planned."""
+        return cls([_Step(*one) for one in passes], planned_s=planned_s, clock=clock)
+
+    def pass_ended(self, number: int, arm: str, name: str) -> Standing:
+        """One pass has ended, measured or not. One that was not planned is one more."""
+        step = _Step(number, arm, name)
+        if step in self.waiting:
+            self.waiting.remove(step)
+        else:  # a search chooses its rates as it goes: this is one of those expected
+            same = (s for s in self.waiting if (s.round, s.arm, s.name) == (number, arm, ANY_RATE))
+            if (expected := next(same, None)) is not None:
+                self.waiting.remove(expected)
+            step = _Step(number, arm, ANY_RATE)
+        now_s = self.clock()
+        self._took_s.setdefault((arm, step.name), []).append(now_s - self._last_s)
+        self._last_s = now_s
+        self.done += 1
+        return self.standing
+
+    def launch_ended(self, number: int, arm: str, *, left_out: bool = False) -> None:
+        """A launch is over; what it has not measured will not be. `left_out`: in no round."""
+        self._launches += not left_out
+        self.waiting = [
+            s for s in self.waiting if s.arm != arm or not (left_out or s.round == number)
+        ]
+
+    @property
+    def standing(self) -> Standing:
+        """How far the run is now."""
+        elapsed_s = self.clock() - self._began_s
+        return Standing(
+            done=self.done,
+            total=self.done + len(self.waiting),
+            elapsed_s=elapsed_s,
+            left_s=self._left_s(elapsed_s),
+        )
+
+    def _left_s(self, elapsed_s: float) -> float:
+        if not self.waiting:
+            return 0.0
+        if not self._launches:
+            left_s = self.planned_s - elapsed_s
+            return left_s if 0 < left_s < inf else nan
+        return sum(self._step_s(step) for step in self.waiting)
+
+    def _step_s(self, step: _Step) -> float:
+        """What a pass will take: as this one did, or that of another arm, or all did."""
+        took_s = self._took_s.get((step.arm, step.name)) or [
+            s for (_, name), seconds in self._took_s.items() if name == step.name for s in seconds
+        ]
+        took_s = took_s or [s for seconds in self._took_s.values() for s in seconds]
+        return sum(took_s) / len(took_s) if took_s else nan
+
+
+ANY_RATE = "any rate"
+"""The name of a pass whose rate a search has still to choose."""

@@ -1,0 +1,294 @@
+"""Run one notebook by papermill into its run folder, or all of them one after the other.
+
+What a run found is told on the terminal in any case: headline, checks that failed, next step, page.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ParameterError, WorkbenchError
+from workbench.params import NOTEBOOKS, EngineParams, check_params
+
+__all__ = ["NotebookRun", "read_params", "run_all", "run_notebook", "table_of", "told"]
+
+_STOPPED = ("KeyboardInterrupt", "CancelledError")
+_NO_MEMORY = "KernelDied: the notebook's kernel was killed, as the system does when memory runs out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotebookRun:
+    """How the run of a notebook ended."""
+
+    notebook: str
+    page: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Its result.json; empty where it could not be carried out."""
+    problem: str = ""
+    """Why it could not be carried out; empty where it was, whatever its checks say."""
+    advice: str = ""
+    """What to do about the problem."""
+    took_s: float = 0.0
+    kept: bool = False
+    """It was measured before, and not again."""
+
+    @property
+    def outcome(self) -> str:
+        """The word that page and index have for it."""
+        from workbench.report.outcome import outcome_of
+
+        return outcome_of(self.facts, "failed" if self.problem else "").word
+
+    @property
+    def headline(self) -> str:
+        """What it found, or the first line of why it could not be carried out."""
+        return str(self.problem.partition("\n")[0] or self.facts.get("finding") or "No finding")
+
+    @property
+    def exit_status(self) -> int:
+        """1 when it could not be carried out, or found a machine that cannot run the others."""
+        return int(bool(self.problem) or self.facts.get("ready") is False)
+
+
+def read_params(file: Path | None) -> dict[str, Any]:
+    """The parameters of a YAML file, not yet checked. Raises ParameterError when it is none."""
+    if file is None:
+        return {}
+    import yaml
+
+    try:
+        given = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ParameterError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ParameterError(f"{file} has no names; write lines such as rounds: 3")
+    return {str(name): value for name, value in given.items()}
+
+
+def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False) -> NotebookRun:
+    """Run a notebook into its run folder and make its page; a finished measurement is kept.
+
+    Raises ParameterError for what it does not take; whatever happens later is in the result.
+    """
+    params = check_params(notebook, given)
+    # What takes seconds to load comes after what may be refused.
+    from workbench.experiment.plan import run_id
+    from workbench.experiment.result import load_result
+    from workbench.experiment.run_folder import output_root
+    from workbench.machine import repository_root
+    from workbench.report.page import write_page
+
+    name = run_id(params) if isinstance(params, EngineParams) else "here"
+    home = output_root(params.output_dir) / notebook / name
+    page = home / "report.html"
+    # A machine changes between two looks at it; a measurement stays what it was.
+    finished = page.exists() and (home / "result.json").exists()
+    if isinstance(params, EngineParams) and finished and not force:
+        print(f"{notebook} {name} has succeeded before; --force runs it again, e.g. after")
+        print("an update of the workbench or of vLLM")
+        return NotebookRun(notebook=notebook, page=page, facts=load_result(home).facts, kept=True)
+    print(f"{notebook} {name}: starting the notebook", flush=True)
+    home.mkdir(parents=True, exist_ok=True)
+    source = repository_root() / "notebooks" / f"{notebook}.ipynb"
+    executed = home / f".run-{os.getpid()}.ipynb"
+    defaults = asdict(type(params)())
+    changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
+    began_s = time.monotonic()
+    problem = _execute(source, executed, changed)
+    kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
+    os.replace(executed, kept)
+    made = write_page(kept, home / "report.failed.html" if problem else page)
+    return NotebookRun(
+        notebook=notebook,
+        page=made,
+        facts={} if problem else load_result(home).facts,
+        problem=problem,
+        advice=_advice(problem, notebook, changed) if problem else "",
+        took_s=time.monotonic() - began_s,
+    )
+
+
+def _advice(problem: str, notebook: str, changed: Mapping[str, Any]) -> str:
+    words = ["workbench", "run", notebook]
+    for name, value in changed.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += ["-p", name, text]
+    again = f"then repeat it: {shlex.join(words)}"
+    if problem == _NO_MEMORY:
+        return f"end other programs or take fewer instances, {again}"
+    return f"mend what the sentence names (the page has the whole error), {again}"
+
+
+def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> str:
+    """Papermill, with what the cells print shown at once; the error where a cell failed."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    from workbench.experiment.progress_bar import LineWriter
+
+    shown = LineWriter()
+    with _quiet_kernel():
+        try:
+            papermill.execute_notebook(
+                source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
+                progress_bar=False, stdout_file=shown,
+                # A kernel says of itself how it listens, and that it was told to end.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            return _NO_MEMORY
+        finally:
+            shown.close()
+    return ""
+
+
+@contextmanager
+def _quiet_kernel() -> Iterator[None]:
+    """The environment of a kernel that warns of no debugger that nobody asked for."""
+    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def told(run: NotebookRun) -> list[str]:
+    """The lines that a run ends with: headline and outcome, failed checks, next step, page."""
+    if run.problem:
+        lines = [f"{run.notebook} could not be carried out: {run.problem}", f"next: {run.advice}"]
+        return [*lines, f"page: {_short(run.page)}"] if run.page else lines
+    known = run.headline.lower().startswith(run.outcome)
+    lines = [run.headline if known else f"{run.headline} ({run.outcome})"]
+    scope, step = str(run.facts.get("scope") or ""), _next_step(run.facts)
+    lines += [scope] if scope else []
+    for gate in run.facts.get("gates") or ():
+        name, sentence = gate["name"], gate["sentence"]
+        if gate["outcome"] == "FAIL":
+            lead = "" if sentence.lower().startswith(name.lower()) else f"{name}: "
+            lines.append(f"  failed: {lead}{sentence}")
+    lines += [f"next: {step}"] if step and step not in scope else []
+    return [*lines, f"page: {_short(run.page)}"] if run.page else lines
+
+
+def _next_step(facts: Mapping[str, Any]) -> str:
+    """The run's own, or that of the first check that does not hold."""
+    if facts.get("next_step"):
+        return str(facts["next_step"])
+    gates = sorted(facts.get("gates") or (), key=lambda gate: gate["outcome"] != "FAIL")
+    steps = (gate.get("next_step") for gate in gates if gate["outcome"] != "PASS")
+    return str(next(filter(None, steps), "read the page; every check holds" if gates else ""))
+
+
+def run_all(
+    params_folder: Path | None, *, output_dir: str = "outputs", force: bool = False
+) -> tuple[list[NotebookRun], Path | None]:
+    """Run the five notebooks, whatever one of them finds, and rewrite the index after each.
+
+    `params_folder` may have a file of parameters for each, `<notebook>.yaml`. An interrupt ends
+    the notebook that runs, and those after it are not begun. Returns the runs and the index.
+    """
+    if params_folder is not None and not params_folder.is_dir():
+        raise ParameterError(
+            f"{params_folder} is no folder; name one with files such as pd_sweep.yaml, e.g."
+            " params/cpu_demo"
+        )
+    runs: list[NotebookRun] = []
+    index: Path | None = None
+    for number, notebook in enumerate(NOTEBOOKS, 1):
+        print(f"\n== {number} of {len(NOTEBOOKS)}: {notebook}", flush=True)
+        run = _guarded(notebook, params_folder, output_dir, force)
+        print(*told(run), sep="\n", flush=True)
+        runs.append(run)
+        index = _rewrite_index(output_dir)
+        if run.problem.startswith(_STOPPED):
+            break
+    return runs, index
+
+
+def _guarded(
+    notebook: str, params_folder: Path | None, output_dir: str, force: bool
+) -> NotebookRun:
+    """One notebook; whatever goes wrong is in its run, so that the others go on."""
+    began_s = time.monotonic()
+    try:
+        file = params_folder / f"{notebook}.yaml" if params_folder else None
+        given = read_params(file if file and file.is_file() else None)
+        if output_dir != "outputs":
+            given["output_dir"] = output_dir
+        return run_notebook(notebook, given, force=force)
+    except KeyboardInterrupt:
+        problem, advice = "KeyboardInterrupt: stopped", "start it again; what is finished is kept"
+    except WorkbenchError as error:
+        problem, advice = str(error), "mend what the sentence names, then start it again"
+    except Exception as error:  # of whatever kind: the other notebooks do not depend on it
+        problem = f"{type(error).__name__}: {error}"
+        advice = f"see what it says alone: workbench run {notebook}"
+    return NotebookRun(
+        notebook=notebook, problem=problem, advice=advice, took_s=time.monotonic() - began_s
+    )
+
+
+def _rewrite_index(output_dir: str) -> Path:
+    from workbench.experiment.run_folder import output_root
+    from workbench.report.index import write_index
+
+    folder = output_root(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_index(folder)
+
+
+def table_of(runs: Sequence[NotebookRun], *, index: Path | None = None, width: int = 0) -> str:
+    """One row per notebook: outcome, minutes, headline and page; then what was not carried out.
+
+    `index` is the page that lists them.
+    """
+    width = width or shutil.get_terminal_size().columns
+    heads = ("notebook", "outcome", "minutes")
+    rows = [
+        (run.notebook, run.outcome, "kept" if run.kept else f"{run.took_s / 60:.1f}")
+        for run in runs
+    ]
+    sizes = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    first = "  ".join(f"{h:{s}}" for h, s in zip(heads, sizes, strict=True))
+    room = max(30, width - len(first) - 2)
+    lines = [f"{first}  headline and page", "-" * min(width, len(first) + 2 + room)]
+    for (name, outcome, minutes), run in zip(rows, runs, strict=True):
+        cells = (name, outcome, f"{minutes:>{sizes[2]}}")
+        start = "  ".join(f"{c:{s}}" for c, s in zip(cells, sizes, strict=True))
+        said = textwrap.wrap(run.headline, room, max_lines=2, placeholder=" ...") or [""]
+        said += [_short(run.page)] if run.page else []
+        lines += [f"{start if not n else ' ' * len(start)}  {text}" for n, text in enumerate(said)]
+    total_s = sum(run.took_s for run in runs)
+    end = f"; all runs: {_short(index)}" if index else ""
+    lines += ["", f"{total_s / 60:.1f} minutes in all{end}"]
+    lost = [run for run in runs if run.problem]
+    if lost:
+        lines += ["", f"{len(lost)} of {len(NOTEBOOKS)} notebooks could not be carried out:"]
+        for run in lost:
+            lines += [f"{run.notebook}: {run.headline}", f"  next: {run.advice}"]
+    return "\n".join(lines)
+
+
+def _short(path: Path | None) -> str:
+    """The path as one would type it here."""
+    if path is None:
+        return ""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
