@@ -312,11 +312,9 @@ async def test_a_recipe_that_turns_out_slow_stops_and_leaves_the_time_to_the_oth
     assert (claims["VLLM-APC"]["kind"], claims["VLLM-APC"]["measured"]) == ("inconclusive", True)
     assert claims["VLLM-APC"]["reason"] == "1 launch an arm, and a verdict takes 5."
     assert claims["OWN-POOL"]["measured"] and claims["OWN-FUSED"]["measured"]
-    doubt = (
-        "prefix_cache was stopped after 1 of 5 rounds: it took 107 s, and 71 s were planned for"
-        " all; raise time_budget_s."
-    )
-    assert doubt in said and doubt in result.facts["doubts"]
+    (doubt,) = (d for d in result.facts["doubts"] if d.startswith("prefix_cache was stopped"))
+    assert "after 1 of 5 rounds" in doubt and doubt.endswith("raise time_budget_s.")
+    assert doubt in said
     assert doubt in claims["VLLM-APC"]["doubts"]
     assert "store takes about" in claims["OWN-STORE-TTFT"]["skipped"]
     spent = {row["recipe"]: row for row in result.facts["time_spent"]}
@@ -341,9 +339,9 @@ async def test_the_page_says_how_slow_the_machine_was_and_what_that_left_out(slo
     result, said, _ = await slow(3)
     doubts = result.facts["doubts"]
     assert doubts[0].startswith("This machine took 3.0 times as long as planned: no time for ")
-    cut = [doubt for doubt in doubts if doubt.startswith("prefix_cache was cut to all rounds and")]
+    cut = [doubt for doubt in doubts if doubt.startswith("prefix_cache was cut to ")]
     assert len(cut) == 1 and cut[0] in said
-    assert any(line.startswith("20 of 180 s are gone; the plan was made anew: ") for line in said)
+    assert any(" of 180 s are gone; the plan was made anew: " in line for line in said)
 
 
 async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothing(slow):
