@@ -195,6 +195,7 @@ def failed() -> papermill.PapermillExecutionError:
     [
         (failed(), "LaunchError: store did not start: no room\n  log: /x/store.log"),
         (DeadKernelError("Kernel died"), "the notebook's kernel was killed"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: stopped\nnext: what is finished is kept, then"),
     ],
 )
 def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
@@ -213,6 +214,16 @@ def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
     assert shown.err.endswith(f"page: {home / 'report.failed.html'}\n")
     assert good == ((home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes())
     assert (home / "run.failed.ipynb").exists()
+
+
+def test_a_run_that_is_stopped_before_its_first_cell_leaves_no_page(monkeypatch, tmp_path, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", stop)
+    assert run(tmp_path) == 1
+    assert "could not be carried out: KeyboardInterrupt: stopped" in capsys.readouterr().err
+    assert list((tmp_path / "pd_sweep" / run_id(PdSweep())).iterdir()) == []
 
 
 def test_a_report_lies_beside_its_notebook(tmp_path, capsys):

@@ -22,6 +22,7 @@ from workbench.params import NOTEBOOKS, EngineParams, check_params
 __all__ = ["NotebookRun", "read_params", "run_all", "run_notebook", "table_of", "told"]
 
 _STOPPED = ("KeyboardInterrupt", "CancelledError")
+_INTERRUPTED = "KeyboardInterrupt: stopped"
 _NO_MEMORY = "KernelDied: the notebook's kernel was killed, as the system does when memory runs out"
 
 
@@ -104,6 +105,10 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
     began_s = time.monotonic()
     problem = _execute(source, executed, changed)
+    advice = _advice(problem, notebook, changed) if problem else ""
+    if not executed.exists():  # stopped before its first cell
+        took_s = time.monotonic() - began_s
+        return NotebookRun(notebook=notebook, problem=problem, advice=advice, took_s=took_s)
     kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
     os.replace(executed, kept)
     made = write_page(kept, home / "report.failed.html" if problem else page)
@@ -112,7 +117,7 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
         page=made,
         facts={} if problem else load_result(home).facts,
         problem=problem,
-        advice=_advice(problem, notebook, changed) if problem else "",
+        advice=advice,
         took_s=time.monotonic() - began_s,
     )
 
@@ -123,6 +128,8 @@ def _advice(problem: str, notebook: str, changed: Mapping[str, Any]) -> str:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += ["-p", name, text]
     again = f"then repeat it: {shlex.join(words)}"
+    if problem.startswith(_STOPPED):
+        return f"what is finished is kept, {again}"
     if problem == _NO_MEMORY:
         return f"end other programs or take fewer instances, {again}"
     return f"mend what the sentence names (the page has the whole error), {again}"
@@ -148,6 +155,8 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> str:
             return f"{error.ename}: {error.evalue}"
         except DeadKernelError:
             return _NO_MEMORY
+        except KeyboardInterrupt:
+            return _INTERRUPTED
         finally:
             shown.close()
     return ""
@@ -234,7 +243,7 @@ def _guarded(
             given["output_dir"] = output_dir
         return run_notebook(notebook, given, force=force)
     except KeyboardInterrupt:
-        problem, advice = "KeyboardInterrupt: stopped", "start it again; what is finished is kept"
+        problem, advice = _INTERRUPTED, "start it again; what is finished is kept"
     except WorkbenchError as error:
         problem, advice = str(error), "mend what the sentence names, then start it again"
     except Exception as error:  # of whatever kind: the other notebooks do not depend on it
