@@ -60,7 +60,7 @@ def test_a_machine_that_others_keep_busy_is_ready_and_is_told_what_that_means(
     assert outcomes["packages"] == outcomes["memory"] == "PASS"
 
 
-@pytest.mark.alone
+@pytest.mark.alone  # it compares times
 def test_single_instance_prefix_cache(papermill: Papermill, result_of: Any) -> None:
     done = papermill(
         "single_instance_prefix_cache", "-p", "requests", "6", "-p", "concurrency", "1",
