@@ -40,6 +40,22 @@ def test_before_the_first_launch_has_ended_the_plan_says_what_is_left(two_arms, 
     assert two_arms.pass_ended(0, "a", "cold").left_s == 270.0
 
 
+def test_a_first_launch_that_shows_another_duration_is_told_once(two_arms, clock):
+    measure(two_arms, clock, 0, "a", cold_s=90, warm_s=10)
+    assert two_arms.replanned == (
+        "The first launch took longer than planned: the run will take about 6:40 instead of 5:00."
+    )
+    measure(two_arms, clock, 0, "b", cold_s=90, warm_s=10)
+    assert two_arms.replanned == ""
+
+
+@pytest.mark.parametrize("planned_s", [390.0, nan])
+def test_a_launch_near_the_plan_is_not_told(two_arms, clock, planned_s):
+    two_arms.planned_s = planned_s
+    measure(two_arms, clock, 0, "a", cold_s=90, warm_s=10)
+    assert two_arms.replanned == ""
+
+
 def test_then_passes_of_this_machine_say_it(two_arms, clock):
     measure(two_arms, clock, 0, "a", cold_s=20, warm_s=2)
     # Arm b has not run: its passes are taken to be as long as those of a.

@@ -35,6 +35,21 @@ def test_without_a_terminal_each_line_stays_as_it_is_and_shows_at_once():
     assert err.getvalue() == ""
 
 
+def test_the_command_lines_of_a_plan_are_left_to_the_page():
+    out = io.StringIO()
+    writer = LineWriter(out, io.StringIO())
+    writer.write(
+        "arm 1p1d lmcache (subject): cold\n"
+        "  store        python3 -m lmcache.cli.main server --port 20000\n"
+        "  prefill-0    vllm serve --port 20002\n"
+        "  failed: store-warm was store-warm\n"
+    )
+    writer.close()
+    assert out.getvalue().splitlines() == [
+        "arm 1p1d lmcache (subject): cold", "  failed: store-warm was store-warm",
+    ]  # fmt: skip
+
+
 def test_in_a_terminal_the_bar_says_how_far_and_the_lines_stay_short():
     out, err = io.StringIO(), Terminal()
     writer = LineWriter(out, err)

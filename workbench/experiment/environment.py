@@ -231,6 +231,7 @@ def _as_result(
         numbers.append(
             _card("from nothing to healthy, 1p1d", started_s, "s", note, rests_on="times")
         )
+    engine = smoke.facts["engine"] if smoke else {}
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
@@ -247,7 +248,11 @@ def _as_result(
         "numbers": numbers,
         "gates": [asdict(gate) for gate in gates],
         "doubts": [],
-        "limits": ["Ready says that servers start and KV moves here, not that they are fast."],
+        "engine": engine,
+        "limits": [
+            "Ready says that servers start and KV moves here, not that they are fast.",
+            *filter(None, [engine.get("chosen")]),
+        ],
         "platforms": platforms(here),
         "arms": smoke.facts["arms"] if smoke else [],
         "summary": smoke.facts["summary"] if smoke else [],

@@ -131,6 +131,21 @@ class Progress:
         ]
 
     @property
+    def replanned(self) -> str:
+        """A sentence once the first launch shows that the plan's duration is far off, else empty.
+
+        Programs that came or went since the plan was made are the usual reason.
+        """
+        now = self.standing
+        whole_s = now.elapsed_s + now.left_s
+        if self._launches != 1 or not whole_s > FAR_OFF * self.planned_s:
+            return ""
+        return (
+            f"The first launch took longer than planned: the run will take about"
+            f" {spell_s(whole_s)} instead of {spell_s(self.planned_s)}."
+        )
+
+    @property
     def standing(self) -> Standing:
         """How far the run is now."""
         elapsed_s = self.clock() - self._began_s
@@ -157,6 +172,9 @@ class Progress:
         took_s = took_s or [s for seconds in self._took_s.values() for s in seconds]
         return sum(took_s) / len(took_s) if took_s else nan
 
+
+FAR_OFF = 1.3
+"""A run that takes so many times its planned duration is told so."""
 
 ANY_RATE = "any rate"
 """The name of a pass whose rate a search has still to choose."""

@@ -8,6 +8,7 @@ behind in a notebook.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -72,10 +73,15 @@ class _Bar:
             self._bar.close()
 
 
+_COMMAND_LINE = re.compile(r"  (?:store|proxy|(?:prefill|decode|aggregated)-\d+) +\S")
+"""What a plan prints of each process: hundreds of lines, which the page has too."""
+
+
 class LineWriter:
     """A text stream for what a notebook prints: shows each whole line at once, and the bar below.
 
-    In a terminal the bar says how far the run is; elsewhere each line keeps its own standing.
+    In a terminal the bar says how far the run is; elsewhere each line keeps its own standing. The
+    processes' command lines are left to the page.
     """
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
@@ -99,6 +105,8 @@ class LineWriter:
         self._out.flush()
 
     def _line(self, line: str) -> None:
+        if _COMMAND_LINE.match(line):
+            return
         shown, standing = read_standing(line)
         if self._bar is None:
             print(line, file=self._out, flush=True)

@@ -97,6 +97,8 @@ async def _run(
                         echo(log.doubts[-1])
                     if far is not None:
                         far.launch_ended(number, arm.label, left_out=arm.label in left_out)
+                        if far.replanned:
+                            echo(far.replanned)
         plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
