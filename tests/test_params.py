@@ -123,6 +123,16 @@ def test_fields_of_the_body_are_json_or_yaml_and_kept_as_one_text(notebook, give
     assert params.extra_body == '{"cache_salt": "a", "top_k": 1}'
 
 
+def test_a_tokenizer_that_nobody_would_ask_is_refused():
+    with pytest.raises(ParameterError, match="tokenizer is '/m' and engine is 'vllm'"):
+        check_params("lmcache_hit_analysis", {"tokenizer": "/m"})
+
+
+def test_a_number_of_the_body_stays_a_number():
+    params = check_params("pd_sweep", {"extra_body": '{"min_p": 1e-3}'})
+    assert params.extra_body == '{"min_p": 0.001}'
+
+
 def test_an_unknown_notebook_is_refused_with_the_nearest():
     with pytest.raises(ParameterError, match="did you mean 'pd_sweep'"):
         check_params("pd_swep", {})

@@ -13,7 +13,13 @@ import httpx
 
 from workbench.errors import ParameterError
 
-__all__ = ["connect_problem", "control_client", "server_address", "tls_context"]
+__all__ = [
+    "connect_problem",
+    "control_client",
+    "control_context",
+    "server_address",
+    "tls_context",
+]
 
 _CA_FILE, _CA_FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
@@ -28,11 +34,20 @@ def control_client(
 
     `headers` go with every request: a key, to the servers that it is for and to no others.
     """
+    return httpx.AsyncClient(
+        timeout=timeout_s, trust_env=False, verify=control_context(), headers=headers
+    )
+
+
+def control_context() -> ssl.SSLContext:
+    """What control calls trust: `tls_context`, or nobody where that leads nowhere.
+
+    A server without TLS is asked all the same.
+    """
     try:
-        context = tls_context()
+        return tls_context()
     except ParameterError:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and http needs none
-    return httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=context, headers=headers)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def tls_context() -> ssl.SSLContext:

@@ -70,7 +70,7 @@ class EngineParams:
     output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
 
     def check_engine(self) -> None:
-        """Refuse what a simulated engine lacks, and faults of a real one. Raises ParameterError."""
+        """Refuse what this engine does not heed. Raises ParameterError."""
         if self.fault and self.engine != "simulated":
             raise ParameterError(
                 f"fault is {self.fault!r} and engine is {self.engine!r}: only engine simulated"
@@ -84,6 +84,12 @@ class EngineParams:
             raise ParameterError(
                 f"dtype is {self.dtype!r} and engine is {self.engine!r}: only servers that are"
                 " started here take a dtype; leave it at auto"
+            )
+        tokenizer = getattr(self, "tokenizer", "")  # of notebooks that can attach
+        if tokenizer and self.engine != "attach":
+            raise ParameterError(
+                f"tokenizer is {tokenizer!r} and engine is {self.engine!r}: servers started here"
+                " use their model's own; leave tokenizer empty, or add -p engine attach"
             )
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:

@@ -130,11 +130,15 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, str) and value.strip():
         import yaml
 
-        try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value
-        value = read if isinstance(read, dict) else value
+        # JSON first: to YAML 1e-3 is a text.
+        for reader, wrong in ((json.loads, ValueError), (yaml.safe_load, yaml.YAMLError)):
+            try:
+                read = reader(value)
+            except wrong:
+                continue
+            if isinstance(read, dict):
+                value = read
+                break
     try:
         return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
     except (TypeError, ValueError):  # YAML has dates, JSON has none

@@ -71,12 +71,6 @@ class PdSweep(LoadParams):
                     " e.g. -p decode_urls http://127.0.0.1:8200"
                 )
         else:
-            if self.tokenizer:
-                raise ParameterError(
-                    f"tokenizer is {self.tokenizer!r} and engine is {self.engine!r}: servers"
-                    " started here use their model's own; leave tokenizer empty, or add"
-                    " -p engine attach"
-                )
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
         self.check_engine()

@@ -84,6 +84,13 @@ def referee(monkeypatch, tmp_path):
     return make
 
 
+def test_to_read_claims_no_server_is_started(referee, monkeypatch):
+    measured = []
+    monkeypatch.setattr("workbench.experiment.room.machine_speed", measured.append)
+    referee(CACHE, tiers=["source"])
+    assert measured == []
+
+
 async def judged(made):
     """The accounts of a run, by id."""
     result = await made.run(echo=lambda _: None)

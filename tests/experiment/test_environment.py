@@ -70,7 +70,7 @@ async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(
     assert facts["scope"].startswith(BUSY_MEANS)
     assert facts["status"] == "success"  # it was carried out
     shown = {card["label"]: card["spoilt"] for card in _cards(facts)}
-    # Cores and memory are counted: only the time of a start is rough.
+    # Only the time of a start is rough.
     assert shown == {"cores": "", "memory free": "", "from nothing to healthy, 1p1d": "rough"}
     can, quiet = facts["questions"]
     assert can["why"].startswith("all ")
@@ -95,6 +95,8 @@ async def test_any_other_gate_of_the_smoke_run_does(name, check):
     assert said(facts) == (False, "busy", "not ready")
     assert facts["finding"] == "Not ready: as it should be"
     assert f"{SMOKE}{name}" in facts["questions"][0]["why"]
+    # Cores and memory are the machine's, whatever its servers do.
+    assert [card["spoilt"] for card in _cards(facts)[:2]] == ["", ""]
 
 
 async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check):

@@ -94,8 +94,10 @@ def test_bad_parameters_are_one_sentence(given: dict[str, Any], sentence: str) -
 
 
 async def test_the_chunk_of_a_running_store_is_asked_of_it(
-    hits: Plan, unused_tcp_port: int
+    hits: Plan, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")  # of no concern to a store without TLS
+
     async def status(_: web.Request) -> web.Response:
         return web.json_response({"is_healthy": True, "chunk_size": 512})
 

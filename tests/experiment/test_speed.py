@@ -75,6 +75,22 @@ def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, mon
     assert len(arms.plan(PdSweep(topology="1p1d", opponents=False)).workload.sample.requests) == 3
 
 
+def test_requests_at_a_rate_are_all_sent_however_long_it_takes(machine_has, monkeypatch):
+    machine_has("cpu")
+    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(5.9))
+    for asked in ({"rate_per_s": 0.1}, {"rates_per_s": [0.1, 0.2]}):
+        plan = arms.plan(PdSweep(topology="1p4d", **asked))
+        assert plan.estimate_s > arms.LONG_RUN_S
+        assert len(plan.workload.sample.requests) == len(plan.arrivals.offsets_s) == 3
+
+
+def test_pretended_servers_take_no_longer_for_more_requests(tmp_path):
+    asked = PdSweep(engine="simulated", topology="1p4d", rounds=200, output_dir=str(tmp_path))
+    plan = arms.plan(asked)
+    assert plan.estimate_s > arms.LONG_RUN_S
+    assert len(plan.workload.sample.requests) == 3
+
+
 def test_a_speed_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     fresh = replace(TYPICAL, at=datetime.now(UTC).isoformat(timespec="seconds"))
     measured = []
@@ -99,8 +115,11 @@ def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, 
     monkeypatch.setattr(speed, "find_spec", lambda name: name)
     monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(speed, "_key", lambda dtype: dtype)
-    monkeypatch.setattr(speed, "_measured", lambda dtype: None)
-    assert machine_speed("float32") is TYPICAL
+    tried = []
+    monkeypatch.setattr(speed, "_not_measured", set())
+    monkeypatch.setattr(speed, "_measured", tried.append)
+    assert machine_speed("float32") is machine_speed("float32") is TYPICAL
+    assert tried == ["float32"]  # the next plan does not wait for it again
     assert str(TYPICAL).startswith("not measured here")
 
 

@@ -34,7 +34,7 @@ WELL = {"loop_lag_p99_s": 0.001, "loop_lag_max_s": 0.001, "thread_cpu_share": 0.
         (
             WELL | {"loop_lag_max_s": 0.2},
             "INCONCLUSIVE",
-            "its event loop waited more than 0.05 s once",
+            "the client's event loop was once 0.2000 s late (limit 0.05 s)",
         ),
         ({}, "INCONCLUSIVE", "the client's health was not read"),
     ],

@@ -85,6 +85,17 @@ def test_an_instance_that_shared_a_core_for_a_moment_is_not_slow():
     assert gates.instances_alike(*moment).outcome == "PASS"
 
 
+def test_on_a_busy_machine_an_instance_is_slow_only_beyond_what_other_programs_make():
+    twice = answered({"a": [0.004] * 3, "b": [0.010] * 3, "c": [0.004] * 3})
+    assert gates.instances_alike(*twice).outcome == "FAIL"
+    unsure = gates.instances_alike(*twice, busy=True)
+    assert unsure.outcome == "INCONCLUSIVE"
+    assert unsure.sentence.endswith("other programs may be the reason")
+    assert unsure.next_step.startswith("end other programs")
+    far = answered({"a": [0.004] * 3, "b": [0.016] * 3, "c": [0.004] * 3})
+    assert gates.instances_alike(*far, busy=True).outcome == "FAIL"
+
+
 def test_too_few_answers_compare_nothing():
     assert gates.instances_alike(*answered({"a": [0.004] * 3, "b": [0.1] * 2})) is None
 
@@ -112,6 +123,15 @@ def test_a_queue_that_grows_is_no_steady_state():
     assert growing.outcome == "FAIL"
     assert "in the first third to" in growing.sentence
     assert gates.steady(a_pass(noise[:19])) is None
+
+
+def test_on_a_busy_machine_a_drift_counts_only_beyond_what_other_programs_make():
+    noise = np.random.default_rng(0).normal(1, 0.05, 60)
+    doubled = a_pass(noise + np.linspace(0, 1, 60))
+    assert gates.steady(doubled).outcome == "FAIL"
+    assert gates.steady(doubled, busy=True).outcome == "INCONCLUSIVE"
+    queue = a_pass(noise + np.linspace(0, 9, 60))
+    assert gates.steady(queue, busy=True).outcome == "FAIL"
 
 
 def test_requests_that_differ_by_themselves_are_no_drift():

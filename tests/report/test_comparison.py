@@ -116,6 +116,10 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path: Path) -> None:
         "TTFT of 2: 1a, cold, is not compared (not proven: gate “KV moved” failed)."
     )
     assert "grayscale" in wrong.figure.svg
+    # The table is plain text, in which nothing can be struck out.
+    shown = wrong.table.set_index("arm")["p50"]
+    assert set(shown["2: 1a"]) == {"withheld (KV moved)"}
+    assert not any("withheld" in cell for cell in shown["1: 1a"])
     other = wb.compare_results(
         [one, failed(warm, "engine-warm was engine-warm")], cache_state="cold"
     )

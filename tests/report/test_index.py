@@ -84,6 +84,13 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
     (folder / "run.failed.ipynb").write_text("cut")
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.finding == "The notebook ended early."
+    # The page is of a notebook whose figures failed behind a good measurement.
+    (folder / "result.json").write_text('{"status": "success", "finding": "PD halves TTFT"}')
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.outcome.word == "not carried out"
+    (folder / "report.html").touch()
+    (run,) = runs_of(tmp_path / "pd_sweep")
+    assert run.finding == "PD halves TTFT"
 
 
 def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:

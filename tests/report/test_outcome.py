@@ -50,6 +50,8 @@ def test_a_result_may_bring_its_own_words():
     found = outcome_of(result("PASS", outcome=own))
     assert (found.word, found.severity, found.why) == tuple(own.values())
     assert outcome_of(result("PASS", outcome=own, status="cancelled")).word == "cancelled"
+    # What a notebook said before a later cell failed is no outcome.
+    assert outcome_of(result("PASS", outcome=own), "failed").word == "not carried out"
 
 
 def test_the_notebook_outranks_its_result():

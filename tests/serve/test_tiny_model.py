@@ -111,6 +111,16 @@ def test_float32_doubles_the_kv_of_a_token(tiny: Path) -> None:
     assert facts.run_as("") == facts.run_as("bfloat16") == facts
 
 
+def test_vllm_runs_a_float32_checkpoint_in_16_bits_unless_told_otherwise(
+    tiny: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny / "config.json").read_text()) | {"dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = model_facts(tmp_path)
+    assert facts.kv_shape.bytes_per_token == 768
+    assert facts.run_as("float32").kv_shape.bytes_per_token == 1536
+
+
 def test_same_recipe_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     again = tiny_model(tmp_path)
     assert again.name == tiny.name

@@ -448,12 +448,16 @@ def _setting(params: PaperClaimValidation) -> Setting:
         known = accelerator(found.gpus[0].name)
         hardware = known.name if known else found.gpus[0].name
     dtype = number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
-    started = params.engine == "vllm"
-    own = own_model(platform, dtype) if started else tiny_model()  # type: ignore[arg-type]
+    if params.model:
+        model = Path(params.model)
+    elif params.engine == "vllm" and set(params.tiers) != {"source"}:
+        model = own_model(platform, dtype)  # type: ignore[arg-type]
+    else:  # no engine is timed, so how fast the machine is need not be measured
+        model = tiny_model()
     return Setting(
         platform=platform,  # type: ignore[arg-type]
         hardware=hardware,
-        model=Path(params.model) if params.model else own,
+        model=model,
         output_dir=repository_root() / params.output_dir,
         budget_s=params.time_budget_s,
         dtype=dtype or "bfloat16",

@@ -149,12 +149,14 @@ def _within_minutes(
 ) -> ExperimentPlan:
     """The same with fewer requests where the reference workload would take long on this machine.
 
-    Rounds are what an interval rests on, so they stay.
+    Rounds are what an interval rests on, so they stay. So do requests that are sent at a rate: each
+    has its time.
     """
     params = made.params
     assert isinstance(params, LoadParams)
-    own = params.workload == "reference" and not params.requests
-    if not own or not made.estimate_s > LONG_RUN_S:
+    own = params.workload == "reference" and not params.requests and made.speed is not None
+    closed = made.arrivals.kind == "closed"
+    if not own or not closed or not made.estimate_s > LONG_RUN_S:
         return made
     fewer = replace(params, requests=FEWER_REQUESTS)
     shorter = replace(made, workload=workload_of(fewer, settings, model))

@@ -67,7 +67,7 @@ def break_even(plan: ExperimentPlan, summary: Sequence[Row], comparisons: Sequen
     cost = row_of(comparisons, kind="cache-off", metric="ttft_s", **{"pass": "cold"})
     rows = {(r["arm"], r["pass"]): 1000 * r["median"] for r in summary if r["metric"] == "ttft_s"}
     known = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
-    if cost is None or not all(key in rows for key in known):
+    if cost is None or isnan(cost["ratio"]) or not all(key in rows for key in known):
         return ""
     if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
         return (

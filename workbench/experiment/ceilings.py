@@ -14,7 +14,7 @@ __all__ = ["ceilings"]
 def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
     """Ceilings by arm, and why there are none.
 
-    Only for dense models of 2 bytes a weight in a local folder: a ceiling is never guessed. The
+    Only for dense models in a local folder that are not quantised: a ceiling is never guessed. The
     embedding table and the output head are left out, which makes the prefill ceiling too high
     rather than too low.
     """

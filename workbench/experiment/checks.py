@@ -39,13 +39,15 @@ def check(
     `refusals` which caches were not emptied.
     """
     clock = clock_not_set(client)
+    busy = client.get("others_cpu_share", 0.0) > OTHERS_SHARE
+    late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
     return [
         *_conduct(plan, requests, passes, reasons),
         *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
         *_states(plan, passes),
         ledger_closes(passes),
-        *_told(requests, passes, client),
-        *_answers(plan, requests, legs),
+        *_told(requests, passes, disturbed=busy or late),
+        *_answers(plan, requests, legs, busy=busy),
         client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
         *([clock] if clock else []),
     ]
@@ -105,21 +107,18 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
     return asked
 
 
-def _told(
-    requests: pd.DataFrame, passes: Sequence[PassCounters], client: Mapping[str, float]
-) -> list[Gate]:
+def _told(requests: pd.DataFrame, passes: Sequence[PassCounters], *, disturbed: bool) -> list[Gate]:
     """Whether answers came as servers made them, and tell what can be."""
-    late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
     asked = (
-        conduct_gates.streamed(
-            requests, disturbed=late or client.get("others_cpu_share", 0.0) > OTHERS_SHARE
-        ),
+        conduct_gates.streamed(requests, disturbed=disturbed),
         conduct_gates.cached_plausible(requests, passes),
     )
     return [gate for gate in asked if gate is not None]
 
 
-def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -> list[Gate]:
+def _answers(
+    plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame, *, busy: bool
+) -> list[Gate]:
     asked = [gates.output_counts_equal(requests), conduct_gates.possible(requests)]
     partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
     if partly:
@@ -131,11 +130,12 @@ def _answers(plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame) -
     batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
     if plan.rates is None:
         asked.append(gates.same_text(same_prompts, reference, batched=batched))
-    if "decode_instance" in legs and (alike := conduct_gates.instances_alike(requests, legs)):
-        asked.append(alike)
+    if "decode_instance" in legs:
+        alike = conduct_gates.instances_alike(requests, legs, busy=busy)
+        asked += [alike] if alike else []
     if plan.platform in ("cuda", "rocm"):
         asked.append(below_ceilings(requests, *ceilings(plan)))
     if plan.rates is not None:
         return asked  # rates are raised until the queue grows: that is what they are for
-    drift = conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency)
+    drift = conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency, busy=busy)
     return [*asked, *([drift] if drift else [])]

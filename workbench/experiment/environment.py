@@ -29,7 +29,6 @@ from workbench.experiment.run import run
 from workbench.experiment.run_folder import RunFolder
 from workbench.experiment.run_log import Echo, echo_line
 from workbench.machine import Machine
-from workbench.metrics.gate_table import Kind
 from workbench.metrics.gates import Gate
 from workbench.params import EnvironmentCheck, PdSweep
 from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
@@ -222,15 +221,15 @@ def _as_result(
     answer = answers(gates, platform, smoked=smoke is not None or not params.smoke)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     numbers = [
-        _card("cores", here.cores, "", here.cpu, rests_on="counts"),
-        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB",
-              rests_on="counts"),
-    ]  # fmt: skip
+        # Of the machine itself: whatever fails, they stay.
+        _card("cores", here.cores, "", here.cpu) | {"spoilt": ""},
+        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB")
+        | {"spoilt": ""},
+    ]
     if smoke is not None:
         started_s, note = smoke.facts["launches_s"][0], "one launch, LMCache included"
-        numbers.append(
-            _card("from nothing to healthy, 1p1d", started_s, "s", note, rests_on="times")
-        )
+        card = _card("from nothing to healthy, 1p1d", started_s, "s", note)
+        numbers.append(card | {"rests_on": "times"})
     engine = smoke.facts["engine"] if smoke else {}
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts: dict[str, Any] = {
@@ -265,10 +264,8 @@ def _as_result(
     return Result(facts=facts, folder=folder.home)
 
 
-def _card(label: str, value: float, unit: str, note: str, *, rests_on: Kind) -> dict[str, Any]:
-    """A key number; `rests_on` says which gates spoil it."""
-    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note,
-            "rests_on": rests_on}  # fmt: skip
+def _card(label: str, value: float, unit: str, note: str) -> dict[str, Any]:
+    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note}
 
 
 def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import httpx
 
-from workbench.control import server_address, tls_context
+from workbench.control import control_context, server_address
 from workbench.errors import PlanError
 from workbench.experiment.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
 from workbench.experiment.room import (
@@ -162,11 +162,12 @@ def _chunk_of(url: str) -> int:
     """The chunk of a running LMCache server, asked of it; 0 where it does not say."""
     try:
         asked = httpx.get(
-            f"{server_address(url)}/status", timeout=3.0, trust_env=False, verify=tls_context()
-        )
+            f"{server_address(url)}/status", timeout=3.0, trust_env=False,
+            verify=control_context(),
+        )  # fmt: skip
         said = asked.json()
         return int(said["chunk_size"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return 0
 
 

@@ -12,7 +12,7 @@ from workbench.metrics.statistics import three_digits
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["no_p99", "percentile_table", "without_tails"]
+__all__ = ["no_p99", "percentile_table", "without_struck", "without_tails"]
 
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
 
@@ -55,6 +55,19 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
         if does.struck:
             tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
             _withhold(found, tails, does.gates[0])
+    return found
+
+
+def without_struck(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those of passes whose times a failed gate strikes; notes say so.
+
+    For a table of plain text, in which nothing can be struck out.
+    """
+    found = found.copy()
+    for name in found["pass"].unique():
+        does = spoil(found.attrs["failed_gates"], "times", passes={str(name)})
+        if does.struck:
+            _withhold(found, found["pass"].eq(name), does.gates[0])
     return found
 
 

@@ -36,6 +36,7 @@ class _Bar:
         self._bar: Any = None
         self._ends_s = float("nan")
         self._stop = threading.Event()
+        self._ticking = threading.Thread(target=self._tick, daemon=True)
 
     def move(self, standing: Standing) -> None:
         """Show this standing from now on."""
@@ -49,7 +50,7 @@ class _Bar:
         self._ends_s = time.monotonic() + standing.left_s
         self._show()
         if new:
-            threading.Thread(target=self._tick, daemon=True).start()
+            self._ticking.start()
 
     @property
     def drawn(self) -> Any:
@@ -70,6 +71,7 @@ class _Bar:
     def close(self) -> None:
         self._stop.set()
         if self._bar is not None:
+            self._ticking.join()  # a tick behind the end would draw the bar once more
             self._bar.close()
 
 

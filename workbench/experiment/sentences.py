@@ -72,7 +72,15 @@ def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Row]) -> str:
     rivals = [r for r in ttft if r["kind"] == "opponent"]
     if rivals:
         parts.append(_pd_clause(rivals))
-    return "; ".join(parts) or f"TTFT of {prompts(plan)} was measured in one cache state"
+    if parts:
+        return "; ".join(parts)
+    unknown = next(
+        (r for r in comparisons if r["metric"] == "ttft_s" and isnan(r["ratio"])
+         and r["arm"] in subjects), None,
+    )  # fmt: skip
+    if unknown is not None:
+        return f"TTFT of {prompts(plan)} cannot be compared: {unknown['note']}"
+    return f"TTFT of {prompts(plan)} was measured in one cache state"
 
 
 def _pd_clause(rivals: Sequence[Row]) -> str:

@@ -82,12 +82,16 @@ def layers_for(speed: Speed) -> int:
     return next(fits, 1)
 
 
+_not_measured: set[str] = set()
+
+
 def machine_speed(dtype: str) -> Speed:
     """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
 
-    TYPICAL where vLLM is not installed or does not run here: then the run itself will say why.
+    TYPICAL where vLLM is not installed or does not run here: then the run itself will say why. A
+    process that could not measure does not try again, so that all its plans have one model.
     """
-    if find_spec("vllm") is None:
+    if find_spec("vllm") is None or dtype in _not_measured:
         return TYPICAL
     file = cache_folder() / f"speed-{_key(dtype)}.json"
     try:
@@ -99,6 +103,7 @@ def machine_speed(dtype: str) -> Speed:
                 return known
             print("measuring this machine's speed, once: about 15 s", flush=True)
             if (speed := _measured(dtype)) is None:
+                _not_measured.add(dtype)
                 return TYPICAL
             file.write_text(json.dumps(asdict(speed)))
             return speed

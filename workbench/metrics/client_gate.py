@@ -58,9 +58,10 @@ def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) ->
         # In the worst of many short passes: a tail may be theirs, a median of rounds is not.
         unknown.append(f"{passed.pop('others_cpu_share')}: they may explain the slowest requests")
     if value["loop_lag_max_s"] > LAG_S:  # one late beat touches one request, not a median
+        once = _CLIENT["loop_lag_max_s"].format(value["loop_lag_max_s"])
         unknown.append(
-            f"{found}: its event loop waited more than {LAG_S:g} s once, which may explain the"
-            " slowest requests"
+            f"the client's event loop was {once} (limit {LAG_S:g} s), which may explain the slowest"
+            " requests"
         )
     problems = list(passed.values())
     if value["merged_share"] > MERGED_SHARE:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,14 +170,7 @@ def _told(found: PeerFile, lost: int) -> PeerFile:
         return found
     lines = "1 line of the file is" if lost == 1 else f"{lost} lines of the file are"
     told = f"{lines} cut off or no JSON, and left out."
-    return PeerFile(
-        tool=found.tool,
-        rows=found.rows,
-        seen=found.seen,
-        total=found.total,
-        doubts=(*found.doubts, told),
-        own=found.own,
-    )
+    return replace(found, doubts=(*found.doubts, told))
 
 
 def _frame(rows: list[Row], columns: Mapping[str, Any], ordered: bool) -> pd.DataFrame:

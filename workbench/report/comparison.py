@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.percentile_table import percentile_table
+from workbench.experiment.percentile_table import percentile_table, without_struck
 from workbench.experiment.result import load_result
 from workbench.metrics.gate_table import Spoil, spoil, taken_away, touching
 from workbench.metrics.peer_names import KNOWN_FILES
@@ -129,6 +129,8 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             requests.attrs = marks
     passes = set(requests["pass"])
     requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
+    found.attrs = requests.attrs
+    found = without_struck(found)
     engine = result.facts.get("engine") or {}
     return _Side(tool="", label=path.name, requests=requests, percentiles=found, engine=engine)
 

@@ -76,12 +76,13 @@ def runs_of(notebook_dir: Path) -> list[Run]:
 
 
 def _read(folder: Path) -> Run:
+    # A measurement may have ended well and a later cell not: its only page says that it failed.
+    if (folder / "run.failed.ipynb").is_file() and not (folder / "report.html").is_file():
+        return _run(folder, _why_failed(folder), page="report.failed.html")
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return _run(folder, result)
     except FileNotFoundError:
-        if (folder / "run.failed.ipynb").is_file():
-            return _run(folder, _why_failed(folder), page="report.failed.html")
         problem = "There is no result.json; the run ended before it wrote one."
     except (OSError, ValueError, TypeError, AttributeError) as error:
         problem = f"Its result.json cannot be read: {error}"

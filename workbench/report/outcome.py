@@ -120,11 +120,11 @@ def outcome_of(facts: Mapping[str, Any], status: str = "") -> RunOutcome:
     """The outcome of a run from its result.json; `status` outranks the one that stands there.
 
     A result may bring its own words in `outcome`, a mapping of `word`, `severity` and `why`, as
-    `environment_check` does (ready; ready, busy; not ready).
+    `environment_check` does (ready; ready, busy; not ready). They hold where it was carried out.
     """
     status = status or str(facts.get("status") or "unreadable")
     own = facts.get("outcome")
-    if isinstance(own, Mapping) and own.get("word") and status in ("success", "failed"):
+    if isinstance(own, Mapping) and own.get("word") and status == "success":
         severity: Severity = own["severity"] if own.get("severity") in ("ok", "bad") else "unsure"
         return RunOutcome(word=str(own["word"]), severity=severity, why=str(own.get("why") or ""))
     if status != "success":

@@ -90,10 +90,11 @@ class ModelFacts:
     """Longest prompt plus output; rope scaling given to the engine can raise it."""
     hidden: int = 0
     plain: bool = False
-    """Dense and not quantised: every weight is 2 bytes and works on every token."""
+    """Dense and not quantised: every weight works on every token."""
 
     element_bytes: float = 2.0
-    """Bytes of a KV element: those of the weights' number format."""
+    """Bytes of a KV element. vLLM runs weights of float32 in 16 bits too, unless told otherwise
+    (vllm/config/model.py: _resolve_auto_dtype)."""
     parameters: float = 0.0
     """Those that every token passes, without embedding table and output head; 0 where the folder
     has no weight files, or the model is not `plain`."""
@@ -188,7 +189,6 @@ def model_facts(path: Path | str) -> ModelFacts:
         context_tokens=sizes["context"],
         hidden=sizes["hidden"],
         plain=plain,
-        element_bytes=_ELEMENT_BYTES.get(config.get("dtype") or config.get("torch_dtype"), 2.0),
         parameters=float(max(0, weights - tables)) if plain else 0.0,
     )
 
