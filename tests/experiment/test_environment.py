@@ -36,7 +36,8 @@ def check(monkeypatch, tmp_path):
                 raise smoked
             gates = [{"name": name, "outcome": outcome} | ONE for name, outcome in smoked.items()]
             facts = {"gates": gates, "arms": [], "summary": [], "launches_s": [2.5],
-                     "started_at": "2026-11-29T07:00:00+00:00", "duration_s": 12.0}  # fmt: skip
+                     "started_at": "2026-11-29T07:00:00+00:00", "duration_s": 12.0,
+                     "engine": {"dtype": "float32", "chosen": "KV is float32."}}  # fmt: skip
             return SimpleNamespace(facts=facts)
 
         monkeypatch.setattr(machine, "facts", lambda: replace(here, **changed))
@@ -61,6 +62,8 @@ async def test_ready_and_quiet(check):
     assert facts["finding"] == "Ready, quiet: servers start and KV moves (cpu)"
     assert facts["next_step"].startswith("papermill notebooks/pd_sweep.ipynb")
     assert [row["answer"] for row in facts["questions"]] == ["ready", "quiet"]
+    assert facts["engine"]["dtype"] == "float32"
+    assert facts["limits"][-1] == "KV is float32."  # what was chosen for this machine
 
 
 async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(check):
