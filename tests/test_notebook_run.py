@@ -77,7 +77,7 @@ def test_failed_checks_and_a_machine_that_is_not_ready_are_findings_and_no_exit_
     notebooks, capsys
 ):
     notebooks["environment_check"] = found(
-        "environment_check", "Not ready: 0.5 GB free in /dev/shm", status="failed",
+        "environment_check", "Not ready: 0.5 GB free in /dev/shm",
         outcome={"word": "not ready", "severity": "bad"},
     )  # fmt: skip
     notebooks["pd_sweep"] = found(
