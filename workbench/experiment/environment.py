@@ -231,7 +231,7 @@ def _as_result(
         numbers.append(
             _card("from nothing to healthy, 1p1d", started_s, "s", note, rests_on="times")
         )
-    engine = smoke.facts["engine"] if smoke else {}
+    engine = smoke.facts.get("engine", {}) if smoke else {}
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts: dict[str, Any] = {
         "schema": SCHEMA,
