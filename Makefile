@@ -1,6 +1,6 @@
 # make report   from a fresh clone to rendered pages in outputs/; what each notebook found, at the end
 # make check    for those who work on the code: lint, types, imports, every test without real servers
-# make test     the same, then the tests on the real engine
+# make test     the same, then the fault matrix on pretended servers and the tests on the real engine
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
@@ -21,10 +21,11 @@ check: setup
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 -m "not engine and not alone"
+	pytest -n 2 -m "not engine and not servers and not alone"
 	pytest -m "alone and not engine"
 
 test: check
+	pytest -n 2 -m servers
 	pytest -n 2 --dist loadgroup -m "engine and not alone"
 	pytest -m "alone and engine"
 

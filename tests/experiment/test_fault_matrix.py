@@ -29,6 +29,7 @@ from workbench.serve.processes import Launcher
 from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.topology import Topology
 
+pytestmark = pytest.mark.servers
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}

@@ -46,7 +46,7 @@ from workbench.topology import TensorParallel, Topology
 
 __all__ = ["plan"]
 
-LONG_RUN_S, FEWER_REQUESTS = 220.0, 2
+LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 """A reference run longer than this sends fewer requests a pass."""
 
 
