@@ -49,6 +49,7 @@ def with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
 def in_process_requests(
     lookups: pd.DataFrame,
     transfers: pd.DataFrame,
+    storings: pd.DataFrame,
     failures: pd.DataFrame,
     starts: pd.DataFrame,
     *,
@@ -74,7 +75,7 @@ def in_process_requests(
     transfers = transfers[transfers["generation"] == "in-process"]
     named = transfers[transfers["request_id"] != ""]
     named = named.assign(lookup=_lookup_of(named, rows))
-    request = _requests(rows, named, starts)
+    request = _requests(rows, named, storings, starts)
     rows = rows.assign(
         request=request,
         lookups=np.bincount(request)[request],
@@ -91,7 +92,9 @@ def in_process_requests(
     return rows.drop(columns=["request", "last"]).reset_index(drop=True)
 
 
-def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> NDArray[np.int64]:
+def _requests(
+    rows: pd.DataFrame, named: pd.DataFrame, storings: pd.DataFrame, starts: pd.DataFrame
+) -> NDArray[np.int64]:
     """The number of the request that each lookup (in the order of the log) is of."""
     import pandas as pd
 
@@ -111,6 +114,13 @@ def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> 
     served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
     done = np.zeros(len(rows), bool)
     done[served["lookup"][served["lookup"] >= 0].to_numpy(np.int64)] = True
+    computed = _lookup_of(storings, rows)
+    whole = computed >= 0
+    whole[whole] = (
+        rows["prompt_tokens"].to_numpy(float)[computed[whole]]
+        == storings["tokens"].to_numpy(float)[whole]
+    )
+    done[computed[whole]] = True
     done = done[order]
     same = np.r_[False, key[order][1:] == key[order][:-1]][: len(rows)]
     new = ~same
@@ -175,18 +185,21 @@ def _reports(
     retrieved = named[named["kind"] == "retrieved"]
     older = transfers[(transfers["kind"] == "retrieved") & (transfers["request_id"] == "")]
     lines = pd.concat([retrieved, older.assign(lookup=-1)]) if len(older) else retrieved
-    lines = lines.assign(missing=lines["required"] - lines["tokens"], failed=False)
+    lines = lines.assign(
+        missing=lines["required"] - lines["tokens"], failed=False, retrieved=np.nan
+    )
     if len(failures):
         told = failures.astype({"retrieved": float, "expected": float, "missing": float})
         said = told["retrieved"] >= 0
         short = told["expected"] - told["retrieved"]
         told = told.assign(
             lookup=_lookup_of(told, rows), required=told["expected"], failed=True,
-            missing=short.where(said, told["missing"]), tokens=np.nan, gb=np.nan, seconds=np.nan,
+            missing=short.where(said, told["missing"]), retrieved=told["retrieved"].where(said),
+            tokens=np.nan, gb=np.nan, seconds=np.nan,
         )  # fmt: skip
         told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
-        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed", "tokens",
-                 "gb", "seconds"]  # fmt: skip
+        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed",
+                 "retrieved", "tokens", "gb", "seconds"]  # fmt: skip
         parts = [part[names] for part in (lines, told) if len(part)]
         lines = pd.concat(parts) if parts else lines
     lines = lines.sort_values("offset", ignore_index=True)
@@ -200,6 +213,8 @@ def _reports(
 
 _AWAITED = 64
 """So many lookups wait for their retrieval at a time, at most."""
+_SKIPPED = 8
+"""A failure expects fewer tokens than were looked up: the last ones may be left to the engine."""
 _ROUNDED = 2048
 """A worker counts from the chunk in which the engine's own hit ends, at most so far before it."""
 
@@ -221,7 +236,8 @@ def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
         found.append(-1)
         for n in range(at - 1, max(-1, at - 1 - _AWAITED), -1):
             more = required - wanted[n]
-            fits = 0 <= more <= (0 if failed else min(own[n], _ROUNDED))
+            least, most = (-_SKIPPED, 0) if failed else (0, min(own[n], _ROUNDED))
+            fits = least <= more <= most
             if fits and engines[n] == engine and (n, rank, failed) not in taken:
                 taken.add((n, rank, failed))
                 found[-1] = int(asked.index[n])
@@ -233,6 +249,9 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     """The last lookups of requests with what arrived for them."""
     need = rows["loaded_tokens"]  # as looked up
     known = reports[reports["lookup"] >= 0]
+    # What is needed and no token less: some versions call all that was looked up required.
+    exact = known["tokens"] == need.reindex(known["lookup"]).to_numpy()
+    known = known.assign(missing=known["missing"].mask(exact, 0.0))
     # Where successes are not told, or not of which request, a request without a line may have been
     # served.
     told = failing or ((known["failed"] == False).any() and len(known) == len(reports))  # noqa: E712
@@ -244,6 +263,7 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
     wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
     got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
+    got = np.fmin(got, each["retrieved"].min().to_numpy(float))
     by_rank["arrived"] = np.fmax(0.0, np.fmin(got, wanted - np.fmax(0.0, missing)))
     grouped = by_rank.groupby(level="lookup")
     ranks = grouped.size().reindex(rows.index)
