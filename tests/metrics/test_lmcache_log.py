@@ -313,6 +313,20 @@ def test_a_retrieval_that_begins_within_what_the_engine_held_brings_less() -> No
     assert only(read(asked, retrieved("a", 0, 256)))["loaded_tokens"] == 0
 
 
+def test_an_error_is_of_the_retrieval_that_its_worker_has_just_told() -> None:
+    """Requests in flight together, as long as one another, and lines that name none of them."""
+    asked = [lookup(name, total=2774, hit=2560, need=2560) for name in "abcd"]
+    lines = []
+    for tokens in (2560, 2560, 512, 2560):
+        for rank in (0, 1):
+            text = f"Retrieved {tokens if rank else 2560} out of 2560 out of total 2560 tokens"
+            lines.append(line(text, head=WORKER.format(rank, rank)))
+        if tokens < 2560:
+            lines.append(short(tokens, 2560, rank=1))
+    summary = read(*asked, *lines)
+    assert sorted(summary.requests["loaded_tokens"]) == [512, 2560, 2560, 2560]
+
+
 def test_what_is_needed_and_no_token_less_has_arrived() -> None:
     """Some versions call all that was looked up required, also what the engine held itself."""
     asked = lookup("a", total=32, hit=24, need=8)

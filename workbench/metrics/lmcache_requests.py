@@ -222,18 +222,25 @@ _ROUNDED = 2048
 def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
     """The lookup of each line that names no request: the last before it of so many tokens.
 
-    Each rank of an engine reports a lookup once.
+    Each rank of an engine reports a lookup once. Where it failed, the error says once more what
+    its Retrieved line has said just before.
     """
     asked = rows[rows["last"] & (rows["loaded_tokens"] > 0)]
     offsets, engines = asked["offset"].to_numpy(), asked["engine"].to_numpy()
     own = asked["engine_hit_tokens"].to_numpy()
     wanted = asked["lmcache_hit_tokens"].to_numpy() - own
     taken = set[tuple[int, str, bool]]()
+    short = dict[tuple[str, str], tuple[float, int]]()
     found = []
-    names = ["offset", "required", "rank", "engine", "failed"]
-    for offset, required, rank, engine, failed in lines[names].itertuples(index=False):
+    names = ["offset", "required", "rank", "engine", "failed", "tokens", "retrieved"]
+    for line in lines[names].itertuples(index=False):
+        offset, required, rank, engine, failed, tokens, retrieved = line
         at = int(np.searchsorted(offsets, offset))
         found.append(-1)
+        before = short.pop((engine, rank), None)
+        if failed and before and before[0] == retrieved:
+            found[-1] = before[1]
+            continue
         for n in range(at - 1, max(-1, at - 1 - _AWAITED), -1):
             more = required - wanted[n]
             least, most = (-_SKIPPED, 0) if failed else (0, min(own[n], _ROUNDED))
@@ -241,6 +248,8 @@ def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
             if fits and engines[n] == engine and (n, rank, failed) not in taken:
                 taken.add((n, rank, failed))
                 found[-1] = int(asked.index[n])
+                if not failed and tokens < required:
+                    short[engine, rank] = tokens, found[-1]
                 break
     return found
 
