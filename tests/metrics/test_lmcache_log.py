@@ -414,14 +414,25 @@ STARTED = line("LMCache initialized for role KVConnectorRole.SCHEDULER with vers
         ("", "", STARTED),
         ("", "", stored("0", 10010)),
         ("", "", storing("0", 10010)),
+        ("", "", line("Stored 10010 out of total 10010 tokens")),
         ("", "", ""),  # hours later
     ],
 )  # fmt: skip
 def test_the_same_id_elsewhere_is_another_request(first: str, second: str, between: str) -> None:
-    summary = served_twice(first, second, between)
+    summary = served_twice(
+        first, second, between, later="10:42:33" if first or between else "12:00:00"
+    )
     assert len(summary.requests) == 2
     assert (summary.credit["lmcache"], summary.credit["computed"]) == (10009, 10011)
     assert any("1 request id came again" in doubt for doubt in summary.doubts)
+
+
+def test_a_request_that_waits_while_another_is_stored_is_one() -> None:
+    other = line("Stored 10010 out of total 10010 tokens")
+    summary = served_twice("", "", line("Stored 8192 out of total 8192 tokens"), later="10:42:29")
+    assert len(summary.requests) == 1
+    waits = lookup("0", total=10010, hit=256, need=256)
+    assert only(read(waits, other, waits))["lookups"] == 2
 
 
 def test_logs_that_were_joined_are_told_by_their_clock() -> None:

@@ -75,7 +75,8 @@ def in_process_requests(
     transfers = transfers[transfers["generation"] == "in-process"]
     named = transfers[transfers["request_id"] != ""]
     named = named.assign(lookup=_lookup_of(named, rows))
-    request = _requests(rows, named, storings, starts)
+    bare = transfers[(transfers["request_id"] == "") & (transfers["kind"] == "stored")]
+    request = _requests(rows, named, bare, storings, starts)
     rows = rows.assign(
         request=request,
         lookups=np.bincount(request)[request],
@@ -93,9 +94,16 @@ def in_process_requests(
 
 
 def _requests(
-    rows: pd.DataFrame, named: pd.DataFrame, storings: pd.DataFrame, starts: pd.DataFrame
+    rows: pd.DataFrame,
+    named: pd.DataFrame,
+    bare: pd.DataFrame,
+    storings: pd.DataFrame,
+    starts: pd.DataFrame,
 ) -> NDArray[np.int64]:
-    """The number of the request that each lookup (in the order of the log) is of."""
+    """The number of the request that each lookup (in the order of the log) is of.
+
+    `named` are transfers that name their request, `bare` stores that do not.
+    """
     import pandas as pd
 
     offset = rows["offset"].to_numpy(np.int64)
@@ -133,10 +141,28 @@ def _requests(
         hit = rows["lmcache_hit_tokens"].to_numpy()[order]
         others = np.r_[0, np.diff(turn) - 1]
         passed = (others >= _MANY) | ((others > 0) & np.r_[False, np.diff(hit) != 0])
-        new |= shorter | (~longer & (late | passed | np.r_[False, done[:-1]]))
+        # All of a prompt was stored, and now more of it is found: it had been computed.
+        rose = np.r_[False, np.diff(hit) > 0] & same
+        rose[rose] = _between(bare, total[rose], offset[order][np.flatnonzero(rose) - 1],
+                              offset[order][rose])  # fmt: skip
+        new |= shorter | (~longer & (late | passed | rose | np.r_[False, done[:-1]]))
     request = np.empty(len(rows), np.int64)
     request[order] = np.cumsum(new) - 1
     return request
+
+
+def _between(
+    bare: pd.DataFrame,
+    prompt_tokens: NDArray[np.float64],
+    after: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Whether a store of a whole prompt, of each length, stands between the two offsets."""
+    whole = bare["required"].to_numpy(float).astype(np.int64) << _OFFSET_BITS
+    stored = np.sort(whole + bare["offset"].to_numpy(np.int64))
+    length = np.nan_to_num(prompt_tokens, nan=-1.0).astype(np.int64) << _OFFSET_BITS
+    first, last = (np.searchsorted(stored, length + offset) for offset in (after, before))
+    return np.asarray(last > first)
 
 
 def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
