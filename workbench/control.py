@@ -24,7 +24,7 @@ __all__ = [
 _CA_FILE, _CA_FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 """OpenSSL's codes for a chain that ends at nobody whom we know (X509_V_ERR_...)."""
-_API_PATH = re.compile(r"/v1(/chat)?(/completions|/models)?$")
+_API_PATH = re.compile(r"(/v1(/chat)?(/completions|/models)?|/metrics)$")
 
 
 def control_client(

@@ -250,6 +250,7 @@ class FakeVllm:
                     "prompt_tokens_details": {"cached_tokens": hit},
                 }
             await response.write(f"data: {json.dumps(event)}\n\n".encode())
+            await asyncio.sleep(0.001)  # tokens of an engine never come together
         await response.write(b"data: [DONE]\n\n")
         return response
 

@@ -207,6 +207,19 @@ def test_a_message_in_one_event_is_an_answer_in_one_chunk() -> None:
     assert (parsed.text, parsed.chunk_s, parsed.chunk_tokens) == ("abc", (1.0,), (3,))
 
 
+WHOLE = b"""{"id": "x", "choices": [{"index": 0, "message": {"content": "a b c"},
+ "finish_reason": "length"}], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}"""
+
+
+def test_an_answer_that_is_no_stream_is_one_chunk_that_came_with_its_last_byte() -> None:
+    """As from a gateway that takes `stream` and sends the whole answer as JSON."""
+    parsed = parse_stream([(1.0, WHOLE[:60]), (2.0, WHOLE[60:])])
+    assert (parsed.error, parsed.text, parsed.finish_reason) == ("", "a b c", "length")
+    assert (parsed.chunk_s, parsed.chunk_tokens, parsed.output_tokens) == ((2.0,), (3,), 3)
+    assert parse_stream([(1.0, WHOLE[:60])]).error == "protocol"
+    assert parse_stream([(1.0, WHOLE + WHOLE)]).error == "protocol"
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_two_answers_in_one_stream_are_an_error(together: bool) -> None:
     one, other = text("a", 1)["choices"][0], text("b", 1, index=1)["choices"][0]  # type: ignore[index]
@@ -269,7 +282,7 @@ def test_an_aborted_request_is_an_error() -> None:
         b'{"choices": [5]}',
         b'{"choices": {"text": "b"}}',
         b'{"choices": [{"text": 5}]}',
-        b'{"choices": [{"delta": {"content": ["b"]}}]}',
+        b'{"choices": [{"delta": {"content": [5]}}]}',
         b'{"choices": [{"text": "b", "finish_reason": 1}]}',
         b'{"choices": [{"delta": {"content": [{"text": 5}]}}]}',
         b'{"choices": [{"delta": {"content": %b}}]}' % (b'[{"text":' * 400 + b"1" + b"}]" * 400),

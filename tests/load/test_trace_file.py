@@ -258,6 +258,16 @@ def test_traces_without_ids_have_times_and_lengths_and_share_nothing(
     )
 
 
+@pytest.mark.parametrize(("times", "told"), [((0.0, 0.2, 0.4), True), ((0, 200, 400), False)])
+def test_times_that_must_be_seconds_are_told(
+    times: tuple[float, ...], told: bool, tmp_path: Path
+) -> None:
+    """GuideLLM and vLLM bench replay files in Mooncake's form whose times are seconds."""
+    rows = [{"timestamp": at, "input_length": 600, "output_length": 5} for at in times]
+    doubts = read_trace(written(tmp_path, rows)).doubts
+    assert any("trace_speed 0.001" in doubt for doubt in doubts) == told
+
+
 def test_fields_that_are_not_used_are_told_once(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"session_id": "a", "delay": 500, "input_length": 655, "hash_ids": [0, 1], "extra": None},

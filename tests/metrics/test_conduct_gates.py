@@ -225,6 +225,18 @@ def test_a_moment_that_gathers_some_answers_is_no_gateway():
     )
 
 
+def test_short_answers_that_all_came_in_one_piece_may_have_been_buffered():
+    short = {"max_tokens": 4, "output_tokens": 4}
+    gate = gates.streamed(streams([0] * 3, **short))
+    assert gate.outcome == "INCONCLUSIVE"
+    assert gate.sentence == (
+        "3 of 3 answers of 1a came in one piece; whether the stream was buffered, answers of 8"
+        " tokens would show"
+    )
+    assert gates.streamed(streams([0, 0.01, 0.01], **short)) is None
+    assert gates.streamed(streams([0] * 3, max_tokens=4, output_tokens=1)) is None
+
+
 def test_one_chunk_of_tokens_that_nobody_counts_is_not_known():
     gate = gates.streamed(streams([0] * 3, output_tokens=-1))
     assert gate.outcome == "INCONCLUSIVE"

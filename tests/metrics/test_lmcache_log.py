@@ -235,6 +235,11 @@ def lost(request: str, tokens: int) -> str:
     return line(text).replace("INFO:", "WARNING:")
 
 
+def storing(request: str, tokens: int) -> str:
+    text = f"Storing KV cache for {tokens} out of {tokens} tokens (skip_leading_tokens=0)"
+    return line(f"{text} for request {request}")
+
+
 def stored(request: str, tokens: int, *, head: str = "") -> str:
     text = f"[req_id={request}] Stored {tokens} out of total {tokens} tokens. size: 1.0 GB,"
     return line(f"{text} cost 1.0 ms, throughput: 9.1 GB/s;", head=head)
@@ -251,6 +256,7 @@ def stored(request: str, tokens: int, *, head: str = "") -> str:
         ((retrieved("a", 2560, 2560), retrieved("a", 512, 2560, rank=1)), 512),
         ((retrieved("a", 512, 2560), short(512, 2560, request="a")), 512),
         ((lost("a", 1536),), 1024),
+        ((short(0, 2557).replace("ERROR:" + OFF + " ", "ERROR:"),), 0),  # skip_last_n_tokens 3
     ],
 )  # fmt: skip
 def test_the_worst_rank_says_what_arrived(lines: tuple[str, ...], arrived: int) -> None:
@@ -307,6 +313,34 @@ def test_a_retrieval_that_begins_within_what_the_engine_held_brings_less() -> No
     assert only(read(asked, retrieved("a", 0, 256)))["loaded_tokens"] == 0
 
 
+def test_an_error_is_of_the_retrieval_that_its_worker_has_just_told() -> None:
+    """Requests in flight together, as long as one another, and lines that name none of them."""
+    asked = [lookup(name, total=2774, hit=2560, need=2560) for name in "abcd"]
+    lines = []
+    for tokens in (2560, 2560, 512, 2560):
+        for rank in (0, 1):
+            text = f"Retrieved {tokens if rank else 2560} out of 2560 out of total 2560 tokens"
+            lines.append(line(text, head=WORKER.format(rank, rank)))
+        if tokens < 2560:
+            lines.append(short(tokens, 2560, rank=1))
+    summary = read(*asked, *lines)
+    assert sorted(summary.requests["loaded_tokens"]) == [512, 2560, 2560, 2560]
+
+
+def test_what_is_needed_and_no_token_less_has_arrived() -> None:
+    """Some versions call all that was looked up required, also what the engine held itself."""
+    asked = lookup("a", total=32, hit=24, need=8)
+    assert only(read(asked, retrieved("a", 8, 24)))["loaded_tokens"] == 8
+
+
+def test_objects_that_were_retrieved_are_no_tokens() -> None:
+    asked = lookup("a", total=8210, hit=8210, need=8209)
+    fetched = line("Retrieved 33 memory objects from RemoteBackend")
+    summary = read(asked, fetched, retrieved("a", 8210, 8210))
+    assert (summary.cut, only(summary)["loaded_tokens"]) == (0, 8209)
+    assert summary.doubts == ()
+
+
 # --- times ---
 
 NATIVE = "(EngineCore_DP0 pid=7) INFO {} [vllm_v1_adapter.py:1228] Reqid: {}, Total tokens 4096,"
@@ -360,7 +394,7 @@ def test_a_log_without_times_is_read() -> None:
 def served_twice(
     first: str, second: str, between: str = "", *, later: str = "12:00:00"
 ) -> LogSummary:
-    """Request 0 is computed in the first process and loaded in the second."""
+    """Request 0 is computed in the first process and loaded in the second, soon or `later`."""
     return read(
         lookup("0", total=10010, hit=0, need=0, head=first),
         between,
@@ -379,14 +413,26 @@ STARTED = line("LMCache initialized for role KVConnectorRole.SCHEDULER with vers
         ("2026-11-21T10:42:29.1Z ", "2026-11-21T10:52:29.1Z ", STARTED),
         ("", "", STARTED),
         ("", "", stored("0", 10010)),
+        ("", "", storing("0", 10010)),
+        ("", "", line("Stored 10010 out of total 10010 tokens")),
         ("", "", ""),  # hours later
     ],
 )  # fmt: skip
 def test_the_same_id_elsewhere_is_another_request(first: str, second: str, between: str) -> None:
-    summary = served_twice(first, second, between)
+    summary = served_twice(
+        first, second, between, later="10:42:33" if first or between else "12:00:00"
+    )
     assert len(summary.requests) == 2
     assert (summary.credit["lmcache"], summary.credit["computed"]) == (10009, 10011)
     assert any("1 request id came again" in doubt for doubt in summary.doubts)
+
+
+def test_a_request_that_waits_while_another_is_stored_is_one() -> None:
+    other = line("Stored 10010 out of total 10010 tokens")
+    summary = served_twice("", "", line("Stored 8192 out of total 8192 tokens"), later="10:42:29")
+    assert len(summary.requests) == 1
+    waits = lookup("0", total=10010, hit=256, need=256)
+    assert only(read(waits, other, waits))["lookups"] == 2
 
 
 def test_logs_that_were_joined_are_told_by_their_clock() -> None:
@@ -410,6 +456,14 @@ def test_a_preempted_request_is_the_same_one() -> None:
         lookup("0", total=1030, hit=768, need=768, engine=0, at="2026-11-21 11:42:29,019"),
     )
     assert only(summary)["prompt_tokens"] == 1030
+
+
+@pytest.mark.parametrize("end", ["", "\r"])
+def test_a_progress_bar_before_a_line_is_no_process(end: str) -> None:
+    bar = "Processed prompts:  30%|███▋       | 3/10 [00:00<00:02,  3.00it/s, est. speed: 4 toks/s]"
+    heads = (ENGINE, f"{end}{bar}" * 9 + ENGINE, f"{bar.replace('3', '4')}{ENGINE}")
+    summary = read(*(lookup("0", total=10010, hit=9984, need=9984, head=head) for head in heads))
+    assert (only(summary)["lookups"], only(summary)["process"]) == (3, ENGINE.strip())
 
 
 def test_lines_of_workers_go_to_the_lookup_of_their_own_engine() -> None:

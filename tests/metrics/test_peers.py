@@ -231,6 +231,11 @@ def test_sglang_is_read_and_says_that_it_is_a_part(tmp_path):
     assert len(icl(frame)) == 0  # its gaps may be divided by the tokens of a chunk
 
 
+def test_sglangs_cached_tokens_are_kept(tmp_path):
+    frame = read_peer(saved(tmp_path, sglang_result(cached_tokens=[96, 0]), "sglang.jsonl"))
+    assert frame["cached_tokens"].tolist() == [96, -1]
+
+
 def test_multi_round_qa(tmp_path):
     table = (
         ",prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,"
@@ -416,6 +421,16 @@ def test_aiperf_as_it_was_saved():
     assert frame["chunk_s"].map(len).tolist() == [6, 6, 2, 0]
 
 
+@pytest.mark.parametrize("failed", [{"metrics": None}, {}])
+def test_aiperf_requests_that_failed_have_no_metrics(tmp_path, failed):
+    told = {"code": 503, "type": "HTTPError", "message": "Service Unavailable"}
+    bad = {"metadata": aiperf_record()["metadata"], **failed, "error": told}
+    lines = "\n".join(map(json.dumps, (bad, aiperf_record())))
+    frame = read_peer(saved(tmp_path, lines, "profile_export.jsonl"))
+    assert sorted(frame["error"]) == ["", "http_503"]
+    assert frame.attrs["doubts"] == ()
+
+
 def test_aiperf_by_its_records(tmp_path):
     warm = aiperf_record()
     warm["metadata"] = warm["metadata"] | {"benchmark_phase": "warmup"}
@@ -476,6 +491,8 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
         ("Metric,avg,min\nTime To First Token (ms),1,1\n", "AIPerf or genai-perf"),
         (without(sglang_result(), "ttfts"), "SGLang's bench_serving.*--output-details"),
         ({"config": {}, "results": {}}, "bench_results.csv"),
+        ({"avg_latency": 1.0, "latencies": [1.0], "percentiles": {}}, "vllm bench latency"),
+        ({"elapsed_time": 1.0, "total_num_tokens": 9}, "vllm bench latency or throughput"),
         ("request_id,successful,ttft\na,True,1\n", "LMCache bench, but of a version"),
         ("request_id,ttft\na,1\n", "known CSV; read are vLLM bench 0.6 to 0.33"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from math import isnan
 
 import httpx
@@ -155,6 +156,20 @@ async def test_read_asks_for_the_metrics_page():
     assert page.sum("unlabelled") == 7
     assert page.doubts == ()
     assert page.read_at_s > 0
+
+
+async def test_a_certificate_that_is_not_trusted_is_called_so():
+    def handler(request: httpx.Request) -> httpx.Response:
+        reason = ssl.SSLCertVerificationError("no")
+        reason.verify_code, reason.verify_message = 18, "self-signed certificate"
+        raise httpx.ConnectError("no") from reason
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
+        page = await read(client, "https://127.0.0.1:8000", "decode-0")
+    assert page.doubts == (
+        "decode-0: https://127.0.0.1:8000/metrics did not answer (its certificate is not trusted"
+        " (self-signed certificate)); its counters are not known",
+    )
 
 
 async def test_a_server_without_metrics_is_a_doubt_and_not_zero():

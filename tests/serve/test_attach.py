@@ -164,7 +164,7 @@ async def test_nobody_there_is_refused_likewise():
         await attach("http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/models"])
+@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/metrics"])
 async def test_an_address_is_that_of_the_server_whatever_path_stands_behind_it(behind, models):
     deployment = await attach(
         models.url + behind,

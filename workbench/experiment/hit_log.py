@@ -166,7 +166,7 @@ def _found(summary: LogSummary) -> list[str]:
                 " or ends between the two, or log_ranks is not the number of workers."
             )
     if summary.transfers.empty:
-        return [*said, "The log has no line of a store or a retrieval."]
+        return [*said, "The log has no Stored or Retrieved line."]
     return [*said, f"{_tokens(stored)} tokens were stored and {_tokens(loaded)} retrieved."]
 
 

@@ -98,6 +98,8 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
         if seen.error:
             break
+    if not seen.error and not seen.done and not seen.chunk_s:
+        seen.take_whole(arrived)
     if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
         seen.error, seen.message = _without_end(body, seen.done)
     return ParsedStream(
@@ -205,6 +207,23 @@ class _Seen:
         self.output_tokens += len(texts)
         return texts
 
+    def take_whole(self, arrived: _Arrived) -> None:
+        """Add an answer that is no stream but one JSON object, as of a server that cannot stream.
+
+        It is one chunk, which arrived with its last byte; any other body is left alone.
+        """
+        body = arrived.body.removeprefix(BYTE_ORDER_MARK).strip()
+        if not body.startswith(b"{"):
+            return
+        try:
+            answer = orjson.loads(body)
+            if answer.get("choices"):
+                self.take(arrived.stamp_s(len(arrived.body)), answer)
+        except orjson.JSONDecodeError:
+            return
+        except (AttributeError, TypeError, RecursionError):
+            self.error, self.message = "protocol", f"the answer is no stream: {first_words(body)}"
+
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
         if chunk.get("error") not in (None, "", False) or chunk.get("object") == "error":
@@ -291,11 +310,12 @@ def _generated(choice: dict[str, Any]) -> list[str]:
 
 
 def _said(value: Any) -> str:
-    """A text, or the texts of a list of parts: `[{"type": "text", "text": "a"}]`."""
-    if not isinstance(value, list):
-        return _text(value)
-    texts = [_said(part[name]) for part in value for name in _PARTS if part.get(name)]
-    return "".join(texts)
+    """A text, or those of a part or of a list of parts: `[{"type": "text", "text": "a"}]`."""
+    if isinstance(value, list):
+        return "".join(map(_said, value))
+    if isinstance(value, dict):
+        return "".join(_said(value[name]) for name in _PARTS if value.get(name))
+    return _text(value)
 
 
 def _ids(found: Any) -> list[int]:

@@ -145,6 +145,7 @@ def read_trace(
     doubts = (
         *blocks.doubts,
         *chain_doubts,
+        *_time_doubts(timed),
         *_session_doubts(names),
         *_lacking(unanswered, len(found), "an answer length", "they ask for output_tokens"),
         *_lacking(empty, len(found), "an answer (0 tokens)", "they ask for 1 token"),
@@ -372,6 +373,24 @@ def _lacking(rows: int, of: int, what: str, then: str) -> list[str]:
         return []
     which = f"All {of}" if rows == of else f"{rows} of {of}"
     return [f"{which} lines of trace_file lack {what}: {then}."]
+
+
+def _time_doubts(timed: Sequence[_Request]) -> list[str]:
+    """Other tools write seconds under Mooncake's names, and the file does not say which it has.
+
+    Fractions of a millisecond are seldom written, and few servers get 1,000 requests a second.
+    """
+    if len({each.time_s for each in timed}) < 3 or "timestamp" not in timed[0].row.fields:
+        return []
+    if "chat_id" in timed[0].row.fields:
+        return []
+    first_s, last_s = timed[0].time_s or 0.0, timed[-1].time_s or 0.0
+    if len(timed) - 1 < 1000 * (last_s - first_s):
+        return []
+    return [
+        "timestamp of trace_file is read as milliseconds: over 1,000 requests/s. If it is seconds,"
+        " send them at their times with trace_speed 0.001."
+    ]
 
 
 def _session_doubts(names: set[str]) -> list[str]:

@@ -12,7 +12,14 @@ from math import isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gate import Gate, judge
-from workbench.metrics.latency import MANY_TOKENS, buffered, gathered, succeeded
+from workbench.metrics.latency import (
+    BUFFERED_SHARE,
+    GATHERED_S,
+    MANY_TOKENS,
+    buffered,
+    gathered,
+    succeeded,
+)
 from workbench.metrics.passes import PassCounters
 
 if TYPE_CHECKING:
@@ -217,17 +224,18 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
 
     A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens; no ratio of TTFT
     or TPOT is made of such answers. It holds back all of them; a client that was late for a moment
-    gathers a few. Where it was `disturbed`, fewer than 10 answers may be its own work. None when
-    no answer has the 8 tokens that it takes to see.
+    gathers a few. Where it was `disturbed`, fewer than 10 answers may be its own work. Answers of
+    fewer than 8 tokens may come together by chance; where all of an arm do, it is not known. None
+    when no answer is long enough to see, and the short ones did not come in one piece.
     """
     rows = requests[succeeded(requests)]
     rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
     uncounted = rows["output_tokens"].lt(0) & rows["chunk_s"].map(len).eq(1)
     judged = rows[rows["output_tokens"].ge(MANY_TOKENS) | rows["chunk_s"].map(len).gt(1)]
-    if not len(judged) and not uncounted.any():
+    problems, unknown = list[str](), _too_short(requests)
+    if not len(judged) and not uncounted.any() and not unknown:
         return None
     held_back = judged[buffered(judged)]
-    problems, unknown = [], []
     for arm, hit in held_back.groupby("arm", sort=False):
         which = f"{len(hit):,} of {judged['arm'].eq(arm).sum():,} answers of {arm}"
         spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
@@ -253,8 +261,22 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
         unknown=unknown,
         next_step="turn buffering off in the gateway (nginx: proxy_buffering off), or ask the"
         " server behind it; E2E and counts stay true",
-        if_unknown="end other programs and measure again, or ask a server that sends usage",
+        if_unknown="end other programs and measure again with output_tokens 8 or more, or ask a"
+        " server that sends usage",
     )
+
+
+def _too_short(requests: pd.DataFrame) -> list[str]:
+    """A sentence for each arm whose answers all came in one piece and have under 8 tokens."""
+    rows = requests[succeeded(requests) & requests["output_tokens"].ne(1)]
+    rows = rows[rows["max_tokens"].between(2, MANY_TOKENS - 1) & rows["chunk_s"].map(len).gt(0)]
+    together = rows["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0] < GATHERED_S).astype(bool)
+    return [
+        f"{hit.sum():,} of {len(hit):,} answers of {arm} came in one piece; whether the stream was"
+        f" buffered, answers of {MANY_TOKENS} tokens would show"
+        for arm, hit in together.groupby(rows["arm"], sort=False)
+        if hit.mean() >= BUFFERED_SHARE
+    ]
 
 
 def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> Gate | None:

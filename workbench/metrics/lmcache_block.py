@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import compress
+from itertools import compress, repeat
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from workbench.metrics.lmcache_lines import (
     STAMP_BYTES,
     STARTED,
     STORED,
+    STORING,
     WORKERS,
     head_time,
     whole_lines,
@@ -65,8 +66,8 @@ class Block:
     `resumed` (of requests that had been preempted, in the engine's log) bare, prompt_tokens,
     engine_hit_tokens, lmcache_hit_tokens, need_to_load, min_retrieve; `prefetches` found_keys,
     asked_keys, l1_keys, l2_keys, ms; `transfers` stored, mp, tokens, required, gb, seconds;
-    `failures` (a worker got less than was looked up) retrieved, expected, missing; `starts`
-    nothing more. A kind without an event is left out.
+    `failures` (a worker got less than was looked up) retrieved, expected, missing; `storings`
+    tokens (of the prompt so far); `starts` nothing more. A kind without an event is left out.
     """
 
     events: dict[str, Columns] = field(default_factory=dict)
@@ -91,6 +92,8 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Block:
     found.lines = len(text.begins) - 1
     kinds = {"lookups": _lookups, "prefetches": _prefetches, "transfers": _transfers}
     # Seldom there: to ask whether they are is faster than to look for them with a pattern.
+    if b"Storing KV cache for " in data:
+        kinds["storings"] = _storings
     if b"<resume-load>" in data:
         kinds["resumed"] = _resumed
     short, warned = b"num expected tokens: " in data, text.warned()
@@ -141,6 +144,9 @@ class _Text:
         """Offset, time and writer, as far as the beginnings of the lines say them."""
         at = np.array(starts)
         begins = self.lines(at)
+        if b"\r" in self.data:  # a progress bar is drawn again and again before the line
+            drawn = map(self.data.rfind, repeat(b"\r"), begins.tolist(), at.tolist())
+            begins = np.maximum(begins, np.fromiter(drawn, np.int64, len(at)) + 1)
         ends = self.levels[np.searchsorted(self.levels, at - len(LEVEL), "right") - 1] - STAMP_BYTES
         told = ends >= begins
         times = np.full(len(at), "NaT", "datetime64[us]")
@@ -267,6 +273,17 @@ def _transfers(text: _Text) -> tuple[Columns, int]:
         "gb": _measures(gb),
         "seconds": np.where(mp, _measures(mp_seconds), np.where(cost_ms < 0, -1.0, cost_ms / 1000)),
     }, cut + cut_back
+
+
+def _storings(text: _Text) -> tuple[Columns, int]:
+    starts, said, cut = whole_lines(STORING, text.data)
+    if not starts:
+        return {}, cut
+    tokens, request, _ = zip(*said, strict=True)
+    return text.place(starts) | {
+        "request_id": b"\n".join(request),
+        "tokens": _counts(tokens),
+    }, cut
 
 
 def _failures(text: _Text) -> tuple[Columns, int]:

@@ -12,7 +12,7 @@ from workbench.metrics.lmcache_block import Columns, error_kind, scan
 __all__ = ["BLOCK_BYTES", "KINDS", "Events", "block_events", "error_kinds", "stream_events"]
 
 BLOCK_BYTES = 8 << 20
-KINDS = ("lookups", "resumed", "prefetches", "transfers", "failures", "starts")
+KINDS = ("lookups", "resumed", "prefetches", "transfers", "storings", "failures", "starts")
 
 
 @dataclass(slots=True)

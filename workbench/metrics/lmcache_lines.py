@@ -31,6 +31,7 @@ __all__ = [
     "STAMP_BYTES",
     "STARTED",
     "STORED",
+    "STORING",
     "WORKERS",
     "head_time",
     "whole_lines",
@@ -65,9 +66,19 @@ LOOKUP = _line(
 """Request, prompt, engine's hit, `None` (no answer yet), hit, minus, need to load, min_retrieve,
 and `bare`: the line's end, a colour or a JSON string's end stands at once behind the last
 number."""
-STORED = _line(rb"Stored #(?: (?:tokens in ~ seconds|out of total # tokens", _COST, rb")())?")
+_OTHER = rb"(?! [a-np-su-z])"
+"""A number of something else than tokens: `Retrieved 33 memory objects`."""
+STORED = _line(
+    rb"Stored (\d{1,15}+)",
+    _OTHER,
+    rb"(?: (?:tokens in ~ seconds|out of total # tokens",
+    _COST,
+    rb")())?",
+)
 RETRIEVED = _line(
-    rb"Retrieved #(?: (?:tokens in ~ seconds|tokens(?= \(| ?\x1b|\r?\n)|out of # ",
+    rb"Retrieved (\d{1,15}+)",
+    _OTHER,
+    rb"(?: (?:tokens in ~ seconds|tokens(?= \(| ?\x1b|\r?\n)|out of # ",
     rb"(?:required tokens \(from \d+ total tokens\)|out of total \d+ tokens)",
     _COST,
     rb")())?",
@@ -78,6 +89,8 @@ PREFETCH = _line(
     rb"prefetch_request_id=-?\d+\)())?",
 )
 RESUMED = _line(rb"<resume-load>(?: req=(\S+) apc=# lmcache=# load=#(?=\s|\x1b)())?")
+STORING = _line(rb"Storing KV cache for \d+ out of # tokens \([^)\n]{0,60}\) for request (\S+)()")
+"""Told before a store, with the prompt so far: of it all once the prompt has been computed."""
 EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"
 )
@@ -93,7 +106,7 @@ OF_REQUEST = re.compile(rb"Request (\S+?)The number of retrieved tokens is less"
 FAILED = _line(rb"Request (\S+) failed to load #(?: tokens across())?")
 _COLOUR = rb"(?:\x1b\[[0-9;]*m)?"
 ERROR = re.compile(
-    rb"(?:LMCache (?:ERROR|CRITICAL):" + _COLOUR + rb" |(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ "
+    rb"(?:LMCache (?:ERROR|CRITICAL):" + _COLOUR + rb" ?|(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ "
     rb"\[\S*(?:vllm_v1_adapter|lmcache|cache_engine)\S*\] )([^\n\r\x1b]{1,200})"
     rb"|LMCache WARNING:" + _COLOUR + rb" ([^\n\r\x1b]{0,100}?(?:failed to load|can't be retrieved|"
     rb"unhealthy|timed out)[^\n\r\x1b]{0,100})"
@@ -139,6 +152,8 @@ _STAMPS = re.compile(
     rb"|\\u001b\[[\d;]*m|^\{\"log\":\""
 )
 """What changes from line to line in what stands before a message: times, levels, places."""
+_BAR = re.compile(rb"[^|(\[\n]*\d%\|[^|\n]*\|[^\[\]\n]*\[[^\]\n]*\]")
+"""A progress bar of tqdm: vLLM's LLM class draws them into the lines of its engine."""
 _PROCESS = re.compile(rb"\(([^()]*)pid=(\d+)\)")
 _DATA_PARALLEL = re.compile(rb"DP(\d+)")
 _RANK = re.compile(rb"rank=(\d+)|(?:PP(\d+)_)?TP(\d+)")
@@ -152,6 +167,8 @@ def writer(head: bytes) -> bytes:
     cache; tensor- and pipeline-parallel workers are ranks of one engine, and so are workers that
     have nothing but a pid.
     """
+    if b"%|" in head:
+        head = _BAR.sub(b"", head)
     plain = b" ".join(_STAMPS.sub(b"", _ANSI.sub(b"", head)).split())
     plain = plain.partition(b"[] LMCache")[0].rstrip(b" [")
     found = _PROCESS.search(plain)

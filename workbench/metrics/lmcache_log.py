@@ -182,6 +182,7 @@ def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary
             in_process_requests(
                 lookups,
                 transfers,
+                frames["storings"],
                 frames["failures"],
                 frames["starts"],
                 failing=any(_OF_RETRIEVAL.match(message) for message in events.errors),

@@ -49,6 +49,7 @@ def with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
 def in_process_requests(
     lookups: pd.DataFrame,
     transfers: pd.DataFrame,
+    storings: pd.DataFrame,
     failures: pd.DataFrame,
     starts: pd.DataFrame,
     *,
@@ -74,7 +75,8 @@ def in_process_requests(
     transfers = transfers[transfers["generation"] == "in-process"]
     named = transfers[transfers["request_id"] != ""]
     named = named.assign(lookup=_lookup_of(named, rows))
-    request = _requests(rows, named, starts)
+    bare = transfers[(transfers["request_id"] == "") & (transfers["kind"] == "stored")]
+    request = _requests(rows, named, bare, storings, starts)
     rows = rows.assign(
         request=request,
         lookups=np.bincount(request)[request],
@@ -91,8 +93,17 @@ def in_process_requests(
     return rows.drop(columns=["request", "last"]).reset_index(drop=True)
 
 
-def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> NDArray[np.int64]:
-    """The number of the request that each lookup (in the order of the log) is of."""
+def _requests(
+    rows: pd.DataFrame,
+    named: pd.DataFrame,
+    bare: pd.DataFrame,
+    storings: pd.DataFrame,
+    starts: pd.DataFrame,
+) -> NDArray[np.int64]:
+    """The number of the request that each lookup (in the order of the log) is of.
+
+    `named` are transfers that name their request, `bare` stores that do not.
+    """
     import pandas as pd
 
     offset = rows["offset"].to_numpy(np.int64)
@@ -111,6 +122,13 @@ def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> 
     served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
     done = np.zeros(len(rows), bool)
     done[served["lookup"][served["lookup"] >= 0].to_numpy(np.int64)] = True
+    computed = _lookup_of(storings, rows)
+    whole = computed >= 0
+    whole[whole] = (
+        rows["prompt_tokens"].to_numpy(float)[computed[whole]]
+        == storings["tokens"].to_numpy(float)[whole]
+    )
+    done[computed[whole]] = True
     done = done[order]
     same = np.r_[False, key[order][1:] == key[order][:-1]][: len(rows)]
     new = ~same
@@ -123,10 +141,28 @@ def _requests(rows: pd.DataFrame, named: pd.DataFrame, starts: pd.DataFrame) -> 
         hit = rows["lmcache_hit_tokens"].to_numpy()[order]
         others = np.r_[0, np.diff(turn) - 1]
         passed = (others >= _MANY) | ((others > 0) & np.r_[False, np.diff(hit) != 0])
-        new |= shorter | (~longer & (late | passed | np.r_[False, done[:-1]]))
+        # All of a prompt was stored, and now more of it is found: it had been computed.
+        rose = np.r_[False, np.diff(hit) > 0] & same
+        rose[rose] = _between(bare, total[rose], offset[order][np.flatnonzero(rose) - 1],
+                              offset[order][rose])  # fmt: skip
+        new |= shorter | (~longer & (late | passed | rose | np.r_[False, done[:-1]]))
     request = np.empty(len(rows), np.int64)
     request[order] = np.cumsum(new) - 1
     return request
+
+
+def _between(
+    bare: pd.DataFrame,
+    prompt_tokens: NDArray[np.float64],
+    after: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Whether a store of a whole prompt, of each length, stands between the two offsets."""
+    whole = bare["required"].to_numpy(float).astype(np.int64) << _OFFSET_BITS
+    stored = np.sort(whole + bare["offset"].to_numpy(np.int64))
+    length = np.nan_to_num(prompt_tokens, nan=-1.0).astype(np.int64) << _OFFSET_BITS
+    first, last = (np.searchsorted(stored, length + offset) for offset in (after, before))
+    return np.asarray(last > first)
 
 
 def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
@@ -175,18 +211,21 @@ def _reports(
     retrieved = named[named["kind"] == "retrieved"]
     older = transfers[(transfers["kind"] == "retrieved") & (transfers["request_id"] == "")]
     lines = pd.concat([retrieved, older.assign(lookup=-1)]) if len(older) else retrieved
-    lines = lines.assign(missing=lines["required"] - lines["tokens"], failed=False)
+    lines = lines.assign(
+        missing=lines["required"] - lines["tokens"], failed=False, retrieved=np.nan
+    )
     if len(failures):
         told = failures.astype({"retrieved": float, "expected": float, "missing": float})
         said = told["retrieved"] >= 0
         short = told["expected"] - told["retrieved"]
         told = told.assign(
             lookup=_lookup_of(told, rows), required=told["expected"], failed=True,
-            missing=short.where(said, told["missing"]), tokens=np.nan, gb=np.nan, seconds=np.nan,
+            missing=short.where(said, told["missing"]), retrieved=told["retrieved"].where(said),
+            tokens=np.nan, gb=np.nan, seconds=np.nan,
         )  # fmt: skip
         told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
-        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed", "tokens",
-                 "gb", "seconds"]  # fmt: skip
+        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed",
+                 "retrieved", "tokens", "gb", "seconds"]  # fmt: skip
         parts = [part[names] for part in (lines, told) if len(part)]
         lines = pd.concat(parts) if parts else lines
     lines = lines.sort_values("offset", ignore_index=True)
@@ -200,6 +239,8 @@ def _reports(
 
 _AWAITED = 64
 """So many lookups wait for their retrieval at a time, at most."""
+_SKIPPED = 8
+"""A failure expects fewer tokens than were looked up: the last ones may be left to the engine."""
 _ROUNDED = 2048
 """A worker counts from the chunk in which the engine's own hit ends, at most so far before it."""
 
@@ -207,24 +248,34 @@ _ROUNDED = 2048
 def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
     """The lookup of each line that names no request: the last before it of so many tokens.
 
-    Each rank of an engine reports a lookup once.
+    Each rank of an engine reports a lookup once. Where it failed, the error says once more what
+    its Retrieved line has said just before.
     """
     asked = rows[rows["last"] & (rows["loaded_tokens"] > 0)]
     offsets, engines = asked["offset"].to_numpy(), asked["engine"].to_numpy()
     own = asked["engine_hit_tokens"].to_numpy()
     wanted = asked["lmcache_hit_tokens"].to_numpy() - own
     taken = set[tuple[int, str, bool]]()
+    short = dict[tuple[str, str], tuple[float, int]]()
     found = []
-    names = ["offset", "required", "rank", "engine", "failed"]
-    for offset, required, rank, engine, failed in lines[names].itertuples(index=False):
+    names = ["offset", "required", "rank", "engine", "failed", "tokens", "retrieved"]
+    for line in lines[names].itertuples(index=False):
+        offset, required, rank, engine, failed, tokens, retrieved = line
         at = int(np.searchsorted(offsets, offset))
         found.append(-1)
+        before = short.pop((engine, rank), None)
+        if failed and before and before[0] == retrieved:
+            found[-1] = before[1]
+            continue
         for n in range(at - 1, max(-1, at - 1 - _AWAITED), -1):
             more = required - wanted[n]
-            fits = 0 <= more <= (0 if failed else min(own[n], _ROUNDED))
+            least, most = (-_SKIPPED, 0) if failed else (0, min(own[n], _ROUNDED))
+            fits = least <= more <= most
             if fits and engines[n] == engine and (n, rank, failed) not in taken:
                 taken.add((n, rank, failed))
                 found[-1] = int(asked.index[n])
+                if not failed and tokens < required:
+                    short[engine, rank] = tokens, found[-1]
                 break
     return found
 
@@ -233,6 +284,9 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     """The last lookups of requests with what arrived for them."""
     need = rows["loaded_tokens"]  # as looked up
     known = reports[reports["lookup"] >= 0]
+    # What is needed and no token less: some versions call all that was looked up required.
+    exact = known["tokens"] == need.reindex(known["lookup"]).to_numpy()
+    known = known.assign(missing=known["missing"].mask(exact, 0.0))
     # Where successes are not told, or not of which request, a request without a line may have been
     # served.
     told = failing or ((known["failed"] == False).any() and len(known) == len(reports))  # noqa: E712
@@ -244,6 +298,7 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
     wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
     got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
+    got = np.fmin(got, each["retrieved"].min().to_numpy(float))
     by_rank["arrived"] = np.fmax(0.0, np.fmin(got, wanted - np.fmax(0.0, missing)))
     grouped = by_rank.groupby(level="lookup")
     ranks = grouped.size().reindex(rows.index)

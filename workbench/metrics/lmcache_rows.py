@@ -38,6 +38,7 @@ EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
         "at", "writer", "offset", "request_id", "stored", "mp", "tokens", "required", "gb",
         "seconds",
     ),
+    "storings": ("at", "writer", "offset", "request_id", "tokens"),
     "failures": (
         "at", "writer", "offset", "request_id", "retrieved", "expected", "missing",
     ),

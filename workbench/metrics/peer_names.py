@@ -74,6 +74,11 @@ def why_no_requests(source: Path, document: Any) -> str:
         )
     elif {"metadata", "responses"} <= names or {"metadata", "payload"} <= names:
         why = "is AIPerf's raw export; read profile_export.jsonl beside it"
+    elif {"avg_latency", "percentiles"} <= names or {"total_num_tokens", "elapsed_time"} <= names:
+        why = (
+            "is a result of vllm bench latency or throughput, which ask no server; read one of"
+            " vllm bench serve --save-result --save-detailed"
+        )
     elif {"benchmark", "metric"} <= names:
         why = (
             "is vLLM bench's file for PyTorch's dashboard; read the file beside it without .pytorch"

@@ -28,7 +28,7 @@ _GUIDELLM_OLD_TIMES = (
     "last_token_time",
     "end_time",
 )
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0}
 
 
 def guidellm_file(source: Path, report: Mapping[str, Any]) -> PeerFile:
@@ -151,8 +151,9 @@ def aiperf_file(source: Path, records: list[Any], *, lost: int = 0) -> PeerFile:
 
 
 def _aiperf_row(record: Mapping[str, Any]) -> Row | None:
-    about, metrics, error = record["metadata"], record["metrics"], record.get("error")
-    if about["benchmark_phase"] != "profiling":
+    about, error = record["metadata"], record.get("error")
+    metrics = record.get("metrics") or {}  # none of a request that failed
+    if about.get("benchmark_phase", "profiling") != "profiling":
         return None
     sent_s = about["request_start_ns"] / 1e9
     name = about.get("x_request_id") or f"{about.get('session_num')}.{about.get('turn_index')}"

@@ -42,6 +42,7 @@ _LISTS = (
     "queue_times",
     "server_queue_times",
     "server_ttfts",
+    "cached_tokens",
 )
 _OWN = {"TTFT p50": "median_ttft_ms", "TTFT p99": "p99_ttft_ms"}
 _OWN |= {"E2E p50": "median_e2el_ms", "E2E p99": "p99_e2el_ms"}
@@ -152,6 +153,8 @@ def sglang_file(result: Mapping[str, Any]) -> PeerFile:
     is not in the file: that of the row is TTFT plus gaps.
     """
     doubts = ["The file has no send times: overlap, rates and order in time are not known."]
+    if not any(result["ttfts"]):
+        doubts.append("The answers were not streamed: TTFT, TPOT and E2E are not in the file.")
     return _lists_file("SGLang bench_serving", result, seen="", doubts=doubts, stamped=False)
 
 
@@ -209,6 +212,7 @@ def _list_row(n: int, one: Mapping[str, Any], *, stamped: bool) -> Row:
         "sent_s": sent_s,
         "chunk_s": stamps,
         "output_tokens": -1 if failed else output,
+        "cached_tokens": -1 if failed else int(one.get("cached_tokens", -1)),
         "engine_metrics": json.dumps(server) if server else "",
         **failure(message or "no chunk came, no reason was saved", failed),
     }

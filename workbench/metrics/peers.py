@@ -118,7 +118,8 @@ def _read(source: Path, text: str) -> PeerFile:
         documents, lost = _documents(source, text)
         first = documents[0]
         names = set(first) if isinstance(first, dict) else set()
-        if {"metadata", "metrics"} <= names:
+        about = first.get("metadata") if names else None
+        if isinstance(about, dict) and ("metrics" in names or names == {"metadata", "error"}):
             tool = "AIPerf"
             found = aiperf_file(source, documents, lost=lost)
             return _told(found, lost)

@@ -14,6 +14,8 @@ from math import fsum, nan
 
 import httpx
 
+from workbench.control import connect_problem
+
 __all__ = ["Counters", "Labels", "difference", "parse", "read"]
 
 Labels = tuple[tuple[str, str], ...]
@@ -134,7 +136,8 @@ async def read(
     except httpx.HTTPStatusError as error:
         reason = f"answered {error.response.status_code}"
     except httpx.HTTPError as error:
-        reason = f"did not answer ({type(error).__name__})"
+        problem = connect_problem(error).partition(";")[0] or type(error).__name__
+        reason = f"did not answer ({problem})"
     else:
         return parse(response.text, name, only=only)
     doubt = f"{name}: {url.rstrip('/')}/metrics {reason}; its counters are not known"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import httpx
 
-from workbench.control import control_client
+from workbench.control import connect_problem, control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve.plan import DeploymentPlan
@@ -126,7 +126,8 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         try:
             answer = await client.post(f"{instance.url}/reset_prefix_cache")
         except httpx.HTTPError as error:
-            raise DeploymentError(f"{instance.name} did not take a reset: {error!r}") from error
+            why = connect_problem(error) or repr(error)
+            raise DeploymentError(f"{instance.name} did not take a reset: {why}") from error
         if answer.status_code in (404, 405):
             return False
         if answer.status_code == 200 and _succeeded(answer):
