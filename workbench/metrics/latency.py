@@ -165,7 +165,7 @@ def tpot_unknown(frame: pd.DataFrame) -> list[str]:
     rows = frame[succeeded(frame) & frame["tpot_s"].isna()]
     tokens, chunks = rows["output_tokens"], rows["chunk_s"].map(len)
     reasons = {
-        "the stream was buffered, so that their tokens came together": gathered(rows),
+        "their tokens came together, buffered on the way or read late": gathered(rows),
         "the server sent no usage, so that their tokens are not counted": tokens.lt(0),
         "the server's usage says 0 tokens": tokens.eq(0) & chunks.gt(0),
         "one token has no time between tokens": tokens.le(1),
