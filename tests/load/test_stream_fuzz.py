@@ -191,10 +191,11 @@ class Bad(Exception):
 
 
 def joined(value: Any) -> str:
-    """A text, or a list of parts that each have one."""
-    if isinstance(value, str):
-        return value
-    return "".join(joined(p[k]) for p in value for k in ("text", "content") if p.get(k))
+    """A text, a part that has one, or a list of texts and parts."""
+    if isinstance(value, dict):
+        names = ("text", "thinking", "reasoning", "summary", "refusal", "content")
+        return "".join(joined(value[name]) for name in names if value.get(name))
+    return value if isinstance(value, str) else "".join(map(joined, value or ()))
 
 
 def second_reader(body: bytes) -> tuple[str, int]:
