@@ -182,18 +182,22 @@ class ExperimentPlan:
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests
         )
-        cold_s = prefill_s + speed.step_s * sum(request.max_tokens for request in requests)
-        total_s = self.once_s
+        # Steps of requests in flight are taken together, and cost more for each.
+        together = self.arrivals.concurrency if self.arrivals.kind == "closed" else 1
+        answers = sum(request.max_tokens for request in requests)
+        steps = answers / min(together, len(requests)) ** 0.5
+        pass_s = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
         slower = speed.fork_server_s / TYPICAL.fork_server_s
+        total_s = self.once_s
         for arm in self.arms:
-            instances = Topology.parse(arm.topology).instances
-            launch_s = slower * (LAUNCH_S + instances * LAUNCH_INSTANCE_S)
+            instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
+            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
-            warm_s = 0.05 * cold_s * len(arm.passes)
-            total_s += self.rounds * (launch_s + cold * cold_s + warm_s)
+            passes_s = cold * prefill_s + len(arm.passes) * pass_s
+            total_s += self.rounds * (slower * launch_s + passes_s)
             if self.rates is not None:
                 n = len(given) or SEARCHED_RATES
-                total_s += self.rounds * max(sent_s, n * cold_s)
+                total_s += self.rounds * max(sent_s, n * (prefill_s + pass_s))
         return total_s
 
     def describe_arrivals(self) -> str:
@@ -232,8 +236,11 @@ class ExperimentPlan:
 
 
 SEARCHED_RATES = 7
-LAUNCH_S, LAUNCH_INSTANCE_S = 3.0, 0.9
-"""A launch, and each of its instances, where the fork server loads in TYPICAL.fork_server_s."""
+LAUNCH_S, LAUNCH_INSTANCE_S, LAUNCH_STORE_S = 1.6, 1.0, 0.4
+"""Start, warm-up and stop: of a launch, of each instance, and of its connection with a store;
+where the fork server loads in TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+PASS_S, WARM_SHARE = 0.4, 0.05
+"""Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
 
 
 def run_id(params: EngineParams) -> str:
