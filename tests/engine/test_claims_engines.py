@@ -34,4 +34,5 @@ async def test_both_engines_give_the_same_tokens_at_equal_batch(tmp_path, monkey
     assert outcome.checks["replicated_runs_with_ci"] == "fail"  # one launch is no evidence
     memory = outcome.table[outcome.table["quantity"] == "peak memory"]["value"]
     assert memory.between(0.1, 4).all()
-    assert set(psutil.Process().children(recursive=True)) == before
+    # What ended meanwhile belonged to a test before this one, whose servers share the worker.
+    assert set(psutil.Process().children(recursive=True)) <= before
