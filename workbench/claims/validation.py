@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
@@ -20,6 +20,7 @@ from workbench.claims.budget import INTERVAL_RUNS, Schedule, Step, schedule, wor
 from workbench.claims.claim import Claim
 from workbench.claims.conclusion import concluded
 from workbench.claims.decision import MIN_RUNS
+from workbench.claims.pace import Measured, Spent, planned_rounds, slowness_of, why_stopped
 from workbench.claims.recipe import Outcome, Recipe, Setting
 from workbench.claims.recipes import recipes
 from workbench.claims.registry import Registry, read_registry
@@ -55,8 +56,8 @@ _SAME_WORTH = 0.5
 _MOST, _LEFT_MOST = 3.0, 0.75
 """A recipe is broken off after so many times its estimate, or after such a part of the time that is
 left, where that is more: what it has begun is worth something."""
-_SLOW, _FASTEST = 1.3, 0.7
-"""From the first on the page says that the machine is slow; plans count on the last at least."""
+_SLOW = 1.3
+"""From here on the page says that the machine is slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class Validation:
         folder = RunFolder.open(self.params.output_dir, "paper_claim_validation", name)
         began, began_s = datetime.now(UTC), clock()
         echo(f"paper_claim_validation {name}")
-        measured = _Measured(plan=self.schedule)
+        measured = Measured(plan=self.schedule)
         status = "failed"
 
         def facts(now: str) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Validation:
         step: Step,
         home: Path,
         gone_s: float,
-        measured: _Measured,
+        measured: Measured,
         echo: Echo,
         clock: Callable[[], float],
     ) -> None:
@@ -165,7 +166,7 @@ class Validation:
         try:
             outcome = await recipe.run(setting)
             if limit.cut:
-                said.append(_stopped(step, limit))
+                said.append(why_stopped(step, limit))
                 echo(said[-1])
             measured.outcomes[recipe.name] = replace(outcome, doubts=(*said, *outcome.doubts))
         except Exception as error:
@@ -173,14 +174,14 @@ class Validation:
             reason = f"{recipe.name} failed: {kind}{' '.join(str(error).split())[:400]}"
             kept = measured.failed
             if limit.cut:
-                reason, kept = _stopped(step, limit), measured.skipped
+                reason, kept = why_stopped(step, limit), measured.skipped
             kept |= dict.fromkeys(step.claims, reason)
             echo(reason)
         measured.spent.append(
             Spent(recipe=recipe.name, level=recipe.level, planned_s=round(step.estimate_s, 1),
                   took_s=round(clock() - began_s, 1), rounds=limit.rounds,
-                  planned_rounds=_rounds(step, limit), requests_share=step.requests_share,
-                  slowness=_slowness(step, setting, limit))
+                  planned_rounds=planned_rounds(step, limit), requests_share=step.requests_share,
+                  slowness=slowness_of(step, setting, limit))
         )  # fmt: skip
 
     def _limit(
@@ -188,7 +189,7 @@ class Validation:
         step: Step,
         setting: Setting,
         gone_s: float,
-        measured: _Measured,
+        measured: Measured,
         clock: Callable[[], float],
     ) -> TimeLimit:
         """How long a step may take: by its estimate, and by what is left for it and the others."""
@@ -224,7 +225,7 @@ class Validation:
             most_s=most_s, goes_on=goes_on, fixed_s=once_s - round_s, round_s=round_s, clock=clock
         )
 
-    def _standing(self, gone_s: float, measured: _Measured) -> str:
+    def _standing(self, gone_s: float, measured: Measured) -> str:
         """How far the measuring is, for the end of a line; the budget bounds what is left."""
         done, steps = len(measured.spent), measured.plan.steps
         left_s = min(
@@ -235,12 +236,12 @@ class Validation:
         )
         return f"  {standing}" if standing.total else ""
 
-    def _recipes_left(self, measured: _Measured, *, beside: str = "") -> list[Recipe]:
+    def _recipes_left(self, measured: Measured, *, beside: str = "") -> list[Recipe]:
         done = {spent.recipe for spent in measured.spent} | {beside}
         offered = (*self.schedule.steps, *self.schedule.waiting)
         return [step.recipe for step in offered if step.recipe.name not in done]
 
-    def _planned(self, left: Sequence[Recipe], gone_s: float, measured: _Measured) -> Schedule:
+    def _planned(self, left: Sequence[Recipe], gone_s: float, measured: Measured) -> Schedule:
         """The plan of these recipes in the time that is left, by what the machine has shown."""
         served = {name for recipe in left for name in recipe.claims}
         return schedule(
@@ -256,7 +257,7 @@ class Validation:
             for step in plan.steps
         )
 
-    def _plan_anew(self, gone_s: float, measured: _Measured, echo: Echo) -> None:
+    def _plan_anew(self, gone_s: float, measured: Measured, echo: Echo) -> None:
         """After each recipe, since it may have taken more or less than was thought."""
         before = [step.recipe.name for step in measured.plan.steps[1:]]
         left = self._recipes_left(measured)
@@ -269,7 +270,7 @@ class Validation:
                 f" anew: {', '.join(now) or 'nothing more fits'}"
             )
 
-    def _judged(self, measured: _Measured) -> dict[str, Any]:
+    def _judged(self, measured: Measured) -> dict[str, Any]:
         """Every claim with its verdict, and what follows from all of them."""
         accounts, verdicts = [], {}
         versions = machine.facts().versions
@@ -300,7 +301,7 @@ class Validation:
         )  # fmt: skip
         return found | {"doubts": [*self._slow(measured), *found["doubts"]]}
 
-    def _slow(self, measured: _Measured) -> list[str]:
+    def _slow(self, measured: Measured) -> list[str]:
         """A sentence where the machine was slower than planned, and what that left out."""
         slowness = measured.slowness("")
         doubts = list(dict.fromkeys(measured.skipped.values()))
@@ -317,7 +318,7 @@ class Validation:
         self,
         claim: Claim,
         outcome: Outcome | None,
-        measured: _Measured,
+        measured: Measured,
         versions: Mapping[str, str],
     ) -> tuple[Verdict, Measurement | None]:
         measurement = outcome.measurements.get(claim.id) if outcome else None
@@ -339,81 +340,6 @@ class Validation:
             platform=self.setting.platform, hardware=self.setting.hardware,
             model=_model_name(self.params, self.setting), checks=checks, versions=versions,
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """What a recipe took; `time_spent` of result.json."""
-
-    recipe: str
-    level: str
-    planned_s: float
-    took_s: float
-    rounds: int
-    """That ended."""
-    planned_rounds: int
-    requests_share: float
-    slowness: float | None
-    """How many times as long as estimated it took; None where that cannot be told."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Measured:
-    """What has been measured so far, and the plan of the rest."""
-
-    plan: Schedule
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    spent: list[Spent] = field(default_factory=list)
-    under_way: tuple[str, float, float] = "", nan, 0.0
-    """Of the recipe under way: level, how many times as long as estimated it takes, seconds."""
-
-    def slowness(self, level: str) -> float:
-        """How many times as long as estimated a level takes here, by all of it that was measured.
-
-        Of a level that was not, or an empty one, what all levels say; 1 where nothing does.
-        """
-        known = [
-            (spent.level, spent.slowness, spent.took_s)
-            for spent in self.spent
-            if spent.slowness is not None
-        ]
-        if self.under_way[1] > 0:
-            known.append(self.under_way)
-        known = [one for one in known if one[0] == level] or known
-        took_s = sum(seconds for *_, seconds in known)
-        if not took_s:
-            return 1.0
-        return max(_FASTEST, took_s / sum(seconds / times for _, times, seconds in known))
-
-
-def _slowness(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
-    """How many times as long as estimated a step took."""
-    if not limit.rounds:
-        # Nothing ended: it takes at least as long as it ran.
-        least_s = step.recipe.estimate_s(replace(setting, runs=1, allotted_s=0.0))
-        return max(1.0, limit.elapsed_s / least_s) if limit.broken_off and least_s else None
-    if setting.allotted_s and step.recipe.most_s is not None:
-        # It fills the time that it is given, so that only an overrun says something.
-        return (
-            limit.elapsed_s / setting.allotted_s if limit.elapsed_s > setting.allotted_s else None
-        )
-    return limit.slowness if limit.slowness > 0 else None
-
-
-def _rounds(step: Step, limit: TimeLimit) -> int:
-    """Planned ones; what is counted once has a single round."""
-    return step.runs if limit.round_s > 0 else 1
-
-
-def _stopped(step: Step, limit: TimeLimit) -> str:
-    """Why a step has fewer rounds than planned."""
-    name, took_s, planned_s = step.recipe.name, limit.elapsed_s, step.estimate_s
-    return (
-        f"{name} was stopped after {limit.rounds} of {_rounds(step, limit)} rounds: it took"
-        f" {took_s:.0f} s, and {planned_s:.0f} s were planned for all; raise time_budget_s."
-    )
 
 
 def validate(params: PaperClaimValidation) -> Validation:
