@@ -1,22 +1,9 @@
-import json
-
 import pytest
 
 from workbench.errors import ParameterError
 from workbench.load.prompt_file import read_prompts
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is it?"}]
-
-
-@pytest.fixture
-def file(tmp_path):
-    def write(*rows):
-        path = tmp_path / "own.jsonl"
-        lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-        path.write_bytes(b"\n".join(lines))
-        return path
-
-    return write
 
 
 def test_empty_lines_are_skipped_and_the_first_so_many_taken(file):

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from tests.load.words import Words
@@ -14,17 +12,6 @@ TOOL_CHAT = [
     {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
 ]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is it?"}]
-
-
-@pytest.fixture
-def file(tmp_path):
-    def write(*rows):
-        path = tmp_path / "own.jsonl"
-        lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-        path.write_bytes(b"\n".join(lines))
-        return str(path)
-
-    return write
 
 
 def own(path, tokenizer=None, **options):

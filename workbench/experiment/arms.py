@@ -1,6 +1,7 @@
 """From a notebook's checked parameters to its plan: which arms, opponents and passes.
 
-Refuses, with a PlanError, what this machine or a connector cannot do; starts nothing.
+Refuses, with a PlanError, what this machine or a connector cannot do. Starts none of the servers;
+the first plan on a CPU measures the machine, once.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 
 
 def plan(params: EngineParams) -> ExperimentPlan:
-    """The plan of a notebook's checked parameters; starts nothing.
+    """The plan of a notebook's checked parameters; starts none of its servers.
+
+    The first plan on a CPU measures the machine's speed, once (`experiment.speed`).
 
     Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built or
     has more requests in flight than this process may have files.

@@ -1,6 +1,6 @@
 """What will be measured: arms, their passes, the order of rounds, and about how long it takes.
 
-A plan starts nothing, and it prints every process that a run would start.
+A plan starts none of its servers, and it prints every process that a run would start.
 """
 
 from __future__ import annotations
