@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.experiment.frame_file import GROUP_ROWS, write_options
+from workbench.experiment.result.frame_file import GROUP_ROWS, write_options
 
 TURNS = 3
 CHUNKS = 128

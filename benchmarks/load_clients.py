@@ -96,10 +96,10 @@ def ours(task: dict[str, Any]) -> None:
     from dataclasses import asdict
     from time import monotonic
 
-    from workbench.load.arrivals import closed, poisson
-    from workbench.load.driver import drive_in_thread
-    from workbench.load.workers import drive_in_workers
-    from workbench.load.workload import short
+    from workbench.load.drive.driver import drive_in_thread
+    from workbench.load.drive.workers import drive_in_workers
+    from workbench.load.workload.arrivals import closed, poisson
+    from workbench.load.workload.workload import short
 
     cell = Cell(**task["cell"])
     arrivals = (

@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 import pandas  # noqa: F401  its import is no part of reading
 
-from workbench.metrics import lmcache_children
-from workbench.metrics.lmcache_log import LogSummary, read_log
+from workbench.metrics.lmcache_log import children as lmcache_children
+from workbench.metrics.lmcache_log.reader import LogSummary, read_log
 
 TURNS = 5
 MARKS = "need to load: |Stored [0-9]|Retrieved [0-9]|Prefetch request completed"

@@ -15,11 +15,11 @@ from statistics import median
 
 import psutil
 
-from workbench.machine import fast_bf16
+from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes import Launcher
+from workbench.serve.processes.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology

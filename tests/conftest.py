@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from workbench.experiment.speed import TYPICAL
+from workbench.experiment.plan.speed import TYPICAL
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
 
@@ -99,7 +99,7 @@ def orphaned_segments() -> set[str]:
 @pytest.fixture(autouse=True)
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
-    monkeypatch.setattr("workbench.experiment.room.machine_speed", lambda dtype: TYPICAL)
+    monkeypatch.setattr("workbench.experiment.plan.room.machine_speed", lambda dtype: TYPICAL)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 
 from workbench import cli
-from workbench.experiment.plan import run_id
-from workbench.params import PdSweep
+from workbench.experiment.plan.plan import run_id
+from workbench.params.notebooks import PdSweep
 
 RESULT = {
     "schema": 1,

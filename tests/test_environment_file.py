@@ -8,7 +8,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 ROOT = repository_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 INSTALL = repository_root() / "requirements" / "install.py"
 

@@ -10,7 +10,7 @@ import pytest
 from workbench import cli, notebook_run
 from workbench.errors import ParameterError
 from workbench.notebook_run import NotebookRun, table_of
-from workbench.params import NOTEBOOKS
+from workbench.params.notebooks import NOTEBOOKS
 
 NAMES = list(NOTEBOOKS)
 

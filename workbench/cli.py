@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params import NOTEBOOKS
+from workbench.params.notebooks import NOTEBOOKS
 
 __all__ = ["main"]
 
@@ -100,7 +100,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from workbench.experiment.run_folder import output_root
+    from workbench.experiment.result.run_folder import output_root
     from workbench.report.index import write_index
 
     print(write_index(output_root(options.output_dir)))
@@ -124,7 +124,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _claims(options: argparse.Namespace) -> int:
     from workbench.claims.catalogue import check_page, list_page, show_page
     from workbench.claims.registry import read_registry
-    from workbench.machine import repository_root
+    from workbench.hardware.machine import repository_root
 
     registry = read_registry(options.folder or repository_root() / "params" / "claims")
     if options.look == "show":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params import NOTEBOOKS, EngineParams, check_params
+from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
 
 __all__ = ["NotebookRun", "read_params", "run_all", "run_notebook", "table_of", "told"]
 
@@ -82,10 +82,10 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     """
     params = check_params(notebook, given)
     # What takes seconds to load comes after what may be refused.
-    from workbench.experiment.plan import run_id
-    from workbench.experiment.result import load_result
-    from workbench.experiment.run_folder import output_root
-    from workbench.machine import repository_root
+    from workbench.experiment.plan.plan import run_id
+    from workbench.experiment.result.result import load_result
+    from workbench.experiment.result.run_folder import output_root
+    from workbench.hardware.machine import repository_root
     from workbench.report.page import write_page
 
     name = run_id(params) if isinstance(params, EngineParams) else "here"
@@ -140,7 +140,7 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> str:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    from workbench.experiment.progress_bar import LineWriter
+    from workbench.experiment.run.progress_bar import LineWriter
 
     shown = LineWriter()
     with _quiet_kernel():
@@ -255,7 +255,7 @@ def _guarded(
 
 
 def _rewrite_index(output_dir: str) -> Path:
-    from workbench.experiment.run_folder import output_root
+    from workbench.experiment.result.run_folder import output_root
     from workbench.report.index import write_index
 
     folder = output_root(output_dir)

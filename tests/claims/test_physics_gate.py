@@ -70,7 +70,7 @@ def test_what_is_in_no_table_is_said_and_not_guessed():
     unknown = bound(1e9, gpu="TPU v9", model="Nobody-7B")
     assert impossible([unknown]) == ""
     assert unknown_limits([unknown, unknown]) == (
-        "GPU 'TPU v9' is not in the table of workbench.physics; its physical limit was not checked",
-        "model 'Nobody-7B' is not in the table of workbench.models; its physical limit was not"
+        "GPU 'TPU v9' is not in workbench/hardware/physics.py; its physical limit was not checked",
+        "model 'Nobody-7B' is not in workbench/hardware/models.py; its physical limit was not"
         " checked",
     )

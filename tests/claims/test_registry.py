@@ -8,7 +8,7 @@ from workbench.claims.catalogue import show_page
 from workbench.claims.registry import read_registry
 from workbench.claims.sums import own_sums
 from workbench.errors import ParameterError
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 FOLDER = repository_root() / "params" / "claims"
 

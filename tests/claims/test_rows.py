@@ -9,8 +9,8 @@ from workbench.claims import rows
 from workbench.claims.recipe import Setting
 from workbench.claims.rows import gather
 from workbench.errors import DeploymentError
-from workbench.experiment import time_limit
-from workbench.experiment.time_limit import TimeLimit
+from workbench.experiment.run import time_limit
+from workbench.experiment.run.time_limit import TimeLimit
 
 ARMS = [{"engine": "one"}, {"engine": "other"}]
 

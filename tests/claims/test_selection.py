@@ -3,7 +3,7 @@ import pytest
 from workbench.claims.registry import read_registry
 from workbench.claims.selection import select
 from workbench.errors import ParameterError
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 REGISTRY = read_registry(repository_root() / "params" / "claims")
 

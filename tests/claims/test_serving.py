@@ -8,9 +8,9 @@ from workbench.claims import serving_plans as plans
 from workbench.claims.recipe import Setting
 from workbench.claims.registry import read_registry
 from workbench.claims.serving import read_cache, read_store, serving_recipes
-from workbench.experiment.run import run
-from workbench.machine import repository_root
-from workbench.params import PaperClaimValidation
+from workbench.experiment.run.run import run
+from workbench.hardware.machine import repository_root
+from workbench.params.notebooks import PaperClaimValidation
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 SIMULATED = PaperClaimValidation(engine="simulated")

@@ -3,7 +3,7 @@ import pytest
 from workbench.claims.registry import read_registry
 from workbench.claims.sums import inconsistent, own_sums, rounding
 from workbench.claims.verdict import judge
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 

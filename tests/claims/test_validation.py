@@ -18,12 +18,12 @@ from workbench.claims.registry import read_registry
 from workbench.claims.validation import validate
 from workbench.claims.verdict import Measurement
 from workbench.errors import DeploymentError, ParameterError
-from workbench.experiment import time_limit
-from workbench.experiment.plan import run_id
-from workbench.experiment.progress import read_standing
-from workbench.experiment.result import load_result
-from workbench.machine import repository_root
-from workbench.params import PaperClaimValidation
+from workbench.experiment.plan.plan import run_id
+from workbench.experiment.result.result import load_result
+from workbench.experiment.run import time_limit
+from workbench.experiment.run.progress import read_standing
+from workbench.hardware.machine import repository_root
+from workbench.params.notebooks import PaperClaimValidation
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 PROVED = {"replicated_runs_with_ci": "pass", "cache_state_controlled": "pass"}
@@ -86,7 +86,7 @@ def referee(monkeypatch, tmp_path):
 
 def test_to_read_claims_no_server_is_started(referee, monkeypatch):
     measured = []
-    monkeypatch.setattr("workbench.experiment.room.machine_speed", measured.append)
+    monkeypatch.setattr("workbench.experiment.plan.room.machine_speed", measured.append)
     referee(CACHE, tiers=["source"])
     assert measured == []
 

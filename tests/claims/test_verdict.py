@@ -4,8 +4,8 @@ from workbench.claims.claim import UNSTATED, Bound, Evidence
 from workbench.claims.decision import Interval
 from workbench.claims.registry import read_registry
 from workbench.claims.verdict import Conditions, Measurement, judge
-from workbench.kv import engine_hit_tokens
-from workbench.machine import repository_root
+from workbench.hardware.kv import engine_hit_tokens
+from workbench.hardware.machine import repository_root
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 FIXTURES = [claim for claim in CLAIMS.values() if claim.expected_verdict]

@@ -10,11 +10,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from workbench.machine import fast_bf16
+from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.processes import Launcher
+from workbench.serve.processes.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
@@ -49,7 +49,7 @@ def one_launcher(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
         yield launcher
 
-    monkeypatch.setattr("workbench.experiment.run.Launcher", lent)
+    monkeypatch.setattr("workbench.experiment.run.run.Launcher", lent)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from workbench.errors import LaunchError
-from workbench.load.arrivals import closed
-from workbench.load.driver import drive_in_thread
-from workbench.load.workload import reference
+from workbench.load.drive.driver import drive_in_thread
+from workbench.load.workload.arrivals import closed
+from workbench.load.workload.workload import reference
 from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes import free_ports
+from workbench.serve.processes.processes import free_ports
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

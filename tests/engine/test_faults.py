@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from workbench.experiment import measure
-from workbench.experiment.arms import plan
-from workbench.experiment.plan import Arm, ExperimentPlan, Pass
-from workbench.experiment.result import Result
-from workbench.experiment.run import run
-from workbench.load.workload import Workload
-from workbench.params import PdSweep
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.result.result import Result
+from workbench.experiment.run import measure
+from workbench.experiment.run.run import run
+from workbench.load.workload.workload import Workload
+from workbench.params.notebooks import PdSweep
 from workbench.serve import deployment
 from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan

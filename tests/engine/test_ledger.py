@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from workbench.experiment.arms import plan
-from workbench.experiment.run import run
-from workbench.params import PdSweep
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.run.run import run
+from workbench.params.notebooks import PdSweep
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from workbench.experiment.arms import plan
-from workbench.experiment.run import run
-from workbench.load_params import SCENARIOS
-from workbench.machine import fast_bf16
-from workbench.params import PdSweep
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.run.run import run
+from workbench.hardware.machine import fast_bf16
+from workbench.params.load import SCENARIOS
+from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes import Launcher
+from workbench.serve.processes.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology

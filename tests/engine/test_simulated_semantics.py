@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from workbench.experiment.isolation import read_counters
+from workbench.experiment.run.isolation import read_counters
 from workbench.metrics import prometheus
 from workbench.serve import simulated
 from workbench.serve.deployment import Deployment

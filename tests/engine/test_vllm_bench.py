@@ -18,14 +18,14 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 
-from workbench.experiment.isolation import make_state
-from workbench.experiment.plan import Pass
-from workbench.load.arrivals import closed
-from workbench.load.driver import drive_in_thread
-from workbench.load.workload import Request, Workload
+from workbench.experiment.plan.plan import Pass
+from workbench.experiment.run.isolation import make_state
+from workbench.load.drive.driver import drive_in_thread
+from workbench.load.workload.arrivals import closed
+from workbench.load.workload.workload import Request, Workload
 from workbench.metrics.definitions import card
 from workbench.metrics.latency import icl, latencies
-from workbench.metrics.peers import read_peer
+from workbench.metrics.peers.peer_files import read_peer
 from workbench.records import to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import tiny_model

@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from workbench import machine
-from workbench.experiment import arms, room
-from workbench.experiment.plan import ExperimentPlan
-from workbench.gpus import Gpu
-from workbench.kv import engine_hit_tokens
+from workbench.experiment.plan import arms, room
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.hardware import machine
+from workbench.hardware.gpus import Gpu
+from workbench.hardware.kv import engine_hit_tokens
 from workbench.metrics.latency import latencies
-from workbench.params import PdSweep, PrefixCache
+from workbench.params.notebooks import PdSweep, PrefixCache
 from workbench.records import RequestRecord, to_frame
 
 REAL = machine.facts()

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench import machine
 from workbench.errors import DeploymentError, LaunchError
 from workbench.experiment import environment
 from workbench.experiment.environment import SMOKE, check_environment
-from workbench.experiment.quiet import BUSY_MEANS, Quiet
-from workbench.metrics.gate_table import GATES
-from workbench.params import EnvironmentCheck
+from workbench.experiment.run.quiet import BUSY_MEANS, Quiet
+from workbench.hardware import machine
+from workbench.metrics.gates.gate_table import GATES
+from workbench.params.notebooks import EnvironmentCheck
 from workbench.report.outcome import outcome_of
 from workbench.report.page import _cards
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from workbench import load_params
 from workbench.errors import ParameterError
-from workbench.load import texts
 from workbench.load.catalogue import WORKLOADS, build
-from workbench.load.scenarios import SCENARIOS
-from workbench.load.workload import short
+from workbench.load.workload import texts
+from workbench.load.workload.scenarios import SCENARIOS
+from workbench.load.workload.workload import short
+from workbench.params import load as load_params
 
 
 def test_a_workload_is_found_by_the_name_that_a_parameter_gives_it() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 BIN = Path(sys.executable).parent
 TOKEN = "WORKBENCH_TEST_TOKEN"

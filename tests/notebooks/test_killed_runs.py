@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 RUN = (
     "-p topology 1p1d -p opponents False -p prompt_tokens 3000 -p rounds 8 -p requests 8"

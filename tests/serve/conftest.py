@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes import Launcher, free_ports
+from workbench.serve.processes.processes import Launcher, free_ports
 
 SERVER = """
 import http.server, sys

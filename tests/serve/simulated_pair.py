@@ -8,17 +8,17 @@ from typing import Any
 import httpx
 from aiohttp import web
 
-from workbench.experiment.isolation import CounterReading, read_counters
-from workbench.load.client import open_client, stream_completion
-from workbench.load.workload import asked_again, reference
+from workbench.experiment.run.isolation import CounterReading, read_counters
+from workbench.load.http.client import open_client, stream_completion
+from workbench.load.workload.workload import asked_again, reference
 from workbench.metrics.prometheus import difference
 from workbench.records import RequestRecord
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.ports import free_ports
-from workbench.serve.proxy import create_app
+from workbench.serve.processes.ports import free_ports
+from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.__main__ import apps
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

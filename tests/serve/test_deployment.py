@@ -19,7 +19,7 @@ from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, deploy
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.ports import free_ports
+from workbench.serve.processes.ports import free_ports
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

@@ -9,11 +9,11 @@ import psutil
 import pytest
 
 from tests.serve.simulated_pair import SETTINGS, Pair, pretend
-from workbench.engine_params import FAULTS
+from workbench.params.engine import FAULTS
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes import Launcher
+from workbench.serve.processes.processes import Launcher
 from workbench.serve.simulated import settings
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings

@@ -10,10 +10,10 @@ from workbench.claims.claim import Claim
 from workbench.claims.recipe import Outcome, Setting
 from workbench.claims.registry import Registry
 from workbench.claims.verdict import Verdict
-from workbench.experiment.findings import repeat_command
-from workbench.experiment.sentences import headline
-from workbench.metrics.gate_table import failed_names
-from workbench.params import PaperClaimValidation
+from workbench.experiment.findings.findings import repeat_command
+from workbench.experiment.findings.sentences import headline
+from workbench.metrics.gates.gate_table import failed_names
+from workbench.params.notebooks import PaperClaimValidation
 
 __all__ = ["concluded"]
 

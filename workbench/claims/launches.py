@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from workbench.errors import DeploymentError, LaunchError
-from workbench.serve import logs
 from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes import logs
 
 __all__ = ["Launches", "main"]
 
 READY_S = 300.0
 """Imports from a cold disk took up to 40 s here; a busy machine may take many times as long, and a
-limit of time (workbench.experiment.time_limit) breaks off earlier."""
+limit of time (workbench.experiment.run.time_limit) breaks off earlier."""
 
 
 @dataclass(slots=True, kw_only=True)

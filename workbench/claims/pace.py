@@ -7,7 +7,7 @@ from math import nan
 
 from workbench.claims.budget import Schedule, Step
 from workbench.claims.recipe import Outcome, Setting
-from workbench.experiment.time_limit import TimeLimit
+from workbench.experiment.run.time_limit import TimeLimit
 
 __all__ = ["Measured", "Spent", "planned_rounds", "slowness_of", "why_stopped"]
 

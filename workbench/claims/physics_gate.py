@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from math import isnan
 
 from workbench.claims.claim import Bound
-from workbench.models import ModelSize, model_size
-from workbench.physics import (
+from workbench.hardware.models import ModelSize, model_size
+from workbench.hardware.physics import (
     Accelerator,
     accelerator,
     decode_ceiling_tps,
@@ -40,9 +40,9 @@ def unknown_limits(bounds: Iterable[Bound]) -> tuple[str, ...]:
     missing = []
     for bound in bounds:
         if accelerator(bound.gpu) is None:
-            missing.append(f"GPU {bound.gpu!r} is not in the table of workbench.physics")
+            missing.append(f"GPU {bound.gpu!r} is not in workbench/hardware/physics.py")
         if bound.limit not in _OF_THE_GPU and model_size(bound.model) is None:
-            missing.append(f"model {bound.model!r} is not in the table of workbench.models")
+            missing.append(f"model {bound.model!r} is not in workbench/hardware/models.py")
     return tuple(f"{text}; {_UNCHECKED}" for text in dict.fromkeys(missing))
 
 

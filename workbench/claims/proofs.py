@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import BUILT_IN
 from workbench.claims.decision import MIN_RUNS
-from workbench.metrics.client_gate import CLIENT_BUSY_SHARE
-from workbench.metrics.gate_table import spoil
+from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
+from workbench.metrics.gates.gate_table import spoil
 
 if TYPE_CHECKING:
     import pandas as pd

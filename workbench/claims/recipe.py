@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.claims.decision import MIN_RUNS
 from workbench.claims.verdict import Measurement
-from workbench.experiment.time_limit import TimeLimit
+from workbench.experiment.run.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ class Setting:
 
     platform: Literal["cpu", "cuda", "rocm"]
     hardware: str
-    """As workbench.physics names the GPU; on a CPU such as `2 cores`."""
+    """As workbench.hardware.physics names the GPU; on a CPU such as `2 cores`."""
     model: Path
     """A model folder in Hugging Face format."""
     output_dir: Path

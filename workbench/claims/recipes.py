@@ -6,7 +6,7 @@ from workbench.claims.engines.recipes import RECIPES as ENGINES
 from workbench.claims.kernels.recipes import RECIPES as KERNELS
 from workbench.claims.recipe import Recipe
 from workbench.claims.serving import serving_recipes
-from workbench.params import EngineParams
+from workbench.params.notebooks import EngineParams
 
 __all__ = ["recipes"]
 

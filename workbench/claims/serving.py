@@ -35,10 +35,10 @@ from workbench.claims.serving_counts import (
     ttft_steps,
 )
 from workbench.claims.verdict import Measurement
-from workbench.experiment.plan import ExperimentPlan
-from workbench.experiment.result import Result
-from workbench.experiment.run import run
-from workbench.params import EngineParams
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.result.result import Result
+from workbench.experiment.run.run import run
+from workbench.params.notebooks import EngineParams
 
 if TYPE_CHECKING:
     import pandas as pd

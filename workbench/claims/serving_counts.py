@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from workbench.claims.decision import Interval
 from workbench.claims.readings import counted, latency_ratio, rows_of
 from workbench.claims.recipe import Curve
-from workbench.experiment.result import Result
-from workbench.kv import chunk_hit_tokens, engine_hit_tokens
-from workbench.metrics.gates import TIE_NAT
+from workbench.experiment.result.result import Result
+from workbench.hardware.kv import chunk_hit_tokens, engine_hit_tokens
+from workbench.metrics.gates.answer_gates import TIE_NAT
 from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import quantile
 

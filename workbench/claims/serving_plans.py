@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.claims.recipe import Setting
-from workbench.experiment.arms import plan
-from workbench.experiment.hit_plan import Lengths
-from workbench.experiment.plan import Arm, ExperimentPlan
-from workbench.experiment.speed import TYPICAL
-from workbench.experiment.traffic import WorkloadSpec
-from workbench.params import EngineParams, PdSweep, PrefixCache
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.hit_plan import Lengths
+from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.speed import TYPICAL
+from workbench.experiment.plan.traffic import WorkloadSpec
+from workbench.params.notebooks import EngineParams, PdSweep, PrefixCache
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.topology import Topology
 

@@ -14,7 +14,6 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import machine
 from workbench.claims.account import account
 from workbench.claims.budget import INTERVAL_RUNS, Schedule, Step, schedule, worth
 from workbench.claims.claim import Claim
@@ -27,17 +26,18 @@ from workbench.claims.registry import Registry, read_registry
 from workbench.claims.selection import select
 from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.experiment.plan import run_id
-from workbench.experiment.progress import Standing
-from workbench.experiment.progress_bar import bar_in_lab
-from workbench.experiment.result import SCHEMA, Result
-from workbench.experiment.room import own_model
-from workbench.experiment.run_folder import RunFolder
-from workbench.experiment.run_log import Echo, echo_line
-from workbench.experiment.time_limit import TimeLimit
-from workbench.machine import repository_root
-from workbench.params import PaperClaimValidation
-from workbench.physics import accelerator
+from workbench.experiment.plan.plan import run_id
+from workbench.experiment.plan.room import own_model
+from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.progress import Standing
+from workbench.experiment.run.progress_bar import bar_in_lab
+from workbench.experiment.run.run_log import Echo, echo_line
+from workbench.experiment.run.time_limit import TimeLimit
+from workbench.hardware import machine
+from workbench.hardware.machine import repository_root
+from workbench.hardware.physics import accelerator
+from workbench.params.notebooks import PaperClaimValidation
 from workbench.serve.tiny_model import model_facts, tiny_model
 from workbench.serve.vllm import number_format
 

@@ -31,7 +31,7 @@ class Conditions:
     platform: str
     """cpu, cuda or rocm."""
     hardware: str
-    """As workbench.physics names it."""
+    """As workbench.hardware.physics names it."""
     model: str = ""
     """The model's name; empty where it does not matter."""
     checks: Mapping[str, str] = field(default_factory=dict)

@@ -14,25 +14,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench import machine
 from workbench.errors import WorkbenchError
-from workbench.experiment.arms import plan
-from workbench.experiment.quiet import (
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.quiet import (
     BUSY_MEANS,
     TIMING_GATES,
     quietness,
     timing_gates,
     watch_machine,
 )
-from workbench.experiment.result import SCHEMA, Result
-from workbench.experiment.run import run
-from workbench.experiment.run_folder import RunFolder
-from workbench.experiment.run_log import Echo, echo_line
-from workbench.machine import Machine
-from workbench.metrics.gates import Gate
-from workbench.params import EnvironmentCheck, PdSweep
+from workbench.experiment.run.run import run
+from workbench.experiment.run.run_log import Echo, echo_line
+from workbench.hardware import machine
+from workbench.hardware.machine import Machine
+from workbench.metrics.gates.answer_gates import Gate
+from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
-from workbench.serve.ports import free_ports
+from workbench.serve.processes.ports import free_ports
 
 __all__ = ["Stale", "answers", "check_environment", "stale_servers"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.errors import ParameterError, nearest
-from workbench.load.prompts import prompts
-from workbench.load.scenarios import SCENARIOS
-from workbench.load.texts import text
-from workbench.load.trace_file import trace
-from workbench.load.workload import Workload, reference, shared_prefix, short
+from workbench.load.files.prompts import prompts
+from workbench.load.files.trace_file import trace
+from workbench.load.workload.scenarios import SCENARIOS
+from workbench.load.workload.texts import text
+from workbench.load.workload.workload import Workload, reference, shared_prefix, short
 
 __all__ = ["WORKLOADS", "build"]
 

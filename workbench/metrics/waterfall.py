@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.metrics.gate_table import spoil
+from workbench.metrics.gates.gate_table import spoil
 from workbench.metrics.latency import latencies, succeeded
 from workbench.metrics.statistics import needed_n, quantile
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import nbformat
 
 from workbench.errors import ResultError
-from workbench.params import NOTEBOOKS
+from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import RunOutcome, failure_of, outcome_of
 from workbench.report.page import fill

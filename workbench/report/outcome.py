@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from nbconvert.filters import strip_ansi
 
-from workbench.metrics.gate_table import failed_names, spoil, taken_away
+from workbench.metrics.gates.gate_table import failed_names, spoil, taken_away
 
 __all__ = [
     "RESULT_MIME",

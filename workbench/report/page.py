@@ -17,7 +17,7 @@ import nbformat
 from jinja2 import Environment, PackageLoader
 
 from workbench.errors import ResultError
-from workbench.metrics.gate_table import KINDS, Kind, failed_names, spoil, taken_away
+from workbench.metrics.gates.gate_table import KINDS, Kind, failed_names, spoil, taken_away
 from workbench.report.cells import render_cells
 from workbench.report.claims import MARKS, shown_rows
 from workbench.report.definition_card import definition_card

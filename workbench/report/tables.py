@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics.gate_table import spoil
+from workbench.metrics.gates.gate_table import spoil
 
 if TYPE_CHECKING:
     import pandas as pd

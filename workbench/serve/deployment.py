@@ -17,7 +17,7 @@ from workbench.control import connect_problem, control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes import Launcher, Process, free_ports
+from workbench.serve.processes.processes import Launcher, Process, free_ports
 from workbench.serve.vllm import SERVED_MODEL
 from workbench.topology import Role
 

@@ -205,7 +205,7 @@ def _proxy(
     return ProcessSpec(
         name="proxy",
         role="proxy",
-        program=(sys.executable, "-m", "workbench.serve.proxy"),
+        program=(sys.executable, "-m", "workbench.serve.proxy.proxy"),
         args=("--port", str(port), "--mode", mode, *legs),
         port=port,
         ready_url=f"http://127.0.0.1:{port}/health",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError, PlanError
-from workbench.kv import KvShape
+from workbench.hardware.kv import KvShape
 
 __all__ = ["LAYERS", "ModelFacts", "cache_folder", "model_facts", "tiny_model"]
 

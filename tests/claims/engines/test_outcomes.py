@@ -12,7 +12,7 @@ from workbench.claims.recipe import Setting
 from workbench.claims.registry import read_registry
 from workbench.claims.rows import Rows
 from workbench.claims.verdict import Conditions, judge
-from workbench.machine import repository_root
+from workbench.hardware.machine import repository_root
 
 CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 CPU = Setting(

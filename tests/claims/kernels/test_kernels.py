@@ -5,7 +5,7 @@ import torch
 
 from workbench.claims.kernels import allocation, attention, copying, paging, quantisation
 from workbench.claims.kernels.timing import Arm
-from workbench.kv import quantisation_ratio
+from workbench.hardware.kv import quantisation_ratio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

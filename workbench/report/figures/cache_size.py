@@ -19,7 +19,7 @@ _NEAR = 0.95
 def cache_size(frame: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart | None:
     """Hit rate against cache size; None for a workload that shares nothing.
 
-    Takes the frame of `experiment.cache_size`. Dashed: what an infinite cache of single tokens
+    Takes the frame of `experiment.plan.cache_size`. Dashed: what an infinite cache of single tokens
     would have. Upright: the KV space of one instance.
     """
     if frame.empty:

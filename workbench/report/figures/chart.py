@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from workbench.metrics.gate_table import KINDS, Kind, spoil
+from workbench.metrics.gates.gate_table import KINDS, Kind, spoil
 from workbench.report.figures.looks import AMBER, BLACK, GREY, RED, RULE, Look, handle
 from workbench.report.numbers import number
 

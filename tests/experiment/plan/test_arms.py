@@ -1,0 +1,263 @@
+import json
+
+import pytest
+
+from workbench.errors import ParameterError, PlanError
+
+ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
+
+
+def arms(plan):
+    return {arm.label: (arm.role, [p.name for p in arm.passes]) for arm in plan.arms}
+
+
+ALL_FOUR = ["cold", "engine-warm", "cross-instance", "store-warm"]
+
+
+def test_1p4d_with_lmcache_has_five_aggregated_instances_as_opponents(sweep):
+    assert arms(sweep(topology="1p4d")) == {
+        "1p4d lmcache": ("subject", ALL_FOUR),
+        "5a": ("opponent", ["cold", "engine-warm"]),
+        "5a lmcache": ("opponent", ALL_FOUR),
+    }
+
+
+def test_1p1d_has_one_decode_instance_so_none_other_can_fetch(sweep):
+    assert arms(sweep(topology="1p1d"))["1p1d lmcache"] == (
+        "subject",
+        ["cold", "engine-warm", "store-warm"],
+    )
+
+
+def test_with_nixl_nothing_is_stored(sweep):
+    assert arms(sweep(topology="1p4d", connector="nixl"))["1p4d nixl"] == (
+        "subject",
+        ["cold", "engine-warm", "cross-instance"],
+    )
+
+
+def test_only_the_cross_instance_pass_goes_to_another_instance(sweep):
+    passes = sweep(topology="1p4d").arms[0].passes
+    assert [p.decode_shift for p in passes] == [0, 0, 1, 0]
+
+
+def test_opponents_can_be_left_out(sweep):
+    assert list(arms(sweep(topology="1p4d", opponents=False))) == ["1p4d lmcache"]
+
+
+def test_topologies_of_one_size_share_their_opponents(sweep):
+    labels = list(arms(sweep(topology="1p2d,2p1d,1p1d")))
+    assert labels[:3] == ["1p2d lmcache", "2p1d lmcache", "1p1d lmcache"]
+    assert sorted(labels[3:]) == ["2a", "2a lmcache", "3a", "3a lmcache"]
+
+
+def test_an_opponent_that_was_asked_for_is_a_subject_and_there_once(sweep):
+    roles = {name: role for name, (role, _) in arms(sweep(topology="1p1d,2a")).items()}
+    assert roles == {"1p1d lmcache": "subject", "2a lmcache": "subject", "2a": "opponent"}
+
+
+def test_an_opponent_has_as_many_gpus_not_as_many_instances(sweep, machine_has):
+    machine_has("cuda", gpus=8)
+    plan = sweep(topology="1p2d", prefill_tp=4, decode_tp=2, aggregated_tp=4)
+    assert [(arm.topology, arm.gpus) for arm in plan.arms] == [("1p2d", 8), ("2a", 8), ("2a", 8)]
+    assert plan.arms[0].label == "1p2d lmcache, 4+4 GPU"
+
+
+def test_the_visible_gpus_are_handed_out(sweep, machine_has):
+    machine_has("cuda", gpus=8, visible="4, 5,6")
+    arm = sweep(topology="1p2d", opponents=False).arms[0]
+    made = arm.deployment(range(20_000, 20_000 + arm.ports))
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in made.instances] == ["4", "5", "6"]
+
+
+def test_instances_that_share_a_gpu_are_a_doubt(sweep, machine_has):
+    machine_has("cuda", gpus=2)
+    (doubt,) = sweep(topology="1p3d", instances_per_gpu=2, opponents=False).doubts
+    assert doubt.startswith("Up to 2 instances share a GPU")
+    assert sweep(topology="1p1d").doubts == ()
+
+
+def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
+    # 1 KiB a token: 64 MiB hold 65,536 tokens, and 3 x 22,692 are sent.
+    (doubt,) = sweep(kv_cache_mib=64).doubts
+    assert doubt.startswith(
+        "The workload has 68,076 tokens and an instance's KV space holds 65,536"
+    )
+    assert sweep(kv_cache_mib=128).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "sentence"),
+    [
+        ({"topology": "1p4d", "connector": "none"}, PlanError, "both roles would prefill"),
+        ({"topology": "5a", "connector": "nixl"}, PlanError, "5a has neither"),
+        ({"topology": "1p1d,100p100d"}, PlanError, "200 instances and a CPU machine takes at most"),
+        ({"platform": "cuda"}, PlanError, "0 GPUs are visible"),
+        ({"store_gb": 9.0}, PlanError, "store_gb is 9 and /dev/shm has 8.0 GB free"),
+        ({"model": "/no/such/model"}, ParameterError, "/no/such/model"),
+        ({"workload": "shared_prefix", "shared_share": 0.0}, ParameterError, "shared_tokens is 0"),
+        ({"workload": "batch_processing", "requests": 3}, ParameterError, "raise requests"),
+        ({"requests": 20_000}, ParameterError, "vocab_tokens is 12288"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_starts(params, error, sentence, sweep):
+    with pytest.raises(error, match=sentence):
+        sweep(**params)
+
+
+def test_too_little_memory_is_refused_with_the_numbers(sweep, machine_has):
+    machine_has(free_gb=2.0)
+    with pytest.raises(PlanError, match=r"about 4\.0 GB .* 2\.0 GB are free"):
+        sweep(topology="1p4d")
+    assert sweep(topology="1p1d").arms
+
+
+def test_a_model_on_a_hub_is_taken_by_its_name(sweep, machine_has):
+    machine_has("cuda", gpus=8)
+    plan = sweep(model="Qwen/Qwen2.5-7B-Instruct")
+    assert str(plan.arms[0].settings.model) == "Qwen/Qwen2.5-7B-Instruct"
+    assert plan.workload.options["vocab_tokens"] == 5_000
+
+
+def test_an_attached_deployment_is_one_arm(sweep):
+    plan = sweep(**ATTACH)
+    assert arms(plan) == {"attached": ("attached", ["cold", "engine-warm"])}
+    assert "cold rests on the salt alone" in " ".join(plan.doubts)
+
+
+def test_an_attached_deployment_has_the_label_it_is_given(sweep):
+    assert list(arms(sweep(**ATTACH, topology="1p4d"))) == ["1p4d"]
+
+
+def test_server_lists_and_a_store_allow_more_passes(sweep):
+    lists = {"decode_urls": ["http://127.0.0.1:2"], "lmcache_url": "http://127.0.0.1:3"}
+    plan = sweep(**ATTACH, **lists)
+    assert arms(plan)["attached"][1] == ["cold", "engine-warm", "store-warm"]
+    (doubt,) = plan.doubts
+    assert doubt.startswith("The servers were started by somebody else: rounds are not launches")
+
+
+def test_the_load_is_a_closed_or_an_open_loop(sweep):
+    assert sweep(concurrency=2).arrivals.describe() == "closed loop, 2 at a time"
+    timed = sweep(rate_per_s=2.0, requests=5).arrivals
+    assert (timed.kind, len(timed.offsets_s)) == ("poisson", 5)
+
+
+def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypatch):
+    monkeypatch.setattr("workbench.load.drive.open_files._hard_limit", lambda: 1024)
+    many = {"topology": "1a", "requests": 2000, "prompt_tokens": 64}
+    sweep(**many, rates_per_s=[1.0])
+    with pytest.raises(ParameterError, match="up to 2,000 requests in flight"):
+        sweep(**many, rates_per_s=[1.0, 200.0])
+    with pytest.raises(ParameterError, match="up to 2,000 requests in flight"):
+        sweep(**many, search=True, rate_per_s=1.0, ttft_limit_ms=500.0)
+
+
+def test_a_sweep_over_rates_is_planned_at_its_highest(sweep):
+    few = {"requests": 40, "prompt_tokens": 64}
+    given = sweep(**few, rates_per_s=[2.0, 8.0, 4.0]).arrivals
+    assert given.offsets_s == sweep(**few, rate_per_s=8.0).arrivals.offsets_s
+    searched = sweep(**few, search=True, ttft_limit_ms=500.0).arrivals
+    assert searched.offsets_s == sweep(**few, rate_per_s=80.0).arrivals.offsets_s
+
+
+def test_requests_that_share_a_prefix_share_the_given_part(sweep):
+    plan = sweep(workload="shared_prefix", prompt_tokens=1000, shared_share=0.5)
+    built = plan.workload.build("salt")
+    assert [r.ideal_reuse_tokens for r in built.requests] == [0, 500, 500]
+
+
+def test_a_scenario_is_planned_at_its_own_reuse_or_the_one_that_is_asked(sweep):
+    own = sweep(workload="batch_processing", prompt_tokens=1000, requests=30)
+    assert own.workload.build("salt").ideal_reuse == pytest.approx(0.95, rel=0.01)
+    asked = sweep(workload="batch_processing", prompt_tokens=1000, requests=30, target_reuse=0.5)
+    assert asked.workload.build("salt").ideal_reuse == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_trace_is_sent_at_its_times(sweep, tmp_path):
+    rows = (
+        {"timestamp": 1000 * n, "input_length": 1000, "output_length": 9, "hash_ids": [0, n + 1]}
+        for n in range(3)
+    )
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = {"workload": "trace", "trace_file": str(tmp_path / "t.jsonl"), "requests": 2}
+    plan = sweep(**asked, trace_speed=4.0)
+    assert plan.arrivals.offsets_s == (0.0, 0.25)
+    built = plan.workload.build("salt")
+    assert [r.ideal_reuse_tokens for r in built.requests] == [0, 512]
+    assert sweep(**asked).arrivals.kind == "closed"
+
+
+def test_a_short_trace_is_sent_whole_and_the_plan_tells_what_was_not_used(sweep, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"input_length": 90, "output_length": 9, "priority": 1}\n' * 3 + "\n")
+    asked = {"workload": "trace", "trace_file": str(path)}
+    plan = sweep(**asked)
+    assert [r.prompt_tokens for r in plan.workload.sample.requests] == [90, 90, 90]
+    assert "Fields of trace_file that are not used: priority." in plan.doubts
+    with pytest.raises(ParameterError, match=r"3 of 3 lines of trace_file .* have no time: leave"):
+        sweep(**asked, trace_speed=1.0)
+    with pytest.raises(ParameterError, match="requests is 4 and trace_file"):
+        sweep(**asked, requests=4)
+
+
+def test_a_scenario_has_lengths_of_its_own_and_smaller_ones_on_a_cpu(sweep, machine_has):
+    assert sweep(workload="code_generation").workload.longest_prompt_tokens == 8_192
+    plan = sweep(workload="long_context_high_reuse")
+    assert plan.workload.longest_prompt_tokens == 16_384
+    (doubt,) = [doubt for doubt in plan.doubts if "since this is a CPU" in doubt]
+    assert "8,192 to 16,384 tokens here" in doubt and "16,384 to 32,768" in doubt
+    machine_has("cuda", gpus=8)
+    plan = sweep(workload="long_context_high_reuse", context_tokens=40_000)
+    assert plan.workload.longest_prompt_tokens == 32_768
+    with pytest.raises(ParameterError, match=r"prompt_tokens 32768 .* e\.g\. to 40960"):
+        sweep(workload="long_context_high_reuse")
+
+
+@pytest.mark.parametrize(
+    ("params", "kind"),
+    [
+        ({"arrivals": "constant", "rate_per_s": 2.0}, "constant"),
+        ({"arrivals": "gamma", "rate_per_s": 2.0, "burstiness": 0.5}, "gamma"),
+        ({"arrivals": "ramp", "rate_per_s": 2.0, "end_rate_per_s": 4.0}, "ramp"),
+    ],
+)
+def test_both_notebooks_have_every_kind_of_arrival(sweep, prefix_cache, params, kind):
+    for plan in (sweep(**params, requests=4), prefix_cache(**params, requests=4)):
+        assert (plan.arrivals.kind, len(plan.arrivals.offsets_s)) == (kind, 4)
+
+
+def test_other_workloads_leave_the_partly_warm_passes_out(prefix_cache):
+    for params in ({"workload": "code_generation"}, {"workload": "cold_start"}):
+        plan = prefix_cache(**params)
+        assert arms(plan)["cache on"][1] == ["cold", "engine-warm"]
+    assert len(arms(prefix_cache(workload="short"))["cache on"][1]) == 5
+
+
+def test_a_simulated_engine_counts_text_itself(sweep):
+    plan = sweep(engine="simulated", workload="text", api="chat", prompt_tokens=500, requests=2)
+    assert [r.prompt_tokens for r in plan.workload.sample.requests] == [500, 500]
+
+
+def test_text_for_attached_servers_needs_their_model(sweep):
+    with pytest.raises(ParameterError, match="attached servers do not give their tokenizer"):
+        sweep(**ATTACH, workload="text")
+
+
+def test_what_is_shared_takes_kv_space_once(sweep):
+    many = {"prompt_tokens": 22_000, "requests": 20, "kv_cache_mib": 256}
+    assert any("evicted blocks" in doubt for doubt in sweep(**many).doubts)
+    shared = sweep(workload="shared_prefix", shared_share=0.99, **many)
+    assert not any("evicted blocks" in doubt for doubt in shared.doubts)
+
+
+def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cache):
+    plan = prefix_cache(shares=[0.5, 0.25])
+    assert arms(plan) == {
+        "cache off": ("subject", ["cold"]),
+        "cache on": ("subject", ["cold", "25% cached", "50% cached", "engine-warm"]),
+    }
+    off, on = plan.arms
+    assert (off.settings.prefix_caching, on.settings.prefix_caching) == (False, True)
+    assert [p.share for p in on.passes] == [1.0, 0.25, 0.5, 1.0]
+    assert {p.state for p in on.passes[1:]} == {"engine-warm"}

@@ -1,0 +1,110 @@
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.experiment.result.result import SCHEMA, load_result
+from workbench.experiment.result.run_folder import RunFolder, jsonable, output_root
+from workbench.hardware.machine import repository_root
+
+
+def open_folder(tmp_path):
+    return RunFolder.open(str(tmp_path), "pd_sweep", "1p4d-3f9a2c")
+
+
+def finish(folder, finding):
+    """What a run writes, from its first row to its success."""
+    folder.write("requests", pd.DataFrame({"index": [0, 1], "finding": finding}))
+    (folder.logs / "store.log").write_text(finding)
+    folder.write_facts({"schema": SCHEMA, "finding": finding})
+    folder.promote()
+
+
+def test_a_relative_output_folder_starts_at_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert output_root("outputs") == repository_root() / "outputs"
+    assert output_root(str(tmp_path)) == tmp_path
+
+
+def test_a_run_that_succeeds_is_the_runs_result(tmp_path):
+    folder = open_folder(tmp_path)
+    assert folder.home == tmp_path / "pd_sweep" / "1p4d-3f9a2c"
+    assert folder.attempt.parent == folder.home
+    finish(folder, "first")
+    assert not folder.attempt.exists()
+    assert (folder.home / "logs" / "store.log").read_text() == "first"
+    result = load_result(folder.home)
+    assert result.facts["finding"] == "first"
+    assert list(result.requests["index"]) == [0, 1]
+
+
+def test_a_better_run_takes_its_place(tmp_path):
+    finish(open_folder(tmp_path), "first")
+    again = open_folder(tmp_path)
+    finish(again, "second")
+    result = load_result(again.home)
+    assert result.facts["finding"] == "second"
+    assert set(result.requests["finding"]) == {"second"}
+    assert (again.home / "logs" / "store.log").read_text() == "second"
+
+
+def test_a_run_that_failed_leaves_the_earlier_result_untouched(tmp_path):
+    finish(open_folder(tmp_path), "first")
+    failed = open_folder(tmp_path)
+    failed.write("requests", pd.DataFrame({"index": [9]}))
+    failed.write_facts({"schema": SCHEMA, "finding": "it broke", "status": "failed"})
+    # No promotion: its rows stay in its own folder.
+    result = load_result(failed.home)
+    assert result.facts["finding"] == "first"
+    assert list(result.requests["index"]) == [0, 1]
+    assert load_result(failed.attempt).facts["status"] == "failed"
+    assert list(load_result(failed.attempt).requests["index"]) == [9]
+
+
+def test_runs_at_the_same_time_never_mix_their_files(tmp_path):
+    folders = [open_folder(tmp_path) for _ in range(8)]
+    assert len({folder.attempt for folder in folders}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(finish, folders, "abcdefgh"))
+    result = load_result(folders[0].home)
+    (rows,) = set(result.requests["finding"])
+    log = (result.folder / "logs" / "store.log").read_text()
+    assert rows == result.facts["finding"] == log
+
+
+def test_a_write_that_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
+    folder = open_folder(tmp_path)
+    folder.write("requests", pd.DataFrame({"index": [1]}))
+
+    def cut(path, frame):
+        Path(path).write_bytes(b"PAR1 half of")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("workbench.experiment.result.run_folder.write_frame", cut)
+    with pytest.raises(OSError, match="No space"):
+        folder.write("requests", pd.DataFrame({"index": [2]}))
+    assert list(pd.read_parquet(folder.attempt / "requests.parquet")["index"]) == [1]
+
+
+def test_json_has_no_nan_no_numpy_and_no_paths():
+    facts = {
+        "nan": math.nan,
+        "inf": [math.inf, 1.5],
+        "numpy": (np.float64("nan"), np.int64(3), np.bool_(True)),
+        1: Path("/x"),
+        "none": None,
+        "true": True,
+    }
+    assert jsonable(facts) == {
+        "nan": None,
+        "inf": [None, 1.5],
+        "numpy": [None, 3, True],
+        "1": "/x",
+        "none": None,
+        "true": True,
+    }
+    json.dumps(jsonable(facts), allow_nan=False)

@@ -1,0 +1,234 @@
+"""Every fault of the simulated engine through the whole pipeline: docs/faults.md says what it does.
+
+The gate on the client is fed a quiet clock, since a shared machine rightly trips it.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import TOKEN, left_running, marked_processes
+from workbench.experiment.plan.arms import plan
+from workbench.experiment.result.result import Result
+from workbench.experiment.run import measure
+from workbench.experiment.run.run import run
+from workbench.experiment.run.run_log import Log
+from workbench.hardware.machine import repository_root
+from workbench.metrics.gates.gate_table import KINDS, failed_names, spoil
+from workbench.params.notebooks import PdSweep
+from workbench.report.figures import token_sources, tps_by_topology
+from workbench.report.outcome import outcome_of
+from workbench.serve import deployment
+from workbench.serve.processes.processes import Launcher
+from workbench.serve.simulated.faults import FAULTS, applies
+from workbench.topology import Topology
+
+pytestmark = pytest.mark.servers
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
+
+RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
+"""Causes that every clean ledger has."""
+DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl")
+
+
+class Row(NamedTuple):
+    fault: str
+    deployment: str
+    gates: dict[str, str]
+    """Those that are not PASS, with their outcome."""
+    spoils: dict[str, str]
+    """Kinds of number, with what is done to each."""
+    causes: set[str]
+
+    def __str__(self) -> str:
+        return f"{self.fault} {self.deployment}"
+
+
+def matrix() -> list[Row]:
+    rows = []
+    for line in (repository_root() / "docs" / "faults.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0] in FAULTS:
+            fault, deployments, gates, spoils, causes, _ = cells
+            outcomes = {}
+            for gate in listed(gates):
+                name = gate.removesuffix(" INCONCLUSIVE")
+                outcomes[name] = "INCONCLUSIVE" if name != gate else "FAIL"
+            kinds = {k: effect or "struck" for k, _, effect in
+                     (text.partition(" ") for text in listed(spoils))}  # fmt: skip
+            rows += [
+                Row(fault, d, outcomes, kinds, set(listed(causes))) for d in listed(deployments)
+            ]
+    return rows
+
+
+def listed(cell: str) -> list[str]:
+    return [] if cell == "-" else cell.split(", ")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Launcher, str]]:
+    """One fork server for all tests, and the mark that everything it starts has."""
+    token = secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN, token)
+        folder = tmp_path_factory.mktemp("launcher")
+        async with Launcher(folder, fork=True, loads="simulated") as launcher:
+            assert await launcher.loaded()
+            yield launcher, token
+
+
+@pytest.fixture
+def one_launcher(loaded: tuple[Launcher, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs start their servers by it, and leave nothing beside it."""
+    launcher, token = loaded
+
+    @asynccontextmanager
+    async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
+        yield launcher
+
+    monkeypatch.setattr("workbench.experiment.run.run.Launcher", lent)
+    before = marked_processes(token)
+    yield
+    assert left_running(token, within_s=10, besides=before) == {}
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
+    monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+
+    def watch(load: Any, others_share: float, log: Log, **_: Any) -> None:
+        log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}
+
+    monkeypatch.setattr(measure, "watch_client", watch)
+
+
+async def simulate(folder: Path, text: str, **values: Any) -> Result:
+    topology, connector = text.split()
+    params = PdSweep(
+        **{
+            "engine": "simulated",
+            "topology": topology,
+            "connector": connector,
+            "rounds": 1,
+            "requests": 6,
+            "prompt_tokens": 1500,
+            "output_tokens": 12,
+            "timeout_s": 2.0,
+            "opponents": False,
+            "output_dir": str(folder),
+        }
+        | values
+    )
+    return await run(plan(params), echo=lambda _: None)
+
+
+def not_passed(result: Result) -> dict[str, str]:
+    gates = result.facts["gates"]
+    return {gate["name"]: gate["outcome"] for gate in gates if gate["outcome"] != "PASS"}
+
+
+def causes(result: Result) -> set[str]:
+    return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]} - RULES
+
+
+def spoilt(result: Result) -> dict[str, str]:
+    """What became of each kind of number where a reader finds it; text is in its gate alone."""
+    failed = failed_names(result.facts["gates"])
+    tails = result.percentiles.query("quantile >= 0.99")
+    withheld = tails["note"].str.startswith("withheld")
+    assert withheld.any() == (spoil(failed, "tails").effect == "struck")
+    assert bool(result.facts["unproven"]) == (spoil(failed, "ratios").effect == "struck")
+    for shown, kind in (
+        (token_sources(result.token_sources), "counts"),
+        (tps_by_topology(result.summary), "times"),
+    ):
+        assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
+    for card in result.facts["numbers"]:
+        does = spoil(
+            failed, card["rests_on"], passes=card["passes"], interval=isfinite(card["low"])
+        )
+        assert card["spoilt"] == does.effect
+    return {kind: does.effect for kind in KINDS if (does := spoil(failed, kind)).effect}
+
+
+def test_the_table_has_every_fault_wherever_it_can_happen():
+    wanted = {
+        (fault, text)
+        for fault in FAULTS
+        for text in DEPLOYMENTS
+        if applies(fault, text.split()[1], Topology.parse(text.split()[0]))
+    }
+    assert {(row.fault, row.deployment) for row in matrix()} == wanted
+
+
+@in_one_loop
+@pytest.mark.parametrize("row", matrix(), ids=str)
+async def test_a_fault_does_what_the_table_says_and_nothing_else(
+    row: Row, quiet: None, tmp_path: Path, one_launcher: None
+):
+    split = row.deployment.startswith("1p")
+    baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
+    result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)
+    assert not_passed(result) == row.gates
+    assert spoilt(result) == row.spoils
+    assert causes(result) == row.causes
+    assert result.facts["simulated"]
+    assert any("go wrong on purpose" in doubt for doubt in result.doubts)
+
+
+@in_one_loop
+@pytest.mark.parametrize("text", DEPLOYMENTS)
+async def test_twenty_clean_launches_trip_nothing(
+    text: str, quiet: None, tmp_path: Path, one_launcher: None
+):
+    result = await simulate(tmp_path, text, rounds=20, requests=3)
+    assert not_passed(result) == spoilt(result) == {}
+    assert causes(result) == set()
+    assert len(result.facts["launches_s"]) == 20
+    assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
+
+
+@in_one_loop
+async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headline(
+    quiet: None, tmp_path: Path, one_launcher: None, monkeypatch: pytest.MonkeyPatch
+):
+    def late(load: Any, others_share: float, log: Log, **_: Any) -> None:
+        log.client |= {"loop_lag_p99_s": 0.2, "others_cpu_share": 0.9}
+
+    monkeypatch.setattr(measure, "watch_client", late)
+    result = await simulate(tmp_path, "2a lmcache", rounds=5, requests=3, prompt_tokens=6000)
+    failed = [name for name, outcome in not_passed(result).items() if outcome == "FAIL"]
+    assert failed == ["client kept up"]  # another may be undecided where this machine is busy
+    assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
+    assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
+    assert outcome_of(result.facts).word == "proven in part"
+    ratio = result.facts["numbers"][0]
+    assert ratio["low"] > 1 and ratio["spoilt"] == "doubt"
+    assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
+
+
+@in_one_loop
+async def test_faults_of_the_stream_change_no_latency(
+    quiet: None, tmp_path: Path, one_launcher: None
+):
+    clean, empty, bulk, late = [
+        (await simulate(tmp_path, "2a none", fault=fault, prompt_tokens=12_000)).requests
+        for fault in ("", "role_chunk_first", "tokens_in_bulk", "late_finish")
+    ]
+    # Taken wrong, TTFT would fall to the first chunk's time and TPOT rise fourfold.
+    cold = empty["pass"] == "cold"
+    assert (empty["head_s"] - empty["sent_s"])[cold].median() < 0.5 * empty["ttft_s"][cold].median()
+    assert empty["ttft_s"][cold].median() > 0.6 * clean["ttft_s"][cold].median()
+    assert bulk["tpot_s"].median() < 2 * clean["tpot_s"].median()
+    assert bulk["output_tokens"].eq(clean["output_tokens"]).all()
+    last_s = late["chunk_s"].map(lambda stamps: stamps[-1])
+    assert (late["stream_end_s"] - last_s > 0.04).all()
+    assert (late["e2e_s"] - (last_s - late["sent_s"])).abs().max() < 1e-9

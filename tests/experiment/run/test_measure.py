@@ -1,0 +1,120 @@
+import asyncio
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.run_log import Log
+from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.plan import ProcessSpec
+from workbench.serve.processes.processes import Process
+
+
+@pytest.fixture
+def deployment(vllm):
+    instance = Instance(name="aggregated-0", role="aggregated", url=vllm.url)
+    return Deployment(url=vllm.url, model="their-model", instances=(instance,), started_s=2.5)
+
+
+@pytest.fixture
+def measure(attached, deployment, tmp_path):
+    """Measure one launch of the attached arm on `deployment`, changed as told."""
+
+    async def run(*, plan=None, **changed):
+        plan = plan or attached()
+        folder = RunFolder.open(str(tmp_path), "pd_sweep", plan.run_id)
+        log, said = Log(), []
+        await measure_arm(
+            plan, plan.arms[0], 0, replace(deployment, **changed), folder, log, said.append
+        )
+        return log, said, folder
+
+    return run
+
+
+async def test_every_pass_is_on_disk_when_it_has_ended(measure):
+    log, said, folder = await measure()
+    rows = pd.read_parquet(folder.attempt / "requests.parquet")
+    assert rows["pass"].tolist() == ["cold", "cold", "engine-warm", "engine-warm"]
+    assert len(log.frame("requests")) == 4
+    assert len(said) == 2
+    gauges = pd.read_parquet(folder.attempt / "gauges.parquet")
+    assert {"pass", "instance", "running", "kv_usage"} <= set(gauges.columns)
+
+
+async def test_a_launch_is_noted_with_its_arm(measure):
+    log, _, _ = await measure()
+    assert log.launches_s == [2.5]
+    assert log.measuring_s > 0
+    arm = log.arms["attached"]
+    assert (arm["role"], arm["instances"], arm["passes"]) == (
+        "attached", 1, ["cold", "engine-warm"]
+    )  # fmt: skip
+
+
+async def test_gates_get_what_was_sent_and_what_was_counted(measure):
+    log, _, _ = await measure()
+    cold, warm = log.passes
+    assert (cold.pass_name, cold.requests_sent, cold.prompt_tokens_sent) == ("cold", 2, 1000)
+    assert cold.sources["aggregated"].computed == 1000
+    assert warm.sources["aggregated"].engine_hit == 2 * 496
+    assert warm.requests == {"aggregated": 2}
+
+
+async def test_rows_carry_what_they_were_measured_with(measure):
+    log, _, _ = await measure()
+    columns = ["arm", "topology", "connector", "workload", "round", "pass"]
+    rows = log.frame("requests")
+    assert list(rows.columns[:6]) == columns
+    assert rows.iloc[0][columns].tolist() == [
+        "attached", "attached", "unknown", "reference", 0, "cold"
+    ]  # fmt: skip
+
+
+async def test_a_server_that_ended_by_itself_ends_its_launch(measure, vllm, tmp_path):
+    log_file = tmp_path / "decode-0.log"
+    log_file.write_text("RuntimeError: NIXL_ERR_REMOTE_DISCONNECT\n")
+    spec = ProcessSpec(
+        name="decode-0", role="decode", program=("x",), args=(), port=1, ready_url=vllm.url
+    )
+    exited = asyncio.get_running_loop().create_future()
+    exited.set_result(-9)
+    log, said, _ = await measure(processes=(Process(spec, 1, log_file, exited),))
+    assert set(log.frame("requests")["pass"]) == {"cold"}  # it is noticed after the first pass
+    (doubt,) = (doubt for doubt in log.doubts if "decode-0" in doubt)
+    assert doubt.startswith(
+        "attached, round 1: decode-0 ended by itself: RuntimeError: NIXL_ERR_REMOTE_DISCONNECT\n"
+        f"  log: {log_file}"
+    )
+    assert said[-1] == f"decode-0 ended by itself; log: {log_file}"
+
+
+async def test_a_busy_proxy_is_a_doubt(measure, vllm):
+    vllm.cpu_s = [0.0, 100.0]
+    log, _, _ = await measure(proxy_url=vllm.url)
+    assert any("of a core in a pass: it may be part of TTFT" in doubt for doubt in log.doubts)
+
+
+async def test_an_idle_proxy_is_none(measure, vllm):
+    log, _, _ = await measure(proxy_url=vllm.url)
+    assert not [doubt for doubt in log.doubts if "proxy" in doubt]
+    assert "GET /legs" in vllm.asked
+
+
+async def test_the_trace_of_a_sweep_over_rates_is_that_of_its_first(measure, attached):
+    _, said, folder = await measure(plan=attached(rates_per_s=[5.0, 5000.0]))
+    assert len(said) == 2
+    lines = (folder.attempt / "traces" / "attached.jsonl").read_text().splitlines()
+    first_ms, second_ms = (json.loads(line)["timestamp"] for line in lines)
+    assert second_ms - first_ms > 20
+
+
+async def test_a_pass_can_be_sent_by_several_processes(measure, attached):
+    plan = attached(client_workers=2, concurrency=2, requests=4)
+    log, _, _ = await measure(plan=plan)
+    assert log.client["workers"] == 2
+    assert log.frame("requests")["error"].tolist() == [""] * 8
+    assert log.frame("requests")["index"].tolist() == [0, 1, 2, 3] * 2

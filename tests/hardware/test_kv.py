@@ -1,0 +1,96 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.errors import ParameterError
+from workbench.hardware.kv import (
+    KvShape,
+    chunk_hit_tokens,
+    engine_hit_tokens,
+    paging_waste_share,
+    quantisation_ratio,
+    sliding_bytes,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bytes_per_token"),
+    [
+        # Llama 3.3 70B in bf16: 2 x 80 layers x 8 KV heads x 128 x 2 B = 320 KiB
+        (KvShape(layers=80, kv_heads=8, head_dim=128), 327_680),
+        # the same with an fp8 cache
+        (KvShape(layers=80, kv_heads=8, head_dim=128, element_bytes=1), 163_840),
+        # Qwen2.5 7B: 28 layers, 4 KV heads
+        (KvShape(layers=28, kv_heads=4, head_dim=128), 57_344),
+        # the tiny model of this repository: 768 B
+        (KvShape(layers=3, kv_heads=2, head_dim=32), 768),
+    ],
+)
+def test_bytes_per_token_of_known_models(shape, bytes_per_token):
+    assert shape.bytes_per_token == bytes_per_token
+
+
+@pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "element_bytes"])
+def test_a_shape_without_size_is_refused(field):
+    with pytest.raises(ParameterError, match="above zero"):
+        KvShape(**{"layers": 1, "kv_heads": 1, "head_dim": 1, field: 0})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hit"),
+    [
+        (5000, 4992),  # 312 whole blocks; read from a server that had seen the prompt
+        (5008, 4992),  # 313 blocks would hold it, but the last token is computed
+        (5009, 5008),
+        (16, 0),
+        (17, 16),
+        (1, 0),
+        (0, 0),
+    ],
+)
+def test_the_engine_serves_whole_blocks_and_never_the_last_token(prompt, hit):
+    assert engine_hit_tokens(prompt, block_tokens=16) == hit
+
+
+@pytest.mark.parametrize(("prompt", "held"), [(5000, 4864), (5120, 5120), (255, 0), (0, 0)])
+def test_a_store_holds_whole_chunks(prompt, held):
+    assert chunk_hit_tokens(prompt, chunk_tokens=256) == held
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1, 16, 32, 128, 256]))
+def test_less_than_a_unit_is_lost(prompt, unit):
+    engine = engine_hit_tokens(prompt, block_tokens=unit)
+    assert engine % unit == 0 and prompt - 1 - unit < engine < max(prompt, 1)
+    stored = chunk_hit_tokens(prompt, chunk_tokens=unit)
+    assert stored % unit == 0 and prompt - unit < stored <= prompt
+
+
+def test_a_sliding_layer_keeps_its_window():
+    shape = KvShape(layers=2, kv_heads=1, head_dim=1, element_bytes=1)  # 2 B a token and layer
+    assert sliding_bytes(shape, tokens=100, window=10, sliding_layers=1) == 2 * 10 + 2 * 100
+    assert sliding_bytes(shape, tokens=5, window=10, sliding_layers=2) == shape.bytes_per_token * 5
+    with pytest.raises(ParameterError, match="sliding_layers is 3: the model has 2 layers"):
+        sliding_bytes(shape, tokens=1, window=1, sliding_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "ratio"),
+    [
+        ({"bits": 8, "group": 128, "scale_bits": 0}, 2.0),
+        ({"bits": 8, "group": 128}, 1.97),
+        ({"bits": 4, "group": 32, "zero_bits": 16}, 3.2),
+        ({"bits": 2, "group": 32, "zero_bits": 16}, 5.33),
+        ({"bits": 8, "group": 128, "scale_bits": 0, "original_bits": 32}, 4.0),
+    ],
+)
+def test_scales_take_a_part_of_what_quantisation_saves(quantised, ratio):
+    assert quantisation_ratio(**quantised) == pytest.approx(ratio, abs=0.005)
+
+
+def test_paging_wastes_half_a_block_per_sequence():
+    assert paging_waste_share(mean_tokens=500, block_tokens=16) == pytest.approx(0.0148, abs=1e-4)
+    assert paging_waste_share(mean_tokens=500, block_tokens=1) == 0
+    # Below a mean of 180 tokens a block of 16 wastes more than 4 %.
+    assert paging_waste_share(mean_tokens=180, block_tokens=16) == pytest.approx(0.04)
+    with pytest.raises(ParameterError, match="mean_tokens is 0"):
+        paging_waste_share(mean_tokens=0, block_tokens=16)

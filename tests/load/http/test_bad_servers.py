@@ -1,0 +1,238 @@
+"""Servers that answer badly: each ends as a record of its class, and none as no record."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from math import isnan
+from typing import Any
+
+import pytest
+
+from workbench.load.drive.driver import drive
+from workbench.load.http import outgoing, transport
+from workbench.load.http.answer import HEAD_BYTES
+from workbench.load.http.client import open_client, stream_completion
+from workbench.load.http.outgoing import request_body
+from workbench.load.workload.arrivals import closed
+from workbench.load.workload.workload import Request, short
+from workbench.records import RequestRecord
+
+REQUEST = Request(index=5, prompt_ids=[16, 17, 18], max_tokens=3, ideal_reuse_tokens=2)
+EVENT = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
+FINISH = b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+
+Answer = Callable[[asyncio.StreamWriter], Any]
+
+
+@asynccontextmanager
+async def server(answer: Answer, *, reads: bool = True) -> AsyncIterator[str]:
+    """A server that reads a request, answers, and hangs up; gives its URL."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if reads:
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(len(request_body(REQUEST, model="tiny")))
+            await answer(writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the client had enough
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as started:
+        yield f"http://127.0.0.1:{started.sockets[0].getsockname()[1]}"
+
+
+async def asked(answer: Answer | bytes, *, timeout_s: float = 5.0, **how: Any) -> RequestRecord:
+    """The record of one request to such a server."""
+
+    async def written(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)  # type: ignore[arg-type]
+
+    async with server(written if isinstance(answer, bytes) else answer, **how) as url:
+        return await ask(url, timeout_s=timeout_s)
+
+
+async def ask(url: str, timeout_s: float = 5.0) -> RequestRecord:
+    async with open_client(url) as client:
+        return await stream_completion(
+            client, REQUEST, base_url=url, model="tiny", timeout_s=timeout_s
+        )
+
+
+def answer(status: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "message"),
+    [
+        (b"", "reset", "hung up without sending a response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "reset", "hung up in the head of its response"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n", "reset", "hung up in the head"),
+        (
+            b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+            "protocol",
+            "not HTTP/1.1",
+        ),
+        (
+            answer("307 Temporary Redirect", b"", "Location: http://127.0.0.1:1/v1"),
+            "http_307",
+            "Temporary Redirect; the server is elsewhere: Location http://127.0.0.1:1/v1",
+        ),
+        (
+            answer("401 No", b'{"error": "Unauthorized"}', "WWW-Authenticate: Bearer"),
+            "http_401",
+            "Unauthorized; the server wants a key: WWW-Authenticate Bearer",
+        ),
+        (
+            answer("429 Slow", b'{"error": {"message": "busy"}}', "Retry-After: 30"),
+            "http_429",
+            "busy; the server asks to wait: Retry-After 30",
+        ),
+        (answer("500 Oh", b'{"error": {"message": "no CUDA"}}'), "http_500", "no CUDA"),
+        (answer("500 Oh", b"<html><p>nginx</p></html>"), "http_500", "nginx"),
+        (answer("500 Oh", b""), "http_500", "Internal Server Error"),
+        (answer("599 Oh", b""), "http_599", "status 599 without a word"),
+        (answer("500 Oh", b"x" * 100_000), "http_500", "x" * 500),
+        (answer("500 Oh", b"no")[:-1], "http_500", "n"),
+        (answer("200 OK", b"<html>Log in</html>"), "protocol", "is no event stream: Log in"),
+        (
+            answer("200 OK", EVENT + b'data: {"error": {"message": "dead"}}\n\n' + FINISH),
+            "stream_error",
+            "dead",
+        ),
+        (answer("200 OK", EVENT), "truncated", "without finish_reason and without [DONE]"),
+        (answer("200 OK", EVENT + FINISH)[:-80], "truncated", "before the end"),
+        (answer("200 OK", EVENT + b"data: \xff\n\n" + FINISH), "protocol", "not JSON"),
+    ],
+)
+async def test_each_has_its_class_and_says_why(sent: bytes, error: str, message: str) -> None:
+    record = await asked(sent)
+    assert record.error == error
+    assert message in record.error_message
+    assert len(record.error_message) < 800
+    assert not isnan(record.sent_s)
+
+
+@pytest.mark.parametrize("early", ["100 Continue", "102 Processing", "103 Early Hints"])
+async def test_what_comes_before_the_answer_is_not_the_answer(early: str) -> None:
+    hints = f"HTTP/1.1 {early}\r\nContent-Length: 9\r\n\r\n".encode() * 3
+    record = await asked(hints + answer("200 OK", EVENT + FINISH))
+    assert (record.error, record.text, record.http_status) == ("", "a", 200)
+
+
+async def test_a_server_that_hangs_up_before_it_has_read() -> None:
+    record = await asked(b"", reads=False)
+    assert record.error == "reset"
+
+
+async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> None:
+    writer.write(start)
+    while True:
+        writer.write(piece)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "start_and_piece",
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n" * 100),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"long" * 1000),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50),
+    ],
+)
+async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
+    record = await asked(lambda writer: endless(writer, *start_and_piece))
+    assert record.error == "too_large"
+    assert f"a head of more than {HEAD_BYTES:,} bytes" in record.error_message
+    assert record.http_status == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"Content-Length: 2147483648\r\n\r\n", EVENT * 100),
+        (b"\r\n", EVENT * 100),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n" % (len(EVENT), EVENT) * 100),
+        (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: and more\r\n" * 100),
+    ],
+)
+async def test_an_answer_without_end_is_kept_up_to_a_limit(
+    head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
+    sent_bytes = 0
+
+    async def pour(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            sent_bytes += len(piece)
+
+    record = await asked(pour)
+    assert record.error == "too_large"
+    assert "more than 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
+    assert len(record.text) <= 62_288 // len(EVENT) + 300_000 // len(EVENT)  # one read beyond it
+    assert sent_bytes < 8e6  # the client hung up; the rest was in the sockets
+
+
+async def test_an_end_with_something_behind_it_is_found_in_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "_LOOK_S", 0.05)
+
+    def chunk(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    async def babble(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(EVENT))
+        await asyncio.sleep(0.02)
+        writer.write(chunk(EVENT + FINISH) + b"0\r\n\r\n" + chunk(EVENT))
+        await asyncio.sleep(10)
+
+    record = await asked(babble)
+    assert (record.error, record.text) == ("", "aa")
+
+
+async def test_an_error_without_end_is_still_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
+    record = await asked(
+        lambda writer: endless(writer, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
+    )
+    assert record.error == "http_500"
+    assert record.error_message.startswith("no CUDA no CUDA")
+
+
+async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    record = await ask("http://gpu-node-7:8000")
+    assert record.error == "connect"
+    assert "gpu-node-7:8000" in record.error_message
+    assert "Name or service not known" in record.error_message
+
+
+async def test_a_name_that_cannot_be_one() -> None:
+    assert (await ask(f"http://{'x' * 64}.invalid")).error == "connect"
+
+
+async def test_no_record_is_lost_when_every_answer_is_bad() -> None:
+    answers = [b"", b"HTTP/1.1 2", answer("500 Oh", b""), answer("200 OK", EVENT + b"data: 5\n\n")]
+
+    async def bad(writer: asyncio.StreamWriter) -> None:
+        writer.write(answers.pop())
+
+    workload = short(requests=4, prompt_tokens=32, output_tokens=3, salt="run")
+    async with server(bad, reads=False) as url:
+        run = await drive(workload, closed(1), base_url=url, model="tiny")
+    assert [record.index for record in run.records] == [0, 1, 2, 3]
+    assert all(record.error for record in run.records)

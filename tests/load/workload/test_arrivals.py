@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from math import inf, nan
+
+import numpy as np
+import pytest
+
+from workbench.errors import ParameterError
+from workbench.load.workload.arrivals import at_times, closed, constant, gamma, poisson, ramp
+
+
+def test_a_closed_loop_has_no_times() -> None:
+    arrivals = closed(4)
+    assert (arrivals.kind, arrivals.concurrency, arrivals.offsets_s) == ("closed", 4, ())
+    assert arrivals.describe() == "closed loop, 4 at a time"
+
+
+def test_poisson_gaps_are_exponential_with_the_asked_mean() -> None:
+    offsets_s = np.array(poisson(50.0, 20_000, seed=1).offsets_s)
+    gaps_s = np.diff(offsets_s, prepend=0.0)
+    # The mean of n exponential gaps has a relative deviation of 1 / sqrt(n) = 0.7 %.
+    assert gaps_s.mean() == pytest.approx(1 / 50, rel=0.03)
+    assert gaps_s.std() == pytest.approx(1 / 50, rel=0.05)
+    assert (gaps_s > 3 / 50).mean() == pytest.approx(np.exp(-3), rel=0.2)  # nothing clipped
+
+
+def test_poisson_times_ascend_from_the_first_gap() -> None:
+    offsets_s = poisson(2.0, 100, seed=0).offsets_s
+    assert offsets_s[0] > 0
+    assert list(offsets_s) == sorted(offsets_s)
+
+
+def test_the_seed_decides_the_times() -> None:
+    assert poisson(5.0, 10, seed=3) == poisson(5.0, 10, seed=3)
+    assert poisson(5.0, 10, seed=3) != poisson(5.0, 10, seed=4)
+
+
+def test_a_longer_run_starts_like_a_shorter_one() -> None:
+    assert poisson(5.0, 20, seed=3).offsets_s[:10] == poisson(5.0, 10, seed=3).offsets_s
+
+
+def test_an_open_loop_describes_itself() -> None:
+    assert poisson(2.5, 3, seed=7).describe() == "open loop, Poisson at 2.5 requests/s (seed 7)"
+
+
+def test_constant_arrivals_have_equal_gaps() -> None:
+    arrivals = constant(4.0, 3)
+    assert arrivals.offsets_s == (0.25, 0.5, 0.75)
+    assert arrivals.describe() == "open loop, evenly at 4 requests/s"
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_gamma_gaps_keep_the_rate_and_spread_as_asked(burstiness: float) -> None:
+    arrivals = gamma(50.0, 40_000, 1, burstiness=burstiness)
+    gaps_s = np.diff(np.array(arrivals.offsets_s), prepend=0.0)
+    assert gaps_s.mean() == pytest.approx(1 / 50, rel=0.05)
+    assert gaps_s.std() == pytest.approx(1 / 50 / np.sqrt(burstiness), rel=0.05)
+    assert f"burstiness {burstiness:g} (seed 1)" in arrivals.describe()
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 9.0), (9.0, 1.0), (5.0, 5.0)])
+def test_a_ramp_changes_its_rate_evenly(start: float, end: float) -> None:
+    offsets_s = np.array(ramp(start, end, 5_000).offsets_s)
+    assert offsets_s[-1] == pytest.approx(5_000 / 5)  # the mean rate is 5 in all cases
+    rates = 1 / np.diff(offsets_s)
+    assert rates[0] == pytest.approx(start, rel=0.02)
+    assert rates[-1] == pytest.approx(end, rel=0.02)
+    halfway = np.searchsorted(offsets_s, offsets_s[-1] / 2)
+    assert rates[halfway] == pytest.approx(5.0, rel=0.02)
+
+
+def test_a_ramp_describes_itself() -> None:
+    assert ramp(1.0, 9.0, 5).describe() == "open loop, from 1 to 9 requests/s"
+
+
+def test_times_of_a_trace_are_kept() -> None:
+    arrivals = at_times([0, 0, 1.5, 4])
+    assert arrivals.offsets_s == (0.0, 0.0, 1.5, 4.0)
+    assert arrivals.rate_per_s == 0.75
+    assert arrivals.describe() == "open loop, 4 times of a trace"
+
+
+@pytest.mark.parametrize("times_s", [[-1.0], [1.0, 0.5], [nan], [0.0, inf]])
+def test_times_that_do_not_ascend_are_refused(times_s: list[float]) -> None:
+    with pytest.raises(ParameterError, match="times start at 0 and ascend"):
+        at_times(times_s)
+
+
+def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(ParameterError, match="there are no arrival times"):
+        at_times([])
+    with pytest.raises(ParameterError, match="burstiness is 0"):
+        gamma(1.0, 1, 0, burstiness=0)
+    with pytest.raises(ParameterError, match="rate_per_s is 0"):
+        ramp(1.0, 0.0, 5)
+    with pytest.raises(ParameterError, match="concurrency is 0"):
+        closed(0)
+    for rate_per_s in (0.0, -1.0, inf, nan):
+        with pytest.raises(ParameterError, match="requests per second above 0"):
+            poisson(rate_per_s, 1, seed=0)
+    with pytest.raises(ParameterError, match="n is 0"):
+        poisson(1.0, 0, seed=0)

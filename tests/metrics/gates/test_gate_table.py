@@ -1,0 +1,119 @@
+"""What each gate takes away: the table, and the one function that reads it."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from workbench.hardware.machine import repository_root
+from workbench.metrics.gates.gate_table import (
+    GATES,
+    KINDS,
+    Spoil,
+    as_markdown,
+    gate_row,
+    spoil,
+    taken_away,
+)
+
+STATES = ("engine-warm", "cross-instance", "store-warm")
+BUSY, FAR = "client kept up", "KV moved"
+
+
+def made() -> Iterator[str]:
+    """The name of every gate that a call in the package makes, as it stands in the source."""
+    for path in sorted((repository_root() / "workbench").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                named = [word.value for word in node.keywords if word.arg == "name"]
+                first = node.args[:1] if called in ("judge", "_gate") else []
+                if called in ("judge", "_gate", "Gate"):
+                    yield from (ast.unparse(value) for value in [*first, *named])
+
+
+def names() -> set[str]:
+    """Those that are a text; `f"{state} was {state}"` stands for each cache state."""
+    texts = set(made())
+    assert "f'{state} was {state}'" in texts
+    plain = {ast.literal_eval(text) for text in texts if text.startswith(("'", '"'))}
+    return plain | {f"{state} was {state}" for state in STATES}
+
+
+def test_every_gate_that_the_workbench_makes_is_in_the_table_and_no_other():
+    assert names() == set(GATES)
+
+
+def test_a_late_client_or_busy_machine_takes_tails_and_no_count():
+    effects = {kind: spoil([BUSY], kind).effect for kind in KINDS}
+    assert effects == {
+        "counts": "", "ratios": "doubt", "times": "rough", "tails": "struck", "text": "",
+    }  # fmt: skip
+    assert spoil([BUSY], "ratios", interval=False).effect == "rough"
+
+
+@pytest.mark.parametrize("name", ["cold was cold", FAR, "caches were emptied"])
+def test_a_cache_state_that_was_none_takes_all_that_rests_on_it(name: str):
+    for kind in ("counts", "ratios", "times", "tails"):
+        assert spoil([name], kind) == Spoil(effect="struck", gates=(name,))
+
+
+def test_other_text_takes_the_times_too_since_wrong_answers_are_no_gain():
+    assert spoil(["same text"], "text").effect == "struck"
+    assert spoil(["same text"], "ratios").effect == "struck"
+    assert spoil(["same text"], "counts").effect == "doubt"
+
+
+def test_the_worst_effect_counts_and_names_its_gates():
+    assert spoil([BUSY, FAR], "times") == Spoil(effect="struck", gates=(FAR,))
+    assert spoil([BUSY], "counts", "times", "tails").effect == "struck"
+    both = spoil([FAR, "cold was cold"], "counts")
+    assert both.said == "not proven: gates “KV moved” and 1 more failed"
+
+
+def test_a_warm_pass_that_was_not_warm_spoils_its_own_numbers_only():
+    failed = ["store-warm was store-warm"]
+    assert spoil(failed, "ratios", passes={"store-warm", "cold"}).effect == "struck"
+    assert spoil(failed, "ratios", passes={"engine-warm", "cold"}).effect == ""
+    assert spoil(failed, "ratios").effect == "struck"
+
+
+def test_a_gate_that_is_not_known_takes_everything():
+    assert all(spoil(["of a later version"], kind).effect == "struck" for kind in KINDS)
+    assert gate_row("smoke run: KV moved") == gate_row(FAR)
+
+
+def test_what_a_gate_takes_is_said_in_one_line():
+    said = "takes away tails; makes times rough; adds a doubt to ratios"
+    assert taken_away(BUSY) == said
+    assert taken_away("nothing impossible") == "takes away all numbers and texts"
+    assert taken_away("memory") == ""
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_has_a_meaning_for_readers_who_do_not_know_it(name: str):
+    meaning = gate_row(name).meaning
+    assert name not in meaning
+    assert not meaning.endswith(".")
+
+
+def test_the_page_for_readers_is_made_from_the_table():
+    page = (repository_root() / "docs" / "gates.md").read_text()
+    assert page.endswith(f"\n\n{as_markdown()}")  # python -m workbench.metrics.gates.gate_table
+    assert all(f"- **{kind}**: {what}\n" in page for kind, what in KINDS.items())
+
+
+def test_readers_are_told_when_each_gate_of_a_run_holds():
+    text = (repository_root() / "docs" / "result.md").read_text()
+    table = text.partition("| name | holds when |")[2].partition("\n\n")[0]
+    told = {line.split("|")[1].strip() for line in table.splitlines()[2:]}
+    others = {"the log is whole", "registry is readable", "rules agree with their fixtures",
+              "measurements ended", "packages", "memory", "shared memory", "GPUs",
+              "stale servers", "smoke run", "ports", "other programs", "loop lag"}  # fmt: skip
+    assert told == set(GATES) - others
+
+
+def test_a_doubt_that_the_table_promises_is_in_words_and_short():
+    for name, row in GATES.items():
+        assert bool(row.doubt) == ("doubt" in row.takes.values()), name
+        assert len(row.doubt.split()) <= 25

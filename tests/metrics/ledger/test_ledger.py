@@ -1,0 +1,247 @@
+from dataclasses import replace
+from math import nan
+
+import numpy as np
+import pytest
+
+from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.ideal import Asked, Call, IdealCaches, reuse_by_role
+from workbench.metrics.ledger.ledger import accounts, ledger_closes
+from workbench.metrics.passes import PassCounters
+
+TOKENS, REQUESTS, BLOCK, CHUNK = 1000, 3, 128, 256
+
+
+def sources(computed: float, engine: float = 0.0, external: float = 0.0) -> TokenSources:
+    return TokenSources(computed=computed, engine_hit=engine, external_hit=external)
+
+
+def store(hits: float, *, asked: float = 4608.0, written: float = 9.0, evicted: float = 0.0):
+    return StoreCounters(
+        requested_tokens=asked,
+        hit_tokens=hits,
+        hit_l1_tokens=hits,
+        hit_l2_tokens=0.0,
+        written_chunks=written,
+        read_chunks=0.0,
+        evicted_chunks=evicted,
+    )
+
+
+def perfect(name: str, connector: str):
+    """Reuse of a cold pass, or of the one that asks again: other instances, or emptied ones."""
+    caches = IdealCaches(
+        block_tokens=BLOCK,
+        chunk_tokens=CHUNK if connector == "lmcache" else 0,
+        pulls=connector == "nixl",
+    )
+    for again in (False, True):
+        passed = []
+        for index in range(REQUESTS):
+            at_s = 10.0 * again + index
+            name_of = "b" if again and name == "cross-instance" else "a"
+            legs = [Call(role="aggregated", instance=name_of, asked_s=at_s, held_s=at_s + 0.1)]
+            if connector == "nixl":
+                legs = [
+                    Call(role="prefill", instance="p", asked_s=at_s, held_s=at_s + 0.1),
+                    Call(role="decode", instance="d", asked_s=at_s + 0.2, held_s=at_s + 0.3),
+                ]
+            ids = np.random.default_rng(index).integers(0, 9000, TOKENS)
+            ideal = (TOKENS - 1) * again
+            passed.append(Asked(index=index, prompt=ids, ideal_tokens=ideal, calls=tuple(legs)))
+        reuse = reuse_by_role(caches.serve(passed))
+        if name == "cold":
+            return reuse
+        if name == "store-warm":
+            caches.forget_engines()
+    return reuse
+
+
+def a_pass(name: str, connector: str = "none", **values) -> PassCounters:
+    return PassCounters(
+        **{
+            "arm": "1a",
+            "round": 0,
+            "pass_name": name,
+            "connector": connector,
+            "requests_sent": REQUESTS,
+            "prompt_tokens_sent": REQUESTS * TOKENS,
+            "longest_prompt_tokens": TOKENS,
+            "reuse": perfect(name, connector),
+            "block_tokens": BLOCK,
+            "chunk_tokens": CHUNK,
+            "kv_bytes_per_token": 768.0,
+        }
+        | values
+    )
+
+
+WARM = a_pass("engine-warm", sources={"aggregated": sources(312, engine=2688)})
+STORED = a_pass(
+    "store-warm",
+    "lmcache",
+    sources={"aggregated": sources(696, external=2304)},
+    store=store(2304),
+    store_since_empty=store(2304),
+)
+MOVED = a_pass(
+    "cold",
+    "nixl",
+    sources={"prefill": sources(3000), "decode": sources(0, external=3000)},
+    nixl=NixlCounters(bytes_moved=3 * 1024 * 768.0, transfers=3, failed=0, expired=0),
+)
+
+
+def causes(p: PassCounters, name: str = "reused") -> dict[str, float]:
+    """Each cause in the accounts of that name, with its tokens."""
+    return {
+        entry.cause: entry.tokens
+        for account in accounts([p])
+        if account.name == name
+        for entry in account.entries
+    }
+
+
+@pytest.mark.parametrize("p", [WARM, STORED, MOVED], ids=["engine", "store", "nixl"])
+def test_a_clean_pass_balances_to_the_token(p):
+    assert all(account.unexplained == 0 for account in accounts([p]))
+    assert ledger_closes([p]).outcome == "PASS"
+
+
+def test_what_no_cache_can_serve_has_its_rule_as_cause():
+    assert causes(WARM) == {"block rounding": 3 * (999 - 896)}
+    assert causes(STORED) == {"chunk rounding": 3 * (999 - 768)}
+    assert causes(MOVED) == {"last token": -3}
+    assert causes(MOVED, "moved") == {"block rounding": -3 * 24}
+
+
+def test_the_store_earns_no_credit_for_what_the_engine_had():
+    p = a_pass(
+        "engine-warm",
+        "lmcache",
+        sources={"aggregated": sources(312, engine=2688)},
+        store=store(2304),
+    )
+    (account,) = (account for account in accounts([p]) if account.name == "store")
+    assert (account.expected, account.observed, account.unexplained) == (0, 2304, 0)
+    assert [entry.cause for entry in account.entries] == ["engine had it too"]
+
+
+def test_tokens_that_nobody_accounts_for_fail_the_gate():
+    short = replace(WARM, sources={"aggregated": sources(312 + 500, engine=2688 - 500)})
+    gate = ledger_closes([WARM, short])
+    assert gate.outcome == "FAIL"
+    assert "500 tokens too few have no cause, where 128 are allowed" in gate.sentence
+
+
+def test_a_block_may_stay_open_and_one_per_request_where_requests_ran_side_by_side():
+    def short(tokens):
+        return replace(WARM, sources={"aggregated": sources(312 + tokens, engine=2688 - tokens)})
+
+    assert ledger_closes([short(128)]).outcome == "PASS"
+    assert ledger_closes([short(129)]).outcome == "FAIL"
+    (reuse,) = WARM.reuse.values()
+    beside = {"aggregated": replace(reuse, own_in_flight=1)}
+    assert ledger_closes([replace(short(384), reuse=beside)]).outcome == "PASS"
+
+
+def test_one_lost_chunk_does_not_explain_them_all():
+    p = lost(STORED, store=store(1024), store_since_empty=store(0, evicted=1))
+    assert causes(p)["store eviction"] == TOKENS
+    assert ledger_closes([p]).outcome == "FAIL"
+
+
+def lost(p: PassCounters, **values) -> PassCounters:
+    """The pass with 1,280 of its hits gone, and what else the servers counted."""
+    (had,) = p.sources.values()
+    gone = replace(
+        had,
+        computed=had.computed + 1280,
+        engine_hit=max(0, had.engine_hit - 1280),
+        external_hit=max(0, had.external_hit - 1280),
+    )
+    return replace(p, sources={"aggregated": gone}, **values)
+
+
+def test_an_engine_that_was_given_too_much_forgot():
+    p = lost(WARM, overflowed=frozenset({"aggregated"}))
+    assert causes(p)["engine eviction"] == 1280
+    assert ledger_closes([p]).outcome == "PASS"
+
+
+def test_a_store_that_dropped_chunks_is_the_cause():
+    p = lost(STORED, store=store(1024), store_since_empty=store(0, evicted=5))
+    assert causes(p)["store eviction"] == 1280
+    assert ledger_closes([p]).outcome == "PASS"
+
+
+def test_a_store_that_turned_chunks_away_is_the_cause():
+    full = replace(store(0), dropped_chunks=5)
+    p = lost(STORED, store=store(1024), store_since_empty=full)
+    assert causes(p)["store was full"] == 1280
+    assert ledger_closes([p]).outcome == "PASS"
+
+
+def crossed(found: float) -> PassCounters:
+    """Another instance asks for what the first has stored, and finds that many tokens."""
+    return a_pass(
+        "cross-instance",
+        "lmcache",
+        sources={"aggregated": sources(3000 - found, external=found)},
+        store=store(found),
+        store_since_empty=store(found),
+    )
+
+
+def test_instances_that_find_only_their_own_chunks_hash_otherwise():
+    assert ledger_closes([crossed(2304)]).outcome == "PASS"
+    assert causes(crossed(0))["hash seed mismatch"] == 2304
+    assert ledger_closes([crossed(0)]).outcome == "PASS"
+
+
+def test_a_store_that_found_some_is_not_blamed_for_its_hash():
+    p = crossed(1024)
+    assert "hash seed mismatch" not in causes(p)
+    assert ledger_closes([p]).outcome == "FAIL"
+
+
+def test_a_store_that_does_not_answer_is_the_cause_but_its_account_stays_open():
+    silent = replace(store(nan), requested_tokens=nan)
+    p = replace(STORED, sources={"aggregated": sources(3000)}, store=silent)
+    assert causes(p)["store did not answer"] == 2304
+    assert ledger_closes([p]).outcome == "INCONCLUSIVE"
+
+
+def test_a_preemption_is_named_though_no_counter_has_its_tokens():
+    p = replace(WARM, preemptions={"aggregated": 2.0})
+    assert causes(p)["preemption"] == 0
+    assert "2 preemptions" in accounts([p])[1].entries[-1].why
+
+
+@pytest.mark.parametrize(
+    ("fate", "cause"), [({"failed": 1.0}, "failed transfer"), ({"expired": 1.0}, "expired KV")]
+)
+def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
+    nixl = replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0, **fate)
+    assert causes(replace(MOVED, nixl=nixl), "moved")[cause] == 1024
+    without = replace(MOVED, nixl=replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0))
+    assert ledger_closes([without]).outcome == "FAIL"
+
+
+def test_hits_of_a_cold_pass_were_there_before():
+    p = a_pass("cold", sources={"aggregated": sources(2000, engine=1000)})
+    assert causes(p) == {"left over from before": -1000}
+
+
+def test_prompts_of_failed_requests_may_be_uncounted():
+    p = replace(WARM, sources={"aggregated": sources(0, engine=2000)}, failed_prompt_tokens=1000)
+    assert causes(p, "counted") == {"failed requests": 1000}
+
+
+def test_what_is_not_known_is_said_and_never_closes():
+    silent = a_pass("cold", sources={"aggregated": TokenSources()})
+    nowhere = a_pass("cold", sources={})
+    unrouted = replace(WARM, reuse={})
+    for p in (silent, nowhere, unrouted):
+        assert ledger_closes([p]).outcome == "INCONCLUSIVE"
+    assert ledger_closes([]).outcome == "INCONCLUSIVE"

@@ -1,0 +1,4 @@
+"""Which cache answered each request, from a run of our own or from a server's log.
+
+`hit_analysis` is the way in.
+"""

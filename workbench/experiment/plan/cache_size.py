@@ -1,0 +1,64 @@
+"""How much of a workload a cache of each size could serve, before anything is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.load.files.trace_file import read_trace
+from workbench.load.files.traces import fitted, lru_hit_rates, trace_of
+from workbench.params.load import LoadParams
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["cache_size"]
+
+_SIZES = 24
+_CPU_BLOCK_TOKENS, _GPU_BLOCK_TOKENS = 128, 16
+"""vLLM's KV block; a trace brings a block of its own."""
+
+
+def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
+    """Hit rate of one cache that forgets the least recently used: `cache_tokens`, `hit_rate`.
+
+    The requests come one after the other, so a real cache cannot do better, and does worse where
+    requests overlap. `attrs` has `ideal_reuse` (an infinite cache of single tokens), `block_tokens`
+    and, where it is known, `kv_space_tokens` of an instance. Empty where prompts share nothing.
+    """
+    import pandas as pd
+
+    workload, params = plan.workload.sample, plan.params
+    settings = plan.arms[0].settings
+    on_gpu = settings is not None and settings.on_gpu
+    if isinstance(params, LoadParams) and params.workload == "trace" and not plan.workload.chat:
+        options = plan.workload.options
+        rows = read_trace(
+            params.trace_file,
+            first=options["requests"],
+            block_tokens=params.trace_block_tokens,
+            output_tokens=options["output_tokens"],
+        )
+        trace = fitted(
+            rows, prompt_tokens=options["prompt_tokens"], output_tokens=options["output_tokens"]
+        )
+    else:
+        block_tokens = _GPU_BLOCK_TOKENS if on_gpu else _CPU_BLOCK_TOKENS
+        trace = trace_of(workload, block_tokens=block_tokens)
+    blocks = len({hash_id for row in trace.rows for hash_id in row.hash_ids})
+    held = np.unique(np.geomspace(1, max(2, blocks), _SIZES).astype(int))
+    sizes = np.ceil(held * trace.block_tokens).astype(int)  # a scaled block may be a fraction
+    rates = lru_hit_rates(trace, sizes.tolist())
+    frame = pd.DataFrame({"cache_tokens": sizes, "hit_rate": rates})
+    if not workload.ideal_reuse > 0:
+        frame = frame.iloc[:0]
+    frame.attrs |= {
+        "workload": plan.workload.name,
+        "requests": len(workload.requests),
+        "ideal_reuse": workload.ideal_reuse,
+        "block_tokens": round(trace.block_tokens, 1),
+        "kv_space_tokens": plan.kv_space_tokens,
+    }
+    return frame

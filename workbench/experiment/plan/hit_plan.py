@@ -1,0 +1,211 @@
+"""The plan of `lmcache_hit_analysis`: which stores are compared, and prompts of several lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import httpx
+
+from workbench.control import control_context, server_address
+from workbench.errors import PlanError
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
+from workbench.experiment.plan.room import (
+    UNKNOWN_VOCAB_TOKENS,
+    check_gpu_memory,
+    check_room,
+    engine_notes,
+    engine_of,
+    own_speed,
+    vocab_tokens,
+)
+from workbench.load.catalogue import build
+from workbench.load.workload.arrivals import closed
+from workbench.load.workload.workload import Workload
+from workbench.params.notebooks import LMCacheHitAnalysis
+from workbench.serve.capacity import check_store
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import TensorParallel, Topology
+
+__all__ = ["CACHE_OFF", "DISK", "MAIN", "NO_STORE", "SMALL", "Lengths", "chunk_label", "plan_hits"]
+
+NO_STORE = "no store"
+MAIN = "lmcache"
+CACHE_OFF = "lmcache, engine cache off"
+SMALL = "lmcache, small L1"
+DISK = "lmcache, L2 on disk"
+
+_COLD = Pass(name="cold", state="cold")
+_ENGINE = Pass(name="engine-warm", state="engine-warm")
+_STORE = Pass(name="store-warm", state="store-warm")
+_AGAIN = Pass(name="asked again", state="store-warm")
+"""As store-warm, where the store is not expected to have it all: no gate asks for it."""
+_DISK = Pass(name="disk-warm", state="disk-warm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths(WorkloadSpec):
+    """Unique prompts of several lengths, which take turns."""
+
+    lengths: tuple[int, ...]
+
+    def build(self, salt: str) -> Workload:
+        longest = build("reference", salt=salt, **self.options)
+        short = [
+            replace(request, prompt_ids=request.prompt_ids[: self.lengths[i % len(self.lengths)]])
+            for i, request in enumerate(longest.requests)
+        ]
+        return replace(longest, name=self.name, requests=tuple(short))
+
+
+def chunk_label(chunk_tokens: int) -> str:
+    """`chunk 128`: the arm that differs from `lmcache` in its chunk alone."""
+    return f"chunk {chunk_tokens}"
+
+
+def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
+    """The arms of a live analysis. Raises PlanError for what this machine cannot have."""
+    if params.log_file:
+        raise PlanError(
+            f"log_file is {params.log_file!r}: a log is read and nothing is measured, so there is"
+            " no plan; leave log_file empty for a live run"
+        )
+    if params.engine == "attach":
+        return _attached(params)
+    settings, model, capacity = engine_of(params)
+    topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
+    check_room(topology, tp, capacity, settings)
+    check_store(params.store_gb, capacity)
+    if settings.on_gpu:
+        check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
+    if params.block_tokens:
+        block = ("--block-size", str(params.block_tokens))
+        settings = replace(settings, extra_args=(*settings.extra_args, *block))
+    doubts = []
+    sent = params.requests * (sum(params.prompt_tokens) + len(params.prompt_tokens) * 64)
+    if model is not None and not settings.on_gpu:
+        space = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
+        # Partly warm passes leave the new part of each prompt behind as well.
+        if sent * (1 + sum(1 - share for share in params.shares)) > space:
+            doubts.append(
+                f"A pass has {sent:,} tokens and the engine's KV space holds {space:,.0f}:"
+                " engine-warm passes will find evicted blocks. Raise kv_cache_mib."
+            )
+        kept_mb = sent * model.kv_shape.bytes_per_token / 2**20
+        if params.small_store_mb > kept_mb:
+            doubts.append(
+                f"A pass has {kept_mb:.1f} MB of KV, which small_store_mb {params.small_store_mb:g}"
+                " holds: nothing will be evicted. Lower it, or send more."
+            )
+    make = partial(
+        Arm, role="subject", topology="1a", connector="lmcache", gpus=topology.gpus(tp),
+        settings=settings, tp=tp, capacity=capacity, store_gb=params.store_gb,
+    )  # fmt: skip
+    return ExperimentPlan(
+        notebook="lmcache_hit_analysis",
+        params=params,
+        platform=settings.platform,
+        arms=_arms(params, settings, make),
+        rounds=params.rounds,
+        workload=_workload(params, vocab_tokens(model)),
+        arrivals=closed(1),
+        doubts=tuple(doubts),
+        speed=own_speed(params, settings),
+        notes=tuple(engine_notes(params, settings)),
+    )
+
+
+def _arms(
+    params: LMCacheHitAnalysis, settings: EngineSettings, make: partial[Arm]
+) -> tuple[Arm, ...]:
+    main = 256 if 256 in params.chunk_tokens else params.chunk_tokens[0]
+    partly = tuple(
+        Pass(name=f"{share:.0%} in LMCache", state="store-warm", share=share)
+        for share in sorted(params.shares)
+    )
+    off = replace(settings, prefix_caching=False)
+    arms = [
+        make(label=NO_STORE, connector="none", passes=(_COLD, _ENGINE)),
+        make(label=MAIN, chunk_tokens=main, passes=(_COLD, _ENGINE, *partly, _STORE)),
+        make(label=CACHE_OFF, chunk_tokens=main, settings=off, passes=(_COLD, _STORE)),
+    ]
+    for chunk in params.chunk_tokens:
+        if chunk != main:
+            # Whether chunk and block go together is the engine's to say.
+            arms.append(
+                make(label=chunk_label(chunk), chunk_tokens=chunk, passes=(_COLD, _STORE),
+                     may_fail=True)
+            )  # fmt: skip
+    small_gb = params.small_store_mb / 1024
+    arms.append(make(label=SMALL, chunk_tokens=main, store_gb=small_gb, passes=(_COLD, _AGAIN)))
+    if params.disk:
+        passes = (_COLD, _STORE, _DISK)
+        arms.append(make(label=DISK, chunk_tokens=main, disk=True, passes=passes, may_fail=True))
+    return tuple(arms)
+
+
+def _workload(params: LMCacheHitAnalysis, vocab_tokens: int) -> Lengths:
+    return Lengths(
+        name="lengths",
+        lengths=tuple(params.prompt_tokens),
+        options={
+            "requests": params.requests * len(params.prompt_tokens),
+            "prompt_tokens": max(params.prompt_tokens),
+            "output_tokens": params.output_tokens,
+            "vocab_tokens": vocab_tokens,
+            "seed": params.seed,
+        },
+    )
+
+
+def _chunk_of(url: str) -> int:
+    """The chunk of a running LMCache server, asked of it; 0 where it does not say."""
+    try:
+        asked = httpx.get(
+            f"{server_address(url)}/status", timeout=3.0, trust_env=False,
+            verify=control_context(),
+        )  # fmt: skip
+        said = asked.json()
+        return int(said["chunk_size"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
+    """One arm of servers that run already; counters before and after say who served what."""
+    states: list[State] = ["cold", "engine-warm"]
+    if params.decode_urls and params.lmcache_url:
+        states.append("store-warm")
+    doubts = [
+        "The servers were started by somebody else: rounds are not launches, and whoever else used"
+        " them is in their counters too."
+    ]
+    if not (params.decode_urls and params.lmcache_url):
+        doubts.append(
+            "Without decode_urls and lmcache_url no counter is read and nothing is reset: who"
+            " served a token is not known. Give both."
+        )
+    chunk_tokens = _chunk_of(params.lmcache_url) if params.lmcache_url else 0
+    if params.lmcache_url and not chunk_tokens:
+        doubts.append(
+            f"The LMCache server at {params.lmcache_url} does not say how long its chunk is, so"
+            " what it could have served is not known."
+        )
+    arm = Arm(
+        label="attached",
+        role="attached",
+        topology=f"{max(1, len(params.decode_urls))}a",
+        connector="lmcache" if chunk_tokens else "unknown",
+        chunk_tokens=chunk_tokens,
+        passes=tuple(Pass(name=state, state=state) for state in states),
+    )
+    return ExperimentPlan(
+        notebook="lmcache_hit_analysis",
+        params=params,
+        platform="cpu",
+        arms=(arm,),
+        rounds=params.rounds,
+        workload=_workload(params, UNKNOWN_VOCAB_TOKENS),
+        arrivals=closed(1),
+        doubts=tuple(doubts),
+    )

@@ -1,0 +1,299 @@
+"""What will be measured: arms, their passes, the order of rounds, and about how long it takes.
+
+A plan starts none of its servers, and it prints every process that a run would start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.errors import PlanError
+from workbench.experiment.plan.rates import Rates
+from workbench.experiment.plan.speed import TYPICAL, Speed
+from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
+from workbench.hardware.machine import repository_root
+from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.workload.arrivals import Arrivals
+from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
+from workbench.serve.capacity import Capacity
+from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
+from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.tiny_model import model_facts
+from workbench.serve.vllm import EngineSettings, Platform
+from workbench.topology import TensorParallel, Topology
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
+
+State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One run of the workload in a declared cache state.
+
+    `share` of each prompt is what the cold pass has sent before; the rest is new. `decode_shift`
+    routes every request to another decode (or aggregated) instance than before.
+    """
+
+    name: str
+    state: State
+    share: float = 1.0
+    decode_shift: int = 0
+    rate_per_s: float = 0.0
+    """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
+
+
+def rate_pass(rate_per_s: float) -> Pass:
+    """The cold pass at one rate of a sweep."""
+    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One configuration being compared; `subject` is what was asked for."""
+
+    label: str
+    role: Literal["subject", "opponent", "attached"]
+    topology: str
+    connector: str
+    passes: tuple[Pass, ...]
+    gpus: int = 0
+    settings: EngineSettings | None = None
+    tp: TensorParallel = field(default_factory=TensorParallel)
+    capacity: Capacity = field(default_factory=Capacity)
+    store_gb: float = 1.0
+    chunk_tokens: int = LMCACHE_CHUNK_TOKENS
+    """The store's chunk."""
+    disk: bool = False
+    """The store has a second tier on the disk."""
+    may_fail: bool = False
+    """What the engine does not accept leaves this arm out, with its reason as a doubt."""
+
+    def deployment(
+        self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+    ) -> DeploymentPlan:
+        """The processes of this arm on these ports. Raises PlanError for an attached arm."""
+        if self.settings is None:
+            raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
+        return plan_deployment(
+            Topology.parse(self.topology),
+            connector(self.connector),
+            self.settings,
+            ports=ports,
+            tp=self.tp,
+            capacity=self.capacity,
+            store_gb=self.store_gb,
+            chunk_tokens=self.chunk_tokens,
+            disk_folder=disk_folder if self.disk else "",
+            shm_name=shm_name,
+        )
+
+    @property
+    def ports(self) -> int:
+        return ports_needed(Topology.parse(self.topology))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentPlan:
+    """Arms x rounds x passes of one workload."""
+
+    notebook: str
+    params: EngineParams
+    platform: Platform
+    arms: tuple[Arm, ...]
+    rounds: int
+    workload: WorkloadSpec
+    arrivals: Arrivals
+    """Of a sweep over rates: those of its highest."""
+    kv_space_tokens: float = nan
+    """Tokens that the KV space of an instance holds, where that is known beforehand."""
+    rates: Rates | None = None
+    """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
+    doubts: tuple[str, ...] = ()
+    speed: Speed | None = None
+    """Of this machine with the tiny model; None for another model, engine or platform."""
+    notes: tuple[str, ...] = ()
+    """What was chosen for this machine."""
+    form: RequestForm = USUAL_FORM
+    """How requests are put; of attached servers it is found out when the run begins."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self.params)
+
+    @property
+    def run_id(self) -> str:
+        """A readable slug and a hash of all parameters but where the output goes."""
+        return run_id(self.params)
+
+    @property
+    def text_reference(self) -> str:
+        """The arm whose cold answers all others are held to: an aggregated one if there is one."""
+        aggregated = (arm.label for arm in self.arms if arm.topology.endswith("a"))
+        return next(aggregated, self.arms[0].label)
+
+    def order(self, round_number: int) -> tuple[Arm, ...]:
+        """The arms of a round: each second round mirrors the one before, each pair rotates by one.
+
+        So that no arm is always first, or always behind the same neighbour, while the machine
+        drifts. (Rotating every round would undo the mirror: of two arms the same is first.)
+        """
+        turn = round_number // 2 % len(self.arms)
+        rotated = (*self.arms[turn:], *self.arms[:turn])
+        return rotated[::-1] if round_number % 2 else rotated
+
+    def passes(self, arm: Arm, number: int, rows: Callable[[], pd.DataFrame]) -> Iterator[Pass]:
+        """The passes of an arm in a round; `rows` has the requests measured so far."""
+        yield from arm.passes
+        if self.rates is not None:
+            for rate in self.rates.of_round(number, arm.label, rows):
+                yield rate_pass(rate)
+
+    def arrivals_in(self, measured: Pass) -> Arrivals:
+        """When the requests of a pass are sent."""
+        if not measured.rate_per_s:
+            return self.arrivals
+        assert isinstance(self.params, LoadParams)
+        requests = len(self.workload.sample.requests)
+        return arrivals_of(self.params, requests, rate_per_s=measured.rate_per_s)
+
+    @property
+    def once_s(self) -> float:
+        """Seconds before the first launch: loading the fork server."""
+        return self.speed.fork_server_s if self.speed and self.params.fork else 0.0
+
+    @property
+    def estimate_s(self) -> float:
+        """About how long the run takes with nothing else running here; NaN where not known."""
+        given = self.rates.given if self.rates is not None else ()
+        sent_s = sum(len(self.workload.sample.requests) / rate for rate in given)
+        if self.platform == "simulated":
+            return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
+        speed = self.speed
+        if speed is None:
+            return float("nan")
+        requests = self.workload.sample.requests
+        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
+        prefill_s = sum(
+            speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
+            for r in requests
+        )
+        # Steps of requests in flight are taken together, and cost more for each.
+        together = self.arrivals.concurrency if self.arrivals.kind == "closed" else 1
+        answers = sum(request.max_tokens for request in requests)
+        steps = answers / min(together, len(requests)) ** 0.5
+        pass_s = PASS_S + speed.step_s * steps + WARM_SHARE * prefill_s
+        slower = speed.fork_server_s / TYPICAL.fork_server_s
+        total_s = self.once_s
+        for arm in self.arms:
+            instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
+            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * instance_s
+            cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
+            passes_s = cold * prefill_s + len(arm.passes) * pass_s
+            total_s += self.rounds * (slower * launch_s + passes_s)
+            if self.rates is not None:
+                n = len(given) or SEARCHED_RATES
+                total_s += self.rounds * max(sent_s, n * (prefill_s + pass_s))
+        return total_s
+
+    def describe_arrivals(self) -> str:
+        """One line for a report: when requests were sent."""
+        if self.rates is None:
+            return self.arrivals.describe()
+        kind = self.arrivals.kind.capitalize()
+        return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
+
+    @property
+    def _rates(self) -> list[str]:
+        if self.rates is None:
+            return []
+        if self.rates.search is None:
+            return [rate_pass(rate).name for rate in self.rates.given]
+        limits = self.rates.limits
+        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
+
+    def __str__(self) -> str:
+        size = " x ".join(
+            f"{n} {word}{'s' * (n > 1)}"
+            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
+        )
+        lines = [f"{self.notebook} {self.run_id}: {size}"]
+        lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        for arm in self.arms:
+            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
+            lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
+            if arm.settings is not None:
+                lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
+        minutes = self.estimate_s / 60
+        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        if self.speed is not None:
+            about += f" with nothing else running (this machine: {self.speed})"
+        return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
+
+
+SEARCHED_RATES = 7
+LAUNCH_S, LAUNCH_INSTANCE_S, LAUNCH_STORE_S = 1.6, 1.0, 0.4
+"""Start, warm-up and stop: of a launch, of each instance, and of its connection with a store;
+where the fork server loads in TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+PASS_S, WARM_SHARE = 0.4, 0.05
+"""Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
+
+
+def run_id(params: EngineParams) -> str:
+    """Slug and hash of the resolved parameters: equal before a run and after it."""
+    values = asdict(params)
+    values.pop("output_dir")
+    if isinstance(params, PdSweep) and params.engine != "attach":
+        values["topology"] = ",".join(map(str, params.topologies))
+    logs = [Path(name) for name in getattr(params, "log_files", [])]
+    if seen := [(log.stat().st_size, log.stat().st_mtime_ns) for log in logs if log.is_file()]:
+        values["log_seen"] = seen  # a log that has grown is another one
+    for name in ("trace", "prompts"):
+        file = Path(values.get(f"{name}_file") or "")
+        if file.is_file():
+            values[f"{name}_seen"] = (file.stat().st_size, file.stat().st_mtime_ns)
+    if isinstance(params, PaperClaimValidation):
+        # A registry with another claim is another one.
+        folder = repository_root() / params.registry
+        files = sorted(folder.glob("*.yaml"))
+        values["claims_seen"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    if isinstance(params, PaperClaimValidation):
+        named = params.claims if len(params.claims) < 4 else [f"{len(params.claims)} claims"]
+        simulated = ["simulated"] if params.engine == "simulated" else []
+        parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
+        return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
+    if logs:
+        stems = (re.sub(r"[^\w.]+", "-", log.stem).strip("-.") for log in logs[:3])
+        return "-".join(filter(None, ("log", *stems, digest)))
+    prompt_tokens, requests = values["prompt_tokens"], values["requests"]
+    workload = ""
+    if isinstance(params, LoadParams):
+        (prompt_tokens, requests) = params.lengths
+        workload = "" if params.workload == "reference" else params.workload
+    words: list[str] = [
+        *str(values.get("topology") or "").split(","),
+        values.get("connector", ""),
+        workload,
+        f"{prompt_tokens}t" if workload != "prompts" else "",
+        f"n{requests}" if workload not in ("prompts", "trace") or values["requests"] else "",
+        f"r{values['rounds']}",
+        digest,
+    ]
+    if params.engine == "simulated":
+        words[-1:-1] = [params.engine, params.fault]
+    elif params.engine == "attach":
+        words[words.index(values.get("connector", ""))] = params.engine
+    # A label of an attached deployment may be any text, and this is the name of a folder.
+    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
+    return "-".join(word for word in plain if word)

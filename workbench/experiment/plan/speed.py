@@ -1,0 +1,201 @@
+"""How fast this machine runs the tiny model: measured once on a real instance, then kept.
+
+    python -m workbench.experiment.plan.speed float32     measures, and prints one JSON line
+
+What it is for: the duration that a plan announces, and the size of the tiny model. No result is
+made from it. It holds for one processor, number format and version of vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from workbench.hardware import machine
+from workbench.serve.tiny_model import LAYERS, cache_folder, tiny_model
+
+__all__ = ["TYPICAL", "Speed", "layers_for", "machine_speed"]
+
+REFERENCE_TOKENS = 22_660
+SLOW_PREFILL_S = 6.0
+"""A cold prompt of REFERENCE_TOKENS may take this long before the tiny model gets fewer layers."""
+TOKEN_S, PAIR_S = 6.9e-5, 4.8e-9
+"""Prefill of a token, and of a token squared (attention), where this was written: 2 cores with
+AVX-512, bf16, a fit of 5,000 and 22,660 tokens. Their ratio is the same in float32 with AVX2."""
+MEASURED_TOKENS, STEPS = 12_000, 32
+HOLDS_S = 30 * 86_400.0
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """CPU seconds of this machine's work, of the tiny model with all its layers on one core.
+
+    CPU seconds, so that other programs on the machine do not count. With nothing else running they
+    are the seconds that pass.
+    """
+
+    dtype: str
+    prefill_times: float
+    """How many times as long a prefill takes as TOKEN_S and PAIR_S say."""
+    step_s: float
+    """One decode step."""
+    fork_server_s: float
+    """Until the fork server has loaded vLLM."""
+    at: str
+    """When it was measured, ISO 8601; empty for figures of another machine."""
+
+    def prefill_s(self, tokens: int, *, reused_tokens: int = 0, layers: int = LAYERS) -> float:
+        """Seconds of a lone prefill of `tokens`, of which a cache has the first."""
+        typical_s = _typical_prefill_s(tokens) - _typical_prefill_s(reused_tokens)
+        return layers / LAYERS * self.prefill_times * typical_s
+
+    def __str__(self) -> str:
+        if not self.at:
+            return "not measured here; figures of another machine"
+        cold_s = self.prefill_s(REFERENCE_TOKENS)
+        return f"measured {self.at[:10]}: {REFERENCE_TOKENS:,} tokens take {cold_s:.1f} s cold"
+
+
+def _typical_prefill_s(tokens: int) -> float:
+    return TOKEN_S * tokens + PAIR_S * tokens**2
+
+
+TYPICAL = Speed(dtype="bfloat16", prefill_times=1.0, step_s=0.004, fork_server_s=11.0, at="")
+"""Of the machine that this was written on, where none was measured."""
+
+
+def layers_for(speed: Speed) -> int:
+    """Layers of the tiny model: as many as keep a cold reference prompt under SLOW_PREFILL_S."""
+    fits = (n for n in range(LAYERS, 0, -1) if speed.prefill_s(REFERENCE_TOKENS, layers=n)
+            <= SLOW_PREFILL_S)  # fmt: skip
+    return next(fits, 1)
+
+
+_not_measured: set[str] = set()
+
+
+def machine_speed(dtype: str) -> Speed:
+    """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
+
+    TYPICAL where vLLM is not installed or does not run here: then the run itself will say why. A
+    process that could not measure does not try again, so that all its plans have one model.
+    """
+    if find_spec("vllm") is None or dtype in _not_measured:
+        return TYPICAL
+    file = cache_folder() / f"speed-{_key(dtype)}.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (file.parent / "speed.lock").open("w") as lock:
+            # Two that measure at once would slow each other.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (known := _read(file)) is not None:
+                return known
+            print("measuring this machine's speed, once: about 15 s", flush=True)
+            if (speed := _measured(dtype)) is None:
+                _not_measured.add(dtype)
+                return TYPICAL
+            file.write_text(json.dumps(asdict(speed)))
+            return speed
+    except OSError:
+        return TYPICAL
+
+
+def _read(file: Path) -> Speed | None:
+    try:
+        speed = Speed(**json.loads(file.read_text()))
+        age_s = time.time() - datetime.fromisoformat(speed.at).timestamp()
+    except (OSError, ValueError, TypeError):
+        return None
+    return speed if 0 <= age_s < HOLDS_S else None
+
+
+def _key(dtype: str) -> str:
+    here = machine.facts()
+    versions = {name: here.versions.get(name) for name in ("vllm", "torch", "workbench")}
+    text = json.dumps([here.cpu, here.cores, dtype, versions, tiny_model().name], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _measured(dtype: str) -> Speed | None:
+    """Measure in a process of its own: a notebook's loop runs already, and stays free."""
+    command = [sys.executable, "-m", "workbench.experiment.plan.speed", dtype]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return Speed(**json.loads(done.stdout.splitlines()[-1]))
+    except (subprocess.SubprocessError, OSError, ValueError, TypeError, IndexError):
+        return None
+
+
+async def _measure(dtype: str) -> Speed:
+    from workbench.load.drive.driver import drive_in_thread
+    from workbench.load.workload.arrivals import closed
+    from workbench.load.workload.workload import reference
+    from workbench.serve.connectors import connector
+    from workbench.serve.deployment import deploy
+    from workbench.serve.plan import plan_deployment, ports_needed
+    from workbench.serve.processes.processes import Launcher
+    from workbench.serve.vllm import EngineSettings
+    from workbench.topology import Topology
+
+    alone = Topology(aggregated=1)
+    settings = EngineSettings(model=tiny_model(), platform="cpu", dtype=dtype, kv_cache_mib=128)
+    spent_s: list[float] = []
+    before = machine.ProcessorLoad.now()
+
+    def spent() -> float:
+        """CPU seconds of everything started here since the last call."""
+        spent_s.append(machine.ProcessorLoad.now().own_s)
+        return spent_s[-1] - (spent_s[-2] if len(spent_s) > 1 else before.own_s)
+
+    with tempfile.TemporaryDirectory(prefix="workbench-speed-") as logs:
+        async with Launcher(Path(logs)) as launcher:
+            await launcher.loaded()
+            fork_server_s = spent()
+            async with deploy(
+                launcher,
+                lambda ports: plan_deployment(alone, connector("none"), settings, ports=ports),
+                ports=ports_needed(alone),
+                log_dir=Path(logs),
+            ) as deployment:
+                spent()
+                each_s = []
+                for prompt, answer, salt in (
+                    (256, 1, "first"), (MEASURED_TOKENS, 1, "one"), (MEASURED_TOKENS, 1, "two"),
+                    (256, 1, "first"), (256, 1 + STEPS, "first"),
+                ):  # fmt: skip
+                    workload = reference(
+                        requests=1, prompt_tokens=prompt, output_tokens=answer, salt=salt
+                    )
+                    await drive_in_thread(
+                        workload, closed(1), base_url=deployment.url, model=deployment.model
+                    )
+                    each_s.append(spent())
+    _, *prefills_s, answer_s, answers_s = each_s
+    return Speed(
+        dtype=dtype,
+        prefill_times=min(prefills_s) / _typical_prefill_s(MEASURED_TOKENS),
+        step_s=max(0.001, (answers_s - answer_s) / STEPS),
+        fork_server_s=fork_server_s,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+if __name__ == "__main__":
+    from workbench.serve.cpu_patches import die_with_parent
+
+    die_with_parent()
+    print(json.dumps(asdict(asyncio.run(_measure(sys.argv[1])))))

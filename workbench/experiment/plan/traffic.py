@@ -1,0 +1,253 @@
+"""From a notebook's parameters to what is sent and when: the workload's spec and its arrivals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ParameterError
+from workbench.experiment.plan.room import UNKNOWN_VOCAB_TOKENS
+from workbench.load.catalogue import build
+from workbench.load.files.trace_file import read_trace, trace_requests
+from workbench.load.workload.arrivals import (
+    Arrivals,
+    at_times,
+    closed,
+    constant,
+    gamma,
+    poisson,
+    ramp,
+)
+from workbench.load.workload.chat import Frame, spoken
+from workbench.load.workload.token_ids import SALT_TOKENS
+from workbench.load.workload.tokenizer import ModelTokenizer, Tokenizer, model_tokenizer
+from workbench.load.workload.workload import Workload
+from workbench.load.workload.written import TextTokenizer, lengths_missed, word_ids, written
+from workbench.params.engine import EngineParams
+from workbench.params.load import LoadParams
+from workbench.serve.simulated.answers import PretendTokenizer
+from workbench.serve.tiny_model import ModelFacts
+from workbench.serve.vllm import EngineSettings
+
+__all__ = [
+    "WorkloadSpec",
+    "WrittenSpec",
+    "arrivals_of",
+    "as_text",
+    "attached_tokenizer",
+    "file_doubts",
+    "length_doubts",
+    "workload_of",
+]
+
+_OF_TEXT = ("prompts", "text")
+_ON_A_CPU = {"long_context_high_reuse": 16_384}
+"""Longest prompts where a workload's own would take minutes each, or more memory than there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """A workload without its salt: the same spec gives every round and arm the same requests."""
+
+    name: str
+    options: dict[str, Any]
+    tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
+    """For prompts of text, and for chat."""
+    chat: bool = False
+
+    def build(self, salt: str) -> Workload:
+        """The workload behind this salt. Raises ParameterError for one that cannot be built."""
+        if self.name in _OF_TEXT:
+            made_of: dict[str, Any] = {"tokenizer": self.tokenizer, "chat": self.chat}
+            return build(self.name, salt=salt, **self.options, **made_of)
+        if not self.chat:
+            return build(self.name, salt=salt, **self.options)
+        assert self.tokenizer is not None
+        template_tokens = Frame.of(self.tokenizer).tokens
+
+        def make(prompt_tokens: int, vocab_tokens: int) -> Workload:
+            options = self.options | {"prompt_tokens": prompt_tokens, "vocab_tokens": vocab_tokens}
+            if "shared_tokens" in options:
+                options["shared_tokens"] -= template_tokens
+                options["shared_tokens"] = max(SALT_TOKENS, options["shared_tokens"])
+            return build(self.name, salt=salt, **options)
+
+        return spoken(make, prompt_tokens=self.options["prompt_tokens"], tokenizer=self.tokenizer)
+
+    @cached_property
+    def sample(self) -> Workload:
+        """The workload behind some salt: for what does not depend on it."""
+        return self.build("plan")
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        return max(request.prompt_tokens for request in self.sample.requests)
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.name}{' as chat' if self.chat else ''}: {shown}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenSpec(WorkloadSpec):
+    """A workload whose prompts go out as text, for a server that refuses token ids."""
+
+    inner: WorkloadSpec
+    writer: TextTokenizer = field(repr=False, compare=False)
+
+    def build(self, salt: str) -> Workload:
+        """The workload behind this salt. Raises ParameterError for one that cannot be written."""
+        return written(
+            self.inner.build(salt),
+            self.writer,
+            of_text=self.name in _OF_TEXT,
+            keep_length=self.name != "prompts",  # a user's own stay whole
+        )
+
+    @property
+    def doubt(self) -> str:
+        """What the text did to the prompts' lengths; empty where they are as wanted."""
+        wanted = self.inner.build("plan")
+        if self.name == "prompts" or not (missed := lengths_missed(wanted, self.sample)):
+            return ""
+        return (
+            f"As text {missed} of {len(wanted.requests)} prompts are not as long as asked for; the"
+            " lengths shown are those sent."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.inner}; prompts as text"
+
+
+def as_text(spec: WorkloadSpec, writer: TextTokenizer) -> WrittenSpec:
+    """The workload with its prompts written as text.
+
+    Raises ParameterError for a tokenizer that cannot, or a workload made of answers.
+    """
+    options = dict(spec.options)
+    if spec.name not in _OF_TEXT:
+        options["vocab_tokens"] = min(options["vocab_tokens"], word_ids(writer))
+    inner = replace(spec, options=options)
+    made = WrittenSpec(name=spec.name, options=options, inner=inner, writer=writer)
+    _ = made.sample
+    return made
+
+
+def workload_of(
+    params: LoadParams, settings: EngineSettings | None, model: ModelFacts | None
+) -> WorkloadSpec:
+    """The spec of what these parameters ask for; `settings` is None for attached servers.
+
+    Raises ParameterError for lengths that the servers do not take, and text without a tokenizer.
+    """
+    prompt_tokens, requests = params.lengths
+    if _is_shortened(params, settings):
+        prompt_tokens = _ON_A_CPU[params.workload]
+    options: dict[str, Any] = {
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": params.output_tokens,
+        "vocab_tokens": model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS,
+        "seed": params.seed,
+    }
+    match params.workload:
+        case "shared_prefix":
+            options["shared_tokens"] = int(params.shared_share * prompt_tokens)
+        case "trace":
+            options["file"] = params.trace_file
+            if params.trace_block_tokens:
+                options["block_tokens"] = params.trace_block_tokens
+            # A file with fewer requests than are usual is sent whole.
+            options["requests"] = params.requests or trace_requests(params.trace_file, requests)
+        case "text":
+            options["text"] = params.text
+        case "prompts":
+            del options["prompt_tokens"]
+            options |= {"requests": params.requests, "file": params.prompts_file}
+            options["context_tokens"] = params.context_tokens
+    if params.workload != "prompts":
+        params.check_lengths(prompt_tokens, params.output_tokens)
+    if params.target_reuse:
+        options["reuse"] = params.target_reuse
+    chat = params.api == "chat"
+    of_text = chat or params.workload in _OF_TEXT
+    return WorkloadSpec(
+        name=params.workload,
+        options=options,
+        tokenizer=_tokenizer(params, settings) if of_text else None,
+        chat=chat,
+    )
+
+
+def _tokenizer(params: EngineParams, settings: EngineSettings | None) -> Tokenizer:
+    if settings is None:
+        return attached_tokenizer(params)
+    if settings.platform == "simulated":
+        return PretendTokenizer()
+    return model_tokenizer(str(settings.model))
+
+
+def attached_tokenizer(params: EngineParams, served: str = "") -> ModelTokenizer:
+    """The tokenizer of servers that somebody else started: `tokenizer`, `model`, or a local folder
+    under whose path the model is served. Raises ParameterError where there is none."""
+    given = str(getattr(params, "tokenizer", ""))
+    name = given or params.model or (served if Path(served).is_dir() else "")
+    if not name:
+        raise ParameterError(
+            "attached servers do not give their tokenizer, and prompts of text need it to be"
+            " counted: name it, e.g. -p tokenizer /models/Qwen2.5-7B-Instruct"
+        )
+    return model_tokenizer(name)
+
+
+def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:
+    own = not params.prompt_tokens and params.workload in _ON_A_CPU
+    return own and settings is not None and not settings.on_gpu
+
+
+def file_doubts(workload: WorkloadSpec) -> tuple[str, ...]:
+    """What a reader has to know of how a trace or a file of prompts was read."""
+    return workload.sample.doubts
+
+
+def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:
+    """What was made smaller because this is no GPU."""
+    if not _is_shortened(params, settings):
+        return []
+    longest, usual = _ON_A_CPU[params.workload], params.lengths[0]
+    return [
+        f"{params.workload} has prompts of {longest // 2:,} to {longest:,} tokens here, since this"
+        f" is a CPU; on a GPU they have {usual // 2:,} to {usual:,}. Give prompt_tokens to choose."
+    ]
+
+
+def arrivals_of(params: LoadParams, requests: int, *, rate_per_s: float = 0.0) -> Arrivals:
+    """When so many requests are sent; `rate_per_s` replaces the one of the parameters."""
+    rate_per_s = rate_per_s or params.rate_per_s
+    kind = params.arrival_kind
+    if kind == "closed" and rate_per_s:
+        kind = "poisson"  # of a sweep over rates
+    match kind:
+        case "closed":
+            return closed(params.concurrency)
+        case "constant":
+            return constant(rate_per_s, requests)
+        case "poisson":
+            return poisson(rate_per_s, requests, params.seed)
+        case "gamma":
+            return gamma(rate_per_s, requests, params.seed, burstiness=params.burstiness)
+        case "ramp":
+            return ramp(rate_per_s, params.end_rate_per_s, requests)
+        case "trace":
+            trace = read_trace(
+                params.trace_file, first=requests, block_tokens=params.trace_block_tokens
+            )
+            if trace.untimed:
+                raise ParameterError(
+                    f"arrivals is 'trace' and {trace.untimed} of {len(trace.rows)} lines of"
+                    f" trace_file {params.trace_file} have no time: leave trace_speed at 0, or send"
+                    " them at a rate, e.g. -p rate_per_s 2"
+                )
+            return at_times(row.arrival_s / (params.trace_speed or 1.0) for row in trace.rows)

@@ -1,0 +1,250 @@
+"""Put a deployment into a declared cache state, and read the counters that prove it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from math import isnan
+from typing import Any
+
+from workbench.control import control_client
+from workbench.errors import ResetRefusedError
+from workbench.experiment.plan.plan import Pass
+from workbench.load.drive.driver import drive_in_thread
+from workbench.load.workload.arrivals import closed
+from workbench.load.workload.workload import reference
+from workbench.metrics import prometheus
+from workbench.metrics.counters import (
+    EngineCounters,
+    NixlCounters,
+    StoreCounters,
+    TokenSources,
+    block_tokens,
+    engine_count,
+    kv_capacity_tokens,
+)
+from workbench.serve.deployment import Deployment
+from workbench.topology import Role
+
+__all__ = ["Counted", "CounterReading", "Made", "make_state", "read_counters", "warm_up"]
+
+WARM_UP_TOKENS = 600
+"""More than two chunks of the store and two blocks of the engine: the whole path is walked."""
+STORE_QUIET_S = 0.3
+STORE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What was really emptied to make a state, and what could not be, as doubts."""
+
+    engines_empty: bool = False
+    store_empty: bool = False
+    refused: str = ""
+    """Why an instance kept its cache."""
+    doubts: tuple[str, ...] = ()
+
+
+async def make_state(deployment: Deployment, wanted: Pass) -> Made:
+    """Reset what the state needs to be empty.
+
+    A cold pass goes on when an engine refuses, since its salt alone keeps its prompts new; for any
+    other state ResetRefusedError is raised.
+    """
+    doubts: list[str] = []
+    refused = ""
+    engines_empty = store_empty = False
+    resets = wanted.state in ("cold", "store-warm", "disk-warm")
+    if resets and not await _store_is_quiet(deployment):
+        doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
+    if resets:
+        try:
+            engines_empty = await deployment.reset_engines()
+        except ResetRefusedError as error:
+            if wanted.state != "cold":
+                raise
+            refused = str(error)
+    if resets and not engines_empty:
+        rests = (
+            "the salt alone keeps its prompts new"
+            if wanted.state == "cold"
+            else "the engines' own caches served it too"
+        )
+        doubts.append(
+            f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
+        )
+    if wanted.state == "cold":
+        store_empty = await deployment.reset_store()
+    elif wanted.state == "disk-warm":
+        await deployment.reset_store()  # its memory alone: what the disk holds stays
+    return Made(
+        engines_empty=engines_empty,
+        store_empty=store_empty,
+        refused=refused,
+        doubts=tuple(doubts),
+    )
+
+
+async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs: int) -> None:
+    """Walk every prefill-decode pair once with a short prompt, so that no pass pays a handshake."""
+    workload = reference(
+        requests=pairs,
+        prompt_tokens=WARM_UP_TOKENS,
+        output_tokens=2,
+        vocab_tokens=vocab_tokens,
+        salt=salt,
+    )
+    for shift in (0, 1):
+        await drive_in_thread(
+            workload,
+            closed(1),
+            base_url=deployment.url,
+            model=deployment.model,
+            timeout_s=120.0,
+            decode_shift=shift,
+        )
+
+
+async def _store_is_quiet(deployment: Deployment) -> bool:
+    """Wait until the store has written what the engines gave it: it writes behind the answer.
+
+    False when it still writes after 30 s; True without a store, or with one that counts nothing.
+    """
+    if not deployment.store_url:
+        return True
+    ends_s = time.monotonic() + STORE_TIMEOUT_S
+    last: tuple[float, float] | None = None
+    async with control_client() as client:
+        while time.monotonic() < ends_s:
+            counters = await prometheus.read(client, deployment.store_url, "store")
+            store = StoreCounters.of(counters)
+            waiting = store.disk_sent_chunks > store.disk_chunks
+            written = store.written_chunks, store.disk_chunks
+            if isnan(store.written_chunks) or (written == last and not waiting):
+                return True
+            last = written
+            await asyncio.sleep(STORE_QUIET_S)
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterReading:
+    """The counters of every instance and of the store at one moment."""
+
+    engines: dict[str, prometheus.Counters]
+    store: prometheus.Counters | None
+
+    def since(self, before: CounterReading, deployment: Deployment) -> Counted:
+        """What was counted between `before` and this reading, added up by role."""
+        sources: dict[Role, TokenSources] = {}
+        requests: dict[Role, float] = {}
+        preemptions: dict[Role, float] = {}
+        nixl: list[NixlCounters] = []
+        doubts: list[str] = []
+        for instance in deployment.instances:
+            change = prometheus.difference(
+                before.engines[instance.name], self.engines[instance.name]
+            )
+            counted, role = EngineCounters.of(change), instance.role
+            sources[role] = sources[role] + counted.sources if role in sources else counted.sources
+            requests[role] = requests.get(role, 0.0) + counted.requests_finished
+            preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
+            nixl.append(NixlCounters.of(change))
+            doubts += change.doubts
+            if (engines := engine_count(change)) > 1:
+                doubts.append(
+                    f"{instance.name} runs {engines} data-parallel engines, each with a cache of"
+                    " its own: a repeated prompt may reach another one."
+                )
+        if self.store is not None and before.store is not None:
+            doubts += prometheus.difference(before.store, self.store).doubts
+        return Counted(
+            sources=sources,
+            requests=requests,
+            preemptions=preemptions,
+            nixl=NixlCounters.added(nixl),
+            store=self.store_since(before),
+            block_tokens=self.block_tokens,
+            doubts=tuple(doubts),
+        )
+
+    def store_since(self, before: CounterReading) -> StoreCounters | None:
+        """What the store did after `before`; None without a store."""
+        if self.store is None or before.store is None:
+            return None
+        return StoreCounters.of(prometheus.difference(before.store, self.store))
+
+    def expired_since(self, before: CounterReading) -> float:
+        """Prompts whose KV NIXL has let expire after `before`; 0 where that is not known."""
+        changes = (
+            prometheus.difference(before.engines[name], now) for name, now in self.engines.items()
+        )
+        nixl = NixlCounters.added(map(NixlCounters.of, changes))
+        return 0.0 if nixl is None or isnan(nixl.expired) else nixl.expired
+
+    @property
+    def capacity_tokens(self) -> dict[str, float]:
+        """Tokens that the KV space of each instance holds; NaN where it does not say."""
+        return {name: kv_capacity_tokens(counters) for name, counters in self.engines.items()}
+
+    @property
+    def block_tokens(self) -> int:
+        """KV block of the engines as they report it; vLLM's default where they do not."""
+        sizes = map(block_tokens, self.engines.values())
+        return next((int(size) for size in sizes if not isnan(size)), 16)
+
+    def rows(self, **columns: Any) -> list[dict[str, Any]]:
+        """Every series as a row of counters.parquet: instance, series, labels, value."""
+        both = [*self.engines.values(), *([self.store] if self.store else [])]
+        return [
+            {
+                **columns,
+                "instance": counters.instance,
+                "read_at_s": counters.read_at_s,
+                "series": name,
+                "labels": ",".join(f"{key}={value}" for key, value in labels),
+                "value": value,
+            }
+            for counters in both
+            for (name, labels), value in counters.values.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """The change of all counters over one pass."""
+
+    sources: dict[Role, TokenSources]
+    requests: dict[Role, float]
+    preemptions: dict[Role, float]
+    nixl: NixlCounters | None
+    store: StoreCounters | None
+    block_tokens: int
+    doubts: tuple[str, ...] = ()
+
+    def without_first_tokens(self) -> Counted:
+        """The prompt tokens that the client sent, where a proxy puts the first token of the answer
+        behind each prompt for the decode instances: one is taken from what they computed."""
+        decode = self.sources.get("decode")
+        if decode is None:
+            return self
+        sent = replace(decode, computed=decode.computed - self.requests["decode"])
+        return replace(self, sources=self.sources | {"decode": sent})
+
+
+async def read_counters(deployment: Deployment) -> CounterReading:
+    """Read /metrics of every instance and of the store, at once."""
+    async with (
+        control_client(headers=deployment.headers) as client,
+        control_client() as without_key,
+    ):
+        engines = await asyncio.gather(
+            *(prometheus.read(client, i.url, i.name) for i in deployment.instances)
+        )
+        store = (
+            await prometheus.read(without_key, deployment.store_url, "store")
+            if deployment.store_url
+            else None
+        )
+    return CounterReading(engines={c.instance: c for c in engines}, store=store)

@@ -1,0 +1,183 @@
+"""A bar below the lines of a run: in a terminal, or as a widget in JupyterLab.
+
+Both are drawn from the lines themselves (see `progress`). Where there is neither a terminal nor
+JupyterLab, as in a log or under papermill, the lines are all there is, and nothing dead is left
+behind in a notebook.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
+from math import isnan
+from typing import Any, TextIO
+
+from workbench.experiment.run.progress import Standing, read_standing, spell_s
+from workbench.experiment.run.run_log import Echo, echo_line
+
+__all__ = ["LineWriter", "bar_in_lab", "has_front_end"]
+
+_FORMAT = "{percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed{postfix}"
+_TICK_S = 1.0
+
+
+class _Bar:
+    """A tqdm bar that shows our own estimate of the time left, and ticks between passes."""
+
+    def __init__(self, make: Any, **options: Any) -> None:
+        self._make, self._options = make, options
+        self._bar: Any = None
+        self._ends_s = float("nan")
+        self._stop = threading.Event()
+        self._ticking = threading.Thread(target=self._tick, daemon=True)
+
+    def move(self, standing: Standing) -> None:
+        """Show this standing from now on."""
+        new = self._bar is None
+        if new:
+            self._bar = self._make(
+                total=standing.total, bar_format=_FORMAT, unit=standing.unit, **self._options
+            )
+        self._bar.total, self._bar.n, self._bar.unit = standing.total, standing.done, standing.unit
+        self._bar.start_t = time.time() - standing.elapsed_s
+        self._ends_s = time.monotonic() + standing.left_s
+        self._show()
+        if new:
+            self._ticking.start()
+
+    @property
+    def drawn(self) -> Any:
+        """The tqdm bar; None before the first standing."""
+        return self._bar
+
+    def _show(self) -> None:
+        left_s = max(0.0, self._ends_s - time.monotonic())
+        left = "" if isnan(self._ends_s) else f"about {spell_s(left_s)} left"
+        if self._bar.n == self._bar.total:
+            left = "now its figures"  # a loaded machine takes half a minute for them
+        self._bar.set_postfix_str(left)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            self._show()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._bar is not None:
+            self._ticking.join()  # a tick behind the end would draw the bar once more
+            self._bar.close()
+
+
+_COMMAND_LINE = re.compile(r"  (?:store|proxy|(?:prefill|decode|aggregated)-\d+) +\S")
+"""What a plan prints of each process: hundreds of lines, which the page has too."""
+
+
+class LineWriter:
+    """A text stream for what a notebook prints: shows each whole line at once, and the bar below.
+
+    In a terminal the bar says how far the run is; elsewhere each line keeps its own standing. The
+    processes' command lines are left to the page.
+    """
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out, self._err = out or sys.stdout, err or sys.stderr
+        self._part = ""
+        self._bar: _Bar | None = None
+        if self._err.isatty():
+            from tqdm import tqdm
+
+            self._bar = _Bar(tqdm, file=self._err, leave=False, dynamic_ncols=True)
+
+    def write(self, text: str) -> int:
+        """Take a piece of text, which need not end with its line."""
+        *lines, self._part = (self._part + text).split("\n")
+        for line in lines:
+            self._line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits but the part of a line that has not ended."""
+        self._out.flush()
+
+    def _line(self, line: str) -> None:
+        if _COMMAND_LINE.match(line):
+            return
+        shown, standing = read_standing(line)
+        if self._bar is None:
+            print(line, file=self._out, flush=True)
+            return
+        if self._bar.drawn is None:
+            print(shown, file=self._out, flush=True)
+        else:
+            self._bar.drawn.write(shown, file=self._out)
+        if standing is not None:
+            self._bar.move(standing)
+
+    def close(self) -> None:
+        """End the bar, and show what came without an end of line."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._part:
+            print(self._part, file=self._out, flush=True)
+            self._part = ""
+
+
+def has_front_end() -> bool:
+    """Whether somebody sees this kernel's widgets: JupyterLab does, papermill does not."""
+    if "JPY_SESSION_NAME" not in os.environ:  # Jupyter's server says so to the kernels it starts
+        return False
+    import psutil
+
+    with suppress(psutil.Error):
+        # `!papermill ...` in a cell of JupyterLab hands the name on.
+        words = psutil.Process(os.getppid()).cmdline()
+        return not any(os.path.basename(word) in ("papermill", "workbench") for word in words[:3])
+    return True
+
+
+@contextmanager
+def bar_in_lab(echo: Echo) -> Iterator[Echo]:
+    """The same echo, with a bar above its lines where JupyterLab shows this kernel's output.
+
+    When the run has ended a line of text stands in the bar's place: a widget needs its kernel.
+    """
+    bar = _lab_bar() if echo is echo_line and has_front_end() else None
+    if bar is None:
+        yield echo
+        return
+    display: Any = import_module("IPython.display").display
+    handle: Any = None
+    last: Standing | None = None
+
+    def shown(line: str) -> None:
+        nonlocal handle, last
+        text, standing = read_standing(line)
+        echo(text)
+        if standing is not None:
+            last = standing
+            bar.move(standing)
+            if handle is None:
+                handle = display(bar.drawn.container, display_id=True)
+
+    try:
+        yield shown
+    finally:
+        bar.close()
+        if handle is not None and last is not None:
+            text = f"{last.done} of {last.total} {last.unit} in {spell_s(last.elapsed_s)}"
+            handle.update({"text/plain": text}, raw=True)
+
+
+def _lab_bar() -> _Bar | None:
+    if find_spec("ipywidgets") is None:
+        return None
+    from tqdm.notebook import tqdm
+
+    return _Bar(tqdm, display=False)

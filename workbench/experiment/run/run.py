@@ -1,0 +1,263 @@
+"""Carry out a plan: for each round and arm a fresh deployment, then its passes.
+
+The requests of a pass are written to disk when it ends, counters and gauges when its launch does,
+so that a run which breaks off keeps what it measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from workbench.errors import DeploymentError, LaunchError, ResultError
+from workbench.experiment.findings.findings import conclude
+from workbench.experiment.plan.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
+from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.front_door import fitted
+from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.progress import ANY_RATE, Progress
+from workbench.experiment.run.progress_bar import bar_in_lab
+from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
+from workbench.hardware import machine
+from workbench.load.drive.open_files import most_in_flight, reserve_files
+from workbench.metrics.latency import succeeded
+from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
+from workbench.serve.attach import attach
+from workbench.serve.deployment import Deployment, deploy
+from workbench.serve.processes.processes import Launcher
+from workbench.serve.tiny_model import model_facts
+
+__all__ = ["run"]
+
+
+async def run(
+    plan: ExperimentPlan,
+    *,
+    echo: Echo = echo_line,
+    limit: TimeLimit | None = None,
+    progress: bool = True,
+) -> Result:
+    """Measure all arms in all rounds and write the run folder.
+
+    Returns the result when every round ended, or as many as `limit` has room for. An error or an
+    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays as it is. `progress` False leaves
+    out of the lines how far it is, for a run that is a part of another.
+    """
+    # Before the servers start: a proxy inherits the limit.
+    reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
+    folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
+    log = Log(doubts=list(plan.doubts))
+    with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
+        far = _progress(plan) if progress else None
+        shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
+        return await _run(plan, folder, log, far, shown, limit or TimeLimit())
+
+
+async def _run(
+    plan: ExperimentPlan,
+    folder: RunFolder,
+    log: Log,
+    far: Progress | None,
+    echo: Echo,
+    limit: TimeLimit,
+) -> Result:
+    began, began_s = datetime.now(UTC), time.monotonic()
+    # A killed kernel cannot write its end: what it leaves says that it had started.
+    folder.write_facts(_facts(plan, log, "started", began, 0.0))
+    status = "failed"
+    left_out: set[str] = set()
+    fits = False
+    try:
+        async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            for number in limit.rounds_of(plan.rounds):
+                for arm in plan.order(number):
+                    if arm.label in left_out:
+                        continue
+                    try:
+                        async with _deployment(plan, arm, number, launcher, folder) as deployment:
+                            if not fits:
+                                plan = await fitted(plan, deployment, log.doubt)
+                                fits = True
+                            await measure_arm(plan, arm, number, deployment, folder, log, echo, far)
+                    except LaunchError as error:
+                        if not arm.may_fail:
+                            raise
+                        left_out.add(arm.label)
+                        reason = str(error).splitlines()[0].rstrip(".")
+                        log.doubt(f"{arm.label} is left out: {reason}.")
+                        echo(log.doubts[-1])
+                    if far is not None:
+                        far.launch_ended(number, arm.label, left_out=arm.label in left_out)
+                        if far.replanned:
+                            echo(far.replanned)
+        plan = keep_whole_rounds(plan, log, limit, folder)
+        _must_have_measured(log)
+        status = "success"
+    except asyncio.CancelledError:
+        status = "cancelled"
+        raise
+    finally:
+        facts = _facts(plan, log, status, began, time.monotonic() - began_s)
+        folder.write_facts(facts)
+        if facts["status"] == "success":
+            folder.promote()
+        where = folder.home if facts["status"] == "success" else folder.attempt
+        echo(f"{facts['status']} after {facts['duration_s']:.0f} s: {where}")
+    if facts["status"] != "success":
+        raise ResultError(f"{facts['finding']}; the rows are in {folder.attempt}")
+    frames = {name: log.frame(name) for name in ("requests", "legs")}
+    return Result(facts=facts, folder=folder.home, frames=frames)
+
+
+def _progress(plan: ExperimentPlan) -> Progress:
+    """All passes of the plan; a search tries about as many rates as others did."""
+    steps = []
+    for number in range(plan.rounds):
+        for arm in plan.order(number):
+            names = [one.name for one in arm.passes]
+            if plan.rates is not None:
+                given = [rate_pass(rate).name for rate in plan.rates.given]
+                names += given or [ANY_RATE] * SEARCHED_RATES
+            steps += [(number, arm.label, name) for name in names]
+    return Progress.of(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
+
+
+def _must_have_measured(log: Log) -> None:
+    """A run without a single success is a failure, and must not replace an earlier result."""
+    requests = log.frame("requests")
+    if requests.empty:
+        raise DeploymentError(f"no pass could be measured; {' '.join(log.doubts[-1:])}")
+    if not succeeded(requests).any():
+        first = requests.iloc[0]
+        raise DeploymentError(
+            f"none of {len(requests)} requests succeeded; the first: {first['error']}"
+            f" {first['error_message']}"
+        )
+
+
+@asynccontextmanager
+async def _launcher(
+    plan: ExperimentPlan, folder: RunFolder, log: Log
+) -> AsyncIterator[Launcher | None]:
+    """The launcher of a run, warming up while the first arm is prepared; None for attach."""
+    if plan.params.engine == "attach":
+        yield None
+        return
+    fork = plan.params.fork and plan.platform in ("cpu", "simulated")
+    loads: Literal["engine", "simulated"] = (
+        "simulated" if plan.platform == "simulated" else "engine"
+    )
+    offline = all(arm.settings is None or arm.settings.local for arm in plan.arms)
+    async with Launcher(folder.logs, fork=fork, offline=offline, loads=loads) as launcher:
+        launcher.warm_up()
+        yield launcher
+        for note in launcher.notes:
+            log.doubt(note)
+
+
+@asynccontextmanager
+async def _deployment(
+    plan: ExperimentPlan, arm: Arm, number: int, launcher: Launcher | None, folder: RunFolder
+) -> AsyncIterator[Deployment]:
+    if launcher is None:
+        assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
+        yield await attach(
+            plan.params.base_url,
+            model=plan.params.model,
+            prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
+            decode_urls=plan.params.decode_urls,
+            lmcache_url=plan.params.lmcache_url,
+        )
+        return
+    shm = f"workbench-{uuid.uuid4().hex[:12]}"
+    disk = folder.attempt / "disk"
+    if arm.disk:
+        disk.mkdir()
+    try:
+        async with deploy(
+            launcher,
+            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
+            ports=arm.ports,
+            log_dir=folder.logs / f"round-{number}" / arm.label.replace(" ", "-"),
+            start_timeout_s=1800.0 if plan.platform in ("cuda", "rocm") else 180.0,
+        ) as deployment:
+            yield deployment
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(
+    (
+        *("numbers", "gates", "ledger", "token_sources", "limits", "sentences", "summary"),
+        *("comparisons", "rates", "searches"),
+    ),
+    (),
+) | {"scope": "", "unproven": "", "break_even": "", "repeat": "", "files": {}}
+
+
+def _facts(
+    plan: ExperimentPlan, log: Log, status: str, began: datetime, duration_s: float
+) -> dict[str, Any]:
+    """The content of result.json, also of a run that broke off."""
+    requests = log.frame("requests")
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "notebook": plan.notebook,
+        "run_id": plan.run_id,
+        "status": status,
+        "simulated": plan.platform == "simulated",
+        "started_at": began.isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "duration_s": round(duration_s, 1),
+        "measuring_s": round(log.measuring_s, 1),
+        "launches_s": [round(s, 2) for s in log.launches_s],
+        "parameters": plan.parameters,
+        "machine": machine.facts().as_dict() | _platform(plan),
+        "engine": _engine(plan),
+        "arms": list(log.arms.values()),
+        "client": log.client,
+    }
+    try:
+        return facts | conclude(
+            plan,
+            requests,
+            log.passes,
+            log.doubts,
+            legs=log.frame("legs"),
+            client=log.client,
+            reasons=log.reasons,
+            refusals=log.refusals,
+        )
+    except Exception as error:  # what was measured must be kept even when it makes no sense
+        found = f"The rows could not be concluded: {error!r}"
+        return facts | NOTHING | {"status": "failed", "finding": found, "doubts": log.doubts}
+
+
+def _engine(plan: ExperimentPlan) -> dict[str, Any]:
+    """The model and number format of all arms; empty for attached servers, which do not say."""
+    settings = plan.arms[0].settings
+    if settings is None:
+        return {}
+    known = model_facts(settings.model).run_as(settings.dtype) if settings.local else None
+    return {
+        "model": plan.params.model or settings.model.name,
+        "layers": known.layers if known else None,
+        "dtype": settings.dtype or "the model's own",
+        "kv_bytes_per_token": known.kv_shape.bytes_per_token if known else None,
+        "machine_speed": str(plan.speed) if plan.speed else None,
+        "chosen": " ".join(plan.notes),
+    }
+
+
+def _platform(plan: ExperimentPlan) -> dict[str, str]:
+    """Where servers that we started ran; of attached ones this machine knows nothing."""
+    return {"platform": "attached" if plan.params.engine == "attach" else plan.platform}

@@ -1,0 +1,131 @@
+"""How long a measurement may take: which rounds it begins, and when it is broken off.
+
+The speed of a machine shows only while it measures. After the first round it is known how long the
+others take, and a round is begun only where that is worth it.
+"""
+
+from __future__ import annotations
+
+import time
+from asyncio import timeout
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from math import inf, nan
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workbench.experiment.plan.plan import ExperimentPlan
+    from workbench.experiment.result.run_folder import RunFolder
+    from workbench.experiment.run.run_log import Log
+
+__all__ = ["TimeLimit", "keep_whole_rounds"]
+
+
+@dataclass(slots=True, kw_only=True)
+class TimeLimit:
+    """The time of one measurement of several rounds; without fields it has no end."""
+
+    most_s: float = inf
+    """What is under way after so long is broken off."""
+    goes_on: Callable[[TimeLimit, int], bool] = lambda limit, planned: True
+    """Whether the next of so many planned rounds is worth its time; asked from the second on."""
+    fixed_s: float = 0.0
+    """Planned for what is done once, before the first round."""
+    round_s: float = 0.0
+    """Planned for each round."""
+    clock: Callable[[], float] = time.monotonic
+    rounds_s: list[float] = field(default_factory=list)
+    """What each round that ended took, the first with what is done once."""
+    cut: bool = False
+    """Fewer rounds were begun than planned, or one was broken off."""
+    broken_off: bool = False
+    _began_s: float = nan
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that ended."""
+        return len(self.rounds_s)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began; 0 before."""
+        return 0.0 if self._began_s != self._began_s else self.clock() - self._began_s
+
+    @property
+    def each_s(self) -> float:
+        """What a further round takes, by those that ended; 0 where none did."""
+        if len(self.rounds_s) > 1:
+            return median(self.rounds_s[1:])
+        planned_s = self.fixed_s + self.round_s
+        part = self.round_s / planned_s if planned_s > 0 else 1.0
+        return sum(self.rounds_s) * part
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long as planned the rounds took; NaN where none ended."""
+        planned_s = self.fixed_s + self.rounds * self.round_s
+        if not self.rounds or planned_s <= 0:
+            return nan
+        return sum(self.rounds_s) / planned_s
+
+    def rounds_of(self, planned: int) -> Iterator[int]:
+        """The numbers of the rounds that are begun; each ends where the next is asked for."""
+        self._begin()
+        for number in range(planned):
+            if number and not self.goes_on(self, planned):
+                self.cut = True
+                return
+            begin_s = self.elapsed_s if number else 0.0
+            yield number
+            self.rounds_s.append(self.elapsed_s - begin_s)
+
+    @asynccontextmanager
+    async def enforced(self) -> AsyncIterator[None]:
+        """Break off what runs inside after `most_s`; a cancellation from outside goes on."""
+        self._begin()
+        left_s = None if self.most_s == inf else max(0.0, self.most_s - self.elapsed_s)
+        try:
+            async with timeout(left_s) as timer:
+                yield
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            self.cut = self.broken_off = True
+
+    def _begin(self) -> None:
+        if self._began_s != self._began_s:
+            self._began_s = self.clock()
+
+
+def keep_whole_rounds(
+    plan: ExperimentPlan, log: Log, limit: TimeLimit, folder: RunFolder
+) -> ExperimentPlan:
+    """The plan as far as it was carried out; `log` loses what a round that broke off left.
+
+    Of a first round that broke off the passes that ended are kept. Requests that do not count stay
+    on the disk, in `requests_broken_off`.
+    """
+    if not limit.broken_off:
+        return replace(plan, rounds=limit.rounds) if limit.cut else plan
+    done = max(1, limit.rounds)
+    ended = {(p.arm, p.round, p.pass_name) for p in log.passes if p.round < done}
+    for name in ("requests", "legs", "counters", "gauges"):
+        rows = log.frame(name)
+        if not len(rows):
+            continue
+        keys = zip(rows["arm"], rows["round"], rows["pass"], strict=True)
+        kept = [key in ended for key in keys]
+        if name == "requests" and not all(kept):
+            folder.write("requests_broken_off", rows[[not keep for keep in kept]])
+        setattr(log, name, [rows[kept]])
+        folder.write(name, rows[kept])
+    log.passes = [p for p in log.passes if p.round < done]
+    if limit.rounds or plan.rates is not None:
+        return replace(plan, rounds=done)
+    arms = tuple(
+        replace(arm, passes=tuple(p for p in arm.passes if (arm.label, 0, p.name) in ended))
+        for arm in plan.arms
+    )
+    return replace(plan, rounds=done, arms=arms)

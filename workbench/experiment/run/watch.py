@@ -1,0 +1,90 @@
+"""What is watched beside a pass: gauges, and whether proxy, client or others were too busy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from math import isnan
+from typing import Any
+
+from workbench.control import control_client
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.run.run_log import Log
+from workbench.load.drive.driver import LoadRun
+from workbench.load.drive.workers import WHY_NO_MORE
+from workbench.metrics.counters import sample
+from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
+from workbench.serve.deployment import Deployment
+
+__all__ = ["watch_client", "watch_proxy", "watched_gauges", "worker_count"]
+
+GAUGE_PERIOD_S = 2.0
+PROXY_BUSY_SHARE = 0.5
+OTHERS_BUSY_SHARE = 0.1
+SHORTEST_WATCHED_S = 0.1
+
+
+def worker_count(plan: ExperimentPlan, most: int, log: Log) -> int:
+    """Processes that send the next pass: as asked, or one until a pass has shown it too busy."""
+    asked = plan.params.client_workers
+    if asked > most:
+        log.doubt(f"client_workers is {asked} and {most} sent the load: {WHY_NO_MORE}.")
+    return min(asked or log.workers, most)
+
+
+@asynccontextmanager
+async def watched_gauges(deployment: Deployment) -> AsyncIterator[list[dict[str, Any]]]:
+    """Read requests running and waiting, and KV in use, of every instance during a pass."""
+    rows: list[dict[str, Any]] = []
+    stop = asyncio.Event()
+    urls = {instance.name: instance.url for instance in deployment.instances}
+    async with control_client(headers=deployment.headers) as client:
+        task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
+        try:
+            yield rows
+        finally:
+            stop.set()
+            rows += await task
+
+
+def watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: Log) -> None:
+    """Doubt a pass whose proxy was busy; `before` and `after` are its stats, empty without one."""
+    if before and after:
+        share = (after["cpu_s"] - before["cpu_s"]) / max(load.ended_s - load.started_s, 1e-9)
+        if share > PROXY_BUSY_SHARE:
+            log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
+
+
+def watch_client(load: LoadRun, others_share: float, log: Log, *, most: int = 0) -> None:
+    """Keep the worst of the client's health for its gate, and say when others were busy.
+
+    A client that was too busy gets one process more for the passes to come, up to `most`; 0 where
+    their number was asked for.
+    """
+    # A pass that fails at once is all client, and so short that no beat was due in it.
+    brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
+    for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
+        if not isnan(value) and not (brief and name.endswith("cpu_share")):
+            worst = min if name == "kernel_stamped_share" else max
+            log.client[name] = worst(value, log.client.get(name, value))
+    busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE and not brief
+    seen = (
+        f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the time"
+        " on its core"
+    )
+    if busy and 0 < most <= log.workers:
+        log.doubt(f"{seen}, and {most} is the most that can send the load: {WHY_NO_MORE}.")
+    elif busy and most and log.workers < max(1, (os.cpu_count() or 1) - 1):
+        log.workers += 1
+        log.doubt(
+            f"{seen}: later passes were sent by {log.workers}. Measure again with client_workers"
+            f" {log.workers}, so that all passes are alike."
+        )
+    if others_share > OTHERS_BUSY_SHARE:
+        log.doubt(
+            "In some passes other programs kept more than"
+            f" {OTHERS_BUSY_SHARE:.0%} of this machine's cores busy; end them and measure again."
+        )

@@ -1,0 +1,4 @@
+"""The machine, its GPUs and the arithmetic of models and KV on them.
+
+`machine` and `gpus` read what is there; `physics`, `models` and `kv` are formulas and sizes.
+"""

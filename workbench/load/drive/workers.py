@@ -1,0 +1,275 @@
+"""The load from several processes, for a rate that one of them cannot keep up with.
+
+The workload and its times are drawn once, here; worker k sends every N-th request from the k-th on,
+by the one monotonic clock that all processes of a host share. What a worker has to do lies in a
+file that it reads before the clock starts, what it saw in another that it writes after its last
+answer: nothing is said in between. The records of all are put together by concatenation.
+
+A worker is this module run by a new interpreter, which imports neither pandas nor an engine. It
+ends with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from math import nan
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import orjson
+import uvloop
+
+from workbench.errors import ParameterError
+from workbench.load.drive.driver import LoadRun, OnRecord, drive, unsent
+from workbench.load.drive.health import ClientHealth, together
+from workbench.load.workload.arrivals import Arrivals
+from workbench.load.workload.workload import Request, Workload
+from workbench.records import RequestRecord
+
+__all__ = ["WHY_NO_MORE", "drive_in_workers", "most_workers", "share"]
+
+_PR_SET_PDEATHSIG = 1
+_LEAD_S = 0.05
+"""From the last worker's word that it is ready to the start of the clock."""
+_READY_S = 60.0
+_HEADERS = "WORKBENCH_LOAD_HEADERS"
+WHY_NO_MORE = "no more than requests in flight, and one for conversations"
+
+
+def share(
+    workload: Workload, arrivals: Arrivals, *, worker: int, workers: int
+) -> tuple[Workload, Arrivals]:
+    """What one of so many workers sends: every N-th request, and its part of the concurrency."""
+    requests = workload.requests[worker::workers]
+    if arrivals.kind == "closed":
+        at_once = len(range(worker, arrivals.concurrency, workers))
+        return replace(workload, requests=requests), replace(arrivals, concurrency=at_once)
+    offsets_s = arrivals.offsets_s[worker::workers]
+    return replace(workload, requests=requests), replace(arrivals, offsets_s=offsets_s)
+
+
+async def drive_in_workers(
+    workload: Workload,
+    arrivals: Arrivals,
+    *,
+    workers: int,
+    base_url: str,
+    model: str,
+    on_record: OnRecord | None = None,
+    **options: Any,
+) -> LoadRun:
+    """`driver.drive` from so many processes; `options` are its own.
+
+    `on_record` has all records when the last worker has ended, or when the caller is cancelled. A
+    worker that dies takes what it had measured with it: each of its requests becomes a record with
+    the error `client_died` and the worker's last words. `headers` reach the workers by their
+    environment, since they may hold a key, and the rest by files. Raises ParameterError for more
+    workers than `most_workers`.
+    """
+    _check(workload, arrivals, workers)
+    headers = orjson.dumps(dict(options.pop("headers", None) or {})).decode()
+    options |= {"base_url": base_url, "model": model}
+    with tempfile.TemporaryDirectory(prefix="workbench-load-") as name:
+        folder = Path(name)
+        for worker in range(workers):
+            part = share(workload, arrivals, worker=worker, workers=workers)
+            (folder / f"task-{worker}").write_bytes(pickle.dumps((*part, options)))
+        running: list[asyncio.subprocess.Process] = []
+        started_s = monotonic()
+        try:
+            for worker in range(workers):
+                running.append(await _start(folder, worker, headers))
+            await asyncio.gather(*(_ready(process) for process in running))
+            started_s = monotonic() + _LEAD_S
+            for process in running:
+                _say(process, started_s)
+            await asyncio.gather(*(process.wait() for process in running))
+        finally:
+            told = await _end(running)
+            parts = [
+                _collect(
+                    folder,
+                    worker,
+                    # Nobody but us ended it, or it never was.
+                    None if worker >= len(running) or worker in told else running[worker],
+                    workload.requests[worker::workers],
+                )
+                for worker in range(workers)
+            ]
+            records = {record.index: record for found, _ in parts for record in found}
+            for record in records.values():
+                if on_record is not None:
+                    on_record(record)
+    ended_s = monotonic()
+    in_order = tuple(records[request.index] for request in workload.requests)
+    known = [health for _, health in parts if health is not None]
+    return LoadRun(
+        records=in_order,
+        sent=workload.requests,
+        health=together(known, in_order, open_loop=arrivals.kind != "closed"),
+        started_s=started_s,
+        ended_s=max((r.stream_end_s for r in in_order if r.ok), default=ended_s),
+    )
+
+
+def most_workers(workload: Workload, arrivals: Arrivals) -> int:
+    """How many processes can share this load: conversations wait for answers, so they have one."""
+    if any(request.after is not None for request in workload.requests):
+        return 1
+    most = len(workload.requests)
+    return max(1, min(most, arrivals.concurrency) if arrivals.kind == "closed" else most)
+
+
+def _check(workload: Workload, arrivals: Arrivals, workers: int) -> None:
+    most = most_workers(workload, arrivals)
+    if not 1 <= workers <= most:
+        raise ParameterError(
+            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}:"
+            f" {WHY_NO_MORE}"
+        )
+
+
+async def _start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.Process:
+    with open(folder / f"log-{worker}", "wb") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "workbench.load.drive.workers",
+            str(folder),
+            str(worker),
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env=os.environ | {_HEADERS: headers},
+        )
+
+
+async def _ready(process: asyncio.subprocess.Process) -> None:
+    """Wait for its word; one that died says nothing, and is found by its missing records."""
+    assert process.stdout is not None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_READY_S):
+            await process.stdout.readline()
+
+
+def _say(process: asyncio.subprocess.Process, started_s: float) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.write(f"{started_s!r}\n".encode())
+
+
+async def _end(running: Sequence[asyncio.subprocess.Process]) -> set[int]:
+    """Have those that still run write their records, because the caller was cancelled.
+
+    Returns which of them ended by that: in its first moments the signal simply ends a worker.
+    """
+    told = set()
+    for worker, process in enumerate(running):
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+                told.add(worker)
+    for process in running:
+        await process.wait()
+    return {worker for worker in told if running[worker].returncode in (0, -signal.SIGTERM)}
+
+
+def _collect(
+    folder: Path,
+    worker: int,
+    died: asyncio.subprocess.Process | None,
+    requests: Sequence[Request],
+) -> tuple[list[RequestRecord], ClientHealth | None]:
+    """A worker's records, and one for each of its requests that has none.
+
+    Those say that the worker `died`, or, of one that we ended, that they were cancelled.
+    """
+    records, health = folder / f"records-{worker}.arrow", folder / f"health-{worker}.json"
+    known = read_records(records) if records.exists() else []
+    told = orjson.loads(health.read_bytes()) if health.exists() else None
+    found = told and ClientHealth(**{k: nan if v is None else v for k, v in told.items()})
+    why: dict[str, str] = {}
+    if died is not None:
+        words = (folder / f"log-{worker}").read_text("utf-8", "replace").strip().splitlines()
+        reason = f"worker {worker} of the client ended with status {died.returncode}"
+        why = {"error": "client_died", "message": ": ".join([reason, *words[-1:]])}
+    has = {record.index for record in known}
+    return [*known, *(unsent(r, **why) for r in requests if r.index not in has)], found
+
+
+def write_records(path: Path, records: Sequence[RequestRecord]) -> None:
+    """An Arrow file of records; there is one only if it is whole."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([asdict(record) for record in records])
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    partial.rename(path)
+
+
+def read_records(path: Path) -> list[RequestRecord]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "rb") as source:
+        rows = pa.ipc.open_file(source).read_all().to_pylist()
+    return [_record(row) for row in rows]
+
+
+def _record(row: dict[str, Any]) -> RequestRecord:
+    whole: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+    return RequestRecord(**whole)
+
+
+async def _work(folder: Path, worker: int) -> None:
+    """The life of a worker: read, be ready, send from the common start, write."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the notebook's interrupt is the parent's
+    workload, arrivals, options = pickle.loads((folder / f"task-{worker}").read_bytes())
+    options["headers"] = orjson.loads(os.environ[_HEADERS])
+    records: list[RequestRecord] = []
+
+    async def start() -> float:
+        words = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
+        print("ready", flush=True)
+        return float(await words.readline())
+
+    file = folder / f"records-{worker}.arrow"
+    try:
+        run = await drive(workload, arrivals, on_record=records.append, start=start, **options)
+    except asyncio.CancelledError:
+        write_records(file, records)
+        raise
+    # After any other error the parent has what the log says of it.
+    (folder / f"health-{worker}.json").write_bytes(orjson.dumps(asdict(run.health)))
+    write_records(file, records)
+
+
+def main(words: Sequence[str]) -> None:
+    """`python -m ...drive.workers FOLDER WORKER PARENT`, as `drive_in_workers` calls it."""
+    folder, worker, parent = Path(words[0]), int(words[1]), int(words[2])
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # it ended before it could be asked to
+    with suppress(asyncio.CancelledError):
+        uvloop.run(_work(folder, worker))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,434 @@
+"""Files of traces: the published formats, read with every row checked, and Mooncake's, written.
+
+Read are Mooncake's JSON Lines (which AIPerf and Dynamo take too), Alibaba Bailian's, BurstGPT's and
+Azure's CSV, and Vidur's. A row is one request; `hash_ids` has one id for each block of its prompt.
+How many tokens a block has is nowhere written: it follows from lengths and ids.
+
+Formats: https://github.com/kvcache-ai/Mooncake (FAST25-release/traces),
+https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, https://github.com/HPMLL/BurstGPT,
+https://github.com/Azure/AzurePublicDataset
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import count, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ParameterError
+from workbench.load.files.request_file import FileRow, cut, file_rows, unused
+from workbench.load.files.trace_blocks import Length, block_size
+from workbench.load.files.traces import BLOCK_TOKENS, Trace, TraceRow, fitted, lru_hit_rates
+from workbench.load.workload.token_ids import SALT_TOKENS
+from workbench.load.workload.workload import Workload, check_numbers
+
+__all__ = ["read_trace", "trace", "trace_requests", "write_trace"]
+
+MAX_LINE_BYTES = 8_000_000
+"""A longer line is no request: it would hold some 500 million prompt tokens."""
+
+_MOST = 10**12
+"""No length is above it, and no time in seconds, so that none outgrows a float."""
+
+_FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+_EXAMPLE = '{"timestamp": 0, "input_length": 600, "output_length": 32, "hash_ids": [0, 1]}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """What the columns of a published format are called, and what its times are."""
+
+    name: str
+    time: str
+    prompt: str
+    output: str
+    per_second: int
+    """Units of a numeric time in a second."""
+    also: str = ""
+    """A field that tells it from a format with the same names."""
+
+
+_FORMATS = (
+    _Format(
+        name="Bailian",
+        time="timestamp",
+        prompt="input_length",
+        output="output_length",
+        per_second=1,
+        also="chat_id",
+    ),
+    _Format(
+        name="Mooncake",
+        time="timestamp",
+        prompt="input_length",
+        output="output_length",
+        per_second=1_000,
+    ),
+    _Format(
+        name="BurstGPT",
+        time="Timestamp",
+        prompt="Request tokens",
+        output="Response tokens",
+        per_second=1,
+    ),
+    _Format(
+        name="Azure",
+        time="TIMESTAMP",
+        prompt="ContextTokens",
+        output="GeneratedTokens",
+        per_second=1,
+    ),
+    _Format(
+        name="Vidur",
+        time="arrived_at",
+        prompt="num_prefill_tokens",
+        output="num_decode_tokens",
+        per_second=1,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """A row that was checked by itself; None for what it does not have."""
+
+    row: FileRow
+    time_s: float | None
+    prompt_tokens: int
+    output_tokens: int | None
+    hash_ids: tuple[int, ...] | None
+
+
+def read_trace(
+    path: Path | str, *, first: int | None = None, block_tokens: int = 0, output_tokens: int = 1
+) -> Trace:
+    """The trace in a file, or its first so many requests.
+
+    `block_tokens` is what one of the hash ids stands for, 0 to find it from the file. Rows without
+    hash ids share nothing; those without an answer's length ask for `output_tokens`.
+
+    Raises ParameterError, with parameter, file and line, for a row that is no request, a time that
+    is negative or before the one above, and hash ids that no block size makes fit the lengths.
+    """
+    path = Path(path)
+    if first is not None and first < 1:
+        raise ParameterError(f"first is {first}: take 1 request or more")
+    rows = file_rows(path, parameter="trace_file", most_bytes=MAX_LINE_BYTES, example=_EXAMPLE)
+    known: set[str] = set()
+    names: set[str] = set()
+    found = []
+    for row in islice(rows, first):
+        layout = _layout(row)
+        known |= {layout.time, layout.prompt, layout.output, "hash_ids"}
+        names |= {name for name, value in row.fields.items() if value is not None}
+        found.append(_request(row, layout))
+    if not found:
+        raise ParameterError(
+            f"trace_file {path} is empty: each line is one request, e.g. {_EXAMPLE}"
+        )
+    lengths = [
+        Length(where=each.row.where, prompt_tokens=each.prompt_tokens, ids=len(each.hash_ids))
+        for each in found
+        if each.hash_ids is not None
+    ]
+    blocks = block_size(lengths, asked=block_tokens)
+    chains, chain_doubts = _chains(found, blocks.tokens)
+    timed = [each for each in found if each.time_s is not None]
+    _check_order(timed)
+    start_s = timed[0].time_s or 0.0 if timed else 0.0
+    unanswered = sum(each.output_tokens is None for each in found)
+    empty = sum(each.output_tokens == 0 for each in found)
+    doubts = (
+        *blocks.doubts,
+        *chain_doubts,
+        *_time_doubts(timed),
+        *_session_doubts(names),
+        *_lacking(unanswered, len(found), "an answer length", "they ask for output_tokens"),
+        *_lacking(empty, len(found), "an answer (0 tokens)", "they ask for 1 token"),
+        *unused(names - known - {"session_id", "delay"}, "trace_file"),
+    )
+    return Trace(
+        name=path.stem,
+        rows=tuple(
+            TraceRow(
+                arrival_s=0.0 if each.time_s is None else each.time_s - start_s,
+                prompt_tokens=each.prompt_tokens,
+                output_tokens=output_tokens if each.output_tokens is None else each.output_tokens,
+                hash_ids=ids,
+                line=each.row.line,
+            )
+            for each, ids in zip(found, chains, strict=True)
+        ),
+        block_tokens=blocks.tokens,
+        untimed=len(found) - len(timed),
+        doubts=doubts,
+    )
+
+
+def trace_requests(path: Path | str, usual: int) -> int:
+    """How many requests of a trace are sent where nobody asked for a number: `usual`, or all."""
+    rows = file_rows(
+        Path(path), parameter="trace_file", most_bytes=MAX_LINE_BYTES, example=_EXAMPLE
+    )
+    return sum(1 for _ in islice(rows, usual)) or usual
+
+
+def trace(
+    *,
+    file: str,
+    requests: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    block_tokens: int = 0,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """The first so many requests of a trace file, `fitted` to these lengths of the longest."""
+    check_numbers(salt, prompt_tokens=(prompt_tokens, 1), output_tokens=(output_tokens, 1))
+    wanted = read_trace(
+        file, first=requests, block_tokens=block_tokens, output_tokens=output_tokens
+    )
+    if len(wanted.rows) < requests:
+        raise ParameterError(
+            f"requests is {requests} and trace_file {file} has {len(wanted.rows)}: take no more"
+            f" than these, e.g. -p requests {len(wanted.rows)}"
+        )
+    small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    made = small.workload(
+        context_tokens=prompt_tokens + output_tokens,
+        vocab_tokens=vocab_tokens,
+        seed=seed,
+        salt=salt,
+    )
+    return replace(made, name="trace", doubts=(*made.doubts, *_size_doubts(wanted, small, made)))
+
+
+def write_trace(trace: Trace, path: Path | str) -> None:
+    """Write a trace as the file that `read_trace` reads; times are rounded to a millisecond."""
+    if trace.block_tokens != BLOCK_TOKENS:
+        raise ParameterError(
+            f"{trace.name} has blocks of {trace.block_tokens:g} tokens: the format has"
+            f" {BLOCK_TOKENS}; write the trace before its lengths are scaled"
+        )
+    with Path(path).open("w", encoding="utf-8") as file:
+        for row in trace.rows:
+            values = (round(row.arrival_s * 1000), row.prompt_tokens, row.output_tokens)
+            line = dict(zip(_FIELDS, (*values, list(row.hash_ids)), strict=True))
+            file.write(json.dumps(line) + "\n")
+
+
+def _layout(row: FileRow) -> _Format:
+    for layout in _FORMATS:
+        if layout.prompt in row.fields and (not layout.also or layout.also in row.fields):
+            return layout
+    has = ", ".join(str(name) for name in row.fields)
+    if {"messages", "text_input", "prompt"} & set(row.fields):
+        raise ParameterError(
+            f"{row.where} has text and no input_length: send it with -p workload prompts"
+            " -p prompts_file instead of trace_file"
+        )
+    raise ParameterError(
+        f"{row.where} has no input_length, only {cut(has)}; read are the traces of"
+        f" {', '.join(sorted(each.name for each in _FORMATS))}, e.g. {_EXAMPLE}"
+    )
+
+
+def _request(row: FileRow, layout: _Format) -> _Request:
+    def tokens(name: str, least: int) -> int | None:
+        value = row.fields.get(name)
+        if value is None or (row.is_text and not value.strip()):
+            return None
+        number = _number(value, row)
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
+        if type(number) is not int or not least <= number <= _MOST:
+            raise ParameterError(
+                f"{row.where}: {name} is {cut(value)}: it must be a whole number of tokens,"
+                f" {least} or more"
+            )
+        return number
+
+    prompt_tokens = tokens(layout.prompt, 1)
+    if prompt_tokens is None:
+        raise ParameterError(f"{row.where} has no {layout.prompt}; a request is e.g. {_EXAMPLE}")
+    return _Request(
+        row=row,
+        time_s=_time_s(row, layout),
+        prompt_tokens=prompt_tokens,
+        output_tokens=tokens(layout.output, 0),
+        hash_ids=_hash_ids(row),
+    )
+
+
+def _number(value: Any, row: FileRow) -> Any:
+    """The number in a cell of CSV; anything else as it is."""
+    if not row.is_text:
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _time_s(row: FileRow, layout: _Format) -> float | None:
+    """Seconds on the file's own clock; None where the row has no time."""
+    value = row.fields.get(layout.time)
+    if value is None or (row.is_text and not value.strip()):
+        return None
+    number = _number(value, row)
+    if isinstance(number, str):
+        try:
+            moment = datetime.fromisoformat(number.strip())
+        except ValueError:
+            number = None
+        else:
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if type(number) not in (int, float) or not 0 <= number <= _MOST * layout.per_second:
+        unit = "milliseconds" if layout.per_second == 1_000 else "seconds"
+        raise ParameterError(
+            f"{row.where}: {layout.time} is {cut(value)}: it must be {unit} since the start, 0 or"
+            " more, or a date with a time, e.g. 2024-05-10 00:00:01.5"
+        )
+    return float(number / layout.per_second)
+
+
+def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
+    value = row.fields.get("hash_ids")
+    if row.is_text and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # told below
+    if value is None or value == "":
+        return None
+    if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value):
+        raise ParameterError(
+            f"{row.where}: hash_ids is {cut(value)}: it must be a list of whole numbers, 0 or more"
+        )
+    return tuple(value)
+
+
+def _check_order(timed: Sequence[_Request]) -> None:
+    for before, each in pairwise(timed):
+        if (each.time_s or 0.0) < (before.time_s or 0.0):
+            raise ParameterError(
+                f"{each.row.where}: its time is {(before.time_s or 0.0) - (each.time_s or 0.0):g} s"
+                f" before that of line {before.row.line}; sort trace_file by time"
+            )
+
+
+def _chains(
+    found: Sequence[_Request], block_tokens: int
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """An id for each block of each prompt, which stands for its block and all before it.
+
+    Where the file's ids do so they are kept. A block without one gets one that nothing else has.
+    """
+    given = [each.hash_ids or () for each in found]
+    new = count(max((hash_id for ids in given for hash_id in ids), default=-1) + 1)
+    doubts = []
+    if not _are_chains(given):
+        doubts.append(
+            "In trace_file the same hash id follows different blocks: it names one block alone."
+            " Only equal beginnings count as shared."
+        )
+        chain: dict[tuple[int, int], int] = {}
+        renamed = []
+        for ids in given:
+            own: list[int] = []
+            for hash_id in ids:
+                before = own[-1] if own else -1
+                if (before, hash_id) not in chain:
+                    chain[before, hash_id] = next(new)
+                own.append(chain[before, hash_id])
+            renamed.append(tuple(own))
+        given = renamed
+    without = sum(each.hash_ids is None for each in found)
+    doubts += _lacking(without, len(found), "hash_ids", "their prompts share nothing")
+    whole = [
+        (*ids, *islice(new, -(-each.prompt_tokens // block_tokens) - len(ids)))
+        for each, ids in zip(found, given, strict=True)
+    ]
+    return whole, doubts
+
+
+def _are_chains(given: Iterable[Sequence[int]]) -> bool:
+    parents: dict[int, int] = {}
+    return all(
+        parents.setdefault(hash_id, parent) == parent
+        for ids in given
+        for parent, hash_id in zip((-1, *ids), ids, strict=False)
+    )
+
+
+def _lacking(rows: int, of: int, what: str, then: str) -> list[str]:
+    if not rows:
+        return []
+    which = f"All {of}" if rows == of else f"{rows} of {of}"
+    return [f"{which} lines of trace_file lack {what}: {then}."]
+
+
+def _time_doubts(timed: Sequence[_Request]) -> list[str]:
+    """Other tools write seconds under Mooncake's names, and the file does not say which it has.
+
+    Fractions of a millisecond are seldom written, and few servers get 1,000 requests a second.
+    """
+    if len({each.time_s for each in timed}) < 3 or "timestamp" not in timed[0].row.fields:
+        return []
+    if "chat_id" in timed[0].row.fields:
+        return []
+    first_s, last_s = timed[0].time_s or 0.0, timed[-1].time_s or 0.0
+    if len(timed) - 1 < 1000 * (last_s - first_s):
+        return []
+    return [
+        "timestamp of trace_file is read as milliseconds: over 1,000 requests/s. If it is seconds,"
+        " send them at their times with trace_speed 0.001."
+    ]
+
+
+def _session_doubts(names: set[str]) -> list[str]:
+    """AIPerf puts the earlier turns of a session in front of each, and waits between them."""
+    found = sorted(names & {"session_id", "delay"})
+    if not found:
+        return []
+    verb = "is" if len(found) == 1 else "are"
+    return [
+        f"{' and '.join(found)} of trace_file {verb} not used: each line is sent alone, without"
+        " earlier turns of its session."
+    ]
+
+
+def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> list[str]:
+    """What the lengths asked have changed."""
+    doubts = []
+    short = sum(row.prompt_tokens <= SALT_TOKENS for row in small.rows)
+    if short:
+        doubts.append(
+            f"{short} of {len(small.rows)} prompts have at most {SALT_TOKENS} tokens, which are"
+            " all salt: no cache can serve them."
+        )
+    longest, now = (max(row.prompt_tokens for row in each.rows) for each in (wanted, small))
+    answer, then = (max(row.output_tokens for row in each.rows) for each in (wanted, small))
+    for what, before, after, name in (
+        ("prompts", longest, now, "prompt_tokens"),
+        ("answers", answer, then, "output_tokens"),
+    ):
+        if after < before:
+            doubts.append(
+                f"The {what} of trace_file were scaled by {after / before:.2g}: the longest has"
+                f" {after:,} tokens, not {before:,}. Raise {name} to keep them."
+            )
+    (ideal,) = lru_hit_rates(wanted, [10**15])
+    if abs(ideal - made.ideal_reuse) > 0.02:
+        doubts.append(
+            f"At these lengths the trace's ideal reuse is {made.ideal_reuse:.0%}, where the trace"
+            f" itself has {ideal:.0%}. Raise prompt_tokens."
+        )
+    return doubts

@@ -1,0 +1,327 @@
+"""What a streamed answer says: server-sent events parsed in bulk, after the stream has ended.
+
+How the bytes were split into reads decides when something arrived, never what it means.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from typing import Any
+
+import orjson
+
+from workbench.load.http.alike import texts_alike
+from workbench.load.http.events import BYTE_ORDER_MARK, ENDS_BLANK, events_of
+from workbench.load.http.refusal import error_message, first_words, message_of
+
+__all__ = ["ParsedStream", "parse_stream"]
+
+_MOST_TOKENS = 2**31 - 1
+_TWO_ANSWERS = "the stream holds more than one answer: ask for one, with n 1"
+_THOUGHTS = (
+    *("reasoning", "reasoning_content", "reasoning_details", "reasoning_text"),
+    *("thinking", "thinking_blocks"),
+)
+"""Names of reasoning; where a server sends it under several, the first that has text is taken."""
+_PARTS = ("text", "thinking", "reasoning", "summary", "refusal", "content")
+"""Where a part of a list has its text, by its type."""
+_FEW = 4
+"""Reads that are not worth another look."""
+_RUNS = 8
+"""Looks for runs of events that are alike in one stream; each looks at all that is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedStream:
+    """The stream's content; the fields that `records.RequestRecord` has too mean the same."""
+
+    chunk_s: tuple[float, ...]
+    chunk_tokens: tuple[int, ...]
+    text: str
+    """Reasoning, content and tool calls in the order of their arrival."""
+    answer_ids: tuple[int, ...]
+    finish_reason: str
+    done: bool
+    """Did `data: [DONE]` arrive?"""
+    usage_prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    engine_metrics: str
+    error: str
+    """`stream_error`, `protocol` (an event that is not the JSON of a chunk), `truncated`, or empty.
+
+    `truncated` is a stream with neither finish_reason nor [DONE], or with [DONE] and nothing else.
+    """
+    error_message: str
+
+
+def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
+    """Parse a body given as (arrival in seconds, bytes) of each read, in order.
+
+    An event arrived with its last byte. A chunk carries tokens if it has content, reasoning or a
+    tool call, or if its usage counts more completion tokens than before: an engine that holds back
+    half a character sends empty text for a token that it has made. A role-only or empty chunk
+    carries none. `chunk_tokens` is known only if each of those chunks has a usage.
+    What came before an error is kept; what comes after it is not read. A value of another type
+    than the field has (a number as text, a count below zero) is an error, never converted.
+    """
+    arrived, seen = _Arrived(reads), _Seen()
+    body = arrived.body
+    events, runs = events_of(body, 0), 0 if b"\r" in body else _RUNS
+    while (event := next(events, None)) is not None:
+        end, data, named_error = event
+        if not data.startswith((b" {", b"{")):
+            said = data.strip()
+            if said == b"[DONE]":
+                seen.done = True
+                break
+            if not said:
+                continue
+        if named_error:
+            seen.error, seen.message = "stream_error", error_message(data)
+            break
+        try:
+            chunk = orjson.loads(data)
+            if not seen.usual(stamp_s := arrived.stamp_s(end), chunk):
+                seen.take(stamp_s, chunk)
+            elif runs:
+                runs -= 1
+                events = events_of(body, seen.go_on(data, end, arrived))
+        except orjson.JSONDecodeError:
+            # An event without its blank line was cut short, and the missing finish tells.
+            if end < len(body) or ENDS_BLANK.search(body[-4:]):
+                seen.error, seen.message = "protocol", f"an event is not JSON: {first_words(data)}"
+        except (AttributeError, TypeError, RecursionError):
+            seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
+        if seen.error:
+            break
+    if not seen.error and not seen.done and not seen.chunk_s:
+        seen.take_whole(arrived)
+    if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
+        seen.error, seen.message = _without_end(body, seen.done)
+    return ParsedStream(
+        chunk_s=tuple(seen.chunk_s),
+        chunk_tokens=() if -1 in seen.chunk_tokens else tuple(seen.chunk_tokens),
+        text="".join(seen.texts),
+        answer_ids=tuple(seen.answer_ids),
+        finish_reason=seen.finish_reason,
+        done=seen.done,
+        usage_prompt_tokens=seen.prompt_tokens,
+        output_tokens=seen.output_tokens,
+        cached_tokens=seen.cached_tokens,
+        engine_metrics=seen.engine_metrics,
+        error=seen.error,
+        error_message=seen.message,
+    )
+
+
+class _Arrived:
+    """A body, and when each part of it arrived."""
+
+    def __init__(self, reads: Iterable[tuple[float, bytes]]) -> None:
+        known = list(reads)
+        self.stamps, self.reads = [stamp for stamp, _ in known], [read for _, read in known]
+        self.body, self.ends = b"".join(self.reads), list(accumulate(map(len, self.reads)))
+
+    def stamp_s(self, end: int) -> float:
+        """When the byte before this offset arrived."""
+        return self.stamps[bisect_left(self.ends, end)]
+
+
+class _Seen:
+    """What the chunks so far have said."""
+
+    def __init__(self) -> None:
+        self.chunk_s: list[float] = []
+        self.chunk_tokens: list[int] = []
+        self.texts: list[str] = []
+        self.answer_ids: list[int] = []
+        self.finish_reason = self.engine_metrics = self.error = self.message = ""
+        self.done = False
+        self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
+
+    def usual(self, stamp_s: float, chunk: Any) -> bool:
+        """Add a chunk as nearly all are, the short way: some text, one token more, nothing else.
+
+        False, and nothing is added, for any other. A test holds this to `take`.
+        """
+        try:
+            (choice,) = chunk["choices"]
+            usage = chunk["usage"]
+            made, prompt = usage["completion_tokens"], usage["prompt_tokens"]
+            if "text" in choice:
+                text = choice["text"]
+            else:
+                delta = choice["delta"]
+                text = delta["content"]
+                if len(delta) != 1:
+                    return False
+            if (
+                made != max(0, self.output_tokens) + 1
+                or type(made) is not int
+                or type(prompt) is not int
+                or type(text) is not str
+                or not text
+                or not 0 <= prompt <= _MOST_TOKENS
+                or choice["finish_reason"] is not None
+                or choice.get("index")
+                or chunk.get("object") == "error"
+                or choice.get("token_ids") is not None
+                or usage.get("prompt_tokens_details") is not None
+                or "error" in chunk
+                or "metrics" in chunk
+            ):
+                return False
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return False
+        self.output_tokens, self.prompt_tokens = made, prompt
+        self.texts.append(text)
+        self.chunk_s.append(stamp_s)
+        self.chunk_tokens.append(1)
+        return True
+
+    def go_on(self, data: bytes, end: int, arrived: _Arrived) -> int:
+        """Add the usual chunks that follow one which is `data` and ends there; their end."""
+        at = bisect_left(arrived.ends, end) + 1
+        if arrived.ends[at - 1] == end:  # as nearly always: a read for each event
+            found = len(self._alike(data, reads := arrived.reads[at:], arrived.stamps[at:]))
+            if found:
+                data, end = reads[found - 1][5:-2], arrived.ends[at + found - 1]
+            if len(reads) - found < _FEW:
+                return end
+        events = [event + b"\n\n" for event in arrived.body[end:].split(b"\n\n")[:-1]]
+        ends = [end + length for length in accumulate(map(len, events))]
+        found = len(self._alike(data, events, map(arrived.stamp_s, ends)))
+        return ends[found - 1] if found else end
+
+    def _alike(self, data: bytes, pieces: Sequence[bytes], stamps_s: Iterable[float]) -> list[str]:
+        """Add those of the pieces that are like `data`, up to the first other."""
+        text, made, prompt = self.texts[-1], self.output_tokens, self.prompt_tokens
+        texts = texts_alike(data, pieces, text=text, made=made, prompt=prompt)
+        self.texts += texts
+        self.chunk_s += islice(stamps_s, len(texts))
+        self.chunk_tokens += [1] * len(texts)
+        self.output_tokens += len(texts)
+        return texts
+
+    def take_whole(self, arrived: _Arrived) -> None:
+        """Add an answer that is no stream but one JSON object, as of a server that cannot stream.
+
+        It is one chunk, which arrived with its last byte; any other body is left alone.
+        """
+        body = arrived.body.removeprefix(BYTE_ORDER_MARK).strip()
+        if not body.startswith(b"{"):
+            return
+        try:
+            answer = orjson.loads(body)
+            if answer.get("choices"):
+                self.take(arrived.stamp_s(len(arrived.body)), answer)
+        except orjson.JSONDecodeError:
+            return
+        except (AttributeError, TypeError, RecursionError):
+            self.error, self.message = "protocol", f"the answer is no stream: {first_words(body)}"
+
+    def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
+        """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
+        if chunk.get("error") not in (None, "", False) or chunk.get("object") == "error":
+            self.error, self.message = "stream_error", message_of(chunk)
+            return
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        if choices is None and usage is not None:
+            choices = []
+        if not isinstance(choices, list):
+            raise TypeError("no list of choices")
+        before = max(0, self.output_tokens)
+        if usage is not None:
+            details = usage.get("prompt_tokens_details")
+            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+            self.output_tokens = _count(usage.get("completion_tokens"), self.output_tokens)
+            if details is not None:
+                self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
+        if chunk.get("metrics"):
+            self.engine_metrics = orjson.dumps(chunk["metrics"]).decode()
+        for choice in choices[:1]:  # n is 1; a usage chunk has none
+            if choice.get("index") or len(choices) > 1:
+                self.error, self.message = "protocol", _TWO_ANSWERS
+                return
+            finish_reason, texts = _text(choice.get("finish_reason")), _generated(choice)
+            # A count that falls tells nothing of its chunk.
+            made = self.output_tokens - before if usage and self.output_tokens >= before else -1
+            self.answer_ids += _ids(choice.get("token_ids"))
+            # A rise tells of a token only if the count was there all along.
+            if texts or (made > 0 and -1 not in self.chunk_tokens):
+                self.texts += texts
+                self.chunk_s.append(stamp_s)
+                self.chunk_tokens.append(made)
+            self.finish_reason = finish_reason or self.finish_reason
+        if self.finish_reason in ("abort", "error"):
+            self.error = "stream_error"
+            self.message = f"the engine ended the request, finish_reason {self.finish_reason!r}"
+
+
+def _count(value: Any, before: int) -> int:
+    """A number of tokens, or the one known before where the server says null."""
+    if value is None:
+        return before
+    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+        raise TypeError("not a number of tokens")
+    return value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _without_end(body: bytes, done: bool) -> tuple[str, str]:
+    """(error, message) of a stream that does not say that it has ended well."""
+    if done:
+        return "truncated", "the stream said [DONE] without a token"
+    start = body.removeprefix(BYTE_ORDER_MARK).lstrip()[:5]
+    if start and not start.startswith((b"data", b"event", b"id", b"retry", b":")):
+        return "protocol", f"the answer is no event stream: {error_message(body)}"
+    return "truncated", "the stream ended without finish_reason and without [DONE]"
+
+
+def _generated(choice: dict[str, Any]) -> list[str]:
+    """The pieces of generated text in a choice, none of them empty."""
+    if isinstance(text := choice.get("text"), str) and text:
+        return [text]
+    delta = choice.get("delta")
+    if delta is None:
+        delta = choice.get("message")  # a gateway may send the whole answer as one event
+    pieces = [_text(text)]
+    if delta is not None:
+        pieces.append(next(filter(None, (_said(delta.get(name)) for name in _THOUGHTS)), ""))
+        pieces += [_said(delta.get("content")), _text(delta.get("refusal"))]
+        calls = [*(delta.get("tool_calls") or ()), {"function": delta.get("function_call")}]
+        for call in calls:
+            for named in (call.get("function"), call.get("custom")):
+                if named is not None:
+                    asked = (named.get(key) for key in ("name", "arguments", "input"))
+                    pieces += map(_text, asked)
+    return [piece for piece in pieces if piece]
+
+
+def _said(value: Any) -> str:
+    """A text, or those of a part or of a list of parts: `[{"type": "text", "text": "a"}]`."""
+    if isinstance(value, list):
+        return "".join(map(_said, value))
+    if isinstance(value, dict):
+        return "".join(_said(value[name]) for name in _PARTS if value.get(name))
+    return _text(value)
+
+
+def _ids(found: Any) -> list[int]:
+    """Token ids as a list; raises TypeError for anything else but None."""
+    if found is None:
+        return []
+    if not isinstance(found, list) or any(type(number) is not int for number in found):
+        raise TypeError("token ids are a list of whole numbers")
+    return found

@@ -1,0 +1,140 @@
+"""Texts of our own, extended to any exact number of tokens.
+
+Random tokens share nothing and mean nothing; some servers, models and tokenizers behave otherwise
+with language. These are hardware history, licence and service terms, code to refactor, fiction and
+astrophysics, a few hundred words each, written for this package.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from workbench.errors import ParameterError, nearest
+from workbench.load.workload.chat import chat_request, with_reuse
+from workbench.load.workload.token_ids import SALT_TOKENS, salt_ids
+from workbench.load.workload.tokenizer import Tokenizer
+from workbench.load.workload.workload import Request, Workload, assemble, check_numbers
+
+__all__ = ["NAMES", "extended", "text"]
+
+NAMES = ("astrophysics", "code_to_refactor", "fiction", "hardware_history", "licence_terms")
+
+_FEWEST_CHARACTERS = 3
+"""For each token that is wanted so many are ready; a token of these texts has about 4."""
+
+
+@cache
+def paragraphs(name: str) -> tuple[str, ...]:
+    """A text's paragraphs in order. Raises ParameterError for a name that is none of NAMES."""
+    if name not in NAMES:
+        raise ParameterError(f"there is no text {name!r}; {nearest(name, NAMES)}")
+    whole = (files(__package__) / f"{name}.txt").read_text(encoding="utf-8")
+    return tuple(part.strip("\n") for part in whole.split("\n\n"))
+
+
+def extended(name: str, characters: int, *, start: int = 0) -> str:
+    """At least so many characters: the paragraphs in a circle, each with a number of its own.
+
+    The text begins at paragraph `start` of the circle.
+    """
+    known = paragraphs(name)
+    parts: list[str] = []
+    length = 0
+    while length < characters:
+        number = len(parts)
+        part = f"[{number + 1}] {known[(start + number) % len(known)]}\n\n"
+        parts.append(part)
+        length += len(part)
+    return "".join(parts)
+
+
+def text(
+    *,
+    text: str = "hardware_history",
+    requests: int = 8,
+    prompt_tokens: int = 4_096,
+    output_tokens: int = 32,
+    tokenizer: Tokenizer,
+    chat: bool = False,
+    vocab_tokens: int = 12_288,
+    seed: int = 0,
+    salt: str,
+) -> Workload:
+    """Prompts of exactly `prompt_tokens` of one text, behind the salt; they share nothing else.
+
+    With `chat` each is one message, and the tokens of the model's template count, too.
+    """
+    check_numbers(
+        salt,
+        requests=(requests, 1),
+        prompt_tokens=(prompt_tokens, 2 * SALT_TOKENS),
+        output_tokens=(output_tokens, 1),
+        seed=(seed, 0),
+    )
+    starts = [seed + index for index in range(requests)]
+    if chat:
+        made = tuple(
+            _message(text, index, start, prompt_tokens, output_tokens, tokenizer, salt)
+            for index, start in enumerate(starts)
+        )
+        return with_reuse(Workload(name="text", seed=seed, salt=salt, requests=made))
+    prompts = []
+    for index, start in enumerate(starts):
+        ids = np.asarray(_ids(text, start, prompt_tokens - SALT_TOKENS, tokenizer), dtype=np.int32)
+        prompts.append(np.concatenate([salt_ids(salt, index, vocab_tokens), ids]))
+    return assemble("text", prompts, [output_tokens] * requests, seed=seed, salt=salt)
+
+
+def _ids(name: str, start: int, tokens: int, tokenizer: Tokenizer) -> list[int]:
+    """So many ids of a text that goes on for as long as it must."""
+    characters = _FEWEST_CHARACTERS * tokens
+    while len(ids := tokenizer.encode(extended(name, characters, start=start))) < tokens:
+        characters *= 2
+    return ids[:tokens]
+
+
+def _message(
+    name: str,
+    index: int,
+    start: int,
+    prompt_tokens: int,
+    output_tokens: int,
+    tokenizer: Tokenizer,
+    salt: str,
+) -> Request:
+    """A chat of exactly so many tokens: the text cut to fit, then filled up with plain words."""
+    characters = 8 * prompt_tokens
+    whole = extended(name, characters, start=start)
+
+    def request(end: int, filling: int) -> Request:
+        said = whole[:end].rstrip() + tokenizer.words[0] * filling
+        return chat_request(
+            index,
+            [{"role": "user", "content": said}],
+            max_tokens=output_tokens,
+            tokenizer=tokenizer,
+            salt=salt,
+            group=index,
+        )
+
+    low, high = 0, characters
+    while low < high:  # the most characters that fit
+        middle = (low + high + 1) // 2
+        if request(middle, 0).prompt_tokens <= prompt_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    for end in range(low, max(-1, low - 40), -1):
+        cut = request(end, 0)
+        missing = prompt_tokens - cut.prompt_tokens
+        if missing >= 0:
+            filled = request(end, missing) if missing else cut
+            if filled.prompt_tokens == prompt_tokens:
+                return filled
+    raise ParameterError(
+        f"prompt_tokens is {prompt_tokens}: no cut of {name!r} makes a chat of exactly that length;"
+        " try another length, or api completions"
+    )

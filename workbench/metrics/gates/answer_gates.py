@@ -1,0 +1,181 @@
+"""Gates: checks that must hold before a number is shown; each says what it counted.
+
+Pure functions that return a Gate. Those on the answers are here, those on counters in
+`cache_gates`, on how a run went in `conduct_gates`, on the client in `client_gate`, on tokens in
+`ledger`, on rooflines in `physics_gate`. A gate that lacks what it needs is INCONCLUSIVE with the
+reason, never PASS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from workbench.metrics.gates.cache_gates import (
+    cold_was_cold,
+    cross_instance,
+    disk_warm,
+    engine_warm,
+    kv_moved,
+    store_warm,
+)
+from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.latency import succeeded
+from workbench.metrics.passes import PassCounters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "TIE_NAT",
+    "Gate",
+    "PassCounters",
+    "cached_as_planned",
+    "cold_was_cold",
+    "cross_instance",
+    "disk_warm",
+    "engine_warm",
+    "kv_moved",
+    "no_failures",
+    "output_counts_equal",
+    "same_text",
+    "store_warm",
+]
+
+
+_BATCH_SHARE = 0.05
+"""Answers that may differ by the rounding of another batch shape before it looks like damage."""
+
+TIE_NAT = 0.25
+"""Two tokens this close are a tie: four steps of a bfloat16 logit between 8 and 16."""
+
+
+def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
+    """At most `limit` of the requests failed, in each arm and pass of a `requests` frame."""
+    problems, failed = [], 0
+    for (arm, name), rows in frame.groupby(["arm", "pass"], sort=False):
+        errors = rows.loc[~succeeded(rows), "error"]
+        failed += len(errors)
+        if len(errors) > limit * len(rows):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in errors.value_counts().items())
+            problems.append(
+                f"{arm}, {name}: {len(errors):,} of {len(rows):,} requests failed ({kinds}),"
+                f" where {100 * limit:g} % may"
+            )
+    return judge(
+        "no failures",
+        holds=f"{failed:,} of {len(frame):,} requests failed",
+        problems=problems,
+        unknown=[] if len(frame) else ["no request was sent"],
+        next_step="read error_message of the failed rows, and the servers' logs",
+    )
+
+
+def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) -> Gate:
+    """Greedy text equals the cold text of `baseline_arm` for the same (round, index).
+
+    Failed requests are left out and counted. Answers that part at two tokens of which the model
+    holds one for as good as the other (`parting_nat`, at most TIE_NAT) are no damage: rounding
+    decides there. `batched` says that requests ran side by side: a batch of another shape rounds
+    differently, so that a few answers may part ways (INCONCLUSIVE up to 5 %) without such proof.
+    """
+    is_reference = frame["arm"].eq(baseline_arm) & frame["pass"].eq("cold")
+    ok = succeeded(frame)
+    reference = frame.loc[is_reference & ok, ["round", "index", "text"]]
+    both = frame[~is_reference & ok].merge(
+        reference, on=["round", "index"], suffixes=("", "_reference"), validate="many_to_one"
+    )
+    apart = both["text"] != both["text_reference"]
+    tied = apart & (both["parting_nat"].le(TIE_NAT) if "parting_nat" in both else False)
+    differ = both[apart & ~tied]
+    left_out = int((~is_reference).sum()) - len(both)
+    found = f"{len(differ):,} of {len(both):,} answers differ from those of {baseline_arm}, cold"
+    found = f"{found}; first {_where(differ)}" if len(differ) else found
+    excused = batched and len(differ) <= _BATCH_SHARE * len(both)
+    unknown = [] if len(both) else [f"no answer has one of {baseline_arm}, cold, beside it"]
+    if len(both) and both["text"].eq("").all():
+        unknown = ["the servers sent no text that could be compared"]
+    if len(differ) and excused:
+        unknown.append(f"{found}; requests ran in batches, whose shape alone can do that")
+    return judge(
+        "same text",
+        holds=f"{(~apart).sum():,} of {len(both):,} answers equal those of {baseline_arm}, cold"
+        + (_ties(both[tied]) if tied.any() else "")
+        + (f"; {left_out:,} left out: a side failed or is missing" if left_out else ""),
+        problems=[found] if len(differ) and not excused else [],
+        unknown=unknown,
+        next_step="compare at temperature 0 and concurrency 1; if they still differ, the KV that"
+        " arrived is not the KV that was sent",
+        if_unknown="compare at concurrency 1" if len(both) else "run an aggregated arm too",
+    )
+
+
+def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: int = 256) -> Gate:
+    """In partly warm passes each request found the share of its prompt that it was meant to find.
+
+    `cached_tokens` lies at most `block` tokens below the planned prefix and never above it.
+    """
+    rows = frame[frame["pass"].isin(passes) & succeeded(frame)]
+    known = rows[rows["cached_tokens"].ge(0)]
+    short = known["ideal_reuse_tokens"] - known["cached_tokens"]
+    odd = known[(short < 0) | (short > block)]
+    found = f"{len(odd):,} of {len(known):,} requests found another share cached than planned"
+    return judge(
+        "cached as planned",
+        holds=f"{len(known):,} of {len(known):,} requests of partly warm passes found what was"
+        f" planned, less than {block} tokens of rounding",
+        problems=[f"{found}; first {_where(odd)}"] if len(odd) else [],
+        unknown=[] if len(known) else ["no server said how many prompt tokens were cached"],
+        next_step="raise kv_cache_mib or send fewer requests: blocks were evicted",
+        if_unknown="start vLLM with --enable-prompt-tokens-details",
+    )
+
+
+def output_counts_equal(frame: pd.DataFrame) -> Gate:
+    """Every arm and pass generated as many tokens for the same (round, index).
+
+    Without that, TPOT, E2E and TPS compare different work. Failed requests and those without a
+    count are left out and counted. Equal counts that are not those asked for are INCONCLUSIVE:
+    the server ends answers by itself.
+    """
+    keys = ["round", "index"]
+    known = frame[succeeded(frame) & frame["output_tokens"].ge(0)]
+    different = known.groupby(keys)["output_tokens"].nunique().gt(1)
+    odd = known[known.groupby(keys)["output_tokens"].transform("nunique").gt(1)]
+    left_out = len(frame) - len(known)
+    unasked = known.iloc[:0]
+    if "max_tokens" in known:
+        unasked = known[known["output_tokens"].ne(known["max_tokens"])]
+    unknown = [] if len(known) else ["no request has an output token count"]
+    if len(unasked):
+        unknown.append(
+            f"{len(unasked):,} of {len(known):,} requests got another number of tokens than they"
+            f" asked for; one of them {_where(unasked)}"
+        )
+    problem = f"{different.sum():,} of {len(different):,} requests got unequal numbers of tokens"
+    return judge(
+        "output counts equal",
+        holds=f"all arms and passes generated equal counts for {len(different):,} requests"
+        + (f"; {left_out:,} rows left out: failed or without a count" if left_out else ""),
+        problems=[f"{problem}; one of them {_where(odd)}"] if len(odd) else [],
+        unknown=unknown,
+        next_step="send ignore_eos with a fixed max_tokens",
+        if_unknown="take a server that keeps to ignore_eos and max_tokens, with room for the answer"
+        if len(unasked)
+        else "ask the server for usage (stream_options include_usage)",
+    )
+
+
+def _ties(rows: pd.DataFrame) -> str:
+    """What decided where answers part that are no damage."""
+    which = f"the other {len(rows):,} part" if len(rows) > 1 else "the other one parts"
+    return (
+        f"; {which} where the model's best tokens are within"
+        f" {rows['parting_nat'].max():.2g} nat, so that rounding decides"
+    )
+
+
+def _where(rows: pd.DataFrame) -> str:
+    """The first of some rows in words."""
+    row = rows.iloc[0]
+    return f"{row['arm']}, round {row['round'] + 1}, {row['pass']}, request {row['index']}"

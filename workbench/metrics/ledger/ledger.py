@@ -1,0 +1,247 @@
+"""The token ledger: where every prompt token came from, and a cause for every one that is missing.
+
+A pass has an account for each thing that can be counted twice. In each of them
+
+    expected - observed = sum of the entries + unexplained
+
+and every entry has a cause that a counter or an exact rule proves. What has none is unexplained;
+above one KV block per request it fails the gate `the ledger closes`.
+
+- `counted`: prompt tokens that the client sent to a role, and those that its servers counted.
+- `reused`: prefix tokens that a cache of single tokens would have served, and those that were.
+- `moved`: tokens that decode instances took for fetched, and the KV bytes that NIXL moved.
+- `store`: tokens that engines loaded, and the hits that the store counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
+
+from workbench.metrics.counters import TokenSources
+from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.ledger.causes import Entry, hashes_apart, missing_causes, of_failed
+from workbench.metrics.passes import PassCounters
+from workbench.topology import Role
+
+__all__ = ["Account", "Entry", "accounts", "ledger_closes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One comparison of a pass, in prompt tokens; NaN where a server does not say."""
+
+    arm: str
+    round: int
+    pass_name: str
+    role: str
+    """`prefill`, `decode`, `aggregated`, or `all` for the store."""
+    name: str
+    """`counted`, `reused`, `moved` or `store`."""
+    requests: int
+    expected: float
+    observed: float
+    entries: tuple[Entry, ...] = ()
+    allowed: float = nan
+    """What may stay unexplained: a KV block where the yardstick is exact, else one per request."""
+    unknown: str = ""
+    """Why this account cannot be drawn up; empty when it can."""
+
+    @property
+    def unexplained(self) -> float:
+        """Tokens without a cause; negative when more was observed than expected."""
+        return self.expected - self.observed - sum(entry.tokens for entry in self.entries)
+
+    @property
+    def closes(self) -> bool:
+        return not self.unknown and abs(self.unexplained) <= self.allowed
+
+    @property
+    def label(self) -> str:
+        role = "" if self.role == "all" else f", {self.role}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}: {self.name}"
+
+
+def accounts(passes: Iterable[PassCounters]) -> list[Account]:
+    """All accounts of these passes; those that a deployment cannot have are left out."""
+    drawn: list[Account] = []
+    for p in passes:
+        for role, sources in p.sources.items():
+            drawn.append(_counted(p, role, sources))
+            drawn.append(_reused(p, role, sources))
+        if p.nixl is not None and "decode" in p.sources:
+            drawn.append(_moved(p))
+        if p.connector.startswith("lmcache") and p.sources:
+            drawn.append(_store(p))
+    return drawn
+
+
+def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
+    """In no account more than one KV block per request stays without a cause."""
+    passes = list(passes)
+    drawn = accounts(passes)
+    open_ = [account for account in drawn if not account.unknown and not account.closes]
+    unknown = [f"{account.label}: {account.unknown}" for account in drawn if account.unknown]
+    unknown += [f"{p.label}: no instance's counters could be read" for p in passes if not p.sources]
+    known = [account for account in drawn if not account.unknown]
+    worst = max((abs(account.unexplained) for account in known), default=0.0)
+    tokens = sum(p.prompt_tokens_sent for p in passes)
+    return judge(
+        "the ledger closes",
+        holds=f"{tokens:,} prompt tokens in {len(drawn)} accounts of {len(passes)} passes; at most"
+        f" {worst:,.0f} in one of them have no cause",
+        problems=[
+            f"{a.label}: {abs(a.unexplained):,.0f} tokens"
+            f" {'too few' if a.unexplained > 0 else 'too many'} have no cause, where"
+            f" {a.allowed:,.0f} are allowed (expected {a.expected:,.0f}, observed"
+            f" {a.observed:,.0f})"
+            for a in open_
+        ],
+        unknown=unknown or ([] if drawn else ["no pass was measured"]),
+        next_step="read the ledger's rows of that pass and the servers' logs: tokens were served,"
+        " computed or lost where nobody said so",
+        if_unknown="let every instance show its /metrics (prefill_urls, decode_urls, lmcache_url)",
+    )
+
+
+def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
+    return Account(
+        arm=p.arm,
+        round=p.round,
+        pass_name=p.pass_name,
+        role=role,
+        name=name,
+        requests=p.requests_sent,
+        allowed=float(p.block_tokens * (1 if _exact(p) else p.requests_sent)),
+        **values,
+    )
+
+
+def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
+    short = p.prompt_tokens_sent - sources.total
+    entries = [of_failed(p, short)] if p.failed_prompt_tokens and short else []
+    return _account(
+        p,
+        role,
+        "counted",
+        expected=float(p.prompt_tokens_sent),
+        observed=sources.total,
+        entries=tuple(entries),
+        unknown=_silent(sources) if isnan(sources.total) else "",
+    )
+
+
+def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
+    reuse = p.reuse.get(role)
+    if reuse is None or _silent(sources):
+        why = _silent(sources) or "which instance got which prompt is not known"
+        return _account(p, role, "reused", expected=nan, observed=sources.cached, unknown=why)
+    entries = [Entry(cause=cause, tokens=tokens) for cause, tokens in reuse.rest]
+    missing = reuse.cached - sources.cached
+    in_flight = float(reuse.in_flight)
+    if in_flight:
+        # Whether a prefix was there a moment before the stamp that says so is not known.
+        early = min(in_flight, max(0.0, -missing))
+        missing += early
+        why = "the prompt that brings the prefix was still being computed"
+        entries.append(Entry(cause="in flight", tokens=in_flight - early, why=why))
+    entries += missing_causes(p, role, reuse, sources, missing)
+    return _account(
+        p,
+        role,
+        "reused",
+        expected=float(reuse.ideal),
+        observed=sources.cached,
+        entries=tuple(entries),
+    )
+
+
+def _moved(p: PassCounters) -> Account:
+    """KV bytes over the wire against tokens that the decode side took for fetched."""
+    assert p.nixl is not None
+    fetched = p.sources["decode"].external_hit
+    moved = p.nixl.bytes_moved / p.kv_bytes_per_token
+    unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
+    if isnan(moved):
+        unknown = unknown or "the bytes that NIXL moved, or KV bytes per token, are not known"
+    entries = []
+    reuse = p.reuse.get("decode")
+    if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
+        why = "NIXL moves whole blocks, the prompt's last one too"
+        entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
+    short = fetched - moved - sum(entry.tokens for entry in entries)
+    if p.failed_prompt_tokens and short:
+        entries.append(of_failed(p, short))
+    elif p.nixl.failed > 0 and short > 0:
+        short = min(short, p.nixl.failed * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"{p.nixl.failed:,.0f} failed transfers: counted as fetched, computed again"
+        entries.append(Entry(cause="failed transfer", tokens=short, why=why))
+    elif p.nixl.expired > 0 and short > 0:
+        short = min(short, p.nixl.expired * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"{p.nixl.expired:,.0f} prompts whose KV expired before it was fetched"
+        entries.append(Entry(cause="expired KV", tokens=short, why=why))
+    return _account(
+        p,
+        "decode",
+        "moved",
+        expected=fetched,
+        observed=moved,
+        entries=tuple(entries),
+        unknown=unknown,
+    )
+
+
+def _store(p: PassCounters) -> Account:
+    """Hits of the store against tokens that engines loaded."""
+    loaded = sum(sources.external_hit for sources in p.sources.values())
+    hits = p.store.hit_tokens if p.store is not None else nan
+    unknown = "the store's counters could not be read" if isnan(hits) else ""
+    if isnan(loaded):
+        unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
+    apart = hashes_apart(p)
+    twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
+    entries = []
+    if twice:
+        why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
+        entries.append(Entry(cause="engine had it too", tokens=-twice, why=why))
+    # A request that waits in an engine is looked up later than it was asked.
+    gap, slack = loaded - hits + twice, sum(r.in_flight + r.own_in_flight for r in p.reuse.values())
+    if slack and gap:
+        why = "a prompt was looked up while the one that brings its prefix was being computed"
+        tokens = max(-slack, min(slack, gap))
+        entries.append(Entry(cause="in flight", tokens=tokens, why=why))
+    rest = loaded - hits - sum(entry.tokens for entry in entries)
+    kept, times = p.store_since_empty, sum(p.preemptions.values())
+    if rest < 0 and times > 0:
+        why = f"{times:,.0f} preempted requests were looked up once more, and load nothing then"
+        most = times * p.longest_prompt_tokens
+        entries.append(Entry(cause="preemption", tokens=max(-most, rest), why=why))
+    elif kept is not None and kept.evicted_chunks > 0 and 0 < rest <= twice:
+        why = f"the store had dropped {kept.evicted_chunks:,.0f} chunks of what the engines held"
+        entries.append(Entry(cause="store eviction", tokens=rest, why=why))
+    elif p.failed_prompt_tokens and rest:
+        entries.append(of_failed(p, rest))
+    return _account(
+        p,
+        "all",
+        "store",
+        expected=loaded,
+        observed=hits,
+        entries=tuple(entries),
+        unknown=unknown,
+    )
+
+
+def _exact(p: PassCounters) -> bool:
+    """Whether it is known what each request could have: nothing was in flight beside another."""
+    return p.reuse.keys() >= p.sources.keys() and not any(
+        reuse.in_flight or reuse.own_in_flight for reuse in p.reuse.values()
+    )
+
+
+def _silent(sources: TokenSources) -> str:
+    why = f" ({sources.unknown})" if sources.unknown else ""
+    unknown = isnan(sources.cached + sources.computed)
+    return f"the instances do not say where their prompt tokens came from{why}" if unknown else ""

@@ -1,0 +1,253 @@
+"""The PD proxy: one URL in front of all instances, that routes by index and stamps both legs.
+
+    python -m workbench.serve.proxy.proxy --port 8000 --mode lmcache \\
+        --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200
+
+Aggregated instances are given as `--decode` alone: one leg, the same process and hop, so that an
+opponent pays what the subject pays. The stream passes byte for byte as it arrives; nothing on
+its way reads it. Beside `/v1/completions` and `/v1/chat/completions` there are
+
+    GET /health      the proxy itself listens
+    GET /v1/models   as the first decode instance answers
+    GET /legs        records.LegRecord of each finished request, as JSON, then forgotten (NaN is
+                     null; `?keep=1` keeps them)
+    GET /stats       {"cpu_s", "uptime_s", "requests", "failed"} of this process
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from time import monotonic, process_time
+from typing import get_args
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+
+from workbench.errors import ParameterError
+from workbench.records import LegRecord
+from workbench.serve.proxy.proxy_legs import Mode, Trip, json_object
+from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
+
+__all__ = ["DECODE_SHIFT_HEADER", "INDEX_HEADER", "Routes", "create_app", "main"]
+
+INDEX_HEADER = "X-Workbench-Index"
+"""The request's position in the workload; without it the proxy deals round robin."""
+DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
+"""Moves the decode leg this many instances on, for the cross-instance pass; default 0."""
+
+_BODY_BYTES = 64 * 2**20
+_SHUTDOWN_S = 1.0
+_FAULTS = ("transfer_params_lost",)
+"""What a simulated deployment lets the proxy do wrong; it can be set before real servers too."""
+_BACKLOG = 4096
+"""Connections that may wait to be accepted: a burst above it is delayed by a second of SYN retry,
+which would look like a slow prefill."""
+
+
+def create_app(
+    *, mode: Mode, decode: Sequence[str], prefill: Sequence[str] = (), fault: str = ""
+) -> web.Application:
+    """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances.
+
+    `fault` makes it do one thing wrong, for tests: `transfer_params_lost` keeps from the decode
+    instance what it needs to fetch the KV.
+
+    Serve it with `handler_cancellation=True`, by which a client that goes away ends its legs.
+    Raises ParameterError for a URL that cannot be used, no decode instance, or a PD set-up
+    without a connector, where both roles would prefill.
+    """
+    routes = Routes(
+        prefill=tuple(url.rstrip("/") for url in prefill),
+        decode=tuple(url.rstrip("/") for url in decode),
+    )
+    if mode == "none" and routes.prefill:
+        raise ParameterError(
+            "mode none with prefill instances: both roles would prefill; choose lmcache or nixl,"
+            " or give aggregated instances as --decode alone"
+        )
+    proxy = _Proxy(mode, routes, fault)
+    app = web.Application(client_max_size=_BODY_BYTES)
+    app.cleanup_ctx.append(proxy.connections)
+    app.router.add_post("/v1/completions", proxy.generate)
+    app.router.add_post("/v1/chat/completions", proxy.generate)
+    app.router.add_get("/v1/models", proxy.models)
+    app.router.add_get("/health", proxy.health)
+    app.router.add_get("/legs", proxy.drain_legs)
+    app.router.add_get("/stats", proxy.stats)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight then get one more second."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.serve.proxy.proxy")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--mode", choices=get_args(Mode), required=True)
+    parser.add_argument("--prefill", action="append", default=[], metavar="URL")
+    parser.add_argument("--decode", action="append", default=[], metavar="URL")
+    parser.add_argument("--fault", choices=_FAULTS, default="", help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    try:
+        app = create_app(
+            mode=asked.mode, prefill=asked.prefill, decode=asked.decode, fault=asked.fault
+        )
+    except ParameterError as error:
+        parser.error(str(error))
+    try:
+        web.run_app(
+            app,
+            host=asked.host,
+            port=asked.port,
+            loop=_event_loop(),
+            print=None,
+            access_log=None,
+            backlog=_BACKLOG,
+            shutdown_timeout=_SHUTDOWN_S,
+            handler_cancellation=True,
+        )
+    except OSError as error:
+        sys.exit(f"the proxy cannot listen on {asked.host}:{asked.port}: {error}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """Base URLs of the instances. No prefill instance means aggregated ones: a single leg."""
+
+    prefill: tuple[str, ...] = ()
+    decode: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.decode:
+            raise ParameterError("the proxy has no decode instance; give at least one --decode URL")
+        for url in self.prefill + self.decode:
+            if not url.startswith(("http://", "https://")):
+                raise ParameterError(
+                    f"instance URL {url!r}: write scheme, host and port, as in"
+                    " http://127.0.0.1:8100"
+                )
+
+    def at(self, index: int, *, shift: int = 0) -> tuple[str, str]:
+        """Prefill (empty when aggregated) and decode instance of the request at `index`.
+
+        The same index always meets the same pair, so a repeated workload finds what it left
+        there; `shift` moves the decode side (the only leg when aggregated) to a neighbour.
+        """
+        prefill = self.prefill[index % len(self.prefill)] if self.prefill else ""
+        return prefill, self.decode[(index + shift) % len(self.decode)]
+
+
+class _Proxy:
+    """What one proxy process knows: its routes, its connections, the legs it has seen."""
+
+    upstream: Upstream
+    """Made by `connections`, inside the event loop."""
+
+    def __init__(self, mode: Mode, routes: Routes, fault: str) -> None:
+        self.mode, self.routes, self.fault = mode, routes, fault
+        self.turn = count()
+        self.legs: list[LegRecord] = []
+        self.requests = 0
+        self.failed = 0
+        self.started_s = monotonic()
+
+    async def connections(self, _app: web.Application) -> AsyncIterator[None]:
+        self.upstream = Upstream()
+        yield
+        await self.upstream.close()
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Both legs of one request; once it is routed it leaves one LegRecord, however it ends."""
+        received_s = monotonic()
+        body = await request.read()
+        try:
+            index = _whole_number(request, INDEX_HEADER)
+            shift = _whole_number(request, DECODE_SHIFT_HEADER) or 0
+            asked = json_object(body) if self.routes.prefill else {}
+        except ValueError as error:
+            return _json({"error": {"message": str(error), "type": "bad_request"}}, status=400)
+        self.requests += 1
+        turn = next(self.turn) if index is None else index
+        prefill, decode = self.routes.at(turn, shift=shift)
+        routed = LegRecord(
+            request_id=request.headers.get("X-Request-Id") or uuid4().hex,
+            index=-1 if index is None else index,
+            prefill_instance=prefill,
+            decode_instance=decode,
+            received_s=received_s,
+        )
+        trip = Trip(request, self.upstream, routed)
+        try:
+            added = await trip.prefill(asked, mode=self.mode) if prefill else {}
+            if added and self.fault != "transfer_params_lost":
+                body = orjson.dumps(asked | added)
+            return await trip.decode(body)
+        except LegFailed as failure:
+            trip.failed(failure)
+            return _json(failure.payload, status=failure.http_status)
+        except asyncio.CancelledError:
+            trip.cancelled()
+            raise
+        finally:
+            self.failed += bool(trip.record.error)
+            self.legs.append(trip.record)
+
+    async def models(self, request: web.Request) -> web.Response:
+        instance = self.routes.decode[0]
+        try:
+            async with self.upstream.answer("decode", instance, request.path, {}, None) as response:
+                return web.Response(body=await response.read(), content_type=response.content_type)
+        except LegFailed as failure:
+            return _json(failure.payload, status=failure.http_status)
+
+    async def health(self, _request: web.Request) -> web.Response:
+        return _json({"status": "ok", "mode": self.mode})
+
+    async def drain_legs(self, request: web.Request) -> web.Response:
+        answer = _json(self.legs)
+        if request.query.get("keep") != "1":
+            self.legs = []
+        return answer
+
+    async def stats(self, _request: web.Request) -> web.Response:
+        return _json(
+            {
+                "cpu_s": process_time(),
+                "uptime_s": monotonic() - self.started_s,
+                "requests": self.requests,
+                "failed": self.failed,
+            }
+        )
+
+
+def _json(value: object, *, status: int = 200) -> web.Response:
+    # orjson writes dataclasses as objects and NaN as null.
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+def _whole_number(request: web.Request, header: str) -> int | None:
+    """The header's value, None without the header. Raises ValueError with a sentence."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{header} is {text!r}: give a whole number from 0 up")
+    return int(text)
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+if __name__ == "__main__":
+    main()
