@@ -389,7 +389,7 @@ async def test_mistakes_of_a_registry_are_doubts_and_the_other_claims_go_on(refe
     result, claims = await judged(referee(registry=str(folder)))
     assert list(claims) == ["GOOD"]
     assert "a.yaml: BAD: checks, comparator, effects," in result.facts["doubts"][0]
-    assert claims["GOOD"]["doubts"][0].startswith("GPU 'TPU v9' is not in the table")
+    assert claims["GOOD"]["doubts"][0].startswith("GPU 'TPU v9' is not in workbench/hardware")
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["registry is readable"] == "INCONCLUSIVE"
 

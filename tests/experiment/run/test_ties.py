@@ -113,7 +113,7 @@ async def test_arms_before_the_reference_are_looked_at_in_its_launch(made, asked
     await look(made, "1p1d lmcache", url, before)
     assert bodies == []  # nothing to hold it to
     cold = pass_rows(made.text_reference, "cold", " a red fox")
-    await look(made(made), url, before, cold)
+    await look(made, made.text_reference, url, before, cold)
     assert before["parting_nat"].tolist() == [pytest.approx(0.125)]
     await look(made, "another arm", url, before, cold)
     assert len(bodies) == 1
