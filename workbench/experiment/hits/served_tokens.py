@@ -11,21 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.metrics.latency import succeeded
-from workbench.metrics.lmcache_log.log_rows import explain
-from workbench.metrics.lmcache_log.reader import LogSummary, read_log
+from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "credited",
-    "examples",
-    "explained",
-    "log_tokens",
-    "pass_counts",
-    "served_tokens",
-    "store_logs",
-]
 
 _SOURCES = {
     "computed": "source=local_compute",
@@ -61,9 +50,7 @@ def store_logs(
     return found
 
 
-def served_tokens(
-    requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]
-) -> pd.DataFrame:
+def served(requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]) -> pd.DataFrame:
     """One row per answered request, in tokens: engine, l1, l2, computed, and what LMCache held.
 
     For requests one at a time, so that a retrieval belongs to the lookup before it. `held` is what
@@ -187,7 +174,7 @@ def _change(rows: pd.DataFrame) -> float:
 
 
 def log_tokens(summary: LogSummary) -> pd.DataFrame:
-    """A log's requests as rows of `served_tokens`, as far as the log says it; NaN where not."""
+    """A log's requests as rows of `served`, as far as the log says it; NaN where not."""
     rows = summary.requests
     return rows.assign(
         arm="log",
@@ -204,34 +191,3 @@ def log_tokens(summary: LogSummary) -> pd.DataFrame:
         cached_tokens=rows["engine_hit_tokens"] + rows["loaded_tokens"],
         ideal=nan,
     )
-
-
-def explained(served: pd.DataFrame) -> list[str]:
-    """Why "need to load" was what it was: one live request for each of its signs, in words."""
-    rows = served[served["need"].notna() & (served["held"] > 0)]
-    first = rows[~np.sign(rows["need"]).duplicated()].sort_values("need")
-    return [_sentence(dict(row)) for _, row in first.iterrows()]
-
-
-def _sentence(row: Mapping[str, Any]) -> str:
-    said = explain(
-        {
-            "prompt_tokens": row["prompt_tokens"],
-            "lmcache_hit_tokens": row["held"],
-            "engine_hit_tokens": row["engine"],
-            "need_to_load": row["need"],
-            "loaded_tokens": row["l1"] + row["l2"],
-        }
-    )
-    return f"{row['arm']}, {row['pass']}: {said}"
-
-
-def examples(summary: LogSummary) -> list[str]:
-    """The same of a log's requests; of the mp generation, which does not say it, one as it is.
-
-    A load that did not arrive is one more kind.
-    """
-    rows = summary.requests.assign(sign=np.sign(summary.requests["need_to_load"].astype(float)))
-    rows["lost"] = rows["loaded_tokens"] < rows["asked_to_load"]
-    first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need_to_load", "lost"])
-    return [explain(dict(row)) for _, row in first.iterrows()]
