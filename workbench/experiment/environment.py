@@ -34,8 +34,6 @@ from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
 from workbench.serve.processes.ports import free_ports
 
-__all__ = ["Stale", "answers", "check_environment", "stale_servers"]
-
 FITS = {"vllm": "0.32.0", "lmcache": "0.5.6", "nixl": "1.5.1"}
 """Versions whose private parts the fork server and the patches lean on, and that were measured."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}

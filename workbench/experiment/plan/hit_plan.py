@@ -9,7 +9,7 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
 from workbench.experiment.plan.room import (
     UNKNOWN_VOCAB_TOKENS,
     check_gpu_memory,
@@ -17,6 +17,7 @@ from workbench.experiment.plan.room import (
     engine_of,
     kv_space_tokens,
 )
+from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.load.catalogue import build
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Workload

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from math import inf, isnan, nan, sqrt
 from statistics import NormalDist
 
-__all__ = ["Answer", "Limits", "Point", "Search"]
-
 _Z = NormalDist().inv_cdf(0.975)
 
 

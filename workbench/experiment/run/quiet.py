@@ -13,8 +13,6 @@ from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
 
-__all__ = ["BUSY_MEANS", "TIMING_GATES", "Quiet", "quietness", "timing_gates", "watch_machine"]
-
 WATCHED_S = 2.0
 
 TIMING_GATES = frozenset(
