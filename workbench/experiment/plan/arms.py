@@ -90,7 +90,6 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
             for rival in ("none", "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
-    swept = bool(params.rates_per_s or params.search)
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
@@ -110,7 +109,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 passes=tuple(
                     Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
                     for s in means.passes(topology)
-                    if not swept
+                    if not params.swept
                 ),
                 gpus=topology.gpus(tp),
                 settings=settings,
@@ -189,13 +188,12 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
     elif params.lmcache_url:
         states.append("store-warm")
     label = params.topology or "attached"
-    swept = bool(params.rates_per_s or params.search)
     arm = Arm(
         label=label,
         role="attached",
         topology=_layout(label),
         connector="unknown",
-        passes=tuple(Pass(name=s, state=s) for s in states if not swept),
+        passes=tuple(Pass(name=s, state=s) for s in states if not params.swept),
     )
     made = _with_load("pd_sweep", params, (arm,), workload_of(params, None, None))
     return replace(made, doubts=tuple(doubts))
