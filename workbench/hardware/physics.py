@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from workbench.errors import ParameterError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Accelerator:
     """What the vendor promises of one GPU: dense rates, without structured sparsity."""
 
@@ -27,27 +27,23 @@ class Accelerator:
 
 
 _FORMS = ("", " OAM", " VF")
-_KNOWN: tuple[tuple[str, float, float, float, tuple[str, ...]], ...] = (
+ACCELERATORS = (
     # name, dense bf16 TFLOP/s, memory TB/s, memory GB, names that tools print
     # NVIDIA A100 80GB datasheet: 312 TFLOPS BF16 (624 with sparsity), 2,039 GB/s; PCIe 1,935 GB/s.
-    ("A100 80GB SXM", 312.0, 2.039, 80, ("NVIDIA A100-SXM4-80GB",)),
-    ("A100 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A100 80GB PCIe",)),
+    Accelerator("A100 80GB SXM", 312.0, 2.039, 80, ("NVIDIA A100-SXM4-80GB",)),
+    Accelerator("A100 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A100 80GB PCIe",)),
     # The A800 differs in NVLink only (from memory).
-    ("A800 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A800 80GB PCIe",)),
+    Accelerator("A800 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A800 80GB PCIe",)),
     # NVIDIA H100 datasheet, SXM: 1,979 TFLOPS BF16 with sparsity, half of it dense; 3.35 TB/s.
-    ("H100 SXM", 989.5, 3.35, 80, ("NVIDIA H100 80GB HBM3",)),
+    Accelerator("H100 SXM", 989.5, 3.35, 80, ("NVIDIA H100 80GB HBM3",)),
     # NVIDIA H200 datasheet, SXM: the H100's compute; 4.8 TB/s, 141 GB.
-    ("H200", 989.5, 4.8, 141, ("NVIDIA H200",)),
+    Accelerator("H200", 989.5, 4.8, 141, ("NVIDIA H200",)),
     # NVIDIA HGX B200 (1,000 W): 2,250 TFLOPS BF16 dense, 8.0 TB/s, 180 GB usable (secondary).
-    ("B200", 2250.0, 8.0, 180, ("NVIDIA B200",)),
+    Accelerator("B200", 2250.0, 8.0, 180, ("NVIDIA B200",)),
     # AMD Instinct MI300X data sheet: 1,307.4 TFLOPS BF16 dense, 5.3 TB/s, 192 GB.
-    ("MI300X", 1307.4, 5.3, 192, tuple(f"AMD Instinct MI300X{form}" for form in _FORMS)),
+    Accelerator("MI300X", 1307.4, 5.3, 192, tuple(f"AMD Instinct MI300X{form}" for form in _FORMS)),
     # AMD Instinct MI325X data sheet: the MI300X's compute; 6.0 TB/s, 256 GB.
-    ("MI325X", 1307.4, 6.0, 256, tuple(f"AMD Instinct MI325X{form}" for form in _FORMS)),
-)
-ACCELERATORS = tuple(
-    Accelerator(name=name, bf16_tflops=tflops, hbm_tb_s=tb_s, memory_gb=gb, product_names=names)
-    for name, tflops, tb_s, gb, names in _KNOWN
+    Accelerator("MI325X", 1307.4, 6.0, 256, tuple(f"AMD Instinct MI325X{form}" for form in _FORMS)),
 )
 
 

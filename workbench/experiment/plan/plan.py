@@ -51,6 +51,11 @@ class Pass:
     """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
 
 
+def pass_in(state: str) -> Pass:
+    """The pass that is named after its cache state."""
+    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
+
+
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
     return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
