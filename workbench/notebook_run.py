@@ -19,8 +19,6 @@ from typing import Any
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
 
-__all__ = ["NotebookRun", "read_params", "run_all", "run_notebook", "table_of", "told"]
-
 _STOPPED = ("KeyboardInterrupt", "CancelledError")
 _INTERRUPTED = "KeyboardInterrupt: stopped"
 _NO_MEMORY = "KernelDied: the notebook's kernel was killed, as the system does when memory runs out"

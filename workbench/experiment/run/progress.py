@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from math import inf, isnan, nan
 from typing import Self
 
-__all__ = ["Progress", "Standing", "read_standing", "spell_s"]
-
 
 def spell_s(seconds: float) -> str:
     """`4:05` or `1:02:03`; empty where the time is not known."""

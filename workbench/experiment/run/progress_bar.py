@@ -22,8 +22,6 @@ from typing import Any, TextIO
 from workbench.experiment.run.progress import Standing, read_standing, spell_s
 from workbench.experiment.run.run_log import Echo, echo_line
 
-__all__ = ["LineWriter", "bar_in_lab", "has_front_end"]
-
 _FORMAT = "{percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed{postfix}"
 _TICK_S = 1.0
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from workbench.experiment.result.run_folder import RunFolder
     from workbench.experiment.run.run_log import Log
 
-__all__ = ["TimeLimit", "keep_whole_rounds"]
-
 
 @dataclass(slots=True, kw_only=True)
 class TimeLimit:
