@@ -19,7 +19,7 @@ from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
