@@ -10,7 +10,8 @@ import httpx
 from aiohttp import web
 
 from workbench.experiment.run.isolation import CounterReading, read_counters
-from workbench.load.http.client import open_client, stream_completion
+from workbench.load.http.client import ask
+from workbench.load.http.request import Endpoint
 from workbench.load.workload.workload import asked_again, reference
 from workbench.metrics.prometheus import difference
 from workbench.records import RequestRecord
@@ -89,14 +90,8 @@ class Pair:
         workload = reference(requests=requests, **usual | sizes)
         if again:
             workload = asked_again(workload)
-        url = self.deployment.url
-        async with open_client(url) as client:
-            return [
-                await stream_completion(
-                    client, request, base_url=url, model="workbench", timeout_s=timeout_s
-                )
-                for request in workload.requests
-            ]
+        endpoint = Endpoint(base_url=self.deployment.url, model="workbench", timeout_s=timeout_s)
+        return [await ask(request, endpoint) for request in workload.requests]
 
     async def counters(self) -> CounterReading:
         return await read_counters(self.deployment)

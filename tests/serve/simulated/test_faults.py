@@ -2,7 +2,7 @@ import pytest
 
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.engine import FAULTS as CHOICES
+from workbench.params.measuring import FAULTS as CHOICES
 from workbench.params.notebooks import PdSweep, PrefixCache
 from workbench.serve.simulated.faults import FAULTS, applies, check_fault, fault_of_process
 from workbench.topology import Topology

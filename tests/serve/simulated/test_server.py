@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.serve.simulated.pair import SETTINGS, Pair, pretend
-from workbench.params.engine import FAULTS
+from workbench.params.measuring import FAULTS
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.load.http import stream
-from workbench.load.http.alike import texts_alike
+from workbench.load.http.fast_path import texts_alike
 from workbench.load.http.stream import parse_stream
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from workbench.load.workload.workload import Request
 from workbench.records import RequestRecord
 
-__all__ = ["Turns", "fed_back"]
-
 
 def fed_back(request: Request, before: Request, answer: tuple[int, ...]) -> Request:
     """The turn as it is sent: the prompt before, the ids of its answer, then the new question.
@@ -32,7 +30,7 @@ def fed_back(request: Request, before: Request, answer: tuple[int, ...]) -> Requ
     return replace(request, prompt_ids=prompt_ids, ideal_reuse_tokens=before.prompt_tokens + kept)
 
 
-class Turns:
+class Conversations:
     """Holds a turn back until the one before has ended; knows what was really sent.
 
     Requests without a turn before pass through as they are.

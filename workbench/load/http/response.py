@@ -1,8 +1,7 @@
 """A response as it arrives: its reads with their times, unframed into body bytes.
 
 Reads that end as an event does in its chunk wait until there are several: httptools (C) unframes
-them together at half the cost of one by one between the reads of other streams. What the body means
-is left to whoever reads it when it has ended. All times are `time.monotonic()` in seconds.
+them together at half the cost of one by one. All times are `time.monotonic()` in seconds.
 """
 
 from __future__ import annotations
@@ -12,14 +11,9 @@ from math import nan
 from time import monotonic
 
 import httptools
-import httpx
-
-__all__ = ["ANSWER_BYTES", "HEAD_BYTES", "Answer", "Disconnected", "TooLarge"]
 
 HEAD_BYTES = 64 * 1024
 """Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
-ANSWER_BYTES = 64 * 1024 * 1024
-"""Of a whole response, unless the request says otherwise."""
 _LOT = 32
 """Reads that are unframed together."""
 _LARGE = 4096
@@ -28,39 +22,19 @@ _EVENT_END = b"\n\n\r\n"
 """How a read ends that brings an event in a chunk of its own; the end of a body does not."""
 
 
-class Disconnected(httpx.RemoteProtocolError):
-    """The server closed the connection (no reset) before its response was complete."""
+class Response:
+    """What has arrived of one response, and what cut it short.
 
-
-class TooLarge(httpx.RemoteProtocolError):
-    """A response of more bytes than may be kept."""
-
-
-class Answer:
-    """One response as it arrives.
-
-    `stamps` and `reads` hold the time and the body bytes of each read, `reads` some later unless
-    somebody watches. `head` is done when status and headers are known, `finished` at the end of the
-    body; a failure is set on both as an httpx.TransportError. `more` is set at the end, and by each
-    read if it is watched. httptools calls the `on_` methods.
-    A head of more than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing
-    included, fail with TooLarge: memory is bounded whatever the server sends.
+    `stamps` and `reads` hold the time and the body bytes of each read, complete when `finished`
+    is done. `error` is then empty or a class of RequestRecord, `message` its reason. A head of more
+    than HEAD_BYTES, and a response of more than `limit_bytes` as sent, framing included, end as
+    `too_large`: memory is bounded whatever the server sends. httptools calls the `on_` methods.
     """
 
-    def __init__(self, limit_bytes: int = ANSWER_BYTES) -> None:
-        loop = asyncio.get_running_loop()
-        self.head: asyncio.Future[None] = loop.create_future()
-        self.finished: asyncio.Future[None] = loop.create_future()
-        for future in (self.head, self.finished):
-            future.add_done_callback(_retrieve)
-        self.more = asyncio.Event()
-        self.ended = False
-        self._watched = False
-        self._may_wait = False
-        """Is the body chunked, and does nobody watch?"""
+    def __init__(self, limit_bytes: int) -> None:
+        self.sent_s = self.head_s = nan
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.head_s = nan
         self.stamps: list[float] = []
         self.reads: list[bytes] = []
         self.complete = False
@@ -69,14 +43,18 @@ class Answer:
         self.on_body = self.reads.append
         self._framed: list[bytes] = []
         self._body_ends: int | None = None
-        self._chunked = False
-        self._sized = False
-        self._limit_bytes = limit_bytes
-        self._received_bytes = 0
+        self._chunked = self._sized = self._may_wait = False
+        self._limit_bytes, self._received_bytes = limit_bytes, 0
+        self.expect()
+
+    def expect(self) -> None:
+        """Wait for its first byte; again where a connection broke before it, on the next one."""
+        self.ended, self.error, self.message = False, "", ""
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes, now_s: float) -> None:
-        """Take one read. A framing error fails the response with RemoteProtocolError."""
+        """Take one read."""
         self.stamps.append(now_s)
         self._framed.append(data)
         if self._may_wait and data[-4:] == _EVENT_END and len(data) < _LARGE:
@@ -89,37 +67,30 @@ class Answer:
         if not self.ended:
             self._unframe()
 
-    def watch(self) -> None:
-        """Have `more` set by each read from now on."""
-        self._watched, self._may_wait = True, False
-        self.look()
-
     def lost(self, error: Exception | None) -> None:
         """The connection is gone: a failure, unless the body has no other end than this."""
         self._unframe()
         if self.ended:
             return
         if error is not None:
-            self.fail(httpx.ReadError(f"connection lost: {error}"))
+            self.fail("reset", f"connection lost: {error}")
         elif not self.status:
             part = "in the head of its response" if self.stamps else "without sending a response"
-            self.fail(Disconnected(f"the server hung up {part}"))
+            self.fail("reset", f"the server hung up {part}")
         elif self._chunked or self._sized:
-            self.fail(Disconnected("the server hung up before the end of its response"))
+            self.fail("truncated", "the server hung up before the end of its response")
         else:
             self.stamps.append(monotonic())
             self.reads.append(b"")
             self.complete = True
-            self._settle()
+            self._end()
 
-    def fail(self, error: httpx.TransportError) -> None:
-        """End the response with `error`; does nothing to one that has ended."""
+    def fail(self, error: str, message: str) -> None:
+        """End it with an error; does nothing to a response that has ended."""
         self._unframe()
-        for future in (self.head, self.finished):
-            if not future.done():
-                future.set_exception(error)
-        self._end()
-        self.more.set()
+        if not self.ended:
+            self.error, self.message = error, message
+            self._end()
 
     def _unframe(self) -> None:
         """Have the parser look at the reads that have waited."""
@@ -142,29 +113,24 @@ class Answer:
         if len(self.stamps) > len(self.reads):
             self.keep_alive = False  # reads behind the end
             del self.stamps[len(self.reads) :]
-        self._settle()  # first, since the head of a broken answer still has its status
         if self.complete:
-            return  # bytes after the end only cost the connection
-        if failure:
-            self.fail(httpx.RemoteProtocolError(failure))
+            self._end()  # bytes after the end only cost the connection
+        elif failure:
+            self.fail("protocol", failure)
         elif self._received_bytes > HEAD_BYTES and not self.status:
-            self.fail(TooLarge(f"a head of more than {HEAD_BYTES:,} bytes"))
+            self._too_large("a head", HEAD_BYTES)
         elif self._received_bytes > self._limit_bytes:
-            self.fail(TooLarge(f"an answer of more than {self._limit_bytes:,} bytes"))
+            self._too_large("an answer", self._limit_bytes)
 
-    def _settle(self) -> None:
-        if self.status and not self.head.done():
-            self.head.set_result(None)
-            self._may_wait = self._chunked and not self._watched
-        if self.complete and not self.finished.done():
-            self.finished.set_result(None)
-            self._end()
-        self.more.set()
+    def _too_large(self, what: str, limit_bytes: int) -> None:
+        why = "the server does not keep to max_tokens, or is none"
+        self.fail("too_large", f"{what} of more than {limit_bytes:,} bytes: {why}")
 
     def _end(self) -> None:
         self.ended = True
-        # It holds this answer's methods: a cycle that would wait for the garbage collector.
-        vars(self).pop("_parser", None)
+        del self._parser  # it holds methods of this: a cycle, and nothing collects those in a drive
+        if not self.finished.done():
+            self.finished.set_result(None)
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -189,15 +155,10 @@ class Answer:
             self._chunked = self._sized = False
             return
         self.status, self.head_s = status, self.stamps[-1]
+        self._may_wait = self._chunked
 
     def on_message_complete(self) -> None:
         if self.status and not self.complete:
             self.complete = True
             self._body_ends = len(self.reads)
             self.keep_alive = self._parser.should_keep_alive()
-
-
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """Mark an error as seen: whoever has read `reads` need not await `finished`."""
-    if not future.cancelled():
-        future.exception()

@@ -15,8 +15,6 @@ from itertools import repeat
 
 import orjson
 
-__all__ = ["texts_alike"]
-
 _CUT = re.compile(
     rb'(.*?"(?:text|content)": ?")((?:[^"\\]|\\.)*)(".*"usage": ?\{"prompt_tokens": ?)([0-9]+)'
     rb'(, ?"total_tokens": ?)([0-9]+)(, ?"completion_tokens": ?)([0-9]+)(.*)',

@@ -6,8 +6,8 @@ import pytest
 
 from workbench.errors import ParameterError
 from workbench.load.catalogue import build
+from workbench.load.drive.conversations import fed_back
 from workbench.load.drive.driver import drive
-from workbench.load.drive.turns import fed_back
 from workbench.load.workload.arrivals import closed, poisson
 from workbench.load.workload.workload import Request, Workload, asked_again
 
