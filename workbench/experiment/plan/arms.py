@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from workbench.errors import PlanError
+from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.hit_plan import plan_hits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
 from workbench.experiment.plan.plan_doubts import (
@@ -92,18 +92,18 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
             " at 1, and change the topology instead, e.g. 2p4d"
         )
-    wanted: dict[tuple[str, str], Literal["subject", "opponent"]] = {}
+    wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
     for topology in topologies:
-        wanted[str(topology), asked.name] = "subject"
+        wanted[topology, asked.name] = "subject"
     if params.opponents:
         for topology in (t for t in topologies if t.disaggregated):
+            equal = Topology(aggregated=_equal_gpus(topology, params.tp))
             for rival in ("none", "lmcache"):
-                key = (f"{_equal_gpus(topology, params.tp)}a", rival)
-                wanted.setdefault(key, "opponent")
+                wanted.setdefault((equal, rival), "opponent")
     swept = bool(params.rates_per_s or params.search)
     arms = []
-    for (text, name), role in wanted.items():
-        topology, means = Topology.parse(text), connector(name)
+    for (topology, name), role in wanted.items():
+        means = connector(name)
         check_room(topology, params.tp, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
@@ -111,7 +111,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             Arm(
                 label=_label(topology, name, params.tp, settings.platform),
                 role=role,
-                topology=text,
+                topology=topology,
                 connector=name,
                 passes=tuple(
                     Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
@@ -197,6 +197,14 @@ def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
     return max(1, topology.gpus(tp) // tp.aggregated)
 
 
+def _layout(label: str) -> Topology | None:
+    """What the label of attached servers says about their layout: any text is allowed."""
+    try:
+        return Topology.parse(label)
+    except ParameterError:
+        return None
+
+
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
     known = bool(params.prefill_urls or params.decode_urls)
     states: list[State] = ["cold", "engine-warm"]
@@ -217,7 +225,7 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
     arm = Arm(
         label=label,
         role="attached",
-        topology=label,
+        topology=_layout(label),
         connector="unknown",
         passes=tuple(Pass(name=s, state=s) for s in states if rates is None),
     )
@@ -253,7 +261,7 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     make = partial(
         Arm,
         role="subject",
-        topology="1a",
+        topology=topology,
         connector="none",
         gpus=topology.gpus(tp),
         tp=tp,

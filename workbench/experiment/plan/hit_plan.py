@@ -98,7 +98,7 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
                 " holds: nothing will be evicted. Lower it, or send more."
             )
     make = partial(
-        Arm, role="subject", topology="1a", connector="lmcache", gpus=topology.gpus(tp),
+        Arm, role="subject", topology=topology, connector="lmcache", gpus=topology.gpus(tp),
         settings=settings, tp=tp, capacity=capacity, store_gb=params.store_gb,
     )  # fmt: skip
     return ExperimentPlan(
@@ -194,7 +194,7 @@ def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
     arm = Arm(
         label="attached",
         role="attached",
-        topology=f"{max(1, len(params.decode_urls))}a",
+        topology=Topology(aggregated=max(1, len(params.decode_urls))),
         connector="lmcache" if chunk_tokens else "unknown",
         chunk_tokens=chunk_tokens,
         passes=tuple(Pass(name=state, state=state) for state in states),

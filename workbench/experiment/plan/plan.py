@@ -64,7 +64,8 @@ class Arm:
 
     label: str
     role: Literal["subject", "opponent", "attached"]
-    topology: str
+    topology: Topology | None
+    """None for attached servers whose layout is not known."""
     connector: str
     passes: tuple[Pass, ...]
     gpus: int = 0
@@ -83,10 +84,10 @@ class Arm:
         self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
-        if self.settings is None:
+        if self.settings is None or self.topology is None:
             raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
         return plan_deployment(
-            Topology.parse(self.topology),
+            self.topology,
             connector(self.connector),
             self.settings,
             ports=ports,
@@ -100,7 +101,17 @@ class Arm:
 
     @property
     def ports(self) -> int:
-        return ports_needed(Topology.parse(self.topology))
+        return ports_needed(self.topology) if self.topology else 0
+
+    @property
+    def disaggregated(self) -> bool:
+        """True when prefill and decode are known to run on instances of their own."""
+        return self.topology is not None and self.topology.disaggregated
+
+    @property
+    def topology_text(self) -> str:
+        """What rows and files hold: `1p4d`, or the label where the layout is not known."""
+        return str(self.topology) if self.topology else self.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +150,7 @@ class ExperimentPlan:
     @property
     def text_reference(self) -> str:
         """The arm whose cold answers all others are held to: an aggregated one if there is one."""
-        aggregated = (arm.label for arm in self.arms if arm.topology.endswith("a"))
+        aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
         return next(aggregated, self.arms[0].label)
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
@@ -197,7 +208,7 @@ class ExperimentPlan:
         total_s = self.once_s
         for arm in self.arms:
             instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
-            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * instance_s
+            launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
             total_s += self.rounds * (slower * launch_s + passes_s)

@@ -39,7 +39,7 @@ def unequal_doubts(arms: list[Arm], tp: TensorParallel) -> list[str]:
         f"{arm.label} has {arm.gpus} GPUs, which {tp.aggregated} a piece do not divide: its"
         f" aggregated opponents have {arm.gpus // tp.aggregated * tp.aggregated}."
         for arm in arms
-        if arm.role == "subject" and arm.topology.endswith("d") and arm.gpus % tp.aggregated
+        if arm.role == "subject" and arm.disaggregated and arm.gpus % tp.aggregated
     ]
 
 
