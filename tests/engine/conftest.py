@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from workbench.serve.processes.processes import Launcher
 
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology

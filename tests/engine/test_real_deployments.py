@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workbench.serve.processes.processes import Launcher
 
 from workbench.experiment.plan.plan import Pass
 from workbench.experiment.run.isolation import make_state, read_counters
@@ -13,7 +14,6 @@ from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 

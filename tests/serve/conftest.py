@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workbench.serve.processes.processes import Launcher, free_ports
 
 from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes.processes import Launcher, free_ports
 
 SERVER = """
 import http.server, sys

@@ -7,13 +7,13 @@ from typing import Any
 
 import psutil
 import pytest
+from workbench.serve.processes.processes import Launcher
 
 from tests.serve.simulated_pair import SETTINGS, Pair, pretend
 from workbench.params.engine import FAULTS
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.simulated import settings
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings

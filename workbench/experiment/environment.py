@@ -31,13 +31,15 @@ from workbench.hardware import machine
 from workbench.hardware.machine import Machine
 from workbench.metrics.gates.answer_gates import Gate
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
-from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
+from workbench.serve import vllm
+from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
+from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.processes.ports import free_ports
 
 __all__ = ["Stale", "answers", "check_environment", "stale_servers"]
 
-FITS = {"vllm": "0.32.0", "lmcache": "0.5.6", "nixl": "1.5.1"}
-"""Versions whose private parts the fork server and the patches lean on, and that were measured."""
+FITS = vllm.PACKAGES | {name: v for c in CONNECTORS.values() for name, v in c.packages.items()}
+"""Versions that were measured."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}
 SMALLEST_SHM_GB = 2.0
 PORTS = 16
@@ -64,7 +66,7 @@ def stale_servers() -> list[Stale]:
         words = info["cmdline"] or []
         line = " ".join(words)
         ours = "workbench.serve." in line or ("lmcache" in line and "server" in words)
-        theirs = "VLLM::" in line or "vllm.entrypoints" in line or "vllm serve" in line
+        theirs = any(mark in line for mark in vllm.PROCESS_MARKS)
         if (ours or theirs) and info["memory_info"] is not None:
             found.append(
                 Stale(
@@ -126,7 +128,8 @@ def _smoke_gate(row: dict[str, Any]) -> Gate:
 
 def _static_gates(here: Machine, platform: str) -> list[Gate]:
     """Versions, memory, shared memory and default ports, without starting anything."""
-    missing = [name for name in ("vllm", "lmcache") if name not in here.versions]
+    wanted = [*vllm.PACKAGES, *connector(PdSweep().connector).packages]
+    missing = [name for name in wanted if name not in here.versions]
     other = [
         f"{name} {here.versions[name]} (tested: {version})"
         for name, version in FITS.items()
@@ -149,14 +152,15 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     else:
         names = ", ".join(f"{name} {here.versions[name]}" for name in FITS if name in here.versions)
         gates.append(_gate("packages", "PASS", f"{names} are the tested versions", ""))
-    free, enough = here.memory_free_gb, 2 * CPU_INSTANCE_GB + 1.5
-    fits = min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / CPU_INSTANCE_GB))
+    each_gb = instance_gb(vllm.EngineSettings(model=Path(), platform="cpu"))
+    free, enough = here.memory_free_gb, 2 * each_gb + 1.5
+    fits = min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / each_gb))
     gates.append(
         _gate(
             "memory",
             "PASS" if free >= enough else "FAIL",
             f"{free:.1f} GB free: room for {max(fits, 0)} CPU instances of about"
-            f" {CPU_INSTANCE_GB} GB and a KV store",
+            f" {each_gb:.1f} GB and a KV store",
             "" if free >= enough else "end other programs",
         )
     )

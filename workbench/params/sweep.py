@@ -9,7 +9,10 @@ from workbench.params.load import LoadParams
 from workbench.params.rules import check_address, check_addresses, param
 from workbench.topology import TensorParallel, Topology
 
-__all__ = ["PdSweep"]
+__all__ = ["CONNECTORS", "PdSweep"]
+
+CONNECTORS = ("none", "lmcache", "nixl")
+"""Ways to move KV; each is a module of that name in `serve.connectors`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,9 @@ class PdSweep(LoadParams):
         example="1p4d",
     )
     connector: str = param(
-        "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
+        "lmcache",
+        f"how KV moves: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
+        choices=CONNECTORS,
     )
     rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
     search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")

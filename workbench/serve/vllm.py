@@ -169,8 +169,6 @@ def program(platform: Platform) -> tuple[str, ...]:
 
 def load() -> None:
     """Import what a CPU instance imports, and undo the CPU platform's choice of spawn."""
-    import transformers.models.llama
-    import uvloop
     import vllm.entrypoints.launchers.api_server.entry
     import vllm.entrypoints.serve.utils.api_utils
     import vllm.model_executor.models.llama

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+from workbench.serve.processes.processes import Launcher
 
 from tests.conftest import TOKEN, left_running, marked_processes
 from workbench.experiment.plan.arms import plan
@@ -25,7 +26,6 @@ from workbench.params.notebooks import PdSweep
 from workbench.report.figures import token_sources, tps_by_topology
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.topology import Topology
 

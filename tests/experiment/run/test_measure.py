@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from workbench.serve.processes.processes import Process
 
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.measure import measure_arm
 from workbench.experiment.run.run_log import Log
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes.processes import Process
 
 
 @pytest.fixture

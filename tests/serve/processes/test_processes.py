@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from workbench.serve.processes.processes import Launcher, Process
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve.processes import processes
-from workbench.serve.processes.processes import Launcher, Process
 
 FAMILY = """
 import subprocess, sys

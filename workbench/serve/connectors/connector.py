@@ -92,6 +92,11 @@ class Connector:
             )
 
     @property
+    def loads(self) -> bool:
+        """Whether instances can load KV that is not in their own cache."""
+        return self.transfer_config is not _nothing
+
+    @property
     def installed(self) -> bool:
         """Whether this machine has what it needs."""
         return not self.modules or any(map(find_spec, self.modules))

@@ -72,8 +72,6 @@ def _server(
 
 def load() -> None:
     """Import what the server and its connector in vLLM need, for forks."""
-    import lmcache.cli.main
-    import lmcache.v1.multiprocess.http_server
     import vllm.distributed.kv_transfer.kv_connector.v1.lmcache_mp_connector  # noqa: F401
 
 

@@ -66,9 +66,11 @@ class Process(Protocol):
     @property
     def pid(self) -> int:
         """Its id on this machine; 0 where it runs elsewhere."""
+
     @property
     def log(self) -> Path:
         """The file that gets all it prints."""
+
     @property
     def alive(self) -> bool: ...
 

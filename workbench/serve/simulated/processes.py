@@ -10,18 +10,18 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
 
+from workbench.serve.connectors import Connector, Wiring
+from workbench.serve.processes.launcher import ProcessSpec
 from workbench.serve.simulated.faults import fault_of_process
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
-if TYPE_CHECKING:
-    from workbench.serve.connectors import Connector
-    from workbench.serve.plan import ProcessSpec
-    from workbench.serve.vllm import EngineSettings
+__all__ = ["LOADS", "pretend"]
 
-__all__ = ["pretend"]
-
+_MAIN, _PROXY_MAIN = "workbench.serve.simulated.__main__:main", "workbench.serve.proxy.proxy:main"
+LOADS = tuple(name.partition(":")[0] for name in (_MAIN, _PROXY_MAIN))
+"""What the fork server of a simulation loads."""
 _PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
 
 
@@ -41,7 +41,7 @@ def pretend(
         last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
         fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
         program, args = spec.program, spec.args
-        forks: Literal["simulated", "proxy"] = "simulated"
+        forks = _MAIN
         if spec.role == "store":
             store_port = spec.port
             program = _PROGRAM
@@ -51,11 +51,11 @@ def pretend(
                 "--l1-size-gb", f"{store_gb:g}",
             )  # fmt: skip
         elif spec.role == "proxy":
-            forks = "proxy"
+            forks = _PROXY_MAIN
         else:
             program = _PROGRAM
-            transfer = connector.transfer_config(spec.role, store_port=store_port, cpu=True)
-            args = _instance_args(spec, settings, json.dumps(transfer or {}))
+            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
+            args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
         args += ("--fault", fault) if fault else ()
         made.append(replace(spec, program=program, args=args, env={}, forks=forks))
     return made
