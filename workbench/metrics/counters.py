@@ -169,14 +169,12 @@ class StoreCounters:
     disk_sent_chunks: float = 0.0
     """Chunks handed to the tier below, and those of them that have been written there."""
     disk_chunks: float = 0.0
-    missing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, counters: Counters, names: Mapping[str, str]) -> Self:
         """From the series that the store has for each field."""
         if counters.doubts:  # restarted, or not read: what it has not counted since is not zero
-            unknown = dict.fromkeys(names, nan)
-            return cls(**unknown, missing=tuple(names.values()))
+            return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
         exporter = "_".join(names["requested_tokens"].split("_")[:2])
@@ -185,8 +183,7 @@ class StoreCounters:
         elif names["requested_tokens"] in present:
             unborn -= {names["hit_tokens"]}
         return cls(
-            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()},
-            missing=tuple(name for name in names.values() if name not in present | unborn),
+            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
         )
 
 

@@ -48,8 +48,8 @@ def check_capacity(
         if needed_gb > capacity.free_memory_gb:
             raise PlanError(
                 f"topology {topology} needs about {needed_gb:.1f} GB ({topology.instances}"
-                f" instances x {each_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
-                " programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
+                f" instances x {each_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end"
+                " other programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
             )
         return
     for role, _ in topology.roles:

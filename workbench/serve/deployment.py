@@ -101,10 +101,10 @@ class Deployment:
     async def legs(self) -> list[LegRecord]:
         """What the proxy saw since it was last asked; empty without a proxy of ours."""
         rows = await self._of_proxy("/legs") or []
-        return [
-            LegRecord(**{name: nan if value is None else value for name, value in row.items()})
-            for row in rows
+        cleaned: list[dict[str, Any]] = [
+            {name: nan if value is None else value for name, value in row.items()} for row in rows
         ]
+        return [LegRecord(**row) for row in cleaned]
 
     async def proxy_stats(self) -> dict[str, Any]:
         """CPU seconds and requests of the proxy; empty without a proxy of ours."""

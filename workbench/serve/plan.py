@@ -86,7 +86,7 @@ def plan_deployment(
         )  # fmt: skip
         processes.append(store)
     devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
-    for role, number in topology.members:
+    for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(role=role, cpu=cpu, store_port=store_port, side_port=side_port)
         args = vllm.instance_argv(

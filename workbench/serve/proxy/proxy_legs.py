@@ -116,7 +116,7 @@ def prefill_body(body: Mapping[str, Any], connector: Connector) -> dict[str, Any
     leg |= {"stream": False, "max_tokens": 1}
     if "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = 1
-    return leg | connector.prefill_asks
+    return {**leg, **connector.prefill_asks}
 
 
 def json_object(text: bytes) -> dict[str, Any]:
