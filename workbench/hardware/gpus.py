@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any, Literal
 
-__all__ = ["Gpu", "Platform", "find"]
-
 Platform = Literal["cpu", "cuda", "rocm"]
 
 _GB = 2**30

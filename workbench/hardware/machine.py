@@ -19,16 +19,6 @@ from typing import Any, Self
 
 from workbench.hardware.gpus import Gpu, Platform, find
 
-__all__ = [
-    "Gpu",
-    "Machine",
-    "Platform",
-    "ProcessorLoad",
-    "facts",
-    "fast_bf16",
-    "repository_root",
-]
-
 CPU_INFO = Path("/proc/cpuinfo")
 _GB = 2**30
 _GIT_TIMEOUT_S = 10.0

@@ -11,19 +11,6 @@ from dataclasses import dataclass
 
 from workbench.errors import ParameterError
 
-__all__ = [
-    "ACCELERATORS",
-    "Accelerator",
-    "accelerator",
-    "amdahl_bound",
-    "decode_ceiling_tps",
-    "decode_floor_s",
-    "load_crossover_tokens",
-    "memory_share",
-    "prefill_ceiling_tps",
-    "prefill_flop",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:

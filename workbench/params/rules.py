@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from workbench.errors import ParameterError
-
-__all__ = [
-    "Rule",
-    "check_address",
-    "check_addresses",
-    "check_extra_body",
-    "check_shares",
-    "param",
-]
 
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
@@ -69,37 +60,24 @@ def check_shares(shares: Sequence[float]) -> None:
         )
 
 
-def check_address(url: str, name: str = "base_url") -> None:
-    """Refuse what is no address of a server. Raises ParameterError."""
-    if not url.startswith(("http://", "https://")):
-        raise ParameterError(
-            f"{name} is {url!r}: engine attach needs the address of a running server, e.g."
-            " http://127.0.0.1:8000"
-        )
-
-
-def check_addresses(urls: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what is no address in lists of servers, by parameter. Raises ParameterError."""
-    for name, listed in urls.items():
-        for url in listed:
-            check_address(url, name)
+def check_addresses(**given: str | Sequence[str]) -> None:
+    """Refuse what is no address of a server, by parameter. Raises ParameterError."""
+    for name, urls in given.items():
+        for url in [urls] if isinstance(urls, str) else urls:
+            if not url.startswith(("http://", "https://")):
+                raise ParameterError(
+                    f"{name} is {url!r}: engine attach needs the address of a running server, e.g."
+                    " http://127.0.0.1:8000"
+                )
 
 
 OURS = {
     "model": "model",
     "prompt": "workload",
     "messages": "api chat",
-    "max_tokens": "output_tokens",
-    "max_completion_tokens": "output_tokens",
-    "stream": "",
-    "stream_options": "",
-    "ignore_eos": "",
-    "return_token_ids": "",
-    "temperature": "",
-    "n": "",
-    "best_of": "",
-    "use_beam_search": "",
-    "echo": "",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "output_tokens"),
+    **dict.fromkeys(("stream", "stream_options", "ignore_eos", "return_token_ids"), ""),
+    **dict.fromkeys(("temperature", "n", "best_of", "use_beam_search", "echo"), ""),
 }
 """Fields of a body that the workbench sets or relies on, and the parameter that changes them."""
 

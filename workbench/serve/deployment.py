@@ -22,7 +22,7 @@ from workbench.serve.plan import DeploymentPlan
 from workbench.serve.processes.launcher import Launcher, Process, ready
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import free_ports
-from workbench.serve.simulated.processes import LOADS as SIMULATED_LOADS
+from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
 from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
 

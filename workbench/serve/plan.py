@@ -14,7 +14,7 @@ from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import Connector, Wiring
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.processes.launcher import ProcessSpec
-from workbench.serve.simulated.processes import pretend
+from workbench.serve.simulated.pretend import pretend
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import LaunchError, ParameterError, PlanError
-from workbench.params.sweep import PdSweep
+from workbench.params.notebooks import PdSweep
 from workbench.serve import connectors
 from workbench.serve.connectors import CONNECTORS, Wiring, connector
 from workbench.topology import Topology

@@ -9,16 +9,15 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State, WorkloadSpec
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
 from workbench.experiment.plan.room import (
     UNKNOWN_VOCAB_TOKENS,
     check_gpu_memory,
     check_room,
-    engine_notes,
     engine_of,
-    own_speed,
-    vocab_tokens,
+    kv_space_tokens,
 )
+from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.load.catalogue import build
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Workload
@@ -26,8 +25,6 @@ from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.serve.capacity import check_store
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
-
-__all__ = ["CACHE_OFF", "DISK", "MAIN", "NO_STORE", "SMALL", "Lengths", "chunk_label", "plan_hits"]
 
 NO_STORE = "no store"
 MAIN = "lmcache"
@@ -82,15 +79,8 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         block = ("--block-size", str(params.block_tokens))
         settings = replace(settings, extra_args=(*settings.extra_args, *block))
     doubts = []
-    sent = params.requests * (sum(params.prompt_tokens) + len(params.prompt_tokens) * 64)
     if model is not None and not settings.on_gpu:
-        space = settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
-        # Partly warm passes leave the new part of each prompt behind as well.
-        if sent * (1 + sum(1 - share for share in params.shares)) > space:
-            doubts.append(
-                f"A pass has {sent:,} tokens and the engine's KV space holds {space:,.0f}:"
-                " engine-warm passes will find evicted blocks. Raise kv_cache_mib."
-            )
+        sent = params.requests * sum(n + params.output_tokens for n in params.prompt_tokens)
         kept_mb = sent * model.kv_shape.bytes_per_token / 2**20
         if params.small_store_mb > kept_mb:
             doubts.append(
@@ -107,11 +97,10 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         platform=settings.platform,
         arms=_arms(params, settings, make),
         rounds=params.rounds,
-        workload=_workload(params, vocab_tokens(model)),
+        workload=_workload(params, model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS),
         arrivals=closed(1),
+        kv_space_tokens=kv_space_tokens(settings, model),
         doubts=tuple(doubts),
-        speed=own_speed(params, settings),
-        notes=tuple(engine_notes(params, settings)),
     )
 
 

@@ -10,16 +10,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.plan.rates import Rates
+from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
@@ -32,8 +32,6 @@ from workbench.topology import TensorParallel, Topology
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
 
 State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
@@ -56,7 +54,7 @@ class Pass:
 
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
-    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
+    return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +196,7 @@ class ExperimentPlan:
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         speed = self.speed
         if speed is None:
-            return float("nan")
+            return nan
         requests = self.workload.sample.requests
         layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
         prefill_s = sum(
@@ -231,29 +229,19 @@ class ExperimentPlan:
         kind = self.arrivals.kind.capitalize()
         return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
 
-    @property
-    def _rates(self) -> list[str]:
-        if self.rates is None:
-            return []
-        if self.rates.search is None:
-            return [rate_pass(rate).name for rate in self.rates.given]
-        limits = self.rates.limits
-        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
-
     def __str__(self) -> str:
-        size = " x ".join(
-            f"{n} {word}{'s' * (n > 1)}"
-            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
-        )
+        arms, rounds = len(self.arms), self.rounds
+        size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
-            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
+            passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
-        minutes = self.estimate_s / 60
-        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        seconds = self.estimate_s
+        about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
             about += f" with nothing else running (this machine: {self.speed})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])

@@ -16,11 +16,14 @@ from workbench.params.notebooks import PdSweep
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Rates", "answers", "kept_up", "rate_rows", "rate_sentences", "rates_of"]
-
 _KEPT_UP = 0.95
 _LONGEST_S = 300.0
 """A search goes down to a rate at which a pass takes so long."""
+
+
+def rate_name(rate_per_s: float) -> str:
+    """The name of the cold pass at one rate."""
+    return f"cold at {rate_per_s:g}/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,11 @@ class Rates:
     given: tuple[float, ...] = ()
     limits: Limits
     search: Search | None = None
+
+    def __str__(self) -> str:
+        if self.search is None:
+            return ", ".join(map(rate_name, self.given))
+        return f"a search for the highest rate with {self.limits.share:.0%} within {self.limits}"
 
     @property
     def top_per_s(self) -> float:

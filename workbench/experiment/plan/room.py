@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import nan
 from pathlib import Path
 
 from workbench.errors import PlanError
@@ -15,17 +16,6 @@ from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import TensorParallel, Topology
-
-__all__ = [
-    "UNKNOWN_VOCAB_TOKENS",
-    "check_gpu_memory",
-    "check_room",
-    "engine_notes",
-    "engine_of",
-    "own_model",
-    "own_speed",
-    "vocab_tokens",
-]
 
 UNKNOWN_VOCAB_TOKENS = 5_000
 """Ids below it exist in every model in use; what a hub or an attached server has is not known."""
@@ -129,9 +119,11 @@ def check_room(
     check_capacity(topology, tp, capacity, settings)
 
 
-def vocab_tokens(model: ModelFacts | None) -> int:
-    """Ids that prompts are drawn from."""
-    return model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS
+def kv_space_tokens(settings: EngineSettings, model: ModelFacts | None) -> float:
+    """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
+    if settings.on_gpu or model is None:
+        return nan
+    return settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
 
 
 def _devices(facts: machine.Machine) -> tuple[str, ...]:

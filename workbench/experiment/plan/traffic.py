@@ -25,22 +25,10 @@ from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.tokenizer import ModelTokenizer, Tokenizer, model_tokenizer
 from workbench.load.workload.workload import Workload
 from workbench.load.workload.written import TextTokenizer, lengths_missed, word_ids, written
-from workbench.params.engine import EngineParams
-from workbench.params.load import LoadParams
+from workbench.params.measuring import EngineParams, LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
-
-__all__ = [
-    "WorkloadSpec",
-    "WrittenSpec",
-    "arrivals_of",
-    "as_text",
-    "attached_tokenizer",
-    "file_doubts",
-    "length_doubts",
-    "workload_of",
-]
 
 _OF_TEXT = ("prompts", "text")
 _ON_A_CPU = {"long_context_high_reuse": 16_384}

@@ -1,6 +1,6 @@
 """Connectors: how KV moves between instances, one module for each; all that is known of one.
 
-To add one: write a module here that has CONNECTOR, and add its name to `params.sweep.CONNECTORS`.
+To add one: write a module here that has CONNECTOR, and add its name to `params.notebooks.CONNECTORS`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from workbench.errors import ParameterError, nearest
-from workbench.params.sweep import CONNECTORS as NAMES
+from workbench.params.notebooks import CONNECTORS as NAMES
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 
 __all__ = ["CONNECTORS", "Connector", "Store", "Wiring", "connector"]
