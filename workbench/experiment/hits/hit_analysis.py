@@ -6,7 +6,6 @@ cannot say is an empty table there.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +40,6 @@ _TOKENS = {
     "computed": "computed", "idle": "cached, not needed",
 }  # fmt: skip
 _SHARES = {"hit_share": "served", "ideal_share": "ideal", "claimed_share": "LMCache says"}
-_CHUNK = re.compile(r"--chunk-size (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +137,8 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     counts = served_tokens.pass_counts(_read_frame(result, "counters"))
     rows = served_tokens.credited(served_tokens.served(result.requests, logs), counts)
     table = tiers(rows, counts)
-    compared = ratios(result.requests, rows, _chunks(result.facts["arms"]))
+    chunks = {arm.label: arm.chunk_tokens for arm in made.arms if arm.means and arm.means.store}
+    compared = ratios(result.requests, rows, chunks)
     failed = failed_names(result.facts["gates"])
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
     facts = result.facts | {
@@ -175,17 +174,6 @@ def _read_frame(result: Result, name: str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_parquet(result.folder / f"{name}.parquet")
-
-
-def _chunks(arms: list[dict[str, Any]]) -> dict[str, int]:
-    """The chunk of each arm with a store, as its command line has it."""
-    found = {}
-    for arm in arms:
-        for line in arm["command_lines"]:
-            if "lmcache.cli.main" in line:
-                said = _CHUNK.search(line)
-                found[str(arm["label"])] = int(said[1]) if said else 256
-    return found
 
 
 def _log_doubts(

@@ -12,6 +12,7 @@ import numpy as np
 
 from workbench.metrics.latency import succeeded
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
+from workbench.serve.connectors.lmcache import STORE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,15 +23,16 @@ _SOURCES = {
     "loaded": "source=external_kv_transfer",
 }
 _STORE = {
-    "requested": "lmcache_mp_lookup_requested_tokens_total",
-    "claimed": "lmcache_mp_lookup_hit_tokens_total",
-    "claimed_l1": "lmcache_mp_lookup_hit_l1_tokens_total",
-    "claimed_l2": "lmcache_mp_lookup_hit_l2_tokens_total",
-    "written_chunks": "lmcache_mp_l1_write_chunks_total",
-    "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
-    "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
-    "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
+    "requested": "requested_tokens",
+    "claimed": "hit_tokens",
+    "claimed_l1": "hit_l1_tokens",
+    "claimed_l2": "hit_l2_tokens",
+    "written_chunks": "written_chunks",
+    "evicted_chunks": "evicted_chunks",
+    "dropped_chunks": "dropped_chunks",
+    "disk_chunks": "disk_chunks",
 }
+"""Columns, by the field of `StoreCounters` that each is."""
 _VLLM_SUFFIX = re.compile(r"^cmpl-(.+)-\d+-[0-9a-f]{8}$")
 """vLLM makes `cmpl-<request id>-<prompt number>-<eight random digits>` of a client's request id."""
 
@@ -155,8 +157,8 @@ def pass_counts(counters: pd.DataFrame) -> pd.DataFrame:
             mine = engines[engines["labels"].str.split(",").map(lambda have, x=label: x in have)]
             row[name] = _change(mine)
         store = group[group["instance"] == "store"]
-        for name, series in _STORE.items():
-            one = store[store["series"] == series]
+        for name, field in _STORE.items():
+            one = store[store["series"] == STORE.counters[field]]
             row[name] = nan if store.empty else (0.0 if one.empty else _change(one))
         rows.append(row)
     return pd.DataFrame(rows, columns=["arm", "round", "pass", *_SOURCES, *_STORE])
