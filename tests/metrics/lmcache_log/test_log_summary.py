@@ -131,7 +131,7 @@ AT_ONCE = "[2026-01-20 21:21:58,711] LMCache INFO: "
             id="of a request that was preempted mp says what the engine held",
         ),
         pytest.param(
-            [MP_LINES[0], prefix_hits(3)], {"l1_keys": 3, "lmcache_hit_tokens": 768},
+            [prefix_hits(3)], {"generation": "mp", "l1_keys": 3},
             id="the older form of a prefetch",
         ),
     ],
