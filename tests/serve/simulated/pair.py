@@ -1,7 +1,7 @@
 """A simulated deployment inside the test's own event loop, behind the real proxy."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.proxy.proxy import create_app
-from workbench.serve.simulated.__main__ import apps
+from workbench.serve.simulated.__main__ import apps, serving
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -55,14 +55,12 @@ async def pretend(topology: str, name: str, **settings: Any) -> AsyncIterator["P
         EngineSettings(**SETTINGS | settings),
         ports=free_ports(ports_needed(known)),
     )
-    async with AsyncExitStack() as stack:
-        for spec in plan.processes:
-            serving = apps(spec.argv[3:]) if spec.role != "proxy" else [_proxy(spec.args)]
-            for app, port in serving:
-                runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-                await runner.setup()
-                stack.push_async_callback(runner.cleanup)
-                await web.TCPSite(runner, "127.0.0.1", port).start()
+    made = [
+        one
+        for spec in plan.processes
+        for one in (apps(spec.argv[3:]) if spec.role != "proxy" else [_proxy(spec.args)])
+    ]
+    async with serving(made):
         instances = tuple(Instance(name=p.name, role=p.role, url=p.url) for p in plan.instances)
         yield Pair(
             Deployment(url=plan.url, instances=instances, store_url=plan.store_http_url, plan=plan)

@@ -11,13 +11,14 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvloop
 from aiohttp import web
 
 from workbench.serve.simulated.faults import FAULTS
-from workbench.serve.simulated.instance import InstanceSettings
+from workbench.serve.simulated.instance import Instance, InstanceSettings
 from workbench.serve.simulated.kv_blocks import TOKEN_BYTES
 from workbench.serve.simulated.server import instance_app
 from workbench.serve.simulated.store import CHUNK_TOKENS, ChunkStore, http_app, private_app
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = apps(argv)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(_serve(made))
+            runner.run(_until_ended(made))
         except OSError as error:
             sys.exit(f"the pretend server cannot listen on 127.0.0.1: {error}")
 
@@ -61,30 +62,33 @@ def apps(argv: Sequence[str] | None) -> Apps:
     store.add_argument("--l1-size-gb", type=float, default=1.0)
     asked = vars(parser.parse_args(argv))
     if asked.pop("kind") == "engine":
-        return [(instance_app(InstanceSettings(**asked)), asked["port"])]
+        return [(instance_app(Instance(InstanceSettings(**asked))), asked["port"])]
     chunk_bytes = CHUNK_TOKENS * TOKEN_BYTES
     capacity = max(1, int(asked["l1_size_gb"] * 2**30 / chunk_bytes))
     held = ChunkStore(capacity, chunk_bytes=chunk_bytes, fault=asked["fault"] or "")
     return [(private_app(held), asked["port"]), (http_app(held), asked["http_port"])]
 
 
-async def _serve(made: Apps) -> None:
-    ended = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, ended.set)
-    runners = []
-    try:
+@asynccontextmanager
+async def serving(made: Apps) -> AsyncIterator[None]:
+    """Listen on 127.0.0.1 as long as the context lasts."""
+    async with AsyncExitStack() as stack:
         for app, port in made:
             runner = web.AppRunner(
                 app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S
             )
-            runners.append(runner)
+            stack.push_async_callback(runner.cleanup)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
+        yield
+
+
+async def _until_ended(made: Apps) -> None:
+    ended = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, ended.set)
+    async with serving(made):
         await ended.wait()
-    finally:
-        for runner in runners:
-            await runner.cleanup()
 
 
 if __name__ == "__main__":

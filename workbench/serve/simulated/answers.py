@@ -107,14 +107,14 @@ def _asked(body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> Asked
     wanted = body.get("max_completion_tokens") or body.get("max_tokens") or 16
     options = body.get("stream_options") or {}
     transfer = body.get("kv_transfer_params")
-    usage = bool(options.get("include_usage"))
+    with_usage = bool(options.get("include_usage"))
     return Asked(
         chat=chat,
         prompt=prompt,
         max_tokens=max(1, min(int(wanted), room)),
         stream=bool(body.get("stream")),
-        usage=usage,
-        usage_always=usage and bool(options.get("continuous_usage_stats")),
+        usage=with_usage,
+        usage_always=with_usage and bool(options.get("continuous_usage_stats")),
         return_ids=bool(body.get("return_token_ids")),
         transfer=transfer if isinstance(transfer, dict) else {},
     )
@@ -135,7 +135,7 @@ def chunk(
         choice["token_ids"] = tokens
     body = _head(sequence, asked) | {"choices": [choice]}
     if asked.usage_always:
-        body["usage"] = _usage(sequence, made)
+        body["usage"] = usage(sequence, made)
     return _event(body)
 
 
@@ -187,7 +187,7 @@ def _tail(sequence: Sequence) -> dict[str, Any]:
     details = {"prompt_tokens_details": {"cached_tokens": sequence.cached}}
     return {
         "system_fingerprint": FINGERPRINT,
-        "usage": _usage(sequence, made) | details,
+        "usage": usage(sequence, made) | details,
         "metrics": {
             "time_to_first_token_ms": None if isnan(ttft_s) else 1000 * ttft_s,
             "generation_time_ms": 1000 * generation_s,
@@ -198,7 +198,8 @@ def _tail(sequence: Sequence) -> dict[str, Any]:
     }
 
 
-def _usage(sequence: Sequence, made: int) -> dict[str, Any]:
+def usage(sequence: Sequence, made: int) -> dict[str, Any]:
+    """Tokens of the prompt, and of the answer so far."""
     prompt = len(sequence.prompt)
     return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 

@@ -32,11 +32,11 @@ STALLS_AT = 4
 """Which of its requests a stalled instance never answers to the end."""
 
 
-def instance_app(settings: InstanceSettings) -> web.Application:
+def instance_app(instance: Instance) -> web.Application:
     """A pretend vLLM server as an aiohttp application, serve it with `handler_cancellation`."""
-    front = _Front(settings)
+    front = _Front(instance)
     app = web.Application(client_max_size=2**26)
-    app.cleanup_ctx.append(front.instance.alive)
+    app.cleanup_ctx.append(instance.alive)
     app.add_routes([
         web.post("/v1/completions", front.generate),
         web.post("/v1/chat/completions", front.generate),
@@ -51,10 +51,12 @@ def instance_app(settings: InstanceSettings) -> web.Application:
 
 
 class _Front:
-    def __init__(self, settings: InstanceSettings) -> None:
-        self.instance = Instance(settings)
-        self.settings = settings
-        self.fault = settings.fault
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+
+    @property
+    def settings(self) -> InstanceSettings:
+        return self.instance.settings
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         chat = request.path.endswith("chat/completions")
@@ -72,7 +74,7 @@ class _Front:
             await out.prepare(request)
             held = b""
             async for event in self._stream(sequence, asked):
-                if self.fault == "buffered_stream" and sequence.number:
+                if self.settings.fault == "buffered_stream" and sequence.number:
                     held += event
                 else:
                     await out.write(event)
@@ -125,11 +127,11 @@ class _Front:
 
     async def _stream(self, sequence: Sequence, asked: Asked) -> AsyncIterator[bytes]:
         # Faults of every answer leave warm-ups alone, those of single requests strike each second.
-        fault = self.fault if sequence.number else ""
+        fault = self.settings.fault if sequence.number else ""
         strikes = fault if sequence.struck else ""
         if fault == "role_chunk_first":
             yield chunk(sequence, asked, [], 0, finished=False)
-        bulk = BULK_TOKENS if self.fault == "tokens_in_bulk" else 1
+        bulk = BULK_TOKENS if self.settings.fault == "tokens_in_bulk" else 1
         tokens: list[int] = []
         for made in range(1, asked.max_tokens + 1):
             tokens.append(await sequence.tokens.get())
