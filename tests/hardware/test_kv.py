@@ -16,18 +16,15 @@ from workbench.hardware.kv import (
 @pytest.mark.parametrize(
     ("shape", "bytes_per_token"),
     [
-        # Llama 3.3 70B in bf16: 2 x 80 layers x 8 KV heads x 128 x 2 B = 320 KiB
-        (KvShape(layers=80, kv_heads=8, head_dim=128), 327_680),
-        # the same with an fp8 cache
-        (KvShape(layers=80, kv_heads=8, head_dim=128, element_bytes=1), 163_840),
-        # Qwen2.5 7B: 28 layers, 4 KV heads
-        (KvShape(layers=28, kv_heads=4, head_dim=128), 57_344),
-        # the tiny model of this repository: 768 B
-        (KvShape(layers=3, kv_heads=2, head_dim=32), 768),
+        ((80, 8, 128), 327_680),  # Llama 3.3 70B in bf16: 2 x 80 x 8 x 128 x 2 B = 320 KiB
+        ((80, 8, 128, 1), 163_840),  # the same with an fp8 cache
+        ((28, 4, 128), 57_344),  # Qwen2.5 7B
+        ((3, 2, 32), 768),  # the tiny model of this repository
     ],
 )
 def test_bytes_per_token_of_known_models(shape, bytes_per_token):
-    assert shape.bytes_per_token == bytes_per_token
+    names = ("layers", "kv_heads", "head_dim", "element_bytes")
+    assert KvShape(**dict(zip(names, shape, strict=False))).bytes_per_token == bytes_per_token
 
 
 @pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "element_bytes"])

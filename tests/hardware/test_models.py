@@ -6,14 +6,11 @@ from workbench.hardware.models import MODELS, model_size
 @pytest.mark.parametrize(
     ("name", "bytes_per_token"),
     [
-        ("Llama-3.1-8B", 131_072),
-        ("Llama-3.3-70B", 327_680),
-        ("Qwen2.5-7B", 57_344),
-        ("Qwen3-8B", 147_456),
+        ("Llama-3.1-8B", 131_072), ("Llama-3.3-70B", 327_680), ("Qwen2.5-7B", 57_344),
+        ("Qwen3-8B", 147_456), ("LLaMA-2-13B", 819_200),
         ("DeepSeek-V3", 70_272),  # MLA: 61 x 576 x 2
-        ("LLaMA-2-13B", 819_200),
     ],
-)
+)  # fmt: skip
 def test_kv_of_known_models(name, bytes_per_token):
     assert model_size(name).kv_bytes(1) == bytes_per_token
     assert model_size(name).kv_bytes(10, element_bytes=1) == 5 * bytes_per_token

@@ -42,21 +42,15 @@ def test_a_published_figure_above_the_ceiling_is_recognised():
 @pytest.mark.parametrize(
     ("product", "name"),
     [
-        ("NVIDIA H200", "H200"),
-        ("nvidia h100 80gb hbm3", "H100 SXM"),
+        ("NVIDIA H200", "H200"), ("nvidia h100 80gb hbm3", "H100 SXM"), ("MI300X", "MI300X"),
         (" AMD Instinct MI325X ", "MI325X"),
-        ("MI300X", "MI300X"),
+        # A likeness is no identity.
+        ("NVIDIA H200 NVL", None), ("NVIDIA H100 PCIe", None), ("AMD EPYC", None), ("", None),
     ],
-)
+)  # fmt: skip
 def test_accelerators_are_known_by_the_names_that_drivers_give(product, name):
     found = accelerator(product)
-    assert found is not None
-    assert found.name == name
-
-
-@pytest.mark.parametrize("product", ["NVIDIA H200 NVL", "NVIDIA H100 PCIe", "AMD EPYC", ""])
-def test_a_likeness_is_no_identity(product):
-    assert accelerator(product) is None
+    assert (found.name if found else None) == name
 
 
 def test_the_table_has_plausible_units():
@@ -67,9 +61,7 @@ def test_the_table_has_plausible_units():
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan")])
 def test_a_ceiling_of_nothing_is_refused(bad):
-    with pytest.raises(
-        ParameterError, match=r"parameters is .*: a ceiling needs a number above zero"
-    ):
+    with pytest.raises(ParameterError, match=r"parameters is .*: a ceiling needs a number above"):
         prefill_ceiling_tps(parameters=bad, gpu=ROUND)
     with pytest.raises(ParameterError, match="weight_bytes is "):
         decode_ceiling_tps(weight_bytes=bad, gpu=ROUND)
