@@ -1,5 +1,5 @@
 import os
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from math import nan
 
 import pytest
@@ -14,7 +14,8 @@ class Health:
 
     def __init__(self, *, lag_s=0.0, share=0.0, late_s=nan, seconds=1.0):
         self.started_s, self.ended_s = 0.0, seconds
-        unknown = dict.fromkeys((field.name for field in fields(ClientHealth)), nan)
+        needed = (field.name for field in fields(ClientHealth) if field.default is MISSING)
+        unknown = dict.fromkeys(needed, nan)
         shares = {"thread_cpu_share": share, "process_cpu_share": share}
         seen = {"lateness_p99_s": late_s, "loop_lag_max_s": lag_s} | shares
         self.health = ClientHealth(**unknown | seen)
