@@ -7,9 +7,7 @@ from workbench.hardware.kv import (
     KvShape,
     chunk_hit_tokens,
     engine_hit_tokens,
-    paging_waste_share,
     quantisation_ratio,
-    sliding_bytes,
 )
 
 
@@ -62,14 +60,6 @@ def test_less_than_a_unit_is_lost(prompt, unit):
     assert stored % unit == 0 and prompt - unit < stored <= prompt
 
 
-def test_a_sliding_layer_keeps_its_window():
-    shape = KvShape(layers=2, kv_heads=1, head_dim=1, element_bytes=1)  # 2 B a token and layer
-    assert sliding_bytes(shape, tokens=100, window=10, sliding_layers=1) == 2 * 10 + 2 * 100
-    assert sliding_bytes(shape, tokens=5, window=10, sliding_layers=2) == shape.bytes_per_token * 5
-    with pytest.raises(ParameterError, match="sliding_layers is 3: the model has 2 layers"):
-        sliding_bytes(shape, tokens=1, window=1, sliding_layers=3)
-
-
 @pytest.mark.parametrize(
     ("quantised", "ratio"),
     [
@@ -82,12 +72,3 @@ def test_a_sliding_layer_keeps_its_window():
 )
 def test_scales_take_a_part_of_what_quantisation_saves(quantised, ratio):
     assert quantisation_ratio(**quantised) == pytest.approx(ratio, abs=0.005)
-
-
-def test_paging_wastes_half_a_block_per_sequence():
-    assert paging_waste_share(mean_tokens=500, block_tokens=16) == pytest.approx(0.0148, abs=1e-4)
-    assert paging_waste_share(mean_tokens=500, block_tokens=1) == 0
-    # Below a mean of 180 tokens a block of 16 wastes more than 4 %.
-    assert paging_waste_share(mean_tokens=180, block_tokens=16) == pytest.approx(0.04)
-    with pytest.raises(ParameterError, match="mean_tokens is 0"):
-        paging_waste_share(mean_tokens=0, block_tokens=16)
