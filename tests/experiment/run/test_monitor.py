@@ -4,8 +4,8 @@ from math import nan
 
 import pytest
 
+from workbench.experiment.run.monitor import watch_client, worker_count
 from workbench.experiment.run.run_log import Log
-from workbench.experiment.run.watch import watch_client, worker_count
 from workbench.load.drive.health import ClientHealth
 
 
