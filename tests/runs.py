@@ -10,7 +10,7 @@ import pytest
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -42,7 +42,7 @@ def lend(launcher: Launcher, patch: pytest.MonkeyPatch) -> None:
     async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
         yield launcher
 
-    patch.setattr("workbench.experiment.run.run.Launcher", lent)
+    patch.setattr("workbench.experiment.run.run.launcher_for", lent)
 
 
 def outcomes(facts: dict[str, Any]) -> dict[str, str]:

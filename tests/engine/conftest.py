@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from tests.runs import lend, start
 from workbench.hardware.machine import fast_bf16
-from workbench.serve.deployment import Deployment
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 
@@ -33,8 +33,10 @@ def settings() -> EngineSettings:
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
-    async with Launcher(log_dir=tmp_path_factory.mktemp("launcher")) as started:
+async def launcher(
+    settings: EngineSettings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Launcher]:
+    async with launcher_for(settings, tmp_path_factory.mktemp("launcher")) as started:
         yield started
 
 

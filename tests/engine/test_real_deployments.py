@@ -11,8 +11,8 @@ from workbench.experiment.plan.plan import Pass
 from workbench.experiment.run.isolation import make_state, read_counters
 from workbench.metrics.counters import NixlCounters
 from workbench.metrics.prometheus import difference
-from workbench.serve.deployment import Deployment
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.connectors import connector
+from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -29,7 +29,7 @@ async def over_lmcache(deployment: Deployment, ask: Ask) -> str:
     await make_state(deployment, COLD)
     before = await read_counters(deployment)
     cold = await ask(deployment.url, TOKENS, seed=1)
-    counted = (await read_counters(deployment)).since(before, deployment)
+    counted = (await read_counters(deployment)).since(before)
     assert counted.sources["prefill"].computed == TOKENS
     assert counted.sources["decode"].external_hit == 3 * 256
     assert counted.sources["decode"].computed == TOKENS - 3 * 256
@@ -37,7 +37,7 @@ async def over_lmcache(deployment: Deployment, ask: Ask) -> str:
     await make_state(deployment, STORE_WARM)
     before = await read_counters(deployment)
     warm = await ask(deployment.url, TOKENS, seed=1)
-    counted = (await read_counters(deployment)).since(before, deployment)
+    counted = (await read_counters(deployment)).since(before)
     assert counted.sources["prefill"].external_hit == 3 * 256
     assert counted.sources["prefill"].engine_hit == 0
     assert warm["choices"][0]["text"] == cold["choices"][0]["text"]
@@ -55,10 +55,11 @@ async def over_nixl(deployment: Deployment, ask: Ask) -> str:
     after = await read_counters(deployment)
     assert [answer["status"] for answer in answers] == [200, 200]
     for name in ("decode-0", "decode-1"):
-        moved = NixlCounters.of(difference(before.engines[name], after.engines[name]))
-        assert moved.failed == 0
+        change = difference(before.engines[name], after.engines[name])
+        moved = NixlCounters.of([change], connector("nixl").transfer_counters)
+        assert moved is not None and moved.failed == 0
         assert moved.bytes_moved >= TOKENS * 768  # bytes per token of the tiny model
-    counted = after.since(before, deployment)
+    counted = after.since(before)
     assert counted.sources["decode"].computed <= 2
     assert counted.requests == {"prefill": 2, "decode": 2}
     return str(answers[0]["choices"][0]["text"])
@@ -91,7 +92,7 @@ async def test_the_plain_start_serves_what_the_fork_server_would(
     settings: EngineSettings, tmp_path: Path, ask: Ask
 ) -> None:
     async with (
-        Launcher(log_dir=tmp_path, fork=False) as launcher,
+        launcher_for(settings, tmp_path, fork=False) as launcher,
         start(launcher, "1p1d", "nixl", settings=settings, logs=tmp_path / "logs") as deployment,
     ):
         assert (await ask(deployment.url, TOKENS, seed=1))["status"] == 200

@@ -15,7 +15,7 @@ from workbench.experiment.run.run import run
 from workbench.params.measuring import SCENARIOS
 from workbench.params.notebooks import PdSweep
 from workbench.serve.deployment import Deployment
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("scenarios")]

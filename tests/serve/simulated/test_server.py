@@ -11,7 +11,8 @@ import pytest
 from tests.runs import start
 from tests.serve.simulated.pair import SETTINGS, Pair, pretend
 from workbench.params.measuring import FAULTS
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.deployment import launcher_for
+from workbench.serve.processes import logs
 from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
@@ -249,18 +250,18 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
     """With real processes: one of them ends."""
     settings = EngineSettings(**SETTINGS, fault="store_dead")
     async with (
-        Launcher(log_dir=tmp_path, fork=fork, loads="simulated") as launcher,
+        launcher_for(settings, tmp_path, fork=fork) as launcher,
         start(launcher, "1p1d", "lmcache", settings=settings, logs=tmp_path) as deployment,
     ):
         parents = {" ".join(psutil.Process(p.pid).parent().cmdline()) for p in deployment.processes}
-        assert all(("forkserver simulated" in parent) == fork for parent in parents)
+        assert all(("processes.forkserver" in parent) == fork for parent in parents)
         pair = Pair(deployment)
         records = await pair.ask(8)
         before = await pair.counters()
         late = await pair.ask(1, salt="b")
         computed = await pair.counted(before, "decode-0 computed")
         assert [process.spec.name for process in deployment.dead()] == ["store"]
-        assert "store_dead" in "\n".join(deployment.dead()[0].lines())
+        assert "store_dead" in "\n".join(logs.lines(deployment.dead()[0].log))
     assert all(record.ok for record in [*records, *late])
     assert computed == 600
 
