@@ -69,8 +69,8 @@ def test_single_instance_prefix_cache(found: Any) -> None:
 
 def test_workbench_run_makes_a_page_and_reuses_a_finished_run(typed: Any, tmp_path: Path) -> None:
     command = (
-        "workbench run pd_sweep -p topology 1a -p connector none -p rounds 1 -p requests 1"
-        f" -p prompt_tokens 500 -p output_dir {tmp_path}"
+        "workbench run pd_sweep -p engine simulated -p topology 1a -p connector none -p rounds 1"
+        f" -p requests 1 -p prompt_tokens 500 -p output_dir {tmp_path}"
     )
     first = typed(command)
     assert first.returncode == 0, first.stderr[-3000:]
@@ -140,8 +140,8 @@ def test_cells_run_one_by_one_in_the_notebooks_folder(tmp_path: Path, nothing_le
     notebook = nbformat.read(root / "notebooks" / "pd_sweep.ipynb", as_version=4)
     cell = next(c for c in notebook.cells if c.metadata.get("tags") == ["parameters"])
     cell.source += (
-        f"\ntopology = '1a'\nconnector = 'none'\nrounds = 1\nrequests = 1\nprompt_tokens = 500"
-        f"\noutput_dir = {str(tmp_path)!r}"
+        "\nengine = 'simulated'\ntopology = '1a'\nconnector = 'none'\nrounds = 1\nrequests = 1"
+        f"\nprompt_tokens = 500\noutput_dir = {str(tmp_path)!r}"
     )
     client = NotebookClient(
         notebook, timeout=200, kernel_name="python3",

@@ -15,15 +15,10 @@ from workbench.serve.tiny_model import tiny_model
 QUICK = "-p prompt_tokens 3000 -p requests 2 -p output_tokens 8"
 
 
-def failing(facts: dict[str, Any]) -> set[str]:
-    """Gates that are not PASS, but for the client's: other programs may keep this machine busy."""
-    return set(not_passed(facts)) - {"client kept up"}
-
-
 def test_1p1d_over_lmcache_with_its_opponents(found: Any, tmp_path: Path) -> None:
     facts = found("pd_sweep", f"-p topology 1p1d -p rounds 2 {QUICK}")
     assert facts["status"] == "success"
-    assert failing(facts) == set()
+    assert set(not_passed(facts)) <= {"client kept up"}  # other programs may keep it busy
     assert [arm["label"] for arm in facts["arms"]] == ["1p1d lmcache", "2a", "2a lmcache"]
 
     folder = next((tmp_path / "pd_sweep").iterdir())
@@ -40,19 +35,12 @@ def test_1p1d_over_lmcache_with_its_opponents(found: Any, tmp_path: Path) -> Non
     assert "KV moved" in page and "papermill notebooks/pd_sweep.ipynb" in page
 
 
-def test_1p2d_over_nixl_without_a_store(found: Any) -> None:
-    one_arm = "-p topology 1p2d -p connector nixl -p opponents False -p rounds 1"
-    facts = found("pd_sweep", f"{one_arm} {QUICK}")
-    passes = {row["pass"] for row in facts["summary"]}
-    assert passes == {"cold", "engine-warm", "cross-instance"}  # nothing stores: no store-warm
-    assert failing(facts) == set()
-
-
 def test_open_loop_and_a_shared_prefix(found: Any) -> None:
     facts = found(
         "pd_sweep",
-        "-p topology 2a -p connector none -p rounds 1 -p workload shared_prefix -p rate_per_s 5"
-        " -p shared_share 0.5 -p prompt_tokens 1024 -p requests 8 -p output_tokens 4",
+        "-p engine simulated -p topology 2a -p connector none -p rounds 1 -p requests 8"
+        " -p workload shared_prefix -p shared_share 0.5 -p prompt_tokens 1024 -p output_tokens 4"
+        " -p rate_per_s 5",
     )
     assert "Poisson" in facts["workload"]["arrivals"]
     assert facts["workload"]["ideal_reuse"] == pytest.approx(7 / 16)  # seven of eight share half
