@@ -12,7 +12,7 @@ import pytest_asyncio
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
 from workbench.hardware.machine import fast_bf16
-from workbench.params.load import SCENARIOS
+from workbench.params.measuring import SCENARIOS
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy

@@ -19,7 +19,7 @@ from workbench.serve.connectors import (
     as_option,
     lmcache_server_args,
 )
-from workbench.serve.simulated.processes import pretend
+from workbench.serve.simulated.pretend import pretend
 from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
 from workbench.topology import Role, TensorParallel, Topology
 

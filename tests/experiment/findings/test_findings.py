@@ -13,7 +13,6 @@ from workbench.metrics.counters import TokenSources
 from workbench.metrics.passes import PassCounters
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
 from workbench.records import to_frame
-from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 
@@ -58,8 +57,8 @@ def every_pass(plan):
             connector=arm.connector,
             requests_sent=3,
             prompt_tokens_sent=3000,
-            sources={role: told for role, _ in Topology.parse(arm.topology).roles}
-            if arm.settings
+            sources={role: told for role, _ in arm.topology.roles}
+            if arm.settings and arm.topology
             else {},
         )
         for arm in plan.arms

@@ -12,6 +12,7 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.prometheus import Counters, parse
 from workbench.records import RequestRecord
 from workbench.serve.deployment import Deployment, Instance
+from workbench.topology import Topology
 
 PREFILL = Instance(name="prefill-0", role="prefill", url="http://127.0.0.1:1")
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
@@ -30,7 +31,8 @@ def reading(expired: float) -> CounterReading:
 @pytest.fixture
 def launch() -> Launch:
     known = Deployment(url=PREFILL.url, instances=(PREFILL,))
-    arm = Arm(label="nixl", role="attached", topology="1p1d", connector="nixl", passes=())
+    pair = Topology(prefill=1, decode=1)
+    arm = Arm(label="nixl", role="attached", topology=pair, connector="nixl", passes=())
     return Launch(arm, 0, known)
 
 
@@ -85,7 +87,7 @@ def record(cached: int) -> RequestRecord:
 def counted(reading: CounterReading, cached: int, connector: str = "unknown") -> PassCounters:
     only = Instance(name="aggregated-0", role="aggregated", url="http://127.0.0.1:2")
     known = Deployment(url=only.url, instances=(only,))
-    arm = Arm(label="old", role="attached", topology="old", connector=connector, passes=())
+    arm = Arm(label="old", role="attached", topology=None, connector=connector, passes=())
     launch = Launch(arm, 0, known)
     none = CounterReading(engines={only.name: parse("", only.name)}, store=None)
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")

@@ -60,7 +60,7 @@ async def test_gates_get_what_was_sent_and_what_was_counted(measure):
     cold, warm = log.passes
     assert (cold.pass_name, cold.requests_sent, cold.prompt_tokens_sent) == ("cold", 2, 1000)
     assert cold.sources["aggregated"].computed == 1000
-    assert warm.sources["aggregated"].engine_hit == 2 * 496
+    assert warm.sources["aggregated"].engine_hit == 2 * 384
     assert warm.requests == {"aggregated": 2}
 
 

@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.plan.rates import Rates
+from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
@@ -31,8 +31,6 @@ from workbench.topology import TensorParallel, Topology
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
 
 State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
@@ -53,9 +51,14 @@ class Pass:
     """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
 
 
+def pass_in(state: str) -> Pass:
+    """The pass that is named after its cache state."""
+    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
+
+
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
-    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
+    return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,8 @@ class Arm:
 
     label: str
     role: Literal["subject", "opponent", "attached"]
-    topology: str
+    topology: Topology | None
+    """None for attached servers whose layout is not known."""
     connector: str
     passes: tuple[Pass, ...]
     gpus: int = 0
@@ -83,10 +87,10 @@ class Arm:
         self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
-        if self.settings is None:
+        if self.settings is None or self.topology is None:
             raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
         return plan_deployment(
-            Topology.parse(self.topology),
+            self.topology,
             connector(self.connector),
             self.settings,
             ports=ports,
@@ -100,7 +104,17 @@ class Arm:
 
     @property
     def ports(self) -> int:
-        return ports_needed(Topology.parse(self.topology))
+        return ports_needed(self.topology) if self.topology else 0
+
+    @property
+    def disaggregated(self) -> bool:
+        """True when prefill and decode are known to run on instances of their own."""
+        return self.topology is not None and self.topology.disaggregated
+
+    @property
+    def topology_text(self) -> str:
+        """What rows and files hold: `1p4d`, or the label where the layout is not known."""
+        return str(self.topology) if self.topology else self.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +153,7 @@ class ExperimentPlan:
     @property
     def text_reference(self) -> str:
         """The arm whose cold answers all others are held to: an aggregated one if there is one."""
-        aggregated = (arm.label for arm in self.arms if arm.topology.endswith("a"))
+        aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
         return next(aggregated, self.arms[0].label)
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
@@ -181,7 +195,7 @@ class ExperimentPlan:
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         speed = self.speed
         if speed is None:
-            return float("nan")
+            return nan
         requests = self.workload.sample.requests
         layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
         prefill_s = sum(
@@ -197,7 +211,7 @@ class ExperimentPlan:
         total_s = self.once_s
         for arm in self.arms:
             instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
-            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * instance_s
+            launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
             total_s += self.rounds * (slower * launch_s + passes_s)
@@ -213,29 +227,19 @@ class ExperimentPlan:
         kind = self.arrivals.kind.capitalize()
         return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
 
-    @property
-    def _rates(self) -> list[str]:
-        if self.rates is None:
-            return []
-        if self.rates.search is None:
-            return [rate_pass(rate).name for rate in self.rates.given]
-        limits = self.rates.limits
-        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
-
     def __str__(self) -> str:
-        size = " x ".join(
-            f"{n} {word}{'s' * (n > 1)}"
-            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
-        )
+        arms, rounds = len(self.arms), self.rounds
+        size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
-            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
+            passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
-        minutes = self.estimate_s / 60
-        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        seconds = self.estimate_s
+        about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
             about += f" with nothing else running (this machine: {self.speed})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])

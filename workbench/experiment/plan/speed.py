@@ -24,8 +24,6 @@ from pathlib import Path
 from workbench.hardware import machine
 from workbench.serve.tiny_model import LAYERS, cache_folder, tiny_model
 
-__all__ = ["TYPICAL", "Speed", "layers_for", "machine_speed"]
-
 REFERENCE_TOKENS = 22_660
 SLOW_PREFILL_S = 6.0
 """A cold prompt of REFERENCE_TOKENS may take this long before the tiny model gets fewer layers."""

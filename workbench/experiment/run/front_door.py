@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 
 from workbench.errors import ParameterError
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.room import UNKNOWN_VOCAB_TOKENS
-from workbench.experiment.plan.traffic import WrittenSpec, as_text, attached_tokenizer
+from workbench.experiment.plan.traffic import (
+    UNKNOWN_VOCAB_TOKENS,
+    WrittenSpec,
+    as_text,
+    attached_tokenizer,
+)
 from workbench.load.http.client import ask
 from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request

@@ -52,7 +52,7 @@ async def measure_arm(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
             salt=f"{folder.attempt.name}-warm-up-{number}",
-            pairs=_pairs(arm.topology),
+            pairs=_pairs(deployment.plan.topology),
         )
     # All arms of a round get the same prompts, so that they can be paired; the salt of the
     # attempt keeps rounds and reruns apart.
@@ -94,17 +94,16 @@ async def measure_arm(
     folder.write("gauges", log.frame("gauges"))
 
 
-def _pairs(topology: str) -> int:
+def _pairs(topology: Topology) -> int:
     """Requests that walk every prefill-decode pair which routing by index can make."""
-    known = Topology.parse(topology)
-    return lcm(known.prefill or 1, known.decode or known.aggregated)
+    return lcm(topology.prefill or 1, topology.decode or topology.aggregated)
 
 
 def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
     lines = [p.command_line for p in deployment.plan.processes] if deployment.plan else []
     return {
         "label": arm.label,
-        "topology": arm.topology,
+        "topology": arm.topology_text,
         "connector": arm.connector,
         "role": arm.role,
         "gpus": arm.gpus,
@@ -146,7 +145,7 @@ async def _measure_pass(
     proxy_before = await deployment.proxy_stats()
     constants = {
         "arm": arm.label,
-        "topology": arm.topology,
+        "topology": arm.topology_text,
         "connector": arm.connector,
         "workload": plan.workload.name,
         "round": number,

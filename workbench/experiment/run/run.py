@@ -128,7 +128,7 @@ def _progress(plan: ExperimentPlan) -> Progress:
                 given = [rate_pass(rate).name for rate in plan.rates.given]
                 names += given or [ANY_RATE] * SEARCHED_RATES
             steps += [(number, arm.label, name) for name in names]
-    return Progress.of(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
+    return Progress(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
 
 
 def _must_have_measured(log: Log) -> None:

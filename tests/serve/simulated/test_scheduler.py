@@ -1,25 +1,21 @@
 """The engine step by step: no clock, no network."""
 
-from workbench.serve.simulated.blocks import BlockPool
-from workbench.serve.simulated.engine import Engine
-from workbench.serve.simulated.sequence import Offer, Sequence
-from workbench.serve.simulated.series import Series
+from typing import Any
 
-SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
-
-
-def engine(blocks: int = 100) -> Engine:
-    return Engine(Series(), BlockPool(blocks), connector=True)
+from workbench.metrics.prometheus import parse
+from workbench.serve.simulated.exposition import Series
+from workbench.serve.simulated.kv_blocks import BlockPool
+from workbench.serve.simulated.scheduler import Scheduler, Sequence
 
 
-def prompt(tokens: int, seed: int = 1) -> list[int]:
-    return [seed] * tokens
+def engine(blocks: int = 100) -> Scheduler:
+    return Scheduler(Series(), BlockPool(blocks), connector=True)
 
 
-def run(host: Engine, *sequences: Sequence) -> None:
+def run(host: Scheduler, *sequences: Sequence) -> None:
     """Let requests in and step until all have ended; offers arrive at once, as offered."""
     for sequence in sequences:
-        host.add(sequence)
+        host.waiting.append(sequence)
     for now in range(10_000):
         step = host.schedule(now)
         for sequence in step.loads:
@@ -30,33 +26,24 @@ def run(host: Engine, *sequences: Sequence) -> None:
     raise AssertionError("a request never ended")
 
 
-def request(tokens: int, *, max_tokens: int = 2, seed: int = 1, **options: object) -> Sequence:
-    name = f"r{tokens}-{seed}"
+def request(tokens: int, *, max_tokens: int = 2, seed: int = 1, **options: Any) -> Sequence:
     return Sequence(
-        id=name, prompt=prompt(tokens, seed), max_tokens=max_tokens, arrived_s=0.0, **options
+        id=f"r{tokens}-{seed}",
+        prompt=[seed] * tokens,
+        max_tokens=max_tokens,
+        arrived_s=0.0,
+        **options,
     )
 
 
-def counted(host: Engine) -> tuple[float, ...]:
-    """Prompt tokens computed, hit locally, and fetched, as the page has them."""
-    page = host.series.page({}, {})
-    return tuple(
-        next(
-            (
-                float(line.split()[-1])
-                for line in page.split("\n")
-                if f'by_source_total{{source="{s}"' in line
-            ),
-            0.0,
-        )
-        for s in SOURCES
-    )
+def value(host: Scheduler, series: str, **labels: str) -> float:
+    return parse(host.series.page(), "engine").sum(f"vllm:{series}_total", **labels)
 
 
-def test_a_new_prompt_is_computed():
-    host = engine()
-    run(host, request(300))
-    assert counted(host) == (300, 0, 0)
+def counted(host: Scheduler) -> tuple[float, ...]:
+    """Prompt tokens computed, hit locally, and fetched."""
+    sources = ("local_compute", "local_cache_hit", "external_kv_transfer")
+    return tuple(value(host, "prompt_tokens_by_source", source=source) for source in sources)
 
 
 def test_a_repeated_prompt_computes_what_whole_blocks_leave_and_always_its_last_token():
@@ -70,20 +57,20 @@ def test_a_repeated_prompt_computes_what_whole_blocks_leave_and_always_its_last_
 def test_the_own_cache_is_asked_before_anything_external():
     host = engine()
     run(host, request(300))
-    run(host, request(600, offer=Offer(tokens=512)))
+    run(host, request(600, offered=512))
     assert counted(host) == (300 + 88, 256, 256)
 
 
 def test_a_lost_load_is_computed_and_looked_up_twice():
     host = engine()
-    sequence = request(300, offer=Offer(tokens=256))
-    host.add(sequence)
+    sequence = request(300, offered=256)
+    host.waiting.append(sequence)
     step = host.schedule(0)
     assert step.loads == [sequence] and not step.batch
     host.lost(sequence)
     host.complete(host.schedule(1), 1)
     assert counted(host) == (300, 0, 0)
-    assert "vllm:external_prefix_cache_queries_total{} 600.0" in host.series.page({}, {})
+    assert value(host, "external_prefix_cache_queries") == 600
 
 
 def test_the_text_is_a_function_of_the_kv():
@@ -102,8 +89,8 @@ def test_wrong_kv_gives_another_text_from_then_on():
     host = engine()
     sound = request(300, max_tokens=5)
     run(engine(), sound)
-    spoilt = request(300, max_tokens=5, offer=Offer(tokens=256))
-    host.add(spoilt)
+    spoilt = request(300, max_tokens=5, offered=256)
+    host.waiting.append(spoilt)
     host.schedule(0)
     host.loaded(spoilt, [b"other"] * 2)
     while not spoilt.ended:
@@ -116,8 +103,8 @@ def test_wrong_kv_gives_another_text_from_then_on():
 def test_requests_that_do_not_fit_wait():
     host = engine(blocks=5)
     first, second = request(400), request(400, seed=2)
-    host.add(first)
-    host.add(second)
+    host.waiting.append(first)
+    host.waiting.append(second)
     host.schedule(0)
     assert (host.running, host.waiting) == ([first], [second])
 
@@ -125,7 +112,7 @@ def test_requests_that_do_not_fit_wait():
 def test_a_request_that_outgrows_the_space_is_preempted_and_still_ends():
     host = engine(blocks=5)
     run(host, request(250, max_tokens=200), request(250, max_tokens=200, seed=2))
-    assert "vllm:num_preemptions_total{} 1.0" in host.series.page({}, {})
+    assert value(host, "num_preemptions") == 1
     assert counted(host) == (500, 0, 0)  # counted once
 
 
@@ -142,10 +129,10 @@ def test_held_blocks_stay_in_use_until_they_are_fetched():
 def test_an_aborted_request_leaves_no_block_and_no_count_of_success():
     host = engine()
     sequence = request(300, max_tokens=50)
-    host.add(sequence)
+    host.waiting.append(sequence)
     host.complete(host.schedule(0), 0)
     step = host.schedule(1)
     host.abort(sequence)
     assert host.complete(step, 1) == []
     assert host.pool.reset()
-    assert "request_success" not in host.series.page({}, {})
+    assert "request_success" not in host.series.page()

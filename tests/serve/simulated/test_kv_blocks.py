@@ -1,4 +1,4 @@
-from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
 
 
 def cached(pool: BlockPool, *keys: bytes) -> list[int]:

@@ -11,14 +11,15 @@ tests/engine/test_simulated_semantics.py holds the counters against a real one:
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isnan, nan
+from typing import Any
 
-from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain
-from workbench.serve.simulated.sequence import Offer, Sequence
-from workbench.serve.simulated.series import Series
-
-__all__ = ["Engine", "Step"]
+from workbench.serve.simulated.exposition import Series
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
 
 STEP_TOKENS = 8192
 """Tokens that one step computes at most; longer prompts take several."""
@@ -28,15 +29,78 @@ _SOURCE = "vllm:prompt_tokens_by_source_total"
 _TIER = "vllm:prompt_tokens_cached_by_source_total"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One request inside the engine: what it is, how far it has come, what it holds."""
+
+    id: str
+    prompt: Tokens[int]
+    max_tokens: int
+    arrived_s: float
+    offered: int = 0
+    """Tokens of a prefix of the prompt that lies outside the instance."""
+    tier: str = "external_unspecified"
+    """Where that lies, as vLLM calls it: this for a store, `p2p` for another instance."""
+    reported_cached: int = -1
+    """What usage calls cached, where the prefill instance has said it; else -1."""
+    hold: bool = False
+    """Keep the blocks after the end, for a decode instance to fetch."""
+    outputs: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    final: bytes = b""
+    """The content of the whole prompt: the text is made from it."""
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    sealed: int = 0
+    """Blocks, from the first on, that the cache knows."""
+    loading: bool = False
+    local: int = 0
+    external: int = 0
+    preemptions: int = 0
+    scheduled_s: float = nan
+    first_s: float = nan
+    last_s: float = nan
+    ended: bool = False
+    # What the instance keeps of it.
+    number: int = 0
+    """Among the requests that faults may strike, from 1 on; 0 for one that is spared."""
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    """kv_transfer_params with which it came."""
+    found: list[bytes] = field(default_factory=list)
+    """Contents of the blocks that the store has of it."""
+    write: asyncio.Task[None] | None = None
+    """Its chunks on their way to the store."""
+    tokens: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    """Outputs on their way to the client."""
+
+    def __post_init__(self) -> None:
+        self.hashes = chain_of(self.prompt)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.outputs)
+
+    @property
+    def cached(self) -> int:
+        """`cached_tokens` of the answer's usage."""
+        return self.local + self.external if self.reported_cached < 0 else self.reported_cached
+
+    @property
+    def struck(self) -> bool:
+        """Whether it is one of those that faults of single requests strike."""
+        return self.number > 0 and self.number % 2 == 0
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What one step computes, as (sequence, new tokens, tokens before), and loads to begin."""
 
-    batch: list[tuple[Sequence, int, int]]
-    loads: list[Sequence]
+    batch: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    loads: list[Sequence] = field(default_factory=list)
 
 
-class Engine:
+class Scheduler:
     """Requests, blocks and counters of one instance."""
 
     def __init__(self, series: Series, pool: BlockPool, *, connector: bool) -> None:
@@ -47,15 +111,12 @@ class Engine:
         self.held: dict[str, Sequence] = {}
         """Ended prefills whose blocks wait to be fetched."""
         self.preempted: list[Sequence] = []
-        """Every preemption so far, for whoever has to look its prompt up again."""
+        """For whoever has to look their prompts up again, and takes them from here."""
         self._connector = connector
-
-    def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
 
     def schedule(self, now_s: float) -> Step:
         """Choose what the next step computes: running requests first, then waiting ones."""
-        step = Step(batch=[], loads=[])
+        step = Step()
         budget, preempted = STEP_TOKENS, False
         position = 0
         while position < len(self.running) and budget > 0:
@@ -85,7 +146,7 @@ class Engine:
                 break
             self.waiting.remove(sequence)
             self.running.append(sequence)
-            if sequence.scheduled_s != sequence.scheduled_s:
+            if isnan(sequence.scheduled_s):
                 sequence.scheduled_s = now_s
             step.batch.append((sequence, new, sequence.computed))
             budget -= new
@@ -123,7 +184,7 @@ class Engine:
         sequence.computed = sequence.local + sequence.external
         self._seal(sequence, sequence.computed)
         sequence.computed = min(sequence.computed, sequence.length - 1)
-        sequence.offer = Offer()
+        sequence.offered = 0
         if sequence.computed == 0:  # a prompt of one token is looked up again
             self._free(sequence)
 
@@ -131,7 +192,7 @@ class Engine:
         """The offered prefix did not arrive: the prompt is computed here."""
         if not sequence.ended:
             sequence.loading = False
-            sequence.offer = Offer()
+            sequence.offered = 0
             self._free(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
@@ -165,7 +226,7 @@ class Engine:
         blocks = self.pool.find(sequence.hashes[: (sequence.length - 1) // BLOCK_TOKENS])
         local = len(blocks) * BLOCK_TOKENS
         # Connectors load nothing for a request that was preempted.
-        external = 0 if sequence.preemptions else max(0, sequence.offer.tokens - local)
+        external = 0 if sequence.preemptions else max(0, sequence.offered - local)
         space = self.pool.free - self.pool.idle(blocks)
         if blocks_of(sequence.length) - len(blocks) > space:
             return False
@@ -191,7 +252,7 @@ class Engine:
             add("vllm:external_prefix_cache_queries_total", sequence.length - sequence.local)
             add("vllm:external_prefix_cache_hits_total", sequence.external)
         add(_TIER, sequence.local, source="device")
-        add(_TIER, sequence.external, source=sequence.offer.tier)
+        add(_TIER, sequence.external, source=sequence.tier)
 
     def _first(self, sequence: Sequence, now_s: float) -> None:
         """Count the prompt: its first token is there."""
@@ -217,15 +278,16 @@ class Engine:
             self.held[sequence.id] = sequence
         else:
             self._free(sequence)
-        add, observe = self.series.add, self.series.observe
-        add("vllm:request_success_total", 1, finished_reason="length")
-        computed = len(sequence.prompt) - sequence.cached
-        observe("vllm:request_prefill_kv_computed_tokens", computed)
-        observe("vllm:request_prompt_tokens", len(sequence.prompt))
-        observe("vllm:request_generation_tokens", len(sequence.outputs))
-        observe("vllm:request_queue_time_seconds", sequence.scheduled_s - sequence.arrived_s)
-        observe("vllm:time_to_first_token_seconds", sequence.first_s - sequence.arrived_s)
-        observe("vllm:e2e_request_latency_seconds", sequence.last_s - sequence.arrived_s)
+        self.series.add("vllm:request_success_total", 1, finished_reason="length")
+        for name, value in (
+            ("request_prefill_kv_computed_tokens", len(sequence.prompt) - sequence.cached),
+            ("request_prompt_tokens", len(sequence.prompt)),
+            ("request_generation_tokens", len(sequence.outputs)),
+            ("request_queue_time_seconds", sequence.scheduled_s - sequence.arrived_s),
+            ("time_to_first_token_seconds", sequence.first_s - sequence.arrived_s),
+            ("e2e_request_latency_seconds", sequence.last_s - sequence.arrived_s),
+        ):
+            self.series.observe(f"vllm:{name}", value)
 
     def _grow(self, sequence: Sequence, new: int) -> bool:
         """Blocks for `new` more tokens; False when there are not enough."""
@@ -239,14 +301,9 @@ class Engine:
     def _seal(self, sequence: Sequence, tokens: int) -> None:
         """Cache the blocks that are full with so many tokens."""
         for number in range(sequence.sealed, tokens // BLOCK_TOKENS):
-            span = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
-            if number >= min(len(sequence.hashes), len(sequence.contents)):
-                inside = _slice(sequence, span)
-            if number >= len(sequence.hashes):
-                sequence.hashes.append(chain(sequence.hashes[-1] if number else b"", inside))
-            if number >= len(sequence.contents):
-                before = sequence.contents[-1] if number else b""
-                sequence.contents.append(chain(before, inside))
+            for known in (sequence.hashes, sequence.contents):
+                if number >= len(known):
+                    known.append(chain(known[-1] if number else b"", _block(sequence, number)))
             self.pool.cache(
                 sequence.blocks[number], sequence.hashes[number], sequence.contents[number]
             )
@@ -258,7 +315,9 @@ class Engine:
         sequence.computed = sequence.sealed = 0
 
 
-def _slice(sequence: Sequence, span: slice) -> Tokens[int]:
+def _block(sequence: Sequence, number: int) -> Tokens[int]:
+    """The tokens of one block, the last of them perhaps outputs."""
+    span = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
     if span.stop <= len(sequence.prompt):
         return sequence.prompt[span]
     return [*sequence.prompt, *sequence.outputs][span]

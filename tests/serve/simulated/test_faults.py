@@ -2,18 +2,19 @@ import pytest
 
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.engine import FAULTS as CHOICES
+from workbench.params.measuring import FAULTS as CHOICES
 from workbench.params.notebooks import PdSweep, PrefixCache
-from workbench.serve.simulated.faults import FAULTS, Strikes, applies, check_fault, fault_of_process
+from workbench.serve.simulated.faults import FAULTS, applies, check_fault, fault_of_process
 from workbench.topology import Topology
 
 PD, ONE = Topology.parse("1p2d"), Topology.parse("1a")
 
 
 def test_the_parameter_offers_every_fault_and_no_other():
-    assert set(CHOICES) == set(FAULTS)
-    for name, fault in FAULTS.items():
-        assert fault.name == name and fault.incident and fault.shows and fault.places
+    assert list(CHOICES) == list(FAULTS)
+    places = {"answering", "last answering", "every engine", "prefill", "store", "proxy"}
+    for fault in FAULTS.values():
+        assert fault.acts_on in places and fault.shows and fault.copies
 
 
 @pytest.mark.parametrize(
@@ -49,11 +50,6 @@ def test_each_process_gets_its_own_faults_only():
     assert at("eviction", "store", last=True) == "eviction"
     assert at("hash_seed_mismatch", "prefill", last=False) == "hash_seed_mismatch"
     assert at("failed_transfer", "decode", last=True) == ""  # this deployment has no NIXL
-
-
-def test_short_requests_are_spared_and_not_counted():
-    strikes = Strikes()
-    assert [strikes.next(n) for n in (8, 2, 1, 8, 4)] == [1, 0, 0, 2, 3]
 
 
 def test_a_plan_puts_the_fault_where_it_belongs_and_leaves_opponents_whole():

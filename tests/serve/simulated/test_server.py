@@ -8,21 +8,19 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.serve.simulated_pair import SETTINGS, Pair, pretend
-from workbench.params.engine import FAULTS
+from tests.serve.simulated.pair import SETTINGS, Pair, pretend
+from workbench.params.measuring import FAULTS
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes.processes import Launcher
-from workbench.serve.simulated import settings
+from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
-SOURCE = "vllm:prompt_tokens_by_source_total"
 BROKEN = {"error_in_stream": "stream_error", "truncated_stream": "truncated"}
 """Faults that break a stream, and the error that the client records."""
-
 
 # Sound servers
 
@@ -45,7 +43,7 @@ async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_insta
     async with pretend("1p2d", name) as pair:
         before = await pair.counters()
         cold = [record.text for record in await pair.ask()]
-        moved = await pair.counted(before, "decode-1", SOURCE, source="external_kv_transfer")
+        moved = await pair.counted(before, "decode-1 fetched")
         warm = [record.text for record in await pair.ask(again=True)]
     assert cold == warm == expected
     assert len(set(cold)) == 4
@@ -67,7 +65,7 @@ async def test_a_client_that_leaves_frees_its_blocks():
     async with pretend("1a", "none") as pair:
         (record,) = await pair.ask(1, output_tokens=5000, timeout_s=0.1)
         await asyncio.sleep(0.05)
-        reset = await pair.post(pair.deployment.url, "/reset_prefix_cache")
+        reset = await pair.post("/reset_prefix_cache")
     assert record.error == "timeout"
     assert reset.json() == {"success": True}
 
@@ -83,23 +81,17 @@ async def test_a_client_that_leaves_frees_its_blocks():
 )
 async def test_what_vllm_refuses_is_refused(body: Any, status: int, sentence: str):
     async with pretend("1a", "none") as pair:
-        answer = await pair.post(pair.deployment.url, "/v1/completions", json=body)
+        answer = await pair.post("/v1/completions", json=body)
     assert answer.status_code == status
     assert sentence in answer.json()["error"]["message"]
 
 
 async def test_chat_answers_too():
     messages = [{"role": "user", "content": "How long is a chunk?"}]
+    body = {"messages": messages, "max_tokens": 3}
     async with pretend("1a", "none") as pair:
-        url = pair.deployment.url
-        whole = await pair.post(
-            url, "/v1/chat/completions", json={"messages": messages, "max_tokens": 3}
-        )
-        streamed = await pair.post(
-            url,
-            "/v1/chat/completions",
-            json={"messages": messages, "max_tokens": 3, "stream": True},
-        )
+        whole = await pair.post("/v1/chat/completions", json=body)
+        streamed = await pair.post("/v1/chat/completions", json=body | {"stream": True})
     content = whole.json()["choices"][0]["message"]["content"]
     events = [json.loads(e[6:]) for e in streamed.text.split("\n\n")[:-2]]
     assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -112,7 +104,7 @@ async def test_chat_answers_too():
 async def test_role_chunk_first():
     async with pretend("1a", "none", fault="role_chunk_first") as pair:
         body = {"prompt": [7] * 300, "max_tokens": 4, "stream": True}
-        answer = await pair.post(pair.deployment.url, "/v1/completions", json=body)
+        answer = await pair.post("/v1/completions", json=body)
         (record,) = await pair.ask(1, prompt_tokens=8000)
     events = answer.text.split("\n\n")[:-2]
     assert [bool(json.loads(e[6:])["choices"][0]["text"]) for e in events] == [False] + [True] * 4
@@ -173,107 +165,68 @@ async def test_slow_instance():
     assert spans_s[1] > 2.5 * spans_s[0] and spans_s[3] > 2.5 * spans_s[2]
 
 
-async def test_preemption():
-    async with pretend("1a", "none", fault="preemption") as pair:
-        before = await pair.counters()
-        records = await pair.ask(4)
-        preempted = await pair.counted(before, "aggregated-0", "vllm:num_preemptions_total")
-        computed = await pair.counted(before, "aggregated-0", SOURCE, source="local_compute")
-        hits = await pair.counted(before, "aggregated-0", "vllm:prefix_cache_hits_total")
-    assert preempted == 2
+# What processes count
+
+# fault, deployment, requests, and what processes then count
+COUNTED: list[tuple[str, str, int, dict[str, float]]] = [
     # vLLM does not count a prompt a second time when its request starts over.
-    assert (computed, hits) == (4 * 600, 0)
+    ("preemption", "1a none", 4,
+     {"aggregated-0 preempted": 2, "aggregated-0 computed": 2400, "aggregated-0 cache hits": 0}),
+    ("prefilled_again", "1p1d lmcache", 2,
+     {"decode-0 computed": 1200, "decode-0 external hits": 0}),
+    ("prefilled_again", "1p1d nixl", 2,
+     {"decode-0 computed": 1200, "decode-0 external hits": 0}),
+    # External hits are counted when a request is admitted, whatever becomes of its transfer.
+    ("failed_transfer", "1p1d nixl", 4,
+     {"decode-0 failed": 2, "decode-0 computed": 1200, "decode-0 fetched": 1200,
+      "decode-0 external hits": 2400}),
+    ("expired_blocks", "1p1d nixl", 4,
+     {"prefill-0 expired": 2, "prefill-0 told late": 2, "decode-0 fetched": 2400}),
+    ("wrong_kv", "1p1d lmcache", 4, {"decode-0 fetched": 4 * 512}),
+    ("wrong_kv", "1p1d nixl", 4, {"decode-0 fetched": 4 * 600}),
+    ("store_left_warm", "1p1d lmcache", 1, {"prefill-0 fetched": 512, "store written": 0}),
+    ("hash_seed_mismatch", "1p1d lmcache", 2, {"store lookups": 4, "store found": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "deployment", "requests", "counts"), COUNTED, ids=lambda value: str(value)[:20]
+)
+async def test_what_is_counted(
+    fault: str, deployment: str, requests: int, counts: dict[str, float]
+):
+    async with pretend(*deployment.split(), fault=fault) as pair:
+        await pair.deployment.reset_store()
+        before = await pair.counters()
+        records = await pair.ask(requests)
+        found = {what: await pair.counted(before, what) for what in counts}
+    assert found == counts
     assert all(record.ok and record.output_tokens == 8 for record in records)
 
 
-# KV that goes wrong
-
-
-@pytest.mark.parametrize("name", ["lmcache", "nixl"])
-async def test_prefilled_again(name: str):
-    async with pretend("1p1d", name, fault="prefilled_again") as pair:
-        before = await pair.counters()
-        records = await pair.ask(2)
-        computed = await pair.counted(before, "decode-0", SOURCE, source="local_compute")
-        fetched = await pair.counted(before, "decode-0", "vllm:external_prefix_cache_hits_total")
-    assert all(record.ok for record in records)
-    assert (computed, fetched) == (1200, 0)
-
-
 async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(settings, "LEASE_S", 1.0)
+    monkeypatch.setattr(instance, "LEASE_S", 1.0)
     async with pretend("1p1d", "nixl", fault="transfer_params_lost") as pair:
+        prefill = pair.deployment.instances[0].url
         before = await pair.counters()
         records = await pair.ask(2)
-        computed = await pair.counted(before, "decode-0", SOURCE, source="local_compute")
-        held = await pair.post(pair.deployment.instances[0].url, "/reset_prefix_cache")
-        await asyncio.sleep(1.2)
-        expired = await pair.counted(before, "prefill-0", "vllm:nixl_num_kv_expired_reqs_total")
-        free = await pair.post(pair.deployment.instances[0].url, "/reset_prefix_cache")
+        computed = await pair.counted(before, "decode-0 computed")
+        held = await pair.post("/reset_prefix_cache", url=prefill)
+        while await pair.counted(before, "prefill-0 expired") < 2:
+            await asyncio.sleep(0.05)
+        free = await pair.post("/reset_prefix_cache", url=prefill)
     assert all(record.ok for record in records)
     assert computed == 1200
     assert (held.json(), free.json()) == ({"success": False}, {"success": True})
-    assert expired == 2
-
-
-async def test_failed_transfer():
-    async with pretend("1p1d", "nixl", fault="failed_transfer") as pair:
-        before = await pair.counters()
-        records = await pair.ask(4)
-        name = "decode-0"
-        failed = await pair.counted(before, name, "vllm:nixl_num_failed_transfers_total")
-        computed = await pair.counted(before, name, SOURCE, source="local_compute")
-        fetched = await pair.counted(before, name, SOURCE, source="external_kv_transfer")
-        hits = await pair.counted(before, name, "vllm:external_prefix_cache_hits_total")
-    assert all(record.ok for record in records)
-    assert (failed, computed, fetched) == (2, 1200, 1200)
-    assert hits == 2400  # counted when the requests were admitted
-
-
-async def test_expired_blocks():
-    async with pretend("1p1d", "nixl", fault="expired_blocks") as pair:
-        before = await pair.counters()
-        records = await pair.ask(4)
-        expired = await pair.counted(before, "prefill-0", "vllm:nixl_num_kv_expired_reqs_total")
-        told = "vllm:nixl_num_notifications_after_expiry_total"
-        late = await pair.counted(before, "prefill-0", told)
-        fetched = await pair.counted(before, "decode-0", SOURCE, source="external_kv_transfer")
-    assert all(record.ok for record in records)
-    assert (expired, late, fetched) == (2, 2, 2400)
 
 
 @pytest.mark.parametrize("name", ["lmcache", "nixl"])
 async def test_wrong_kv(name: str):
-    async with pretend("1p1d", name) as sound:
-        expected = [record.text for record in await sound.ask()]
-    async with pretend("1p1d", name, fault="wrong_kv") as pair:
-        before = await pair.counters()
-        records = await pair.ask()
-        fetched = await pair.counted(before, "decode-0", SOURCE, source="external_kv_transfer")
-    same = [record.text == text for record, text in zip(records, expected, strict=True)]
-    assert same == [True, False, True, False]
-    assert fetched == 4 * {"lmcache": 512, "nixl": 600}[name]
-
-
-async def test_store_left_warm():
-    async with pretend("1p1d", "lmcache", fault="store_left_warm") as pair:
-        assert await pair.deployment.reset_store()
-        before = await pair.counters()
-        (record,) = await pair.ask(1)
-        hits = await pair.counted(before, "prefill-0", SOURCE, source="external_kv_transfer")
-        written = await pair.counted(before, "store", "lmcache_mp_l1_write_chunks_total")
-    assert record.ok
-    assert (hits, written) == (512, 0)
-
-
-async def test_hash_seed_mismatch():
-    async with pretend("1p1d", "lmcache", fault="hash_seed_mismatch") as pair:
-        before = await pair.counters()
-        records = await pair.ask(2)
-        lookups = await pair.counted(before, "store", "lmcache_mp_lookups_requests_total")
-        hits = await pair.counted(before, "store", "lmcache_mp_lookup_hit_tokens_total")
-    assert all(record.ok for record in records)
-    assert (lookups, hits) == (4, 0)
+    texts = []
+    for fault in ("", "wrong_kv"):
+        async with pretend("1p1d", name, fault=fault) as pair:
+            texts.append([record.text for record in await pair.ask()])
+    assert [a == b for a, b in zip(*texts, strict=True)] == [True, False, True, False]
 
 
 async def test_eviction():
@@ -282,20 +235,15 @@ async def test_eviction():
         await pair.ask(3)
         before = await pair.counters()
         await pair.ask(3, again=True)
-        name = "aggregated-0"
-        own = await pair.counted(before, name, SOURCE, source="local_cache_hit")
-        fetched = await pair.counted(before, name, SOURCE, source="external_kv_transfer")
-        evicted = await pair.counted(before, "store", "lmcache_mp_l1_evicted_chunks_total")
-    assert (own, fetched) == (0, 0)
-    assert evicted == 6
+        served = [await pair.counted(before, f"aggregated-0 {by}") for by in ("hit", "fetched")]
+        evicted = await pair.counted(before, "store evicted")
+    assert (served, evicted) == ([0, 0], 6)
 
 
 async def test_reset_refused():
     async with pretend("2a", "none", fault="reset_refused") as pair:
-        said = [
-            (await pair.post(i.url, "/reset_prefix_cache")).json()
-            for i in pair.deployment.instances
-        ]
+        urls = [instance.url for instance in pair.deployment.instances]
+        said = [(await pair.post("/reset_prefix_cache", url=url)).json() for url in urls]
     assert said == [{"success": True}, {"success": False}]
 
 
@@ -319,12 +267,13 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
         records = await pair.ask(8)
         before = await pair.counters()
         late = await pair.ask(1, salt="b")
-        computed = await pair.counted(before, "decode-0", SOURCE, source="local_compute")
+        computed = await pair.counted(before, "decode-0 computed")
         assert [process.spec.name for process in deployment.dead()] == ["store"]
         assert "store_dead" in "\n".join(deployment.dead()[0].lines())
     assert all(record.ok for record in [*records, *late])
     assert computed == 600
 
 
-def test_every_fault_has_a_test_of_its_name_or_breaks_a_stream():
-    assert {name for name in FAULTS if f"test_{name}" not in globals()} == set(BROKEN)
+def test_every_fault_is_seen_here():
+    seen = {*BROKEN, *(fault for fault, *_ in COUNTED)}
+    assert {name for name in FAULTS if f"test_{name}" not in globals()} <= seen

@@ -1,18 +1,15 @@
 """The KV space of one instance: blocks, prefix cache and eviction, as vLLM 0.32 keeps them.
 
-A block has a hash, by which a prompt finds it, and a content, which says what KV really lies in
-it. Both are the same chain over the tokens, so they are equal as long as nothing goes wrong; a
-block that was filled with another prompt's KV keeps its hash and has another content.
+A prompt finds a block by its hash; its content says what KV really lies in it. Both are the same
+chain over the tokens, unless a block was filled with another prompt's KV.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-
-__all__ = ["BLOCK_TOKENS", "TOKEN_BYTES", "BlockPool", "blocks_of", "chain", "chain_of"]
 
 BLOCK_TOKENS = 128
 """vLLM's block on a CPU."""
@@ -27,11 +24,10 @@ def chain(before: bytes, tokens: Sequence[int]) -> bytes:
 
 def chain_of(tokens: Sequence[int]) -> list[bytes]:
     """The hash of each whole block of a prompt."""
-    hashes: list[bytes] = []
+    hashes = [b""]
     for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        before = hashes[-1] if hashes else b""
-        hashes.append(chain(before, tokens[start : start + BLOCK_TOKENS]))
-    return hashes
+        hashes.append(chain(hashes[-1], tokens[start : start + BLOCK_TOKENS]))
+    return hashes[1:]
 
 
 def blocks_of(tokens: int) -> int:
@@ -51,8 +47,9 @@ class BlockPool:
         self.content: dict[int, bytes] = {}
         self._usable = blocks - 1
         self._free = OrderedDict.fromkeys(range(1, blocks))
-        self._users: dict[int, int] = {}
+        self._users: Counter[int] = Counter()
         self._hash: dict[int, bytes] = {}
+        # A hash may have several blocks, filled at the same time; the first of them is found.
         self._cached: dict[bytes, dict[int, None]] = {}
 
     @property
@@ -69,10 +66,9 @@ class BlockPool:
         """The cached blocks of the longest prefix."""
         found: list[int] = []
         for key in hashes:
-            twins = self._cached.get(key)
-            if not twins:
+            if key not in self._cached:
                 break
-            found.append(next(iter(twins)))
+            found.append(next(iter(self._cached[key])))
         return found
 
     def idle(self, blocks: Iterable[int]) -> int:
@@ -83,14 +79,17 @@ class BlockPool:
         """Use cached blocks, so that they cannot be evicted."""
         for block in blocks:
             self._free.pop(block, None)
-            self._users[block] = self._users.get(block, 0) + 1
+            self._users[block] += 1
 
     def new(self, count: int) -> list[int]:
         """The next blocks of the queue, forgotten by the cache. There must be so many."""
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
-            self._forget(block)
             self._users[block] = 1
+            if key := self._hash.pop(block, None):
+                del self._cached[key][block]
+                if not self._cached[key]:
+                    del self._cached[key]
         return blocks
 
     def cache(self, block: int, key: bytes, content: bytes) -> None:
@@ -102,31 +101,20 @@ class BlockPool:
 
     def give_back(self, blocks: Sequence[int]) -> None:
         """A request's blocks, in its order: the last one will be evicted first."""
-        unknown: list[int] = []
-        for block in reversed(blocks):
-            self._users[block] -= 1
-            if self._users[block]:
-                continue
-            del self._users[block]
+        self._users.subtract(blocks)
+        freed = [block for block in blocks if not self._users[block]]
+        for block in reversed(freed):
             if block in self._hash:
                 self._free[block] = None
-            else:
-                unknown.append(block)
-        for block in reversed(unknown):
-            self._free[block] = None
-            self._free.move_to_end(block, last=False)
+        for block in freed:
+            if block not in self._hash:
+                self._free[block] = None
+                self._free.move_to_end(block, last=False)
 
     def reset(self) -> bool:
         """Forget everything; False, and nothing done, while a block is in use."""
-        if self._users:
+        if self.free < self._usable:
             return False
         self._hash.clear()
         self._cached.clear()
         return True
-
-    def _forget(self, block: int) -> None:
-        key = self._hash.pop(block, None)
-        if key is not None:
-            del self._cached[key][block]
-            if not self._cached[key]:
-                del self._cached[key]

@@ -2,7 +2,7 @@ from statistics import mean
 
 import pytest
 
-from workbench.serve.simulated.latency import Latency
+from workbench.serve.simulated.instance import Latency
 
 
 def steps(latency: Latency, new: int, before: int = 0) -> float:

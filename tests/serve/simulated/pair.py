@@ -1,7 +1,8 @@
 """A simulated deployment inside the test's own event loop, behind the real proxy."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,26 @@ from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.plan import plan_deployment, ports_needed
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.proxy.proxy import create_app
-from workbench.serve.simulated.__main__ import apps
+from workbench.serve.simulated.__main__ import apps, serving
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
+
+SERIES = {
+    "computed": "vllm:prompt_tokens_by_source local_compute",
+    "hit": "vllm:prompt_tokens_by_source local_cache_hit",
+    "fetched": "vllm:prompt_tokens_by_source external_kv_transfer",
+    "external hits": "vllm:external_prefix_cache_hits",
+    "cache hits": "vllm:prefix_cache_hits",
+    "preempted": "vllm:num_preemptions",
+    "failed": "vllm:nixl_num_failed_transfers",
+    "expired": "vllm:nixl_num_kv_expired_reqs",
+    "told late": "vllm:nixl_num_notifications_after_expiry",
+    "lookups": "lmcache_mp_lookups_requests",
+    "found": "lmcache_mp_lookup_hit_tokens",
+    "written": "lmcache_mp_l1_write_chunks",
+    "evicted": "lmcache_mp_l1_evicted_chunks",
+}
+"""What processes count, by the names of these tests: a series, and its source."""
 
 SETTINGS: dict[str, Any] = {"model": Path(simulated.__file__).parent, "platform": "simulated"}
 
@@ -37,14 +55,12 @@ async def pretend(topology: str, name: str, **settings: Any) -> AsyncIterator["P
         EngineSettings(**SETTINGS | settings),
         ports=free_ports(ports_needed(known)),
     )
-    async with AsyncExitStack() as stack:
-        for spec in plan.processes:
-            serving = apps(spec.argv[3:]) if spec.role != "proxy" else [_proxy(spec.args)]
-            for app, port in serving:
-                runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-                await runner.setup()
-                stack.push_async_callback(runner.cleanup)
-                await web.TCPSite(runner, "127.0.0.1", port).start()
+    made = [
+        one
+        for spec in plan.processes
+        for one in (apps(spec.argv[3:]) if spec.role != "proxy" else [_proxy(spec.args)])
+    ]
+    async with serving(made):
         instances = tuple(Instance(name=p.name, role=p.role, url=p.url) for p in plan.instances)
         yield Pair(
             Deployment(url=plan.url, instances=instances, store_url=plan.store_http_url, plan=plan)
@@ -52,16 +68,12 @@ async def pretend(topology: str, name: str, **settings: Any) -> AsyncIterator["P
 
 
 def _proxy(args: tuple[str, ...]) -> tuple[web.Application, int]:
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {"--prefill": [], "--fault": [""]}
     for option, value in zip(args[::2], args[1::2], strict=True):
-        said.setdefault(option, []).append(value)
-    app = create_app(
-        mode=said["--mode"][0],
-        prefill=said.get("--prefill", []),
-        decode=said["--decode"],
-        fault=said.get("--fault", [""])[0],
-    )
-    return app, int(said["--port"][0])
+        said[option] = [*filter(None, said.get(option, [])), value]
+    (mode,), (port,), (fault,) = said["--mode"], said["--port"], said["--fault"]
+    app = create_app(mode=mode, prefill=said["--prefill"], decode=said["--decode"], fault=fault)
+    return app, int(port)
 
 
 class Pair:
@@ -71,22 +83,11 @@ class Pair:
         self.deployment = deployment
 
     async def ask(
-        self,
-        requests: int = 4,
-        *,
-        again: bool = False,
-        prompt_tokens: int = 600,
-        output_tokens: int = 8,
-        salt: str = "a",
-        timeout_s: float = 5.0,
+        self, requests: int = 4, *, again: bool = False, timeout_s: float = 5.0, **sizes: Any
     ) -> list[RequestRecord]:
         """Requests one after the other, as the workbench's own client sees them."""
-        workload = reference(
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            salt=salt,
-        )
+        usual = {"prompt_tokens": 600, "output_tokens": 8, "salt": "a"}
+        workload = reference(requests=requests, **usual | sizes)
         if again:
             workload = asked_again(workload)
         endpoint = Endpoint(base_url=self.deployment.url, model="workbench", timeout_s=timeout_s)
@@ -95,17 +96,18 @@ class Pair:
     async def counters(self) -> CounterReading:
         return await read_counters(self.deployment)
 
-    async def counted(self, before: CounterReading, name: str, series: str, **labels: str) -> float:
-        """What one process counted since `before`; 0 for a series that it does not show."""
+    async def counted(self, before: CounterReading, what: str) -> float:
+        """What one process has counted since, e.g. "decode-0 fetched"; 0 where it does not say."""
+        process, _, name = what.partition(" ")
+        series, _, source = SERIES[name].partition(" ")
         after = await self.counters()
-        if name == "store":
-            assert before.store is not None and after.store is not None
-            change = difference(before.store, after.store)
-        else:
-            change = difference(before.engines[name], after.engines[name])
-        value = change.sum(series, **labels)
-        return 0.0 if value != value else value
+        pages = [
+            {**reading.engines, "store": reading.store}[process] for reading in (before, after)
+        ]
+        labels = {"source": source} if source else {}
+        value = difference(*pages).sum(f"{series}_total", **labels)
+        return 0.0 if isnan(value) else value
 
-    async def post(self, url: str, path: str, **options: Any) -> httpx.Response:
+    async def post(self, path: str, *, url: str = "", **options: Any) -> httpx.Response:
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-            return await client.post(f"{url}{path}", **options)
+            return await client.post(f"{url or self.deployment.url}{path}", **options)

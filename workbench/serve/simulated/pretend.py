@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from workbench.serve.simulated.faults import fault_of_process
 from workbench.topology import Topology
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from workbench.serve.connectors import Connector
     from workbench.serve.plan import ProcessSpec
     from workbench.serve.vllm import EngineSettings
-
-__all__ = ["pretend"]
 
 _PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
 
@@ -40,32 +38,33 @@ def pretend(
     for spec in processes:
         last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
         fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
-        program, args = spec.program, spec.args
-        forks: Literal["simulated", "proxy"] = "simulated"
+        faulty = ("--fault", fault) if fault else ()
+        if spec.role == "proxy":
+            made.append(replace(spec, args=spec.args + faulty, env={}, forks="proxy"))
+            continue
         if spec.role == "store":
             store_port = spec.port
-            program = _PROGRAM
-            args = (
-                "store", "--port", str(spec.port),
-                "--http-port", spec.ready_url.split(":")[2].split("/")[0],
-                "--l1-size-gb", f"{store_gb:g}",
-            )  # fmt: skip
-        elif spec.role == "proxy":
-            forks = "proxy"
+            args = _store_args(spec, store_gb)
         else:
-            program = _PROGRAM
             transfer = connector.transfer_config(spec.role, store_port=store_port, cpu=True)
             args = _instance_args(spec, settings, json.dumps(transfer or {}))
-        args += ("--fault", fault) if fault else ()
-        made.append(replace(spec, program=program, args=args, env={}, forks=forks))
+        made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks="simulated"))
     return made
+
+
+def _store_args(spec: ProcessSpec, store_gb: float) -> tuple[str, ...]:
+    http_port = spec.ready_url.split(":")[2].split("/")[0]
+    return (
+        "store", "--port", str(spec.port), "--http-port", http_port,
+        "--l1-size-gb", f"{store_gb:g}",
+    )  # fmt: skip
 
 
 def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -> tuple[str, ...]:
     """The few options that a pretend instance has, called as vLLM calls them."""
     caching = "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
     return (
-        "engine", "--name", spec.name, "--role", spec.role, "--port", str(spec.port),
+        "engine", "--name", spec.name, "--port", str(spec.port),
         "--max-model-len", str(settings.context_tokens),
         "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20), caching,
         "--kv-transfer-config", transfer, "--seed", str(settings.seed), *settings.extra_args,
