@@ -1,11 +1,7 @@
 """A workload of a user's own prompts: each row of a file has a text or a chat, maybe a length.
 
-{"prompt": "Once upon a time", "output_tokens": 64}
-{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
-
-The files of other tools are read as well: vLLM's custom data sets, AIPerf's texts, OpenAI's batches
-(`body`), and ShareGPT (`conversations`; the first question is the prompt and the recorded answer
-gives the length, as in vLLM's benchmark).
+Files of other tools are read too: vLLM's custom data sets, AIPerf's texts, OpenAI's batches
+(`body`), ShareGPT (`conversations`: the first question, as long an answer as the recorded one).
 """
 
 from __future__ import annotations

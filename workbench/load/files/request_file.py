@@ -1,7 +1,6 @@
 """Files that hold one request a row: JSON Lines, a JSON array, or CSV; plain or compressed (gzip).
 
-Blank rows, a byte order mark and CRLF are no content. Rows are read one by one, so that the first
-of a large file cost little.
+Blank rows, a byte order mark and CRLF are no content. Rows are read one by one.
 """
 
 from __future__ import annotations

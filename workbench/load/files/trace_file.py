@@ -1,11 +1,7 @@
 """Files of traces: the published formats, read with every row checked, and Mooncake's, written.
 
-Read are Mooncake's JSON Lines (which AIPerf and Dynamo take too), Alibaba Bailian's, BurstGPT's and
-Azure's CSV, and Vidur's. A row is one request; `hash_ids` has one id for each block of its prompt.
-
-Formats: https://github.com/kvcache-ai/Mooncake (FAST25-release/traces),
-https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, https://github.com/HPMLL/BurstGPT,
-https://github.com/Azure/AzurePublicDataset
+On GitHub: kvcache-ai/Mooncake (AIPerf and Dynamo take it too), HPMLL/BurstGPT,
+alibaba-edu/qwen-bailian-usagetraces-anon, Azure/AzurePublicDataset. A row is one request.
 """
 
 from __future__ import annotations

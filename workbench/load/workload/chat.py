@@ -1,9 +1,7 @@
 """Chats whose token counts are known before they are sent, whatever template the model has.
 
-A chat is sent as text, so the server counts its tokens. Here its text is made of words that are
-one token each (`Tokenizer.words`), behind a fixed beginning that no template trims: then every
-word adds exactly one token to what the template itself has, and a prompt of token ids becomes a
-message of as many words. The ids kept are those of the whole chat, as the template writes it.
+The text is words of one token each, behind a beginning that no template trims: every word adds one
+token to those of the template. The ids kept are those of the whole chat as the template writes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Prompts as text, for servers that refuse token ids: the ids that the server will make are known.
 
-Made-up ids become words that are one token each, so that a prompt keeps its length; ids of a text
-become that text again. The ids kept are those that the tokenizer makes of what is sent, and the
-count of a prompt is theirs, whether the wanted length was met or not.
+Made-up ids become words that are one token each; ids of a text become that text again. The ids
+kept are those that the tokenizer makes of what is sent, as long as was wanted or not.
 """
 
 from __future__ import annotations
