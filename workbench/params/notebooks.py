@@ -18,6 +18,8 @@ from workbench.params.measuring import LoadParams as LoadParams
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.topology import TensorParallel, Topology
 
+CONNECTORS = ("none", "lmcache", "nixl")
+"""Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim may be tested: by reading and arithmetic alone, or by measuring at a level."""
 
@@ -32,7 +34,9 @@ class PdSweep(LoadParams):
         example="1p4d",
     )
     connector: str = param(
-        "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
+        "lmcache",
+        f"how KV moves: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
+        choices=CONNECTORS,
     )
     rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
     search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")

@@ -76,22 +76,21 @@ async def test_the_change_of_the_counters_is_added_up_by_role(vllm):
     vllm.counts(100, source="local_compute")
     vllm.counts(16, source="local_cache_hit")
     vllm.counts(3, finished_reason="length")
-    counted = (await read_counters(two)).since(before, two)
+    counted = (await read_counters(two)).since(before)
     assert counted.sources == {"decode": TokenSources(computed=200, engine_hit=32, external_hit=0)}
     assert counted.requests == {"decode": 6}
     assert counted.doubts == ()
 
 
 async def test_the_block_is_what_the_engine_says(one):
-    before = await read_counters(one)
-    assert (await read_counters(one)).since(before, one).block_tokens == 128
+    assert (await read_counters(one)).block_tokens == 128
 
 
 async def test_a_restart_between_two_readings_makes_the_counters_unknown(one, vllm):
     vllm.counts(5, finished_reason="length")
     before = await read_counters(one)
     vllm.restarts()
-    counted = (await read_counters(one)).since(before, one)
+    counted = (await read_counters(one)).since(before)
     assert "the server was restarted within the pass" in counted.doubts[0]
     assert counted.requests["aggregated"] != counted.requests["aggregated"]
 
@@ -111,7 +110,7 @@ async def test_without_servers_there_is_nothing_to_read(vllm):
     nobody = Deployment(url=vllm.url)
     reading = await read_counters(nobody)
     assert (reading.engines, reading.store, reading.rows()) == ({}, None, [])
-    assert reading.since(reading, nobody).sources == {}
+    assert reading.since(reading).sources == {}
 
 
 def test_the_first_token_that_a_proxy_adds_to_each_prompt_is_no_prompt_token():
@@ -122,9 +121,6 @@ def test_the_first_token_that_a_proxy_adds_to_each_prompt_is_no_prompt_token():
         },
         requests={"prefill": 4, "decode": 4},
         preemptions={},
-        nixl=None,
-        store=None,
-        block_tokens=16,
     )
     corrected = counted.without_first_tokens().sources
     assert corrected["decode"] == TokenSources(computed=40, engine_hit=0, external_hit=960)

@@ -11,9 +11,9 @@ import pytest
 from tests.serve.simulated.pair import SETTINGS, Pair, pretend
 from workbench.params.measuring import FAULTS
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import deploy
+from workbench.serve.deployment import deploy, launcher_for
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes import logs
 from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
@@ -253,7 +253,7 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
     settings = EngineSettings(**SETTINGS, fault="store_dead")
     topology = Topology.parse("1p1d")
     async with (
-        Launcher(log_dir=tmp_path, fork=fork, loads="simulated") as launcher,
+        launcher_for(settings, tmp_path, fork=fork) as launcher,
         deploy(
             launcher,
             lambda ports: plan_deployment(topology, connector("lmcache"), settings, ports=ports),
@@ -262,14 +262,14 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
         ) as deployment,
     ):
         parents = {" ".join(psutil.Process(p.pid).parent().cmdline()) for p in deployment.processes}
-        assert all(("forkserver simulated" in parent) == fork for parent in parents)
+        assert all(("processes.forkserver" in parent) == fork for parent in parents)
         pair = Pair(deployment)
         records = await pair.ask(8)
         before = await pair.counters()
         late = await pair.ask(1, salt="b")
         computed = await pair.counted(before, "decode-0 computed")
         assert [process.spec.name for process in deployment.dead()] == ["store"]
-        assert "store_dead" in "\n".join(deployment.dead()[0].lines())
+        assert "store_dead" in "\n".join(logs.lines(deployment.dead()[0].log))
     assert all(record.ok for record in [*records, *late])
     assert computed == 600
 

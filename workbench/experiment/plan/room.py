@@ -13,7 +13,7 @@ from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for,
 from workbench.hardware import machine
 from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve import simulated
-from workbench.serve.capacity import CPU_PROCESS_GB, Capacity, check_capacity
+from workbench.serve.capacity import Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
@@ -115,8 +115,7 @@ def check_room(
     topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
 ) -> None:
     """Refuse a topology that the machine cannot hold, KV and weights included."""
-    instance_gb = CPU_PROCESS_GB + settings.kv_cache_mib / 1024 + settings.weights_gb
-    check_capacity(topology, tp, capacity, platform=settings.platform, instance_gb=instance_gb)
+    check_capacity(topology, tp, capacity, settings)
 
 
 def one_instance(

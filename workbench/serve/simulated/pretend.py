@@ -10,16 +10,16 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from workbench.serve.connectors import Connector, Wiring
+from workbench.serve.processes.launcher import ProcessSpec
 from workbench.serve.simulated.faults import fault_of_process
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
-if TYPE_CHECKING:
-    from workbench.serve.connectors import Connector
-    from workbench.serve.plan import ProcessSpec
-    from workbench.serve.vllm import EngineSettings
-
+_MAIN, _PROXY_MAIN = "workbench.serve.simulated.__main__:main", "workbench.serve.proxy.proxy:main"
+LOADS = tuple(name.partition(":")[0] for name in (_MAIN, _PROXY_MAIN))
+"""What the fork server of a simulation loads."""
 _PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
 
 
@@ -40,15 +40,15 @@ def pretend(
         fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
         faulty = ("--fault", fault) if fault else ()
         if spec.role == "proxy":
-            made.append(replace(spec, args=spec.args + faulty, env={}, forks="proxy"))
+            made.append(replace(spec, args=spec.args + faulty, env={}, forks=_PROXY_MAIN))
             continue
         if spec.role == "store":
             store_port = spec.port
             args = _store_args(spec, store_gb)
         else:
-            transfer = connector.transfer_config(spec.role, store_port=store_port, cpu=True)
-            args = _instance_args(spec, settings, json.dumps(transfer or {}))
-        made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks="simulated"))
+            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
+            args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
+        made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Start, watch and stop processes through a supervisor, so that none outlives the notebook."""
+"""The launcher of this machine: through a supervisor, so that no process outlives the notebook."""
 
 from __future__ import annotations
 
@@ -8,29 +8,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import httpx
+from workbench.errors import DeploymentError
+from workbench.serve.processes.launcher import Process, ProcessSpec
 
-from workbench.control import control_client
-from workbench.errors import DeploymentError, LaunchError
-from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes import logs
-from workbench.serve.processes.ports import free_ports, listens
-from workbench.serve.vllm import instance_env
-
-__all__ = ["Launcher", "Process", "free_ports"]
+__all__ = ["LocalLauncher", "LocalProcess"]
 
 FORK_SERVER = "fork-server"
-FORKS = {"engine": ("vllm", "lmcache"), "simulated": ("simulated", "proxy")}
-"""What a fork server can become, by what it has loaded."""
-FIRST_POLL_S = 0.02
-POLL_PERIOD_S = 0.1
-LOG_PERIOD_S = 0.5
+_LOADED = f"{FORK_SERVER} ready"
 STOP_GRACE_S = 0.5
 """Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
 _GONE = object()
@@ -38,7 +28,7 @@ _GONE = object()
 
 
 @dataclass(slots=True)
-class Process:
+class LocalProcess:
     """A started process: `exited` holds its status once it has ended."""
 
     spec: ProcessSpec
@@ -50,47 +40,19 @@ class Process:
     def alive(self) -> bool:
         return not self.exited.done()
 
-    def lines(self) -> list[str]:
-        """The log without colours and without vLLM's line prefixes."""
-        return logs.lines(self.log)
-
-    def reason(self) -> str:
-        """One sentence from the log: why it ended, as far as it says."""
-        return logs.reason(self.lines())
-
-    def failure(self, what: str) -> str:
-        tail = "\n".join(f"    {line}" for line in self.lines()[-8:])
-        return f"{self.spec.name} {what}: {self.reason()}\n  log: {self.log}\n{tail}"
-
-
-async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
-    """True when the ready URL says 200; False as soon as the process ends."""
-    asking = asyncio.create_task(client.get(process.spec.ready_url))
-    both: set[asyncio.Future[Any]] = {asking, process.exited}
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        asking.cancel()
-    if not asking.done() or asking.cancelled() or asking.exception():
-        return False
-    port = httpx.URL(process.spec.ready_url).port or 80
-    # Another program that was faster to take the port may answer as well.
-    return asking.result().status_code == 200 and listens(process.pid, port)
-
 
 @dataclass(slots=True)
-class Launcher:
-    """Owns a supervisor process and the fork server behind it (on a CPU, and for a simulation).
+class LocalLauncher:
+    """Owns a supervisor process, and the fork server behind it where something is loaded.
 
-    Use as `async with Launcher(log_dir) as launcher`; leaving it ends all that it started.
+    Use as `async with LocalLauncher(log_dir) as launcher`; leaving it ends all that it started.
     """
 
     log_dir: Path
-    fork: bool = True
-    offline: bool = True
-    """Whether the fork server may do without a model hub."""
-    loads: Literal["engine", "simulated"] = "engine"
-    """What the fork server imports before it forks."""
+    loads: Sequence[str] = ()
+    """What the fork server loads, as `module` or `module:function`; without it there is none."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Of the fork server."""
     notes: list[str] = field(default_factory=list)
     _supervisor: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
@@ -109,6 +71,9 @@ class Launcher:
             env=env, start_new_session=True, limit=2**20,
         )  # fmt: skip
         self._reader = asyncio.create_task(self._listen())
+        if self.loads:
+            # It loads while the first arm is prepared.
+            self._fork_server = asyncio.create_task(self._start_fork_server())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -121,59 +86,23 @@ class Launcher:
         if self._reader is not None:
             self._reader.cancel()
 
-    def warm_up(self) -> None:
-        """Begin to load the fork server, so that it is ready when the first instance is wanted."""
-        if self.fork and self._fork_server is None:
-            self._fork_server = asyncio.create_task(self._start_fork_server())
-
     async def loaded(self) -> bool:
         """Wait for the fork server; False where there is none and instances start plainly."""
-        self.warm_up()
         return self._fork_server is not None and await self._fork_server
 
-    async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> LocalProcess:
         """Start one process, forked where that is possible; it need not be ready yet."""
         log_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
-        if self.fork and spec.forks in FORKS[self.loads]:
-            if await self.loaded() and not self._exits[FORK_SERVER].done():
-                self._forked.add(name)
-                job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
-                pid = await self._ask(
-                    name, send=FORK_SERVER, line=json.dumps(job | {"log": str(log)})
-                )
-                return Process(spec, pid, log, self._exits[name])
-        pid = await self._ask(name, start=name, argv=spec.argv, env=spec.env, log=str(log))
-        return Process(spec, pid, log, self._exits[name])
-
-    async def ready(self, processes: Iterable[Process], *, timeout_s: float) -> None:
-        """Wait until each answers its ready URL. Raises LaunchError with the reason and the log."""
-        async with (
-            control_client(2.0) as client,
-            asyncio.TaskGroup() as g,
-        ):
-            for process in processes:
-                g.create_task(self._ready(client, process, timeout_s))
-
-    async def _ready(self, client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
-        ends_s = time.monotonic() + timeout_s
-        look_s, pause_s = 0.0, FIRST_POLL_S
-        while True:
-            if await _answers(client, process):
-                return
-            now_s = time.monotonic()
-            # Servers that start want the cores: their logs are read twice a second, not always.
-            doomed = now_s > look_s and logs.fatal(process.lines())
-            look_s = now_s + LOG_PERIOD_S if now_s > look_s else look_s
-            if not process.alive or doomed:
-                raise LaunchError(process.failure("did not start"))
-            if now_s > ends_s:
-                raise LaunchError(process.failure(f"was not ready after {timeout_s:.0f} s"))
-            await asyncio.sleep(pause_s)
-            # Forked servers answer within a tenth of a second, those that import within seconds.
-            pause_s = min(2 * pause_s, POLL_PERIOD_S)
+        order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": spec.env}
+        if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
+            self._forked.add(name)
+            job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
+            order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": str(log)})}
+        pid = await self._ask(name, **order, log=str(log))
+        return LocalProcess(spec, pid, log, self._exits[name])
 
     async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
         """End processes with everything they started, and remove their shared memory."""
@@ -229,7 +158,7 @@ class Launcher:
 
     def _fork_event(self, event: dict[str, Any]) -> None:
         if "ready" in event:
-            self._answer(FORK_SERVER + " ready", True)
+            self._answer(_LOADED, True)
         elif "forked" in event:
             self._answer(event["forked"], event["pid"])
         else:
@@ -239,9 +168,9 @@ class Launcher:
         """What it forked ends with it, and nobody else would report that."""
         assert self._supervisor is not None and self._supervisor.stdin is not None
         leaving = self._supervisor.stdin.is_closing()
-        if FORK_SERVER + " ready" not in self._waiting and not leaving:
+        if _LOADED not in self._waiting and not leaving:
             self.notes.append("The fork server ended by itself; later instances started plainly.")
-        self._answer(FORK_SERVER + " ready", False)
+        self._answer(_LOADED, False)
         self._ended(FORK_SERVER, status)
         for name in self._forked:
             self._ended(name, -signal.SIGKILL)
@@ -251,15 +180,11 @@ class Launcher:
         loop = asyncio.get_running_loop()
         log = self.log_dir / f"{FORK_SERVER}.log"
         self._exits[FORK_SERVER] = loop.create_future()
-        ready = self._waiting[FORK_SERVER + " ready"] = loop.create_future()
-        argv = [sys.executable, "-m", "workbench.serve.processes.forkserver", self.loads]
-        order = {
-            "start": FORK_SERVER,
-            "argv": argv,
-            "env": instance_env("cpu", offline=self.offline) if self.loads == "engine" else {},
-            "log": str(log),
-        }
-        await self._ask(FORK_SERVER, **order, talks=True)
+        ready = self._waiting[_LOADED] = loop.create_future()
+        argv = [sys.executable, "-m", "workbench.serve.processes.forkserver", *self.loads]
+        await self._ask(
+            FORK_SERVER, start=FORK_SERVER, argv=argv, env=dict(self.env), log=str(log), talks=True
+        )
         if await ready is True:
             return True
         self.notes.append(

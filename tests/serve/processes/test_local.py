@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from workbench.errors import DeploymentError, LaunchError
-from workbench.serve.processes import processes
-from workbench.serve.processes.processes import Launcher, Process
+from workbench.serve.processes import local, logs
+from workbench.serve.processes.launcher import failure, ready
+from workbench.serve.processes.local import LocalLauncher, LocalProcess
 
 FAMILY = """
 import subprocess, sys
@@ -23,9 +24,9 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 
 
-async def start(launcher, tmp_path, *specs) -> list[Process]:
+async def start(launcher, tmp_path, *specs) -> list[LocalProcess]:
     started = [await launcher.start(one, tmp_path) for one in specs]
-    await launcher.ready(started, timeout_s=10)
+    await ready(started, timeout_s=10)
     return started
 
 
@@ -53,18 +54,16 @@ while len(list(here.glob("*.here"))) < 4: time.sleep(0.02)
 async def test_a_server_gets_its_environment_beside_that_of_the_notebook(launcher, spec, tmp_path):
     show = "import os; print(os.environ['MINE'], 'PATH' in os.environ, flush=True)"
     (process,) = await start(launcher, tmp_path, spec(first=show, env={"MINE": "yes"}))
-    assert process.lines() == ["yes True"]
+    assert logs.lines(process.log) == ["yes True"]
     assert process.log == tmp_path / "decode-0.log"
 
 
 async def test_an_exit_before_ready_gives_the_reason_and_the_logs_path(launcher, spec, tmp_path):
     broken = spec("prefill-0", code="print('loading'); raise ValueError('no such model: /nope')")
     process = await launcher.start(broken, tmp_path)
-    with pytest.raises(ExceptionGroup) as group:
-        await launcher.ready([process], timeout_s=10)
-    (error,) = group.value.exceptions
-    assert isinstance(error, LaunchError)
-    sentence, log, *tail = str(error).splitlines()
+    with pytest.raises(LaunchError) as error:
+        await ready([process], timeout_s=10)
+    sentence, log, *tail = str(error.value).splitlines()
     assert sentence == "prefill-0 did not start: ValueError: no such model: /nope"
     assert log == f"  log: {tmp_path / 'prefill-0.log'}"
     assert any("Traceback" in line for line in tail)
@@ -74,26 +73,22 @@ async def test_an_exit_before_ready_gives_the_reason_and_the_logs_path(launcher,
 async def test_a_program_that_is_not_there_is_a_start_that_failed(launcher, spec, tmp_path):
     missing = replace(spec(), program=("/no/such/program",))
     process = await launcher.start(missing, tmp_path)
-    with pytest.raises(ExceptionGroup) as group:
-        await launcher.ready([process], timeout_s=10)
-    assert "No such file or directory: '/no/such/program'" in str(group.value.exceptions[0])
+    with pytest.raises(LaunchError, match="No such file or directory: '/no/such/program'"):
+        await ready([process], timeout_s=10)
 
 
 async def test_a_server_that_never_answers_is_given_up(launcher, spec, tmp_path):
     process = await launcher.start(spec(code="import time; time.sleep(60)"), tmp_path)
-    with pytest.raises(ExceptionGroup) as group:
-        await launcher.ready([process], timeout_s=0.2)
-    assert "decode-0 was not ready after 0 s: it wrote nothing" in str(group.value.exceptions[0])
+    with pytest.raises(LaunchError, match="decode-0 was not ready after 0 s: it wrote nothing"):
+        await ready([process], timeout_s=0.2)
 
 
 async def test_a_fatal_line_is_believed_before_the_process_ends(launcher, spec, tmp_path):
     # Under fork the API server needs 30 s to notice that its engine core has died.
-    line = "ValueError: To serve at least one request with the model's max seq len (24576), (0.04"
-    says = f"import time; print({line!r}, flush=True); time.sleep(60)"
-    process = await launcher.start(spec(code=says), tmp_path)
-    with pytest.raises(ExceptionGroup) as group:
-        await launcher.ready([process], timeout_s=10)
-    assert "did not start: ValueError: To serve at least one" in str(group.value.exceptions[0])
+    says = "import time; print('RuntimeError: no such transport', flush=True); time.sleep(60)"
+    process = await launcher.start(spec(code=says, fatal=("no such transport",)), tmp_path)
+    with pytest.raises(LaunchError, match="did not start: RuntimeError: no such transport"):
+        await ready([process], timeout_s=10)
 
 
 async def test_a_stop_ends_a_server_with_all_that_it_started(launcher, spec, tmp_path):
@@ -117,7 +112,7 @@ async def test_a_server_that_ignores_term_is_killed(launcher, spec, tmp_path):
 
 
 async def test_leaving_the_launcher_ends_what_was_never_stopped(spec, tmp_path, nothing_running):
-    async with Launcher(tmp_path, fork=False) as launcher:
+    async with LocalLauncher(tmp_path) as launcher:
         (process,) = await start(launcher, tmp_path, spec(first=FAMILY))
         grandchild = psutil.Process(process.pid).children()[0]
     assert not psutil.pid_exists(process.pid)
@@ -129,7 +124,7 @@ async def test_the_end_of_a_running_server_is_noticed(launcher, spec, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
     assert not process.alive
-    assert process.failure("ended by itself").startswith("decode-0 ended by itself: ")
+    assert failure(process, "ended by itself").startswith("decode-0 ended by itself: ")
 
 
 async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp_path):
@@ -163,53 +158,61 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-async def forking(tmp_path, monkeypatch, spec, nothing_running):
-    """A launcher whose fork server is a few lines that load nothing."""
-    stub = tmp_path / "stub.py"
-    stub.write_text(FORK_SERVER)
-    monkeypatch.setenv("SERVER", spec().program[-1])
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$2" in *forkserver) exec {sys.executable} {stub};; esac\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(python))
-    async with Launcher(tmp_path / "logs") as launcher:
-        yield launcher
+def forking(tmp_path, monkeypatch, spec, nothing_running):
+    """Makes a launcher whose fork server is a few lines that load nothing."""
+
+    def make(fork_server: str = FORK_SERVER) -> LocalLauncher:
+        stub, python = tmp_path / "stub.py", tmp_path / "python"
+        stub.write_text(fork_server)
+        monkeypatch.setenv("SERVER", spec().program[-1])
+        python.write_text(
+            f'#!/bin/sh\ncase "$2" in *forkserver) exec {sys.executable} {stub};; esac\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        monkeypatch.setattr(local.sys, "executable", str(python))
+        return LocalLauncher(tmp_path / "logs", loads=["something"])
+
+    return make
+
+
+def parent(process: LocalProcess) -> str:
+    """The command line of what started it."""
+    return " ".join(psutil.Process(process.pid).parent().cmdline())
 
 
 async def test_a_forked_server_is_like_any_other(forking, spec, tmp_path):
-    (process,) = await start(forking, tmp_path, spec(forks="vllm"))
-    fork_server = psutil.Process(process.pid).parent()
-    assert "stub.py" in " ".join(fork_server.cmdline())
-    await forking.stop([process])
-    assert forking.notes == []
+    async with forking() as launcher:
+        (process,) = await start(launcher, tmp_path, spec(forks="a:server"))
+        assert "stub.py" in parent(process)
+        await launcher.stop([process])
+    assert launcher.notes == []
 
 
 async def test_what_cannot_be_forked_is_started_plainly(forking, spec, tmp_path):
-    (process,) = await start(forking, tmp_path, spec("proxy"))
-    assert "supervisor" in " ".join(psutil.Process(process.pid).parent().cmdline())
+    async with forking() as launcher:
+        (process,) = await start(launcher, tmp_path, spec("proxy"))
+        assert "supervisor" in parent(process)
 
 
 async def test_the_end_of_the_fork_server_is_the_end_of_what_it_forked(forking, spec, tmp_path):
-    (process,) = await start(forking, tmp_path, spec(forks="vllm"))
-    lost = await asyncio.wait_for(forking.start(spec("fatal", forks="vllm"), tmp_path), 10)
-    assert not lost.alive and not process.alive
-    (note,) = forking.notes
-    assert "fork server ended by itself" in note
-    # From now on servers start plainly.
-    (plain,) = await start(forking, tmp_path, spec("decode-1", forks="vllm"))
-    assert "supervisor" in " ".join(psutil.Process(plain.pid).parent().cmdline())
+    async with forking() as launcher:
+        (process,) = await start(launcher, tmp_path, spec(forks="a:server"))
+        fatal = launcher.start(spec("fatal", forks="a:server"), tmp_path)
+        lost = await asyncio.wait_for(fatal, 10)
+        assert not lost.alive and not process.alive
+        (note,) = launcher.notes
+        assert "fork server ended by itself" in note
+        # From now on servers start plainly.
+        (plain,) = await start(launcher, tmp_path, spec("decode-1", forks="a:server"))
+        assert "supervisor" in parent(plain)
 
 
-async def test_a_fork_server_that_cannot_load_leaves_the_plain_start(
-    forking, spec, tmp_path, monkeypatch
-):
-    (tmp_path / "stub.py").write_text("raise ImportError('vllm is of another version')")
-    (process,) = await start(forking, tmp_path, spec(forks="vllm"))
-    assert "supervisor" in " ".join(psutil.Process(process.pid).parent().cmdline())
-    (note,) = forking.notes
+async def test_a_fork_server_that_cannot_load_leaves_the_plain_start(forking, spec, tmp_path):
+    async with forking("raise ImportError('vllm is of another version')") as launcher:
+        (process,) = await start(launcher, tmp_path, spec(forks="a:server"))
+        assert "supervisor" in parent(process)
+    (note,) = launcher.notes
     assert "The fork server did not load" in note
     log = Path(note.rpartition("log: ")[2])
     assert "ImportError: vllm is of another version" in log.read_text()
