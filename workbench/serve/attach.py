@@ -14,8 +14,6 @@ from workbench.errors import DeploymentError
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
 
-__all__ = ["API_KEY", "attach"]
-
 API_KEY = "OPENAI_API_KEY"
 
 

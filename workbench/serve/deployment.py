@@ -26,8 +26,6 @@ from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
 from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
 
-__all__ = ["Deployment", "Instance", "deploy", "launcher_for"]
-
 PORT_RACES = 3
 """How often a start is tried again when another program took a chosen port."""
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0

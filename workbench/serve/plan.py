@@ -18,8 +18,6 @@ from workbench.serve.simulated.pretend import pretend
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
-__all__ = ["DeploymentPlan", "plan_deployment"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentPlan:

@@ -26,8 +26,6 @@ from workbench.load.workload.written import TextTokenizer, word_ids, written
 from workbench.records import RequestRecord
 from workbench.serve.deployment import Deployment
 
-__all__ = ["fitted"]
-
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4
 """Of a probe: short, and with a token for the decode instance beside that of the prefill."""
 TIMEOUT_S = 120.0

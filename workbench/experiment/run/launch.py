@@ -20,8 +20,6 @@ from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import model_facts
 from workbench.topology import Role
 
-__all__ = ["Launch"]
-
 
 class Launch:
     """Follows one deployment from pass to pass: its perfect caches, and when it was emptied."""

@@ -29,8 +29,6 @@ from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.launcher import failure
 
-__all__ = ["measure_arm"]
-
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 

@@ -34,8 +34,6 @@ from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import model_facts
 
-__all__ = ["run"]
-
 
 async def run(
     plan: ExperimentPlan,

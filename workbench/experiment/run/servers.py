@@ -13,8 +13,6 @@ from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
 from workbench.serve.processes.launcher import Launcher
 
-__all__ = ["deploy", "deployed"]
-
 
 @asynccontextmanager
 async def deployed(

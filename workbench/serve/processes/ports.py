@@ -8,8 +8,6 @@ from contextlib import suppress
 
 from workbench.errors import DeploymentError
 
-__all__ = ["free_ports", "listens"]
-
 _PORTS = range(20_000, 32_000)
 """Below Linux's ephemeral range, so that no outgoing connection takes a chosen port."""
 

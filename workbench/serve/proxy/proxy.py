@@ -34,8 +34,6 @@ from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.proxy.proxy_legs import Trip, json_object
 from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
 
-__all__ = ["DECODE_SHIFT_HEADER", "INDEX_HEADER", "Routes", "create_app", "main"]
-
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy deals round robin."""
 DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
