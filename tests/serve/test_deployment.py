@@ -276,17 +276,21 @@ def deployment(server: Server) -> Deployment:
 RESET = "/reset_prefix_cache"
 
 
-@pytest.mark.parametrize("said", [{"success": True}, "", "OK", [], {}])
-async def test_engines_are_reset_when_they_do_not_refuse(said, server, deployment):
-    server.answers[RESET] = [said]
-    assert await deployment.reset_engines() is True
-    assert server.asked == [f"POST {RESET}"]
-
-
-async def test_an_engine_that_holds_blocks_is_asked_again(server, deployment):
-    server.answers[RESET] = [{"success": False}, web.HTTPServiceUnavailable, {"success": True}]
-    assert await deployment.reset_engines() is True
-    assert len(server.asked) == 3
+@pytest.mark.parametrize(
+    ("answers", "done", "tries"),
+    [
+        *(([said], True, 1) for said in ({"success": True}, "", "OK", [], {})),
+        # One that holds blocks is asked again.
+        ([{"success": False}, web.HTTPServiceUnavailable, {"success": True}], True, 3),
+        ([web.HTTPNotFound], False, 1),
+    ],
+)
+async def test_an_engine_is_reset_unless_it_knows_no_resets(
+    answers, done, tries, server, deployment
+):
+    server.answers[RESET] = answers
+    assert await deployment.reset_engines() is done
+    assert server.asked == [f"POST {RESET}"] * tries
 
 
 async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monkeypatch):
@@ -296,20 +300,10 @@ async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monk
         await deployment.reset_engines()
 
 
-async def test_a_server_without_resets_says_so(server, deployment):
-    server.answers[RESET] = [web.HTTPNotFound]
-    assert await deployment.reset_engines() is False
-
-
 async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
     server.answers[RESET] = [{"success": True}, web.HTTPNotFound]
     two = (*deployment.instances, Instance(name="decode-1", role="decode", url=server.url))
     assert await Deployment(url=server.url, instances=two).reset_engines() is False
-
-
-async def test_unknown_engines_are_not_asked(server):
-    assert await Deployment(url=server.url).reset_engines() is False
-    assert server.asked == []
 
 
 async def test_a_dead_engine_does_not_take_a_reset():
@@ -318,20 +312,20 @@ async def test_a_dead_engine_does_not_take_a_reset():
         await Deployment(url="", instances=(instance,)).reset_engines()
 
 
-async def test_the_store_is_emptied(server, deployment):
-    server.answers["/cache/clear"] = [{"status": "ok"}]
+async def test_the_store_is_emptied_or_that_is_an_error(server, deployment):
+    server.answers["/cache/clear"] = [{"status": "ok"}, web.HTTPInternalServerError]
     assert await deployment.reset_store() is True
     assert server.asked == ["POST /cache/clear"]
-
-
-async def test_a_store_that_does_not_empty_itself_is_an_error(server, deployment):
-    server.answers["/cache/clear"] = [web.HTTPInternalServerError]
     with pytest.raises(DeploymentError, match=f"store at {server.url} did not clear its cache"):
         await deployment.reset_store()
 
 
-async def test_without_a_store_there_is_nothing_to_empty(server):
-    assert await Deployment(url=server.url).reset_store() is False
+async def test_what_is_not_known_is_not_asked(server):
+    unknown = Deployment(url=server.url)
+    assert await unknown.reset_engines() is False
+    assert await unknown.reset_store() is False
+    assert (await unknown.legs(), await unknown.proxy_stats()) == ([], {})
+    assert server.asked == []
 
 
 async def test_legs_are_records_with_nan_for_null(server, deployment):
@@ -351,9 +345,3 @@ async def test_what_the_proxy_spent_is_asked_of_it(server, deployment):
 async def test_a_dead_proxy_has_nothing_to_say():
     gone = Deployment(url="", proxy_url="http://127.0.0.1:9")
     assert (await gone.legs(), await gone.proxy_stats()) == ([], {})
-
-
-async def test_without_a_proxy_of_ours_nobody_is_asked(server):
-    attached = Deployment(url=server.url)
-    assert (await attached.legs(), await attached.proxy_stats()) == ([], {})
-    assert server.asked == []

@@ -153,7 +153,9 @@ async def _models_in_common(
             raise away
         return {}
     first, *others = found
-    common = {name: root for name, root in first.items() if all(_named(other, name) for other in others)}
+    common = {
+        name: root for name, root in first.items() if all(_named(other, name) for other in others)
+    }
     if not common:
         each = "; ".join(", ".join(models) for models in found)
         raise DeploymentError(
