@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ import pytest_asyncio
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy, launcher_for
-from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.plan import DeploymentPlan, plan_deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
@@ -75,11 +76,11 @@ def deployed(launcher: Launcher, settings: EngineSettings, tmp_path: Path) -> De
                     connector(name),
                     settings,
                     ports=ports,
-                    shm_name=f"workbench-test-{ports[0]}",
+                    shm_name=f"workbench-test-{uuid4().hex}",
                 )
             )
 
-        return deploy(launcher, make_plan, ports=ports_needed(known), log_dir=logs, **options)
+        return deploy(launcher, make_plan, log_dir=logs, **options)
 
     return start
 

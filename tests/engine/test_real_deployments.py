@@ -12,7 +12,7 @@ from workbench.metrics.counters import NixlCounters
 from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy, launcher_for
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.serve.plan import plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -94,7 +94,6 @@ async def test_the_plain_start_serves_what_the_fork_server_would(
         deploy(
             launcher,
             lambda ports: plan_deployment(topology, connector("nixl"), settings, ports=ports),
-            ports=ports_needed(topology),
             log_dir=tmp_path / "logs",
         ) as deployment,
     ):

@@ -16,7 +16,7 @@ from workbench.params.measuring import SCENARIOS
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.serve.plan import plan_deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
@@ -45,7 +45,6 @@ async def server(
     async with deploy(
         launcher,
         lambda ports: plan_deployment(topology, connector("none"), settings, ports=ports),
-        ports=ports_needed(topology),
         log_dir=tmp_path_factory.mktemp("server"),
     ) as deployment:
         yield deployment

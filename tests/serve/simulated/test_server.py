@@ -12,7 +12,7 @@ from tests.serve.simulated.pair import SETTINGS, Pair, pretend
 from workbench.params.measuring import FAULTS
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy, launcher_for
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.serve.plan import plan_deployment
 from workbench.serve.processes import logs
 from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
@@ -257,7 +257,6 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
         deploy(
             launcher,
             lambda ports: plan_deployment(topology, connector("lmcache"), settings, ports=ports),
-            ports=ports_needed(topology),
             log_dir=tmp_path / "logs",
         ) as deployment,
     ):
