@@ -1,7 +1,7 @@
-"""What an attached server wants to be asked like: found out once, by short requests of our own.
+"""Short requests before a run that find out which fields an attached server takes.
 
-vLLM takes all that we ask for. Proxies and other servers may refuse a field, want prompts as text,
-or count a request's tokens another way. Whatever is left out or corrected is told as a doubt.
+vLLM takes all. Proxies and other servers may refuse a field, want prompts as text, or count tokens
+another way. Whatever is left out or corrected is told as a doubt.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from workbench.load.workload.written import word_ids, written
 from workbench.records import RequestRecord
 from workbench.serve.deployment import Deployment
 
-__all__ = ["fitted"]
-
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4
 """Of a probe: short, and with a token for the decode instance beside that of the prefill."""
 TIMEOUT_S = 120.0
@@ -48,19 +46,6 @@ _REFUSED = {
     RETURN_IDS: "The server refuses return_token_ids: turns of a conversation hold made-up"
     " answers, not those of the model.",
 }
-_AS_TEXT = (
-    "The server refuses token ids: prompts were sent as text. Their lengths come from the tokenizer"
-    " and are checked against usage."
-)
-_NO_USAGE = "The server gives no usage, so the lengths of text prompts could not be checked."
-_FROM_PREFILL = (
-    "The proxy takes the first token from prefill, so decode counts prompt + 1 and completion - 1."
-    " Both are corrected."
-)
-_SHORT_TTFT = (
-    "So TTFT ends with prefill: KV transfer and the wait for a decode instance are in the gap"
-    " behind the first token."
-)
 
 
 async def fitted(
@@ -77,20 +62,20 @@ async def fitted(
     form = replace(plan.form, extra_body=getattr(plan.params, "extra_body", ""))
     if deployment.plan is not None:
         return replace(plan, form=form)
-    door = _Door(plan, deployment)
-    answer = await door.ask(form)
+    probe = _Probe(plan, deployment)
+    answer = await probe.ask(form)
     if not answer.ok and answer.error not in _NO_REFUSAL:
         refused = answer
-        form, answer = await door.plainest(form)
+        form, answer = await probe.plainest(form)
         if not answer.ok:
             doubt(_unknown(refused))
             return replace(plan, form=replace(form, left_out=frozenset(), prompts_as_text=False))
         if form.prompts_as_text:
             plan = _with_text(plan, deployment, refused)
             assert isinstance(plan.workload, WrittenSpec)
-            door.writer = plan.workload.writer
-            answer = await door.ask(form)  # now with a prompt whose length is known
-        form, answer = await door.with_most(form, answer)
+            probe.writer = plan.workload.writer
+            answer = await probe.ask(form)  # now with a prompt whose length is known
+        form, answer = await probe.with_most(form, answer)
     elif not answer.ok:
         doubt(_unknown(answer))
     shifted = _first_token_from_prefill(answer)
@@ -98,9 +83,12 @@ async def fitted(
         if name != "continuous_usage_stats" or "stream_options" not in form.left_out:
             doubt(_REFUSED[name])
     if form.prompts_as_text:
-        doubt(_AS_TEXT)
+        doubt(
+            "The server refuses token ids: prompts were sent as text. Their lengths come from the"
+            " tokenizer and are checked against usage."
+        )
         if answer.usage_prompt_tokens < 0:
-            doubt(_NO_USAGE)
+            doubt("The server gives no usage, so the lengths of text prompts could not be checked.")
         elif answer.usage_prompt_tokens != answer.prompt_tokens and not shifted:
             doubt(
                 f"The server counts {answer.usage_prompt_tokens} tokens where the tokenizer counts"
@@ -109,8 +97,14 @@ async def fitted(
         if isinstance(plan.workload, WrittenSpec) and plan.workload.doubt:
             doubt(plan.workload.doubt)
     if shifted:
-        doubt(_FROM_PREFILL)
-        doubt(_SHORT_TTFT)
+        doubt(
+            "The proxy takes the first token from prefill, so decode counts prompt + 1 and"
+            " completion - 1. Both are corrected."
+        )
+        doubt(
+            "So TTFT ends with prefill: KV transfer and the wait for a decode instance are in the"
+            " gap behind the first token."
+        )
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)
 
@@ -150,7 +144,7 @@ def _first_token_from_prefill(record: RequestRecord) -> bool:
 
 
 @dataclass(slots=True)
-class _Door:
+class _Probe:
     """Asks a deployment short requests, each with a prompt of its own."""
 
     plan: ExperimentPlan

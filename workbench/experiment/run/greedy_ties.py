@@ -27,8 +27,6 @@ from workbench.load.workload.workload import Workload
 from workbench.metrics.latency import succeeded
 from workbench.serve.deployment import Deployment
 
-__all__ = ["ask_where_answers_part", "parting_nat"]
-
 ASKED_PER_LAUNCH = 8
 """Each costs about as long as a cold request; what is not asked stays unexplained."""
 CANDIDATES = 5

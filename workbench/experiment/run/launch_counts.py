@@ -20,10 +20,8 @@ from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import model_facts
 from workbench.topology import Role
 
-__all__ = ["Launch"]
 
-
-class Launch:
+class LaunchCounts:
     """Follows one deployment from pass to pass: its perfect caches, and when it was emptied."""
 
     def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:

@@ -5,7 +5,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from workbench.experiment.run.ties import ask_where_answers_part, parting_nat
+from workbench.experiment.run.greedy_ties import ask_where_answers_part, parting_nat
 from workbench.serve.deployment import Deployment
 
 COLD = {

@@ -6,7 +6,7 @@ import pytest
 
 from workbench.experiment.plan.plan import Arm, Pass
 from workbench.experiment.run.isolation import CounterReading, Made
-from workbench.experiment.run.launch import Launch
+from workbench.experiment.run.launch_counts import LaunchCounts
 from workbench.load.workload.workload import reference
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.prometheus import Counters, parse
@@ -32,13 +32,13 @@ def reading(expired: float) -> CounterReading:
 
 
 @pytest.fixture
-def launch() -> Launch:
+def launch() -> LaunchCounts:
     pair = Topology(prefill=1, decode=1)
     arm = Arm(label="nixl", role="attached", topology=pair, connector="nixl", passes=())
-    return Launch(arm, 0, ALONE)
+    return LaunchCounts(arm, 0, ALONE)
 
 
-def ended(launch: Launch, at: CounterReading, begun: CounterReading) -> tuple[float, float]:
+def ended(launch: LaunchCounts, at: CounterReading, begun: CounterReading) -> tuple[float, float]:
     """What had expired between the readings of a pass, and before it."""
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
     counted = at.since(begun)
@@ -47,7 +47,7 @@ def ended(launch: Launch, at: CounterReading, begun: CounterReading) -> tuple[fl
     return made.nixl.expired, made.expired_before
 
 
-def test_kv_that_expires_between_two_passes_is_told_with_the_second(launch: Launch):
+def test_kv_that_expires_between_two_passes_is_told_with_the_second(launch: LaunchCounts):
     launch.begins(Made(), reading(1))
     # What had expired before the first pass, a warm-up lost.
     assert ended(launch, reading(1), reading(1)) == (0, 0)
@@ -57,13 +57,13 @@ def test_kv_that_expires_between_two_passes_is_told_with_the_second(launch: Laun
     assert ended(launch, reading(5), reading(5)) == (0, 0)
 
 
-def test_what_expired_before_a_pass_that_broke_off_is_told_with_the_next(launch: Launch):
+def test_what_expired_before_a_pass_that_broke_off_is_told_with_the_next(launch: LaunchCounts):
     for begun in (0, 2, 3):
         launch.begins(Made(), reading(begun))
     assert ended(launch, reading(3), reading(3)) == (0, 3)
 
 
-def test_what_a_restart_hides_is_not_made_up(launch: Launch):
+def test_what_a_restart_hides_is_not_made_up(launch: LaunchCounts):
     launch.begins(Made(), reading(5))
     assert ended(launch, reading(5), reading(5)) == (0, 0)
     launch.begins(Made(), reading(1))  # a counter that fell
@@ -88,7 +88,7 @@ def record(cached: int) -> RequestRecord:
 
 def counted(reading: CounterReading, cached: int, connector: str = "unknown") -> PassCounters:
     arm = Arm(label="old", role="attached", topology=None, connector=connector, passes=())
-    launch = Launch(arm, 0, OLD)
+    launch = LaunchCounts(arm, 0, OLD)
     none = CounterReading(deployment=OLD, engines={ONLY.name: parse("", ONLY.name)}, store=None)
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
     launch.begins(Made(), none)
