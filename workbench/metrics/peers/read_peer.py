@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import ResultError
-from workbench.metrics.peers.peer_names import (
+from workbench.metrics.peers.aiperf import aiperf_file
+from workbench.metrics.peers.csv_files import columns_of, lmcache_file, multi_round_file
+from workbench.metrics.peers.guidellm import guidellm_file
+from workbench.metrics.peers.not_read import (
     KNOWN_FILES,
     READ,
     why_no_requests,
@@ -34,15 +36,12 @@ from workbench.metrics.peers.peer_names import (
     why_not_table,
     why_several,
 )
-from workbench.metrics.peers.peer_reports import aiperf_file, guidellm_file
-from workbench.metrics.peers.peer_rows import UNREADABLE, PeerFile, Row, sglang_file, vllm_file
-from workbench.metrics.peers.peer_tables import columns_of, lmcache_file, multi_round_file
-from workbench.records import RequestRecord, to_frame
+from workbench.metrics.peers.peer_request import UNREADABLE, PeerFile, PeerRequest
+from workbench.metrics.peers.vllm_bench import sglang_file, vllm_file
+from workbench.records import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["read_peer"]
 
 
 def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
@@ -69,19 +68,19 @@ def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"{source} cannot be read ({error}); name a result file") from error
     found = _read(source, text)
-    if not found.rows:
+    if not found.requests:
         of = f"{found.total:,} requests were measured, but " if found.total > 0 else ""
         raise ResultError(
             f"{source} is a result of {found.tool} without a request: {of}none is in the file;"
             " run the tool again so that it keeps single requests"
         )
     constant = {"arm": found.tool, "round": 1, "pass": "measured", **columns}
-    frame = _frame(found.rows, constant, ordered=found.ordered)
+    frame = _frame(found.requests, constant, ordered=found.ordered)
     frame.attrs = {
         "tool": found.tool,
-        "version": found.seen,
-        "kept": len(found.rows),
-        "total": max(found.total, len(found.rows)),
+        "version": found.version,
+        "kept": len(found.requests),
+        "total": max(found.total, len(found.requests)),
         "doubts": found.doubts,
         "own": found.own,
     }
@@ -108,7 +107,7 @@ def _read(source: Path, text: str) -> PeerFile:
     """What the file holds, by the reader of the tool that wrote it."""
     tool = "a known tool"
     try:
-        columns = set(columns_of(text))
+        columns = columns_of(text)
         if {"request_id", "successful", "ttft"} <= columns:
             tool = "LMCache bench"
             return lmcache_file(text)
@@ -121,14 +120,13 @@ def _read(source: Path, text: str) -> PeerFile:
         about = first.get("metadata") if names else None
         if isinstance(about, dict) and ("metrics" in names or names == {"metadata", "error"}):
             tool = "AIPerf"
-            found = aiperf_file(source, documents, lost=lost)
-            return _told(found, lost)
+            return aiperf_file(source, documents, lost=lost)
         if len(documents) > 1:
             raise ResultError(why_several(source, documents))
         if "benchmarks" in names:
             tool = "GuideLLM"
             return guidellm_file(source, first)
-        if "ttfts" in names and "total_output_tokens_retokenized" in names:
+        if {"ttfts", "total_output_tokens_retokenized"} <= names:
             tool = "SGLang bench_serving"
             return sglang_file(first)
         if names & {"ttfts", "latencies"} and names & {"model_id", "tokenizer_id"}:
@@ -165,32 +163,19 @@ def _documents(source: Path, text: str) -> tuple[list[Any], int]:
         return documents, lost
 
 
-def _told(found: PeerFile, lost: int) -> PeerFile:
-    """The file with a doubt that counts the lines which are no JSON."""
-    if not lost:
-        return found
-    lines = "1 line of the file is" if lost == 1 else f"{lost} lines of the file are"
-    told = f"{lines} cut off or no JSON, and left out."
-    return replace(found, doubts=(*found.doubts, told))
-
-
-def _frame(rows: list[Row], columns: Mapping[str, Any], ordered: bool) -> pd.DataFrame:
+def _frame(
+    requests: list[PeerRequest], columns: Mapping[str, Any], *, ordered: bool
+) -> pd.DataFrame:
     if not ordered:  # the others write in the order of ending, or by status
-        rows = sorted(rows, key=_sent_last_if_unknown)
+        requests = sorted(requests, key=lambda one: (isnan(one.sent_s), one.sent_s))
     records = [
-        RequestRecord(
-            # A list's place is its request's: it holds also where one before could not be read.
-            index=int(facts["request_id"]) if ordered else index,
-            ideal_reuse_tokens=-1,
-            scheduled_s=facts.pop("scheduled_s", nan),
-            max_tokens=-1,
-            **facts,
-        )
-        for index, (facts, _, _) in enumerate(rows)
+        # A list's place is its request's: it holds also where one before could not be read.
+        request.record(int(request.request_id) if ordered else index)
+        for index, request in enumerate(requests)
     ]
     ok = np.array([record.ok for record in records])
-    ttft_s = np.where(ok, [row[1] for row in rows], nan)
-    e2e_s = np.where(ok, [row[2] for row in rows], nan)
+    ttft_s = np.where(ok, [request.ttft_s for request in requests], nan)
+    e2e_s = np.where(ok, [request.e2e_s for request in requests], nan)
     tokens = np.array([record.output_tokens for record in records], float)
     late_s = np.array([record.sent_s - record.scheduled_s for record in records])
     tpot_s = (e2e_s - ttft_s) / np.where(tokens > 1, tokens - 1, nan)
@@ -201,8 +186,3 @@ def _frame(rows: list[Row], columns: Mapping[str, Any], ordered: bool) -> pd.Dat
         e2e_s=e2e_s,
         request_tps=1.0 / np.where(tpot_s > 0, tpot_s, nan),
     )
-
-
-def _sent_last_if_unknown(row: Row) -> tuple[bool, float]:
-    sent_s = row[0]["sent_s"]
-    return isnan(sent_s), sent_s

@@ -11,21 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.metrics.latency import succeeded
-from workbench.metrics.lmcache_log.log_rows import explain
-from workbench.metrics.lmcache_log.reader import LogSummary, read_log
+from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
+from workbench.serve.connectors.lmcache import STORE
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "credited",
-    "examples",
-    "explained",
-    "log_tokens",
-    "pass_counts",
-    "served_tokens",
-    "store_logs",
-]
 
 _SOURCES = {
     "computed": "source=local_compute",
@@ -33,15 +23,16 @@ _SOURCES = {
     "loaded": "source=external_kv_transfer",
 }
 _STORE = {
-    "requested": "lmcache_mp_lookup_requested_tokens_total",
-    "claimed": "lmcache_mp_lookup_hit_tokens_total",
-    "claimed_l1": "lmcache_mp_lookup_hit_l1_tokens_total",
-    "claimed_l2": "lmcache_mp_lookup_hit_l2_tokens_total",
-    "written_chunks": "lmcache_mp_l1_write_chunks_total",
-    "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
-    "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
-    "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
+    "requested": "requested_tokens",
+    "claimed": "hit_tokens",
+    "claimed_l1": "hit_l1_tokens",
+    "claimed_l2": "hit_l2_tokens",
+    "written_chunks": "written_chunks",
+    "evicted_chunks": "evicted_chunks",
+    "dropped_chunks": "dropped_chunks",
+    "disk_chunks": "disk_chunks",
 }
+"""Columns, by the field of `StoreCounters` that each is."""
 _VLLM_SUFFIX = re.compile(r"^cmpl-(.+)-\d+-[0-9a-f]{8}$")
 """vLLM makes `cmpl-<request id>-<prompt number>-<eight random digits>` of a client's request id."""
 
@@ -61,9 +52,7 @@ def store_logs(
     return found
 
 
-def served_tokens(
-    requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]
-) -> pd.DataFrame:
+def served(requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]) -> pd.DataFrame:
     """One row per answered request, in tokens: engine, l1, l2, computed, and what LMCache held.
 
     For requests one at a time, so that a retrieval belongs to the lookup before it. `held` is what
@@ -168,8 +157,8 @@ def pass_counts(counters: pd.DataFrame) -> pd.DataFrame:
             mine = engines[engines["labels"].str.split(",").map(lambda have, x=label: x in have)]
             row[name] = _change(mine)
         store = group[group["instance"] == "store"]
-        for name, series in _STORE.items():
-            one = store[store["series"] == series]
+        for name, field in _STORE.items():
+            one = store[store["series"] == STORE.counters[field]]
             row[name] = nan if store.empty else (0.0 if one.empty else _change(one))
         rows.append(row)
     return pd.DataFrame(rows, columns=["arm", "round", "pass", *_SOURCES, *_STORE])
@@ -187,7 +176,7 @@ def _change(rows: pd.DataFrame) -> float:
 
 
 def log_tokens(summary: LogSummary) -> pd.DataFrame:
-    """A log's requests as rows of `served_tokens`, as far as the log says it; NaN where not."""
+    """A log's requests as rows of `served`, as far as the log says it; NaN where not."""
     rows = summary.requests
     return rows.assign(
         arm="log",
@@ -204,34 +193,3 @@ def log_tokens(summary: LogSummary) -> pd.DataFrame:
         cached_tokens=rows["engine_hit_tokens"] + rows["loaded_tokens"],
         ideal=nan,
     )
-
-
-def explained(served: pd.DataFrame) -> list[str]:
-    """Why "need to load" was what it was: one live request for each of its signs, in words."""
-    rows = served[served["need"].notna() & (served["held"] > 0)]
-    first = rows[~np.sign(rows["need"]).duplicated()].sort_values("need")
-    return [_sentence(dict(row)) for _, row in first.iterrows()]
-
-
-def _sentence(row: Mapping[str, Any]) -> str:
-    said = explain(
-        {
-            "prompt_tokens": row["prompt_tokens"],
-            "lmcache_hit_tokens": row["held"],
-            "engine_hit_tokens": row["engine"],
-            "need_to_load": row["need"],
-            "loaded_tokens": row["l1"] + row["l2"],
-        }
-    )
-    return f"{row['arm']}, {row['pass']}: {said}"
-
-
-def examples(summary: LogSummary) -> list[str]:
-    """The same of a log's requests; of the mp generation, which does not say it, one as it is.
-
-    A load that did not arrive is one more kind.
-    """
-    rows = summary.requests.assign(sign=np.sign(summary.requests["need_to_load"].astype(float)))
-    rows["lost"] = rows["loaded_tokens"] < rows["asked_to_load"]
-    first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need_to_load", "lost"])
-    return [explain(dict(row)) for _, row in first.iterrows()]

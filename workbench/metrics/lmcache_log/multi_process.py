@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.metrics.lmcache_log.event_frames import EventFrames
+
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["KeyCount", "count_keys", "mp_requests"]
 
 _AGREE = 0.5
 """The share of the lookups that has to agree."""
@@ -46,12 +46,7 @@ class KeyCount:
 
 
 def count_keys(
-    prefetches: pd.DataFrame,
-    transfers: pd.DataFrame,
-    *,
-    chunk: int,
-    registered: set[int],
-    ranks: int = 0,
+    frames: EventFrames, *, chunk: int, registered: set[int], ranks: int = 0
 ) -> KeyCount:
     """Keys of a chunk, and workers of an instance, as far as a log shows them.
 
@@ -59,9 +54,9 @@ def count_keys(
     registered. `ranks` is what the user says, 0 for what the log shows.
     """
     named = ranks or (next(iter(registered)) if len(registered) == 1 else 0)
-    moved = transfers[transfers["generation"] == "mp"].sort_values("offset")
+    moved = frames.transfers[frames.transfers["generation"] == "mp"]
     retrieved = moved[moved["kind"] == "retrieved"]
-    lookups = prefetches.sort_values("offset")
+    lookups = frames.prefetches.sort_values("offset")
     common = 0
     for name in ("found_keys", "asked_keys"):
         common = gcd(common, *map(int, lookups[name].unique()))

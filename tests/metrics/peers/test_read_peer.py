@@ -17,7 +17,7 @@ import pytest
 from workbench.errors import ResultError
 from workbench.metrics.definitions import card
 from workbench.metrics.latency import icl, system_tps
-from workbench.metrics.peers.peer_files import read_peer
+from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.statistics import pair, paired_ratio
 
 PEERS = Path(__file__).parent

@@ -6,16 +6,16 @@ again, and the prefill and the decode instance of one request log the same id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.metrics.lmcache_log.event_frames import EventFrames
+
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["in_process_requests", "with_writers"]
 
 _OFFSET_BITS = 42
 _BACK = np.timedelta64(1, "s")
@@ -25,36 +25,7 @@ _MANY = 8
 """And so it is after so many lookups of others."""
 
 
-def with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
-    """`writer` as three columns: process, engine, rank (see `lmcache_lines.writer`).
-
-    With several files, processes and engines have the file's name before theirs.
-    """
-    import pandas as pd
-
-    if files and len(rows):
-        file = np.searchsorted([*files], rows["offset"], "right") - 1
-        named = pd.Series([f"{name}: " for name in files.values()])[file].set_axis(rows.index)
-        tab = rows["writer"].str.partition("\t")
-        rows = rows.assign(writer=named + tab[0] + "\t" + named + tab[2])
-    codes, writers = pd.factorize(rows["writer"])
-    parts = [str(writer).split("\t") for writer in writers]
-    columns: dict[str, Any] = {
-        name: np.array([part[n] for part in parts], object)[codes] if len(rows) else []
-        for n, name in enumerate(("process", "engine", "rank"))
-    }
-    return rows.drop(columns="writer").assign(**columns)
-
-
-def in_process_requests(
-    lookups: pd.DataFrame,
-    transfers: pd.DataFrame,
-    storings: pd.DataFrame,
-    failures: pd.DataFrame,
-    starts: pd.DataFrame,
-    *,
-    failing: bool = False,
-) -> pd.DataFrame:
+def in_process_requests(frames: EventFrames, *, failing: bool = False) -> pd.DataFrame:
     """One row per request: its last lookup, and what was stored and retrieved for it.
 
     A request that waits is looked up again at every step. Each worker (rank) writes a line of its
@@ -71,12 +42,12 @@ def in_process_requests(
     """
     import pandas as pd
 
-    rows = lookups.sort_values("offset", ignore_index=True)
-    transfers = transfers[transfers["generation"] == "in-process"]
+    rows = frames.lookups.sort_values("offset", ignore_index=True)
+    transfers = frames.transfers[frames.transfers["generation"] == "in-process"]
     named = transfers[transfers["request_id"] != ""]
     named = named.assign(lookup=_lookup_of(named, rows))
     bare = transfers[(transfers["request_id"] == "") & (transfers["kind"] == "stored")]
-    request = _requests(rows, named, bare, storings, starts)
+    request = _requests(rows, named, bare, frames)
     rows = rows.assign(
         request=request,
         lookups=np.bincount(request)[request],
@@ -88,17 +59,13 @@ def in_process_requests(
     rows["stored_tokens"] = rows["request"].map(
         by_rank["tokens"].sum().groupby(level="request").max()
     )
-    reports = _reports(rows, transfers, named, failures)
+    reports = _reports(rows, transfers, named, frames.failures)
     rows = _arrived(rows[rows["last"]], reports, failing)
     return rows.drop(columns=["request", "last"]).reset_index(drop=True)
 
 
 def _requests(
-    rows: pd.DataFrame,
-    named: pd.DataFrame,
-    bare: pd.DataFrame,
-    storings: pd.DataFrame,
-    starts: pd.DataFrame,
+    rows: pd.DataFrame, named: pd.DataFrame, bare: pd.DataFrame, frames: EventFrames
 ) -> NDArray[np.int64]:
     """The number of the request that each lookup (in the order of the log) is of.
 
@@ -106,6 +73,7 @@ def _requests(
     """
     import pandas as pd
 
+    storings, starts = frames.storings, frames.starts
     offset = rows["offset"].to_numpy(np.int64)
     session = np.zeros(len(rows), np.int64)
     for process, where in rows.groupby("process").indices.items():
@@ -210,25 +178,16 @@ def _reports(
 
     retrieved = named[named["kind"] == "retrieved"]
     older = transfers[(transfers["kind"] == "retrieved") & (transfers["request_id"] == "")]
-    lines = pd.concat([retrieved, older.assign(lookup=-1)]) if len(older) else retrieved
+    lines = pd.concat([retrieved, older.assign(lookup=-1)])
     lines = lines.assign(
         missing=lines["required"] - lines["tokens"], failed=False, retrieved=np.nan
     )
-    if len(failures):
-        told = failures.astype({"retrieved": float, "expected": float, "missing": float})
-        said = told["retrieved"] >= 0
-        short = told["expected"] - told["retrieved"]
-        told = told.assign(
-            lookup=_lookup_of(told, rows), required=told["expected"], failed=True,
-            missing=short.where(said, told["missing"]), retrieved=told["retrieved"].where(said),
-            tokens=np.nan, gb=np.nan, seconds=np.nan,
-        )  # fmt: skip
-        told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
-        names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed",
-                 "retrieved", "tokens", "gb", "seconds"]  # fmt: skip
-        parts = [part[names] for part in (lines, told) if len(part)]
-        lines = pd.concat(parts) if parts else lines
-    lines = lines.sort_values("offset", ignore_index=True)
+    told = failures.assign(lookup=_lookup_of(failures, rows), required=failures["expected"],
+                           failed=True, tokens=np.nan, gb=np.nan, seconds=np.nan)  # fmt: skip
+    told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
+    names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed", "retrieved",
+             "tokens", "gb", "seconds"]  # fmt: skip
+    lines = pd.concat([lines[names], told[names]]).sort_values("offset", ignore_index=True)
     open_ = np.flatnonzero(lines["lookup"] < 0)
     if len(open_):
         lookup = lines["lookup"].to_numpy(np.int64).copy()
@@ -289,12 +248,12 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     known = known.assign(missing=known["missing"].mask(exact, 0.0))
     # Where successes are not told, or not of which request, a request without a line may have been
     # served.
-    told = failing or ((known["failed"] == False).any() and len(known) == len(reports))  # noqa: E712
+    told = failing or (not known["failed"].all() and len(known) == len(reports))
     each = known.groupby(["lookup", "rank"])
     by_rank = each[["tokens", "gb", "seconds"]].sum(min_count=1)
     # A failure says once more what the Retrieved line of its rank has said.
-    sums = known[~known["failed"].astype(bool)].groupby(["lookup", "rank"])["missing"].sum()
-    worst = known[known["failed"].astype(bool)].groupby(["lookup", "rank"])["missing"].max()
+    sums = known[~known["failed"]].groupby(["lookup", "rank"])["missing"].sum()
+    worst = known[known["failed"]].groupby(["lookup", "rank"])["missing"].max()
     missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
     wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
     got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
