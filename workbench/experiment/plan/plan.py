@@ -25,7 +25,7 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.tiny_model import model_facts
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -194,7 +194,9 @@ class ExperimentPlan:
         if speed is None:
             return float("nan")
         requests = self.workload.sample.requests
-        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
+        layers = (
+            model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else LAYERS
+        )
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests
