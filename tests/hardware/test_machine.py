@@ -8,7 +8,8 @@ from math import isnan, nan
 import pytest
 
 from workbench.hardware import machine
-from workbench.hardware.machine import Gpu, Machine, ProcessorLoad, facts, repository_root
+from workbench.hardware.gpus import Gpu
+from workbench.hardware.machine import Machine, ProcessorLoad, facts, repository_root
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_instances_that_share_a_gpu_are_a_doubt(sweep, machine_has):
 
 def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
     # 1 KiB a token: 64 MiB hold 65,536 tokens, and 3 x 22,692 are sent.
-    (doubt,) = sweep(kv_cache_mib=64).doubts
+    (doubt,) = sweep(kv_cache_mib=64, requests=3).doubts
     assert doubt.startswith(
         "The workload has 68,076 tokens and an instance's KV space holds 65,536"
     )

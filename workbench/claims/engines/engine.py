@@ -9,6 +9,7 @@ from typing import Any
 from workbench.claims.recipes.recipe import Setting
 from workbench.claims.recipes.rounds import Cost
 from workbench.serve.tiny_model import model_facts
+from workbench.serve.vllm import scan_kernels_once
 
 VLLM = "vllm"
 FIRST_TOKEN_ID = 10
@@ -40,13 +41,7 @@ def load() -> None:
     """
     for name in _MODULES:
         import_module(name)
-    from vllm.platforms.cpu import CpuPlatform
-
-    from workbench.serve.cpu_patches import register
-
-    register()
-    CpuPlatform.register_triton_kernel_overrides()
-    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+    scan_kernels_once()
 
 
 def engine_job(setting: Setting, **fields: Any) -> dict[str, Any]:

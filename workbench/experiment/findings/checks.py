@@ -80,7 +80,7 @@ def _conduct(
         conduct_gates.every_pass_ran(planned, measured, reasons),
         gates.no_failures(requests),
     ]
-    if any(arm.connector == "nixl" for arm in plan.arms):
+    if any(arm.means and arm.means.pulls for arm in plan.arms):
         asked.append(conduct_gates.no_failed_transfers(passes))
     return asked
 

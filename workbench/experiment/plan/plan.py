@@ -10,20 +10,21 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.plan.rates import Rates
+from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
-from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
+from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
@@ -31,8 +32,6 @@ from workbench.topology import TensorParallel, Topology
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
 
 State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
@@ -53,9 +52,14 @@ class Pass:
     """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
 
 
+def pass_in(state: str) -> Pass:
+    """The pass that is named after its cache state."""
+    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
+
+
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
-    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
+    return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ class Arm:
     tp: TensorParallel = field(default_factory=TensorParallel)
     capacity: Capacity = field(default_factory=Capacity)
     store_gb: float = 1.0
-    chunk_tokens: int = LMCACHE_CHUNK_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
     disk: bool = False
     """The store has a second tier on the disk."""
@@ -98,6 +102,11 @@ class Arm:
             disk_folder=disk_folder if self.disk else "",
             shm_name=shm_name,
         )
+
+    @property
+    def means(self) -> Connector | None:
+        """All that is known of its connector; None of attached servers that do not say."""
+        return CONNECTORS.get(self.connector)
 
     @property
     def ports(self) -> int:
@@ -192,7 +201,7 @@ class ExperimentPlan:
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         speed = self.speed
         if speed is None:
-            return float("nan")
+            return nan
         requests = self.workload.sample.requests
         layers = (
             model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else LAYERS
@@ -209,7 +218,8 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
+            store = arm.means.store if arm.means else None
+            instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
             launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
@@ -226,38 +236,28 @@ class ExperimentPlan:
         kind = self.arrivals.kind.capitalize()
         return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
 
-    @property
-    def _rates(self) -> list[str]:
-        if self.rates is None:
-            return []
-        if self.rates.search is None:
-            return [rate_pass(rate).name for rate in self.rates.given]
-        limits = self.rates.limits
-        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
-
     def __str__(self) -> str:
-        size = " x ".join(
-            f"{n} {word}{'s' * (n > 1)}"
-            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
-        )
+        arms, rounds = len(self.arms), self.rounds
+        size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
-            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
+            passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
-        minutes = self.estimate_s / 60
-        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        seconds = self.estimate_s
+        about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
             about += f" with nothing else running (this machine: {self.speed})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
 SEARCHED_RATES = 7
-LAUNCH_S, LAUNCH_INSTANCE_S, LAUNCH_STORE_S = 1.6, 1.0, 0.4
-"""Start, warm-up and stop: of a launch, of each instance, and of its connection with a store;
-where the fork server loads in TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
+"""Start, warm-up and stop: of a launch, and of each instance, where the fork server loads in
+TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
 PASS_S, WARM_SHARE = 0.4, 0.05
 """Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
 

@@ -15,8 +15,6 @@ from statistics import NormalDist
 
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
 
-__all__ = ["Answer", "Limits", "Point", "Search"]
-
 _Z = NormalDist().inv_cdf(0.975)
 
 
