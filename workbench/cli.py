@@ -18,8 +18,6 @@ from pathlib import Path
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it was carried out, 1 when it could not be, 2 on bad input.

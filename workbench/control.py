@@ -13,14 +13,6 @@ import httpx
 
 from workbench.errors import ParameterError
 
-__all__ = [
-    "connect_problem",
-    "control_client",
-    "control_context",
-    "server_address",
-    "tls_context",
-]
-
 _CA_FILE, _CA_FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 """OpenSSL's codes for a chain that ends at nobody whom we know (X509_V_ERR_...)."""

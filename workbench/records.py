@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LegRecord", "RequestRecord", "to_frame"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:

@@ -12,8 +12,6 @@ from typing import Literal, Self
 
 from workbench.errors import ParameterError
 
-__all__ = ["ALL_TOPOLOGIES", "Role", "TensorParallel", "Topology"]
-
 Role = Literal["prefill", "decode", "aggregated"]
 
 ALL_TOPOLOGIES = "1p1d,1p2d,1p4d,2p1d,2p2d,4p1d,4p2d,4p4d"

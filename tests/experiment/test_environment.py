@@ -1,16 +1,24 @@
 """Two questions, kept apart: can this machine run it, and is it quiet enough to time?"""
 
 from dataclasses import replace
+from math import nan
 from types import SimpleNamespace
 
 import pytest
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.experiment import environment
-from workbench.experiment.environment import SMOKE, check_environment
-from workbench.experiment.run.quiet import BUSY_MEANS, Quiet
+from workbench.experiment.environment import (
+    BUSY_MEANS,
+    SMOKE,
+    Quiet,
+    check_environment,
+    quietness,
+    timing_gates,
+    watch_machine,
+)
 from workbench.hardware import machine
-from workbench.metrics.gates.gate_table import GATES
+from workbench.metrics.gates.gate_table import GATES, gate_row
 from workbench.params.notebooks import EnvironmentCheck
 from workbench.report.outcome import outcome_of
 from workbench.report.page import _cards
@@ -143,3 +151,41 @@ async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
 async def test_without_a_smoke_run_the_rest_is_answered(check):
     facts = await check(smoke=False, smoked=AssertionError("a server was started"))
     assert said(facts) == (True, "quiet", "ready, quiet")
+
+
+@pytest.mark.parametrize(
+    ("others", "lag_s", "answer"),
+    [
+        (0.03, 0.0004, "quiet"),
+        (0.25, 0.01, "quiet"),  # as much as is allowed
+        (0.51, 0.0004, "busy"),
+        (0.03, 0.011, "busy"),
+        (nan, 0.0004, "not known"),
+        (0.03, nan, "not known"),
+        (nan, 0.5, "busy"),
+    ],
+)
+def test_what_was_seen_is_quiet_busy_or_not_known(others, lag_s, answer):
+    assert quietness(timing_gates(Quiet(others_cpu_share=others, loop_lag_p99_s=lag_s))) == answer
+
+
+def test_without_a_check_nothing_is_known():
+    assert quietness([]) == "not known"
+
+
+def test_a_busy_machine_is_told_with_its_numbers():
+    others, lag = timing_gates(Quiet(others_cpu_share=0.51, loop_lag_p99_s=0.0312))
+    assert others.sentence == "Other programs use 51% of the CPU (limit 25%)"
+    assert lag.sentence == "A timer fires 31.2 ms late (p99, limit 10 ms)"
+
+
+@pytest.mark.parametrize("name", ["other programs", "loop lag"])
+def test_it_takes_what_a_late_client_takes_and_no_count(name):
+    assert gate_row(name).takes == gate_row("client kept up").takes
+    assert "counts" not in gate_row(name).takes
+
+
+async def test_this_machine_can_be_watched():
+    seen = await watch_machine(0.15)
+    assert 0 <= seen.others_cpu_share <= 1
+    assert seen.loop_lag_p99_s > 0

@@ -12,10 +12,12 @@ from workbench.metrics.statistics import (
     Ratio,
     describe,
     needed_n,
+    noise_floor,
     pair,
     paired_ratio,
     quantile,
     ratio_of_rounds,
+    t_interval,
 )
 
 
@@ -206,3 +208,33 @@ def test_no_pair_at_all_is_not_known():
     empty = rounds_of().reindex(columns=["round", "baseline_s", "value_s"])
     assert describe(paired_ratio(empty)) == "not known: no pair with two values"
     assert describe(ratio_of_rounds({}, {})) == "not known: no pair with two values"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict"),
+    [
+        (2.0, 1.5, 2.7, "faster"),
+        (0.5, 0.4, 0.6, "slower"),
+        (1.1, 0.9, 1.3, "undecided"),
+        (1.1, 1.0, 1.2, "undecided"),
+        (2.0, math.nan, math.nan, "no_interval"),
+        (math.nan, math.nan, math.nan, "no_interval"),
+    ],
+)
+def test_the_verdict_of_a_ratio_is_what_its_interval_allows(value, low, high, verdict):
+    assert Ratio(value=value, low=low, high=high, rounds=3, pairs=3).verdict == verdict
+
+
+def test_a_t_interval_of_a_table():
+    # 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.303 and t(0.95, 2) = 2.920
+    reach = 4.302653 / math.sqrt(3)
+    assert t_interval([1, 2, 3]) == pytest.approx((2, 2 - reach, 2 + reach))
+    assert t_interval([1, 2, 3], 0.9)[2] == pytest.approx(2 + 2.919986 / math.sqrt(3))
+    assert t_interval([4.0]) == pytest.approx((4, math.nan, math.nan), nan_ok=True)
+    assert t_interval([]) == pytest.approx((math.nan,) * 3, nan_ok=True)
+
+
+def test_the_noise_floor_is_how_far_equal_arms_differ():
+    assert noise_floor([1.25] * 10 + [1 / 1.25] * 10) == pytest.approx(0.25)
+    assert noise_floor([2.0, math.nan, 0.0]) == pytest.approx(1.0)
+    assert math.isnan(noise_floor([math.nan]))

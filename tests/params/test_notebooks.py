@@ -11,7 +11,7 @@ import yaml
 from workbench.errors import ParameterError
 from workbench.hardware.machine import repository_root
 from workbench.load.catalogue import WORKLOADS
-from workbench.params.load import OWN_LENGTHS
+from workbench.params.measuring import OWN_LENGTHS
 from workbench.params.notebooks import NOTEBOOKS, PdSweep, PrefixCache, check_params
 from workbench.topology import TensorParallel, Topology
 

@@ -15,6 +15,7 @@ from workbench.claims.claim import BUILT_IN
 from workbench.claims.decision import MIN_RUNS
 from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
 from workbench.metrics.gates.gate_table import spoil
+from workbench.topology import Topology
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ def _of_lines(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str
     differ = {
         key for key in set(sides[0]) | set(sides[1]) if sides[0].get(key) != sides[1].get(key)
     }
-    roles = {str(arm["topology"])[-1] for arm in (one, other)}
+    roles = {Topology.parse(arm["topology"]).disaggregated for arm in (one, other)}
     # Roles cannot be split without a connector, so the two together are one factor.
     factors = bool(differ & _CACHING) + (bool(differ & _STORE) or len(roles) > 1)
     alike = not differ - _CACHING - _STORE

@@ -16,7 +16,6 @@ from workbench.experiment.plan.speed import TYPICAL
 from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.params.notebooks import EngineParams, PdSweep, PrefixCache
 from workbench.serve.tiny_model import LAYERS, model_facts
-from workbench.topology import Topology
 
 __all__ = [
     "AGAIN",
@@ -111,10 +110,10 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
     launch_s *= speed.fork_server_s / TYPICAL.fork_server_s
     once_s = speed.fork_server_s if made.params.fork and made.platform == "cpu" else 0.0
     for arm in made.arms:
-        instances = Topology.parse(arm.topology).instances
+        instances = arm.topology.instances if arm.topology else 1
         shares = sum(1.0 if p.state == "cold" else 1.1 - p.share for p in arm.passes)
         total_s += launch_s + instance_s * instances + cold_s * shares + 0.15 * len(arm.passes)
-        total_s += 2.0 if arm.connector == "lmcache" else 0.0
+        total_s += 2.0 if arm.means and arm.means.store else 0.0
     return once_s + made.rounds * total_s
 
 

@@ -7,54 +7,76 @@ ready all the same.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import SCHEMA, Result
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.quiet import (
-    BUSY_MEANS,
-    TIMING_GATES,
-    quietness,
-    timing_gates,
-    watch_machine,
-)
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
-from workbench.hardware.machine import Machine
-from workbench.metrics.gates.answer_gates import Gate
+from workbench.hardware.machine import Machine, ProcessorLoad
+from workbench.load.drive.health import Pulse
+from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
+from workbench.metrics.gates.gate import Gate, judge
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
-from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
+from workbench.serve import vllm
+from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
+from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.processes.ports import free_ports
 
-__all__ = ["Stale", "answers", "check_environment", "stale_servers"]
-
-FITS = {"vllm": "0.32.0", "lmcache": "0.5.6", "nixl": "1.5.1"}
-"""Versions whose private parts the fork server and the patches lean on, and that were measured."""
+FITS = vllm.PACKAGES | {name: v for c in CONNECTORS.values() for name, v in c.packages.items()}
+"""Versions that were measured."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}
 SMALLEST_SHM_GB = 2.0
 PORTS = 16
 """As many as the largest deployment on a CPU takes."""
+WATCHED_S = 2.0
+SMOKE = "smoke run: "
+
+TIMING_GATES = {
+    *("other programs", "loop lag", "client kept up", "clock was not set"),
+    *("steady state", "instances alike"),
+}
+"""Gates that say how well a machine can time, not what it can run; those of a smoke run too."""
+
+BUSY_MEANS = (
+    "Busy means: absolute times are rough and p99 is withheld. Token counts hold, and so do ratios"
+    " whose interval excludes 1."
+)
+_NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stale:
-    """A server that runs on this machine and does not belong to this notebook."""
+class Quiet:
+    """What was seen while nothing of ours ran."""
 
-    pid: int
-    program: str
-    memory_gb: float
-    since: str
+    others_cpu_share: float
+    """Of all cores, kept busy by other programs; NaN where it was not read."""
+    loop_lag_p99_s: float
+    """By how much a timer of 10 ms came late."""
 
 
-def stale_servers() -> list[Stale]:
+async def watch_machine(watched_s: float = WATCHED_S) -> Quiet:
+    """Watch the CPU of other programs, and how late our own timers come, for a moment."""
+    before = ProcessorLoad.now()
+    async with Pulse() as pulse:
+        await asyncio.sleep(watched_s)
+    return Quiet(
+        others_cpu_share=ProcessorLoad.now().others_since(before),
+        loop_lag_p99_s=pulse.health((), open_loop=False).loop_lag_p99_s,
+    )
+
+
+def stale_servers() -> list[str]:
     """vLLM, LMCache and workbench servers that run now. They are listed, never ended."""
     import psutil
 
@@ -64,16 +86,11 @@ def stale_servers() -> list[Stale]:
         words = info["cmdline"] or []
         line = " ".join(words)
         ours = "workbench.serve." in line or ("lmcache" in line and "server" in words)
-        theirs = "VLLM::" in line or "vllm.entrypoints" in line or "vllm serve" in line
+        theirs = any(mark in line for mark in vllm.PROCESS_MARKS)
         if (ours or theirs) and info["memory_info"] is not None:
-            found.append(
-                Stale(
-                    pid=info["pid"],
-                    program=line[:80],
-                    memory_gb=info["memory_info"].rss / 1e9,
-                    since=datetime.fromtimestamp(info["create_time"]).strftime("%H:%M:%S"),
-                )
-            )
+            since = datetime.fromtimestamp(info["create_time"]).strftime("%H:%M:%S")
+            memory_gb = info["memory_info"].rss / 1e9
+            found.append(f"pid {info['pid']} since {since}, {memory_gb:.1f} GB")
     return found
 
 
@@ -85,10 +102,11 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
     """
     here = machine.facts()
     platform = here.platform if params.platform == "auto" else params.platform
-    gates = [*_static_gates(here, platform), _ports_gate(), _stale_gate(stale_servers())]
-    gates += timing_gates(await watch_machine())
+    gates = [*_static_gates(here, platform), *timing_gates(await watch_machine())]
     smoke: Result | None = None
-    if params.smoke and not any(g.outcome == "FAIL" for g in _about_running(gates)):
+    if params.smoke and any(g.outcome == "FAIL" for g in _about_running(gates)):
+        gates.append(judge("smoke run", holds="", unknown=["not started: a check above failed"]))
+    elif params.smoke:
         # One round of two small prompts: enough to see real KV arrive.
         sweep = PdSweep(
             topology="1p1d", prompt_tokens=2000, output_tokens=8, requests=2, rounds=1,
@@ -98,111 +116,91 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
         try:
             smoke = await run(plan(sweep), echo=echo)
         except WorkbenchError as error:
-            gates.append(_gate("smoke run", "FAIL", str(error), "read the log that it names"))
+            step = "read the log that it names"
+            gates.append(judge("smoke run", holds="", problems=[str(error)], next_step=step))
         else:
-            gates += [_smoke_gate(row) for row in smoke.facts["gates"]]
-    elif params.smoke:
-        gates.append(
-            _gate("smoke run", "INCONCLUSIVE", "not started, since a check above failed", "")
-        )
+            gates += [Gate(**row | {"name": SMOKE + row["name"]}) for row in smoke.facts["gates"]]
     return _as_result(params, here, platform, gates, smoke)
 
 
-SMOKE = "smoke run: "
-
-
-def _about_running(gates: Iterable[Gate]) -> list[Gate]:
+def _about_running(gates: Sequence[Gate]) -> list[Gate]:
     """The gates of the first question; all others are those of the second."""
     return [gate for gate in gates if gate.name.removeprefix(SMOKE) not in TIMING_GATES]
 
 
-def _gate(name: str, outcome: Any, sentence: str, next_step: str) -> Gate:
-    return Gate(name=name, outcome=outcome, sentence=sentence, next_step=next_step)
-
-
-def _smoke_gate(row: dict[str, Any]) -> Gate:
-    return _gate(f"{SMOKE}{row['name']}", row["outcome"], row["sentence"], row["next_step"])
-
-
 def _static_gates(here: Machine, platform: str) -> list[Gate]:
-    """Versions, memory, shared memory and default ports, without starting anything."""
-    missing = [name for name in ("vllm", "lmcache") if name not in here.versions]
+    """Versions, memory, shared memory, ports and other servers, without starting anything."""
+    wanted = [*vllm.PACKAGES, *connector(PdSweep().connector).packages]
+    missing = [name for name in wanted if name not in here.versions]
+    versions = {name: here.versions[name] for name in FITS if name in here.versions}
     other = [
-        f"{name} {here.versions[name]} (tested: {version})"
-        for name, version in FITS.items()
-        if here.versions.get(name, version) != version
+        f"{name} {version} (tested: {FITS[name]})"
+        for name, version in versions.items()
+        if version != FITS[name]
     ]
-    gates = []
-    if missing:
-        gates.append(
-            _gate("packages", "FAIL", f"{' and '.join(missing)} not installed", "run make setup")
-        )
-    elif other:
-        gates.append(
-            _gate(
-                "packages",
-                "INCONCLUSIVE",
-                f"versions that were not tested: {'; '.join(other)}",
-                "run make setup, or trust the smoke run",
-            )
-        )
-    else:
-        names = ", ".join(f"{name} {here.versions[name]}" for name in FITS if name in here.versions)
-        gates.append(_gate("packages", "PASS", f"{names} are the tested versions", ""))
-    free, enough = here.memory_free_gb, 2 * CPU_INSTANCE_GB + 1.5
-    fits = min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / CPU_INSTANCE_GB))
-    gates.append(
-        _gate(
-            "memory",
-            "PASS" if free >= enough else "FAIL",
-            f"{free:.1f} GB free: room for {max(fits, 0)} CPU instances of about"
-            f" {CPU_INSTANCE_GB} GB and a KV store",
-            "" if free >= enough else "end other programs",
-        )
+    free, shm = here.memory_free_gb, here.shm_free_gb
+    each_gb = instance_gb(vllm.EngineSettings(model=Path(), platform="cpu"))
+    fits = max(0, min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / each_gb)))
+    memory = (
+        f"{free:.1f} GB free: room for {fits} CPU instances of about {each_gb:.1f} GB and a KV"
+        " store"
     )
-    shm = here.shm_free_gb
-    gates.append(
-        _gate(
-            "shared memory",
-            "PASS" if shm >= SMALLEST_SHM_GB else "FAIL",
-            f"{shm:.1f} GB free in /dev/shm, where the KV store lies"
-            f" (at least {SMALLEST_SHM_GB:g} GB)",
-            "" if shm >= SMALLEST_SHM_GB else "start the container with a larger --shm-size",
-        )
+    shared = (
+        f"{shm:.1f} GB free in /dev/shm, where the KV store lies (at least {SMALLEST_SHM_GB:g} GB)"
     )
-    if platform != "cpu" and not here.gpus:
-        gates.append(
-            _gate(
-                "GPUs",
-                "FAIL",
-                f"no GPU answers, and platform is {platform}",
-                "check the driver, or take -p platform cpu",
-            )
-        )
-    return gates
-
-
-def _ports_gate() -> Gate:
-    """Servers take free ports of their own; a default port that is taken does no harm."""
-    taken = [f"{p} ({n})" for p, n in DEFAULT_PORTS.items() if _listens(p)]
-    others = f"; in use by others: {', '.join(taken)}" if taken else ""
+    # Servers take free ports of their own; a default port that is taken does no harm.
+    taken = [f"{port} ({name})" for port, name in DEFAULT_PORTS.items() if _listens(port)]
+    no_ports = ""
     try:
         free_ports(PORTS)
     except WorkbenchError as error:
-        return _gate("ports", "FAIL", str(error), "end what listens there: ss -ltnp lists it")
-    return _gate("ports", "PASS", f"{PORTS} free ports were found{others}", "")
-
-
-def _stale_gate(stale: list[Stale]) -> Gate:
-    if not stale:
-        return _gate("stale servers", "PASS", "no vLLM or LMCache server runs already", "")
-    names = "; ".join(f"pid {s.pid} since {s.since}, {s.memory_gb:.1f} GB" for s in stale[:6])
-    return _gate(
-        "stale servers",
-        "INCONCLUSIVE",
-        f"{len(stale)} processes of vLLM, LMCache or the workbench run already: {names}",
-        "end them if nobody needs them; they take CPU and memory from every measurement",
+        no_ports = str(error)
+    stale = stale_servers()
+    running = (
+        f"{len(stale)} processes of vLLM, LMCache or the workbench run already:"
+        f" {'; '.join(stale[:6])}"
     )
+    gates = [
+        judge(
+            "packages",
+            holds=f"{', '.join(map(' '.join, versions.items()))} are the tested versions",
+            problems=[f"{' and '.join(missing)} not installed"] if missing else [],
+            unknown=[f"versions that were not tested: {'; '.join(other)}"] if other else [],
+            next_step="run make setup",
+            if_unknown="run make setup, or trust the smoke run",
+        ),
+        judge(
+            "memory",
+            holds=memory,
+            problems=[] if free >= 2 * each_gb + 1.5 else [memory],
+            next_step="end other programs",
+        ),
+        judge(
+            "shared memory",
+            holds=shared,
+            problems=[] if shm >= SMALLEST_SHM_GB else [shared],
+            next_step="start the container with a larger --shm-size",
+        ),
+        judge(
+            "ports",
+            holds=f"{PORTS} free ports were found"
+            + (f"; in use by others: {', '.join(taken)}" if taken else ""),
+            problems=[no_ports] if no_ports else [],
+            next_step="end what listens there: ss -ltnp lists it",
+        ),
+        judge(
+            "stale servers",
+            holds="no vLLM or LMCache server runs already",
+            unknown=[running] if stale else [],
+            if_unknown="end them if nobody needs them; they take CPU and memory from every"
+            " measurement",
+        ),
+    ]
+    if platform != "cpu" and not here.gpus:
+        no_gpu = [f"no GPU answers, and platform is {platform}"]
+        step = "check the driver, or take -p platform cpu"
+        gates.append(judge("GPUs", holds="", problems=no_gpu, next_step=step))
+    return gates
 
 
 def _listens(port: int) -> bool:
@@ -211,64 +209,39 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _as_result(
-    params: EnvironmentCheck,
-    here: Machine,
-    platform: str,
-    gates: list[Gate],
-    smoke: Result | None,
-) -> Result:
-    answer = answers(gates, platform, smoked=smoke is not None or not params.smoke)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    numbers = [
-        # Of the machine itself: whatever fails, they stay.
-        _card("cores", here.cores, "", here.cpu) | {"spoilt": ""},
-        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB")
-        | {"spoilt": ""},
+def timing_gates(seen: Quiet) -> list[Gate]:
+    """Whether other programs left the CPU to us, and whether our timers were on time."""
+    others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
+    used = f"Other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})"
+    late = f"A timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)"
+    go_on = "end other programs, or go on with the ratios"
+    return [
+        judge(
+            "other programs",
+            holds=used,
+            problems=[used] if others > OTHERS_SHARE else [],
+            unknown=["The CPU of other programs could not be read"] if isnan(others) else [],
+            next_step=go_on,
+        ),
+        judge(
+            "loop lag",
+            holds=late,
+            problems=[late] if lag_s > LAG_P99_S else [],
+            unknown=["No timer fired while it was watched"] if isnan(lag_s) else [],
+            next_step=go_on,
+        ),
     ]
-    if smoke is not None:
-        started_s, note = smoke.facts["launches_s"][0], "one launch, LMCache included"
-        card = _card("from nothing to healthy, 1p1d", started_s, "s", note)
-        numbers.append(card | {"rests_on": "times"})
-    engine = smoke.facts["engine"] if smoke else {}
-    folder = RunFolder.open(params.output_dir, "environment_check", "here")
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "notebook": "environment_check",
-        "run_id": "here",
-        "status": "success",  # it was carried out, whatever it found
-        "simulated": False,
-        "started_at": smoke.facts["started_at"] if smoke else now,
-        "finished_at": now,
-        "duration_s": smoke.facts["duration_s"] if smoke else 0.0,
-        "parameters": asdict(params),
-        "machine": here.as_dict() | {"platform": platform},
-        **answer,
-        "numbers": numbers,
-        "gates": [asdict(gate) for gate in gates],
-        "doubts": [],
-        "engine": engine,
-        "limits": [
-            "Ready says that servers start and KV moves here, not that they are fast.",
-            *filter(None, [engine.get("chosen")]),
-        ],
-        "platforms": platforms(here),
-        "arms": smoke.facts["arms"] if smoke else [],
-        "summary": smoke.facts["summary"] if smoke else [],
-        "comparisons": [],
-        "repeat": "papermill notebooks/environment_check.ipynb out.ipynb",
-        "files": {},
-    }
-    folder.write_facts(facts)
-    folder.promote()
-    return Result(facts=facts, folder=folder.home)
 
 
-def _card(label: str, value: float, unit: str, note: str) -> dict[str, Any]:
-    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note}
+def quietness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
+    """What gates on timing say together."""
+    outcomes = {gate.outcome for gate in gates}
+    if "FAIL" in outcomes:
+        return "busy"
+    return "not known" if "INCONCLUSIVE" in outcomes or not gates else "quiet"
 
 
-def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
+def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
     """Both questions answered, as the facts of a result: the headline, the outcome, what to do.
 
     `smoked` says that servers were tried, where that was wanted.
@@ -277,36 +250,41 @@ def answers(gates: list[Gate], platform: str, *, smoked: bool) -> dict[str, Any]
     timing = [gate for gate in gates if gate not in running]
     failed = [gate for gate in running if gate.outcome == "FAIL"]
     ready, quiet = smoked and not failed, quietness(timing)
-    reason = next((g for g in timing if g.outcome == "FAIL"), None)
-    reason = reason or next((g for g in timing if g.outcome == "INCONCLUSIVE"), None)
-    said = _lowered(_first_line(reason)) if reason else f"servers start and KV moves ({platform})"
-    if not ready:
-        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
-        word, severity, why = "not ready", "bad", finding
-        scope, step = "", failed[0].next_step if failed else ""
-    else:
+    if ready:
         word = {"quiet": "ready, quiet", "busy": "ready, busy"}.get(quiet, "ready")
         severity = "ok" if quiet == "quiet" else "unsure"
+        # FAIL stands before INCONCLUSIVE, and both before PASS.
+        reason = min(timing, key=lambda gate: "FAIL INCONCLUSIVE PASS".index(gate.outcome))
+        said = f"servers start and KV moves ({platform})"
+        if quiet != "quiet":
+            said = _lowered(_first_line(reason))
         head = "Ready; quiet is not proven" if quiet == "not known" else word.capitalize()
         finding, why = f"{head}: {said}", "" if quiet == "quiet" else f"{said}."
         scope, step = BUSY_MEANS if quiet == "busy" else "", _NEXT
-    rows = [
-        {"question": "Can this machine run it?", "answer": "ready" if ready else "not ready",
-         "why": _together(running)},
-        {"question": "Is it quiet enough to time?", "answer": quiet, "why": _together(timing)},
-    ]  # fmt: skip
+    else:
+        word, severity = "not ready", "bad"
+        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
+        why, scope, step = finding, "", failed[0].next_step if failed else ""
     return {
         "ready": ready,
         "quiet": quiet,
-        "questions": rows,
+        "questions": [
+            {
+                "question": "Can this machine run it?",
+                "answer": "ready" if ready else "not ready",
+                "why": _together(running),
+            },
+            {
+                "question": "Is it quiet enough to time?",
+                "answer": quiet,
+                "why": _together(timing),
+            },
+        ],
         "outcome": {"word": word, "severity": severity, "why": why},
         "finding": finding,
         "scope": " ".join(filter(None, (scope, f"Next step: {step}" if step else ""))),
         "next_step": step,
     }
-
-
-_NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
 
 
 def _first_line(gate: Gate) -> str:
@@ -319,7 +297,7 @@ def _lowered(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:] if capital else sentence
 
 
-def _together(gates: list[Gate]) -> str:
+def _together(gates: Sequence[Gate]) -> str:
     """What decided: the checks that failed, else those without an answer, else that all hold."""
     for outcome in ("FAIL", "INCONCLUSIVE"):
         if found := [f"{g.name}: {_first_line(g)}" for g in gates if g.outcome == outcome]:
@@ -327,19 +305,69 @@ def _together(gates: list[Gate]) -> str:
     return f"all {len(gates)} checks hold"
 
 
+def _as_result(
+    params: EnvironmentCheck,
+    here: Machine,
+    platform: str,
+    gates: Sequence[Gate],
+    smoke: Result | None,
+) -> Result:
+    seen = smoke.facts if smoke else {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # Cores and memory are of the machine itself: whatever fails, they stay.
+    numbers = [
+        _card("cores", here.cores, "", here.cpu, spoilt=""),
+        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB", spoilt=""),
+    ]
+    if smoke is not None:
+        label, note = "from nothing to healthy, 1p1d", "one launch, LMCache included"
+        numbers.append(_card(label, seen["launches_s"][0], "s", note, rests_on="times"))
+    engine = seen.get("engine", {})
+    folder = RunFolder.open(params.output_dir, "environment_check", "here")
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "notebook": "environment_check",
+        "run_id": "here",
+        "status": "success",  # it was carried out, whatever it found
+        "simulated": False,
+        "started_at": seen.get("started_at", now),
+        "finished_at": now,
+        "duration_s": seen.get("duration_s", 0.0),
+        "parameters": asdict(params),
+        "machine": here.as_dict() | {"platform": platform},
+        **answers(gates, platform, smoked=smoke is not None or not params.smoke),
+        "numbers": numbers,
+        "gates": [asdict(gate) for gate in gates],
+        "doubts": [],
+        "engine": engine,
+        "limits": [
+            "Ready says that servers start and KV moves here, not that they are fast.",
+            *filter(None, [engine.get("chosen")]),
+        ],
+        "platforms": platforms(here),
+        "arms": seen.get("arms", []),
+        "summary": seen.get("summary", []),
+        "comparisons": [],
+        "repeat": "papermill notebooks/environment_check.ipynb out.ipynb",
+        "files": {},
+    }
+    folder.write_facts(facts)
+    folder.promote()
+    return Result(facts=facts, folder=folder.home)
+
+
+def _card(label: str, value: float, unit: str, note: str, **rest: str) -> dict[str, Any]:
+    shown = {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note}
+    return shown | rest
+
+
 def platforms(here: Machine) -> list[dict[str, str]]:
     """What each platform can run on this machine, one row each."""
-    vllm = here.versions.get("vllm", "")
-    gpus = ", ".join(gpu.name for gpu in here.gpus)
-    rows = [
-        (
-            "cpu",
-            "pd_sweep, prefix cache, LMCache, NIXL with a tiny model" if vllm else "nothing yet",
-        ),
-        (
-            "cuda",
-            f"every notebook on {gpus}" if here.platform == "cuda" else "no NVIDIA GPU answers",
-        ),
-        ("rocm", f"every notebook on {gpus}" if here.platform == "rocm" else "no AMD GPU answers"),
-    ]
-    return [{"platform": name, "can run": what} for name, what in rows]
+    gpus = f"every notebook on {', '.join(gpu.name for gpu in here.gpus)}"
+    with_vllm = "pd_sweep, prefix cache, LMCache, NIXL with a tiny model"
+    can = {
+        "cpu": with_vllm if here.versions.get("vllm") else "nothing yet",
+        "cuda": gpus if here.platform == "cuda" else "no NVIDIA GPU answers",
+        "rocm": gpus if here.platform == "rocm" else "no AMD GPU answers",
+    }
+    return [{"platform": name, "can run": what} for name, what in can.items()]

@@ -6,16 +6,6 @@ from dataclasses import dataclass
 
 from workbench.errors import ParameterError
 
-__all__ = [
-    "KvShape",
-    "chunk_hit_tokens",
-    "engine_hit_tokens",
-    "latent_bytes_per_token",
-    "paging_waste_share",
-    "quantisation_ratio",
-    "sliding_bytes",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:

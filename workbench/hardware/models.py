@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from workbench.hardware.kv import KvShape, latent_bytes_per_token, sliding_bytes
 
-__all__ = ["MODELS", "ModelSize", "model_size"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:

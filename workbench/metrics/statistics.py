@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, exp, floor, isnan, log, log10, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,23 +18,31 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "ROUNDS_FOR_INTERVAL",
     "Estimate",
     "Ratio",
+    "Verdict",
     "describe",
     "interval_ranks",
     "needed_n",
+    "noise_floor",
     "pair",
     "paired_ratio",
     "quantile",
     "quantile_of_sorted",
     "ratio_of_rounds",
+    "t_interval",
     "three_digits",
 ]
 
 _TAIL = 0.025
 """Probability left outside each end of an interval, unless another confidence is asked."""
-_ROUNDS_FOR_INTERVAL = 3
+ROUNDS_FOR_INTERVAL = 3
 _ROUNDS_ENOUGH = 5
+
+Verdict = Literal["faster", "slower", "undecided", "no_interval"]
+"""What a ratio says: better or worse than its baseline, an interval with 1 in it, or no interval.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,15 @@ class Ratio:
     dropped: int = 0
     """Pairs left out because a side failed, is missing or is not above zero."""
     note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What its interval allows to say."""
+        if isnan(self.low) or isnan(self.high):
+            return "no_interval"
+        if self.low <= 1 <= self.high:
+            return "undecided"
+        return "faster" if self.value > 1 else "slower"
 
     @property
     def sample(self) -> str:
@@ -185,6 +202,31 @@ def ratio_of_rounds(
     return _ratio(np.array(logs), len(logs), len(both) - len(logs), confidence)
 
 
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean and the ends of its t interval; NaN ends under two values, all NaN without one."""
+    # As scipy.stats.t.ppf, whose import takes half a second.
+    from scipy.special import stdtrit
+
+    given = np.asarray(values, dtype=float)
+    n = len(given)
+    mean = float(given.mean()) if n else nan
+    if n < 2:
+        return mean, nan, nan
+    reach = float(stdtrit(n - 1, (1 + confidence) / 2) * given.std(ddof=1)) / n**0.5
+    return mean, mean - reach, mean + reach
+
+
+def noise_floor(ratios: ArrayLike) -> float:
+    """How far ratios of equal arms are from 1 in 95 % of cases, as a ratio - 1.
+
+    0.25 is a factor of 1.25, either way. NaN where no ratio is known.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.abs(np.log(np.asarray(ratios, dtype=float)))
+    logs = logs[np.isfinite(logs)]
+    return float(np.expm1(np.quantile(logs, 0.95))) if len(logs) else nan
+
+
 def describe(ratio: Ratio) -> str:
     """One sentence: `18.1x [16.9, 19.4], 5 rounds of 6 pairs`.
 
@@ -193,36 +235,25 @@ def describe(ratio: Ratio) -> str:
     if isnan(ratio.value):
         return f"not known: {ratio.note}"
     note = f" ({ratio.note})" if ratio.note else ""
-    if isnan(ratio.low):
-        return f"{three_digits(ratio.value)}x, {ratio.sample}{note}"
-    interval = f"[{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
-    text = f"{three_digits(ratio.value)}x {interval}, {ratio.sample}{note}"
-    if ratio.low <= 1 <= ratio.high:
-        return f"no difference detectable at this n: {text}"
-    return text
+    ends = f" [{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
+    if ratio.verdict == "no_interval":
+        ends = ""
+    text = f"{three_digits(ratio.value)}x{ends}, {ratio.sample}{note}"
+    return f"no difference detectable at this n: {text}" if ratio.verdict == "undecided" else text
 
 
 def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence: float) -> Ratio:
     """exp of the mean of per-round log-ratios, with a t interval from 3 rounds up."""
     rounds = len(log_means)
     notes = [f"{dropped} of {pairs + dropped} pairs left out"] if dropped else []
+    value, low, high = map(exp, t_interval(log_means, confidence))
     if rounds == 0:
-        notes = ["no pair with two values", *notes]
-        value = low = high = nan
-    else:
-        mean = float(log_means.mean())
-        value, low, high = exp(mean), nan, nan
-        if rounds >= _ROUNDS_FOR_INTERVAL:
-            # As scipy.stats.t.ppf, whose import takes half a second.
-            from scipy.special import stdtrit
-
-            spread = float(log_means.std(ddof=1)) / rounds**0.5
-            reach = float(stdtrit(rounds - 1, (1 + confidence) / 2)) * spread
-            low, high = exp(mean - reach), exp(mean + reach)
-        if rounds < _ROUNDS_FOR_INTERVAL:
-            notes.insert(0, f"few rounds: no interval under {_ROUNDS_FOR_INTERVAL}")
-        elif rounds < _ROUNDS_ENOUGH:
-            notes.insert(0, "few rounds")
+        notes.insert(0, "no pair with two values")
+    elif rounds < ROUNDS_FOR_INTERVAL:
+        low = high = nan
+        notes.insert(0, f"few rounds: no interval under {ROUNDS_FOR_INTERVAL}")
+    elif rounds < _ROUNDS_ENOUGH:
+        notes.insert(0, "few rounds")
     return Ratio(
         value=value,
         low=low,
@@ -235,6 +266,8 @@ def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, never in powers of ten: 0.0123, 1.02, 18.1, 1,234."""
+    """Three significant digits: 0.0123, 1.02, 18.1, 1,234; `not known` for NaN."""
+    if isnan(value):
+        return "not known"
     decimals = 2 - floor(log10(abs(value))) if value else 0
     return f"{value:,.{max(0, decimals)}f}"

@@ -7,38 +7,128 @@ cells repeat the defaults, and a test holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, nearest
-from workbench.params.engine import EngineParams
-from workbench.params.load import LoadParams
-from workbench.params.rules import (
-    check_address,
-    check_addresses,
-    check_extra_body,
-    check_shares,
-    param,
-)
-from workbench.params.sweep import PdSweep
+from workbench.params.measuring import EngineParams as EngineParams
+from workbench.params.measuring import LoadParams as LoadParams
+from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
+from workbench.topology import TensorParallel, Topology
 
-__all__ = [
-    "CLAIM_TIERS",
-    "NOTEBOOKS",
-    "EngineParams",
-    "EnvironmentCheck",
-    "LMCacheHitAnalysis",
-    "LoadParams",
-    "PaperClaimValidation",
-    "PdSweep",
-    "PrefixCache",
-    "check_params",
-]
-
+CONNECTORS = ("none", "lmcache", "nixl")
+"""Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim may be tested: by reading and arithmetic alone, or by measuring at a level."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PdSweep(LoadParams):
+    """Parameters of `pd_sweep`."""
+
+    topology: str = param(
+        "",
+        "comma-separated, as 1p4d or 5a, or all; empty is 1p4d (attach: no label)",
+        example="1p4d",
+    )
+    connector: str = param(
+        "lmcache",
+        f"how KV moves: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
+        choices=CONNECTORS,
+    )
+    rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
+    search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")
+    ttft_limit_ms: float = param(
+        0.0, "goodput: longest TTFT, ms, 0 for none", low=0.0, high=1e9, example=500
+    )
+    tpot_limit_ms: float = param(
+        0.0, "goodput: longest TPOT, ms, 0 for none", low=0.0, high=1e9, example=50
+    )
+    limits_share: float = param(
+        0.9, "search: share of requests that has to keep the limits", low=0.01, high=0.999
+    )
+    rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
+    opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
+    prefill_tp: int = param(1, "GPUs of a prefill instance", low=1, high=64)
+    decode_tp: int = param(1, "GPUs of a decode instance", low=1, high=64)
+    aggregated_tp: int = param(1, "GPUs of an aggregated instance", low=1, high=64)
+    instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
+    store_gb: float = param(1.0, "memory of the KV store, GB", low=0.1, high=100_000)
+    base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
+    prefill_urls: list[str] = param(
+        [], "attach: prefill servers, for counters and resets", example="http://127.0.0.1:8100"
+    )
+    decode_urls: list[str] = param(
+        [],
+        "attach: decode or aggregated servers, likewise",
+        example="http://127.0.0.1:8200,http://127.0.0.1:8201",
+    )
+    lmcache_url: str = param(
+        "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
+    )
+    tokenizer: str = param(
+        "",
+        "attach: folder or hub name of the tokenizer, empty for that of model",
+        example="Qwen/Qwen2.5-7B-Instruct",
+    )
+
+    def mistakes(self) -> Iterator[str]:
+        if self.engine == "attach":
+            yield from address_mistakes(
+                base_url=self.base_url,
+                prefill_urls=self.prefill_urls,
+                decode_urls=self.decode_urls,
+                lmcache_url=self.lmcache_url or (),
+            )
+            if self.prefill_urls and not self.decode_urls:
+                yield (
+                    "prefill_urls without decode_urls would prove half of a deployment; give both,"
+                    " e.g. -p decode_urls http://127.0.0.1:8200"
+                )
+        else:
+            # An attached deployment may have any label; one that is started has to be understood.
+            _ = self.topologies
+        yield from LoadParams.mistakes(self)
+        rates, swept = self.rates_per_s, self.swept
+        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
+            yield f"rates_per_s is {rates}: it takes different rates above 0, e.g. 1,2,4"
+        if rates and (self.search or self.rate_per_s):
+            yield (
+                "rates_per_s names the rates of a sweep: leave search and rate_per_s out, e.g. -p"
+                " rates_per_s 1,2,4"
+            )
+        if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
+            yield (
+                "search looks for the highest rate within limits: give one, e.g. -p ttft_limit_ms"
+                " 500"
+            )
+        if swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
+            yield (
+                f"arrivals is {self.arrivals!r}: a sweep or search over rates takes constant,"
+                " poisson or gamma"
+            )
+        if swept and self.trace_speed:
+            yield (
+                f"trace_speed is {self.trace_speed:g}: a sweep or search over rates sets the times"
+                " itself; leave trace_speed at 0"
+            )
+
+    @property
+    def swept(self) -> bool:
+        return bool(self.rates_per_s or self.search)
+
+    @property
+    def topologies(self) -> tuple[Topology, ...]:
+        """What is swept. Raises ParameterError on a text that is not a topology."""
+        return Topology.parse_list(self.topology or "1p4d")
+
+    @property
+    def tp(self) -> TensorParallel:
+        return TensorParallel(
+            prefill=self.prefill_tp, decode=self.decode_tp, aggregated=self.aggregated_tp
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +142,14 @@ class PrefixCache(LoadParams):
     rounds: int = param(3, "launches of every arm", low=1, high=1000)
     aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            raise ParameterError(
+            yield (
                 "engine is 'attach': this notebook starts its servers with the cache on and off;"
                 " take engine vllm, or measure running servers with pd_sweep"
             )
-        self.check_engine()
-        self.check_load()
-        check_shares(self.shares)
+        yield from LoadParams.mistakes(self)
+        yield from share_mistakes(self.shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +170,11 @@ class LMCacheHitAnalysis(EngineParams):
     shares: list[float] = param([0.5], "shares of the prompt that a pass finds in LMCache")
     chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache's chunks to compare, tokens")
     block_tokens: int = param(
-        64, "KV block of the engine, 0 for its own (CPU: 128); chunks are whole blocks",
-        low=0, high=65_536,
-    )  # fmt: skip
+        64,
+        "KV block of the engine, 0 for its own (CPU: 128); chunks are whole blocks",
+        low=0,
+        high=65_536,
+    )
     store_gb: float = param(0.5, "memory of LMCache (L1), GB", low=0.1, high=100_000)
     small_store_mb: float = param(
         5.0, "memory of LMCache where it is too small on purpose, MB", low=1, high=100_000
@@ -93,9 +184,10 @@ class LMCacheHitAnalysis(EngineParams):
     aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
     base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
     decode_urls: list[str] = param(
-        [], "attach: the servers behind it, for counters and resets",
+        [],
+        "attach: the servers behind it, for counters and resets",
         example="http://127.0.0.1:8200",
-    )  # fmt: skip
+    )
     lmcache_url: str = param(
         "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
     )
@@ -118,31 +210,33 @@ class LMCacheHitAnalysis(EngineParams):
             return [self.log_file]
         return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            raise ParameterError(
+            yield (
                 "engine is 'simulated': LMCache's tiers are not pretended; take engine vllm or"
                 " attach, or give a log_file"
             )
-        self.check_engine()
+        yield from EngineParams.mistakes(self)
         if self.engine == "attach":
             if self.log_file:
-                raise ParameterError(
+                yield (
                     "engine attach and log_file are two different analyses; give one of them, e.g."
                     " -p log_file logs/vllm.log alone"
                 )
-            check_address(self.base_url)
-            lists = {"decode_urls": self.decode_urls}
-            check_addresses(lists | {"lmcache_url": [self.lmcache_url] * bool(self.lmcache_url)})
-        for name, values, least in (("prompt_tokens", self.prompt_tokens, 32),
-                                    ("chunk_tokens", self.chunk_tokens, 16)):  # fmt: skip
+            yield from address_mistakes(
+                base_url=self.base_url,
+                decode_urls=self.decode_urls,
+                lmcache_url=self.lmcache_url or (),
+            )
+        for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
+            values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                raise ParameterError(
+                yield (
                     f"{name} is {values}: it takes different numbers of at least {least}, e.g."
                     f" [{4 * least}, {16 * least}]"
                 )
-        check_shares(self.shares)
-        check_extra_body(self.extra_body)
+        yield from share_mistakes(self.shares)
+        yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)
 
 
@@ -157,29 +251,30 @@ class PaperClaimValidation(EngineParams):
     time_budget_s: float = param(
         420.0, "time to spend on measuring, seconds; 0 reads only", low=0, high=1_000_000
     )
-    rounds: int = param(5, "launches of every arm at least; 5 are needed for a verdict",
-                        low=1, high=1000)  # fmt: skip
+    rounds: int = param(
+        5, "launches of every arm at least; 5 are needed for a verdict", low=1, high=1000
+    )
     registry: str = param(
         "params/claims", "folder of the claims, from the repository's root", example="my/claims"
     )
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            raise ParameterError(
+            yield (
                 "engine is 'attach': a claim is tested with set-ups that are started one beside"
                 " the other; take engine vllm, or measure running servers with pd_sweep"
             )
-        self.check_engine()
+        yield from EngineParams.mistakes(self)
         if not self.claims:
-            raise ParameterError("claims is empty: write all, a group or ids, e.g. VLLM-APC")
+            yield "claims is empty: write all, a group or ids, e.g. VLLM-APC"
         for tier in self.tiers:
             if tier not in CLAIM_TIERS:
-                raise ParameterError(
+                yield (
                     f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)};"
                     f" {nearest(tier, CLAIM_TIERS)}"
                 )
         if not self.tiers:
-            raise ParameterError("tiers is empty: write at least one, e.g. source")
+            yield "tiers is empty: write at least one, e.g. source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from workbench.metrics.counters import TokenSources
 from workbench.metrics.passes import PassCounters
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
 from workbench.records import to_frame
-from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 
@@ -38,7 +37,6 @@ def cold_passes(plan, *, engine_hit=0.0):
             arm=arm.label,
             round=0,
             pass_name="cold",
-            connector=arm.connector,
             requests_sent=3,
             prompt_tokens_sent=3000,
             sources={"aggregated": sources},
@@ -55,11 +53,10 @@ def every_pass(plan):
             arm=arm.label,
             round=0,
             pass_name=p.name,
-            connector=arm.connector,
             requests_sent=3,
             prompt_tokens_sent=3000,
-            sources={role: told for role, _ in Topology.parse(arm.topology).roles}
-            if arm.settings
+            sources={role: told for role, _ in arm.topology.roles}
+            if arm.settings and arm.topology
             else {},
         )
         for arm in plan.arms

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from workbench.errors import ParameterError, PlanError
+from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 
@@ -59,7 +60,8 @@ def test_an_opponent_that_was_asked_for_is_a_subject_and_there_once(sweep):
 def test_an_opponent_has_as_many_gpus_not_as_many_instances(sweep, machine_has):
     machine_has("cuda", gpus=8)
     plan = sweep(topology="1p2d", prefill_tp=4, decode_tp=2, aggregated_tp=4)
-    assert [(arm.topology, arm.gpus) for arm in plan.arms] == [("1p2d", 8), ("2a", 8), ("2a", 8)]
+    sizes = [(arm.topology_text, arm.gpus) for arm in plan.arms]
+    assert sizes == [("1p2d", 8), ("2a", 8), ("2a", 8)]
     assert plan.arms[0].label == "1p2d lmcache, 4+4 GPU"
 
 
@@ -79,7 +81,7 @@ def test_instances_that_share_a_gpu_are_a_doubt(sweep, machine_has):
 
 def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
     # 1 KiB a token: 64 MiB hold 65,536 tokens, and 3 x 22,692 are sent.
-    (doubt,) = sweep(kv_cache_mib=64).doubts
+    (doubt,) = sweep(kv_cache_mib=64, requests=3).doubts
     assert doubt.startswith(
         "The workload has 68,076 tokens and an instance's KV space holds 65,536"
     )
@@ -125,8 +127,15 @@ def test_an_attached_deployment_is_one_arm(sweep):
     assert "cold rests on the salt alone" in " ".join(plan.doubts)
 
 
-def test_an_attached_deployment_has_the_label_it_is_given(sweep):
-    assert list(arms(sweep(**ATTACH, topology="1p4d"))) == ["1p4d"]
+@pytest.mark.parametrize(
+    ("label", "topology"),
+    [("", None), ("the old", None), ("1p4d", Topology(prefill=1, decode=4))],
+)
+def test_an_attached_deployment_has_the_layout_that_its_label_says(sweep, label, topology):
+    (arm,) = sweep(**ATTACH, topology=label).arms
+    assert arm.label == arm.topology_text == (label or "attached")
+    assert arm.topology == topology
+    assert arm.disaggregated is (topology is not None)
 
 
 def test_server_lists_and_a_store_allow_more_passes(sweep):

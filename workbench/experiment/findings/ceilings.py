@@ -44,6 +44,6 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, Ceilings], str]:
 
 def _spans(arm: Arm) -> tuple[int, int]:
     """GPUs of the instance that prefills and of the one that answers."""
-    if arm.topology.endswith("a"):
-        return arm.tp.aggregated, arm.tp.aggregated
-    return arm.tp.prefill, arm.tp.decode
+    if arm.disaggregated:
+        return arm.tp.prefill, arm.tp.decode
+    return arm.tp.aggregated, arm.tp.aggregated

@@ -80,7 +80,7 @@ def _conduct(
         conduct_gates.every_pass_ran(planned, measured, reasons),
         gates.no_failures(requests),
     ]
-    if any(arm.connector == "nixl" for arm in plan.arms):
+    if any(arm.means and arm.means.pulls for arm in plan.arms):
         asked.append(conduct_gates.no_failed_transfers(passes))
     return asked
 
@@ -98,7 +98,7 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
     """States that no pass has need no gate; PD has one even when no pass of it could run."""
     states = {p.name for arm in plan.arms for p in arm.passes}
     asked = [cache_gates.cold_was_cold(passes)]
-    split = [arm for arm in plan.arms if arm.topology.endswith("d") and arm.settings is not None]
+    split = [arm for arm in plan.arms if arm.disaggregated and arm.settings is not None]
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
         asked.append(cache_gates.kv_moved(passes))
     for state, gate in (

@@ -14,6 +14,7 @@ from workbench.metrics.statistics import (
     quantile,
     ratio_of_rounds,
 )
+from workbench.topology import Topology
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +88,9 @@ def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
     return [
         (subject, rival)
         for subject in arms
-        if subject.role == "subject" and subject.topology.endswith("d")
+        if subject.role == "subject" and subject.disaggregated
         for rival in arms
-        if rival.topology == f"{subject.gpus // subject.tp.aggregated}a"
+        if rival.topology == Topology(aggregated=subject.gpus // subject.tp.aggregated)
     ]
 
 

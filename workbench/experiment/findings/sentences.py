@@ -20,7 +20,6 @@ from workbench.experiment.findings.clauses import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.metrics.gates.gate_table import Kind, gate_row, spoil
-from workbench.topology import Topology
 
 __all__ = ["cards", "finding", "headline", "scope", "sentences"]
 
@@ -223,11 +222,7 @@ def sentences(
         for r in summary
         if r["metric"] == "tpot_s" and r["pass"] == "cold" and not isnan(r["median"])
     }
-    split = [
-        (a, Topology.parse(a.topology))
-        for a in plan.arms
-        if a.connector in ("lmcache", "nixl") and a.topology.endswith("d")
-    ]
+    split = [(a, a.topology) for a in plan.arms if a.means and a.topology and a.disaggregated]
     scarce = [a.label for a, t in split if t.decode < t.prefill and a.label in tpot]
     ample = [a.label for a, t in split if t.decode >= t.prefill and a.label in tpot]
     if scarce and ample:

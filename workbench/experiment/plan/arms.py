@@ -6,37 +6,25 @@ the first plan on a CPU measures the machine, once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
-from workbench.errors import PlanError
+from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.hit_plan import plan_hits
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
-from workbench.experiment.plan.plan_doubts import (
-    fault_doubts,
-    kv_doubts,
-    kv_space_tokens,
-    sharing_doubts,
-    unequal_doubts,
-)
-from workbench.experiment.plan.rates import Rates, rates_of
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
+from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.room import (
     check_gpu_memory,
     check_room,
     engine_notes,
     engine_of,
+    kv_space_tokens,
+    one_instance,
     own_speed,
 )
-from workbench.experiment.plan.traffic import (
-    WorkloadSpec,
-    arrivals_of,
-    file_doubts,
-    length_doubts,
-    workload_of,
-)
+from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.drive.open_files import check_files, most_in_flight
-from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import (
     EngineParams,
     LMCacheHitAnalysis,
@@ -46,12 +34,8 @@ from workbench.params.notebooks import (
 )
 from workbench.serve.capacity import check_store
 from workbench.serve.connectors import connector
-from workbench.serve.simulated.faults import check_fault
-from workbench.serve.tiny_model import ModelFacts
-from workbench.serve.vllm import EngineSettings, Platform
+from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
-
-__all__ = ["plan"]
 
 LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 """A reference run longer than this sends fewer requests a pass."""
@@ -65,14 +49,20 @@ def plan(params: EngineParams) -> ExperimentPlan:
     Raises PlanError for what cannot be run, ParameterError for a workload that cannot be built or
     has more requests in flight than this process may have files.
     """
-    if isinstance(params, PrefixCache):
-        made = _prefix_cache_plan(params)
-    elif isinstance(params, LMCacheHitAnalysis):
-        made = plan_hits(params)
-    elif isinstance(params, PdSweep):
-        made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
-    else:
-        raise PlanError(f"there is no experiment for {type(params).__name__}")
+    match params:
+        case PrefixCache():
+            made = _prefix_cache_plan(params)
+        case LMCacheHitAnalysis():
+            made = plan_hits(params)
+        case PdSweep():
+            made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
+        case _:
+            raise PlanError(f"there is no experiment for {type(params).__name__}")
+    settings = made.arms[0].settings
+    if settings is not None:
+        notes, speed = engine_notes(params, settings), own_speed(params, settings)
+        made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
+    made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -80,95 +70,90 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    topologies = params.topologies
-    asked = connector(params.connector)
-    for topology in topologies:
+    tp, asked = params.tp, connector(params.connector)
+    for topology in params.topologies:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
-    for topology in topologies:
+    for topology in params.topologies:
         check_fault(params.fault, asked.name, topology)
-    if not settings.on_gpu and params.tp != TensorParallel():
+    if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
             "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
             " at 1, and change the topology instead, e.g. 2p4d"
         )
-    wanted: dict[tuple[str, str], Literal["subject", "opponent"]] = {}
-    for topology in topologies:
-        wanted[str(topology), asked.name] = "subject"
-    if params.opponents:
-        for topology in (t for t in topologies if t.disaggregated):
+    wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
+    for topology in params.topologies:
+        wanted[topology, asked.name] = "subject"
+    for topology in params.topologies if params.opponents else ():
+        if topology.disaggregated:
+            # As many GPUs, rounded down.
+            equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
             for rival in ("none", "lmcache"):
-                key = (f"{_equal_gpus(topology, params.tp)}a", rival)
-                wanted.setdefault(key, "opponent")
-    swept = bool(params.rates_per_s or params.search)
+                wanted.setdefault((equal, rival), "opponent")
     arms = []
-    for (text, name), role in wanted.items():
-        topology, means = Topology.parse(text), connector(name)
-        check_room(topology, params.tp, capacity, settings)
+    for (topology, name), role in wanted.items():
+        means = connector(name)
+        check_room(topology, tp, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
+        label = str(topology) if name == "none" else f"{topology} {name}"
+        if settings.on_gpu:
+            gpus = "+".join(str(n * int(getattr(tp, part))) for part, n in topology.roles)
+            label = f"{label}, {gpus} GPU"
         arms.append(
             Arm(
-                label=_label(topology, name, params.tp, settings.platform),
+                label=label,
                 role=role,
-                topology=text,
+                topology=topology,
                 connector=name,
-                passes=tuple(
-                    Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
-                    for s in means.passes(topology)
-                    if not swept
-                ),
-                gpus=topology.gpus(params.tp),
+                passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
+                gpus=topology.gpus(tp),
                 settings=settings,
-                tp=params.tp,
+                tp=tp,
                 capacity=capacity,
                 store_gb=params.store_gb,
             )
         )
     if settings.on_gpu:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
-    workload = workload_of(params, settings, model)
-    rates = rates_of(params, len(workload.sample.requests))
-    made = ExperimentPlan(
-        notebook="pd_sweep",
+    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+    return replace(made, kv_space_tokens=kv_space_tokens(settings, model))
+
+
+def _with_load(
+    notebook: str, params: PdSweep | PrefixCache, arms: tuple[Arm, ...], workload: WorkloadSpec
+) -> ExperimentPlan:
+    """The plan of these arms; what it says of itself is added last."""
+    requests = len(workload.sample.requests)
+    rates = rates_of(params, requests) if isinstance(params, PdSweep) else None
+    settings = arms[0].settings
+    return ExperimentPlan(
+        notebook=notebook,
         params=params,
-        platform=settings.platform,
-        arms=tuple(arms),
+        platform=settings.platform if settings else "cpu",
+        arms=arms,
         rounds=params.rounds,
         workload=workload,
-        arrivals=_arrivals(params, workload, rates),
-        kv_space_tokens=kv_space_tokens(settings, model),
+        # Of a sweep over rates those of its highest, for which files are reserved.
+        arrivals=arrivals_of(params, requests, rate_per_s=rates.top_per_s if rates else 0.0),
         rates=rates,
-        doubts=(
-            *fault_doubts(settings),
-            *sharing_doubts(capacity, settings),
-            *length_doubts(params, settings),
-            *file_doubts(workload),
-            *kv_doubts(workload, (), settings, model),
-            *unequal_doubts(arms, params.tp),
-        ),
-        speed=own_speed(params, settings),
-        notes=tuple(engine_notes(params, settings)),
     )
-    return _within_minutes(made, settings, model)
 
 
-def _within_minutes(
-    made: ExperimentPlan, settings: EngineSettings, model: ModelFacts | None
-) -> ExperimentPlan:
+def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     """The same with fewer requests where the reference workload would take long on this machine.
 
     Rounds are what an interval rests on, so they stay. So do requests that are sent at a rate: each
     has its time.
     """
     params = made.params
-    assert isinstance(params, LoadParams)
-    own = params.workload == "reference" and not params.requests and made.speed is not None
-    closed = made.arrivals.kind == "closed"
-    if not own or not closed or not made.estimate_s > LONG_RUN_S:
+    if not isinstance(params, PdSweep) or params.workload != "reference" or params.requests:
         return made
-    fewer = replace(params, requests=FEWER_REQUESTS)
-    shorter = replace(made, workload=workload_of(fewer, settings, model))
+    closed = made.arrivals.kind == "closed"
+    if made.speed is None or not closed or not made.estimate_s > LONG_RUN_S:
+        return made
+    options = made.workload.options | {"requests": FEWER_REQUESTS}
+    shorter = replace(made, workload=replace(made.workload, options=options))
     note = (
         f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}: about"
         f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Choose"
@@ -177,107 +162,93 @@ def _within_minutes(
     return replace(shorter, notes=(*made.notes, note))
 
 
-def _arrivals(params: LoadParams, workload: WorkloadSpec, rates: Rates | None = None) -> Arrivals:
-    """Of a sweep over rates: those of its highest, for which files are reserved; a pass has its
-    own."""
-    requests = len(workload.sample.requests)
-    return arrivals_of(params, requests, rate_per_s=rates.top_per_s if rates else 0.0)
-
-
-def _label(topology: Topology, name: str, tp: TensorParallel, platform: Platform) -> str:
-    """`1p4d lmcache`; on GPUs with those of each role, `1p4d lmcache, 2+4 GPU`."""
-    text = f"{topology} {name}" if name != "none" else str(topology)
-    if platform in ("cpu", "simulated"):
-        return text
-    return f"{text}, {'+'.join(str(n * int(getattr(tp, role))) for role, n in topology.roles)} GPU"
-
-
-def _equal_gpus(topology: Topology, tp: TensorParallel) -> int:
-    """Aggregated instances that take as many GPUs as `topology` does, rounded down."""
-    return max(1, topology.gpus(tp) // tp.aggregated)
+def _layout(label: str) -> Topology | None:
+    """What the label of attached servers says about their layout: any text is allowed."""
+    try:
+        return Topology.parse(label)
+    except ParameterError:
+        return None
 
 
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
-    known = bool(params.prefill_urls or params.decode_urls)
-    states: list[State] = ["cold", "engine-warm"]
+    states = ["cold", "engine-warm"]
     doubts = [
         "The servers were started by somebody else: rounds are not launches, and nothing was"
         " warmed up, so first requests may pay for connections and handshakes."
     ]
-    if known and params.lmcache_url:
-        states.append("store-warm")
-    if not known:
+    if not (params.prefill_urls or params.decode_urls):
         doubts.append(
             "No server lists were given, so nothing is reset and no counter is read: cold rests on"
             " the salt alone. Give prefill_urls, decode_urls and lmcache_url."
         )
-    workload = workload_of(params, None, None)
-    rates = rates_of(params, len(workload.sample.requests))
+    elif params.lmcache_url:
+        states.append("store-warm")
     label = params.topology or "attached"
     arm = Arm(
         label=label,
         role="attached",
-        topology=label,
+        topology=_layout(label),
         connector="unknown",
-        passes=tuple(Pass(name=s, state=s) for s in states if rates is None),
+        passes=() if params.swept else tuple(map(pass_in, states)),
     )
-    return ExperimentPlan(
-        notebook="pd_sweep",
-        params=params,
-        platform="cpu",
-        arms=(arm,),
-        rounds=params.rounds,
-        workload=workload,
-        arrivals=_arrivals(params, workload, rates),
-        rates=rates,
-        doubts=(*doubts, *file_doubts(workload)),
-    )
+    made = _with_load("pd_sweep", params, (arm,), workload_of(params, None, None))
+    return replace(made, doubts=tuple(doubts))
 
 
 def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    tp = TensorParallel(aggregated=params.aggregated_tp)
-    topology = Topology(aggregated=1)
-    check_room(topology, tp, capacity, settings)
-    check_fault(params.fault, "none", topology)
-    if settings.on_gpu:
-        check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
-    cold = Pass(name="cold", state="cold")
+    make = one_instance(params, settings, capacity)
+    check_fault(params.fault, "none", Topology(aggregated=1))
+    cold, everything = pass_in("cold"), pass_in("engine-warm")
     # New parts can be drawn for prompts of token ids that share nothing, and for no others.
     plain = params.workload in ("reference", "short") and params.api == "completions"
     warm = tuple(
         Pass(name=f"{share:.0%} cached", state="engine-warm", share=share)
-        for share in sorted(params.shares if plain else ())
-    )
-    workload = workload_of(params, settings, model)
-    make = partial(
-        Arm,
-        role="subject",
-        topology="1a",
-        connector="none",
-        gpus=topology.gpus(tp),
-        tp=tp,
-        capacity=capacity,
+        for share in sorted(params.shares)
+        if plain
     )
     off = replace(settings, prefix_caching=False)
-    everything = Pass(name="engine-warm", state="engine-warm")
-    return ExperimentPlan(
-        notebook="single_instance_prefix_cache",
-        params=params,
-        platform=settings.platform,
-        arms=(
-            make(label="cache off", settings=off, passes=(cold,)),
-            make(label="cache on", settings=settings, passes=(cold, *warm, everything)),
-        ),
-        rounds=params.rounds,
-        workload=workload,
-        arrivals=_arrivals(params, workload),
-        doubts=(
-            *fault_doubts(settings),
-            *length_doubts(params, settings),
-            *file_doubts(workload),
-            *kv_doubts(workload, warm, settings, model),
-        ),
-        speed=own_speed(params, settings),
-        notes=tuple(engine_notes(params, settings)),
+    arms = (
+        make(label="cache off", connector="none", settings=off, passes=(cold,)),
+        make(label="cache on", connector="none", passes=(cold, *warm, everything)),
     )
+    workload = workload_of(params, settings, model)
+    made = _with_load("single_instance_prefix_cache", params, arms, workload)
+    return replace(made, kv_space_tokens=kv_space_tokens(settings, model))
+
+
+def _doubts(made: ExperimentPlan) -> Iterator[str]:
+    """What weakens the result before anything has run."""
+    params, settings = made.params, made.arms[0].settings
+    if settings is not None:
+        if settings.fault:
+            shows = FAULTS[settings.fault].shows
+            yield f"The simulated servers go wrong on purpose, {settings.fault}: {shows}."
+        sharing = made.arms[0].capacity.instances_per_gpu
+        if settings.on_gpu and sharing > 1:
+            yield (
+                f"Up to {sharing} instances share a GPU: they wait for one another, so no role is"
+                " as fast as it would be alone."
+            )
+        if isinstance(params, LoadParams):
+            yield from length_doubts(params, settings)
+    yield from made.workload.sample.doubts
+    # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
+    new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)
+    sent_tokens = sum(
+        r.prompt_tokens - r.ideal_reuse_tokens + r.max_tokens + int(new * r.prompt_tokens)
+        for r in made.workload.sample.requests
+    )
+    if sent_tokens > made.kv_space_tokens:
+        yield (
+            f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
+            f" {made.kv_space_tokens:,.0f}: warm passes will find evicted blocks. Raise"
+            " kv_cache_mib."
+        )
+    for arm in made.arms:
+        each = arm.tp.aggregated
+        if arm.role == "subject" and arm.disaggregated and arm.gpus % each:
+            yield (
+                f"{arm.label} has {arm.gpus} GPUs, which {each} a piece do not divide: its"
+                f" aggregated opponents have {arm.gpus // each * each}."
+            )

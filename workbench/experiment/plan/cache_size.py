@@ -9,12 +9,10 @@ import numpy as np
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.load.files.trace_file import read_trace
 from workbench.load.files.traces import fitted, lru_hit_rates, trace_of
-from workbench.params.load import LoadParams
+from workbench.params.measuring import LoadParams
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["cache_size"]
 
 _SIZES = 24
 _CPU_BLOCK_TOKENS, _GPU_BLOCK_TOKENS = 128, 16

@@ -10,20 +10,21 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import PlanError
-from workbench.experiment.plan.rates import Rates
+from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
-from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
+from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings, Platform
@@ -31,8 +32,6 @@ from workbench.topology import TensorParallel, Topology
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Arm", "ExperimentPlan", "Pass", "State", "WorkloadSpec", "rate_pass", "run_id"]
 
 State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
 
@@ -53,9 +52,14 @@ class Pass:
     """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
 
 
+def pass_in(state: str) -> Pass:
+    """The pass that is named after its cache state."""
+    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
+
+
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
-    return Pass(name=f"cold at {rate_per_s:g}/s", state="cold", rate_per_s=rate_per_s)
+    return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,8 @@ class Arm:
 
     label: str
     role: Literal["subject", "opponent", "attached"]
-    topology: str
+    topology: Topology | None
+    """None for attached servers whose layout is not known."""
     connector: str
     passes: tuple[Pass, ...]
     gpus: int = 0
@@ -72,7 +77,7 @@ class Arm:
     tp: TensorParallel = field(default_factory=TensorParallel)
     capacity: Capacity = field(default_factory=Capacity)
     store_gb: float = 1.0
-    chunk_tokens: int = LMCACHE_CHUNK_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
     disk: bool = False
     """The store has a second tier on the disk."""
@@ -83,10 +88,10 @@ class Arm:
         self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
-        if self.settings is None:
+        if self.settings is None or self.topology is None:
             raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
         return plan_deployment(
-            Topology.parse(self.topology),
+            self.topology,
             connector(self.connector),
             self.settings,
             ports=ports,
@@ -99,8 +104,23 @@ class Arm:
         )
 
     @property
+    def means(self) -> Connector | None:
+        """All that is known of its connector; None of attached servers that do not say."""
+        return CONNECTORS.get(self.connector)
+
+    @property
     def ports(self) -> int:
-        return ports_needed(Topology.parse(self.topology))
+        return ports_needed(self.topology) if self.topology else 0
+
+    @property
+    def disaggregated(self) -> bool:
+        """True when prefill and decode are known to run on instances of their own."""
+        return self.topology is not None and self.topology.disaggregated
+
+    @property
+    def topology_text(self) -> str:
+        """What rows and files hold: `1p4d`, or the label where the layout is not known."""
+        return str(self.topology) if self.topology else self.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +159,7 @@ class ExperimentPlan:
     @property
     def text_reference(self) -> str:
         """The arm whose cold answers all others are held to: an aggregated one if there is one."""
-        aggregated = (arm.label for arm in self.arms if arm.topology.endswith("a"))
+        aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
         return next(aggregated, self.arms[0].label)
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
@@ -181,7 +201,7 @@ class ExperimentPlan:
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         speed = self.speed
         if speed is None:
-            return float("nan")
+            return nan
         requests = self.workload.sample.requests
         layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
         prefill_s = sum(
@@ -196,8 +216,9 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
-            launch_s = LAUNCH_S + Topology.parse(arm.topology).instances * instance_s
+            store = arm.means.store if arm.means else None
+            instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
+            launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
             total_s += self.rounds * (slower * launch_s + passes_s)
@@ -213,38 +234,28 @@ class ExperimentPlan:
         kind = self.arrivals.kind.capitalize()
         return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
 
-    @property
-    def _rates(self) -> list[str]:
-        if self.rates is None:
-            return []
-        if self.rates.search is None:
-            return [rate_pass(rate).name for rate in self.rates.given]
-        limits = self.rates.limits
-        return [f"a search for the highest rate with {limits.share:.0%} within {limits}"]
-
     def __str__(self) -> str:
-        size = " x ".join(
-            f"{n} {word}{'s' * (n > 1)}"
-            for n, word in ((len(self.arms), "arm"), (self.rounds, "round"))
-        )
+        arms, rounds = len(self.arms), self.rounds
+        size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
-            passes = ", ".join([*(p.name for p in arm.passes), *self._rates])
+            passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
-        minutes = self.estimate_s / 60
-        about = f"about {minutes:.1f} minutes" if minutes == minutes else "not known beforehand"
+        seconds = self.estimate_s
+        about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
             about += f" with nothing else running (this machine: {self.speed})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
 SEARCHED_RATES = 7
-LAUNCH_S, LAUNCH_INSTANCE_S, LAUNCH_STORE_S = 1.6, 1.0, 0.4
-"""Start, warm-up and stop: of a launch, of each instance, and of its connection with a store;
-where the fork server loads in TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
+"""Start, warm-up and stop: of a launch, and of each instance, where the fork server loads in
+TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
 PASS_S, WARM_SHARE = 0.4, 0.05
 """Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from workbench.params.notebooks import PdSweep
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Rates", "answers", "kept_up", "rate_rows", "rate_sentences", "rates_of"]
-
 _KEPT_UP = 0.95
 _LONGEST_S = 300.0
 """A search goes down to a rate at which a pass takes so long."""
+
+
+def rate_name(rate_per_s: float) -> str:
+    """The name of the cold pass at one rate."""
+    return f"cold at {rate_per_s:g}/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,11 @@ class Rates:
     given: tuple[float, ...] = ()
     limits: Limits
     search: Search | None = None
+
+    def __str__(self) -> str:
+        if self.search is None:
+            return ", ".join(map(rate_name, self.given))
+        return f"a search for the highest rate with {self.limits.share:.0%} within {self.limits}"
 
     @property
     def top_per_s(self) -> float:
@@ -113,9 +122,10 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> list[dict[str, Any
                 (requests["arm"] == arm) & (requests["rate_per_s"] == point.rate_per_s)
             ]
             rounds = [part for _, part in group.groupby("round")]
-            offered_per_s = _median(_per_s(part["scheduled_s"]) for part in rounds)
-            achieved_per_s = _median(_per_s(_ends_s(part)) for part in rounds)
-            ttft, tpot = quantile(group["ttft_s"], 0.5), quantile(group["tpot_s"], 0.5)
+            achieved_per_s = _median_per_s(
+                [stamps[-1] for stamps in part["chunk_s"] if len(stamps)] for part in rounds
+            )
+            ttft = quantile(group["ttft_s"], 0.5)
             low, high = point.interval
             rows.append(
                 {
@@ -126,33 +136,26 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> list[dict[str, Any
                     "share": point.share,
                     "share_low": low,
                     "share_high": high,
-                    "offered_per_s": offered_per_s,
+                    "offered_per_s": _median_per_s(part["scheduled_s"] for part in rounds),
                     "achieved_per_s": achieved_per_s,
                     "goodput_per_s": point.share * achieved_per_s,
                     "ttft_s": ttft.value,
                     "ttft_low_s": ttft.low,
                     "ttft_high_s": ttft.high,
                     "ttft_p90_s": quantile(group["ttft_s"], 0.9).value,
-                    "tpot_s": tpot.value,
+                    "tpot_s": quantile(group["tpot_s"], 0.5).value,
                 }
             )
     return rows
 
 
-def _ends_s(rows: pd.DataFrame) -> list[float]:
-    return [stamps[-1] for stamps in rows["chunk_s"] if len(stamps)]
-
-
-def _per_s(times_s: Iterable[float]) -> float:
-    """Events per second, from the first to the last; NaN below two of them."""
-    known = sorted(times_s)
-    span_s = known[-1] - known[0] if len(known) > 1 else 0.0
-    return (len(known) - 1) / span_s if span_s > 0 else nan
-
-
-def _median(values: Iterable[float]) -> float:
-    known = [value for value in values if not isnan(value)]
-    return float(np.median(known)) if known else nan
+def _median_per_s(rounds: Iterable[Iterable[float]]) -> float:
+    """Events per second, from a round's first to its last; NaN where no round has two of them."""
+    rates = []
+    for times_s in map(sorted, rounds):
+        if len(times_s) > 1 and times_s[-1] > times_s[0]:
+            rates.append((len(times_s) - 1) / (times_s[-1] - times_s[0]))
+    return median(rates) if rates else nan
 
 
 def kept_up(row: Mapping[str, Any]) -> bool:

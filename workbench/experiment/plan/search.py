@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf, isnan, nan, sqrt
 from statistics import NormalDist
 
-__all__ = ["Answer", "Limits", "Point", "Search"]
+from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -63,14 +63,9 @@ class Point:
         half = _Z / (1 + _Z**2 / n) * sqrt(self.share * (1 - self.share) / n + (_Z / (2 * n)) ** 2)
         low, high = middle - half, middle + half
         shares = [met / sent for met, sent in zip(self.met, self.sent, strict=True) if sent]
-        rounds = len(shares)
-        if rounds > 2:
-            from scipy.special import stdtrit
-
-            mean = sum(shares) / rounds
-            spread = sqrt(sum((share - mean) ** 2 for share in shares) / (rounds - 1) / rounds)
-            reach = float(stdtrit(rounds - 1, 0.975)) * spread
-            low, high = min(low, mean - reach), max(high, mean + reach)
+        if len(shares) >= ROUNDS_FOR_INTERVAL:
+            _, lowest, highest = t_interval(shares)
+            low, high = min(low, lowest), max(high, highest)
         return max(0.0, low), min(1.0, high)
 
 

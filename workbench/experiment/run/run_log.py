@@ -11,8 +11,6 @@ import pandas as pd
 from workbench.metrics.passes import PassCounters
 from workbench.records import to_frame
 
-__all__ = ["Echo", "Log", "echo_line"]
-
 Echo = Callable[[str], None]
 
 

@@ -19,8 +19,6 @@ from workbench.metrics.counters import sample
 from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
 from workbench.serve.deployment import Deployment
 
-__all__ = ["watch_client", "watch_proxy", "watched_gauges", "worker_count"]
-
 GAUGE_PERIOD_S = 2.0
 PROXY_BUSY_SHARE = 0.5
 OTHERS_BUSY_SHARE = 0.1
