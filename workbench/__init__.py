@@ -26,7 +26,7 @@ _HOMES = {
     "read_peer": "workbench.metrics.peers.read_peer",
     "run": "workbench.experiment.run.run",
     "table": "workbench.report.tables",
-    "validate": "workbench.claims.validation",
+    "validate": "workbench.claims.validation.validation",
 }
 _MODULES = {"figures", "machine"}
 
