@@ -11,7 +11,10 @@ from workbench.claims.recipe import Outcome, Setting
 from workbench.claims.registry import Registry
 from workbench.claims.verdict import Verdict
 from workbench.experiment.findings.findings import repeat_command
-from workbench.experiment.findings.sentences import headline
+from workbench.experiment.findings.sentences import headline, marked
+from workbench.experiment.result.facts import Card, RunOutcome
+from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate import Outcome as Outcome_
 from workbench.metrics.gates.gate_table import failed_names
 from workbench.params.notebooks import PaperClaimValidation
 
@@ -51,26 +54,27 @@ def concluded(
     """The part of result.json that follows from the verdicts."""
     measured = [row for row in accounts if row["measured"]]
     gates = _gates(registry, claims, verdicts, failed, steps, len(outcomes), params.registry)
+    finding, unproven = headline(_finding(accounts, measured), failed_names(gates), "counts")
     return {
-        **headline(_finding(accounts, measured), failed_names(gates), "counts"),
-        **_outcome(gates),
+        "finding": finding,
+        "unproven": unproven,
+        "outcome": _outcome(gates),
         "scope": _scope(setting, params, outcomes),
-        "numbers": _cards(accounts),
-        "gates": gates,
-        "doubts": _doubts(registry, failed, outcomes),
-        "limits": _limits(setting, accounts),
+        "numbers": marked(_cards(accounts), failed_names(gates)),
+        "gates": tuple(gates),
+        "doubts": tuple(_doubts(registry, failed, outcomes)),
+        "limits": tuple(_limits(setting, accounts)),
         "repeat": repeat_command("paper_claim_validation", params),
-        "claims": sorted(accounts, key=_first_screen),
+        "claims": tuple(sorted(accounts, key=_first_screen)),
         "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
-        "summary": [], "comparisons": [], "arms": [], "sentences": [],
-    }  # fmt: skip
+    }
 
 
-def _outcome(gates: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _outcome(gates: Sequence[Gate]) -> RunOutcome | None:
     """`judged` where every gate holds: a page of claims says of each whether it is proven."""
-    if any(gate["outcome"] != "PASS" for gate in gates):
-        return {}
-    return {"outcome": {"word": "judged", "severity": "ok", "why": ""}}
+    if any(gate.outcome != "PASS" for gate in gates):
+        return None
+    return RunOutcome(word="judged", severity="ok")
 
 
 def _first_screen(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -130,7 +134,7 @@ def _scope(setting: Setting, params: PaperClaimValidation, outcomes: Mapping[str
     return f"Measured with {model} on {setting.hardware} ({setting.platform}){shapes}."
 
 
-def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[Card]:
     """How many claims each kind of verdict has; the kinds are never added up."""
     cards = []
     for kind in _ORDER:
@@ -140,15 +144,14 @@ def _cards(accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         fixed = sum(row["by_construction"] for row in rows)
         notes = [(here, "measured here"), (fixed, "by construction")]
         note = ", ".join(f"{n} {words}" for n, words in notes if n)
-        cards.append({"label": label, "value": len(rows), "unit": "", "low": None, "high": None,
-                      "note": note, "kind": kind})  # fmt: skip
+        cards.append(Card(label=label, value=len(rows), note=note, rests_on="counts", kind=kind))
     return cards
 
 
 def _gates(
     registry: Registry, claims: Sequence[Claim], verdicts: Mapping[str, Verdict],
     failed: Mapping[str, str], steps: int, done: int, folder: str,
-) -> list[dict[str, str]]:  # fmt: skip
+) -> list[Gate]:  # fmt: skip
     fixtures = [claim for claim in claims if claim.expected_verdict]
     odd = [c.id for c in fixtures if verdicts[c.id].verdict != c.expected_verdict]
     mistakes = len(registry.mistakes)
@@ -183,8 +186,8 @@ def _gates(
     return gates
 
 
-def _gate(name: str, outcome: str, sentence: str, next_step: str) -> dict[str, str]:
-    return {"name": name, "outcome": outcome, "sentence": sentence, "next_step": next_step}
+def _gate(name: str, outcome: Outcome_, sentence: str, next_step: str) -> Gate:
+    return Gate(name=name, outcome=outcome, sentence=sentence, next_step=next_step)
 
 
 def _doubts(

@@ -28,7 +28,8 @@ from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.experiment.plan.plan import run_id
 from workbench.experiment.plan.room import own_model
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import RunFacts, Status
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.progress import Standing
 from workbench.experiment.run.progress_bar import bar_in_lab
@@ -70,7 +71,7 @@ class ClaimResult(Result):
         import pandas as pd
 
         names = ["id", "source", "conditions", "number", "verdict", "reason"]
-        return pd.DataFrame(self.facts["claims"], columns=names)
+        return pd.DataFrame(list(self.run.claims), columns=names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,23 +101,23 @@ class Validation:
         began, began_s = datetime.now(UTC), clock()
         echo(f"paper_claim_validation {name}")
         measured = Measured(plan=self.schedule)
-        status = "failed"
+        status: Status = "failed"
 
-        def facts(now: str) -> dict[str, Any]:
-            return {
-                "schema": SCHEMA,
-                "notebook": "paper_claim_validation",
-                "run_id": name,
-                "status": now,
-                "simulated": self.params.engine == "simulated",
-                "started_at": began.isoformat(timespec="seconds"),
-                "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "duration_s": round(clock() - began_s, 1),
-                "measuring_s": round(sum(spent.took_s for spent in measured.spent), 1),
-                "time_spent": [asdict(spent) for spent in measured.spent],
-                "parameters": asdict(self.params),
-                "machine": machine.facts().as_dict() | {"platform": self.setting.platform},
-            } | self._judged(measured)
+        def facts(now: Status) -> RunFacts:
+            return RunFacts(
+                notebook="paper_claim_validation",
+                run_id=name,
+                status=now,
+                simulated=self.params.engine == "simulated",
+                started_at=began.isoformat(timespec="seconds"),
+                finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                duration_s=round(clock() - began_s, 1),
+                measuring_s=round(sum(spent.took_s for spent in measured.spent), 1),
+                time_spent=tuple(asdict(spent) for spent in measured.spent),
+                parameters=asdict(self.params),
+                machine=machine.facts().as_dict() | {"platform": self.setting.platform},
+                **self._judged(measured),
+            )
 
         folder.write_facts(facts("started"))
         try:
@@ -137,8 +138,8 @@ class Validation:
             if status == "success":
                 folder.promote()
             where = folder.home if status == "success" else folder.attempt
-            echo(f"{status} after {found['duration_s']:.0f} s: {where}")
-        return ClaimResult(facts=found, folder=folder.home)
+            echo(f"{status} after {found.duration_s:.0f} s: {where}")
+        return ClaimResult(run=found, folder=folder.home)
 
     async def _measure(
         self,
@@ -299,7 +300,7 @@ class Validation:
             self.params, self.setting, self.registry, self.claims, verdicts, accounts,
             outcomes=measured.outcomes, failed=measured.failed, steps=len(begun),
         )  # fmt: skip
-        return found | {"doubts": [*self._slow(measured), *found["doubts"]]}
+        return found | {"doubts": (*self._slow(measured), *found["doubts"])}
 
     def _slow(self, measured: Measured) -> list[str]:
         """A sentence where the machine was slower than planned, and what that left out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import ResultError
+from workbench.experiment.result.facts import read_facts
+from workbench.experiment.result.result import Result
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _STAMPS = (
 )
 
 
-def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | None:
+def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
     """What the template shows: `of`, `tools`, `versions`, `rows` and `sources`, or None.
 
     None where there are no requests.
@@ -42,7 +44,7 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     result.json there is that of this run: a later run may have taken the folder. One kind of
     request is used, that with the most rows, since a median over cold and warm passes is neither.
     """
-    requests = _requests(facts, notebook)
+    requests = _requests(result, notebook)
     if requests is None or requests.empty:
         return None
     left_out = requests.attrs["left_out"]
@@ -86,15 +88,14 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     }
 
 
-def _requests(facts: dict[str, Any], notebook: Path) -> pd.DataFrame | None:
+def _requests(result: Result, notebook: Path) -> pd.DataFrame | None:
     """The stamps of the run's requests, or None where they are not there, or not of this run."""
-    for folder in (Path(str(facts.get("folder") or notebook.parent)), notebook.parent):
+    for folder in (result.folder, notebook.parent):
         try:
-            kept = json.loads((folder / "result.json").read_text("utf-8"))
-            if kept.get("started_at") != facts.get("started_at"):
-                continue
-            return _read(folder / "requests.parquet")
-        except (OSError, ValueError, AttributeError):  # no run, or a file that is cut off
+            kept = read_facts(folder / "result.json")
+            if kept.started_at == result.run.started_at:
+                return _read(folder / "requests.parquet")
+        except (OSError, ValueError, ResultError):  # no run, or a file that is cut off
             continue
     return None
 

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.findings.clauses import marked, told
 from workbench.experiment.findings.sentences import headline as judged
+from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits import hit_rows
 from workbench.experiment.hits.hit_findings import ratios, tiers
 from workbench.experiment.hits.hit_log import log_facts
 from workbench.experiment.hits.hit_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan, run_id
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import SCHEMA, Card, from_plain
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
-from workbench.metrics.gates.gate_table import failed_names, spoil
+from workbench.metrics.gates.gate_table import Kind, failed_names, spoil
 from workbench.metrics.lmcache_log.reader import read_log
 from workbench.params.notebooks import LMCacheHitAnalysis
 
@@ -57,12 +58,14 @@ class HitResult(Result):
     @property
     def tiers(self) -> pd.DataFrame:
         """One row per arm and pass: tokens by tier, hit rate, ideal, LMCache's own counters."""
-        return self._table("tiers")
+        return self._marked(self.table("tiers"))
 
     @property
     def ratios(self) -> pd.DataFrame:
         """Paired ratios of TTFT (see `hit_findings.ratios`)."""
-        return self._table("ratios")
+        frame = self.table("ratios")
+        numbers = [name for name in ("ratio", "low", "high") if name in frame]
+        return self._marked(frame.astype(dict.fromkeys(numbers, float)))
 
     @property
     def hits(self) -> pd.DataFrame:
@@ -143,10 +146,10 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     served = hit_rows.credited(served, counts)
     table = tiers(served, counts)
     compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
-    failed = failed_names(result.facts["gates"])
+    failed = result.run.failed_gates
     # Servers that run already have no rival without a store: what every sweep finds is said.
     attached = made.params.engine == "attach"
-    found = {} if attached else judged(headline(compared), failed)
+    found = {} if attached else _headline(headline(compared), failed)
     doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
     facts = (
         result.facts
@@ -246,19 +249,25 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
     } | _judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks))
     served = hit_rows.log_tokens(summary)
     folder.write("served", served)
-    folder.write_facts(facts)
+    made = from_plain(facts, str(folder.home))
+    folder.write_facts(made)
     folder.promote()
     echo(f"success: {folder.home}")
-    return HitResult(facts=facts, folder=folder.home, frames={"served": served})
+    return HitResult(run=made, folder=folder.home, frames={"served": served})
+
+
+def _headline(found: str, failed: Sequence[str], kind: Kind = "ratios") -> dict[str, str]:
+    finding, unproven = judged(found, failed, kind)
+    return {"finding": finding, "unproven": unproven}
 
 
 def _judged_log(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a log, which are counts, with what its failed gates do to them."""
     failed = failed_names(facts["gates"])
-    numbers = [{"rests_on": "counts"} | card for card in facts["numbers"]]
+    numbers = [Card(**card, rests_on="counts") for card in facts["numbers"]]
     return (
         facts
-        | judged(facts["finding"], failed, "counts")
+        | _headline(facts["finding"], failed, "counts")
         | {"numbers": marked(numbers, failed)}
         | {"sentences": [told(text, spoil(failed, "counts")) for text in facts["sentences"]]}
     )
@@ -268,5 +277,6 @@ def _written(facts: dict[str, Any], folder: Path, frames: dict[str, pd.DataFrame
     """Write the new facts and rows over those of the finished run."""
     home = RunFolder(home=folder, attempt=folder)
     home.write("served", frames["served"])
-    home.write_facts(facts)
-    return HitResult(facts=facts, folder=folder, frames=frames)
+    made = from_plain(facts, str(folder))
+    home.write_facts(made)
+    return HitResult(run=made, folder=folder, frames=frames)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def log_facts(summary: LogSummary, path: str, *, ranks: int = 0) -> dict[str, An
         "scope": f"Read from {path} ({generations}): {summary.matching:,} of {summary.lines:,}"
         f" lines are LMCache's{_span(summary)}.",
         "numbers": _cards(summary),
-        "gates": [asdict(_whole(summary))],
+        "gates": [_whole(summary)],
         "sentences": [*_credit(summary), *_found(summary), *_speed(summary), *_evictions(summary)],
         "explained": examples(summary),
         "tiers": _tiers(summary),
@@ -210,14 +209,13 @@ def _tiers(summary: LogSummary) -> list[Row]:
 def _cards(summary: LogSummary) -> list[Row]:
     credit = summary.credit
     total = credit["engine"] + credit["lmcache"] + credit["computed"]
-    blank = {"low": None, "high": None}
     if total > 0:
         held = credit["lmcache"] + credit["idle"] + credit["lost"]
         cards = [
             {"label": "prompt tokens from LMCache", "value": 100 * credit["lmcache"] / total,
-             "unit": "%", "note": f"of {total:,.0f}", **blank},
+             "unit": "%", "note": f"of {total:,.0f}"},
             {"label": "from the engine's own cache", "value": 100 * credit["engine"] / total,
-             "unit": "%", "note": f"of {total:,.0f}", **blank},
+             "unit": "%", "note": f"of {total:,.0f}"},
         ]  # fmt: skip
         name = "lost" if credit["lost"] else "idle"
         label = {"lost": "LMCache hits that did not arrive",
@@ -225,14 +223,14 @@ def _cards(summary: LogSummary) -> list[Row]:
         if held:
             cards.append(
                 {"label": label, "unit": "%", "value": 100 * credit[name] / held,
-                 "note": f"of {held:,.0f}", **blank}
+                 "note": f"of {held:,.0f}"}
             )  # fmt: skip
         return cards
     numbers = {"tokens found": _mp_hits(summary) if len(_mp(summary)) else 0.0,
                "tokens retrieved": summary.moved("retrieved"),
                "tokens stored": summary.moved("stored")}  # fmt: skip
     return [
-        {"label": label, "value": int(value), "unit": "", "note": "from the log", **blank}
+        {"label": label, "value": int(value), "unit": "", "note": "from the log"}
         for label, value in numbers.items()
         if value == value
     ]

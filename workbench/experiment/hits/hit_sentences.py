@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
+from typing import Any
 
-from workbench.experiment.findings.clauses import Row, resolved, row_of, sample, told
+from workbench.experiment.findings.sentences import rounds, told
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
+from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
+
+Row = dict[str, Any]
 
 __all__ = ["by_counters", "cards", "headline", "sentences"]
 
@@ -205,7 +209,7 @@ def _disk(ratios: Sequence[Row]) -> list[str]:
     return [] if row is None else [f"TTFT from the disk beside from memory: {row['sentence']}."]
 
 
-def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
+def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Card]:
     """Up to three key numbers with their intervals."""
     found = []
     gain = _longest(ratios, "loading", MAIN, "store-warm")
@@ -220,21 +224,33 @@ def cards(ratios: Sequence[Row], tiers: Sequence[Row]) -> list[Row]:
     if idle is not None and idle["held"]:
         note = f"{idle['requests']} requests, engine-warm; no interval: tokens are counted"
         share = 100 * idle["idle"] / idle["held"]
-        found.append(
-            {"label": "LMCache hits that the engine had too", "value": share, "unit": "%",
-             "low": None, "high": None, "note": note, "rests_on": "counts"}
-        )  # fmt: skip
+        label = "LMCache hits that the engine had too"
+        found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
 
 
-def _card(label: str, value: float, low: float, high: float, unit: str, row: Row) -> Row:
+def _card(label: str, value: float, low: float, high: float, unit: str, row: Row) -> Card:
     note = sample(row)
     if not isnan(row["low"]) and not resolved(row):
         note = f"no difference detectable; {note}"
-    return {
-        "label": label, "value": value, "unit": unit, "low": low, "high": high, "note": note,
-        "rests_on": "ratios",
-    }  # fmt: skip
+    return Card(
+        label=label, value=value, unit=unit, low=low, high=high, note=note, rests_on="ratios"
+    )
+
+
+def resolved(row: Row) -> bool:
+    """True when the interval leaves 1 out."""
+    return not isnan(row["low"]) and not row["low"] <= 1 <= row["high"]
+
+
+def row_of(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    """The first row with these values."""
+    return next((r for r in rows if wanted.items() <= r.items()), None)
+
+
+def sample(row: Row) -> str:
+    """What a ratio rests on: `3 rounds, 9 pairs`."""
+    return f"{rounds(row['n_rounds'])}, {row['n_pairs']} pairs"
 
 
 def _percent(row: Row) -> str:
