@@ -17,9 +17,8 @@ import psutil
 
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import deploy
+from workbench.serve.deployment import deploy, launcher_for
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
@@ -34,7 +33,7 @@ async def start(*, fork: bool, folder: Path) -> tuple[float, float]:
     """Seconds from no process at all to all healthy, and GB (proportional set size) together."""
     began_s = time.monotonic()
     async with (
-        Launcher(log_dir=folder, fork=fork) as launcher,
+        launcher_for(SETTINGS, folder, fork=fork) as launcher,
         deploy(
             launcher,
             lambda ports: plan_deployment(
@@ -42,7 +41,6 @@ async def start(*, fork: bool, folder: Path) -> tuple[float, float]:
             ),
             ports=ports_needed(TOPOLOGY),
             log_dir=folder / "logs",
-            start_timeout_s=400,
         ),
     ):
         took_s = time.monotonic() - began_s

@@ -17,7 +17,7 @@ _HOMES = {
     "claim_panels": "workbench.report.claims",
     "claim_table": "workbench.report.claims",
     "compare_results": "workbench.report.comparison",
-    "deploy": "workbench.experiment.run.explore",
+    "deploy": "workbench.experiment.run.servers",
     "figures": "workbench.report.figures",
     "hit_analysis": "workbench.experiment.hits.hit_analysis",
     "load_result": "workbench.experiment.result.result",

@@ -10,8 +10,7 @@ import shlex
 import shutil
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,19 +106,17 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
     began_s = time.monotonic()
     problem = _execute(source, executed, changed)
-    advice = _advice(problem, notebook, changed) if problem else ""
-    if not executed.exists():  # stopped before its first cell
-        took_s = time.monotonic() - began_s
-        return NotebookRun(notebook=notebook, problem=problem, advice=advice, took_s=took_s)
-    kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
-    os.replace(executed, kept)
-    made = write_page(kept, home / "report.failed.html" if problem else page)
+    made: Path | None = None
+    if executed.exists():  # else it was stopped before its first cell
+        kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
+        os.replace(executed, kept)
+        made = write_page(kept, home / "report.failed.html" if problem else page)
     return NotebookRun(
         notebook=notebook,
         page=made,
         facts=None if problem else load_result(home).run,
         problem=problem,
-        advice=advice,
+        advice=_advice(problem, notebook, changed) if problem else "",
         took_s=time.monotonic() - began_s,
     )
 
@@ -144,47 +141,33 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any]) -> str:
 
     from workbench.experiment.run.progress_bar import LineWriter
 
+    # So that the kernel warns of no debugger that nobody asked for.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     shown = LineWriter()
-    with _quiet_kernel():
-        try:
-            papermill.execute_notebook(
-                source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
-                progress_bar=False, stdout_file=shown,
-                # A kernel says of itself how it listens, and that it was told to end.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}"
-        except DeadKernelError:
-            return _NO_MEMORY
-        except KeyboardInterrupt:
-            return _INTERRUPTED
-        finally:
-            shown.close()
-    return ""
-
-
-@contextmanager
-def _quiet_kernel() -> Iterator[None]:
-    """The environment of a kernel that warns of no debugger that nobody asked for."""
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
     try:
-        yield
+        papermill.execute_notebook(
+            source, executed, parameters, cwd=source.parent.parent, kernel_name="python3",
+            progress_bar=False, stdout_file=shown,
+            # A kernel says of itself how it listens, and that it was told to end.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        return _NO_MEMORY
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        shown.close()
+    return ""
 
 
 def told(run: NotebookRun) -> list[str]:
     """The lines that a run ends with: headline and outcome, failed checks, next step, page."""
+    page = [f"page: {_short(run.page)}"] if run.page else []
     if run.problem:
-        lines = [f"{run.notebook} could not be carried out: {run.problem}", f"next: {run.advice}"]
-        return [*lines, f"page: {_short(run.page)}"] if run.page else lines
+        lost = f"{run.notebook} could not be carried out: {run.problem}"
+        return [lost, f"next: {run.advice}", *page]
     known = run.headline.lower().startswith(run.outcome)
     lines = [run.headline if known else f"{run.headline} ({run.outcome})"]
     scope = run.facts.scope if run.facts else ""
@@ -195,7 +178,7 @@ def told(run: NotebookRun) -> list[str]:
             told_so = gate.sentence.lower().startswith(gate.name.lower())
             lines.append(f"  failed: {'' if told_so else f'{gate.name}: '}{gate.sentence}")
     lines += [f"next: {step}"] if step and step not in scope else []
-    return [*lines, f"page: {_short(run.page)}"] if run.page else lines
+    return [*lines, *page]
 
 
 def _next_step(facts: RunFacts) -> str:
@@ -219,6 +202,9 @@ def run_all(
             f"{params_folder} is no folder; name one with files such as pd_sweep.yaml, e.g."
             " params/cpu_demo"
         )
+    from workbench.experiment.result.run_folder import output_root
+    from workbench.report.index import write_index
+
     runs: list[NotebookRun] = []
     index: Path | None = None
     for number, notebook in enumerate(NOTEBOOKS, 1):
@@ -226,7 +212,9 @@ def run_all(
         run = _guarded(notebook, params_folder, output_dir, force)
         print(*told(run), sep="\n", flush=True)
         runs.append(run)
-        index = _rewrite_index(output_dir)
+        folder = output_root(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        index = write_index(folder)
         if run.problem.startswith(_STOPPED):
             break
     return runs, index
@@ -255,36 +243,27 @@ def _guarded(
     )
 
 
-def _rewrite_index(output_dir: str) -> Path:
-    from workbench.experiment.result.run_folder import output_root
-    from workbench.report.index import write_index
-
-    folder = output_root(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_index(folder)
-
-
 def table_of(runs: Sequence[NotebookRun], *, index: Path | None = None, width: int = 0) -> str:
     """One row per notebook: outcome, minutes, headline and page; then what was not carried out.
 
     `index` is the page that lists them.
     """
     width = width or shutil.get_terminal_size().columns
-    heads = ("notebook", "outcome", "minutes")
-    rows = [
-        (run.notebook, run.outcome, "kept" if run.kept else f"{run.took_s / 60:.1f}")
-        for run in runs
-    ]
-    sizes = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    first = "  ".join(f"{h:{s}}" for h, s in zip(heads, sizes, strict=True))
-    room = max(30, width - len(first) - 2)
-    lines = [f"{first}  headline and page", "-" * min(width, len(first) + 2 + room)]
-    for (name, outcome, minutes), run in zip(rows, runs, strict=True):
-        cells = (name, outcome, f"{minutes:>{sizes[2]}}")
-        start = "  ".join(f"{c:{s}}" for c, s in zip(cells, sizes, strict=True))
+    names = max(len(run.notebook) for run in runs)
+    outcomes = max(len("outcome"), *(len(run.outcome) for run in runs))
+
+    def start(notebook: str = "", outcome: str = "", minutes: str = "") -> str:
+        return f"{notebook:{names}}  {outcome:{outcomes}}  {minutes:>7}  "
+
+    room = max(30, width - len(start()))
+    lines = [start("notebook", "outcome", "minutes") + "headline and page"]
+    lines.append("-" * min(width, len(start()) + room))
+    for run in runs:
+        minutes = "kept" if run.kept else f"{run.took_s / 60:.1f}"
         said = textwrap.wrap(run.headline, room, max_lines=2, placeholder=" ...") or [""]
         said += [_short(run.page)] if run.page else []
-        lines += [f"{start if not n else ' ' * len(start)}  {text}" for n, text in enumerate(said)]
+        lines.append(start(run.notebook, run.outcome, minutes) + said[0])
+        lines += [start() + text for text in said[1:]]
     total_s = sum(run.took_s for run in runs)
     end = f"; all runs: {_short(index)}" if index else ""
     lines += ["", f"{total_s / 60:.1f} minutes in all{end}"]

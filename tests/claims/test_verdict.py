@@ -182,7 +182,7 @@ def test_an_unknown_gpu_is_a_doubt_and_the_claim_goes_on(claim):
     bound = Bound(limit="memory_bandwidth", gpu="TPU v9", value=99)
     verdict = judge(claim(bounds=(bound,)))
     assert verdict.verdict == "not_tested"
-    assert verdict.doubts[0].startswith("GPU 'TPU v9' is not in the table")
+    assert verdict.doubts[0].startswith("GPU 'TPU v9' is not in workbench/hardware")
 
 
 def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):

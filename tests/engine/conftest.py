@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, deploy
+from workbench.serve.deployment import Deployment, deploy, launcher_for
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
@@ -37,7 +37,8 @@ def settings() -> EngineSettings:
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
-    async with Launcher(log_dir=tmp_path_factory.mktemp("launcher")) as started:
+    engine = EngineSettings(model=tiny_model(), platform="cpu")
+    async with launcher_for(engine, tmp_path_factory.mktemp("launcher")) as started:
         yield started
 
 
@@ -49,7 +50,7 @@ def one_launcher(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
         yield launcher
 
-    monkeypatch.setattr("workbench.experiment.run.run.Launcher", lent)
+    monkeypatch.setattr("workbench.experiment.run.run.launcher_for", lent)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
 from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.processes import free_ports
+from workbench.serve.processes.ports import free_ports
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

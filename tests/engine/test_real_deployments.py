@@ -11,9 +11,8 @@ from workbench.experiment.run.isolation import make_state, read_counters
 from workbench.metrics.counters import NixlCounters
 from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import deploy
+from workbench.serve.deployment import deploy, launcher_for
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -29,7 +28,7 @@ async def test_lmcache_moves_kv_from_prefill_to_decode(deployed: Any, ask: Any) 
         await make_state(deployment, COLD)
         before = await read_counters(deployment)
         cold = await ask(deployment.url, TOKENS, seed=1)
-        counted = (await read_counters(deployment)).since(before, deployment)
+        counted = (await read_counters(deployment)).since(before)
 
         # Prefill computed the prompt; decode took three whole chunks of it from the store.
         assert counted.sources["prefill"].computed == TOKENS
@@ -39,7 +38,7 @@ async def test_lmcache_moves_kv_from_prefill_to_decode(deployed: Any, ask: Any) 
         await make_state(deployment, STORE_WARM)
         before = await read_counters(deployment)
         warm = await ask(deployment.url, TOKENS, seed=1)
-        counted = (await read_counters(deployment)).since(before, deployment)
+        counted = (await read_counters(deployment)).since(before)
         assert counted.sources["prefill"].external_hit == 3 * 256
         assert counted.sources["prefill"].engine_hit == 0
         assert warm["choices"][0]["text"] == cold["choices"][0]["text"]
@@ -55,11 +54,14 @@ async def test_nixl_moves_every_block_to_each_decode_instance(deployed: Any, ask
         answers = [await ask(deployment.url, TOKENS, seed=n) for n in (1, 2)]
         after = await read_counters(deployment)
         assert [answer["status"] for answer in answers] == [200, 200]
+        series = connector("nixl").transfer_counters
         for name in ("decode-0", "decode-1"):
-            moved = NixlCounters.of(difference(before.engines[name], after.engines[name]))
+            change = difference(before.engines[name], after.engines[name])
+            moved = NixlCounters.of([change], series)
+            assert moved is not None
             assert moved.failed == 0
             assert moved.bytes_moved >= TOKENS * 768  # bytes per token of the tiny model
-        counted = after.since(before, deployment)
+        counted = after.since(before)
         assert counted.sources["decode"].computed <= 2
         assert counted.requests == {"prefill": 2, "decode": 2}
 
@@ -88,7 +90,7 @@ async def test_the_plain_start_serves_what_the_fork_server_would(
 ) -> None:
     topology = Topology.parse("1p1d")
     async with (
-        Launcher(log_dir=tmp_path, fork=False) as launcher,
+        launcher_for(settings, tmp_path, fork=False) as launcher,
         deploy(
             launcher,
             lambda ports: plan_deployment(topology, connector("nixl"), settings, ports=ports),

@@ -17,7 +17,7 @@ from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
 from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology

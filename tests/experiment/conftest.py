@@ -11,16 +11,24 @@ from typing import Any
 import pandas as pd
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from workbench.experiment.plan import arms, room
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
-from workbench.hardware.kv import engine_hit_tokens
 from workbench.metrics.latency import latencies
+from workbench.metrics.prometheus import parse
 from workbench.params.notebooks import PdSweep, PrefixCache
 from workbench.records import RequestRecord, to_frame
+from workbench.serve.processes.ports import free_ports
+from workbench.serve.simulated import answers
+from workbench.serve.simulated.__main__ import serving
+from workbench.serve.simulated.answers import usage
+from workbench.serve.simulated.exposition import Series, vllm_series
+from workbench.serve.simulated.instance import Instance, InstanceSettings
+from workbench.serve.simulated.scheduler import Sequence
+from workbench.serve.simulated.server import instance_app
+from workbench.serve.vllm import SERVED_MODEL
 
 REAL = machine.facts()
 
@@ -123,84 +131,99 @@ def failed() -> float:
 
 
 @dataclass
-class FakeVllm:
-    """One server that streams, counts and resets as vLLM does; its cache holds whole prompts.
+class Door:
+    """The front door of a simulated vLLM: notes what it is asked, and refuses as it is told to.
 
-    It is the engine, its KV store and its proxy in one, which is enough for an attached server.
+    It is engine, KV store and proxy in one, which is enough for an attached server.
     """
 
-    url: str = ""
+    url: str
+    instance: Instance
     asked: list[str] = field(default_factory=list)
-    """Method and path of every request but GET /metrics."""
-    completions: int = 0
-    cache: set[tuple[int, ...]] = field(default_factory=set)
-    sources: dict[str, float] = field(default_factory=lambda: {"local_compute": 0.0})
-    finished: int = 0
+    """Method and path of every request but GET /metrics and probes."""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    """Of all completions, those of probes too."""
+    probes: int = 0
+    prompts: list[tuple[int, ...]] = field(default_factory=list)
+    """Of all completions but probes."""
     written_chunks: list[int] = field(default_factory=lambda: [0])
     """What the store says it has written, one reading after the other."""
-    # faults
-    fails: set[int] = field(default_factory=set)
-    """Completions, counted from 1, that are answered with HTTP 500."""
-    refuses_resets: bool = False
-    models_left: int = 10**9
-    """How often /v1/models still answers."""
-    hangs_after: int = 10**9
-    """Completions after which the next ones never end."""
-    hanging: asyncio.Event = field(default_factory=asyncio.Event)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
     cpu_s: list[float] = field(default_factory=lambda: [0.0])
+    """Of the proxy, likewise."""
     key: str = ""
     """Asked for everywhere but below /store."""
     keys: dict[str, str] = field(default_factory=dict)
     """What each path was given as one, last."""
-    # other front doors than vLLM's own
     models: list[str] = field(default_factory=lambda: ["their-model"])
+    models_left: int = 10**9
+    """How often /v1/models still answers."""
     refuses: set[str] = field(default_factory=set)
     """Fields of a body, or of its stream_options, that are answered with HTTP 400."""
     text_only: Any = None
     """A tokenizer: prompts are text, and token ids are answered with HTTP 500."""
     first_token_from_prefill: bool = False
     """As LMCache's proxy: the decode instance gets prompt and first token, and counts so."""
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    """Of all completions, those of probes too."""
-    probes: int = 0
+    fails: set[int] = field(default_factory=set)
+    """Completions, counted from 1, that are answered with HTTP 500."""
     busy: bool = False
     """Completions are answered with HTTP 503."""
+    hangs_after: int = 10**9
+    """Completions after which the next ones never end."""
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    shows: tuple[str, ...] = ("",)
+    """Beginnings of the engine's series that /metrics shows."""
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        self.keys[request.path] = given
-        if request.path.startswith("/store/"):
+    @property
+    def series(self) -> Series:
+        return self.instance.series
+
+    def counted(self, source: str) -> float:
+        """Prompt tokens of one source."""
+        return parse(self.series.page(), "").sum(
+            "vllm:prompt_tokens_by_source_total", source=source
+        )
+
+    def counts(self, value: float, **label: str) -> None:
+        """Count prompt tokens of a source, or requests of a finished_reason."""
+        name = "prompt_tokens_by_source" if "source" in label else "request_success"
+        self.series.add(f"vllm:{name}_total", value, **label)
+
+    def goes_wrong(self, fault: str) -> None:
+        self.instance.settings = replace(self.instance.settings, fault=fault)
+
+    def restarts(self) -> None:
+        """Its counters begin anew."""
+        self.instance.series = self.instance.scheduler.series = vllm_series(nixl=False)
+
+    async def opened(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        path = request.path
+        self.keys[path] = request.headers.get("Authorization", "")
+        if path.startswith("/store/"):
             return web.json_response({})
-        if self.key and given != f"Bearer {self.key}":
+        if self.key and self.keys[path] != f"Bearer {self.key}":
             raise web.HTTPUnauthorized
-        if request.path == "/metrics":
-            return web.Response(text=self.metrics())
-        self.asked.append(f"{request.method} {request.path}")
-        match request.path:
+        if path == "/metrics":
+            return web.Response(text=self.metrics((await handler(request)).body.decode()))
+        self.asked.append(f"{request.method} {path}")
+        match path:
             case "/v1/models":
                 self.models_left -= 1
                 if self.models_left < 0:
                     raise web.HTTPServiceUnavailable
                 return web.json_response({"data": [{"id": name} for name in self.models]})
             case "/v1/completions":
-                return await self.complete(request)
-            case "/reset_prefix_cache":
-                if not self.refuses_resets:
-                    self.cache.clear()
-                return web.json_response({"success": not self.refuses_resets})
+                return await self.complete(request, handler)
             case "/cache/clear":
                 return web.json_response({})
             case "/legs":
                 return web.json_response([])
             case "/stats":
-                cpu_s = self.cpu_s.pop(0) if len(self.cpu_s) > 1 else self.cpu_s[0]
-                return web.json_response({"cpu_s": cpu_s})
-        raise web.HTTPNotFound
+                return web.json_response({"cpu_s": next_of(self.cpu_s)})
+        return await handler(request)
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
+    async def complete(self, request: web.Request, handler: Any) -> web.StreamResponse:
         body = await request.json()
-        self.bodies.append(dict(body))
+        self.bodies.append(body)
         probe = request.headers.get("X-Request-Id", "").startswith("probe-")
         if probe:
             self.probes += 1
@@ -213,80 +236,63 @@ class FakeVllm:
         if self.text_only is not None:
             if not isinstance(body["prompt"], str):
                 raise web.HTTPInternalServerError
-            body["prompt"] = self.text_only.completion(body["prompt"])
-        if probe:
-            return await self.stream(request, body, hit=0)
-        self.completions += 1
-        if self.completions > self.hangs_after:
-            self.hanging.set()
-            await self.over.wait()
-        if self.completions in self.fails:
-            return web.json_response({"error": {"message": "no"}}, status=500)
-        prompt = tuple(body["prompt"])
-        hit = engine_hit_tokens(len(prompt), block_tokens=16) if prompt in self.cache else 0
-        self.cache.add(prompt)
-        for source, tokens in (("local_cache_hit", hit), ("local_compute", len(prompt) - hit)):
-            self.sources[source] = self.sources.get(source, 0.0) + tokens
-        self.finished += 1
-        return await self.stream(request, body, hit=hit)
+            body = body | {"prompt": self.text_only.completion(body["prompt"])}
+        if not probe:
+            self.prompts.append(tuple(body["prompt"]))
+            if len(self.prompts) > self.hangs_after:
+                self.hanging.set()
+                await asyncio.Event().wait()
+            if len(self.prompts) in self.fails:
+                return web.json_response({"error": {"message": "no"}}, status=500)
+        request._read_bytes = json.dumps(body | {"model": SERVED_MODEL}).encode()
+        return await handler(request)
 
-    async def stream(
-        self, request: web.Request, body: dict[str, Any], *, hit: int
-    ) -> web.StreamResponse:
-        prompt = body["prompt"]
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        shift = int(self.first_token_from_prefill)
-        wanted = body.get("stream_options", {})
-        for made in range(1, body["max_tokens"] + 1):
-            finish = "length" if made == body["max_tokens"] else None
-            event: dict[str, Any] = {
-                "choices": [{"index": 0, "text": f" {made}", "finish_reason": finish}]
-            }
-            if wanted and made > shift and (finish or "continuous_usage_stats" in wanted):
-                event["usage"] = {
-                    "prompt_tokens": len(prompt) + shift,
-                    "completion_tokens": made - shift,
-                    "prompt_tokens_details": {"cached_tokens": hit},
-                }
-            await response.write(f"data: {json.dumps(event)}\n\n".encode())
-            await asyncio.sleep(0.001)  # tokens of an engine never come together
-        await response.write(b"data: [DONE]\n\n")
-        return response
+    def usage(self, sequence: Sequence, made: int) -> dict[str, Any]:
+        if not self.first_token_from_prefill:
+            return usage(sequence, made)
+        counts = {"prompt_tokens": len(sequence.prompt) + 1, "completion_tokens": made - 1}
+        return counts if made > 1 else {}
 
-    def metrics(self) -> str:
-        written = self.written_chunks.pop(0) if len(self.written_chunks) > 1 else None
-        written = self.written_chunks[0] if written is None else written
-        counters = {
-            'vllm:request_success_total{finished_reason="length"}': self.finished,
-            "vllm:num_preemptions_total": 0,
-            "lmcache_mp_l1_write_chunks_total": written,
-            "lmcache_mp_lookup_requested_tokens_total": 0,
-        } | {
-            f'vllm:prompt_tokens_by_source_total{{source="{source}"}}': tokens
-            for source in ("local_compute", "local_cache_hit", "external_kv_transfer")
-            for tokens in [self.sources.get(source, 0.0)]
-        }
-        families = sorted({name.partition("{")[0] for name in counters})
-        gauges = {"vllm:num_requests_running": 0, 'vllm:cache_config_info{block_size="16"}': 1}
-        lines = [f"# TYPE {name} counter" for name in families]
-        return "\n".join([*lines, *(f"{k} {v}" for k, v in (counters | gauges).items()), ""])
+    def metrics(self, page: str) -> str:
+        lines = [
+            line
+            for line in page.splitlines()
+            if line.removeprefix("# TYPE ").startswith(self.shows)
+        ]
+        return "\n".join([
+            *lines,
+            "# TYPE lmcache_mp_l1_write_chunks_total counter",
+            f"lmcache_mp_l1_write_chunks_total {next_of(self.written_chunks)}",
+            "# TYPE lmcache_mp_lookup_requested_tokens_total counter",
+            "lmcache_mp_lookup_requested_tokens_total 0",
+            "",
+        ])  # fmt: skip
+
+
+def next_of(readings: list[Any]) -> Any:
+    """The first of them, which is gone then unless it is the last."""
+    return readings.pop(0) if len(readings) > 1 else readings[0]
 
 
 @pytest.fixture
-async def vllm() -> AsyncIterator[FakeVllm]:
-    fake = FakeVllm()
-    app = web.Application(client_max_size=2**26)
-    app.router.add_route("*", "/{any:.*}", fake.handle)
-    async with TestServer(app) as running:
-        fake.url = f"http://127.0.0.1:{running.port}"
-        yield fake
-        fake.over.set()
+async def vllm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Door]:
+    (port,) = free_ports(1)
+    door = Door(f"http://127.0.0.1:{port}", Instance(InstanceSettings(port=port)))
+
+    @web.middleware
+    async def opened(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await door.opened(request, handler)
+
+    app = instance_app(door.instance)
+    app.middlewares.append(opened)
+    monkeypatch.setattr(answers, "usage", door.usage)
+    async with serving([(app, port)]):
+        yield door
 
 
 @pytest.fixture
 def attached(
-    vllm: FakeVllm, sweep: Callable[..., ExperimentPlan], tmp_path: Path
+    vllm: Door, sweep: Callable[..., ExperimentPlan], tmp_path: Path
 ) -> Callable[..., ExperimentPlan]:
     """The plan of a sweep on the pretended server: short prompts, one aggregated instance."""
 

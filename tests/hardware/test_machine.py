@@ -8,7 +8,8 @@ from math import isnan, nan
 import pytest
 
 from workbench.hardware import machine
-from workbench.hardware.machine import Gpu, Machine, ProcessorLoad, facts, repository_root
+from workbench.hardware.gpus import Gpu
+from workbench.hardware.machine import Machine, ProcessorLoad, facts, repository_root
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_the_cpu_build_of_vllm_is_vllm(monkeypatch):
 
 
 def test_the_repository_root_holds_this_projects_pyproject():
-    assert (repository_root() / "workbench" / "machine.py").is_file()
+    assert (repository_root() / "workbench" / "__init__.py").is_file()
 
 
 def test_without_a_repository_it_is_the_working_folder(tmp_path, monkeypatch):

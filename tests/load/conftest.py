@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -28,11 +28,13 @@ class Play:
     status: int = 200
     ending: str = ""  # after `after` tokens: "error", "truncated", "cut", "reset", "hang"
     after: int = 1
-    usage: bool = True
     added_prompt_tokens: int = 0  # to those that the last usage counts
     finish_s: float = -1.0  # from 0 up: finish_reason comes so late, in a chunk of its own
     trailer: bool = False
     hangs_up: str = ""  # "after" an answer, or "on_reuse" when the next request has come
+    raw: bytes | Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+    """These bytes, or what this writes, instead of an answer; then it hangs up."""
+    reads: bool = True  # the request, before the raw answer
 
 
 @dataclass
@@ -63,30 +65,45 @@ class FakeVllm:
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepts += 1
         self.tasks.add(asyncio.current_task())  # type: ignore[arg-type]
-        answered = 0
         try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                lines = head.decode().split("\r\n")
-                headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-                body = json.loads(await reader.readexactly(int(headers["content-length"])))
-                self.read_s.append(monotonic())
-                if self.play.hangs_up == "on_reuse" and answered:
-                    break
-                self.ports.append(writer.get_extra_info("peername")[1])
-                self.seen.append((lines[0].split()[1], headers, body))
-                await self.answer(writer, lines[0].split()[1], body)
-                answered += 1
-                if self.play.ending == "hang":
-                    self.hanging.release()
-                    await reader.read()
-                    self.left.set()
-                    break
-                if self.play.framing == "close" or self.play.hangs_up == "after":
-                    break
+            if self.play.raw is not None and not self.play.reads:
+                await self.answer_raw(writer)
+                return
+            while await self.exchanged(reader, writer):
+                pass
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
+
+    async def exchanged(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; whether the connection may carry more."""
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        self.read_s.append(monotonic())
+        port, path = writer.get_extra_info("peername")[1], lines[0].split()[1]
+        if self.play.hangs_up == "on_reuse" and port in self.ports:
+            return False
+        self.ports.append(port)
+        self.seen.append((path, headers, body))
+        if self.play.raw is not None:
+            await self.answer_raw(writer)
+            return False
+        await self.answer(writer, path, body)
+        if self.play.ending == "hang":
+            self.hanging.release()
+            await reader.read()
+            self.left.set()
+        return "hang" != self.play.ending and not (
+            self.play.framing == "close" or self.play.hangs_up == "after"
+        )
+
+    async def answer_raw(self, writer: asyncio.StreamWriter) -> None:
+        if isinstance(self.play.raw, bytes):
+            writer.write(self.play.raw)
+        elif self.play.raw is not None:
+            await self.play.raw(writer)
 
     async def answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> None:
         play = self.play
@@ -95,16 +112,16 @@ class FakeVllm:
             head = f"HTTP/1.1 {play.status} No\r\nContent-Length: {len(text)}\r\n\r\n"
             writer.write(head.encode() + text)
             return
-        framed = {"chunked": "Transfer-Encoding: chunked", "close": "Connection: close"}
-        if play.framing == "length":
-            text = b"".join(event for event, _ in self.events(path, body))
-            framed["length"] = f"Content-Length: {len(text)}"
-        head = f"HTTP/1.1 200 OK\r\nSet-Cookie: user=1\r\n{framed[play.framing]}\r\n\r\n"
-        writer.write(head.encode())
-        begin_s = monotonic()
         events = self.events(path, body)
-        if play.one_write:
+        if play.one_write or play.framing == "length":
             events = [(b"".join(event for event, _ in events), 0.0)]
+        framing = {
+            "chunked": "Transfer-Encoding: chunked",
+            "close": "Connection: close",
+            "length": f"Content-Length: {len(events[0][0])}",
+        }
+        writer.write(f"HTTP/1.1 200 OK\r\n{framing[play.framing]}\r\n\r\n".encode())
+        begin_s = monotonic()
         for number, (event, at_s) in enumerate(events):
             if at_s:
                 await asyncio.sleep(max(0.0, begin_s + at_s - monotonic()))
@@ -116,8 +133,7 @@ class FakeVllm:
         if play.ending == "reset":
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            raise ConnectionAbortedError
-        if play.ending == "cut":
+        if play.ending in ("reset", "cut"):
             raise ConnectionAbortedError
         if play.framing == "chunked" and play.ending != "hang":
             await self.write(writer, b"0\r\nX-Note: end\r\n\r\n" if play.trailer else b"0\r\n\r\n")
@@ -159,8 +175,8 @@ class FakeVllm:
             "prompt_tokens": prompt,
             "completion_tokens": total,
             "total_tokens": prompt + total,
+            "prompt_tokens_details": {"cached_tokens": 7},
         }
-        usage["prompt_tokens_details"] = {"cached_tokens": 7}  # type: ignore[assignment]
         metrics = {"time_to_first_token_ms": 1.5, "queue_time_ms": 0.5}
         events.append((sse({"choices": [], "usage": usage, "metrics": metrics}), 0.0))
         return [*events, (b"data: [DONE]\n\n", 0.0)]
@@ -170,7 +186,7 @@ class FakeVllm:
     ) -> bytes:
         choice = {"index": 0, "finish_reason": finish, **({"delta": delta} if chat else delta)}
         usage = {"prompt_tokens": 3, "completion_tokens": made, "total_tokens": made + 3}
-        return sse({"choices": [choice], **({"usage": usage} if self.play.usage else {})})
+        return sse({"choices": [choice], "usage": usage})
 
 
 def sse(content: dict[str, Any]) -> bytes:

@@ -17,6 +17,10 @@ from workbench.metrics.counters import (
     sample,
 )
 from workbench.metrics.prometheus import difference, parse
+from workbench.serve.connectors.lmcache import STORE
+from workbench.serve.connectors.nixl import CONNECTOR as NIXL
+
+TRANSFERS = NIXL.transfer_counters
 
 
 def page(values: dict[str, float], instance: str = "decode-0"):
@@ -192,25 +196,22 @@ def test_sources_of_the_instances_of_a_role_add_up():
 
 
 def test_nixl_says_what_it_moved():
-    seen = NixlCounters.of(
-        page(
-            {
-                'vllm:nixl_bytes_transferred_sum{engine="0"}': 7_680_000,
-                'vllm:nixl_bytes_transferred_count{engine="0"}': 3,
-                'vllm:nixl_num_failed_transfers_total{engine="0"}': 1,
-                'vllm:nixl_num_kv_expired_reqs_total{engine="0"}': 0,
-            }
-        )
+    decode = page(
+        {
+            'vllm:nixl_bytes_transferred_sum{engine="0"}': 7_680_000,
+            'vllm:nixl_bytes_transferred_count{engine="0"}': 3,
+            'vllm:nixl_num_failed_transfers_total{engine="0"}': 1,
+        }
     )
-    assert (seen.bytes_moved, seen.transfers, seen.failed, seen.expired) == (7_680_000, 3, 1, 0)
-    assert seen.missing == ()
+    prefill = page({'vllm:nixl_num_kv_expired_reqs_total{engine="0"}': 2})
+    seen = NixlCounters.of([decode, prefill, engine(computed=5)], TRANSFERS)
+    assert seen == NixlCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
+    alone = NixlCounters.of([decode], TRANSFERS)
+    assert alone is not None and isnan(alone.expired)
 
 
-def test_an_engine_without_nixl_misses_all_of_it():
-    seen = NixlCounters.of(engine(computed=5))
-    assert isnan(seen.bytes_moved)
-    assert isnan(seen.failed)
-    assert len(seen.missing) == 4
+def test_engines_without_nixl_say_nothing_of_it():
+    assert NixlCounters.of([engine(computed=5)], TRANSFERS) is None
 
 
 def test_the_store_says_what_was_looked_up_and_found():
@@ -224,35 +225,33 @@ def test_the_store_says_what_was_looked_up_and_found():
                 "lmcache_mp_l1_evicted_chunks_total": 2,
             },
             "lmcache",
-        )
+        ),
+        STORE.counters,
     )
     assert (seen.requested_tokens, seen.hit_tokens) == (9728, 4864)
     assert (seen.written_chunks, seen.read_chunks, seen.evicted_chunks) == (19, 38, 2)
-    assert seen.missing == ()
 
 
 def test_what_the_store_never_did_is_zero_since_it_exports_no_counter_before_its_first_use():
-    idle = StoreCounters.of(page({"lmcache_mp_l1_usage_ratio": 0.0}, "lmcache"))
+    idle = StoreCounters.of(page({"lmcache_mp_l1_usage_ratio": 0.0}, "lmcache"), STORE.counters)
     assert (idle.requested_tokens, idle.hit_tokens, idle.evicted_chunks) == (0, 0, 0)
-    assert idle.missing == ()
 
 
 def test_lookups_without_hits_are_a_series_that_we_do_not_know():
-    seen = StoreCounters.of(page({"lmcache_mp_lookup_requested_tokens_total": 256}, "lmcache"))
+    looked_up = page({"lmcache_mp_lookup_requested_tokens_total": 256}, "lmcache")
+    seen = StoreCounters.of(looked_up, STORE.counters)
     assert isnan(seen.hit_tokens)
-    assert seen.missing == ("lmcache_mp_lookup_hit_tokens_total",)
     assert seen.evicted_chunks == 0
 
 
 def test_a_page_of_something_else_says_nothing_of_the_store():
-    seen = StoreCounters.of(engine(computed=5))
+    seen = StoreCounters.of(engine(computed=5), STORE.counters)
     assert isnan(seen.evicted_chunks)
-    assert len(seen.missing) == 10
 
 
 def test_a_restarted_store_is_unknown():
     name = "lmcache_mp_l1_write_chunks_total"
-    seen = StoreCounters.of(difference(page({name: 10}), page({name: 3})))
+    seen = StoreCounters.of(difference(page({name: 10}), page({name: 3})), STORE.counters)
     assert isnan(seen.written_chunks)
 
 

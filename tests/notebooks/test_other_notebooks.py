@@ -15,7 +15,7 @@ import pytest
 from nbclient import NotebookClient
 
 from workbench.hardware.machine import fast_bf16, repository_root
-from workbench.serve.processes.processes import free_ports
+from workbench.serve.processes.ports import free_ports
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import (
     EngineSettings,

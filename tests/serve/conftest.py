@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes.processes import Launcher, free_ports
+from workbench.serve.processes.launcher import ProcessSpec
+from workbench.serve.processes.local import LocalLauncher
+from workbench.serve.processes.ports import free_ports
 
 SERVER = """
 import http.server, sys
@@ -53,6 +54,6 @@ def spec() -> MakeSpec:
 
 
 @pytest.fixture
-async def launcher(tmp_path: Path, nothing_running: str) -> AsyncIterator[Launcher]:
-    async with Launcher(tmp_path / "logs", fork=False) as running:
+async def launcher(tmp_path: Path, nothing_running: str) -> AsyncIterator[LocalLauncher]:
+    async with LocalLauncher(tmp_path / "logs") as running:
         yield running

@@ -1,18 +1,22 @@
+from pathlib import Path
+
 import pytest
 
 from workbench.errors import PlanError
 from workbench.serve.capacity import Capacity, check_capacity, check_store, hand_out
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
 EIGHT = Capacity(devices=tuple("01234567"))
 
 
-def check(topology: str, platform: str, capacity: Capacity, **tp: int) -> None:
-    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, platform=platform)
+def check(topology: str, platform: str, capacity: Capacity, kv_mib: int = 256, **tp: int) -> None:
+    settings = EngineSettings(model=Path("/none"), platform=platform, kv_cache_mib=kv_mib)
+    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
 
 
 @pytest.mark.parametrize(
-    ("topology", "platform", "capacity", "tp", "sentence"),
+    ("topology", "platform", "capacity", "more", "sentence"),
     [
         ("100p100d", "cpu", EIGHT, {}, "100p100d has 200 instances and a CPU machine takes at"),
         ("4p4d", "cuda", EIGHT, {"prefill": 2}, "4p4d needs 12 GPUs and 8 are visible"),
@@ -22,6 +26,8 @@ def check(topology: str, platform: str, capacity: Capacity, **tp: int) -> None:
             "5a", "cpu", Capacity(free_memory_gb=3.0), {},
             r"needs about 4.0 GB \(5 .* 0.8 GB\) and 3.0 GB are free",
         ),
+        # A KV space of its own size counts.
+        ("5a", "cpu", Capacity(free_memory_gb=4.1), {"kv_mib": 512}, r"needs about 5.2 GB \(5"),
         # Sharing a GPU does not make two of it for one instance.
         (
             "1a", "cuda", Capacity(devices=("0",), instances_per_gpu=2), {"aggregated": 2},
@@ -29,14 +35,15 @@ def check(topology: str, platform: str, capacity: Capacity, **tp: int) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_with_the_numbers(topology, platform, capacity, tp, sentence):
+def test_what_cannot_be_is_refused_with_the_numbers(topology, platform, capacity, more, sentence):
     with pytest.raises(PlanError, match=sentence):
-        check(topology, platform, capacity, **tp)
+        check(topology, platform, capacity, **more)
 
 
 def test_what_fits_is_not_refused():
     check("4p4d", "cuda", EIGHT)
     check("5a", "cpu", Capacity(free_memory_gb=4.1))
+    check("5a", "cpu", Capacity(free_memory_gb=3.0), kv_mib=32)
     check("100p100d", "simulated", Capacity())
     check_store(1.0, Capacity(free_shm_gb=1.0))
 

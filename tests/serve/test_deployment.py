@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, deploy
 from workbench.serve.plan import DeploymentPlan
+from workbench.serve.processes.launcher import ready
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
@@ -80,6 +82,25 @@ async def test_a_deployment_is_one_url_with_everything_behind_it(launcher, pd, t
     assert not any(psutil.pid_exists(process.pid) for process in running.processes)
 
 
+@pytest.mark.parametrize(("platform", "timeout_s"), [("cpu", 180), ("cuda", 1800)])
+async def test_a_gpu_has_half_an_hour_to_load_its_weights(
+    platform, timeout_s, launcher, pd, tmp_path, monkeypatch
+):
+    waited = []
+
+    async def ready_at_once(_: Any, *, timeout_s: float) -> None:
+        waited.append(timeout_s)
+
+    monkeypatch.setattr(serve, "ready", ready_at_once)
+
+    def make(ports: Sequence[int]) -> DeploymentPlan:
+        settings = EngineSettings(model=Path("/models/tiny"), platform=platform)
+        return replace(pd()(ports), settings=settings)
+
+    async with deploy(launcher, make, ports=4, log_dir=tmp_path):
+        assert set(waited) == {timeout_s}
+
+
 async def test_an_instance_that_looks_for_its_store_finds_it(launcher, pd, tmp_path):
     ports = free_ports(4)
     look = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{ports[0]}/health')"
@@ -107,7 +128,7 @@ async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         async with deploy(
-            launcher, plan, ports=4, log_dir=tmp_path, start_timeout_s=20, choose_ports=choose
+            launcher, plan, ports=4, log_dir=tmp_path, choose_ports=choose
         ) as running:
             assert running.instances[0].url.endswith(f":{tries[1][1]}")
     assert len(tries) == 2
@@ -115,7 +136,7 @@ async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
 
 async def test_a_stranger_on_the_port_is_not_taken_for_the_server(launcher, spec, pd, tmp_path):
     stranger = await launcher.start(spec("stranger"), tmp_path)
-    await launcher.ready([stranger], timeout_s=5)
+    await ready([stranger], timeout_s=5)
     slow = {"first": "import time; time.sleep(0.2)"}  # the stranger answers, ours cannot yet
     tries = []
 
@@ -142,9 +163,7 @@ async def test_a_port_that_is_lost_again_and_again_is_a_failed_start(launcher, p
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(LaunchError, match=r"proxy did not start: .*Address already in use"):
-            async with deploy(
-                launcher, pd(), ports=4, log_dir=tmp_path, start_timeout_s=20, choose_ports=choose
-            ):
+            async with deploy(launcher, pd(), ports=4, log_dir=tmp_path, choose_ports=choose):
                 pass
     assert len(tries) == 3
 
@@ -174,9 +193,7 @@ async def test_any_other_failure_is_said_at_once_and_ends_the_rest(
 
 async def test_a_store_that_does_not_start_keeps_the_rest_from_starting(launcher, pd, tmp_path):
     with pytest.raises(LaunchError, match="store did not start"):
-        async with deploy(
-            launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path, start_timeout_s=20
-        ):
+        async with deploy(launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path):
             pass
     assert sorted(path.name for path in tmp_path.glob("*.log")) == ["store.log"]
 

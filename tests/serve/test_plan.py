@@ -8,6 +8,7 @@ from workbench.errors import PlanError
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.processes.forkserver import named
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
@@ -61,7 +62,7 @@ def test_no_port_is_given_out_twice(name, platform):
     made = plan("4p4d", name, platform)
     ports = [process.port for process in made.processes]
     ports += [int(p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in made.instances if name == "nixl"]
-    if made.store:
+    if made.store_http_url:
         ports.append(int(made.store_http_url.rpartition(":")[2]))
     assert len(set(ports)) == len(ports)
     assert set(ports) <= set(range(20_000, 20_000 + ports_needed(made.topology)))
@@ -95,27 +96,28 @@ def test_a_proxy_before_aggregated_instances_has_one_leg():
 
 def test_every_instance_finds_the_store():
     made = plan("1p4d", "lmcache")
-    assert made.store and made.shm_name == "workbench-7"
-    port = f'"lmcache.mp.port": {made.store.port}'
+    store = made.processes[0]
+    port = f'"lmcache.mp.port": {store.port}'
     assert all(port in " ".join(process.args) for process in made.instances)
-    assert "--shm-name workbench-7" in made.store.command_line
+    assert "--shm-name workbench-7" in store.command_line
 
 
 def test_without_a_store_there_is_nothing_of_it():
-    made = plan("1p4d", "nixl")
-    assert (made.store, made.store_http_url, made.shm_name) == (None, "", "")
+    assert plan("1p1d", "nixl").store_http_url == ""
 
 
-def test_on_a_cpu_the_servers_are_forked_and_the_proxy_is_not():
-    forks = {process.role: process.forks for process in plan("1p1d", "lmcache").processes}
-    assert forks == {"store": "lmcache", "prefill": "vllm", "decode": "vllm", "proxy": ""}
+@pytest.mark.parametrize("platform", ["cpu", "simulated"])
+def test_without_a_gpu_servers_are_forked_by_functions_that_are_there(platform):
+    processes = plan("1p1d", "lmcache", platform).processes
+    assert all(callable(named(process.forks)) for process in processes if process.forks)
+    plain = {process.role for process in processes if not process.forks}
+    assert plain == ({"proxy"} if platform == "cpu" else set())
     assert {process.forks for process in plan("1p1d", "lmcache", "cuda").processes} == {""}
 
 
-def test_nixl_moves_kv_over_loopback_on_a_cpu_and_as_it_likes_on_a_gpu():
-    on_cpu, on_cuda = plan("1p1d", "nixl"), plan("1p1d", "nixl", "cuda")
-    assert {process.env["UCX_NET_DEVICES"] for process in on_cpu.instances} == {"lo"}
-    assert all("UCX_NET_DEVICES" not in process.env for process in on_cuda.instances)
+def test_an_instance_fails_by_the_texts_of_its_engine_and_of_its_connector():
+    alone, pulling = plan("1a", "none").instances[0].fatal, plan("1p1d", "nixl").instances[0].fatal
+    assert set(pulling) - set(alone) == {"NIXL is not avail"}
 
 
 def devices(made: DeploymentPlan) -> list[str]:

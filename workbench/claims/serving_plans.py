@@ -113,7 +113,7 @@ def estimate_s(made: ExperimentPlan, *, launch_s: float, instance_s: float) -> f
         instances = arm.topology.instances if arm.topology else 1
         shares = sum(1.0 if p.state == "cold" else 1.1 - p.share for p in arm.passes)
         total_s += launch_s + instance_s * instances + cold_s * shares + 0.15 * len(arm.passes)
-        total_s += 2.0 if arm.connector == "lmcache" else 0.0
+        total_s += 2.0 if arm.means and arm.means.store else 0.0
     return once_s + made.rounds * total_s
 
 

@@ -31,11 +31,13 @@ from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_table import failed_names
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
-from workbench.serve.capacity import CPU_INSTANCE_GB, CPU_INSTANCES_AT_MOST
+from workbench.serve import vllm
+from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
+from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.processes.ports import free_ports
 
-FITS = {"vllm": "0.32.0", "lmcache": "0.5.6", "nixl": "1.5.1"}
-"""Versions whose private parts the fork server and the patches lean on, and that were measured."""
+FITS = vllm.PACKAGES | {name: v for c in CONNECTORS.values() for name, v in c.packages.items()}
+"""Versions that were measured."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}
 SMALLEST_SHM_GB = 2.0
 PORTS = 16
@@ -87,7 +89,7 @@ def stale_servers() -> list[str]:
         words = info["cmdline"] or []
         line = " ".join(words)
         ours = "workbench.serve." in line or ("lmcache" in line and "server" in words)
-        theirs = "VLLM::" in line or "vllm.entrypoints" in line or "vllm serve" in line
+        theirs = any(mark in line for mark in vllm.PROCESS_MARKS)
         if (ours or theirs) and info["memory_info"] is not None:
             since = datetime.fromtimestamp(info["create_time"]).strftime("%H:%M:%S")
             memory_gb = info["memory_info"].rss / 1e9
@@ -131,7 +133,8 @@ def _about_running(gates: Sequence[Gate]) -> list[Gate]:
 
 def _static_gates(here: Machine, platform: str) -> list[Gate]:
     """Versions, memory, shared memory, ports and other servers, without starting anything."""
-    missing = [name for name in ("vllm", "lmcache") if name not in here.versions]
+    wanted = [*vllm.PACKAGES, *connector(PdSweep().connector).packages]
+    missing = [name for name in wanted if name not in here.versions]
     versions = {name: here.versions[name] for name in FITS if name in here.versions}
     other = [
         f"{name} {version} (tested: {FITS[name]})"
@@ -139,9 +142,10 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         if version != FITS[name]
     ]
     free, shm = here.memory_free_gb, here.shm_free_gb
-    fits = max(0, min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / CPU_INSTANCE_GB)))
+    each_gb = instance_gb(vllm.EngineSettings(model=Path(), platform="cpu"))
+    fits = max(0, min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / each_gb)))
     memory = (
-        f"{free:.1f} GB free: room for {fits} CPU instances of about {CPU_INSTANCE_GB} GB and a KV"
+        f"{free:.1f} GB free: room for {fits} CPU instances of about {each_gb:.1f} GB and a KV"
         " store"
     )
     shared = (
@@ -171,7 +175,7 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         judge(
             "memory",
             holds=memory,
-            problems=[] if free >= 2 * CPU_INSTANCE_GB + 1.5 else [memory],
+            problems=[] if free >= 2 * each_gb + 1.5 else [memory],
             next_step="end other programs",
         ),
         judge(

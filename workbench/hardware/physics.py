@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from workbench.errors import ParameterError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Accelerator:
     """What the vendor promises of one GPU: dense rates, without structured sparsity."""
 
@@ -26,80 +26,34 @@ class Accelerator:
     """As nvidia-smi, rocm-smi or amd-smi write it."""
 
 
+_FORMS = ("", " OAM", " VF")
 ACCELERATORS = (
-    # NVIDIA A100 80GB datasheet: 312 TFLOPS BF16 (624 with sparsity), 2,039 GB/s.
-    Accelerator(
-        name="A100 80GB SXM",
-        bf16_tflops=312.0,
-        hbm_tb_s=2.039,
-        memory_gb=80,
-        product_names=("NVIDIA A100-SXM4-80GB",),
-    ),
-    # NVIDIA A100 80GB datasheet, PCIe: 1,935 GB/s. The A800 differs in NVLink only (from memory).
-    Accelerator(
-        name="A800 80GB PCIe",
-        bf16_tflops=312.0,
-        hbm_tb_s=1.935,
-        memory_gb=80,
-        product_names=("NVIDIA A800 80GB PCIe",),
-    ),
-    Accelerator(
-        name="A100 80GB PCIe",
-        bf16_tflops=312.0,
-        hbm_tb_s=1.935,
-        memory_gb=80,
-        product_names=("NVIDIA A100 80GB PCIe",),
-    ),
+    # name, dense bf16 TFLOP/s, memory TB/s, memory GB, names that tools print
+    # NVIDIA A100 80GB datasheet: 312 TFLOPS BF16 (624 with sparsity), 2,039 GB/s; PCIe 1,935 GB/s.
+    Accelerator("A100 80GB SXM", 312.0, 2.039, 80, ("NVIDIA A100-SXM4-80GB",)),
+    Accelerator("A100 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A100 80GB PCIe",)),
+    # The A800 differs in NVLink only (from memory).
+    Accelerator("A800 80GB PCIe", 312.0, 1.935, 80, ("NVIDIA A800 80GB PCIe",)),
     # NVIDIA H100 datasheet, SXM: 1,979 TFLOPS BF16 with sparsity, half of it dense; 3.35 TB/s.
-    Accelerator(
-        name="H100 SXM",
-        bf16_tflops=989.5,
-        hbm_tb_s=3.35,
-        memory_gb=80,
-        product_names=("NVIDIA H100 80GB HBM3",),
-    ),
+    Accelerator("H100 SXM", 989.5, 3.35, 80, ("NVIDIA H100 80GB HBM3",)),
     # NVIDIA H200 datasheet, SXM: the H100's compute; 4.8 TB/s, 141 GB.
-    Accelerator(
-        name="H200",
-        bf16_tflops=989.5,
-        hbm_tb_s=4.8,
-        memory_gb=141,
-        product_names=("NVIDIA H200",),
-    ),
+    Accelerator("H200", 989.5, 4.8, 141, ("NVIDIA H200",)),
     # NVIDIA HGX B200 (1,000 W): 2,250 TFLOPS BF16 dense, 8.0 TB/s, 180 GB usable (secondary).
-    Accelerator(
-        name="B200",
-        bf16_tflops=2250.0,
-        hbm_tb_s=8.0,
-        memory_gb=180,
-        product_names=("NVIDIA B200",),
-    ),
+    Accelerator("B200", 2250.0, 8.0, 180, ("NVIDIA B200",)),
     # AMD Instinct MI300X data sheet: 1,307.4 TFLOPS BF16 dense, 5.3 TB/s, 192 GB.
-    Accelerator(
-        name="MI300X",
-        bf16_tflops=1307.4,
-        hbm_tb_s=5.3,
-        memory_gb=192,
-        product_names=("AMD Instinct MI300X", "AMD Instinct MI300X OAM", "AMD Instinct MI300X VF"),
-    ),
+    Accelerator("MI300X", 1307.4, 5.3, 192, tuple(f"AMD Instinct MI300X{form}" for form in _FORMS)),
     # AMD Instinct MI325X data sheet: the MI300X's compute; 6.0 TB/s, 256 GB.
-    Accelerator(
-        name="MI325X",
-        bf16_tflops=1307.4,
-        hbm_tb_s=6.0,
-        memory_gb=256,
-        product_names=("AMD Instinct MI325X", "AMD Instinct MI325X OAM", "AMD Instinct MI325X VF"),
-    ),
+    Accelerator("MI325X", 1307.4, 6.0, 256, tuple(f"AMD Instinct MI325X{form}" for form in _FORMS)),
 )
 
 
 def accelerator(product_name: str) -> Accelerator | None:
     """The accelerator of that product name, or None: a ceiling is never guessed from a likeness."""
     wanted = product_name.strip().casefold()
-    for known in ACCELERATORS:
-        if wanted in {name.casefold() for name in (known.name, *known.product_names)}:
-            return known
-    return None
+    names = {
+        name.casefold(): gpu for gpu in ACCELERATORS for name in (gpu.name, *gpu.product_names)
+    }
+    return names.get(wanted)
 
 
 def prefill_ceiling_tps(*, parameters: float, gpu: Accelerator, gpus: int = 1) -> float:

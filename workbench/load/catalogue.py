@@ -13,8 +13,6 @@ from workbench.load.workload.scenarios import SCENARIOS
 from workbench.load.workload.texts import text
 from workbench.load.workload.workload import Workload, reference, shared_prefix, short
 
-__all__ = ["WORKLOADS", "build"]
-
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     "reference": reference,
     "shared_prefix": shared_prefix,

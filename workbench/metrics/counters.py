@@ -1,7 +1,7 @@
 """What the servers count about prompts, requests and KV moved, and what the series mean.
 
-Covers vLLM from 0.8 on and the LMCache server. A series that a server does not have is NaN and
-named in `missing`, never zero: what an engine can do is read here, not concluded from its version.
+Covers vLLM from 0.8 on, and connectors, which say what their series are called. A series that a
+server does not have is NaN, never zero: what it can do is read, not concluded from its version.
 vLLM says where prompt tokens came from since 0.16; before, that follows from its counters of the
 prefix cache and, from 0.12 on, of the connector's, as far as they are there.
 """
@@ -42,12 +42,6 @@ _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
-_NIXL = {
-    "bytes_moved": "vllm:nixl_bytes_transferred_sum",
-    "transfers": "vllm:nixl_bytes_transferred_count",
-    "failed": "vllm:nixl_num_failed_transfers_total",
-    "expired": "vllm:nixl_num_kv_expired_reqs_total",
-}
 _NOT_SERVED = ("abort", "error")
 
 
@@ -125,54 +119,39 @@ class EngineCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NixlCounters:
-    """KV moved by the NIXL connector of one instance."""
+    """KV moved by the NIXL connectors of a deployment's instances."""
 
     bytes_moved: float
     transfers: float
     failed: float
     expired: float
     """Requests whose KV expired before it was fetched; counted on the prefill side."""
-    missing: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, counters: Counters) -> Self:
-        moved, transfers, failed, expired = (counters.sum(name) for name in _NIXL.values())
-        return cls(
-            bytes_moved=moved,
-            transfers=transfers,
-            failed=failed,
-            expired=expired,
-            missing=_absent(counters, _NIXL.values()),
-        )
+    def of(cls, instances: Iterable[Counters], series: Mapping[str, str]) -> Self | None:
+        """All instances together, from the series that a connector has for each field.
 
-    @classmethod
-    def added(cls, instances: Iterable[Self]) -> Self | None:
-        """All instances together; None where none of them has a series of NIXL.
-
-        A series that only the other role has counts as nothing there.
+        None where none of them has one of these series. A series that only the other role has
+        counts as nothing there.
         """
-        seen = [one for one in instances if len(one.missing) < len(_NIXL)]
-        if not seen:
+        seen = list(instances)
+        present = {name for counters in seen for name, _ in counters.values}
+        if not present & set(series.values()):
             return None
 
         def total(name: str) -> float:
-            has = [getattr(one, name) for one in seen if _NIXL[name] not in one.missing]
+            has = [c.sum(name) for c in seen if any(name == known for known, _ in c.values)]
             return fsum(has) if has else nan
 
-        return cls(
-            bytes_moved=total("bytes_moved"),
-            transfers=total("transfers"),
-            failed=total("failed"),
-            expired=total("expired"),
-        )
+        return cls(**{field: total(name) for field, name in series.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCounters:
-    """What the LMCache server did.
+    """What the KV store did.
 
-    It exports a counter from its first addition on, so one that is absent beside others of the
-    name lmcache_mp_* is zero. Hits are added at every lookup, so lookups without them are NaN.
+    LMCache exports a counter from its first addition on, so one that is absent beside others of its
+    exporter is zero. Hits are added at every lookup, so lookups without them are NaN.
     """
 
     requested_tokens: float
@@ -190,34 +169,21 @@ class StoreCounters:
     disk_sent_chunks: float = 0.0
     """Chunks handed to the tier below, and those of them that have been written there."""
     disk_chunks: float = 0.0
-    missing: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, counters: Counters) -> Self:
-        names = {
-            "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
-            "hit_tokens": "lmcache_mp_lookup_hit_tokens_total",
-            "hit_l1_tokens": "lmcache_mp_lookup_hit_l1_tokens_total",
-            "hit_l2_tokens": "lmcache_mp_lookup_hit_l2_tokens_total",
-            "written_chunks": "lmcache_mp_l1_write_chunks_total",
-            "read_chunks": "lmcache_mp_l1_read_chunks_total",
-            "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
-            "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
-            "disk_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
-            "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
-        }
+    def of(cls, counters: Counters, names: Mapping[str, str]) -> Self:
+        """From the series that the store has for each field."""
         if counters.doubts:  # restarted, or not read: what it has not counted since is not zero
-            unknown = dict.fromkeys(names, nan)
-            return cls(**unknown, missing=tuple(names.values()))
+            return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
-        if not any(name.startswith("lmcache_mp_") for name in present):
+        exporter = "_".join(names["requested_tokens"].split("_")[:2])
+        if not any(name.startswith(exporter) for name in present):
             unborn = set()
         elif names["requested_tokens"] in present:
             unborn -= {names["hit_tokens"]}
         return cls(
-            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()},
-            missing=tuple(name for name in names.values() if name not in present | unborn),
+            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
         )
 
 

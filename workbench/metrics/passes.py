@@ -26,7 +26,10 @@ class PassCounters:
     round: int
     pass_name: str
     """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
-    connector: str = "none"
+    stores: bool = False
+    """Its connector has a store, which serves whole chunks."""
+    pulls: bool = False
+    """Decode instances pull KV, so that transfers can fail and KV can expire."""
     requests_sent: int
     prompt_tokens_sent: int
     longest_prompt_tokens: int = 0
@@ -69,5 +72,5 @@ class PassCounters:
 
     def grain_tokens(self, source: Source) -> int:
         """The unit in which a source serves a prompt; what is left over is computed."""
-        by_chunk = source == _FETCHED and self.connector.startswith("lmcache")
+        by_chunk = source == _FETCHED and self.stores
         return self.chunk_tokens if by_chunk else self.block_tokens

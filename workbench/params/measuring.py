@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError
-from workbench.params.rules import check_extra_body, param
+from workbench.params.rules import body_mistakes, param
 
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
@@ -68,25 +69,27 @@ class EngineParams:
     seed: int = param(0, "seed of prompts and arrivals", low=0, high=2**31)
     output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
 
-    def check_engine(self) -> None:
-        """Refuse what this engine does not heed. Raises ParameterError."""
+    def __post_init__(self) -> None:
+        if why := next(self.mistakes(), ""):
+            raise ParameterError(why)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the values together, in sentences: the first is raised."""
         if self.fault and self.engine != "simulated":
-            raise ParameterError(
-                f"fault is {self.fault!r} and engine is {self.engine!r}: only engine simulated"
-                " goes wrong on purpose; add -p engine simulated, or leave fault empty"
+            yield (
+                f"fault is {self.fault!r} and engine is {self.engine!r}: only engine simulated goes"
+                " wrong on purpose; add -p engine simulated, or leave fault empty"
             )
         if self.engine == "simulated" and self.model:
-            raise ParameterError(
-                f"model is {self.model!r}: a simulated engine has none; leave model empty"
-            )
+            yield f"model is {self.model!r}: a simulated engine has none; leave model empty"
         if self.engine != "vllm" and self.dtype != "auto":
-            raise ParameterError(
+            yield (
                 f"dtype is {self.dtype!r} and engine is {self.engine!r}: only servers that are"
                 " started here take a dtype; leave it at auto"
             )
         tokenizer = getattr(self, "tokenizer", "")  # of notebooks that can attach
         if tokenizer and self.engine != "attach":
-            raise ParameterError(
+            yield (
                 f"tokenizer is {tokenizer!r} and engine is {self.engine!r}: servers started here"
                 " use their model's own; leave tokenizer empty, or add -p engine attach"
             )
@@ -221,82 +224,81 @@ class LoadParams(EngineParams):
             return "trace"
         return "poisson" if self.rate_per_s else "closed"
 
-    def check_load(self, *, swept: bool = False) -> None:
-        """Refuse what contradicts itself; `swept` says that rates come from elsewhere.
+    @property
+    def swept(self) -> bool:
+        """Whether rates come from a sweep or search."""
+        return False
 
-        Raises ParameterError.
-        """
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the values together, in sentences: the first is raised."""
+        yield from EngineParams.mistakes(self)
+        workload, kind, swept = self.workload, self.arrival_kind, self.swept
         if 0 < self.prompt_tokens < _SHORTEST_PROMPT:
-            raise ParameterError(
-                f"prompt_tokens is {self.prompt_tokens}: it is at least {_SHORTEST_PROMPT},"
-                " or 0 for the workload's own"
+            yield (
+                f"prompt_tokens is {self.prompt_tokens}: it is at least {_SHORTEST_PROMPT}, or 0"
+                " for the workload's own"
             )
-        if self.workload not in ("prompts", "long_context_high_reuse") or self.prompt_tokens:
+        if workload not in ("prompts", "long_context_high_reuse") or self.prompt_tokens:
             # The lengths of a file, and what is long on this machine, are known to the plan.
             self.check_lengths(self.lengths[0], self.output_tokens)
-        check_extra_body(self.extra_body)
-        self._check_workload()
-        self._check_arrivals(swept)
-
-    def _check_workload(self) -> None:
-        if self.target_reuse and self.workload not in SCENARIOS[1:]:
-            raise ParameterError(
-                f"target_reuse is {self.target_reuse:g} and workload is {self.workload!r}: only"
-                f" these meet a target: {', '.join(SCENARIOS[1:])}"
+        yield from body_mistakes(self.extra_body)
+        if self.target_reuse and workload not in SCENARIOS[1:]:
+            yield (
+                f"target_reuse is {self.target_reuse:g} and workload is {workload!r}: only these"
+                f" meet a target: {', '.join(SCENARIOS[1:])}"
             )
         for name in ("trace", "prompts"):
             file = getattr(self, f"{name}_file")
-            if (self.workload == name) != bool(file):
-                raise ParameterError(
-                    f"workload is {self.workload!r} and {name}_file {file!r}: a {name} workload"
-                    f" takes both, e.g. -p workload {name} -p {name}_file {name}.jsonl"
+            if (workload == name) != bool(file):
+                yield (
+                    f"workload is {workload!r} and {name}_file {file!r}: a {name} workload takes"
+                    f" both, e.g. -p workload {name} -p {name}_file {name}.jsonl"
                 )
-        if self.trace_block_tokens and self.workload != "trace":
-            raise ParameterError(
-                f"trace_block_tokens is {self.trace_block_tokens} and workload {self.workload!r}:"
-                " only a trace has it, e.g. -p workload trace -p trace_file trace.jsonl"
+        if self.trace_block_tokens and workload != "trace":
+            yield (
+                f"trace_block_tokens is {self.trace_block_tokens} and workload {workload!r}: only a"
+                " trace has it, e.g. -p workload trace -p trace_file trace.jsonl"
             )
-        if self.workload == "multi_turn_conversation" and self.api == "chat":
-            raise ParameterError(
+        turns = workload == "multi_turn_conversation"
+        if turns and self.api == "chat":
+            yield (
                 "multi_turn_conversation feeds back the ids of the model's answers, which chat"
                 " cannot carry: leave api at completions"
             )
-
-    def _check_arrivals(self, swept: bool) -> None:
-        kind = self.arrival_kind
-        if self.trace_speed and (self.workload != "trace" or self.rate_per_s or kind != "trace"):
-            raise ParameterError(
+        timed = workload == "trace" and kind == "trace" and not self.rate_per_s
+        if self.trace_speed and not timed:
+            yield (
                 f"trace_speed is {self.trace_speed:g}: it needs workload trace, arrivals trace or"
                 " auto, and rate_per_s 0"
             )
-        if kind == "trace" and self.workload != "trace":
-            raise ParameterError(
-                f"arrivals is 'trace' and workload {self.workload!r}: only a trace has times, e.g."
-                " -p workload trace -p trace_file trace.jsonl"
+        if kind == "trace" and workload != "trace":
+            yield (
+                f"arrivals is 'trace' and workload {workload!r}: only a trace has times, e.g. -p"
+                " workload trace -p trace_file trace.jsonl"
             )
         at_a_rate = kind in _AT_A_RATE
         if at_a_rate and not (self.rate_per_s or swept):
-            raise ParameterError(
-                f"arrivals is {kind!r} and rate_per_s is 0: an open loop needs its rate, e.g."
-                " -p rate_per_s 2"
+            yield (
+                f"arrivals is {kind!r} and rate_per_s is 0: an open loop needs its rate, e.g. -p"
+                " rate_per_s 2"
             )
         if self.rate_per_s and not (at_a_rate or swept):
-            raise ParameterError(
+            yield (
                 f"rate_per_s is {self.rate_per_s:g} and arrivals is {kind!r}: only"
                 f" {', '.join(_AT_A_RATE)} have a rate"
             )
         if self.burstiness != 1 and kind != "gamma":
-            raise ParameterError(
+            yield (
                 f"burstiness is {self.burstiness:g} and arrivals is {kind!r}: only gamma has one,"
                 " e.g. -p arrivals gamma"
             )
         if (kind == "ramp") != bool(self.end_rate_per_s):
-            raise ParameterError(
+            yield (
                 f"arrivals is {kind!r} and end_rate_per_s is {self.end_rate_per_s:g}: a ramp takes"
                 " both, e.g. -p arrivals ramp -p rate_per_s 1 -p end_rate_per_s 4"
             )
-        if self.workload == "multi_turn_conversation" and (kind != "closed" or swept):
-            raise ParameterError(
+        if turns and (kind != "closed" or swept):
+            yield (
                 "a turn of multi_turn_conversation may only be sent when the one before has been"
                 " answered: leave arrivals at closed, and rates at 0"
             )

@@ -7,7 +7,7 @@ cells repeat the defaults, and a test holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -15,9 +15,11 @@ from typing import Any, ClassVar, get_type_hints
 from workbench.errors import ParameterError, nearest
 from workbench.params.measuring import EngineParams as EngineParams
 from workbench.params.measuring import LoadParams as LoadParams
-from workbench.params.rules import check_addresses, check_extra_body, check_shares, param
+from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.topology import TensorParallel, Topology
 
+CONNECTORS = ("none", "lmcache", "nixl")
+"""Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim may be tested: by reading and arithmetic alone, or by measuring at a level."""
 
@@ -32,7 +34,9 @@ class PdSweep(LoadParams):
         example="1p4d",
     )
     connector: str = param(
-        "lmcache", "how KV moves: none, lmcache or nixl", choices=("none", "lmcache", "nixl")
+        "lmcache",
+        f"how KV moves: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
+        choices=CONNECTORS,
     )
     rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
     search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")
@@ -70,54 +74,50 @@ class PdSweep(LoadParams):
         example="Qwen/Qwen2.5-7B-Instruct",
     )
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            check_addresses(
+            yield from address_mistakes(
                 base_url=self.base_url,
                 prefill_urls=self.prefill_urls,
                 decode_urls=self.decode_urls,
                 lmcache_url=self.lmcache_url or (),
             )
             if self.prefill_urls and not self.decode_urls:
-                raise ParameterError(
+                yield (
                     "prefill_urls without decode_urls would prove half of a deployment; give both,"
                     " e.g. -p decode_urls http://127.0.0.1:8200"
                 )
         else:
             # An attached deployment may have any label; one that is started has to be understood.
             _ = self.topologies
-        self.check_engine()
-        self.check_load(swept=bool(self.rates_per_s or self.search))
-        self._check_rates()
-
-    def _check_rates(self) -> None:
-        if not (self.rates_per_s or self.search):
-            return
-        rates = self.rates_per_s
+        yield from LoadParams.mistakes(self)
+        rates, swept = self.rates_per_s, self.swept
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            raise ParameterError(
-                f"rates_per_s is {rates}: it takes different rates above 0, e.g. 1,2,4"
-            )
+            yield f"rates_per_s is {rates}: it takes different rates above 0, e.g. 1,2,4"
         if rates and (self.search or self.rate_per_s):
-            raise ParameterError(
-                "rates_per_s names the rates of a sweep: leave search and rate_per_s out, e.g."
-                " -p rates_per_s 1,2,4"
+            yield (
+                "rates_per_s names the rates of a sweep: leave search and rate_per_s out, e.g. -p"
+                " rates_per_s 1,2,4"
             )
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
-            raise ParameterError(
-                "search looks for the highest rate within limits: give one, e.g."
-                " -p ttft_limit_ms 500"
+            yield (
+                "search looks for the highest rate within limits: give one, e.g. -p ttft_limit_ms"
+                " 500"
             )
-        if self.arrivals not in ("auto", "constant", "poisson", "gamma"):
-            raise ParameterError(
+        if swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
+            yield (
                 f"arrivals is {self.arrivals!r}: a sweep or search over rates takes constant,"
                 " poisson or gamma"
             )
-        if self.trace_speed:
-            raise ParameterError(
+        if swept and self.trace_speed:
+            yield (
                 f"trace_speed is {self.trace_speed:g}: a sweep or search over rates sets the times"
                 " itself; leave trace_speed at 0"
             )
+
+    @property
+    def swept(self) -> bool:
+        return bool(self.rates_per_s or self.search)
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
@@ -142,15 +142,14 @@ class PrefixCache(LoadParams):
     rounds: int = param(3, "launches of every arm", low=1, high=1000)
     aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            raise ParameterError(
+            yield (
                 "engine is 'attach': this notebook starts its servers with the cache on and off;"
                 " take engine vllm, or measure running servers with pd_sweep"
             )
-        self.check_engine()
-        self.check_load()
-        check_shares(self.shares)
+        yield from LoadParams.mistakes(self)
+        yield from share_mistakes(self.shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,33 +210,33 @@ class LMCacheHitAnalysis(EngineParams):
             return [self.log_file]
         return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            raise ParameterError(
+            yield (
                 "engine is 'simulated': LMCache's tiers are not pretended; take engine vllm or"
                 " attach, or give a log_file"
             )
-        self.check_engine()
+        yield from EngineParams.mistakes(self)
         if self.engine == "attach":
             if self.log_file:
-                raise ParameterError(
+                yield (
                     "engine attach and log_file are two different analyses; give one of them, e.g."
                     " -p log_file logs/vllm.log alone"
                 )
-            check_addresses(
+            yield from address_mistakes(
                 base_url=self.base_url,
                 decode_urls=self.decode_urls,
                 lmcache_url=self.lmcache_url or (),
             )
-        for name, values, least in (("prompt_tokens", self.prompt_tokens, 32),
-                                    ("chunk_tokens", self.chunk_tokens, 16)):  # fmt: skip
+        for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
+            values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                raise ParameterError(
+                yield (
                     f"{name} is {values}: it takes different numbers of at least {least}, e.g."
                     f" [{4 * least}, {16 * least}]"
                 )
-        check_shares(self.shares)
-        check_extra_body(self.extra_body)
+        yield from share_mistakes(self.shares)
+        yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)
 
 
@@ -259,23 +258,23 @@ class PaperClaimValidation(EngineParams):
         "params/claims", "folder of the claims, from the repository's root", example="my/claims"
     )
 
-    def __post_init__(self) -> None:
+    def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            raise ParameterError(
+            yield (
                 "engine is 'attach': a claim is tested with set-ups that are started one beside"
                 " the other; take engine vllm, or measure running servers with pd_sweep"
             )
-        self.check_engine()
+        yield from EngineParams.mistakes(self)
         if not self.claims:
-            raise ParameterError("claims is empty: write all, a group or ids, e.g. VLLM-APC")
+            yield "claims is empty: write all, a group or ids, e.g. VLLM-APC"
         for tier in self.tiers:
             if tier not in CLAIM_TIERS:
-                raise ParameterError(
+                yield (
                     f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)};"
                     f" {nearest(tier, CLAIM_TIERS)}"
                 )
         if not self.tiers:
-            raise ParameterError("tiers is empty: write at least one, e.g. source")
+            yield "tiers is empty: write at least one, e.g. source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

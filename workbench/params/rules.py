@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
@@ -50,22 +50,20 @@ def param(default: Any, help: str, **rule: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def check_shares(shares: Sequence[float]) -> None:
-    """Refuse shares that are not inside 0 and 1, or that read alike. Raises ParameterError."""
+def share_mistakes(shares: Sequence[float]) -> Iterator[str]:
+    """Shares are inside 0 and 1, and none reads like another."""
     if any(not 0 < share < 1 for share in shares):
-        raise ParameterError(f"shares is {shares}: each is between 0 and 1, e.g. [0.5]")
+        yield f"shares is {shares}: each is between 0 and 1, e.g. [0.5]"
     if len({f"{share:.0%}" for share in shares}) < len(shares):
-        raise ParameterError(
-            f"shares is {shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
-        )
+        yield f"shares is {shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
 
 
-def check_addresses(**given: str | Sequence[str]) -> None:
-    """Refuse what is no address of a server, by parameter. Raises ParameterError."""
+def address_mistakes(**given: str | Sequence[str]) -> Iterator[str]:
+    """Addresses of servers, by parameter."""
     for name, urls in given.items():
         for url in [urls] if isinstance(urls, str) else urls:
             if not url.startswith(("http://", "https://")):
-                raise ParameterError(
+                yield (
                     f"{name} is {url!r}: engine attach needs the address of a running server, e.g."
                     " http://127.0.0.1:8000"
                 )
@@ -82,24 +80,22 @@ OURS = {
 """Fields of a body that the workbench sets or relies on, and the parameter that changes them."""
 
 
-def check_extra_body(text: str) -> None:
-    """Refuse what is no mapping, or has fields that we set ourselves. Raises ParameterError."""
-    if not text:
-        return
+def body_mistakes(text: str) -> Iterator[str]:
+    """Further fields of a body: a mapping, without those that we set ourselves."""
     good = """e.g. -p extra_body '{"top_k": 1}'"""
     try:
-        body = json.loads(text)
+        body = json.loads(text or "{}")
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ParameterError(f"extra_body is {text!r:.80}: it takes a JSON object, {good}")
+        yield f"extra_body is {text!r:.80}: it takes a JSON object, {good}"
     for name in body:
-        if name in OURS:
-            instead = OURS[name]
-            use = f"use -p {instead}" if instead else "leave it out, it is the same in all requests"
-            raise ParameterError(
-                f"extra_body has {name!r}, which the workbench sets itself: {use};"
-                f" other fields are allowed, {good}"
+        instead = OURS.get(name)
+        use = f"use -p {instead}" if instead else "leave it out, it is the same in all requests"
+        if instead is not None:
+            yield (
+                f"extra_body has {name!r}, which the workbench sets itself: {use}; other fields are"
+                f" allowed, {good}"
             )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.errors import PlanError
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
-__all__ = ["Capacity", "check_capacity", "check_store", "hand_out"]
+__all__ = ["Capacity", "check_capacity", "check_store", "hand_out", "instance_gb"]
 
-CPU_INSTANCE_GB = 0.8
-"""Memory of one forked CPU instance of the tiny model with 256 MiB of KV, in company (measured,
-proportional set size)."""
 CPU_PROCESS_GB = 0.55
-"""The same without KV and weights."""
+"""Memory of one forked CPU instance without KV and weights, in company (measured, proportional set
+size)."""
 CPU_INSTANCES_AT_MOST = 16
 
 
@@ -27,29 +26,30 @@ class Capacity:
     free_shm_gb: float = float("inf")
 
 
+def instance_gb(settings: EngineSettings) -> float:
+    """Memory of one CPU instance."""
+    return CPU_PROCESS_GB + settings.kv_cache_mib / 1024 + settings.weights_gb
+
+
 def check_capacity(
-    topology: Topology,
-    tp: TensorParallel,
-    capacity: Capacity,
-    *,
-    platform: str,
-    instance_gb: float = CPU_INSTANCE_GB,
+    topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
 ) -> None:
     """Refuse what this machine cannot hold, with the numbers at hand. Raises PlanError."""
-    if platform == "simulated":
+    if settings.platform == "simulated":
         return
-    if platform == "cpu":
+    if settings.platform == "cpu":
         if topology.instances > CPU_INSTANCES_AT_MOST:
             raise PlanError(
                 f"topology {topology} has {topology.instances} instances and a CPU machine takes at"
                 f" most {CPU_INSTANCES_AT_MOST}; try 1p4d (5 instances) or 4p2d (6)"
             )
-        needed = topology.instances * instance_gb
-        if needed > capacity.free_memory_gb:
+        each_gb = instance_gb(settings)
+        needed_gb = topology.instances * each_gb
+        if needed_gb > capacity.free_memory_gb:
             raise PlanError(
-                f"topology {topology} needs about {needed:.1f} GB ({topology.instances} instances x"
-                f" {instance_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end other"
-                " programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
+                f"topology {topology} needs about {needed_gb:.1f} GB ({topology.instances}"
+                f" instances x {each_gb:.2g} GB) and {capacity.free_memory_gb:.1f} GB are free; end"
+                " other programs, lower kv_cache_mib, or take a smaller topology such as 1p1d"
             )
         return
     for role, _ in topology.roles:

@@ -9,22 +9,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from workbench.control import connect_problem, control_client
-from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
+from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.records import LegRecord
+from workbench.serve import vllm
+from workbench.serve.connectors import CONNECTORS, Store, lmcache
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.processes import Launcher, Process, free_ports
-from workbench.serve.vllm import SERVED_MODEL
+from workbench.serve.processes.launcher import Launcher, Process, ready
+from workbench.serve.processes.local import LocalLauncher
+from workbench.serve.processes.ports import free_ports
+from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
+from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
 
-__all__ = ["Deployment", "Instance", "deploy"]
+__all__ = ["Deployment", "Instance", "deploy", "launcher_for"]
 
 PORT_RACES = 3
 """How often a start is tried again when another program took a chosen port."""
+START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
+"""On a GPU large weights are loaded and graphs are captured."""
 RESET_TIMEOUT_S = 20.0
 
 
@@ -49,11 +56,12 @@ class Deployment:
     model: str = SERVED_MODEL
     instances: tuple[Instance, ...] = ()
     store_url: str = ""
+    store: Store = lmcache.STORE
+    """Its kind; an attached one is LMCache's."""
     proxy_url: str = ""
     processes: tuple[Process, ...] = ()
     plan: DeploymentPlan | None = None
     started_s: float = nan
-    resettable: bool = True
     api_key: str = field(default="", repr=False)
     """What attached servers ask for; not shown, and written nowhere."""
     doubts: tuple[str, ...] = ()
@@ -70,7 +78,7 @@ class Deployment:
         An engine refuses while blocks are held (a NIXL transfer not yet fetched), so it is asked
         again. Raises ResetRefusedError when it still refuses after 20 s.
         """
-        if not self.instances or not self.resettable:
+        if not self.instances:
             return False
         async with control_client(headers=self.headers) as client:
             done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
@@ -82,7 +90,7 @@ class Deployment:
             return False
         async with control_client() as client:
             try:
-                answer = await client.post(f"{self.store_url}/cache/clear")
+                answer = await client.post(self.store_url + self.store.clear_path)
                 answer.raise_for_status()
             except httpx.HTTPError as error:
                 raise DeploymentError(
@@ -92,13 +100,7 @@ class Deployment:
 
     async def legs(self) -> list[LegRecord]:
         """What the proxy saw since it was last asked; empty without a proxy of ours."""
-        if not self.proxy_url:
-            return []
-        async with control_client(30.0) as client:
-            try:
-                rows = (await client.get(f"{self.proxy_url}/legs")).json()
-            except httpx.HTTPError:
-                return []
+        rows = await self._of_proxy("/legs") or []
         cleaned: list[dict[str, Any]] = [
             {name: nan if value is None else value for name, value in row.items()} for row in rows
         ]
@@ -106,14 +108,16 @@ class Deployment:
 
     async def proxy_stats(self) -> dict[str, Any]:
         """CPU seconds and requests of the proxy; empty without a proxy of ours."""
+        return await self._of_proxy("/stats") or {}
+
+    async def _of_proxy(self, path: str) -> Any:
         if not self.proxy_url:
-            return {}
-        async with control_client() as client:
+            return None
+        async with control_client(30.0) as client:
             try:
-                stats: dict[str, Any] = (await client.get(f"{self.proxy_url}/stats")).json()
+                return (await client.get(self.proxy_url + path)).json()
             except httpx.HTTPError:
-                return {}
-        return stats
+                return None
 
     def dead(self) -> list[Process]:
         """Processes of this deployment that have ended by themselves."""
@@ -149,6 +153,21 @@ def _succeeded(answer: httpx.Response) -> bool:
     return not (isinstance(said, dict) and said.get("success") is False)
 
 
+def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) -> LocalLauncher:
+    """The launcher of deployments with these settings; use it as an `async with` block.
+
+    Instances are forked where no GPU is, unless `fork` is False: importing is most of their start.
+    """
+    if not fork or settings.on_gpu:
+        return LocalLauncher(log_dir)
+    if settings.platform == "simulated":
+        return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
+    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed]
+    # OpenMP reads the environment once, so that the fork server needs that of its instances.
+    env = instance_env("cpu", offline=settings.local)
+    return LocalLauncher(log_dir, loads=(*connectors, vllm.LOAD), env=env)
+
+
 @asynccontextmanager
 async def deploy(
     launcher: Launcher,
@@ -156,7 +175,6 @@ async def deploy(
     *,
     ports: int,
     log_dir: Path,
-    start_timeout_s: float = 180.0,
     choose_ports: Callable[[int], list[int]] = free_ports,
 ) -> AsyncIterator[Deployment]:
     """Start what `make_plan` makes of `ports` free ports, and end it when the block is left.
@@ -169,10 +187,11 @@ async def deploy(
         running: list[Process] = []
         began_s = time.monotonic()
         try:
-            await _start_all(launcher, plan, log_dir, running, start_timeout_s)
+            await _start_all(launcher, plan, log_dir, running)
         except BaseException as error:
             await launcher.stop(running)
-            if attempt < PORT_RACES and lost_port(error):
+            # The system's sentence begins with a capital; asyncio, and uvicorn, write it small.
+            if attempt < PORT_RACES and "address already in use" in str(error).lower():
                 continue
             raise
         break
@@ -180,9 +199,12 @@ async def deploy(
         yield Deployment(
             url=plan.url,
             instances=tuple(
-                Instance(name=p.name, role=_role(p.role), url=p.url) for p in plan.instances
+                Instance(name=p.name, role=p.role, url=p.url)
+                for p in plan.processes
+                if p.role != "store" and p.role != "proxy"
             ),
             store_url=plan.store_http_url,
+            store=plan.connector.store or lmcache.STORE,
             proxy_url=plan.url if plan.processes[-1].role == "proxy" else "",
             processes=tuple(running),
             plan=plan,
@@ -192,39 +214,14 @@ async def deploy(
         await launcher.stop(running)
 
 
-def lost_port(error: BaseException) -> bool:
-    """True when a start failed only because a chosen port was taken."""
-    errors = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
-    # The system's sentence begins with a capital; asyncio, and uvicorn with it, writes it small.
-    return any("address already in use" in str(e).lower() for e in errors)
-
-
-def _role(role: Role | Literal["store", "proxy"]) -> Role:
-    assert role != "store" and role != "proxy"
-    return role
-
-
 async def _start_all(
-    launcher: Launcher,
-    plan: DeploymentPlan,
-    log_dir: Path,
-    running: list[Process],
-    timeout_s: float,
+    launcher: Launcher, plan: DeploymentPlan, log_dir: Path, running: list[Process]
 ) -> None:
     """Store first, since an engine that looks for it must find it; then all instances at once."""
-    if plan.settings.platform == "cpu":
-        launcher.warm_up()
-    failed: BaseException
-    try:
-        for names in (("store",), ("prefill", "decode", "aggregated", "proxy")):
-            batch = [spec for spec in plan.processes if spec.role in names]
-            first = len(running)
-            for spec in batch:
+    timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
+    for with_store in (True, False):
+        first = len(running)
+        for spec in plan.processes:
+            if (spec.role == "store") is with_store:
                 running.append(await launcher.start(spec, log_dir))
-            await launcher.ready(running[first:], timeout_s=timeout_s)
-        return
-    except BaseExceptionGroup as group:
-        # The first reason tells; the others are its consequences or were cancelled.
-        failed = next((e for e in group.exceptions if isinstance(e, LaunchError)), group)
-    # Not inside the handler: IPython shows no error at all when a group is in its context.
-    raise failed
+        await ready(running[first:], timeout_s=timeout_s)

@@ -5,54 +5,20 @@ The plan can be printed and tested on any machine; `deployment.deploy` carries i
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
+from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
-from workbench.serve.connectors import (
-    LMCACHE_CHUNK_TOKENS,
-    LMCACHE_PROGRAM,
-    Connector,
-    as_option,
-    lmcache_server_args,
-)
-from workbench.serve.simulated.processes import pretend
-from workbench.serve.vllm import EngineSettings, instance_argv, instance_env, program
-from workbench.topology import Role, TensorParallel, Topology
+from workbench.serve.connectors import Connector, Wiring
+from workbench.serve.connectors.lmcache import CHUNK_TOKENS
+from workbench.serve.processes.launcher import ProcessSpec
+from workbench.serve.simulated.pretend import pretend
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import TensorParallel, Topology
 
-__all__ = ["DeploymentPlan", "ProcessSpec", "plan_deployment"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSpec:
-    """One process: `role` is an instance's role, `store` or `proxy`."""
-
-    name: str
-    role: Role | Literal["store", "proxy"]
-    program: tuple[str, ...]
-    """How a plain start begins; `args` follow."""
-    args: tuple[str, ...]
-    port: int
-    ready_url: str
-    env: dict[str, str] = field(default_factory=dict)
-    forks: Literal["", "vllm", "lmcache", "simulated", "proxy"] = ""
-    """What a fork server turns into this process; empty where none can."""
-    devices: tuple[str, ...] = ()
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        return (*self.program, *self.args)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def command_line(self) -> str:
-        return shlex.join(self.argv)
+__all__ = ["DeploymentPlan", "plan_deployment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +30,16 @@ class DeploymentPlan:
     settings: EngineSettings
     tp: TensorParallel
     processes: tuple[ProcessSpec, ...]
-    shm_name: str = ""
 
     @property
     def instances(self) -> tuple[ProcessSpec, ...]:
         return tuple(p for p in self.processes if p.role not in ("store", "proxy"))
 
     @property
-    def store(self) -> ProcessSpec | None:
-        return next((p for p in self.processes if p.role == "store"), None)
-
-    @property
     def store_http_url(self) -> str:
-        """Where the store answers /metrics and /cache/clear; empty without a store."""
-        return self.store.ready_url.rpartition("/")[0] if self.store else ""
+        """Where the store answers /metrics and takes resets; empty without a store."""
+        first = self.processes[0]
+        return first.ready_url.rpartition("/")[0] if first.role == "store" else ""
 
     @property
     def url(self) -> str:
@@ -99,7 +61,7 @@ def plan_deployment(
     tp: TensorParallel | None = None,
     capacity: Capacity | None = None,
     store_gb: float = 1.0,
-    chunk_tokens: int = LMCACHE_CHUNK_TOKENS,
+    chunk_tokens: int = CHUNK_TOKENS,
     disk_folder: str = "",
     shm_name: str = "workbench",
 ) -> DeploymentPlan:
@@ -111,69 +73,52 @@ def plan_deployment(
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
-    check_capacity(topology, tp, capacity, platform=settings.platform)
+    check_capacity(topology, tp, capacity, settings)
     free = iter(ports)
     cpu = not settings.on_gpu
     processes: list[ProcessSpec] = []
     store_port = 0
     if connector.store:
         store_port, http_port = next(free), next(free)
+        store = connector.store.process(
+            port=store_port, http_port=http_port, shm_name=shm_name, memory_gb=store_gb,
+            chunk_tokens=chunk_tokens, disk_folder=disk_folder, cpu=cpu,
+        )  # fmt: skip
+        processes.append(store)
+    devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
+    for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
+        port, side_port = next(free), next(free)
+        wiring = Wiring(role=role, cpu=cpu, store_port=store_port, side_port=side_port)
+        args = vllm.instance_argv(
+            settings,
+            port=port,
+            tp=getattr(tp, role),
+            share_of_gpu=1.0 / capacity.instances_per_gpu,
+        )
+        env = vllm.instance_env(settings.platform, devices=next(devices), offline=settings.local)
         processes.append(
             ProcessSpec(
-                name="store",
-                role="store",
-                program=LMCACHE_PROGRAM,
-                args=tuple(
-                    lmcache_server_args(
-                        port=store_port,
-                        http_port=http_port,
-                        shm_name=shm_name,
-                        memory_gb=store_gb,
-                        chunk_tokens=chunk_tokens,
-                        disk_folder=disk_folder,
-                    )
-                ),
-                forks="lmcache" if cpu else "",
-                env={"LMCACHE_TRACK_USAGE": "false"},
-                port=store_port,
-                ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+                name=f"{role}-{number}",
+                role=role,
+                program=vllm.program(settings.platform),
+                args=(*args, *connector.engine_args(wiring)),
+                forks=vllm.FORKS if cpu else "",
+                env=env | connector.env(wiring),
+                port=port,
+                ready_url=f"http://127.0.0.1:{port}/health",
+                fatal=(*vllm.FATAL, *connector.fatal),
             )
         )
-    devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
-    share = 1.0 / capacity.instances_per_gpu
-    for role, count in topology.roles:
-        for number in range(count):
-            port, side_port, mine = next(free), next(free), next(devices)
-            args = instance_argv(settings, port=port, tp=getattr(tp, role), share_of_gpu=share)
-            args += as_option(connector.transfer_config(role, store_port=store_port, cpu=cpu))
-            env = instance_env(settings.platform, devices=mine, offline=settings.local)
-            if connector.name == "nixl":
-                env |= _nixl_env(side_port, cpu=cpu)
-            processes.append(
-                ProcessSpec(
-                    name=f"{role}-{number}",
-                    role=role,
-                    program=program(settings.platform),
-                    args=tuple(args),
-                    forks="vllm" if cpu else "",
-                    env=env,
-                    port=port,
-                    ready_url=f"http://127.0.0.1:{port}/health",
-                    devices=mine,
-                )
-            )
     if topology.instances > 1:
-        processes.append(_proxy(topology, connector, tuple(processes), port=next(free)))
+        processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
         processes = pretend(processes, topology, connector, settings, store_gb=store_gb)
-        shm_name = ""
     return DeploymentPlan(
         topology=topology,
         connector=connector,
         settings=settings,
         tp=tp,
         processes=tuple(processes),
-        shm_name=shm_name if connector.store else "",
     )
 
 
@@ -182,25 +127,13 @@ def ports_needed(topology: Topology) -> int:
     return 2 * topology.instances + 3
 
 
-def _nixl_env(side_port: int, *, cpu: bool) -> dict[str, str]:
-    env = {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
-        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_port),
-    }
-    if cpu:
-        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
-    return env
-
-
 def _proxy(
-    topology: Topology, connector: Connector, instances: tuple[ProcessSpec, ...], *, port: int
+    topology: Topology, connector: Connector, others: Sequence[ProcessSpec], *, port: int
 ) -> ProcessSpec:
     legs: list[str] = []
-    for process in instances:
-        if process.role == "prefill":
-            legs += ["--prefill", process.url]
-        elif process.role in ("decode", "aggregated"):
-            legs += ["--decode", process.url]
+    for process in others:
+        if process.role != "store":
+            legs += ["--prefill" if process.role == "prefill" else "--decode", process.url]
     mode = connector.name if topology.disaggregated else "none"
     return ProcessSpec(
         name="proxy",

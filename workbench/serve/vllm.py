@@ -1,11 +1,18 @@
-"""Command lines and environments of vLLM instances, per platform. Pure: nothing is started."""
+"""vLLM as a program: how an instance is started, what it is told, what a fork server loads of it.
+
+Whatever depends on vLLM's version is here and in `cpu_patches`; docs/engine.md has the reasons.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from workbench.serve.cpu_patches import register
 
 __all__ = [
     "EngineSettings",
@@ -16,17 +23,27 @@ __all__ = [
     "program",
 ]
 
+PACKAGES = {"vllm": "0.32.0"}
+"""The version whose private parts fork server and patches use, and that was measured."""
+PROCESS_MARKS = ("VLLM::", "vllm.entrypoints", "vllm serve")
+"""One of these is in the command line of each of its processes."""
+FATAL = ("To serve at least one request with the model's max seq len",)
+"""In its log: it will not get ready, though its API server lives on for a while."""
+FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
+"""What a fork server loads for CPU instances, and what a fork of it then calls."""
+
+# The CPU build is its own distribution and the `vllm` command asks for one called vllm: there the
+# module behind it is run.
+_MODULE = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
+_COMMAND = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
 """What instances run on; `simulated` ones are pretended (`workbench.serve.simulated`)."""
 
 SERVED_MODEL = "workbench"
 """The name under which every instance offers its model."""
 
-_QUIET = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "LMCACHE_TRACK_USAGE": "false",
-}
+_QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 # A model in a folder needs no hub, and nothing may wait for one that cannot be reached.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -67,7 +84,7 @@ class EngineSettings:
     """Of simulated instances: what goes wrong on purpose."""
     seed: int = 0
     """Of simulated instances: of their latencies."""
-    extra_args: tuple[str, ...] = field(default=())
+    extra_args: tuple[str, ...] = ()
 
     @property
     def weights_gb(self) -> float:
@@ -146,11 +163,52 @@ def instance_env(
 
 
 def program(platform: Platform) -> tuple[str, ...]:
-    """How an instance is started when it is not forked: `vllm serve`, by this interpreter.
+    """How an instance is started when it is not forked, by this interpreter."""
+    return _MODULE if platform == "cpu" else _COMMAND
 
-    The CPU build is its own distribution and the `vllm` command asks for one called vllm: there
-    the module behind it is run.
-    """
-    if platform == "cpu":
-        return (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
-    return (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+
+def load() -> None:
+    """Import what a CPU instance imports, and undo the CPU platform's choice of spawn."""
+    import vllm.entrypoints.launchers.api_server.entry
+    import vllm.entrypoints.serve.utils.api_utils
+    import vllm.model_executor.models.llama
+    import vllm.v1.attention.backends.cpu_attn
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core
+    import vllm.v1.executor.uniproc_executor
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_then_fork(cls: Any, config: Any) -> None:
+        check(cls, config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = classmethod(check_then_fork)
+    scan_kernels_once()
+
+
+def scan_kernels_once() -> None:
+    """Let vLLM scan all loaded modules for kernels now, which takes a while, and in no fork."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    register()
+    CpuPlatform.register_triton_kernel_overrides()
+    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Be an API server with these arguments, in a fork."""
+    import uvloop
+    from vllm.entrypoints.launchers import cli_args
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    sys.argv = ["vllm", *arguments]
+    cli_env_setup()
+    args = cli_args.make_arg_parser(FlexibleArgumentParser()).parse_args(list(arguments))
+    entry.configure_logging_from_args(args)
+    cli_args.validate_parsed_serve_args(args)
+    uvloop.run(entry.run_server(args))

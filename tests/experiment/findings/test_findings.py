@@ -37,7 +37,6 @@ def cold_passes(plan, *, engine_hit=0.0):
             arm=arm.label,
             round=0,
             pass_name="cold",
-            connector=arm.connector,
             requests_sent=3,
             prompt_tokens_sent=3000,
             sources={"aggregated": sources},
@@ -54,7 +53,6 @@ def every_pass(plan):
             arm=arm.label,
             round=0,
             pass_name=p.name,
-            connector=arm.connector,
             requests_sent=3,
             prompt_tokens_sent=3000,
             sources={role: told for role, _ in arm.topology.roles}

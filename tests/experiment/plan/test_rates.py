@@ -150,5 +150,5 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     # An attached server of this machine is none of the other programs.
     assert "others_cpu_share" not in result.facts["client"]
     assert "cannot be told apart" in " ".join(result.doubts)
-    assert vllm.sources.get("local_cache_hit", 0) == 0
+    assert vllm.counted("local_cache_hit") == 0
     assert result.speedup("ttft").empty  # one arm, in one state at each rate

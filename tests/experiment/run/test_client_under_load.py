@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from workbench.experiment.result.percentile_table import no_p99
+
 from workbench.experiment.run.run_log import Log
 from workbench.experiment.run.watch import watch_client
 from workbench.hardware.machine import ProcessorLoad

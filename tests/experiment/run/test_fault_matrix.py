@@ -25,8 +25,9 @@ from workbench.params.notebooks import PdSweep
 from workbench.report.figures import token_sources, tps_by_topology
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.simulated.faults import FAULTS, applies
+from workbench.serve.simulated.pretend import LOADS
 from workbench.topology import Topology
 
 pytestmark = pytest.mark.servers
@@ -72,28 +73,33 @@ def listed(cell: str) -> list[str]:
     return [] if cell == "-" else cell.split(", ")
 
 
+Loaded = tuple[LocalLauncher, str]
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def loaded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Launcher, str]]:
+async def loaded(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Loaded]:
     """One fork server for all tests, and the mark that everything it starts has."""
     token = secrets.token_hex(8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, token)
         folder = tmp_path_factory.mktemp("launcher")
-        async with Launcher(folder, fork=True, loads="simulated") as launcher:
+        async with LocalLauncher(folder, loads=LOADS) as launcher:
             assert await launcher.loaded()
             yield launcher, token
 
 
 @pytest.fixture
-def one_launcher(loaded: tuple[Launcher, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_launcher(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs start their servers by it, and leave nothing beside it."""
     launcher, token = loaded
 
     @asynccontextmanager
-    async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
+    async def lent(*_: Any, **__: Any) -> AsyncIterator[LocalLauncher]:
         yield launcher
 
-    monkeypatch.setattr("workbench.experiment.run.run.Launcher", lent)
+    monkeypatch.setattr("workbench.experiment.run.run.launcher_for", lent)
     before = marked_processes(token)
     yield
     assert left_running(token, within_s=10, besides=before) == {}

@@ -135,7 +135,7 @@ async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, to
     assert rows["error"].tolist() == [""] * 4
     # As long as asked for, the tokenizer's own first token included, and the server agrees.
     assert rows["usage_prompt_tokens"].tolist() == rows["prompt_tokens"].tolist() == [500] * 4
-    assert (rows.loc[rows["pass"] == "engine-warm", "cached_tokens"] > 400).all()
+    assert (rows.loc[rows["pass"] == "engine-warm", "cached_tokens"] > 350).all()
     doubts = "\n".join(result.facts["doubts"])
     assert "The server refuses token ids: prompts were sent as text" in doubts
     assert "not as long as asked for" not in doubts

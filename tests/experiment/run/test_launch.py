@@ -15,6 +15,9 @@ from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Topology
 
 PREFILL = Instance(name="prefill-0", role="prefill", url="http://127.0.0.1:1")
+ALONE = Deployment(url=PREFILL.url, instances=(PREFILL,))
+ONLY = Instance(name="aggregated-0", role="aggregated", url="http://127.0.0.1:2")
+OLD = Deployment(url=ONLY.url, instances=(ONLY,))
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
 
 
@@ -25,21 +28,20 @@ def reading(expired: float) -> CounterReading:
         values={(EXPIRED, ()): expired},
         cumulative=frozenset([EXPIRED]),
     )
-    return CounterReading(engines={PREFILL.name: counted}, store=None)
+    return CounterReading(deployment=ALONE, engines={PREFILL.name: counted}, store=None)
 
 
 @pytest.fixture
 def launch() -> Launch:
-    known = Deployment(url=PREFILL.url, instances=(PREFILL,))
     pair = Topology(prefill=1, decode=1)
     arm = Arm(label="nixl", role="attached", topology=pair, connector="nixl", passes=())
-    return Launch(arm, 0, known)
+    return Launch(arm, 0, ALONE)
 
 
 def ended(launch: Launch, at: CounterReading, begun: CounterReading) -> tuple[float, float]:
     """What had expired between the readings of a pass, and before it."""
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
-    counted = at.since(begun, Deployment(url=PREFILL.url, instances=(PREFILL,)))
+    counted = at.since(begun)
     made = launch.ended(Pass(name="a", state="cold"), prompts, prompts, (), (), at, counted)
     assert made.nixl is not None
     return made.nixl.expired, made.expired_before
@@ -75,7 +77,7 @@ def old_vllm(hits: float, engines: int = 1) -> CounterReading:
     for number in range(engines):
         values["vllm:num_requests_running", (("engine", str(number)),)] = 0.0
     page = Counters(instance="aggregated-0", read_at_s=0.0, values=values)
-    return CounterReading(engines={"aggregated-0": page}, store=None)
+    return CounterReading(deployment=OLD, engines={"aggregated-0": page}, store=None)
 
 
 def record(cached: int) -> RequestRecord:
@@ -85,15 +87,13 @@ def record(cached: int) -> RequestRecord:
 
 
 def counted(reading: CounterReading, cached: int, connector: str = "unknown") -> PassCounters:
-    only = Instance(name="aggregated-0", role="aggregated", url="http://127.0.0.1:2")
-    known = Deployment(url=only.url, instances=(only,))
     arm = Arm(label="old", role="attached", topology=None, connector=connector, passes=())
-    launch = Launch(arm, 0, known)
-    none = CounterReading(engines={only.name: parse("", only.name)}, store=None)
+    launch = Launch(arm, 0, OLD)
+    none = CounterReading(deployment=OLD, engines={ONLY.name: parse("", ONLY.name)}, store=None)
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
     launch.begins(Made(), none)
     cold = Pass(name="cold", state="cold")
-    since = reading.since(none, known)
+    since = reading.since(none)
     return launch.ended(cold, prompts, prompts, [record(cached)], (), reading, since)
 
 
@@ -121,9 +121,8 @@ def test_that_no_connector_loaded_anything_is_shown_by_a_second_witness(
 def test_which_data_parallel_engine_got_a_prompt_is_not_known():
     assert "aggregated" in counted(old_vllm(16), 16).reuse
     assert counted(old_vllm(16, engines=2), 16).reuse == {}
-    only = Instance(name="aggregated-0", role="aggregated", url="http://127.0.0.1:2")
     both = old_vllm(16, engines=2)
-    doubts = both.since(both, Deployment(url=only.url, instances=(only,))).doubts
+    doubts = both.since(both).doubts
     assert doubts == (
         "aggregated-0 runs 2 data-parallel engines, each with a cache of its own: a repeated prompt"
         " may reach another one.",

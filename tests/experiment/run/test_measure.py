@@ -9,8 +9,8 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.measure import measure_arm
 from workbench.experiment.run.run_log import Log
 from workbench.serve.deployment import Deployment, Instance
-from workbench.serve.plan import ProcessSpec
-from workbench.serve.processes.processes import Process
+from workbench.serve.processes.launcher import ProcessSpec
+from workbench.serve.processes.local import LocalProcess
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_gates_get_what_was_sent_and_what_was_counted(measure):
     cold, warm = log.passes
     assert (cold.pass_name, cold.requests_sent, cold.prompt_tokens_sent) == ("cold", 2, 1000)
     assert cold.sources["aggregated"].computed == 1000
-    assert warm.sources["aggregated"].engine_hit == 2 * 496
+    assert warm.sources["aggregated"].engine_hit == 2 * 384
     assert warm.requests == {"aggregated": 2}
 
 
@@ -82,7 +82,7 @@ async def test_a_server_that_ended_by_itself_ends_its_launch(measure, vllm, tmp_
     )
     exited = asyncio.get_running_loop().create_future()
     exited.set_result(-9)
-    log, said, _ = await measure(processes=(Process(spec, 1, log_file, exited),))
+    log, said, _ = await measure(processes=(LocalProcess(spec, 1, log_file, exited),))
     assert set(log.frame("requests")["pass"]) == {"cold"}  # it is noticed after the first pass
     (doubt,) = (doubt for doubt in log.doubts if "decode-0" in doubt)
     assert doubt.startswith(

@@ -23,7 +23,7 @@ def clock():
 def two_arms(clock):
     """Two rounds of two arms with a cold and a warm pass each: eight passes."""
     passes = [(n, arm, name) for n in (0, 1) for arm in "ab" for name in ("cold", "warm")]
-    return Progress.of(passes, planned_s=300.0, clock=clock)
+    return Progress(passes, planned_s=300.0, clock=clock)
 
 
 def measure(progress, clock, number, arm, *, cold_s, warm_s):
@@ -75,7 +75,7 @@ def test_then_passes_of_this_machine_say_it(two_arms, clock):
 
 
 def test_what_a_plan_cannot_tell_is_said_to_be_unknown(clock):
-    progress = Progress.of([(0, "a", "cold")], planned_s=nan, clock=clock)
+    progress = Progress([(0, "a", "cold")], planned_s=nan, clock=clock)
     assert isnan(progress.standing.left_s)
     assert str(progress.standing) == "[0/1 passes, 0:00 elapsed, no estimate yet]"
 
@@ -94,7 +94,7 @@ def test_a_launch_that_ended_early_or_was_left_out_waits_for_nothing(two_arms):
 
 
 def test_a_search_is_expected_to_try_some_rates_and_may_try_more_or_less(clock):
-    progress = Progress.of([(0, "a", ANY_RATE)] * 3 + [(0, "b", ANY_RATE)] * 3, clock=clock)
+    progress = Progress([(0, "a", ANY_RATE)] * 3 + [(0, "b", ANY_RATE)] * 3, clock=clock)
     for rate in (1, 2, 4, 8):
         standing = progress.pass_ended(0, "a", f"cold at {rate}/s")
     assert (standing.done, standing.total) == (4, 7)

@@ -87,17 +87,16 @@ async def test_a_run_that_is_part_of_another_leaves_progress_to_it(attached, sai
 async def test_a_warm_pass_hits_what_the_cold_one_left(attached):
     result = await run(attached(), echo=lambda _: None)
     hits = result.requests.groupby("pass")["cached_tokens"].max()
-    assert hits.to_dict() == {"cold": 0, "engine-warm": 496}  # 31 blocks of 500 tokens
+    assert hits.to_dict() == {"cold": 0, "engine-warm": 384}  # 3 blocks of 500 tokens
 
 
 async def test_every_round_and_rerun_has_new_prompts_and_arms_of_a_round_the_same(attached, vllm):
     await run(attached(rounds=2), echo=lambda _: None)
     # Two passes a round ask the same two prompts; the engine is reset before each cold pass.
-    assert vllm.completions == 8
-    assert vllm.sources["local_cache_hit"] == 4 * 496
-    seen = set(vllm.cache)
+    assert len(vllm.prompts) == 8
+    assert vllm.counted("local_cache_hit") == 4 * 384
     await run(attached(rounds=2), echo=lambda _: None)
-    assert not seen & vllm.cache
+    assert not set(vllm.prompts[:8]) & set(vllm.prompts[8:])
 
 
 async def test_caches_are_emptied_before_what_has_to_find_them_empty(attached, vllm):
@@ -187,7 +186,7 @@ async def test_a_server_that_goes_away_ends_the_run_with_what_was_measured(
 
 async def test_a_run_in_which_no_pass_could_begin_has_failed(attached, vllm, monkeypatch, tmp_path):
     monkeypatch.setattr(serve, "RESET_TIMEOUT_S", 0.0)
-    vllm.refuses_resets = True
+    vllm.goes_wrong("reset_refused")
     plan = attached()
     warm_only = replace(plan.arms[0], passes=(Pass(name="store-warm", state="store-warm"),))
     plan = replace(plan, arms=(warm_only,))
@@ -237,7 +236,7 @@ async def test_a_key_from_the_environment_lets_in_and_is_written_nowhere(
     plan = attached(lmcache_url=f"{vllm.url}/store")
     result = await run(plan, echo=said.append)
     assert set(result.requests["error"]) == {""}
-    assert result.requests["cached_tokens"].max() == 496  # counters and resets were let in too
+    assert result.requests["cached_tokens"].max() == 384  # counters and resets were let in too
     assert vllm.keys["/store/metrics"] == ""  # another's server
     assert vllm.key not in f"{plan} {said} {result.facts}"
     files = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -86,7 +86,7 @@ async def test_a_drive_leaves_no_cycles_since_nothing_collects_them_meanwhile(
         gc.set_debug(0)
         gc.garbage.clear()
     # What is left are asyncio's own transports, one at each end of a connection.
-    ours = {"Answer", "Exchange", "HttpResponseParser", "Request", "Response", "UserStamped"}
+    ours = {"HttpResponseParser", "Outgoing", "Response", "Transport", "UserStamped"}
     assert not left.keys() & (ours | {"coroutine", "frame", "traceback"}), left
     assert gc.isenabled()
 

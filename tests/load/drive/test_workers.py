@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from math import isnan
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from workbench.errors import ParameterError
 from workbench.load.drive import workers as module
 from workbench.load.drive.driver import LoadRun, drive
-from workbench.load.drive.workers import drive_in_workers, read_records, share, write_records
+from workbench.load.drive.workers import drive_in_workers, share
 from workbench.load.workload.arrivals import closed, poisson
 from workbench.load.workload.workload import Workload, short
 from workbench.records import RequestRecord
@@ -237,29 +236,11 @@ async def test_workers_without_work_are_refused(
         )
 
 
-def test_records_come_back_from_their_file_as_they_were(
-    tmp_path: Path, record: Callable[..., RequestRecord]
-) -> None:
-    records = [record(index=0, chunk_s=(1.5, 2.5), chunk_tokens=(1, 1)), record(index=1)]
-    write_records(tmp_path / "records.arrow", records)
-    back = read_records(tmp_path / "records.arrow")
-    assert [repr(one) for one in back] == [repr(one) for one in records]  # NaN equals no NaN
-
-
-@pytest.fixture
-def record() -> Callable[..., RequestRecord]:
-    def make(**values: Any) -> RequestRecord:
-        known = {"request_id": "a", "prompt_tokens": 3, "ideal_reuse_tokens": 0, "max_tokens": 2}
-        return RequestRecord(**{"scheduled_s": 1.0, **known, **values})
-
-    return make
-
-
 def test_a_worker_imports_no_engine_and_is_small() -> None:
     """Start-up at most 1 s and 150 MB is measured by benchmarks/exactness.py."""
     code = (
-        "import sys, workbench.load.drive.workers, pyarrow;"
-        "heavy = {'torch', 'vllm', 'pandas', 'transformers', 'matplotlib', 'scipy'};"
+        "import sys, workbench.load.drive.workers;"
+        "heavy = {'torch', 'pyarrow', 'vllm', 'pandas', 'transformers', 'matplotlib', 'scipy'};"
         "print(heavy & set(sys.modules));"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )

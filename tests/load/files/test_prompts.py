@@ -3,6 +3,7 @@ import pytest
 from tests.load.words import Words
 from workbench.errors import ParameterError
 from workbench.load.catalogue import build
+from workbench.load.files.prompts import read_prompts
 from workbench.load.workload.token_ids import SALT_TOKENS
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -77,3 +78,170 @@ def test_a_prompt_that_does_not_fit_is_told_with_its_line(file, row, sentence):
     with pytest.raises(ParameterError, match=sentence) as refused:
         own(file({"prompt": "fine"}, row))
     assert "prompts_file" in str(refused.value) and "own.jsonl" in str(refused.value)
+
+
+def test_empty_lines_are_skipped_and_the_first_so_many_taken(file):
+    path = file({"prompt": "a"}, b"", {"prompt": "b"}, b"{oops")
+    assert [row.line for row in read_prompts(path, first=2).prompts] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_tokens", "max_completion_tokens", "max_new_tokens", "output_tokens", "output_length",
+        "output_len",
+    ],
+)  # fmt: skip
+def test_the_length_of_an_answer_is_used_under_each_of_its_names(name, file):
+    own = read_prompts(file({"prompt": "Tell me", name: 12}, {"prompt": "b", name: 3.0}))
+    assert [row.max_tokens for row in own.prompts] == [12, 3]
+    assert own.doubts == ()
+    with pytest.raises(ParameterError, match=f"line 1: {name} is '12': it must be a whole number"):
+        read_prompts(file({"prompt": "Tell me", name: "12"}))
+
+
+def test_lengths_that_contradict_one_another_are_refused(file):
+    assert read_prompts(file({"prompt": "a", "max_tokens": 5, "output_len": 5})).prompts
+    with pytest.raises(ParameterError, match="line 1 has max_tokens 5 and output_len 6: give one"):
+        read_prompts(file({"prompt": "a", "max_tokens": 5, "output_len": 6}))
+
+
+def test_rows_without_a_length_beside_others_with_one_are_counted(file):
+    own = read_prompts(file({"prompt": "a", "output_len": 5}, {"prompt": "b"}, {"prompt": "c"}))
+    assert own.doubts == (
+        "2 of 3 rows of prompts_file give no answer length: they ask for output_tokens.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Hello", "messages": None}, "Hello"),
+        ({"text_input": "Hello"}, "Hello"),
+        ({"text": "Hello"}, "Hello"),
+        ({"messages": CHAT}, CHAT),
+        ({"prompt": CHAT}, CHAT),
+        ({"body": {"messages": CHAT}}, CHAT),
+        ({"body": {"prompt": "Hello"}}, "Hello"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}, "you"]}]},
+            [{"role": "user", "content": "Hello\nyou"}],
+        ),
+        (
+            {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "Hello"}]},
+            [{"role": "system", "content": ""}, {"role": "user", "content": "Hello"}],
+        ),
+        ({"conversations": [{"from": "human", "value": "Hello"}]}, "Hello"),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    {"from": "human", "value": "Why is it?"},
+                ]
+            },
+            CHAT,
+        ),
+    ],
+)
+def test_the_forms_of_other_tools_are_read(row, said, file):
+    (own,) = read_prompts(file(row)).prompts
+    assert (own.prompt or list(own.messages)) == said
+
+
+def test_a_batch_asks_for_what_its_body_says(file):
+    body = {"model": "m", "messages": CHAT, "max_completion_tokens": 8, "tools": [{}]}
+    own = read_prompts(file({"custom_id": "r1", "url": "/v1/chat/completions", "body": body}))
+    assert own.prompts[0].max_tokens == 8
+    assert own.doubts == (
+        "tools of prompts_file are not sent: the prompts are shorter than with them.",
+        "Fields of prompts_file that are not used: custom_id, model, url.",
+    )
+
+
+def test_of_a_long_conversation_the_first_question_is_sent_and_that_is_told(file):
+    names = ("human", "gpt", "human", "gpt")
+    turns = [{"from": name, "value": str(n)} for n, name in enumerate(names)]
+    own = read_prompts(file({"id": "a", "conversations": turns}))
+    assert (own.prompts[0].prompt, own.prompts[0].answer) == ("0", "1")
+    assert own.doubts[0].startswith("Only the first question")
+
+
+def test_of_turns_without_names_the_first_is_the_question(file):
+    """As in the files of SGLang's benchmark."""
+    turns = [{"content": "Hello"}, {"content": "Hi there"}]
+    (own,) = read_prompts(file({"conversations": turns})).prompts
+    assert (own.prompt, own.answer) == ("Hello", "Hi there")
+
+
+def test_a_recorded_answer_among_the_messages_is_part_of_the_prompt_and_told(file):
+    own = read_prompts(file({"messages": [*CHAT, {"role": "assistant", "content": "Because."}]}))
+    assert len(own.prompts[0].messages) == 3
+    assert "1 of 1 rows of prompts_file end with an assistant's message" in own.doubts[0]
+
+
+def test_an_array_and_a_table_are_read_too(file):
+    whole = read_prompts(file([{"prompt": "Hello"}, {"prompt": "there", "output_len": 4}]))
+    assert [(row.prompt, row.max_tokens) for row in whole.prompts] == [("Hello", 0), ("there", 4)]
+    table = read_prompts(file(b'prompt,output_tokens\n"5, or so",12\nsix,\n'))
+    assert [(row.prompt, row.max_tokens) for row in table.prompts] == [("5, or so", 12), ("six", 0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (b"{oops", "line 2 is not JSON: '{oops'; a line is one request, e.g. "),
+        (b"\xff\xfe", "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        ([1], r"line 2 is \[1\]: it must be a JSON object"),
+        ({}, "line 2 has no prompt and no messages, only {}"),
+        (
+            {"turns": ["a"], "id": 5},
+            "line 2 has no prompt and no messages, only 'turns, id'; write",
+        ),
+        ({"input_length": 9}, "only 'input_length': it is a trace, send it with -p workload trace"),
+        ({"prompt": "a", "messages": CHAT}, "line 2 has prompt and messages: it must have one"),
+        ({"prompt": ""}, "line 2: prompt is '': it must be a text that is not empty"),
+        ({"prompt": 5}, "line 2: prompt is 5"),
+        ({"prompt": ["a", "b"]}, "line 2: prompt is "),
+        (b'{"prompt": "\\ud800"}', "line 2: prompt has half a character"),
+        ({"messages": []}, "line 2: messages must be a list with one message or more"),
+        ({"messages": "hi"}, "line 2: messages must be a list"),
+        ({"messages": ["hi"]}, "line 2: message 1 has the role None"),
+        ({"messages": [*CHAT, {"role": "wizard", "content": "a"}]}, "message 3 has the role 'wiz"),
+        ({"messages": [{"role": "user"}]}, "line 2: message 1 has no content"),
+        ({"messages": [{"role": "user", "content": ""}]}, "line 2: every message is empty"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "line 2: message 1 has a part of type 'image_url': only text can be sent",
+        ),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "conversations has no question"),
+        (
+            {"conversations": [{"from": "cat", "value": "a"}]},
+            "turn 1 of conversations is from 'cat",
+        ),
+        ({"body": 5}, "line 2: body is 5: it must be a JSON object"),
+        ({"body": {"body": {}}}, "line 2: body holds another body"),
+        ({"prompt": "a", "max_tokens": 0}, "line 2: max_tokens is 0: it must be a whole number"),
+        ({"prompt": "a", "max_tokens": True}, "line 2: max_tokens is True"),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_told_with_its_number(file, row, sentence):
+    with pytest.raises(ParameterError, match=sentence) as refused:
+        read_prompts(file({"prompt": "fine"}, row))
+    assert "prompts_file" in str(refused.value) and "own.jsonl" in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_what_is_wrong_with_the_file_itself(file, tmp_path):
+    with pytest.raises(ParameterError, match="cannot be read: No such file"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(ParameterError, match="is empty: each line is one prompt"):
+        read_prompts(file(b""))
+    with pytest.raises(ParameterError, match=r"requests is 2 and prompts_file .* has 1 prompts"):
+        read_prompts(file({"prompt": "a"}), first=2)
+
+
+def test_a_line_without_end_is_not_read_whole(file, monkeypatch):
+    monkeypatch.setattr("workbench.load.files.prompts.MAX_LINE_BYTES", 100)
+    with pytest.raises(ParameterError, match="line 1 is longer than 100 bytes"):
+        read_prompts(file({"prompt": "a" * 200}))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from math import isnan
 from typing import Any
 
 import pytest
 
 from workbench.load.drive.driver import drive
-from workbench.load.http import outgoing, transport
-from workbench.load.http.answer import HEAD_BYTES
-from workbench.load.http.client import open_client, stream_completion
-from workbench.load.http.outgoing import request_body
+from workbench.load.http import request, transport
+from workbench.load.http.client import ask
+from workbench.load.http.request import Endpoint
+from workbench.load.http.response import HEAD_BYTES
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Request, short
 from workbench.records import RequestRecord
@@ -23,44 +21,17 @@ from workbench.records import RequestRecord
 REQUEST = Request(index=5, prompt_ids=[16, 17, 18], max_tokens=3, ideal_reuse_tokens=2)
 EVENT = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
 FINISH = b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
-
-Answer = Callable[[asyncio.StreamWriter], Any]
-
-
-@asynccontextmanager
-async def server(answer: Answer, *, reads: bool = True) -> AsyncIterator[str]:
-    """A server that reads a request, answers, and hangs up; gives its URL."""
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if reads:
-                await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(len(request_body(REQUEST, model="tiny")))
-            await answer(writer)
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # the client had enough
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as started:
-        yield f"http://127.0.0.1:{started.sockets[0].getsockname()[1]}"
+OOPS = b"data: oops\n\n:\n\n"
 
 
-async def asked(answer: Answer | bytes, *, timeout_s: float = 5.0, **how: Any) -> RequestRecord:
-    """The record of one request to such a server."""
-
-    async def written(writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)  # type: ignore[arg-type]
-
-    async with server(written if isinstance(answer, bytes) else answer, **how) as url:
-        return await ask(url, timeout_s=timeout_s)
+async def asked(vllm: Any, raw: Any, **play: Any) -> RequestRecord:
+    """The record of one request to a server that answers so and hangs up."""
+    vllm.plays(raw=raw, **play)
+    return await ask(REQUEST, Endpoint(base_url=vllm.url, model="tiny", timeout_s=5.0))
 
 
-async def ask(url: str, timeout_s: float = 5.0) -> RequestRecord:
-    async with open_client(url) as client:
-        return await stream_completion(
-            client, REQUEST, base_url=url, model="tiny", timeout_s=timeout_s
-        )
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def answer(status: str, body: bytes, *headers: str) -> bytes:
@@ -109,10 +80,16 @@ def answer(status: str, body: bytes, *headers: str) -> bytes:
         (answer("200 OK", EVENT), "truncated", "without finish_reason and without [DONE]"),
         (answer("200 OK", EVENT + FINISH)[:-80], "truncated", "before the end"),
         (answer("200 OK", EVENT + b"data: \xff\n\n" + FINISH), "protocol", "not JSON"),
+        (answer("200 OK", OOPS), "protocol", "not JSON"),
+        (answer("200 OK", b"{}"), "protocol", "is no event stream"),
+        (answer("200 OK", b"data: {oops"), "truncated", "without finish_reason"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "protocol", "not HTTP/1.1"),
     ],
 )
-async def test_each_has_its_class_and_says_why(sent: bytes, error: str, message: str) -> None:
-    record = await asked(sent)
+async def test_each_has_its_class_and_says_why(
+    vllm: Any, sent: bytes, error: str, message: str
+) -> None:
+    record = await asked(vllm, sent)
     assert record.error == error
     assert message in record.error_message
     assert len(record.error_message) < 800
@@ -120,15 +97,21 @@ async def test_each_has_its_class_and_says_why(sent: bytes, error: str, message:
 
 
 @pytest.mark.parametrize("early", ["100 Continue", "102 Processing", "103 Early Hints"])
-async def test_what_comes_before_the_answer_is_not_the_answer(early: str) -> None:
+async def test_what_comes_before_the_answer_is_not_the_answer(vllm: Any, early: str) -> None:
     hints = f"HTTP/1.1 {early}\r\nContent-Length: 9\r\n\r\n".encode() * 3
-    record = await asked(hints + answer("200 OK", EVENT + FINISH))
+    record = await asked(vllm, hints + answer("200 OK", EVENT + FINISH))
     assert (record.error, record.text, record.http_status) == ("", "a", 200)
 
 
-async def test_a_server_that_hangs_up_before_it_has_read() -> None:
-    record = await asked(b"", reads=False)
-    assert record.error == "reset"
+async def test_a_server_that_hangs_up_before_it_has_read(vllm: Any) -> None:
+    assert (await asked(vllm, b"", reads=False)).error == "reset"
+
+
+async def test_all_was_said_before_the_server_hung_up(vllm: Any) -> None:
+    """A chunked body without its last chunk, but with [DONE]: nothing of the answer is missing."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    record = await asked(vllm, head + chunk(EVENT + FINISH))
+    assert (record.error, record.text) == ("", "a")
 
 
 async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> None:
@@ -146,8 +129,8 @@ async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> N
         (b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50),
     ],
 )
-async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
-    record = await asked(lambda writer: endless(writer, *start_and_piece))
+async def test_a_head_without_end(vllm: Any, start_and_piece: tuple[bytes, bytes]) -> None:
+    record = await asked(vllm, lambda writer: endless(writer, *start_and_piece))
     assert record.error == "too_large"
     assert f"a head of more than {HEAD_BYTES:,} bytes" in record.error_message
     assert record.http_status == 0
@@ -158,14 +141,14 @@ async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
     [
         (b"Content-Length: 2147483648\r\n\r\n", EVENT * 100),
         (b"\r\n", EVENT * 100),
-        (b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n" % (len(EVENT), EVENT) * 100),
+        (b"Transfer-Encoding: chunked\r\n\r\n", chunk(EVENT) * 100),
         (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: and more\r\n" * 100),
     ],
 )
 async def test_an_answer_without_end_is_kept_up_to_a_limit(
-    head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+    vllm: Any, head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
+    monkeypatch.setattr(request, "SPARE_BYTES", 50_000)
     sent_bytes = 0
 
     async def pour(writer: asyncio.StreamWriter) -> None:
@@ -176,7 +159,7 @@ async def test_an_answer_without_end_is_kept_up_to_a_limit(
             await writer.drain()
             sent_bytes += len(piece)
 
-    record = await asked(pour)
+    record = await asked(vllm, pour)
     assert record.error == "too_large"
     assert "more than 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
     assert len(record.text) <= 62_288 // len(EVENT) + 300_000 // len(EVENT)  # one read beyond it
@@ -184,12 +167,9 @@ async def test_an_answer_without_end_is_kept_up_to_a_limit(
 
 
 async def test_an_end_with_something_behind_it_is_found_in_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
+    vllm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "_LOOK_S", 0.05)
-
-    def chunk(data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data)
 
     async def babble(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(EVENT))
@@ -197,14 +177,16 @@ async def test_an_end_with_something_behind_it_is_found_in_a_moment(
         writer.write(chunk(EVENT + FINISH) + b"0\r\n\r\n" + chunk(EVENT))
         await asyncio.sleep(10)
 
-    record = await asked(babble)
+    record = await asked(vllm, babble)
     assert (record.error, record.text) == ("", "aa")
 
 
-async def test_an_error_without_end_is_still_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outgoing, "ANSWER_BYTES", 50_000)
+async def test_an_error_without_end_is_still_that_error(
+    vllm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "SPARE_BYTES", 50_000)
     record = await asked(
-        lambda writer: endless(writer, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
+        vllm, lambda writer: endless(writer, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
     )
     assert record.error == "http_500"
     assert record.error_message.startswith("no CUDA no CUDA")
@@ -215,24 +197,25 @@ async def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
-    record = await ask("http://gpu-node-7:8000")
+    record = await ask(REQUEST, Endpoint(base_url="http://gpu-node-7:8000", model="tiny"))
     assert record.error == "connect"
     assert "gpu-node-7:8000" in record.error_message
     assert "Name or service not known" in record.error_message
 
 
 async def test_a_name_that_cannot_be_one() -> None:
-    assert (await ask(f"http://{'x' * 64}.invalid")).error == "connect"
+    endpoint = Endpoint(base_url=f"http://{'x' * 64}.invalid", model="tiny")
+    assert (await ask(REQUEST, endpoint)).error == "connect"
 
 
-async def test_no_record_is_lost_when_every_answer_is_bad() -> None:
+async def test_no_record_is_lost_when_every_answer_is_bad(vllm: Any) -> None:
     answers = [b"", b"HTTP/1.1 2", answer("500 Oh", b""), answer("200 OK", EVENT + b"data: 5\n\n")]
 
     async def bad(writer: asyncio.StreamWriter) -> None:
         writer.write(answers.pop())
 
+    vllm.plays(raw=bad, reads=False)
     workload = short(requests=4, prompt_tokens=32, output_tokens=3, salt="run")
-    async with server(bad, reads=False) as url:
-        run = await drive(workload, closed(1), base_url=url, model="tiny")
+    run = await drive(workload, closed(1), base_url=vllm.url, model="tiny")
     assert [record.index for record in run.records] == [0, 1, 2, 3]
     assert all(record.error for record in run.records)

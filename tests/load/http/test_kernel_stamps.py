@@ -4,7 +4,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,14 +68,6 @@ def test_a_system_without_stamps_gives_the_time_of_the_read(clock: KernelClock) 
         _, arrived_s = clock.read(reader)
     assert before_s <= arrived_s <= time.monotonic()
     assert (clock.stamped, clock.unstamped) == (0, 1)
-
-
-def test_a_connection_that_is_there_at_the_first_try_is_not_tried_again(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as sock:
-        listener.bind(str(tmp_path / "socket"))
-        listener.listen()
-        sock.setblocking(False)
-        assert kernel_stamps._connected(sock, str(tmp_path / "socket"))
 
 
 def test_a_time_of_day_that_was_set_is_noticed(

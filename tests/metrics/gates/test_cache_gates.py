@@ -30,7 +30,7 @@ def a_pass(name: str, prefill: TokenSources, decode: TokenSources, **facts) -> P
         "arm": "1p4d lmcache",
         "round": 1,
         "pass_name": name,
-        "connector": "lmcache",
+        "stores": True,
         "requests_sent": 6,
         "prompt_tokens_sent": SENT,
         "sources": {"prefill": prefill, "decode": decode},
@@ -43,7 +43,7 @@ def a_pass(name: str, prefill: TokenSources, decode: TokenSources, **facts) -> P
 
 def alone(name: str, sources: TokenSources, **facts) -> PassCounters:
     given = {"arm": "5a none", "sources": {"aggregated": sources}, "requests": {"aggregated": 6}}
-    return replace(a_pass(name, sources, sources, connector="none"), **(given | facts))
+    return replace(a_pass(name, sources, sources, stores=False), **(given | facts))
 
 
 COLD = a_pass("cold", COMPUTED, FROM_STORE)
@@ -226,20 +226,20 @@ def test_engine_warm_decode_instances_need_not_receive_anything():
 
 
 @pytest.mark.parametrize(
-    ("connector", "rest_each", "outcome"),
+    ("stores", "rest_each", "outcome"),
     [
-        ("lmcache", 257, "PASS"),
-        ("lmcache", 258, "FAIL"),
-        ("nixl", 128, "PASS"),
-        ("nixl", 129, "FAIL"),
+        (True, 257, "PASS"),
+        (True, 258, "FAIL"),
+        (False, 128, "PASS"),
+        (False, 129, "FAIL"),
     ],
 )
 def test_what_decode_may_compute_is_one_chunk_and_a_token_or_the_last_block(
-    connector, rest_each, outcome
+    stores, rest_each, outcome
 ):
     rest = 6 * rest_each
     decode = TokenSources(computed=rest, engine_hit=0, external_hit=SENT - rest)
-    assert kv_moved([a_pass("cold", COMPUTED, decode, connector=connector)]).outcome == outcome
+    assert kv_moved([a_pass("cold", COMPUTED, decode, stores=stores)]).outcome == outcome
 
 
 def test_every_request_passes_through_a_prefill_instance():
@@ -313,9 +313,7 @@ def test_a_state_says_how_much_its_source_could_have_served_at_all() -> None:
         **none, legs=6, prompt_tokens=SENT, ideal=29_994, engine_hit=28_332, external_hit=768,
         moved_tokens=768, rest=(),
     )  # fmt: skip
-    gate = store_warm(
-        [alone("store-warm", little, connector="lmcache", reuse={"aggregated": left})]
-    )
+    gate = store_warm([alone("store-warm", little, stores=True, reuse={"aggregated": left})])
     assert gate.outcome == "PASS"
     assert "2.6 % on aggregated instances from the connector (2.6 % could be)" in gate.sentence
     unknown = store_warm([STORE_WARM])

@@ -35,7 +35,7 @@ def nixl_pass(**values) -> PassCounters:
         arm="1p1d",
         round=0,
         pass_name="cold",
-        connector="nixl",
+        pulls=True,
         requests_sent=3,
         prompt_tokens_sent=3000,
         nixl=NixlCounters(**counted),

@@ -627,7 +627,7 @@ def test_a_server_before_its_first_hit_has_stored_tokens() -> None:
 
 # --- logs from the field, where they are beside the repository ---
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = Path(__file__).parents[4] / "shared" / "cases"
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")

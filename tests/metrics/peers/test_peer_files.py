@@ -20,7 +20,7 @@ from workbench.metrics.latency import icl, system_tps
 from workbench.metrics.peers.peer_files import read_peer
 from workbench.metrics.statistics import pair, paired_ratio
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parent
 COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 CHAT = PEERS / "vllm_bench_0.32_chat.json"
 
@@ -507,7 +507,7 @@ def test_a_file_that_is_not_there(tmp_path):
         read_peer(tmp_path / "nothing.json")
 
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
+CASES = Path(__file__).parents[4] / "shared" / "cases"
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the field's files are not beside the checkout")

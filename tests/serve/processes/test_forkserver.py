@@ -15,6 +15,9 @@ import pytest
 
 from tests.conftest import left_running
 from workbench.serve.processes.ports import free_ports
+from workbench.serve.simulated.pretend import LOADS
+
+SIMULATED, PROXY = (f"{module}:main" for module in LOADS)
 
 
 class Forks:
@@ -23,7 +26,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.serve.processes.forkserver", "simulated"],
+            [sys.executable, "-m", "workbench.serve.processes.forkserver", *LOADS],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -31,7 +34,9 @@ class Forks:
         said: dict[str, Any] = json.loads(self.process.stdout.readline())
         return said
 
-    def order(self, name: str, *args: str, fork: str = "simulated") -> int:
+    def order(
+        self, name: str, *args: str, fork: str = "workbench.serve.simulated.__main__:main"
+    ) -> int:
         job = {"fork": fork, "name": name, "args": args, "env": {}}
         job["log"] = str(self.folder / f"{name}.log")
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -64,7 +69,14 @@ def test_instance_store_and_proxy_are_forked_and_end_when_asked(forks: Forks) ->
         "decode-0": forks.order("decode-0", "engine", "--port", engine),
         "store": forks.order("store", "store", "--port", store, "--http-port", http),
         "proxy": forks.order(
-            "proxy", "--port", proxy, "--mode", "none", "--decode", decode, fork="proxy"
+            "proxy",
+            "--port",
+            proxy,
+            "--mode",
+            "none",
+            "--decode",
+            decode,
+            fork=PROXY,
         ),
     }
     assert answers(ports[0]) and answers(ports[2], "/healthcheck") and answers(ports[3])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from workbench.serve.vllm import scan_kernels_once
+
 __all__ = ["load"]
 
 _MODULES = (
@@ -22,10 +24,4 @@ def load() -> None:
     """Import both engines, and let vLLM scan all modules for kernels once instead of each time."""
     for name in _MODULES:
         import_module(name)
-    from vllm.platforms.cpu import CpuPlatform
-
-    from workbench.serve.cpu_patches import register
-
-    register()
-    CpuPlatform.register_triton_kernel_overrides()
-    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+    scan_kernels_once()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, nan
+from statistics import median
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from workbench.experiment.findings.sentences import marked, rounds
 from workbench.experiment.plan.rates import Rates
@@ -32,7 +31,9 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
         for point in sorted(rates.points(requests, arm), key=lambda point: point.rate_per_s):
             group = mine[mine["rate_per_s"] == point.rate_per_s]
             by_round = [part for _, part in group.groupby("round")]
-            achieved_per_s = _median(_per_s(_ends_s(part)) for part in by_round)
+            achieved_per_s = _median_per_s(
+                [stamps[-1] for stamps in part["chunk_s"] if len(stamps)] for part in by_round
+            )
             ttft = quantile(group["ttft_s"], 0.5)
             low, high = point.interval
             rows.append(
@@ -44,7 +45,7 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
                     share=point.share,
                     share_low=low,
                     share_high=high,
-                    offered_per_s=_median(_per_s(part["scheduled_s"]) for part in by_round),
+                    offered_per_s=_median_per_s(part["scheduled_s"] for part in by_round),
                     achieved_per_s=achieved_per_s,
                     goodput_per_s=point.share * achieved_per_s,
                     ttft_s=ttft.value,
@@ -57,20 +58,13 @@ def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...
     return tuple(rows)
 
 
-def _ends_s(rows: pd.DataFrame) -> list[float]:
-    return [stamps[-1] for stamps in rows["chunk_s"] if len(stamps)]
-
-
-def _per_s(times_s: Iterable[float]) -> float:
-    """Events per second, from the first to the last; NaN below two of them."""
-    known = sorted(times_s)
-    span_s = known[-1] - known[0] if len(known) > 1 else 0.0
-    return (len(known) - 1) / span_s if span_s > 0 else nan
-
-
-def _median(values: Iterable[float]) -> float:
-    known = [value for value in values if not isnan(value)]
-    return float(np.median(known)) if known else nan
+def _median_per_s(rounds: Iterable[Iterable[float]]) -> float:
+    """Events per second, from a round's first to its last; NaN where no round has two of them."""
+    rates = []
+    for times_s in map(sorted, rounds):
+        if len(times_s) > 1 and times_s[-1] > times_s[0]:
+            rates.append((len(times_s) - 1) / (times_s[-1] - times_s[0]))
+    return median(rates) if rates else nan
 
 
 def _kept_up(row: RateRow) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.hit_plan import plan_hits
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.room import (
     check_gpu_memory,
@@ -21,6 +20,7 @@ from workbench.experiment.plan.room import (
     engine_notes,
     engine_of,
     kv_space_tokens,
+    one_instance,
     own_speed,
 )
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
@@ -90,7 +90,6 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
             for rival in ("none", "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
-    swept = bool(params.rates_per_s or params.search)
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
@@ -107,11 +106,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 role=role,
                 topology=topology,
                 connector=name,
-                passes=tuple(
-                    Pass(name=s, state=s, decode_shift=int(s == "cross-instance"))  # type: ignore[arg-type]
-                    for s in means.passes(topology)
-                    if not swept
-                ),
+                passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
                 gpus=topology.gpus(tp),
                 settings=settings,
                 tp=tp,
@@ -176,7 +171,7 @@ def _layout(label: str) -> Topology | None:
 
 
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
-    states: list[State] = ["cold", "engine-warm"]
+    states = ["cold", "engine-warm"]
     doubts = [
         "The servers were started by somebody else: rounds are not launches, and nothing was"
         " warmed up, so first requests may pay for connections and handshakes."
@@ -189,13 +184,12 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
     elif params.lmcache_url:
         states.append("store-warm")
     label = params.topology or "attached"
-    swept = bool(params.rates_per_s or params.search)
     arm = Arm(
         label=label,
         role="attached",
         topology=_layout(label),
         connector="unknown",
-        passes=tuple(Pass(name=s, state=s) for s in states if not swept),
+        passes=() if params.swept else tuple(map(pass_in, states)),
     )
     made = _with_load("pd_sweep", params, (arm,), workload_of(params, None, None))
     return replace(made, doubts=tuple(doubts))
@@ -203,12 +197,9 @@ def _attached_plan(params: PdSweep) -> ExperimentPlan:
 
 def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
-    check_room(topology, tp, capacity, settings)
-    check_fault(params.fault, "none", topology)
-    if settings.on_gpu:
-        check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
-    cold = Pass(name="cold", state="cold")
+    make = one_instance(params, settings, capacity)
+    check_fault(params.fault, "none", Topology(aggregated=1))
+    cold, everything = pass_in("cold"), pass_in("engine-warm")
     # New parts can be drawn for prompts of token ids that share nothing, and for no others.
     plain = params.workload in ("reference", "short") and params.api == "completions"
     warm = tuple(
@@ -216,20 +207,10 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         for share in sorted(params.shares)
         if plain
     )
-    make = partial(
-        Arm,
-        role="subject",
-        topology=topology,
-        connector="none",
-        gpus=topology.gpus(tp),
-        tp=tp,
-        capacity=capacity,
-    )
-    everything = Pass(name="engine-warm", state="engine-warm")
     off = replace(settings, prefix_caching=False)
     arms = (
-        make(label="cache off", settings=off, passes=(cold,)),
-        make(label="cache on", settings=settings, passes=(cold, *warm, everything)),
+        make(label="cache off", connector="none", settings=off, passes=(cold,)),
+        make(label="cache on", connector="none", passes=(cold, *warm, everything)),
     )
     workload = workload_of(params, settings, model)
     made = _with_load("single_instance_prefix_cache", params, arms, workload)

@@ -9,22 +9,16 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, State
-from workbench.experiment.plan.room import (
-    UNKNOWN_VOCAB_TOKENS,
-    check_gpu_memory,
-    check_room,
-    engine_of,
-    kv_space_tokens,
-)
-from workbench.experiment.plan.traffic import WorkloadSpec
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
+from workbench.experiment.plan.room import engine_of, kv_space_tokens, one_instance
+from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.catalogue import build
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Workload
 from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.serve.capacity import check_store
-from workbench.serve.vllm import EngineSettings
-from workbench.topology import TensorParallel, Topology
+from workbench.serve.tiny_model import ModelFacts
+from workbench.topology import Topology
 
 NO_STORE = "no store"
 MAIN = "lmcache"
@@ -32,12 +26,9 @@ CACHE_OFF = "lmcache, engine cache off"
 SMALL = "lmcache, small L1"
 DISK = "lmcache, L2 on disk"
 
-_COLD = Pass(name="cold", state="cold")
-_ENGINE = Pass(name="engine-warm", state="engine-warm")
-_STORE = Pass(name="store-warm", state="store-warm")
+_COLD, _ENGINE, _STORE, _DISK = map(pass_in, ("cold", "engine-warm", "store-warm", "disk-warm"))
 _AGAIN = Pass(name="asked again", state="store-warm")
 """As store-warm, where the store is not expected to have it all: no gate asks for it."""
-_DISK = Pass(name="disk-warm", state="disk-warm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +61,7 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
     if params.engine == "attach":
         return _attached(params)
     settings, model, capacity = engine_of(params)
-    topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
-    check_room(topology, tp, capacity, settings)
     check_store(params.store_gb, capacity)
-    if settings.on_gpu:
-        check_gpu_memory(topology.gpus(tp), params.gpu_memory_share)
     if params.block_tokens:
         block = ("--block-size", str(params.block_tokens))
         settings = replace(settings, extra_args=(*settings.extra_args, *block))
@@ -87,63 +74,55 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
                 f"A pass has {kept_mb:.1f} MB of KV, which small_store_mb {params.small_store_mb:g}"
                 " holds: nothing will be evicted. Lower it, or send more."
             )
-    make = partial(
-        Arm, role="subject", topology=topology, connector="lmcache", gpus=topology.gpus(tp),
-        settings=settings, tp=tp, capacity=capacity, store_gb=params.store_gb,
-    )  # fmt: skip
-    return ExperimentPlan(
-        notebook="lmcache_hit_analysis",
-        params=params,
-        platform=settings.platform,
-        arms=_arms(params, settings, make),
-        rounds=params.rounds,
-        workload=_workload(params, model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS),
-        arrivals=closed(1),
-        kv_space_tokens=kv_space_tokens(settings, model),
-        doubts=tuple(doubts),
-    )
-
-
-def _arms(
-    params: LMCacheHitAnalysis, settings: EngineSettings, make: partial[Arm]
-) -> tuple[Arm, ...]:
     main = 256 if 256 in params.chunk_tokens else params.chunk_tokens[0]
+    make = partial(
+        one_instance(params, settings, capacity),
+        connector="lmcache", chunk_tokens=main, store_gb=params.store_gb,
+    )  # fmt: skip
+    # Whether chunk and block go together is the engine's to say, as is a tier on the disk.
+    perhaps = partial(make, may_fail=True)
     partly = tuple(
         Pass(name=f"{share:.0%} in LMCache", state="store-warm", share=share)
         for share in sorted(params.shares)
     )
-    off = replace(settings, prefix_caching=False)
+    off, small_gb = replace(settings, prefix_caching=False), params.small_store_mb / 1024
     arms = [
         make(label=NO_STORE, connector="none", passes=(_COLD, _ENGINE)),
-        make(label=MAIN, chunk_tokens=main, passes=(_COLD, _ENGINE, *partly, _STORE)),
-        make(label=CACHE_OFF, chunk_tokens=main, settings=off, passes=(_COLD, _STORE)),
+        make(label=MAIN, passes=(_COLD, _ENGINE, *partly, _STORE)),
+        make(label=CACHE_OFF, settings=off, passes=(_COLD, _STORE)),
+        *(
+            perhaps(label=chunk_label(chunk), chunk_tokens=chunk, passes=(_COLD, _STORE))
+            for chunk in params.chunk_tokens
+            if chunk != main
+        ),
+        make(label=SMALL, store_gb=small_gb, passes=(_COLD, _AGAIN)),
     ]
-    for chunk in params.chunk_tokens:
-        if chunk != main:
-            # Whether chunk and block go together is the engine's to say.
-            arms.append(
-                make(label=chunk_label(chunk), chunk_tokens=chunk, passes=(_COLD, _STORE),
-                     may_fail=True)
-            )  # fmt: skip
-    small_gb = params.small_store_mb / 1024
-    arms.append(make(label=SMALL, chunk_tokens=main, store_gb=small_gb, passes=(_COLD, _AGAIN)))
     if params.disk:
-        passes = (_COLD, _STORE, _DISK)
-        arms.append(make(label=DISK, chunk_tokens=main, disk=True, passes=passes, may_fail=True))
-    return tuple(arms)
+        arms.append(perhaps(label=DISK, disk=True, passes=(_COLD, _STORE, _DISK)))
+    space_tokens = kv_space_tokens(settings, model)
+    return replace(_plan(params, tuple(arms), model, doubts), kv_space_tokens=space_tokens)
 
 
-def _workload(params: LMCacheHitAnalysis, vocab_tokens: int) -> Lengths:
-    return Lengths(
-        name="lengths",
-        lengths=tuple(params.prompt_tokens),
-        options={
-            "requests": params.requests * len(params.prompt_tokens),
-            "prompt_tokens": max(params.prompt_tokens),
-            "output_tokens": params.output_tokens,
-            "vocab_tokens": vocab_tokens,
-            "seed": params.seed,
-        },
+def _plan(
+    params: LMCacheHitAnalysis, arms: tuple[Arm, ...], model: ModelFacts | None, doubts: list[str]
+) -> ExperimentPlan:
+    settings = arms[0].settings
+    options = {
+        "requests": params.requests * len(params.prompt_tokens),
+        "prompt_tokens": max(params.prompt_tokens),
+        "output_tokens": params.output_tokens,
+        "vocab_tokens": model.vocab_tokens if model else UNKNOWN_VOCAB_TOKENS,
+        "seed": params.seed,
+    }
+    return ExperimentPlan(
+        notebook="lmcache_hit_analysis",
+        params=params,
+        platform=settings.platform if settings else "cpu",
+        arms=arms,
+        rounds=params.rounds,
+        workload=Lengths(name="lengths", lengths=tuple(params.prompt_tokens), options=options),
+        arrivals=closed(1),
+        doubts=tuple(doubts),
     )
 
 
@@ -162,7 +141,7 @@ def _chunk_of(url: str) -> int:
 
 def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
     """One arm of servers that run already; counters before and after say who served what."""
-    states: list[State] = ["cold", "engine-warm"]
+    states = ["cold", "engine-warm"]
     if params.decode_urls and params.lmcache_url:
         states.append("store-warm")
     doubts = [
@@ -186,15 +165,6 @@ def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
         topology=Topology(aggregated=max(1, len(params.decode_urls))),
         connector="lmcache" if chunk_tokens else "unknown",
         chunk_tokens=chunk_tokens,
-        passes=tuple(Pass(name=state, state=state) for state in states),
+        passes=tuple(map(pass_in, states)),
     )
-    return ExperimentPlan(
-        notebook="lmcache_hit_analysis",
-        params=params,
-        platform="cpu",
-        arms=(arm,),
-        rounds=params.rounds,
-        workload=_workload(params, UNKNOWN_VOCAB_TOKENS),
-        arrivals=closed(1),
-        doubts=tuple(doubts),
-    )
+    return _plan(params, (arm,), None, doubts)

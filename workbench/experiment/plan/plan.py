@@ -19,11 +19,12 @@ from workbench.experiment.plan.rates import Rates, rate_name
 from workbench.experiment.plan.speed import TYPICAL, Speed
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
-from workbench.serve.connectors import LMCACHE_CHUNK_TOKENS, connector
+from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings, Platform
@@ -51,6 +52,11 @@ class Pass:
     """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
 
 
+def pass_in(state: str) -> Pass:
+    """The pass that is named after its cache state."""
+    return Pass(name=state, state=state, decode_shift=int(state == "cross-instance"))  # type: ignore[arg-type]
+
+
 def rate_pass(rate_per_s: float) -> Pass:
     """The cold pass at one rate of a sweep."""
     return Pass(name=rate_name(rate_per_s), state="cold", rate_per_s=rate_per_s)
@@ -71,7 +77,7 @@ class Arm:
     tp: TensorParallel = field(default_factory=TensorParallel)
     capacity: Capacity = field(default_factory=Capacity)
     store_gb: float = 1.0
-    chunk_tokens: int = LMCACHE_CHUNK_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
     disk: bool = False
     """The store has a second tier on the disk."""
@@ -96,6 +102,11 @@ class Arm:
             disk_folder=disk_folder if self.disk else "",
             shm_name=shm_name,
         )
+
+    @property
+    def means(self) -> Connector | None:
+        """All that is known of its connector; None of attached servers that do not say."""
+        return CONNECTORS.get(self.connector)
 
     @property
     def ports(self) -> int:
@@ -205,7 +216,8 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            instance_s = LAUNCH_INSTANCE_S + LAUNCH_STORE_S * (arm.connector == "lmcache")
+            store = arm.means.store if arm.means else None
+            instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
             launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
@@ -241,9 +253,9 @@ class ExperimentPlan:
 
 
 SEARCHED_RATES = 7
-LAUNCH_S, LAUNCH_INSTANCE_S, LAUNCH_STORE_S = 1.6, 1.0, 0.4
-"""Start, warm-up and stop: of a launch, of each instance, and of its connection with a store;
-where the fork server loads in TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
+"""Start, warm-up and stop: of a launch, and of each instance, where the fork server loads in
+TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
 PASS_S, WARM_SHARE = 0.4, 0.05
 """Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from math import nan
 from pathlib import Path
 
 from workbench.errors import PlanError
+from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
-from workbench.params.notebooks import EngineParams, PdSweep, PrefixCache
+from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.serve import simulated
-from workbench.serve.capacity import CPU_PROCESS_GB, Capacity, check_capacity
+from workbench.serve.capacity import Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import TensorParallel, Topology
-
-UNKNOWN_VOCAB_TOKENS = 5_000
-"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -116,8 +115,22 @@ def check_room(
     topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
 ) -> None:
     """Refuse a topology that the machine cannot hold, KV and weights included."""
-    instance_gb = CPU_PROCESS_GB + settings.kv_cache_mib / 1024 + settings.weights_gb
-    check_capacity(topology, tp, capacity, platform=settings.platform, instance_gb=instance_gb)
+    check_capacity(topology, tp, capacity, settings)
+
+
+def one_instance(
+    params: PrefixCache | LMCacheHitAnalysis, settings: EngineSettings, capacity: Capacity
+) -> partial[Arm]:
+    """Makes arms of one aggregated instance, for which the machine has room."""
+    topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
+    gpus = topology.gpus(tp)
+    check_room(topology, tp, capacity, settings)
+    if settings.on_gpu:
+        check_gpu_memory(gpus, params.gpu_memory_share)
+    return partial(
+        Arm, role="subject", topology=topology, gpus=gpus, settings=settings, tp=tp,
+        capacity=capacity,
+    )  # fmt: skip
 
 
 def kv_space_tokens(settings: EngineSettings, model: ModelFacts | None) -> float:

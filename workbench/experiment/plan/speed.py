@@ -143,9 +143,8 @@ async def _measure(dtype: str) -> Speed:
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
     from workbench.serve.connectors import connector
-    from workbench.serve.deployment import deploy
+    from workbench.serve.deployment import deploy, launcher_for
     from workbench.serve.plan import plan_deployment, ports_needed
-    from workbench.serve.processes.processes import Launcher
     from workbench.serve.vllm import EngineSettings
     from workbench.topology import Topology
 
@@ -160,7 +159,7 @@ async def _measure(dtype: str) -> Speed:
         return spent_s[-1] - (spent_s[-2] if len(spent_s) > 1 else before.own_s)
 
     with tempfile.TemporaryDirectory(prefix="workbench-speed-") as logs:
-        async with Launcher(Path(logs)) as launcher:
+        async with launcher_for(settings, Path(logs)) as launcher:
             await launcher.loaded()
             fork_server_s = spent()
             async with deploy(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError
-from workbench.experiment.plan.room import UNKNOWN_VOCAB_TOKENS
 from workbench.load.catalogue import build
 from workbench.load.files.trace_file import read_trace, trace_requests
 from workbench.load.workload.arrivals import (
@@ -30,6 +29,8 @@ from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
+UNKNOWN_VOCAB_TOKENS = 5_000
+"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
 _OF_TEXT = ("prompts", "text")
 _ON_A_CPU = {"long_context_high_reuse": 16_384}
 """Longest prompts where a workload's own would take minutes each, or more memory than there is."""
@@ -47,20 +48,20 @@ class WorkloadSpec:
 
     def build(self, salt: str) -> Workload:
         """The workload behind this salt. Raises ParameterError for one that cannot be built."""
+        make_salted = partial(build, self.name, salt=salt)
         if self.name in _OF_TEXT:
-            made_of: dict[str, Any] = {"tokenizer": self.tokenizer, "chat": self.chat}
-            return build(self.name, salt=salt, **self.options, **made_of)
+            return make_salted(**self.options, tokenizer=self.tokenizer, chat=self.chat)
         if not self.chat:
-            return build(self.name, salt=salt, **self.options)
+            return make_salted(**self.options)
         assert self.tokenizer is not None
         template_tokens = Frame.of(self.tokenizer).tokens
 
         def make(prompt_tokens: int, vocab_tokens: int) -> Workload:
             options = self.options | {"prompt_tokens": prompt_tokens, "vocab_tokens": vocab_tokens}
             if "shared_tokens" in options:
-                options["shared_tokens"] -= template_tokens
-                options["shared_tokens"] = max(SALT_TOKENS, options["shared_tokens"])
-            return build(self.name, salt=salt, **options)
+                shared = options["shared_tokens"] - template_tokens
+                options["shared_tokens"] = max(SALT_TOKENS, shared)
+            return make_salted(**options)
 
         return spoken(make, prompt_tokens=self.options["prompt_tokens"], tokenizer=self.tokenizer)
 
@@ -160,21 +161,15 @@ def workload_of(
     if params.target_reuse:
         options["reuse"] = params.target_reuse
     chat = params.api == "chat"
-    of_text = chat or params.workload in _OF_TEXT
-    return WorkloadSpec(
-        name=params.workload,
-        options=options,
-        tokenizer=_tokenizer(params, settings) if of_text else None,
-        chat=chat,
-    )
-
-
-def _tokenizer(params: EngineParams, settings: EngineSettings | None) -> Tokenizer:
-    if settings is None:
-        return attached_tokenizer(params)
-    if settings.platform == "simulated":
-        return PretendTokenizer()
-    return model_tokenizer(str(settings.model))
+    tokenizer: Tokenizer | None = None
+    if chat or params.workload in _OF_TEXT:
+        if settings is None:
+            tokenizer = attached_tokenizer(params)
+        elif settings.platform == "simulated":
+            tokenizer = PretendTokenizer()
+        else:
+            tokenizer = model_tokenizer(str(settings.model))
+    return WorkloadSpec(name=params.workload, options=options, tokenizer=tokenizer, chat=chat)
 
 
 def attached_tokenizer(params: EngineParams, served: str = "") -> ModelTokenizer:
@@ -193,11 +188,6 @@ def attached_tokenizer(params: EngineParams, served: str = "") -> ModelTokenizer
 def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:
     own = not params.prompt_tokens and params.workload in _ON_A_CPU
     return own and settings is not None and not settings.on_gpu
-
-
-def file_doubts(workload: WorkloadSpec) -> tuple[str, ...]:
-    """What a reader has to know of how a trace or a file of prompts was read."""
-    return workload.sample.doubts
 
 
 def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:

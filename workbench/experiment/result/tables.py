@@ -14,6 +14,7 @@ from workbench.metrics.gates.gate_table import spoil
 from workbench.metrics.ledger.ledger import Account
 from workbench.metrics.statistics import three_digits
 from workbench.metrics.waterfall import PARTS, summarise
+from workbench.serve.connectors import CONNECTORS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,13 +266,14 @@ def by_request(requests: pd.DataFrame) -> pd.DataFrame:
     """The ledger of each answer, in prompt tokens, where server and yardstick both say.
 
     `cached` is the server's own word in its usage, `expected` what perfect caches would have given
-    the answering instance; over NIXL that word counts what the prefill instance had cached, so
-    its rows are left out.
+    the answering instance; where KV is pulled (NIXL) that word counts what the prefill instance had
+    cached, so these rows are left out.
     """
+    pulling = [name for name, known in CONNECTORS.items() if known.pulls]
     known = requests[
         requests["cached_tokens"].ge(0)
         & requests["expected_cached_tokens"].ge(0)
-        & requests["connector"].ne("nixl")
+        & ~requests["connector"].isin(pulling)
     ]
     table = known[["arm", "round", "pass", "index", "prompt_tokens"]].assign(
         ideal=known["ideal_reuse_tokens"],

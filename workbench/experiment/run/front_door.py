@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 
 from workbench.errors import ParameterError
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.room import UNKNOWN_VOCAB_TOKENS
-from workbench.experiment.plan.traffic import WrittenSpec, as_text, attached_tokenizer
-from workbench.load.http.client import open_client, stream_completion
-from workbench.load.http.request_form import OPTIONAL_FIELDS, RETURN_IDS, RequestForm
+from workbench.experiment.plan.traffic import (
+    UNKNOWN_VOCAB_TOKENS,
+    WrittenSpec,
+    as_text,
+    attached_tokenizer,
+)
+from workbench.load.http.client import ask
+from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request
 from workbench.load.workload.workload import Request, reference
 from workbench.load.workload.written import TextTokenizer, word_ids, written
@@ -154,17 +158,15 @@ class _Door:
 
     async def ask(self, form: RequestForm) -> RequestRecord:
         """What becomes of a request of this form."""
-        async with open_client(self.deployment.url) as client:
-            return await stream_completion(
-                client,
-                self._request(form),
-                timeout_s=min(TIMEOUT_S, self.plan.params.timeout_s),
-                request_id=f"probe-{secrets.token_hex(4)}",
-                base_url=self.deployment.url,
-                model=self.deployment.model,
-                headers=self.deployment.headers,
-                form=form,
-            )
+        endpoint = Endpoint(
+            base_url=self.deployment.url,
+            model=self.deployment.model,
+            timeout_s=min(TIMEOUT_S, self.plan.params.timeout_s),
+            headers=self.deployment.headers,
+            form=form,
+        )
+        request_id = f"probe-{secrets.token_hex(4)}"
+        return await ask(self._request(form), endpoint, request_id=request_id)
 
     async def plainest(self, form: RequestForm) -> tuple[RequestForm, RequestRecord]:
         """The form without anything optional, with text where token ids are refused."""

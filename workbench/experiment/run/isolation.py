@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
@@ -55,25 +56,24 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     doubts: list[str] = []
     refused = ""
     engines_empty = store_empty = False
-    resets = wanted.state in ("cold", "store-warm", "disk-warm")
-    if resets and not await _store_is_quiet(deployment):
-        doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
-    if resets:
+    if wanted.state in ("cold", "store-warm", "disk-warm"):
+        if not await _store_is_quiet(deployment):
+            doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
         try:
             engines_empty = await deployment.reset_engines()
         except ResetRefusedError as error:
             if wanted.state != "cold":
                 raise
             refused = str(error)
-    if resets and not engines_empty:
-        rests = (
-            "the salt alone keeps its prompts new"
-            if wanted.state == "cold"
-            else "the engines' own caches served it too"
-        )
-        doubts.append(
-            f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
-        )
+        if not engines_empty:
+            rests = (
+                "the salt alone keeps its prompts new"
+                if wanted.state == "cold"
+                else "the engines' own caches served it too"
+            )
+            doubts.append(
+                f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
+            )
     if wanted.state == "cold":
         store_empty = await deployment.reset_store()
     elif wanted.state == "disk-warm":
@@ -118,7 +118,7 @@ async def _store_is_quiet(deployment: Deployment) -> bool:
     async with control_client() as client:
         while time.monotonic() < ends_s:
             counters = await prometheus.read(client, deployment.store_url, "store")
-            store = StoreCounters.of(counters)
+            store = StoreCounters.of(counters, deployment.store.counters)
             waiting = store.disk_sent_chunks > store.disk_chunks
             written = store.written_chunks, store.disk_chunks
             if isnan(store.written_chunks) or (written == last and not waiting):
@@ -130,27 +130,25 @@ async def _store_is_quiet(deployment: Deployment) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterReading:
-    """The counters of every instance and of the store at one moment."""
+    """The counters of every instance of a deployment and of its store at one moment."""
 
+    deployment: Deployment
     engines: dict[str, prometheus.Counters]
     store: prometheus.Counters | None
 
-    def since(self, before: CounterReading, deployment: Deployment) -> Counted:
+    def since(self, before: CounterReading) -> Counted:
         """What was counted between `before` and this reading, added up by role."""
         sources: dict[Role, TokenSources] = {}
         requests: dict[Role, float] = {}
         preemptions: dict[Role, float] = {}
-        nixl: list[NixlCounters] = []
         doubts: list[str] = []
-        for instance in deployment.instances:
-            change = prometheus.difference(
-                before.engines[instance.name], self.engines[instance.name]
-            )
-            counted, role = EngineCounters.of(change), instance.role
+        changes = self._changes(before)
+        for instance in self.deployment.instances:
+            change, role = changes[instance.name], instance.role
+            counted = EngineCounters.of(change)
             sources[role] = sources[role] + counted.sources if role in sources else counted.sources
             requests[role] = requests.get(role, 0.0) + counted.requests_finished
             preemptions[role] = preemptions.get(role, 0.0) + counted.preemptions
-            nixl.append(NixlCounters.of(change))
             doubts += change.doubts
             if (engines := engine_count(change)) > 1:
                 doubts.append(
@@ -160,28 +158,27 @@ class CounterReading:
         if self.store is not None and before.store is not None:
             doubts += prometheus.difference(before.store, self.store).doubts
         return Counted(
-            sources=sources,
-            requests=requests,
-            preemptions=preemptions,
-            nixl=NixlCounters.added(nixl),
-            store=self.store_since(before),
-            block_tokens=self.block_tokens,
-            doubts=tuple(doubts),
+            sources=sources, requests=requests, preemptions=preemptions, doubts=tuple(doubts)
         )
 
     def store_since(self, before: CounterReading) -> StoreCounters | None:
         """What the store did after `before`; None without a store."""
         if self.store is None or before.store is None:
             return None
-        return StoreCounters.of(prometheus.difference(before.store, self.store))
+        change = prometheus.difference(before.store, self.store)
+        return StoreCounters.of(change, self.deployment.store.counters)
 
-    def expired_since(self, before: CounterReading) -> float:
-        """Prompts whose KV NIXL has let expire after `before`; 0 where that is not known."""
-        changes = (
-            prometheus.difference(before.engines[name], now) for name, now in self.engines.items()
-        )
-        nixl = NixlCounters.added(map(NixlCounters.of, changes))
-        return 0.0 if nixl is None or isnan(nixl.expired) else nixl.expired
+    def transfers_since(
+        self, before: CounterReading, series: Mapping[str, str]
+    ) -> NixlCounters | None:
+        """The KV that was pulled after `before`, and what failed; None where nobody says."""
+        return NixlCounters.of(self._changes(before).values(), series)
+
+    def _changes(self, before: CounterReading) -> dict[str, prometheus.Counters]:
+        return {
+            name: prometheus.difference(before.engines[name], now)
+            for name, now in self.engines.items()
+        }
 
     @property
     def capacity_tokens(self) -> dict[str, float]:
@@ -218,9 +215,6 @@ class Counted:
     sources: dict[Role, TokenSources]
     requests: dict[Role, float]
     preemptions: dict[Role, float]
-    nixl: NixlCounters | None
-    store: StoreCounters | None
-    block_tokens: int
     doubts: tuple[str, ...] = ()
 
     def without_first_tokens(self) -> Counted:
@@ -247,4 +241,6 @@ async def read_counters(deployment: Deployment) -> CounterReading:
             if deployment.store_url
             else None
         )
-    return CounterReading(engines={c.instance: c for c in engines}, store=store)
+    return CounterReading(
+        deployment=deployment, engines={c.instance: c for c in engines}, store=store
+    )

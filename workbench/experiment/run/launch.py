@@ -15,7 +15,7 @@ from workbench.metrics.counters import TokenSources, engine_count
 from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
 from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, RequestRecord
-from workbench.serve.connectors import CONNECTORS
+from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import model_facts
 from workbench.topology import Role
@@ -28,6 +28,10 @@ class Launch:
 
     def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:
         self._arm, self._number, self._deployment = arm, number, deployment
+        means = arm.means
+        self._stores, self._pulls = bool(means and means.store), bool(means and means.pulls)
+        self._transfers = means.transfer_counters if means else {}
+        self._chunk_tokens = arm.chunk_tokens if self._stores else 0
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
         self._counted_to: CounterReading | None = None
@@ -39,12 +43,6 @@ class Launch:
         self.expected_cached: dict[int, int] = {}
         """Of the last pass: what the answering instance could have had, by request index."""
 
-    @property
-    def chunk_tokens(self) -> int:
-        """The store's chunk; 0 without a store."""
-        known = CONNECTORS.get(self._arm.connector)  # type: ignore[call-overload]
-        return self._arm.chunk_tokens if known is not None and known.store else 0
-
     def begins(self, made: Made, reading: CounterReading) -> None:
         """A pass begins: what was emptied for it is empty from here on."""
         self._block_tokens = reading.block_tokens
@@ -52,9 +50,9 @@ class Launch:
             settings = self._arm.settings
             self._ideal = IdealCaches(
                 block_tokens=reading.block_tokens,
-                chunk_tokens=self.chunk_tokens,
+                chunk_tokens=self._chunk_tokens,
                 prefix_caching=settings is None or settings.prefix_caching,
-                pulls=self._arm.connector == "nixl",
+                pulls=self._pulls,
             )
         if made.engines_empty:
             self._ideal.forget_engines()
@@ -63,7 +61,9 @@ class Launch:
         if made.store_empty:
             self._ideal.forget_store()
         if self._counted_to is not None:
-            self._expired_before += reading.expired_since(self._counted_to)
+            between = reading.transfers_since(self._counted_to, self._transfers)
+            if between is not None and not isnan(between.expired):
+                self._expired_before += between.expired
         self._counted_to = reading
         if made.store_empty or self._emptied is None:
             self._emptied = reading
@@ -79,8 +79,9 @@ class Launch:
         counted: Counted,
     ) -> PassCounters:
         """A pass has ended. `prompts` are those of the cold pass, `sent` those of this one."""
+        assert self._counted_to is not None
+        begun, self._counted_to = self._counted_to, reading
         expired_before, self._expired_before = self._expired_before, 0.0
-        self._counted_to = reading
         reuse = self._reuse(sent, records, legs)
         sources = {
             role: seen.without_external() if self._loads_nothing(role, seen, records) else seen
@@ -88,7 +89,7 @@ class Launch:
         }
         loaded = sum(seen.external_hit for seen in sources.values())
         several = any(engine_count(counters) > 1 for counters in reading.engines.values())
-        if several or (self._arm.connector not in CONNECTORS and loaded > 0):
+        if several or (self._arm.means is None and loaded > 0):
             # Attached servers have a connector whose chunks are not known; and which of several
             # engines got a prompt, each with a cache of its own, is not known either.
             reuse, self.expected_cached = {}, {}
@@ -99,7 +100,8 @@ class Launch:
             arm=self._arm.label,
             round=self._number,
             pass_name=measured.name,
-            connector=self._arm.connector,
+            stores=self._stores,
+            pulls=self._pulls,
             requests_sent=len(records),
             prompt_tokens_sent=prompts.prompt_tokens,
             longest_prompt_tokens=max(r.prompt_tokens for r in sent.requests),
@@ -107,17 +109,17 @@ class Launch:
             sources=sources,
             requests=counted.requests,
             preemptions=counted.preemptions,
-            store=counted.store,
+            store=reading.store_since(begun),
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
-            nixl=counted.nixl if self._arm.connector == "nixl" else None,
+            nixl=reading.transfers_since(begun, self._transfers) if self._pulls else None,
             expired_before=expired_before,
             reuse=reuse,
             requests_failed=len(failed),
             failed_prompt_tokens=self._failed_tokens,
             overflowed=self._overflowed(reading),
             kv_bytes_per_token=self._kv_bytes_per_token(),
-            block_tokens=counted.block_tokens,
-            chunk_tokens=self.chunk_tokens or 256,
+            block_tokens=reading.block_tokens,
+            chunk_tokens=self._chunk_tokens or CHUNK_TOKENS,
         )
 
     def _loads_nothing(
@@ -125,7 +127,7 @@ class Launch:
     ) -> bool:
         """Whether it is certain that no connector loaded KV: there is none, or each answer's own
         count of cached tokens leaves nothing over that the engine's cache did not serve."""
-        if self._arm.connector == "none":
+        if self._arm.means is not None and not self._arm.means.loads:
             return True
         told = all(record.ok and record.cached_tokens >= 0 for record in records)
         cached = sum(record.cached_tokens for record in records)

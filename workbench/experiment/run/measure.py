@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import lcm, nan
 from typing import Any
@@ -23,12 +24,11 @@ from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
 from workbench.load.files.traces import trace_of_run
-from workbench.load.workload.arrivals import Arrivals
 from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
-from workbench.topology import Topology
+from workbench.serve.processes.launcher import failure
 
 __all__ = ["measure_arm"]
 
@@ -49,37 +49,38 @@ async def measure_arm(
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
     if deployment.plan is not None:
+        topology = deployment.plan.topology
         await warm_up(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
             salt=f"{folder.attempt.name}-warm-up-{number}",
-            pairs=_pairs(deployment.plan.topology),
+            # Routing by index can make so many prefill-decode pairs.
+            pairs=lcm(topology.prefill or 1, topology.decode or topology.aggregated),
         )
     # All arms of a round get the same prompts, so that they can be paired; the salt of the
     # attempt keeps rounds and reruns apart.
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
-    launch = Launch(arm, number, deployment)
+    launch = _Launched(plan, arm, number, deployment, folder, log)
+    where = f"{arm.label}, round {number + 1}"
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
         if measured.rate_per_s:
             # What one rate has left in a cache must not serve the next.
             prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
         try:
-            prompts, line = await _measure_pass(
-                plan, arm, number, measured, deployment, launch, prompts, folder, log
-            )
+            prompts, line = await launch.measure(measured, prompts)
         except DeploymentError as error:
-            if isinstance(error, ResetRefusedError):
-                log.refusals.append(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
-            log.reasons.append(f"{error}")
-            log.doubt(f"{arm.label}, round {number + 1}, {measured.name}: {error}")
             line = str(error)
+            if isinstance(error, ResetRefusedError):
+                log.refusals.append(f"{where}, {measured.name}: {line}")
+            log.reasons.append(line)
+            log.doubt(f"{where}, {measured.name}: {line}")
         standing = f"  {far.pass_ended(number, arm.label, measured.name)}" if far else ""
         echo(
             f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}{standing}"
         )
         if dead := deployment.dead():
             for process in dead:
-                reason = f"{arm.label}, round {number + 1}: {process.failure('ended by itself')}"
+                reason = f"{where}: {failure(process, 'ended by itself')}"
                 log.reasons.append(reason)
                 log.doubt(reason)
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
@@ -93,11 +94,6 @@ async def measure_arm(
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
-
-
-def _pairs(topology: Topology) -> int:
-    """Requests that walk every prefill-decode pair which routing by index can make."""
-    return lcm(topology.prefill or 1, topology.decode or topology.aggregated)
 
 
 def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
@@ -115,110 +111,121 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
     )
 
 
-async def _measure_pass(
-    plan: ExperimentPlan,
-    arm: Arm,
-    number: int,
-    measured: Pass,
-    deployment: Deployment,
-    launch: Launch,
-    prompts: Workload,
-    folder: RunFolder,
-    log: Log,
-) -> tuple[Workload, str]:
-    """Make the state, drive the workload, read the counters; returns the line to print.
+class _Launched:
+    """One launch of an arm, whose passes are measured one after the other."""
 
-    With it come the prompts that later passes ask again: after a cold pass those that it sent,
-    since the turns of a conversation hold the answers that they got.
-    """
-    made = await make_state(deployment, measured)
-    for doubt in made.doubts:
-        log.doubt(doubt)
-    if made.refused:
-        where = f"{arm.label}, round {number + 1}, {measured.name}"
-        log.refusals.append(f"{where}: {made.refused}")
-    workload = prompts
-    if measured.state != "cold":
-        workload = asked_again(prompts, share=measured.share, seed=number)
-    await deployment.legs()
-    before = await read_counters(deployment)
-    launch.begins(made, before)
-    proxy_before = await deployment.proxy_stats()
-    constants = {
-        "arm": arm.label,
-        "topology": arm.topology_text,
-        "connector": arm.connector,
-        "workload": plan.workload.name,
-        "round": number,
-        "pass": measured.name,
-    }
-    most = most_workers(workload, plan.arrivals)
-    ended: list[RequestRecord] = []
-    load_before = ProcessorLoad.now()
-    try:
-        async with watched_gauges(deployment) as gauges:
-            load = await _drive(
-                workload,
-                plan.arrivals_in(measured),
-                workers=worker_count(plan, most, log),
-                base_url=deployment.url,
-                model=deployment.model,
-                headers=deployment.headers,
-                timeout_s=plan.params.timeout_s,
-                decode_shift=measured.decode_shift,
-                form=plan.form,
-                kernel_stamps=plan.params.kernel_stamps,
-                on_record=ended.append,
+    def __init__(
+        self,
+        plan: ExperimentPlan,
+        arm: Arm,
+        number: int,
+        deployment: Deployment,
+        folder: RunFolder,
+        log: Log,
+    ) -> None:
+        self.plan, self.arm, self.number = plan, arm, number
+        self.deployment, self.folder, self.log = deployment, folder, log
+        self.counting = Launch(arm, number, deployment)
+        self.columns = {
+            "arm": arm.label,
+            "topology": arm.topology_text,
+            "connector": arm.connector,
+            "workload": plan.workload.name,
+            "round": number,
+        }
+
+    async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
+        """Make the state, drive the workload, read the counters; returns the line to print.
+
+        With it come the prompts that later passes ask again: after a cold pass those that it sent,
+        since the turns of a conversation hold the answers that they got.
+        """
+        plan, deployment, log = self.plan, self.deployment, self.log
+        made = await make_state(deployment, measured)
+        for doubt in made.doubts:
+            log.doubt(doubt)
+        if made.refused:
+            where = f"{self.arm.label}, round {self.number + 1}, {measured.name}"
+            log.refusals.append(f"{where}: {made.refused}")
+        cold = measured.state == "cold"
+        workload = prompts if cold else asked_again(prompts, share=measured.share, seed=self.number)
+        await deployment.legs()  # those of the warm-up, or of a pass that broke off
+        before = await read_counters(deployment)
+        self.counting.begins(made, before)
+        proxy_before = await deployment.proxy_stats()
+        columns = {**self.columns, "pass": measured.name}
+        load, rows, others_share = await self._drive(measured, workload, columns)
+        after = await read_counters(deployment)
+        log.measuring_s += load.ended_s - load.started_s
+        legs = await deployment.legs()
+        log.legs.append(to_frame(legs, **columns))
+        series = before.rows(**columns, when="before") + after.rows(**columns, when="after")
+        log.counters.append(pd.DataFrame(series))
+        self.folder.write("legs", log.frame("legs"))
+        counted = after.since(before)
+        if plan.form.first_token_from_prefill:
+            counted = counted.without_first_tokens()
+        for doubt in counted.doubts:
+            log.doubt(doubt)
+        workload = replace(workload, requests=load.sent)
+        if cold:
+            prompts = workload
+            # A sweep over rates has many cold passes; the first is the one that is kept.
+            if not self.number and all(known.arm != self.arm.label for known in log.passes):
+                trace = trace_of_run(workload, load.records)
+                self.folder.write_trace(self.arm.label, trace)
+        log.passes.append(
+            self.counting.ended(measured, prompts, workload, load.records, legs, after, counted)
+        )
+        known = rows["index"].map(self.counting.expected_cached)
+        rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
+        self.folder.write("requests", log.frame("requests"))
+        watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
+        most = most_workers(workload, plan.arrivals)
+        watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
+        failed = sum(not record.ok for record in load.records)
+        line = f"TTFT {1000 * rows['ttft_s'].median():7.0f} ms"
+        return prompts, line + (f", {failed} of {len(rows)} failed" if failed else "")
+
+    async def _drive(
+        self, measured: Pass, workload: Workload, columns: Mapping[str, Any]
+    ) -> tuple[LoadRun, pd.DataFrame, float]:
+        """Send the workload; the load, its rows, and the share of the cores that others took."""
+        plan, deployment, log = self.plan, self.deployment, self.log
+        workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
+        ended: list[RequestRecord] = []
+        load_before = ProcessorLoad.now()
+        options: dict[str, Any] = {
+            "base_url": deployment.url,
+            "model": deployment.model,
+            "headers": deployment.headers,
+            "timeout_s": plan.params.timeout_s,
+            "decode_shift": measured.decode_shift,
+            "form": plan.form,
+            "kernel_stamps": plan.params.kernel_stamps,
+            "on_record": ended.append,
+        }
+        try:
+            async with watched_gauges(deployment) as gauges:
+                arrivals = plan.arrivals_in(measured)
+                if workers == 1:
+                    load = await drive_in_thread(workload, arrivals, **options)
+                else:
+                    load = await drive_in_workers(workload, arrivals, workers=workers, **options)
+        finally:
+            # Kept whatever happened: a cancelled drive has made a record of every request too.
+            ended.sort(key=lambda record: record.index)
+            rows = latencies(to_frame(ended, **columns)).assign(
+                expected_cached_tokens=-1, parting_nat=nan, rate_per_s=measured.rate_per_s
             )
-    finally:
-        # Kept whatever happened: a cancelled drive has made a record of every request too.
-        ended.sort(key=lambda record: record.index)
-        rows = latencies(to_frame(ended, **constants)).assign(
-            expected_cached_tokens=-1, parting_nat=nan, rate_per_s=measured.rate_per_s
-        )
-        log.requests.append(rows)
-        folder.write("requests", log.frame("requests"))
-    others_share = ProcessorLoad.now().others_since(load_before)
-    if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
-        others_share = nan
-        log.doubt(
-            "The attached server runs on this machine: what it took of the cores and what other"
-            " programs took cannot be told apart."
-        )
-    after = await read_counters(deployment)
-    log.measuring_s += load.ended_s - load.started_s
-    legs = await deployment.legs()
-    log.legs.append(to_frame(legs, **constants))
-    series = before.rows(**constants, when="before") + after.rows(**constants, when="after")
-    log.counters.append(pd.DataFrame(series))
-    log.gauges.append(pd.DataFrame([{**constants, **row} for row in gauges]))
-    folder.write("legs", log.frame("legs"))
-    counted = after.since(before, deployment)
-    if plan.form.first_token_from_prefill:
-        counted = counted.without_first_tokens()
-    for doubt in counted.doubts:
-        log.doubt(doubt)
-    workload = replace(workload, requests=load.sent)
-    if measured.state == "cold":
-        prompts = workload
-        # A sweep over rates has many cold passes; the first is the one that is kept.
-        if not number and all(known.arm != arm.label for known in log.passes):
-            folder.write_trace(arm.label, trace_of_run(workload, load.records))
-    log.passes.append(launch.ended(measured, prompts, workload, load.records, legs, after, counted))
-    known = rows["index"].map(launch.expected_cached)
-    rows["expected_cached_tokens"] = known.fillna(-1).astype(int)
-    folder.write("requests", log.frame("requests"))
-    watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
-    watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
-    failed = sum(not record.ok for record in load.records)
-    ttft_ms = 1000 * rows["ttft_s"].median()
-    line = f"TTFT {ttft_ms:7.0f} ms" + (f", {failed} of {len(rows)} failed" if failed else "")
-    return prompts, line
-
-
-async def _drive(
-    workload: Workload, arrivals: Arrivals, *, workers: int, **options: Any
-) -> LoadRun:
-    if workers == 1:
-        return await drive_in_thread(workload, arrivals, **options)
-    return await drive_in_workers(workload, arrivals, workers=workers, **options)
+            log.requests.append(rows)
+            self.folder.write("requests", log.frame("requests"))
+        log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))
+        others_share = ProcessorLoad.now().others_since(load_before)
+        if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
+            others_share = nan
+            log.doubt(
+                "The attached server runs on this machine: what it took of the cores and what other"
+                " programs took cannot be told apart."
+            )
+        return load, rows, others_share

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf, isnan, nan
-from typing import Self
+from statistics import mean
+
+FAR_OFF = 1.3
+"""A run that takes so many times its planned duration is told so."""
+
+ANY_RATE = "any rate"
+"""The name of a pass whose rate a search has still to choose."""
 
 
 def spell_s(seconds: float) -> str:
@@ -61,17 +68,7 @@ def read_standing(line: str) -> tuple[str, Standing | None]:
 
 
 def _seconds(text: str) -> float:
-    total = 0
-    for part in text.split(":"):
-        total = 60 * total + int(part)
-    return float(total)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Step:
-    round: int
-    arm: str
-    name: str
+    return float(sum(60**n * int(part) for n, part in enumerate(reversed(text.split(":")))))
 
 
 @dataclass(slots=True)
@@ -81,7 +78,8 @@ class Progress:
     Until the first launch has ended the plan's estimate, `planned_s`, is all that is known.
     """
 
-    waiting: list[_Step]
+    waiting: list[tuple[int, str, str]]
+    """Round, arm and pass of each that has not ended."""
     planned_s: float = nan
     once_s: float = 0.0
     """Part of the first pass that no other has: loading the fork server."""
@@ -96,32 +94,15 @@ class Progress:
     def __post_init__(self) -> None:
         self._began_s = self._last_s = self.clock()
 
-    @classmethod
-    def of(
-        cls,
-        passes: Iterable[tuple[int, str, str]],
-        *,
-        planned_s: float = nan,
-        once_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> Self:
-        """Of all (round, arm, pass) that are planned."""
-        steps = [_Step(*one) for one in passes]
-        return cls(steps, planned_s=planned_s, once_s=once_s, clock=clock)
-
     def pass_ended(self, number: int, arm: str, name: str) -> Standing:
         """One pass has ended, measured or not. One that was not planned is one more."""
-        step = _Step(number, arm, name)
-        if step in self.waiting:
-            self.waiting.remove(step)
-        else:  # a search chooses its rates as it goes: this is one of those expected
-            same = (s for s in self.waiting if (s.round, s.arm, s.name) == (number, arm, ANY_RATE))
-            if (expected := next(same, None)) is not None:
-                self.waiting.remove(expected)
-            step = _Step(number, arm, ANY_RATE)
+        if (number, arm, name) not in self.waiting:
+            name = ANY_RATE  # a search chooses its rates as it goes: this is one of those expected
+        with suppress(ValueError):
+            self.waiting.remove((number, arm, name))
         now_s = self.clock()
         took_s = now_s - self._last_s - (0.0 if self.done else self.once_s)
-        self._took_s.setdefault((arm, step.name), []).append(max(0.0, took_s))
+        self._took_s.setdefault((arm, name), []).append(max(0.0, took_s))
         self._last_s = now_s
         self.done += 1
         return self.standing
@@ -130,7 +111,7 @@ class Progress:
         """A launch is over; what it has not measured will not be. `left_out`: in no round."""
         self._launches += not left_out
         self.waiting = [
-            s for s in self.waiting if s.arm != arm or not (left_out or s.round == number)
+            step for step in self.waiting if step[1] != arm or not (left_out or step[0] == number)
         ]
 
     @property
@@ -165,19 +146,11 @@ class Progress:
         if not self._launches:
             left_s = self.planned_s - elapsed_s
             return left_s if 0 < left_s < inf else nan
-        return sum(self._step_s(step) for step in self.waiting)
+        return sum(self._pass_s(arm, name) for _, arm, name in self.waiting)
 
-    def _step_s(self, step: _Step) -> float:
+    def _pass_s(self, arm: str, name: str) -> float:
         """What a pass will take: as this one did, or that of another arm, or all did."""
-        took_s = self._took_s.get((step.arm, step.name)) or [
-            s for (_, name), seconds in self._took_s.items() if name == step.name for s in seconds
-        ]
-        took_s = took_s or [s for seconds in self._took_s.values() for s in seconds]
-        return sum(took_s) / len(took_s) if took_s else nan
-
-
-FAR_OFF = 1.3
-"""A run that takes so many times its planned duration is told so."""
-
-ANY_RATE = "any rate"
-"""The name of a pass whose rate a search has still to choose."""
+        every = self._took_s.items()
+        same = [s for (_, known), seconds in every if known == name for s in seconds]
+        took_s = self._took_s.get((arm, name)) or same or [s for _, each in every for s in each]
+        return mean(took_s) if took_s else nan

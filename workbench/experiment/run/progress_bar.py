@@ -12,11 +12,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from math import isnan
+from math import isnan, nan
 from typing import Any, TextIO
 
 from workbench.experiment.run.progress import Standing, read_standing, spell_s
@@ -29,38 +30,33 @@ _TICK_S = 1.0
 class _Bar:
     """A tqdm bar that shows our own estimate of the time left, and ticks between passes."""
 
-    def __init__(self, make: Any, **options: Any) -> None:
-        self._make, self._options = make, options
-        self._bar: Any = None
-        self._ends_s = float("nan")
+    def __init__(self, make: Callable[..., Any], **options: Any) -> None:
+        self._make = partial(make, bar_format=_FORMAT, **options)
+        self.drawn: Any = None
+        """The tqdm bar; None before the first standing."""
+        self._ends_s = nan
         self._stop = threading.Event()
         self._ticking = threading.Thread(target=self._tick, daemon=True)
 
     def move(self, standing: Standing) -> None:
         """Show this standing from now on."""
-        new = self._bar is None
+        new = self.drawn is None
         if new:
-            self._bar = self._make(
-                total=standing.total, bar_format=_FORMAT, unit=standing.unit, **self._options
-            )
-        self._bar.total, self._bar.n, self._bar.unit = standing.total, standing.done, standing.unit
-        self._bar.start_t = time.time() - standing.elapsed_s
+            self.drawn = self._make(total=standing.total, unit=standing.unit)
+        bar = self.drawn
+        bar.total, bar.n, bar.unit = standing.total, standing.done, standing.unit
+        bar.start_t = time.time() - standing.elapsed_s
         self._ends_s = time.monotonic() + standing.left_s
         self._show()
         if new:
             self._ticking.start()
 
-    @property
-    def drawn(self) -> Any:
-        """The tqdm bar; None before the first standing."""
-        return self._bar
-
     def _show(self) -> None:
         left_s = max(0.0, self._ends_s - time.monotonic())
         left = "" if isnan(self._ends_s) else f"about {spell_s(left_s)} left"
-        if self._bar.n == self._bar.total:
+        if self.drawn.n == self.drawn.total:
             left = "now its figures"  # a loaded machine takes half a minute for them
-        self._bar.set_postfix_str(left)
+        self.drawn.set_postfix_str(left)
 
     def _tick(self) -> None:
         while not self._stop.wait(_TICK_S):
@@ -68,9 +64,9 @@ class _Bar:
 
     def close(self) -> None:
         self._stop.set()
-        if self._bar is not None:
+        if self.drawn is not None:
             self._ticking.join()  # a tick behind the end would draw the bar once more
-            self._bar.close()
+            self.drawn.close()
 
 
 _COMMAND_LINE = re.compile(r"  (?:store|proxy|(?:prefill|decode|aggregated)-\d+) +\S")
@@ -101,7 +97,6 @@ class LineWriter:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits but the part of a line that has not ended."""
         self._out.flush()
 
     def _line(self, line: str) -> None:
@@ -146,10 +141,12 @@ def bar_in_lab(echo: Echo) -> Iterator[Echo]:
 
     When the run has ended a line of text stands in the bar's place: a widget needs its kernel.
     """
-    bar = _lab_bar() if echo is echo_line and has_front_end() else None
-    if bar is None:
+    if echo is not echo_line or not has_front_end() or find_spec("ipywidgets") is None:
         yield echo
         return
+    from tqdm.notebook import tqdm
+
+    bar = _Bar(tqdm, display=False)
     display: Any = import_module("IPython.display").display
     handle: Any = None
     last: Standing | None = None
@@ -171,11 +168,3 @@ def bar_in_lab(echo: Echo) -> Iterator[Echo]:
         if handle is not None and last is not None:
             text = f"{last.done} of {last.total} {last.unit} in {spell_s(last.elapsed_s)}"
             handle.update({"text/plain": text}, raw=True)
-
-
-def _lab_bar() -> _Bar | None:
-    if find_spec("ipywidgets") is None:
-        return None
-    from tqdm.notebook import tqdm
-
-    return _Bar(tqdm, display=False)

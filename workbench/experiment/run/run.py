@@ -7,14 +7,11 @@ so that a run which breaks off keeps what it measured.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
@@ -27,14 +24,15 @@ from workbench.experiment.run.measure import measure_arm
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.servers import deployed
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
 from workbench.hardware import machine
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
-from workbench.serve.deployment import Deployment, deploy
-from workbench.serve.processes.processes import Launcher
+from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import model_facts
 
 __all__ = ["run"]
@@ -130,7 +128,7 @@ def _progress(plan: ExperimentPlan) -> Progress:
                 given = [rate_pass(rate).name for rate in plan.rates.given]
                 names += given or [ANY_RATE] * SEARCHED_RATES
             steps += [(number, arm.label, name) for name in names]
-    return Progress.of(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
+    return Progress(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
 
 
 def _must_have_measured(log: Log) -> None:
@@ -151,16 +149,11 @@ async def _launcher(
     plan: ExperimentPlan, folder: RunFolder, log: Log
 ) -> AsyncIterator[Launcher | None]:
     """The launcher of a run, warming up while the first arm is prepared; None for attach."""
-    if plan.params.engine == "attach":
+    settings = plan.arms[0].settings
+    if settings is None:
         yield None
         return
-    fork = plan.params.fork and plan.platform in ("cpu", "simulated")
-    loads: Literal["engine", "simulated"] = (
-        "simulated" if plan.platform == "simulated" else "engine"
-    )
-    offline = all(arm.settings is None or arm.settings.local for arm in plan.arms)
-    async with Launcher(folder.logs, fork=fork, offline=offline, loads=loads) as launcher:
-        launcher.warm_up()
+    async with launcher_for(settings, folder.logs, fork=plan.params.fork) as launcher:
         yield launcher
         for note in launcher.notes:
             log.doubt(note)
@@ -170,31 +163,19 @@ async def _launcher(
 async def _deployment(
     plan: ExperimentPlan, arm: Arm, number: int, launcher: Launcher | None, folder: RunFolder
 ) -> AsyncIterator[Deployment]:
-    if launcher is None:
-        assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
-        yield await attach(
-            plan.params.base_url,
-            model=plan.params.model,
-            prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
-            decode_urls=plan.params.decode_urls,
-            lmcache_url=plan.params.lmcache_url,
-        )
-        return
-    shm = f"workbench-{uuid.uuid4().hex[:12]}"
-    disk = folder.attempt / "disk"
-    if arm.disk:
-        disk.mkdir()
-    try:
-        async with deploy(
-            launcher,
-            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
-            ports=arm.ports,
-            log_dir=folder.logs / f"round-{number}" / arm.label.replace(" ", "-"),
-            start_timeout_s=1800.0 if plan.platform in ("cuda", "rocm") else 180.0,
-        ) as deployment:
+    if launcher is not None:
+        logs = folder.logs / f"round-{number}" / arm.label.replace(" ", "-")
+        async with deployed(arm, launcher, log_dir=logs) as deployment:
             yield deployment
-    finally:
-        shutil.rmtree(disk, ignore_errors=True)
+        return
+    assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
+    yield await attach(
+        plan.params.base_url,
+        model=plan.params.model,
+        prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
+        decode_urls=plan.params.decode_urls,
+        lmcache_url=plan.params.lmcache_url,
+    )
 
 
 def _facts(

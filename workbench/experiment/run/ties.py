@@ -22,7 +22,7 @@ from workbench.control import control_client
 from workbench.errors import DeploymentError
 from workbench.experiment.plan.plan import ExperimentPlan, Pass
 from workbench.experiment.run.isolation import make_state
-from workbench.load.http.outgoing import request_body
+from workbench.load.http.request import request_body
 from workbench.load.workload.workload import Workload
 from workbench.metrics.latency import succeeded
 from workbench.serve.deployment import Deployment

@@ -11,7 +11,7 @@ from asyncio import timeout
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from math import inf, nan
+from math import inf, isnan, nan
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class TimeLimit:
     @property
     def elapsed_s(self) -> float:
         """Seconds since it began; 0 before."""
-        return 0.0 if self._began_s != self._began_s else self.clock() - self._began_s
+        return 0.0 if isnan(self._began_s) else self.clock() - self._began_s
 
     @property
     def each_s(self) -> float:
@@ -64,9 +64,7 @@ class TimeLimit:
     def slowness(self) -> float:
         """How many times as long as planned the rounds took; NaN where none ended."""
         planned_s = self.fixed_s + self.rounds * self.round_s
-        if not self.rounds or planned_s <= 0:
-            return nan
-        return sum(self.rounds_s) / planned_s
+        return sum(self.rounds_s) / planned_s if self.rounds and planned_s > 0 else nan
 
     def rounds_of(self, planned: int) -> Iterator[int]:
         """The numbers of the rounds that are begun; each ends where the next is asked for."""
@@ -93,7 +91,7 @@ class TimeLimit:
             self.cut = self.broken_off = True
 
     def _begin(self) -> None:
-        if self._began_s != self._began_s:
+        if isnan(self._began_s):
             self._began_s = self.clock()
 
 

@@ -16,29 +16,25 @@ from typing import Any
 import uvloop
 
 from workbench.errors import ParameterError
-from workbench.load.drive.alarm import Alarm
-from workbench.load.drive.clerk import Clerk
+from workbench.load.drive.conversations import Conversations
 from workbench.load.drive.health import ClientHealth, Pulse
 from workbench.load.drive.open_files import most_in_flight, reserve_files
-from workbench.load.drive.starts import Starts
-from workbench.load.drive.turns import Turns
-from workbench.load.http.client import Exchange, open_client
+from workbench.load.drive.pacing import Alarm, Starts
+from workbench.load.drive.recorder import Recorder
+from workbench.load.http.client import known
 from workbench.load.http.kernel_stamps import KernelClock
-from workbench.load.http.outgoing import outgoing_request
-from workbench.load.http.request_form import USUAL_FORM, RequestForm
+from workbench.load.http.request import USUAL_FORM, Endpoint, Outgoing, RequestForm
+from workbench.load.http.response import Response
+from workbench.load.http.transport import Transport
 from workbench.load.workload.arrivals import Arrivals
 from workbench.load.workload.workload import Request, Workload
 from workbench.records import RequestRecord
-
-__all__ = ["NEVER_SENT", "ClientHealth", "LoadRun", "drive", "drive_in_thread", "unsent"]
 
 _TIMER_S = 0.002
 """A timer of the loop may be late by so much."""
 
 OnRecord = Callable[[RequestRecord], object]
 Send = Callable[[Request, float], Coroutine[Any, Any, None]]
-Start = Callable[[], Awaitable[float]]
-"""Waits for the start that several drives share, and gives its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,73 +63,60 @@ async def drive(
     form: RequestForm = USUAL_FORM,
     kernel_stamps: bool = False,
     on_record: OnRecord | None = None,
-    start: Start | None = None,
+    start: Callable[[], Awaitable[float]] | None = None,
 ) -> LoadRun:
     """Send every request of the workload; a failed one never stops the others.
 
-    `start` is awaited when all is prepared, and gives the time at which the clock starts.
-    `kernel_stamps` takes the arrival of each read from the kernel, over plain http on Linux.
-    `on_record` is called with each record soon after its request has ended. When the drive is
-    cancelled, the requests in flight and those never sent become records with the error
-    `cancelled`, `on_record` has them all, and CancelledError is raised. `timeout_s` is per request;
-    for `headers`, `decode_shift` and `form` see `outgoing_request`. A turn of a conversation is
-    sent when the one before has ended, so in a closed loop alone. Raises ParameterError for a
-    base_url that is none, for an open loop that has not one time for each request, and for more
-    requests in flight than this process may have files.
+    For base_url to `form` see `Endpoint`. `kernel_stamps` takes the arrival of each read from the
+    kernel, over plain http on Linux. `start` is awaited when all is prepared, and gives the time at
+    which the clock starts, for several drives at once. `on_record` is called with each record soon
+    after its request has ended. When the drive is cancelled, the requests in flight and those never
+    sent become records with the error `cancelled`, `on_record` has them all, and CancelledError is
+    raised. Raises ParameterError for a base_url that is none, for an open loop that has not one
+    time for each request or has turns that wait for answers, and for more requests in flight than
+    this process may have files.
     """
-    requests = workload.requests
-    open_loop = arrivals.kind != "closed"
-    if open_loop and len(arrivals.offsets_s) != len(requests):
-        raise ParameterError(
-            f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
-            f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
-        )
-    if open_loop and any(request.after is not None for request in requests):
-        raise ParameterError(
-            f"{workload.name!r} has turns that wait for answers: send it in a closed loop, e.g."
-            " closed(1)"
-        )
+    requests, open_loop = workload.requests, arrivals.kind != "closed"
+    _check(workload, arrivals)
+    endpoint = Endpoint(
+        base_url=base_url,
+        model=model,
+        timeout_s=timeout_s,
+        headers=headers or {},
+        decode_shift=decode_shift,
+        form=form,
+    )
     reserve_files(most_in_flight(arrivals, len(requests), timeout_s=timeout_s))
     run_name = f"{workload.name}-{secrets.token_hex(4)}"  # an id is never sent twice
-    turns = Turns(requests)
+    conversations = Conversations(requests)
     records: dict[int, RequestRecord] = {}
 
     def keep(record: RequestRecord) -> None:
         records[record.index] = record
-        turns.answered(record)
+        conversations.answered(record)
         if on_record is not None:
             on_record(record)
 
+    def prepare(request: Request) -> Outgoing:
+        return endpoint.outgoing(request, f"{run_name}-{request.index}")
+
+    # Built before the clock starts, since a long body takes milliseconds. A turn of a conversation
+    # is known only when the one before has been answered.
+    prepared = {r.index: prepare(r) for r in requests if r.after is None}
     clock = KernelClock.begin() if kernel_stamps else None
-    clerk = Clerk(keep)
-    async with open_client(base_url, clock=clock) as client:
-
-        def prepare(request: Request) -> Exchange:
-            request_id = f"{run_name}-{request.index}"
-            outgoing = outgoing_request(
-                client,
-                request,
-                base_url=base_url,
-                model=model,
-                headers=headers,
-                request_id=request_id,
-                decode_shift=decode_shift,
-                form=form,
-            )
-            return Exchange(request, outgoing, request_id=request_id, timeout_s=timeout_s)
-
-        # A turn of a conversation is known when the one before has been answered.
-        prepared = {r.index: prepare(r) for r in requests if r.after is None}
+    recorder = Recorder(keep)
+    async with Transport(endpoint.origin, clock=clock) as transport:
 
         async def send(planned: Request, scheduled_s: float) -> None:
-            exchange = prepared.pop(planned.index, None)
-            if exchange is None:
-                exchange = prepare(await turns.next(planned))
+            outgoing = prepared.pop(planned.index, None)
+            if outgoing is None:
+                outgoing = prepare(await conversations.next(planned))
                 scheduled_s = monotonic()
+            response = Response(outgoing.limit_bytes)
             try:
-                await exchange.run(client, scheduled_s)
-            finally:
-                clerk.take(exchange)
+                await transport.send(outgoing, response)
+            finally:  # also of one that is cancelled, what had arrived is kept
+                recorder.take(outgoing, response, scheduled_s)
 
         try:
             started_s = monotonic()
@@ -146,9 +129,9 @@ async def drive(
                         await _open_loop(requests, send, arrivals.offsets_s, started_s)
                     else:
                         await _closed_loop(requests, send, arrivals.concurrency)
-                    await clerk.rest()
+                    await recorder.rest()
         finally:
-            clerk.rest_now()
+            recorder.rest_now()
             for request in requests:
                 if request.index not in records:
                     keep(unsent(request, f"{run_name}-{request.index}"))
@@ -157,17 +140,33 @@ async def drive(
     in_order = tuple(records[request.index] for request in requests)
     return LoadRun(
         records=in_order,
-        sent=tuple(turns.sent[request.index] for request in requests),
+        sent=tuple(conversations.sent[request.index] for request in requests),
         health=pulse.health(in_order, open_loop=open_loop, clock=clock),
         started_s=started_s,
         ended_s=pulse.ended_s,
     )
 
 
+def _check(workload: Workload, arrivals: Arrivals) -> None:
+    requests = workload.requests
+    if arrivals.kind == "closed":
+        return
+    if len(arrivals.offsets_s) != len(requests):
+        raise ParameterError(
+            f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
+            f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
+        )
+    if any(request.after is not None for request in requests):
+        raise ParameterError(
+            f"{workload.name!r} has turns that wait for answers: send it in a closed loop, e.g."
+            " closed(1)"
+        )
+
+
 @contextmanager
 def _no_collections() -> Iterator[None]:
     """Keep Python's garbage collector still: a look through the records of a drive holds up its
-    sends by milliseconds. An exchange leaves no cycles behind, which a test holds, and what else
+    sends by milliseconds. A request leaves no cycles behind, which a test holds, and what else
     runs in the process meanwhile waits for the end."""
     collected = gc.isenabled()
     gc.disable()
@@ -202,19 +201,17 @@ async def _open_loop(
             group.create_task(send(request, start_s + offset_s))
 
 
-NEVER_SENT = "never sent: the run was cancelled before"
-
-
 def unsent(
-    request: Request, request_id: str = "", *, error: str = "cancelled", message: str = NEVER_SENT
+    request: Request,
+    request_id: str = "",
+    *,
+    error: str = "cancelled",
+    message: str = "never sent: the run was cancelled before",
 ) -> RequestRecord:
     """The record of a request of which nothing else is known."""
     return RequestRecord(
-        index=request.index,
+        **known(request),
         request_id=request_id,
-        prompt_tokens=request.prompt_tokens,
-        ideal_reuse_tokens=request.ideal_reuse_tokens,
-        max_tokens=request.max_tokens,
         scheduled_s=nan,
         error=error,
         error_message=message,
@@ -222,22 +219,13 @@ def unsent(
 
 
 async def drive_in_thread(
-    workload: Workload,
-    arrivals: Arrivals,
-    *,
-    base_url: str,
-    model: str,
-    timeout_s: float = 600.0,
-    headers: Mapping[str, str] | None = None,
-    decode_shift: int = 0,
-    form: RequestForm = USUAL_FORM,
-    kernel_stamps: bool = False,
-    on_record: OnRecord | None = None,
+    workload: Workload, arrivals: Arrivals, *, on_record: OnRecord | None = None, **options: Any
 ) -> LoadRun:
     """`drive` under uvloop in a thread of its own, out of the way of the caller's loop.
 
-    `on_record` is called in the caller's loop. When the caller is cancelled (the interrupt of a
-    notebook's kernel), so is the drive; CancelledError is raised once `on_record` has had all.
+    `options` are those of `drive`. `on_record` is called in the caller's loop. When the caller is
+    cancelled (the interrupt of a notebook's kernel), so is the drive; CancelledError is raised once
+    `on_record` has had all.
     """
     caller = asyncio.get_running_loop()
     ended: asyncio.Future[None] = caller.create_future()
@@ -248,18 +236,7 @@ async def drive_in_thread(
 
     loop = uvloop.new_event_loop()
     task: asyncio.Task[LoadRun] = loop.create_task(
-        drive(
-            workload,
-            arrivals,
-            base_url=base_url,
-            model=model,
-            timeout_s=timeout_s,
-            headers=headers,
-            decode_shift=decode_shift,
-            form=form,
-            kernel_stamps=kernel_stamps,
-            on_record=hand_over,
-        )
+        drive(workload, arrivals, on_record=hand_over, **options)
     )
 
     def run() -> None:

@@ -15,8 +15,6 @@ import numpy as np
 from workbench.load.http.kernel_stamps import KernelClock
 from workbench.records import RequestRecord
 
-__all__ = ["ClientHealth", "Pulse", "together"]
-
 _BEAT_S = 0.01
 
 

@@ -9,8 +9,6 @@ from bisect import bisect_right
 from workbench.errors import ParameterError
 from workbench.load.workload.arrivals import Arrivals
 
-__all__ = ["check_files", "most_in_flight", "reserve_files"]
-
 _SPARE = 64
 """For logs, loops and whatever the notebook opens meanwhile."""
 _OF_A_PROXY = 3

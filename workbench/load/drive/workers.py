@@ -3,7 +3,7 @@
 The workload and its times are drawn once, here; worker k sends every N-th request from the k-th on,
 by the one monotonic clock that all processes of a host share. What a worker has to do lies in a
 file that it reads before the clock starts, what it saw in another that it writes after its last
-answer: nothing is said in between. The records of all are put together by concatenation.
+answer: nothing is said in between.
 
 A worker is this module run by a new interpreter, which imports neither pandas nor an engine. It
 ends with the process that started it, however that ends.
@@ -20,8 +20,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
-from math import nan
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -35,8 +34,6 @@ from workbench.load.drive.health import ClientHealth, together
 from workbench.load.workload.arrivals import Arrivals
 from workbench.load.workload.workload import Request, Workload
 from workbench.records import RequestRecord
-
-__all__ = ["WHY_NO_MORE", "drive_in_workers", "most_workers", "share"]
 
 _PR_SET_PDEATHSIG = 1
 _LEAD_S = 0.05
@@ -63,8 +60,6 @@ async def drive_in_workers(
     arrivals: Arrivals,
     *,
     workers: int,
-    base_url: str,
-    model: str,
     on_record: OnRecord | None = None,
     **options: Any,
 ) -> LoadRun:
@@ -76,9 +71,13 @@ async def drive_in_workers(
     environment, since they may hold a key, and the rest by files. Raises ParameterError for more
     workers than `most_workers`.
     """
-    _check(workload, arrivals, workers)
+    most = most_workers(workload, arrivals)
+    if not 1 <= workers <= most:
+        raise ParameterError(
+            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}:"
+            f" {WHY_NO_MORE}"
+        )
     headers = orjson.dumps(dict(options.pop("headers", None) or {})).decode()
-    options |= {"base_url": base_url, "model": model}
     with tempfile.TemporaryDirectory(prefix="workbench-load-") as name:
         folder = Path(name)
         for worker in range(workers):
@@ -96,16 +95,12 @@ async def drive_in_workers(
             await asyncio.gather(*(process.wait() for process in running))
         finally:
             told = await _end(running)
-            parts = [
-                _collect(
-                    folder,
-                    worker,
-                    # Nobody but us ended it, or it never was.
-                    None if worker >= len(running) or worker in told else running[worker],
-                    workload.requests[worker::workers],
-                )
-                for worker in range(workers)
-            ]
+            parts = []
+            for worker in range(workers):
+                # One that never was, or that we ended, has not died.
+                died = worker < len(running) and worker not in told
+                mine = workload.requests[worker::workers]
+                parts.append(_collect(folder, worker, running[worker] if died else None, mine))
             records = {record.index: record for found, _ in parts for record in found}
             for record in records.values():
                 if on_record is not None:
@@ -128,15 +123,6 @@ def most_workers(workload: Workload, arrivals: Arrivals) -> int:
         return 1
     most = len(workload.requests)
     return max(1, min(most, arrivals.concurrency) if arrivals.kind == "closed" else most)
-
-
-def _check(workload: Workload, arrivals: Arrivals, workers: int) -> None:
-    most = most_workers(workload, arrivals)
-    if not 1 <= workers <= most:
-        raise ParameterError(
-            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}:"
-            f" {WHY_NO_MORE}"
-        )
 
 
 async def _start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.Process:
@@ -195,41 +181,20 @@ def _collect(
 
     Those say that the worker `died`, or, of one that we ended, that they were cancelled.
     """
-    records, health = folder / f"records-{worker}.arrow", folder / f"health-{worker}.json"
-    known = read_records(records) if records.exists() else []
-    told = orjson.loads(health.read_bytes()) if health.exists() else None
-    found = told and ClientHealth(**{k: nan if v is None else v for k, v in told.items()})
+    file = _seen(folder, worker)
+    records, health = pickle.loads(file.read_bytes()) if file.exists() else ([], None)
     why: dict[str, str] = {}
     if died is not None:
         words = (folder / f"log-{worker}").read_text("utf-8", "replace").strip().splitlines()
         reason = f"worker {worker} of the client ended with status {died.returncode}"
         why = {"error": "client_died", "message": ": ".join([reason, *words[-1:]])}
-    has = {record.index for record in known}
-    return [*known, *(unsent(r, **why) for r in requests if r.index not in has)], found
+    has = {record.index for record in records}
+    return [*records, *(unsent(r, **why) for r in requests if r.index not in has)], health
 
 
-def write_records(path: Path, records: Sequence[RequestRecord]) -> None:
-    """An Arrow file of records; there is one only if it is whole."""
-    import pyarrow as pa
-
-    table = pa.Table.from_pylist([asdict(record) for record in records])
-    partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    partial.rename(path)
-
-
-def read_records(path: Path) -> list[RequestRecord]:
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "rb") as source:
-        rows = pa.ipc.open_file(source).read_all().to_pylist()
-    return [_record(row) for row in rows]
-
-
-def _record(row: dict[str, Any]) -> RequestRecord:
-    whole: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
-    return RequestRecord(**whole)
+def _seen(folder: Path, worker: int) -> Path:
+    """The file of a worker's records and health; there is one only if it is whole."""
+    return folder / f"seen-{worker}"
 
 
 async def _work(folder: Path, worker: int) -> None:
@@ -249,15 +214,17 @@ async def _work(folder: Path, worker: int) -> None:
         print("ready", flush=True)
         return float(await words.readline())
 
-    file = folder / f"records-{worker}.arrow"
+    def write(health: ClientHealth | None) -> None:
+        partial = folder / f"partial-{worker}"
+        partial.write_bytes(pickle.dumps((records, health)))
+        partial.rename(_seen(folder, worker))
+
     try:
         run = await drive(workload, arrivals, on_record=records.append, start=start, **options)
     except asyncio.CancelledError:
-        write_records(file, records)
+        write(None)
         raise
-    # After any other error the parent has what the log says of it.
-    (folder / f"health-{worker}.json").write_bytes(orjson.dumps(asdict(run.health)))
-    write_records(file, records)
+    write(run.health)  # of any other error the parent has what the log says
 
 
 def main(words: Sequence[str]) -> None:

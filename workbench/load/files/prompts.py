@@ -1,19 +1,76 @@
-"""A workload of prompts of a user's own, from a file that `prompt_file` reads."""
+"""A workload of a user's own prompts: each row of a file has a text or a chat, maybe a length.
+
+{"prompt": "Once upon a time", "output_tokens": 64}
+{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+
+The files of other tools are read as well: vLLM's custom data sets, AIPerf's texts, OpenAI's batches
+(`body`), and ShareGPT (`conversations`; the first question is the prompt and the recorded answer
+gives the length, as in vLLM's benchmark).
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench.errors import ParameterError
-from workbench.load.files.prompt_file import read_prompts
+from workbench.load.files.request_file import FileRow, cut, file_rows, unused
 from workbench.load.workload.chat import chat_request, with_reuse
 from workbench.load.workload.token_ids import SALT_TOKENS, salt_ids
 from workbench.load.workload.tokenizer import Tokenizer
 from workbench.load.workload.workload import Request, Workload, check_numbers
 
-__all__ = ["prompts"]
+MAX_LINE_BYTES = 64 * 2**20
+"""A longer line is no prompt: no model reads 16 million tokens."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+                   "chatgpt": "assistant", "bing": "assistant", "system": "system"}  # fmt: skip
+_TEXTS = ("prompt", "text_input", "text")
+_FORMS = (*_TEXTS, "messages", "conversations", "body")
+_LENGTHS = (
+    "max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "output_tokens",
+    "output_length", "output_len", "expected_output_len", "output_tokens_count",
+)  # fmt: skip
+"""What tools call the length of an answer."""
+_IN_A_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
+_GOOD = '{"prompt": "Hello"} or {"messages": [{"role": "user", "content": "Hello"}]}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPrompt:
+    """One row of the file: a text, or what was said in a chat."""
+
+    where: str
+    """Parameter, file and line, for a message."""
+    line: int
+    prompt: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    max_tokens: int = 0
+    """0 where the row does not say."""
+    answer: str = ""
+    """A recorded answer, whose length is asked for where `max_tokens` is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFile:
+    """The prompts of a file, and what a reader has to know of how they were read."""
+
+    prompts: tuple[OwnPrompt, ...]
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the rows had beside prompts and lengths."""
+
+    unused: set[str] = field(default_factory=set)
+    doubts: dict[str, None] = field(default_factory=dict)
 
 
 def prompts(
@@ -57,3 +114,200 @@ def prompts(
         made.append(request)
     sent = with_reuse(Workload(name="prompts", seed=seed, salt=salt, requests=tuple(made)))
     return replace(sent, doubts=own.doubts)
+
+
+def read_prompts(path: Path | str, *, first: int = 0) -> PromptFile:
+    """The prompts of a file, or its first so many.
+
+    Raises ParameterError, with parameter, file and line, for a row that is no prompt.
+    """
+    path = Path(path)
+    rows = file_rows(path, parameter="prompts_file", most_bytes=MAX_LINE_BYTES, example=_GOOD)
+    seen = _Seen()
+    found = tuple(_prompt(row, seen) for row in islice(rows, first or None))
+    if not found:
+        raise ParameterError(f"prompts_file {path} is empty: each line is one prompt, e.g. {_GOOD}")
+    if len(found) < first:
+        raise ParameterError(
+            f"requests is {first} and prompts_file {path} has {len(found)} prompts: take no more"
+            " than these, or 0 for all"
+        )
+    ended = sum(bool(row.messages) and row.messages[-1]["role"] == "assistant" for row in found)
+    if ended:
+        seen.doubts[
+            f"{ended} of {len(found)} rows of prompts_file end with an assistant's message: it is"
+            " sent as part of the prompt."
+        ] = None
+    silent = sum(not (row.max_tokens or row.answer) for row in found)
+    if 0 < silent < len(found):
+        seen.doubts[
+            f"{silent} of {len(found)} rows of prompts_file give no answer length: they ask for"
+            " output_tokens."
+        ] = None
+    return PromptFile(prompts=found, doubts=(*seen.doubts, *unused(seen.unused, "prompts_file")))
+
+
+def _prompt(row: FileRow, seen: _Seen) -> OwnPrompt:
+    fields = {name: value for name, value in row.fields.items() if value is not None}
+    form = _form(row, fields)
+    if form == "body":
+        body = fields["body"]
+        if not isinstance(body, dict):
+            raise ParameterError(f"{row.where}: body is {cut(body)}: it must be a JSON object")
+        seen.unused |= fields.keys() - {"body"}
+        fields = {name: value for name, value in body.items() if value is not None}
+        form = _form(row, fields)
+        if form == "body":
+            raise ParameterError(f"{row.where}: body holds another body; write {_GOOD}")
+    if fields.pop("tools", None):
+        seen.doubts[
+            "tools of prompts_file are not sent: the prompts are shorter than with them."
+        ] = None
+    max_tokens = _max_tokens(row, fields)
+    seen.unused |= fields.keys() - {form, *_LENGTHS}
+    given = fields[form]
+    if form == "conversations":
+        return _conversation(row, given, max_tokens, seen)
+    is_chat = isinstance(given, list) and all(isinstance(each, dict) for each in given)
+    if form == "messages" or (form == "prompt" and given and is_chat):
+        messages = _messages(row, given, form, seen)
+        return OwnPrompt(where=row.where, line=row.line, messages=messages, max_tokens=max_tokens)
+    text = _text(row, given, form)
+    return OwnPrompt(where=row.where, line=row.line, prompt=text, max_tokens=max_tokens)
+
+
+def _form(row: FileRow, fields: Mapping[str, Any]) -> str:
+    forms = [name for name in _FORMS if name in fields]
+    if len(forms) == 1:
+        return forms[0]
+    if forms:
+        raise ParameterError(
+            f"{row.where} has {' and '.join(forms)}: it must have one of them, e.g. {_GOOD}"
+        )
+    trace = ": it is a trace, send it with -p workload trace" * ("input_length" in fields)
+    only = cut(", ".join(fields) or {})
+    raise ParameterError(
+        f"{row.where} has no prompt and no messages, only {only}{trace}; write {_GOOD}"
+    )
+
+
+def _max_tokens(row: FileRow, fields: Mapping[str, Any]) -> int:
+    """The answer's length by whatever name; 0 where there is none."""
+    found: dict[str, int] = {}
+    for name in _LENGTHS:
+        value = fields.get(name)
+        if value is None or (row.is_text and not value.strip()):
+            continue
+        if row.is_text and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or value < 1:
+            raise ParameterError(
+                f"{row.where}: {name} is {cut(value)}: it must be a whole number of tokens from 1,"
+                f" e.g. {name} 64"
+            )
+        found[name] = value
+    if len(set(found.values())) > 1:
+        both = " and ".join(f"{name} {value}" for name, value in found.items())
+        raise ParameterError(f"{row.where} has {both}: give one length of the answer")
+    return max(found.values(), default=0)
+
+
+def _messages(row: FileRow, given: object, name: str, seen: _Seen) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(given, list) or not given:
+        raise ParameterError(
+            f"{row.where}: {name} must be a list with one message or more, e.g. {_GOOD}"
+        )
+    said = []
+    for number, message in enumerate(given, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in _ROLES:
+            raise ParameterError(
+                f"{row.where}: message {number} has the role {cut(role)}; allowed are"
+                f" {', '.join(_ROLES)}"
+            )
+        kept = {key: message[key] for key in _IN_A_MESSAGE if message.get(key) is not None}
+        seen.unused |= {f"messages.{key}" for key in message.keys() - set(_IN_A_MESSAGE)}
+        calls = bool(kept.get("tool_calls"))
+        if "content" not in kept and not calls:
+            raise ParameterError(f"{row.where}: message {number} has no content: it must be a text")
+        content = _content(row, kept.get("content", ""), number)
+        said.append({**kept, "content": content})
+    if not any(message["content"] for message in said):
+        raise ParameterError(f"{row.where}: every message is empty: at least one must have a text")
+    return tuple(said)
+
+
+def _content(row: FileRow, content: object, number: int) -> str:
+    """A message's text; the parts of a text are joined by line breaks, as vLLM does."""
+    if not isinstance(content, list):
+        return _text(row, content, f"content of message {number}", may_be_empty=True)
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind not in ("text", "input_text"):
+            raise ParameterError(
+                f"{row.where}: message {number} has a part of type {cut(kind)}: only text can be"
+                ' sent, e.g. {"type": "text", "text": "Hello"}'
+            )
+        text = part.get("text") if isinstance(part, dict) else part
+        texts.append(_text(row, text, f"a part of message {number}", may_be_empty=True))
+    return "\n".join(texts)
+
+
+def _conversation(row: FileRow, given: object, max_tokens: int, seen: _Seen) -> OwnPrompt:
+    """ShareGPT: the first question, with a system message before it, and its answer."""
+    turns: Sequence[Any] = given if isinstance(given, list) else ()
+    said: list[tuple[str, str]] = []
+    for number, turn in enumerate(turns, 1):
+        speaker = None
+        if isinstance(turn, dict):  # SGLang's files have no names: question and answer take turns
+            speaker = turn.get("from") or turn.get("role") or ("assistant", "user")[number % 2]
+        role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            raise ParameterError(
+                f"{row.where}: turn {number} of conversations is from {cut(speaker)}; allowed are"
+                f" {', '.join(_SHAREGPT_ROLES)}"
+            )
+        value = turn.get("value", turn.get("content"))
+        said.append((role, _text(row, value, f"value of turn {number}", may_be_empty=True)))
+    start = next((n for n, (role, text) in enumerate(said) if role == "user" and text), None)
+    if start is None:
+        raise ParameterError(
+            f"{row.where}: conversations has no question, e.g."
+            ' {"conversations": [{"from": "human", "value": "Hello"}]}'
+        )
+    system = next((text for role, text in said[:start] if role == "system" and text), "")
+    answer = said[start + 1][1] if said[start + 1 : start + 2] else ""
+    if len(said) > start + 2 or any(role == "assistant" for role, _ in said[:start]):
+        seen.doubts[
+            "Only the first question of each of the conversations is sent, as vLLM's benchmark"
+            " does."
+        ] = None
+    question = said[start][1]
+    messages = (
+        ({"role": "system", "content": system}, {"role": "user", "content": question})
+        if system
+        else ()
+    )
+    return OwnPrompt(
+        where=row.where,
+        line=row.line,
+        prompt="" if system else question,
+        messages=messages,
+        max_tokens=max_tokens,
+        answer="" if max_tokens else answer,
+    )
+
+
+def _text(row: FileRow, value: object, name: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise ParameterError(
+            f"{row.where}: {name} is {cut(value)}: it must be a text that is not empty"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # "\ud800" is JSON, but no text
+        raise ParameterError(f"{row.where}: {name} has half a character: {error.reason}") from error
+    return value

@@ -20,8 +20,6 @@ from typing import Any, cast
 
 from workbench.errors import ParameterError
 
-__all__ = ["FileRow", "cut", "file_rows", "unused"]
-
 MAX_ARRAY_BYTES = 2 * 2**30
 """A JSON array is held in memory as text; the largest public prompt file has 0.7 GB."""
 

@@ -2,7 +2,6 @@
 
 Read are Mooncake's JSON Lines (which AIPerf and Dynamo take too), Alibaba Bailian's, BurstGPT's and
 Azure's CSV, and Vidur's. A row is one request; `hash_ids` has one id for each block of its prompt.
-How many tokens a block has is nowhere written: it follows from lengths and ids.
 
 Formats: https://github.com/kvcache-ai/Mooncake (FAST25-release/traces),
 https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, https://github.com/HPMLL/BurstGPT,
@@ -12,21 +11,18 @@ https://github.com/Azure/AzurePublicDataset
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.errors import ParameterError
 from workbench.load.files.request_file import FileRow, cut, file_rows, unused
-from workbench.load.files.trace_blocks import Length, block_size
 from workbench.load.files.traces import BLOCK_TOKENS, Trace, TraceRow, fitted, lru_hit_rates
 from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.workload import Workload, check_numbers
-
-__all__ = ["read_trace", "trace", "trace_requests", "write_trace"]
 
 MAX_LINE_BYTES = 8_000_000
 """A longer line is no request: it would hold some 500 million prompt tokens."""
@@ -34,61 +30,33 @@ MAX_LINE_BYTES = 8_000_000
 _MOST = 10**12
 """No length is above it, and no time in seconds, so that none outgrows a float."""
 
+_PUBLISHED = 512
+"""Tokens of a block in Mooncake's own traces, AIPerf's default, and those that we write."""
+_ENDLESS = 2**62
+
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 _EXAMPLE = '{"timestamp": 0, "input_length": 600, "output_length": 32, "hash_ids": [0, 1]}'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Format:
+class _Format(NamedTuple):
     """What the columns of a published format are called, and what its times are."""
 
     name: str
     time: str
     prompt: str
     output: str
-    per_second: int
+    per_second: int = 1
     """Units of a numeric time in a second."""
     also: str = ""
     """A field that tells it from a format with the same names."""
 
 
 _FORMATS = (
-    _Format(
-        name="Bailian",
-        time="timestamp",
-        prompt="input_length",
-        output="output_length",
-        per_second=1,
-        also="chat_id",
-    ),
-    _Format(
-        name="Mooncake",
-        time="timestamp",
-        prompt="input_length",
-        output="output_length",
-        per_second=1_000,
-    ),
-    _Format(
-        name="BurstGPT",
-        time="Timestamp",
-        prompt="Request tokens",
-        output="Response tokens",
-        per_second=1,
-    ),
-    _Format(
-        name="Azure",
-        time="TIMESTAMP",
-        prompt="ContextTokens",
-        output="GeneratedTokens",
-        per_second=1,
-    ),
-    _Format(
-        name="Vidur",
-        time="arrived_at",
-        prompt="num_prefill_tokens",
-        output="num_decode_tokens",
-        per_second=1,
-    ),
+    _Format("Bailian", "timestamp", "input_length", "output_length", also="chat_id"),
+    _Format("Mooncake", "timestamp", "input_length", "output_length", per_second=1_000),
+    _Format("BurstGPT", "Timestamp", "Request tokens", "Response tokens"),
+    _Format("Azure", "TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    _Format("Vidur", "arrived_at", "num_prefill_tokens", "num_decode_tokens"),
 )
 
 
@@ -117,11 +85,10 @@ def read_trace(
     path = Path(path)
     if first is not None and first < 1:
         raise ParameterError(f"first is {first}: take 1 request or more")
-    rows = file_rows(path, parameter="trace_file", most_bytes=MAX_LINE_BYTES, example=_EXAMPLE)
     known: set[str] = set()
     names: set[str] = set()
     found = []
-    for row in islice(rows, first):
+    for row in islice(_rows(path), first):
         layout = _layout(row)
         known |= {layout.time, layout.prompt, layout.output, "hash_ids"}
         names |= {name for name, value in row.fields.items() if value is not None}
@@ -131,26 +98,16 @@ def read_trace(
             f"trace_file {path} is empty: each line is one request, e.g. {_EXAMPLE}"
         )
     lengths = [
-        Length(where=each.row.where, prompt_tokens=each.prompt_tokens, ids=len(each.hash_ids))
+        Length(each.row.where, each.prompt_tokens, len(each.hash_ids))
         for each in found
         if each.hash_ids is not None
     ]
-    blocks = block_size(lengths, asked=block_tokens)
-    chains, chain_doubts = _chains(found, blocks.tokens)
+    block, block_doubts = block_size(lengths, asked=block_tokens)
+    chains, chain_doubts = _chains(found, block)
     timed = [each for each in found if each.time_s is not None]
     _check_order(timed)
-    start_s = timed[0].time_s or 0.0 if timed else 0.0
-    unanswered = sum(each.output_tokens is None for each in found)
-    empty = sum(each.output_tokens == 0 for each in found)
-    doubts = (
-        *blocks.doubts,
-        *chain_doubts,
-        *_time_doubts(timed),
-        *_session_doubts(names),
-        *_lacking(unanswered, len(found), "an answer length", "they ask for output_tokens"),
-        *_lacking(empty, len(found), "an answer (0 tokens)", "they ask for 1 token"),
-        *unused(names - known - {"session_id", "delay"}, "trace_file"),
-    )
+    start_s = _seconds(timed[0]) if timed else 0.0
+    used = known | {"session_id", "delay"}
     return Trace(
         name=path.stem,
         rows=tuple(
@@ -163,18 +120,24 @@ def read_trace(
             )
             for each, ids in zip(found, chains, strict=True)
         ),
-        block_tokens=blocks.tokens,
+        block_tokens=block,
         untimed=len(found) - len(timed),
-        doubts=doubts,
+        doubts=(
+            *block_doubts,
+            *chain_doubts,
+            *_row_doubts(found, timed, names),
+            *unused(names - used, "trace_file"),
+        ),
     )
 
 
 def trace_requests(path: Path | str, usual: int) -> int:
     """How many requests of a trace are sent where nobody asked for a number: `usual`, or all."""
-    rows = file_rows(
-        Path(path), parameter="trace_file", most_bytes=MAX_LINE_BYTES, example=_EXAMPLE
-    )
-    return sum(1 for _ in islice(rows, usual)) or usual
+    return sum(1 for _ in islice(_rows(Path(path)), usual)) or usual
+
+
+def _rows(path: Path) -> Iterator[FileRow]:
+    return file_rows(path, parameter="trace_file", most_bytes=MAX_LINE_BYTES, example=_EXAMPLE)
 
 
 def trace(
@@ -190,9 +153,8 @@ def trace(
 ) -> Workload:
     """The first so many requests of a trace file, `fitted` to these lengths of the longest."""
     check_numbers(salt, prompt_tokens=(prompt_tokens, 1), output_tokens=(output_tokens, 1))
-    wanted = read_trace(
-        file, first=requests, block_tokens=block_tokens, output_tokens=output_tokens
-    )
+    lengths = {"block_tokens": block_tokens, "output_tokens": output_tokens}
+    wanted = read_trace(file, first=requests, **lengths)
     if len(wanted.rows) < requests:
         raise ParameterError(
             f"requests is {requests} and trace_file {file} has {len(wanted.rows)}: take no more"
@@ -317,11 +279,16 @@ def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
 
 def _check_order(timed: Sequence[_Request]) -> None:
     for before, each in pairwise(timed):
-        if (each.time_s or 0.0) < (before.time_s or 0.0):
+        back_s = _seconds(before) - _seconds(each)
+        if back_s > 0:
             raise ParameterError(
-                f"{each.row.where}: its time is {(before.time_s or 0.0) - (each.time_s or 0.0):g} s"
-                f" before that of line {before.row.line}; sort trace_file by time"
+                f"{each.row.where}: its time is {back_s:g} s before that of line {before.row.line};"
+                " sort trace_file by time"
             )
+
+
+def _seconds(request: _Request) -> float:
+    return request.time_s or 0.0
 
 
 def _chains(
@@ -375,60 +342,170 @@ def _lacking(rows: int, of: int, what: str, then: str) -> list[str]:
     return [f"{which} lines of trace_file lack {what}: {then}."]
 
 
-def _time_doubts(timed: Sequence[_Request]) -> list[str]:
-    """Other tools write seconds under Mooncake's names, and the file does not say which it has.
-
-    Fractions of a millisecond are seldom written, and few servers get 1,000 requests a second.
-    """
-    if len({each.time_s for each in timed}) < 3 or "timestamp" not in timed[0].row.fields:
-        return []
-    if "chat_id" in timed[0].row.fields:
-        return []
-    first_s, last_s = timed[0].time_s or 0.0, timed[-1].time_s or 0.0
-    if len(timed) - 1 < 1000 * (last_s - first_s):
-        return []
-    return [
-        "timestamp of trace_file is read as milliseconds: over 1,000 requests/s. If it is seconds,"
-        " send them at their times with trace_speed 0.001."
-    ]
-
-
-def _session_doubts(names: set[str]) -> list[str]:
-    """AIPerf puts the earlier turns of a session in front of each, and waits between them."""
-    found = sorted(names & {"session_id", "delay"})
-    if not found:
-        return []
-    verb = "is" if len(found) == 1 else "are"
-    return [
-        f"{' and '.join(found)} of trace_file {verb} not used: each line is sent alone, without"
-        " earlier turns of its session."
-    ]
+def _row_doubts(
+    found: Sequence[_Request], timed: Sequence[_Request], names: set[str]
+) -> Iterator[str]:
+    # Other tools write seconds under Mooncake's names, and the file does not say which it has.
+    # Fractions of a millisecond are seldom written, and few servers get 1,000 requests a second.
+    if len({each.time_s for each in timed}) > 2 and _layout(timed[0].row).name == "Mooncake":
+        if len(timed) - 1 >= 1000 * (_seconds(timed[-1]) - _seconds(timed[0])):
+            yield (
+                "timestamp of trace_file is read as milliseconds: over 1,000 requests/s. If it is"
+                " seconds, send them at their times with trace_speed 0.001."
+            )
+    # AIPerf puts the earlier turns of a session in front of each, and waits between them.
+    if turns := sorted(names & {"session_id", "delay"}):
+        yield (
+            f"{' and '.join(turns)} of trace_file {'is' if len(turns) == 1 else 'are'} not used:"
+            " each line is sent alone, without earlier turns of its session."
+        )
+    unanswered = sum(each.output_tokens is None for each in found)
+    yield from _lacking(unanswered, len(found), "an answer length", "they ask for output_tokens")
+    empty = sum(each.output_tokens == 0 for each in found)
+    yield from _lacking(empty, len(found), "an answer (0 tokens)", "they ask for 1 token")
 
 
-def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> list[str]:
+def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> Iterator[str]:
     """What the lengths asked have changed."""
-    doubts = []
     short = sum(row.prompt_tokens <= SALT_TOKENS for row in small.rows)
     if short:
-        doubts.append(
+        yield (
             f"{short} of {len(small.rows)} prompts have at most {SALT_TOKENS} tokens, which are"
             " all salt: no cache can serve them."
         )
-    longest, now = (max(row.prompt_tokens for row in each.rows) for each in (wanted, small))
-    answer, then = (max(row.output_tokens for row in each.rows) for each in (wanted, small))
-    for what, before, after, name in (
-        ("prompts", longest, now, "prompt_tokens"),
-        ("answers", answer, then, "output_tokens"),
-    ):
+    for what, name in (("prompts", "prompt_tokens"), ("answers", "output_tokens")):
+        before, after = (max(getattr(row, name) for row in each.rows) for each in (wanted, small))
         if after < before:
-            doubts.append(
+            yield (
                 f"The {what} of trace_file were scaled by {after / before:.2g}: the longest has"
                 f" {after:,} tokens, not {before:,}. Raise {name} to keep them."
             )
     (ideal,) = lru_hit_rates(wanted, [10**15])
     if abs(ideal - made.ideal_reuse) > 0.02:
-        doubts.append(
+        yield (
             f"At these lengths the trace's ideal reuse is {made.ideal_reuse:.0%}, where the trace"
             f" itself has {ideal:.0%}. Raise prompt_tokens."
         )
-    return doubts
+
+
+class Length(NamedTuple):
+    """A prompt and how many hash ids it has."""
+
+    where: str
+    prompt_tokens: int
+    ids: int
+
+    def sizes(self, *, whole_only: bool) -> tuple[int, int]:
+        """The least and the largest block that give this prompt its number of ids.
+
+        The last block may be shorter than the others, or has no id where `whole_only`.
+        """
+        if whole_only:
+            most = self.prompt_tokens // self.ids if self.ids else _ENDLESS
+            return self.prompt_tokens // (self.ids + 1) + 1, most
+        if not self.ids:
+            return 1, 0
+        most = -(-self.prompt_tokens // (self.ids - 1)) - 1 if self.ids > 1 else _ENDLESS
+        return -(-self.prompt_tokens // self.ids), most
+
+
+def block_size(lengths: Sequence[Length], *, asked: int = 0) -> tuple[int, list[str]]:
+    """How many prompt tokens one hash id stands for, and doubts: no format writes it down.
+
+    The size that fits every prompt's length and number of ids, or the one asked for. Raises
+    ParameterError where none fits, with the first line that contradicts the others, and where
+    several do.
+    """
+    if not lengths:
+        return asked or _PUBLISHED, []
+    for whole_only in (False, True):
+        least, most = _common(lengths, whole_only=whole_only)
+        if least > most or (asked and not least <= asked <= most):
+            continue
+        tokens = asked or _usual(least, most)
+        if not tokens:
+            raise ParameterError(
+                f"trace_block_tokens is 0 and blocks of {_span(least, most)} tokens fit all"
+                f" {len(lengths)} lines of trace_file: give the right one, e.g."
+                f" -p trace_block_tokens {_example(least, most)}"
+            )
+        doubts = []
+        if not asked and tokens != _PUBLISHED:
+            others = f" ({_span(least, most)} fit; give trace_block_tokens to choose)"
+            doubts.append(
+                f"A hash id of trace_file stands for {tokens} tokens, found from its lengths"
+                f"{others if least < most else ''}."
+            )
+        if whole_only:
+            doubts.append(
+                "hash_ids of trace_file cover whole blocks only: the last tokens of each prompt"
+                " are taken as not shared."
+            )
+        return tokens, doubts
+    raise ParameterError(_contradiction(lengths, asked))
+
+
+def _common(lengths: Iterable[Length], *, whole_only: bool) -> tuple[int, int]:
+    sizes = [length.sizes(whole_only=whole_only) for length in lengths]
+    return max(least for least, _ in sizes), min(most for _, most in sizes)
+
+
+def _usual(least: int, most: int) -> int:
+    """The size that is meant: the published one, else the only usual one; 0 where that is open."""
+    if least == most:
+        return least
+    if least <= _PUBLISHED <= most:
+        return _PUBLISHED
+    powers = [2**n for n in range(31) if least <= 2**n <= most]
+    if powers:
+        return powers[0] if len(powers) == 1 else 0
+    sixteens = range(-(-least // 16) * 16, min(most, least + 64) + 1, 16)
+    return sixteens[0] if len(sixteens) == 1 else 0
+
+
+def _span(least: int, most: int) -> str:
+    if most == _ENDLESS:
+        return f"{least:,} and more"
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _example(least: int, most: int) -> int:
+    power = 1 << (least - 1).bit_length()
+    return power if power <= most else least
+
+
+def _contradiction(lengths: Sequence[Length], asked: int) -> str:
+    """The first line that no block fits, together with those above or with the size asked for."""
+    if asked:
+        bad = next(each for each in lengths if not _fits(each, asked))
+        return (
+            f"{bad.where}: input_length {bad.prompt_tokens} takes"
+            f" {-(-bad.prompt_tokens // asked)} blocks of trace_block_tokens {asked}, and hash_ids"
+            f" has {bad.ids}; {_offer(lengths)}"
+        )
+    # Most lines are right: the size that fits most of them tells the first that is not.
+    tried = sorted(
+        {2**n for n in range(31)} | {each.sizes(whole_only=False)[0] for each in lengths[:9]}
+    )
+    best = max(
+        tried, key=lambda size: (sum(_fits(each, size) for each in lengths), size == _PUBLISHED)
+    )
+    right = sum(_fits(each, best) for each in lengths)
+    bad = next(each for each in lengths if not _fits(each, best))
+    return (
+        f"{bad.where}: hash_ids has {bad.ids} and input_length {bad.prompt_tokens} takes"
+        f" {-(-bad.prompt_tokens // best)} blocks of {best}, which fit {right} of {len(lengths)}"
+        " lines; no block size fits all. Mend or remove the line"
+    )
+
+
+def _fits(length: Length, size: int) -> bool:
+    least, most = length.sizes(whole_only=False)
+    return least <= size <= most
+
+
+def _offer(lengths: Sequence[Length]) -> str:
+    least, most = _common(lengths, whole_only=False)
+    if least > most:
+        return "no block size fits all lines"
+    return f"all lines fit {_span(least, most)}; leave trace_block_tokens at 0 to have it found"

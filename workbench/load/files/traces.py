@@ -22,16 +22,6 @@ from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, d
 from workbench.load.workload.workload import Workload, assemble, check_numbers
 from workbench.records import RequestRecord
 
-__all__ = [
-    "BLOCK_TOKENS",
-    "Trace",
-    "TraceRow",
-    "fitted",
-    "lru_hit_rates",
-    "trace_of",
-    "trace_of_run",
-]
-
 BLOCK_TOKENS = 512
 """Prompt tokens that one hash id stands for in Mooncake's own traces, and in those we write."""
 

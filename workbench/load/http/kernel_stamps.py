@@ -1,4 +1,4 @@
-"""A connection whose reads are dated by the kernel, when their last segment arrived.
+"""Reads dated by the kernel, when their last segment arrived.
 
 A stamp of Linux's own (SO_TIMESTAMPNS, see socket(7)) does not wait for this process: neither the
 event loop's lag, nor a collection of garbage, nor a busy neighbour of the core is in it. Two events
@@ -8,24 +8,14 @@ a segment is no record.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any
-
-from workbench.load.http.connection import Connection
-
-__all__ = ["KernelClock", "KernelStamped", "ask_for_stamps"]
 
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
 _TIMESPEC = struct.Struct("@ll")
-_Address = tuple[int, int, int, str, Any]
 _READ_BYTES = 8192
 """More waits for the next turn of the loop; a larger buffer costs more to allocate each time."""
 _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
@@ -108,104 +98,3 @@ def _realtime_ahead_ns() -> int:
             narrowest = after_ns - before_ns
             ahead_ns = realtime_ns - (before_ns + after_ns) // 2
     return ahead_ns
-
-
-@lru_cache(maxsize=8)
-def _numeric(host: str, port: int) -> Sequence[_Address]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-
-
-async def _addresses(host: str, port: int) -> Sequence[_Address]:
-    """Where to connect to. An address that is a number needs no thread to be looked up in."""
-    with suppress(socket.gaierror):
-        return _numeric(host, port)
-    return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _connected(sock: socket.socket, address: Any) -> bool:
-    """Connect if that needs no waiting: on the loopback the second try finds it done."""
-    return any(sock.connect_ex(address) == 0 for _ in range(2))
-
-
-class KernelStamped(Connection):
-    """A plain socket that the loop only watches; made by `connect`."""
-
-    @classmethod
-    async def connect(
-        cls, host: str, port: int, opened: set[Connection], idle: list[Connection],
-        clock: KernelClock,
-    ) -> KernelStamped:  # fmt: skip
-        """Connect to the first address of `host` that takes it. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        failures: list[OSError] = []
-        for family, kind, protocol, _, address in await _addresses(host, port):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setblocking(False)
-                ask_for_stamps(sock)
-                if not _connected(sock, address):
-                    await loop.sock_connect(sock, address)
-            except OSError as error:
-                sock.close()
-                failures.append(error)
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                connection = cls(opened, idle)
-                connection._begin(sock, str(address[0]), clock)
-                return connection
-        try:
-            raise failures[0]
-        finally:
-            failures.clear()  # its traceback knows this list: a cycle
-
-    def _begin(self, sock: socket.socket, peer: str, clock: KernelClock) -> None:
-        self._socket, self.peer, self._clock = sock, peer, clock
-        self._loop = asyncio.get_running_loop()
-        self._unsent = memoryview(b"")
-        self._loop.add_reader(sock, self._readable)
-        self._is_open()
-
-    @property
-    def usable(self) -> bool:
-        return self._socket.fileno() >= 0
-
-    def _send_later(self, rest: memoryview) -> None:
-        self._unsent = rest
-        self._loop.add_writer(self._socket, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            self._unsent = self._unsent[self._socket.send(self._unsent) :]
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._ended(error)
-            return
-        if not self._unsent:
-            self._loop.remove_writer(self._socket)
-
-    def _readable(self) -> None:
-        try:
-            data, arrived_s = self._clock.read(self._socket)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._ended(error)
-            return
-        if data:
-            self._arrived(data, arrived_s)
-        else:
-            self._ended(None)
-
-    def _ended(self, error: OSError | None) -> None:
-        self._close()
-        self._is_gone(error)
-
-    def _close(self) -> None:
-        if self.usable:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket.close()
-        self._opened.discard(self)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-
-__all__ = ["error_message", "first_words", "message_of", "refusal"]
 
 _TELLING = {
     "retry-after": "the server asks to wait: Retry-After {}",
@@ -21,17 +19,18 @@ _HEADER_LETTERS = 200
 _MESSAGE_LETTERS = 500
 
 
-def refusal(status: int, headers: Mapping[str, str], reads: Iterable[bytes]) -> str:
+def refusal(status: int, headers: Iterable[tuple[bytes, bytes]], reads: Iterable[bytes]) -> str:
     """What an answer with a status other than 200 says: its message and what to do next.
 
-    The body's message, else the status in words; then what the headers say.
-    `headers` finds names in lower case. Nothing is asked again: a request is one measurement.
+    The body's message, else the status in words; then what the headers say. Nothing is asked
+    again: a request is one measurement.
     """
+    named = {n.decode(errors="replace").lower(): v.decode(errors="replace") for n, v in headers}
     said = error_message(b"".join(reads)) or _phrase(status)
     told = [
-        sentence.format(headers[name][:_HEADER_LETTERS])
+        sentence.format(named[name][:_HEADER_LETTERS])
         for name, sentence in _TELLING.items()
-        if name in headers
+        if name in named
     ]
     return "; ".join([said, *told])
 

@@ -5,20 +5,22 @@ How the bytes were split into reads decides when something arrived, never what i
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
 
 import orjson
 
-from workbench.load.http.alike import texts_alike
-from workbench.load.http.events import BYTE_ORDER_MARK, ENDS_BLANK, events_of
+from workbench.load.http.fast_path import texts_alike
 from workbench.load.http.refusal import error_message, first_words, message_of
 
-__all__ = ["ParsedStream", "parse_stream"]
-
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_ENDS_BLANK = re.compile(_EVENT_END.pattern + rb"\Z")
+_NAMED_ERROR = re.compile(rb"event: ?error$")
 _MOST_TOKENS = 2**31 - 1
 _TWO_ANSWERS = "the stream holds more than one answer: ask for one, with n 1"
 _THOUGHTS = (
@@ -92,7 +94,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
                 events = events_of(body, seen.go_on(data, end, arrived))
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
-            if end < len(body) or ENDS_BLANK.search(body[-4:]):
+            if end < len(body) or _ENDS_BLANK.search(body[-4:]):
                 seen.error, seen.message = "protocol", f"an event is not JSON: {first_words(data)}"
         except (AttributeError, TypeError, RecursionError):
             seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
@@ -116,6 +118,38 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
         error=seen.error,
         error_message=seen.message,
     )
+
+
+def events_of(body: bytes, start: int) -> Iterator[tuple[int, bytes, bool]]:
+    """The offset just behind each server-sent event (WHATWG HTML, 9.2.6), its data, and whether it
+    is named `error`.
+
+    Those from `start` on, which is 0 or behind an event. What follows the last blank line counts
+    as an event too: some servers leave out the last one.
+    """
+    if not start and body.startswith(_BYTE_ORDER_MARK):
+        start = len(_BYTE_ORDER_MARK)
+    if b"\r" not in body:
+        while start < len(body):
+            stop = body.find(b"\n\n", start)
+            event = body[start : stop if stop >= 0 else None]
+            start = stop + 2 if stop >= 0 else len(body)
+            if event[:5] == b"data:" and b"\n" not in event:
+                yield start, event[5:], False  # one line, as nearly always
+            elif event:
+                yield from _lines_of(start, event)
+        return
+    for match in _EVENT_END.finditer(body):
+        yield from _lines_of(match.end(), body[start : match.end()])
+        start = match.end()
+    yield from _lines_of(len(body), body[start:])
+
+
+def _lines_of(end: int, event: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    lines = event.splitlines()
+    data = [line[5:] for line in lines if line.startswith(b"data:")]
+    if data:
+        yield end, b"\n".join(data), any(_NAMED_ERROR.match(line) for line in lines)
 
 
 class _Arrived:
@@ -212,7 +246,7 @@ class _Seen:
 
         It is one chunk, which arrived with its last byte; any other body is left alone.
         """
-        body = arrived.body.removeprefix(BYTE_ORDER_MARK).strip()
+        body = arrived.body.removeprefix(_BYTE_ORDER_MARK).strip()
         if not body.startswith(b"{"):
             return
         try:
@@ -283,7 +317,7 @@ def _without_end(body: bytes, done: bool) -> tuple[str, str]:
     """(error, message) of a stream that does not say that it has ended well."""
     if done:
         return "truncated", "the stream said [DONE] without a token"
-    start = body.removeprefix(BYTE_ORDER_MARK).lstrip()[:5]
+    start = body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:5]
     if start and not start.startswith((b"data", b"event", b"id", b"retry", b":")):
         return "protocol", f"the answer is no event stream: {error_message(body)}"
     return "truncated", "the stream ended without finish_reason and without [DONE]"

@@ -11,8 +11,6 @@ import numpy as np
 
 from workbench.errors import ParameterError
 
-__all__ = ["Arrivals", "at_times", "closed", "constant", "gamma", "poisson", "ramp"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:

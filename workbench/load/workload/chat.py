@@ -18,8 +18,6 @@ from workbench.load.workload.token_ids import FIRST_ID, salt_ids
 from workbench.load.workload.tokenizer import Messages, Tokenizer
 from workbench.load.workload.workload import Request, Workload, ideal_reuse
 
-__all__ = ["Frame", "chat_request", "spoken", "with_reuse"]
-
 BEGINNING = "Read:"
 """Templates may trim a message; this keeps the space of the first word."""
 

@@ -14,8 +14,6 @@ import numpy as np
 from workbench.errors import ParameterError
 from workbench.load.workload.token_ids import SALT_TOKENS
 
-__all__ = ["drawn_lengths", "reached_level", "shared_tokens", "turn_lengths"]
-
 _TOLERANCE = 0.01
 """The list's ideal reuse is within this share of the target."""
 

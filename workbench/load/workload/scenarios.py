@@ -19,15 +19,6 @@ from workbench.load.workload.reuse import drawn_lengths, reached_level, shared_t
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
 from workbench.load.workload.workload import Workload, assemble, check_numbers
 
-__all__ = [
-    "SCENARIOS",
-    "batch_processing",
-    "code_generation",
-    "cold_start",
-    "long_context_high_reuse",
-    "multi_turn_conversation",
-]
-
 
 def long_context_high_reuse(
     *,

@@ -7,8 +7,6 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIRST_ID", "SALT_TOKENS", "TokenIds", "drawn_ids", "salt_ids"]
-
 TokenIds = NDArray[np.int32]
 
 SALT_TOKENS = 16

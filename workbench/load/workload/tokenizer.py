@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from workbench.errors import ParameterError
 
-__all__ = ["Messages", "ModelTokenizer", "Tokenizer", "model_tokenizer"]
-
 Messages = Sequence[Mapping[str, Any]]
 """What was said in a chat, in order: `{"role": "user", "content": "..."}`, perhaps with calls of
 tools."""

@@ -21,18 +21,6 @@ from numpy.typing import ArrayLike
 from workbench.errors import ParameterError
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
 
-__all__ = [
-    "Request",
-    "Workload",
-    "asked_again",
-    "assemble",
-    "check_numbers",
-    "ideal_reuse",
-    "reference",
-    "shared_prefix",
-    "short",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:

@@ -18,9 +18,6 @@ from workbench.load.workload.chat import BEGINNING, with_reuse
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS
 from workbench.load.workload.workload import Request, Workload
 
-__all__ = ["TextTokenizer", "lengths_missed", "word_ids", "written"]
-
-
 _BREAK = "\n"
 """Between salt and text: a space would make one token with the text's first word."""
 

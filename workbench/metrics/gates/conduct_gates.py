@@ -90,7 +90,7 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
     vLLM counts a prompt as transferred when it admits it, so that only this shows that a part of
     it was computed again.
     """
-    counted = [(p, p.nixl) for p in passes if p.connector == "nixl"]
+    counted = [(p, p.nixl) for p in passes if p.pulls]
     problems, unknown, transfers = [], [], 0.0
     for p, nixl in counted:
         if p.expired_before:

@@ -91,17 +91,16 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
         most = p.nixl.failed * p.longest_prompt_tokens
         yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
-    with_store = p.connector.startswith("lmcache")
-    if with_store and store is not None and isnan(store.requested_tokens):
+    if p.stores and store is not None and isnan(store.requested_tokens):
         why = "the store did not answer when its counters were read"
         yield Entry(cause="store did not answer", tokens=unloaded, why=why)
-    elif with_store and hashes_apart(p):
+    elif p.stores and hashes_apart(p):
         why = (
             "each instance found only chunks that it had stored itself: instances hash prompts"
             " differently (PYTHONHASHSEED, or another hash algorithm)"
         )
         yield Entry(cause="hash seed mismatch", tokens=unloaded, why=why)
-    elif with_store and kept is not None and kept.evicted_chunks > 0:
+    elif p.stores and kept is not None and kept.evicted_chunks > 0:
         why = (
             f"the store dropped {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks:"
             " store_gb is too small"
@@ -109,7 +108,7 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
         # A chunk that is gone takes the rest of its prompt with it.
         most = kept.evicted_chunks * p.longest_prompt_tokens
         yield Entry(cause="store eviction", tokens=min(unloaded, most), why=why)
-    elif with_store and kept is not None and kept.dropped_chunks > 0:
+    elif p.stores and kept is not None and kept.dropped_chunks > 0:
         why = (
             f"the store turned {kept.dropped_chunks:,.0f} chunks away beside"
             f" {kept.written_chunks:,.0f} that it kept: store_gb is too small"

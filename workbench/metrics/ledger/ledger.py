@@ -67,7 +67,7 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
             drawn.append(_reused(p, role, sources))
         if p.nixl is not None and "decode" in p.sources:
             drawn.append(_moved(p))
-        if p.connector.startswith("lmcache") and p.sources:
+        if p.stores and p.sources:
             drawn.append(_store(p))
     return drawn
 

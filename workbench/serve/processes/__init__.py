@@ -1,4 +1,4 @@
-"""Processes on this machine: start, readiness, logs and the end, also when the kernel is killed.
+"""Processes: what one is, and how this machine starts, watches and ends them.
 
-`forkserver` starts CPU instances from a warm process; `supervisor` ends what was left.
+`launcher` is the seam that another place (containers, other hosts) implements; `local` is here.
 """

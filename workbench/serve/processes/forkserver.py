@@ -1,19 +1,13 @@
-"""The fork server: import what servers need once, then fork the servers.
+"""The fork server: load what servers need once, then fork the servers.
 
-    python -m workbench.serve.processes.forkserver engine       vLLM and LMCache
-    python -m workbench.serve.processes.forkserver simulated    the pretended ones, and the proxy
+    python -m workbench.serve.processes.forkserver workbench.serve.vllm:load
 
-Importing is nine tenths of the start of an instance on a CPU. This program imports all that an
-instance needs, then reads one JSON object a line from stdin,
-`{"fork": kind, "name", "args": [...], "env": {}, "log": path}`, forks, and the child runs the
-server of that kind (`vllm`, `lmcache`, `simulated`, `proxy`) with those arguments: vLLM's or
-LMCache's own, or one of ours. An instance of vLLM is still an API server and an engine core with
-ports of their own.
+Importing is nine tenths of the start of an instance on a CPU. This program loads each name that it
+is given (`module`, or a function to call: `module:function`), then reads one JSON object a line
+from stdin, `{"fork": "module:function", "name", "args": [...], "env": {}, "log": path}`, forks, and
+the child calls that function with those arguments: it serves until it is told to end.
 It answers on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
-When stdin closes it ends.
-
-With `engine` it leans on private parts of vLLM 0.32.0. When its imports fail, the plain start takes
-over.
+When stdin closes it ends, and so does all that it forked.
 """
 
 from __future__ import annotations
@@ -26,48 +20,19 @@ import signal
 import sys
 import time
 import traceback
+from importlib import import_module
 from typing import Any
 
-from workbench.serve.cpu_patches import die_with_parent, register
+from workbench.serve.cpu_patches import die_with_parent
 
-__all__ = ["main"]
-
-
-def _import_engine() -> None:
-    """Load what an instance loads, and undo the CPU platform's choice of spawn."""
-    import lmcache.cli.main
-    import lmcache.v1.multiprocess.http_server
-    import transformers.models.llama
-    import uvloop
-    import vllm.distributed.kv_transfer.kv_connector.v1.lmcache_mp_connector
-    import vllm.entrypoints.launchers.api_server.entry
-    import vllm.entrypoints.serve.utils.api_utils
-    import vllm.model_executor.models.llama
-    import vllm.v1.attention.backends.cpu_attn
-    import vllm.v1.engine.async_llm
-    import vllm.v1.engine.core
-    import vllm.v1.executor.uniproc_executor
-    import vllm.v1.worker.cpu_worker
-    from vllm.platforms.cpu import CpuPlatform
-
-    check = CpuPlatform.check_and_update_config.__func__
-
-    def check_then_fork(cls: Any, config: Any) -> None:
-        check(cls, config)
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-
-    CpuPlatform.check_and_update_config = classmethod(check_then_fork)
-    # Once here instead of once in each child: the scan of all modules takes a while.
-    register()
-    CpuPlatform.register_triton_kernel_overrides()
-    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+__all__ = ["main", "named"]
 
 
-def _import_simulated() -> None:
-    import uvloop
-
-    import workbench.serve.proxy.proxy
-    import workbench.serve.simulated.__main__
+def named(name: str) -> Any:
+    """A module, or `module:function`."""
+    module, _, function = name.partition(":")
+    loaded = import_module(module)
+    return getattr(loaded, function) if function else loaded
 
 
 def _serve(job: dict[str, Any]) -> None:
@@ -80,44 +45,7 @@ def _serve(job: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(job["env"])
-
-    {"vllm": _vllm_serve, "lmcache": _lmcache_server, "simulated": _pretend, "proxy": _proxy}[
-        job["fork"]
-    ](job["args"])
-
-
-def _vllm_serve(arguments: list[str]) -> None:
-    import uvloop
-    from vllm.entrypoints.launchers import cli_args
-    from vllm.entrypoints.launchers.api_server import entry
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    sys.argv = ["vllm", *arguments]
-    cli_env_setup()
-    args = cli_args.make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    entry.configure_logging_from_args(args)
-    cli_args.validate_parsed_serve_args(args)
-    uvloop.run(entry.run_server(args))
-
-
-def _lmcache_server(arguments: list[str]) -> None:
-    from lmcache.cli.main import main as lmcache
-
-    sys.argv = ["lmcache", "server", *arguments]
-    lmcache()
-
-
-def _pretend(arguments: list[str]) -> None:
-    from workbench.serve.simulated.__main__ import main as simulated
-
-    simulated(arguments)
-
-
-def _proxy(arguments: list[str]) -> None:
-    from workbench.serve.proxy.proxy import main as proxy
-
-    proxy(arguments)
+    named(job["fork"])(job["args"])
 
 
 def _fork(job: dict[str, Any]) -> int:
@@ -148,7 +76,10 @@ def _say(**event: Any) -> None:
 def main() -> None:
     """Serve fork orders until stdin closes."""
     started_s = time.monotonic()
-    {"engine": _import_engine, "simulated": _import_simulated}[sys.argv[1]]()
+    for name in sys.argv[1:]:
+        loaded = named(name)
+        if callable(loaded):
+            loaded()
     # Every later fork, the engine cores' included, ends with the process that forked it.
     os.register_at_fork(after_in_child=die_with_parent)
     # Frozen objects are not scanned by the children's collector, so their pages stay shared.

@@ -11,7 +11,6 @@ __all__ = ["fatal", "lines", "reason"]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\(.*?\)\s+|^(?:ERROR|CRITICAL) [ \d:.-]*\[[^\]]*\]\s*")
 _ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*|^ERROR:\s+\[Errno.*")
-_FATAL = re.compile(r"To serve at least one request with the model's max seq len|NIXL is not avail")
 
 
 def lines(log: Path) -> list[str]:
@@ -21,23 +20,24 @@ def lines(log: Path) -> list[str]:
     return [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in plain]
 
 
-def fatal(log_lines: Iterable[str]) -> str:
+def fatal(log_lines: Iterable[str], texts: Iterable[str] = ()) -> str:
     """A line after which a server will not get ready, though it may live on; or nothing.
 
-    Under fork an API server takes 30 s to notice that its engine core has died.
+    Such a line holds one of `texts`, or is the error of an engine core that failed: under fork an
+    API server takes 30 s to notice that.
     """
     core_failed = False
     for line in log_lines:
-        if _FATAL.search(line) or (core_failed and _ERROR_LINE.match(line)):
+        if any(text in line for text in texts) or (core_failed and _ERROR_LINE.match(line)):
             return line
         core_failed = core_failed or "EngineCore failed to start" in line
     return ""
 
 
-def reason(log_lines: Sequence[str]) -> str:
+def reason(log_lines: Sequence[str], texts: Iterable[str] = ()) -> str:
     """The line of a log that tells why its server ended, at most 400 characters of it."""
     said = [line for line in log_lines if line]
     errors = [line for line in said if _ERROR_LINE.match(line)]
     # vLLM ends with a general line that points at the root cause above it.
     telling = [line for line in errors if "root cause" not in line] or errors
-    return (fatal(said) or (telling or said or ["it wrote nothing"])[-1])[:400]
+    return (fatal(said, texts) or (telling or said or ["it wrote nothing"])[-1])[:400]

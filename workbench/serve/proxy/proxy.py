@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic, process_time
-from typing import get_args
 from uuid import uuid4
 
 import orjson
@@ -31,7 +30,8 @@ from aiohttp import web
 
 from workbench.errors import ParameterError
 from workbench.records import LegRecord
-from workbench.serve.proxy.proxy_legs import Mode, Trip, json_object
+from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.proxy.proxy_legs import Trip, json_object
 from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
 
 __all__ = ["DECODE_SHIFT_HEADER", "INDEX_HEADER", "Routes", "create_app", "main"]
@@ -51,9 +51,10 @@ which would look like a slow prefill."""
 
 
 def create_app(
-    *, mode: Mode, decode: Sequence[str], prefill: Sequence[str] = (), fault: str = ""
+    *, mode: str, decode: Sequence[str], prefill: Sequence[str] = (), fault: str = ""
 ) -> web.Application:
-    """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances.
+    """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
+    `mode` is the name of their connector.
 
     `fault` makes it do one thing wrong, for tests: `transfer_params_lost` keeps from the decode
     instance what it needs to fetch the KV.
@@ -66,12 +67,13 @@ def create_app(
         prefill=tuple(url.rstrip("/") for url in prefill),
         decode=tuple(url.rstrip("/") for url in decode),
     )
-    if mode == "none" and routes.prefill:
+    moves = connector(mode)
+    if routes.prefill and not moves.transfers:
         raise ParameterError(
-            "mode none with prefill instances: both roles would prefill; choose lmcache or nixl,"
+            f"mode {mode} with prefill instances: both roles would prefill; choose lmcache or nixl,"
             " or give aggregated instances as --decode alone"
         )
-    proxy = _Proxy(mode, routes, fault)
+    proxy = _Proxy(moves, routes, fault)
     app = web.Application(client_max_size=_BODY_BYTES)
     app.cleanup_ctx.append(proxy.connections)
     app.router.add_post("/v1/completions", proxy.generate)
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m workbench.serve.proxy.proxy")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--mode", choices=get_args(Mode), required=True)
+    parser.add_argument("--mode", choices=CONNECTORS, required=True)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
     parser.add_argument("--fault", choices=_FAULTS, default="", help=argparse.SUPPRESS)
@@ -148,8 +150,8 @@ class _Proxy:
     upstream: Upstream
     """Made by `connections`, inside the event loop."""
 
-    def __init__(self, mode: Mode, routes: Routes, fault: str) -> None:
-        self.mode, self.routes, self.fault = mode, routes, fault
+    def __init__(self, moves: Connector, routes: Routes, fault: str) -> None:
+        self.moves, self.routes, self.fault = moves, routes, fault
         self.turn = count()
         self.legs: list[LegRecord] = []
         self.requests = 0
@@ -183,7 +185,7 @@ class _Proxy:
         )
         trip = Trip(request, self.upstream, routed)
         try:
-            added = await trip.prefill(asked, mode=self.mode) if prefill else {}
+            added = await trip.prefill(asked, self.moves) if prefill else {}
             if added and self.fault != "transfer_params_lost":
                 body = orjson.dumps(asked | added)
             return await trip.decode(body)
@@ -206,7 +208,7 @@ class _Proxy:
             return _json(failure.payload, status=failure.http_status)
 
     async def health(self, _request: web.Request) -> web.Response:
-        return _json({"status": "ok", "mode": self.mode})
+        return _json({"status": "ok", "mode": self.moves.name})
 
     async def drain_legs(self, request: web.Request) -> web.Response:
         answer = _json(self.legs)

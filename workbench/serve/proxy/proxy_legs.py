@@ -1,8 +1,7 @@
 """The two legs of one request behind the PD proxy: what each carries, and when it was where.
 
-A request is prefilled on one instance (one token, thrown away) and then decoded on another. With
-a shared KV store nothing else is said; with NIXL the prefill's answer carries the transfer
-parameters with which the decode instance pulls the blocks.
+A request is prefilled on one instance (one token, thrown away) and then decoded on another; its
+connector says what the first is asked beside that, and what its answer hands over to the second.
 """
 
 from __future__ import annotations
@@ -11,26 +10,16 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from aiohttp import web
 
 from workbench.records import LegRecord
+from workbench.serve.connectors import Connector
 from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
 
-__all__ = ["Mode", "Trip", "json_object", "prefill_body", "transfer_params"]
-
-Mode = Literal["none", "lmcache", "nixl"]
-
-_ASK_FOR_TRANSFER = {
-    "do_remote_decode": True,
-    "do_remote_prefill": False,
-    "remote_engine_id": None,
-    "remote_block_ids": None,
-    "remote_host": None,
-    "remote_port": None,
-}
+__all__ = ["Trip", "json_object", "prefill_body"]
 
 
 class Trip:
@@ -58,10 +47,10 @@ class Trip:
         why = "the client closed the connection, or the proxy was stopped"
         self.record = replace(self.record, error=f"{leg} cancelled: {why}")
 
-    async def prefill(self, body: Mapping[str, Any], *, mode: Mode) -> dict[str, Any]:
+    async def prefill(self, body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
         """Run the prefill leg; returns what its answer adds to the body of the decode leg."""
         instance = self.record.prefill_instance
-        data = orjson.dumps(prefill_body(body, mode=mode))
+        data = orjson.dumps(prefill_body(body, connector))
         self.record = replace(self.record, prefill_sent_s=monotonic())
         async with self._upstream.answer(
             "prefill", instance, self._request.path, self._headers, data
@@ -75,9 +64,10 @@ class Trip:
         if answer.get("metrics"):
             metrics = orjson.dumps(answer["metrics"]).decode()
             self.record = replace(self.record, prefill_engine_metrics=metrics)
-        if mode != "nixl":
-            return {}
-        return {"kv_transfer_params": transfer_params(answer, instance=instance)}
+        try:
+            return connector.hand_over(answer)
+        except ValueError as error:
+            raise LegFailed("prefill", instance, str(error), 200) from error
 
     async def decode(self, body: bytes) -> web.StreamResponse:
         """Run the decode leg and pass its answer on, chunk by chunk, as it comes."""
@@ -117,7 +107,7 @@ class Trip:
             self._request.transport.close()
 
 
-def prefill_body(body: Mapping[str, Any], *, mode: Mode) -> dict[str, Any]:
+def prefill_body(body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
     """The client's request as the prefill instance gets it: one token, not streamed.
 
     `stream_options` and `min_tokens` go, as they contradict that; sampling fields stay.
@@ -126,35 +116,7 @@ def prefill_body(body: Mapping[str, Any], *, mode: Mode) -> dict[str, Any]:
     leg |= {"stream": False, "max_tokens": 1}
     if "max_completion_tokens" in leg:
         leg["max_completion_tokens"] = 1
-    if mode == "nixl":
-        leg["kv_transfer_params"] = dict(_ASK_FOR_TRANSFER)
-    return leg
-
-
-def transfer_params(answer: Mapping[str, Any], *, instance: str) -> dict[str, Any]:
-    """NIXL's transfer parameters from a prefill's answer, to be passed on as they are.
-
-    Raises LegFailed when they cannot make the decode instance fetch anything. An instance
-    without a connector ignores what it is asked and returns null: passing that on would prefill
-    twice and look like a slow transfer. Empty block ids are refused even for a short prompt:
-    vLLM counts the partly filled block too, so a prompt of one token has one block (v1 scheduler,
-    `_connector_finished`), and its decode side asserts on an empty list, which ends the engine
-    (`NixlPullConnectorScheduler.update_state_after_alloc`, vLLM 0.32).
-    """
-    params = answer.get("kv_transfer_params")
-    if not isinstance(params, dict) or not params.get("do_remote_prefill"):
-        raise LegFailed(
-            "prefill",
-            instance,
-            "returned no transfer parameters: it runs without a KV connector; start it with"
-            " NixlConnector, or run the proxy with another --mode",
-            200,
-        )
-    groups = params.get("remote_block_ids")
-    # One list of ids, or one list per KV cache group.
-    if not isinstance(groups, list) or not any(group != [] for group in groups):
-        raise LegFailed("prefill", instance, "returned transfer parameters without KV blocks", 200)
-    return params
+    return {**leg, **connector.prefill_asks}
 
 
 def json_object(text: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import isnan
@@ -15,22 +16,13 @@ from zlib import crc32
 
 import orjson
 
-from workbench.serve.simulated.sequence import Sequence
+from workbench.serve.simulated.scheduler import Sequence
 from workbench.serve.vllm import SERVED_MODEL
-
-__all__ = [
-    "Asked",
-    "BadRequest",
-    "PretendTokenizer",
-    "chunk",
-    "error_event",
-    "read_request",
-    "usage_chunk",
-    "whole",
-]
 
 FINGERPRINT = "vllm-0.32.0-simulated"
 VOCAB_TOKENS = 12_288
+
+DONE = b"data: [DONE]\n\n"
 
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -46,78 +38,110 @@ class BadRequest(Exception):
         self.body = {"error": error}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A request's body, checked."""
 
-    def __init__(self, body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> None:
-        if body.get("model", SERVED_MODEL) != SERVED_MODEL:
-            raise BadRequest(
-                404,
-                f"The model `{body['model']}` does not exist. Valid aliases: {SERVED_MODEL}.",
-                "NotFoundError",
-                "model",
-            )
-        self.chat = chat
-        self.prompt = _prompt(body, chat=chat)
-        room = context_tokens - len(self.prompt)
-        if room < 1 or not self.prompt:
-            raise BadRequest(
-                400,
-                f"This model's maximum context length is {context_tokens} tokens. However, your"
-                f" prompt contains {len(self.prompt)} input tokens, which exceeds this limit even"
-                " without any output tokens. Please reduce the length of the input prompt.",
-                "BadRequestError",
-                "input_tokens",
-            )
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or 16
-        self.max_tokens = max(1, min(int(asked), room))
-        self.stream = bool(body.get("stream"))
-        options = body.get("stream_options") or {}
-        self.usage = bool(options.get("include_usage"))
-        self.usage_always = self.usage and bool(options.get("continuous_usage_stats"))
-        self.return_ids = bool(body.get("return_token_ids"))
-        params = body.get("kv_transfer_params")
-        self.transfer: dict[str, Any] = params if isinstance(params, dict) else {}
+    chat: bool
+    prompt: list[int]
+    max_tokens: int
+    stream: bool
+    usage: bool
+    usage_always: bool
+    """Usage in each chunk, not in the last event alone."""
+    return_ids: bool
+    transfer: Mapping[str, Any]
+    """kv_transfer_params, empty without."""
+
+
+class PretendTokenizer:
+    """How a pretend server counts text: one id for each word and each other sign."""
+
+    def encode(self, text: str) -> list[int]:
+        return [16 + crc32(word.encode()) % (VOCAB_TOKENS - 16) for word in _WORD.findall(text)]
+
+    def chat(self, messages: Iterable[Mapping[str, str]]) -> list[int]:
+        said = [f"{m['role']}: {m['content']}\n" for m in messages]
+        return self.encode("".join([*said, "assistant: "]))
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words of three syllables, each with an id of its own."""
+        by_id: dict[int, str] = {}
+        for parts in product(_SYLLABLES, _SYLLABLES[::4], _SYLLABLES):
+            word = "".join(parts)
+            by_id.setdefault(self.encode(word)[0], f" {word}")
+        return tuple(by_id.values())
+
+
+_TOKENIZER = PretendTokenizer()
 
 
 def read_request(data: bytes, *, chat: bool, context_tokens: int) -> Asked:
     """The request in a body. Raises BadRequest for what vLLM would refuse."""
     try:
-        body = orjson.loads(data)
-        return Asked(body, chat=chat, context_tokens=context_tokens)
-    except (orjson.JSONDecodeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        return _asked(orjson.loads(data), chat=chat, context_tokens=context_tokens)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise BadRequest(400, f"not a request: {error!r}", "BadRequestError", "body") from error
+
+
+def _asked(body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> Asked:
+    if body.get("model", SERVED_MODEL) != SERVED_MODEL:
+        message = f"The model `{body['model']}` does not exist. Valid aliases: {SERVED_MODEL}."
+        raise BadRequest(404, message, "NotFoundError", "model")
+    given = body["messages"] if chat else body["prompt"]
+    if chat:
+        prompt = _TOKENIZER.chat(given)
+    elif isinstance(given, str):
+        prompt = _TOKENIZER.encode(given)
+    else:
+        prompt = [int(token) for token in given]
+    room = context_tokens - len(prompt)
+    if room < 1 or not prompt:
+        message = (
+            f"This model's maximum context length is {context_tokens} tokens. However, your prompt"
+            f" contains {len(prompt)} input tokens, which exceeds this limit even without any"
+            " output tokens. Please reduce the length of the input prompt."
+        )
+        raise BadRequest(400, message, "BadRequestError", "input_tokens")
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+    options = body.get("stream_options") or {}
+    transfer = body.get("kv_transfer_params")
+    with_usage = bool(options.get("include_usage"))
+    return Asked(
+        chat=chat,
+        prompt=prompt,
+        max_tokens=max(1, min(int(wanted), room)),
+        stream=bool(body.get("stream")),
+        usage=with_usage,
+        usage_always=with_usage and bool(options.get("continuous_usage_stats")),
+        return_ids=bool(body.get("return_token_ids")),
+        transfer=transfer if isinstance(transfer, dict) else {},
+    )
 
 
 def chunk(
     sequence: Sequence, asked: Asked, tokens: list[int], made: int, *, finished: bool
 ) -> bytes:
     """An event with some tokens (none: a chunk without text), `made` in all so far."""
-    reason = "length" if finished else None
     text = words(tokens)
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": reason}
+    choice: dict[str, Any] = {"index": 0, "logprobs": None}
+    choice["finish_reason"] = "length" if finished else None
     if asked.chat:
         choice["delta"] = {"content": text} if made else {"role": "assistant", "content": ""}
     else:
         choice |= {"text": text, "stop_reason": None}
     if asked.return_ids:
         choice["token_ids"] = tokens
-    body = _head(sequence, asked, streamed=True) | {"choices": [choice]}
+    body = _head(sequence, asked) | {"choices": [choice]}
     if asked.usage_always:
-        body["usage"] = _usage(sequence, made)
+        body["usage"] = usage(sequence, made)
     return _event(body)
 
 
 def usage_chunk(sequence: Sequence, asked: Asked) -> bytes:
     """The last event before [DONE]: usage with cached tokens, and the engine's own metrics."""
-    body = _head(sequence, asked, streamed=True) | {
-        "choices": [],
-        "usage": _usage(sequence, len(sequence.outputs))
-        | {"prompt_tokens_details": {"cached_tokens": sequence.cached}},
-        "system_fingerprint": FINGERPRINT,
-        "metrics": _metrics(sequence),
-    }
-    return _event(body)
+    return _event(_head(sequence, asked) | {"choices": []} | _tail(sequence))
 
 
 def whole(
@@ -130,14 +154,8 @@ def whole(
         choice["message"] = {"role": "assistant", "content": text}
     else:
         choice |= {"text": text, "stop_reason": None}
-    return _head(sequence, asked, streamed=False) | {
-        "choices": [choice],
-        "system_fingerprint": FINGERPRINT,
-        "usage": _usage(sequence, len(sequence.outputs))
-        | {"prompt_tokens_details": {"cached_tokens": sequence.cached}},
-        "kv_transfer_params": transfer,
-        "metrics": _metrics(sequence),
-    }
+    body = _head(sequence, asked) | {"choices": [choice], "kv_transfer_params": transfer}
+    return body | _tail(sequence)
 
 
 def error_event() -> bytes:
@@ -153,67 +171,37 @@ def words(tokens: list[int]) -> str:
     return "".join(f" {_SYLLABLES[t % count]}{_SYLLABLES[t // count % count]}" for t in tokens)
 
 
-def _prompt(body: Mapping[str, Any], *, chat: bool) -> list[int]:
-    if not chat:
-        prompt = body["prompt"]
-        return _ids(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-    return _chat_ids(body["messages"])
-
-
-def _chat_ids(messages: Iterable[Mapping[str, str]]) -> list[int]:
-    said = [f"{m['role']}: {m['content']}\n" for m in messages]
-    return _ids("".join([*said, "assistant: "]))
-
-
-def _ids(text: str) -> list[int]:
-    """A pretend tokenizer: one id for each word and each other sign."""
-    return [16 + crc32(word.encode()) % (VOCAB_TOKENS - 16) for word in _WORD.findall(text)]
-
-
-class PretendTokenizer:
-    """How a pretend server counts text, for whoever has to know it beforehand."""
-
-    def encode(self, text: str) -> list[int]:
-        return _ids(text)
-
-    def chat(self, messages: Iterable[Mapping[str, str]]) -> list[int]:
-        return _chat_ids(messages)
-
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        """Words of three syllables, each with an id of its own."""
-        by_id: dict[int, str] = {}
-        for parts in product(_SYLLABLES, _SYLLABLES[::4], _SYLLABLES):
-            word = "".join(parts)
-            by_id.setdefault(_ids(word)[0], f" {word}")
-        return tuple(by_id.values())
-
-
-def _head(sequence: Sequence, asked: Asked, *, streamed: bool) -> dict[str, Any]:
+def _head(sequence: Sequence, asked: Asked) -> dict[str, Any]:
     kind = "text_completion"
     if asked.chat:
-        kind = "chat.completion.chunk" if streamed else "chat.completion"
+        kind = "chat.completion.chunk" if asked.stream else "chat.completion"
     return {"id": sequence.id, "object": kind, "created": 0, "model": SERVED_MODEL}
 
 
-def _usage(sequence: Sequence, made: int) -> dict[str, Any]:
-    prompt = len(sequence.prompt)
-    return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
-
-
-def _metrics(sequence: Sequence) -> dict[str, float | None]:
-    """As --enable-per-request-metrics has them; TTFT counts from scheduling, not from arrival."""
+def _tail(sequence: Sequence) -> dict[str, Any]:
+    """Usage, and metrics as --enable-per-request-metrics has them; TTFT counts from scheduling."""
     ttft_s = sequence.first_s - sequence.scheduled_s
     generation_s = sequence.last_s - sequence.first_s
     made = len(sequence.outputs)
     took_s = ttft_s + generation_s
+    details = {"prompt_tokens_details": {"cached_tokens": sequence.cached}}
     return {
-        "time_to_first_token_ms": None if isnan(ttft_s) else 1000 * ttft_s,
-        "generation_time_ms": 1000 * generation_s,
-        "queue_time_ms": 1000 * (sequence.scheduled_s - sequence.arrived_s),
-        "mean_itl_ms": 1000 * generation_s / (made - 1) if made > 1 else None,
-        "tokens_per_second": made / took_s if took_s > 0 else None,
+        "system_fingerprint": FINGERPRINT,
+        "usage": usage(sequence, made) | details,
+        "metrics": {
+            "time_to_first_token_ms": None if isnan(ttft_s) else 1000 * ttft_s,
+            "generation_time_ms": 1000 * generation_s,
+            "queue_time_ms": 1000 * (sequence.scheduled_s - sequence.arrived_s),
+            "mean_itl_ms": 1000 * generation_s / (made - 1) if made > 1 else None,
+            "tokens_per_second": made / took_s if took_s > 0 else None,
+        },
     }
+
+
+def usage(sequence: Sequence, made: int) -> dict[str, Any]:
+    """Tokens of the prompt, and of the answer so far."""
+    prompt = len(sequence.prompt)
+    return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 
 
 def _event(body: Mapping[str, Any]) -> bytes:

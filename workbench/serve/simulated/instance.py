@@ -1,108 +1,186 @@
-"""A pretend vLLM instance in time: its steps, its loads, and what it holds for others."""
+"""A pretend vLLM instance in time: its steps, its loads, and what it holds for others.
+
+Times come from a seeded model; its constants are round numbers in the size of a small model's and
+measure nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import random
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
+import aiohttp
+import orjson
+from aiohttp import web
+
 from workbench.serve.simulated.answers import Asked
-from workbench.serve.simulated.blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain
-from workbench.serve.simulated.engine import Engine
-from workbench.serve.simulated.faults import Strikes
-from workbench.serve.simulated.latency import Latency
-from workbench.serve.simulated.links import Links
-from workbench.serve.simulated.sequence import Offer, Sequence
-from workbench.serve.simulated.settings import InstanceSettings, all_series
-from workbench.serve.simulated.store import CHUNK_TOKENS
+from workbench.serve.simulated.exposition import vllm_series
+from workbench.serve.simulated.faults import STRUCK_TOKENS
+from workbench.serve.simulated.kv_blocks import (
+    BLOCK_TOKENS,
+    TOKEN_BYTES,
+    BlockPool,
+    blocks_of,
+    chain,
+)
+from workbench.serve.simulated.scheduler import Scheduler, Sequence
+from workbench.serve.simulated.store import BROKEN, TIMEOUT_S, StoreClient
 
-__all__ = ["Instance"]
-
-FAILED_PULL_S = 0.05
+SPEED = 10.0
+"""How many times faster than its constants the pretend engine runs, so that tests are short."""
+STEP_S = 0.010
+TOKEN_S = 20e-6
+PAIR_S = 8e-10
+"""For each new token and each token that it attends to."""
+NEIGHBOUR_S = 0.0005
+"""What each further sequence of a batch adds."""
+TRANSFER_S = 0.002
+TRANSFER_BYTES_PER_S = 1e9
+SPREAD = 0.03
+"""Standard deviation of the logarithm."""
 CATCH_UP_S = 0.005
 """Timers come late; the steps' own clock makes up for that much, so that rates stay true."""
 LAYERS = 3
 """Descriptors of a NIXL transfer whose blocks lie side by side: one a layer, as in the tiny
 model."""
+LEASE_S = 30.0
+"""How long a prefill instance holds blocks that nobody fetches (as vLLM's NIXL lease), unless
+kv_connector_extra_config says otherwise with vLLM's own `kv_lease_duration`."""
+FAILED_PULL_S = 0.05
 SLOWDOWN = 4.0
 
 
-class Instance:
-    """The engine with its clock. `links` is set by whoever has an event loop."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSettings:
+    """What one pretend instance is started with."""
 
-    links: Links
+    name: str = "engine"
+    port: int
+    context_tokens: int = 24_576
+    kv_bytes: int = 2**28
+    bytes_per_token: int = TOKEN_BYTES
+    prefix_caching: bool = True
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM's kv_transfer_config; empty without a connector."""
+    seed: int = 0
+    speed: float = SPEED
+    fault: str = ""
+
+    @property
+    def blocks(self) -> int:
+        return self.kv_bytes // (BLOCK_TOKENS * self.bytes_per_token)
+
+    @property
+    def nixl(self) -> bool:
+        return self.transfer.get("kv_connector") == "NixlConnector"
+
+    @property
+    def lease_s(self) -> float:
+        extra = self.transfer.get("kv_connector_extra_config") or {}
+        return float(extra.get("kv_lease_duration", LEASE_S))
+
+    @property
+    def store_url(self) -> str:
+        """Where the pretend store listens; empty without one."""
+        extra = self.transfer.get("kv_connector_extra_config") or {}
+        host = str(extra.get("lmcache.mp.host", "")).replace("tcp://", "http://")
+        return f"{host}:{extra.get('lmcache.mp.port')}" if host else ""
+
+
+class Latency:
+    """Seconds of steps and transfers; the same seed gives the same ones in the same order."""
+
+    def __init__(self, *, seed: int, speed: float = SPEED) -> None:
+        self._random = random.Random(seed)
+        self._speed = speed
+
+    def step_s(self, batch: Iterable[tuple[int, int]]) -> float:
+        """One engine step over (tokens to compute, tokens before them) of each sequence."""
+        seconds = STEP_S - NEIGHBOUR_S
+        for new, before in batch:
+            seconds += NEIGHBOUR_S + new * TOKEN_S + new * (before + new / 2) * PAIR_S
+        return self._drawn(seconds)
+
+    def transfer_s(self, moved_bytes: float) -> float:
+        """Moving KV into the instance."""
+        return self._drawn(TRANSFER_S + moved_bytes / TRANSFER_BYTES_PER_S)
+
+    def _drawn(self, seconds: float) -> float:
+        return seconds * self._random.lognormvariate(0.0, SPREAD) / self._speed
+
+
+class Instance:
+    """The scheduler with its clock; it runs while `alive`, a cleanup context of aiohttp, is."""
+
+    _session: aiohttp.ClientSession
+    _store: StoreClient
 
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
-        self.series = all_series(settings)
+        self.series = vllm_series(nixl=settings.nixl)
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
-        self.engine = Engine(self.series, pool, connector=bool(settings.transfer))
-        own_seed = settings.seed ^ crc32(settings.name.encode())
+        self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
         slow = SLOWDOWN if settings.fault == "slow_instance" else 1.0
-        self.latency = Latency(seed=own_seed, speed=settings.speed / slow)
-        self.strikes = Strikes()
-        self._outputs: dict[Sequence, asyncio.Queue[int]] = {}
-        self._found: dict[Sequence, list[bytes]] = {}
-        self._transfers: dict[Sequence, Mapping[str, Any]] = {}
-        self._writes: dict[Sequence, asyncio.Task[None]] = {}
-        self._struck: set[Sequence] = set()
+        own_seed = settings.seed ^ crc32(settings.name.encode())
+        self._latency = Latency(seed=own_seed, speed=settings.speed / slow)
         self._expired: dict[str, Sequence] = {}
-        self._held_legs = self._preempted = 0
+        self._strikeable = self._held_legs = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, asked: Asked, request_id: str) -> tuple[Sequence, int]:
-        """Let a request in; returns it and its number for stream faults (0: spared)."""
-        arrived_s = monotonic()
-        number = self.strikes.next(asked.max_tokens)
+    async def alive(self, _app: web.Application) -> AsyncIterator[None]:
+        """Work, and have connections to store and peers, as long as the server runs."""
+        seed = self.settings.name.encode() if self.settings.fault == "hash_seed_mismatch" else b""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as self._session:
+            self._store = StoreClient(self._session, self.settings.store_url, key_seed=seed)
+            working = asyncio.create_task(self._work())
+            yield
+            working.cancel()
+
+    async def submit(self, asked: Asked, request_id: str) -> Sequence:
+        """Let a request in."""
         sequence = Sequence(
             id=f"{'chatcmpl' if asked.chat else 'cmpl'}-{request_id or uuid4().hex}",
             prompt=asked.prompt,
             max_tokens=asked.max_tokens,
-            arrived_s=arrived_s,
+            arrived_s=monotonic(),
             hold=self.settings.nixl and bool(asked.transfer.get("do_remote_decode")),
+            transfer=asked.transfer,
         )
-        if number and number % 2 == 0:
-            self._struck.add(sequence)
-        await self._offer(sequence, asked.transfer)
-        self._outputs[sequence] = asyncio.Queue()
-        self.engine.add(sequence)
+        if asked.max_tokens >= STRUCK_TOKENS:
+            self._strikeable += 1
+            sequence.number = self._strikeable
+        await self._look_elsewhere(sequence)
+        self.scheduler.waiting.append(sequence)
         self._wake.set()
-        return sequence, number
-
-    async def token(self, sequence: Sequence) -> int:
-        """The next output token of a request."""
-        return await self._outputs[sequence].get()
+        return sequence
 
     async def stored(self, sequence: Sequence) -> None:
         """Wait until the store has the prompt, so that whoever is asked next finds it."""
-        if sequence in self._writes:
-            await self._writes[sequence]
+        if sequence.write is not None:
+            await sequence.write
 
     def end(self, sequence: Sequence) -> None:
         """Forget a request, ended or not."""
-        self.engine.abort(sequence)
-        for table in (self._outputs, self._found, self._transfers, self._writes):
-            table.pop(sequence, None)
-        self._struck.discard(sequence)
+        self.scheduler.abort(sequence)
         self._wake.set()
-
-    def struck(self, sequence: Sequence, fault: str) -> bool:
-        """Whether this instance has that fault and it strikes this request."""
-        return self.settings.fault == fault and sequence in self._struck
 
     def preempt(self, sequence: Sequence) -> None:
         """Let a running request start over."""
-        if sequence in self.engine.running:
-            self.engine.preempt(sequence)
+        if sequence in self.scheduler.running:
+            self.scheduler.preempt(sequence)
             self._wake.set()
 
     def hand_over(self, sequence: Sequence) -> dict[str, Any] | None:
         """The transfer parameters of an ended prefill leg; None for any other request."""
-        if sequence.id not in self.engine.held:
+        if sequence.id not in self.scheduler.held:
             return None
         params = {
             "do_remote_prefill": True,
@@ -110,7 +188,7 @@ class Instance:
             "remote_block_ids": [list(sequence.blocks)],
             "remote_engine_id": self.settings.name,
             "remote_request_id": sequence.id,
-            "remote_host": self.settings.host,
+            "remote_host": "127.0.0.1",
             "remote_port": self.settings.port,
             "tp_size": 1,
             "remote_num_tokens": len(sequence.prompt),
@@ -129,7 +207,7 @@ class Instance:
 
         Expired blocks are read all the same: nobody tells the reader.
         """
-        sequence = self.engine.release(request_id)
+        sequence = self.scheduler.release(request_id)
         if sequence is None and request_id in self._expired:
             self.series.add("vllm:nixl_num_notifications_after_expiry_total", 1)
             sequence = self._expired.pop(request_id)
@@ -138,108 +216,103 @@ class Instance:
 
     def reset(self) -> bool:
         """Empty the prefix cache, as /reset_prefix_cache does; False while blocks are in use."""
-        return self.settings.fault != "reset_refused" and self.engine.pool.reset()
+        return self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
 
-    async def work(self) -> None:
+    async def _work(self) -> None:
         """Do one step after the other, for ever."""
         clock_s = monotonic()
         while True:
             self._wake.clear()
-            step = self.engine.schedule(monotonic())
+            step = self.scheduler.schedule(monotonic())
             for sequence in step.loads:
                 self._spawn(self._load(sequence))
-            for sequence in self.engine.preempted[self._preempted :]:
-                self._preempted += 1
-                self._spawn(self._look_up_again(sequence))
+            again, self.scheduler.preempted = self.scheduler.preempted, []
+            for sequence in again:
+                # A preempted request is looked up again, and nothing is loaded.
+                self._spawn(self._store.lookup(sequence))
             if not step.batch:
                 await self._wake.wait()
                 clock_s = monotonic()
                 continue
-            took_s = self.latency.step_s((new, before) for _, new, before in step.batch)
+            took_s = self._latency.step_s((new, before) for _, new, before in step.batch)
             clock_s = max(clock_s, monotonic() - CATCH_UP_S) + took_s
             await asyncio.sleep(max(0.0, clock_s - monotonic()))
-            for sequence in self.engine.complete(step, monotonic()):
-                self._deliver(sequence)
+            for sequence in self.scheduler.complete(step, monotonic()):
+                if len(sequence.outputs) == 1 and self.settings.store_url:
+                    sequence.write = self._spawn(self._store.write(sequence))
+                sequence.tokens.put_nowait(sequence.outputs[-1])
 
-    def _deliver(self, sequence: Sequence) -> None:
-        if len(sequence.outputs) == 1 and self.settings.store_url:
-            found = len(self._found.get(sequence, ())) * BLOCK_TOKENS // CHUNK_TOKENS
-            write = self.links.write(sequence, sequence.contents, found)
-            self._writes[sequence] = self._spawn(write)
-        queue = self._outputs.get(sequence)
-        if queue is not None:
-            queue.put_nowait(sequence.outputs[-1])
-
-    async def _offer(self, sequence: Sequence, transfer: Mapping[str, Any]) -> None:
-        """What of the prompt lies elsewhere."""
-        blind = self.settings.fault == "prefilled_again" and sequence.max_tokens >= Strikes.TOKENS
+    async def _look_elsewhere(self, sequence: Sequence) -> None:
+        """What of the prompt lies in the store or in a prefill instance."""
+        blind = self.settings.fault == "prefilled_again" and sequence.number > 0
         prompt = len(sequence.prompt)
-        if self.settings.nixl:
-            if transfer.get("do_remote_prefill") and blind:
+        if self.settings.nixl and sequence.transfer.get("do_remote_prefill"):
+            if blind:
                 # As vLLM does that loads nothing: the prefill instance is told, and lets go.
-                self._spawn(self._let_go(transfer))
-            elif transfer.get("do_remote_prefill"):
-                sequence.offer = Offer(tokens=prompt, tier="p2p")
-                sequence.reported_cached = int(transfer.get("remote_prefill_cached_tokens") or 0)
-                self._transfers[sequence] = transfer
+                self._spawn(self._pull(sequence.transfer))
+            else:
+                sequence.offered, sequence.tier = prompt, "p2p"
+                cached = sequence.transfer.get("remote_prefill_cached_tokens")
+                sequence.reported_cached = int(cached or 0)
         elif self.settings.store_url:
-            contents = await self.links.lookup(sequence)
+            contents = await self._store.lookup(sequence)
             if not blind:
-                self._found[sequence] = contents
+                sequence.found = contents
                 # The last token is always computed, for its logits.
-                tokens = min(len(contents) * BLOCK_TOKENS, prompt - 1)
-                sequence.offer = Offer(tokens=tokens)
+                sequence.offered = min(len(contents) * BLOCK_TOKENS, prompt - 1)
 
     async def _load(self, sequence: Sequence) -> None:
         """Bring in the offered prefix."""
         first = sequence.local // BLOCK_TOKENS
-        moved = (blocks_of(sequence.local + sequence.external) - first) * BLOCK_TOKENS
-        moved_bytes = moved * self.settings.bytes_per_token
-        final = b""
+        moved = blocks_of(sequence.local + sequence.external) - first
+        moved_bytes = moved * BLOCK_TOKENS * self.settings.bytes_per_token
+        contents, final = sequence.found, b""
         if self.settings.nixl:
-            pulled = None
-            if self.struck(sequence, "failed_transfer"):
+            if self.settings.fault == "failed_transfer" and sequence.struck:
                 await asyncio.sleep(FAILED_PULL_S)
+                pulled = None
             else:
-                pulled = await self.links.pull(self._transfers[sequence])
+                pulled = await self._pull(sequence.transfer)
             if pulled is None:
                 self.series.add("vllm:nixl_num_failed_transfers_total", 1)
-                self.engine.lost(sequence)
+                self.scheduler.lost(sequence)
                 self._wake.set()
                 return
             contents, final = pulled
-        else:
-            contents = self._found[sequence]
-        took_s = self.latency.transfer_s(moved_bytes)
+        took_s = self._latency.transfer_s(moved_bytes)
         await asyncio.sleep(took_s)
         if self.settings.nixl:
             self.series.observe("vllm:nixl_bytes_transferred", moved_bytes)
             self.series.observe("vllm:nixl_num_descriptors", LAYERS)
             self.series.observe("vllm:nixl_xfer_time_seconds", took_s)
         contents = contents[first:]
-        if self.struck(sequence, "wrong_kv"):
+        if self.settings.fault == "wrong_kv" and sequence.struck:
             contents = [chain(content, [1]) for content in contents]
             final = chain(final, [1]) if final else final
-        self.engine.loaded(sequence, contents, final)
+        self.scheduler.loaded(sequence, contents, final)
         self._wake.set()
 
-    async def _let_go(self, transfer: Mapping[str, Any]) -> None:
-        """Free what a prefill instance holds for us, without a use for it."""
-        await self.links.pull(transfer)
-
-    async def _look_up_again(self, sequence: Sequence) -> None:
-        """A preempted request is looked up again, and nothing is loaded."""
-        if self.settings.store_url:
-            await self.links.lookup(sequence)
+    async def _pull(self, transfer: Mapping[str, Any]) -> tuple[list[bytes], bytes] | None:
+        """The contents that a prefill instance holds for us, and the whole prompt's; or None."""
+        url = f"http://{transfer['remote_host']}:{transfer['remote_port']}/simulated/pull"
+        body = orjson.dumps({"request_id": transfer["remote_request_id"]})
+        try:
+            async with self._session.post(url, data=body) as response:
+                if response.status != 200:
+                    return None
+                said = orjson.loads(await response.read())
+        except BROKEN:
+            return None
+        return [bytes.fromhex(c) for c in said["contents"]], bytes.fromhex(said["final"])
 
     def _expire(self, request_id: str) -> None:
-        sequence = self.engine.release(request_id)
+        sequence = self.scheduler.release(request_id)
         if sequence is not None:
             self.series.add("vllm:nixl_num_kv_expired_reqs_total", 1)
             self._expired[request_id] = sequence
             self._wake.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

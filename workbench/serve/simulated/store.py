@@ -1,7 +1,6 @@
 """A pretend LMCache server: whole chunks, LRU, and the counters of LMCache 0.5.6.
 
-Engines ask it over two private endpoints, POST /lookup and POST /store; the HTTP port has what
-the real one has and the workbench uses: /healthcheck, /status, /metrics and /cache/clear.
+Engines reach it by `StoreClient`; its HTTP port has what the real one has and the workbench uses.
 """
 
 from __future__ import annotations
@@ -9,15 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
 
+import aiohttp
 import orjson
 from aiohttp import web
 
-from workbench.serve.simulated.blocks import BLOCK_TOKENS
-from workbench.serve.simulated.series import CONTENT_TYPE, Series
-
-__all__ = ["BLOCKS_IN_CHUNK", "CHUNK_TOKENS", "ChunkStore", "http_app", "private_app"]
+from workbench.serve.simulated.exposition import CONTENT_TYPE, Series
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, chain
+from workbench.serve.simulated.scheduler import Sequence
 
 CHUNK_TOKENS = 256
 BLOCKS_IN_CHUNK = CHUNK_TOKENS // BLOCK_TOKENS
@@ -25,17 +26,22 @@ DIES_AT_LOOKUP = 12
 WATERMARK = 0.8
 """Share of the capacity from which on LMCache evicts, and the share that it then evicts."""
 EVICTED_SHARE = 0.2
+TIMEOUT_S = 1.5
+"""How long a silent store or peer is waited for; then the prompt is computed by the engine."""
+DEGRADED_S = 1.0
+"""How long a store that did not answer is left alone, as LMCache's heartbeat does."""
+BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 _P = "lmcache_mp_"
 _MODEL = {"model_name": "simulated", "cache_salt": ""}
 _L1 = {"l1_tag": "_default"}
 
+Chunks = dict[str, list[str]]
+"""By key, what lies in the blocks of each chunk (see `kv_blocks`), in hexadecimal digits."""
+
 
 class ChunkStore:
-    """Chunks by key, the least recently used first, and what is counted about them.
-
-    A chunk's value says what lies in its blocks (see `blocks`).
-    """
+    """Chunks by key, the least recently used first, and what is counted about them."""
 
     def __init__(self, capacity: int, *, chunk_bytes: float, fault: str = "") -> None:
         self.series = Series()
@@ -45,94 +51,94 @@ class ChunkStore:
         self._chunks: OrderedDict[str, list[str]] = OrderedDict()
         self._lookups = self._longest = 0
 
-    def lookup(self, keys: Sequence[str]) -> list[list[str]] | None:
+    def lookup(self, asked: Chunks) -> list[list[str]] | None:
         """The chunks of the longest prefix; None when the store dies instead of answering.
 
         Counted whatever the engine's own cache has, and read whether it needs them or not.
         """
         self._lookups += 1
-        self._longest = max(self._longest, len(keys))
+        self._longest = max(self._longest, len(asked))
+        if self.fault == "store_left_warm":
+            self._chunks |= asked  # an earlier run has left there whatever is asked for
         if self.fault == "store_dead" and self._lookups >= DIES_AT_LOOKUP:
             return None
-        add = self.series.add
-        add(f"{_P}lookups_requests_total", 1, **_MODEL)
-        if not keys:
-            reason = "empty_chunk_hashes"
-            add(f"{_P}lookup_early_exit_requests_total", 1, reason=reason, **_MODEL)
+        self._count("lookups_requests", 1, _MODEL)
+        if not asked:
+            self._count("lookup_early_exit_requests", 1, {"reason": "empty_chunk_hashes"} | _MODEL)
             return []
         found: list[list[str]] = []
-        for key in keys:
+        for key in asked:
             if key not in self._chunks:
                 break
             self._chunks.move_to_end(key)
             found.append(self._chunks[key])
         tokens = len(found) * CHUNK_TOKENS
-        add(f"{_P}lookup_requested_tokens_total", len(keys) * CHUNK_TOKENS, **_MODEL)
-        add(f"{_P}lookup_hit_tokens_total", tokens, **_MODEL)
-        add(f"{_P}lookup_hit_l1_tokens_total", tokens, **_MODEL)
-        add(f"{_P}lookup_hit_l2_tokens_total", 0, **_MODEL)
+        self._count("lookup_requested_tokens", len(asked) * CHUNK_TOKENS, _MODEL)
+        self._count("lookup_hit_tokens", tokens, _MODEL)
+        self._count("lookup_hit_l1_tokens", tokens, _MODEL)
+        self._count("lookup_hit_l2_tokens", 0, _MODEL)
         if found:
-            add(f"{_P}lookup_hit_l1_keys_total", len(found), **_MODEL)
-            add(f"{_P}l1_read_chunks_total", len(found), **_L1)
+            self._count("lookup_hit_l1_keys", len(found), _MODEL)
+            self._count("l1_read_chunks", len(found), _L1)
         return found
 
-    def write(self, chunks: dict[str, list[str]]) -> None:
+    def write(self, chunks: Chunks) -> None:
         """Keep chunks; one that is there already is not written again."""
         new = {key: value for key, value in chunks.items() if key not in self._chunks}
         self._chunks |= new
         if new:
-            self.series.add(f"{_P}l1_write_chunks_total", len(new), **_L1)
+            self._count("l1_write_chunks", len(new), _L1)
         if len(self._chunks) > WATERMARK * self.capacity:
             self._evict(int(EVICTED_SHARE * len(self._chunks)))
         if self.fault == "eviction":
             self._evict(len(self._chunks) - self._longest)
 
-    def preload(self, chunks: dict[str, list[str]]) -> None:
-        """Have chunks without having been given them: nothing is counted."""
-        self._chunks |= chunks
-
     def clear(self) -> None:
         """Forget all chunks. LMCache counts them as evicted."""
-        self._evict(len(self._chunks))
+        if self.fault != "store_left_warm":
+            self._evict(len(self._chunks))
 
     @property
-    def gauges(self) -> dict[str, float]:
-        used = len(self._chunks) * self.chunk_bytes
-        share = len(self._chunks) / self.capacity
-        return {f"{_P}l1_memory_usage_bytes": used, f"{_P}l1_usage_ratio": share}
+    def used_bytes(self) -> float:
+        return len(self._chunks) * self.chunk_bytes
 
-    @property
-    def chunks(self) -> int:
-        return len(self._chunks)
+    def status(self) -> dict[str, Any]:
+        """What /status says."""
+        used = {"total_object_count": len(self._chunks), "memory_used_bytes": int(self.used_bytes)}
+        return {"is_healthy": True, "chunk_size": CHUNK_TOKENS, "l1_manager": used}
+
+    def page(self) -> str:
+        """What /metrics shows."""
+        self.series.gauge(f"{_P}l1_memory_usage_bytes", self.used_bytes)
+        self.series.gauge(f"{_P}l1_usage_ratio", len(self._chunks) / self.capacity)
+        return self.series.page()
 
     def _evict(self, count: int) -> None:
         for _ in range(count):
             self._chunks.popitem(last=False)
         if count > 0:
-            self.series.add(f"{_P}l1_evicted_chunks_total", count, **_L1)
+            self._count("l1_evicted_chunks", count, _L1)
+
+    def _count(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        self.series.add(f"{_P}{name}_total", value, **labels)
 
 
 def private_app(store: ChunkStore) -> web.Application:
     """What engines talk to."""
 
     async def lookup(request: web.Request) -> web.Response:
-        asked = orjson.loads(await request.read())
-        if store.fault == "store_left_warm":
-            # What an earlier run has left there: every chunk that is asked for.
-            store.preload(asked["chunks"])
-        found = store.lookup(list(asked["chunks"]))
+        found = store.lookup(orjson.loads(await request.read())["chunks"])
         if found is None:
             print("simulated fault store_dead: the store ends here", file=sys.stderr, flush=True)
             os._exit(1)
-        return _json({"found": found})
+        return json_response({"found": found})
 
     async def write(request: web.Request) -> web.Response:
         store.write(orjson.loads(await request.read())["chunks"])
-        return _json({})
+        return json_response({})
 
     app = web.Application(client_max_size=2**26)
-    app.router.add_post("/lookup", lookup)
-    app.router.add_post("/store", write)
+    app.add_routes([web.post("/lookup", lookup), web.post("/store", write)])
     return app
 
 
@@ -140,31 +146,76 @@ def http_app(store: ChunkStore) -> web.Application:
     """What the workbench talks to."""
 
     async def healthcheck(_: web.Request) -> web.Response:
-        return _json({"status": "healthy"})
+        return json_response({"status": "healthy"})
 
     async def status(_: web.Request) -> web.Response:
-        used = int(store.chunks * store.chunk_bytes)
-        l1 = {"total_object_count": store.chunks, "memory_used_bytes": used}
-        return _json({"is_healthy": True, "chunk_size": CHUNK_TOKENS, "l1_manager": l1})
+        return json_response(store.status())
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(
-            body=store.series.page(store.gauges, {}).encode(),
-            headers={"Content-Type": CONTENT_TYPE},
-        )
+        return page_response(store.page())
 
     async def clear(_: web.Request) -> web.Response:
-        if store.fault != "store_left_warm":
-            store.clear()
-        return _json({"status": "ok", "cleared": {"tier": "l1"}})
+        store.clear()
+        return json_response({"status": "ok", "cleared": {"tier": "l1"}})
 
     app = web.Application()
-    app.router.add_get("/healthcheck", healthcheck)
-    app.router.add_get("/status", status)
-    app.router.add_get("/metrics", metrics)
-    app.router.add_post("/cache/clear", clear)
+    app.add_routes([
+        web.get("/healthcheck", healthcheck), web.get("/status", status),
+        web.get("/metrics", metrics), web.post("/cache/clear", clear),
+    ])  # fmt: skip
     return app
 
 
-def _json(value: object) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
+class StoreClient:
+    """The store as one engine reaches it; without a URL nothing is asked and nothing found."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, *, key_seed: bytes = b"") -> None:
+        self._session = session
+        self._url = url
+        self._key_seed = key_seed
+        self._degraded_until_s = 0.0
+
+    async def lookup(self, sequence: Sequence) -> list[bytes]:
+        """What the store has in the blocks of the prompt's longest prefix of whole chunks."""
+        answer = await self._ask("lookup", self._chunks(sequence, sequence.hashes))
+        return [bytes.fromhex(block) for chunk in answer.get("found", []) for block in chunk]
+
+    async def write(self, sequence: Sequence) -> None:
+        """Give the store the prompt's whole chunks behind those that it was found to have."""
+        chunks = list(self._chunks(sequence, sequence.contents).items())
+        if missing := dict(chunks[len(sequence.found) // BLOCKS_IN_CHUNK :]):
+            await self._ask("store", missing)
+
+    def _chunks(self, sequence: Sequence, contents: list[bytes]) -> Chunks:
+        """Key and contents of each whole chunk of the prompt, in order."""
+        chunks = {}
+        for end in range(CHUNK_TOKENS, len(sequence.prompt) + 1, CHUNK_TOKENS):
+            last = end // BLOCK_TOKENS
+            key = sequence.hashes[last - 1]
+            if self._key_seed:
+                key = chain(self._key_seed + key, [])
+            blocks = contents[last - BLOCKS_IN_CHUNK : last]
+            chunks[key.hex()] = [block.hex() for block in blocks]
+        return chunks
+
+    async def _ask(self, what: str, chunks: Chunks) -> dict[str, Any]:
+        if not self._url or monotonic() < self._degraded_until_s:
+            return {}
+        body = orjson.dumps({"chunks": chunks})
+        try:
+            async with self._session.post(f"{self._url}/{what}", data=body) as response:
+                said: dict[str, Any] = orjson.loads(await response.read())
+                return said
+        except BROKEN:
+            self._degraded_until_s = monotonic() + DEGRADED_S
+            return {}
+
+
+def json_response(value: object, *, status: int = 200) -> web.Response:
+    """Some JSON."""
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+def page_response(page: str) -> web.Response:
+    """A page of counters."""
+    return web.Response(body=page.encode(), headers={"Content-Type": CONTENT_TYPE})

@@ -18,8 +18,6 @@ from workbench.load.workload.token_ids import SALT_TOKENS, salt_ids
 from workbench.load.workload.tokenizer import Tokenizer
 from workbench.load.workload.workload import Request, Workload, assemble, check_numbers
 
-__all__ = ["NAMES", "extended", "text"]
-
 NAMES = ("astrophysics", "code_to_refactor", "fiction", "hardware_history", "licence_terms")
 
 _FEWEST_CHARACTERS = 3

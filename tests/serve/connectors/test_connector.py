@@ -1,0 +1,78 @@
+"""What holds for every connector, and the registry."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import LaunchError, ParameterError, PlanError
+from workbench.params.notebooks import PdSweep
+from workbench.serve import connectors
+from workbench.serve.connectors import CONNECTORS, Wiring, connector
+from workbench.topology import Topology
+
+PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
+
+
+def test_a_connector_is_a_module_of_its_name_that_a_sweep_can_ask_for():
+    folder = Path(connectors.__file__).parent
+    modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "connector"}
+    assert {name.replace("-", "_") for name in CONNECTORS} == modules
+    for name in CONNECTORS:
+        assert connector(name).name == PdSweep(connector=name).connector == name
+
+
+def test_an_unknown_connector_is_refused_with_the_nearest():
+    with pytest.raises(ParameterError, match=r"did you mean 'lmcache'.* none, lmcache, nixl"):
+        connector("lmcash")
+
+
+@pytest.mark.parametrize(
+    ("name", "topology"),
+    [("none", AGGREGATED), ("lmcache", PD), ("lmcache", AGGREGATED), ("nixl", PD)],
+)
+def test_what_a_connector_can_serve(name, topology):
+    connector(name).check(topology)
+
+
+def test_no_connector_with_two_roles_is_refused_since_both_would_prefill():
+    with pytest.raises(PlanError, match=r"both roles would prefill; .* such as 5a"):
+        connector("none").check(PD)
+
+
+def test_nixl_without_two_roles_is_refused_since_nothing_would_move():
+    with pytest.raises(PlanError, match="5a has neither; take connector none or lmcache"):
+        connector("nixl").check(AGGREGATED)
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "passes"),
+    [
+        ("none", "1a", ["cold", "engine-warm"]),
+        ("none", "5a", ["cold", "engine-warm"]),
+        ("lmcache", "1a", ["cold", "engine-warm", "store-warm"]),
+        ("lmcache", "5a", ["cold", "engine-warm", "cross-instance", "store-warm"]),
+        ("lmcache", "1p1d", ["cold", "engine-warm", "store-warm"]),
+        ("lmcache", "1p4d", ["cold", "engine-warm", "cross-instance", "store-warm"]),
+        ("nixl", "4p1d", ["cold", "engine-warm"]),
+        ("nixl", "1p4d", ["cold", "engine-warm", "cross-instance"]),
+    ],
+)
+def test_a_pass_is_there_only_where_its_state_can_be(name, topology, passes):
+    assert list(connector(name).passes(Topology.parse(topology))) == passes
+
+
+def test_only_without_a_connector_can_an_instance_load_nothing():
+    assert [name for name, known in CONNECTORS.items() if not known.loads] == ["none"]
+    assert connector("none").engine_args(Wiring(role="aggregated", cpu=True)) == ()
+
+
+@pytest.mark.parametrize("name", ["lmcache", "nixl"])
+def test_what_a_connector_needs_and_this_machine_lacks_is_named_with_what_to_do(name):
+    assert connector("none").installed
+    lacking = replace(connector(name), modules=("no_such_package",))
+    assert not lacking.installed
+    with pytest.raises(LaunchError) as refused:
+        lacking.check_installed()
+    assert f"connector '{name}' needs the package no_such_package" in str(refused.value)
+    assert lacking.install in str(refused.value)

@@ -1,0 +1,95 @@
+import pytest
+
+from workbench.errors import ParameterError, PlanError
+from workbench.experiment.plan.arms import plan
+from workbench.params.measuring import FAULTS as CHOICES
+from workbench.params.notebooks import PdSweep, PrefixCache
+from workbench.serve.simulated.faults import FAULTS, applies, check_fault, fault_of_process
+from workbench.topology import Topology
+
+PD, ONE = Topology.parse("1p2d"), Topology.parse("1a")
+
+
+def test_the_parameter_offers_every_fault_and_no_other():
+    assert list(CHOICES) == list(FAULTS)
+    places = {"answering", "last answering", "every engine", "prefill", "store", "proxy"}
+    for fault in FAULTS.values():
+        assert fault.acts_on in places and fault.shows and fault.copies
+
+
+@pytest.mark.parametrize(
+    ("fault", "fits"),
+    [
+        ("truncated_stream", {"none 1a", "lmcache 1a", "lmcache 1p2d", "nixl 1p2d"}),
+        ("wrong_kv", {"lmcache 1a", "lmcache 1p2d", "nixl 1p2d"}),
+        ("prefilled_again", {"lmcache 1p2d", "nixl 1p2d"}),
+        ("store_dead", {"lmcache 1a", "lmcache 1p2d"}),
+        ("failed_transfer", {"nixl 1p2d"}),
+    ],
+)
+def test_where_a_fault_can_happen(fault: str, fits: set[str]):
+    cases = [("none", ONE), ("lmcache", ONE), ("lmcache", PD), ("nixl", PD)]
+    assert {f"{name} {where}" for name, where in cases if applies(fault, name, where)} == fits
+
+
+def test_a_fault_that_cannot_happen_is_refused_with_what_it_needs():
+    with pytest.raises(PlanError, match=r"'expired_blocks' cannot .* nixl and a topology such as"):
+        check_fault("expired_blocks", "lmcache", ONE)
+    with pytest.raises(ParameterError, match="did you mean 'wrong_kv'"):
+        applies("wrong_vk", "lmcache", PD)
+    check_fault("", "none", ONE)
+
+
+def test_each_process_gets_its_own_faults_only():
+    def at(fault: str, role: str, last: bool) -> str:
+        return fault_of_process(fault, "lmcache", PD, role, last=last)  # type: ignore[arg-type]
+
+    assert at("slow_instance", "decode", last=True) == "slow_instance"
+    assert at("slow_instance", "decode", last=False) == ""
+    assert at("slow_instance", "prefill", last=True) == ""
+    assert at("eviction", "store", last=True) == "eviction"
+    assert at("hash_seed_mismatch", "prefill", last=False) == "hash_seed_mismatch"
+    assert at("failed_transfer", "decode", last=True) == ""  # this deployment has no NIXL
+
+
+def test_a_plan_puts_the_fault_where_it_belongs_and_leaves_opponents_whole():
+    made = plan(
+        PdSweep(engine="simulated", topology="1p1d", connector="nixl", fault="failed_transfer")
+    )
+    lines = {
+        f"{arm.label} {p.name}": "--fault failed_transfer" in p.command_line
+        for arm in made.arms
+        for p in arm.deployment(range(20_000, 20_100)).processes
+    }
+    assert [name for name, has in lines.items() if has] == ["1p1d nixl decode-0"]
+    assert "failed_transfer" in made.run_id and "simulated" in made.run_id
+    assert made.doubts[0].startswith("The simulated servers go wrong on purpose, failed_transfer")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda: plan(PdSweep(engine="simulated", fault="failed_transfer")), PlanError, "nixl"),
+        (lambda: plan(PrefixCache(engine="simulated", fault="store_dead")), PlanError, "lmcache"),
+        (lambda: PdSweep(fault="wrong_kv"), ParameterError, "only engine simulated"),
+        (lambda: PdSweep(engine="simulated", model="a/b"), ParameterError, "leave model empty"),
+        (lambda: plan(PdSweep(engine="simulated", decode_tp=2)), PlanError, "decode_tp"),
+    ],
+)
+def test_what_a_simulated_run_refuses(make, error, sentence):
+    with pytest.raises(error, match=sentence):
+        make()
+
+
+def test_eviction_leaves_kv_space_for_a_prompt_and_a_half():
+    made = plan(PdSweep(engine="simulated", topology="1p1d", prompt_tokens=2000, fault="eviction"))
+    assert all(arm.settings.kv_cache_mib == 3 for arm in made.arms)  # 1.5 x 16 blocks of 96 KiB
+    assert any("Raise kv_cache_mib" in doubt for doubt in made.doubts)
+
+
+def test_a_simulated_plan_needs_nothing_of_this_machine():
+    made = plan(PdSweep(engine="simulated", topology="16p32d", store_gb=100_000))
+    assert made.platform == "simulated"
+    line = str(made.arms[0].deployment(range(20_000, 20_400)))
+    assert "vllm" not in line and "--shm-name" not in line
+    assert made.estimate_s < 120

@@ -1,0 +1,51 @@
+"""The package as a house: what import-linter cannot say of its rooms."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import workbench
+
+HOUSE = Path(workbench.__file__).parent
+ROOMS = sorted(init.parent for init in HOUSE.rglob("__init__.py"))
+
+TWICE = {
+    "cache_size": "report/figures draws it",
+    "claims": "report/figures draws them",
+    "rates": "report/figures draws them",
+    "waterfall": "report/figures draws it",
+    "catalogue": "of workloads, and of published claims",
+    "outcomes": "of each kind of measurement that tests a claim",
+    "recipes": "of each kind of measurement that tests a claim",
+    "plan": "of an experiment, and of one deployment in it",
+}
+"""Why the name of a module stands in more than one room."""
+
+FULL = {
+    "claims": "each kind of proof has its module",
+    "metrics": "the definitions that every room needs",
+    "report/figures": "one module for each figure",
+    "": "the ground floor and the roof",
+}
+"""Why a room has more than a dozen entries."""
+
+
+def test_no_two_modules_have_one_name_without_a_reason():
+    found = defaultdict(list)
+    for file in HOUSE.rglob("*.py"):
+        found[file.stem].append(str(file.relative_to(HOUSE)))
+    shared = {name: files for name, files in found.items() if len(files) > 1}
+    assert {name: files for name, files in shared.items() if not name.startswith("__")
+            and name not in TWICE} == {}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(HOUSE)))
+def test_a_room_says_in_three_sentences_what_lives_there_and_can_be_surveyed(room):
+    said = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    assert 1 <= len(re.findall(r"[.?!](?:\s|$)", said)) <= 3
+    inside = [path for path in room.iterdir() if path.suffix == ".py" or path in ROOMS]
+    if room.relative_to(HOUSE).as_posix().removeprefix(".") not in FULL:
+        assert len(inside) - 1 <= 12

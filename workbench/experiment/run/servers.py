@@ -1,0 +1,59 @@
+"""The servers of an arm: for one launch of a run, and by hand for a notebook's next cell."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from workbench.experiment.plan.plan import Arm
+from workbench.experiment.result.run_folder import output_root
+from workbench.serve import deployment as serve
+from workbench.serve.processes.launcher import Launcher
+
+__all__ = ["deploy", "deployed"]
+
+
+@asynccontextmanager
+async def deployed(
+    arm: Arm, launcher: Launcher, *, log_dir: Path
+) -> AsyncIterator[serve.Deployment]:
+    """Start the servers of an arm; leaving ends them, and removes what their store has on disk.
+
+    Raises LaunchError with the reason and the log's path.
+    """
+    if arm.means is not None and arm.settings is not None and arm.settings.platform != "simulated":
+        arm.means.check_installed()
+    shm = f"workbench-{uuid.uuid4().hex[:12]}"
+    disk = log_dir / "disk"
+    if arm.disk:
+        disk.mkdir(parents=True)
+    try:
+        async with serve.deploy(
+            launcher,
+            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
+            ports=arm.ports,
+            log_dir=log_dir,
+        ) as running:
+            yield running
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
+
+
+@asynccontextmanager
+async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serve.Deployment]:
+    """`async with wb.deploy(plan.arms[0]) as deployment:` starts an arm; leaving ends it.
+
+    `deployment.url` takes OpenAI requests. Raises PlanError for attached servers, and LaunchError
+    with the reason and the log's path.
+    """
+    arm.deployment(range(arm.ports))  # refuses what cannot be started before anything is
+    assert arm.settings is not None
+    logs = log_dir or output_root("outputs") / "deploy" / uuid.uuid4().hex[:8]
+    async with (
+        serve.launcher_for(arm.settings, logs) as launcher,
+        deployed(arm, launcher, log_dir=logs) as running,
+    ):
+        yield running

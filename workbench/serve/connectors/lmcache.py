@@ -1,0 +1,114 @@
+"""LMCache in multi-process mode: one server with a store, which all instances write and read.
+
+The settings were measured with LMCache 0.5.6; docs/engine.md says what each one cures.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.processes.launcher import ProcessSpec
+
+__all__ = ["CHUNK_TOKENS", "CONNECTOR", "STORE"]
+
+CHUNK_TOKENS = 256
+"""LMCache's default; a prompt's tail below one chunk is never stored."""
+
+_PROGRAM = (sys.executable, "-m", "lmcache.cli.main", "server")
+_ENV = {"LMCACHE_TRACK_USAGE": "false"}
+
+
+def _transfer_config(wiring: Wiring) -> dict[str, Any]:
+    return {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "lmcache.mp.host": "tcp://127.0.0.1",
+            "lmcache.mp.port": wiring.store_port,
+            # The defaults (300 s, 10 s) freeze an engine for minutes when the store dies.
+            "lmcache.mp.mq_timeout": 3,
+            "lmcache.mp.heartbeat_interval": 1,
+        },
+    }
+
+
+def _server(
+    *,
+    port: int,
+    http_port: int,
+    shm_name: str,
+    memory_gb: float,
+    chunk_tokens: int = CHUNK_TOKENS,
+    disk_folder: str = "",
+    cpu: bool = True,
+) -> ProcessSpec:
+    """`lmcache server`; with `disk_folder` a second tier below the memory, for every chunk."""
+    args = [
+        "--host", "127.0.0.1", "--port", str(port),
+        "--http-host", "127.0.0.1", "--http-port", str(http_port),
+        # Shared memory instead of pickle for the transfers.
+        "--supported-transfer-mode", "auto", "--shm-name", shm_name,
+        "--l1-size-gb", f"{memory_gb:g}", "--eviction-policy", "LRU",
+    ]  # fmt: skip
+    if chunk_tokens != CHUNK_TOKENS:
+        args += ["--chunk-size", str(chunk_tokens)]
+    if disk_folder:
+        args += ["--l2-adapter", json.dumps({"type": "fs", "base_path": disk_folder})]
+    return ProcessSpec(
+        name="store",
+        role="store",
+        program=_PROGRAM,
+        args=tuple(args),
+        forks=f"{__name__}:serve" if cpu else "",
+        env=_ENV,
+        port=port,
+        ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+    )
+
+
+def load() -> None:
+    """Import what the server and its connector in vLLM need, for forks."""
+    import vllm.distributed.kv_transfer.kv_connector.v1.lmcache_mp_connector  # noqa: F401
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Be `lmcache server` with these arguments, in a fork."""
+    from lmcache.cli.main import main
+
+    sys.argv = ["lmcache", "server", *arguments]
+    main()
+
+
+STORE = Store(
+    process=_server,
+    clear_path="/cache/clear",
+    instance_start_s=0.4,
+    counters={
+        "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
+        "hit_tokens": "lmcache_mp_lookup_hit_tokens_total",
+        "hit_l1_tokens": "lmcache_mp_lookup_hit_l1_tokens_total",
+        "hit_l2_tokens": "lmcache_mp_lookup_hit_l2_tokens_total",
+        "written_chunks": "lmcache_mp_l1_write_chunks_total",
+        "read_chunks": "lmcache_mp_l1_read_chunks_total",
+        "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
+        "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
+        "disk_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
+        "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
+    },
+)
+
+CONNECTOR = Connector(
+    name="lmcache",
+    transfers=True,
+    store=STORE,
+    transfer_config=_transfer_config,
+    env=lambda _: dict(_ENV),
+    load=f"{__name__}:load",
+    packages={"lmcache": "0.5.6"},
+    modules=("lmcache",),
+    install="run make setup (on ROCm see Install in the README)",
+)

@@ -1,0 +1,86 @@
+"""NIXL: a decode instance pulls the KV from the prefill instance, and nothing is kept beside them.
+
+The settings were measured with NIXL 1.5.1; docs/engine.md says what each one cures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.serve.connectors.connector import Connector, Wiring
+
+__all__ = ["CONNECTOR"]
+
+
+def _transfer_config(wiring: Wiring) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_producer" if wiring.role == "prefill" else "kv_consumer",
+    }
+    if wiring.cpu:
+        config["kv_buffer_device"] = "cpu"
+        config["kv_connector_extra_config"] = {"num_threads": 1}
+    return config
+
+
+def _env(wiring: Wiring) -> dict[str, str]:
+    env = {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(wiring.side_port),
+    }
+    if wiring.cpu:
+        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
+    return env
+
+
+def _hand_over(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The transfer parameters of a prefill's answer, as they are.
+
+    An instance without a connector ignores what it is asked and returns null: passing that on would
+    prefill twice and look like a slow transfer. Empty block ids are refused even for a short
+    prompt: vLLM counts the partly filled block too, so a prompt of one token has one block (v1
+    scheduler, `_connector_finished`), and its decode side asserts on an empty list, which ends the
+    engine (`NixlPullConnectorScheduler.update_state_after_alloc`, vLLM 0.32).
+    """
+    params = answer.get("kv_transfer_params")
+    if not isinstance(params, dict) or not params.get("do_remote_prefill"):
+        raise ValueError(
+            "returned no transfer parameters: it runs without a KV connector; start it with"
+            " NixlConnector, or run the proxy with another --mode"
+        )
+    groups = params.get("remote_block_ids")
+    # One list of ids, or one list per KV cache group.
+    if not isinstance(groups, list) or not any(group != [] for group in groups):
+        raise ValueError("returned transfer parameters without KV blocks")
+    return {"kv_transfer_params": params}
+
+
+CONNECTOR = Connector(
+    name="nixl",
+    transfers=True,
+    pulls=True,
+    transfer_config=_transfer_config,
+    env=_env,
+    prefill_asks={
+        "kv_transfer_params": {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            "remote_engine_id": None,
+            "remote_block_ids": None,
+            "remote_host": None,
+            "remote_port": None,
+        }
+    },
+    hand_over=_hand_over,
+    transfer_counters={
+        "bytes_moved": "vllm:nixl_bytes_transferred_sum",
+        "transfers": "vllm:nixl_bytes_transferred_count",
+        "failed": "vllm:nixl_num_failed_transfers_total",
+        "expired": "vllm:nixl_num_kv_expired_reqs_total",
+    },
+    fatal=("NIXL is not avail",),
+    packages={"nixl": "1.5.1"},
+    modules=("nixl", "nixl_rocm"),
+    install="run make setup, or pip install nixl==1.5.1",
+)

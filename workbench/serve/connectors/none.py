@@ -1,0 +1,9 @@
+"""No connector: each instance has its own prefix cache, and no KV moves."""
+
+from __future__ import annotations
+
+from workbench.serve.connectors.connector import Connector
+
+__all__ = ["CONNECTOR"]
+
+CONNECTOR = Connector(name="none")

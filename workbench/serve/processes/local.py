@@ -1,0 +1,193 @@
+"""The launcher of this machine: through a supervisor, so that no process outlives the notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from workbench.errors import DeploymentError
+from workbench.serve.processes.launcher import Process, ProcessSpec
+
+__all__ = ["LocalLauncher", "LocalProcess"]
+
+FORK_SERVER = "fork-server"
+_LOADED = f"{FORK_SERVER} ready"
+STOP_GRACE_S = 0.5
+"""Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
+_GONE = object()
+"""The answer to every question when the supervisor has ended."""
+
+
+@dataclass(slots=True)
+class LocalProcess:
+    """A started process: `exited` holds its status once it has ended."""
+
+    spec: ProcessSpec
+    pid: int
+    log: Path
+    exited: asyncio.Future[int]
+
+    @property
+    def alive(self) -> bool:
+        return not self.exited.done()
+
+
+@dataclass(slots=True)
+class LocalLauncher:
+    """Owns a supervisor process, and the fork server behind it where something is loaded.
+
+    Use as `async with LocalLauncher(log_dir) as launcher`; leaving it ends all that it started.
+    """
+
+    log_dir: Path
+    loads: Sequence[str] = ()
+    """What the fork server loads, as `module` or `module:function`; without it there is none."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Of the fork server."""
+    notes: list[str] = field(default_factory=list)
+    _supervisor: asyncio.subprocess.Process | None = None
+    _reader: asyncio.Task[None] | None = None
+    _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    _exits: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    _forked: set[str] = field(default_factory=set)
+    _fork_server: asyncio.Task[bool] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        # Servers read their byte code from disk, whatever the notebook's shell prefers.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self._supervisor = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "workbench.serve.processes.supervisor",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env=env, start_new_session=True, limit=2**20,
+        )  # fmt: skip
+        self._reader = asyncio.create_task(self._listen())
+        if self.loads:
+            # It loads while the first arm is prepared.
+            self._fork_server = asyncio.create_task(self._start_fork_server())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
+        if self._fork_server is not None:
+            self._fork_server.cancel()
+        # The supervisor ends everything below itself; an interrupt must not cut that short.
+        await asyncio.shield(self._supervisor.wait())
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def loaded(self) -> bool:
+        """Wait for the fork server; False where there is none and instances start plainly."""
+        return self._fork_server is not None and await self._fork_server
+
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> LocalProcess:
+        """Start one process, forked where that is possible; it need not be ready yet."""
+        log_dir.mkdir(parents=True, exist_ok=True)
+        log = log_dir / f"{spec.name}.log"
+        name = f"{spec.name}@{spec.port}"
+        self._exits[name] = asyncio.get_running_loop().create_future()
+        order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": spec.env}
+        if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
+            self._forked.add(name)
+            job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
+            order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": str(log)})}
+        pid = await self._ask(name, **order, log=str(log))
+        return LocalProcess(spec, pid, log, self._exits[name])
+
+    async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
+        """End processes with everything they started, and remove their shared memory."""
+        groups = [process.pid for process in processes]
+        if groups:
+            tag = f"stop-{time.monotonic_ns()}"
+            await asyncio.shield(self._ask(tag, stop=tag, groups=groups, grace_s=grace_s))
+
+    async def _ask(self, key: str, **order: Any) -> Any:
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
+        assert self._reader is not None
+        value = _GONE if self._reader.done() else await answer
+        if value is _GONE:
+            raise DeploymentError(
+                "the supervisor of the servers ended by itself, and every server with it; was it"
+                " killed? run again"
+            )
+        return value
+
+    def _answer(self, key: str, value: Any) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(value)
+
+    def _ended(self, name: str, status: int) -> None:
+        exited = self._exits.get(name)
+        if exited is not None and not exited.done():
+            exited.set_result(status)
+        self._answer(name, 0)
+
+    async def _listen(self) -> None:
+        assert self._supervisor is not None and self._supervisor.stdout is not None
+        async for raw in self._supervisor.stdout:
+            event = json.loads(raw)
+            if "line" in event:
+                # What a library prints on the fork server's stdout is none of its events.
+                with suppress(ValueError, LookupError, TypeError):
+                    self._fork_event(json.loads(event["text"]))
+            elif "started" in event:
+                self._answer(event["started"], event["pid"])
+            elif "stopped" in event:
+                self._answer(event["stopped"], None)
+            elif event["exited"] == FORK_SERVER:
+                self._fork_server_ended(event["status"])
+            else:
+                self._ended(event["exited"], event["status"])
+        for name in self._exits:
+            self._ended(name, -signal.SIGKILL)
+        for key in list(self._waiting):
+            self._answer(key, _GONE)
+
+    def _fork_event(self, event: dict[str, Any]) -> None:
+        if "ready" in event:
+            self._answer(_LOADED, True)
+        elif "forked" in event:
+            self._answer(event["forked"], event["pid"])
+        else:
+            self._ended(event["exited"], event["status"])
+
+    def _fork_server_ended(self, status: int) -> None:
+        """What it forked ends with it, and nobody else would report that."""
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        leaving = self._supervisor.stdin.is_closing()
+        if _LOADED not in self._waiting and not leaving:
+            self.notes.append("The fork server ended by itself; later instances started plainly.")
+        self._answer(_LOADED, False)
+        self._ended(FORK_SERVER, status)
+        for name in self._forked:
+            self._ended(name, -signal.SIGKILL)
+
+    async def _start_fork_server(self) -> bool:
+        """True when the fork server has loaded; False when instances must start plainly."""
+        loop = asyncio.get_running_loop()
+        log = self.log_dir / f"{FORK_SERVER}.log"
+        self._exits[FORK_SERVER] = loop.create_future()
+        ready = self._waiting[_LOADED] = loop.create_future()
+        argv = [sys.executable, "-m", "workbench.serve.processes.forkserver", *self.loads]
+        await self._ask(
+            FORK_SERVER, start=FORK_SERVER, argv=argv, env=dict(self.env), log=str(log), talks=True
+        )
+        if await ready is True:
+            return True
+        self.notes.append(
+            f"The fork server did not load, so instances start one by one; log: {log}"
+        )
+        return False

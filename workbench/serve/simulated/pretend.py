@@ -1,0 +1,71 @@
+"""From the processes of a real deployment to those of a pretended one. Pure: nothing is started.
+
+Names, roles, ports, order and the proxy stay; instances and store become other programs, and each
+process gets the fault that it is to have.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+from workbench.serve.connectors import Connector, Wiring
+from workbench.serve.processes.launcher import ProcessSpec
+from workbench.serve.simulated.faults import fault_of_process
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import Topology
+
+_MAIN, _PROXY_MAIN = "workbench.serve.simulated.__main__:main", "workbench.serve.proxy.proxy:main"
+LOADS = tuple(name.partition(":")[0] for name in (_MAIN, _PROXY_MAIN))
+"""What the fork server of a simulation loads."""
+_PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
+
+
+def pretend(
+    processes: Iterable[ProcessSpec],
+    topology: Topology,
+    connector: Connector,
+    settings: EngineSettings,
+    *,
+    store_gb: float,
+) -> list[ProcessSpec]:
+    """The same processes, pretended, with `settings.fault` where it belongs."""
+    made: list[ProcessSpec] = []
+    store_port = 0
+    counts = dict(topology.roles)
+    for spec in processes:
+        last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
+        fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
+        faulty = ("--fault", fault) if fault else ()
+        if spec.role == "proxy":
+            made.append(replace(spec, args=spec.args + faulty, env={}, forks=_PROXY_MAIN))
+            continue
+        if spec.role == "store":
+            store_port = spec.port
+            args = _store_args(spec, store_gb)
+        else:
+            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
+            args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
+        made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
+    return made
+
+
+def _store_args(spec: ProcessSpec, store_gb: float) -> tuple[str, ...]:
+    http_port = spec.ready_url.split(":")[2].split("/")[0]
+    return (
+        "store", "--port", str(spec.port), "--http-port", http_port,
+        "--l1-size-gb", f"{store_gb:g}",
+    )  # fmt: skip
+
+
+def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -> tuple[str, ...]:
+    """The few options that a pretend instance has, called as vLLM calls them."""
+    caching = "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
+    return (
+        "engine", "--name", spec.name, "--port", str(spec.port),
+        "--max-model-len", str(settings.context_tokens),
+        "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20), caching,
+        "--kv-transfer-config", transfer, "--seed", str(settings.seed), *settings.extra_args,
+    )  # fmt: skip

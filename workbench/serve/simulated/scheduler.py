@@ -1,0 +1,328 @@
+"""What a vLLM instance decides and counts, step by step, without clock or network.
+
+The rules are those of vLLM 0.32 (`v1/core/sched/scheduler.py`, `v1/metrics/stats.py`), and
+tests/engine/test_simulated_semantics.py holds the counters against a real one:
+
+- the own cache is asked before anything external, for whole blocks and never the last token;
+- what comes from outside is counted when a request is admitted, and again when it is admitted
+  again because its transfer failed; a preempted request is not counted a second time;
+- where a prompt's tokens came from is counted with its first output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from math import isnan, nan
+from typing import Any
+
+from workbench.serve.simulated.exposition import Series
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
+
+STEP_TOKENS = 8192
+"""Tokens that one step computes at most; longer prompts take several."""
+STEP_SEQUENCES = 256
+
+_SOURCE = "vllm:prompt_tokens_by_source_total"
+_TIER = "vllm:prompt_tokens_cached_by_source_total"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One request inside the engine: what it is, how far it has come, what it holds."""
+
+    id: str
+    prompt: Tokens[int]
+    max_tokens: int
+    arrived_s: float
+    offered: int = 0
+    """Tokens of a prefix of the prompt that lies outside the instance."""
+    tier: str = "external_unspecified"
+    """Where that lies, as vLLM calls it: this for a store, `p2p` for another instance."""
+    reported_cached: int = -1
+    """What usage calls cached, where the prefill instance has said it; else -1."""
+    hold: bool = False
+    """Keep the blocks after the end, for a decode instance to fetch."""
+    outputs: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    final: bytes = b""
+    """The content of the whole prompt: the text is made from it."""
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    sealed: int = 0
+    """Blocks, from the first on, that the cache knows."""
+    loading: bool = False
+    local: int = 0
+    external: int = 0
+    preemptions: int = 0
+    scheduled_s: float = nan
+    first_s: float = nan
+    last_s: float = nan
+    ended: bool = False
+    # What the instance keeps of it.
+    number: int = 0
+    """Among the requests that faults may strike, from 1 on; 0 for one that is spared."""
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    """kv_transfer_params with which it came."""
+    found: list[bytes] = field(default_factory=list)
+    """Contents of the blocks that the store has of it."""
+    write: asyncio.Task[None] | None = None
+    """Its chunks on their way to the store."""
+    tokens: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    """Outputs on their way to the client."""
+
+    def __post_init__(self) -> None:
+        self.hashes = chain_of(self.prompt)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.outputs)
+
+    @property
+    def cached(self) -> int:
+        """`cached_tokens` of the answer's usage."""
+        return self.local + self.external if self.reported_cached < 0 else self.reported_cached
+
+    @property
+    def struck(self) -> bool:
+        """Whether it is one of those that faults of single requests strike."""
+        return self.number > 0 and self.number % 2 == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step computes, as (sequence, new tokens, tokens before), and loads to begin."""
+
+    batch: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    loads: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Requests, blocks and counters of one instance."""
+
+    def __init__(self, series: Series, pool: BlockPool, *, connector: bool) -> None:
+        self.series = series
+        self.pool = pool
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.held: dict[str, Sequence] = {}
+        """Ended prefills whose blocks wait to be fetched."""
+        self.preempted: list[Sequence] = []
+        """For whoever has to look their prompts up again, and takes them from here."""
+        self._connector = connector
+
+    def schedule(self, now_s: float) -> Step:
+        """Choose what the next step computes: running requests first, then waiting ones."""
+        step = Step()
+        budget, preempted = STEP_TOKENS, False
+        position = 0
+        while position < len(self.running) and budget > 0:
+            sequence = self.running[position]
+            new = min(sequence.length - sequence.computed, budget)
+            while not self._grow(sequence, new):
+                preempted = True
+                victim = self.running[-1]
+                self.preempt(victim)
+                if victim is sequence:
+                    return step
+            step.batch.append((sequence, new, sequence.computed))
+            budget -= new
+            position += 1
+        for sequence in list(self.waiting):
+            if preempted or budget <= 0 or len(self.running) >= STEP_SEQUENCES:
+                break
+            if sequence.loading:
+                continue
+            if sequence.computed == 0 and not self._admit(sequence):
+                break
+            if sequence.loading:
+                step.loads.append(sequence)
+                continue
+            new = min(sequence.length - sequence.computed, budget)
+            if not self._grow(sequence, new):
+                break
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            if isnan(sequence.scheduled_s):
+                sequence.scheduled_s = now_s
+            step.batch.append((sequence, new, sequence.computed))
+            budget -= new
+        return step
+
+    def complete(self, step: Step, now_s: float) -> list[Sequence]:
+        """End a step; returns the sequences that got a token, their last in `outputs`."""
+        answered = []
+        for sequence, new, before in step.batch:
+            if sequence.ended or sequence not in self.running or sequence.computed != before:
+                continue  # aborted or preempted meanwhile
+            sequence.computed += new
+            if sequence.computed < sequence.length:
+                continue
+            if not sequence.outputs:
+                self._first(sequence, now_s)
+            sequence.last_s = now_s
+            sequence.outputs.append(_token(sequence.final, len(sequence.outputs)))
+            self.series.add("vllm:generation_tokens_total", 1)
+            answered.append(sequence)
+            if len(sequence.outputs) >= sequence.max_tokens:
+                self._finish(sequence)
+        return answered
+
+    def loaded(self, sequence: Sequence, contents: Tokens[bytes], final: bytes = b"") -> None:
+        """The offered prefix has arrived: `contents` of its whole blocks behind the own hit.
+
+        `final` is given where the whole prompt came.
+        """
+        if sequence.ended:
+            return
+        sequence.loading = False
+        sequence.contents += contents
+        sequence.final = final
+        sequence.computed = sequence.local + sequence.external
+        self._seal(sequence, sequence.computed)
+        sequence.computed = min(sequence.computed, sequence.length - 1)
+        sequence.offered = 0
+        if sequence.computed == 0:  # a prompt of one token is looked up again
+            self._free(sequence)
+
+    def lost(self, sequence: Sequence) -> None:
+        """The offered prefix did not arrive: the prompt is computed here."""
+        if not sequence.ended:
+            sequence.loading = False
+            sequence.offered = 0
+            self._free(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running request's blocks and let it wait in front; it starts over."""
+        self.running.remove(sequence)
+        self._free(sequence)
+        sequence.preemptions += 1
+        self.preempted.append(sequence)
+        self.waiting.insert(0, sequence)
+        self.series.add("vllm:num_preemptions_total", 1)
+
+    def abort(self, sequence: Sequence) -> None:
+        """The client has gone: nothing is counted, as in vLLM."""
+        if sequence.ended:
+            return
+        sequence.ended = True
+        for queue in (self.waiting, self.running):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._free(sequence)
+
+    def release(self, request_id: str) -> Sequence | None:
+        """Give back the blocks that were held for a decode instance; None when there are none."""
+        sequence = self.held.pop(request_id, None)
+        if sequence is not None:
+            self._free(sequence)
+        return sequence
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Look the prompt up, take its blocks and count; False while they do not fit."""
+        blocks = self.pool.find(sequence.hashes[: (sequence.length - 1) // BLOCK_TOKENS])
+        local = len(blocks) * BLOCK_TOKENS
+        # Connectors load nothing for a request that was preempted.
+        external = 0 if sequence.preemptions else max(0, sequence.offered - local)
+        space = self.pool.free - self.pool.idle(blocks)
+        if blocks_of(sequence.length) - len(blocks) > space:
+            return False
+        self.pool.take(blocks)
+        sequence.blocks = blocks
+        sequence.contents = [self.pool.content[block] for block in blocks]
+        sequence.computed = local
+        sequence.sealed = len(blocks)
+        sequence.loading = external > 0
+        if external:
+            sequence.blocks += self.pool.new(blocks_of(local + external) - len(blocks))
+        if not sequence.preemptions:
+            sequence.local, sequence.external = local, external
+            self._count_admission(sequence)
+        return True
+
+    def _count_admission(self, sequence: Sequence) -> None:
+        add = self.series.add
+        if self.pool.caching:
+            add("vllm:prefix_cache_queries_total", sequence.length)
+            add("vllm:prefix_cache_hits_total", sequence.local)
+        if self._connector:
+            add("vllm:external_prefix_cache_queries_total", sequence.length - sequence.local)
+            add("vllm:external_prefix_cache_hits_total", sequence.external)
+        add(_TIER, sequence.local, source="device")
+        add(_TIER, sequence.external, source=sequence.tier)
+
+    def _first(self, sequence: Sequence, now_s: float) -> None:
+        """Count the prompt: its first token is there."""
+        sequence.first_s = now_s
+        prompt = len(sequence.prompt)
+        cached = sequence.local + sequence.external
+        add = self.series.add
+        add("vllm:prompt_tokens_total", prompt)
+        add("vllm:prompt_tokens_cached_total", cached)
+        add(_SOURCE, prompt - cached, source="local_compute")
+        add(_SOURCE, sequence.local, source="local_cache_hit")
+        add(_SOURCE, sequence.external, source="external_kv_transfer")
+        if not sequence.final:
+            whole = prompt // BLOCK_TOKENS
+            before = sequence.contents[whole - 1] if whole else b""
+            rest = sequence.prompt[whole * BLOCK_TOKENS :]
+            sequence.final = chain(before, rest) if rest else before
+
+    def _finish(self, sequence: Sequence) -> None:
+        sequence.ended = True
+        self.running.remove(sequence)
+        if sequence.hold:
+            self.held[sequence.id] = sequence
+        else:
+            self._free(sequence)
+        self.series.add("vllm:request_success_total", 1, finished_reason="length")
+        for name, value in (
+            ("request_prefill_kv_computed_tokens", len(sequence.prompt) - sequence.cached),
+            ("request_prompt_tokens", len(sequence.prompt)),
+            ("request_generation_tokens", len(sequence.outputs)),
+            ("request_queue_time_seconds", sequence.scheduled_s - sequence.arrived_s),
+            ("time_to_first_token_seconds", sequence.first_s - sequence.arrived_s),
+            ("e2e_request_latency_seconds", sequence.last_s - sequence.arrived_s),
+        ):
+            self.series.observe(f"vllm:{name}", value)
+
+    def _grow(self, sequence: Sequence, new: int) -> bool:
+        """Blocks for `new` more tokens; False when there are not enough."""
+        missing = blocks_of(sequence.computed + new) - len(sequence.blocks)
+        if missing > self.pool.free:
+            return False
+        sequence.blocks += self.pool.new(max(0, missing))
+        self._seal(sequence, sequence.computed + new)
+        return True
+
+    def _seal(self, sequence: Sequence, tokens: int) -> None:
+        """Cache the blocks that are full with so many tokens."""
+        for number in range(sequence.sealed, tokens // BLOCK_TOKENS):
+            for known in (sequence.hashes, sequence.contents):
+                if number >= len(known):
+                    known.append(chain(known[-1] if number else b"", _block(sequence, number)))
+            self.pool.cache(
+                sequence.blocks[number], sequence.hashes[number], sequence.contents[number]
+            )
+            sequence.sealed = number + 1
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = sequence.sealed = 0
+
+
+def _block(sequence: Sequence, number: int) -> Tokens[int]:
+    """The tokens of one block, the last of them perhaps outputs."""
+    span = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
+    if span.stop <= len(sequence.prompt):
+        return sequence.prompt[span]
+    return [*sequence.prompt, *sequence.outputs][span]
+
+
+def _token(final: bytes, number: int) -> int:
+    """The id of an output token: a function of the KV that was there, and of nothing else."""
+    return 16 + int.from_bytes(chain(final, [number])[:4], "little") % 12_000
