@@ -50,12 +50,12 @@ class _NullIsNan:
     """How pydantic reads a number that JSON cannot hold; whole ones stay whole."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+        from pydantic import WrapValidator
 
         def known(value: Any, read: Any) -> Any:
             return nan if value is None else value if type(value) is int else read(value)
 
-        return core_schema.no_info_wrap_validator_function(known, handler(source))
+        return WrapValidator(known).__get_pydantic_core_schema__(source, handler)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return {"type": ["number", "null"]}

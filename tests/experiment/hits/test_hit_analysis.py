@@ -320,7 +320,7 @@ def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
     assert any("Break-even, 50% in LMCache: not reached" in s for s in said)
     assert any(s.startswith("LMCache changes cold TTFT by +10.0 %") for s in said)
     assert any("it pays once 12.5% of such prompts come back" in s for s in said)
-    assert [card["label"] for card in cards(rows, [])] == [
+    assert [card.label for card in cards(rows, [])] == [
         "TTFT computed / loaded, 4,000 tokens", "cold TTFT added by LMCache",
     ]  # fmt: skip
 
@@ -344,7 +344,7 @@ def test_a_hit_that_the_engine_had_too_is_claimed_and_not_credited() -> None:
         "claims 256 hits for them (100% of what it was asked), and loaded 0"
         in sentences([], [row])[0]
     )
-    assert cards([], [row])[0]["value"] == 100
+    assert cards([], [row])[0].value == 100
 
 
 # --- a log that exists ---

@@ -125,7 +125,7 @@ class RateRow:
     """What one offered rate gave for one arm."""
 
     arm: str
-    rate_per_s: float
+    rate_per_s: Number
     """As it was asked for."""
     n_requests: int
     n_rounds: int
@@ -241,9 +241,9 @@ class RunFacts:
     simulated: bool = False
     started_at: str = ""
     finished_at: str = ""
-    duration_s: float = 0.0
-    measuring_s: float = 0.0
-    launches_s: tuple[float, ...] = ()
+    duration_s: Number = 0.0
+    measuring_s: Number = 0.0
+    launches_s: tuple[Number, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     finding: str = ""

@@ -58,7 +58,7 @@ class Result:
     def requests(self) -> pd.DataFrame:
         """One row per request: constant columns, records.RequestRecord, latencies.
 
-        A large result is loaded without stamps and texts, see frame_file; latencies and counts
+        A large result is loaded without stamps and texts, see run_folder; latencies and counts
         are there.
         """
         return self._marked(self.frames["requests"])
