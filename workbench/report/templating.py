@@ -13,7 +13,7 @@ from workbench.report.numbers import UNKNOWN, duration, interval, moment, quanti
 def fill(template: str, **context: Any) -> str:
     """A template, filled; every value that is text is escaped."""
     environment = Environment(
-        loader=PackageLoader("workbench.report", ""),
+        loader=PackageLoader("workbench.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
