@@ -27,7 +27,7 @@ from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.plan import DeploymentPlan, plan_deployment
-from workbench.serve.tiny_model import model_facts
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -200,7 +200,9 @@ class ExperimentPlan:
         if speed is None:
             return nan
         requests = self.workload.sample.requests
-        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
+        layers = (
+            model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else LAYERS
+        )
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests
