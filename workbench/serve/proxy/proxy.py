@@ -32,8 +32,7 @@ from aiohttp import web
 from workbench.errors import ParameterError
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
-from workbench.serve.proxy.proxy_legs import Trip, json_object
-from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
+from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy deals round robin."""
