@@ -130,7 +130,7 @@ async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp
 
 FORK_SERVER = """
 import json, os, sys
-from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes.parent import die_with_parent
 print("INFO some library says hello on stdout", flush=True)
 print(json.dumps({"ready": 0.1}), flush=True)
 for line in sys.stdin:
