@@ -128,7 +128,7 @@ def _transformers(job: Mapping[str, Any]) -> Generate:
                 ids, attention_mask=torch.ones_like(ids), do_sample=False,
                 min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
             )  # fmt: skip
-        return [list(row) for row in output[:, ids.shape[1] :].tolist()], 0
+        return output[:, ids.shape[1] :].tolist(), 0
 
     return generate
 

@@ -25,8 +25,6 @@ from workbench.claims.verdict.verdict import Measurement, by_construction, state
 
 BATCH, INPUT_TOKENS = 8, 256
 LATENCY, THROUGHPUT = "vllm bench latency", "vllm bench throughput"
-_LENGTHS = ("--input-len", "--output-len"), ("--random-input-len", "--random-output-len")
-"""As `vllm bench latency` and `vllm bench throughput` name them."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,17 +161,16 @@ def _lengths_agree(rows: Rows, output_tokens: int) -> str:
     commands = [result["command"].split() for result in rows.results if "command" in result]
     if made.empty or not commands:
         return "unknown"
+    wanted = str(INPUT_TOKENS), str(output_tokens)
     asked = [
-        int(options[name])
+        tuple(
+            value for name, value in pairwise(words) if name.endswith(("input-len", "output-len"))
+        )
         for words in commands
-        for options in [dict(pairwise(words))]
-        for names in _LENGTHS
-        for name in names
-        if name in options
     ]
-    wanted = [INPUT_TOKENS, output_tokens] * len(commands)
     batches = made["cell"].str.split().str[1].astype(int)
-    return state(asked == wanted and bool((made["value"] == batches * output_tokens).all()))
+    counted = bool((made["value"] == batches * output_tokens).all())
+    return state(counted and all(lengths == wanted for lengths in asked))
 
 
 def _output_tokens(setting: Setting) -> int:
