@@ -122,8 +122,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     )
     agree = rows.ratios("time", over=LATENCY, under=VLLM, confidence=0.9)
     lengths = f"{INPUT_TOKENS} tokens in and {output_tokens} out"
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-BENCH": Measurement(effects={"latency": tuple(agree.values())}),
             "S001-LAT": Measurement(effects={"mean": (timed[LATENCY],)}),
             "S001-TPUT": Measurement(
@@ -134,20 +134,18 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 },
             ),
         },
-        table=rows.table,
         says=f"`vllm bench latency` of {BATCH} requests, {lengths}: {timed[LATENCY].estimate:.3g}"
         f" s, and {timed[VLLM].estimate:.3g} s by our own timing; `vllm bench throughput`:"
         f" {rates}, {rows.where(setting)}.",
-        checks=rows.proven()
-        | by_construction("same_model_and_weights", "same_engine_knobs", "same_metric_definition")
-        | {"same_token_lengths_ignore_eos": _lengths_agree(rows, output_tokens)},
+        checks=by_construction(
+            "same_model_and_weights", "same_engine_knobs", "same_metric_definition"
+        ) | {"same_token_lengths_ignore_eos": _lengths_agree(rows, output_tokens)},
         curves=(
             Curve.of(
                 f"A batch of {BATCH}, {lengths}", "timed by", "seconds", {"mean of runs": timed},
                 at=str,
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 
