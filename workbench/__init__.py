@@ -23,7 +23,7 @@ _HOMES = {
     "load_result": "workbench.experiment.result.result",
     "machine": "workbench.hardware.machine",
     "plan": "workbench.experiment.plan.arms",
-    "read_peer": "workbench.metrics.peers.peer_files",
+    "read_peer": "workbench.metrics.peers.read_peer",
     "run": "workbench.experiment.run.run",
     "table": "workbench.report.tables",
     "validate": "workbench.claims.validation.validation",

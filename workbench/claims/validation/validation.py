@@ -20,8 +20,8 @@ from workbench.claims.validation.conclusion import concluded
 from workbench.claims.validation.measuring import Measuring
 from workbench.claims.verdict.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError
+from workbench.experiment.plan.engine_setup import own_model
 from workbench.experiment.plan.plan import run_id
-from workbench.experiment.plan.room import own_model
 from workbench.experiment.result.result import SCHEMA, Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.progress_bar import bar_in_lab
