@@ -100,6 +100,7 @@ class Launches:
         return int(event["status"])
 
     async def _start_fork_server(self) -> None:
+        # The module alone: the fork server calls functions, and the target is for its children.
         modules = (*self.warm, self.target.partition(":")[0])
         self._process = await self._started("workbench.serve.processes.forkserver", *modules)
         try:

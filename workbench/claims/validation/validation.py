@@ -100,6 +100,7 @@ class Validation:
                 "machine": machine.facts().as_dict() | {"platform": self.setting.platform},
             } | self._judged(measuring)
 
+        # Written before and after, so that a run that is killed leaves a result that says so.
         folder.write_facts(facts("started"))
         try:
             await measuring.run()
