@@ -10,7 +10,6 @@ from typing import Any
 
 from workbench.claims.recipe import Setting
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.hit_plan import Lengths
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.plan.speed import TYPICAL
 from workbench.experiment.plan.traffic import WorkloadSpec
@@ -163,4 +162,4 @@ def _again(arm: Arm) -> Arm:
 
 def _lengths(made: ExperimentPlan, kept: tuple[int, ...]) -> WorkloadSpec:
     options = made.workload.options
-    return Lengths(name="lengths", lengths=kept, options=dict(options))
+    return WorkloadSpec(name="lengths", lengths=kept, options=dict(options))

@@ -12,12 +12,7 @@ from dataclasses import dataclass, replace
 
 from workbench.errors import ParameterError
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.traffic import (
-    UNKNOWN_VOCAB_TOKENS,
-    WrittenSpec,
-    as_text,
-    attached_tokenizer,
-)
+from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, attached_tokenizer
 from workbench.load.http.client import ask
 from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request
@@ -86,7 +81,6 @@ async def fitted(
             return replace(plan, form=replace(form, left_out=frozenset(), prompts_as_text=False))
         if form.prompts_as_text:
             plan = _with_text(plan, deployment, refused)
-            assert isinstance(plan.workload, WrittenSpec)
             door.writer = plan.workload.writer
             answer = await door.ask(form)  # now with a prompt whose length is known
         form, answer = await door.with_most(form, answer)
@@ -105,8 +99,8 @@ async def fitted(
                 f"The server counts {answer.usage_prompt_tokens} tokens where the tokenizer counts"
                 f" {answer.prompt_tokens} of a short prompt: name the server's own tokenizer."
             )
-        if isinstance(plan.workload, WrittenSpec) and plan.workload.doubt:
-            doubt(plan.workload.doubt)
+        if told := plan.workload.writing_doubt:
+            doubt(told)
     if shifted:
         doubt(_FROM_PREFILL)
         doubt(_SHORT_TTFT)
@@ -127,7 +121,7 @@ def _with_text(
 ) -> ExperimentPlan:
     try:
         writer = attached_tokenizer(plan.params, deployment.model)
-        return replace(plan, workload=as_text(plan.workload, writer))
+        return replace(plan, workload=plan.workload.as_text(writer))
     except ParameterError as error:
         raise ParameterError(
             f"the server at {deployment.url} takes prompts as text, and no token ids"
