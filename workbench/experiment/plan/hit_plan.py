@@ -9,7 +9,7 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
-from workbench.experiment.plan.engine_setup import engine_of, kv_space_tokens, one_instance
+from workbench.experiment.plan.engine_setup import engine_of, one_instance
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.workload.arrivals import closed
@@ -82,14 +82,12 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
     ]
     if params.disk:
         arms.append(perhaps(label=DISK, disk=True, passes=(_COLD, _STORE, _DISK)))
-    space_tokens = kv_space_tokens(settings, model)
-    return replace(_plan(params, tuple(arms), model, doubts), kv_space_tokens=space_tokens)
+    return _plan(params, tuple(arms), model, doubts)
 
 
 def _plan(
     params: LMCacheHitAnalysis, arms: tuple[Arm, ...], model: ModelFacts | None, doubts: list[str]
 ) -> ExperimentPlan:
-    settings = arms[0].settings
     options = {
         "requests": params.requests * len(params.prompt_tokens),
         "prompt_tokens": max(params.prompt_tokens),
@@ -100,7 +98,6 @@ def _plan(
     return ExperimentPlan(
         notebook="lmcache_hit_analysis",
         params=params,
-        platform=settings.platform if settings else "cpu",
         arms=arms,
         rounds=params.rounds,
         workload=WorkloadSpec(name="lengths", lengths=tuple(params.prompt_tokens), options=options),
