@@ -9,7 +9,7 @@ import numpy as np
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.load.files.trace_file import read_trace
 from workbench.load.files.traces import fitted, lru_hit_rates, trace_of
-from workbench.params.measuring import LoadParams
+from workbench.params.shared import LoadParams
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,7 +30,7 @@ from workbench.load.workload.tokenizer import (
 )
 from workbench.load.workload.workload import Workload
 from workbench.load.workload.written import lengths_missed, word_ids, written
-from workbench.params.measuring import EngineParams, LoadParams
+from workbench.params.shared import EngineParams, LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
