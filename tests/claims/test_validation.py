@@ -86,7 +86,7 @@ def referee(monkeypatch, tmp_path):
 
 def test_to_read_claims_no_server_is_started(referee, monkeypatch):
     measured = []
-    monkeypatch.setattr("workbench.experiment.plan.room.machine_speed", measured.append)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.machine_speed", measured.append)
     referee(CACHE, tiers=["source"])
     assert measured == []
 

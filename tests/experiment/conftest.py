@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.experiment.door import Door
-from workbench.experiment.plan import arms, room
+from workbench.experiment.plan import arms, engine_setup
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
@@ -66,7 +66,7 @@ def machine_has(monkeypatch: pytest.MonkeyPatch, model: Path) -> Callable[..., N
         monkeypatch.setattr(machine, "facts", lambda: found)
 
     say()
-    monkeypatch.setattr(room, "tiny_model", lambda layers: model)
+    monkeypatch.setattr(engine_setup, "tiny_model", lambda layers: model)
     return say
 
 

@@ -26,8 +26,8 @@ from workbench.claims.registry import Registry, read_registry
 from workbench.claims.selection import select
 from workbench.claims.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError, WorkbenchError
+from workbench.experiment.plan.engine_setup import own_model
 from workbench.experiment.plan.plan import run_id
-from workbench.experiment.plan.room import own_model
 from workbench.experiment.result.result import SCHEMA, Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.progress import Standing

@@ -266,45 +266,43 @@ def run_id(params: EngineParams) -> str:
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
+    # Files that have grown, and a registry with another claim, are others.
     logs = [Path(name) for name in getattr(params, "log_files", [])]
-    if seen := [(log.stat().st_size, log.stat().st_mtime_ns) for log in logs if log.is_file()]:
-        values["log_seen"] = seen  # a log that has grown is another one
+    if seen := [_seen(log) for log in logs if log.is_file()]:
+        values["log_seen"] = seen
     for name in ("trace", "prompts"):
         file = Path(values.get(f"{name}_file") or "")
         if file.is_file():
-            values[f"{name}_seen"] = (file.stat().st_size, file.stat().st_mtime_ns)
+            values[f"{name}_seen"] = _seen(file)
     if isinstance(params, PaperClaimValidation):
-        # A registry with another claim is another one.
-        folder = repository_root() / params.registry
-        files = sorted(folder.glob("*.yaml"))
+        files = sorted((repository_root() / params.registry).glob("*.yaml"))
         values["claims_seen"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    simulated = [params.engine, params.fault] if params.engine == "simulated" else []
     if isinstance(params, PaperClaimValidation):
         named = params.claims if len(params.claims) < 4 else [f"{len(params.claims)} claims"]
-        simulated = ["simulated"] if params.engine == "simulated" else []
-        parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
-        return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
-    if logs:
-        stems = (re.sub(r"[^\w.]+", "-", log.stem).strip("-.") for log in logs[:3])
-        return "-".join(filter(None, ("log", *stems, digest)))
-    prompt_tokens, requests = values["prompt_tokens"], values["requests"]
-    workload = ""
-    if isinstance(params, LoadParams):
-        (prompt_tokens, requests) = params.lengths
-        workload = "" if params.workload == "reference" else params.workload
-    words: list[str] = [
-        *str(values.get("topology") or "").split(","),
-        values.get("connector", ""),
-        workload,
-        f"{prompt_tokens}t" if workload != "prompts" else "",
-        f"n{requests}" if workload not in ("prompts", "trace") or values["requests"] else "",
-        f"r{values['rounds']}",
-        digest,
-    ]
-    if params.engine == "simulated":
-        words[-1:-1] = [params.engine, params.fault]
-    elif params.engine == "attach":
-        words[words.index(values.get("connector", ""))] = params.engine
+        words = [*named, f"{params.time_budget_s:g}s", *simulated[:1]]
+    elif logs:
+        words = ["log", *(log.stem for log in logs[:3])]
+    else:
+        prompt_tokens, requests, workload = values["prompt_tokens"], values["requests"], ""
+        if isinstance(params, LoadParams):
+            prompt_tokens, requests = params.lengths
+            workload = "" if params.workload == "reference" else params.workload
+        counted = workload not in ("prompts", "trace") or values["requests"]
+        words = [
+            *str(values.get("topology") or "").split(","),
+            "attach" if params.engine == "attach" else values.get("connector", ""),
+            workload,
+            f"{prompt_tokens}t" if workload != "prompts" else "",
+            f"n{requests}" if counted else "",
+            f"r{values['rounds']}",
+            *simulated,
+        ]
     # A label of an attached deployment may be any text, and this is the name of a folder.
-    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
-    return "-".join(word for word in plain if word)
+    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in (*words, digest))
+    return "-".join(filter(None, plain))
+
+
+def _seen(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns

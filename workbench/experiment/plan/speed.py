@@ -150,13 +150,13 @@ async def _measure(dtype: str) -> Speed:
 
     alone = Topology(aggregated=1)
     settings = EngineSettings(model=tiny_model(), platform="cpu", dtype=dtype, kv_cache_mib=128)
-    spent_s: list[float] = []
-    before = machine.ProcessorLoad.now()
+    seen_s = machine.ProcessorLoad.now().own_s
 
     def spent() -> float:
         """CPU seconds of everything started here since the last call."""
-        spent_s.append(machine.ProcessorLoad.now().own_s)
-        return spent_s[-1] - (spent_s[-2] if len(spent_s) > 1 else before.own_s)
+        nonlocal seen_s
+        before_s, seen_s = seen_s, machine.ProcessorLoad.now().own_s
+        return seen_s - before_s
 
     with tempfile.TemporaryDirectory(prefix="workbench-speed-") as logs:
         async with launcher_for(settings, Path(logs)) as launcher:

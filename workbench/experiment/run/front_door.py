@@ -21,8 +21,9 @@ from workbench.experiment.plan.traffic import (
 from workbench.load.http.client import ask
 from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request
+from workbench.load.workload.tokenizer import TextTokenizer
 from workbench.load.workload.workload import Request, reference
-from workbench.load.workload.written import TextTokenizer, word_ids, written
+from workbench.load.workload.written import word_ids, written
 from workbench.records import RequestRecord
 from workbench.serve.deployment import Deployment
 

@@ -15,10 +15,10 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.isolation import make_state, read_counters, warm_up
 from workbench.experiment.run.launch import Launch
+from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.ties import ask_where_answers_part
-from workbench.experiment.run.watch import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers

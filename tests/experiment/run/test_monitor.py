@@ -1,11 +1,11 @@
 import os
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from math import nan
 
 import pytest
 
+from workbench.experiment.run.monitor import watch_client, worker_count
 from workbench.experiment.run.run_log import Log
-from workbench.experiment.run.watch import watch_client, worker_count
 from workbench.load.drive.health import ClientHealth
 
 
@@ -14,17 +14,11 @@ class Health:
 
     def __init__(self, *, lag_s=0.0, share=0.0, late_s=nan, seconds=1.0):
         self.started_s, self.ended_s = 0.0, seconds
-        self.health = ClientHealth(
-            lateness_p50_s=nan,
-            lateness_p99_s=late_s,
-            loop_lag_p99_s=nan,
-            loop_lag_max_s=lag_s,
-            thread_cpu_share=share,
-            process_cpu_share=share,
-            merged_share=nan,
-            kernel_stamped_share=nan,
-            clock_moved_s=nan,
-        )
+        needed = (field.name for field in fields(ClientHealth) if field.default is MISSING)
+        unknown = dict.fromkeys(needed, nan)
+        shares = {"thread_cpu_share": share, "process_cpu_share": share}
+        seen = {"lateness_p99_s": late_s, "loop_lag_max_s": lag_s} | shares
+        self.health = ClientHealth(**unknown | seen)
 
 
 @pytest.mark.parametrize(
@@ -58,19 +52,13 @@ def test_other_programs_that_keep_the_machine_busy_are_a_doubt():
 
 def test_the_worst_of_the_clients_health_is_kept():
     log = Log()
-    for lag_s in (0.01, 0.03, nan, 0.02):
-        watch_client(Health(lag_s=lag_s), nan, log)
-    assert log.client["loop_lag_max_s"] == 0.03
-    assert "others_cpu_share" not in log.client
-
-
-def test_the_smallest_share_of_kernel_stamps_is_the_worst():
-    log = Log()
-    for share in (1.0, 0.5, 1.0):
-        load = Health()
+    for lag_s, share in ((0.01, 1.0), (0.03, 0.5), (nan, 1.0), (0.02, 1.0)):
+        load = Health(lag_s=lag_s)
         load.health = replace(load.health, kernel_stamped_share=share)
         watch_client(load, nan, log)
-    assert log.client["kernel_stamped_share"] == 0.5
+    assert log.client["loop_lag_max_s"] == 0.03
+    assert log.client["kernel_stamped_share"] == 0.5  # of these the smallest
+    assert "others_cpu_share" not in log.client
 
 
 def test_a_client_that_was_too_busy_gets_one_process_more(monkeypatch):
@@ -94,14 +82,9 @@ def test_a_busy_client_that_no_process_more_can_help_is_told_why(monkeypatch):
     assert "and 2 is the most that can send the load: no more than requests" in log.doubts[1]
 
 
-def test_a_number_of_workers_that_was_asked_for_stays(attached):
+def test_a_number_of_workers_that_was_asked_for_stays_or_is_cut_with_a_doubt(attached):
     log = Log(workers=3)
-    plans = {n: attached(client_workers=n, concurrency=4) for n in (0, 1, 2)}
-    assert [worker_count(plan, 4, log) for plan in plans.values()] == [3, 1, 2]
-    assert log.doubts == []
-
-
-def test_a_number_of_workers_that_cannot_be_is_cut_with_a_doubt(attached):
-    log = Log()
-    assert worker_count(attached(client_workers=9, concurrency=4), 4, log) == 4
-    assert log.doubts[0].startswith("client_workers is 9 and 4 sent the load: no more than")
+    plans = [attached(client_workers=n, concurrency=4) for n in (0, 1, 2, 9)]
+    assert [worker_count(plan, 4, log) for plan in plans] == [3, 1, 2, 4]
+    (doubt,) = log.doubts
+    assert doubt.startswith("client_workers is 9 and 4 sent the load: no more than")
