@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, deploy
-from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.plan import DeploymentPlan, plan_deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
@@ -29,10 +30,10 @@ def start(
     known = Topology.parse(topology)
 
     def make_plan(ports: Any) -> DeploymentPlan:
-        shm = f"workbench-test-{ports[0]}"
+        shm = f"workbench-test-{uuid4().hex}"
         return change(plan_deployment(known, connector(name), settings, ports=ports, shm_name=shm))
 
-    return deploy(launcher, make_plan, ports=ports_needed(known), log_dir=logs, **options)
+    return deploy(launcher, make_plan, log_dir=logs, **options)
 
 
 def lend(launcher: Launcher, patch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Request, Workload
 from workbench.metrics.latency import latencies
-from workbench.metrics.peers.peer_files import read_peer
+from workbench.metrics.peers.read_peer import read_peer
 from workbench.records import to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import tiny_model

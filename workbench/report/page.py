@@ -108,7 +108,7 @@ def render(notebook: Any, result: dict[str, Any] | None, card: dict[str, Any] | 
 def fill(template: str, **context: Any) -> str:
     """A template of this room, filled; every value that is text is escaped."""
     environment = Environment(
-        loader=PackageLoader("workbench.report", ""),
+        loader=PackageLoader("workbench.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

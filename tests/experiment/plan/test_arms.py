@@ -68,7 +68,7 @@ def test_an_opponent_has_as_many_gpus_not_as_many_instances(sweep, machine_has):
 def test_the_visible_gpus_are_handed_out(sweep, machine_has):
     machine_has("cuda", gpus=8, visible="4, 5,6")
     arm = sweep(topology="1p2d", opponents=False).arms[0]
-    made = arm.deployment(range(20_000, 20_000 + arm.ports))
+    made = arm.deployment(range(20_000, 20_100))
     assert [p.env["CUDA_VISIBLE_DEVICES"] for p in made.instances] == ["4", "5", "6"]
 
 

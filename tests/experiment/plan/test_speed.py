@@ -124,5 +124,5 @@ def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, 
 
 
 def _instances(plan):
-    made = plan.arms[0].deployment(range(20_000, 20_000 + plan.arms[0].ports))
+    made = plan.arms[0].deployment(range(20_000, 20_100))
     return [process.command_line for process in made.instances]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +26,8 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.tiny_model import model_facts
+from workbench.serve.plan import DeploymentPlan, plan_deployment
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -85,7 +86,7 @@ class Arm:
     """What the engine does not accept leaves this arm out, with its reason as a doubt."""
 
     def deployment(
-        self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
@@ -107,10 +108,6 @@ class Arm:
     def means(self) -> Connector | None:
         """All that is known of its connector; None of attached servers that do not say."""
         return CONNECTORS.get(self.connector)
-
-    @property
-    def ports(self) -> int:
-        return ports_needed(self.topology) if self.topology else 0
 
     @property
     def disaggregated(self) -> bool:
@@ -203,7 +200,9 @@ class ExperimentPlan:
         if speed is None:
             return nan
         requests = self.workload.sample.requests
-        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
+        layers = (
+            model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else LAYERS
+        )
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests
@@ -244,7 +243,7 @@ class ExperimentPlan:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
-                lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
+                lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s
         about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:

@@ -144,7 +144,7 @@ async def _measure(dtype: str) -> Speed:
     from workbench.load.workload.workload import reference
     from workbench.serve.connectors import connector
     from workbench.serve.deployment import deploy, launcher_for
-    from workbench.serve.plan import plan_deployment, ports_needed
+    from workbench.serve.plan import plan_deployment
     from workbench.serve.vllm import EngineSettings
     from workbench.topology import Topology
 
@@ -165,7 +165,6 @@ async def _measure(dtype: str) -> Speed:
             async with deploy(
                 launcher,
                 lambda ports: plan_deployment(alone, connector("none"), settings, ports=ports),
-                ports=ports_needed(alone),
                 log_dir=Path(logs),
             ) as deployment:
                 spent()
