@@ -13,7 +13,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from workbench.report.numbers import interval, number, quantity
 
@@ -163,6 +170,32 @@ def mark(
     )  # fmt: skip
 
 
+def interval_rows(
+    axes: Axes,
+    rows: Sequence[Row],
+    key: str,
+    styles: Sequence[Look],
+    *,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    at: float,
+) -> None:
+    """A marker at `row[key]` with its interval for each row, its text in a column `key` at right.
+
+    A line stands `at` the value of no difference; the text of a row that shows none is grey.
+    """
+    for y, (row, look) in enumerate(zip(rows, styles, strict=True)):
+        mark(axes, row[key], y, (row["low"], row["high"]), look)
+    row_axis(axes, labels)
+    axes.axvline(at, color=BLACK, linewidth=1.2, zorder=1)
+    column_at_right(axes, key, texts, grey=[undecided(row, at=at) for row in rows])
+
+
+def ends(rows: Iterable[Row], key: str) -> list[float]:
+    """All that an axis must hold: `key` and both ends of its interval, where they are known."""
+    return [x for row in rows for name in ("low", key, "high") if isfinite(x := row[name])]
+
+
 def stacked_rows(
     axes: Axes, parts: pd.DataFrame, areas: Mapping[str, Area], labels: Sequence[str]
 ) -> None:
@@ -236,21 +269,15 @@ def log_axis(
     low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
     axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
     line = axes.xaxis if axis == "x" else axes.yaxis
-    line.set_major_locator(FixedLocator(list(ticks) or _round_ticks(low, high, most)))
+    fitting = [steps for steps in ((1, 2, 5), (1, 3)) if len(steps) * log10(high / low) <= most]
+    locator: Locator = LogLocator(subs=(*fitting, (1,))[0], numticks=most)
+    if ticks:
+        locator = FixedLocator(ticks)
+    elif high / low < 5:
+        locator = MaxNLocator(5, steps=[1, 2, 5, 10])
+    line.set_major_locator(locator)
     line.set_minor_locator(NullLocator())
     line.set_major_formatter(lambda tick, _: number(round(tick)) if tick >= 100 else f"{tick:g}")
-
-
-def _round_ticks(low: float, high: float, most: int) -> list[float]:
-    powers = range(int(log10(low)) - 1, int(log10(high)) + 2)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [tick for power in powers for step in steps
-                 if low <= (tick := step * 10.0**power) <= high]  # fmt: skip
-        if len(ticks) <= most:
-            break
-    if len(ticks) < 3:
-        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    return ticks
 
 
 def ratio_text(row: Row) -> str:

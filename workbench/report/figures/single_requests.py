@@ -353,15 +353,10 @@ def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     """
     if len(rows) <= _MOST_POINTS:
         return rows, ""
-    draw_from = np.random.default_rng(0)
     groups = rows.groupby("series", sort=False)
     share = max(3, _MOST_POINTS // groups.ngroups)
-    chosen: set[int] = set()
-    for _, group in groups:
-        picked = draw_from.choice(len(group), min(share, len(group)), replace=False)
-        values = group[column].to_numpy(float)
-        chosen.update(group.index[np.r_[picked, values.argmin(), values.argmax()]].tolist())
-    shown = rows.loc[sorted(chosen)]
+    picked = rows.sample(frac=1, random_state=0).groupby("series", sort=False).head(share).index
+    shown = rows.loc[picked.union(groups[column].idxmin()).union(groups[column].idxmax())]
     return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
 
 

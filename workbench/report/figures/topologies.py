@@ -7,7 +7,6 @@ not proven.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,11 +14,12 @@ from matplotlib.figure import Figure
 
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.figures.marks import (
-    BLACK,
     NAMES,
     Row,
     column_at_right,
+    ends,
     has_interval,
+    interval_rows,
     log_axis,
     looks,
     mark,
@@ -55,7 +55,7 @@ def ttft_by_topology(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
     factor, unit = time_scale(max(row["median"] for row in rows))
 
     def finish(axes: Axes) -> None:
-        log_axis(axes, (row[key] * factor for row in rows for key in ("low", "median", "high")))
+        log_axis(axes, (end * factor for end in ends(rows, "median")))
         axes.set_xlabel(f"TTFT, {unit} (log scale)")
         if of_arm:
             beside = [of_arm.get(arm) for arm in unique(rows, "arm")]
@@ -87,8 +87,7 @@ def tps_by_topology(summary: pd.DataFrame, *, metric: str = "request_tps") -> Ch
     low, high = (extreme(rows, key=lambda row: float(row["median"])) for extreme in (min, max))
 
     def finish(axes: Axes) -> None:
-        ends = [row[key] for row in rows for key in ("median", "high") if isfinite(row[key])]
-        axes.set_xlim(0, 1.06 * max(ends))
+        axes.set_xlim(0, 1.06 * max(ends(rows, "median")))
         per = "of one request (1 / TPOT)" if metric == "request_tps" else "of all requests together"
         axes.set_xlabel(f"output tokens per second {per}")
 
@@ -188,14 +187,10 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for y, row in enumerate(rows):
-            mark(axes, row["ratio"], y, (row["low"], row["high"]), look[row["pass"]])
-        row_axis(axes, subjects)
-        ends = (row[key] for row in rows for key in ("low", "ratio", "high"))
-        log_axis(axes, [*ends, 0.8, 1.25])
-        axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)
+        styles = [look[row["pass"]] for row in rows]
+        interval_rows(axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0)
+        log_axis(axes, [*ends(rows, "ratio"), 0.8, 1.25])
         axes.set_xlabel(f"{name} ratio (log scale): below 1 worse, above 1 better")
-        column_at_right(axes, "ratio", verdicts, grey=[undecided(row) for row in rows])
 
     clear = sum(not undecided(row) for row in rows)
     judged = any(has_interval(row["low"], row["high"]) for row in rows)
