@@ -356,7 +356,7 @@ def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     groups = rows.groupby("series", sort=False)
     share = max(3, _MOST_POINTS // groups.ngroups)
     picked = rows.sample(frac=1, random_state=0).groupby("series", sort=False).head(share).index
-    shown = rows.loc[picked.union(groups[column].idxmin()).union(groups[column].idxmax())]
+    shown = rows.loc[sorted({*picked, *groups[column].idxmin(), *groups[column].idxmax()})]
     return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
 
 

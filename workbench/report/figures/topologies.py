@@ -121,11 +121,12 @@ def _medians(
     """One row per arm, one mark per cache state, set apart so that none hides another."""
     arms, passes = unique(rows, "arm"), unique(rows, "pass")
     look = looks(passes)
+    step = min(0.22, 0.9 / len(passes))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row in rows:
-            apart = 0.22 * (passes.index(row["pass"]) - (len(passes) - 1) / 2)
+            apart = step * (passes.index(row["pass"]) - (len(passes) - 1) / 2)
             x, low, high = (row[key] * factor for key in ("median", "low", "high"))
             mark(axes, x, arms.index(row["arm"]) + apart, (low, high), look[row["pass"]])
         row_axis(axes, arms)
@@ -134,7 +135,7 @@ def _medians(
     spoken = [f"{row['arm']} {row['pass']} {quantity(row['median'], unit)}" for row in rows]
     return draw(
         paint,
-        body_px=42 * len(arms) + 84,
+        body_px=max(42, 11 * len(passes)) * len(arms) + 84,
         title=title,
         alt=f"{alt} {'; '.join(spoken)}.",
         caption=_sample(rows) + note,
