@@ -12,8 +12,8 @@ from workbench.errors import ResultError
 from workbench.experiment.result.percentile_table import percentile_table, without_struck
 from workbench.experiment.result.result import load_result
 from workbench.metrics.gates.gate_table import Spoil, spoil, taken_away, touching
-from workbench.metrics.peers.peer_files import read_peer
-from workbench.metrics.peers.peer_names import KNOWN_FILES
+from workbench.metrics.peers.not_read import KNOWN_FILES
+from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.statistics import three_digits
 from workbench.report.figures import Chart, latency_panels

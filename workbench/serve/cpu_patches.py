@@ -12,8 +12,6 @@ import signal
 import sys
 from typing import Any
 
-__all__ = ["die_with_parent", "register"]
-
 _PR_SET_PDEATHSIG = 1
 NIXL_POLL_US = 1000
 

@@ -24,8 +24,6 @@ from typing import Any
 from workbench.errors import ParameterError, PlanError
 from workbench.hardware.kv import KvShape
 
-__all__ = ["LAYERS", "ModelFacts", "cache_folder", "model_facts", "tiny_model"]
-
 LAYERS = 3
 """Of the tiny model, where the machine is not slow."""
 

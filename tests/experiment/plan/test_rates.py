@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.errors import ParameterError
 from workbench.experiment.findings.compare import compare
 from workbench.experiment.plan.rates import Rates, answers, rate_rows, rate_sentences
 from workbench.experiment.plan.search import Limits, Search
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import check_params
 
 LIMITS = Limits(ttft_s=0.5, share=0.9)
 SEARCH = Search(limits=LIMITS, first_per_s=2.0, bottom_per_s=0.1, top_per_s=50.0)
@@ -114,25 +112,6 @@ def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
 
 def test_without_rates_there_is_nothing():
     assert rate_rows(None, queue(5)) == [] and answers(None, queue(5)) == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"search": True}, "give one, e.g. -p ttft_limit_ms 500"),
-        ({"rates_per_s": [1, 1]}, "it takes different rates above 0"),
-        ({"rates_per_s": [0, 1]}, "it takes different rates above 0"),
-        ({"rates_per_s": [1], "search": True, "ttft_limit_ms": 5}, "leave search and rate_per_s"),
-        ({"rates_per_s": [1], "arrivals": "closed"}, "takes constant, poisson or gamma"),
-        (
-            {"rates_per_s": [1], "workload": "multi_turn_conversation"},
-            "a turn of multi_turn_conversation may only be sent when",
-        ),
-    ],
-)
-def test_contradictions_are_refused(given, sentence):
-    with pytest.raises(ParameterError, match=sentence):
-        check_params("pd_sweep", given)
 
 
 async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):

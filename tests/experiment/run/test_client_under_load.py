@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from workbench.experiment.result.percentile_table import no_p99
+from workbench.experiment.run.monitor import watch_client
 from workbench.experiment.run.run_log import Log
-from workbench.experiment.run.watch import watch_client
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive
 from workbench.load.workload.arrivals import constant

@@ -57,7 +57,7 @@ async def test_every_turn_holds_what_was_answered_before(vllm: Any, concurrency:
     """The server makes up the ids of its answers: 100 x the number of the request, plus 0 to 4."""
     planned = conversations()
     run = await drive(planned, closed(concurrency), base_url=vllm.url, model="tiny")
-    prompts = {int(h["x-workbench-index"]): body["prompt"] for _, h, body in vllm.seen}
+    prompts = {int(a.headers["x-workbench-index"]): a.json["prompt"] for a in vllm.asked}
     answers = {record.index: list(record.answer_ids) for record in run.records}
     assert all(len(answer) == 5 for answer in answers.values())
     for request, sent, record in zip(planned.requests, run.sent, run.records, strict=True):
@@ -76,7 +76,7 @@ async def test_a_failed_turn_does_not_stop_the_conversation(vllm: Any) -> None:
     planned = conversations()
     run = await drive(planned, closed(2), base_url=vllm.url, model="tiny")
     assert {record.error for record in run.records} == {"truncated"}
-    assert [body["prompt"] for _, _, body in vllm.seen] == [
+    assert [asked.json["prompt"] for asked in vllm.asked] == [
         request.prompt_ids.tolist() for request in planned.requests
     ]
 
@@ -87,7 +87,7 @@ async def test_asked_again_a_conversation_is_what_was_sent(vllm: Any) -> None:
     asked = Workload(name="m", seed=0, salt="s", requests=cold.sent)
     warm = await drive(asked_again(asked), closed(4), base_url=vllm.url, model="tiny")
     assert [s.prompt_ids.tolist() for s in warm.sent] == [s.prompt_ids.tolist() for s in cold.sent]
-    assert vllm.seen[-1][2]["return_token_ids"]  # what this pass leaves in caches is known too
+    assert vllm.asked[-1].json["return_token_ids"]  # what this pass leaves in caches is known too
 
 
 async def test_turns_cannot_wait_in_an_open_loop() -> None:

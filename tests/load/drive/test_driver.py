@@ -35,7 +35,7 @@ async def test_a_closed_loop_sends_every_prompt_once_and_in_order(driven: Drive,
     run = await driven(workload(5), closed(1), base_url=vllm.url, model="tiny")
     assert [record.index for record in run.records] == [0, 1, 2, 3, 4]
     assert all(record.ok for record in run.records)
-    sent = [(headers["x-workbench-index"], body["prompt"]) for _, headers, body in vllm.seen]
+    sent = [(a.headers["x-workbench-index"], a.json["prompt"]) for a in vllm.asked]
     assert sent == [(str(r.index), r.prompt_ids.tolist()) for r in workload(5).requests]
     assert vllm.accepts == 1
 
@@ -54,7 +54,7 @@ async def test_a_closed_loop_keeps_to_its_concurrency(driven: Drive, vllm: Any) 
 
 async def test_more_concurrency_than_requests(driven: Drive, vllm: Any) -> None:
     run = await driven(workload(12), closed(100), base_url=vllm.url, model="tiny")
-    assert len(run.records) == len(vllm.seen) == 12
+    assert len(run.records) == len(vllm.asked) == 12
 
 
 async def test_records_carry_what_the_workload_knows(driven: Drive, vllm: Any) -> None:
@@ -95,13 +95,13 @@ async def test_a_prompt_larger_than_a_socket_takes_at_once(driven: Drive, vllm: 
     long = short(requests=1, prompt_tokens=600_000, salt="run")
     run = await driven(long, closed(1), base_url=vllm.url, model="tiny")
     assert run.records[0].ok
-    assert vllm.seen[0][2]["prompt"] == long.requests[0].prompt_ids.tolist()
+    assert vllm.asked[0].json["prompt"] == long.requests[0].prompt_ids.tolist()
 
 
 async def test_an_id_is_never_sent_twice(vllm: Any) -> None:
     for _ in range(2):
         await drive(workload(3), closed(3), base_url=vllm.url, model="tiny")
-    assert len({headers["x-request-id"] for _, headers, _ in vllm.seen}) == 6
+    assert len({asked.headers["x-request-id"] for asked in vllm.asked}) == 6
 
 
 async def test_an_open_loop_sends_at_its_times(driven: Drive, vllm: Any) -> None:
@@ -128,7 +128,7 @@ async def test_a_burst_is_late_and_not_early(vllm: Any) -> None:
 async def test_times_and_requests_have_to_agree(driven: Drive, vllm: Any) -> None:
     with pytest.raises(ParameterError, match="2 arrival times for the 3 requests of 'short'"):
         await driven(workload(3), poisson(1.0, 2, seed=0), base_url=vllm.url, model="tiny")
-    assert vllm.seen == []
+    assert vllm.asked == []
 
 
 async def test_failed_requests_never_stop_the_others(driven: Drive, vllm: Any) -> None:

@@ -11,7 +11,6 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from workbench.errors import ParameterError
@@ -36,7 +35,7 @@ async def by_two(requests: int, url: str, **options: Any) -> LoadRun:
 
 def asked(vllm: Any) -> list[tuple[str, bytes]]:
     """Index and body of every request, in the order of the workload."""
-    found = [(h["x-workbench-index"], orjson.dumps(body)) for _, h, body in vllm.seen]
+    found = [(each.headers["x-workbench-index"], each.body) for each in vllm.asked]
     return sorted(found, key=lambda pair: int(pair[0]))
 
 
@@ -44,7 +43,8 @@ def asked(vllm: Any) -> list[tuple[str, bytes]]:
 async def test_any_number_of_workers_sends_the_same_requests(vllm: Any, workers: int) -> None:
     work, arrivals = workload(7), poisson(200.0, 7, seed=1)
     await drive(work, arrivals, base_url=vllm.url, model="tiny")
-    expected, vllm.seen = asked(vllm), []
+    expected = asked(vllm)
+    vllm.asked.clear()
     records: list[RequestRecord] = []
     run = await drive_in_workers(
         work, arrivals, workers=workers, base_url=vllm.url, model="tiny", on_record=records.append
@@ -184,7 +184,7 @@ async def test_headers_reach_the_server_and_no_file(
     monkeypatch.setattr(module, "_start", start)
     monkeypatch.setattr(module, "_end", end)
     await by_two(2, vllm.url, headers={"Authorization": "Bearer of-a-key"})
-    assert [headers["authorization"] for _, headers, _ in vllm.seen] == ["bearer of-a-key"] * 2
+    assert [each.headers["authorization"] for each in vllm.asked] == ["Bearer of-a-key"] * 2
     assert len(files) > 4
     assert not [data for data in files if b"of-a-key" in data]
 

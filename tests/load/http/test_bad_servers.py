@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.odd_server import Answer, Asked, chunked, http, odd_server
 from workbench.load.drive.driver import drive
 from workbench.load.http import request, transport
 from workbench.load.http.client import ask
@@ -24,19 +25,10 @@ FINISH = b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\ndata:
 OOPS = b"data: oops\n\n:\n\n"
 
 
-async def asked(vllm: Any, raw: Any, **play: Any) -> RequestRecord:
-    """The record of one request to a server that answers so and hangs up."""
-    vllm.plays(raw=raw, **play)
-    return await ask(REQUEST, Endpoint(base_url=vllm.url, model="tiny", timeout_s=5.0))
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def answer(status: str, body: bytes, *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+async def record_from(answer: Answer, *, reads: bool = True) -> RequestRecord:
+    """That of one request to a server that answers so and hangs up."""
+    async with odd_server(answer, reads=reads) as server:
+        return await ask(REQUEST, Endpoint(base_url=server.url, model="tiny", timeout_s=5.0))
 
 
 @pytest.mark.parametrize(
@@ -51,45 +43,43 @@ def answer(status: str, body: bytes, *headers: str) -> bytes:
             "not HTTP/1.1",
         ),
         (
-            answer("307 Temporary Redirect", b"", "Location: http://127.0.0.1:1/v1"),
+            http("307 Temporary Redirect", b"", "Location: http://127.0.0.1:1/v1"),
             "http_307",
             "Temporary Redirect; the server is elsewhere: Location http://127.0.0.1:1/v1",
         ),
         (
-            answer("401 No", b'{"error": "Unauthorized"}', "WWW-Authenticate: Bearer"),
+            http("401 No", b'{"error": "Unauthorized"}', "WWW-Authenticate: Bearer"),
             "http_401",
             "Unauthorized; the server wants a key: WWW-Authenticate Bearer",
         ),
         (
-            answer("429 Slow", b'{"error": {"message": "busy"}}', "Retry-After: 30"),
+            http("429 Slow", b'{"error": {"message": "busy"}}', "Retry-After: 30"),
             "http_429",
             "busy; the server asks to wait: Retry-After 30",
         ),
-        (answer("500 Oh", b'{"error": {"message": "no CUDA"}}'), "http_500", "no CUDA"),
-        (answer("500 Oh", b"<html><p>nginx</p></html>"), "http_500", "nginx"),
-        (answer("500 Oh", b""), "http_500", "Internal Server Error"),
-        (answer("599 Oh", b""), "http_599", "status 599 without a word"),
-        (answer("500 Oh", b"x" * 100_000), "http_500", "x" * 500),
-        (answer("500 Oh", b"no")[:-1], "http_500", "n"),
-        (answer("200 OK", b"<html>Log in</html>"), "protocol", "is no event stream: Log in"),
+        (http("500 Oh", b'{"error": {"message": "no CUDA"}}'), "http_500", "no CUDA"),
+        (http("500 Oh", b"<html><p>nginx</p></html>"), "http_500", "nginx"),
+        (http("500 Oh", b""), "http_500", "Internal Server Error"),
+        (http("599 Oh", b""), "http_599", "status 599 without a word"),
+        (http("500 Oh", b"x" * 100_000), "http_500", "x" * 500),
+        (http("500 Oh", b"no")[:-1], "http_500", "n"),
+        (http("200 OK", b"<html>Log in</html>"), "protocol", "is no event stream: Log in"),
         (
-            answer("200 OK", EVENT + b'data: {"error": {"message": "dead"}}\n\n' + FINISH),
+            http("200 OK", EVENT + b'data: {"error": {"message": "dead"}}\n\n' + FINISH),
             "stream_error",
             "dead",
         ),
-        (answer("200 OK", EVENT), "truncated", "without finish_reason and without [DONE]"),
-        (answer("200 OK", EVENT + FINISH)[:-80], "truncated", "before the end"),
-        (answer("200 OK", EVENT + b"data: \xff\n\n" + FINISH), "protocol", "not JSON"),
-        (answer("200 OK", OOPS), "protocol", "not JSON"),
-        (answer("200 OK", b"{}"), "protocol", "is no event stream"),
-        (answer("200 OK", b"data: {oops"), "truncated", "without finish_reason"),
+        (http("200 OK", EVENT), "truncated", "without finish_reason and without [DONE]"),
+        (http("200 OK", EVENT + FINISH)[:-80], "truncated", "before the end"),
+        (http("200 OK", EVENT + b"data: \xff\n\n" + FINISH), "protocol", "not JSON"),
+        (http("200 OK", OOPS), "protocol", "not JSON"),
+        (http("200 OK", b"{}"), "protocol", "is no event stream"),
+        (http("200 OK", b"data: {oops"), "truncated", "without finish_reason"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "protocol", "not HTTP/1.1"),
     ],
 )
-async def test_each_has_its_class_and_says_why(
-    vllm: Any, sent: bytes, error: str, message: str
-) -> None:
-    record = await asked(vllm, sent)
+async def test_each_has_its_class_and_says_why(sent: bytes, error: str, message: str) -> None:
+    record = await record_from(sent)
     assert record.error == error
     assert message in record.error_message
     assert len(record.error_message) < 800
@@ -97,28 +87,27 @@ async def test_each_has_its_class_and_says_why(
 
 
 @pytest.mark.parametrize("early", ["100 Continue", "102 Processing", "103 Early Hints"])
-async def test_what_comes_before_the_answer_is_not_the_answer(vllm: Any, early: str) -> None:
+async def test_what_comes_before_the_answer_is_not_the_answer(early: str) -> None:
     hints = f"HTTP/1.1 {early}\r\nContent-Length: 9\r\n\r\n".encode() * 3
-    record = await asked(vllm, hints + answer("200 OK", EVENT + FINISH))
+    record = await record_from(hints + http("200 OK", EVENT + FINISH))
     assert (record.error, record.text, record.http_status) == ("", "a", 200)
 
 
-async def test_a_server_that_hangs_up_before_it_has_read(vllm: Any) -> None:
-    assert (await asked(vllm, b"", reads=False)).error == "reset"
+async def test_a_server_that_hangs_up_before_it_has_read() -> None:
+    assert (await record_from(b"", reads=False)).error == "reset"
 
 
-async def test_all_was_said_before_the_server_hung_up(vllm: Any) -> None:
+async def test_all_was_said_before_the_server_hung_up() -> None:
     """A chunked body without its last chunk, but with [DONE]: nothing of the answer is missing."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    record = await asked(vllm, head + chunk(EVENT + FINISH))
+    record = await record_from(head + chunked(EVENT + FINISH))
     assert (record.error, record.text) == ("", "a")
 
 
-async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> None:
-    writer.write(start)
+async def endless(asked: Asked, start: bytes, piece: bytes) -> None:
+    await asked.write(start)
     while True:
-        writer.write(piece)
-        await writer.drain()
+        await asked.write(piece)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +118,8 @@ async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> N
         (b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50),
     ],
 )
-async def test_a_head_without_end(vllm: Any, start_and_piece: tuple[bytes, bytes]) -> None:
-    record = await asked(vllm, lambda writer: endless(writer, *start_and_piece))
+async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
+    record = await record_from(lambda asked: endless(asked, *start_and_piece))
     assert record.error == "too_large"
     assert f"a head of more than {HEAD_BYTES:,} bytes" in record.error_message
     assert record.http_status == 0
@@ -141,25 +130,24 @@ async def test_a_head_without_end(vllm: Any, start_and_piece: tuple[bytes, bytes
     [
         (b"Content-Length: 2147483648\r\n\r\n", EVENT * 100),
         (b"\r\n", EVENT * 100),
-        (b"Transfer-Encoding: chunked\r\n\r\n", chunk(EVENT) * 100),
+        (b"Transfer-Encoding: chunked\r\n\r\n", chunked(EVENT) * 100),
         (b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Trailer: and more\r\n" * 100),
     ],
 )
 async def test_an_answer_without_end_is_kept_up_to_a_limit(
-    vllm: Any, head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+    head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request, "SPARE_BYTES", 50_000)
     sent_bytes = 0
 
-    async def pour(writer: asyncio.StreamWriter) -> None:
+    async def pour(asked: Asked) -> None:
         nonlocal sent_bytes
-        writer.write(b"HTTP/1.1 200 OK\r\n" + head)
+        await asked.write(b"HTTP/1.1 200 OK\r\n" + head)
         while True:
-            writer.write(piece)
-            await writer.drain()
+            await asked.write(piece)
             sent_bytes += len(piece)
 
-    record = await asked(vllm, pour)
+    record = await record_from(pour)
     assert record.error == "too_large"
     assert "more than 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
     assert len(record.text) <= 62_288 // len(EVENT) + 300_000 // len(EVENT)  # one read beyond it
@@ -167,26 +155,24 @@ async def test_an_answer_without_end_is_kept_up_to_a_limit(
 
 
 async def test_an_end_with_something_behind_it_is_found_in_a_moment(
-    vllm: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transport, "_LOOK_S", 0.05)
 
-    async def babble(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(EVENT))
+    async def babble(asked: Asked) -> None:
+        await asked.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(EVENT))
         await asyncio.sleep(0.02)
-        writer.write(chunk(EVENT + FINISH) + b"0\r\n\r\n" + chunk(EVENT))
-        await asyncio.sleep(10)
+        await asked.write(chunked(EVENT + FINISH) + b"0\r\n\r\n" + chunked(EVENT))
+        await asked.reader.read()
 
-    record = await asked(vllm, babble)
+    record = await record_from(babble)
     assert (record.error, record.text) == ("", "aa")
 
 
-async def test_an_error_without_end_is_still_that_error(
-    vllm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_without_end_is_still_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "SPARE_BYTES", 50_000)
-    record = await asked(
-        vllm, lambda writer: endless(writer, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
+    record = await record_from(
+        lambda asked: endless(asked, b"HTTP/1.1 500 Oh\r\n\r\n", b"no CUDA " * 1000)
     )
     assert record.error == "http_500"
     assert record.error_message.startswith("no CUDA no CUDA")
@@ -208,14 +194,14 @@ async def test_a_name_that_cannot_be_one() -> None:
     assert (await ask(REQUEST, endpoint)).error == "connect"
 
 
-async def test_no_record_is_lost_when_every_answer_is_bad(vllm: Any) -> None:
-    answers = [b"", b"HTTP/1.1 2", answer("500 Oh", b""), answer("200 OK", EVENT + b"data: 5\n\n")]
+async def test_no_record_is_lost_when_every_answer_is_bad() -> None:
+    answers = [b"", b"HTTP/1.1 2", http("500 Oh", b""), http("200 OK", EVENT + b"data: 5\n\n")]
 
-    async def bad(writer: asyncio.StreamWriter) -> None:
-        writer.write(answers.pop())
+    async def bad(asked: Asked) -> None:
+        await asked.write(answers.pop())
 
-    vllm.plays(raw=bad, reads=False)
     workload = short(requests=4, prompt_tokens=32, output_tokens=3, salt="run")
-    run = await drive(workload, closed(1), base_url=vllm.url, model="tiny")
+    async with odd_server(bad, reads=False) as server:
+        run = await drive(workload, closed(1), base_url=server.url, model="tiny")
     assert [record.index for record in run.records] == [0, 1, 2, 3]
     assert all(record.error for record in run.records)

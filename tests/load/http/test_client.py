@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.odd_server import Asked, odd_server
 from workbench.load.http import transport
 from workbench.load.http.client import ask, record_of
 from workbench.load.http.kernel_stamps import KernelClock
@@ -76,7 +77,7 @@ async def test_a_success(send: Send, vllm: Any) -> None:
     times = [began_s, record.sent_s, record.head_s, *record.chunk_s, record.stream_end_s]
     assert times == sorted(times)
     assert len(set(record.chunk_s)) > 1
-    assert record.sent_s <= vllm.read_s[0] <= vllm.first_token_s[0] <= record.chunk_s[0]
+    assert record.sent_s <= vllm.asked[0].read_s <= vllm.first_token_s[0] <= record.chunk_s[0]
 
 
 async def test_alone_it_has_a_connection_and_an_id_of_its_own(vllm: Any) -> None:
@@ -93,14 +94,14 @@ async def test_ttft_is_the_servers_delay(send: Send, vllm: Any) -> None:
     await send(vllm.url)  # connects
     record = await send(vllm.url)
     ttft_s = record.chunk_s[0] - record.sent_s
-    true_s = vllm.first_token_s[1] - vllm.read_s[1]
+    true_s = vllm.first_token_s[1] - vllm.asked[1].read_s
     assert true_s <= ttft_s < true_s + 0.2  # generous: the server shares this loop and core
 
 
 async def test_an_early_role_chunk_is_not_the_first_token(send: Send, vllm: Any) -> None:
     vllm.plays(first_s=0.05)
     record = await send(vllm.url, replace(REQUEST, messages=({"role": "user", "content": "hi"},)))
-    assert vllm.seen[0][0] == "/v1/chat/completions"
+    assert vllm.asked[0].path == "/v1/chat/completions"
     assert record.ok
     assert record.text == " t0\u00e9 t1\u00e9 t2\u00e9"
     assert len(record.chunk_s) == 3
@@ -227,12 +228,12 @@ async def test_a_cancelled_request_is_recorded_and_still_cancelled(send: Send, v
     assert vllm.accepts == 2
 
 
-async def test_a_server_without_an_answer_is_left_at_the_timeout(send: Send, vllm: Any) -> None:
-    async def silent(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(20)
+async def test_a_server_without_an_answer_is_left_at_the_timeout(send: Send) -> None:
+    async def silent(asked: Asked) -> None:
+        await asked.reader.read()
 
-    vllm.plays(raw=silent)
-    record = await send(vllm.url, timeout_s=0.05)
+    async with odd_server(silent) as server:
+        record = await send(server.url, timeout_s=0.05)
     assert (record.error, record.http_status) == ("timeout", 0)
 
 
@@ -261,40 +262,43 @@ async def test_the_connection_that_was_used_last_is_used_next(send: Send, vllm: 
     vllm.plays(gap_s=0.03)
     brief = replace(REQUEST, max_tokens=1)
     await asyncio.gather(send(vllm.url, brief), send(vllm.url))
-    last = vllm.ports[[body["max_tokens"] for _, _, body in vllm.seen].index(3)]
+    last = next(asked.client_port for asked in vllm.asked if asked.json["max_tokens"] == 3)
     await send(vllm.url, brief)
-    assert vllm.ports[2] == last
+    assert vllm.asked[2].client_port == last
 
 
 async def test_leaving_a_transport_closes_its_connections(vllm: Any) -> None:
     assert (await ask(REQUEST, Endpoint(base_url=vllm.url, model="tiny"))).ok
-    done, pending = await asyncio.wait(vllm.tasks, timeout=1)
-    assert (len(done), len(pending)) == (1, 0)
+    async with asyncio.timeout(20):
+        while not vllm.asked[0].reader.at_eof():
+            await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("moment", ["after", "on_reuse"])
-async def test_a_stale_connection_is_replaced_once(send: Send, vllm: Any, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "accepts"), [("after", 3), ("on_reuse", 4)])
+async def test_a_stale_connection_is_replaced_once(
+    send: Send, vllm: Any, moment: str, accepts: int
+) -> None:
     await send(vllm.url)
     vllm.plays(hangs_up=moment)
     for _ in range(3):
         record = await send(vllm.url)
         assert record.ok
         assert record.sent_s <= record.head_s
-    assert len(vllm.seen) == 4
+    assert vllm.accepts == accepts
 
 
-async def test_a_new_connection_that_is_hung_up_is_not_tried_again(send: Send, vllm: Any) -> None:
-    vllm.plays(raw=b"", reads=False)
-    assert (await send(vllm.url)).error == "reset"
-    assert vllm.accepts == 1
+async def test_a_new_connection_that_is_hung_up_is_not_tried_again(send: Send) -> None:
+    async with odd_server(b"", reads=False) as server:
+        assert (await send(server.url)).error == "reset"
+    assert server.accepts == 1
 
 
 async def test_a_large_body_arrives_whole(send: Send, vllm: Any) -> None:
     long = replace(REQUEST, prompt_ids=list(range(600_000)))  # 4 MB: more than a socket takes
     assert (await send(vllm.url, long)).ok
-    assert vllm.seen[0][2] == orjson.loads(request_body(long, model="tiny"))
+    assert vllm.asked[0].json == orjson.loads(request_body(long, model="tiny"))
 
 
 async def test_a_host_name_will_do(send: Send, vllm: Any) -> None:
     await send(vllm.url.replace("127.0.0.1", "localhost"))
-    assert vllm.seen[0][1]["host"].startswith("localhost:")
+    assert vllm.asked[0].headers["host"].startswith("localhost:")

@@ -142,7 +142,7 @@ def test_where_each_event_has_a_read_the_body_is_not_cut(monkeypatch: pytest.Mon
     )
     events = [event(f" {n}", n) for n in range(1, 101)]
     found = parse_stream((float(n), piece) for n, piece in enumerate(events))
-    assert found.chunk_s == tuple(float(n) for n in range(100))
+    assert found.chunk_s == [float(n) for n in range(100)]
     assert looks == [99]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from workbench import load
 from workbench.errors import ParameterError
 from workbench.load.http.request import RETURN_IDS, USUAL_FORM, Endpoint, RequestForm, request_body
 from workbench.load.workload.workload import Request
@@ -99,3 +101,8 @@ def test_where_it_connects_to(url: str, origin: tuple[bool, str, int]) -> None:
 def test_a_base_url_without_scheme_or_host_is_refused(url: str) -> None:
     with pytest.raises(ParameterError, match="write it like http://127"):
         Endpoint(base_url=url, model="tiny")
+
+
+def test_httpx_is_for_control_calls_alone() -> None:
+    sources = Path(load.__file__).parent.rglob("*.py")
+    assert [file.name for file in sources if "import httpx" in file.read_text()] == []

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import pytest
 
-from workbench.load.http.stream import ParsedStream, _Seen, parse_stream
+from workbench.load.http.stream import ParsedStream, parse_stream
 
 STREAMS = 100_000
 Events = list[dict[str, Any]]
@@ -261,7 +261,7 @@ def check(body: bytes, parsed: ParsedStream, last_stamp: float) -> None:
     assert bool(parsed.error) == bool(parsed.error_message)
     assert len(parsed.error_message) < 600
     assert len(parsed.chunk_tokens) in (0, len(parsed.chunk_s))
-    assert list(parsed.chunk_s) == sorted(parsed.chunk_s)
+    assert parsed.chunk_s == sorted(parsed.chunk_s)
     assert not parsed.chunk_s or parsed.chunk_s[-1] <= last_stamp
     # What a file of records can hold: text that is UTF-8, counts of 64 bits.
     (parsed.text + parsed.error_message + parsed.engine_metrics).encode()
@@ -289,17 +289,17 @@ def test_the_short_way_of_usual_chunks_is_the_long_way(monkeypatch: pytest.Monke
     rng = random.Random(4)
     bodies = [sent(stream(rng)) for _ in range(500)]
     streams = [gone_wrong(rng, bodies)[2] for _ in range(10_000)]
-    usual, taken = _Seen.usual, 0
+    usual, taken = ParsedStream.usual, 0
 
-    def counted(seen: _Seen, stamp_s: float, chunk: Any) -> bool:
+    def counted(seen: ParsedStream, stamp_s: float, chunk: Any) -> bool:
         nonlocal taken
         took = usual(seen, stamp_s, chunk)
         taken += took
         return took
 
-    monkeypatch.setattr(_Seen, "usual", counted)
+    monkeypatch.setattr(ParsedStream, "usual", counted)
     short = [parse_stream(reads) for reads in streams]
-    monkeypatch.setattr(_Seen, "usual", lambda *_: False)
+    monkeypatch.setattr(ParsedStream, "usual", lambda *_: False)
     assert short == [parse_stream(reads) for reads in streams]
     assert taken > 500  # chunks that the short way takes are among them
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.odd_server import odd_server
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.http.client import ask
 from workbench.load.http.request import Endpoint
@@ -25,10 +25,8 @@ async def secure(vllm: Any, certificate: Path) -> AsyncIterator[Any]:
     """The fake server behind TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-    server = await asyncio.start_server(vllm.connected, "127.0.0.1", 0, ssl=context)
-    vllm.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield vllm
-    server.close()
+    async with odd_server(vllm.answer, tls=context) as vllm.server:
+        yield vllm
 
 
 async def test_a_drive_over_tls_keeps_its_connections_and_its_stamps(
@@ -55,7 +53,7 @@ async def test_a_large_prompt_arrives_whole_over_tls(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     long = short(requests=1, prompt_tokens=300_000, output_tokens=1, salt="s")
     await drive_in_thread(long, closed(1), base_url=secure.url, model="tiny")
-    assert secure.seen[0][2]["prompt"] == long.requests[0].prompt_ids.tolist()
+    assert secure.asked[0].json["prompt"] == long.requests[0].prompt_ids.tolist()
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_a_connect_failure(secure: Any) -> None:
@@ -65,7 +63,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_connect_failure(secure
     message = run.records[0].error_message
     assert "its certificate is not trusted (self-signed certificate)" in message
     assert "export SSL_CERT_FILE=" in message
-    assert secure.seen == []
+    assert secure.asked == []
 
 
 async def test_plain_http_on_a_port_of_tls_is_a_failure_and_no_hang(secure: Any) -> None:

@@ -2,7 +2,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,6 @@ import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 """
 """An engine core below an API server, in the same process group."""
-
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 
 
 async def start(launcher, tmp_path, *specs) -> list[LocalProcess]:
@@ -101,14 +98,6 @@ async def test_a_stop_ends_a_server_with_all_that_it_started(launcher, spec, tmp
     assert gone(grandchild)
     assert other.alive
     assert len(psutil.Process(other.pid).children()) == 1
-
-
-async def test_a_server_that_ignores_term_is_killed(launcher, spec, tmp_path):
-    (process,) = await start(launcher, tmp_path, spec(first=DEAF))
-    began_s = time.monotonic()
-    await launcher.stop([process], grace_s=0.2)
-    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
-    assert time.monotonic() - began_s >= 0.2
 
 
 async def test_leaving_the_launcher_ends_what_was_never_stopped(spec, tmp_path, nothing_running):

@@ -11,10 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError
-from workbench.experiment.plan.hit_plan import plan_hits
-from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
-from workbench.experiment.plan.rates import rates_of
-from workbench.experiment.plan.room import (
+from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     check_room,
     engine_notes,
@@ -23,6 +20,9 @@ from workbench.experiment.plan.room import (
     one_instance,
     own_speed,
 )
+from workbench.experiment.plan.hit_plan import plan_hits
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
+from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.notebooks import (
@@ -70,11 +70,11 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, asked = params.tp, connector(params.connector)
-    for topology in params.topologies:
+    tp, topologies, asked = params.tp, params.topologies, connector(params.connector)
+    for topology in topologies:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
-    for topology in params.topologies:
+    for topology in topologies:
         check_fault(params.fault, asked.name, topology)
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
@@ -82,9 +82,9 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             " at 1, and change the topology instead, e.g. 2p4d"
         )
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
-    for topology in params.topologies:
+    for topology in topologies:
         wanted[topology, asked.name] = "subject"
-    for topology in params.topologies if params.opponents else ():
+    for topology in topologies if params.opponents else ():
         if topology.disaggregated:
             # As many GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))

@@ -9,8 +9,8 @@ import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
+from workbench.experiment.plan.engine_setup import engine_of, kv_space_tokens, one_instance
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
-from workbench.experiment.plan.room import engine_of, kv_space_tokens, one_instance
 from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.catalogue import build
 from workbench.load.workload.arrivals import closed

@@ -21,9 +21,14 @@ from workbench.load.workload.arrivals import (
 )
 from workbench.load.workload.chat import Frame, spoken
 from workbench.load.workload.token_ids import SALT_TOKENS
-from workbench.load.workload.tokenizer import ModelTokenizer, Tokenizer, model_tokenizer
+from workbench.load.workload.tokenizer import (
+    ModelTokenizer,
+    TextTokenizer,
+    Tokenizer,
+    model_tokenizer,
+)
 from workbench.load.workload.workload import Workload
-from workbench.load.workload.written import TextTokenizer, lengths_missed, word_ids, written
+from workbench.load.workload.written import lengths_missed, word_ids, written
 from workbench.params.measuring import EngineParams, LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts

@@ -18,8 +18,8 @@ from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.result import SCHEMA, Result
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.front_door import fitted
 from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
@@ -33,8 +33,6 @@ from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import model_facts
-
-__all__ = ["run"]
 
 
 async def run(

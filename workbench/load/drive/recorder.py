@@ -1,8 +1,7 @@
 """Records of requests that have ended, made one at a time between the reads of those in flight.
 
-An answer of a thousand tokens takes milliseconds to parse, in which nothing is read and nothing is
-sent. Where many end together, as those of one engine step do, parsing them at once would hold back
-the first tokens of the requests that take their places.
+To parse an answer of a thousand tokens takes milliseconds. Many at once, as they end in one engine
+step, would hold back the first tokens of the requests that take their places.
 """
 
 from __future__ import annotations

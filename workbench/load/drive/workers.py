@@ -1,12 +1,7 @@
 """The load from several processes, for a rate that one of them cannot keep up with.
 
-The workload and its times are drawn once, here; worker k sends every N-th request from the k-th on,
-by the one monotonic clock that all processes of a host share. What a worker has to do lies in a
-file that it reads before the clock starts, what it saw in another that it writes after its last
-answer: nothing is said in between.
-
-A worker is this module run by a new interpreter, which imports neither pandas nor an engine. It
-ends with the process that started it, however that ends.
+Worker k is this module run by a new interpreter. It sends every N-th request from the k-th on, by
+the one monotonic clock of a host. Files say what it has to do and what it saw: nothing in between.
 """
 
 from __future__ import annotations

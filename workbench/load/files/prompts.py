@@ -1,11 +1,7 @@
 """A workload of a user's own prompts: each row of a file has a text or a chat, maybe a length.
 
-{"prompt": "Once upon a time", "output_tokens": 64}
-{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
-
-The files of other tools are read as well: vLLM's custom data sets, AIPerf's texts, OpenAI's batches
-(`body`), and ShareGPT (`conversations`; the first question is the prompt and the recorded answer
-gives the length, as in vLLM's benchmark).
+Files of other tools are read too: vLLM's custom data sets, AIPerf's texts, OpenAI's batches
+(`body`), ShareGPT (`conversations`: the first question, as long an answer as the recorded one).
 """
 
 from __future__ import annotations
@@ -72,6 +68,10 @@ class _Seen:
     unused: set[str] = field(default_factory=set)
     doubts: dict[str, None] = field(default_factory=dict)
 
+    def doubt(self, sentence: str) -> None:
+        """Once, however many rows give cause for it."""
+        self.doubts[sentence] = None
+
 
 def prompts(
     *,
@@ -134,49 +134,50 @@ def read_prompts(path: Path | str, *, first: int = 0) -> PromptFile:
         )
     ended = sum(bool(row.messages) and row.messages[-1]["role"] == "assistant" for row in found)
     if ended:
-        seen.doubts[
+        seen.doubt(
             f"{ended} of {len(found)} rows of prompts_file end with an assistant's message: it is"
             " sent as part of the prompt."
-        ] = None
+        )
     silent = sum(not (row.max_tokens or row.answer) for row in found)
     if 0 < silent < len(found):
-        seen.doubts[
+        seen.doubt(
             f"{silent} of {len(found)} rows of prompts_file give no answer length: they ask for"
             " output_tokens."
-        ] = None
+        )
     return PromptFile(prompts=found, doubts=(*seen.doubts, *unused(seen.unused, "prompts_file")))
 
 
 def _prompt(row: FileRow, seen: _Seen) -> OwnPrompt:
-    fields = {name: value for name, value in row.fields.items() if value is not None}
-    form = _form(row, fields)
+    form = _form(row)
     if form == "body":
-        body = fields["body"]
+        body = row.fields["body"]
         if not isinstance(body, dict):
             raise ParameterError(f"{row.where}: body is {cut(body)}: it must be a JSON object")
-        seen.unused |= fields.keys() - {"body"}
-        fields = {name: value for name, value in body.items() if value is not None}
-        form = _form(row, fields)
+        seen.unused |= _given(row).keys() - {"body"}
+        row = replace(row, fields=body)
+        form = _form(row)
         if form == "body":
             raise ParameterError(f"{row.where}: body holds another body; write {_GOOD}")
+    fields = _given(row)
     if fields.pop("tools", None):
-        seen.doubts[
-            "tools of prompts_file are not sent: the prompts are shorter than with them."
-        ] = None
-    max_tokens = _max_tokens(row, fields)
+        seen.doubt("tools of prompts_file are not sent: the prompts are shorter than with them.")
     seen.unused |= fields.keys() - {form, *_LENGTHS}
-    given = fields[form]
+    given, max_tokens = fields[form], _max_tokens(row)
     if form == "conversations":
         return _conversation(row, given, max_tokens, seen)
+    own = OwnPrompt(where=row.where, line=row.line, max_tokens=max_tokens)
     is_chat = isinstance(given, list) and all(isinstance(each, dict) for each in given)
     if form == "messages" or (form == "prompt" and given and is_chat):
-        messages = _messages(row, given, form, seen)
-        return OwnPrompt(where=row.where, line=row.line, messages=messages, max_tokens=max_tokens)
-    text = _text(row, given, form)
-    return OwnPrompt(where=row.where, line=row.line, prompt=text, max_tokens=max_tokens)
+        return replace(own, messages=_messages(row, given, form, seen))
+    return replace(own, prompt=_text(row, given, form))
 
 
-def _form(row: FileRow, fields: Mapping[str, Any]) -> str:
+def _given(row: FileRow) -> dict[str, Any]:
+    return {name: value for name, value in row.fields.items() if value is not None}
+
+
+def _form(row: FileRow) -> str:
+    fields = _given(row)
     forms = [name for name in _FORMS if name in fields]
     if len(forms) == 1:
         return forms[0]
@@ -191,23 +192,10 @@ def _form(row: FileRow, fields: Mapping[str, Any]) -> str:
     )
 
 
-def _max_tokens(row: FileRow, fields: Mapping[str, Any]) -> int:
+def _max_tokens(row: FileRow) -> int:
     """The answer's length by whatever name; 0 where there is none."""
-    found: dict[str, int] = {}
-    for name in _LENGTHS:
-        value = fields.get(name)
-        if value is None or (row.is_text and not value.strip()):
-            continue
-        if row.is_text and value.strip().isdecimal():
-            value = int(value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is not int or value < 1:
-            raise ParameterError(
-                f"{row.where}: {name} is {cut(value)}: it must be a whole number of tokens from 1,"
-                f" e.g. {name} 64"
-            )
-        found[name] = value
+    known = {name: row.tokens(name, least=1) for name in _LENGTHS}
+    found = {name: tokens for name, tokens in known.items() if tokens is not None}
     if len(set(found.values())) > 1:
         both = " and ".join(f"{name} {value}" for name, value in found.items())
         raise ParameterError(f"{row.where} has {both}: give one length of the answer")
@@ -281,24 +269,22 @@ def _conversation(row: FileRow, given: object, max_tokens: int, seen: _Seen) -> 
     system = next((text for role, text in said[:start] if role == "system" and text), "")
     answer = said[start + 1][1] if said[start + 1 : start + 2] else ""
     if len(said) > start + 2 or any(role == "assistant" for role, _ in said[:start]):
-        seen.doubts[
+        seen.doubt(
             "Only the first question of each of the conversations is sent, as vLLM's benchmark"
             " does."
-        ] = None
+        )
     question = said[start][1]
-    messages = (
-        ({"role": "system", "content": system}, {"role": "user", "content": question})
-        if system
-        else ()
-    )
-    return OwnPrompt(
+    own = OwnPrompt(
         where=row.where,
         line=row.line,
-        prompt="" if system else question,
-        messages=messages,
+        prompt=question,
         max_tokens=max_tokens,
         answer="" if max_tokens else answer,
     )
+    if not system:
+        return own
+    messages = ({"role": "system", "content": system}, {"role": "user", "content": question})
+    return replace(own, prompt="", messages=messages)
 
 
 def _text(row: FileRow, value: object, name: str, *, may_be_empty: bool = False) -> str:

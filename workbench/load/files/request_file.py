@@ -1,7 +1,6 @@
 """Files that hold one request a row: JSON Lines, a JSON array, or CSV; plain or compressed (gzip).
 
-Blank rows, a byte order mark and CRLF are no content. Rows are read one by one, so that the first
-of a large file cost little.
+Blank rows, a byte order mark and CRLF are no content. Rows are read one by one.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from workbench.errors import ParameterError
 
 MAX_ARRAY_BYTES = 2 * 2**30
 """A JSON array is held in memory as text; the largest public prompt file has 0.7 GB."""
+MOST = 10**12
+"""No length is above it, and no time in seconds, so that none outgrows a float."""
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_FORMATS = {
@@ -47,6 +48,30 @@ class FileRow:
     fields: Mapping[str, Any]
     is_text: bool = False
     """Every value is text, as CSV has it."""
+
+    def value(self, name: str) -> Any:
+        """A field, None where the row has none; a number in a cell of CSV is one."""
+        value = self.fields.get(name)
+        if not self.is_text or value is None:
+            return value
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        return value if value.strip() else None
+
+    def tokens(self, name: str, *, least: int) -> int | None:
+        """A field that is a number of tokens. Raises ParameterError for anything else."""
+        value = self.value(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and not (type(value) is int and least <= value <= MOST):
+            raise ParameterError(
+                f"{self.where}: {name} is {cut(self.fields[name])}: it must be a whole number of"
+                f" tokens, {least} or more, e.g. {name} 64"
+            )
+        return value
 
 
 def file_rows(path: Path, *, parameter: str, most_bytes: int, example: str) -> Iterator[FileRow]:

@@ -1,34 +1,28 @@
 """Files of traces: the published formats, read with every row checked, and Mooncake's, written.
 
-Read are Mooncake's JSON Lines (which AIPerf and Dynamo take too), Alibaba Bailian's, BurstGPT's and
-Azure's CSV, and Vidur's. A row is one request; `hash_ids` has one id for each block of its prompt.
-
-Formats: https://github.com/kvcache-ai/Mooncake (FAST25-release/traces),
-https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, https://github.com/HPMLL/BurstGPT,
-https://github.com/Azure/AzurePublicDataset
+On GitHub: kvcache-ai/Mooncake (AIPerf and Dynamo take it too), HPMLL/BurstGPT,
+alibaba-edu/qwen-bailian-usagetraces-anon, Azure/AzurePublicDataset. A row is one request.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from workbench.errors import ParameterError
-from workbench.load.files.request_file import FileRow, cut, file_rows, unused
+from workbench.load.files.request_file import MOST, FileRow, cut, file_rows, unused
 from workbench.load.files.traces import BLOCK_TOKENS, Trace, TraceRow, fitted, lru_hit_rates
 from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.workload import Workload, check_numbers
 
 MAX_LINE_BYTES = 8_000_000
 """A longer line is no request: it would hold some 500 million prompt tokens."""
-
-_MOST = 10**12
-"""No length is above it, and no time in seconds, so that none outgrows a float."""
 
 _PUBLISHED = 512
 """Tokens of a block in Mooncake's own traces, AIPerf's default, and those that we write."""
@@ -201,62 +195,33 @@ def _layout(row: FileRow) -> _Format:
 
 
 def _request(row: FileRow, layout: _Format) -> _Request:
-    def tokens(name: str, least: int) -> int | None:
-        value = row.fields.get(name)
-        if value is None or (row.is_text and not value.strip()):
-            return None
-        number = _number(value, row)
-        if isinstance(number, float) and number.is_integer():
-            number = int(number)
-        if type(number) is not int or not least <= number <= _MOST:
-            raise ParameterError(
-                f"{row.where}: {name} is {cut(value)}: it must be a whole number of tokens,"
-                f" {least} or more"
-            )
-        return number
-
-    prompt_tokens = tokens(layout.prompt, 1)
+    prompt_tokens = row.tokens(layout.prompt, least=1)
     if prompt_tokens is None:
         raise ParameterError(f"{row.where} has no {layout.prompt}; a request is e.g. {_EXAMPLE}")
     return _Request(
         row=row,
         time_s=_time_s(row, layout),
         prompt_tokens=prompt_tokens,
-        output_tokens=tokens(layout.output, 0),
+        output_tokens=row.tokens(layout.output, least=0),
         hash_ids=_hash_ids(row),
     )
 
 
-def _number(value: Any, row: FileRow) -> Any:
-    """The number in a cell of CSV; anything else as it is."""
-    if not row.is_text:
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
 def _time_s(row: FileRow, layout: _Format) -> float | None:
     """Seconds on the file's own clock; None where the row has no time."""
-    value = row.fields.get(layout.time)
-    if value is None or (row.is_text and not value.strip()):
+    number = row.value(layout.time)
+    if number is None:
         return None
-    number = _number(value, row)
     if isinstance(number, str):
-        try:
+        with suppress(ValueError):  # told below
             moment = datetime.fromisoformat(number.strip())
-        except ValueError:
-            number = None
-        else:
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if type(number) not in (int, float) or not 0 <= number <= _MOST * layout.per_second:
+    if type(number) not in (int, float) or not 0 <= number <= MOST * layout.per_second:
         unit = "milliseconds" if layout.per_second == 1_000 else "seconds"
+        said = cut(row.fields[layout.time])
         raise ParameterError(
-            f"{row.where}: {layout.time} is {cut(value)}: it must be {unit} since the start, 0 or"
-            " more, or a date with a time, e.g. 2024-05-10 00:00:01.5"
+            f"{row.where}: {layout.time} is {said}: it must be {unit} since the start, 0 or more,"
+            " or a date with a time, e.g. 2024-05-10 00:00:01.5"
         )
     return float(number / layout.per_second)
 
@@ -264,10 +229,8 @@ def _time_s(row: FileRow, layout: _Format) -> float | None:
 def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
     value = row.fields.get("hash_ids")
     if row.is_text and value:
-        try:
+        with suppress(ValueError, RecursionError):  # told below
             value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass  # told below
     if value is None or value == "":
         return None
     if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value):
@@ -475,37 +438,28 @@ def _example(least: int, most: int) -> int:
 
 
 def _contradiction(lengths: Sequence[Length], asked: int) -> str:
-    """The first line that no block fits, together with those above or with the size asked for."""
-    if asked:
-        bad = next(each for each in lengths if not _fits(each, asked))
-        return (
-            f"{bad.where}: input_length {bad.prompt_tokens} takes"
-            f" {-(-bad.prompt_tokens // asked)} blocks of trace_block_tokens {asked}, and hash_ids"
-            f" has {bad.ids}; {_offer(lengths)}"
-        )
+    """The first line that does not fit the size asked for, or else the size that fits most."""
     # Most lines are right: the size that fits most of them tells the first that is not.
-    tried = sorted(
-        {2**n for n in range(31)} | {each.sizes(whole_only=False)[0] for each in lengths[:9]}
-    )
-    best = max(
-        tried, key=lambda size: (sum(_fits(each, size) for each in lengths), size == _PUBLISHED)
-    )
-    right = sum(_fits(each, best) for each in lengths)
-    bad = next(each for each in lengths if not _fits(each, best))
-    return (
+    tried = {2**n for n in range(31)} | {each.sizes(whole_only=False)[0] for each in lengths[:9]}
+    fitting = {
+        size: sum(_fits(each, size) for each in lengths)
+        for size in ([asked] if asked else sorted(tried))
+    }
+    size = max(fitting, key=lambda size: (fitting[size], size == _PUBLISHED))
+    bad = next(each for each in lengths if not _fits(each, size))
+    said = (
         f"{bad.where}: hash_ids has {bad.ids} and input_length {bad.prompt_tokens} takes"
-        f" {-(-bad.prompt_tokens // best)} blocks of {best}, which fit {right} of {len(lengths)}"
-        " lines; no block size fits all. Mend or remove the line"
+        f" {-(-bad.prompt_tokens // size)} blocks of {size}"
+    )
+    least, most = _common(lengths, whole_only=False)
+    if least <= most:
+        return f"{said}; {_span(least, most)} fit all lines: leave trace_block_tokens at 0"
+    return (
+        f"{said}, which fit {fitting[size]} of {len(lengths)} lines; no block size fits all. Mend"
+        " or remove the line"
     )
 
 
 def _fits(length: Length, size: int) -> bool:
     least, most = length.sizes(whole_only=False)
     return least <= size <= most
-
-
-def _offer(lengths: Sequence[Length]) -> str:
-    least, most = _common(lengths, whole_only=False)
-    if least > most:
-        return "no block size fits all lines"
-    return f"all lines fit {_span(least, most)}; leave trace_block_tokens at 0 to have it found"

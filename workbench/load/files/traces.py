@@ -1,9 +1,7 @@
 """Traces: who asked when, how much, and which blocks of the prompt were seen before.
 
-A trace has an id for each block of a prompt, which stands for its block and all before it, so
-equal ids are equal prefixes. The text itself is not in it; prompts are drawn from the ids, so that
-they share what the trace shares. A trace cannot show what prompts share inside a block that one of
-them does not fill. `trace_file` reads and writes them.
+An id stands for a block and all before it, so equal ids are equal prefixes. Prompts are drawn from
+the ids. What prompts share inside a block that one of them does not fill, a trace cannot show.
 """
 
 from __future__ import annotations

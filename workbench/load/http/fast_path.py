@@ -1,9 +1,7 @@
 """Runs of events that differ only in their text and their count, as nearly all of a stream do.
 
-A JSON parser takes each of them apart into objects that nobody looks at, which costs more than all
-else that is done for a token. Here the first of a run is cut at its text and its counts; those that
-follow are held to the same bytes in between. An event that agrees is the first one with another
-text and counts one higher. Anything else ends the run, and is parsed.
+To parse each as JSON costs more than all else that is done for a token. Here the first of a run is
+cut at its text and its counts; those that follow are held to the same bytes in between.
 """
 
 from __future__ import annotations

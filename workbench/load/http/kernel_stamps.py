@@ -1,9 +1,7 @@
-"""Reads dated by the kernel, when their last segment arrived.
+"""Reads dated by the kernel, when their last segment arrived (SO_TIMESTAMPNS, see socket(7)).
 
-A stamp of Linux's own (SO_TIMESTAMPNS, see socket(7)) does not wait for this process: neither the
-event loop's lag, nor a collection of garbage, nor a busy neighbour of the core is in it. Two events
-that come before one read share a stamp; `ClientHealth.merged_share` tells of it. Not for TLS, where
-a segment is no record.
+Neither the loop's lag nor a busy neighbour of the core is in such a stamp. Two events that come
+before one read share it (`ClientHealth.merged_share`). Not for TLS, where a segment is no record.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
 
@@ -36,30 +36,6 @@ _RUNS = 8
 """Looks for runs of events that are alike in one stream; each looks at all that is left."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedStream:
-    """The stream's content; the fields that `records.RequestRecord` has too mean the same."""
-
-    chunk_s: tuple[float, ...]
-    chunk_tokens: tuple[int, ...]
-    text: str
-    """Reasoning, content and tool calls in the order of their arrival."""
-    answer_ids: tuple[int, ...]
-    finish_reason: str
-    done: bool
-    """Did `data: [DONE]` arrive?"""
-    usage_prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    engine_metrics: str
-    error: str
-    """`stream_error`, `protocol` (an event that is not the JSON of a chunk), `truncated`, or empty.
-
-    `truncated` is a stream with neither finish_reason nor [DONE], or with [DONE] and nothing else.
-    """
-    error_message: str
-
-
 def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     """Parse a body given as (arrival in seconds, bytes) of each read, in order.
 
@@ -70,10 +46,10 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
     What came before an error is kept; what comes after it is not read. A value of another type
     than the field has (a number as text, a count below zero) is an error, never converted.
     """
-    arrived, seen = _Arrived(reads), _Seen()
+    arrived, seen = _Arrived(reads), ParsedStream()
     body = arrived.body
     events, runs = events_of(body, 0), 0 if b"\r" in body else _RUNS
-    while (event := next(events, None)) is not None:
+    while not seen.error and (event := next(events, None)) is not None:
         end, data, named_error = event
         if not data.startswith((b" {", b"{")):
             said = data.strip()
@@ -83,7 +59,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             if not said:
                 continue
         if named_error:
-            seen.error, seen.message = "stream_error", error_message(data)
+            seen.fails("stream_error", error_message(data))
             break
         try:
             chunk = orjson.loads(data)
@@ -95,29 +71,16 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
         except orjson.JSONDecodeError:
             # An event without its blank line was cut short, and the missing finish tells.
             if end < len(body) or _ENDS_BLANK.search(body[-4:]):
-                seen.error, seen.message = "protocol", f"an event is not JSON: {first_words(data)}"
+                seen.fails("protocol", f"an event is not JSON: {first_words(data)}")
         except (AttributeError, TypeError, RecursionError):
-            seen.error, seen.message = "protocol", f"an event is not a chunk: {first_words(data)}"
-        if seen.error:
-            break
+            seen.fails("protocol", f"an event is not a chunk: {first_words(data)}")
     if not seen.error and not seen.done and not seen.chunk_s:
         seen.take_whole(arrived)
     if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
-        seen.error, seen.message = _without_end(body, seen.done)
-    return ParsedStream(
-        chunk_s=tuple(seen.chunk_s),
-        chunk_tokens=() if -1 in seen.chunk_tokens else tuple(seen.chunk_tokens),
-        text="".join(seen.texts),
-        answer_ids=tuple(seen.answer_ids),
-        finish_reason=seen.finish_reason,
-        done=seen.done,
-        usage_prompt_tokens=seen.prompt_tokens,
-        output_tokens=seen.output_tokens,
-        cached_tokens=seen.cached_tokens,
-        engine_metrics=seen.engine_metrics,
-        error=seen.error,
-        error_message=seen.message,
-    )
+        seen.fails(*_without_end(body, seen.done))
+    if -1 in seen.chunk_tokens:
+        seen.chunk_tokens = []
+    return seen
 
 
 def events_of(body: bytes, start: int) -> Iterator[tuple[int, bytes, bool]]:
@@ -165,17 +128,37 @@ class _Arrived:
         return self.stamps[bisect_left(self.ends, end)]
 
 
-class _Seen:
-    """What the chunks so far have said."""
+@dataclass(slots=True)
+class ParsedStream:
+    """What the chunks have said; the fields that `records.RequestRecord` has too mean the same."""
 
-    def __init__(self) -> None:
-        self.chunk_s: list[float] = []
-        self.chunk_tokens: list[int] = []
-        self.texts: list[str] = []
-        self.answer_ids: list[int] = []
-        self.finish_reason = self.engine_metrics = self.error = self.message = ""
-        self.done = False
-        self.prompt_tokens = self.output_tokens = self.cached_tokens = -1
+    chunk_s: list[float] = field(default_factory=list)
+    chunk_tokens: list[int] = field(default_factory=list)
+    """Until the stream has been parsed -1 for a chunk that does not say."""
+    texts: list[str] = field(default_factory=list)
+    """Reasoning, content and tool calls in the order of their arrival."""
+    answer_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    done: bool = False
+    """Did `data: [DONE]` arrive?"""
+    usage_prompt_tokens: int = -1
+    output_tokens: int = -1
+    cached_tokens: int = -1
+    engine_metrics: str = ""
+    error: str = ""
+    """`stream_error`, `protocol` (an event that is not the JSON of a chunk), `truncated`, or empty.
+
+    `truncated` is a stream with neither finish_reason nor [DONE], or with [DONE] and nothing else.
+    """
+    error_message: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def fails(self, error: str, message: str) -> None:
+        """Take no more: it is an error of this class."""
+        self.error, self.error_message = error, message
 
     def usual(self, stamp_s: float, chunk: Any) -> bool:
         """Add a chunk as nearly all are, the short way: some text, one token more, nothing else.
@@ -211,7 +194,7 @@ class _Seen:
                 return False
         except (AttributeError, KeyError, TypeError, ValueError):
             return False
-        self.output_tokens, self.prompt_tokens = made, prompt
+        self.output_tokens, self.usage_prompt_tokens = made, prompt
         self.texts.append(text)
         self.chunk_s.append(stamp_s)
         self.chunk_tokens.append(1)
@@ -233,7 +216,7 @@ class _Seen:
 
     def _alike(self, data: bytes, pieces: Sequence[bytes], stamps_s: Iterable[float]) -> list[str]:
         """Add those of the pieces that are like `data`, up to the first other."""
-        text, made, prompt = self.texts[-1], self.output_tokens, self.prompt_tokens
+        text, made, prompt = self.texts[-1], self.output_tokens, self.usage_prompt_tokens
         texts = texts_alike(data, pieces, text=text, made=made, prompt=prompt)
         self.texts += texts
         self.chunk_s += islice(stamps_s, len(texts))
@@ -256,12 +239,12 @@ class _Seen:
         except orjson.JSONDecodeError:
             return
         except (AttributeError, TypeError, RecursionError):
-            self.error, self.message = "protocol", f"the answer is no stream: {first_words(body)}"
+            self.fails("protocol", f"the answer is no stream: {first_words(body)}")
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
         if chunk.get("error") not in (None, "", False) or chunk.get("object") == "error":
-            self.error, self.message = "stream_error", message_of(chunk)
+            self.fails("stream_error", message_of(chunk))
             return
         choices, usage = chunk.get("choices"), chunk.get("usage")
         if choices is None and usage is not None:
@@ -271,7 +254,7 @@ class _Seen:
         before = max(0, self.output_tokens)
         if usage is not None:
             details = usage.get("prompt_tokens_details")
-            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+            self.usage_prompt_tokens = _count(usage.get("prompt_tokens"), self.usage_prompt_tokens)
             self.output_tokens = _count(usage.get("completion_tokens"), self.output_tokens)
             if details is not None:
                 self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
@@ -279,7 +262,7 @@ class _Seen:
             self.engine_metrics = orjson.dumps(chunk["metrics"]).decode()
         for choice in choices[:1]:  # n is 1; a usage chunk has none
             if choice.get("index") or len(choices) > 1:
-                self.error, self.message = "protocol", _TWO_ANSWERS
+                self.fails("protocol", _TWO_ANSWERS)
                 return
             finish_reason, texts = _text(choice.get("finish_reason")), _generated(choice)
             # A count that falls tells nothing of its chunk.
@@ -292,8 +275,8 @@ class _Seen:
                 self.chunk_tokens.append(made)
             self.finish_reason = finish_reason or self.finish_reason
         if self.finish_reason in ("abort", "error"):
-            self.error = "stream_error"
-            self.message = f"the engine ended the request, finish_reason {self.finish_reason!r}"
+            why = f"the engine ended the request, finish_reason {self.finish_reason!r}"
+            self.fails("stream_error", why)
 
 
 def _count(value: Any, before: int) -> int:

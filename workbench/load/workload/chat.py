@@ -1,9 +1,7 @@
 """Chats whose token counts are known before they are sent, whatever template the model has.
 
-A chat is sent as text, so the server counts its tokens. Here its text is made of words that are
-one token each (`Tokenizer.words`), behind a fixed beginning that no template trims: then every
-word adds exactly one token to what the template itself has, and a prompt of token ids becomes a
-message of as many words. The ids kept are those of the whole chat, as the template writes it.
+The text is words of one token each, behind a beginning that no template trims: every word adds one
+token to those of the template. The ids kept are those of the whole chat as the template writes it.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workbench.errors import ParameterError
-from workbench.load.workload.token_ids import FIRST_ID, salt_ids
+from workbench.load.workload.token_ids import FIRST_ID, first_difference, in_words, salt_ids
 from workbench.load.workload.tokenizer import Messages, Tokenizer
 from workbench.load.workload.workload import Request, Workload, ideal_reuse
 
@@ -41,7 +39,7 @@ class Frame:
                 " prompts of exact length for chat; take api completions"
             )
         one, other = (tokenizer.chat(_said(f"{BEGINNING}{word}")) for word in words[:2])
-        before = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        before = first_difference(one, other)
         if len(one) != len(other) or one[before + 1 :] != other[before + 1 :]:
             raise ParameterError(
                 "the model's chat template changes the text of a message, so its tokens cannot be"
@@ -66,7 +64,7 @@ def spoken(
     made = make(prompt_tokens - frame.tokens, FIRST_ID + len(words))
     requests = []
     for request in made.requests:
-        text = BEGINNING + "".join(words[token - FIRST_ID] for token in request.prompt_ids)
+        text = BEGINNING + in_words(request.prompt_ids.tolist(), words)
         ids = tokenizer.chat(_said(text))
         if len(ids) != request.prompt_tokens + frame.tokens:
             raise ParameterError(
@@ -109,16 +107,15 @@ def chat_request(
 
     def said(salt: str) -> tuple[Mapping[str, str], ...]:
         ids = salt_ids(salt, group, FIRST_ID + len(words))
-        text = BEGINNING + "".join(words[token - FIRST_ID] for token in ids)
+        text = BEGINNING + in_words(ids.tolist(), words)
         first, *others = messages
         return ({**first, "content": f"{text}\n{first['content']}"}, *others)
 
     ids, other = tokenizer.chat(said(salt)), tokenizer.chat(said(f"{salt}, another"))
-    before = next((n for n, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), 0)
     return Request(
         index=index,
         prompt_ids=np.asarray(ids),
         max_tokens=max_tokens,
         messages=said(salt),
-        salt_start=before,
+        salt_start=first_difference(ids, other),
     )

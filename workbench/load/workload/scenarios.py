@@ -1,10 +1,7 @@
 """The five reuse scenarios: what is typical of a kind of traffic, at the reuse that is asked.
 
-`reuse` is the share of all prompt tokens that an infinite cache would have. The generated list
-meets it (`Workload.ideal_reuse`) within 1 %, or nothing is made and the sentence says how many
-requests it takes: the first prompt of a list reuses nothing. `prompt_tokens` is the longest prompt;
-most are shorter, and the lengths follow from the seed. The default shares are assumptions about
-such traffic; give your own where you know it.
+`reuse` is the share of all prompt tokens that an infinite cache would have. `prompt_tokens` is the
+longest prompt; most are shorter. The default shares are assumptions: give your own.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -32,3 +33,14 @@ def salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
     ids = np.frombuffer(digest, "<u2", SALT_TOKENS).astype(np.int32) % span
     ids[0] = (start + group) % span
     return np.asarray(ids + FIRST_ID, dtype=np.int32)
+
+
+def in_words(ids: Sequence[int], words: Sequence[str]) -> str:
+    """The text of made-up ids: a word for each."""
+    return "".join(words[(token - FIRST_ID) % len(words)] for token in ids)
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    """Where two prompts begin to differ; 0 where they do not."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), 0)

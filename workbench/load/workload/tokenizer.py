@@ -31,6 +31,18 @@ class Tokenizer(Protocol):
         ...
 
 
+class TextTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can write, too."""
+
+    def completion(self, text: str) -> list[int]:
+        """The ids that a server makes of a prompt of text, its special ones included."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids."""
+        ...
+
+
 class ModelTokenizer:
     """The tokenizer in a model's folder, by the library that vLLM itself uses."""
 
@@ -42,12 +54,10 @@ class ModelTokenizer:
         return ids
 
     def completion(self, text: str) -> list[int]:
-        """The ids that a server makes of a prompt of text, its special ones included."""
         ids: list[int] = self._tokenizer.encode(text)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids."""
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def chat(self, messages: Messages) -> list[int]:

@@ -1,9 +1,7 @@
 """Workloads: ordered requests of exact length whose sharing is known before anything is sent.
 
-Prompts are token ids, drawn from the seed alone; the special ids below 16 are never used. Each
-starts with 16 tokens made from the salt, a string that is new for every run, so that a cold pass
-is cold even where no cache can be reset. Prompts that share nothing start with different salt
-tokens, and `Workload.hash` leaves these out, so that two runs of one workload are alike.
+Prompts are token ids, drawn from the seed alone. Each starts with 16 tokens made from the salt, a
+string that is new for every run: so a cold pass is cold even where no cache can be reset.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -103,7 +104,7 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
     for line, group in values.groupby(_labels(rows), sort=False):
         style = look[str(line)]
         shown = np.sort(group)[np.unique(np.linspace(0, len(group) - 1, _STEPS).astype(int))]
-        axes.ecdf(shown, color=style.colour, linestyle=style.dash, linewidth=2.2)
+        sns.ecdfplot(x=shown, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
         axes.text(0.5, 0.5, "not known", color=GREY, ha="center", transform=axes.transAxes)
     elif not log:

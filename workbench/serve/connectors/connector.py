@@ -12,8 +12,6 @@ from workbench.errors import LaunchError, PlanError
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
-__all__ = ["Connector", "Store", "Wiring"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:

@@ -10,8 +10,6 @@ from typing import Any
 
 from workbench.serve.connectors.connector import Connector, Wiring
 
-__all__ = ["CONNECTOR"]
-
 
 def _transfer_config(wiring: Wiring) -> dict[str, Any]:
     config: dict[str, Any] = {

@@ -25,8 +25,6 @@ from typing import Any
 
 from workbench.serve.cpu_patches import die_with_parent
 
-__all__ = ["main", "named"]
-
 
 def named(name: str) -> Any:
     """A module, or `module:function`."""

@@ -21,8 +21,6 @@ from workbench.serve.processes import logs
 from workbench.serve.processes.ports import listens
 from workbench.topology import Role
 
-__all__ = ["Launcher", "Process", "ProcessSpec", "failure", "ready"]
-
 FIRST_POLL_S = 0.02
 POLL_PERIOD_S = 0.1
 LOG_PERIOD_S = 0.5

@@ -17,8 +17,6 @@ from typing import Any, Self
 from workbench.errors import DeploymentError
 from workbench.serve.processes.launcher import Process, ProcessSpec
 
-__all__ = ["LocalLauncher", "LocalProcess"]
-
 FORK_SERVER = "fork-server"
 _LOADED = f"{FORK_SERVER} ready"
 STOP_GRACE_S = 0.5

@@ -9,8 +9,8 @@ its way reads it. Beside `/v1/completions` and `/v1/chat/completions` there are
 
     GET /health      the proxy itself listens
     GET /v1/models   as the first decode instance answers
-    GET /legs        records.LegRecord of each finished request, as JSON, then forgotten (NaN is
-                     null; `?keep=1` keeps them)
+    GET /legs        records.LegRecord of each finished request, as JSON (NaN is null), then
+                     forgotten
     GET /stats       {"cpu_s", "uptime_s", "requests", "failed"} of this process
 """
 
@@ -33,8 +33,6 @@ from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.proxy.proxy_legs import Trip, json_object
 from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
-
-__all__ = ["DECODE_SHIFT_HEADER", "INDEX_HEADER", "Routes", "create_app", "main"]
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy deals round robin."""
@@ -210,11 +208,9 @@ class _Proxy:
     async def health(self, _request: web.Request) -> web.Response:
         return _json({"status": "ok", "mode": self.moves.name})
 
-    async def drain_legs(self, request: web.Request) -> web.Response:
-        answer = _json(self.legs)
-        if request.query.get("keep") != "1":
-            self.legs = []
-        return answer
+    async def drain_legs(self, _request: web.Request) -> web.Response:
+        drained, self.legs = self.legs, []
+        return _json(drained)
 
     async def stats(self, _request: web.Request) -> web.Response:
         return _json(

@@ -19,8 +19,6 @@ from workbench.records import LegRecord
 from workbench.serve.connectors import Connector
 from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
 
-__all__ = ["Trip", "json_object", "prefill_body"]
-
 
 class Trip:
     """One request on its way through both legs; `record` collects its stamps.

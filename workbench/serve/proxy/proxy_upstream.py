@@ -13,8 +13,6 @@ import orjson
 
 from workbench.errors import DeploymentError
 
-__all__ = ["Leg", "LegFailed", "Upstream"]
-
 Leg = Literal["prefill", "decode"]
 
 _KEEPALIVE_S = 4.0

@@ -1,8 +1,6 @@
-"""Texts of our own, extended to any exact number of tokens.
+"""Texts of our own, a few hundred words each, extended to any exact number of tokens.
 
-Random tokens share nothing and mean nothing; some servers, models and tokenizers behave otherwise
-with language. These are hardware history, licence and service terms, code to refactor, fiction and
-astrophysics, a few hundred words each, written for this package.
+Random tokens mean nothing; some servers and models behave otherwise with language.
 """
 
 from __future__ import annotations
