@@ -18,12 +18,11 @@ from workbench.report.figures.marks import (
     Look,
     Row,
     ends,
-    has_interval,
     interval_rows,
     log_axis,
     looks,
     mark,
-    records,
+    ratio_rows,
     span,
     undecided,
 )
@@ -34,7 +33,7 @@ _BLUE = Look(colour=BLUE, marker="s")
 
 def cost_of_storing(ratios: pd.DataFrame) -> Chart:
     """Change of cold TTFT by storing in LMCache, in %, for each prompt length and for all."""
-    rows = _rows(ratios, "storing")
+    rows = ratio_rows(ratios, what="storing")
     if not rows:
         why = _ONLY_LIVE if ratios.empty else "cold passes have no pairs."
         return no_data("The cost of storing", why)
@@ -53,7 +52,7 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
         axes.set_xlabel("change of cold TTFT, %: above 0 LMCache costs")
 
     found = f"LMCache changes cold TTFT by {changes[0]}"
-    if undecided(rows[0], at=0.0):
+    if undecided(rows[0]):
         found = f"What LMCache costs a cold prompt is not told from noise: {changes[0]}"
     return draw(
         paint,
@@ -66,10 +65,6 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
         shows=("ratios",),
         marks=ratios.attrs,
     )
-
-
-def _rows(ratios: pd.DataFrame, what: str) -> list[Row]:
-    return records(ratios, ("ratio", "low", "high"), what=what)
 
 
 def _length(row: Row) -> str:
@@ -88,7 +83,7 @@ def break_even(ratios: pd.DataFrame) -> Chart:
     loading beats recomputing; the crossing is break-even.
     """
     heading = "Break-even of loading and recomputing"
-    rows = [row for row in _rows(ratios, "loading") if row["prompt_tokens"] > 0]
+    rows = [row for row in ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
     if not rows:
         return no_data(heading, _ONLY_LIVE if ratios.empty else "no prompt was loaded.")
     rows.sort(key=lambda row: row["prompt_tokens"])
@@ -137,15 +132,15 @@ def break_even(ratios: pd.DataFrame) -> Chart:
 
 
 def _unsure(row: Row) -> str:
-    if not has_interval(row["low"], row["high"]):
-        return " (no interval)"
-    return " (not told from 1)" if undecided(row) else ""
+    return {"no_interval": " (no interval)", "undecided": " (not told from 1)"}.get(
+        row["verdict"], ""
+    )
 
 
 def chunk_effect(ratios: pd.DataFrame) -> Chart:
     """What LMCache's chunk does: the share of a prompt that it brings, and TTFT."""
     heading = "The effect of the chunk"
-    rows = _rows(ratios, "chunk")
+    rows = ratio_rows(ratios, what="chunk")
     rows.sort(key=lambda row: (row["chunk_tokens"], row["prompt_tokens"]))
     chunks = list(dict.fromkeys(int(row["chunk_tokens"]) for row in rows))
     if len(chunks) < 2:

@@ -22,6 +22,7 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from workbench.metrics.statistics import verdict_of
 from workbench.report.numbers import interval, number, quantity
 
 BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
@@ -140,14 +141,20 @@ def records(frame: pd.DataFrame, numbers: Sequence[str], **chosen: str) -> list[
             for row in clean[wanted].to_dict("records")]  # fmt: skip
 
 
+def ratio_rows(frame: pd.DataFrame, **chosen: str) -> list[Row]:
+    """The rows of ratios that have what is `chosen`, each with its `verdict`."""
+    rows = records(frame, ("ratio", "low", "high"), **chosen)
+    return [row | {"verdict": verdict_of(row["ratio"], row["low"], row["high"])} for row in rows]
+
+
+def undecided(row: Row) -> bool:
+    """Whether a ratio shows no difference: its interval holds 1, or there is none."""
+    return row["verdict"] in ("undecided", "no_interval")
+
+
 def has_interval(low: float | None, high: float | None) -> bool:
     """Whether both ends are known; there may have been too few rounds or requests for one."""
     return low is not None and high is not None and isfinite(low) and isfinite(high)
-
-
-def undecided(row: Row, *, at: float = 1.0) -> bool:
-    """True where the interval holds `at`, and where there is none: neither shows a difference."""
-    return not (row["low"] > at or row["high"] < at)
 
 
 def mark(
@@ -188,7 +195,7 @@ def interval_rows(
         mark(axes, row[key], y, (row["low"], row["high"]), look)
     row_axis(axes, labels)
     axes.axvline(at, color=BLACK, linewidth=1.2, zorder=1)
-    column_at_right(axes, key, texts, grey=[undecided(row, at=at) for row in rows])
+    column_at_right(axes, key, texts, grey=[undecided(row) for row in rows])
 
 
 def ends(rows: Iterable[Row], key: str) -> list[float]:

@@ -23,6 +23,7 @@ from workbench.report.figures.marks import (
     log_axis,
     looks,
     mark,
+    ratio_rows,
     ratio_text,
     records,
     row_axis,
@@ -48,7 +49,7 @@ def ttft_by_topology(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
     rows = records(summary, ("median", "low", "high"), metric="ttft_s")
     if not rows:
         return no_data("TTFT by topology", "no arm has a median TTFT; no request succeeded.")
-    gains = _ratios(comparisons, "ttft_s", "cache-state")
+    gains = ratio_rows(comparisons, metric="ttft_s", kind="cache-state")
     warm = next((state for state in _WARM if any(row["pass"] == state for row in gains)), "")
     gains = [row for row in gains if row["pass"] == warm]
     of_arm = {row["arm"]: row for row in gains}
@@ -150,7 +151,7 @@ def _gain(gains: Sequence[Row], warm: str) -> str:
     clear = [row["ratio"] for row in gains if not undecided(row)]
     if not gains or any(ratio < 1 for ratio in clear):
         return ""
-    if not clear and not any(has_interval(row["low"], row["high"]) for row in gains):
+    if not clear and not any(row["verdict"] != "no_interval" for row in gains):
         return f"TTFT cold and {warm}: too few rounds to judge a difference"
     if not clear:
         return f"TTFT: no difference detectable between cold and {warm}"
@@ -178,7 +179,8 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     called what it is: no difference detectable. None for a sweep over rates, which compares none.
     """
     name = NAMES.get(metric, metric)
-    rows = sorted(_ratios(comparisons, metric, kind), key=lambda row: str(row["kind"]))
+    rows = ratio_rows(comparisons, metric=metric, **({"kind": kind} if kind else {}))
+    rows.sort(key=lambda row: str(row["kind"]))
     if not rows and comparisons.attrs.get("swept"):
         return None
     if not rows:
@@ -194,7 +196,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
         axes.set_xlabel(f"{name} ratio (log scale): below 1 worse, above 1 better")
 
     clear = sum(not undecided(row) for row in rows)
-    judged = any(has_interval(row["low"], row["high"]) for row in rows)
+    judged = any(row["verdict"] != "no_interval" for row in rows)
     found = f"{name} differs detectably in {clear} of {len(rows)} comparisons"
     if not clear:
         what = "no difference detectable in" if judged else "too few rounds to judge"
@@ -215,17 +217,12 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
-def _ratios(comparisons: pd.DataFrame, metric: str, kind: str) -> list[Row]:
-    rows = records(comparisons, ("ratio", "low", "high"), metric=metric)
-    return [row for row in rows if kind in ("", row["kind"])]
-
-
 def _subject(row: Row) -> str:
     other = row["baseline_pass"] if row["kind"] == "cache-state" else row["baseline_arm"]
     return f"{row['arm']}, {row['pass']}\nagainst {other}"
 
 
 def _verdict(row: Row) -> str:
-    if not has_interval(row["low"], row["high"]):
+    if row["verdict"] == "no_interval":
         return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for an interval"
     return ratio_text(row) + ("\nno difference detectable" if undecided(row) else "")
