@@ -26,7 +26,7 @@ import numpy as np
 
 from workbench.errors import ResultError
 from workbench.metrics.peers.aiperf import aiperf_file
-from workbench.metrics.peers.csv_files import columns_of, lmcache_file, multi_round_file
+from workbench.metrics.peers.csv_files import CSV_FORMS, columns_of
 from workbench.metrics.peers.guidellm import guidellm_file
 from workbench.metrics.peers.not_read import (
     KNOWN_FILES,
@@ -108,12 +108,10 @@ def _read(source: Path, text: str) -> PeerFile:
     tool = "a known tool"
     try:
         columns = columns_of(text)
-        if {"request_id", "successful", "ttft"} <= columns:
-            tool = "LMCache bench"
-            return lmcache_file(text)
-        if {"ttft", "generation_time", "generation_tokens"} <= columns:
-            tool = "multi-round-qa"
-            return multi_round_file(text)
+        for form in CSV_FORMS:
+            if form.columns <= columns:
+                tool = form.tool
+                return form.read(text)
         documents, lost = _documents(source, text)
         first = documents[0]
         names = set(first) if isinstance(first, dict) else set()
