@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["METRICS", "TOOLS", "VERSIONS", "Definition", "card", "definition_of"]
-
 TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
 """The columns of `card`."""
 VERSIONS = {

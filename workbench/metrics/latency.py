@@ -15,19 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = [
-    "buffered",
-    "comparable",
-    "definitions",
-    "gathered",
-    "icl",
-    "latencies",
-    "steady_window",
-    "succeeded",
-    "system_tps",
-    "tpot_unknown",
-]
-
 GATHERED_S = 0.0001
 """Two chunks this close came together: no engine makes the tokens of one request so fast."""
 GATHERED_SHARE = 0.9

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["PARTS", "closes", "doubts", "parts", "representatives", "summarise", "waterfall"]
-
 _CARD = (
     ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "proxy"),
     (

@@ -14,8 +14,6 @@ from workbench.report.figures.claims import claim_curve, claim_intervals
 from workbench.report.numbers import exactly, number
 from workbench.report.templating import fill
 
-__all__ = ["MARKS", "ClaimView", "claim_panels", "claim_table", "shown_number", "shown_rows"]
-
 MARKS = {
     # kind of verdict: its shape; the colour is the page's
     "confirmed": "●",

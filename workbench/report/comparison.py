@@ -23,8 +23,6 @@ from workbench.report.peer_sentences import meanings, parts_told, told_by_file
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare_results"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:

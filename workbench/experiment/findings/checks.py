@@ -26,8 +26,6 @@ from workbench.serve.tiny_model import model_facts
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ceilings", "check", "with_same_history"]
-
 
 def check(
     plan: ExperimentPlan,

@@ -24,26 +24,6 @@ from workbench.metrics.statistics import Estimate, Number, Ratio
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = [
-    "SCHEMA",
-    "ArmFacts",
-    "Card",
-    "Comparison",
-    "EngineFacts",
-    "RateRow",
-    "RunFacts",
-    "RunOutcome",
-    "SearchRow",
-    "SummaryRow",
-    "TokenRow",
-    "WorkloadFacts",
-    "from_plain",
-    "json_schema",
-    "jsonable",
-    "read_facts",
-    "to_plain",
-]
-
 SCHEMA = 2
 Status = Literal["started", "success", "failed", "cancelled"]
 

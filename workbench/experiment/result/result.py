@@ -27,8 +27,6 @@ from workbench.metrics.waterfall import waterfall
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIME", "Result", "load_result"]
-
 MIME = "application/vnd.workbench.result+json"
 """An output of this type in a notebook holds a result's facts, and its folder under `folder`."""
 FRAMES = ("requests", "legs", "counters", "gauges")

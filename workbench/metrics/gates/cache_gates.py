@@ -13,15 +13,6 @@ from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
 
-__all__ = [
-    "cold_was_cold",
-    "cross_instance",
-    "disk_warm",
-    "engine_warm",
-    "kv_moved",
-    "store_warm",
-]
-
 _STRAY_SHARE = 0.01
 """A server that counted tokens further off than this from those sent served somebody else too,
 or not this pass: its count proves nothing."""

@@ -25,17 +25,6 @@ from workbench.metrics.passes import PassCounters
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "cached_plausible",
-    "caches_emptied",
-    "every_pass_ran",
-    "instances_alike",
-    "no_failed_transfers",
-    "possible",
-    "steady",
-    "streamed",
-]
-
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
