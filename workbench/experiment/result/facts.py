@@ -16,6 +16,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import ResultError
+from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import Effect, Kind, failed_names, spoil
 from workbench.metrics.ledger.ledger import Account
@@ -255,7 +256,7 @@ class RunFacts:
     explained: tuple[str, ...] = ()
     tiers: tuple[Mapping[str, Any], ...] = ()
     ratios: tuple[Mapping[str, Any], ...] = ()
-    claims: tuple[Mapping[str, Any], ...] = ()
+    claims: tuple[ClaimAccount, ...] = ()
     time_spent: tuple[Mapping[str, Any], ...] = ()
     platforms: tuple[Mapping[str, Any], ...] = ()
     ready: bool | None = None
