@@ -20,12 +20,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Self
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve.processes import logs
+from workbench.serve.processes.forkserver import named
 from workbench.serve.processes.parent import die_with_parent
 
 READY_S = 300.0
@@ -129,22 +129,15 @@ def main(arguments: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name in warm:
-        loaded = _named(name)
+        loaded = named(name)
         if callable(loaded):
             loaded()
-    measure = _named(target)
+    measure = named(target)
     os.register_at_fork(after_in_child=die_with_parent)
     _say(answers, ready=True)
     for line in sys.stdin:
         job = json.loads(line)
         _say(answers, status=_work(measure, job) if once else _forked(measure, job))
-
-
-def _named(name: str) -> Any:
-    """A module, or `module:function`."""
-    module, _, function = name.partition(":")
-    loaded = import_module(module)
-    return getattr(loaded, function) if function else loaded
 
 
 def _forked(measure: Any, job: dict[str, Any]) -> int:
