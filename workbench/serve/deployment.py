@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -196,9 +196,7 @@ async def deploy(
         yield Deployment(
             url=plan.url,
             instances=tuple(
-                Instance(name=p.name, role=p.role, url=p.url)
-                for p in plan.processes
-                if p.role != "store" and p.role != "proxy"
+                Instance(name=p.name, role=cast(Role, p.role), url=p.url) for p in plan.instances
             ),
             store_url=plan.store_http_url,
             store=plan.connector.store or lmcache.STORE,
