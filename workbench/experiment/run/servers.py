@@ -23,8 +23,12 @@ async def deployed(
 
     Raises LaunchError with the reason and the log's path.
     """
-    if arm.means is not None and arm.settings is not None and arm.settings.platform != "simulated":
-        arm.means.check_installed()
+    if (
+        arm.kv_connector is not None
+        and arm.settings is not None
+        and arm.settings.platform != "simulated"
+    ):
+        arm.kv_connector.check_installed()
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
     disk = log_dir / "disk"
     if arm.disk:
