@@ -19,9 +19,10 @@ from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.connectors import CONNECTORS, Store, lmcache
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.launcher import Launcher, Process, ready
+from workbench.serve.processes.launcher import Launcher, Process
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
+from workbench.serve.processes.readiness import ready
 from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
 from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
