@@ -7,7 +7,6 @@ connection of its own, and the next request takes the one that was used last.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
 from workbench.control import connect_problem, tls_context
@@ -47,12 +46,7 @@ class Transport:
         self._look()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None  # it holds this
