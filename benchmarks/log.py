@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 import pandas  # noqa: F401  its import is no part of reading
 
-from workbench.metrics.lmcache_log import children as lmcache_children
-from workbench.metrics.lmcache_log.reader import LogSummary, read_log
+from workbench.metrics.lmcache_log import parallel_scan
+from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 
 TURNS = 5
 MARKS = "need to load: |Stored [0-9]|Retrieved [0-9]|Prefetch request completed"
@@ -80,7 +80,7 @@ def write_log(path: Path, megabytes: float) -> None:
 
 def alone(path: Path) -> LogSummary:
     """Read by one process, as a small file is."""
-    with patch.object(lmcache_children, "ALONE_BYTES", sys.maxsize):
+    with patch.object(parallel_scan, "ALONE_BYTES", sys.maxsize):
         return read_log(path)
 
 

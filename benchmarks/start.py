@@ -12,13 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from uuid import uuid4
 
 import psutil
 
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import deploy, launcher_for
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.serve.plan import plan_deployment
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology
@@ -37,9 +38,8 @@ async def start(*, fork: bool, folder: Path) -> tuple[float, float]:
         deploy(
             launcher,
             lambda ports: plan_deployment(
-                TOPOLOGY, connector("lmcache"), SETTINGS, ports=ports, shm_name=f"wb-{ports[0]}"
+                TOPOLOGY, connector("lmcache"), SETTINGS, ports=ports, shm_name=f"wb-{uuid4().hex}"
             ),
-            ports=ports_needed(TOPOLOGY),
             log_dir=folder / "logs",
         ),
     ):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -24,17 +25,11 @@ settings.load_profile("steady")
 def marked_processes(token: str) -> dict[int, str]:
     """Live processes that inherited this token in their environment: pid -> command line."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if f"{TOKEN}={token}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z":
-                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(entry.name)] = words.decode(errors="replace")[:120]
-        except OSError:
-            continue
+    for process in psutil.process_iter(["environ", "status", "cmdline"]):
+        said = process.info
+        marked = (said["environ"] or {}).get(TOKEN) == token
+        if marked and said["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found[process.pid] = " ".join(said["cmdline"] or ())[:120]
     return found
 
 
@@ -99,7 +94,9 @@ def orphaned_segments() -> set[str]:
 @pytest.fixture(autouse=True)
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
-    monkeypatch.setattr("workbench.experiment.plan.room.machine_speed", lambda dtype: TYPICAL)
+    monkeypatch.setattr(
+        "workbench.experiment.plan.engine_setup.machine_speed", lambda dtype: TYPICAL
+    )
 
 
 @pytest.fixture(scope="session")

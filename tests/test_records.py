@@ -7,20 +7,9 @@ from workbench.records import LegRecord, RequestRecord, to_frame
 
 
 def record(**given) -> RequestRecord:
-    facts = {
-        "index": 0,
-        "request_id": "short-0",
-        "prompt_tokens": 1024,
-        "ideal_reuse_tokens": 0,
-        "max_tokens": 32,
-        "scheduled_s": 10.0,
-    }
-    return RequestRecord(**{**facts, **given})
-
-
-def test_a_record_without_an_error_is_a_success():
-    assert record().ok
-    assert not record(error="timeout").ok
+    facts = {"index": 0, "request_id": "short-0", "scheduled_s": 10.0}
+    sizes = {"prompt_tokens": 1024, "ideal_reuse_tokens": 0, "max_tokens": 32}
+    return RequestRecord(**facts | sizes | given)
 
 
 def test_what_has_not_happened_is_nan_or_minus_one_and_never_zero():

@@ -23,10 +23,10 @@ _HOMES = {
     "load_result": "workbench.experiment.result.result",
     "machine": "workbench.hardware.machine",
     "plan": "workbench.experiment.plan.arms",
-    "read_peer": "workbench.metrics.peers.peer_files",
+    "read_peer": "workbench.metrics.peers.read_peer",
     "run": "workbench.experiment.run.run",
     "table": "workbench.report.tables",
-    "validate": "workbench.claims.validation",
+    "validate": "workbench.claims.validation.validation",
 }
 _MODULES = {"figures", "machine"}
 

@@ -120,8 +120,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from workbench.claims.catalogue import check_page, list_page, show_page
-    from workbench.claims.registry import read_registry
+    from workbench.claims.listing import check_page, list_page, show_page
+    from workbench.claims.registry.registry import read_registry
     from workbench.hardware.machine import repository_root
 
     registry = read_registry(options.folder or repository_root() / "params" / "claims")

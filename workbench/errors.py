@@ -15,17 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = [
-    "DeploymentError",
-    "LaunchError",
-    "ParameterError",
-    "PlanError",
-    "ResetRefusedError",
-    "ResultError",
-    "WorkbenchError",
-    "nearest",
-]
-
 
 class WorkbenchError(Exception):
     """Base of every error that the workbench raises on purpose."""

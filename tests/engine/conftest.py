@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from tests.runs import lend, start
 from workbench.hardware.machine import fast_bf16
-from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, deploy, launcher_for
-from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
+from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
-from workbench.topology import Topology
-
-DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
 
 Deployed = Callable[..., AbstractAsyncContextManager[Deployment]]
 
@@ -30,58 +26,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> EngineSettings:
-    return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=DTYPE)
+    dtype = number_format("auto", "cpu", fast_bf16=fast_bf16())
+    return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=dtype)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
-    engine = EngineSettings(model=tiny_model(), platform="cpu")
-    async with launcher_for(engine, tmp_path_factory.mktemp("launcher")) as started:
+async def launcher(
+    settings: EngineSettings, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Launcher]:
+    async with launcher_for(settings, tmp_path_factory.mktemp("launcher")) as started:
         yield started
 
 
 @pytest.fixture
 def one_launcher(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run starts its servers by the launcher of all tests, which has loaded vLLM already."""
-
-    @asynccontextmanager
-    async def lent(*_: Any, **__: Any) -> AsyncIterator[Launcher]:
-        yield launcher
-
-    monkeypatch.setattr("workbench.experiment.run.run.launcher_for", lent)
+    lend(launcher, monkeypatch)
 
 
 @pytest.fixture
 def deployed(launcher: Launcher, settings: EngineSettings, tmp_path: Path) -> Deployed:
-    """Start a topology with a connector, as a run does."""
+    """`deployed("1p1d", "nixl")` starts that on real engines, or on those of other `settings`."""
 
-    def start(
-        topology: str,
-        name: str,
-        *,
-        settings: EngineSettings = settings,
-        change: Callable[[DeploymentPlan], DeploymentPlan] = lambda plan: plan,
-        **options: Any,
+    def started(
+        topology: str, name: str, *, settings: EngineSettings = settings, **options: Any
     ) -> AbstractAsyncContextManager[Deployment]:
-        known = Topology.parse(topology)
         logs = tmp_path / "logs" / settings.platform
+        return start(launcher, topology, name, settings=settings, logs=logs, **options)
 
-        def make_plan(ports: Any) -> DeploymentPlan:
-            return change(
-                plan_deployment(
-                    known,
-                    connector(name),
-                    settings,
-                    ports=ports,
-                    shm_name=f"workbench-test-{ports[0]}",
-                )
-            )
-
-        return deploy(launcher, make_plan, ports=ports_needed(known), log_dir=logs, **options)
-
-    return start
+    return started
 
 
 @pytest.fixture

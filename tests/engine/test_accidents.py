@@ -4,7 +4,9 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
 from workbench.serve.deployment import Deployment
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.ports import free_ports
+from workbench.serve.processes.ports import unused_ports
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -25,14 +27,14 @@ async def test_a_taken_port_is_lost_once_and_another_is_tried(deployed: Any, ask
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        tries: list[int] = []
+        tries: list[bool] = []
 
-        def choose(count: int) -> list[int]:
-            tries.append(count)
-            chosen = free_ports(count)
-            return [taken.getsockname()[1], *chosen[1:]] if len(tries) == 1 else chosen
+        def choose() -> Iterator[int]:
+            tries.append(True)
+            first = [taken.getsockname()[1]] if len(tries) == 1 else []
+            return chain(first, unused_ports())
 
-        async with deployed("1a", "none", choose_ports=choose) as deployment:
+        async with deployed("1a", "none", ports=choose) as deployment:
             assert (await ask(deployment.url, 200, seed=1))["status"] == 200
         assert len(tries) == 2
 

@@ -2,20 +2,19 @@
 
 import psutil
 
-from workbench.claims.engines import recipes
-from workbench.claims.recipe import Setting
+from workbench.claims.engines import generation
+from workbench.claims.recipes.recipe import Setting
 from workbench.serve.tiny_model import tiny_model
 
 
 async def test_both_engines_give_the_same_tokens_at_equal_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "BATCHES", (1, 2))
+    monkeypatch.setattr(generation, "BATCHES", (1, 2))
     before = set(psutil.Process().children(recursive=True))
     setting = Setting(
         platform="cpu", hardware="a test", model=tiny_model(), output_dir=tmp_path,
         budget_s=1, runs=1,
     )  # fmt: skip
-    generation = next(recipe for recipe in recipes.RECIPES if recipe.name == "generation")
-    outcome = await generation.run(setting)
+    outcome = await generation.RECIPE.run(setting)
     assert outcome.doubts == ("Eager mode, without compiled graphs.",)
     cells = outcome.table.groupby("arm")["cell"].unique().map(sorted)
     assert set(cells.index) == {"transformers", "vllm", "vllm, prefix cache on"}

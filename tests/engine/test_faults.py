@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.runs import causes, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.result import Result
@@ -37,14 +38,9 @@ def small(folder: Path, **given: Any) -> ExperimentPlan:
     )
 
 
-def not_passed(result: Result) -> set[str]:
+def failing(result: Result) -> set[str]:
     """Gates that are not PASS, but for the client's: this machine may be busy."""
-    gates = result.facts["gates"]
-    return {g["name"] for g in gates if g["outcome"] != "PASS"} - {"client kept up"}
-
-
-def causes(result: Result) -> set[str]:
-    return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]}
+    return set(not_passed(result.facts)) - {"client kept up"}
 
 
 async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
@@ -66,7 +62,7 @@ async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
     result = await run(replace(made, arms=(replace(arm, passes=arm.passes[:1]),)))
     # One pass alone has no other text to compare.
     missed = {"KV moved", "the ledger closes", "caches were emptied", "same text"}
-    assert not_passed(result) == missed
+    assert failing(result) == missed
     (gate,) = (g for g in result.facts["gates"] if g["name"] == "KV moved")
     assert "the decode instances computed 9,000 of 9,000 prompt tokens" in gate["sentence"]
 
@@ -83,8 +79,8 @@ async def test_a_store_that_was_left_warm_is_found_out(
     # The prompts are sent once before the pass that is called cold.
     passes = (Pass(name="asked before", state="engine-warm"), Pass(name="cold", state="cold"))
     result = await run(replace(made, arms=(replace(arm, passes=passes),)))
-    assert not_passed(result) == {"cold was cold"}
-    assert "left over from before" in causes(result)
+    assert failing(result) == {"cold was cold"}
+    assert "left over from before" in causes(result.facts)
 
 
 async def test_another_prompt_of_equal_length_shows_in_the_text_alone(
@@ -105,5 +101,5 @@ async def test_another_prompt_of_equal_length_shows_in_the_text_alone(
     monkeypatch.setattr(measure, "drive_in_thread", mistaken)
     made = small(tmp_path, topology="1a,2a", connector="none")
     result = await run(made)
-    assert "same text" in not_passed(result)
-    assert "output counts equal" not in not_passed(result)
+    assert "same text" in not_passed(result.facts)
+    assert "output counts equal" not in not_passed(result.facts)

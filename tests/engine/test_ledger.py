@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.runs import not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import PdSweep
@@ -41,10 +42,13 @@ async def test_the_ledger_closes_on_real_servers(
     sizes = {"prompt_tokens": 3000, "output_tokens": 8, "requests": 4, "rounds": 1}
     params = PdSweep(**(sizes | {"output_dir": str(tmp_path)} | given))
     result = await run(plan(params), echo=lambda _: None)
-    (gate,) = (gate for gate in result.facts["gates"] if gate["name"] == "the ledger closes")
-    assert gate["outcome"] == "PASS", gate["sentence"]
-    (gate,) = (gate for gate in result.facts["gates"] if gate["name"] == "nothing impossible")
-    assert gate["outcome"] == "PASS", gate["sentence"]
+    gates = {gate["name"]: gate for gate in result.facts["gates"]}
+    for name in ("the ledger closes", "nothing impossible"):
+        assert gates[name]["outcome"] == "PASS", gates[name]["sentence"]
+    if params.connector == "nixl":
+        assert set(not_passed(result.facts)) <= {"client kept up"}
+        passes = {row["pass"] for row in result.facts["summary"]}
+        assert passes == {"cold", "engine-warm", "cross-instance"}  # nothing stores: no store-warm
     assert result.requests["usage_prompt_tokens"].eq(result.requests["prompt_tokens"]).all()
     ledger = result.facts["ledger"]
     assert all(not account["unknown"] for account in ledger)

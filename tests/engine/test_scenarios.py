@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.runs import start
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
-from workbench.hardware.machine import fast_bf16
-from workbench.params.measuring import SCENARIOS
 from workbench.params.notebooks import PdSweep
-from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, deploy
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.params.shared import SCENARIOS
+from workbench.serve.deployment import Deployment
 from workbench.serve.processes.launcher import Launcher
-from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import EngineSettings, number_format
-from workbench.topology import Topology
-
-DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
+from workbench.serve.vllm import EngineSettings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("scenarios")]
 
@@ -37,17 +31,11 @@ TARGETS = {
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def server(
-    launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
+    launcher: Launcher, settings: EngineSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Deployment]:
     """One plain vLLM with its prefix cache on, for all scenarios."""
-    topology = Topology.parse("1a")
-    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=DTYPE)
-    async with deploy(
-        launcher,
-        lambda ports: plan_deployment(topology, connector("none"), settings, ports=ports),
-        ports=ports_needed(topology),
-        log_dir=tmp_path_factory.mktemp("server"),
-    ) as deployment:
+    logs = tmp_path_factory.mktemp("server")
+    async with start(launcher, "1a", "none", settings=settings, logs=logs) as deployment:
         yield deployment
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,37 +37,39 @@ def ids(tokens: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(100, 9000), k=tokens)
 
 
-@dataclass(frozen=True)
-class Ask:
-    prompt: list[int]
-    max_tokens: int = 4
+Step = tuple[list[int], int] | str
+"""A prompt with the tokens of its answer, or what is reset."""
 
 
-@dataclass(frozen=True)
-class Reset:
-    what: str
+def ask(prompt: list[int], max_tokens: int = 4) -> Step:
+    return prompt, max_tokens
 
 
-def everything() -> list[Ask | Reset]:
+def everything() -> list[Step]:
     """New, repeated, sharing a prefix, long answers; after each kind of reset."""
     long = ids(1000, 1000)
-    rounds = [Ask(ids(n, n)) for n in LENGTHS]
-    shared = [Ask(long[:600] + ids(400, 5)), Ask(long[:300] + ids(700, 6))]
-    answers = [Ask(ids(100, 77), 300), Ask(ids(200, 78), 400), Ask(ids(200, 78))]
-    half_local = [Ask(long[:300]), Ask(long), Ask(ids(513, 513)[:300] + ids(700, 9))]
+    rounds = [ask(ids(n, n)) for n in LENGTHS]
+    shared = [ask(long[:600] + ids(400, 5)), ask(long[:300] + ids(700, 6))]
+    answers = [ask(ids(100, 77), 300), ask(ids(200, 78), 400), ask(ids(200, 78))]
+    half_local = [ask(long[:300]), ask(long), ask(ids(513, 513)[:300] + ids(700, 9))]
     return [
         *(rounds * 2), *shared, *answers,
-        Reset("engines"), *rounds, Ask(long[:300] + ids(700, 8)),
-        Reset("engines"), Reset("store"), *rounds[5:],
-        Reset("engines"), *half_local,
-        Reset("store"), Ask(long), Reset("last engine"), Ask(long), Ask(ids(5000, 10)),
+        "engines", *rounds, ask(long[:300] + ids(700, 8)),
+        "engines", "store", *rounds[5:],
+        "engines", *half_local,
+        "store", ask(long), "last engine", ask(long), ask(ids(5000, 10)),
     ]  # fmt: skip
 
 
-def more_than_fits() -> list[Ask | Reset]:
+def a_part() -> list[Step]:
+    """Of that, up to what follows the first reset: without a connector all resets are the same."""
+    return everything()[:36]
+
+
+def more_than_fits() -> list[Step]:
     """14 prompts of 16 blocks through 170 blocks: old ones are evicted, tails first."""
-    prompts = [Ask(ids(2000, 200 + n)) for n in range(14)]
-    return [*prompts, *(prompts[n] for n in (0, 13, 12, 11, 1, 2, 9, 8)), Ask(ids(700, 1))]
+    prompts = [ask(ids(2000, 200 + n)) for n in range(14)]
+    return [*prompts, *(prompts[n] for n in (0, 13, 12, 11, 1, 2, 9, 8)), ask(ids(700, 1))]
 
 
 def counts(before: prometheus.Counters, after: prometheus.Counters) -> dict[str, float]:
@@ -94,49 +96,53 @@ async def settled(deployment: Deployment) -> Any:
         await asyncio.sleep(0.1)
 
 
-async def counted_by(deployment: Deployment, asked: list[Ask | Reset]) -> list[Any]:
+async def counted_by(deployment: Deployment, steps: list[Step]) -> list[Any]:
     """For each request: its usage, and what each process counted."""
     rows: list[Any] = []
     before = await settled(deployment)
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        for step in asked:
-            if isinstance(step, Reset):
-                if step.what == "store":
-                    await deployment.reset_store()
-                elif step.what == "engines":
-                    await deployment.reset_engines()
-                else:
-                    await client.post(f"{deployment.instances[-1].url}/reset_prefix_cache")
-                continue
-            body = {"model": "workbench", "prompt": step.prompt, "max_tokens": step.max_tokens}
-            body |= {"temperature": 0, "ignore_eos": True}
-            answer = await client.post(f"{deployment.url}/v1/completions", json=body)
-            usage = answer.json()["usage"]
-            after = await settled(deployment)
-            rows.append(
-                {
-                    "request": (len(rows), len(step.prompt), step.max_tokens),
-                    "prompt": usage["prompt_tokens"],
-                    "output": usage["completion_tokens"],
-                    "cached": usage["prompt_tokens_details"]["cached_tokens"],
-                    **{name: counts(before[name], after[name]) for name in after},
-                }
-            )
-            before = after
+        for step in steps:
+            if step == "store":
+                await deployment.reset_store()
+            elif step == "engines":
+                await deployment.reset_engines()
+            elif isinstance(step, str):
+                await client.post(f"{deployment.instances[-1].url}/reset_prefix_cache")
+            else:
+                prompt, max_tokens = step
+                usage = (await complete(client, deployment.url, prompt, max_tokens))["usage"]
+                after = await settled(deployment)
+                rows.append(
+                    {
+                        "request": (len(rows), len(prompt), max_tokens),
+                        "prompt": usage["prompt_tokens"],
+                        "output": usage["completion_tokens"],
+                        "cached": usage["prompt_tokens_details"]["cached_tokens"],
+                        **{name: counts(before[name], after[name]) for name in after},
+                    }
+                )
+                before = after
     return rows
+
+
+async def complete(
+    client: httpx.AsyncClient, url: str, prompt: list[int], max_tokens: int = 4, **more: Any
+) -> Any:
+    """The answer to one greedy completion."""
+    body = {"model": "workbench", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    answer = await client.post(f"{url}/v1/completions", json=body | {"ignore_eos": True} | more)
+    return answer.json()
 
 
 def without_unknown(rows: list[Any], known: set[str]) -> list[Any]:
     """The real rows with only those series that the pretended servers show as well."""
-    return [
-        {
-            name: {k: v for k, v in value.items() if k.split("/")[0] in known}
-            if isinstance(value, dict)
-            else value
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if k.split("/")[0] in known}
+
+    return [{name: kept(value) for name, value in row.items()} for row in rows]
 
 
 async def shown_by(deployment: Deployment) -> set[str]:
@@ -168,11 +174,11 @@ def pretended(settings: EngineSettings) -> EngineSettings:
 
 
 @pytest.mark.parametrize(
-    ("topology", "connector", "asked", "change"),
+    ("topology", "connector", "steps", "change"),
     [
-        ("1a", "none", everything, {}),
+        ("1a", "none", a_part, {}),
         ("1a", "none", more_than_fits, {"kv_cache_mib": 16}),
-        ("1a", "none", lambda: everything()[:30], {"prefix_caching": False}),
+        ("1a", "none", a_part, {"prefix_caching": False}),
         ("1a", "lmcache", everything, {}),
         ("1p1d", "lmcache", everything, {}),
         ("1p1d", "nixl", everything, {}),
@@ -185,7 +191,7 @@ async def test_counters_are_equal_token_by_token(
     pretended: EngineSettings,
     topology: str,
     connector: str,
-    asked: Callable[[], list[Ask | Reset]],
+    steps: Callable[[], list[Step]],
     change: dict[str, Any],
 ) -> None:
     async with (
@@ -193,7 +199,7 @@ async def test_counters_are_equal_token_by_token(
         deployed(topology, connector, settings=replace(pretended, **change)) as pretend,
     ):
         expected, found = await asyncio.gather(
-            counted_by(real, asked()), counted_by(pretend, asked())
+            counted_by(real, steps()), counted_by(pretend, steps())
         )
         shown = await shown_by(pretend)
     assert shown >= MUST_SHOW[connector]
@@ -220,21 +226,17 @@ async def broken_transfers(deployment: Deployment) -> list[dict[str, Any]]:
     prefill, decode = (instance.url for instance in deployment.instances)
     rows = []
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-
-        async def ask(url: str, seed: int, transfer: Any, max_tokens: int = 4) -> Any:
-            body = {"model": "workbench", "prompt": ids(1000, seed), "max_tokens": max_tokens}
-            body |= {"temperature": 0, "ignore_eos": True, "kv_transfer_params": transfer}
-            return (await client.post(f"{url}/v1/completions", json=body)).json()
-
         before = await settled(deployment)
         for what in ("good", "late", "forgotten", "dead", "dead, warm"):
-            seed = 2 if what.startswith("dead") else sum(map(ord, what))
-            left = (await ask(prefill, seed, WAIT_FOR_TRANSFER, 1))["kv_transfer_params"]
+            prompt = ids(1000, 2 if what.startswith("dead") else sum(map(ord, what)))
+            leg = await complete(client, prefill, prompt, 1, kv_transfer_params=WAIT_FOR_TRANSFER)
+            left = leg["kv_transfer_params"]
             if what.startswith("dead"):
                 left |= {"remote_port": 1, "remote_engine_id": f"11111111-{what[4:5]}"}
             if what == "late":
                 await asyncio.sleep(4)
-            answer = await ask(decode, seed, None if what == "forgotten" else left)
+            given = None if what == "forgotten" else left
+            answer = await complete(client, decode, prompt, kv_transfer_params=given)
             await asyncio.sleep(4)  # whatever is still held expires
             after = await settled(deployment)
             counted = {name: counts(before[name], after[name]) for name in after}
@@ -261,28 +263,3 @@ async def test_broken_transfers_are_counted_as_vllm_counts_them(
     assert found[-1] == {"told too late": 1}
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
         assert ours == theirs
-
-
-def forgetful(plan: DeploymentPlan) -> DeploymentPlan:
-    """A proxy that keeps the transfer parameters to itself."""
-    *others, proxy = plan.processes
-    lost = replace(proxy, args=(*proxy.args, "--fault", "transfer_params_lost"))
-    return replace(plan, processes=(*others, lost))
-
-
-async def test_a_forgetful_proxy_makes_real_vllm_prefill_twice_and_hold_its_blocks(
-    deployed: Any, pretended: EngineSettings
-) -> None:
-    told = []
-    for options in ({}, {"settings": replace(pretended, fault="transfer_params_lost")}):
-        change = (lambda plan: plan) if options else forgetful
-        async with deployed("1p1d", "nixl", change=change, **options) as deployment:
-            (row,) = await counted_by(deployment, [Ask(ids(1000, 1))])
-            prefill = deployment.instances[0].url
-            async with httpx.AsyncClient(trust_env=False) as client:
-                reset = (await client.post(f"{prefill}/reset_prefix_cache")).json()
-            sources = {k: v for k, v in row["decode-0"].items() if "by_source" in k}
-            told.append((sources, reset))
-    assert told[0] == told[1]
-    computed = {"vllm:prompt_tokens_by_source_total/local_compute": 1000.0}
-    assert told[0] == (computed, {"success": False})

@@ -1,6 +1,6 @@
 """Our client and the real `vllm bench serve` on one real vLLM with one list of requests.
 
-Where their numbers are equal they have to be; where they differ, the table (`pytest -s`) says why.
+Where their numbers can be equal they have to be; docs/log.md says where and why they differ.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from workbench.experiment.run.isolation import make_state
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Request, Workload
-from workbench.metrics.definitions import card
-from workbench.metrics.latency import icl, latencies
-from workbench.metrics.peers.peer_files import read_peer
+from workbench.metrics.latency import latencies
+from workbench.metrics.peers.read_peer import read_peer
 from workbench.records import to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.tiny_model import tiny_model
@@ -104,11 +103,6 @@ async def theirs(deployment: Deployment, prompts: list[str], folder: Path) -> di
     return files
 
 
-def row(what: str, us: float, them: float, unit: str, why: str) -> dict[str, Any]:
-    shown = [f"{value:,.0f}" if unit == "" else f"{value:.2f} {unit}" for value in (us, them)]
-    return {"definition": what, "ours": shown[0], "theirs": shown[1], "why": why}
-
-
 async def test_where_and_why_vllm_bench_and_we_differ(deployed: Any, tmp_path: Path) -> None:
     draw = random.Random(7)
     words = [f"word{n}" for n in range(97)]
@@ -122,38 +116,11 @@ async def test_where_and_why_vllm_bench_and_we_differ(deployed: Any, tmp_path: P
     bench, bench_chat = read_peer(files["completions"]), read_peer(files["chat"])
     texts = json.loads(files["completions"].read_text())["generated_texts"]
 
-    def median_ms(frame: pd.DataFrame, column: str) -> float:
-        return 1000 * float(frame[column].median())
-
-    frames = {"ours": pd.concat([before, after]), "theirs": bench}
-    both = frames["ours"]
+    ours_twice = pd.concat([before, after])
     first_gap_s = float(np.median([s[1] - s[0] for s in bench_chat["chunk_s"]]))
-    stamps = [frame["chunk_s"].map(len).max() for frame in (chat, bench_chat)]
-    table = pd.DataFrame(
-        [
-            row("prompt tokens", before["usage_prompt_tokens"].sum(), bench["prompt_tokens"].sum(),
-                "", "the server's count, both"),
-            row("prompt tokens, chat", chat["usage_prompt_tokens"].sum(),
-                bench_chat["prompt_tokens"].sum(), "",
-                "the same, its chat template included"),
-            row("output tokens", before["output_tokens"].sum(), bench["output_tokens"].sum(),
-                "", "usage, both"),
-            row("TTFT", median_ms(both, "ttft_s"), median_ms(bench, "ttft_s"), "ms",
-                "vLLM bench's clock starts before the POST and is read after parsing; a later run"),
-            row("least TTFT", 1000 * both["ttft_s"].min(), 1000 * bench["ttft_s"].min(), "ms",
-                "the same, without what else the machine did"),
-            row("TPOT", median_ms(both, "tpot_s"), median_ms(bench, "tpot_s"), "ms", "the same"),
-            row("E2E", median_ms(both, "e2e_s"), median_ms(bench, "e2e_s"), "ms", "as TTFT"),
-            row("stamps of an answer, chat", *stamps, "",
-                "vLLM bench stamps the role too"),
-            row("first gap, chat", median_ms(chat.assign(
-                gap=[s[1] - s[0] for s in chat["chunk_s"]]), "gap"), 1000 * first_gap_s, "ms",
-                "theirs is from the role to the first token, sent together"),
-            row("mean gap (ITL), chat", 1000 * icl(chat).mean(), 1000 * icl(bench_chat).mean(),
-                "ms", "one gap of nothing more in each answer"),
-        ]
-    )  # fmt: skip
-    print(f"\n{table.to_string(index=False)}\n{1000 * card(before).drop('requests')}")
+    columns = ["ttft_s", "tpot_s", "e2e_s"]
+    for name, frame in {"ours": ours_twice, "vLLM bench": bench}.items():
+        print(f"\n{name}, ms\n{1000 * frame[columns].agg(['min', 'median'])}")
 
     # One list of requests, the same answers.
     for frame, their_frame in ((before, bench), (chat, bench_chat)):
@@ -163,8 +130,9 @@ async def test_where_and_why_vllm_bench_and_we_differ(deployed: Any, tmp_path: P
     assert texts == before["text"].tolist() == after["text"].tolist()
     # Completions have no role chunk, so only clocks and clients differ. The quickest requests are
     # compared: the others tell what else the machine was doing.
-    quickest = {name: 1000 * frame["ttft_s"].min() for name, frame in frames.items()}
-    assert 0.8 * quickest["ours"] < quickest["theirs"] < 1.5 * quickest["ours"] + 5
+    # vLLM bench's clock starts before the POST, and is read after parsing.
+    quickest, theirs_quickest = 1000 * ours_twice["ttft_s"].min(), 1000 * bench["ttft_s"].min()
+    assert 0.8 * quickest < theirs_quickest < 1.5 * quickest + 5
     # A chat has one, which vLLM bench takes for the first token. (An engine in a hurry may send
     # two tokens in a chunk, so a few answers have fewer.)
     assert [f["chunk_s"].map(len).max() for f in (bench, before)] == [TOKENS, TOKENS]

@@ -7,27 +7,22 @@ from workbench.hardware.kv import (
     KvShape,
     chunk_hit_tokens,
     engine_hit_tokens,
-    paging_waste_share,
     quantisation_ratio,
-    sliding_bytes,
 )
 
 
 @pytest.mark.parametrize(
     ("shape", "bytes_per_token"),
     [
-        # Llama 3.3 70B in bf16: 2 x 80 layers x 8 KV heads x 128 x 2 B = 320 KiB
-        (KvShape(layers=80, kv_heads=8, head_dim=128), 327_680),
-        # the same with an fp8 cache
-        (KvShape(layers=80, kv_heads=8, head_dim=128, element_bytes=1), 163_840),
-        # Qwen2.5 7B: 28 layers, 4 KV heads
-        (KvShape(layers=28, kv_heads=4, head_dim=128), 57_344),
-        # the tiny model of this repository: 768 B
-        (KvShape(layers=3, kv_heads=2, head_dim=32), 768),
+        ((80, 8, 128), 327_680),  # Llama 3.3 70B in bf16: 2 x 80 x 8 x 128 x 2 B = 320 KiB
+        ((80, 8, 128, 1), 163_840),  # the same with an fp8 cache
+        ((28, 4, 128), 57_344),  # Qwen2.5 7B
+        ((3, 2, 32), 768),  # the tiny model of this repository
     ],
 )
 def test_bytes_per_token_of_known_models(shape, bytes_per_token):
-    assert shape.bytes_per_token == bytes_per_token
+    names = ("layers", "kv_heads", "head_dim", "element_bytes")
+    assert KvShape(**dict(zip(names, shape, strict=False))).bytes_per_token == bytes_per_token
 
 
 @pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "element_bytes"])
@@ -65,14 +60,6 @@ def test_less_than_a_unit_is_lost(prompt, unit):
     assert stored % unit == 0 and prompt - unit < stored <= prompt
 
 
-def test_a_sliding_layer_keeps_its_window():
-    shape = KvShape(layers=2, kv_heads=1, head_dim=1, element_bytes=1)  # 2 B a token and layer
-    assert sliding_bytes(shape, tokens=100, window=10, sliding_layers=1) == 2 * 10 + 2 * 100
-    assert sliding_bytes(shape, tokens=5, window=10, sliding_layers=2) == shape.bytes_per_token * 5
-    with pytest.raises(ParameterError, match="sliding_layers is 3: the model has 2 layers"):
-        sliding_bytes(shape, tokens=1, window=1, sliding_layers=3)
-
-
 @pytest.mark.parametrize(
     ("quantised", "ratio"),
     [
@@ -85,12 +72,3 @@ def test_a_sliding_layer_keeps_its_window():
 )
 def test_scales_take_a_part_of_what_quantisation_saves(quantised, ratio):
     assert quantisation_ratio(**quantised) == pytest.approx(ratio, abs=0.005)
-
-
-def test_paging_wastes_half_a_block_per_sequence():
-    assert paging_waste_share(mean_tokens=500, block_tokens=16) == pytest.approx(0.0148, abs=1e-4)
-    assert paging_waste_share(mean_tokens=500, block_tokens=1) == 0
-    # Below a mean of 180 tokens a block of 16 wastes more than 4 %.
-    assert paging_waste_share(mean_tokens=180, block_tokens=16) == pytest.approx(0.04)
-    with pytest.raises(ParameterError, match="mean_tokens is 0"):
-        paging_waste_share(mean_tokens=0, block_tokens=16)

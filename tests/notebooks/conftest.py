@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 from workbench.hardware.machine import repository_root
 
 BIN = Path(sys.executable).parent
-TOKEN = "WORKBENCH_TEST_TOKEN"
+
+Done = subprocess.CompletedProcess[str]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,34 +27,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def clean_env(token: str) -> dict[str, str]:
     """The environment of a shell in which the virtual environment is active, with the mark."""
-    assert os.environ[TOKEN] == token
     return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture
-def papermill(
-    tmp_path: Path, clean_env: dict[str, str], nothing_left: str
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`papermill notebooks/NAME.ipynb out.ipynb ARGS` from the repository's root."""
+def typed(clean_env: dict[str, str], nothing_left: str) -> Callable[..., Done]:
+    """Runs a command line in the repository's root, as a user types it."""
 
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(line: str, *, timeout_s: float = 280) -> Done:
         return subprocess.run(
-            ["papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb"),
-             "-p", "output_dir", str(tmp_path), *arguments],
-            cwd=repository_root(), env=clean_env, text=True, capture_output=True, timeout=280,
-            check=False,
+            shlex.split(line), cwd=repository_root(), env=clean_env, text=True,
+            capture_output=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
     return run
 
 
-def only_result(folder: Path, notebook: str) -> dict[str, Any]:
-    (path,) = (folder / notebook).glob("*/result.json")
-    facts: dict[str, Any] = json.loads(path.read_text())
-    return facts
+@pytest.fixture
+def papermill(tmp_path: Path, typed: Callable[..., Done]) -> Callable[..., Done]:
+    """`papermill notebooks/NAME.ipynb out.ipynb ARGUMENTS`."""
+    folder = f"{tmp_path}/out.ipynb -p output_dir {tmp_path}"
+    return lambda name, arguments="": typed(
+        f"papermill notebooks/{name}.ipynb {folder} {arguments}"
+    )
 
 
 @pytest.fixture
-def result_of(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
-    """The result.json of the only run of a notebook in this test's folder."""
-    return lambda notebook: only_result(tmp_path, notebook)
+def found(tmp_path: Path, papermill: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """What the result.json of a notebook says, which must succeed with these arguments."""
+
+    def run(name: str, arguments: str = "") -> dict[str, Any]:
+        done = papermill(name, arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = (tmp_path / name).glob("*/result.json")
+        facts: dict[str, Any] = json.loads(max(results, key=os.path.getmtime).read_text())
+        return facts
+
+    return run

@@ -27,23 +27,12 @@ def kernel_of(papermill: psutil.Process) -> psutil.Process:
     return kernel
 
 
-def interrupt_kernel(papermill: psutil.Process) -> None:
-    kernel_of(papermill).send_signal(signal.SIGINT)
-
-
-def terminate_papermill(papermill: psutil.Process) -> None:
-    papermill.terminate()
-
-
-def kill_kernel(papermill: psutil.Process) -> None:
-    kernel_of(papermill).kill()
-
-
-def kill_papermill(papermill: psutil.Process) -> None:
-    papermill.kill()
-
-
-ENDS = (interrupt_kernel, terminate_papermill, kill_kernel, kill_papermill)
+ENDS: dict[str, Callable[[psutil.Process], None]] = {
+    "interrupt the kernel": lambda papermill: kernel_of(papermill).send_signal(signal.SIGINT),
+    "terminate papermill": lambda papermill: papermill.terminate(),
+    "kill the kernel": lambda papermill: kernel_of(papermill).kill(),
+    "kill papermill": lambda papermill: papermill.kill(),
+}
 
 
 class Phase(NamedTuple):
@@ -78,10 +67,10 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
     alive: Callable[[], dict[int, str]],
     nothing_left: str,
 ) -> None:
-    end: Callable[[psutil.Process], None] = ENDS[attempt % len(ENDS)]
+    end = list(ENDS)[attempt % len(ENDS)]
     phase = PHASES[attempt % len(PHASES)]
     after_s = random.Random(attempt).uniform(0, phase.within_s)
-    print(f"{end.__name__} {after_s:.1f} s into: {phase.name}")
+    print(f"{end} {after_s:.1f} s into: {phase.name}")
     with subprocess.Popen(
         ["papermill", "notebooks/pd_sweep.ipynb", str(tmp_path / "out.ipynb"),
          "-p", "output_dir", str(tmp_path), *RUN],
@@ -93,7 +82,7 @@ def test_nothing_outlives_a_run_that_is_ended_at_a_random_moment(
         time.sleep(after_s)
         assert started.poll() is None, "the run ended by itself before it was to be ended"
         assert any("ipykernel_launcher" in line for line in alive().values())
-        end(papermill)
+        ENDS[end](papermill)
         # `nothing_left` looks for what this run has started; papermill itself must end too.
         assert started.wait(timeout=30) != 0
     # What it had measured by then is kept, with a status that is not success.
@@ -105,17 +94,10 @@ def test_two_sweeps_at_the_same_time_do_not_collide(
     tmp_path: Path, clean_env: dict[str, str], nothing_left: str
 ) -> None:
     sweep = "-p topology 1p1d -p opponents False -p prompt_tokens 2000 -p rounds 2 -p requests 2"
-    command = ["papermill", "notebooks/pd_sweep.ipynb"]
     both = [
         subprocess.Popen(
-            [
-                *command,
-                str(tmp_path / f"{name}.ipynb"),
-                "-p",
-                "output_dir",
-                str(tmp_path),
-                *sweep.split(),
-            ],
+            f"papermill notebooks/pd_sweep.ipynb {tmp_path}/{name}.ipynb"
+            f" -p output_dir {tmp_path} {sweep}".split(),
             cwd=repository_root(),
             env=clean_env,
             stdout=subprocess.DEVNULL,

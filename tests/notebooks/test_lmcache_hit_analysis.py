@@ -1,25 +1,20 @@
 """The hit analysis as a user types it: a live run, and logs."""
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Papermill = Callable[..., subprocess.CompletedProcess[str]]
+from tests.runs import outcomes
 
 
 def test_a_live_run_reconciles_the_stores_log_with_the_engines_counters(
-    papermill: Papermill, result_of: Any, tmp_path: Path
+    found: Any, tmp_path: Path
 ) -> None:
-    done = papermill(
-        "lmcache_hit_analysis", "-p", "rounds", "1", "-p", "requests", "1",
-        "-p", "prompt_tokens", "900,2900", "-p", "chunk_tokens", "100,256",
-        "-p", "small_store_mb", "2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("lmcache_hit_analysis")
-    outcome = {g["name"]: g["outcome"] for g in facts["gates"]}
-    assert outcome["cold was cold"] == outcome["same text"] == "PASS"
+    facts = found(
+        "lmcache_hit_analysis",
+        "-p rounds 1 -p requests 1 -p prompt_tokens 900,2900 -p chunk_tokens 100,256"
+        " -p small_store_mb 2",
+    )
+    assert outcomes(facts)["cold was cold"] == outcomes(facts)["same text"] == "PASS"
     # LMCache itself says that a chunk of 100 tokens does not fit blocks of 64.
     assert any("chunk 100 is left out: " in doubt for doubt in facts["doubts"])
     assert not any("by the store's log" in doubt for doubt in facts["doubts"])
@@ -30,29 +25,26 @@ def test_a_live_run_reconciles_the_stores_log_with_the_engines_counters(
     assert rows["lmcache", "store-warm"]["l1"] == 256 * (3 + 11)
     assert rows["lmcache, engine cache off", "store-warm"]["l1"] == 256 * (3 + 11)
     assert rows["lmcache, L2 on disk", "disk-warm"]["l2"] == 256 * (3 + 11)
-    small = rows["lmcache, small L1", "asked again"]
-    assert small["l1"] < 256 * (3 + 11)
+    assert rows["lmcache, small L1", "asked again"]["l1"] < 256 * (3 + 11)
     assert any("= 768 - 896 = -128, so nothing was loaded" in s for s in facts["explained"])
     # The disk tier's files went with its server.
     assert not list(tmp_path.glob("lmcache_hit_analysis/*/disk"))
 
 
-def test_a_log_starts_nothing(papermill: Papermill, result_of: Any, tmp_path: Path) -> None:
+def test_a_log_starts_nothing(found: Any, tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
     head = "(EngineCore_DP0 pid=7) [2026-01-20 21:21:58,711] LMCache INFO:"
     log.write_text(
         f"{head} Reqid: cmpl-1, Total tokens 497, LMCache hit tokens: 256, need to load: -240 (x)\n"
     )
-    done = papermill("lmcache_hit_analysis", "-p", "log_file", str(log))
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("lmcache_hit_analysis")
+    facts = found("lmcache_hit_analysis", f"-p log_file {log}")
     assert "= 256 - 496 = -240, so nothing was loaded" in facts["explained"][0]
     assert facts["arms"] == []
 
 
-def test_a_log_of_another_program_is_one_sentence(papermill: Papermill, tmp_path: Path) -> None:
+def test_a_log_of_another_program_is_one_sentence(papermill: Any, tmp_path: Path) -> None:
     (tmp_path / "access.log").write_text('127.0.0.1 "GET / HTTP/1.1" 200\n')
-    done = papermill("lmcache_hit_analysis", "-p", "log_file", str(tmp_path / "access.log"))
+    done = papermill("lmcache_hit_analysis", f"-p log_file {tmp_path}/access.log")
     assert done.returncode != 0
     assert "None of its 1 lines is one of LMCache's" in done.stderr
     assert "Traceback" not in done.stderr.split("ResultError")[-1]

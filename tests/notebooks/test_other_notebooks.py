@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.runs import outcomes
 from workbench.hardware.machine import fast_bf16, repository_root
 from workbench.serve.processes.ports import free_ports
 from workbench.serve.tiny_model import tiny_model
@@ -24,10 +25,6 @@ from workbench.serve.vllm import (
     number_format,
     program,
 )
-
-DTYPE = number_format("auto", "cpu", fast_bf16=fast_bf16())
-
-Papermill = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -43,81 +40,68 @@ def busy_loops() -> Iterator[None]:
 
 @pytest.mark.alone  # it fills the cores
 def test_a_machine_that_others_keep_busy_is_ready_and_is_told_what_that_means(
-    tmp_path: Path, clean_env: dict[str, str], nothing_left: str, result_of: Any, busy_loops: None
+    typed: Any, tmp_path: Path, busy_loops: None
 ) -> None:
-    done = subprocess.run(
-        ["workbench", "run", "environment_check", "-p", "output_dir", str(tmp_path)],
-        env=clean_env, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    done = typed(f"workbench run environment_check -p output_dir {tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "without encryption" not in done.stdout + done.stderr  # the kernel's own warning
-    facts = result_of("environment_check")
+    (result,) = tmp_path.glob("environment_check/*/result.json")
+    facts = json.loads(result.read_text())
     assert (facts["ready"], facts["quiet"]) == (True, "busy")
     assert facts["finding"].startswith("Ready, busy: other programs use ")
     assert facts["finding"] in done.stdout
-    outcomes = {gate["name"]: gate["outcome"] for gate in facts["gates"]}
-    assert outcomes["smoke run: KV moved"] == outcomes["smoke run: same text"] == "PASS"
-    assert outcomes["packages"] == outcomes["memory"] == "PASS"
+    for name in ("smoke run: KV moved", "smoke run: same text", "packages", "memory"):
+        assert outcomes(facts)[name] == "PASS"
 
 
 @pytest.mark.alone  # it compares times
-def test_single_instance_prefix_cache(papermill: Papermill, result_of: Any) -> None:
-    done = papermill(
-        "single_instance_prefix_cache", "-p", "requests", "6", "-p", "concurrency", "1",
-        "-p", "rounds", "1", "-p", "prompt_tokens", "1024", "-p", "output_tokens", "8",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("single_instance_prefix_cache")
-    assert {g["name"]: g["outcome"] for g in facts["gates"]}["same text"] == "PASS"
-    ttft = {(r["arm"], r["pass"]): r["median"] for r in facts["summary"] if r["metric"] == "ttft_s"}
-    # More of the prompt in the cache, less to compute: 1,024 tokens in blocks of 128.
-    assert (
-        ttft["cache on", "engine-warm"] < ttft["cache on", "50% cached"] < ttft["cache off", "cold"]
+def test_single_instance_prefix_cache(found: Any) -> None:
+    facts = found(
+        "single_instance_prefix_cache",
+        "-p requests 6 -p concurrency 1 -p rounds 1 -p prompt_tokens 1024 -p output_tokens 8",
     )
+    assert outcomes(facts)["same text"] == "PASS"
+    ttft = {
+        (r["arm"], r["pass"]): r["estimate"]["value"]
+        for r in facts["summary"]
+        if r["metric"] == "ttft_s"
+    }
+    # More of the prompt in the cache, less to compute: 1,024 tokens in blocks of 128.
+    order = [("cache on", "engine-warm"), ("cache on", "50% cached"), ("cache off", "cold")]
+    assert sorted(order, key=lambda key: ttft[key]) == order
 
 
-def test_workbench_run_makes_a_page_and_reuses_a_finished_run(
-    tmp_path: Path, clean_env: dict[str, str], nothing_left: str
-) -> None:
-    command = [
-        "workbench", "run", "pd_sweep", "-p", "topology", "1a", "-p", "connector", "none",
-        "-p", "rounds", "1", "-p", "requests", "1", "-p", "prompt_tokens", "500",
-        "-p", "output_dir", str(tmp_path),
-    ]  # fmt: skip
-    first = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=200)
+def test_workbench_run_makes_a_page_and_reuses_a_finished_run(typed: Any, tmp_path: Path) -> None:
+    command = (
+        "workbench run pd_sweep -p engine simulated -p topology 1a -p connector none -p rounds 1"
+        f" -p requests 1 -p prompt_tokens 500 -p output_dir {tmp_path}"
+    )
+    first = typed(command)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "round 1/1" in first.stdout  # progress is shown
     page = Path(first.stdout.strip().splitlines()[-1].removeprefix("page: "))
     assert page.name == "report.html"
     assert (page.parent / "run.ipynb").exists()
-    second = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=60)
-    assert "has succeeded before" in second.stdout
-    index = subprocess.run(
-        ["workbench", "index", "--output-dir", str(tmp_path)],
-        env=clean_env, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert index.returncode == 0
+    assert "has succeeded before" in typed(command, timeout_s=60).stdout
+    assert typed(f"workbench index --output-dir {tmp_path}").returncode == 0
     assert "report.html" in (tmp_path / "index.html").read_text()
 
 
 @pytest.fixture
-def somebody_elses_server(tmp_path: Path, free_port: int, nothing_left: str) -> Any:
+def somebody_elses_server(tmp_path: Path, nothing_left: str) -> Iterator[str]:
     """A vLLM server started by hand, without anything of ours behind it."""
-    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=4096, dtype=DTYPE)
-    argv = [*program("cpu"), *instance_argv(settings, port=free_port, tp=1)]
+    (port,) = free_ports(1)
+    dtype = number_format("auto", "cpu", fast_bf16=fast_bf16())
+    settings = EngineSettings(model=tiny_model(), platform="cpu", context_tokens=4096, dtype=dtype)
     with (
         open(tmp_path / "server.log", "w") as log,
         subprocess.Popen(
-            argv,
-            env=dict(os.environ) | instance_env("cpu"),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            [*program("cpu"), *instance_argv(settings, port=port, tp=1)],
+            env=os.environ | instance_env("cpu"), stdout=log, stderr=log, start_new_session=True,
         ) as server,
-    ):
-        url = f"http://127.0.0.1:{free_port}"
-        wait_until_healthy(url, server)
-        yield url
+    ):  # fmt: skip
+        wait_until_healthy(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}"
         server.terminate()
 
 
@@ -132,39 +116,24 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server did not become healthy")
 
 
-@pytest.fixture
-def free_port() -> int:
-    return free_ports(1)[0]
-
-
-def test_attach_without_and_with_lists(
-    papermill: Papermill, result_of: Any, somebody_elses_server: str, tmp_path: Path
-) -> None:
+def test_attach_without_and_with_lists(found: Any, somebody_elses_server: str) -> None:
     attach = (
-        "-p", "engine", "attach", "-p", "base_url", somebody_elses_server, "-p", "rounds", "1",
-        "-p", "requests", "2", "-p", "prompt_tokens", "1000", "-p", "output_tokens", "8",
-    )  # fmt: skip
-    done = papermill("pd_sweep", *attach)
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("pd_sweep")
+        f"-p engine attach -p base_url {somebody_elses_server} -p rounds 1 -p requests 2"
+        " -p prompt_tokens 1000 -p output_tokens 8"
+    )
+    facts = found("pd_sweep", attach)
     assert [arm["label"] for arm in facts["arms"]] == ["attached"]
     assert {row["pass"] for row in facts["summary"]} == {"cold", "engine-warm"}
     assert any("salt alone" in doubt for doubt in facts["doubts"])
-    outcome = {g["name"]: g["outcome"] for g in facts["gates"]}
-    assert outcome["cold was cold"] == "INCONCLUSIVE"  # no counter was read: never green
-    assert outcome["no failures"] == "PASS"
+    assert outcomes(facts)["cold was cold"] == "INCONCLUSIVE"  # no counter was read: never green
+    assert outcomes(facts)["no failures"] == "PASS"
 
-    done = papermill(
-        "pd_sweep", *attach, "-p", "decode_urls", somebody_elses_server, "-p", "topology", "1a"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = (tmp_path / "pd_sweep").glob("1a-*/result.json")
-    facts = json.loads(path.read_text())
-    assert {g["name"]: g["outcome"] for g in facts["gates"]}["cold was cold"] == "PASS"
+    facts = found("pd_sweep", f"{attach} -p decode_urls {somebody_elses_server} -p topology 1a")
+    assert outcomes(facts)["cold was cold"] == "PASS"
 
 
-def test_attach_to_nobody_is_one_sentence(papermill: Papermill) -> None:
-    done = papermill("pd_sweep", "-p", "engine", "attach", "-p", "base_url", "http://127.0.0.1:9")
+def test_attach_to_nobody_is_one_sentence(papermill: Any) -> None:
+    done = papermill("pd_sweep", "-p engine attach -p base_url http://127.0.0.1:9")
     assert done.returncode != 0
     assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in done.stderr
 
@@ -175,8 +144,8 @@ def test_cells_run_one_by_one_in_the_notebooks_folder(tmp_path: Path, nothing_le
     notebook = nbformat.read(root / "notebooks" / "pd_sweep.ipynb", as_version=4)
     cell = next(c for c in notebook.cells if c.metadata.get("tags") == ["parameters"])
     cell.source += (
-        f"\ntopology = '1a'\nconnector = 'none'\nrounds = 1\nrequests = 1\nprompt_tokens = 500"
-        f"\noutput_dir = {str(tmp_path)!r}"
+        "\nengine = 'simulated'\ntopology = '1a'\nconnector = 'none'\nrounds = 1\nrequests = 1"
+        f"\nprompt_tokens = 500\noutput_dir = {str(tmp_path)!r}"
     )
     client = NotebookClient(
         notebook, timeout=200, kernel_name="python3",

@@ -1,16 +1,10 @@
 """The referee as a user types it, on real servers; 40 s of measuring where nothing else runs."""
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.runs import outcomes
 from workbench.report.page import write_page
-
-Papermill = Callable[..., subprocess.CompletedProcess[str]]
-
 
 MEASURED = (
     "VLLM-APC", "VLLM-APC-COST", "OWN-HIT-TOKENS", "OWN-SAME-TEXT", "OWN-TTFT-MONOTONE",
@@ -18,17 +12,13 @@ MEASURED = (
 )  # fmt: skip
 
 
-@pytest.mark.engine
-def test_two_rounds_judge_the_exact_claims_on_the_real_engine(
-    papermill: Papermill, result_of: Any, tmp_path: Path
-) -> None:
+def test_two_rounds_judge_the_exact_claims_on_the_real_engine(found: Any, tmp_path: Path) -> None:
     # One recipe: the rest of the budget is for a busy machine.
-    done = papermill(
-        "paper_claim_validation", "-p", "time_budget_s", "120", "-p", "rounds", "2",
-        "-p", "tiers", "source,serving", "-p", "claims", f"a800_results,{','.join(MEASURED)}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result_of("paper_claim_validation")
+    facts = found(
+        "paper_claim_validation",
+        "-p time_budget_s 120 -p rounds 2 -p tiers source,serving"
+        f" -p claims a800_results,{','.join(MEASURED)}",
+    )
     claims = {row["id"]: row for row in facts["claims"]}
     measured = [row for row in claims.values() if row["measured"]]
     assert {row["id"] for row in measured} == set(MEASURED)
@@ -40,14 +30,13 @@ def test_two_rounds_judge_the_exact_claims_on_the_real_engine(
     judged = [row for row in claims.values() if row["kind"] != "not-tested"]
     assert len(judged) >= 10 + len(MEASURED)
     assert all(row["skipped"] for row in claims.values() if row["kind"] == "not-tested")
-    gates = {gate["name"]: gate["outcome"] for gate in facts["gates"]}
-    assert gates["rules agree with their fixtures"] == "PASS"
+    assert outcomes(facts)["rules agree with their fixtures"] == "PASS"
     page = write_page(tmp_path / "out.ipynb").read_text("utf-8")
     assert 'id="claim-VLLM-APC-COST"' in page and "2.00 to 2.35x" in page
 
 
-def test_an_unknown_claim_is_one_sentence(papermill: Papermill) -> None:
-    done = papermill("paper_claim_validation", "-p", "claims", "VLLM-APCC")
+def test_an_unknown_claim_is_one_sentence(papermill: Any) -> None:
+    done = papermill("paper_claim_validation", "-p claims VLLM-APCC")
     assert done.returncode != 0
     assert "did you mean 'VLLM-APC'" in done.stderr
     assert "Traceback" not in done.stderr.split("ParameterError")[-1]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 
 
+def words(chart: Any) -> list[str]:
+    """Every line of text of a figure; parsing it proves that the SVG is well formed."""
+    root = ElementTree.fromstring(chart.svg)
+    return ["".join(node.itertext()).strip() for node in root.iter() if node.tag.endswith("}text")]
+
+
+def text(chart: Any) -> str:
+    """All texts in one, so that a title which was wrapped is found whole."""
+    return " ".join(words(chart))
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
+    """A result.json of the first schema, so that pages of earlier runs are tried too."""
     return {
         "schema": 1,
         "notebook": "pd_sweep",

@@ -79,33 +79,30 @@ async def test_a_running_server_is_a_deployment_of_its_first_model(models):
     assert (deployment.url, deployment.model) == (models.url, "their-70b")
     assert deployment.instances == ()
     assert (deployment.store_url, deployment.proxy_url, deployment.plan) == ("", "", None)
-
-
-async def test_attaching_only_asks(models):
-    await attach(models.url, decode_urls=["http://127.0.0.1:9"], lmcache_url="http://127.0.0.1:9")
     assert models.asked == ["GET /v1/models"]
 
 
-async def test_lists_make_instances_that_can_be_counted_and_reset(models):
+@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/metrics"])
+async def test_lists_make_instances_that_can_be_counted_and_reset(behind, models):
+    """Whatever path stands behind the address of a server."""
     deployment = await attach(
-        models.url,
-        prefill_urls=["http://p:1/"],
-        decode_urls=["http://d:1", "http://d:2"],
+        models.url + behind,
+        prefill_urls=[f"http://p:1{behind}"],
+        decode_urls=[f"http://d:1{behind}", "http://d:2"],
         lmcache_url="http://s:1/",
     )
+    assert (deployment.url, deployment.store_url) == (models.url, "http://s:1")
     assert deployment.instances == (
         Instance(name="prefill-0", role="prefill", url="http://p:1"),
         Instance(name="decode-0", role="decode", url="http://d:1"),
         Instance(name="decode-1", role="decode", url="http://d:2"),
     )
-    assert deployment.store_url == "http://s:1"
+    assert models.asked == ["GET /v1/models"]
 
 
 async def test_a_list_without_prefill_servers_is_of_aggregated_ones(models):
     deployment = await attach(models.url, decode_urls=["http://a:1"])
-    assert deployment.instances == (
-        Instance(name="aggregated-0", role="aggregated", url="http://a:1"),
-    )
+    assert [(i.name, i.role) for i in deployment.instances] == [("aggregated-0", "aggregated")]
 
 
 @pytest.mark.parametrize(
@@ -164,24 +161,9 @@ async def test_nobody_there_is_refused_likewise():
         await attach("http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/metrics"])
-async def test_an_address_is_that_of_the_server_whatever_path_stands_behind_it(behind, models):
-    deployment = await attach(
-        models.url + behind,
-        prefill_urls=[f"http://p:1{behind}"],
-        decode_urls=[f"http://d:1{behind}"],
-        lmcache_url="http://s:1/",
-    )
-    urls = [deployment.url, *(i.url for i in deployment.instances), deployment.store_url]
-    assert urls == [models.url, "http://p:1", "http://d:1", "http://s:1"]
-
-
-async def test_the_model_that_is_named_is_the_one_measured(models):
-    deployment = await attach(models.url, model="their-adapter")
-    assert (deployment.model, deployment.doubts) == ("their-adapter", ())
-
-
-async def test_a_model_may_be_named_by_the_path_of_its_weights(models):
+async def test_a_model_is_named_as_listed_or_by_the_path_of_its_weights(models):
+    chosen = await attach(models.url, model="their-adapter")
+    assert (chosen.model, chosen.doubts) == ("their-adapter", ())
     models.answer = {"data": [{"id": "base", "root": "/m/base"}, {"id": "sql", "root": "/m/sql"}]}
     assert (await attach(models.url, model="/m/sql")).model == "sql"
 
@@ -241,25 +223,16 @@ async def test_a_server_that_is_not_ready_is_no_proxy_without_a_list(status, mod
 async def test_certificates_of_the_environment_are_trusted(secure_models, monkeypatch, certificate):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert (await attach(secure_models.url)).model == "their-70b"
-
-
-async def test_a_certificate_that_is_not_trusted_is_called_so(secure_models, monkeypatch):
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    with pytest.raises(DeploymentError) as refused:
-        await attach(secure_models.url)
-    assert "its certificate is not trusted (self-signed certificate)" in str(refused.value)
-    assert "export SSL_CERT_FILE=" in str(refused.value)
-
-
-async def test_a_certificate_for_another_name_is_called_so(secure_models, monkeypatch, certificate):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with pytest.raises(DeploymentError) as refused:
+    with pytest.raises(DeploymentError, match="certificate is not valid for 'localhost'"):
         await attach(secure_models.url.replace("127.0.0.1", "localhost"))
-    assert "certificate is not valid for 'localhost'" in str(refused.value)
-    assert "write the address with the name that it is for" in str(refused.value)
 
 
-async def test_a_server_without_tls_is_called_so(models):
+async def test_what_speaks_no_tls_or_shows_no_trusted_certificate_is_called_so(
+    models, secure_models, monkeypatch
+):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(DeploymentError, match=r"\(self-signed certificate\).* SSL_CERT_FILE="):
+        await attach(secure_models.url)
     with pytest.raises(DeploymentError, match=r"does not speak TLS .* with http://"):
         await attach(models.url.replace("http:", "https:"))
 

@@ -3,7 +3,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -20,8 +20,8 @@ from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, deploy
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.launcher import ready
-from workbench.serve.processes.ports import free_ports
+from workbench.serve.processes.launcher import Process, ProcessSpec, ready
+from workbench.serve.processes.ports import free_ports, unused_ports
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
@@ -34,7 +34,7 @@ async def main():
 asyncio.run(main())
 """
 
-MakePlan = Callable[[Sequence[int]], DeploymentPlan]
+MakePlan = Callable[[Iterator[int]], DeploymentPlan]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def pd(spec) -> Callable[..., MakePlan]:
     """Makes the plan of a 1p1d whose servers answer 200; `changed` says how one of them differs."""
 
     def plan(**changed: dict[str, Any]) -> MakePlan:
-        def make(ports: Sequence[int]) -> DeploymentPlan:
+        def make(ports: Iterator[int]) -> DeploymentPlan:
             roles = {"store": "store", "prefill-0": "prefill", "decode-0": "decode"}
             processes = [
                 spec(name, role=role, port=port, **changed.get(role, {}))
@@ -63,9 +63,7 @@ def pd(spec) -> Callable[..., MakePlan]:
 
 async def test_a_deployment_is_one_url_with_everything_behind_it(launcher, pd, tmp_path):
     ports = free_ports(4)
-    async with deploy(
-        launcher, pd(), ports=4, log_dir=tmp_path, choose_ports=lambda _: ports
-    ) as running:
+    async with deploy(launcher, pd(), log_dir=tmp_path, ports=lambda: iter(ports)) as running:
         store, prefill, decode, proxy = (f"http://127.0.0.1:{port}" for port in ports)
         assert running.url == running.proxy_url == proxy
         assert running.store_url == store
@@ -93,12 +91,42 @@ async def test_a_gpu_has_half_an_hour_to_load_its_weights(
 
     monkeypatch.setattr(serve, "ready", ready_at_once)
 
-    def make(ports: Sequence[int]) -> DeploymentPlan:
+    def make(ports: Iterator[int]) -> DeploymentPlan:
         settings = EngineSettings(model=Path("/models/tiny"), platform=platform)
         return replace(pd()(ports), settings=settings)
 
-    async with deploy(launcher, make, ports=4, log_dir=tmp_path):
+    async with deploy(launcher, make, log_dir=tmp_path):
         assert set(waited) == {timeout_s}
+
+
+class Elsewhere:
+    """A place of another kind: it has the verbs of the seam, and processes without an id here."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.running: list[TestServer] = []
+
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_get("/{any:.*}", answer)
+        self.running.append(TestServer(app, port=spec.port))
+        await self.running[-1].start_server()
+        return Process(spec, log_dir / "none.log", asyncio.get_running_loop().create_future())
+
+    async def stop(self, processes: Iterable[Process]) -> None:
+        for process, server in zip(processes, self.running, strict=True):
+            await server.close()
+            process.exited.set_result(0)
+
+
+async def test_processes_may_run_in_another_place_that_has_the_verbs(pd, tmp_path):
+    place = Elsewhere()
+    async with deploy(place, pd(), log_dir=tmp_path) as running:
+        assert [process.alive for process in running.processes] == [True] * 4
+    assert not any(process.alive for process in running.processes)
 
 
 async def test_an_instance_that_looks_for_its_store_finds_it(launcher, pd, tmp_path):
@@ -106,7 +134,7 @@ async def test_an_instance_that_looks_for_its_store_finds_it(launcher, pd, tmp_p
     look = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{ports[0]}/health')"
     slow_store = {"first": "import time; time.sleep(0.2)"}
     plan = pd(store=slow_store, prefill={"first": look}, decode={"first": look})
-    async with deploy(launcher, plan, ports=4, log_dir=tmp_path, choose_ports=lambda _: ports):
+    async with deploy(launcher, plan, log_dir=tmp_path, ports=lambda: iter(ports)):
         pass
 
 
@@ -116,20 +144,18 @@ async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
 ):
     tries = []
 
-    def choose(count: int) -> list[int]:
-        tries.append(free_ports(count))
+    def choose() -> Iterator[int]:
+        tries.append(free_ports(4))
         if len(tries) == 1:
             tries[0][1 if loser == "prefill" else 3] = taken.getsockname()[1]
-        return tries[-1]
+        return iter(tries[-1])
 
     # asyncio words the proxy's error otherwise than the system does.
     plan = pd(proxy={"first": ASYNCIO_SERVER} if loser == "proxy" else {})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        async with deploy(
-            launcher, plan, ports=4, log_dir=tmp_path, choose_ports=choose
-        ) as running:
+        async with deploy(launcher, plan, log_dir=tmp_path, ports=choose) as running:
             assert running.instances[0].url.endswith(f":{tries[1][1]}")
     assert len(tries) == 2
 
@@ -140,30 +166,28 @@ async def test_a_stranger_on_the_port_is_not_taken_for_the_server(launcher, spec
     slow = {"first": "import time; time.sleep(0.2)"}  # the stranger answers, ours cannot yet
     tries = []
 
-    def choose(count: int) -> list[int]:
-        tries.append(free_ports(count))
+    def choose() -> Iterator[int]:
+        tries.append(free_ports(4))
         if len(tries) == 1:
             tries[0][2] = stranger.spec.port
-        return tries[-1]
+        return iter(tries[-1])
 
-    async with deploy(
-        launcher, pd(decode=slow), ports=4, log_dir=tmp_path, choose_ports=choose
-    ) as running:
+    async with deploy(launcher, pd(decode=slow), log_dir=tmp_path, ports=choose) as running:
         assert running.instances[1].url.endswith(f":{tries[1][2]}")
 
 
 async def test_a_port_that_is_lost_again_and_again_is_a_failed_start(launcher, pd, tmp_path):
     tries = []
 
-    def choose(count: int) -> list[int]:
-        tries.append(count)
-        return [*free_ports(3), taken.getsockname()[1]]
+    def choose() -> Iterator[int]:
+        tries.append(1)
+        return iter([*free_ports(3), taken.getsockname()[1]])
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(LaunchError, match=r"proxy did not start: .*Address already in use"):
-            async with deploy(launcher, pd(), ports=4, log_dir=tmp_path, choose_ports=choose):
+            async with deploy(launcher, pd(), log_dir=tmp_path, ports=choose):
                 pass
     assert len(tries) == 3
 
@@ -178,9 +202,8 @@ async def test_any_other_failure_is_said_at_once_and_ends_the_rest(
         async with deploy(
             launcher,
             plan,
-            ports=4,
             log_dir=tmp_path,
-            choose_ports=lambda count: tries.append(1) or free_ports(count),
+            ports=lambda: tries.append(1) or unused_ports(),
         ):
             pass
     assert str(error.value).startswith(
@@ -193,14 +216,14 @@ async def test_any_other_failure_is_said_at_once_and_ends_the_rest(
 
 async def test_a_store_that_does_not_start_keeps_the_rest_from_starting(launcher, pd, tmp_path):
     with pytest.raises(LaunchError, match="store did not start"):
-        async with deploy(launcher, pd(store={"code": "1/0"}), ports=4, log_dir=tmp_path):
+        async with deploy(launcher, pd(store={"code": "1/0"}), log_dir=tmp_path):
             pass
     assert sorted(path.name for path in tmp_path.glob("*.log")) == ["store.log"]
 
 
 async def test_an_error_in_the_block_ends_the_servers_too(launcher, pd, tmp_path):
     with pytest.raises(ZeroDivisionError):
-        async with deploy(launcher, pd(), ports=4, log_dir=tmp_path) as running:
+        async with deploy(launcher, pd(), log_dir=tmp_path) as running:
             _ = 1 / 0
     assert not any(psutil.pid_exists(process.pid) for process in running.processes)
 
@@ -209,7 +232,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(launcher, pd, tmp_path):
     never = {"code": "import time; time.sleep(60)"}
 
     async def start() -> None:
-        async with deploy(launcher, pd(decode=never), ports=4, log_dir=tmp_path):
+        async with deploy(launcher, pd(decode=never), log_dir=tmp_path):
             pass
 
     starting = asyncio.create_task(start())
@@ -224,7 +247,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(launcher, pd, tmp_path):
 
 
 async def test_a_server_that_ended_by_itself_is_told_from_the_others(launcher, pd, tmp_path):
-    async with deploy(launcher, pd(), ports=4, log_dir=tmp_path) as running:
+    async with deploy(launcher, pd(), log_dir=tmp_path) as running:
         victim = running.processes[2]
         os.killpg(victim.pid, signal.SIGKILL)
         await asyncio.wait_for(victim.exited, 10)
@@ -276,17 +299,21 @@ def deployment(server: Server) -> Deployment:
 RESET = "/reset_prefix_cache"
 
 
-@pytest.mark.parametrize("said", [{"success": True}, "", "OK", [], {}])
-async def test_engines_are_reset_when_they_do_not_refuse(said, server, deployment):
-    server.answers[RESET] = [said]
-    assert await deployment.reset_engines() is True
-    assert server.asked == [f"POST {RESET}"]
-
-
-async def test_an_engine_that_holds_blocks_is_asked_again(server, deployment):
-    server.answers[RESET] = [{"success": False}, web.HTTPServiceUnavailable, {"success": True}]
-    assert await deployment.reset_engines() is True
-    assert len(server.asked) == 3
+@pytest.mark.parametrize(
+    ("answers", "done", "tries"),
+    [
+        *(([said], True, 1) for said in ({"success": True}, "", "OK", [], {})),
+        # One that holds blocks is asked again.
+        ([{"success": False}, web.HTTPServiceUnavailable, {"success": True}], True, 3),
+        ([web.HTTPNotFound], False, 1),
+    ],
+)
+async def test_an_engine_is_reset_unless_it_knows_no_resets(
+    answers, done, tries, server, deployment
+):
+    server.answers[RESET] = answers
+    assert await deployment.reset_engines() is done
+    assert server.asked == [f"POST {RESET}"] * tries
 
 
 async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monkeypatch):
@@ -296,20 +323,10 @@ async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monk
         await deployment.reset_engines()
 
 
-async def test_a_server_without_resets_says_so(server, deployment):
-    server.answers[RESET] = [web.HTTPNotFound]
-    assert await deployment.reset_engines() is False
-
-
 async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
     server.answers[RESET] = [{"success": True}, web.HTTPNotFound]
     two = (*deployment.instances, Instance(name="decode-1", role="decode", url=server.url))
     assert await Deployment(url=server.url, instances=two).reset_engines() is False
-
-
-async def test_unknown_engines_are_not_asked(server):
-    assert await Deployment(url=server.url).reset_engines() is False
-    assert server.asked == []
 
 
 async def test_a_dead_engine_does_not_take_a_reset():
@@ -318,20 +335,20 @@ async def test_a_dead_engine_does_not_take_a_reset():
         await Deployment(url="", instances=(instance,)).reset_engines()
 
 
-async def test_the_store_is_emptied(server, deployment):
-    server.answers["/cache/clear"] = [{"status": "ok"}]
+async def test_the_store_is_emptied_or_that_is_an_error(server, deployment):
+    server.answers["/cache/clear"] = [{"status": "ok"}, web.HTTPInternalServerError]
     assert await deployment.reset_store() is True
     assert server.asked == ["POST /cache/clear"]
-
-
-async def test_a_store_that_does_not_empty_itself_is_an_error(server, deployment):
-    server.answers["/cache/clear"] = [web.HTTPInternalServerError]
     with pytest.raises(DeploymentError, match=f"store at {server.url} did not clear its cache"):
         await deployment.reset_store()
 
 
-async def test_without_a_store_there_is_nothing_to_empty(server):
-    assert await Deployment(url=server.url).reset_store() is False
+async def test_what_is_not_known_is_not_asked(server):
+    unknown = Deployment(url=server.url)
+    assert await unknown.reset_engines() is False
+    assert await unknown.reset_store() is False
+    assert (await unknown.legs(), await unknown.proxy_stats()) == ([], {})
+    assert server.asked == []
 
 
 async def test_legs_are_records_with_nan_for_null(server, deployment):
@@ -351,9 +368,3 @@ async def test_what_the_proxy_spent_is_asked_of_it(server, deployment):
 async def test_a_dead_proxy_has_nothing_to_say():
     gone = Deployment(url="", proxy_url="http://127.0.0.1:9")
     assert (await gone.legs(), await gone.proxy_stats()) == ([], {})
-
-
-async def test_without_a_proxy_of_ours_nobody_is_asked(server):
-    attached = Deployment(url=server.url)
-    assert (await attached.legs(), await attached.proxy_stats()) == ([], {})
-    assert server.asked == []

@@ -43,14 +43,9 @@ def test_facts_are_those_of_the_recipe(tiny: Path) -> None:
     facts = model_facts(tiny)
     assert facts.parameters == 3_934_400  # 11,798,720, of which the two tables are 7,864,320
     assert replace(facts, parameters=0.0) == ModelFacts(
-        layers=3,
-        kv_heads=2,
-        head_dim=32,
-        vocab_tokens=12288,
-        context_tokens=40960,
-        hidden=320,
+        layers=3, kv_heads=2, head_dim=32, vocab_tokens=12288, context_tokens=40960, hidden=320,
         plain=True,
-    )
+    )  # fmt: skip
     assert facts.kv_shape.bytes_per_token == 768
 
 
@@ -105,20 +100,15 @@ def test_weights_fill_a_llama_and_greedy_text_has_a_clear_winner(layers: int, ti
     assert (other[-1] - logits[-1]).abs().max() > 0.5
 
 
-def test_float32_doubles_the_kv_of_a_token(tiny: Path) -> None:
-    facts = model_facts(tiny)
-    assert facts.run_as("float32").kv_shape.bytes_per_token == 1536
-    assert facts.run_as("") == facts.run_as("bfloat16") == facts
-
-
-def test_vllm_runs_a_float32_checkpoint_in_16_bits_unless_told_otherwise(
-    tiny: Path, tmp_path: Path
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_kv_has_16_bits_whatever_the_weights_unless_told_otherwise(
+    dtype: str, tiny: Path, tmp_path: Path
 ) -> None:
-    config = json.loads((tiny / "config.json").read_text()) | {"dtype": "float32"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    facts = model_facts(tmp_path)
+    config = json.loads((tiny / "config.json").read_text()) | {"dtype": dtype}
+    facts = model_facts(written(tmp_path, config))
     assert facts.kv_shape.bytes_per_token == 768
     assert facts.run_as("float32").kv_shape.bytes_per_token == 1536
+    assert facts.run_as("") == facts.run_as("bfloat16") == facts
 
 
 def test_same_recipe_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
@@ -202,98 +192,69 @@ def test_unwritable_cache_is_a_sentence(tmp_path: Path) -> None:
 # --- the facts of any model
 
 
-def test_grouped_query_attention(tmp_path: Path) -> None:
-    llama_70b = {
-        "hidden_size": 8192,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-    }
-    facts = model_facts(written(tmp_path, llama_70b))
-    assert (facts.kv_heads, facts.head_dim) == (8, 128)
-    assert facts.kv_shape.bytes_per_token == 327_680
-    assert facts.context_tokens == 131072
+LLAMA_70B = {
+    "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+GPT_2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
 
 
-def test_head_width_that_is_stated_wins_over_the_quotient(tmp_path: Path) -> None:
-    gpt_oss_120b = {
-        "hidden_size": 2880,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 201088,
-        "max_position_embeddings": 131072,
-    }
-    assert model_facts(written(tmp_path, gpt_oss_120b)).head_dim == 64
+@pytest.mark.parametrize(
+    ("config", "kv_heads", "head_dim", "kv_bytes"),
+    [
+        (LLAMA_70B, 8, 128, 327_680),
+        # A stated width wins over the quotient (gpt-oss-120b).
+        (LLAMA_70B | {"hidden_size": 2880, "num_hidden_layers": 36, "head_dim": 64}, 8, 64, 73_728),
+        # Without KV heads every head has its own.
+        (GPT_2, 12, 64, 36_864),
+        # A text model inside a multimodal one.
+        ({"model_type": "both", "text_config": LLAMA_70B | {"head_dim": None}}, 8, 128, 327_680),
+        # Latent attention (DeepSeek-V3): one vector of 512 + 64 a layer, in 16 bits.
+        (
+            LLAMA_70B | {"num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+            1, 288, 61 * 576 * 2,
+        ),
+    ],
+)  # fmt: skip
+def test_the_kv_of_a_token_follows_from_the_configuration(
+    config: dict[str, Any], kv_heads: int, head_dim: int, kv_bytes: int, tmp_path: Path
+) -> None:
+    facts = model_facts(written(tmp_path, config))
+    assert (facts.kv_heads, facts.head_dim) == (kv_heads, head_dim)
+    assert facts.kv_shape.bytes_per_token == kv_bytes
 
 
-def test_without_kv_heads_every_head_has_its_own(tmp_path: Path) -> None:
-    gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
-    facts = model_facts(str(written(tmp_path, gpt2)))
-    assert facts == ModelFacts(
-        layers=12,
-        kv_heads=12,
-        head_dim=64,
-        vocab_tokens=50257,
-        context_tokens=1024,
-        hidden=768,
-        plain=True,
-    )
+def test_other_facts_have_other_names_in_older_models(tmp_path: Path) -> None:
+    facts = model_facts(str(written(tmp_path, GPT_2)))
+    assert (facts.layers, facts.hidden, facts.vocab_tokens) == (12, 768, 50257)
+    assert (facts.context_tokens, facts.plain) == (1024, True)
 
 
-def test_experts_and_small_weights_are_not_plain(tmp_path: Path) -> None:
-    gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
-    assert not model_facts(written(tmp_path, gpt2 | {"num_local_experts": 8})).plain
-    assert not model_facts(written(tmp_path, gpt2 | {"quantization_config": {}})).plain
+@pytest.mark.parametrize("more", [{"num_local_experts": 8}, {"quantization_config": {}}])
+def test_experts_and_small_weights_are_not_plain(more: dict[str, Any], tmp_path: Path) -> None:
+    assert not model_facts(written(tmp_path, GPT_2 | more)).plain
 
 
-def test_text_model_inside_a_multimodal_one(tmp_path: Path) -> None:
-    inner = {
-        "hidden_size": 1024,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "head_dim": None,
-        "vocab_size": 100,
-        "max_position_embeddings": 64,
-    }
-    facts = model_facts(written(tmp_path, {"model_type": "both", "text_config": inner}))
-    assert (facts.layers, facts.head_dim, facts.vocab_tokens) == (2, 128, 100)
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, r"has no config\.json"),
+        ("not json", r"config\.json is not a model configuration"),
+        ('["a", "list"]', r"config\.json is not a model configuration"),
+        ('{"hidden_size": 1}', "does not say num_hidden_layers or n_layer"),
+    ],
+)
+def test_what_is_no_configuration_is_refused_with_its_file(
+    text: str | None, sentence: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ParameterError, match=sentence):
+        model_facts(tmp_path)
 
 
-def test_latent_attention_has_its_true_bytes(tmp_path: Path) -> None:
-    deepseek_v3 = {
-        "hidden_size": 7168,
-        "num_hidden_layers": 61,
-        "num_attention_heads": 128,
-        "num_key_value_heads": 128,
-        "kv_lora_rank": 512,
-        "qk_rope_head_dim": 64,
-        "vocab_size": 129280,
-        "max_position_embeddings": 163840,
-    }
-    shape = model_facts(written(tmp_path, deepseek_v3)).kv_shape
-    assert shape.bytes_per_token == 61 * (512 + 64) * 2
-
-
-def test_missing_folder_says_what_to_give() -> None:
+def test_a_folder_that_is_not_there_is_refused_with_what_to_give() -> None:
     with pytest.raises(
-        ParameterError,
-        match=r"model folder /nowhere/llama does not exist; give a folder with config\.json,"
-        r" or leave model empty for the tiny model",
+        ParameterError, match=r"/nowhere/llama does not exist; .* leave model empty"
     ):
         model_facts("/nowhere/llama")
-
-
-def test_missing_or_broken_configuration_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"has no config\.json"):
-        model_facts(tmp_path)
-    (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(ParameterError, match=r"config\.json is not a model configuration"):
-        model_facts(tmp_path)
-    with pytest.raises(ParameterError, match=r"config\.json is not a model configuration"):
-        model_facts(written(tmp_path, ["a", "list"]))  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="does not say num_hidden_layers or n_layer"):
-        model_facts(written(tmp_path, {"hidden_size": 1}))

@@ -43,29 +43,6 @@ def chunk_hit_tokens(prompt_tokens: int, *, chunk_tokens: int) -> int:
     return prompt_tokens // chunk_tokens * chunk_tokens
 
 
-def latent_bytes_per_token(*, layers: int, width: int, element_bytes: float = 2.0) -> float:
-    """KV bytes per token of multi-head latent attention: one vector a layer, for all heads.
-
-    `width` is the rank of the latent and the rotary part together, 512 + 64 in DeepSeek-V3
-    (DeepSeek-V2 report, arXiv 2405.04434, table 1).
-    """
-    return layers * width * element_bytes
-
-
-def sliding_bytes(shape: KvShape, *, tokens: int, window: int, sliding_layers: int) -> float:
-    """KV bytes of `tokens` where some layers keep the last `window` only.
-
-    Source: Beltagy et al., Longformer (2020), section 3; the other layers keep every token.
-    """
-    if not 0 <= sliding_layers <= shape.layers:
-        raise ParameterError(
-            f"sliding_layers is {sliding_layers}: the model has {shape.layers} layers"
-        )
-    layer = shape.bytes_per_token / shape.layers
-    kept = sliding_layers * min(tokens, window) + (shape.layers - sliding_layers) * tokens
-    return layer * kept
-
-
 def quantisation_ratio(
     *,
     bits: float,
@@ -82,17 +59,3 @@ def quantisation_ratio(
     if not (bits > 0 and group > 0):
         raise ParameterError(f"bits is {bits} and group {group}: both are above zero")
     return original_bits / (bits + (scale_bits + zero_bits) / group)
-
-
-def paging_waste_share(*, mean_tokens: float, block_tokens: int) -> float:
-    """Expected share of KV memory that the last, partly filled block of a sequence wastes.
-
-    (block - 1) / 2 tokens where every remainder is as likely (Kwon et al., PagedAttention,
-    SOSP'23, section 4: waste is limited to the last block).
-    """
-    if not (mean_tokens > 0 and block_tokens > 0):
-        raise ParameterError(
-            f"mean_tokens is {mean_tokens} and block_tokens {block_tokens}: both are above zero"
-        )
-    waste = (block_tokens - 1) / 2
-    return waste / (mean_tokens + waste)

@@ -6,7 +6,6 @@ the KV cache's own traffic are left out unless given, so a real server stays wel
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from workbench.errors import ParameterError
@@ -78,31 +77,6 @@ def decode_ceiling_tps(*, weight_bytes: float, gpu: Accelerator, gpus: int = 1) 
     return gpus * gpu.hbm_tb_s * 1e12 / weight_bytes
 
 
-def prefill_flop(
-    tokens: int, *, parameters: float, layers: int = 0, q_heads: int = 0, head_dim: int = 0
-) -> float:
-    """Operations of one prompt: 2 N T for the weights, 2 L H D T^2 for causal attention.
-
-    Kaplan et al. (2020), section 2.1, and Dao, FlashAttention-2 (2023), section 4.1: QK and AV
-    take 4 H D T^2 a layer, half of it under a causal mask.
-    """
-    _positive(parameters=parameters)
-    return 2 * parameters * tokens + 2 * layers * q_heads * head_dim * tokens**2
-
-
-def decode_floor_s(
-    *, weight_bytes: float, kv_bytes: float, parameters: float, batch: int, gpu: Accelerator
-) -> float:
-    """Least seconds of one decode step of `batch` requests on one GPU.
-
-    The longer of reading the weights once and all KV (`kv_bytes` in total), and of computing 2 N
-    operations a request (Pope et al., 2022, section 2).
-    """
-    _positive(weight_bytes=weight_bytes, parameters=parameters, batch=batch)
-    reading = (weight_bytes + kv_bytes) / (gpu.hbm_tb_s * 1e12)
-    return max(reading, 2 * parameters * batch / (gpu.bf16_tflops * 1e12))
-
-
 def memory_share(*, parameters: float, gpu: Accelerator, gpus: int = 1, bits: float = 16) -> float:
     """Weights over the memory of the GPUs; above 1 the model cannot be resident.
 
@@ -111,37 +85,6 @@ def memory_share(*, parameters: float, gpu: Accelerator, gpus: int = 1, bits: fl
     """
     _positive(parameters=parameters, gpus=gpus, bits=bits)
     return parameters * bits / 8 / (gpus * gpu.memory_gb * 1e9)
-
-
-def load_crossover_tokens(
-    *, kv_bytes_per_token: float, link_gb_s: float, parameters: float, flop_s: float,
-    attention_flop: float = 0.0, latency_s: float = 0.0,
-) -> float:  # fmt: skip
-    """Prompt length from which loading KV over a link is faster than computing it again.
-
-    Loading takes latency + T kv / link, computing (2 N T + a T^2) / flop_s, with a =
-    `attention_flop` = 2 L H D: the positive root of the difference (Liu et al., CacheGen,
-    SIGCOMM 2024, section 2 compares the two). 0 where loading always wins, infinity where never.
-    """
-    _positive(kv_bytes_per_token=kv_bytes_per_token, link_gb_s=link_gb_s, flop_s=flop_s)
-    _positive(parameters=parameters)
-    a = attention_flop / flop_s
-    b = 2 * parameters / flop_s - kv_bytes_per_token / (link_gb_s * 1e9)
-    if a == 0:
-        return latency_s / b if b > 0 else math.inf
-    return (-b + math.sqrt(b * b + 4 * a * latency_s)) / (2 * a)
-
-
-def amdahl_bound(*, share: float, speedup: float = math.inf) -> float:
-    """Most that the whole gains when `share` of its time becomes `speedup` times faster.
-
-    1 / ((1 - p) + p / s): Amdahl, AFIPS 1967.
-    """
-    if not 0 <= share <= 1:
-        raise ParameterError(f"share is {share}: a share of the time is from 0 to 1")
-    _positive(speedup=speedup)
-    rest = (1 - share) + share / speedup
-    return 1 / rest if rest else math.inf
 
 
 def _positive(**values: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import fsum, isnan, nan
 from typing import Any, Self
@@ -17,18 +18,6 @@ from typing import Any, Self
 import httpx
 
 from workbench.metrics.prometheus import Counters, read
-
-__all__ = [
-    "EngineCounters",
-    "NixlCounters",
-    "StoreCounters",
-    "TokenSources",
-    "block_tokens",
-    "engine_count",
-    "kv_capacity_tokens",
-    "kv_usage",
-    "sample",
-]
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _PROMPT = "vllm:prompt_tokens_total"
@@ -100,7 +89,6 @@ class EngineCounters:
     requests_finished: float
     """Requests that ended by themselves (not `abort`, not `error`)."""
     preemptions: float
-    missing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
@@ -113,7 +101,6 @@ class EngineCounters:
             sources=_sources(counters),
             requests_finished=fsum(finished) if finished else nan,
             preemptions=counters.sum(_PREEMPTED),
-            missing=_absent(counters, (_SOURCE, _FINISHED, _PREEMPTED)),
         )
 
 
@@ -294,25 +281,13 @@ async def sample(
     stopped = False
     while not stopped:
         # The first reading waits: a scrape in the first request's way would be part of its TTFT.
-        try:
-            await asyncio.wait_for(stop.wait(), period_s)
-            stopped = True
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            stopped = await asyncio.wait_for(stop.wait(), period_s)
         readings = [read(client, url, name, only=gauges) for name, url in urls.items()]
         for counters in await asyncio.gather(*readings):
             rows.append(
-                {
-                    "instance": counters.instance,
-                    "at_s": counters.read_at_s,
-                    "running": counters.sum(_RUNNING),
-                    "waiting": counters.sum(_WAITING),
-                    "kv_usage": kv_usage(counters),
-                }
-            )
+                {"instance": counters.instance, "at_s": counters.read_at_s,
+                 "running": counters.sum(_RUNNING), "waiting": counters.sum(_WAITING),
+                 "kv_usage": kv_usage(counters)}
+            )  # fmt: skip
     return rows
-
-
-def _absent(counters: Counters, names: Iterable[str]) -> tuple[str, ...]:
-    present = {name for name, _ in counters.values}
-    return tuple(name for name in names if name not in present)

@@ -15,6 +15,7 @@ Rules (read in vLLM 0.32.0 and proven there by tests/engine/test_ledger.py):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -25,8 +26,6 @@ from workbench.topology import Role
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = ["Asked", "Call", "IdealCaches", "Reuse", "Served", "reuse_by_role"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +53,9 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """What one leg of a request could have from caches that never forget, in tokens."""
+class _Tokens:
+    """What caches that never forget would serve, in tokens."""
 
-    index: int
-    role: Role
-    instance: str
     prompt_tokens: int
     ideal: int
     """Prefix that a cache of single tokens would have, at most all but the last token."""
@@ -76,39 +72,35 @@ class Served:
     """Hits that are missed only because the prompt that brings them was not yet held."""
     own_in_flight: int
     """Hits of the engine that are missed so: it may have them all the same, instead of loading."""
-    rest: int
-    """Of `ideal`, what no cache can serve; -1 where a fetched last token counts as served."""
-    why_rest: str
-    """`last token`, `block rounding`, `chunk rounding` or `held by another instance`."""
     moved_tokens: int
     """Tokens of the whole blocks that NIXL pulls for it; 0 for others."""
 
     @property
     def cached(self) -> int:
+        """Served from any cache."""
         return self.engine_hit + self.external_hit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reuse:
-    """`Served`, added up over the legs of one role in a pass, in tokens."""
+class Served(_Tokens):
+    """One leg of a request."""
+
+    index: int
+    role: Role
+    instance: str
+    rest: int
+    """Of `ideal`, what no cache can serve; -1 where a fetched last token counts as served."""
+    why_rest: str
+    """`last token`, `block rounding`, `chunk rounding` or `held by another instance`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse(_Tokens):
+    """The legs of one role in a pass, added up."""
 
     legs: int
-    prompt_tokens: int
-    ideal: int
-    engine_hit: int
-    external_hit: int
-    held_twice: int
-    alone_external_hit: int
-    alone_held_twice: int
-    in_flight: int
-    own_in_flight: int
-    moved_tokens: int
     rest: tuple[tuple[str, int], ...]
     """What no cache can serve, by its reason."""
-
-    @property
-    def cached(self) -> int:
-        return self.engine_hit + self.external_hit
 
 
 def reuse_by_role(served: Iterable[Served]) -> dict[Role, Reuse]:
@@ -120,13 +112,11 @@ def reuse_by_role(served: Iterable[Served]) -> dict[Role, Reuse]:
 
 
 def _added(legs: Sequence[Served]) -> Reuse:
-    rest: dict[str, int] = {}
+    rest = Counter[str]()
     for leg in legs:
-        if leg.rest:
-            rest[leg.why_rest] = rest.get(leg.why_rest, 0) + leg.rest
-    summed = (f.name for f in fields(Reuse) if f.name not in ("legs", "rest"))
-    totals = {name: sum(getattr(leg, name) for leg in legs) for name in summed}
-    return Reuse(legs=len(legs), rest=tuple(rest.items()), **totals)
+        rest[leg.why_rest] += leg.rest
+    totals = {f.name: sum(getattr(leg, f.name) for leg in legs) for f in fields(_Tokens)}
+    return Reuse(legs=len(legs), rest=tuple((why, n) for why, n in rest.items() if n), **totals)
 
 
 @dataclass(slots=True)

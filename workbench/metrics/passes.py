@@ -11,8 +11,6 @@ from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
-__all__ = ["PassCounters", "Source"]
-
 Source = Literal["engine_hit", "external_hit"]
 
 _FETCHED: Source = "external_hit"

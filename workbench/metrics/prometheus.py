@@ -16,8 +16,6 @@ import httpx
 
 from workbench.control import connect_problem
 
-__all__ = ["Counters", "Labels", "difference", "parse", "read"]
-
 Labels = tuple[tuple[str, str], ...]
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? +(\S+)")

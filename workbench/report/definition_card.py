@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import ResultError
+from workbench.experiment.result.facts import read_facts
+from workbench.experiment.result.result import Result
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["definition_card"]
 
 _NAMES = {
     "workbench": "Workbench",
@@ -22,99 +22,67 @@ _NAMES = {
 MOST_ROWS = 100_000
 _KIND = ("arm", "workload", "n_requests", "pass")
 """What requests of one kind have in common, where the frame has the column."""
-_STAMPS = (
-    "error",
-    "sent_s",
-    "scheduled_s",
-    "chunk_s",
-    "chunk_tokens",
-    "output_tokens",
-    "stream_end_s",
-)
+_STAMPS = ("error sent_s scheduled_s chunk_s chunk_tokens output_tokens stream_end_s").split()
 
 
-def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | None:
-    """What the template shows: `of`, `tools`, `versions`, `rows` and `sources`, or None.
+def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
+    """What the template shows: `of`, `tools`, `versions`, `rows` and `sources`.
 
-    None where there are no requests.
-
-    The requests come from the run's folder, else from beside the notebook, and only where
-    result.json there is that of this run: a later run may have taken the folder. One kind of
-    request is used, that with the most rows, since a median over cold and warm passes is neither.
+    None where there are no requests. They come from the run's folder, else from beside the
+    notebook, and only where result.json there is that of this run: a later run may have taken the
+    folder. One kind of request is used, that with the most rows, since a median over cold and warm
+    passes is neither.
     """
-    requests = _requests(facts, notebook)
+    requests = _requests(result, notebook)
     if requests is None or requests.empty:
         return None
-    left_out = requests.attrs["left_out"]
-    keys = [name for name in _KIND if name in requests]
-    if keys:
+    left_out, of = requests.attrs["left_out"], "all requests"
+    if keys := [name for name in _KIND if name in requests]:
         kinds = requests.groupby(keys, sort=False, dropna=False)
-        largest = int(kinds.size().to_numpy().argmax())
-        # Not get_group: it finds no group whose key is missing.
-        requests = requests[kinds.ngroup() == largest]
+        # not get_group: it finds no group whose key is missing
+        requests = requests[kinds.ngroup() == int(kinds.size().to_numpy().argmax())]
         of = ", ".join(str(value) for value in requests[keys].iloc[0].dropna().unique())
-    else:
-        of = "all requests"
     if left_out:
         of += f", of the first {MOST_ROWS:,} requests of {MOST_ROWS + left_out:,}"
     values = card(requests)
-    rows = [
-        (
-            metric,
-            [
-                (values.at[metric, tool] if found.values else None, found.formula)
-                for tool in TOOLS
-                for found in (definition_of(metric, tool),)
-            ],
-        )
-        for metric in METRICS
-    ]
-    sources = [
-        (f"{metric}, {_NAMES[tool]}", definition_of(metric, tool).source)
-        for metric in METRICS
-        for tool in TOOLS
-        if definition_of(metric, tool).source
-    ]
+    found = {(metric, tool): definition_of(metric, tool) for metric in METRICS for tool in TOOLS}
     return {
         "of": of,
         "sent": len(requests),
         "tools": [_NAMES[tool] for tool in TOOLS],
         "versions": "; ".join(f"{_NAMES[tool]} {VERSIONS[tool]}" for tool in TOOLS[1:]),
-        "rows": rows,
+        "rows": [
+            (metric, [(values.at[metric, tool] if found[metric, tool].values else None,
+                       found[metric, tool].formula) for tool in TOOLS])
+            for metric in METRICS
+        ],
         "counted": [int(n) for n in values.to_numpy()[-1]],
-        "sources": sources,
-    }
+        "sources": [
+            (f"{metric}, {_NAMES[tool]}", definition.source)
+            for (metric, tool), definition in found.items()
+            if definition.source
+        ],
+    }  # fmt: skip
 
 
-def _requests(facts: dict[str, Any], notebook: Path) -> pd.DataFrame | None:
+def _requests(result: Result, notebook: Path) -> pd.DataFrame | None:
     """The stamps of the run's requests, or None where they are not there, or not of this run."""
-    for folder in (Path(str(facts.get("folder") or notebook.parent)), notebook.parent):
+    for folder in (result.folder, notebook.parent):
         try:
-            kept = json.loads((folder / "result.json").read_text("utf-8"))
-            if kept.get("started_at") != facts.get("started_at"):
-                continue
-            return _read(folder / "requests.parquet")
-        except (OSError, ValueError, AttributeError):  # no run, or a file that is cut off
+            kept = read_facts(folder / "result.json")
+            if kept.started_at == result.run.started_at:
+                return _read(folder / "requests.parquet")
+        except (OSError, ValueError, ResultError):  # no run, or a file that is cut off
             continue
     return None
 
 
 def _read(path: Path) -> pd.DataFrame:
     """The columns that the card needs, of the first MOST_ROWS requests: stamps are bulky."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.dataset import dataset
 
-    with ParquetFile(path, buffer_size=2**20) as file:
-        present = file.schema_arrow.names
-        columns = [*(name for name in _KIND if name in present), *_STAMPS]
-        rows, batches = 0, []
-        for batch in file.iter_batches(batch_size=10_000, columns=columns):
-            batches.append(batch.slice(0, MOST_ROWS - rows))
-            rows += len(batches[-1])
-            if rows == MOST_ROWS:
-                break
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-        read = pa.Table.from_batches([batch.select(columns) for batch in batches], schema)
-        frame: pd.DataFrame = read.to_pandas()
-        frame.attrs["left_out"] = file.metadata.num_rows - rows
+    file = dataset(path)
+    columns = [*(name for name in _KIND if name in file.schema.names), *_STAMPS]
+    frame: pd.DataFrame = file.head(MOST_ROWS, columns=columns, batch_size=10_000).to_pandas()
+    frame.attrs["left_out"] = file.count_rows() - len(frame)
     return frame

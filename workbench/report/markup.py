@@ -1,7 +1,6 @@
 """HTML fragments made fit for the page: offline, harmless, with ids and headings that are its own.
 
-What a notebook shows may load a script, a font or a picture from a server, repeat an id, or start
-a heading at any level. A report is one file that opens without a network, so all of that ends here.
+What a notebook shows may load things from a server, repeat an id, or start a heading at any level.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import re
 
 from bs4 import BeautifulSoup, Tag
-
-__all__ = ["Outline", "clean"]
 
 _DANGEROUS = ("base", "embed", "form", "iframe", "link", "meta", "object", "script", "title")
 _REMOTE = re.compile(r"(?:https?:|//|ftp:|file:|javascript:|vbscript:)", re.IGNORECASE)
@@ -24,6 +21,9 @@ _NUMBER = re.compile(
     r"[<>≤≥~±+−-]? ?\d[\d,. ]*(?![\w.])|[\d.]+(?:x|e[+-]?\d+)\b|nan\b|[-–—]$", re.IGNORECASE
 )
 """How a cell that holds a number begins, or one that has none; `1p4d` is a word."""
+
+
+_INTERVAL = re.compile(r"(\[[-+\d.,]+,) (?=[-+\d.,]+\])")
 
 
 class Outline:
@@ -64,7 +64,7 @@ def clean(fragment: str, *, prefix: str, outline: Outline | None = None) -> str:
         if tag.has_attr("scoped"):  # pandas' alignment of its tables, which the page has its own of
             tag.decompose()
         else:
-            tag.string = _CSS_LOAD.sub("", _raw(tag))
+            tag.string = _CSS_LOAD.sub("", tag.decode_contents())
     for tag in soup(True):
         _keep_offline(tag)
     _own_ids(soup, prefix)
@@ -95,8 +95,7 @@ def _keep_offline(tag: Tag) -> None:
 
 def _own_ids(soup: BeautifulSoup, prefix: str) -> None:
     """Prefix every id of the fragment and whatever points to it."""
-    ids = {str(tag["id"]) for tag in soup(id=True)}
-    if not ids:
+    if not (ids := {str(tag["id"]) for tag in soup(id=True)}):
         return
     either = "|".join(sorted(map(re.escape, ids), key=len, reverse=True))
     pointer = re.compile(rf"#({either})(?![\w-])")
@@ -108,11 +107,7 @@ def _own_ids(soup: BeautifulSoup, prefix: str) -> None:
             elif isinstance(value, str) and "#" in value:
                 tag[name] = pointer.sub(rf"#{prefix}\1", value)
         if tag.name == "style":
-            tag.string = pointer.sub(rf"#{prefix}\1", _raw(tag))
-
-
-def _raw(style: Tag) -> str:
-    return "".join(map(str, style.contents))
+            tag.string = pointer.sub(rf"#{prefix}\1", tag.decode_contents())
 
 
 def _place(heading: Tag, outline: Outline | None) -> None:
@@ -140,28 +135,25 @@ def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
         else:
             cell.name = "td"
     for row in table("tr"):
-        row.attrs.pop("style", None)
+        row.attrs.pop("style", None)  # pandas' alignment
+    for interval in table.find_all(string=_INTERVAL):  # a line breaks before it, not within
+        interval.replace_with(_INTERVAL.sub("\\1\N{NO-BREAK SPACE}", interval))
     if not table.find(rowspan=True) and not table.find("td", colspan=True):
-        _align_words(soup, table)
+        _align_words(table)
     table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))
 
 
-def _align_words(soup: BeautifulSoup, table: Tag) -> None:
+def _align_words(table: Tag) -> None:
     """Mark columns of words after the first: they read from the left; say `none` without a row."""
     head, body = table.find("thead"), table.find("tbody")
     if head is None or body is None:
         return
-    rows = [row.find_all(["td", "th"]) for row in body("tr")]
-    columns = [row.find_all(["td", "th"]) for row in head("tr")]
+    above, rows = ([row.find_all(["td", "th"]) for row in part("tr")] for part in (head, body))
     if not rows:
-        cell = soup.new_tag("td", attrs={"colspan": str(max(map(len, columns), default=1))})
-        cell.string = "none"
-        row = soup.new_tag("tr")
-        row.append(cell)
-        body.append(row)
-        return
+        width = max(map(len, above), default=1)
+        body.append(BeautifulSoup(f'<tr><td colspan="{width}">none</td></tr>', "html.parser"))
     for position, cells in enumerate(zip(*rows, strict=False)):
         said = [text for cell in cells if (text := cell.get_text().strip())]
         if position and said and not any(_NUMBER.match(text) for text in said):
-            for cell in (*(row[position] for row in columns if len(row) > position), *cells):
-                cell["class"] = f"{' '.join(cell.get('class') or ())} words".strip()
+            for cell in (*(row[position] for row in above if len(row) > position), *cells):
+                cell["class"] = [*cell.get_attribute_list("class"), "words"]

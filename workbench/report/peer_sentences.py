@@ -13,8 +13,6 @@ from workbench.metrics.statistics import three_digits
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["meanings", "parts_told", "told_by_file"]
-
 _CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
 _OTHERS = {
     "GuideLLM": {

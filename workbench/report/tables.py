@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-__all__ = ["table"]
-
 _LABELS = frozenset(
     "arm pass baseline_arm baseline_pass metric prompts what n n_requests n_rounds n_pairs"
     " requests note".split()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,9 +14,10 @@ from workbench.errors import DeploymentError
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
 
-__all__ = ["API_KEY", "attach"]
-
 API_KEY = "OPENAI_API_KEY"
+
+Models = dict[str, str]
+"""What a server lists: the name of each model, and the path or name of its weights."""
 
 
 async def attach(
@@ -37,10 +38,7 @@ async def attach(
     """
     base = server_address(base_url)
     answering: Role = "decode" if prefill_urls else "aggregated"
-    listed: list[tuple[Role, Sequence[str]]] = [
-        ("prefill", prefill_urls),
-        (answering, decode_urls),
-    ]
+    listed: list[tuple[Role, Sequence[str]]] = [("prefill", prefill_urls), (answering, decode_urls)]
     deployment = Deployment(
         url=base,
         store_url=server_address(lmcache_url),
@@ -62,10 +60,10 @@ async def _choose_model(
     client: httpx.AsyncClient, deployment: Deployment, wanted: str
 ) -> tuple[str, tuple[str, ...]]:
     """The name under which requests ask for the model, and what is doubtful about it."""
-    url, key = deployment.url, deployment.api_key
-    models = await _models(client, url, key)
+    url = deployment.url
+    models = await _models(client, url, deployment.api_key)
     if isinstance(models, str):
-        silent, models = models, await _models_of_all(client, deployment, wanted)
+        silent, models = models, await _models_in_common(client, deployment, wanted)
         if not models and not wanted:
             raise DeploymentError(
                 f"no OpenAI-compatible server answers at {url}/v1/models ({silent}); give the"
@@ -74,39 +72,30 @@ async def _choose_model(
             )
         if not models:
             return wanted, (f"No server lists its models, so {wanted!r} was asked for as given.",)
-    found = _named(models, wanted) if wanted else models[0].id
-    if not found:
-        names = ", ".join(model.id for model in models)
-        raise DeploymentError(
-            f"model is {wanted!r} and the server at {url} does not serve it: write one of {names},"
-            f" e.g. -p model {models[0].id}"
-            + "; the folder of its tokenizer is -p tokenizer"
-            * Path(wanted).is_dir()
-        )
-    if wanted or len(models) == 1:
+    first, *others = models
+    if wanted:
+        found = _named(models, wanted)
+        if not found:
+            folder = "; the folder of its tokenizer is -p tokenizer" * Path(wanted).is_dir()
+            raise DeploymentError(
+                f"model is {wanted!r} and the server at {url} does not serve it: write one of"
+                f" {', '.join(models)}, e.g. -p model {first}{folder}"
+            )
         return found, ()
-    return found, (
-        f"The server lists {len(models)} models and the first, {found!r}, was measured; choose with"
-        " -p model.",
+    doubt = (
+        f"The server lists {len(models)} models and the first, {first!r}, was measured; choose with"
+        " -p model."
     )
+    return first, (doubt,) * bool(others)
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """An entry of a list of models: its name, and the path or name of its weights."""
-
-    id: str
-    root: str
-
-
-def _named(models: Sequence[_Model], wanted: str) -> str:
+def _named(models: Models, wanted: str) -> str:
     """The name of the model that is meant, by name or by the path of its weights; empty if none."""
-    by_name = (model.id for model in models if model.id == wanted)
-    by_root = (model.id for model in models if model.root and model.root == wanted)
-    return next(by_name, next(by_root, ""))
+    by_root = (name for name, root in models.items() if root and root == wanted)
+    return wanted if wanted in models else next(by_root, "")
 
 
-async def _models(client: httpx.AsyncClient, url: str, key: str) -> list[_Model] | str:
+async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str:
     """The models that a server lists, at least one; or what it answered instead.
 
     Raises DeploymentError where nobody answers, or does not let us in.
@@ -126,32 +115,30 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> list[_Model]
             f" {'give another' if key else 'it wants a'} key in the"
             f" environment, e.g. export {API_KEY}=..."
         )
+    said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
     if answer.status_code in (502, 503, 504):
         raise DeploymentError(
-            f"no OpenAI-compatible server answers at {url}/v1/models ({answer.status_code}"
-            f" {answer.reason_phrase}): it is not ready, or what is behind it does not run; try"
-            f" curl {url}/v1/models"
+            f"no OpenAI-compatible server answers at {url}/v1/models ({said}): it is not ready, or"
+            f" what is behind it does not run; try curl {url}/v1/models"
         )
     if answer.status_code != 200:
-        return f"it answers {answer.status_code} {answer.reason_phrase}".rstrip()
+        return f"it answers {said}"
     try:
-        models = [
-            _Model(str(row["id"]), str(row.get("root") or "")) for row in answer.json()["data"]
-        ]
+        models = {str(row["id"]): str(row.get("root") or "") for row in answer.json()["data"]}
     except (ValueError, LookupError, TypeError, AttributeError):
         return "its answer is no list of models"
     return models or "its list of models is empty"
 
 
-async def _models_of_all(
+async def _models_in_common(
     client: httpx.AsyncClient, deployment: Deployment, wanted: str
-) -> list[_Model]:
-    """The models that every listed server has which lists any; those of decode come first.
+) -> Models:
+    """The models of the listed servers, of those that list any; in the order of decode.
 
     One that is not reached from here is passed over if another says what it serves, or `wanted`
     does.
     """
-    found: list[list[_Model]] = []
+    found: list[Models] = []
     away: DeploymentError | None = None
     for instance in deployment.instances[::-1]:
         try:
@@ -161,11 +148,16 @@ async def _models_of_all(
             continue
         if not isinstance(models, str):
             found.append(models)
-    if away and not found and not wanted:
-        raise away
-    common = [m for m in found[0] if all(_named(other, m.id) for other in found)] if found else []
-    if found and not common:
-        each = "; ".join(", ".join(model.id for model in models) for models in found)
+    if not found:
+        if away and not wanted:
+            raise away
+        return {}
+    first, *others = found
+    common = {
+        name: root for name, root in first.items() if all(_named(other, name) for other in others)
+    }
+    if not common:
+        each = "; ".join(", ".join(models) for models in found)
         raise DeploymentError(
             f"the listed servers serve no model in common ({each}): start all with one"
             " --served-model-name, or list the servers of one deployment"

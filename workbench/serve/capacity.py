@@ -8,8 +8,6 @@ from workbench.errors import PlanError
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
-__all__ = ["Capacity", "check_capacity", "check_store", "hand_out", "instance_gb"]
-
 CPU_PROCESS_GB = 0.55
 """Memory of one forked CPU instance without KV and weights, in company (measured, proportional set
 size)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import nan
@@ -21,12 +21,10 @@ from workbench.serve.connectors import CONNECTORS, Store, lmcache
 from workbench.serve.plan import DeploymentPlan
 from workbench.serve.processes.launcher import Launcher, Process, ready
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.ports import free_ports
+from workbench.serve.processes.ports import unused_ports
 from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
 from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
-
-__all__ = ["Deployment", "Instance", "deploy", "launcher_for"]
 
 PORT_RACES = 3
 """How often a start is tried again when another program took a chosen port."""
@@ -171,19 +169,18 @@ def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) 
 @asynccontextmanager
 async def deploy(
     launcher: Launcher,
-    make_plan: Callable[[Sequence[int]], DeploymentPlan],
+    make_plan: Callable[[Iterator[int]], DeploymentPlan],
     *,
-    ports: int,
     log_dir: Path,
-    choose_ports: Callable[[int], list[int]] = free_ports,
+    ports: Callable[[], Iterator[int]] = unused_ports,
 ) -> AsyncIterator[Deployment]:
-    """Start what `make_plan` makes of `ports` free ports, and end it when the block is left.
+    """Start what `make_plan` makes of free ports, and end it when the block is left.
 
     Raises LaunchError with the reason and the log's path when a process does not become ready. A
     port that another program took in the meantime is the one reason to try again.
     """
     for attempt in range(1, PORT_RACES + 1):
-        plan = make_plan(choose_ports(ports))
+        plan = make_plan(ports())
         running: list[Process] = []
         began_s = time.monotonic()
         try:

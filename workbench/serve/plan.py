@@ -6,7 +6,7 @@ The plan can be printed and tested on any machine; `deployment.deploy` carries i
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workbench.serve import vllm
@@ -17,8 +17,6 @@ from workbench.serve.processes.launcher import ProcessSpec
 from workbench.serve.simulated.pretend import pretend
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
-
-__all__ = ["DeploymentPlan", "plan_deployment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ def plan_deployment(
     connector: Connector,
     settings: EngineSettings,
     *,
-    ports: Sequence[int],
+    ports: Iterable[int],
     tp: TensorParallel | None = None,
     capacity: Capacity | None = None,
     store_gb: float = 1.0,
@@ -67,9 +65,9 @@ def plan_deployment(
 ) -> DeploymentPlan:
     """The processes of one deployment: store, instances by role, proxy.
 
-    `ports` is consumed from the front and must hold `ports_needed(topology)` free ports. The store
-    has `store_gb` of memory, and a second tier in `disk_folder` unless that is empty.
-    Raises PlanError when connector, topology and machine do not fit.
+    `ports` are free ones, taken from the front. The store has `store_gb` of memory, and a second
+    tier in `disk_folder` unless that is empty. Raises PlanError when connector, topology and
+    machine do not fit.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
@@ -120,11 +118,6 @@ def plan_deployment(
         tp=tp,
         processes=tuple(processes),
     )
-
-
-def ports_needed(topology: Topology) -> int:
-    """An upper bound: two for the store, two for each instance, one for the proxy."""
-    return 2 * topology.instances + 3
 
 
 def _proxy(

@@ -14,15 +14,6 @@ from typing import Any, Literal
 
 from workbench.serve.cpu_patches import register
 
-__all__ = [
-    "EngineSettings",
-    "Platform",
-    "instance_argv",
-    "instance_env",
-    "number_format",
-    "program",
-]
-
 PACKAGES = {"vllm": "0.32.0"}
 """The version whose private parts fork server and patches use, and that was measured."""
 PROCESS_MARKS = ("VLLM::", "vllm.entrypoints", "vllm serve")

@@ -1,9 +1,13 @@
 import pytest
 
 from workbench.claims.kernels import timing
-from workbench.claims.kernels.timing import Arm, Clock, compare, expected_s, falls
+from workbench.claims.kernels.timing import Arm, Clock, expected_s, falls
 
 CPU = Clock(device="cpu")
+
+
+def compare(**arms):
+    return timing.compare(CPU, arms, quantity="time", cell="a")
 
 
 @pytest.fixture
@@ -39,23 +43,23 @@ def test_a_warm_up_that_never_settles_ends_and_says_so(work):
 
 
 def test_warm_up_calls_are_not_in_the_rows(work):
-    rows = compare(CPU, {"cold": work("cold", 5.0, 0.01)})
+    rows = compare(cold=work("cold", 5.0, 0.01))
     assert {round(row["value"], 6) for row in rows} == {0.01}
 
 
 def test_arms_take_turns_in_mirrored_order(work):
-    rows = compare(CPU, {"a": work("a", 0.01), "b": work("b", 0.02)})
+    rows = compare(a=work("a", 0.01), b=work("b", 0.02))
     order = sorted((row["order"], row["arm"]) for row in rows)
     assert [arm for _, arm in order] == ["a", "b", "b", "a", "a", "b", "b", "a"]
 
 
 def test_long_calls_are_visited_twice_only(work):
-    rows = compare(CPU, {"a": work("a", 0.2), "b": work("b", 0.001)})
+    rows = compare(a=work("a", 0.2), b=work("b", 0.001))
     assert sum(row["arm"] == "a" for row in rows) == 2
 
 
 def test_the_expected_time_is_about_what_a_comparison_takes(work):
-    compare(CPU, {"a": work("a", 0.02), "b": work("b", 0.01)})
+    compare(a=work("a", 0.02), b=work("b", 0.01))
     spent_s = 0.02 * work.calls.count("a") + 0.01 * work.calls.count("b")
     assert expected_s([0.02, 0.01]) == pytest.approx(spent_s, rel=0.35)
 

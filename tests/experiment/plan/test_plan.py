@@ -2,7 +2,6 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from math import isnan
-from pathlib import Path
 
 import pytest
 
@@ -11,32 +10,35 @@ from workbench.experiment.plan import arms
 from workbench.experiment.plan.plan import run_id
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
 
+ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
 
-def test_a_run_id_is_a_slug_that_can_be_read_and_a_hash():
-    name = run_id(PdSweep(topology="1p1d,1p4d", requests=2))
-    slug, _, digest = name.rpartition("-")
-    assert slug == "1p1d-1p4d-lmcache-22660t-n2-r3"
+
+@pytest.mark.parametrize(
+    ("params", "slug"),
+    [
+        (PdSweep(topology="1p1d,1p4d", requests=2), "1p1d-1p4d-lmcache-22660t-n2-r3"),
+        (PrefixCache(), "2048t-n24-r3"),
+        # A label may be any text, and this is the name of one folder.
+        (PdSweep(**ATTACH, topology="../../rack 7/old"), "rack-7-old-attach-22660t-n3-r3"),
+    ],
+)
+def test_a_run_id_is_a_slug_that_can_be_read_and_a_hash(params, slug):
+    said, _, digest = run_id(params).rpartition("-")
+    assert said == slug
     assert len(digest) == 6
-    assert run_id(PrefixCache()).startswith("2048t-n24-r3-")
 
 
 def test_a_run_id_is_the_same_before_and_after_the_run(sweep):
     plan = sweep(topology="1p4d")
     assert plan.run_id == run_id(check_params("pd_sweep", plan.parameters)) == run_id(plan.params)
+    assert replace(plan, rounds=1).run_id == plan.run_id  # it is made of the parameters alone
 
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"topology": "1p1d"},
-        {"connector": "nixl"},
-        {"seed": 1},
-        {"opponents": False},
-        {"shared_share": 0.5},
-        {"timeout_s": 60.0},
-        {"prefill_tp": 2},
-    ],
-)
+    [{"topology": "1p1d"}, {"connector": "nixl"}, {"seed": 1}, {"opponents": False},
+     {"shared_share": 0.5}, {"timeout_s": 60.0}, {"prefill_tp": 2}],
+)  # fmt: skip
 def test_every_parameter_makes_another_run(changed):
     assert run_id(PdSweep(**changed)) != run_id(PdSweep())
 
@@ -44,13 +46,6 @@ def test_every_parameter_makes_another_run(changed):
 @pytest.mark.parametrize("same", [{"output_dir": "/elsewhere"}, {"topology": " 1P4D"}])
 def test_where_the_output_goes_and_how_a_topology_is_spelt_do_not(same):
     assert run_id(PdSweep(**same)) == run_id(PdSweep(topology="1p4d")) == run_id(PdSweep())
-
-
-def test_a_label_of_any_text_is_the_name_of_one_folder():
-    attach = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
-    name = run_id(PdSweep(topology="../../rack 7/old", **attach))
-    assert name.startswith("rack-7-old-attach-22660t")
-    assert Path(name).name == name
 
 
 @pytest.mark.parametrize("topology", ["1a", "1p1d", "1p1d,2p1d"])  # 2, 3 and 5 arms
@@ -71,17 +66,12 @@ def test_every_second_round_mirrors_the_one_before(sweep):
     assert plan.order(0) == plan.arms
 
 
-def test_of_two_arms_neither_is_always_first(prefix_cache):
-    plan = prefix_cache()
-    assert {plan.order(number)[0].label for number in range(2)} == {"cache off", "cache on"}
-
-
 def test_the_estimate_grows_with_what_is_asked(sweep):
-    small = sweep(topology="1p1d", rounds=1, requests=1, opponents=False).estimate_s
-    assert 10 < small < 30  # the fork server, one launch, one cold prompt of 4 s
-    assert sweep(topology="1p1d", rounds=2, requests=1, opponents=False).estimate_s > small
-    assert sweep(topology="1p1d", rounds=1, requests=4, opponents=False).estimate_s > small
-    assert sweep(topology="1p1d", rounds=1, requests=1).estimate_s > small
+    least = {"topology": "1p1d", "rounds": 1, "requests": 1, "opponents": False}
+    least_s = sweep(**least).estimate_s
+    assert 10 < least_s < 30  # the fork server, one launch, one cold prompt of 4 s
+    for more in ({"rounds": 2}, {"requests": 4}, {"opponents": True}):
+        assert sweep(**least | more).estimate_s > least_s
 
 
 def test_what_was_never_measured_has_no_estimate(sweep, machine_has, model):
@@ -102,7 +92,7 @@ def test_a_plan_shows_every_process_it_would_start(sweep):
 
 
 def test_an_attached_arm_has_no_processes_to_show(sweep):
-    plan = sweep(engine="attach", base_url="http://127.0.0.1:1")
+    plan = sweep(**ATTACH)
     assert str(plan).endswith("duration: not known beforehand")
     with pytest.raises(PlanError, match="its servers are not started here"):
         plan.arms[0].deployment(range(9))
@@ -111,9 +101,8 @@ def test_an_attached_arm_has_no_processes_to_show(sweep):
 def test_the_same_prompts_come_back_for_the_same_salt_only(sweep):
     spec = sweep(prompt_tokens=500).workload
     one, same, other = spec.build("a"), spec.build("a"), spec.build("b")
-    assert [r.prompt_ids.tolist() for r in one.requests] == [
-        r.prompt_ids.tolist() for r in same.requests
-    ]
+    for first, second in zip(one.requests, same.requests, strict=True):
+        assert first.prompt_ids.tolist() == second.prompt_ids.tolist()
     assert one.requests[0].prompt_ids[0] != other.requests[0].prompt_ids[0]
     assert one.hash == other.hash
 
@@ -123,7 +112,6 @@ def test_planning_starts_nothing(sweep, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", None)
     plan = sweep(topology="all")
     assert len({arm.label for arm in plan.arms}) == len(plan.arms)
-    assert replace(plan, rounds=1).run_id == plan.run_id  # it is made of the parameters alone
 
 
 def test_a_plan_needs_an_experiment():

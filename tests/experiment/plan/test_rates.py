@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.errors import ParameterError
 from workbench.experiment.findings.compare import compare
-from workbench.experiment.plan.rates import Rates, answers, rate_rows, rate_sentences
+from workbench.experiment.findings.rate_findings import answers, rate_rows, rate_sentences
+from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Limits, Search
 from workbench.experiment.run.run import run
-from workbench.params.notebooks import check_params
 
 LIMITS = Limits(ttft_s=0.5, share=0.9)
 SEARCH = Search(limits=LIMITS, first_per_s=2.0, bottom_per_s=0.1, top_per_s=50.0)
@@ -73,10 +72,10 @@ def test_a_sweep_shows_offered_and_achieved_and_goodput():
     assert list(rates.of_round(1, "1a", pd.DataFrame)) == [5.0, 20.0]
     rows = rate_rows(rates, pd.concat([queue(5), queue(20)], ignore_index=True))
     below, above = rows
-    assert (below["offered_per_s"], above["offered_per_s"]) == pytest.approx((5, 20))
-    assert (below["achieved_per_s"], above["achieved_per_s"]) == pytest.approx((5, 10))
-    assert below["share"] == 1 and below["goodput_per_s"] == pytest.approx(5)
-    assert above["share"] < 0.3 and above["goodput_per_s"] == pytest.approx(10 * above["share"])
+    assert (below.offered_per_s, above.offered_per_s) == pytest.approx((5, 20))
+    assert (below.achieved_per_s, above.achieved_per_s) == pytest.approx((5, 10))
+    assert below.share == 1 and below.goodput_per_s == pytest.approx(5)
+    assert above.share < 0.3 and above.goodput_per_s == pytest.approx(10 * above.share)
     (said,) = rate_sentences(rates, rows, {})
     assert said == (
         "1a: answers ended at 10 a second at most, with 20 requests/s offered; goodput was 5"
@@ -94,7 +93,7 @@ def test_a_sweep_that_never_overtook_the_server_has_no_most():
 def test_failed_requests_do_not_meet_limits_and_make_no_rate():
     failed = queue(5).assign(ttft_s=np.nan, tpot_s=np.nan, chunk_s=[()] * 40)
     (row,) = rate_rows(Rates(given=(5.0,), limits=LIMITS), failed)
-    assert row["share"] == 0 and isnan(row["achieved_per_s"])
+    assert row.share == 0 and isnan(row.achieved_per_s)
 
 
 def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
@@ -107,32 +106,13 @@ def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
             rows(rival, "cold at 20/s", [0.1, 0.1]),
         ]
     )
-    found = {(r["pass"], r["metric"]): r["ratio"] for r in compare(plan, frame)}
+    found = {(r.pass_name, r.metric): r.ratio.value for r in compare(plan, frame)}
     assert found["cold at 5/s", "ttft_s"] == pytest.approx(0.5)
     assert {name for name, _ in found} == {"cold at 5/s"}
 
 
 def test_without_rates_there_is_nothing():
-    assert rate_rows(None, queue(5)) == [] and answers(None, queue(5)) == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"search": True}, "give one, e.g. -p ttft_limit_ms 500"),
-        ({"rates_per_s": [1, 1]}, "it takes different rates above 0"),
-        ({"rates_per_s": [0, 1]}, "it takes different rates above 0"),
-        ({"rates_per_s": [1], "search": True, "ttft_limit_ms": 5}, "leave search and rate_per_s"),
-        ({"rates_per_s": [1], "arrivals": "closed"}, "takes constant, poisson or gamma"),
-        (
-            {"rates_per_s": [1], "workload": "multi_turn_conversation"},
-            "a turn of multi_turn_conversation may only be sent when",
-        ),
-    ],
-)
-def test_contradictions_are_refused(given, sentence):
-    with pytest.raises(ParameterError, match=sentence):
-        check_params("pd_sweep", given)
+    assert rate_rows(None, queue(5)) == () and answers(None, queue(5)) == {}
 
 
 async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from workbench.experiment.plan import arms, room, speed
+from workbench.experiment.plan import arms, engine_setup, speed
 from workbench.experiment.plan.speed import TYPICAL, Speed, layers_for, machine_speed
 from workbench.params.notebooks import PdSweep
 from workbench.serve.tiny_model import LAYERS, model_facts
@@ -17,13 +17,10 @@ def slow(cold_s: float) -> Speed:
     return replace(TYPICAL, prefill_times=cold_s / TYPICAL.prefill_s(22_660))
 
 
-def test_a_prompt_twice_as_long_takes_more_than_twice_as_long():
+def test_a_prefill_takes_what_was_measured_less_what_a_cache_has():
     assert TYPICAL.prefill_s(22_660) == pytest.approx(4.0, rel=0.15)  # both were measured
     assert TYPICAL.prefill_s(5_000) == pytest.approx(0.46, rel=0.2)
     assert slow(8.0).prefill_s(22_660) == pytest.approx(8.0)
-
-
-def test_what_a_cache_has_is_not_computed():
     assert TYPICAL.prefill_s(5_000, reused_tokens=5_000) == 0
     rest_s = TYPICAL.prefill_s(5_000) - TYPICAL.prefill_s(4_000)
     assert TYPICAL.prefill_s(5_000, reused_tokens=4_000) == pytest.approx(rest_s)
@@ -36,14 +33,14 @@ def test_a_slow_machine_gets_fewer_layers(cold_s, layers):
 
 def test_a_plan_for_a_slow_machine_says_what_it_chose(machine_has, model, tmp_path, monkeypatch):
     machine_has("cpu", fast_bf16=False)
-    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(12.9))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(12.9))
     config = json.loads((model / "config.json").read_text())
 
     def tiny(layers):
         (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
         return tmp_path
 
-    monkeypatch.setattr(room, "tiny_model", tiny)
+    monkeypatch.setattr(engine_setup, "tiny_model", tiny)
     plan = arms.plan(PdSweep(topology="1p1d"))
     settings = plan.arms[0].settings
     assert settings.dtype == "float32"
@@ -59,15 +56,15 @@ def test_a_plan_for_a_slow_machine_says_what_it_chose(machine_has, model, tmp_pa
 def test_the_estimate_follows_the_machine(machine_has, monkeypatch):
     machine_has("cpu")
     asked = PdSweep(topology="1p1d", requests=2)
-    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(3.0))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(3.0))
     quick_s = arms.plan(asked).estimate_s
-    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(6.0))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(6.0))
     assert arms.plan(asked).estimate_s > 1.3 * quick_s
 
 
 def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, monkeypatch):
     machine_has("cpu")
-    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(5.9))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(5.9))
     plan = arms.plan(PdSweep(topology="1p4d"))
     assert len(plan.workload.sample.requests) == 2
     assert "2 requests instead of 3" in str(plan)
@@ -75,18 +72,14 @@ def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, mon
     assert len(arms.plan(PdSweep(topology="1p1d", opponents=False)).workload.sample.requests) == 3
 
 
-def test_requests_at_a_rate_are_all_sent_however_long_it_takes(machine_has, monkeypatch):
+@pytest.mark.parametrize(
+    "asked",
+    [{"rate_per_s": 0.1}, {"rates_per_s": [0.1, 0.2]}, {"engine": "simulated", "rounds": 200}],
+)
+def test_requests_with_a_time_or_that_take_none_are_all_sent(asked, machine_has, monkeypatch):
     machine_has("cpu")
-    monkeypatch.setattr(room, "machine_speed", lambda dtype: slow(5.9))
-    for asked in ({"rate_per_s": 0.1}, {"rates_per_s": [0.1, 0.2]}):
-        plan = arms.plan(PdSweep(topology="1p4d", **asked))
-        assert plan.estimate_s > arms.LONG_RUN_S
-        assert len(plan.workload.sample.requests) == len(plan.arrivals.offsets_s) == 3
-
-
-def test_pretended_servers_take_no_longer_for_more_requests(tmp_path):
-    asked = PdSweep(engine="simulated", topology="1p4d", rounds=200, output_dir=str(tmp_path))
-    plan = arms.plan(asked)
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(5.9))
+    plan = arms.plan(PdSweep(topology="1p4d", **asked))
     assert plan.estimate_s > arms.LONG_RUN_S
     assert len(plan.workload.sample.requests) == 3
 
@@ -124,5 +117,5 @@ def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, 
 
 
 def _instances(plan):
-    made = plan.arms[0].deployment(range(20_000, 20_000 + plan.arms[0].ports))
+    made = plan.arms[0].deployment(range(20_000, 20_100))
     return [process.command_line for process in made.instances]

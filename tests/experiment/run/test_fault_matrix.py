@@ -5,7 +5,7 @@ The gate on the client is fed a quiet clock, since a shared machine rightly trip
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,14 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import TOKEN, left_running, marked_processes
+from tests.runs import causes, lend, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run import measure
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
-from workbench.metrics.gates.gate_table import KINDS, failed_names, spoil
+from workbench.metrics.gates.gate_table import KINDS, spoil
 from workbench.params.notebooks import PdSweep
 from workbench.report.figures import token_sources, tps_by_topology
 from workbench.report.outcome import outcome_of
@@ -52,20 +53,18 @@ class Row(NamedTuple):
 
 
 def matrix() -> list[Row]:
+    """The rows of docs/faults.md, one for each deployment."""
     rows = []
     for line in (repository_root() / "docs" / "faults.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 6 and cells[0] in FAULTS:
-            fault, deployments, gates, spoils, causes, _ = cells
-            outcomes = {}
-            for gate in listed(gates):
-                name = gate.removesuffix(" INCONCLUSIVE")
-                outcomes[name] = "INCONCLUSIVE" if name != gate else "FAIL"
-            kinds = {k: effect or "struck" for k, _, effect in
-                     (text.partition(" ") for text in listed(spoils))}  # fmt: skip
-            rows += [
-                Row(fault, d, outcomes, kinds, set(listed(causes))) for d in listed(deployments)
-            ]
+        if cells[0] in FAULTS:
+            fault, deployments, gates, spoils, causes, _ = map(listed, cells)
+            outcomes = {
+                gate.removesuffix(" INCONCLUSIVE"): "INCONCLUSIVE" if "INC" in gate else "FAIL"
+                for gate in gates
+            }
+            effects = {kind.split()[0]: kind.partition(" ")[2] or "struck" for kind in spoils}
+            rows += [Row(fault[0], d, outcomes, effects, set(causes)) for d in deployments]
     return rows
 
 
@@ -94,12 +93,7 @@ async def loaded(
 def one_launcher(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs start their servers by it, and leave nothing beside it."""
     launcher, token = loaded
-
-    @asynccontextmanager
-    async def lent(*_: Any, **__: Any) -> AsyncIterator[LocalLauncher]:
-        yield launcher
-
-    monkeypatch.setattr("workbench.experiment.run.run.launcher_for", lent)
+    lend(launcher, monkeypatch)
     before = marked_processes(token)
     yield
     assert left_running(token, within_s=10, besides=before) == {}
@@ -116,52 +110,38 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "watch_client", watch)
 
 
-async def simulate(folder: Path, text: str, **values: Any) -> Result:
-    topology, connector = text.split()
-    params = PdSweep(
-        **{
-            "engine": "simulated",
-            "topology": topology,
-            "connector": connector,
-            "rounds": 1,
-            "requests": 6,
-            "prompt_tokens": 1500,
-            "output_tokens": 12,
-            "timeout_s": 2.0,
-            "opponents": False,
-            "output_dir": str(folder),
-        }
-        | values
+async def simulate(folder: Path, deployment: str, **values: Any) -> Result:
+    topology, connector = deployment.split()
+    small = PdSweep(
+        engine="simulated",
+        topology=topology,
+        connector=connector,
+        rounds=1,
+        requests=6,
+        prompt_tokens=1500,
+        output_tokens=12,
+        timeout_s=2.0,
+        opponents=False,
+        output_dir=str(folder),
     )
-    return await run(plan(params), echo=lambda _: None)
-
-
-def not_passed(result: Result) -> dict[str, str]:
-    gates = result.facts["gates"]
-    return {gate["name"]: gate["outcome"] for gate in gates if gate["outcome"] != "PASS"}
-
-
-def causes(result: Result) -> set[str]:
-    return {e["cause"] for account in result.facts["ledger"] for e in account["entries"]} - RULES
+    return await run(plan(replace(small, **values)), echo=lambda _: None)
 
 
 def spoilt(result: Result) -> dict[str, str]:
     """What became of each kind of number where a reader finds it; text is in its gate alone."""
-    failed = failed_names(result.facts["gates"])
+    failed = result.run.failed_gates
     tails = result.percentiles.query("quantile >= 0.99")
     withheld = tails["note"].str.startswith("withheld")
     assert withheld.any() == (spoil(failed, "tails").effect == "struck")
-    assert bool(result.facts["unproven"]) == (spoil(failed, "ratios").effect == "struck")
+    assert bool(result.run.unproven) == (spoil(failed, "ratios").effect == "struck")
     for shown, kind in (
         (token_sources(result.token_sources), "counts"),
         (tps_by_topology(result.summary), "times"),
     ):
         assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
-    for card in result.facts["numbers"]:
-        does = spoil(
-            failed, card["rests_on"], passes=card["passes"], interval=isfinite(card["low"])
-        )
-        assert card["spoilt"] == does.effect
+    for card in result.run.numbers:
+        does = spoil(failed, card.rests_on, passes=card.passes, interval=isfinite(card.low))
+        assert card.spoilt == does.effect
     return {kind: does.effect for kind in KINDS if (does := spoil(failed, kind)).effect}
 
 
@@ -183,9 +163,9 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     split = row.deployment.startswith("1p")
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
     result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)
-    assert not_passed(result) == row.gates
+    assert not_passed(result.facts) == row.gates
     assert spoilt(result) == row.spoils
-    assert causes(result) == row.causes
+    assert causes(result.facts) - RULES == row.causes
     assert result.facts["simulated"]
     assert any("go wrong on purpose" in doubt for doubt in result.doubts)
 
@@ -196,8 +176,8 @@ async def test_twenty_clean_launches_trip_nothing(
     text: str, quiet: None, tmp_path: Path, one_launcher: None
 ):
     result = await simulate(tmp_path, text, rounds=20, requests=3)
-    assert not_passed(result) == spoilt(result) == {}
-    assert causes(result) == set()
+    assert not_passed(result.facts) == spoilt(result) == {}
+    assert causes(result.facts) <= RULES
     assert len(result.facts["launches_s"]) == 20
     assert all(account["unexplained"] == 0 for account in result.facts["ledger"])
 
@@ -211,13 +191,13 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
 
     monkeypatch.setattr(measure, "watch_client", late)
     result = await simulate(tmp_path, "2a lmcache", rounds=5, requests=3, prompt_tokens=6000)
-    failed = [name for name, outcome in not_passed(result).items() if outcome == "FAIL"]
+    failed = [name for name, outcome in not_passed(result.facts).items() if outcome == "FAIL"]
     assert failed == ["client kept up"]  # another may be undecided where this machine is busy
     assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
     assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
-    assert outcome_of(result.facts).word == "proven in part"
-    ratio = result.facts["numbers"][0]
-    assert ratio["low"] > 1 and ratio["spoilt"] == "doubt"
+    assert outcome_of(result.run).word == "proven in part"
+    ratio = result.run.numbers[0]
+    assert ratio.low > 1 and ratio.spoilt == "doubt"
     assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
 
 

@@ -4,13 +4,10 @@ from math import isnan
 
 import pytest
 
+from tests.runs import outcomes
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.serve.simulated.scheduler import Sequence
-
-
-def outcomes(result: Result) -> dict[str, str]:
-    return {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
 
 
 def sentence(result: Result, name: str) -> str:
@@ -18,8 +15,7 @@ def sentence(result: Result, name: str) -> str:
 
 
 def ratios(result: Result, metric: str) -> list[float]:
-    rows = [row for row in result.facts["comparisons"] if row["metric"] == metric]
-    return [row["ratio"] for row in rows]
+    return [row.ratio.value for row in result.run.comparisons if row.metric == metric]
 
 
 async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_rest(
@@ -27,7 +23,10 @@ async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_
 ):
     vllm.goes_wrong("buffered_stream")
     result = await run(attached(output_tokens=12), echo=lambda _: None)
-    assert outcomes(result)["answers were streamed"] in ("FAIL", "INCONCLUSIVE")  # a late client
+    assert outcomes(result.facts)["answers were streamed"] in (
+        "FAIL",
+        "INCONCLUSIVE",
+    )  # a late client
     assert "the stream was buffered: TTFT equals E2E in 4 of 4" in sentence(
         result, "answers were streamed"
     )
@@ -38,13 +37,13 @@ async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_
     assert "cannot be compared: the stream was buffered" in result.facts["finding"]
     assert result.requests["ttft_s"].notna().all()
     assert any(d.startswith("TPOT is not known for 4 of 4 answers") for d in result.doubts)
-    assert outcomes(result)["output counts equal"] == "PASS"
+    assert outcomes(result.facts)["output counts equal"] == "PASS"
 
 
 async def test_a_server_that_streams_is_left_alone(attached):
     result = await run(attached(output_tokens=12), echo=lambda _: None)
-    assert outcomes(result)["answers were streamed"] == "PASS"
-    assert outcomes(result)["cached tokens plausible"] == "PASS"
+    assert outcomes(result.facts)["answers were streamed"] == "PASS"
+    assert outcomes(result.facts)["cached tokens plausible"] == "PASS"
     assert not any(map(isnan, ratios(result, "ttft_s") + ratios(result, "tpot_s")))
 
 
@@ -52,12 +51,12 @@ async def test_a_server_that_streams_is_left_alone(attached):
 async def test_a_usage_that_calls_new_prompts_cached_is_told(attached, vllm, seen):
     vllm.goes_wrong("usage_all_cached")
     result = await run(attached() if seen else attached(decode_urls=[]), echo=lambda _: None)
-    assert outcomes(result)["cached tokens plausible"] == "FAIL"
+    assert outcomes(result.facts)["cached tokens plausible"] == "FAIL"
     assert "answers call 1,000 of 1,000 prompt tokens cached" in sentence(
         result, "cached tokens plausible"
     )
     if seen:
-        assert outcomes(result)["cold was cold"] == "PASS"
+        assert outcomes(result.facts)["cold was cold"] == "PASS"
 
 
 VLLM_0_10 = (
@@ -71,7 +70,7 @@ async def test_counters_of_vllm_0_10_prove_cold_and_warm_passes(attached, vllm):
     vllm.shows = VLLM_0_10
     result = await run(attached(), echo=lambda _: None)
     states = ("cold was cold", "engine-warm was engine-warm", "the ledger closes")
-    assert [outcomes(result)[name] for name in states] == ["PASS"] * 3
+    assert [outcomes(result.facts)[name] for name in states] == ["PASS"] * 3
     (warm,) = [row for row in result.facts["token_sources"] if row["pass"] == "engine-warm"]
     assert (warm["engine_hit"], warm["external_hit"]) == (2 * 384, 0)
 
@@ -83,6 +82,6 @@ async def test_where_counters_of_vllm_0_10_do_not_suffice_the_version_that_does_
     # A connector may have loaded these.
     monkeypatch.setattr(Sequence, "cached", property(lambda sequence: sequence.local or 100))
     result = await run(attached(), echo=lambda _: None)
-    assert outcomes(result)["engine-warm was engine-warm"] == "PASS"
-    assert outcomes(result)["cold was cold"] == "INCONCLUSIVE"
+    assert outcomes(result.facts)["engine-warm was engine-warm"] == "PASS"
+    assert outcomes(result.facts)["cold was cold"] == "INCONCLUSIVE"
     assert "vLLM 0.16 and later say it" in sentence(result, "cold was cold")

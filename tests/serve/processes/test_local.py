@@ -2,7 +2,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve.processes import local, logs
-from workbench.serve.processes.launcher import failure, ready
-from workbench.serve.processes.local import LocalLauncher, LocalProcess
+from workbench.serve.processes.launcher import Process, failure, ready
+from workbench.serve.processes.local import LocalLauncher
 
 FAMILY = """
 import subprocess, sys
@@ -21,10 +20,8 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 """
 """An engine core below an API server, in the same process group."""
 
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 
-
-async def start(launcher, tmp_path, *specs) -> list[LocalProcess]:
+async def start(launcher, tmp_path, *specs) -> list[Process]:
     started = [await launcher.start(one, tmp_path) for one in specs]
     await ready(started, timeout_s=10)
     return started
@@ -103,14 +100,6 @@ async def test_a_stop_ends_a_server_with_all_that_it_started(launcher, spec, tmp
     assert len(psutil.Process(other.pid).children()) == 1
 
 
-async def test_a_server_that_ignores_term_is_killed(launcher, spec, tmp_path):
-    (process,) = await start(launcher, tmp_path, spec(first=DEAF))
-    began_s = time.monotonic()
-    await launcher.stop([process], grace_s=0.2)
-    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
-    assert time.monotonic() - began_s >= 0.2
-
-
 async def test_leaving_the_launcher_ends_what_was_never_stopped(spec, tmp_path, nothing_running):
     async with LocalLauncher(tmp_path) as launcher:
         (process,) = await start(launcher, tmp_path, spec(first=FAMILY))
@@ -141,7 +130,7 @@ async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp
 
 FORK_SERVER = """
 import json, os, sys
-from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes.parent import die_with_parent
 print("INFO some library says hello on stdout", flush=True)
 print(json.dumps({"ready": 0.1}), flush=True)
 for line in sys.stdin:
@@ -176,7 +165,7 @@ def forking(tmp_path, monkeypatch, spec, nothing_running):
     return make
 
 
-def parent(process: LocalProcess) -> str:
+def parent(process: Process) -> str:
     """The command line of what started it."""
     return " ".join(psutil.Process(process.pid).parent().cmdline())
 

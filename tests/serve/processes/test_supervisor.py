@@ -120,27 +120,6 @@ def supervisor(tmp_path: Path, nothing_running: str) -> Iterator[Supervised]:
         supervised.process.terminate()
 
 
-def test_a_start_and_an_end_are_reported(supervisor):
-    pid = supervisor.start("a", "print('hello'); raise SystemExit(3)")
-    assert pid > 0
-    assert supervisor.event() == {"exited": "a", "status": 3}
-    assert (supervisor.folder / "a.log").read_text() == "hello\n"
-
-
-def test_a_program_that_is_not_there_has_ended_with_the_reason_in_its_log(supervisor):
-    log = supervisor.folder / "a.log"
-    supervisor.order(start="a", argv=["/no/such/program"], env={}, log=str(log))
-    assert supervisor.event() == {"exited": "a", "status": 127}
-    assert "No such file or directory: '/no/such/program'" in log.read_text()
-
-
-def test_one_that_talks_is_passed_lines_in_both_directions(supervisor):
-    echo = "import sys\nfor line in sys.stdin: print('heard', line.strip(), flush=True)"
-    supervisor.start("a", echo, talks=True)
-    supervisor.order(send="a", line="this")
-    assert supervisor.event() == {"line": "a", "text": "heard this"}
-
-
 def test_a_stop_ends_its_groups_and_no_others(supervisor):
     stopped, kept = supervisor.start("a", SLEEPS), supervisor.start("b", SLEEPS)
     supervisor.order(stop="tag", groups=[stopped], grace_s=5)

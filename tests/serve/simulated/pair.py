@@ -18,8 +18,8 @@ from workbench.records import RequestRecord
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance
-from workbench.serve.plan import plan_deployment, ports_needed
-from workbench.serve.processes.ports import free_ports
+from workbench.serve.plan import plan_deployment
+from workbench.serve.processes.ports import unused_ports
 from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.__main__ import apps, serving
 from workbench.serve.vllm import EngineSettings
@@ -53,7 +53,7 @@ async def pretend(topology: str, name: str, **settings: Any) -> AsyncIterator["P
         known,
         connector(name),
         EngineSettings(**SETTINGS | settings),
-        ports=free_ports(ports_needed(known)),
+        ports=unused_ports(),
     )
     made = [
         one

@@ -1,10 +1,14 @@
 import pytest
 
+from tests.serve.simulated.pair import SETTINGS
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.measuring import FAULTS as CHOICES
 from workbench.params.notebooks import PdSweep, PrefixCache
-from workbench.serve.simulated.faults import FAULTS, applies, check_fault, fault_of_process
+from workbench.params.shared import FAULTS as CHOICES
+from workbench.serve.connectors import connector
+from workbench.serve.plan import plan_deployment
+from workbench.serve.simulated.faults import FAULTS, applies, check_fault
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
 PD, ONE = Topology.parse("1p2d"), Topology.parse("1a")
@@ -40,16 +44,20 @@ def test_a_fault_that_cannot_happen_is_refused_with_what_it_needs():
     check_fault("", "none", ONE)
 
 
-def test_each_process_gets_its_own_faults_only():
-    def at(fault: str, role: str, last: bool) -> str:
-        return fault_of_process(fault, "lmcache", PD, role, last=last)  # type: ignore[arg-type]
-
-    assert at("slow_instance", "decode", last=True) == "slow_instance"
-    assert at("slow_instance", "decode", last=False) == ""
-    assert at("slow_instance", "prefill", last=True) == ""
-    assert at("eviction", "store", last=True) == "eviction"
-    assert at("hash_seed_mismatch", "prefill", last=False) == "hash_seed_mismatch"
-    assert at("failed_transfer", "decode", last=True) == ""  # this deployment has no NIXL
+@pytest.mark.parametrize(
+    ("fault", "processes"),
+    [
+        ("wrong_kv", {"decode-0", "decode-1"}),
+        ("slow_instance", {"decode-1"}),
+        ("hash_seed_mismatch", {"prefill-0", "decode-0", "decode-1"}),
+        ("eviction", {"store"}),
+        ("failed_transfer", set()),  # this deployment has no NIXL
+    ],
+)
+def test_each_process_gets_its_own_faults_only(fault: str, processes: set[str]):
+    settings = EngineSettings(**SETTINGS, fault=fault)
+    made = plan_deployment(PD, connector("lmcache"), settings, ports=range(20_000, 20_100))
+    assert {p.name for p in made.processes if f"--fault {fault}" in p.command_line} == processes
 
 
 def test_a_plan_puts_the_fault_where_it_belongs_and_leaves_opponents_whole():

@@ -8,16 +8,14 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.runs import start
 from tests.serve.simulated.pair import SETTINGS, Pair, pretend
-from workbench.params.measuring import FAULTS
-from workbench.serve.connectors import connector
-from workbench.serve.deployment import deploy, launcher_for
-from workbench.serve.plan import plan_deployment, ports_needed
+from workbench.params.shared import FAULTS
+from workbench.serve.deployment import launcher_for
 from workbench.serve.processes import logs
 from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.vllm import EngineSettings
-from workbench.topology import Topology
 
 BROKEN = {"error_in_stream": "stream_error", "truncated_stream": "truncated"}
 """Faults that break a stream, and the error that the client records."""
@@ -251,15 +249,9 @@ async def test_reset_refused():
 async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
     """With real processes: one of them ends."""
     settings = EngineSettings(**SETTINGS, fault="store_dead")
-    topology = Topology.parse("1p1d")
     async with (
         launcher_for(settings, tmp_path, fork=fork) as launcher,
-        deploy(
-            launcher,
-            lambda ports: plan_deployment(topology, connector("lmcache"), settings, ports=ports),
-            ports=ports_needed(topology),
-            log_dir=tmp_path / "logs",
-        ) as deployment,
+        start(launcher, "1p1d", "lmcache", settings=settings, logs=tmp_path) as deployment,
     ):
         parents = {" ".join(psutil.Process(p.pid).parent().cmdline()) for p in deployment.processes}
         assert all(("processes.forkserver" in parent) == fork for parent in parents)

@@ -9,9 +9,14 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.claims.engines.generation import FIRST_TOKEN_ID, start_vllm
+import numpy as np
 
-__all__ = ["FORMATS", "measure"]
+from workbench.claims.engines.engine import ENGINE, FIRST_TOKEN_ID, WARM, engine_job, start_vllm
+from workbench.claims.recipes.recipe import Outcome, Setting
+from workbench.claims.recipes.rounds import launched_recipe
+from workbench.claims.recipes.rows import Rows, row
+from workbench.claims.verdict.decision import Interval
+from workbench.claims.verdict.verdict import Measurement, by_construction, state
 
 FORMATS = ("auto", "fp8")
 """The first takes the format of the weights, bf16."""
@@ -33,21 +38,16 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         max_num_seqs=SEQUENCES,
     )
     config = engine.llm_engine.vllm_config.cache_config
-    rows: list[dict[str, Any]] = []
-
-    def row(quantity: str, cell: str, value: float, unit: str) -> None:
-        rows.append(
-            {"quantity": quantity, "arm": job["kv_dtype"], "cell": cell, "value": value,
-             "unit": unit, "order": len(rows), "steady": True}
-        )  # fmt: skip
-
-    row("KV tokens", "all", config.block_size * config.num_gpu_blocks, "tokens")
-    row("block", "all", config.block_size, "tokens")
-    if job["kv_dtype"] == FORMATS[0]:
+    arm = job["kv_dtype"]
+    rows = [
+        row("KV tokens", arm, "all", config.block_size * config.num_gpu_blocks, "tokens"),
+        row("block", arm, "all", config.block_size, "tokens"),
+    ]
+    if arm == FORMATS[0]:
         for name, tokens, blocks in _held(engine, job):
-            row("tokens", name, tokens, "tokens")
-            row("blocks", name, blocks, "count")
-    return {"rows": rows, "notes": [], "threads": 1}
+            rows.append(row("tokens", arm, name, tokens, "tokens"))
+            rows.append(row("blocks", arm, name, blocks, "count"))
+    return {"rows": rows, "threads": 1}
 
 
 def _held(engine: Any, job: Mapping[str, Any]) -> list[tuple[str, int, int]]:
@@ -77,3 +77,53 @@ def _held(engine: Any, job: Mapping[str, Any]) -> list[tuple[str, int, int]]:
         )
         for place, request in enumerate(running)
     ]
+
+
+def read(rows: Rows, setting: Setting) -> Outcome:
+    """Tokens that fit by number format, and blocks that sequences hold beyond the fewest."""
+    space = rows.of("KV tokens").set_index("arm")["value"]
+    fit = {str(arm): float(tokens) for arm, tokens in space.items()}
+    block = float(rows.of("block")["value"].iloc[0])
+    tokens, blocks = (rows.medians(name, FORMATS[0])[0] for name in ("tokens", "blocks"))
+    beyond = tuple(Interval.counted([more]) for more in blocks - np.ceil(tokens / block))
+    lengths = len(tokens) > 0 and bool(((tokens > 0) & (blocks > 0)).all())
+    waste = 100 * (1 - tokens.sum() / (blocks.sum() * block))
+    measurements = {
+        "OWN-BLOCKS": Measurement(effects={"blocks beyond the fewest": beyond}),
+        "VLLM-WASTE": _counted("paged waste", waste),
+    }
+    if "fp8" in fit:
+        measurements["VLLM-FP8KV"] = _counted("KV tokens", fit["fp8"] / fit["auto"])
+    return Outcome(
+        measurements=measurements,
+        table=rows.table,
+        says=f"KV space of equal bytes as vLLM counts it: {fit.get('auto', 0):,.0f} tokens as bf16,"
+        f" {fit.get('fp8', 0):,.0f} as FP8; {len(tokens)} sequences of {tokens.mean():.0f} tokens"
+        f" on average hold {blocks.sum():.0f} blocks of {block:.0f}, {waste:.1f} % of them empty.",
+        # Blocks are held against the fewest for the tokens of the same sequence, counted.
+        checks=by_construction("one_factor_changed")
+        | {"same_token_lengths_ignore_eos": state(lengths)},
+        doubts=rows.doubts,
+    )
+
+
+def _counted(name: str, value: float) -> Measurement:
+    return Measurement(effects={name: (Interval.counted([value]),)}, counted=frozenset({name}))
+
+
+RECIPE = launched_recipe(
+    "blocks", "engine", ("VLLM-FP8KV", "OWN-BLOCKS", "VLLM-WASTE"),
+    "KV tokens that fit as bf16 and FP8, and blocks that sequences hold, as vLLM counts.",
+    target=f"{__name__}:measure",
+    # Bytes are counted and nothing is timed: bf16 is what the claims compare FP8 with.
+    job=lambda setting: engine_job(
+        setting, dtype="bfloat16", input_tokens=1000, output_tokens=32,
+        block_tokens=32 if setting.platform == "cpu" else 16,
+    ),
+    arms=[{"kv_dtype": kind} for kind in FORMATS],
+    rounds=1,
+    outcome=read,
+    cost=ENGINE,
+    each_s=2.0,
+    warm=WARM,
+)  # fmt: skip

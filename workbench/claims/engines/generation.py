@@ -1,39 +1,54 @@
-"""One launch of one engine: the same prompts in batches, by vLLM or by transformers.
+"""vLLM beside transformers: the same prompts in batches, the same weights, greedy.
 
-Runs in the process that measures. Both have the same weights, number format, prompts and lengths,
-greedy decoding and no end of sequence; neither turns tokens into text.
+Both have the same number format and lengths and no end of sequence; neither turns tokens into text.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from workbench.claims.engines.memory import PeakMemory
+from workbench.claims.engines.engine import (
+    ENGINE,
+    FIRST_TOKEN_ID,
+    VLLM,
+    WARM,
+    engine_job,
+    start_vllm,
+)
+from workbench.claims.recipes.recipe import Curve, Outcome, Setting, left_out
+from workbench.claims.recipes.rounds import launched_recipe
+from workbench.claims.recipes.rows import Rows, mean_of_runs, means, row
+from workbench.claims.registry.claim import Bound
+from workbench.claims.verdict.decision import Interval, difference
+from workbench.claims.verdict.verdict import Measurement, by_construction, known, state
+from workbench.metrics.statistics import noise_floor
+from workbench.serve.tiny_model import model_facts
 
-__all__ = [
-    "ENGINES",
-    "TRANSFORMERS",
-    "VLLM",
-    "VLLM_CACHED",
-    "context_tokens",
-    "measure",
-    "start_vllm",
-]
+if TYPE_CHECKING:
+    import pandas as pd
 
-VLLM, VLLM_CACHED, TRANSFORMERS = "vllm", "vllm, prefix cache on", "transformers"
+VLLM_CACHED, TRANSFORMERS = "vllm, prefix cache on", "transformers"
 ENGINES = (TRANSFORMERS, VLLM, VLLM_CACHED)
-FIRST_TOKEN_ID = 10
-"""Below it are a model's special tokens."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+INPUT_TOKENS, OUTPUT_TOKENS = 160, 16
+"""160 tokens hold one block of 128, so that a repeated prompt can hit on a CPU as well."""
 GROWTH = 2.2
 """A batch twice as large takes at most about so much longer."""
 CALLS_S, MOST_CALLS = 0.8, 7
 """A batch is called again until it has taken so long: the median of seven calls forgets a spike."""
-KV_MIB = 256
-"""KV space of vLLM on a CPU: 350,000 tokens of the tiny model."""
-
-SLACK_TOKENS = 64
+SATURATED = 1.05
+"""An engine is saturated where a larger batch gives at most so many times the tokens/s."""
+SAME_TEXT = 0.8
+"""Share of answers that both engines begin with the same token: their kernels round numbers
+differently, and 94 to 97 % were the same here; other weights would share one in thousands."""
 
 Generate = Callable[[Sequence[Sequence[int]]], tuple[list[list[int]], int]]
 """Prompts in, answers out, with the prompt tokens that came from a cache."""
@@ -45,22 +60,21 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     Every batch is warmed up by a call of its own shape and called `calls` times, quick ones more
     often. Batches double until `batches` ends or `budget_s` would; `done` holds those measured.
     """
+    import torch
+
     started_s = time.monotonic()
     memory = PeakMemory(job["device"])
     generate = _transformers(job) if job["engine"] == TRANSFORMERS else _vllm(job)
     rows: list[dict[str, Any]] = []
     done: list[int] = []
     needed_s = 0.0
-
-    def row(quantity: str, batch: int, value: float, unit: str) -> None:
-        rows.append(
-            {"quantity": quantity, "arm": job["engine"], "cell": f"batch {batch}", "value": value,
-             "unit": unit, "order": len(rows), "steady": True}
-        )  # fmt: skip
-
     for batch in job["batches"]:
         if done and time.monotonic() - started_s + GROWTH * needed_s > job["budget_s"]:
             break
+
+        def add(quantity: str, value: float, unit: str, cell: str = f"batch {batch}") -> None:
+            rows.append(row(quantity, job["engine"], cell, value, unit, order=len(rows)))
+
         begin_s = time.monotonic()
         memory.reset()
         for call in range(1 + MOST_CALLS):
@@ -72,26 +86,24 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
             lap_s = time.perf_counter() - call_s
             if call == 0:
                 continue
-            row("time", batch, lap_s, "s")
-            row("output tokens", batch, sum(map(len, outputs)), "tokens")
-            row("cached tokens", batch, cached, "tokens")
+            add("time", lap_s, "s")
+            add("output tokens", sum(map(len, outputs)), "tokens")
+            add("cached tokens", cached, "tokens")
             for output in outputs:
-                row("first token", batch, output[0], "id")
+                add("first token", output[0], "id")
         if job["engine"] == VLLM_CACHED:
             call_s = time.perf_counter()
             _, cached = generate(prompts)
-            row("time when repeated", batch, time.perf_counter() - call_s, "s")
-            row("cached tokens when repeated", batch, cached, "tokens")
-        row("peak memory", batch, memory.gb(), "GB")
+            add("time when repeated", time.perf_counter() - call_s, "s")
+            add("cached tokens when repeated", cached, "tokens")
+        add("peak memory", memory.gb(), "GB")
         done.append(batch)
         needed_s = time.monotonic() - begin_s
-    return {"rows": rows, "notes": [], "done": done, "threads": _threads()}
+    return {"rows": rows, "done": done, "threads": torch.get_num_threads()}
 
 
 def _prompts(job: Mapping[str, Any], batch: int, call: int) -> list[list[int]]:
     """The same for every engine; new in every call, so that a prefix cache finds nothing."""
-    import random
-
     random_ids = random.Random(f"{job['seed']} {batch} {call}")
     return [
         random_ids.choices(range(FIRST_TOKEN_ID, job["vocab_tokens"]), k=job["input_tokens"])
@@ -116,7 +128,7 @@ def _transformers(job: Mapping[str, Any]) -> Generate:
                 ids, attention_mask=torch.ones_like(ids), do_sample=False,
                 min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
             )  # fmt: skip
-        return [list(row) for row in output[:, ids.shape[1] :].tolist()], 0
+        return output[:, ids.shape[1] :].tolist(), 0
 
     return generate
 
@@ -141,27 +153,205 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
     return generate
 
 
-def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
-    """A `vllm.LLM` in this process, in the number format and with room for the lengths of a job."""
-    from vllm import LLM
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """The most memory that this process held since a moment: of the GPU, or resident on a CPU."""
 
-    if job["device"] == "cpu":
-        options |= {
-            "enforce_eager": True, "distributed_executor_backend": "uni",
-            "kv_cache_memory_bytes": KV_MIB * 2**20,
-        }  # fmt: skip
-    return LLM(
-        model=job["model"], dtype=job["dtype"], seed=0,
-        max_model_len=context_tokens(job), **options,
+    device: str
+
+    def reset(self) -> None:
+        """Count from now on; Linux lets a process clear its own high-water mark (proc(5))."""
+        if self.device != "cpu":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+
+    def gb(self) -> float:
+        """In 10^9 bytes; NaN where the system does not say."""
+        if self.device != "cpu":
+            import torch
+
+            return float(torch.cuda.max_memory_allocated() / 1e9)
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return nan
+        found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return int(found[0]) * 1024 / 1e9 if found else nan
+
+
+def read(rows: Rows, setting: Setting) -> Outcome:
+    """vLLM beside transformers at equal batch, each engine by batch, and its saturation."""
+    speeds = {arm: _speeds(rows, arm) for arm in ENGINES}
+    lines = {arm: means(speed) for arm, speed in speeds.items()}
+    over = rows.ratios("time", over=TRANSFORMERS, under=VLLM)
+    repeated = rows.medians("time when repeated", VLLM_CACHED) / rows.medians("time", VLLM)
+    steps, share = _scaling(speeds[VLLM])
+    made = rows.of("output tokens")
+    lengths = bool((made["value"] == made["cell"].map(_batch) * OUTPUT_TOKENS).all())
+    uncached = bool((rows.of("cached tokens")["value"] == 0).all())
+    same = _same_first_tokens(rows)
+    floor, calls_floor = _launch_noise(speeds.values()), _call_noise(rows)
+    peaks = mean_of_runs((speeds[VLLM].max() / speeds[TRANSFORMERS].max()).to_numpy(float))
+    make = partial(Measurement, bounds=_bounds(rows, setting))
+    return rows.outcome(
+        {
+            "OWN-VLLM-HF": make(effects={"throughput": tuple(over.values())}, noise_floor=floor),
+            "OWN-BATCHING": make(
+                effects={
+                    "with each larger batch": steps, "share of a proportional gain": (share,),
+                },
+                noise_floor=calls_floor,
+            ),
+            "VLLM-24X": make(effects={"over transformers": tuple(over.values())}),
+            "S003-VLLM-VS-HF-PEAK": make(effects={"throughput": (peaks.gained_percent,)}),
+            "S003-HF-TPUT": make(effects={c: (line,) for c, line in lines[TRANSFORMERS].items()}),
+            "S003-VLLM-TPUT": make(effects={c: (line,) for c, line in lines[VLLM].items()}),
+        },
+        says=f"Greedy generation of {OUTPUT_TOKENS} tokens by vLLM and by transformers, the same"
+        f" {setting.dtype} weights and prompts, {rows.where(setting)}. {_best(lines)} First"
+        f" tokens are the same in {same:.1%} of answers; launches of one engine differ by"
+        f" {difference(floor)}.",
+        checks=by_construction(
+            "same_model_and_weights", "one_factor_changed", "same_metric_definition",
+            "same_gpu_count_or_per_gpu", "subject_is_measured",
+        ) | {
+            "same_token_lengths_ignore_eos": state(lengths),
+            "cache_state_controlled": state(uncached),
+            "output_quality_checked": state(same >= SAME_TEXT),
+            "aa_noise_floor": known(floor, calls_floor),
+        },
+        curves=(
+            Curve.of("Output tokens per second", "batch", "tokens/s", lines, at=_batch),
+            Curve.of(
+                "vLLM beside the others at equal batch", "batch", "times as long as vLLM",
+                {
+                    TRANSFORMERS: over,
+                    VLLM_CACHED: rows.ratios("time", over=VLLM_CACHED, under=VLLM),
+                    "the same, prompts repeated": means(repeated),
+                },
+                at=_batch,
+            ),
+            Curve.of(
+                "Peak memory", "batch", "GB",
+                {arm: means(rows.medians("peak memory", arm)) for arm in ENGINES}, at=_batch,
+            ),
+        ),
+        doubts=(
+            *left_out("batches", set(BATCHES) - set(map(_batch, lines[VLLM]))),
+            "Eager mode, without compiled graphs." if setting.platform == "cpu" else
+            "transformers runs eagerly, without a compiled or static cache.",
+        ),
     )  # fmt: skip
 
 
-def context_tokens(job: Mapping[str, Any]) -> int:
-    """Room for a prompt and its answer; vLLM's random prompts may come out somewhat longer."""
-    return int(job["input_tokens"] + job["output_tokens"] + SLACK_TOKENS)
+def _speeds(rows: Rows, arm: str) -> pd.DataFrame:
+    """Output tokens per second: a row for each batch, a column for each run."""
+    seconds = rows.medians("time", arm)
+    tokens = [float(_batch(str(cell)) * OUTPUT_TOKENS) for cell in seconds.index]
+    return 1 / seconds.div(tokens, axis=0)
 
 
-def _threads() -> int:
-    import torch
+def _bounds(rows: Rows, setting: Setting) -> tuple[Bound, ...]:
+    """The fastest call as operations (2 for each weight and token) and as bytes read.
 
-    return int(torch.get_num_threads())
+    Each of OUTPUT_TOKENS passes reads the weights once, whatever the batch (Pope et al., 2022).
+    No ceiling is known of a model whose parameters are not.
+    """
+    if setting.platform == "cpu" or not (parameters := model_facts(setting.model).parameters):
+        return ()
+    calls = rows.of("time")
+    tokens = calls["cell"].map(_batch) * (INPUT_TOKENS + OUTPUT_TOKENS)
+    weights_s = 2e-12 * parameters / calls["value"].astype(float)
+    return setting.bounds(
+        matrix_rate=float((weights_s * tokens).max()),
+        memory_bandwidth=float((weights_s * OUTPUT_TOKENS).max()),
+    )
+
+
+def _batch(cell: str) -> int:
+    return int(cell.split()[1])
+
+
+def _scaling(speeds: pd.DataFrame) -> tuple[tuple[Interval, ...], Interval]:
+    """Gain from each batch to the next; and at the largest, the share of a proportional gain."""
+    cells = list(speeds.index)
+    steps = tuple(
+        replace(
+            mean_of_runs(
+                (speeds.loc[after] / speeds.loc[before]).to_numpy(float), cells=len(cells) - 1
+            ),
+            cell=f"{before} to {_batch(after)}",
+        )
+        for before, after in pairwise(cells)
+    )
+    larger = _batch(cells[-1]) / _batch(cells[0])
+    share = mean_of_runs((speeds.loc[cells[-1]] / speeds.loc[cells[0]]).to_numpy(float) / larger)
+    return steps, share
+
+
+def _same_first_tokens(rows: Rows) -> float:
+    """Share of answers that begin with the same token in vLLM and transformers."""
+    first = rows.of("first token").copy()
+    first["answer"] = first.groupby(["arm", "cell", "run"]).cumcount()
+    wide = first.pivot(index=["cell", "run", "answer"], columns="arm", values="value")
+    wide = wide[[VLLM, TRANSFORMERS]].dropna()
+    return float((wide[VLLM] == wide[TRANSFORMERS]).mean())
+
+
+def _launch_noise(speeds: Iterable[pd.DataFrame]) -> float:
+    """The noise floor of one launch and the next of the same engine: equal arms (A/A)."""
+    return noise_floor([
+        after / before
+        for speed in speeds
+        for line in speed.to_numpy(float)
+        for before, after in pairwise(line)
+        if before > 0 and after > 0
+    ])  # fmt: skip
+
+
+def _call_noise(rows: Rows) -> float:
+    """The same for two calls of equal work in one launch: what batches of one launch differ by."""
+    times = rows.of("time")
+    calls = times[times["arm"] == VLLM].groupby(["cell", "run"])["value"]
+    # A single call is no pair: it would equal itself, and the noise would be none.
+    return noise_floor((calls.first() / calls.last())[calls.count() > 1])
+
+
+def _best(lines: Mapping[str, Mapping[str, Interval]]) -> str:
+    """A sentence for each engine on its best batch, and whether that is its saturation."""
+    said = []
+    for arm, line in lines.items():
+        cells = list(line)
+        best = max(cells, key=lambda cell: line[cell].estimate)
+        full = best != cells[-1] or (
+            len(cells) > 1 and line[cells[-1]].estimate < SATURATED * line[cells[-2]].estimate
+        )
+        word = "saturated" if full else "not yet saturated"
+        said.append(f"{arm}: {line[best].estimate:,.0f} tokens/s at {best} ({word}).")
+    return " ".join(said)
+
+
+RECIPE = launched_recipe(
+    "generation", "engine",
+    ("OWN-VLLM-HF", "OWN-BATCHING", "VLLM-24X", "S003-VLLM-VS-HF-PEAK", "S003-HF-TPUT",
+     "S003-VLLM-TPUT"),
+    "vLLM, with and without its prefix cache, beside transformers at equal batch.",
+    target=f"{__name__}:measure",
+    job=lambda setting: engine_job(
+        setting, batches=list(BATCHES), calls=2, input_tokens=INPUT_TOKENS,
+        output_tokens=OUTPUT_TOKENS,
+    ),
+    arms=[{"engine": engine} for engine in ENGINES],
+    outcome=read,
+    cost=ENGINE,
+    each_s=0.5,  # small batches
+    most_each_s=16.0,  # all of BATCHES on a CPU of 2 cores
+    warm=WARM,
+    after_first=lambda result: {"batches": result["done"], "budget_s": 1e6},
+)  # fmt: skip

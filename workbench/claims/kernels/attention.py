@@ -1,6 +1,6 @@
 """Attention by the backends of torch's scaled_dot_product_attention beside a naive one.
 
-A run is a fresh process; within it the arms alternate. Naive is what the papers of fused kernels
+Naive is what the papers of fused kernels
 compare with: scores, softmax and values in three steps (Dao et al., FlashAttention, 2022, alg. 0).
 """
 
@@ -13,14 +13,18 @@ from math import nan
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from workbench.claims.kernels.timing import Arm, Clock, compare, expected_s, falls
+from workbench.claims.kernels.timing import TORCH, Arm, Clock, compare, expected_s, falls
+from workbench.claims.recipes.recipe import Curve, Outcome, Setting, left_out
+from workbench.claims.recipes.rounds import launched_recipe
+from workbench.claims.recipes.rows import Rows, row
+from workbench.claims.verdict.decision import Interval, difference
+from workbench.claims.verdict.verdict import Measurement, by_construction, known, state
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AGAIN", "LENGTHS", "NAIVE", "measure", "prefill_flop"]
-
-NAIVE, AGAIN = "naive", "naive again"
+NAIVE, AGAIN, FUSED = "naive", "naive again", "flash"
+KINDS = (("prefill", "causal"), ("prefill", "full"), ("decode", "full"))
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 LONGER = (8192, 16384)
 """On a GPU."""
@@ -31,6 +35,8 @@ REFERENCE_ROWS = 32
 """Query rows that are compared with float64; all of a long prompt would take minutes."""
 NAIVE_MEMORY_SHARE = 0.2
 """Naive attention is left out where its scores would take more of a GPU's free memory."""
+EXACT_ENOUGH = {"cpu": 1e-5, "cuda": 2e-2}
+"""Largest error of an attention output beside float64: of float32, and of bf16 on a GPU."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +67,10 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 def _laps_s(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The median call of each arm."""
     times: dict[str, list[float]] = {}
-    for row in rows:
-        if row["quantity"] == "time":
-            times.setdefault(row["arm"], []).append(row["value"])
+    for timed in rows:
+        if timed["quantity"] == "time":
+            times.setdefault(timed["arm"], []).append(timed["value"])
     return {arm: median(values) for arm, values in times.items()}
-
-
-KINDS = (("prefill", "causal"), ("prefill", "full"), ("decode", "full"))
 
 
 def _cell(clock: Clock, phase: str, mask: str, length: int) -> list[dict[str, Any]]:
@@ -76,35 +79,16 @@ def _cell(clock: Clock, phase: str, mask: str, length: int) -> list[dict[str, An
 
     q, k, v = _tensors(clock.device, phase, length)
     arms = _arms(q, k, v, causal=mask == "causal")
-    name = cell_name(phase, mask, length)
+    name = f"{phase} {mask} {length}"
     with torch.inference_mode():
-        timed = compare(clock, arms)
+        timed = compare(clock, arms, quantity="time", cell=name)
         errors = _errors(arms, q, k, v, causal=mask == "causal")
-    return [
-        *({"quantity": "time", "cell": name, "unit": "s", **row} for row in timed),
-        *(
-            {"quantity": "error", "cell": name, "unit": "fraction", "arm": arm, "order": 0,
-             "value": error, "steady": True}
-            for arm, error in errors.items()
-        ),
-    ]  # fmt: skip
-
-
-def prefill_flop(cell: str, device: str) -> float:
-    """Operations of a prefill cell: 4 H D T^2, half of it under a causal mask (FlashAttention-2,
-    2023, section 4.1)."""
-    heads, width = _shape(device)
-    _, mask, length = cell.split()
-    return 4 * heads * width * int(length) ** 2 / (2 if mask == "causal" else 1)
+    return timed + [row("error", arm, name, error, "fraction") for arm, error in errors.items()]
 
 
 def _shape(device: str) -> tuple[int, int]:
     """Heads, and the width of each."""
     return (2, 64) if device == "cpu" else (16, 128)
-
-
-def cell_name(phase: str, mask: str, length: int) -> str:
-    return f"{phase} {mask} {length}"
 
 
 def _tensors(device: str, phase: str, length: int) -> tuple[torch.Tensor, ...]:
@@ -195,22 +179,96 @@ def _errors(
 
 def _retimed(clock: Clock, rows: list[dict[str, Any]], done: list[list[Any]]) -> list[str]:
     """Times the shorter shape again where a longer one was faster, and says so."""
-    notes = []
-    for phase, mask in dict.fromkeys((cell[0], cell[1]) for cell in done):
-        lengths = [cell[2] for cell in done if (cell[0], cell[1]) == (phase, mask)]
 
-        times = [_naive_s(rows, cell_name(phase, mask, length)) for length in lengths]
+    def naive_s(name: str) -> float:
+        return _laps_s([timed for timed in rows if timed["cell"] == name]).get(NAIVE, nan)
+
+    notes = []
+    for phase, mask in KINDS:
+        lengths = [cell[2] for cell in done if cell[:2] == [phase, mask]]
+        times = [naive_s(f"{phase} {mask} {length}") for length in lengths]
         for place in falls(times):
-            name, longer = cell_name(phase, mask, lengths[place]), lengths[place + 1]
-            rows[:] = [row for row in rows if row["cell"] != name]
+            name = f"{phase} {mask} {lengths[place]}"
+            rows[:] = [timed for timed in rows if timed["cell"] != name]
             rows += _cell(clock, phase, mask, lengths[place])
-            still = _naive_s(rows, name) > times[place + 1]
+            still = "still does" if naive_s(name) > times[place + 1] else "no longer does"
             notes.append(
-                f"naive {name} took longer than {longer} and was timed again;"
-                f" it {'still does' if still else 'no longer does'}."
+                f"naive {name} took longer than {lengths[place + 1]} and was timed again;"
+                f" it {still}."
             )
     return notes
 
 
-def _naive_s(rows: list[dict[str, Any]], cell: str) -> float:
-    return _laps_s([row for row in rows if row["cell"] == cell]).get(NAIVE, nan)
+def read(rows: Rows, setting: Setting) -> Outcome:
+    """Naive over fused at each length, and the errors of both beside float64."""
+    cells = list(dict.fromkeys(rows.table["cell"]))
+    prefill, decode = (
+        rows.ratios("time", over=NAIVE, under=FUSED, cells=[c for c in cells if phase in c])
+        for phase in ("prefill", "decode")
+    )
+    causal = {cell: ratio for cell, ratio in prefill.items() if "causal" in cell}
+    full = {cell: ratio for cell, ratio in prefill.items() if cell not in causal}
+    worst = float(rows.of("error")["value"].max())
+    same = worst <= EXACT_ENOUGH[setting.device]
+    seconds = rows.medians("time", FUSED).min(axis="columns")
+    rates = [1e-12 * _prefill_flop(cell, setting.device) / seconds[cell] for cell in prefill]
+    floor = rows.noise("time", one=NAIVE, other=AGAIN)
+    make = partial(
+        Measurement, noise_floor=floor, bounds=setting.bounds(matrix_rate=max(rates, default=0.0))
+    )
+    return rows.outcome(
+        {
+            "OWN-FUSED": make(
+                effects={
+                    "causal prefill": tuple(causal.values()),
+                    "same outputs": (Interval.counted([same]),),
+                },
+                counted=frozenset({"same outputs"}),
+            ),
+            "S003-ATTN-SPEEDUP": make(
+                effects={f"length {_last(cell)}": (ratio,) for cell, ratio in causal.items()}
+            ),
+            "S003-ATTN-RANGE": make(effects={"speed-up": tuple(prefill.values())}),
+        },
+        says=f"Time of naive attention over that of torch's {FUSED} backend at equal work,"
+        f" {rows.where(setting)}. The largest error beside float64 is {worst:.1g} of the largest"
+        f" value; equal arms differ by {difference(floor)}.",
+        checks=by_construction("subject_is_measured", "same_layer_scope")
+        | {"output_quality_checked": state(same), "aa_noise_floor": known(floor)},
+        curves=(
+            Curve.of(
+                "Naive attention over fused", "tokens", "times as long as fused",
+                {"prefill, causal": causal, "prefill, full": full, "decode": decode}, at=_last,
+            ),
+        ),
+        doubts=left_out("lengths", set(LENGTHS) - set(map(_last, cells))),
+    )  # fmt: skip
+
+
+def _prefill_flop(cell: str, device: str) -> float:
+    """Operations of a prefill cell: 4 H D T^2, half of it under a causal mask (FlashAttention-2,
+    2023, section 4.1)."""
+    heads, width = _shape(device)
+    return 4 * heads * width * _last(cell) ** 2 / (2 if "causal" in cell else 1)
+
+
+def _last(cell: str) -> int:
+    """The length in the name of a cell: `prefill causal 512`."""
+    return int(cell.split()[-1])
+
+
+def _lengths(setting: Setting) -> dict[str, Any]:
+    return {"lengths": [*LENGTHS, *(() if setting.platform == "cpu" else LONGER)]}
+
+
+RECIPE = launched_recipe(
+    "attention", "kernel", ("OWN-FUSED", "S003-ATTN-SPEEDUP", "S003-ATTN-RANGE"),
+    "Attention by each backend of torch beside a naive one, for lengths from 128 on.",
+    target=f"{__name__}:measure",
+    job=_lengths,
+    outcome=read,
+    cost=TORCH,
+    each_s=2.0,  # the shorter lengths
+    most_each_s=20.0,
+    after_first=lambda result: {"cells": result["cells"]},
+)  # fmt: skip

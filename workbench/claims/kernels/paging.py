@@ -2,7 +2,7 @@
 
 The layout is that of vLLM: blocks of tokens in one pool, a table of block numbers per sequence
 (Kwon et al., PagedAttention, SOSP'23, section 4). Both sides copy the looked-up KV into a buffer
-that exists already, so that the table is the one difference. A run is a fresh process.
+that exists already, so that the table is the one difference.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.claims.kernels.timing import Arm, Clock, compare
+from workbench.claims.kernels.timing import TORCH, Arm, Clock, compare
+from workbench.claims.recipes.recipe import Curve, Outcome, Setting
+from workbench.claims.recipes.rounds import launched_recipe
+from workbench.claims.recipes.rows import Rows, row
+from workbench.claims.verdict.decision import Interval, difference
+from workbench.claims.verdict.verdict import Measurement, known, state
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["AGAIN", "BLOCK", "CONTIGUOUS", "PAGED", "measure"]
 
 CONTIGUOUS, AGAIN, PAGED = "contiguous", "contiguous again", "paged"
 BLOCK = 16
@@ -34,21 +37,15 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for batch, length in job["shapes"]:
-            kv = _Kv(job["device"], batch, length)
+            kv = TwoLayouts(job["device"], batch, length)
             cell = f"{batch} x {length} tokens"
-            for quantity, arms in (("append", kv.appends()), ("lookup", kv.lookups())):
-                rows += [
-                    {"quantity": quantity, "cell": cell, "unit": "s", **row}
-                    for row in compare(clock, arms)
-                ]
-            rows.append(
-                {"quantity": "equal", "cell": cell, "unit": "bool", "arm": PAGED, "order": 0,
-                 "value": float(kv.equal()), "steady": True}
-            )  # fmt: skip
-    return {"rows": rows, "notes": [], "threads": torch.get_num_threads()}
+            rows += compare(clock, kv.appends(), quantity="append", cell=cell)
+            rows += compare(clock, kv.lookups(), quantity="lookup", cell=cell)
+            rows.append(row("equal", PAGED, cell, float(kv.equal()), "bool"))
+    return {"rows": rows, "threads": torch.get_num_threads()}
 
 
-class _Kv:
+class TwoLayouts:
     """The same KV twice: in one piece, and in blocks in an order drawn at random."""
 
     def __init__(self, device: str, batch: int, length: int) -> None:
@@ -87,3 +84,44 @@ class _Kv:
         out = self.buffer.view(len(blocks), BLOCK, HEADS, WIDTH)
         torch.index_select(self.pool, 0, blocks, out=out)
         return self.buffer
+
+
+def read(rows: Rows, setting: Setting) -> Outcome:
+    """Paged over contiguous, for lookups and appends."""
+    lookup, append = (
+        rows.ratios(quantity, over=PAGED, under=CONTIGUOUS) for quantity in ("lookup", "append")
+    )
+    equal = bool((rows.of("equal")["value"] == 1).all())
+    floor = rows.noise("lookup", one=CONTIGUOUS, other=AGAIN)
+    return rows.outcome(
+        {
+            "OWN-PAGED": Measurement(
+                effects={
+                    "lookup": tuple(lookup.values()), "append": tuple(append.values()),
+                    "same values": (Interval.counted([equal]),),
+                },
+                counted=frozenset({"same values"}), noise_floor=floor,
+            ),
+        },
+        says=f"Time through a table of {BLOCK}-token blocks over that of KV in one piece,"
+        f" {rows.where(setting)}; equal arms differ by {difference(floor)}.",
+        checks={"output_quality_checked": state(equal), "aa_noise_floor": known(floor)},
+        curves=(
+            Curve.of(
+                "KV through a block table", "tokens of each of 4 sequences",
+                "times as long as in one piece", {"lookup": lookup, "append": append},
+                at=lambda cell: float(cell.split()[2]),
+            ),
+        ),
+    )  # fmt: skip
+
+
+RECIPE = launched_recipe(
+    "paging", "kernel", ("OWN-PAGED",),
+    "Append and lookup of KV through a block table beside KV in one piece.",
+    target=f"{__name__}:measure",
+    job=lambda _: {"shapes": [[4, 256], [4, 1024], [4, 2048]]},
+    outcome=read,
+    cost=TORCH,
+    each_s=1.5,
+)  # fmt: skip

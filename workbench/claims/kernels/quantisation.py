@@ -1,7 +1,7 @@
 """Quantised KV: true bytes with scales, and the error of the attention output, against float64.
 
 Queries, keys and values are those of the model itself, caught at its attention on a drawn prompt.
-A run is a fresh process with another prompt. Nothing is timed here.
+Each run has another prompt. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from workbench.claims.recipes.recipe import Curve, Outcome, Setting
+from workbench.claims.recipes.rounds import Cost, launched_recipe
+from workbench.claims.recipes.rows import Rows, mean_of_runs, row
+from workbench.claims.verdict.decision import Interval
+from workbench.claims.verdict.verdict import Measurement, by_construction, known
+
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["FORMATS", "measure", "quantised"]
 
 FORMATS = ("bf16", "int8", "fp8", "int4")
 GROUP = 32
@@ -29,23 +33,17 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(job["seed"])
     rows: list[dict[str, Any]] = []
-
-    def row(quantity: str, cell: str, arm: str, value: float, unit: str) -> None:
-        rows.append(
-            {"quantity": quantity, "cell": cell, "arm": arm, "value": value, "unit": unit,
-             "order": len(rows), "steady": True}
-        )  # fmt: skip
-
     wide = torch.randn(1, *WIDE, device=job["device"])
     for name in FORMATS:
-        row("ratio", "128 wide", name, wide.numel() * 2 / quantised(wide, name)[1], "x")
-    for layer, (q, k, v) in enumerate(_attention_inputs(job)):
+        ratio = wide.numel() * 2 / quantised(wide, name)[1]
+        rows.append(row("ratio", name, "128 wide", ratio, "x"))
+    for layer, (q, k, v) in enumerate(_attention_inputs(job), 1):
         exact = _attend(q.double(), k.double(), v.double())
         for name in FORMATS:
             output = _attend(q.double(), *(quantised(kv, name)[0].double() for kv in (k, v)))
             error = float((output - exact).norm() / exact.norm())
-            row("error", f"layer {layer + 1}", name, error, "fraction")
-    return {"rows": rows, "notes": [], "threads": torch.get_num_threads()}
+            rows.append(row("error", name, f"layer {layer}", error, "fraction"))
+    return {"rows": rows, "threads": torch.get_num_threads()}
 
 
 def quantised(kv: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
@@ -113,3 +111,67 @@ def _attention_inputs(job: Mapping[str, Any]) -> list[tuple[torch.Tensor, ...]]:
     with torch.inference_mode():
         model(prompt)
     return caught
+
+
+def read(rows: Rows, setting: Setting) -> Outcome:
+    """True ratios of bytes, and the error of each format."""
+    bytes_ = {
+        name: Interval.counted(rows.medians("ratio", name).to_numpy(float).ravel())
+        for name in FORMATS[1:]
+    }
+    # Layers of one prompt are not independent: a run's error is the mean over its layers.
+    layers = {name: rows.medians("error", name).mean() for name in FORMATS}
+    errors = {name: mean_of_runs(each) for name, each in layers.items()}
+    percent = {name: error.scaled(100) for name, error in errors.items()}
+    ratios = frozenset(f"{name.upper()} ratio" for name in bytes_)
+    return rows.outcome(
+        {
+            "OWN-KV-BYTES": Measurement(
+                effects={f"{name.upper()} ratio": (ratio,) for name, ratio in bytes_.items()},
+                counted=ratios, built_in=ratios, tolerance=0.005,
+            ),
+            "OWN-KV-ERROR": Measurement(
+                effects={
+                    f"{one.upper()} over {other.upper()}": (
+                        mean_of_runs(layers[one] / layers[other]),
+                    )
+                    for one, other in (("fp8", "int8"), ("int4", "fp8"))
+                }
+            ),
+            "LLMIR-QUANT": _beside_fp32(bytes_, errors),
+            "S003-QUANT": _beside_fp32(bytes_, percent),
+        },
+        says="Bytes of KV with scales, 128 wide, beside bf16; and the attention output of the"
+        f" model's own queries, keys and values beside float64, {rows.where(setting)}: off by"
+        f" {errors['bf16'].estimate:.2%} of its norm as bf16, {errors['int8'].estimate:.2%} as"
+        f" INT8, {errors['fp8'].estimate:.2%} as FP8, {errors['int4'].estimate:.2%} as INT4.",
+        # The quality measure is the error beside float64, and it has an interval or it has not.
+        checks=by_construction("one_factor_changed")
+        | {"output_quality_checked": known(*(error.low for error in errors.values()))},
+        curves=(
+            Curve.of(
+                "Error of the attention output", "format", "% of the output's norm",
+                {"all layers": percent}, at=str,
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _beside_fp32(bytes_: Mapping[str, Interval], loss: Mapping[str, Interval]) -> Measurement:
+    """As those sources count: beside FP32, which doubles every ratio."""
+    effects = {f"{name.upper()} ratio": (bytes_[name].scaled(2),) for name in ("int8", "int4")}
+    counted = frozenset(effects)
+    effects |= {f"{name.upper()} loss": (loss[name],) for name in ("int8", "int4")}
+    return Measurement(effects=effects, counted=counted)
+
+
+RECIPE = launched_recipe(
+    "quantisation", "kernel", ("OWN-KV-BYTES", "OWN-KV-ERROR", "LLMIR-QUANT", "S003-QUANT"),
+    "Bytes and attention error of INT8, FP8 and INT4 KV beside bf16 and float64.",
+    target=f"{__name__}:measure",
+    job=lambda setting: {"model": str(setting.model), "tokens": 512},
+    outcome=read,
+    cost=Cost(start_s=10.0, launch_s=0.0, gpu_launch_s=10.0),
+    each_s=1.0,
+    warm=("torch", "transformers.models.auto.modeling_auto"),
+)  # fmt: skip

@@ -13,7 +13,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-__all__ = ["Arm", "Clock", "Pace", "compare", "expected_s", "falls"]
+from workbench.claims.recipes.rounds import Cost
+from workbench.claims.recipes.rows import row
+
+TORCH = Cost(start_s=5.0, launch_s=0.0, gpu_launch_s=5.0)
+"""A process that imports torch; on a slow disk more."""
 
 STEADY = 0.02
 """The last windows agree when their medians differ by at most this share."""
@@ -96,8 +100,10 @@ class Clock:
         return time.perf_counter() - start_s
 
 
-def compare(clock: Clock, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """A row for each call of each arm: arm, order of its visit, value in seconds, steady.
+def compare(
+    clock: Clock, arms: Mapping[str, Arm], *, quantity: str, cell: str
+) -> list[dict[str, Any]]:
+    """A row for each call of each arm, in seconds, with the order of its visit.
 
     All arms are warmed up first; then they take turns, in mirrored order every other time.
     """
@@ -106,10 +112,11 @@ def compare(clock: Clock, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     rows = []
     for visit in range(VISITS if longest_s <= LONG_S else 2):
         names = list(arms) if visit % 2 == 0 else list(arms)[::-1]
-        for place, name in enumerate(names, visit * len(arms)):
+        for order, name in enumerate(names, visit * len(arms)):
+            pace = paces[name]
             rows += [
-                {"arm": name, "order": place, "value": lap_s, "steady": paces[name].steady}
-                for lap_s in clock.laps(arms[name], paces[name].count)
+                row(quantity, name, cell, lap_s, "s", order=order, steady=pace.steady)
+                for lap_s in clock.laps(arms[name], pace.count)
             ]
     return rows
 

@@ -6,43 +6,41 @@ cannot say is an empty table there.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.findings.clauses import marked, told
 from workbench.experiment.findings.sentences import headline as judged
-from workbench.experiment.hits import hit_rows
+from workbench.experiment.findings.sentences import marked, told
+from workbench.experiment.hits import served_tokens
 from workbench.experiment.hits.hit_findings import ratios, tiers
-from workbench.experiment.hits.hit_log import log_facts
-from workbench.experiment.hits.hit_sentences import by_counters, cards, headline, sentences
+from workbench.experiment.hits.log_sentences import doubt, log_facts
+from workbench.experiment.hits.need_to_load import explained
+from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan, run_id
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
 from workbench.metrics.gates.gate_table import failed_names, spoil
-from workbench.metrics.lmcache_log.reader import read_log
+from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.params.notebooks import LMCacheHitAnalysis
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["HitAnalysis", "HitResult", "hit_analysis"]
 
 _TOKENS = {
     "prompt_tokens": "prompt", "engine": "engine", "l1": "L1", "l2": "L2",
     "computed": "computed", "idle": "cached, not needed",
 }  # fmt: skip
 _SHARES = {"hit_share": "served", "ideal_share": "ideal", "claimed_share": "LMCache says"}
-_CHUNK = re.compile(r"--chunk-size (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +49,18 @@ class HitResult(Result):
 
     @property
     def served(self) -> pd.DataFrame:
-        """One row per request: tokens by who served them (see `hit_rows.served_tokens`)."""
+        """One row per request: tokens by who served them (see `served_tokens.served`)."""
         return self._marked(self.frames["served"])
 
     @property
     def tiers(self) -> pd.DataFrame:
         """One row per arm and pass: tokens by tier, hit rate, ideal, LMCache's own counters."""
-        return self._table("tiers")
+        return self._marked(self.table("tiers"))
 
     @property
     def ratios(self) -> pd.DataFrame:
-        """Paired ratios of TTFT (see `hit_findings.ratios`)."""
-        return self._table("ratios")
+        """Paired ratios of TTFT (see `hit_findings.HitRatio`)."""
+        return self._marked(self.table("ratios"))
 
     @property
     def hits(self) -> pd.DataFrame:
@@ -136,40 +134,39 @@ def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
 def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     """A finished run with the rows of the store's logs, and what follows from both."""
     workers = made.params.aggregated_tp if isinstance(made.params, LMCacheHitAnalysis) else 1
-    logs = hit_rows.store_logs(result.folder, result.requests, workers=workers)
-    served = hit_rows.served_tokens(result.requests, logs)
-    counters = _read_frame(result, "counters")
-    counts = hit_rows.pass_counts(counters)
-    served = hit_rows.credited(served, counts)
-    table = tiers(served, counts)
-    compared = ratios(result.requests, served, _chunks(result.facts["arms"]))
-    failed = failed_names(result.facts["gates"])
-    # Servers that run already have no rival without a store: what every sweep finds is said.
-    attached = made.params.engine == "attach"
-    found = {} if attached else judged(headline(compared), failed)
-    doubts = [*result.doubts, *_log_doubts(logs, served, counts)]
-    facts = (
-        result.facts
-        | found
-        | {
-            "numbers": result.facts["numbers"]
-            if attached
-            else marked(cards(compared, table), failed),
-            "sentences": [
-                *(told(text, spoil(failed, "counts")) for text in by_counters(table)),
-                *result.facts["sentences"],
-            ]
-            if attached
-            else sentences(compared, table, failed),
-            "explained": hit_rows.explained(served),
-            "tiers": table,
-            "ratios": compared,
-            "doubts": list(dict.fromkeys(doubts)),
-            "limits": [*result.facts["limits"], *_LIMITS],
-            "files": result.facts["files"] | {"served": "served.parquet"},
-        }
+    logs = served_tokens.store_logs(result.folder, result.requests, workers=workers)
+    counts = served_tokens.pass_counts(_read_frame(result, "counters"))
+    rows = served_tokens.credited(served_tokens.served(result.requests, logs), counts)
+    table = tiers(rows, counts)
+    chunks = {arm.label: arm.chunk_tokens for arm in made.arms if arm.means and arm.means.store}
+    compared = ratios(result.requests, rows, chunks)
+    failed = result.run.failed_gates
+    doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
+    facts = replace(
+        result.run,
+        explained=tuple(explained(rows)),
+        tiers=tuple(tier.as_row() for tier in table),
+        ratios=tuple(ratio.as_row() for ratio in compared),
+        doubts=tuple(dict.fromkeys(doubts)),
+        limits=(*result.run.limits, *_LIMITS),
+        files={**result.run.files, "served": "served.parquet"},
     )
-    return _written(facts, result.folder, {**result.frames, "served": served})
+    if made.params.engine == "attach":
+        # Servers that run already have no rival without a store: what every sweep finds is said.
+        by_server = (told(text, spoil(failed, "counts")) for text in by_counters(table))
+        facts = replace(facts, sentences=(*by_server, *facts.sentences))
+    else:
+        found, unproven = judged(headline(compared), failed)
+        facts = replace(
+            facts,
+            finding=found,
+            unproven=unproven,
+            numbers=marked(cards(compared, table), failed),
+            sentences=tuple(sentences(compared, table, failed)),
+        )
+    return _written(
+        facts, RunFolder(home=result.folder, attempt=result.folder), rows, result.frames
+    )
 
 
 _LIMITS = (
@@ -186,19 +183,8 @@ def _read_frame(result: Result, name: str) -> pd.DataFrame:
     return pd.read_parquet(result.folder / f"{name}.parquet")
 
 
-def _chunks(arms: list[dict[str, Any]]) -> dict[str, int]:
-    """The chunk of each arm with a store, as its command line has it."""
-    found = {}
-    for arm in arms:
-        for line in arm["command_lines"]:
-            if "lmcache.cli.main" in line:
-                said = _CHUNK.search(line)
-                found[str(arm["label"])] = int(said[1]) if said else 256
-    return found
-
-
 def _log_doubts(
-    logs: Mapping[tuple[str, int], Any], served: pd.DataFrame, counts: pd.DataFrame
+    logs: Mapping[tuple[str, int], LogSummary], served: pd.DataFrame, counts: pd.DataFrame
 ) -> list[str]:
     """Where the store's log and the engine's counters do not say the same."""
     doubts = [f"{arm}, round {number + 1}: {log.cut} lines of the store's log were cut."
@@ -225,48 +211,47 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
     echo(f"{summary.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {summary.lines:,} lines,"
          f" {summary.matching:,} of them LMCache's")  # fmt: skip
     if not summary.matching:
-        raise ResultError(f"{params.log_file}: {summary.doubts[0]}")
+        raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")
     name = run_id(params)
     folder = RunFolder.open(params.output_dir, "lmcache_hit_analysis", name)
-    facts = {
-        "schema": SCHEMA,
-        "notebook": "lmcache_hit_analysis",
-        "run_id": name,
-        "status": "success",
-        "simulated": False,
-        "started_at": began.isoformat(timespec="seconds"),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "duration_s": round(took_s, 1),
-        "parameters": asdict(params),
-        "machine": machine.facts().as_dict(),
-        "summary": [],
-        "comparisons": [],
-        "arms": [],
-        "files": {"served": "served.parquet"},
-    } | _judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks))
-    served = hit_rows.log_tokens(summary)
-    folder.write("served", served)
-    folder.write_facts(facts)
+    facts = RunFacts(
+        notebook="lmcache_hit_analysis",
+        run_id=name,
+        status="success",
+        started_at=began.isoformat(timespec="seconds"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(took_s, 1),
+        parameters=asdict(params),
+        machine=machine.facts().as_dict(),
+        files={"served": "served.parquet"},
+        **_judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks)),
+    )
+    result = _written(facts, folder, served_tokens.log_tokens(summary), {})
     folder.promote()
     echo(f"success: {folder.home}")
-    return HitResult(facts=facts, folder=folder.home, frames={"served": served})
+    return replace(result, folder=folder.home)
 
 
 def _judged_log(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a log, which are counts, with what its failed gates do to them."""
     failed = failed_names(facts["gates"])
-    numbers = [{"rests_on": "counts"} | card for card in facts["numbers"]]
-    return (
-        facts
-        | judged(facts["finding"], failed, "counts")
-        | {"numbers": marked(numbers, failed)}
-        | {"sentences": [told(text, spoil(failed, "counts")) for text in facts["sentences"]]}
-    )
+    does = spoil(failed, "counts")
+    found, unproven = judged(facts["finding"], failed, "counts")
+    return facts | {
+        "finding": found,
+        "unproven": unproven,
+        "numbers": marked(facts["numbers"], failed),
+        "sentences": tuple(told(text, does) for text in facts["sentences"]),
+    }
 
 
-def _written(facts: dict[str, Any], folder: Path, frames: dict[str, pd.DataFrame]) -> HitResult:
-    """Write the new facts and rows over those of the finished run."""
-    home = RunFolder(home=folder, attempt=folder)
-    home.write("served", frames["served"])
-    home.write_facts(facts)
-    return HitResult(facts=facts, folder=folder, frames=frames)
+def _written(
+    facts: RunFacts,
+    folder: RunFolder,
+    served: pd.DataFrame,
+    frames: Mapping[str, pd.DataFrame],
+) -> HitResult:
+    """Write facts and rows into the attempt; of a finished run, over those that are there."""
+    folder.write("served", served)
+    folder.write_facts(facts)
+    return HitResult(run=facts, folder=folder.attempt, frames={**frames, "served": served})

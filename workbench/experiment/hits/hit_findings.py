@@ -1,9 +1,11 @@
-"""Numbers of a live hit analysis: tokens by tier, and paired ratios of TTFT."""
+"""What a hit analysis finds, as records: tokens by tier, and paired ratios of TTFT."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import nan
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE
 from workbench.metrics.statistics import Ratio, describe, pair, paired_ratio
@@ -11,88 +13,181 @@ from workbench.metrics.statistics import Ratio, describe, pair, paired_ratio
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ratios", "tiers"]
-
-Row = dict[str, Any]
-
 _TOKENS = ("prompt_tokens", "engine", "l1", "l2", "computed", "held", "idle", "ideal")
+_KEYS = ("arm", "round", "pass")
 
 
-def tiers(served: pd.DataFrame, counts: pd.DataFrame) -> list[Row]:
-    """Tokens by who served them, per arm and pass over all rounds, with LMCache's own counters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiers:
+    """Prompt tokens of one arm and pass by who served them, over all rounds; NaN if not known."""
 
-    `hit_share` and `ideal_share` are of the prompt tokens; `claimed_share` is LMCache's own hit
-    rate, of the tokens that it was asked for.
-    """
+    arm: str
+    pass_name: str
+    requests: int
+    prompt_tokens: float
+    engine: float
+    l1: float
+    l2: float
+    computed: float
+    held: float
+    """What LMCache found."""
+    idle: float
+    """Of that, what the engine had as well."""
+    ideal: float
+    """What an infinite cache would have served."""
+    counted: Mapping[str, float] = field(default_factory=dict)
+    """What the servers' counters say, see `served_tokens.pass_counts`; empty for a log."""
+
+    @property
+    def loaded(self) -> float:
+        """Tokens that LMCache brought."""
+        return self.l1 + self.l2
+
+    @property
+    def claimed_share(self) -> float:
+        """LMCache's own hit rate, of the tokens that it was asked for."""
+        return self.counted.get("claimed", nan) / (self.counted.get("requested") or nan)
+
+    def as_row(self) -> dict[str, Any]:
+        """The row of result.json; its shares are of the prompt tokens."""
+        row = {"arm": self.arm, "pass": self.pass_name, "requests": self.requests}
+        row |= {name: getattr(self, name) for name in _TOKENS}
+        row |= {f"counted_{name}": value for name, value in self.counted.items()}
+        prompts = self.prompt_tokens or nan
+        return row | {
+            "hit_share": (self.engine + self.loaded) / prompts,
+            "ideal_share": self.ideal / prompts,
+            "claimed_share": self.claimed_share,
+        }
+
+
+def tiers(served: pd.DataFrame, counts: pd.DataFrame) -> list[Tiers]:
+    """The tiers of each arm and pass of a live run, with LMCache's own counters."""
     rows = []
     for (arm, name), group in served.groupby(["arm", "pass"], sort=False):
-        row: Row = {"arm": arm, "pass": name, "requests": len(group)}
-        row |= {column: float(group[column].sum(skipna=False)) for column in _TOKENS}
-        counted = counts[(counts["arm"] == arm) & (counts["pass"] == name)]
-        for column in counts.columns[3:]:
-            row[f"counted_{column}"] = float(counted[column].sum(skipna=False))
-        row["hit_share"] = (row["engine"] + row["l1"] + row["l2"]) / row["prompt_tokens"]
-        row["ideal_share"] = row["ideal"] / row["prompt_tokens"]
-        asked = row["counted_requested"]
-        row["claimed_share"] = row["counted_claimed"] / asked if asked else float("nan")
-        rows.append(row)
+        mine = counts[(counts["arm"] == arm) & (counts["pass"] == name)]
+        counted = mine.drop(columns=list(_KEYS)).sum(skipna=False).astype(float).to_dict()
+        rows.append(_tiers(group, str(arm), str(name), skipna=False, counted=counted))
     return rows
 
 
-def ratios(requests: pd.DataFrame, served: pd.DataFrame, chunks: Mapping[str, int]) -> list[Row]:
-    """Speed-ups of TTFT, paired by prompt within a round; above 1 is faster than the baseline.
+def log_tiers(tokens: pd.DataFrame) -> list[Tiers]:
+    """The tiers of each generation of a log, from `served_tokens.log_tokens`."""
+    groups = tokens.groupby("generation", sort=False)
+    return [_tiers(group, "log", str(name), skipna=True) for name, group in groups]
 
-    `what` is one of: `storing` (cold with LMCache beside cold without), `loading` (found in LMCache
-    beside computed without it), `chunk` (store-warm beside the chunk of `lmcache`), `engine cache
-    off` (store-warm beside the same with it), `disk` (from L2 beside from L1). `prompt_tokens` is
-    a length, 0 for all. `loaded_share` is what LMCache brought of the prompt. `chunks` maps the
-    arms with a store to their chunk.
-    """
+
+def _tiers(group: pd.DataFrame, arm: str, name: str, *, skipna: bool, **more: Any) -> Tiers:
+    tokens = group[list(_TOKENS)].astype(float).sum(skipna=skipna, min_count=1)
+    sums: dict[str, Any] = {column: float(tokens[column]) for column in _TOKENS}
+    return Tiers(arm=arm, pass_name=name, requests=len(group), **sums, **more)
+
+
+What = Literal["storing", "loading", "chunk", "engine cache off", "disk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitRatio:
+    """A speed-up of TTFT, paired by prompt within a round; above 1 is faster than the baseline."""
+
+    what: What
+    """`storing` (cold with LMCache beside cold without), `loading` (found in LMCache beside
+    computed without it), `chunk` (store-warm beside the chunk of `lmcache`), `engine cache off`
+    (store-warm beside the same with it), `disk` (from L2 beside from L1)."""
+    arm: str
+    pass_name: str
+    baseline_arm: str
+    baseline_pass: str
+    prompt_tokens: int
+    """Of the prompts that are compared; 0 for all."""
+    loaded_share: float
+    """What LMCache brought of the prompts."""
+    chunk_tokens: int
+    ttft_ms: float
+    baseline_ttft_ms: float
+    ratio: Ratio
+
+    @property
+    def resolved(self) -> bool:
+        """True when the interval leaves 1 out."""
+        return self.ratio.verdict in ("faster", "slower")
+
+    @property
+    def sentence(self) -> str:
+        """The ratio with its interval and what it rests on."""
+        return describe(self.ratio)
+
+    def as_row(self) -> dict[str, Any]:
+        """The row of result.json."""
+        row = {_COLUMNS.get(name, name): value for name, value in asdict(self).items()}
+        ratio = self.ratio
+        return row | {"ratio": ratio.value, "low": ratio.low, "high": ratio.high,
+                      "n_rounds": ratio.rounds, "n_pairs": ratio.pairs,
+                      "sentence": self.sentence}  # fmt: skip
+
+
+_COLUMNS = {"pass_name": "pass"}
+
+
+def ratios(
+    requests: pd.DataFrame, served: pd.DataFrame, chunks: Mapping[str, int]
+) -> list[HitRatio]:
+    """The speed-ups of a live run; `chunks` maps the arms with a store to their chunk."""
     lengths = (0, *sorted(int(n) for n in requests["prompt_tokens"].unique()))
-    rows: list[Row] = []
+    passes = dict.fromkeys(requests["pass"])
+    found = [name for name in passes if name.endswith("in LMCache")] + ["store-warm"]
+    cold = (NO_STORE, "cold")
+    wanted: list[tuple[What, tuple[str, str], tuple[str, str], Sequence[int]]] = [
+        ("storing", (MAIN, "cold"), cold, lengths),
+        *(("loading", (MAIN, name), cold, lengths) for name in found),
+        ("loading", (DISK, "disk-warm"), cold, lengths),
+        *(
+            ("chunk", (arm, "store-warm"), (MAIN, "store-warm"), lengths)
+            for arm in chunks
+            if arm == MAIN or arm.startswith("chunk ")
+        ),
+        ("engine cache off", (CACHE_OFF, "store-warm"), (MAIN, "store-warm"), (0,)),
+        ("disk", (DISK, "disk-warm"), (DISK, "store-warm"), lengths),
+    ]
+    return [
+        ratio
+        for what, value, baseline, sizes in wanted
+        for ratio in _ratios(requests, served, chunks, what, value, baseline, sizes)
+    ]
 
-    def add(what: str, value: tuple[str, str], baseline: tuple[str, str], sizes: Iterable[int]):  # type: ignore[no-untyped-def]
-        sides = [_of(requests, *side) for side in (value, baseline)]
-        if sides[0].empty or sides[1].empty:
-            return
-        mine = _of(served, *value)
-        for length in sizes:
-            one, other, tokens = (
-                side[side["prompt_tokens"] == length] if length else side for side in (*sides, mine)
-            )
-            ratio = paired_ratio(pair(other, one, "ttft_s"))
-            loaded = float((tokens["l1"] + tokens["l2"]).sum() / tokens["prompt_tokens"].sum())
-            ours, theirs = (1000 * float(side["ttft_s"].median()) for side in (one, other))
-            rows.append(
-                {"what": what, "arm": value[0], "pass": value[1], "baseline_arm": baseline[0],
-                 "baseline_pass": baseline[1], "prompt_tokens": length, "loaded_share": loaded,
-                 "chunk_tokens": chunks.get(value[0], 0), "ttft_ms": ours,
-                 "baseline_ttft_ms": theirs, **_columns(ratio)}
-            )  # fmt: skip
 
-    add("storing", (MAIN, "cold"), (NO_STORE, "cold"), lengths)
-    partly = [n for n in dict.fromkeys(requests["pass"]) if n.endswith("in LMCache")]
-    for name in (*partly, "store-warm"):
-        add("loading", (MAIN, name), (NO_STORE, "cold"), lengths)
-    add("loading", (DISK, "disk-warm"), (NO_STORE, "cold"), lengths)
-    for arm in chunks:
-        if arm == MAIN or arm.startswith("chunk "):
-            add("chunk", (arm, "store-warm"), (MAIN, "store-warm"), lengths)
-    add("engine cache off", (CACHE_OFF, "store-warm"), (MAIN, "store-warm"), (0,))
-    add("disk", (DISK, "disk-warm"), (DISK, "store-warm"), lengths)
-    return rows
+def _ratios(
+    requests: pd.DataFrame,
+    served: pd.DataFrame,
+    chunks: Mapping[str, int],
+    what: What,
+    value: tuple[str, str],
+    baseline: tuple[str, str],
+    sizes: Iterable[int],
+) -> Iterator[HitRatio]:
+    """One for each prompt length; none where a side was not measured."""
+    sides = [_of(requests, *value), _of(requests, *baseline), _of(served, *value)]
+    if sides[0].empty or sides[1].empty:
+        return
+    for length in sizes:
+        one, other, tokens = (
+            side[side["prompt_tokens"] == length] if length else side for side in sides
+        )
+        ours, theirs = (1000 * float(side["ttft_s"].median()) for side in (one, other))
+        yield HitRatio(
+            what=what,
+            arm=value[0],
+            pass_name=value[1],
+            baseline_arm=baseline[0],
+            baseline_pass=baseline[1],
+            prompt_tokens=length,
+            loaded_share=float((tokens["l1"] + tokens["l2"]).sum() / tokens["prompt_tokens"].sum()),
+            chunk_tokens=chunks.get(value[0], 0),
+            ttft_ms=ours,
+            baseline_ttft_ms=theirs,
+            ratio=paired_ratio(pair(other, one, "ttft_s")),
+        )
 
 
 def _of(frame: pd.DataFrame, arm: str, name: str) -> pd.DataFrame:
     return frame[(frame["arm"] == arm) & (frame["pass"] == name)]
-
-
-def _columns(ratio: Ratio) -> Row:
-    return {
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "n_rounds": ratio.rounds,
-        "n_pairs": ratio.pairs,
-        "sentence": describe(ratio),
-    }

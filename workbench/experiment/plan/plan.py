@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +26,8 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.plan import DeploymentPlan, plan_deployment, ports_needed
-from workbench.serve.tiny_model import model_facts
+from workbench.serve.plan import DeploymentPlan, plan_deployment
+from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
 
@@ -85,7 +86,7 @@ class Arm:
     """What the engine does not accept leaves this arm out, with its reason as a doubt."""
 
     def deployment(
-        self, ports: Sequence[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
@@ -109,10 +110,6 @@ class Arm:
         return CONNECTORS.get(self.connector)
 
     @property
-    def ports(self) -> int:
-        return ports_needed(self.topology) if self.topology else 0
-
-    @property
     def disaggregated(self) -> bool:
         """True when prefill and decode are known to run on instances of their own."""
         return self.topology is not None and self.topology.disaggregated
@@ -129,14 +126,11 @@ class ExperimentPlan:
 
     notebook: str
     params: EngineParams
-    platform: Platform
     arms: tuple[Arm, ...]
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
     """Of a sweep over rates: those of its highest."""
-    kv_space_tokens: float = nan
-    """Tokens that the KV space of an instance holds, where that is known beforehand."""
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
@@ -146,6 +140,24 @@ class ExperimentPlan:
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
     """How requests are put; of attached servers it is found out when the run begins."""
+
+    @property
+    def settings(self) -> EngineSettings | None:
+        """Of the engine; None where servers run already."""
+        return self.arms[0].settings
+
+    @property
+    def platform(self) -> Platform:
+        return self.settings.platform if self.settings else "cpu"
+
+    @property
+    def kv_space_tokens(self) -> float:
+        """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
+        settings = self.settings
+        if settings is None or settings.on_gpu or not settings.model.is_dir():
+            return nan
+        facts = model_facts(settings.model).run_as(settings.dtype)
+        return settings.kv_cache_mib * 2**20 / facts.kv_shape.bytes_per_token
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -203,7 +215,7 @@ class ExperimentPlan:
         if speed is None:
             return nan
         requests = self.workload.sample.requests
-        layers = model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else 0
+        layers = model_facts(self.settings.model).layers if self.settings else LAYERS
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests
@@ -244,7 +256,7 @@ class ExperimentPlan:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])
             lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
             if arm.settings is not None:
-                lines.append(str(arm.deployment(range(20_000, 20_000 + arm.ports))))
+                lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s
         about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
@@ -266,45 +278,43 @@ def run_id(params: EngineParams) -> str:
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
+    # Files that have grown, and a registry with another claim, are others.
     logs = [Path(name) for name in getattr(params, "log_files", [])]
-    if seen := [(log.stat().st_size, log.stat().st_mtime_ns) for log in logs if log.is_file()]:
-        values["log_seen"] = seen  # a log that has grown is another one
+    if seen := [_seen(log) for log in logs if log.is_file()]:
+        values["log_seen"] = seen
     for name in ("trace", "prompts"):
         file = Path(values.get(f"{name}_file") or "")
         if file.is_file():
-            values[f"{name}_seen"] = (file.stat().st_size, file.stat().st_mtime_ns)
+            values[f"{name}_seen"] = _seen(file)
     if isinstance(params, PaperClaimValidation):
-        # A registry with another claim is another one.
-        folder = repository_root() / params.registry
-        files = sorted(folder.glob("*.yaml"))
+        files = sorted((repository_root() / params.registry).glob("*.yaml"))
         values["claims_seen"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+    simulated = [params.engine, params.fault] if params.engine == "simulated" else []
     if isinstance(params, PaperClaimValidation):
         named = params.claims if len(params.claims) < 4 else [f"{len(params.claims)} claims"]
-        simulated = ["simulated"] if params.engine == "simulated" else []
-        parts = [*named, f"{params.time_budget_s:g}s", *simulated, digest]
-        return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)
-    if logs:
-        stems = (re.sub(r"[^\w.]+", "-", log.stem).strip("-.") for log in logs[:3])
-        return "-".join(filter(None, ("log", *stems, digest)))
-    prompt_tokens, requests = values["prompt_tokens"], values["requests"]
-    workload = ""
-    if isinstance(params, LoadParams):
-        (prompt_tokens, requests) = params.lengths
-        workload = "" if params.workload == "reference" else params.workload
-    words: list[str] = [
-        *str(values.get("topology") or "").split(","),
-        values.get("connector", ""),
-        workload,
-        f"{prompt_tokens}t" if workload != "prompts" else "",
-        f"n{requests}" if workload not in ("prompts", "trace") or values["requests"] else "",
-        f"r{values['rounds']}",
-        digest,
-    ]
-    if params.engine == "simulated":
-        words[-1:-1] = [params.engine, params.fault]
-    elif params.engine == "attach":
-        words[words.index(values.get("connector", ""))] = params.engine
+        words = [*named, f"{params.time_budget_s:g}s", *simulated[:1]]
+    elif logs:
+        words = ["log", *(log.stem for log in logs[:3])]
+    else:
+        prompt_tokens, requests, workload = values["prompt_tokens"], values["requests"], ""
+        if isinstance(params, LoadParams):
+            prompt_tokens, requests = params.lengths
+            workload = "" if params.workload == "reference" else params.workload
+        counted = workload not in ("prompts", "trace") or values["requests"]
+        words = [
+            *str(values.get("topology") or "").split(","),
+            "attach" if params.engine == "attach" else values.get("connector", ""),
+            workload,
+            f"{prompt_tokens}t" if workload != "prompts" else "",
+            f"n{requests}" if counted else "",
+            f"r{values['rounds']}",
+            *simulated,
+        ]
     # A label of an attached deployment may be any text, and this is the name of a folder.
-    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)
-    return "-".join(word for word in plain if word)
+    plain = (re.sub(r"[^\w.]+", "-", word).strip("-.") for word in (*words, digest))
+    return "-".join(filter(None, plain))
+
+
+def _seen(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns

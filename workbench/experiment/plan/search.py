@@ -137,17 +137,16 @@ class Search:
                 f"{highest:g} requests/s met the limits and {lowest:g} missed them, which no single"
                 " edge can do: measure again with more requests"
             )
-        unclear = [p for p in points if p.interval[0] < share <= p.interval[1]]
-        between = [p for p in unclear if not (p.rate_per_s < highest or p.rate_per_s > lowest)]
         straddling = ""
-        if between:
-            p = between[0]
+        for p in points:
             low, high = p.interval
-            straddling = (
-                f"at {p.rate_per_s:g} requests/s {p.share:.0%} of {sum(p.sent)} requests met the"
-                f" limits, of which the interval, {low:.0%} to {high:.0%}, holds the wanted"
-                f" {share:.0%}: send more requests or take more rounds"
-            )
+            outside = p.rate_per_s < highest or p.rate_per_s > lowest
+            if low < share <= high and not outside and not straddling:
+                straddling = (
+                    f"at {p.rate_per_s:g} requests/s {p.share:.0%} of {sum(p.sent)} requests met"
+                    f" the limits, of which the interval, {low:.0%} to {high:.0%}, holds the wanted"
+                    f" {share:.0%}: send more requests or take more rounds"
+                )
         if isnan(highest) and isnan(lowest):
             return straddling
         if isnan(lowest):

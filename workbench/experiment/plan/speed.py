@@ -144,19 +144,19 @@ async def _measure(dtype: str) -> Speed:
     from workbench.load.workload.workload import reference
     from workbench.serve.connectors import connector
     from workbench.serve.deployment import deploy, launcher_for
-    from workbench.serve.plan import plan_deployment, ports_needed
+    from workbench.serve.plan import plan_deployment
     from workbench.serve.vllm import EngineSettings
     from workbench.topology import Topology
 
     alone = Topology(aggregated=1)
     settings = EngineSettings(model=tiny_model(), platform="cpu", dtype=dtype, kv_cache_mib=128)
-    spent_s: list[float] = []
-    before = machine.ProcessorLoad.now()
+    seen_s = machine.ProcessorLoad.now().own_s
 
     def spent() -> float:
         """CPU seconds of everything started here since the last call."""
-        spent_s.append(machine.ProcessorLoad.now().own_s)
-        return spent_s[-1] - (spent_s[-2] if len(spent_s) > 1 else before.own_s)
+        nonlocal seen_s
+        before_s, seen_s = seen_s, machine.ProcessorLoad.now().own_s
+        return seen_s - before_s
 
     with tempfile.TemporaryDirectory(prefix="workbench-speed-") as logs:
         async with launcher_for(settings, Path(logs)) as launcher:
@@ -165,7 +165,6 @@ async def _measure(dtype: str) -> Speed:
             async with deploy(
                 launcher,
                 lambda ports: plan_deployment(alone, connector("none"), settings, ports=ports),
-                ports=ports_needed(alone),
                 log_dir=Path(logs),
             ) as deployment:
                 spent()
@@ -192,7 +191,7 @@ async def _measure(dtype: str) -> Speed:
 
 
 if __name__ == "__main__":
-    from workbench.serve.cpu_patches import die_with_parent
+    from workbench.serve.processes.parent import die_with_parent
 
     die_with_parent()
     print(json.dumps(asdict(asyncio.run(_measure(sys.argv[1])))))

@@ -28,8 +28,6 @@ from workbench.metrics.counters import (
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
 
-__all__ = ["Counted", "CounterReading", "Made", "make_state", "read_counters", "warm_up"]
-
 WARM_UP_TOKENS = 600
 """More than two chunks of the store and two blocks of the engine: the whole path is walked."""
 STORE_QUIET_S = 0.3

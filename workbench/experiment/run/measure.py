@@ -12,13 +12,14 @@ import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.isolation import make_state, read_counters, warm_up
-from workbench.experiment.run.launch import Launch
+from workbench.experiment.run.launch_counts import LaunchCounts
+from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
-from workbench.experiment.run.ties import ask_where_answers_part
-from workbench.experiment.run.watch import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
@@ -28,8 +29,6 @@ from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.launcher import failure
-
-__all__ = ["measure_arm"]
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
@@ -95,19 +94,19 @@ async def measure_arm(
     folder.write("gauges", log.frame("gauges"))
 
 
-def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
+def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
     lines = [p.command_line for p in deployment.plan.processes] if deployment.plan else []
-    return {
-        "label": arm.label,
-        "topology": arm.topology_text,
-        "connector": arm.connector,
-        "role": arm.role,
-        "gpus": arm.gpus,
-        "instances": len(deployment.instances),
-        "model": deployment.model,
-        "passes": [p.name for p in arm.passes],
-        "command_lines": lines or [deployment.url],
-    }
+    return ArmFacts(
+        label=arm.label,
+        topology=arm.topology_text,
+        connector=arm.connector,
+        role=arm.role,
+        gpus=arm.gpus,
+        instances=len(deployment.instances),
+        model=deployment.model,
+        passes=tuple(p.name for p in arm.passes),
+        command_lines=tuple(lines or [deployment.url]),
+    )
 
 
 class _Launched:
@@ -124,7 +123,7 @@ class _Launched:
     ) -> None:
         self.plan, self.arm, self.number = plan, arm, number
         self.deployment, self.folder, self.log = deployment, folder, log
-        self.counting = Launch(arm, number, deployment)
+        self.counting = LaunchCounts(arm, number, deployment)
         self.columns = {
             "arm": arm.label,
             "topology": arm.topology_text,

@@ -6,14 +6,13 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
 from workbench.serve.processes.launcher import Launcher
-
-__all__ = ["deploy", "deployed"]
 
 
 @asynccontextmanager
@@ -34,7 +33,6 @@ async def deployed(
         async with serve.deploy(
             launcher,
             lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
-            ports=arm.ports,
             log_dir=log_dir,
         ) as running:
             yield running
@@ -49,7 +47,7 @@ async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serv
     `deployment.url` takes OpenAI requests. Raises PlanError for attached servers, and LaunchError
     with the reason and the log's path.
     """
-    arm.deployment(range(arm.ports))  # refuses what cannot be started before anything is
+    arm.deployment(count(1))  # refuses what cannot be started before anything is
     assert arm.settings is not None
     logs = log_dir or output_root("outputs") / "deploy" / uuid.uuid4().hex[:8]
     async with (

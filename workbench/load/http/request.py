@@ -35,7 +35,7 @@ ends as a record with the error `too_large`."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestForm:
-    """How a server wants the requests of a run, asked once before it (`run.front_door`)."""
+    """How a server wants the requests of a run, asked once before it (`run.probe`)."""
 
     left_out: frozenset[str] = frozenset()
     """Optional fields that the server refuses."""

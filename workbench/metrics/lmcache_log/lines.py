@@ -4,39 +4,13 @@ In-process (LMCacheConnectorV1: the lines stand in vLLM's own log) and multi-pro
 stand in the log of `lmcache server`). The formats were read from the sources of LMCache 0.3 to
 0.5.6 and of vLLM's own copy of the in-process one, whose lines carry vLLM's time instead of
 LMCache's; only the mp generation has been run here.
-
-A number counts only where the line goes on behind it: one that a cut has shortened would be a
-wrong number.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
-
-__all__ = [
-    "CHUNK",
-    "ERROR",
-    "EVICTED",
-    "FAILED",
-    "LEVEL",
-    "LOOKED_FOR",
-    "LOOKUP",
-    "OF_REQUEST",
-    "PREFETCH",
-    "REQUEST",
-    "RESUMED",
-    "RETRIEVED",
-    "SHORT",
-    "STAMP_BYTES",
-    "STARTED",
-    "STORED",
-    "STORING",
-    "WORKERS",
-    "head_time",
-    "whole_lines",
-    "writer",
-]
 
 LOOKED_FOR = (
     '"Reqid: ..., LMCache hit tokens: ..., need to load: ..."',
@@ -45,65 +19,115 @@ LOOKED_FOR = (
 )
 """The lines that a log must have to be of use, for a sentence."""
 
-_ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A kind of line: a pattern whose named groups are the columns of its events.
+
+    The empty group at the pattern's end matches only where the line has all that belongs to it: a
+    number that a cut has shortened would be a wrong number.
+    """
+
+    pattern: re.Pattern[bytes]
+    marks: tuple[bytes, ...] = ()
+    """Of a line that is seldom there: to ask for these first is faster than to search."""
+    warns: bool = False
+    """It is there only where LMCache has logged a warning or worse."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.pattern.groupindex)
 
 
-def _line(*parts: bytes) -> re.Pattern[bytes]:
-    """A pattern in which `#` is a count and `~` a measure, no longer than a number can be."""
-    text = b"".join(parts)
-    return re.compile(
-        text.replace(b"#", rb"(\d{1,15})").replace(b"~", rb"(\d{1,12}(?:\.\d{1,12})?)")
-    )
+def _line(*parts: bytes, marks: tuple[bytes, ...] = (), warns: bool = False) -> Line:
+    """`#` is a count and `~` a measure, no longer than a number can be."""
+    text = b"".join(parts).replace(b"#", rb"\d{1,15}").replace(b"~", rb"\d{1,12}(?:\.\d{1,12})?")
+    return Line(re.compile(text), marks, warns)
 
 
-# The empty group at the end of each pattern matches only where the line has all that belongs to it.
-_COST = rb"(?:\. size: ~ (?:GB|gb), cost ~ ms)?"
-LOOKUP = _line(
-    rb"Reqid: (?:(\S+), Total tokens #(?:, Inference Engine computed tokens: #)?,",
-    rb" LMCache hit tokens: (?:(None)|#, (?:but )?need to load: (-)?#",
-    rb"(?: < min_retrieve #,| |(?=([\n\r\x1b\\\"]))))())?",
-)
-"""Request, prompt, engine's hit, `None` (no answer yet), hit, minus, need to load, min_retrieve,
-and `bare`: the line's end, a colour or a JSON string's end stands at once behind the last
-number."""
+_COST = rb"(?:\. size: (?P<gb>~) (?:GB|gb), cost (?P<cost_ms>~) ms)?"
 _OTHER = rb"(?! [a-np-su-z])"
 """A number of something else than tokens: `Retrieved 33 memory objects`."""
-STORED = _line(
-    rb"Stored (\d{1,15}+)",
-    _OTHER,
-    rb"(?: (?:tokens in ~ seconds|out of total # tokens",
-    _COST,
-    rb")())?",
-)
-RETRIEVED = _line(
-    rb"Retrieved (\d{1,15}+)",
-    _OTHER,
-    rb"(?: (?:tokens in ~ seconds|tokens(?= \(| ?\x1b|\r?\n)|out of # ",
-    rb"(?:required tokens \(from \d+ total tokens\)|out of total \d+ tokens)",
-    _COST,
-    rb")())?",
-)
-PREFETCH = _line(
-    rb"Prefetch request completed(?: \(L1\+L2\): #/# (?:retained keys|prefix hits)",
-    rb" \(# L1, # L2\) in ~ ms \((?:external_request_id=([^,\s]*), )?",
-    rb"prefetch_request_id=-?\d+\)())?",
-)
-RESUMED = _line(rb"<resume-load>(?: req=(\S+) apc=# lmcache=# load=#(?=\s|\x1b)())?")
-STORING = _line(rb"Storing KV cache for \d+ out of # tokens \([^)\n]{0,60}\) for request (\S+)()")
-"""Told before a store, with the prompt so far: of it all once the prompt has been computed."""
+
+_STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
+
+LINES = {
+    # `pending` has no answer yet. `bare`: the line's end, a colour or a JSON string's end stands
+    # at once behind the last number.
+    "lookups": _line(
+        rb"Reqid: (?:(?P<request_id>\S+), Total tokens (?P<prompt_tokens>#)",
+        rb"(?:, Inference Engine computed tokens: (?P<engine_hit_tokens>#))?,",
+        rb" LMCache hit tokens: (?:(?P<pending>None)|(?P<lmcache_hit_tokens>#),",
+        rb" (?:but )?need to load: (?P<need_to_load>-?#)",
+        rb"(?: < min_retrieve (?P<min_retrieve>#),| |(?=(?P<bare>[\n\r\x1b\\\"]))))())?",
+    ),
+    # Of a request that had been preempted, in the engine's log (mp).
+    "resumed": _line(
+        rb"<resume-load>(?: req=(?P<request_id>\S+) apc=(?P<engine_hit_tokens>#)",
+        rb" lmcache=(?P<lmcache_hit_tokens>#) load=(?P<need_to_load>#)(?=\s|\x1b)())?",
+        marks=(b"<resume-load>",),
+    ),
+    "prefetches": _line(
+        rb"Prefetch request completed(?: \(L1\+L2\): (?P<found_keys>#)/(?P<asked_keys>#)",
+        rb" (?:retained keys|prefix hits) \((?P<l1_keys>#) L1, (?P<l2_keys>#) L2\)",
+        rb" in (?P<ms>~) ms \((?:external_request_id=(?P<request_id>[^,\s]*), )?",
+        rb"prefetch_request_id=-?\d+\)())?",
+    ),
+    "stored": _line(
+        rb"Stored (?P<tokens>\d{1,15}+)",
+        _OTHER,
+        rb"(?: (?:tokens in (?P<mp_seconds>~) seconds|out of total (?P<required>#) tokens",
+        _COST,
+        rb")())?",
+    ),
+    "retrieved": _line(
+        rb"Retrieved (?P<tokens>\d{1,15}+)",
+        _OTHER,
+        rb"(?: (?:tokens in (?P<mp_seconds>~) seconds|tokens(?= \(| ?\x1b|\r?\n)",
+        rb"|out of (?P<required>#)",
+        rb" (?:required tokens \(from \d+ total tokens\)|out of total \d+ tokens)",
+        _COST,
+        rb")())?",
+    ),
+    # Told before a store, with the prompt so far: of it all once the prompt has been computed.
+    "storings": _line(
+        rb"Storing KV cache for \d+ out of (?P<tokens>#) tokens \([^)\n]{0,60}\)",
+        rb" for request (?P<request_id>\S+)()",
+        marks=(b"Storing KV cache for ",),
+    ),
+    # A worker that got fewer tokens than the lookup had promised.
+    "short": _line(
+        rb"Num retrieved tokens: (?P<retrieved>#)",
+        rb"(?:, num expected tokens: (?P<expected>#)(?=\D)())?",
+        marks=(b"num expected tokens: ",),
+    ),
+    "lost": _line(
+        rb"Request (?P<request_id>\S+) failed to load (?P<missing>#)(?: tokens across())?",
+        marks=(b" failed to load ",),
+        warns=True,
+    ),
+    "starts": _line(
+        rb"(?:",
+        b"|".join(map(re.escape, _STARTED)),
+        rb")()",
+        marks=_STARTED,
+    ),
+}  # fmt: skip
+TEXTS = {"request_id"}
+FLAGS = {"pending", "bare"}
+"""Columns that are no numbers."""
+
 EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"
 )
 CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d{1,9})(?=[,\s})])")
 WORKERS = re.compile(rb"Registered [^\n]{0,200}?world_size=(\d{1,4})\)")
 """An instance that registers with `lmcache server`: each chunk is one key for each of so many."""
-STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
 REQUEST = re.compile(rb"\[req_id=([^\]\s]+)(?: [^\]]*)?\] $")
-SHORT = _line(rb"Num retrieved tokens: #(?:, num expected tokens: #(?=\D)())?")
-"""A worker that got fewer tokens than the lookup had promised. Its request, where a version names
-it, stands in the line before (OF_REQUEST)."""
+"""What stands before `Stored` and `Retrieved` where a version names the request."""
 OF_REQUEST = re.compile(rb"Request (\S+?)The number of retrieved tokens is less")
-FAILED = _line(rb"Request (\S+) failed to load #(?: tokens across())?")
+"""The same for `short`, in the line before."""
+
 _COLOUR = rb"(?:\x1b\[[0-9;]*m)?"
 ERROR = re.compile(
     rb"(?:LMCache (?:ERROR|CRITICAL):" + _COLOUR + rb" ?|(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ "
@@ -113,9 +137,7 @@ ERROR = re.compile(
 )
 """What LMCache says of a failure: the message of an error, or of a warning about lost KV."""
 
-LEVEL = b"] LMCache "
-"""Stands behind the time of each of LMCache's lines."""
-STAMP_BYTES = len("2026-11-21 10:42:29,019")
+_ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def whole_lines(
@@ -143,68 +165,3 @@ def _again(match: re.Match[bytes], data: bytes) -> re.Match[bytes] | None:
 def _is_ours(match: re.Match[bytes], data: bytes) -> bool:
     start = data.rfind(b"\n", 0, match.start()) + 1
     return b"LMCache" in data[start : data.find(b"\n", match.start()) + 1 or len(data)]
-
-
-_STAMPS = re.compile(
-    rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"
-    rb"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b:?(?: +\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?)?"
-    rb"|\b[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d\b|\[[\w./]+\.py:\d+\]"
-    rb"|\\u001b\[[\d;]*m|^\{\"log\":\""
-)
-"""What changes from line to line in what stands before a message: times, levels, places."""
-_BAR = re.compile(rb"[^|(\[\n]*\d%\|[^|\n]*\|[^\[\]\n]*\[[^\]\n]*\]")
-"""A progress bar of tqdm: vLLM's LLM class draws them into the lines of its engine."""
-_PROCESS = re.compile(rb"\(([^()]*)pid=(\d+)\)")
-_DATA_PARALLEL = re.compile(rb"DP(\d+)")
-_RANK = re.compile(rb"rank=(\d+)|(?:PP(\d+)_)?TP(\d+)")
-
-
-def writer(head: bytes) -> bytes:
-    """Who wrote a line: its process, its engine and its rank in that, with tabs between.
-
-    `head` is what stands before the time or the message. Processes differ by anything in it that
-    is no time (a container's name, a pid). Data-parallel engines are engines, each with its own
-    cache; tensor- and pipeline-parallel workers are ranks of one engine, and so are workers that
-    have nothing but a pid.
-    """
-    if b"%|" in head:
-        head = _BAR.sub(b"", head)
-    plain = b" ".join(_STAMPS.sub(b"", _ANSI.sub(b"", head)).split())
-    plain = plain.partition(b"[] LMCache")[0].rstrip(b" [")
-    found = _PROCESS.search(plain)
-    if not found:
-        return b"\t".join((plain, (plain + b" DP0").strip(), b""))
-    name, pid = found.groups()
-    numbers, engine = _RANK.search(name), _DATA_PARALLEL.search(name)
-    rank = b"-".join(filter(None, numbers.groups())) if numbers else b""
-    if not rank and b"orker" in name:
-        rank = b"pid " + pid
-    outside = (plain[: found.start()] + plain[found.end() :]).strip()
-    label = (outside + b" DP" + (engine[1] if engine else b"0")).strip()
-    return b"\t".join((plain, label, rank))
-
-
-_MONTHS = {name: n for n, name in enumerate(
-    b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), start=1)}  # fmt: skip
-_OF_VLLM = re.compile(rb"(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?!\d)")
-_ISO = re.compile(rb"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
-_OF_SYSLOG = re.compile(rb"\b([A-Z][a-z]{2}) +(\d{1,2}) (\d\d):(\d\d):(\d\d)\b")
-
-
-def head_time(head: bytes) -> tuple[int, ...] | None:
-    """The time of a line without LMCache's own: vLLM's, a container's or journald's.
-
-    (year, month, day, hour, minute, second, microsecond), with year 0 where it is not written.
-    vLLM's comes first: it is of the same clock as LMCache's.
-    """
-    for pattern, text in ((_OF_VLLM, _ISO.sub(b"", head)), (_ISO, head), (_OF_SYSLOG, head)):
-        found = pattern.search(text)
-        if found:
-            parts = [*found.groups(), b""][: 7 if pattern is _ISO else 6]
-            fraction = parts.pop() or b""
-            if pattern is _OF_SYSLOG:
-                parts[0] = b"%d" % _MONTHS.get(parts[0], 0)
-            dated = _ISO.search(head) if pattern is _OF_VLLM else None
-            year = () if pattern is _ISO else (int(dated[1]) if dated else 0,)
-            return (*year, *map(int, parts), int(fraction.ljust(6, b"0")[:6]))
-    return None

@@ -1,4 +1,4 @@
 """Result files of other load generators, read into our definitions.
 
-`peer_files` is the way in; it says what a file lacks.
+`read_peer` is the way in; a module for each form of file, and `not_read` for what is none.
 """

@@ -11,14 +11,21 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.report.figures.chart import Chart, draw, log_ticks
-from workbench.report.figures.looks import BLACK, GREY, looks
+from workbench.report.figures.chart import Chart, draw
+from workbench.report.figures.marks import (
+    BLACK,
+    BLUE,
+    GREY,
+    Look,
+    has_interval,
+    log_axis,
+    looks,
+    mark,
+)
 from workbench.report.numbers import exactly, number
 
-__all__ = ["claim_curve", "claim_intervals"]
-
 _BAND = "#cfe3f1"
-_BLUE = "#0072B2"
+_DOT = Look(colour=BLUE, marker="o")
 _HEAD_PX, _DOT_PX = 54, 22
 """Height of an axis without its dots, and of each dot."""
 
@@ -29,22 +36,25 @@ def claim_intervals(claim: Mapping[str, Any]) -> Chart:
     `claim` is one of result.facts["claims"]. Effects have units of their own, so each has an axis
     of its own; the cells of one effect stand below one another on it.
     """
-    known = [effect for effect in claim["effects"] if effect["estimate"] is not None]
-    names = list(dict.fromkeys(effect["name"] for effect in known))
-    groups = [[effect for effect in known if effect["name"] == name] for name in names]
-    heights = [_HEAD_PX + _DOT_PX * len(group) for group in groups]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for effect in claim["effects"]:
+        if effect["estimate"] is not None:
+            groups.setdefault(effect["name"], []).append(effect)
+    heights = [_HEAD_PX + _DOT_PX * len(group) for group in groups.values()]
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, group in zip(panels, groups, strict=True):
+        for axes, group in zip(panels, groups.values(), strict=True):
             _effect(axes, group)
 
     spoken = "; ".join(
-        f"{effect['name']}: {_range(effect)}, claimed {effect['claimed']}" for effect in known
+        f"{name}: {_range(effect)}, claimed {effect['claimed']}"
+        for name, group in groups.items()
+        for effect in group
     )
     return draw(
         paint,
-        title=_title(claim),
+        title=f"{claim['id']}: {claim['verdict']}",
         body_px=sum(heights) + 8,
         alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
         caption="Dot and bar: our number with its interval (90 % where no change is claimed, else"
@@ -52,46 +62,48 @@ def claim_intervals(claim: Mapping[str, Any]) -> Chart:
     )
 
 
-def claim_curve(curve: Mapping[str, Any], *, caption: str = "") -> Chart:
+def claim_curve(curve: Mapping[str, Any]) -> Chart:
     """The lines of a curve with intervals; words on the x axis are spread evenly."""
-    points: Sequence[Mapping[str, Any]] = curve["points"]
-    names = list(dict.fromkeys(str(point["series"]) for point in points))
-    words = list(dict.fromkeys(str(p["x"]) for p in points if isinstance(p["x"], str)))
+    points: Sequence[Mapping[str, Any]] = [p for p in curve["points"] if p["value"] is not None]
+    words = list(dict.fromkeys(p["x"] for p in curve["points"] if isinstance(p["x"], str)))
 
     def place(point: Mapping[str, Any]) -> float:
-        return float(words.index(point["x"])) if words else float(point["x"])
+        return float(words.index(point["x"]) if words else point["x"])
 
-    look = looks(names)
+    look = looks(list(dict.fromkeys(str(point["series"]) for point in curve["points"])))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for name in names:
-            known = [p for p in points if str(p["series"]) == name and p["value"] is not None]
-            known.sort(key=place)
-            xs, ys = [place(p) for p in known], [float(p["value"]) for p in known]
-            axes.plot(xs, ys, color=look[name].colour, marker=look[name].marker, markersize=6,
-                      linewidth=1.6)  # fmt: skip
-            for x, point in zip(xs, known, strict=True):
-                if point["low"] is not None and point["high"] is not None:
-                    axes.vlines(x, point["low"], point["high"], color=look[name].colour, lw=1.4)
-        values = [float(p["value"]) for p in points if p["value"] is not None]
-        xs = [place(p) for p in points]
+        for name, mine in look.items():
+            line = sorted((p for p in points if str(p["series"]) == name), key=place)
+            xs = [place(p) for p in line]
+            axes.plot(
+                xs, [p["value"] for p in line], color=mine.colour, marker=mine.marker, markersize=6,
+                linewidth=1.6,
+            )  # fmt: skip
+            for x, p in zip(xs, line, strict=True):
+                if has_interval(p["low"], p["high"]):
+                    axes.vlines(x, p["low"], p["high"], color=mine.colour, linewidth=1.4)
+        values = [float(p["value"]) for p in points]
+        xs = [place(p) for p in curve["points"]]
         if words:
             axes.set_xticks(range(len(words)), words)
         elif _geometric(xs):
-            log_ticks(axes, min(xs), max(xs))
-        if values and min(values) > 0 and max(values) / min(values) > 20:
-            log_ticks(axes, min(values), max(values), axis="y")
+            log_axis(axes, xs)
+        if values and 0 < 20 * min(values) < max(values):
+            log_axis(axes, values, axis="y")
         elif values:
             axes.set_ylim(min(0.0, *values), None)
-        axes.set_xlabel(curve["x"])
-        axes.set_ylabel(curve["y"])
+        axes.set(xlabel=curve["x"], ylabel=curve["y"])
 
     return draw(
-        paint, title=curve["title"], body_px=300, caption=caption, keys=look,
-        alt=f"{curve['title']}: {curve['y']} over {curve['x']}, {len(names)}"
-        f" line{'s' * (len(names) != 1)}.",
-    )  # fmt: skip
+        paint,
+        title=curve["title"],
+        body_px=300,
+        keys=look,
+        alt=f"{curve['title']}: {curve['y']} over {curve['x']}, {len(look)}"
+        f" line{'s' * (len(look) != 1)}.",
+    )
 
 
 def _geometric(xs: Sequence[float]) -> bool:
@@ -102,18 +114,13 @@ def _geometric(xs: Sequence[float]) -> bool:
     return median(b / a for a, b in pairwise(places)) >= 1.5
 
 
-def _title(claim: Mapping[str, Any]) -> str:
-    verdict = str(claim["verdict"])
-    return f"{claim['id']}: {verdict}"
-
-
 def _range(effect: Mapping[str, Any]) -> str:
     """`0.213 [0.20, 0.22] x`, a count alone."""
     unit = effect["unit"]
     text = number(effect["estimate"])
     if effect["exact"] and effect["low"] == effect["high"]:
         return f"{exactly(effect['estimate'])} {unit}".strip()
-    if effect["low"] is None or effect["high"] is None:
+    if not has_interval(effect["low"], effect["high"]):
         return f"{text} {unit}, no interval".strip()
     return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
 
@@ -138,14 +145,7 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
         axes.axvspan(start, end, color=_BAND, zorder=0, linewidth=0)
     axes.axvline(first["value"], color=BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     for at, cell in enumerate(cells, 1):
-        y = at - 0.5
-        has = cell["low"] is not None and cell["high"] is not None
-        if has:
-            axes.hlines(y, cell["low"], cell["high"], color=_BLUE, linewidth=3.5, zorder=2)
-        axes.plot(
-            cell["estimate"], y, marker="o", markersize=9, color=_BLUE, zorder=3,
-            markerfacecolor=_BLUE if has else "white", markeredgewidth=0 if has else 2,
-        )  # fmt: skip
+        mark(axes, cell["estimate"], at - 0.5, (cell["low"], cell["high"]), _DOT)
     unit = {"x": " (times)", "%": ", %"}.get(first["unit"], f", {first['unit']}")
     shown = _range(first) if len(cells) == 1 else f"{len(cells)} cells"
     axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")

@@ -10,29 +10,36 @@ from matplotlib.ticker import MaxNLocator
 from workbench.metrics.statistics import needed_n
 from workbench.metrics.waterfall import PARTS, doubts, representatives
 from workbench.report.figures.chart import Chart, draw, no_data
-from workbench.report.figures.dots import column_at_right, row_axis
-from workbench.report.figures.looks import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION, Look
+from workbench.report.figures.marks import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    Area,
+    column_at_right,
+    stacked_rows,
+)
 from workbench.report.numbers import quantity, time_scale
 
-__all__ = ["ttft_waterfall"]
-
-_COLOURS = {
-    "proxy_s": BLACK,
-    "prefill_server_s": "#F3C59B",
-    "prefill_queue_s": "#E69F00",
-    "prefill_compute_s": VERMILION,
-    "handoff_s": PURPLE,
-    "decode_server_s": "#A9D6F2",
-    "transfer_queue_s": BLUE,
-    "decode_step_s": GREEN,
-    "stream_s": "#9ADBC5",
+_AREAS = {
+    "proxy_s": Area(colour=BLACK),
+    "prefill_server_s": Area(colour="#F3C59B"),
+    "prefill_queue_s": Area(colour="#E69F00"),
+    "prefill_compute_s": Area(colour=VERMILION),
+    "handoff_s": Area(colour=PURPLE),
+    "decode_server_s": Area(colour="#A9D6F2"),
+    "transfer_queue_s": Area(colour=BLUE),
+    "decode_step_s": Area(colour=GREEN),
+    "stream_s": Area(colour="#9ADBC5"),
+    "residual_s": Area(colour="white", edge=GREY, hatch="////"),
 }
 """Warm colours on the prefill side and cold ones on the decode side; pale is the API server."""
-_HATCH = "////"
-_BAR_PX, _PANEL_PX = 24, 74
+_NAMES = PARTS | {"residual_s": "residual"}
 
 
-def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "") -> Chart:
+def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
     """The median request of each arm and cache state as a stacked bar, and the p99 or slowest one.
 
     Takes `metrics.waterfall.waterfall`. A panel per cache state, each with its own linear axis. A
@@ -50,22 +57,22 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
         for axes, (name, group) in zip(grid[:, 0], panels, strict=True):
             _panel(axes, name, group)
 
-    tails = list(dict.fromkeys(rows["which"]))[1:]
+    tails = list(rows["which"].unique())[1:]
     sample = "One bar per request: the one with the median TTFT" + "".join(
         f", and the {tail} one" + (f" (p99 needs {needed_n(0.99)} requests)" * (tail == "slowest"))
         for tail in tails
     )
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
         sample += f". No slow request is shown: {withheld}"
+    shown = [part for part in PARTS if (rows[part] > 0).any()]
     return draw(
         paint,
-        title=title or _finding(rows),
-        body_px=sum(_BAR_PX * len(group) + _PANEL_PX for _, group in panels),
+        title=_finding(rows),
+        body_px=sum(24 * len(group) + 74 for _, group in panels),
         alt=f"TTFT split into its parts. {_spoken(rows)}",
-        caption=caption
-        or f"{sample}. Hatched: the residual, what passes from the client to the proxy, which"
+        caption=f"{sample}. Hatched: the residual, what passes from the client to the proxy, which"
         f" neither times. {why}".strip(),
-        keys=_keys(rows),
+        keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
         marks=waterfall.attrs,
     )
@@ -73,24 +80,8 @@ def ttft_waterfall(waterfall: pd.DataFrame, *, title: str = "", caption: str = "
 
 def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
     factor, unit = time_scale(rows["ttft_s"].max())
-    for y, (_, row) in enumerate(rows.iterrows()):
-        left = 0.0
-        for part in (*PARTS, "residual_s"):
-            width = factor * float(row[part])
-            residual = part == "residual_s"
-            axes.barh(
-                y,
-                width,
-                left=left,
-                height=0.7,
-                color="white" if residual else _COLOURS[part],
-                edgecolor=GREY if residual else "white",
-                hatch=_HATCH if residual else None,
-                linewidth=0 if residual else 0.4,
-            )
-            left += width
-    labels = [f"{arm}, {which}" for arm, which in zip(rows["arm"], rows["which"], strict=True)]
-    row_axis(axes, labels)
+    parts = rows[list(_AREAS)] * factor
+    stacked_rows(axes, parts, _AREAS, (rows["arm"] + ", " + rows["which"]).to_list())
     axes.set_xlim(0, 1.02 * factor * rows["ttft_s"].max())
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_title(name)
@@ -99,14 +90,7 @@ def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
         f"{quantity(ttft_s, 's')} (residual {quantity(residual_s, 's')})"
         for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
     ]
-    column_at_right(axes, "TTFT", [(text, False) for text in texts])
-
-
-def _keys(rows: pd.DataFrame) -> dict[str, Look]:
-    """A square of each part that some bar has."""
-    shown = [part for part in PARTS if (rows[part] > 0).any()]
-    keys = {PARTS[part]: Look(colour=_COLOURS[part], marker="s", dash=" ") for part in shown}
-    return keys | {"residual": Look(colour=GREY, marker="s", dash=" ", hatch=_HATCH)}
+    column_at_right(axes, "TTFT", texts)
 
 
 def _finding(rows: pd.DataFrame) -> str:
@@ -126,7 +110,7 @@ def _spoken(rows: pd.DataFrame) -> str:
     """The median requests part by part."""
     said = []
     for _, row in rows[rows["which"] == "median"].iterrows():
-        bits = [f"{PARTS[p]} {quantity(row[p], 's')}" for p in PARTS if row[p] > 0]
-        bits.append(f"residual {quantity(row['residual_s'], 's')}")
+        shown = [part for part in _NAMES if row[part] > 0 or part == "residual_s"]
+        bits = [f"{_NAMES[part]} {quantity(row[part], 's')}" for part in shown]
         said.append(f"{row['arm']} {row['pass']}: {', '.join(bits)}.")
     return " ".join(said)

@@ -12,8 +12,6 @@ from workbench.errors import LaunchError, PlanError
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
-__all__ = ["Connector", "Store", "Wiring"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
@@ -68,6 +66,8 @@ class Connector:
     """The series of each field of `metrics.counters.NixlCounters`."""
     fatal: tuple[str, ...] = ()
     """Texts in an instance's log after which it will not get ready."""
+    patch_cpu: Callable[[], object] = _nothing
+    """Changes what a process of vLLM needs changed for it where there is no GPU."""
     load: str = ""
     """What a fork server loads for it, as `module:function`."""
     packages: Mapping[str, str] = field(default_factory=dict)

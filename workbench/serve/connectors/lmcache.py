@@ -13,8 +13,6 @@ from typing import Any
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
-__all__ = ["CHUNK_TOKENS", "CONNECTOR", "STORE"]
-
 CHUNK_TOKENS = 256
 """LMCache's default; a prompt's tail below one chunk is never stored."""
 

@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from workbench.serve.connectors.connector import Connector
 
-__all__ = ["CONNECTOR"]
-
 CONNECTOR = Connector(name="none")

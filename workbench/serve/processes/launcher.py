@@ -21,8 +21,6 @@ from workbench.serve.processes import logs
 from workbench.serve.processes.ports import listens
 from workbench.topology import Role
 
-__all__ = ["Launcher", "Process", "ProcessSpec", "failure", "ready"]
-
 FIRST_POLL_S = 0.02
 POLL_PERIOD_S = 0.1
 LOG_PERIOD_S = 0.5
@@ -58,21 +56,20 @@ class ProcessSpec:
         return shlex.join(self.argv)
 
 
-class Process(Protocol):
-    """A process that was started."""
+@dataclass(slots=True)
+class Process:
+    """A process that was started; its launcher resolves `exited` with its status."""
+
+    spec: ProcessSpec
+    log: Path
+    """The file that gets all it prints."""
+    exited: asyncio.Future[int]
+    pid: int = 0
+    """Its id on this machine; 0 where it runs elsewhere."""
 
     @property
-    def spec(self) -> ProcessSpec: ...
-    @property
-    def pid(self) -> int:
-        """Its id on this machine; 0 where it runs elsewhere."""
-
-    @property
-    def log(self) -> Path:
-        """The file that gets all it prints."""
-
-    @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        return not self.exited.done()
 
 
 class Launcher(Protocol):
@@ -129,8 +126,10 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
         answer = await client.get(process.spec.ready_url)
     except httpx.HTTPError:
         return False
+    if answer.status_code != 200:
+        return False
     # Another program that was faster to take the port may answer as well.
-    return answer.status_code == 200 and listens(process.pid, answer.url.port or 80)
+    return not process.pid or listens(process.pid, answer.url.port or 80)
 
 
 def failure(process: Process, what: str) -> str:

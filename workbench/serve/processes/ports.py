@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 
 from workbench.errors import DeploymentError
-
-__all__ = ["free_ports", "listens"]
 
 _PORTS = range(20_000, 32_000)
 """Below Linux's ephemeral range, so that no outgoing connection takes a chosen port."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment, at random, so that two runs rarely meet."""
-    chosen: list[int] = []
+def unused_ports() -> Iterator[int]:
+    """Ports that nobody listens on at this moment, at random, so that two runs rarely meet.
+
+    Raises DeploymentError when there is none any more.
+    """
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            chosen.append(port)
-        if len(chosen) == count:
-            return chosen
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
     raise DeploymentError(
-        f"fewer than {count} free ports between {_PORTS.start} and {_PORTS.stop} on this machine"
+        f"no more free ports between {_PORTS.start} and {_PORTS.stop} on this machine; end what"
+        " listens there: ss -ltnp lists it"
     )
+
+
+def free_ports(count: int) -> list[int]:
+    """So many unused ports."""
+    return list(islice(unused_ports(), count))
 
 
 def listens(pid: int, port: int) -> bool:

@@ -23,46 +23,27 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from workbench.serve.cpu_patches import die_with_parent
+import psutil
 
-__all__ = ["main"]
+from workbench.serve.processes.parent import die_with_parent
 
 _PR_SET_CHILD_SUBREAPER = 36
 FINAL_GRACE_S = 4.0
 SHM = "/dev/shm/"
 
 
-def _processes() -> Iterator[tuple[int, str, int, int]]:
-    """pid, state, parent and process group of every process of this machine."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                state, parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                yield int(entry.name), state, int(parent), int(group)
-
-
-def _zombies() -> set[int]:
-    """Ended children of this process that nobody has waited for."""
-    return {pid for pid, state, parent, _ in _processes() if (state, parent) == ("Z", os.getpid())}
-
-
 def _members(groups: set[int] | None) -> dict[int, int]:
     """Live processes below this one as pid -> process group, all or those of `groups`."""
-    children: dict[int, list[int]] = {}
-    group_of: dict[int, int] = {}
-    for pid, state, parent, group in _processes():
-        if state != "Z":
-            children.setdefault(parent, []).append(pid)
-            group_of[pid] = group
-    below = list(children.get(os.getpid(), ()))
-    for pid in below:
-        below.extend(children.get(pid, ()))
-    return {p: group_of[p] for p in below if groups is None or group_of[p] in groups}
+    found: dict[int, int] = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = os.getpgid(process.pid)
+    return {pid: group for pid, group in found.items() if groups is None or group in groups}
 
 
 def _segments() -> dict[int, str]:
@@ -138,9 +119,10 @@ class Supervisor:
         while True:
             self.segments |= _mapped_segments(set(_members(None)))
             ours = {child.pid for child in self.children.values()}
-            for pid in _zombies() - ours:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it does not block
+            for child in psutil.Process().children():
+                if child.pid not in ours:
+                    with suppress(ChildProcessError):
+                        os.waitpid(child.pid, os.WNOHANG)  # noqa: ASYNC222 - it does not block
             await asyncio.sleep(1.0)
 
     async def stop(self, groups: set[int] | None, grace_s: float) -> None:

@@ -9,8 +9,8 @@ its way reads it. Beside `/v1/completions` and `/v1/chat/completions` there are
 
     GET /health      the proxy itself listens
     GET /v1/models   as the first decode instance answers
-    GET /legs        records.LegRecord of each finished request, as JSON, then forgotten (NaN is
-                     null; `?keep=1` keeps them)
+    GET /legs        records.LegRecord of each finished request, as JSON (NaN is null), then
+                     forgotten
     GET /stats       {"cpu_s", "uptime_s", "requests", "failed"} of this process
 """
 
@@ -26,15 +26,13 @@ from time import monotonic, process_time
 from uuid import uuid4
 
 import orjson
+import uvloop
 from aiohttp import web
 
 from workbench.errors import ParameterError
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
-from workbench.serve.proxy.proxy_legs import Trip, json_object
-from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
-
-__all__ = ["DECODE_SHIFT_HEADER", "INDEX_HEADER", "Routes", "create_app", "main"]
+from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy deals round robin."""
@@ -43,8 +41,6 @@ DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
 
 _BODY_BYTES = 64 * 2**20
 _SHUTDOWN_S = 1.0
-_FAULTS = ("transfer_params_lost",)
-"""What a simulated deployment lets the proxy do wrong; it can be set before real servers too."""
 _BACKLOG = 4096
 """Connections that may wait to be accepted: a burst above it is delayed by a second of SYN retry,
 which would look like a slow prefill."""
@@ -56,12 +52,10 @@ def create_app(
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
     `mode` is the name of their connector.
 
-    `fault` makes it do one thing wrong, for tests: `transfer_params_lost` keeps from the decode
-    instance what it needs to fetch the KV.
-
-    Serve it with `handler_cancellation=True`, by which a client that goes away ends its legs.
-    Raises ParameterError for a URL that cannot be used, no decode instance, or a PD set-up
-    without a connector, where both roles would prefill.
+    `fault` makes it do one thing wrong: `transfer_params_lost` keeps from the decode instance what
+    it needs to fetch the KV. Serve it with `handler_cancellation=True`, by which a client that goes
+    away ends its legs. Raises ParameterError for a URL that cannot be used, no decode instance, or
+    a PD set-up without a connector, where both roles would prefill.
     """
     routes = Routes(
         prefill=tuple(url.rstrip("/") for url in prefill),
@@ -93,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=CONNECTORS, required=True)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
-    parser.add_argument("--fault", choices=_FAULTS, default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--fault", choices=["transfer_params_lost"], default="", help=argparse.SUPPRESS
+    )
     asked = parser.parse_args(argv)
     try:
         app = create_app(
@@ -106,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             app,
             host=asked.host,
             port=asked.port,
-            loop=_event_loop(),
+            loop=uvloop.new_event_loop(),
             print=None,
             access_log=None,
             backlog=_BACKLOG,
@@ -210,11 +206,9 @@ class _Proxy:
     async def health(self, _request: web.Request) -> web.Response:
         return _json({"status": "ok", "mode": self.moves.name})
 
-    async def drain_legs(self, request: web.Request) -> web.Response:
-        answer = _json(self.legs)
-        if request.query.get("keep") != "1":
-            self.legs = []
-        return answer
+    async def drain_legs(self, _request: web.Request) -> web.Response:
+        drained, self.legs = self.legs, []
+        return _json(drained)
 
     async def stats(self, _request: web.Request) -> web.Response:
         return _json(
@@ -240,15 +234,6 @@ def _whole_number(request: web.Request, header: str) -> int | None:
     if not text.isdecimal():
         raise ValueError(f"{header} is {text!r}: give a whole number from 0 up")
     return int(text)
-
-
-def _event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 if __name__ == "__main__":

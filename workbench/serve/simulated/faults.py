@@ -10,11 +10,10 @@ import csv
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, nearest
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, TOKEN_BYTES, blocks_of
-from workbench.topology import Role, Topology
+from workbench.topology import Topology
 
 STRUCK_TOKENS = 4
 """Warm-ups and prefill legs ask for fewer."""
@@ -61,26 +60,6 @@ def check_fault(fault: str, connector: str, topology: Topology) -> None:
             f"fault {fault!r} cannot happen in {topology} with connector {connector}: it needs"
             f" {' and '.join(needed)}"
         )
-
-
-def fault_of_process(
-    fault: str,
-    connector: str,
-    topology: Topology,
-    role: Role | Literal["store", "proxy"],
-    last: bool,
-) -> str:
-    """The fault that one process gets, empty for none; `last` of the instances of its role."""
-    if not fault or not applies(fault, connector, topology):
-        return ""
-    answering = role in ("decode", "aggregated")
-    here = {
-        "answering": answering,
-        "last answering": answering and last,
-        "every engine": answering or role == "prefill",
-    }
-    place = FAULTS[fault].acts_on
-    return fault if here.get(place, role == place) else ""
 
 
 def small_kv_mib(tokens: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from workbench.serve.connectors import Connector, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
-from workbench.serve.simulated.faults import fault_of_process
+from workbench.serve.simulated.faults import FAULTS, applies
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -34,11 +34,10 @@ def pretend(
     """The same processes, pretended, with `settings.fault` where it belongs."""
     made: list[ProcessSpec] = []
     store_port = 0
-    counts = dict(topology.roles)
+    fault = settings.fault
+    acts_on = FAULTS[fault].acts_on if fault and applies(fault, connector.name, topology) else ""
     for spec in processes:
-        last = spec.role in counts and spec.name == f"{spec.role}-{counts[spec.role] - 1}"
-        fault = fault_of_process(settings.fault, connector.name, topology, spec.role, last=last)
-        faulty = ("--fault", fault) if fault else ()
+        faulty = ("--fault", fault) if acts_on in _places(spec, topology) else ()
         if spec.role == "proxy":
             made.append(replace(spec, args=spec.args + faulty, env={}, forks=_PROXY_MAIN))
             continue
@@ -50,6 +49,19 @@ def pretend(
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
         made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
     return made
+
+
+def _places(spec: ProcessSpec, topology: Topology) -> set[str]:
+    """What this process is for a fault that acts on some of them."""
+    places: set[str] = {spec.role}
+    counts = {str(role): count for role, count in topology.roles}
+    if spec.role in counts:
+        places.add("every engine")
+    if spec.role in ("decode", "aggregated"):
+        places.add("answering")
+        if spec.name == f"{spec.role}-{counts[spec.role] - 1}":
+            places.add("last answering")
+    return places
 
 
 def _store_args(spec: ProcessSpec, store_gb: float) -> tuple[str, ...]:

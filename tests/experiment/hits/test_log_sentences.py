@@ -1,0 +1,210 @@
+"""The result of a log that exists: what is counted, what is in doubt, and why, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from tests.metrics.lmcache_log.log_lines import (
+    MP_LINES,
+    line,
+    lookup,
+    prefetch,
+    read,
+    retrieved,
+    short,
+    stored,
+)
+from workbench.errors import ResultError
+from workbench.experiment.hits.hit_analysis import hit_analysis
+from workbench.experiment.hits.log_sentences import doubt
+from workbench.experiment.hits.need_to_load import examples
+from workbench.experiment.plan.plan import run_id
+from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt
+from workbench.params.notebooks import LMCacheHitAnalysis
+
+IN_PROCESS = lookup("a", 497, 256, -240) + lookup("b", 900, 768, 640)
+TWO_KINDS = short(0, 2560), line("Cannot retrieve", level="ERROR")
+
+
+def result_of(folder: Path, *lines: str, **more: Any) -> Any:
+    """The result of a log with these lines."""
+    log = folder / "server.log"
+    log.write_text("".join(lines))
+    params = LMCacheHitAnalysis(log_file=str(log), output_dir=str(folder), **more)
+    return asyncio.run(hit_analysis(params).run(echo=lambda _: None))
+
+
+async def test_a_log_becomes_a_result(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text(IN_PROCESS)
+    analysis = hit_analysis(LMCacheHitAnalysis(log_file=str(log), output_dir=str(tmp_path)))
+    assert "nothing is started" in str(analysis)
+    result = await analysis.run(echo=lambda _: None)
+    facts = json.loads((result.folder / "result.json").read_text())
+    assert facts["status"] == "success"
+    assert facts["finding"].startswith("LMCache served 45.8% of 1,397 prompt tokens")
+    assert len(facts["explained"]) == 2
+    assert any("1 of them print a negative need to load" in s for s in facts["sentences"])
+    # No request passed through a client, so none is judged.
+    assert [(gate["name"], gate["outcome"]) for gate in facts["gates"]] == [
+        ("the log is whole", "PASS")
+    ]
+    assert list(result.served["l1"]) == [0, 640]
+    assert result.hits.empty and result.ratios_table.empty
+    assert list(result.tiers_table["computed"]) == ["133"]
+
+
+def test_hits_that_did_not_arrive_are_not_served(tmp_path: Path) -> None:
+    """No reason is invented: the engine held nothing of these prompts."""
+    lines = [lookup(name, 2774, 2560, 2560) + short(0, 2560) for name in "abcd"]
+    result = result_of(tmp_path, *lines)
+    facts = result.facts
+    assert facts["finding"].startswith("LMCache served 0.0% of 11,096 prompt tokens")
+    said = " ".join([*facts["sentences"], *facts["explained"]])
+    assert "10,240 tokens to load, and 0 of them arrived" in said
+    assert "engine held" not in said
+    assert result.tiers_table["computed"].tolist() == ["11,096"]
+    assert facts["numbers"][-1]["label"] == "LMCache hits that did not arrive"
+    assert facts["numbers"][-1]["value"] == 100
+
+
+def test_several_logs_are_one_result(tmp_path: Path) -> None:
+    for name in ("prefill", "decode"):
+        (tmp_path / f"{name}.log").write_text(IN_PROCESS)
+    files = f"{tmp_path}/prefill.log, {tmp_path}/decode.log"
+    analysis = hit_analysis(LMCacheHitAnalysis(log_file=files, output_dir=str(tmp_path)))
+    assert str(analysis).count("log (0.0 MB)") == 2
+    result = asyncio.run(analysis.run(echo=lambda _: None))
+    assert "of 2,794 prompt tokens" in result.facts["finding"]
+    assert result.facts["run_id"].startswith("log-prefill-decode-")
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("INFO 11-07 11:03:05 [x.py:1] Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to"
+         " load: 640\n", ", 11-07 11:03:05 to 11:03:05 on the log's clock."),
+        ("Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to load: 640\n",
+         "; no line has a time."),
+        (stored("", 256), ", 2026-11-21 10:42:29 to 10:42:29 on the log's clock."),
+    ],
+)  # fmt: skip
+def test_a_log_tells_the_times_that_it_has(tmp_path: Path, text: str, span: str) -> None:
+    result = result_of(tmp_path, text)
+    assert result.facts["scope"].endswith(f"LMCache's{span}")
+    assert "NaT" not in json.dumps(result.facts, default=str)
+    assert len(result.tiers_table) == ("Reqid" in text)
+
+
+def test_a_server_before_its_first_hit_tells_what_it_stored(tmp_path: Path) -> None:
+    result = result_of(tmp_path, line("Stored 256 tokens in 0.1 seconds") * 3)
+    assert result.facts["finding"] == "LMCache stored 768 tokens and loaded 0"
+    assert result.tiers_table.empty and result.served.empty
+
+
+def test_keys_of_several_workers_are_counted_once(tmp_path: Path) -> None:
+    lines = [line("LMCache server config: chunk_size=256, l1_size_gb=60")]
+    for n in range(3):
+        lines += [prefetch(f"r{n}", 12, 44), line("Retrieved 768 tokens in 0.013 seconds") * 4]
+    for ranks in (0, 4):
+        facts = result_of(tmp_path, *lines, log_ranks=ranks).facts
+        assert "2,304 tokens in 3 lookups and loaded 2,304 (100.0% of them)" in facts["finding"]
+        assert any("is 4 keys in this log" in sentence for sentence in facts["sentences"])
+    assert facts["repeat"].endswith("-p log_ranks 4")
+
+
+def test_the_mp_generation_gives_no_rate(tmp_path: Path) -> None:
+    result = result_of(tmp_path, *MP_LINES, prefetch("b", 2, 2))
+    assert "23,040 tokens in 2 lookups and loaded 22,528 (97.8% of them)" in result.facts["finding"]
+    assert any("512 of the tokens found were not" in s for s in result.facts["sentences"])
+    assert "88 of them" not in result.facts["explained"][0]
+    assert result.tiers_table["prompt"].tolist() == ["not known"]
+    assert result.served["engine"].isna().all()
+
+
+def test_a_log_with_many_cut_lines_fails_its_gate(tmp_path: Path) -> None:
+    facts = result_of(tmp_path, IN_PROCESS, IN_PROCESS[:110]).facts
+    assert facts["gates"][0]["outcome"] == "FAIL"
+    assert facts["finding"].startswith("Not proven")
+    assert {card["spoilt"] for card in facts["numbers"]} == {"struck"}
+    assert all(sentence.startswith("Not proven") for sentence in facts["sentences"])
+
+
+@pytest.mark.parametrize("text", ["", "GET / 200\n"])
+def test_a_log_with_nothing_in_it_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ResultError, match=r"server.log: .*looked for") as refused:
+        result_of(tmp_path, text)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("lmcache_hit_analysis/*/result.json"))
+
+
+def test_a_log_that_has_grown_is_another_run(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text(IN_PROCESS)
+    params = LMCacheHitAnalysis(log_file=str(log))
+    before = run_id(params)
+    assert before.startswith("log-vllm-")
+    log.write_text(IN_PROCESS * 2)
+    assert run_id(params) != before
+
+
+# --- doubts ---
+
+
+@pytest.mark.parametrize("cause", get_args(Cause))
+def test_every_cause_of_doubt_has_a_sentence(cause: Cause) -> None:
+    log = read(IN_PROCESS)
+    said = doubt(log, LogDoubt(cause=cause, count=1234, tokens=5678))
+    assert said.endswith(".") and "{" not in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ((lookup("a", 2774, 2560, 2560), short(0, 2560)), "1 retrieval failed: 2,560 tokens"),
+        ((lookup("a", 2774, 2560, 2560), *TWO_KINDS), "3 errors, for example: “The number of"),
+        ((lookup("a", 900, 0, 0), lookup("a", 900, 0, 0, at="2026-11-21 12:00:00,000")),
+         "1 request id came again"),
+        ((line("chunk_size=256,"), line("chunk_size=128,"), *MP_LINES), "chunks of 128, 256"),
+        ((line("chunk_size=256,"), prefetch("a", 12, 44)), "-p log_ranks 4"),
+        ((b"\xff" * 3, lookup("a", 900, 0, 0)), "3 places"),
+    ],
+)  # fmt: skip
+def test_a_doubt_has_its_numbers(lines: tuple[str, ...], words: str) -> None:
+    log = read(*lines)
+    said = [doubt(log, found) for found in log.doubts]
+    assert any(words in sentence for sentence in said), said
+
+
+# --- need to load ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ((lookup("a", 497, 256, -240),), "256 - 496 = -240, so nothing was loaded"),
+        ((lookup("a", 497, 256, 0, engine=496),), "256 - 496 = -240 (printed as 0), so nothing"),
+        ((lookup("a", 900, 0, 0),), "held none of the 900 tokens"),
+        ((lookup("a", 256, 256, 255),), "256 - 0 - 1 (the last token is always computed) = 255"),
+        ((lookup("a", 2005, 1792, 1664, engine=128),), "credited with; 213 were computed"),
+        ((lookup("a", 2774, 2560, 2560), short(0, 2560)), "none of them arrived"),
+        ((lookup("a", 2774, 2560, 2560), short(1024, 2560)), "1,024 arrived, which"),
+        ((lookup("a", 2774, 2560, 2560), lookup("b", 2774, 2560, 2560),
+          retrieved("b", 2560, 2560)), "No line says that they arrived"),
+        (MP_LINES, "22,528 tokens, 20,480 of them in L1 and 2,048 in L2"),
+        (MP_LINES[2:3], "88 keys, 80 of them in L1 and 8 in L2"),
+    ],
+)  # fmt: skip
+def test_need_to_load_is_explained(lines: tuple[str, ...], words: str) -> None:
+    assert words in " ".join(examples(read(*lines)))
+
+
+def test_a_load_too_small_to_be_worth_it_is_explained() -> None:
+    text = "Reqid: a, Total tokens 600, LMCache hit tokens: 512, but need to load: 128"
+    said = examples(read(line(f"{text} < min_retrieve 256, skip retrieve")))
+    assert "too few to be worth a load" in said[0]

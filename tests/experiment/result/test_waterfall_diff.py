@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t
+
+from workbench.experiment.result.facts import Comparison
+from workbench.experiment.result.waterfall_diff import difference, why
+from workbench.metrics.statistics import Ratio
+from workbench.metrics.waterfall import PARTS
+
+KINDS = [("opponent", "ttft_s", "2a"), ("opponent", "tpot_s", "2a"), ("cache-state", "ttft_s", "")]
+PAIR = [
+    Comparison(
+        kind=kind, metric=metric, arm="1p1d nixl", pass_name="cold" if rival else "engine-warm",
+        baseline_arm=rival or "1p1d nixl", baseline_pass="cold", sentence="",
+        ratio=Ratio(value=1.0, low=1.0, high=1.0, rounds=5, pairs=5),
+    )
+    for kind, metric, rival in KINDS
+]  # fmt: skip
+
+
+def split(arm: str, name: str = "cold", rounds: int = 5, **parts_ms: float) -> pd.DataFrame:
+    """Two requests a round with those parts, and 1 ms of residual."""
+    rows = []
+    for number in range(rounds):
+        for index in range(2):
+            parts = dict.fromkeys(PARTS, 0.0) | {k: v / 1000 for k, v in parts_ms.items()}
+            ttft_s = sum(parts.values()) + 0.001
+            rows.append(
+                {
+                    "arm": arm,
+                    "round": number,
+                    "pass": name,
+                    "index": index,
+                    **parts,
+                    "residual_s": 0.001,
+                    "ttft_s": ttft_s,
+                    "note": "",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def noisy(frame: pd.DataFrame, part: str, by_ms: float, seed: int = 0) -> pd.DataFrame:
+    """The frame with a launch's own luck added to a part, and so to TTFT."""
+    luck = np.random.default_rng(seed).normal(0, by_ms / 1000, frame["round"].nunique())
+    added = luck[frame["round"].to_numpy()]
+    return frame.assign(**{part: frame[part] + added, "ttft_s": frame["ttft_s"] + added})
+
+
+def one(*frames: pd.DataFrame, pairs: Sequence[Comparison] = PAIR) -> str:
+    said = why(pd.concat(frames), pairs)
+    assert len(said) == 1
+    return said[0]
+
+
+def test_the_parts_that_make_the_difference_are_named_with_their_sizes() -> None:
+    later = split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=180, prefill_queue_s=60)
+    assert one(later, split("2a", prefill_compute_s=300, prefill_queue_s=10)) == (
+        "1p1d nixl beside 2a, cold: first token 230 ms [230, 230] later: KV transfer + decode queue"
+        " +180 ms [180, 180], prefill queue +50.0 ms [50.0, 50.0]."
+    )
+
+
+def test_a_gain_is_explained_and_what_works_against_it_is_said() -> None:
+    sooner = split("1p1d nixl", prefill_queue_s=10, transfer_queue_s=30)
+    assert one(sooner, split("2a", prefill_queue_s=200)) == (
+        "1p1d nixl beside 2a, cold: first token 160 ms [160, 160] sooner: prefill queue -190 ms"
+        " [-190, -190]; against it KV transfer + decode queue +30.0 ms [30.0, 30.0]."
+    )
+
+
+def test_a_part_stands_out_although_the_noise_of_another_hides_the_total() -> None:
+    split_arm = noisy(split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=20),
+                      "prefill_compute_s", 100)  # fmt: skip
+    text = one(split_arm, split("2a", prefill_compute_s=300))
+    assert text.startswith(
+        "1p1d nixl beside 2a, cold: no difference of TTFT detectable at this n ("
+    )
+    assert text.endswith("), yet KV transfer + decode queue +20.0 ms [20.0, 20.0].")
+    assert "prefill compute" not in text
+
+
+def test_no_part_is_blamed_where_none_stands_out() -> None:
+    luck = noisy(split("1p1d nixl", prefill_compute_s=300), "prefill_compute_s", 50)
+    text = one(luck, split("2a", prefill_compute_s=300))
+    assert text.startswith(
+        "1p1d nixl beside 2a, cold: no difference of TTFT detectable at this n ("
+    )
+    assert text.endswith("]), and no part stands out.")
+
+
+def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained() -> None:
+    """What one part takes in a launch another gives back: TTFT is surely 20 ms later."""
+    subject = noisy(split("1p1d nixl", prefill_compute_s=320), "prefill_compute_s", 300)
+    swing = subject["prefill_compute_s"] - 0.32
+    subject = subject.assign(prefill_queue_s=-swing, ttft_s=subject["ttft_s"] - swing)
+    text = one(subject, split("2a", prefill_compute_s=300))
+    assert "20.0 ms [20.0, 20.0] later, but no part explains it at this n" in text
+
+
+def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not() -> None:
+    many = dict(zip(PARTS, (0.1, 40, 30, 60, 20, 10, 0, 0, 0), strict=True))
+    text = one(split("1p1d nixl", **many), split("2a"))
+    assert "prefill compute +60.0 ms" in text
+    assert text.endswith("and 2 smaller parts.")
+    assert "proxy" not in text
+
+
+@pytest.mark.parametrize(("rounds", "words"), [(1, "1 round gives"), (2, "2 rounds give")])
+def test_too_few_rounds_explain_nothing(rounds: int, words: str) -> None:
+    frames = (split(arm, rounds=rounds, prefill_compute_s=9) for arm in ("1p1d nixl", "2a"))
+    assert f"not explained, since {words} no interval (it takes 3)" in one(*frames)
+
+
+def test_requests_without_a_whole_waterfall_are_left_out_and_counted() -> None:
+    subject, rival = split("1p1d nixl", transfer_queue_s=20), split("2a")
+    subject.loc[0, "residual_s"] = math.nan
+    assert one(subject, rival).endswith("+20.0 ms [20.0, 20.0] (1 pairs left out).")
+    subject["residual_s"] = math.nan
+    assert one(subject, rival) == (
+        "1p1d nixl beside 2a, cold: not explained, since no request of both has a whole waterfall."
+    )
+
+
+def test_without_opponents_topologies_are_set_beside_the_first() -> None:
+    frames = pd.concat(
+        [
+            split("1p1d nixl", prefill_queue_s=100),
+            split("2p1d nixl", prefill_queue_s=20),
+            split("2p1d nixl", "store-warm"),
+        ]
+    )
+    for pairs in (PAIR[2:], []):
+        assert why(frames, pairs) == [
+            "2p1d nixl beside 1p1d nixl, cold: first token 80.0 ms [80.0, 80.0] sooner: prefill"
+            " queue -80.0 ms [-80.0, -80.0]."
+        ]
+    assert why(frames.iloc[:0], []) == []
+
+
+def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds() -> None:
+    subject = noisy(split("1p1d nixl", transfer_queue_s=20), "transfer_queue_s", 5)
+    both = pd.concat([subject, split("2a")])
+    found = difference(both, arm="1p1d nixl", baseline="2a", name="cold")
+    assert sum(part.mean_s for part in found.parts) == pytest.approx(found.total.mean_s)
+    per_round = subject.groupby("round")["transfer_queue_s"].mean()
+    reach = t.ppf(0.975, 4) * per_round.std(ddof=1) / math.sqrt(5)
+    (part,) = (part for part in found.parts if part.name == PARTS["transfer_queue_s"])
+    assert part.mean_s == pytest.approx(per_round.mean())
+    assert part.high_s - part.mean_s == pytest.approx(reach)
+    assert (found.rounds, found.pairs, found.left_out) == (5, 10, 0)

@@ -1,0 +1,526 @@
+"""The vLLM and LMCache samples were written by those tools (0.32.0 and 0.5.6); see `peers/`.
+
+The vLLM files are real runs against a real CPU vLLM, cut to four requests and without their texts.
+GuideLLM 0.8.1 and AIPerf 0.13.0 wrote theirs against the simulated engine, some streams broken on
+purpose; what else they may write follows the formats in the tools' sources.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.errors import ResultError
+from workbench.metrics.definitions import card
+from workbench.metrics.latency import icl, system_tps
+from workbench.metrics.peers.read_peer import read_peer
+from workbench.metrics.statistics import pair, paired_ratio
+
+PEERS = Path(__file__).parent
+COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
+CHAT = PEERS / "vllm_bench_0.32_chat.json"
+
+
+def saved(tmp_path: Path, content: Any, name: str = "result.json") -> Path:
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def without(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
+
+
+def aiperf_record(**change: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "session_num": 0,
+            "x_request_id": "a",
+            "request_start_ns": 1_764_000_000_000_000_000,
+            "request_end_ns": 1_764_000_000_500_000_000,
+            "benchmark_phase": "profiling",
+            "was_cancelled": False,
+        },
+        "metrics": {
+            "input_sequence_length": {"value": 550, "unit": "tokens"},
+            "output_sequence_length": {"value": 4, "unit": "tokens"},
+            "time_to_first_token": {"value": 250.0, "unit": "ms"},
+            "request_latency": {"value": 310.0, "unit": "ms"},
+            "inter_chunk_latency": {"value": [10.0, 20.0, 30.0], "unit": "ms"},
+        },
+        "error": None,
+    } | change
+
+
+def guidellm_report(version: int = 2, **change: Any) -> dict[str, Any]:
+    timings = {
+        "targeted_start": 99.9,
+        "request_start": 100.0,
+        "first_token_iteration": 100.5,
+        "last_token_iteration": 100.9,
+        "request_end": 101.0,
+    }
+    good = {
+        "request_id": "g",
+        "info": {"timings": timings, "error": None},
+        "prompt_tokens": 100,
+        "output_tokens": 5,
+        "time_to_first_token_ms": 500.0,
+    } | change
+    bad = good | {
+        "info": {"timings": timings | {"request_start": 99.0}, "error": "ReadTimeout: timed out"},
+        "time_to_first_token_ms": None,
+    }
+    requests = {"successful": [good], "errored": [bad], "incomplete": []}
+    return {"metadata": {"version": version}, "benchmarks": [{"requests": requests}]}
+
+
+def test_vllm_bench_as_it_was_saved():
+    frame = read_peer(COMPLETIONS)
+    told = json.loads(COMPLETIONS.read_text())
+    assert frame["ttft_s"].tolist() == pytest.approx(told["ttfts"])
+    assert frame["e2e_s"].tolist() == pytest.approx(told["latencies"])
+    assert (frame["ttft_scheduled_s"] - frame["ttft_s"]).tolist() == pytest.approx(
+        told["queue_times"]
+    )
+    assert icl(frame).tolist() == pytest.approx([gap for gaps in told["itls"] for gap in gaps])
+    tpots = (frame["e2e_s"] - frame["ttft_s"]) / 7
+    assert frame["tpot_s"].tolist() == pytest.approx(tpots.tolist())
+
+
+def test_in_a_real_chat_stream_vllm_bench_times_the_role_as_the_first_token():
+    frame = read_peer(CHAT)
+    assert (frame["chunk_s"].map(len) > frame["output_tokens"]).all()
+    roles = [stamps[1] - stamps[0] for stamps in frame["chunk_s"]]
+    assert np.median(roles) < 20e-6  # the token itself comes in the same packet
+
+
+def test_the_card_works_on_what_was_read():
+    found = card(read_peer(COMPLETIONS))
+    assert found.at["ITL", "vllm_bench"] == pytest.approx(found.at["ICL", "workbench"])
+    assert found.at["TPOT", "vllm_bench"] < found.at["TPOT", "guidellm"]
+
+
+def test_a_comparison_of_two_tools_pairs_their_requests():
+    one, other = read_peer(COMPLETIONS, arm="a"), read_peer(CHAT, arm="b")
+    ratio = paired_ratio(pair(one, other, "ttft_s"))
+    assert ratio.pairs == 4
+    assert ratio.value == pytest.approx(
+        np.exp(np.mean(np.log(one["ttft_s"] / other["ttft_s"].to_numpy())))
+    )
+
+
+def test_vllm_bench_requests_that_failed_have_zeros_in_the_file_and_nan_here(tmp_path):
+    result = json.loads(COMPLETIONS.read_text())
+    result["errors"][1] = "Traceback\nTimeoutError: timed out"
+    result["ttfts"][2], result["itls"][2], result["output_lens"][2] = 0.0, [], 0
+    result["errors"][3] = "Too Many Requests"
+    frame = read_peer(saved(tmp_path, result))
+    assert frame["error"].tolist() == ["", "timeout", "protocol", "http_429"]
+    assert frame["ttft_s"].isna().tolist() == [False, True, True, True]
+    assert frame["chunk_s"].map(len).tolist()[1:] == [0, 0, 0]
+
+
+def old_vllm_bench(**change: Any) -> dict[str, Any]:
+    """What vLLM 0.14 wrote with --save-detailed; benchmark_serving.py of 0.6 had no endpoint_type.
+
+    Two answers of three tokens; the second is late by 0.1 s a token.
+    """
+    return {
+        "backend": "vllm",
+        "model_id": "m",
+        "tokenizer_id": "m",
+        "num_prompts": 2,
+        "request_rate": "inf",
+        "completed": 2,
+        "total_output_tokens": 6,
+        "input_lens": [100, 200],
+        "output_lens": [3, 3],
+        "ttfts": [0.5, 1.0],
+        "itls": [[0.1, 0.2], [0.2, 0.3]],
+        "generated_texts": ["a", "b"],
+        "errors": ["", ""],
+        "median_ttft_ms": 750.0,
+    } | change
+
+
+def test_vllm_bench_before_it_saved_when_it_sent(tmp_path):
+    frame = read_peer(saved(tmp_path, old_vllm_bench()))
+    assert frame["ttft_s"].tolist() == [0.5, 1.0]
+    assert frame["e2e_s"].tolist() == pytest.approx([0.8, 1.5])
+    assert frame["tpot_s"].tolist() == pytest.approx([0.15, 0.25])
+    assert icl(frame).tolist() == pytest.approx([0.1, 0.2, 0.2, 0.3])
+    assert frame["sent_s"].isna().all()
+    assert "no send times" in frame.attrs["doubts"][0]
+    assert frame.attrs["version"].startswith("0.14 or older")
+
+
+def test_overlap_of_requests_is_not_known_without_send_times(tmp_path):
+    frame = read_peer(saved(tmp_path, old_vllm_bench()))
+    assert np.isnan(system_tps(frame))
+
+
+def test_the_servers_own_times_of_vllm_bench_033(tmp_path):
+    result = old_vllm_bench(
+        start_times=[7.0, 8.0], server_queue_times=[0.3, None], server_ttfts=[0.15, 0.9]
+    )
+    frame = read_peer(saved(tmp_path, result))
+    assert [json.loads(told) for told in frame["engine_metrics"]] == [
+        {"queue_time_ms": 300.0, "time_to_first_token_ms": 150.0},
+        {"time_to_first_token_ms": 900.0},
+    ]
+    assert frame.attrs["version"].startswith("0.33")
+    assert frame.attrs["doubts"] == ()
+    assert frame["chunk_s"].iloc[0] == pytest.approx((7.5, 7.6, 7.8))
+
+
+def test_vllm_bench_without_save_detailed_still_has_e2e(tmp_path):
+    """Up to 0.32 `latencies` and `queue_times` stay in the file."""
+    result = old_vllm_bench(latencies=[0.8, 1.5, 0.0], completed=2, failed=1)
+    for name in ("input_lens", "output_lens", "ttfts", "itls", "errors", "generated_texts"):
+        del result[name]
+    frame = read_peer(saved(tmp_path, result))
+    assert frame["error"].tolist() == ["", "", "protocol"]
+    assert frame["e2e_s"].tolist()[:2] == [0.8, 1.5]
+    assert frame["ttft_s"].isna().all()
+    assert frame["output_tokens"].tolist() == [-1, -1, -1]
+    assert "--save-detailed" in frame.attrs["doubts"][0]
+
+
+def test_a_list_that_is_missing_takes_what_rests_on_it_only(tmp_path):
+    frame = read_peer(saved(tmp_path, without(old_vllm_bench(), "itls")))
+    assert frame["ttft_s"].tolist() == [0.5, 1.0]
+    assert frame[["tpot_s", "e2e_s"]].isna().all(axis=None)
+    assert "no `itls`" in frame.attrs["doubts"][0]
+
+
+def test_the_rust_client_is_told_by_its_steady_state(tmp_path):
+    result = old_vllm_bench(steady_state=None, start_times=[1.0, 2.0])
+    assert "Rust" in read_peer(saved(tmp_path, result)).attrs["doubts"][0]
+
+
+def sglang_result(**change: Any) -> dict[str, Any]:
+    return {
+        "tag": None,
+        "backend": "sglang",
+        "dataset_name": "random",
+        "request_rate": "inf",
+        "completed": 64,
+        "total_output_tokens_retokenized": 128,
+        "median_ttft_ms": 24_000.0,
+        "input_lens": [4096, 4096],
+        "output_lens": [2, 0],
+        "ttfts": [1.0, 0.0],
+        "itls": [[0.25], []],
+        "errors": ["", ""],
+    } | change
+
+
+def test_sglang_is_read_and_says_that_it_is_a_part(tmp_path):
+    frame = read_peer(saved(tmp_path, sglang_result(), "sglang.jsonl"))
+    assert frame["arm"].tolist() == ["SGLang bench_serving"] * 2
+    assert frame["error"].tolist() == ["", "protocol"]
+    assert frame["tpot_s"].iloc[0] == pytest.approx(0.25)
+    assert frame["e2e_s"].iloc[0] == pytest.approx(1.25)
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 64)
+    assert frame.attrs["own"] == {"TTFT p50": 24.0}
+    assert len(icl(frame)) == 0  # its gaps may be divided by the tokens of a chunk
+
+
+def test_sglangs_cached_tokens_are_kept(tmp_path):
+    frame = read_peer(saved(tmp_path, sglang_result(cached_tokens=[96, 0]), "sglang.jsonl"))
+    assert frame["cached_tokens"].tolist() == [96, -1]
+
+
+def test_multi_round_qa(tmp_path):
+    table = (
+        ",prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,"
+        "finish_time\n0,900,101,0.5,2.0,1,1,10.0,12.5\n1,950,0,0.0,0.0,1,2,9.0,9.0\n"
+    )
+    frame = read_peer(saved(tmp_path, table, "summary.csv"))
+    assert frame["request_id"].tolist() == ["1.2", "1.1"]  # in the order of sending
+    assert frame["error"].tolist() == ["protocol", ""]
+    good = frame.iloc[1]
+    assert (good["ttft_s"], good["e2e_s"]) == (0.5, 2.5)
+    assert good["tpot_s"] == pytest.approx(0.02)
+    assert "finished requests only" in frame.attrs["doubts"][0]
+
+
+def test_what_a_file_cannot_tell_of_one_record_leaves_the_others(tmp_path):
+    broken = aiperf_record(metrics={"request_latency": {"value": 1.0, "unit": "fortnight"}})
+    lines = [json.dumps(record) for record in (aiperf_record(), broken, aiperf_record())]
+    cut = json.dumps(aiperf_record())[:80]
+    frame = read_peer(saved(tmp_path, "\n".join([*lines, cut]), "profile_export.jsonl"))
+    assert len(frame) == 2
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 4)
+    told = " ".join(frame.attrs["doubts"])
+    assert "1 of 3 records are unreadable (KeyError: 'fortnight')" in told
+    assert "1 line of the file is cut off" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ttfts": [-1.0, 1.0], "latencies": [0.8, 1.5], "itls": None}, "TTFT"),
+        ({"ttfts": [float("inf"), 1.0]}, "infinite"),
+        ({"itls": [[0.1, -0.2], [0.2, 0.3]]}, "not in order"),
+        ({"output_lens": [float("inf"), 3]}, "OverflowError"),
+    ],
+)
+def test_a_request_with_a_value_that_cannot_be_is_counted_and_left_out(tmp_path, change, reason):
+    frame = read_peer(saved(tmp_path, old_vllm_bench(**change)))
+    assert frame["index"].tolist() == [1]  # its place in the data set, so that pairs stay pairs
+    assert frame["ttft_s"].tolist() == [1.0]
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (1, 2)
+    assert "1 of 2 records are unreadable" in frame.attrs["doubts"][-1]
+    assert reason in frame.attrs["doubts"][-1]
+
+
+def test_a_row_of_a_table_that_was_cut_off_leaves_the_others(tmp_path):
+    table = (PEERS / "lmcache_bench_0.5.6.csv").read_text()
+    frame = read_peer(saved(tmp_path, f"{table}doc3,True,0.5", "bench_results.csv"))
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (3, 4)
+
+
+def test_a_folder_is_its_one_result_file(tmp_path):
+    saved(tmp_path, guidellm_report(), "benchmarks.json")
+    assert read_peer(tmp_path)["arm"].iloc[0] == "GuideLLM"
+    saved(tmp_path, json.dumps(aiperf_record()), "profile_export.jsonl")
+    with pytest.raises(ResultError, match=r"holds benchmarks\.json and profile_export\.jsonl"):
+        read_peer(tmp_path)
+
+
+def test_lmcache_bench_in_the_order_of_sending():
+    frame = read_peer(PEERS / "lmcache_bench_0.5.6.csv")
+    assert frame["request_id"].tolist() == ["doc0", "doc1", "doc2"]
+    assert frame["ttft_s"].tolist()[:2] == [0.5, 0.25]
+    assert frame["tpot_s"].tolist()[:2] == pytest.approx([0.4 / 8, 0.4 / 8])
+    assert frame["error"].tolist() == ["", "", "http_503"]
+    assert "stopped" in frame["error_message"].iloc[2]  # the message has a line break in it
+    assert len(icl(frame)) == 0
+
+
+def test_guidellm_by_its_timings(tmp_path):
+    frame = read_peer(saved(tmp_path, guidellm_report()))
+    assert frame["error"].tolist() == ["timeout", ""]  # the failed one was sent first
+    good = frame.iloc[1]
+    assert good["ttft_s"] == pytest.approx(0.5)
+    assert good["ttft_scheduled_s"] == pytest.approx(0.6)
+    assert good["tpot_s"] == pytest.approx(0.4 / 4)  # its ITL, not its TPOT
+    assert good["e2e_s"] == pytest.approx(0.9)
+    assert good["stream_end_s"] - good["sent_s"] == pytest.approx(1.0)
+
+
+def test_guidellm_as_it_was_saved():
+    frame = read_peer(PEERS / "guidellm_0.8.1.json")
+    assert sorted(frame["error"]) == ["", "", "stream_error", "stream_error"]
+    good = frame[frame["error"] == ""]
+    assert good["output_tokens"].tolist() == [16, 16]
+    assert (good["ttft_s"] > 0).all()
+    assert (good["e2e_s"] > good["ttft_s"]).all()
+    assert "EngineCore encountered an issue" in frame["error_message"].max()
+
+
+def guidellm_03_report(**change: Any) -> dict[str, Any]:
+    """GuideLLM 0.2 and 0.3: no metadata, times beside the request, -1 where none came."""
+    good = {
+        "type_": "generative_text_response",
+        "request_id": "g",
+        "scheduler_info": {"targeted_start_time": 99.9, "request_start": 100.0},
+        "prompt_tokens": 8,
+        "output_tokens": 5,
+        "start_time": 100.0,
+        "end_time": 101.0,
+        "first_token_time": 100.5,
+        "last_token_time": 100.9,
+        "time_to_first_token_ms": 500.0,
+        "time_per_output_token_ms": 80.0,
+    }
+    bad = good | {
+        "scheduler_info": {"targeted_start_time": -1},
+        "error": "ReadTimeout: timed out",
+        "first_token_time": None,
+        "time_to_first_token_ms": None,
+    }
+    benchmark = {
+        "request_totals": {"successful": 21, "errored": 1, "incomplete": 0, "total": 22},
+        "requests": {"successful": [good] * 9, "errored": [bad], "incomplete": []},
+        "metrics": {
+            "time_to_first_token_ms": {
+                "successful": {"percentiles": {"p50": 510.0, "p90": 700.0, "p99": 900.0}}
+            }
+        },
+    }
+    return {"benchmarks": [benchmark | change]}
+
+
+def test_guidellm_03_and_the_part_of_its_requests_that_it_keeps(tmp_path):
+    frame = read_peer(saved(tmp_path, guidellm_03_report()))
+    good = frame[frame["error"] == ""].iloc[0]
+    assert good["ttft_s"] == pytest.approx(0.5)
+    assert good["ttft_scheduled_s"] == pytest.approx(0.6)
+    assert good["tpot_s"] == pytest.approx(0.1)  # its ITL; its TPOT of 0.3 divides by 5
+    assert good["e2e_s"] == pytest.approx(0.9)
+    assert frame["error"].value_counts().to_dict() == {"": 9, "timeout": 1}
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (10, 22)
+    assert frame.attrs["own"] == pytest.approx({"TTFT p50": 0.51, "TTFT p90": 0.7, "TTFT p99": 0.9})
+
+
+def test_guidellm_04_has_no_metadata_and_later_ones_count_in_their_metrics(tmp_path):
+    report = guidellm_report()
+    report["benchmarks"][0]["metrics"] = {"request_totals": {"successful": 30, "errored": 2}}
+    frame = read_peer(saved(tmp_path, {"args": {}, "benchmarks": report["benchmarks"]}))
+    assert frame.attrs["version"] == "0.4"
+    assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 32)
+
+
+def test_guidellm_without_streaming(tmp_path):
+    report = guidellm_report(time_to_first_token_ms=None)
+    timings = report["benchmarks"][0]["requests"]["successful"][0]["info"]["timings"]
+    timings["first_token_iteration"] = timings["last_token_iteration"] = None
+    frame = read_peer(saved(tmp_path, report))
+    good = frame[frame["error"] == ""].iloc[0]
+    assert np.isnan(good["ttft_s"])
+    assert good["e2e_s"] == pytest.approx(1.0)
+    assert "not streamed" in frame.attrs["doubts"][0]
+
+
+def test_aiperf_without_streaming(tmp_path):
+    """As AIPerf 0.2 wrote it in 2025: no x_request_id, no first token."""
+    record = aiperf_record()
+    for name in ("time_to_first_token", "inter_chunk_latency"):
+        del record["metrics"][name]
+    record["metadata"]["x_request_id"] = None
+    frame = read_peer(saved(tmp_path, json.dumps(record), "profile_export.jsonl"))
+    assert frame["e2e_s"].tolist() == pytest.approx([0.31])
+    assert frame[["ttft_s", "tpot_s"]].isna().all(axis=None)
+    assert frame["chunk_s"].map(len).tolist() == [0]
+    assert "without --streaming" in frame.attrs["doubts"][0]
+
+
+def test_aiperf_counts_all_its_requests_in_the_summary_beside_the_records(tmp_path):
+    path = saved(tmp_path, json.dumps(aiperf_record()), "profile_export.jsonl")
+    counts = {"request_count": {"avg": 5.0}, "error_request_count": {"avg": 2.0}}
+    saved(tmp_path, counts | {"aiperf_version": "0.13.0"}, "profile_export_aiperf.json")
+    attrs = read_peer(path).attrs
+    assert (attrs["kept"], attrs["total"], attrs["version"]) == (1, 7, "0.13.0")
+
+
+def test_aiperf_as_it_was_saved():
+    frame = read_peer(PEERS / "aiperf_0.13.0.jsonl")
+    assert frame["error"].tolist() == ["", "", "", "http_503"]
+    # The server counted 6 tokens where AIPerf made 16 of the text; it did not tell those of the
+    # third, which was cut off after two.
+    assert frame["output_tokens"].tolist() == [6, 6, 5, -1]
+    assert frame["prompt_tokens"].tolist()[:1] == [61]
+    assert frame["ttft_s"].iloc[0] == pytest.approx(0.027860745)
+    assert frame["chunk_s"].map(len).tolist() == [6, 6, 2, 0]
+
+
+@pytest.mark.parametrize("failed", [{"metrics": None}, {}])
+def test_aiperf_requests_that_failed_have_no_metrics(tmp_path, failed):
+    told = {"code": 503, "type": "HTTPError", "message": "Service Unavailable"}
+    bad = {"metadata": aiperf_record()["metadata"], **failed, "error": told}
+    lines = "\n".join(map(json.dumps, (bad, aiperf_record())))
+    frame = read_peer(saved(tmp_path, lines, "profile_export.jsonl"))
+    assert sorted(frame["error"]) == ["", "http_503"]
+    assert frame.attrs["doubts"] == ()
+
+
+def test_aiperf_by_its_records(tmp_path):
+    warm = aiperf_record()
+    warm["metadata"] = warm["metadata"] | {"benchmark_phase": "warmup"}
+    cut = aiperf_record(
+        metrics={"error_isl": {"value": 550, "unit": "tokens"}},
+        error={"code": 503, "type": "HTTPError", "message": "no engine"},
+    )
+    lines = "\n".join(json.dumps(record) for record in (warm, aiperf_record(), cut))
+    frame = read_peer(saved(tmp_path, lines, "profile_export.jsonl"))
+    assert frame["error"].tolist() == ["", "http_503"]
+    good = frame.iloc[0]
+    assert good["ttft_s"] == pytest.approx(0.25)
+    assert good["e2e_s"] == pytest.approx(0.31)
+    assert good["tpot_s"] == pytest.approx(0.02)
+    assert icl(frame) == pytest.approx([0.01, 0.02, 0.03], abs=1e-6)  # epoch stamps are coarse
+
+
+GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []})
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is empty"),
+        ("not json", "neither JSON nor a known CSV"),
+        ("<!doctype html><p>report", "is a web page"),
+        ("{}", "no result of a known tool"),
+        ("[]", "no result of a known tool"),
+        ("[1, 2]", "no result of a known tool"),
+        ("[" * 100_000, "neither JSON nor"),
+        (json.dumps(old_vllm_bench(), indent=1)[:-90], "cut off or edited; copy the whole file"),
+        (json.dumps(old_vllm_bench())[:-90], "cut off or edited; copy the whole file"),
+        (without(old_vllm_bench(), "ttfts"), "vLLM bench without single requests.*--save-detailed"),
+        (old_vllm_bench(errors=[""]), "vLLM bench, but of a version.*errors 1"),
+        ([old_vllm_bench(), old_vllm_bench()], "2 results.*a sweep's summary.*run=0.json"),
+        (json.dumps(old_vllm_bench()) + "\n{}", "--append-result"),
+        ({"model_id": "m", "num_conversations": 3}, "Rust vllm-bench"),
+        ([{"benchmark": {}, "model": {}, "metric": {}}], "PyTorch"),
+        ("run,mean_ttft_ms,request_throughput\n0,1,2\n", "vllm bench sweep"),
+        (guidellm_report(version=3), r"version 3 \(GuideLLM unknown\); read are versions 1 and 2"),
+        ({"metadata": {"version": 2}, "benchmarks": []}, "without a request"),
+        (GUIDELLM_SUMMARY, "22 requests were measured, but none is in the file"),
+        ({"benchmarks": [{"mode": "synchronous", "results": []}]}, "GuideLLM 0.1; read are 0.2"),
+        ({"benchmarks": [{}, {}]}, "2 GuideLLM benchmarks"),
+        (
+            {"benchmarks": [{"requests": {"successful": [{"request_id": "g"}]}}]},
+            "GuideLLM, but of a version",
+        ),
+        ("metadata:\n  version: 1\nbenchmarks:\n", "GuideLLM report in CSV or YAML"),
+        (aiperf_record(metrics={"ttft": {"value": 1, "unit": "ms"}}), "AIPerf, but of a version"),
+        ({"metadata": {}, "payload": {}}, "AIPerf's raw export"),
+        (
+            {"input_config": {"loadgen": {}}, "request_latency": {}, "aiperf_version": "0.3.0"},
+            r"AIPerf's summary \(0.3.0\).*profile_export.jsonl",
+        ),
+        ({"input_config": {"model": ["m"]}, "request_latency": {}}, "is a summary of genai-perf"),
+        ({"service_kind": "openai", "experiments": []}, "genai-perf's raw profile"),
+        ("Metric,avg,min\nTime To First Token (ms),1,1\n", "AIPerf or genai-perf"),
+        (without(sglang_result(), "ttfts"), "SGLang's bench_serving.*--output-details"),
+        ({"config": {}, "results": {}}, "bench_results.csv"),
+        ({"avg_latency": 1.0, "latencies": [1.0], "percentiles": {}}, "vllm bench latency"),
+        ({"elapsed_time": 1.0, "total_num_tokens": 9}, "vllm bench latency or throughput"),
+        ("request_id,successful,ttft\na,True,1\n", "LMCache bench, but of a version"),
+        ("request_id,ttft\na,1\n", "known CSV; read are vLLM bench 0.6 to 0.33"),
+    ],
+)
+def test_what_is_not_known_gets_a_sentence(tmp_path, content, sentence):
+    with pytest.raises(ResultError, match=sentence):
+        read_peer(saved(tmp_path, content))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_peer(tmp_path / "nothing.json")
+
+
+CASES = Path(__file__).parents[4] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the field's files are not beside the checkout")
+def test_files_from_the_field():
+    old, guidellm = (
+        read_peer(CASES / name)
+        for name in ("09-vllm-bench-014/bench.json", "12-guidellm-030/benchmarks.json")
+    )
+    assert (len(old), old["ttft_s"].notna().all()) == (40, True)
+    assert (len(guidellm), guidellm["ttft_s"].median()) == (20, pytest.approx(1.2645))
+    others = CASES / "15-other-tools"
+    part = read_peer(others / "sglang.jsonl").attrs
+    assert (part["kept"], part["total"]) == (4, 64)
+    assert len(read_peer(others / "summary.csv")) == 10
+    with pytest.raises(ResultError, match="genai-perf"):
+        read_peer(others / "profile_export_genai_perf.json")

@@ -1,0 +1,146 @@
+"""What holds for every figure: it says what failed gates take, is offline, and reads well."""
+
+import re
+from itertools import combinations
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import LoadFlags
+
+from tests.report.conftest import text, words
+from workbench.report import figures
+from workbench.report.figures.chart import Chart, draw
+from workbench.report.figures.marks import looks
+
+
+def test_a_chart_shows_itself_with_its_description():
+    data, metadata = Chart(svg="<svg/>", alt="what", caption="how")._repr_mimebundle_()
+    assert data == {"image/svg+xml": "<svg/>", "text/plain": "what"}
+    assert metadata == {"image/svg+xml": {"alt": "what", "caption": "how"}}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda empty: figures.ttft_by_topology(empty, empty),
+        figures.tps_by_topology,
+        lambda empty: figures.speedups(empty, "ttft_s"),
+        figures.latency_panels,
+        figures.ttft_against_cached_share,
+        figures.hit_against_ideal,
+        figures.requests_over_time,
+        figures.token_sources,
+        figures.hits_by_tier,
+        figures.cost_of_storing,
+        figures.break_even,
+        figures.chunk_effect,
+    ],
+)
+def test_no_data_is_a_sentence(figure):
+    chart = figure(pd.DataFrame())
+    assert "No data: " in text(chart)
+    assert "No data: " in chart.alt
+
+
+def test_one_arm_one_pass_one_request_is_enough(summary, requests):
+    for chart in (
+        figures.ttft_by_topology(summary[:1], pd.DataFrame()),
+        figures.latency_panels(requests[:1]),
+        figures.requests_over_time(requests[:1]),
+        figures.ttft_against_cached_share(requests[:1]),
+    ):
+        assert "No data" not in chart.alt
+
+
+@pytest.mark.parametrize(
+    ("gates", "shows", "said", "grey"),
+    [
+        (["KV moved", "same text"], ("times",), "Not proven: gates “KV moved” and 1 more", True),
+        (["client kept up"], ("times",), "Rough: gate “client kept up” failed.", False),
+        (["client kept up"], ("ratios",), "", False),
+        (["client kept up"], ("counts",), "", False),
+    ],
+)
+def test_a_failed_gate_takes_only_the_kinds_of_number_that_it_touches(gates, shows, said, grey):
+    chart = draw(
+        lambda figure: figure.subplots(2, 1),
+        title="Found",
+        body_px=200,
+        alt="What.",
+        keys=looks(["cold"]),
+        shows=shows,
+        marks={"failed_gates": gates},
+    )
+    assert f"{said} Found".strip() in text(chart) or f"{said} failed. Found" in text(chart)
+    assert chart.alt.startswith(said)
+    assert ("Doubtful: gate “client kept up” failed." in chart.caption) == (shows == ("ratios",))
+    assert chart.svg.count("grayscale") == (3 if grey else 0)  # both axes and the key
+
+
+def test_a_simulated_frame_marks_its_figures(summary):
+    assert "simulated" not in words(figures.tps_by_topology(summary))
+    summary.attrs["simulated"] = True
+    assert "simulated" in words(figures.tps_by_topology(summary))
+
+
+def test_no_text_is_clipped_or_overlaps_another(summary, comparisons, requests):
+    long = {"arm": {"1p4d lmcache": "4p4d lmcache gpt-oss-120b tp4", "5a lmcache": "8a none"}}
+    summary, comparisons = summary.replace(long), comparisons.replace(long)
+    summary.attrs |= {"simulated": True, "failed_gates": ["client kept up"]}
+    both = pd.concat([requests.assign(arm=arm) for arm in long["arm"].values()])
+    for chart in (
+        figures.ttft_by_topology(summary, comparisons),
+        figures.tps_by_topology(summary),
+        figures.speedups(comparisons, "ttft_s"),
+        figures.latency_panels(both, note="a title of many words " * 12),
+        figures.requests_over_time(both),
+        figures.ttft_against_cached_share(both),
+        figures.hit_against_ideal(requests.assign(ideal_tokens=requests["ideal_reuse_tokens"])),
+    ):
+        width = float(ElementTree.fromstring(chart.svg).attrib["width"])
+        found = boxes(chart)
+        assert [box for box in found if box[0] < -1 or box[1] > width + 1 or box[2] < -3] == []
+        for a, b in combinations(found, 2):
+            apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+            assert apart, (a, b)
+
+
+def boxes(chart: Chart) -> list[tuple[float, float, float, float, str]]:
+    """Left, right, top, bottom of every level text, in the font that it was laid out in."""
+    found = []
+    for node in ElementTree.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text"):
+        style = dict(part.split(": ", 1) for part in node.attrib["style"].split("; "))
+        line, moved = "".join(node.itertext()), node.get("transform", "")
+        if "rotate(-90" in moved or not line.strip():
+            continue
+        place = re.search(r"translate\((\S+) (\S+)\)", moved)
+        x, y = map(float, place.groups() if place else (node.attrib["x"], node.attrib["y"]))
+        size = float(style["font-size"].removesuffix("px"))
+        weight = int(style.get("font-weight", 400))
+        font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
+        font.set_size(size, 72)
+        font.set_text(line, flags=LoadFlags.NO_HINTING)
+        width = font.get_width_height()[0] / 64
+        left = (
+            x - {"start": 0, "middle": width / 2, "end": width}[style.get("text-anchor", "start")]
+        )
+        found.append((left, left + width, y - 0.7 * size, y, line))
+    return found
+
+
+def test_a_figure_is_the_same_each_time_and_offline_and_changes_no_style(requests):
+    before = dict(mpl.rcParams)
+    first, again = (figures.latency_panels(requests).svg for _ in range(2))
+    assert first == again
+    assert dict(mpl.rcParams) == before
+    assert not re.findall(r"(?:href|src)=\"(?!#|data:)|url\((?!#)|@import|<style", first)
+
+
+def test_names_that_share_a_figure_never_look_alike():
+    names = ["cold", "store-warm", *(f"other {n}" for n in range(18))]
+    found = looks(names)
+    assert len({(look.colour, look.marker) for look in found.values()}) == len(names)
+    assert found["cold"] == looks(["cold"])["cold"]

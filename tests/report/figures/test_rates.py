@@ -1,0 +1,59 @@
+import pandas as pd
+import pytest
+
+from workbench.report.figures import cache_size, rates
+
+
+@pytest.fixture
+def swept() -> pd.DataFrame:
+    row = {"arm": "1p1d", "share": 1.0, "ttft_s": 0.02, "ttft_low_s": 0.018, "ttft_high_s": 0.03}
+    rows = [
+        row | {"offered_per_s": 2.0, "achieved_per_s": 2.0, "goodput_per_s": 2.0},
+        row | {"offered_per_s": 8.0, "achieved_per_s": 5.0, "goodput_per_s": 1.0, "share": 0.2},
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_rates_say_what_was_achieved_of_what_was_offered(swept):
+    chart = rates(swept)
+    assert "Answers end at 5 a second at most (1p1d, with 8 offered)" in chart.alt
+    assert "1p1d at 8/s: TTFT 20.0 ms, 5 achieved, 20% within the limits" in chart.alt
+
+
+def test_answers_that_keep_up_have_shown_no_end(swept):
+    chart = rates(swept[:1])
+    assert chart.alt.startswith("Answers keep up with 2 requests a second (1p1d)")
+
+
+def test_without_limits_there_is_no_goodput(swept):
+    with_limits = rates(swept)
+    swept.attrs["limited"] = False
+    without = rates(swept)
+    assert "goodput" in with_limits.caption
+    assert "goodput" not in without.caption
+    assert "within the limits" not in without.alt
+
+
+def test_rates_at_which_nothing_ended_can_be_drawn(swept):
+    nothing = swept.assign(achieved_per_s=None, goodput_per_s=0.0, ttft_s=None, ttft_low_s=None)
+    chart = rates(nothing)
+    assert "not known" in chart.alt
+
+
+def test_a_median_without_an_interval_is_drawn(swept):
+    few = swept.assign(ttft_low_s=None, ttft_high_s=None)  # as a result has it: of type object
+    assert "1p1d at 2/s: TTFT 20.0 ms" in rates(few).alt
+
+
+def test_without_rates_or_sharing_there_is_no_figure(swept):
+    assert rates(swept.iloc[:0]) is None
+    assert cache_size(pd.DataFrame({"cache_tokens": [], "hit_rate": []})) is None
+
+
+def test_the_cache_that_is_enough_is_the_title():
+    frame = pd.DataFrame({"cache_tokens": [128, 1280, 12_800], "hit_rate": [0.1, 0.78, 0.8]})
+    frame.attrs |= {"ideal_reuse": 0.85, "requests": 40, "block_tokens": 128, "workload": "batch"}
+    chart = cache_size(frame)
+    assert chart.alt.endswith(
+        "One cache of 1280 tokens could serve 78% of the prompt tokens of batch."
+    )

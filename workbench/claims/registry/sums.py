@@ -1,0 +1,290 @@
+"""A claim's own numbers held against one another: arithmetic, rounding, equal cells, order.
+
+Numbers are texts as they were published, since their digits say how far they were rounded: `1.90`
+stands for 1.895 to 1.905 (interval arithmetic, Moore 1966).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from workbench.claims.registry.entry import Entry
+
+if TYPE_CHECKING:
+    from workbench.claims.registry.claim import Claim
+
+_WIDE = 0.05
+"""A rounding interval wider than this share carries fewer digits than are printed."""
+
+Span = tuple[float, float]
+Tables = Mapping[str, Any]
+"""The published figures of claims, by id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """What came out of one sum."""
+
+    sentence: str
+    holds: bool
+    """False where the numbers contradict one another, or a better comparison corrects them."""
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """The corrected comparison, a row for each cell."""
+
+
+def rounding(text: Any) -> Span:
+    """The least and greatest value that is rounded to `text`.
+
+    Raises ValueError for what is no number.
+    """
+    try:
+        value = Decimal(str(text))
+        exponent = value.as_tuple().exponent
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is no number; write it as published, quoted") from error
+    if not isinstance(exponent, int):
+        raise ValueError(f"{text!r} is no finite number; write it as published, quoted")
+    half = Decimal(10) ** exponent / 2
+    return float(value - half), float(value + half)
+
+
+def _published(text: Any) -> Any:
+    rounding(text)
+    return text
+
+
+Published = Annotated[Any, AfterValidator(_published)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class _Equation(Entry):
+    """A number that follows from others, and must agree with the one that is said."""
+
+    said: Published
+    unit: str = ""
+
+    def result(self) -> tuple[Span, str]:
+        """What follows, and how it is written."""
+        raise NotImplementedError
+
+    def worked_out(self, figures: Any, tables: Tables) -> Sum:
+        (low, high), text = self.result()
+        least, most = rounding(self.said)
+        holds = least <= high and low <= most
+        shown = " to ".join(dict.fromkeys(f"{end:,.6g}" for end in (low, high)))
+        sentence = f"{text} is {shown} {self.unit}".strip()
+        if not holds:
+            sentence += f", and not the {self.said} that is said."
+        elif high - low > _WIDE * abs(high + low) / 2:
+            sentence += f" as far as it was rounded, so that {self.said} has digits to spare."
+        else:
+            sentence += f", which agrees with {self.said}."
+        return Sum(sentence=sentence, holds=holds, low=low, high=high, unit=self.unit)
+
+
+class Ratio(_Equation):
+    """`of / over`."""
+
+    kind: Literal["ratio"]
+    of: Published
+    over: Published
+
+    def result(self) -> tuple[Span, str]:
+        return _over(self.of, self.over), f"{self.of} / {self.over}"
+
+
+class Product(_Equation):
+    """All of `of`, multiplied."""
+
+    kind: Literal["product"]
+    of: Annotated[tuple[Published, ...], Field(strict=False)]
+
+    def result(self) -> tuple[Span, str]:
+        lows, highs = zip(*map(rounding, self.of), strict=True)
+        return (prod(lows), prod(highs)), " x ".join(map(str, self.of))
+
+
+class Increase(_Equation):
+    """How much more, in per cent, `to` is than `from`."""
+
+    kind: Literal["increase"]
+    before: Published = Field(alias="from")
+    to: Published
+    unit: str = "%"
+
+    def result(self) -> tuple[Span, str]:
+        low, high = _over(self.to, self.before)
+        return (100 * (low - 1), 100 * (high - 1)), f"{self.before} to {self.to}"
+
+
+class Difference(_Equation):
+    """`of - less`."""
+
+    kind: Literal["difference"]
+    of: Published
+    less: Published
+
+    def result(self) -> tuple[Span, str]:
+        (low, high), (least, most) = _count(self.of), _count(self.less)
+        return (low - most, high - least), f"{self.of} - {self.less}"
+
+
+class Rows(Entry):
+    """In each row of the figures, the product of some columns over another is a third."""
+
+    kind: Literal["rows"]
+    of: Names
+    over: str
+    said: str
+    factor: float = 1.0
+
+    def worked_out(self, figures: Any, tables: Tables) -> Sum:
+        odd = []
+        for row in figures:
+            low = high = self.factor
+            for name in self.of:
+                span = _count(row[name]) if isinstance(row[name], int) else rounding(row[name])
+                low, high = low * span[0], high * span[1]
+            least, most = rounding(row[self.over])
+            low, high = low / most, high / least
+            said = rounding(row[self.said])
+            if not (said[0] <= high and low <= said[1]):
+                odd.append(f"{row[self.said]} where {low:,.4g} to {high:,.4g} follows")
+        of, many = f"{' x '.join(self.of)} / {self.over}", len(figures)
+        if odd:
+            sentence = f"{self.said} is not {of} in {len(odd)} of {many} rows: {odd[0]}."
+        else:
+            sentence = f"{self.said} is {of} in all {many} rows, as far as they were rounded."
+        return Sum(sentence=sentence, holds=not odd)
+
+
+class Cells(Entry):
+    """Two tables on their common grid, beside the comparison that was published."""
+
+    kind: Literal["cells"]
+    of: str
+    over: str
+    by: str
+    value: str
+    said: Any
+
+    def worked_out(self, figures: Any, tables: Tables) -> Sum:
+        for name in (self.of, self.over):
+            if name not in tables:
+                return Sum(holds=True, sentence=f"{name} is not in the registry.")
+        one, other = (
+            {row[self.by]: row[self.value] for row in tables[name]}
+            for name in (self.of, self.over)
+        )  # fmt: skip
+        rows = tuple(
+            {self.by: cell, self.of: one[cell], self.over: other[cell],
+             "ratio": round(one[cell] / other[cell], 3)}
+            for cell in one
+            if cell in other
+        )  # fmt: skip
+        low, high = (end(row["ratio"] for row in rows) for end in (min, max))
+        best, rival = max(one, key=one.__getitem__), max(other, key=other.__getitem__)
+        sentence = f"At equal {self.by} the ratio is {low:.2f} to {high:.2f} x"
+        if best != rival:
+            sentence += (
+                f"; {self.said} compares {self.by} {best} on one side with {self.by} {rival} on"
+                " the other"
+            )
+        return Sum(
+            sentence=f"{sentence}.", holds=best == rival, low=low, high=high, unit="x", rows=rows
+        )
+
+
+class Grows(Entry):
+    """Time must not fall when work grows; where it does, the first shape was a warm-up."""
+
+    kind: Literal["grows"]
+    by: str
+    value: str
+
+    def worked_out(self, figures: Any, tables: Tables) -> Sum:
+        by, value = self.by, self.value
+        for less, more in pairwise(sorted(figures, key=lambda row: row[by])):
+            if more[value] < less[value]:
+                sentence = (
+                    f"{value} falls from {less[value]} at {by} {less[by]} to {more[value]} at {by}"
+                    f" {more[by]}, although work grows: the first is a warm-up, not a result."
+                )
+                return Sum(sentence=sentence, holds=False)
+        return Sum(sentence=f"{value} grows with {by} in all {len(figures)} rows.", holds=True)
+
+
+class Listed(Entry):
+    """A headline must be a number of some table of its source."""
+
+    kind: Literal["listed"]
+    value: Any
+    within: Names = Field(alias="in")
+
+    def worked_out(self, figures: Any, tables: Tables) -> Sum:
+        value, names = float(str(self.value)), ", ".join(self.within)
+        seen = [number for name in self.within for number in _numbers(tables.get(name))]
+        if value in seen:
+            return Sum(sentence=f"{value:,.10g} is in {names}.", holds=True)
+        sentence = (
+            f"{value:,.10g} is in none of its source's tables ({names}); the largest number there"
+            f" is {max(seen, default=0):,.10g}."
+        )
+        return Sum(sentence=sentence, holds=False)
+
+
+Arithmetic = Annotated[
+    Ratio | Product | Increase | Difference | Rows | Cells | Grows | Listed,
+    Field(discriminator="kind"),
+]
+
+
+def own_sums(claim: Claim, claims: Mapping[str, Claim]) -> tuple[Sum, ...]:
+    """Every sum that the registry asks of a claim; `claims` are those that it may refer to."""
+    tables = {name: other.figures for name, other in claims.items()}
+    return tuple(_one(entry, claim.figures, tables) for entry in claim.arithmetic)
+
+
+def inconsistent(claim: Claim) -> str:
+    """A sentence where a claim's own numbers do not agree; empty where they do."""
+    alone = [entry for entry in claim.arithmetic if isinstance(entry, _Equation | Rows)]
+    sums = [_one(entry, claim.figures, {}) for entry in alone]
+    return next((each.sentence for each in sums if not each.holds), "")
+
+
+def _one(entry: Arithmetic, figures: Any, tables: Tables) -> Sum:
+    try:
+        return entry.worked_out(figures, tables)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        sentence = f"A sum ({entry.kind}) cannot be worked out from its figures ({reason})."
+        return Sum(sentence=sentence, holds=True)
+
+
+def _count(text: Any) -> Span:
+    """Whole numbers are counts, and exact."""
+    return (float(text), float(text)) if str(text).lstrip("-").isdecimal() else rounding(text)
+
+
+def _over(of: Any, over: Any) -> Span:
+    (low, high), (least, most) = rounding(of), rounding(over)
+    return low / most, high / least
+
+
+def _numbers(figures: Any) -> list[float]:
+    if isinstance(figures, Mapping):
+        figures = list(figures.values())
+    if isinstance(figures, list | tuple):
+        return [number for value in figures for number in _numbers(value)]
+    plain = isinstance(figures, int | float) and not isinstance(figures, bool)
+    return [float(figures)] if plain else []

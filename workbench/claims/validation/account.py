@@ -1,0 +1,265 @@
+"""From a claim, its verdict and what was measured to its account for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
+from workbench.claims.registry.claim import BUILT_IN, CHECKS, Claim
+from workbench.claims.registry.sums import Sum, own_sums
+from workbench.claims.verdict.decision import band
+from workbench.claims.verdict.verdict import Measurement, Verdict, judge
+from workbench.experiment.result.claim_account import (
+    ClaimAccount,
+    FoundEffect,
+    ShownCheck,
+    ShownCurve,
+    ShownNumber,
+    ShownSum,
+)
+
+_CPU_LIMIT = (
+    "A CPU with a tiny model shows directions and counts; no size of it is promised anywhere else."
+)
+_OURS_ALONE = (
+    "It holds by construction: our own code makes what is counted here, so that this checks our"
+    " arithmetic and is no evidence about any engine."
+)
+_MOST_DOUBTS = 4
+"""Of an outcome, that stand beside each of its claims."""
+
+
+def account(
+    claim: Claim,
+    verdict: Verdict,
+    claims: Mapping[str, Claim],
+    *,
+    setting: Setting,
+    recipe: Recipe | None = None,
+    outcome: Outcome | None = None,
+    measurement: Measurement | None = None,
+    skipped: str = "",
+) -> ClaimAccount:
+    """One claim as the report shows it; `claims` are those of the registry."""
+    sums = own_sums(claim, claims)
+    effects = () if measurement is None else _effects(claim, measurement, verdict)
+    source = claim.source
+    ours = outcome if effects else None
+    # A claim of which a part was left out is not tested; what was measured of it is shown.
+    by_reading = judge(claim).verdict != "not_tested"
+    fixed = verdict.tier == "construction"
+    measured = bool(effects) and not (by_reading or fixed or verdict.verdict == "not_tested")
+    return ClaimAccount(
+        id=claim.id,
+        group=source.group,
+        title=_short_source(claim, claims),
+        source=_source(claim),
+        confirmation=f"{source.confirmation}: {source.how}",
+        withdrawn=source.withdrawn,
+        own=source.own,
+        statement=claim.statement,
+        says=tuple(f"{effect.name}: {effect}" for effect in claim.effects),
+        conditions=_conditions(claim),
+        subject=claim.subject,
+        comparator=claim.comparator or "",
+        ours=ours.says if ours else "",
+        number=_numbers(effects, sums),
+        effects=effects,
+        measured=measured,
+        by_construction=fixed,
+        shown_only=bool(effects) and not measured and not fixed,
+        recipe=recipe.name if recipe and outcome else "",
+        verdict=verdict.word,
+        kind=_kind(verdict),
+        code=verdict.code,
+        gate=verdict.gate,
+        tier=verdict.tier,
+        reason=verdict.reason,
+        needed=verdict.needed,
+        skipped="" if effects else skipped,
+        checked=_checked(claim, verdict, ours.checks if ours else {}),
+        sums=tuple(
+            ShownSum(sentence=each.sentence, holds=each.holds, rows=each.rows) for each in sums
+        ),
+        curves=_curves(claim.id, ours, recipe) if ours and recipe else (),
+        doubts=(*verdict.doubts, *(ours.doubts[:_MOST_DOUBTS] if ours else ())),
+        limits=tuple(_limits(claim, verdict, setting, shown=bool(effects), measured=measured)),
+        note=claim.note,
+        versions=dict(verdict.versions),
+    )
+
+
+def _effects(claim: Claim, measurement: Measurement, verdict: Verdict) -> tuple[FoundEffect, ...]:
+    found = []
+    for effect in claim.effects:
+        cells = measurement.effects.get(effect.name, ())
+        part = verdict.parts.get(effect.name)
+        low, high = band(effect, measurement.tolerance)
+        found += [
+            FoundEffect(
+                name=effect.name,
+                cells=len(cells),
+                cell=cell.cell,
+                quantifier=effect.quantifier,
+                unit="" if effect.unit == "count" else effect.unit,
+                estimate=_finite(cell.estimate),
+                low=_finite(cell.low),
+                high=_finite(cell.high),
+                runs=cell.runs,
+                exact=effect.name in measurement.counted or effect.quantifier == "exact",
+                confidence=0.9 if effect.quantifier == "unchanged" else 0.95,
+                claimed=str(effect),
+                value=float(effect.value),
+                confirms_from=_finite(low),
+                confirms_to=_finite(high),
+                code=part.code if part else "",
+                noise_floor=measurement.noise_floor,
+            )
+            for cell in cells
+        ]
+    return tuple(found)
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _numbers(effects: Sequence[FoundEffect], sums: Sequence[Sum]) -> tuple[ShownNumber, ...]:
+    """Our numbers in short: what was measured, and what the claim's own table corrects."""
+    names = list(dict.fromkeys(effect.name for effect in effects))
+    shown = [_of_cells([each for each in effects if each.name == name]) for name in names]
+    if len(names) == 1:
+        shown = [replace(shown[0], name="")]
+    # What does not hold tells more than what does, and stands beside a measurement too.
+    corrected = sorted((each for each in sums if each.low is not None), key=lambda s: s.holds)[:1]
+    return (
+        *shown,
+        *(
+            ShownNumber(
+                name="from its own table", estimate=None, low=each.low, high=each.high,
+                unit=each.unit, exact=False, kind="recomputed",
+            )
+            for each in corrected
+            if not shown or not each.holds
+        ),
+    )  # fmt: skip
+
+
+def _of_cells(cells: Sequence[FoundEffect]) -> ShownNumber:
+    """One number for all cells of an effect: the one that decides, and from where to where."""
+    up = cells[0].quantifier in ("higher", "at_least")
+
+    def reach(cell: FoundEffect) -> float:
+        end = cell.low if up else cell.high
+        return float((cell.estimate if end is None else end) or 0.0)
+
+    known = [cell for cell in cells if cell.estimate is not None]
+    # The one that the verdict names: its interval comes nearest to what is claimed.
+    weakest = (min if up else max)(known, key=reach) if known else cells[0]
+    spread = [cell.estimate for cell in known if cell.estimate is not None]
+    return ShownNumber(
+        name=weakest.name, estimate=weakest.estimate, low=weakest.low, high=weakest.high,
+        unit=weakest.unit, exact=weakest.exact, kind="measured", cells=len(cells),
+        least=min(spread, default=None), most=max(spread, default=None),
+    )  # fmt: skip
+
+
+def _short_source(claim: Claim, claims: Mapping[str, Claim]) -> str:
+    """For the table: the group's title, or the claim's own reference where the group has many."""
+    source = claim.source
+    refs = {other.source.ref for other in claims.values() if other.source.group == source.group}
+    return source.ref if len(refs) > 1 else source.title
+
+
+def _source(claim: Claim) -> str:
+    title, ref, location = claim.source.title, claim.source.ref, claim.source.location
+    own = "" if location in ("no page noted", "not stated") else f"; {location}"
+    group_wide = ref == title or ref.startswith("each claim")
+    return f"{title if group_wide else ref}{own}"
+
+
+def _conditions(claim: Claim) -> str:
+    """Model, hardware and workload as the source states them."""
+    model = "any model" if claim.model == "any" else claim.model or "model not stated"
+    hardware = "any hardware" if claim.hardware == "any" else claim.hardware
+    stated = [
+        f"{name.replace('_', ' ')} {_plain(value)}"
+        for name, value in claim.workload.items()
+        if str(value) != "not stated"
+    ]
+    against = f"against {claim.comparator}" if claim.comparator else "an absolute value"
+    return "; ".join([model, hardware or "hardware not stated", *stated, against])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return (" to " if len(value) == 2 else ", ").join(map(str, value))
+    return str(value)
+
+
+def _kind(verdict: Verdict) -> str:
+    if verdict.verdict != "not_confirmed":
+        return verdict.verdict.replace("_", "-")
+    named = {"inconclusive": "inconclusive", "too_few_runs": "inconclusive",
+             "no_evidence": "no-evidence"}  # fmt: skip
+    return named.get(verdict.code, "contradicted")
+
+
+def _checked(claim: Claim, verdict: Verdict, ours: Mapping[str, str]) -> tuple[ShownCheck, ...]:
+    """The fairness checks of the source's reading and of our own run, with their state."""
+    rows = [
+        ShownCheck(state=check.state, check=CHECKS[name], by="its source", why=check.why)
+        for name, check in claim.checks.items()
+        if not (check.state == "unknown" and ours.get(name, "unknown") != "unknown")
+    ]
+    rows += [
+        ShownCheck(state=state, check=CHECKS.get(name, name), by="our run")
+        for name, state in ours.items()
+    ]
+    if claim.bounds:
+        broken = verdict.code == "impossible"
+        physics = CHECKS["below_physical_ceiling"]
+        why = verdict.reason if broken else ""
+        rows.append(
+            ShownCheck(state="fail" if broken else "pass", check=physics, by="physics", why=why)
+        )
+    return tuple(
+        sorted(rows, key=lambda row: ("fail", "unknown", "pass", BUILT_IN).index(row.state))
+    )
+
+
+def _limits(
+    claim: Claim, verdict: Verdict, setting: Setting, *, shown: bool, measured: bool
+) -> list[str]:
+    limits = []
+    if measured and setting.platform == "cpu":
+        alone = " Our number is shown beside the claim and judges nothing."
+        limits.append(_CPU_LIMIT + (alone if verdict.code == "hardware" else ""))
+    if verdict.tier == "construction":
+        limits.append(_OURS_ALONE)
+    if not measured and verdict.gate in ("G0", "G1", "G2"):
+        ours = "our number stands beside it and judges nothing" if shown else "nothing was measured"
+        limits.append(f"The verdict is on this claim as its source supports it; {ours}.")
+    if claim.source.confirmation == "memory":
+        limits.append("The claim was written down from memory and not looked up again.")
+    if verdict.needed:
+        limits.append(f"To test it fully: {verdict.needed}")
+    return limits
+
+
+def _curves(claim: str, outcome: Outcome, recipe: Recipe) -> tuple[ShownCurve, ...]:
+    """The curves that stand in this claim's panel."""
+    first = next((name for name in recipe.claims if name in outcome.measurements), "")
+    return tuple(_curve(each) for each in outcome.curves if claim in (each.claims or (first,)))
+
+
+def _curve(curve: Curve) -> ShownCurve:
+    rows = curve.points.astype(object).where(curve.points.notna(), None)
+    records = rows.to_dict("records")
+    points = tuple({str(name): value for name, value in row.items()} for row in records)
+    return ShownCurve(title=curve.title, x=curve.x, y=curve.y, points=points)

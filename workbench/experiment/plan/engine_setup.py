@@ -1,0 +1,139 @@
+"""What the engine, its model and this machine allow, before anything is planned for them."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from workbench.errors import PlanError
+from workbench.experiment.plan.plan import Arm
+from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
+from workbench.hardware import machine
+from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
+from workbench.serve import simulated
+from workbench.serve.capacity import Capacity, check_capacity
+from workbench.serve.simulated.faults import small_kv_mib
+from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
+from workbench.serve.vllm import EngineSettings, Platform, number_format
+from workbench.topology import TensorParallel, Topology
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
+    """Settings, what is known of the model (None on a hub), and what the machine can give."""
+    if params.engine == "simulated":
+        return _simulated(params)
+    facts = machine.facts()
+    platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
+    dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
+    model = Path(params.model) if params.model else own_model(platform, dtype)
+    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
+    settings = EngineSettings(
+        model=model,
+        platform=platform,
+        dtype=dtype,
+        context_tokens=params.context_tokens,
+        kv_cache_mib=params.kv_cache_mib,
+        gpu_memory_share=params.gpu_memory_share,
+    )
+    capacity = Capacity(
+        devices=_devices(facts),
+        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        free_memory_gb=facts.memory_free_gb,
+        free_shm_gb=facts.shm_free_gb,
+    )
+    return settings, None if on_hub else model_facts(model).run_as(dtype), capacity
+
+
+def own_model(platform: Platform, dtype: str) -> Path:
+    """The tiny model, with fewer layers where this machine's processor is slow."""
+    return tiny_model(layers=layers_for(machine_speed(dtype)) if platform == "cpu" else LAYERS)
+
+
+def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
+    """A pretended engine needs nothing of this machine."""
+    model = Path(simulated.__file__).parent
+    kv_cache_mib = params.kv_cache_mib
+    if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
+        kv_cache_mib = small_kv_mib(params.lengths[0] + params.output_tokens)
+    settings = EngineSettings(
+        model=model,
+        platform="simulated",
+        context_tokens=params.context_tokens,
+        kv_cache_mib=kv_cache_mib,
+        fault=params.fault,
+        seed=params.seed,
+    )
+    return settings, model_facts(model), Capacity()
+
+
+def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
+    """How fast this machine runs the tiny model; None where another model or engine runs."""
+    own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
+    return machine_speed(settings.dtype) if own else None
+
+
+def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
+    """What was chosen for this machine: number format and size of the tiny model."""
+    notes = []
+    if settings.dtype == "float32" and params.dtype == "auto":
+        notes.append(
+            "This processor has no fast bf16 kernels (no AVX-512), so weights and KV are float32:"
+            " KV takes twice the bytes. Choose with dtype."
+        )
+    speed = own_speed(params, settings)
+    if speed is not None and (layers := model_facts(settings.model).layers) < LAYERS:
+        cold_s = speed.prefill_s(REFERENCE_TOKENS)
+        notes.append(
+            f"This processor is slow, so the tiny model has {layers} of {LAYERS} layers: with all,"
+            f" a cold prompt of {REFERENCE_TOKENS:,} tokens would take {cold_s:.1f} s."
+        )
+    return notes
+
+
+def check_gpu_memory(gpus: int, share: float) -> None:
+    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
+
+    Of the visible GPUs the first `gpus`, which are the ones that instances get.
+    """
+    facts = machine.facts()
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
+        wanted_gb = share * gpu.memory_gb
+        if gpu.memory_free_gb < wanted_gb:
+            raise PlanError(
+                f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_gb:.1f} of"
+                f" {gpu.memory_gb:.1f} GB free and gpu_memory_share {share:g} takes"
+                f" {wanted_gb:.1f} GB; end what runs there, or lower gpu_memory_share, e.g. to"
+                f" {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f}"
+            )
+
+
+def check_room(
+    topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
+) -> None:
+    """Refuse a topology that the machine cannot hold, KV and weights included."""
+    check_capacity(topology, tp, capacity, settings)
+
+
+def one_instance(
+    params: PrefixCache | LMCacheHitAnalysis, settings: EngineSettings, capacity: Capacity
+) -> partial[Arm]:
+    """Makes arms of one aggregated instance, for which the machine has room."""
+    topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
+    gpus = topology.gpus(tp)
+    check_room(topology, tp, capacity, settings)
+    if settings.on_gpu:
+        check_gpu_memory(gpus, params.gpu_memory_share)
+    return partial(
+        Arm, role="subject", topology=topology, gpus=gpus, settings=settings, tp=tp,
+        capacity=capacity,
+    )  # fmt: skip
+
+
+def _devices(facts: machine.Machine) -> tuple[str, ...]:
+    """GPU ids in the order in which instances take them: the visible ones, else all."""
+    if facts.visible_devices:
+        return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())
+    return tuple(str(gpu.index) for gpu in facts.gpus)

@@ -1,0 +1,170 @@
+"""The events of an LMCache log as frames: typed, dated, with their writers, without nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.metrics.lmcache_log.line_heads import NO_YEAR
+from workbench.metrics.lmcache_log.lines import FLAGS, LINES, TEXTS
+from workbench.metrics.lmcache_log.scan import Columns, Events
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WRITER = ("process", "engine", "rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFrames:
+    """Events by kind. Each has offset, at, process, engine and rank; all but `starts` a request_id,
+    empty where the line names none. A number that the line does not say is NaN."""
+
+    lookups: pd.DataFrame
+    """In-process: prompt_tokens, engine_hit_tokens, lmcache_hit_tokens, need_to_load,
+    loaded_tokens (as looked up), skipped."""
+    resumed: pd.DataFrame
+    """The same of requests that had been preempted (mp)."""
+    prefetches: pd.DataFrame
+    """Lookups that found something (mp): found_keys, asked_keys, l1_keys, l2_keys, ms."""
+    transfers: pd.DataFrame
+    """Stored and Retrieved lines: generation, kind, tokens, required, gb, seconds."""
+    storings: pd.DataFrame
+    """Told before a store: tokens of the prompt so far."""
+    failures: pd.DataFrame
+    """Workers that got less than was looked up: retrieved, expected, missing."""
+    starts: pd.DataFrame
+    torn: int
+    """Lookups whose numbers make no sense: they were written into."""
+    dated: bool
+    """Whether the log says the year of its times."""
+
+
+def event_frames(events: Events, files: Mapping[int, str]) -> EventFrames:
+    """The frames; `files` are the names of several files, by the offset at which each begins."""
+    import pandas as pd
+
+    frames = {kind: _with_writers(_frame(events.columns[kind], kind), files) for kind in LINES}
+    dated = _with_years(frames)
+    lookups, torn = _credited(frames["lookups"])
+    unsaid = {"prompt_tokens": np.nan, "min_retrieve": np.nan, "pending": False, "bare": False}
+    resumed, torn_too = _credited(frames["resumed"].assign(**unsaid))
+    moved = [frames[kind].assign(kind=kind) for kind in ("stored", "retrieved")]
+    short, lost = frames["short"], frames["lost"]
+    short = short.assign(missing=short["expected"] - short["retrieved"])
+    return EventFrames(
+        lookups=lookups,
+        resumed=resumed,
+        prefetches=frames["prefetches"],
+        transfers=_transfers(pd.concat(moved, ignore_index=True)),
+        storings=frames["storings"],
+        failures=pd.concat(
+            [short, lost.assign(retrieved=np.nan, expected=np.nan)], ignore_index=True
+        ),
+        starts=frames["starts"],
+        torn=torn + torn_too,
+        dated=dated,
+    )
+
+
+def _frame(blocks: Sequence[Columns], kind: str) -> pd.DataFrame:
+    """Events of one kind, whose columns came by block, as a frame."""
+    import pandas as pd
+
+    if blocks:
+        return pd.DataFrame(
+            {name: _joined([block[name] for block in blocks]) for name in blocks[0]}
+        )
+    types: dict[str, Any] = {"offset": np.int64, "at": "datetime64[us]", "writer": object}
+    types |= dict.fromkeys(LINES[kind].columns, float) | dict.fromkeys(TEXTS, object)
+    types |= dict.fromkeys(FLAGS & {*types}, bool)
+    return pd.DataFrame({name: np.array([], kept) for name, kept in types.items()})
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """The parts of a column: arrays, or texts with a line feed between two events."""
+    if not isinstance(parts[0], bytes):
+        return np.concatenate(parts)
+    return b"\n".join(parts).decode("utf-8", "backslashreplace").split("\n")
+
+
+def _with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
+    """`writer` as three columns: process, engine, rank (see `line_heads.writer`).
+
+    With several files, processes and engines have the file's name before theirs.
+    """
+    import pandas as pd
+
+    if files and len(rows):
+        file = np.searchsorted([*files], rows["offset"], "right") - 1
+        named = pd.Series([f"{name}: " for name in files.values()])[file].set_axis(rows.index)
+        tab = rows["writer"].str.partition("\t")
+        rows = rows.assign(writer=named + tab[0] + "\t" + named + tab[2])
+    codes, writers = pd.factorize(rows["writer"])
+    parts = [str(writer).split("\t") for writer in writers]
+    columns: dict[str, Any] = {
+        name: np.array([part[n] for part in parts], object)[codes] if len(rows) else []
+        for n, name in enumerate(_WRITER)
+    }
+    return rows.drop(columns="writer").assign(**columns)
+
+
+def _with_years(frames: dict[str, pd.DataFrame]) -> bool:
+    """Give times without a year that of the log's first time that has one; False if none has."""
+    bare = {kind: rows["at"].dt.year == NO_YEAR for kind, rows in frames.items()}
+    if not any(mask.any() for mask in bare.values()):
+        return True
+    firsts = [rows["at"][~bare[kind]].min() for kind, rows in frames.items()]
+    known = [first.year for first in firsts if first == first]  # NaT is not itself
+    if not known:
+        return False
+    for kind, rows in frames.items():
+        at = rows["at"].to_numpy("datetime64[us]")
+        months = at.astype("datetime64[M]")
+        moved = (months + 12 * (known[0] - NO_YEAR)).astype(at.dtype) + (at - months)
+        frames[kind] = rows.assign(at=np.where(bare[kind], moved, at))
+    return True
+
+
+def _credited(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Lookups with the engine's hit and the credit filled in, and how many made no sense.
+
+    A pending one has no answer: the same request is asked again. A last number may be cut where
+    nothing follows it, and other lines of the log name the place in the source there. A line whose
+    numbers contradict one another was written into.
+    """
+    rows = rows[~rows["pending"]]
+    said, prompt = rows["engine_hit_tokens"], rows["prompt_tokens"]
+    hit, need, bare = rows["lmcache_hit_tokens"], rows["need_to_load"], rows["bare"]
+    # The last token of a prompt that LMCache holds entirely is computed all the same.
+    wanted = hit - (hit == prompt)
+    engine = said.fillna(wanted - need)
+    sensible = (engine >= 0) & ~(engine > prompt) & ~(hit > prompt)
+    sensible &= said.isna() | (need == wanted - said) | (need == (wanted - said).clip(lower=0))
+    if not bare.all():
+        sensible &= ~bare
+    skipped = rows["min_retrieve"].notna()
+    kept = rows.assign(
+        generation="in-process",
+        engine_hit_tokens=engine,
+        loaded_tokens=need.clip(lower=0).where(~skipped, 0.0),
+        skipped=skipped,
+    )
+    kept = kept[sensible].drop(columns=["pending", "bare", "min_retrieve"])
+    return kept, int((~sensible).sum())
+
+
+def _transfers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Stored and Retrieved lines in the order of the log."""
+    in_process = rows["required"].notna()
+    rows = rows.assign(
+        generation=np.where(in_process, "in-process", "mp"),
+        seconds=rows["mp_seconds"].fillna(rows["cost_ms"] / 1000),
+    )
+    # `Retrieved 256 tokens` alone is the last layer's echo of a line that has it all.
+    rows = rows[in_process | rows["mp_seconds"].notna()]
+    rows = rows.drop(columns=["mp_seconds", "cost_ms"])
+    return rows.sort_values("offset", ignore_index=True)

@@ -1,0 +1,279 @@
+"""Requests of the in-process generation: which lines are of one request, and what arrived for it.
+
+A request id alone is no identity: another process, or the same after a restart, counts from 0
+again, and the prefill and the decode instance of one request log the same id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.metrics.lmcache_log.event_frames import EventFrames
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_OFFSET_BITS = 42
+_BACK = np.timedelta64(1, "s")
+_LONG = np.timedelta64(10, "s")
+"""A waiting request is looked up at every step of the engine: after so long it is another one."""
+_MANY = 8
+"""And so it is after so many lookups of others."""
+
+
+def in_process_requests(frames: EventFrames, *, failing: bool = False) -> pd.DataFrame:
+    """One row per request: its last lookup, and what was stored and retrieved for it.
+
+    A request that waits is looked up again at every step. Each worker (rank) writes a line of its
+    own for the same tokens: stored are those of the rank that has most, retrieved those of the
+    rank that has least, since the engine can use no more; GB is the sum.
+
+    `asked_to_load` is what a lookup promised beyond the engine's own hit, `loaded_tokens` what of
+    it arrived. `arrival` says how that is known, and is empty without a load:
+    `retrieved`  every rank says it;
+    `some ranks` a rank says nothing, and the others' count is taken;
+    `silent`     no line says it, though others have one, or the log has errors of retrievals
+                 (`failing`): nothing is credited;
+    `looked up`  the log has no line of any retrieval: what was promised is credited.
+    """
+    import pandas as pd
+
+    rows = frames.lookups.sort_values("offset", ignore_index=True)
+    transfers = frames.transfers[frames.transfers["generation"] == "in-process"]
+    named = transfers[transfers["request_id"] != ""]
+    named = named.assign(lookup=_lookup_of(named, rows))
+    bare = transfers[(transfers["request_id"] == "") & (transfers["kind"] == "stored")]
+    request = _requests(rows, named, bare, frames)
+    rows = rows.assign(
+        request=request,
+        lookups=np.bincount(request)[request],
+        last=~pd.Series(request).duplicated(keep="last"),
+    )
+    named = named[named["lookup"] >= 0]
+    stored = named[named["kind"] == "stored"]
+    by_rank = stored.assign(request=request[stored["lookup"]]).groupby(["request", "rank"])
+    rows["stored_tokens"] = rows["request"].map(
+        by_rank["tokens"].sum().groupby(level="request").max()
+    )
+    reports = _reports(rows, transfers, named, frames.failures)
+    rows = _arrived(rows[rows["last"]], reports, failing)
+    return rows.drop(columns=["request", "last"]).reset_index(drop=True)
+
+
+def _requests(
+    rows: pd.DataFrame, named: pd.DataFrame, bare: pd.DataFrame, frames: EventFrames
+) -> NDArray[np.int64]:
+    """The number of the request that each lookup (in the order of the log) is of.
+
+    `named` are transfers that name their request, `bare` stores that do not.
+    """
+    import pandas as pd
+
+    storings, starts = frames.storings, frames.starts
+    offset = rows["offset"].to_numpy(np.int64)
+    session = np.zeros(len(rows), np.int64)
+    for process, where in rows.groupby("process").indices.items():
+        mine = np.sort(starts["offset"][starts["process"] == process].to_numpy(np.int64))
+        at = rows["at"].to_numpy("datetime64[us]")[where]
+        known = ~np.isnat(at)
+        back = np.zeros(len(where), np.int64)
+        back[known] = np.r_[False, np.diff(at[known]) < -_BACK][: known.sum()]
+        session[where] = np.searchsorted(mine, offset[where]) + np.cumsum(back)
+    key = _joined([*(pd.factorize(rows[n])[0] for n in ("process", "request_id")), session])
+    # The same id again, in the same process: another request, unless it may be one that waits.
+    order = np.lexsort((offset, key))
+    total, at = (rows[name].to_numpy()[order] for name in ("prompt_tokens", "at"))
+    served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
+    done = np.zeros(len(rows), bool)
+    done[served["lookup"][served["lookup"] >= 0].to_numpy(np.int64)] = True
+    computed = _lookup_of(storings, rows)
+    whole = computed >= 0
+    whole[whole] = (
+        rows["prompt_tokens"].to_numpy(float)[computed[whole]]
+        == storings["tokens"].to_numpy(float)[whole]
+    )
+    done[computed[whole]] = True
+    done = done[order]
+    same = np.r_[False, key[order][1:] == key[order][:-1]][: len(rows)]
+    new = ~same
+    if same.any():
+        longer = np.r_[False, total[1:] > total[:-1]]  # preempted: with its answer so far
+        shorter = np.r_[False, total[1:] < total[:-1]]
+        late = np.r_[False, np.diff(at) > _LONG]
+        # The first of a queue is asked again before any other is.
+        turn = rows.groupby("process").cumcount().to_numpy()[order]
+        hit = rows["lmcache_hit_tokens"].to_numpy()[order]
+        others = np.r_[0, np.diff(turn) - 1]
+        passed = (others >= _MANY) | ((others > 0) & np.r_[False, np.diff(hit) != 0])
+        # All of a prompt was stored, and now more of it is found: it had been computed.
+        rose = np.r_[False, np.diff(hit) > 0] & same
+        rose[rose] = _between(bare, total[rose], offset[order][np.flatnonzero(rose) - 1],
+                              offset[order][rose])  # fmt: skip
+        new |= shorter | (~longer & (late | passed | rose | np.r_[False, done[:-1]]))
+    request = np.empty(len(rows), np.int64)
+    request[order] = np.cumsum(new) - 1
+    return request
+
+
+def _between(
+    bare: pd.DataFrame,
+    prompt_tokens: NDArray[np.float64],
+    after: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Whether a store of a whole prompt, of each length, stands between the two offsets."""
+    whole = bare["required"].to_numpy(float).astype(np.int64) << _OFFSET_BITS
+    stored = np.sort(whole + bare["offset"].to_numpy(np.int64))
+    length = np.nan_to_num(prompt_tokens, nan=-1.0).astype(np.int64) << _OFFSET_BITS
+    first, last = (np.searchsorted(stored, length + offset) for offset in (after, before))
+    return np.asarray(last > first)
+
+
+def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
+    """The last lookup before each line of the same request id, by position; -1 without one.
+
+    That of the same process if there is one, else of the same engine, else of any.
+    """
+    import pandas as pd
+
+    found = np.full(len(lines), -1)
+    if rows.empty or lines.empty:
+        return found
+    names = ("request_id", "engine", "process")
+    codes = [pd.factorize(pd.concat([rows[name], lines[name]]))[0] for name in names]
+    mine_at, theirs_at = (side["offset"].to_numpy(np.int64) for side in (rows, lines))
+    for depth in (3, 2, 1):
+        open_ = np.flatnonzero(found < 0)
+        if not len(open_):
+            break
+        code = _joined(codes[:depth])
+        mine, theirs = code[: len(rows)], code[len(rows) :][open_]
+        place = (mine << _OFFSET_BITS) + mine_at
+        order = np.argsort(place)
+        wanted = (theirs << _OFFSET_BITS) + theirs_at[open_]
+        at = np.searchsorted(place[order], wanted, "right") - 1
+        lookup = order[at.clip(0)]
+        right = (at >= 0) & (mine[lookup] == theirs)
+        found[open_[right]] = lookup[right]
+    return found
+
+
+def _joined(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """One number for each row, the same where all of its numbers are."""
+    joined = codes[0].astype(np.int64)
+    for more in codes[1:]:
+        joined = joined * (int(more.max(initial=0)) + 1) + more
+    return np.unique(joined, return_inverse=True)[1]
+
+
+def _reports(
+    rows: pd.DataFrame, transfers: pd.DataFrame, named: pd.DataFrame, failures: pd.DataFrame
+) -> pd.DataFrame:
+    """What workers say of retrievals: lookup (-1 if unknown), rank, failed, tokens, missing, ..."""
+    import pandas as pd
+
+    retrieved = named[named["kind"] == "retrieved"]
+    older = transfers[(transfers["kind"] == "retrieved") & (transfers["request_id"] == "")]
+    lines = pd.concat([retrieved, older.assign(lookup=-1)])
+    lines = lines.assign(
+        missing=lines["required"] - lines["tokens"], failed=False, retrieved=np.nan
+    )
+    told = failures.assign(lookup=_lookup_of(failures, rows), required=failures["expected"],
+                           failed=True, tokens=np.nan, gb=np.nan, seconds=np.nan)  # fmt: skip
+    told = told[(told["request_id"] == "") | (told["lookup"] >= 0)]
+    names = ["offset", "engine", "rank", "lookup", "required", "missing", "failed", "retrieved",
+             "tokens", "gb", "seconds"]  # fmt: skip
+    lines = pd.concat([lines[names], told[names]]).sort_values("offset", ignore_index=True)
+    open_ = np.flatnonzero(lines["lookup"] < 0)
+    if len(open_):
+        lookup = lines["lookup"].to_numpy(np.int64).copy()
+        lookup[open_] = _by_size(lines.iloc[open_], rows)
+        lines = lines.assign(lookup=lookup)
+    return lines
+
+
+_AWAITED = 64
+"""So many lookups wait for their retrieval at a time, at most."""
+_SKIPPED = 8
+"""A failure expects fewer tokens than were looked up: the last ones may be left to the engine."""
+_ROUNDED = 2048
+"""A worker counts from the chunk in which the engine's own hit ends, at most so far before it."""
+
+
+def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
+    """The lookup of each line that names no request: the last before it of so many tokens.
+
+    Each rank of an engine reports a lookup once. Where it failed, the error says once more what
+    its Retrieved line has said just before.
+    """
+    asked = rows[rows["last"] & (rows["loaded_tokens"] > 0)]
+    offsets, engines = asked["offset"].to_numpy(), asked["engine"].to_numpy()
+    own = asked["engine_hit_tokens"].to_numpy()
+    wanted = asked["lmcache_hit_tokens"].to_numpy() - own
+    taken = set[tuple[int, str, bool]]()
+    short = dict[tuple[str, str], tuple[float, int]]()
+    found = []
+    names = ["offset", "required", "rank", "engine", "failed", "tokens", "retrieved"]
+    for line in lines[names].itertuples(index=False):
+        offset, required, rank, engine, failed, tokens, retrieved = line
+        at = int(np.searchsorted(offsets, offset))
+        found.append(-1)
+        before = short.pop((engine, rank), None)
+        if failed and before and before[0] == retrieved:
+            found[-1] = before[1]
+            continue
+        for n in range(at - 1, max(-1, at - 1 - _AWAITED), -1):
+            more = required - wanted[n]
+            least, most = (-_SKIPPED, 0) if failed else (0, min(own[n], _ROUNDED))
+            fits = least <= more <= most
+            if fits and engines[n] == engine and (n, rank, failed) not in taken:
+                taken.add((n, rank, failed))
+                found[-1] = int(asked.index[n])
+                if not failed and tokens < required:
+                    short[engine, rank] = tokens, found[-1]
+                break
+    return found
+
+
+def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.DataFrame:
+    """The last lookups of requests with what arrived for them."""
+    need = rows["loaded_tokens"]  # as looked up
+    known = reports[reports["lookup"] >= 0]
+    # What is needed and no token less: some versions call all that was looked up required.
+    exact = known["tokens"] == need.reindex(known["lookup"]).to_numpy()
+    known = known.assign(missing=known["missing"].mask(exact, 0.0))
+    # Where successes are not told, or not of which request, a request without a line may have been
+    # served.
+    told = failing or (not known["failed"].all() and len(known) == len(reports))
+    each = known.groupby(["lookup", "rank"])
+    by_rank = each[["tokens", "gb", "seconds"]].sum(min_count=1)
+    # A failure says once more what the Retrieved line of its rank has said.
+    sums = known[~known["failed"]].groupby(["lookup", "rank"])["missing"].sum()
+    worst = known[known["failed"]].groupby(["lookup", "rank"])["missing"].max()
+    missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
+    wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
+    got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
+    got = np.fmin(got, each["retrieved"].min().to_numpy(float))
+    by_rank["arrived"] = np.fmax(0.0, np.fmin(got, wanted - np.fmax(0.0, missing)))
+    grouped = by_rank.groupby(level="lookup")
+    ranks = grouped.size().reindex(rows.index)
+    usual = ranks.groupby(rows["engine"]).transform("median")
+    arrived = grouped["arrived"].min().reindex(rows.index).fillna(0.0 if told else need)
+    seconds = grouped["seconds"].max().reindex(rows.index)
+    arrival = np.select(
+        [need <= 0, ranks.isna(), ranks < usual],
+        ["", "silent" if told else "looked up", "some ranks"],
+        "retrieved",
+    )
+    return rows.assign(
+        loaded_tokens=need.where(need <= 0, arrived),
+        retrieved_tokens=grouped["tokens"].min().reindex(rows.index),
+        seconds=seconds,
+        gb_per_s=grouped["gb"].sum(min_count=1).reindex(rows.index) / seconds.where(seconds > 0),
+        arrival=arrival,
+        asked_to_load=need,
+    )

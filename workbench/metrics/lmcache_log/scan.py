@@ -1,0 +1,248 @@
+"""The events of an LMCache log of any size, searched block by block: its text is never kept."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.metrics.lmcache_log.line_heads import STAMP_BYTES, head_time, stamps, writer
+from workbench.metrics.lmcache_log.lines import (
+    CHUNK,
+    ERROR,
+    EVICTED,
+    FLAGS,
+    LINES,
+    OF_REQUEST,
+    REQUEST,
+    TEXTS,
+    WORKERS,
+    Line,
+    whole_lines,
+)
+
+BLOCK_BYTES = 8 << 20
+_LEVEL = b"] LMCache "
+"""Stands behind the time of each of LMCache's lines."""
+_HEAD_BYTES = 300
+_MOST_HEADS = 10_000
+_ERROR_KINDS = 50
+
+Columns = dict[str, Any]
+"""Events of one kind: `offset` (its byte of the log), `at`, `writer` (see `line_heads.writer`),
+and what the line says, NaN for a number that it does not. A column is an array; one of texts is
+one piece with a line feed between two events, which none holds."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Events:
+    """Events by kind of line (see `lines.LINES`), as columns of each block, and what is counted."""
+
+    columns: dict[str, list[Columns]] = field(default_factory=lambda: {kind: [] for kind in LINES})
+    size_bytes: int = 0
+    lines: int = 0
+    cut: int = 0
+    """Lines that begin as one of ours and do not end as one."""
+    undecodable: int = 0
+    """Places that are not UTF-8."""
+    zeros: int = 0
+    magic: bytes = b""
+    """The first four bytes."""
+    evictions: Counter[str] = field(default_factory=Counter)
+    """Times that the eviction of `L1` or `L2` was triggered."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """LMCache's errors: the first message of each kind, and how many there are of it."""
+    chunk_tokens: set[int] = field(default_factory=set)
+    workers: set[int] = field(default_factory=set)
+    """Workers of the instances that registered with `lmcache server`."""
+
+    def add(self, part: Events, *, offset: int = 0) -> None:
+        """Take in what follows in the log; its offsets count from `offset` on."""
+        for kind, blocks in part.columns.items():
+            self.columns[kind] += [block | {"offset": block["offset"] + offset} for block in blocks]
+        self.magic = self.magic or part.magic
+        for name in ("size_bytes", "lines", "cut", "undecodable", "zeros"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.evictions += part.evictions
+        self.errors += part.errors
+        self.chunk_tokens |= part.chunk_tokens
+        self.workers |= part.workers
+
+
+def scan_stream(file: BinaryIO) -> Events:
+    """All events of a file that can only be read from front to back."""
+    events, base, heads = Events(), 0, dict[bytes, bytes]()
+    for data in _blocks(file):
+        events.add(scan(data, base, heads))
+        base += len(data)
+    return events
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """The file, cut behind the last line that ends in each BLOCK_BYTES; longer lines are cut."""
+    rest = b""
+    while data := file.read(BLOCK_BYTES):
+        end = data.rfind(b"\n") + 1 or len(data)
+        yield rest + data[:end]
+        rest = data[end:]
+    if rest:
+        yield rest
+
+
+def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
+    """Every event of `data`, which begins at byte `base` of the log.
+
+    `heads` remembers what the beginning of a line says of its process; give the same one each time.
+    """
+    text = _Text(data, base, heads)
+    found = Events(
+        size_bytes=len(data),
+        lines=len(text.begins) - 1,
+        undecodable=0 if data.isascii() else data.decode("utf-8", "replace").count("\ufffd"),
+        zeros=data.count(0) if b"\0" in data else 0,
+        magic=data[:4],
+    )
+    warned = text.warned()
+    for kind, line in LINES.items():
+        if line.warns and not warned:
+            continue
+        if not line.marks or any(mark in data for mark in line.marks):
+            columns, cut = _events(text, kind, line)
+            found.cut += cut
+            if columns:
+                found.columns[kind].append(columns)
+    if b"; triggering eviction" in data:
+        found.evictions = Counter(tier.decode() for tier in EVICTED.findall(data))
+    if b"chunk_size" in data:
+        found.chunk_tokens = {int(size) for size in CHUNK.findall(data) if int(size)}
+    if b"world_size" in data:
+        found.workers = {int(count) for count in WORKERS.findall(data) if int(count)}
+    if warned or found.columns["short"]:
+        found.errors = _errors(data)
+    return found
+
+
+def _events(text: _Text, kind: str, line: Line) -> tuple[Columns, int]:
+    starts, said, cut = whole_lines(line.pattern, text.data)
+    if not starts:
+        return {}, cut
+    columns = text.place(starts)
+    for name, values in zip(line.columns, zip(*said, strict=True), strict=False):
+        if name in TEXTS:
+            columns[name] = b"\n".join(value or b"" for value in values)
+        elif name in FLAGS:
+            columns[name] = np.array([value is not None for value in values])
+        else:
+            columns[name] = np.array(
+                [np.nan if value is None else float(value) for value in values]
+            )
+    if kind in ("stored", "retrieved"):
+        columns["request_id"] = b"\n".join(_requests_in_line(text, starts, columns["required"]))
+    elif kind == "short":
+        columns["request_id"] = b"\n".join(_request_before(text.data, start) for start in starts)
+    return columns, cut
+
+
+def _requests_in_line(text: _Text, starts: list[int], required: Any) -> list[bytes]:
+    """The request that stands in the line before each start; empty where none does."""
+    names = [b""] * len(starts)
+    begins = text.lines(np.array(starts)).tolist()
+    for n in np.flatnonzero(~np.isnan(required)).tolist():  # mp lines never name one
+        if named := REQUEST.search(text.data[begins[n] : starts[n]]):
+            names[n] = named[1]
+    return names
+
+
+def _request_before(data: bytes, start: int) -> bytes:
+    """The request of a worker's "Num retrieved tokens", from the line before it; else empty."""
+    begin = max(data.rfind(b"\n", 0, start), 0)
+    named = OF_REQUEST.search(data, data.rfind(b"\n", 0, begin) + 1, begin)
+    return named[1] if named else b""
+
+
+class _Text:
+    """A block of log, and where in it lines begin and times end."""
+
+    def __init__(self, data: bytes, base: int, heads: dict[bytes, bytes]) -> None:
+        self.data, self.base, self.heads = data, base, heads
+        self.codes = np.frombuffer(data, np.uint8)
+        self.begins = np.concatenate(([0], np.flatnonzero(self.codes == ord("\n")) + 1))
+        levels = np.flatnonzero(self.codes[: -len(_LEVEL)] == _LEVEL[0])
+        for place, code in enumerate(_LEVEL):
+            levels = levels[self.codes[levels + place] == code]
+        # In front stands one that cannot be, for lines that have none before them.
+        self.levels = np.concatenate(([-1], levels))
+
+    def warned(self) -> bool:
+        """Whether any of LMCache's lines is a warning or worse."""
+        behind = np.minimum(self.levels[1:] + len(_LEVEL), len(self.codes) - 1)
+        return bool(np.isin(self.codes[behind], np.frombuffer(b"WEC", np.uint8)).any())
+
+    def lines(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the lines begin that hold the bytes `starts`."""
+        return self.begins[np.searchsorted(self.begins, starts, "right") - 1]
+
+    def place(self, starts: Sequence[int]) -> Columns:
+        """Offset, time and writer, as far as the beginnings of the lines say them."""
+        at = np.array(starts)
+        begins = self.lines(at)
+        if b"\r" in self.data:  # a progress bar is drawn again and again before the line
+            drawn = map(self.data.rfind, repeat(b"\r"), begins.tolist(), at.tolist())
+            begins = np.maximum(begins, np.fromiter(drawn, np.int64, len(at)) + 1)
+        behind = np.searchsorted(self.levels, at - len(_LEVEL), "right") - 1
+        ends = self.levels[behind] - STAMP_BYTES
+        told = ends >= begins
+        times = np.full(len(at), "NaT", "datetime64[us]")
+        times[told] = stamps(self.codes, ends[told])
+        told &= ~np.isnat(times)  # written in another way
+        ends[~told] = np.minimum(at, begins + _HEAD_BYTES)[~told]
+        for n in np.flatnonzero(~told).tolist():
+            times[n] = head_time(self.data[begins[n] : ends[n]])
+        writers = map(self._writer, begins.tolist(), ends.tolist())
+        return {"offset": at + self.base, "at": times, "writer": b"\n".join(writers)}
+
+    def _writer(self, begin: int, end: int) -> bytes:
+        head = self.data[begin:end]
+        found = self.heads.get(head)
+        if found is None:
+            found = writer(head)
+            if len(self.heads) < _MOST_HEADS:  # a torn log may have a new beginning in each line
+                self.heads[head] = found
+        return found
+
+
+_PLACE = re.compile(rb" ?\([\w./-]+:\d+(?::[\w.]+)?\) *$")
+_CHANGING = re.compile(r"\S*\d\S*")
+
+
+def _errors(data: bytes) -> Counter[str]:
+    """Errors by kind, under the first message of each."""
+    firsts, counts = dict[str, str](), Counter[str]()
+    for error, warning in ERROR.findall(data):
+        message = _PLACE.sub(b"", error or warning).decode("utf-8", "replace").strip()
+        kind = _error_kind(message)
+        if kind in firsts or len(firsts) < _ERROR_KINDS:
+            counts[firsts.setdefault(kind, message)] += 1
+    return counts
+
+
+def error_kinds(errors: Counter[str]) -> dict[str, int]:
+    """Errors of several blocks by kind, under the first message of each, the most frequent first.
+
+    Sorting is stable, so of equally frequent ones the first in the log stands first.
+    """
+    firsts, counts = dict[str, str](), Counter[str]()
+    for message, count in errors.items():
+        counts[firsts.setdefault(_error_kind(message), message)] += count
+    return dict(counts.most_common())
+
+
+def _error_kind(message: str) -> str:
+    """A message without its numbers and ids: errors of a kind differ in those only."""
+    return _CHANGING.sub("#", message)

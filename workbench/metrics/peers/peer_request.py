@@ -1,0 +1,132 @@
+"""What every reader of another load generator's file gives: its requests, and what it lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
+from itertools import pairwise
+from math import isfinite, isinf, isnan, nan
+from typing import Any
+
+from workbench.records import RequestRecord
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What a reader raises where a file is not as it expects."""
+_LONGEST_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRequest:
+    """One request as another tool measured it, in the names of `RequestRecord`.
+
+    A number that the file does not hold is -1, a time NaN. Raises ValueError for a time that
+    cannot be.
+    """
+
+    request_id: str
+    ttft_s: float = nan
+    e2e_s: float = nan
+    prompt_tokens: int = -1
+    output_tokens: int = -1
+    cached_tokens: int = -1
+    scheduled_s: float = nan
+    sent_s: float = nan
+    stream_end_s: float = nan
+    chunk_s: tuple[float, ...] = ()
+    engine_metrics: str = ""
+    error: str = ""
+    error_message: str = ""
+
+    def __post_init__(self) -> None:
+        ttft_s, e2e_s, chunk_s = self.ttft_s, self.e2e_s, self.chunk_s
+        if any(map(isinf, (ttft_s, e2e_s, self.scheduled_s, self.sent_s, self.stream_end_s))):
+            raise ValueError("a time is infinite")
+        if not all(map(isfinite, chunk_s)) or any(a > b for a, b in pairwise(chunk_s)):
+            raise ValueError("the times of its chunks are not in order")
+        lasts_s = chunk_s[-1] - chunk_s[0] if chunk_s else 0.0
+        if ttft_s > _LONGEST_S or e2e_s > _LONGEST_S or lasts_s > _LONGEST_S:
+            raise ValueError("an answer takes over 30 years")
+        if not self.error and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
+            raise ValueError(f"TTFT {ttft_s:g} s and E2E {e2e_s:g} s cannot be")
+
+    def record(self, index: int) -> RequestRecord:
+        """The same as a record of ours, which has no latencies."""
+        facts = asdict(self)
+        del facts["ttft_s"], facts["e2e_s"]
+        return RequestRecord(index=index, ideal_reuse_tokens=-1, max_tokens=-1, **facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFile:
+    """What a result file of another tool holds."""
+
+    tool: str
+    requests: list[PeerRequest]
+    version: str = ""
+    """Version or form of the file, as far as it tells."""
+    total: int = -1
+    """Requests that there were, by the file's own count; -1 when it does not say."""
+    doubts: tuple[str, ...] = ()
+    own: dict[str, float] = field(default_factory=dict)
+    """The tool's own percentiles over all requests, in seconds: `TTFT p50` and so on."""
+    ordered: bool = False
+    """The requests are in the order of the data set, not in that of ending."""
+
+
+def read_all(
+    records: Iterable[Any], read: Callable[[Any], PeerRequest | None]
+) -> tuple[list[PeerRequest], int, tuple[str, ...]]:
+    """The requests in the records, how many are unreadable, and a doubt that says so.
+
+    None from `read` is a record that is no request of the measurement. Where no record can be
+    read, the first reason is raised.
+    """
+    requests: list[PeerRequest] = []
+    reasons: list[Exception] = []
+    for record in records:
+        try:
+            request = read(record)
+        except UNREADABLE as error:
+            reasons.append(error)
+        else:
+            requests += [request] if request else []
+    if not reasons:
+        return requests, 0, ()
+    if not requests:
+        raise reasons[0]
+    why = f"{type(reasons[0]).__name__}: {reasons[0]}"
+    total = len(requests) + len(reasons)
+    return requests, len(reasons), (f"{len(reasons)} of {total} records are unreadable ({why}).",)
+
+
+_PHRASES = {status.phrase.lower(): int(status) for status in HTTPStatus}
+_FAILURES = {
+    r"streaming response returned an error": "stream_error",
+    r"timed? ?out": "timeout",
+    r"connect(or|ion)? ?(error|refused)|cannot connect": "connect",
+    r"reset by peer|disconnected": "reset",
+}
+"""What the last line of a message says of the class of a failure; the first that fits."""
+
+
+def failure(message: str, failed: bool) -> tuple[str, str]:
+    """The class of a failure as far as its message tells, else `protocol`, and the message."""
+    if not failed:
+        return "", ""
+    last = (message.strip().splitlines() or [""])[-1]
+    code = re.search(r"(?:error code|status)\W+([45]\d\d)", message, re.IGNORECASE)
+    status = _PHRASES.get(last.lower()) or (int(code[1]) if code else 0)
+    fits = (error for said, error in _FAILURES.items() if re.search(said, last, re.IGNORECASE))
+    return f"http_{status}" if status else next(fits, "protocol"), message
+
+
+def count(value: Any) -> int:
+    """A number of tokens; -1 where it is not there."""
+    return -1 if value is None else int(value)
+
+
+def unstreamed(requests: Iterable[PeerRequest]) -> list[bool]:
+    """Of each request that succeeded, whether the time of its first token is missing."""
+    return [isnan(request.ttft_s) for request in requests if not request.error]

@@ -1,0 +1,188 @@
+"""Results of other load generators, read as a `requests` frame.
+
+    vLLM bench     `vllm bench serve --save-result --save-detailed`; benchmark_serving.py before it
+    GuideLLM       benchmarks.json of 0.2 to 0.8
+    AIPerf         profile_export.jsonl of 0.2 to 0.13, one record a line
+    SGLang         bench_serving.py --output-details
+    LMCache bench  bench_results.csv of `lmcache bench engine`
+    multi-round-qa summary.csv
+
+The latencies are the tool's own measurement, under the names of the workbench. `tpot_s` is
+(last token - first token) / (output tokens - 1) for all: none of these files tells the tokens
+of the first chunk. What a tool measures differently stays different: see metrics.definitions.
+Times are on the tool's clock (vLLM bench: monotonic; others: since the epoch), so they cannot be
+subtracted from stamps of the workbench. A number that the file does not hold is -1, a time NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isnan, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import ResultError
+from workbench.metrics.peers.aiperf import aiperf_file
+from workbench.metrics.peers.csv_files import columns_of, lmcache_file, multi_round_file
+from workbench.metrics.peers.guidellm import guidellm_file
+from workbench.metrics.peers.not_read import (
+    KNOWN_FILES,
+    READ,
+    why_no_requests,
+    why_not_json,
+    why_not_table,
+    why_several,
+)
+from workbench.metrics.peers.peer_request import UNREADABLE, PeerFile, PeerRequest
+from workbench.metrics.peers.vllm_bench import sglang_file, vllm_file
+from workbench.records import to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
+    """Read a result file; which tool wrote it is seen from its content.
+
+    A folder stands for the one result file in it that has a tool's usual name. Constant `columns`
+    stand in front as in records.to_frame; unless given, `arm` is the tool's name, `round` 1 and
+    `pass` "measured". `index` counts in the order of sending, for vLLM bench and SGLang in that of
+    the data set: frames pair by it where both tools were given one list. ttft_s, tpot_s, e2e_s and
+    request_tps are there, NaN for a failed request; ttft_scheduled_s where the file has the due
+    time. `chunk_s` is empty where the tool keeps no chunks, so that no gap is invented;
+    `engine_metrics` holds the server's own times where the file has them.
+
+    `attrs` tell of the file: `tool`, `version` (as far as the file shows it), `kept` and `total`
+    (requests in the file, of those that there were), `doubts` (sentences), and `own` (the tool's
+    own percentiles over all requests, in seconds).
+
+    Raises ResultError when the file cannot be read, is of a tool or version that is not known, or
+    has no requests in it; the message says which and what to run instead.
+    """
+    source = _file(Path(path))
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{source} cannot be read ({error}); name a result file") from error
+    found = _read(source, text)
+    if not found.requests:
+        of = f"{found.total:,} requests were measured, but " if found.total > 0 else ""
+        raise ResultError(
+            f"{source} is a result of {found.tool} without a request: {of}none is in the file;"
+            " run the tool again so that it keeps single requests"
+        )
+    constant = {"arm": found.tool, "round": 1, "pass": "measured", **columns}
+    frame = _frame(found.requests, constant, ordered=found.ordered)
+    frame.attrs = {
+        "tool": found.tool,
+        "version": found.version,
+        "kept": len(found.requests),
+        "total": max(found.total, len(found.requests)),
+        "doubts": found.doubts,
+        "own": found.own,
+    }
+    return frame
+
+
+def _file(path: Path) -> Path:
+    """The path itself, or the one result file in a folder."""
+    if not path.is_dir():
+        return path
+    there = [path / name for name in KNOWN_FILES if (path / name).is_file()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        names = " and ".join(file.name for file in there)
+        raise ResultError(f"{path} holds {names}; name one of them")
+    raise ResultError(
+        f"{path} is a folder without a result file of a usual name ({', '.join(KNOWN_FILES)});"
+        f" name the file itself, such as {path / 'result.json'}"
+    )
+
+
+def _read(source: Path, text: str) -> PeerFile:
+    """What the file holds, by the reader of the tool that wrote it."""
+    tool = "a known tool"
+    try:
+        columns = columns_of(text)
+        if {"request_id", "successful", "ttft"} <= columns:
+            tool = "LMCache bench"
+            return lmcache_file(text)
+        if {"ttft", "generation_time", "generation_tokens"} <= columns:
+            tool = "multi-round-qa"
+            return multi_round_file(text)
+        documents, lost = _documents(source, text)
+        first = documents[0]
+        names = set(first) if isinstance(first, dict) else set()
+        about = first.get("metadata") if names else None
+        if isinstance(about, dict) and ("metrics" in names or names == {"metadata", "error"}):
+            tool = "AIPerf"
+            return aiperf_file(source, documents, lost=lost)
+        if len(documents) > 1:
+            raise ResultError(why_several(source, documents))
+        if "benchmarks" in names:
+            tool = "GuideLLM"
+            return guidellm_file(source, first)
+        if {"ttfts", "total_output_tokens_retokenized"} <= names:
+            tool = "SGLang bench_serving"
+            return sglang_file(first)
+        if names & {"ttfts", "latencies"} and names & {"model_id", "tokenizer_id"}:
+            tool = "vLLM bench"
+            return vllm_file(first)
+        raise ResultError(why_no_requests(source, first))
+    except UNREADABLE as error:
+        raise ResultError(
+            f"{source} looks like a result of {tool}, but of a version that is not known"
+            f" ({type(error).__name__}: {error}); read are {READ}"
+        ) from error
+
+
+def _documents(source: Path, text: str) -> tuple[list[Any], int]:
+    """The JSON documents of a text, one or one a line, and how many lines are none."""
+    if not text.strip():
+        raise ResultError(f"{source} is empty: the tool was stopped before it wrote its result")
+    try:
+        whole = json.loads(text)
+        return (whole if isinstance(whole, list) and whole else [whole]), 0
+    except (json.JSONDecodeError, RecursionError) as error:
+        if text.lstrip()[0] not in "{[":
+            raise ResultError(why_not_table(source, text)) from error
+        documents, lost = [], 0
+        for line in text.splitlines():
+            try:
+                documents += [json.loads(line)] if line.strip() else []
+            except (json.JSONDecodeError, RecursionError):
+                lost += 1
+        # Of a document over many lines that was cut off, hardly a line stands for itself.
+        whole_lines = sum(isinstance(document, dict) for document in documents)
+        if whole_lines <= lost:
+            raise ResultError(why_not_json(source, error)) from error
+        return documents, lost
+
+
+def _frame(
+    requests: list[PeerRequest], columns: Mapping[str, Any], *, ordered: bool
+) -> pd.DataFrame:
+    if not ordered:  # the others write in the order of ending, or by status
+        requests = sorted(requests, key=lambda one: (isnan(one.sent_s), one.sent_s))
+    records = [
+        # A list's place is its request's: it holds also where one before could not be read.
+        request.record(int(request.request_id) if ordered else index)
+        for index, request in enumerate(requests)
+    ]
+    ok = np.array([record.ok for record in records])
+    ttft_s = np.where(ok, [request.ttft_s for request in requests], nan)
+    e2e_s = np.where(ok, [request.e2e_s for request in requests], nan)
+    tokens = np.array([record.output_tokens for record in records], float)
+    late_s = np.array([record.sent_s - record.scheduled_s for record in records])
+    tpot_s = (e2e_s - ttft_s) / np.where(tokens > 1, tokens - 1, nan)
+    return to_frame(records, **columns).assign(
+        ttft_s=ttft_s,
+        ttft_scheduled_s=ttft_s + late_s,
+        tpot_s=tpot_s,
+        e2e_s=e2e_s,
+        request_tps=1.0 / np.where(tpot_s > 0, tpot_s, nan),
+    )

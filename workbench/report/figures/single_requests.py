@@ -1,0 +1,378 @@
+"""Figures of single requests: their latencies, their order in time, and their cached tokens.
+
+The `requests` frame has one row per request with its arm, round, pass, facts and latencies in
+seconds. A failed request has no latency: it is counted in the caption, never drawn as 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from workbench.report.figures.chart import WIDTH_PX, Chart, draw, no_data, wrapped
+from workbench.report.figures.marks import (
+    BLACK,
+    GREY,
+    NAMES,
+    NUMBERS,
+    Dash,
+    Look,
+    log_axis,
+    looks,
+)
+from workbench.report.numbers import quantity, time_scale
+
+_FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
+"""A warm-up is seen where the first 5 of at least 20 requests take 1.5 times the rest."""
+_WIDE = 30
+"""A rate or length whose values differ by more than this factor is drawn on a log scale."""
+_MOST_POINTS = 1500
+"""A figure draws at most about so many points: more are one dark patch, and a page of megabytes."""
+_MOST_NAMES = 8
+"""Points of more groups than this are told apart by their cache state alone."""
+_GRID_LINES = 25
+_NEVER_TOLD = "the server did not say how many prompt tokens came from a cache."
+
+
+def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
+    """Distributions of TTFT, TPS, E2E and output length: the share of requests at or below.
+
+    `note` stands in the figure, before the title: what a reader must know to read it at all, such
+    as that a line is drawn from a part of its requests.
+    """
+    rows = _successes(requests, "e2e_s")
+    if rows.empty:
+        return no_data("Latency distributions", _why_none(requests))
+    look = _line_looks(rows)
+    panels = {"ttft_s": "TTFT", "request_tps": "TPS", "e2e_s": "E2E",
+              "output_tokens": "output length"}  # fmt: skip
+
+    def paint(figure: Figure) -> None:
+        for axes, (column, name) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+            _ecdf(axes, _successes(rows, column), column, name, look)
+        figure.supylabel("share of requests at or below", color=BLACK)
+
+    found = _median_ttft(rows)
+    return draw(
+        paint,
+        title=f"{note} {found}".lstrip(),
+        body_px=560,
+        alt="Distributions of TTFT, TPS, E2E and output length, one line per cache state."
+        f" {found}. {note}".rstrip(),
+        caption=f"{_counted(rows, requests)} {note}".rstrip(),
+        keys=look,
+        shows=("times",),
+        marks=requests.attrs,
+    )
+
+
+def _line_looks(rows: pd.DataFrame) -> dict[str, Look]:
+    """One look per line; with several arms and cache states, colour is the state, dash the arm."""
+    both = rows.assign(label=_labels(rows)).drop_duplicates("label")
+    if "arm" not in rows or min(both["arm"].nunique(), both["pass"].nunique()) < 2:
+        return looks(list(both["label"]), "line")
+    colours = looks(list(both["pass"].unique()), "line")
+    dashes: list[Dash] = ["-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1))]
+    arms = list(both["arm"].unique())
+    return {
+        line: replace(colours[state], dash=dashes[arms.index(arm) % len(dashes)])
+        for line, arm, state in zip(both["label"], both["arm"], both["pass"], strict=True)
+    }
+
+
+def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str, Look]) -> None:
+    timed = column.endswith("_s")
+    factor, unit = time_scale(rows[column].max()) if timed else (1.0, "tokens")
+    if column == "request_tps":
+        unit = "tokens per second of a request"
+    values = rows[column].astype(float) * factor
+    # Answers that arrived in one read have a rate that hides all others on a plain axis.
+    log = len(values) > 0 and (timed or 0 < _WIDE * values.min() < values.max())
+    if log:
+        log_axis(axes, values, most=6)
+    for line, group in values.groupby(_labels(rows), sort=False):
+        style = look[str(line)]
+        sns.ecdfplot(x=group, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
+    if values.empty:
+        axes.text(0.5, 0.5, "not known", color=GREY, ha="center", transform=axes.transAxes)
+    elif not log:
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.set(xlabel=f"{name}, {unit}{' (log scale)' if log else ''}", ylabel="", ylim=(-0.02, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+
+
+def _median_ttft(rows: pd.DataFrame) -> str:
+    timed = _successes(rows, "ttft_s")
+    found = timed.groupby(_labels(timed), sort=False)["ttft_s"].median()
+    if len(found) > 4:
+        lowest, highest = found.idxmin(), found.idxmax()
+        return (
+            f"Median TTFT is from {quantity(found.min(), 's')} ({lowest})"
+            f" to {quantity(found.max(), 's')} ({highest})"
+        )
+    parts = [f"{name} {quantity(value, 's')}" for name, value in found.items()]
+    return f"Median TTFT: {', '.join(parts) or 'not known'}"
+
+
+def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Chart:
+    """A latency of every request at the time it was sent, a panel per cache state (and arm)."""
+    name = NAMES.get(metric, metric)
+    rows = _successes(requests, metric)
+    if rows.empty:
+        return no_data(f"{name} over time", _why_none(requests))
+    factor, unit = time_scale(rows[metric].max())
+    rows = rows.assign(series=_labels(rows), y=rows[metric] * factor)
+    rows["since_s"] = rows["sent_s"] - rows.groupby(_pass_keys(rows))["sent_s"].transform("min")
+    panels, states = list(rows["series"].unique()), list(rows["pass"].unique())
+    look = looks(states, "point")
+    drawn, reduced = _sampled(rows, "y")
+    columns = min(3, len(states) if len(states) > 1 else len(panels))
+    lines = -(-len(panels) // columns)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
+        for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+            shown = drawn[drawn["series"] == panel]
+            _points(axes, shown["since_s"], shown["y"], look[shown["pass"].iloc[0]])
+            axes.set_title(wrapped(panel, 0.88 * WIDTH_PX / columns, weight="bold"))
+            axes.tick_params(labelbottom=i + columns >= len(panels))
+        for axes in grid[:, 0]:
+            _time_axis(axes, rows["y"], f"{name}, {unit}")
+        end = max(float(rows["since_s"].max()), 0.1)
+        grid[0, 0].set_xlim(-0.04 * end, 1.04 * end)
+        grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        figure.supxlabel("sent, seconds after the pass began", color=BLACK)
+
+    found = _warm_up(rows, metric, name)
+    return draw(
+        paint,
+        title=found,
+        body_px=40 + 250 * lines,
+        alt=f"{name} of every request over the time of its pass. {found}.",
+        caption="One point per request, all rounds over one another."
+        f" {_counted(rows, requests)}{reduced}",
+        shows=("times",),
+        marks=requests.attrs,
+    )
+
+
+def _pass_keys(rows: pd.DataFrame) -> list[str]:
+    return [key for key in ("arm", "pass", "round") if key in rows]
+
+
+def _warm_up(rows: pd.DataFrame, metric: str, name: str) -> str:
+    """Whether the first requests of a pass were slower than its rest; the worst panel counts."""
+    ratios: dict[str, list[float]] = {}
+    for _, group in rows.sort_values("sent_s").groupby(_pass_keys(rows), sort=False):
+        if len(group) >= _ENOUGH:
+            first, rest = group[metric].iloc[:_FIRST], group[metric].iloc[_FIRST:]
+            ratios.setdefault(group["series"].iloc[0], []).append(first.median() / rest.median())
+    if not ratios:
+        return f"{name} of every request: passes are too short to see a warm-up"
+    worst = max(ratios, key=lambda panel: median(ratios[panel]))
+    times = quantity(median(ratios[worst]), "x")
+    if median(ratios[worst]) > _WARMING:
+        return (
+            f"Warm-up in {worst}: the first {_FIRST} requests have {times} the {name} of the rest"
+        )
+    return (
+        f"No warm-up seen: the first {_FIRST} requests have at most {times} the {name} of the rest"
+    )
+
+
+def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
+    """TTFT of each request against the share of its prompt that came from a cache."""
+    heading = "TTFT against the cached share of the prompt"
+    rows = _successes(requests, "ttft_s")
+    if rows.empty:
+        return no_data(heading, _why_none(requests))
+    rows = rows[(rows["cached_tokens"] >= 0) & (rows["prompt_tokens"] > 0)]
+    if rows.empty:
+        return no_data(heading, _NEVER_TOLD)
+    factor, unit = time_scale(rows["ttft_s"].max())
+    by = _labels(rows)
+    rows = rows.assign(
+        series=by if by.nunique() <= _MOST_NAMES else rows["pass"].astype(str),
+        share=100.0 * rows["cached_tokens"] / rows["prompt_tokens"],
+        sideways=np.random.default_rng(0).uniform(-0.8, 0.8, len(rows)),
+        y=rows["ttft_s"] * factor,
+    )
+    drawn, reduced = _sampled(rows, "y")
+    look = looks(list(rows["series"].unique()), "point")
+    tenths = rows.groupby((rows["share"] // 10).clip(upper=9))[["share", "y"]].median()
+    with_line = len(tenths) > 2
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, group in drawn.groupby("series", sort=False):
+            _points(axes, group["share"] + group["sideways"], group["y"], look[str(name)])
+        if with_line:
+            axes.plot(tenths["share"], tenths["y"], color=BLACK, linewidth=1.6, zorder=4)
+        axes.set(xlim=(-3, 103), xlabel="cached share of the prompt, %")
+        _time_axis(axes, rows["y"], f"TTFT, {unit}")
+
+    few, most = (rows["ttft_s"][rows["share"] <= 20], rows["ttft_s"][rows["share"] >= 80])
+    found = heading
+    if len(few) and len(most):
+        found = (
+            f"Median TTFT: {quantity(few.median(), 's')} with at most 20 % of the prompt cached,"
+            f" {quantity(most.median(), 's')} with at least 80 %"
+        )
+    return draw(
+        paint,
+        title=found,
+        body_px=350,
+        alt=f"{heading}, one point per request. {found}.",
+        caption="One point per request, spread sideways a little."
+        f"{' Black: median of each tenth.' * with_line} {_counted(rows, requests)}{reduced}",
+        keys=look,
+        shows=("times",),
+        marks=requests.attrs,
+    )
+
+
+def hit_against_ideal(frame: pd.DataFrame) -> Chart:
+    """Cached tokens of each request against what an infinite cache would have had.
+
+    Takes the columns `prompt_tokens`, `cached_tokens`, `ideal_tokens`, `pass`. Requests that fall
+    on one point are drawn as one larger point.
+    """
+    heading = "Cached tokens against ideal reuse"
+    if frame.empty:
+        return no_data(heading, "no request was measured.")
+    rows = frame[(frame["cached_tokens"] >= 0) & (frame["ideal_tokens"] >= 0)]
+    if rows.empty:
+        return no_data(heading, _NEVER_TOLD)
+    look = looks(list(_labels(rows).unique()), "point")
+    spots, reduced = _spots(rows)
+    hit, ideal = int(rows["cached_tokens"].sum()), int(rows["ideal_tokens"].sum())
+    found = f"{hit:,} tokens came from a cache, where no prompt repeats another"
+    if ideal:
+        share = quantity(100.0 * hit / ideal, "%")
+        found = f"Hits are {share} of the ideal reuse: {hit:,} of {ideal:,} tokens"
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        limit = 1.05 * max(float(spots[["cached_tokens", "ideal_tokens"]].max().max()), 1.0)
+        axes.plot([0, limit], [0, limit], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "ideal", (0.87 * limit, 0.87 * limit), xytext=(-8, 8), textcoords="offset points",
+            ha="right", color=GREY, fontsize=13,
+        )  # fmt: skip
+        # the largest first, so that a single request is not hidden under many
+        for name, group in spots.sort_values("requests", ascending=False).groupby("series"):
+            sizes = 36 + 160 * (group["requests"] - 1) / spots["requests"].max()
+            _points(axes, group["ideal_tokens"], group["cached_tokens"], look[str(name)], sizes)
+        ends = (-0.03 * limit, limit)
+        axes.set(xlim=ends, xlabel="ideal reuse, tokens of a request")
+        axes.set(ylim=ends, ylabel="cached, tokens of a request")
+        axes.xaxis.set_major_formatter(NUMBERS)
+        axes.yaxis.set_major_formatter(NUMBERS)
+
+    return draw(
+        paint,
+        title=found,
+        body_px=390,
+        alt=f"{heading}, one point per request. {found}.",
+        caption=f"{_counted(rows, frame)} Larger points are several requests, up to"
+        f" {spots['requests'].max():,}.{reduced}"
+        " On the dashed line a request got all that an infinite cache would have had.",
+        keys=look,
+        shows=("counts",),
+        marks=frame.attrs,
+    )
+
+
+def _spots(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """How many requests fall on each point, and what the caption says where points were joined."""
+    keys = ["ideal_tokens", "cached_tokens"]
+    spots = rows[keys].assign(series=_labels(rows)).value_counts(["series", *keys], sort=False)
+    reduced = ""
+    if len(spots) > _MOST_POINTS:
+        grid = max(1, -(-int(rows[keys].max().max()) // _GRID_LINES))
+        coarse = (rows[keys] / grid).round() * grid
+        spots = coarse.assign(series=_labels(rows)).value_counts(["series", *keys], sort=False)
+        reduced = f" Drawn: token counts rounded to {grid:,}."
+    return spots.rename("requests").reset_index(), reduced
+
+
+def _successes(requests: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have the value: not failed, not NaN, and no -1 for a count never told."""
+    if requests.empty or column not in requests:
+        return requests.iloc[:0]
+    values = pd.to_numeric(requests[column], errors="coerce")
+    return requests[values.notna() & (values >= 0)].reset_index(drop=True)
+
+
+def _labels(rows: pd.DataFrame) -> pd.Series[str]:
+    """What tells the lines apart: the cache state, with the arm where there are several."""
+    passes = rows["pass"].astype(str)
+    if "arm" not in rows or rows["arm"].nunique() <= 1:
+        return passes
+    arms = rows["arm"].astype(str)
+    return arms if passes.nunique() == 1 else arms + ", " + passes
+
+
+def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
+    """`Requests: 30 cold, 29 store-warm. 1 failed, not drawn.`"""
+    counts = _labels(rows).value_counts(sort=False)
+    text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    if len(counts) > 4:
+        text = f"{len(rows):,} requests in {len(counts)} groups"
+    failed = int((requests["error"] != "").sum()) if "error" in requests else 0
+    return f"{text}.{f' {failed:,} failed, not drawn.' if failed else ''}"
+
+
+def _why_none(requests: pd.DataFrame) -> str:
+    """The reason why no row of the frame can be drawn."""
+    if requests.empty:
+        return "no request was measured."
+    errors = requests.get("error", pd.Series(dtype=str)).loc[lambda error: error != ""]
+    most = f"; the most frequent error is {errors.mode().iloc[0]}" if len(errors) else ""
+    return f"none of {len(requests)} requests has this value{most}."
+
+
+def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
+    """The rows to draw as points, and a sentence for the caption where that is not all of them.
+
+    Every `series` gets an equal share of the points, so that a small one stays visible; its
+    smallest and largest value of `column` are always drawn. The same rows give the same sample.
+    """
+    if len(rows) <= _MOST_POINTS:
+        return rows, ""
+    groups = rows.groupby("series", sort=False)
+    share = max(3, _MOST_POINTS // groups.ngroups)
+    picked = rows.sample(frac=1, random_state=0).groupby("series", sort=False).head(share).index
+    shown = rows.loc[sorted({*picked, *groups[column].idxmin(), *groups[column].idxmax()})]
+    return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
+
+
+def _points(
+    axes: Axes,
+    x: pd.Series[float],
+    y: pd.Series[float],
+    look: Look,
+    sizes: pd.Series[float] | float = 26,
+) -> None:
+    axes.scatter(
+        x, y, s=sizes, color=look.colour, marker=look.marker, alpha=0.6, linewidths=0, zorder=3,
+        clip_on=False, rasterized=len(x) > _MOST_POINTS // 2,
+    )  # fmt: skip
+
+
+def _time_axis(axes: Axes, values: pd.Series[float], label: str) -> None:
+    """Make y logarithmic where values spread over a factor of 20, otherwise linear from zero."""
+    if values.max() > 20 * values.min() > 0:
+        log_axis(axes, values, axis="y", most=7)
+        axes.set_ylabel(f"{label} (log scale)")
+    else:
+        axes.set(ylim=(0, 1.08 * values.max() or 1), ylabel=label)

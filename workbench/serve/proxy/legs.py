@@ -1,0 +1,278 @@
+"""The two legs of one request behind the PD proxy, and the connections that carry them.
+
+A request is prefilled on one instance (one token, thrown away) and then decoded on another; its
+connector says what the first is asked beside that, and what its answer hands over to the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from workbench.errors import DeploymentError
+from workbench.records import LegRecord
+from workbench.serve.connectors import Connector
+
+Leg = Literal["prefill", "decode"]
+
+_KEEPALIVE_S = 4.0
+"""Below the 5 s after which vLLM's HTTP server (uvicorn) closes an idle connection."""
+_CONNECT_S = 10.0
+"""For a host that swallows packets; a closed port is refused at once."""
+_MESSAGE_CHARS = 2000
+_BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class LegFailed(DeploymentError):
+    """An instance refused its leg, broke it off, or answered what cannot be used.
+
+    `status` is the HTTP status that the instance sent, None when none came.
+    """
+
+    def __init__(self, leg: Leg, instance: str, what: str, status: int | None = None) -> None:
+        super().__init__(f"{leg} instance {instance} {what}")
+        self.leg = leg
+        self.instance = instance
+        self.status = status
+
+    @property
+    def http_status(self) -> int:
+        """What the client gets: the instance's own 4xx, else 502 Bad Gateway."""
+        return self.status if self.status is not None and 400 <= self.status < 500 else 502
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The JSON body, and the error event of a stream that had already begun."""
+        return {
+            "error": {
+                "message": str(self),
+                "type": "leg_failed",
+                "leg": self.leg,
+                "instance": self.instance,
+                "status": self.status,
+            }
+        }
+
+
+class Upstream:
+    """Connections to the instances, kept alive between requests. Needs a running event loop."""
+
+    def __init__(self) -> None:
+        self._kept = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S))
+        self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    async def close(self) -> None:
+        await self._kept.close()
+        await self._fresh.close()
+
+    @asynccontextmanager
+    async def answer(
+        self, leg: Leg, instance: str, path: str, headers: Mapping[str, str], data: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The instance's answer, once its head came with status 200: POST, or GET without `data`.
+
+        Raises LegFailed for any other status, for a connection that cannot be made, and for one
+        that breaks while the caller reads. Leaving early closes the connection, by which vLLM
+        knows to abort the request.
+        """
+        response: aiohttp.ClientResponse | None = None
+        try:
+            response = await self._request(instance + path, headers, data)
+            async with response:
+                if response.status != 200:
+                    said = _sentence(await response.read())
+                    raise LegFailed(
+                        leg, instance, f"answered {response.status}: {said}", response.status
+                    )
+                yield response
+        except _BROKEN as error:
+            what = "broke off" if response else "did not answer"
+            raise LegFailed(
+                leg, instance, f"{what}: {_reason(error)}", response.status if response else None
+            ) from error
+
+    async def _request(
+        self, url: str, headers: Mapping[str, str], data: bytes | None
+    ) -> aiohttp.ClientResponse:
+        """Send once; a second time only if a kept connection turned out to be closed.
+
+        The server may close an idle connection in the moment we write to it. It has then not
+        seen the request, so the second try, on a new connection, repeats nothing.
+        """
+        reused: list[bool] = []
+        method = "GET" if data is None else "POST"
+        try:
+            return await self._kept.request(
+                method, url, data=data, headers=headers, trace_request_ctx=reused
+            )
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not reused:
+                raise
+        return await self._fresh.request(method, url, data=data, headers=headers)
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Bytes pass as they are: nothing is compressed for us, nothing unpacked.
+        skip_auto_headers=("Accept-Encoding", "User-Agent"),
+        auto_decompress=False,
+        trace_configs=[trace],
+    )
+
+
+async def _note_reuse(
+    _session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    _params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.append(True)
+
+
+def _reason(error: Exception) -> str:
+    """What the network says, without the library's words around it."""
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended before the answer did"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
+
+
+def _sentence(body: bytes) -> str:
+    """The message inside an OpenAI-style error body, else the body itself, shortened."""
+    try:
+        text = str(orjson.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = body.decode(errors="replace").strip()
+    return text[:_MESSAGE_CHARS] or "(empty body)"
+
+
+class Trip:
+    """One request on its way through both legs; `record` collects its stamps.
+
+    `routed` says who asks and which instances serve; without a prefill instance (aggregated) only
+    `decode` is called. Both legs raise LegFailed as long as the client has no head of an answer.
+    """
+
+    def __init__(self, request: web.Request, upstream: Upstream, routed: LegRecord) -> None:
+        self.record = routed
+        self._request = request
+        self._upstream = upstream
+        self._headers = {"Content-Type": "application/json", "X-Request-Id": routed.request_id}
+        if key := request.headers.get("Authorization"):
+            self._headers["Authorization"] = key
+
+    def failed(self, failure: LegFailed) -> None:
+        """Note which leg failed, and how."""
+        self.record = replace(self.record, error=str(failure))
+
+    def cancelled(self) -> None:
+        """Note that the client went away, and during which leg."""
+        leg = "decode" if self.record.decode_sent_s > 0 else "prefill"
+        why = "the client closed the connection, or the proxy was stopped"
+        self.record = replace(self.record, error=f"{leg} cancelled: {why}")
+
+    async def prefill(self, body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
+        """Run the prefill leg; returns what its answer adds to the body of the decode leg."""
+        instance = self.record.prefill_instance
+        data = orjson.dumps(prefill_body(body, connector))
+        self.record = replace(self.record, prefill_sent_s=monotonic())
+        async with self._upstream.answer(
+            "prefill", instance, self._request.path, self._headers, data
+        ) as response:
+            said = await response.read()
+        self.record = replace(self.record, prefill_done_s=monotonic())
+        try:
+            answer = json_object(said)
+        except ValueError as error:
+            raise LegFailed("prefill", instance, f"answered 200, but {error}", 200) from error
+        if answer.get("metrics"):
+            metrics = orjson.dumps(answer["metrics"]).decode()
+            self.record = replace(self.record, prefill_engine_metrics=metrics)
+        try:
+            return connector.hand_over(answer)
+        except ValueError as error:
+            raise LegFailed("prefill", instance, str(error), 200) from error
+
+    async def decode(self, body: bytes) -> web.StreamResponse:
+        """Run the decode leg and pass its answer on, chunk by chunk, as it comes."""
+        out = web.StreamResponse(headers={"X-Request-Id": self.record.request_id})
+        last = b""
+        self.record = replace(self.record, decode_sent_s=monotonic())
+        try:
+            async with self._upstream.answer(
+                "decode", self.record.decode_instance, self._request.path, self._headers, body
+            ) as response:
+                self.record = replace(self.record, decode_head_s=monotonic())
+                out.headers["Content-Type"] = response.headers.get("Content-Type", "text/plain")
+                await _to_client(out.prepare(self._request))
+                while chunk := await response.content.readany():
+                    if not last:
+                        self.record = replace(self.record, decode_first_byte_s=monotonic())
+                    await _to_client(out.write(chunk))
+                    last = chunk
+                self.record = replace(self.record, decode_done_s=monotonic())
+        except LegFailed as failure:
+            if not out.prepared:
+                raise
+            self.failed(failure)
+            await self._break_off(out, failure, last)
+        # aiohttp ends the response after this returns, so the leg is recorded before the client
+        # can know that it is done and ask for it.
+        return out
+
+    async def _break_off(self, out: web.StreamResponse, failure: LegFailed, last: bytes) -> None:
+        """End an answer whose instance failed so that no client takes it for a whole one."""
+        if out.content_type == "text/event-stream":
+            event = b"data: " + orjson.dumps(failure.payload) + b"\n\n"
+            whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
+            await _to_client(out.write(event if whole else b"\n\n" + event))
+        elif self._request.transport is not None:
+            # Closed without a last chunk: the client sees the body break.
+            self._request.transport.close()
+
+
+def prefill_body(body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
+    """The client's request as the prefill instance gets it: one token, not streamed.
+
+    `stream_options` and `min_tokens` go, as they contradict that; sampling fields stay.
+    """
+    leg = {key: body[key] for key in body if key not in ("stream_options", "min_tokens")}
+    leg |= {"stream": False, "max_tokens": 1}
+    if "max_completion_tokens" in leg:
+        leg["max_completion_tokens"] = 1
+    return {**leg, **connector.prefill_asks}
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Raises ValueError with a sentence when `text` is no JSON object."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError("the body is JSON, but not an object")
+    return value
+
+
+async def _to_client(writing: Awaitable[object]) -> None:
+    """Await a write; a client that has gone ends the request as its cancellation would."""
+    try:
+        await writing
+    except ConnectionResetError as error:
+        raise asyncio.CancelledError from error
