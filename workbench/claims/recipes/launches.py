@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from workbench.errors import DeploymentError, LaunchError
-from workbench.serve.cpu_patches import die_with_parent
 from workbench.serve.processes import logs
 from workbench.serve.processes.forkserver import named
+from workbench.serve.processes.parent import die_with_parent
 
 READY_S = 300.0
 """Imports from a cold disk took up to 40 s here; a busy machine may take many times as long, and a
