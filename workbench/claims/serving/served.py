@@ -13,9 +13,9 @@ from workbench.claims.serving.proofs import faults, proofs
 from workbench.claims.verdict.decision import Interval, difference
 from workbench.claims.verdict.verdict import Measurement
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.hit_plan import Lengths
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.plan.speed import TYPICAL
+from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import EngineParams, PdSweep
@@ -100,7 +100,7 @@ def of_lengths(
     made: ExperimentPlan, name: str, arms: tuple[Arm, ...], lengths: tuple[int, ...]
 ) -> ExperimentPlan:
     """The plan with these arms, and prompts of these lengths in turns."""
-    spec = Lengths(name="lengths", lengths=lengths, options=dict(made.workload.options))
+    spec = WorkloadSpec(name="lengths", lengths=lengths, options=dict(made.workload.options))
     return replace(made, notebook=name, arms=arms, workload=spec)
 
 
