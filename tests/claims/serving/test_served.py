@@ -1,5 +1,6 @@
 """What the serving recipes read from a run, here of simulated servers with true counters."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,12 @@ async def test_the_store_earns_what_it_loads(tmp_path):
     assert {name: (c.low, c.high) for name, (c,) in credit.effects.items()} == {
         "warm in the engine": (0, 0), "warm in the store": (0, 0),
     }  # fmt: skip
-    for row in result.facts["token_sources"]:
-        if row["pass"] == "engine-warm":
-            row["external_hit"] += 256  # a store that takes the engine's credit
+    # A store that takes the engine's credit.
+    rows = (
+        replace(row, external_hit=row.external_hit + 256 * (row.pass_name == "engine-warm"))
+        for row in result.run.token_sources
+    )
+    result = replace(result, run=replace(result.run, token_sources=tuple(rows)))
     (wrong,) = store.read(result).measurements["OWN-STORE-CREDIT"].effects["warm in the engine"]
     assert wrong.low == 256
 

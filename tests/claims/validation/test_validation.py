@@ -168,7 +168,7 @@ async def test_a_measurement_that_failed_is_a_sentence_and_the_others_go_on(
     hits = recipe("hits", ("OWN-HIT-TOKENS",), outcome({"OWN-HIT-TOKENS": count}), seconds=30)
     result, claims = await judged(referee(broken, hits))
     row = claims["VLLM-APC"]
-    assert (row["verdict"], row["code"], row["number"]) == ("not comparable", "unreliable_run", ())
+    assert (row["verdict"], row["code"], row["number"]) == ("not comparable", "unreliable_run", [])
     assert row["reason"].startswith(sentence)
     assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
     assert any(doubt.startswith(sentence) for doubt in result.facts["doubts"])
@@ -356,7 +356,7 @@ async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothin
     assert took_s <= 1.2 * 180
     claims = {row["id"]: row for row in result.facts["claims"]}
     row = claims["OWN-PAGED"]
-    assert (row["kind"], row["number"]) == ("not-tested", ())
+    assert (row["kind"], row["number"]) == ("not-tested", [])
     assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds: it took 135 s, and")
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["measurements ended"] == "INCONCLUSIVE"

@@ -50,8 +50,8 @@ async def test_a_launch_is_noted_with_its_arm(measure):
     assert log.launches_s == [2.5]
     assert log.measuring_s > 0
     arm = log.arms["attached"]
-    assert (arm["role"], arm["instances"], arm["passes"]) == (
-        "attached", 1, ["cold", "engine-warm"]
+    assert (arm.role, arm.instances, arm.passes) == (
+        "attached", 1, ("cold", "engine-warm")
     )  # fmt: skip
 
 
