@@ -100,3 +100,8 @@ def test_a_table_without_a_row_says_so() -> None:
         prefix="a-",
     )
     assert '<tbody><tr><td colspan="2">none</td></tr></tbody>' in html
+
+
+def test_a_line_never_breaks_within_an_interval():
+    html = clean("<table><tr><td>0.74 [0.65, 1.48], n 3</td></tr></table>", prefix="a-")
+    assert "0.74 [0.65,\N{NO-BREAK SPACE}1.48], n 3" in html

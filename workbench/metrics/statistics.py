@@ -94,11 +94,7 @@ class Ratio:
     @property
     def verdict(self) -> Verdict:
         """What its interval allows to say."""
-        if isnan(self.low) or isnan(self.high):
-            return "no_interval"
-        if self.low <= 1 <= self.high:
-            return "undecided"
-        return "faster" if self.value > 1 else "slower"
+        return verdict_of(self.value, self.low, self.high)
 
     @property
     def sample(self) -> str:
@@ -109,6 +105,15 @@ class Ratio:
         if self.dropped or self.pairs % self.rounds:
             return f"{rounds}, {self.pairs} pairs"
         return f"{rounds} of {self.pairs // self.rounds} pairs"
+
+
+def verdict_of(value: float, low: float, high: float) -> Verdict:
+    """What a ratio with this interval says; NaN bounds are no interval."""
+    if isnan(low) or isnan(high):
+        return "no_interval"
+    if low <= 1 <= high:
+        return "undecided"
+    return "faster" if value > 1 else "slower"
 
 
 def needed_n(q: float) -> int:

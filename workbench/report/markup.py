@@ -23,6 +23,9 @@ _NUMBER = re.compile(
 """How a cell that holds a number begins, or one that has none; `1p4d` is a word."""
 
 
+_INTERVAL = re.compile(r"(\[[-+\d.,]+,) (?=[-+\d.,]+\])")
+
+
 class Outline:
     """The headings of a page in order: gives each its level, its id, and a line of the contents."""
 
@@ -133,6 +136,8 @@ def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
             cell.name = "td"
     for row in table("tr"):
         row.attrs.pop("style", None)  # pandas' alignment
+    for interval in table.find_all(string=_INTERVAL):  # a line breaks before it, not within
+        interval.replace_with(_INTERVAL.sub("\\1\N{NO-BREAK SPACE}", interval))
     if not table.find(rowspan=True) and not table.find("td", colspan=True):
         _align_words(table)
     table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))

@@ -107,7 +107,7 @@ def many() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("figure", "sentence"),
     [
-        (figures.latency_panels, "Each line goes through 250 of its requests."),
+        (figures.latency_panels, ""),  # the path is simplified to half a pixel
         # 750 of the common state, all 100 of the rare one, and the two extremes
         (figures.requests_over_time, "a sample of 852 of 200,000 requests"),
         (figures.ttft_against_cached_share, "a sample of 852 of 200,000 requests"),
@@ -120,4 +120,4 @@ def test_many_requests_are_drawn_from_reduced_data_and_the_caption_says_so(many,
     assert "199,900 cold" in chart.caption  # what is counted and said rests on all of them
     assert len(chart.svg) < 200_000
     assert chart.svg == figure(many).svg  # the same sample each time
-    assert sentence not in figure(many[:300:3]).caption
+    assert not sentence or sentence not in figure(many[:300:3]).caption

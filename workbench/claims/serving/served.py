@@ -49,6 +49,7 @@ def served_recipe(
     def estimate_s(setting: Setting) -> float:
         key = (setting.platform, setting.model, setting.budget_s, setting.requests_share)
         if key not in known:
+            # Made once and asked for one round and two, since schedules ask hundreds of times.
             made = make(params, replace(setting, runs=1))
             one, two = (_estimate_s(replace(made, rounds=rounds)) for rounds in (1, 2))
             known[key] = 2 * one - two, two - one

@@ -101,6 +101,7 @@ class Validation:
                 **self._judged(measuring),
             )
 
+        # Written before and after, so that a run that is killed leaves a result that says so.
         folder.write_facts(facts("started"))
         try:
             await measuring.run()

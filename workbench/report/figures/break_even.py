@@ -5,8 +5,7 @@ They take `HitResult.ratios`, one row per comparison and prompt length; length 0
 
 from __future__ import annotations
 
-from itertools import chain
-from math import isfinite, isnan
+from math import isnan
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,13 +17,12 @@ from workbench.report.figures.marks import (
     GREY,
     Look,
     Row,
-    column_at_right,
-    has_interval,
+    ends,
+    interval_rows,
     log_axis,
     looks,
     mark,
-    records,
-    row_axis,
+    ratio_rows,
     span,
     undecided,
 )
@@ -35,7 +33,7 @@ _BLUE = Look(colour=BLUE, marker="s")
 
 def cost_of_storing(ratios: pd.DataFrame) -> Chart:
     """Change of cold TTFT by storing in LMCache, in %, for each prompt length and for all."""
-    rows = _rows(ratios, "storing")
+    rows = ratio_rows(ratios, what="storing")
     if not rows:
         why = _ONLY_LIVE if ratios.empty else "cold passes have no pairs."
         return no_data("The cost of storing", why)
@@ -43,37 +41,30 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
         low, high = row["high"], row["low"]
         row["change"], row["low"], row["high"] = (100 / x - 100 for x in (row["ratio"], low, high))
 
+    lengths, changes = [_length(row) for row in rows], [_change(row) for row in rows]
+
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for y, row in enumerate(rows):
-            mark(axes, row["change"], y, (row["low"], row["high"]), _BLUE)
-        row_axis(axes, [_length(row) for row in rows])
-        ends = [x for row in rows for key in ("low", "change", "high") if isfinite(x := row[key])]
-        low, high = min(*ends, 0.0), max(*ends, 0.0)
+        styles = [_BLUE] * len(rows)
+        interval_rows(axes, rows, "change", styles, labels=lengths, texts=changes, at=0.0)
+        low, high = (extreme([*ends(rows, "change"), 0.0]) for extreme in (min, max))
         axes.set_xlim(low - 0.06 * (high - low) - 1, high + 0.06 * (high - low) + 1)
-        axes.axvline(0, color=BLACK, linewidth=1.2, zorder=1)
         axes.set_xlabel("change of cold TTFT, %: above 0 LMCache costs")
-        grey = [undecided(row, at=0.0) for row in rows]
-        column_at_right(axes, "change", [_change(row) for row in rows], grey=grey)
 
-    found = f"LMCache changes cold TTFT by {_change(rows[0])}"
-    if undecided(rows[0], at=0.0):
-        found = f"What LMCache costs a cold prompt is not told from noise: {_change(rows[0])}"
+    found = f"LMCache changes cold TTFT by {changes[0]}"
+    if undecided(rows[0]):
+        found = f"What LMCache costs a cold prompt is not told from noise: {changes[0]}"
     return draw(
         paint,
         title=found,
         body_px=40 * len(rows) + 84,
-        alt=f"{found}. {'; '.join(f'{_length(r)}: {_change(r)}' for r in rows)}.",
+        alt=f"{found}. {'; '.join(map(': '.join, zip(lengths, changes, strict=True)))}.",
         caption="Cold TTFT of the same prompts with LMCache (a lookup that finds nothing, and"
         f" storing) against none, paired; 95 % interval over {span(rows, 'n_rounds', 'round')},"
         f" {span(rows[:1], 'n_pairs', 'pair')}.",
         shows=("ratios",),
         marks=ratios.attrs,
     )
-
-
-def _rows(ratios: pd.DataFrame, what: str) -> list[Row]:
-    return records(ratios, ("ratio", "low", "high"), what=what)
 
 
 def _length(row: Row) -> str:
@@ -92,7 +83,7 @@ def break_even(ratios: pd.DataFrame) -> Chart:
     loading beats recomputing; the crossing is break-even.
     """
     heading = "Break-even of loading and recomputing"
-    rows = [row for row in _rows(ratios, "loading") if row["prompt_tokens"] > 0]
+    rows = [row for row in ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
     if not rows:
         return no_data(heading, _ONLY_LIVE if ratios.empty else "no prompt was loaded.")
     rows.sort(key=lambda row: row["prompt_tokens"])
@@ -110,7 +101,7 @@ def break_even(ratios: pd.DataFrame) -> Chart:
             axes.plot(xs, [row["ratio"] for row in line], color=look[name].colour, linewidth=1.5)
             for x, row in zip(xs, line, strict=True):
                 mark(axes, x, row["ratio"], (row["low"], row["high"]), look[name], upright=True)
-        log_axis(axes, [*_ends(rows), 0.8, 1.25], axis="y", most=8)
+        log_axis(axes, [*ends(rows, "ratio"), 0.8, 1.25], axis="y", most=8)
         log_axis(axes, (lengths[0] / 1.1, lengths[-1] * 1.1), ticks=lengths)
         axes.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
         axes.annotate(
@@ -140,20 +131,16 @@ def break_even(ratios: pd.DataFrame) -> Chart:
     )
 
 
-def _ends(rows: list[Row]) -> list[float]:
-    return [row[key] for row in rows for key in ("low", "ratio", "high")]
-
-
 def _unsure(row: Row) -> str:
-    if not has_interval(row["low"], row["high"]):
-        return " (no interval)"
-    return " (not told from 1)" if undecided(row) else ""
+    return {"no_interval": " (no interval)", "undecided": " (not told from 1)"}.get(
+        row["verdict"], ""
+    )
 
 
 def chunk_effect(ratios: pd.DataFrame) -> Chart:
     """What LMCache's chunk does: the share of a prompt that it brings, and TTFT."""
     heading = "The effect of the chunk"
-    rows = _rows(ratios, "chunk")
+    rows = ratio_rows(ratios, what="chunk")
     rows.sort(key=lambda row: (row["chunk_tokens"], row["prompt_tokens"]))
     chunks = list(dict.fromkeys(int(row["chunk_tokens"]) for row in rows))
     if len(chunks) < 2:
@@ -177,11 +164,11 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
         left.set(ylim=(0, 102), ylabel="brought by LMCache, % of the prompt")
         for row in whole:
             itself = row["arm"] == row["baseline_arm"]  # its ratio is 1, without an interval
-            ends = (None, None) if itself else (row["low"], row["high"])
+            bounds = (None, None) if itself else (row["low"], row["high"])
             x = chunks.index(int(row["chunk_tokens"]))
-            mark(right, x, row["ratio"], ends, _BLUE, upright=True)
+            mark(right, x, row["ratio"], bounds, _BLUE, upright=True)
         right.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
-        log_axis(right, chain(_ends(whole), (0.8, 1.25)), axis="y", most=6)
+        log_axis(right, [*ends(whole, "ratio"), 0.8, 1.25], axis="y", most=6)
         right.set_ylabel("TTFT speed-up, store-warm (log scale)")
         for axes in (left, right):
             axes.set_xticks(range(len(chunks)), [str(size) for size in chunks])

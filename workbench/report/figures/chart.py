@@ -54,6 +54,7 @@ _STYLE: Any = {
     "legend.labelspacing": 0.6,
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "butt",
+    "path.simplify_threshold": 0.5,
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
     "svg.hashsalt": "workbench",

@@ -13,8 +13,16 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
+from workbench.metrics.statistics import verdict_of
 from workbench.report.numbers import interval, number, quantity
 
 BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
@@ -133,14 +141,20 @@ def records(frame: pd.DataFrame, numbers: Sequence[str], **chosen: str) -> list[
             for row in clean[wanted].to_dict("records")]  # fmt: skip
 
 
+def ratio_rows(frame: pd.DataFrame, **chosen: str) -> list[Row]:
+    """The rows of ratios that have what is `chosen`, each with its `verdict`."""
+    rows = records(frame, ("ratio", "low", "high"), **chosen)
+    return [row | {"verdict": verdict_of(row["ratio"], row["low"], row["high"])} for row in rows]
+
+
+def undecided(row: Row) -> bool:
+    """Whether a ratio shows no difference: its interval holds 1, or there is none."""
+    return row["verdict"] in ("undecided", "no_interval")
+
+
 def has_interval(low: float | None, high: float | None) -> bool:
     """Whether both ends are known; there may have been too few rounds or requests for one."""
     return low is not None and high is not None and isfinite(low) and isfinite(high)
-
-
-def undecided(row: Row, *, at: float = 1.0) -> bool:
-    """True where the interval holds `at`, and where there is none: neither shows a difference."""
-    return not (row["low"] > at or row["high"] < at)
 
 
 def mark(
@@ -161,6 +175,32 @@ def mark(
         x, y, marker=look.marker, markersize=8.5, color=look.colour, zorder=3,
         markerfacecolor=look.colour if known else "white", markeredgewidth=0 if known else 2,
     )  # fmt: skip
+
+
+def interval_rows(
+    axes: Axes,
+    rows: Sequence[Row],
+    key: str,
+    styles: Sequence[Look],
+    *,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    at: float,
+) -> None:
+    """A marker at `row[key]` with its interval for each row, its text in a column `key` at right.
+
+    A line stands `at` the value of no difference; the text of a row that shows none is grey.
+    """
+    for y, (row, look) in enumerate(zip(rows, styles, strict=True)):
+        mark(axes, row[key], y, (row["low"], row["high"]), look)
+    row_axis(axes, labels)
+    axes.axvline(at, color=BLACK, linewidth=1.2, zorder=1)
+    column_at_right(axes, key, texts, grey=[undecided(row) for row in rows])
+
+
+def ends(rows: Iterable[Row], key: str) -> list[float]:
+    """All that an axis must hold: `key` and both ends of its interval, where they are known."""
+    return [x for row in rows for name in ("low", key, "high") if isfinite(x := row[name])]
 
 
 def stacked_rows(
@@ -236,21 +276,15 @@ def log_axis(
     low, high = low / (high / low) ** 0.04, high * (high / low) ** 0.04
     axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
     line = axes.xaxis if axis == "x" else axes.yaxis
-    line.set_major_locator(FixedLocator(list(ticks) or _round_ticks(low, high, most)))
+    fitting = [steps for steps in ((1, 2, 5), (1, 3)) if len(steps) * log10(high / low) <= most]
+    locator: Locator = LogLocator(subs=(*fitting, (1,))[0], numticks=most)
+    if ticks:
+        locator = FixedLocator(ticks)
+    elif high / low < 5:
+        locator = MaxNLocator(5, steps=[1, 2, 5, 10])
+    line.set_major_locator(locator)
     line.set_minor_locator(NullLocator())
     line.set_major_formatter(lambda tick, _: number(round(tick)) if tick >= 100 else f"{tick:g}")
-
-
-def _round_ticks(low: float, high: float, most: int) -> list[float]:
-    powers = range(int(log10(low)) - 1, int(log10(high)) + 2)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [tick for power in powers for step in steps
-                 if low <= (tick := step * 10.0**power) <= high]  # fmt: skip
-        if len(ticks) <= most:
-            break
-    if len(ticks) < 3:
-        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    return ticks
 
 
 def ratio_text(row: Row) -> str:

@@ -33,8 +33,6 @@ _FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
 """A warm-up is seen where the first 5 of at least 20 requests take 1.5 times the rest."""
 _WIDE = 30
 """A rate or length whose values differ by more than this factor is drawn on a log scale."""
-_STEPS = 250
-"""Steps of a distribution that are drawn at most; beyond, they are finer than a pixel."""
 _MOST_POINTS = 1500
 """A figure draws at most about so many points: more are one dark patch, and a page of megabytes."""
 _MOST_NAMES = 8
@@ -62,15 +60,13 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
         figure.supylabel("share of requests at or below", color=BLACK)
 
     found = _median_ttft(rows)
-    most = _labels(rows).value_counts().max()
-    reduced = f" Each line goes through {_STEPS} of its requests." if most > _STEPS else ""
     return draw(
         paint,
         title=f"{note} {found}".lstrip(),
         body_px=560,
         alt="Distributions of TTFT, TPS, E2E and output length, one line per cache state."
         f" {found}. {note}".rstrip(),
-        caption=f"{_counted(rows, requests)}{reduced} {note}".rstrip(),
+        caption=f"{_counted(rows, requests)} {note}".rstrip(),
         keys=look,
         shows=("times",),
         marks=requests.attrs,
@@ -103,8 +99,7 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
         log_axis(axes, values, most=6)
     for line, group in values.groupby(_labels(rows), sort=False):
         style = look[str(line)]
-        shown = np.sort(group)[np.unique(np.linspace(0, len(group) - 1, _STEPS).astype(int))]
-        sns.ecdfplot(x=shown, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
+        sns.ecdfplot(x=group, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
         axes.text(0.5, 0.5, "not known", color=GREY, ha="center", transform=axes.transAxes)
     elif not log:
@@ -354,15 +349,10 @@ def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     """
     if len(rows) <= _MOST_POINTS:
         return rows, ""
-    draw_from = np.random.default_rng(0)
     groups = rows.groupby("series", sort=False)
     share = max(3, _MOST_POINTS // groups.ngroups)
-    chosen: set[int] = set()
-    for _, group in groups:
-        picked = draw_from.choice(len(group), min(share, len(group)), replace=False)
-        values = group[column].to_numpy(float)
-        chosen.update(group.index[np.r_[picked, values.argmin(), values.argmax()]].tolist())
-    shown = rows.loc[sorted(chosen)]
+    picked = rows.sample(frac=1, random_state=0).groupby("series", sort=False).head(share).index
+    shown = rows.loc[sorted({*picked, *groups[column].idxmin(), *groups[column].idxmax()})]
     return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
 
 

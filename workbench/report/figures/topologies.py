@@ -7,7 +7,6 @@ not proven.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,14 +14,16 @@ from matplotlib.figure import Figure
 
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.figures.marks import (
-    BLACK,
     NAMES,
     Row,
     column_at_right,
+    ends,
     has_interval,
+    interval_rows,
     log_axis,
     looks,
     mark,
+    ratio_rows,
     ratio_text,
     records,
     row_axis,
@@ -48,14 +49,14 @@ def ttft_by_topology(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
     rows = records(summary, ("median", "low", "high"), metric="ttft_s")
     if not rows:
         return no_data("TTFT by topology", "no arm has a median TTFT; no request succeeded.")
-    gains = _ratios(comparisons, "ttft_s", "cache-state")
+    gains = ratio_rows(comparisons, metric="ttft_s", kind="cache-state")
     warm = next((state for state in _WARM if any(row["pass"] == state for row in gains)), "")
     gains = [row for row in gains if row["pass"] == warm]
     of_arm = {row["arm"]: row for row in gains}
     factor, unit = time_scale(max(row["median"] for row in rows))
 
     def finish(axes: Axes) -> None:
-        log_axis(axes, (row[key] * factor for row in rows for key in ("low", "median", "high")))
+        log_axis(axes, (end * factor for end in ends(rows, "median")))
         axes.set_xlabel(f"TTFT, {unit} (log scale)")
         if of_arm:
             beside = [of_arm.get(arm) for arm in unique(rows, "arm")]
@@ -87,8 +88,7 @@ def tps_by_topology(summary: pd.DataFrame, *, metric: str = "request_tps") -> Ch
     low, high = (extreme(rows, key=lambda row: float(row["median"])) for extreme in (min, max))
 
     def finish(axes: Axes) -> None:
-        ends = [row[key] for row in rows for key in ("median", "high") if isfinite(row[key])]
-        axes.set_xlim(0, 1.06 * max(ends))
+        axes.set_xlim(0, 1.06 * max(ends(rows, "median")))
         per = "of one request (1 / TPOT)" if metric == "request_tps" else "of all requests together"
         axes.set_xlabel(f"output tokens per second {per}")
 
@@ -122,11 +122,12 @@ def _medians(
     """One row per arm, one mark per cache state, set apart so that none hides another."""
     arms, passes = unique(rows, "arm"), unique(rows, "pass")
     look = looks(passes)
+    step = min(0.22, 0.9 / len(passes))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row in rows:
-            apart = 0.22 * (passes.index(row["pass"]) - (len(passes) - 1) / 2)
+            apart = step * (passes.index(row["pass"]) - (len(passes) - 1) / 2)
             x, low, high = (row[key] * factor for key in ("median", "low", "high"))
             mark(axes, x, arms.index(row["arm"]) + apart, (low, high), look[row["pass"]])
         row_axis(axes, arms)
@@ -135,7 +136,7 @@ def _medians(
     spoken = [f"{row['arm']} {row['pass']} {quantity(row['median'], unit)}" for row in rows]
     return draw(
         paint,
-        body_px=42 * len(arms) + 84,
+        body_px=max(42, 11 * len(passes)) * len(arms) + 84,
         title=title,
         alt=f"{alt} {'; '.join(spoken)}.",
         caption=_sample(rows) + note,
@@ -150,7 +151,7 @@ def _gain(gains: Sequence[Row], warm: str) -> str:
     clear = [row["ratio"] for row in gains if not undecided(row)]
     if not gains or any(ratio < 1 for ratio in clear):
         return ""
-    if not clear and not any(has_interval(row["low"], row["high"]) for row in gains):
+    if not clear and not any(row["verdict"] != "no_interval" for row in gains):
         return f"TTFT cold and {warm}: too few rounds to judge a difference"
     if not clear:
         return f"TTFT: no difference detectable between cold and {warm}"
@@ -178,7 +179,8 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     called what it is: no difference detectable. None for a sweep over rates, which compares none.
     """
     name = NAMES.get(metric, metric)
-    rows = sorted(_ratios(comparisons, metric, kind), key=lambda row: str(row["kind"]))
+    rows = ratio_rows(comparisons, metric=metric, **({"kind": kind} if kind else {}))
+    rows.sort(key=lambda row: str(row["kind"]))
     if not rows and comparisons.attrs.get("swept"):
         return None
     if not rows:
@@ -188,17 +190,13 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for y, row in enumerate(rows):
-            mark(axes, row["ratio"], y, (row["low"], row["high"]), look[row["pass"]])
-        row_axis(axes, subjects)
-        ends = (row[key] for row in rows for key in ("low", "ratio", "high"))
-        log_axis(axes, [*ends, 0.8, 1.25])
-        axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)
+        styles = [look[row["pass"]] for row in rows]
+        interval_rows(axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0)
+        log_axis(axes, [*ends(rows, "ratio"), 0.8, 1.25])
         axes.set_xlabel(f"{name} ratio (log scale): below 1 worse, above 1 better")
-        column_at_right(axes, "ratio", verdicts, grey=[undecided(row) for row in rows])
 
     clear = sum(not undecided(row) for row in rows)
-    judged = any(has_interval(row["low"], row["high"]) for row in rows)
+    judged = any(row["verdict"] != "no_interval" for row in rows)
     found = f"{name} differs detectably in {clear} of {len(rows)} comparisons"
     if not clear:
         what = "no difference detectable in" if judged else "too few rounds to judge"
@@ -219,17 +217,12 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
-def _ratios(comparisons: pd.DataFrame, metric: str, kind: str) -> list[Row]:
-    rows = records(comparisons, ("ratio", "low", "high"), metric=metric)
-    return [row for row in rows if kind in ("", row["kind"])]
-
-
 def _subject(row: Row) -> str:
     other = row["baseline_pass"] if row["kind"] == "cache-state" else row["baseline_arm"]
     return f"{row['arm']}, {row['pass']}\nagainst {other}"
 
 
 def _verdict(row: Row) -> str:
-    if not has_interval(row["low"], row["high"]):
+    if row["verdict"] == "no_interval":
         return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for an interval"
     return ratio_text(row) + ("\nno difference detectable" if undecided(row) else "")
