@@ -21,7 +21,6 @@ from statistics import median
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from workbench.experiment.result.frame_file import GROUP_ROWS, write_options
 
 TURNS = 3

@@ -46,7 +46,7 @@ def main() -> None:
     for row in facts["comparisons"]:
         if row["kind"] == "cache-state" and row["metric"] == "ttft_s" and "p" in row["arm"]:
             print(f"TTFT cold beside {row['pass']}, {row['arm']}: {row['sentence']}")
-            summary[row["pass"]] = [round(row[key], 1) for key in ("ratio", "low", "high")]
+            summary[row["pass"]] = [round(row["ratio"][key], 1) for key in ("value", "low", "high")]
     print("gates: " + ", ".join(f"{g['name']} {g['outcome']}" for g in facts["gates"]))
     if "--plain" in sys.argv:
         plain = sweep("-p", "fork", "False", "-p", "rounds", "1")

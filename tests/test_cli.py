@@ -15,7 +15,9 @@ from workbench.experiment.plan.plan import run_id
 from workbench.params.notebooks import PdSweep
 
 RESULT = {
-    "schema": 1,
+    "schema": 2,
+    "notebook": "pd_sweep",
+    "run_id": "x",
     "status": "success",
     "scope": "Tiny model on a CPU",
     "finding": "A warm KV store cuts TTFT",

@@ -9,6 +9,7 @@ import pytest
 
 from workbench import cli, notebook_run
 from workbench.errors import ParameterError
+from workbench.experiment.result.facts import from_plain
 from workbench.notebook_run import NotebookRun, table_of
 from workbench.params.notebooks import NOTEBOOKS
 
@@ -18,8 +19,10 @@ NAMES = list(NOTEBOOKS)
 def found(notebook, finding="Cold TTFT is 3.1x slower", **facts):
     page = Path.cwd() / "outputs" / notebook / "x" / "report.html"
     gates = [{"name": "same text", "outcome": "PASS", "sentence": "", "next_step": ""}]
-    facts = {"status": "success", "finding": finding, "gates": gates} | facts
-    return NotebookRun(notebook=notebook, page=page, facts=facts, took_s=90.0)
+    plain = {"schema": 2, "notebook": notebook, "run_id": "x", "status": "success"}
+    plain |= {"finding": finding, "gates": gates} | facts
+    run = from_plain(plain, "a test")
+    return NotebookRun(notebook=notebook, page=page, facts=run, took_s=90.0)
 
 
 class Notebooks(dict):

@@ -11,12 +11,15 @@ import shutil
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
+
+if TYPE_CHECKING:
+    from workbench.experiment.result.facts import RunFacts
 
 _STOPPED = ("KeyboardInterrupt", "CancelledError")
 _INTERRUPTED = "KeyboardInterrupt: stopped"
@@ -29,8 +32,8 @@ class NotebookRun:
 
     notebook: str
     page: Path | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Its result.json; empty where it could not be carried out."""
+    facts: RunFacts | None = None
+    """Its result.json; None where it could not be carried out."""
     problem: str = ""
     """Why it could not be carried out; empty where it was, whatever its checks say."""
     advice: str = ""
@@ -49,12 +52,13 @@ class NotebookRun:
     @property
     def headline(self) -> str:
         """What it found, or the first line of why it could not be carried out."""
-        return str(self.problem.partition("\n")[0] or self.facts.get("finding") or "No finding")
+        found = self.facts.finding if self.facts else ""
+        return self.problem.partition("\n")[0] or found or "No finding"
 
     @property
     def exit_status(self) -> int:
         """1 when it could not be carried out, or found a machine that cannot run the others."""
-        return int(bool(self.problem) or self.facts.get("ready") is False)
+        return int(bool(self.problem) or (self.facts is not None and self.facts.ready is False))
 
 
 def read_params(file: Path | None) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     if isinstance(params, EngineParams) and finished and not force:
         print(f"{notebook} {name} has succeeded before; --force runs it again, e.g. after")
         print("an update of the workbench or of vLLM")
-        return NotebookRun(notebook=notebook, page=page, facts=load_result(home).facts, kept=True)
+        return NotebookRun(notebook=notebook, page=page, facts=load_result(home).run, kept=True)
     print(f"{notebook} {name}: starting the notebook", flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"
@@ -110,7 +114,7 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     return NotebookRun(
         notebook=notebook,
         page=made,
-        facts={} if problem else load_result(home).facts,
+        facts=None if problem else load_result(home).run,
         problem=problem,
         advice=_advice(problem, notebook, changed) if problem else "",
         took_s=time.monotonic() - began_s,
@@ -166,20 +170,23 @@ def told(run: NotebookRun) -> list[str]:
         return [lost, f"next: {run.advice}", *page]
     known = run.headline.lower().startswith(run.outcome)
     lines = [run.headline if known else f"{run.headline} ({run.outcome})"]
-    scope, gates = str(run.facts.get("scope") or ""), list(run.facts.get("gates") or ())
+    scope = run.facts.scope if run.facts else ""
+    step = _next_step(run.facts) if run.facts else ""
     lines += [scope] if scope else []
-    for gate in gates:
-        name, sentence = gate["name"], gate["sentence"]
-        if gate["outcome"] == "FAIL":
-            lead = "" if sentence.lower().startswith(name.lower()) else f"{name}: "
-            lines.append(f"  failed: {lead}{sentence}")
-    # The run's own next step, or that of the first check that does not hold.
-    gates.sort(key=lambda gate: gate["outcome"] != "FAIL")
-    steps = [gate.get("next_step") for gate in gates if gate["outcome"] != "PASS"]
-    done = "read the page; every check holds" if gates else ""
-    step = str(next(filter(None, (run.facts.get("next_step"), *steps)), done))
+    for gate in run.facts.gates if run.facts else ():
+        if gate.outcome == "FAIL":
+            told_so = gate.sentence.lower().startswith(gate.name.lower())
+            lines.append(f"  failed: {'' if told_so else f'{gate.name}: '}{gate.sentence}")
     lines += [f"next: {step}"] if step and step not in scope else []
     return [*lines, *page]
+
+
+def _next_step(facts: RunFacts) -> str:
+    """The run's own, or that of the first check that does not hold."""
+    gates = sorted(facts.gates, key=lambda gate: gate.outcome != "FAIL")
+    steps = [gate.next_step for gate in gates if gate.outcome != "PASS" and gate.next_step]
+    holds = ["read the page; every check holds"] if gates else []
+    return next(filter(None, [facts.next_step, *steps, *holds]), "")
 
 
 def run_all(

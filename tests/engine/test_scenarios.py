@@ -12,8 +12,8 @@ import pytest_asyncio
 from tests.runs import start
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run.run import run
-from workbench.params.measuring import SCENARIOS
 from workbench.params.notebooks import PdSweep
+from workbench.params.shared import SCENARIOS
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.vllm import EngineSettings

@@ -112,7 +112,7 @@ class Door:
         probe = request.headers.get("X-Request-Id", "").startswith("probe-")
         if probe:
             self.probes += 1
-            self.asked.pop()  # asked before the run, see test_front_door
+            self.asked.pop()  # asked before the run, see test_probe
         if self.busy:
             raise web.HTTPServiceUnavailable
         for name in sorted(self.refuses & {*body, *body.get("stream_options", ())}):

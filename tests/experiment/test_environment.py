@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from math import nan
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +16,14 @@ from workbench.experiment.environment import (
     timing_gates,
     watch_machine,
 )
+from workbench.experiment.result.facts import EngineFacts, RunFacts
+from workbench.experiment.result.result import Result
 from workbench.hardware import machine
+from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import GATES, gate_row
 from workbench.params.notebooks import EnvironmentCheck
 from workbench.report.outcome import outcome_of
-from workbench.report.page import _cards
 
-ONE = {"sentence": "as it should be", "next_step": ""}
 SMOKED = {"KV moved": "PASS", "same text": "PASS", "client kept up": "PASS"}
 
 
@@ -42,11 +42,13 @@ def check(monkeypatch, tmp_path):
         async def run_smoke(plan, *, echo):
             if isinstance(smoked, Exception):
                 raise smoked
-            gates = [{"name": name, "outcome": outcome} | ONE for name, outcome in smoked.items()]
-            facts = {"gates": gates, "arms": [], "summary": [], "launches_s": [2.5],
-                     "started_at": "2026-11-29T07:00:00+00:00", "duration_s": 12.0,
-                     "engine": {"dtype": "float32", "chosen": "KV is float32."}}  # fmt: skip
-            return SimpleNamespace(facts=facts)
+            gates = [Gate(name=n, outcome=o, sentence="as it should be") for n, o in smoked.items()]
+            facts = RunFacts(
+                notebook="pd_sweep", run_id="smoke", status="success", gates=tuple(gates),
+                launches_s=(2.5,), started_at="2026-11-29T07:00:00+00:00", duration_s=12.0,
+                engine=EngineFacts(dtype="float32", chosen="KV is float32."),
+            )  # fmt: skip
+            return Result(run=facts, folder=tmp_path)
 
         monkeypatch.setattr(machine, "facts", lambda: replace(here, **changed))
         monkeypatch.setattr(environment, "watch_machine", watch)
@@ -54,36 +56,36 @@ def check(monkeypatch, tmp_path):
         monkeypatch.setattr(environment, "plan", lambda params: params)
         monkeypatch.setattr(environment, "run", run_smoke)
         params = EnvironmentCheck(output_dir=str(tmp_path), smoke=smoke)
-        return (await check_environment(params, echo=lambda _: None)).facts
+        return (await check_environment(params, echo=lambda _: None)).run
 
     return run
 
 
 def said(facts):
-    assert outcome_of(facts).word == facts["outcome"]["word"]
-    return facts["ready"], facts["quiet"], facts["outcome"]["word"]
+    assert outcome_of(facts) == facts.outcome
+    return facts.ready, facts.quiet, facts.outcome.word
 
 
 async def test_ready_and_quiet(check):
     facts = await check()
     assert said(facts) == (True, "quiet", "ready, quiet")
-    assert facts["finding"] == "Ready, quiet: servers start and KV moves (cpu)"
-    assert facts["next_step"].startswith("papermill notebooks/pd_sweep.ipynb")
-    assert [row["answer"] for row in facts["questions"]] == ["ready", "quiet"]
-    assert facts["engine"]["dtype"] == "float32"
-    assert facts["limits"][-1] == "KV is float32."  # what was chosen for this machine
+    assert facts.finding == "Ready, quiet: servers start and KV moves (cpu)"
+    assert facts.next_step.startswith("papermill notebooks/pd_sweep.ipynb")
+    assert [row["answer"] for row in facts.questions] == ["ready", "quiet"]
+    assert facts.engine.dtype == "float32"
+    assert facts.limits[-1] == "KV is float32."  # what was chosen for this machine
 
 
 async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(check):
     facts = await check(others=0.98, smoked=SMOKED | {"client kept up": "FAIL"})
     assert said(facts) == (True, "busy", "ready, busy")
-    assert facts["finding"] == "Ready, busy: other programs use 98% of the CPU (limit 25%)"
-    assert facts["scope"].startswith(BUSY_MEANS)
-    assert facts["status"] == "success"  # it was carried out
-    shown = {card["label"]: card["spoilt"] for card in _cards(facts)}
+    assert facts.finding == "Ready, busy: other programs use 98% of the CPU (limit 25%)"
+    assert facts.scope.startswith(BUSY_MEANS)
+    assert facts.status == "success"  # it was carried out
+    shown = {card.label: card.spoilt for card in facts.numbers}
     # Only the time of a start is rough.
     assert shown == {"cores": "", "memory free": "", "from nothing to healthy, 1p1d": "rough"}
-    can, quiet = facts["questions"]
+    can, quiet = facts.questions
     assert can["why"].startswith("all ")
     assert "smoke run: client kept up" in quiet["why"]
 
@@ -104,17 +106,17 @@ async def test_a_gate_on_timing_never_makes_a_machine_unready(name, check):
 async def test_any_other_gate_of_the_smoke_run_does(name, check):
     facts = await check(smoked=SMOKED | {name: "FAIL"}, others=0.98)
     assert said(facts) == (False, "busy", "not ready")
-    assert facts["finding"] == "Not ready: as it should be"
-    assert f"{SMOKE}{name}" in facts["questions"][0]["why"]
+    assert facts.finding == "Not ready: as it should be"
+    assert f"{SMOKE}{name}" in facts.questions[0]["why"]
     # Cores and memory are the machine's, whatever its servers do.
-    assert [card["spoilt"] for card in _cards(facts)[:2]] == ["", ""]
+    assert [card.spoilt for card in facts.numbers[:2]] == ["", ""]
 
 
 async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check):
     facts = await check(smoked=LaunchError("store did not start: no room\n  log: /x/store.log"))
     assert said(facts) == (False, "quiet", "not ready")
-    assert facts["finding"] == "Not ready: store did not start: no room"
-    assert facts["next_step"] == "read the log that it names"
+    assert facts.finding == "Not ready: store did not start: no room"
+    assert facts.next_step == "read the log that it names"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,8 @@ async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check
 async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, check):
     facts = await check(**changed, smoked=AssertionError("a server was started"))
     assert said(facts)[0] is False
-    assert facts["finding"].startswith(finding)
-    assert facts["next_step"]
+    assert facts.finding.startswith(finding)
+    assert facts.next_step
 
 
 async def test_without_a_free_port_it_is_not_ready(check, monkeypatch):
@@ -138,14 +140,14 @@ async def test_without_a_free_port_it_is_not_ready(check, monkeypatch):
 
     monkeypatch.setattr(environment, "free_ports", none)
     facts = await check()
-    assert facts["finding"].startswith("Not ready: fewer than 16 free ports")
+    assert facts.finding.startswith("Not ready: fewer than 16 free ports")
 
 
 async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
     facts = await check(smoked=SMOKED | {"client kept up": "INCONCLUSIVE"})
     assert said(facts) == (True, "not known", "ready")
-    assert facts["finding"] == "Ready; quiet is not proven: as it should be"
-    assert facts["outcome"]["severity"] == "unsure"
+    assert facts.finding == "Ready; quiet is not proven: as it should be"
+    assert facts.outcome.severity == "unsure"
 
 
 async def test_without_a_smoke_run_the_rest_is_answered(check):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from math import isnan
+from math import isnan, nan
 
 import httpx
+import pytest
 
 from workbench.metrics.counters import (
     EngineCounters,
@@ -16,7 +17,7 @@ from workbench.metrics.counters import (
     kv_usage,
     sample,
 )
-from workbench.metrics.prometheus import difference, parse
+from workbench.metrics.prometheus import Counters, difference, parse
 from workbench.serve.connectors.lmcache import STORE
 from workbench.serve.connectors.nixl import CONNECTOR as NIXL
 
@@ -102,55 +103,40 @@ def test_vllm_0_12_to_0_15_count_hits_of_both_caches_and_the_rest_is_computed():
     assert (seen.total, seen.unknown) == (1000, "")
 
 
-def test_vllm_0_9_to_0_11_count_hits_of_their_own_cache_alone():
+GPU = "vllm:gpu_prefix_cache"
+"""The name of 0.8 to 0.10; before 0.9 it counts blocks, and says so."""
+NO_TOTAL = {"vllm:prefix_cache_queries": 100, "vllm:prefix_cache_hits": 64}
+"""Not every exporter ends counters in `_total`."""
+
+
+@pytest.mark.parametrize(
+    ("seen", "engine_hit", "why"),
+    [
+        (older(queries=1000, hits=320, prompt=1000), 320, "what a connector loads is not counted"),
+        (older(GPU, "blocks", queries=62, hits=20, prompt=1000), 320, "what a connector loads"),
+        (older(GPU, "tokens", queries=1000, hits=320, prompt=1000), 320, "what a connector loads"),
+        (older(GPU, "x", queries=1000, hits=320, prompt=1000), nan, f"the unit of {GPU}_hits"),
+        (older(queries=2000, hits=640, prompt=1000, external=0), nan, "prompts were looked up"),
+        (page(NO_TOTAL), nan, "prompt tokens are not counted"),
+        (page(NO_TOTAL | {"vllm:prompt_tokens_total": 100}), 64, "what a connector loads"),
+        (page({f"{GPU}_hit_rate": 0.9, "vllm:prompt_tokens_total": 1000}), nan,
+         "a hit rate of all time, from the V0 engine"),
+    ],
+)  # fmt: skip
+def test_versions_before_0_12_count_hits_of_their_own_cache_alone(
+    seen: Counters, engine_hit: float, why: str
+) -> None:
+    sources = EngineCounters.of(seen).sources
+    assert sources.engine_hit == pytest.approx(engine_hit, nan_ok=True)
+    assert isnan(sources.computed)
+    assert sources.total == pytest.approx(seen.sum("vllm:prompt_tokens_total"), nan_ok=True)
+    assert sources.unknown.startswith(why)
+    assert sources.unknown.endswith("vLLM 0.16 and later say it")
+
+
+def test_where_nothing_was_loaded_the_rest_was_computed() -> None:
     seen = EngineCounters.of(older(queries=1000, hits=320, prompt=1000)).sources
-    assert (seen.engine_hit, seen.total) == (320, 1000)
-    assert isnan(seen.computed) and isnan(seen.external_hit)
-    assert seen.unknown == "what a connector loads is not counted; vLLM 0.16 and later say it"
-    # Where it is known from elsewhere that nothing was loaded, nothing is left open.
     assert seen.without_external() == TokenSources(computed=680, engine_hit=320, external_hit=0)
-
-
-def test_vllm_0_8_counts_hits_in_blocks_and_says_so():
-    gpu = "vllm:gpu_prefix_cache"
-    in_blocks = older(gpu, "blocks", queries=62, hits=20, prompt=1000)
-    assert EngineCounters.of(in_blocks).sources.engine_hit == 320
-    in_tokens = older(gpu, "tokens", queries=1000, hits=320, prompt=1000)
-    assert EngineCounters.of(in_tokens).sources.engine_hit == 320
-    unsaid = EngineCounters.of(older(gpu, "x", queries=1000, hits=320, prompt=1000)).sources
-    assert isnan(unsaid.engine_hit)
-    assert unsaid.unknown.startswith("the unit of vllm:gpu_prefix_cache_hits is not said;")
-
-
-def test_counters_may_lack_the_end_of_their_name():
-    seen = EngineCounters.of(
-        page({"vllm:prefix_cache_queries": 100, "vllm:prefix_cache_hits": 64})
-    ).sources
-    assert isnan(seen.engine_hit)  # of how many prompt tokens is not known
-    seen = EngineCounters.of(
-        page(
-            {
-                "vllm:prefix_cache_queries": 100,
-                "vllm:prefix_cache_hits": 64,
-                "vllm:prompt_tokens_total": 100,
-            }
-        )
-    ).sources
-    assert seen.engine_hit == 64
-
-
-def test_hits_of_prompts_that_were_looked_up_again_and_again_are_no_hits():
-    seen = EngineCounters.of(older(queries=2000, hits=640, prompt=1000, external=0)).sources
-    assert isnan(seen.engine_hit)
-    assert seen.unknown.startswith("prompts were looked up more than once; vLLM 0.16 and later")
-
-
-def test_the_hit_rate_of_the_v0_engine_is_no_counter():
-    old = page({"vllm:gpu_prefix_cache_hit_rate": 0.9, "vllm:prompt_tokens_total": 1000})
-    seen = EngineCounters.of(old).sources
-    assert isnan(seen.engine_hit)
-    assert seen.total == 1000
-    assert seen.unknown.startswith("a hit rate of all time, from the V0 engine, is no counter;")
 
 
 def test_data_parallel_engines_of_an_instance_are_added_up():
@@ -208,45 +194,32 @@ def test_engines_without_nixl_say_nothing_of_it():
     assert NixlCounters.of([engine(computed=5)], TRANSFERS) is None
 
 
-def test_the_store_says_what_was_looked_up_and_found():
-    seen = StoreCounters.of(
-        page(
-            {
-                'lmcache_mp_lookup_requested_tokens_total{model_name="tiny"}': 9728,
-                'lmcache_mp_lookup_hit_tokens_total{model_name="tiny"}': 4864,
-                "lmcache_mp_l1_write_chunks_total": 19,
-                "lmcache_mp_l1_read_chunks_total": 38,
-                "lmcache_mp_l1_evicted_chunks_total": 2,
-            },
-            "lmcache",
+LOOKED_UP = 'lmcache_mp_lookup_{}_tokens_total{{model_name="tiny"}}'
+
+
+@pytest.mark.parametrize(
+    ("seen", "fields"),
+    [
+        (
+            page({LOOKED_UP.format("requested"): 9728, LOOKED_UP.format("hit"): 4864,
+                  "lmcache_mp_l1_write_chunks_total": 19}),
+            {"requested_tokens": 9728, "hit_tokens": 4864, "written_chunks": 19},
         ),
-        STORE.counters,
-    )
-    assert (seen.requested_tokens, seen.hit_tokens) == (9728, 4864)
-    assert (seen.written_chunks, seen.read_chunks, seen.evicted_chunks) == (19, 38, 2)
-
-
-def test_what_the_store_never_did_is_zero_since_it_exports_no_counter_before_its_first_use():
-    idle = StoreCounters.of(page({"lmcache_mp_l1_usage_ratio": 0.0}, "lmcache"), STORE.counters)
-    assert (idle.requested_tokens, idle.hit_tokens, idle.evicted_chunks) == (0, 0, 0)
-
-
-def test_lookups_without_hits_are_a_series_that_we_do_not_know():
-    looked_up = page({"lmcache_mp_lookup_requested_tokens_total": 256}, "lmcache")
-    seen = StoreCounters.of(looked_up, STORE.counters)
-    assert isnan(seen.hit_tokens)
-    assert seen.evicted_chunks == 0
-
-
-def test_a_page_of_something_else_says_nothing_of_the_store():
-    seen = StoreCounters.of(engine(computed=5), STORE.counters)
-    assert isnan(seen.evicted_chunks)
-
-
-def test_a_restarted_store_is_unknown():
-    name = "lmcache_mp_l1_write_chunks_total"
-    seen = StoreCounters.of(difference(page({name: 10}), page({name: 3})), STORE.counters)
-    assert isnan(seen.written_chunks)
+        # What it never did is zero: it exports no counter before its first use.
+        (page({"lmcache_mp_l1_usage_ratio": 0.0}), {"requested_tokens": 0, "evicted_chunks": 0}),
+        # Lookups without hits are a series that we do not know.
+        (page({LOOKED_UP.format("requested"): 256}), {"hit_tokens": nan, "evicted_chunks": 0}),
+        # A page of something else, and a restart.
+        (engine(computed=5), {"evicted_chunks": nan}),
+        (difference(page({"lmcache_mp_l1_write_chunks_total": 10}),
+                    page({"lmcache_mp_l1_write_chunks_total": 3})), {"written_chunks": nan}),
+    ],
+)  # fmt: skip
+def test_the_store_says_what_was_looked_up_and_found(
+    seen: Counters, fields: dict[str, float]
+) -> None:
+    found = StoreCounters.of(seen, STORE.counters)
+    assert {name: getattr(found, name) for name in fields} == pytest.approx(fields, nan_ok=True)
 
 
 def test_kv_usage_is_that_of_the_fullest_engine():
@@ -279,14 +252,9 @@ async def test_gauges_are_sampled_until_told_to_stop():
     async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
         rows = await sample(client, urls, 0.001, stop)
     assert [row["instance"] for row in rows] == ["prefill-0", "decode-0"] * 3
-    assert rows[0] | {"at_s": 0} == {
-        "instance": "prefill-0",
-        "at_s": 0,
-        "running": 2,
-        "waiting": 5,
-        "kv_usage": 0.25,
-    }
-    assert all(isnan(rows[1][gauge]) for gauge in ("running", "waiting", "kv_usage"))
+    gauges = {"running": 2, "waiting": 5, "kv_usage": 0.25}
+    assert rows[0] == {"instance": "prefill-0", "at_s": rows[0]["at_s"], **gauges}
+    assert all(isnan(rows[1][gauge]) for gauge in gauges)
     assert rows[0]["at_s"] < rows[2]["at_s"] < rows[4]["at_s"]
 
 

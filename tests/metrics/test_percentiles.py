@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from workbench.errors import ResultError
 from workbench.metrics import percentiles as module
-from workbench.metrics.gaps import GapCounts
 from workbench.metrics.latency import icl, latencies
-from workbench.metrics.percentiles import QUANTILES, percentiles
+from workbench.metrics.percentiles import QUANTILES, GapCounts, percentiles
 from workbench.metrics.statistics import quantile
 
 

@@ -23,6 +23,7 @@ def text(chart: Any) -> str:
 
 @pytest.fixture
 def result() -> dict[str, Any]:
+    """A result.json of the first schema, so that pages of earlier runs are tried too."""
     return {
         "schema": 1,
         "notebook": "pd_sweep",

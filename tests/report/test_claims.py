@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from workbench.experiment.result.result import Result
 from workbench.report.claims import MARKS, claim_panels, claim_table, shown_number
 from workbench.report.figures.claims import claim_curve, claim_intervals
 from workbench.report.page import render
@@ -58,7 +59,9 @@ def page(result: dict[str, Any]) -> Any:
 
     def make(rows: list[dict[str, Any]]) -> BeautifulSoup:
         notebook = nbformat.v4.new_notebook()
-        return BeautifulSoup(render(notebook, result | {"claims": rows}), "html.parser")
+        return BeautifulSoup(
+            render(notebook, Result.from_bundle(result | {"claims": rows}, "a test")), "html.parser"
+        )
 
     return make
 
@@ -155,7 +158,7 @@ def test_numbers_in_words(changed: dict[str, Any], shown: tuple[str, str]) -> No
 
 
 def test_a_notebook_shows_table_and_panels_by_themselves() -> None:
-    result = SimpleNamespace(facts={"claims": KINDS})
+    result = SimpleNamespace(run=SimpleNamespace(claims=KINDS))
     for view in (claim_table(result), claim_panels(result)):
         bundle = view._repr_mimebundle_()
         assert "K1" in bundle["text/html"]

@@ -44,7 +44,8 @@ def a_run(
         ]
         frames.append(to_frame(rows, arm="1a", round=0, **{"pass": name}))
     latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
-    facts = {"schema": 1, "finding": "", "simulated": simulated, "gates": [], **facts}
+    run = {"schema": 1, "notebook": "pd_sweep", "run_id": folder.name, "status": "success"}
+    facts = {**run, "simulated": simulated, **facts}
     (folder / "result.json").write_text(json.dumps(facts))
     return folder
 

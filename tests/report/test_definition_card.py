@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from workbench.experiment.result.result import MIME, Result
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 from workbench.report.definition_card import definition_card
-from workbench.report.outcome import RESULT_MIME
 from workbench.report.page import write_page
 
-FACTS: dict[str, Any] = {"started_at": "2026-11-20T11:02:00+00:00"}
+FACTS: dict[str, Any] = {
+    "schema": 2, "notebook": "pd_sweep", "run_id": "r", "status": "success",
+    "started_at": "2026-11-20T11:02:00+00:00",
+}  # fmt: skip
+RESULT = Result.from_bundle(FACTS, "a test")
 
 
 def request(index: int, first_s: float) -> RequestRecord:
@@ -48,7 +53,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
     import nbformat
 
-    output = new_output("display_data", {RESULT_MIME: FACTS | {"folder": str(run)}})
+    output = new_output("display_data", {MIME: FACTS | {"folder": str(run)}})
     nbformat.write(new_notebook(cells=[new_code_cell("r", outputs=[output])]), run / "run.ipynb")
     page = BeautifulSoup(write_page(run / "run.ipynb").read_text(), "html.parser")
     rows = page.select("table.definitions tbody tr")
@@ -71,13 +76,13 @@ def test_a_kind_without_a_name_is_a_kind(run):
 
     frame = pd.read_parquet(run / "requests.parquet").assign(workload=None)
     frame.to_parquet(run / "requests.parquet")
-    found = definition_card(FACTS, run / "run.ipynb")
+    found = definition_card(RESULT, run / "run.ipynb")
     assert found is not None
     assert (found["of"], found["sent"]) == ("1a, engine-warm", 3)
 
 
 def test_a_folder_that_moved_is_found_beside_the_notebook(run):
-    found = definition_card(FACTS | {"folder": "/nowhere"}, run / "run.ipynb")
+    found = definition_card(replace(RESULT, folder=Path("/nowhere")), run / "run.ipynb")
     assert found is not None
     assert found["sent"] == 3
 
@@ -93,12 +98,12 @@ def test_without_the_requests_of_this_run_there_is_no_card(run, broken):
         (run / "result.json").write_text(json.dumps(FACTS | {"started_at": "2026-11-21"}))
     else:
         to_frame([]).to_parquet(frame)
-    assert definition_card(FACTS, run / "run.ipynb") is None
+    assert definition_card(RESULT, run / "run.ipynb") is None
 
 
 def test_of_many_requests_the_first_are_taken_and_the_card_says_so(run, monkeypatch):
     monkeypatch.setattr("workbench.report.definition_card.MOST_ROWS", 4)
-    card = definition_card(FACTS, run / "run.ipynb")
+    card = definition_card(RESULT, run / "run.ipynb")
     assert card is not None
     assert card["of"] == "1a, cold, of the first 4 requests of 5"
     assert card["sent"] == 2

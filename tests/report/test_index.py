@@ -9,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from workbench.errors import ResultError
+from workbench.experiment.result.facts import from_plain
 from workbench.report.index import runs_of, write_index
 from workbench.report.outcome import outcome_of
 
@@ -65,12 +66,12 @@ def test_the_index_says_the_same_as_the_page(
 ) -> None:
     add(tmp_path, "one", result | facts)
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert run.outcome == outcome_of(result | facts)
+    assert run.outcome == outcome_of(from_plain(result | facts, "a test"))
     assert run.outcome.word == word
 
 
 def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
-    tmp_path: Path,
+    tmp_path: Path, result: dict[str, Any]
 ) -> None:
     folder = tmp_path / "pd_sweep" / "one"
     folder.mkdir(parents=True)
@@ -85,7 +86,7 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.finding == "The notebook ended early."
     # The page is of a notebook whose figures failed behind a good measurement.
-    (folder / "result.json").write_text('{"status": "success", "finding": "PD halves TTFT"}')
+    (folder / "result.json").write_text(json.dumps(result | {"finding": "PD halves TTFT"}))
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.outcome.word == "not carried out"
     (folder / "report.html").touch()

@@ -13,9 +13,10 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench.errors import ResultError
+from workbench.experiment.result.result import MIME, Result
 from workbench.report import figures
-from workbench.report.outcome import RESULT_MIME
-from workbench.report.page import render, result_of, write_page
+from workbench.report.page import render as render_page
+from workbench.report.page import result_of, write_page
 
 EVIL = "<script>alert('prompt')</script>"
 
@@ -39,6 +40,10 @@ def failing(name: str, message: str) -> Any:
     traceback = [f"\x1b[31mframe {i}\x1b[0m" for i in range(80)]
     error = new_output("error", ename=name, evalue=message, traceback=traceback)
     return new_code_cell("boom()", outputs=[error])
+
+
+def render(notebook: Any, facts: dict[str, Any] | None) -> str:
+    return render_page(notebook, Result.from_bundle(facts, "a test") if facts else None)
 
 
 def page(*cells: Any, result: dict[str, Any] | None = None) -> BeautifulSoup:
@@ -67,7 +72,7 @@ def whole(
         cells=[
             new_markdown_cell("# PD sweep\n\nDoes it help? See [the paper](https://arxiv.org/a)."),
             new_code_cell("topology = '1p4d'", metadata={"tags": ["parameters"]}),
-            cell("result", {RESULT_MIME: result, "text/plain": "Result(...)"}),
+            cell("result", {MIME: result, "text/plain": "Result(...)"}),
             new_markdown_cell("## Where TTFT goes down"),
             showing(figures.ttft_by_topology(summary, comparisons)),
             showing(figures.ttft_by_topology(summary, comparisons)),
@@ -89,11 +94,11 @@ def test_a_plain_notebook_is_a_page() -> None:
 
 
 def test_the_result_is_found_in_the_notebook(whole: Any, result: dict[str, Any]) -> None:
-    assert result_of(whole) == result
+    assert result_of(whole) == Result.from_bundle(result, "a test")
     assert result_of(new_notebook()) is None
     later = {**result, "status": "failed"}
-    whole.cells.append(cell("again", {RESULT_MIME: later}))
-    assert result_of(whole) == later
+    whole.cells.append(cell("again", {MIME: later}))
+    assert result_of(whole).run.status == "failed"  # type: ignore[union-attr]
 
 
 def test_the_first_screen_has_finding_numbers_gates_and_doubts(
@@ -249,7 +254,7 @@ def test_code_is_folded_with_that_of_neighbours_that_show_nothing() -> None:
 
 def test_text_is_never_html(result: dict[str, Any]) -> None:
     evil = {**result, "finding": EVIL, "doubts": [EVIL], "repeat": EVIL, "scope": EVIL}
-    evil["gates"] = [{"name": EVIL, "outcome": EVIL, "sentence": EVIL, "next_step": EVIL}]
+    evil["gates"] = [{"name": EVIL, "outcome": "FAIL", "sentence": EVIL, "next_step": EVIL}]
     evil["parameters"] = {EVIL: EVIL}
     soup = page(
         printed(f"\x1b[31m{EVIL}\x1b[0m"),

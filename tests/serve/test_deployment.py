@@ -3,7 +3,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -20,7 +20,7 @@ from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, deploy
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.launcher import ready
+from workbench.serve.processes.launcher import Process, ProcessSpec, ready
 from workbench.serve.processes.ports import free_ports, unused_ports
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
@@ -97,6 +97,36 @@ async def test_a_gpu_has_half_an_hour_to_load_its_weights(
 
     async with deploy(launcher, make, log_dir=tmp_path):
         assert set(waited) == {timeout_s}
+
+
+class Elsewhere:
+    """A place of another kind: it has the verbs of the seam, and processes without an id here."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.running: list[TestServer] = []
+
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_get("/{any:.*}", answer)
+        self.running.append(TestServer(app, port=spec.port))
+        await self.running[-1].start_server()
+        return Process(spec, log_dir / "none.log", asyncio.get_running_loop().create_future())
+
+    async def stop(self, processes: Iterable[Process]) -> None:
+        for process, server in zip(processes, self.running, strict=True):
+            await server.close()
+            process.exited.set_result(0)
+
+
+async def test_processes_may_run_in_another_place_that_has_the_verbs(pd, tmp_path):
+    place = Elsewhere()
+    async with deploy(place, pd(), log_dir=tmp_path) as running:
+        assert [process.alive for process in running.processes] == [True] * 4
+    assert not any(process.alive for process in running.processes)
 
 
 async def test_an_instance_that_looks_for_its_store_finds_it(launcher, pd, tmp_path):

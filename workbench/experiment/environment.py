@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import WorkbenchError
+from workbench.experiment.findings.sentences import marked
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import Card, EngineFacts, RunFacts, RunOutcome
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
@@ -27,6 +29,7 @@ from workbench.hardware.machine import Machine, ProcessorLoad
 from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate_table import failed_names
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve import vllm
 from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
@@ -119,7 +122,7 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
             step = "read the log that it names"
             gates.append(judge("smoke run", holds="", problems=[str(error)], next_step=step))
         else:
-            gates += [Gate(**row | {"name": SMOKE + row["name"]}) for row in smoke.facts["gates"]]
+            gates += [replace(gate, name=SMOKE + gate.name) for gate in smoke.run.gates]
     return _as_result(params, here, platform, gates, smoke)
 
 
@@ -252,7 +255,7 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
     ready, quiet = smoked and not failed, quietness(timing)
     if ready:
         word = {"quiet": "ready, quiet", "busy": "ready, busy"}.get(quiet, "ready")
-        severity = "ok" if quiet == "quiet" else "unsure"
+        severity: Literal["ok", "unsure", "bad"] = "ok" if quiet == "quiet" else "unsure"
         # FAIL stands before INCONCLUSIVE, and both before PASS.
         reason = min(timing, key=lambda gate: "FAIL INCONCLUSIVE PASS".index(gate.outcome))
         said = f"servers start and KV moves ({platform})"
@@ -280,7 +283,7 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
                 "why": _together(timing),
             },
         ],
-        "outcome": {"word": word, "severity": severity, "why": why},
+        "outcome": RunOutcome(word=word, severity=severity, why=why),
         "finding": finding,
         "scope": " ".join(filter(None, (scope, f"Next step: {step}" if step else ""))),
         "next_step": step,
@@ -312,53 +315,55 @@ def _as_result(
     gates: Sequence[Gate],
     smoke: Result | None,
 ) -> Result:
-    seen = smoke.facts if smoke else {}
+    seen = smoke.run if smoke else None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # Cores and memory are of the machine itself: whatever fails, they stay.
     numbers = [
-        _card("cores", here.cores, "", here.cpu, spoilt=""),
-        _card("memory free", here.memory_free_gb, "GB", f"of {here.memory_gb:.0f} GB", spoilt=""),
+        Card(label="cores", value=here.cores, note=here.cpu),
+        Card(
+            label="memory free",
+            value=here.memory_free_gb,
+            unit="GB",
+            note=f"of {here.memory_gb:.0f} GB",
+        ),
     ]
-    if smoke is not None:
-        label, note = "from nothing to healthy, 1p1d", "one launch, LMCache included"
-        numbers.append(_card(label, seen["launches_s"][0], "s", note, rests_on="times"))
-    engine = seen.get("engine", {})
+    if seen is not None:
+        numbers.append(
+            Card(
+                label="from nothing to healthy, 1p1d",
+                value=seen.launches_s[0],
+                unit="s",
+                note="one launch, LMCache included",
+                rests_on="times",
+            )
+        )
+    engine = seen.engine if seen else EngineFacts()
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "notebook": "environment_check",
-        "run_id": "here",
-        "status": "success",  # it was carried out, whatever it found
-        "simulated": False,
-        "started_at": seen.get("started_at", now),
-        "finished_at": now,
-        "duration_s": seen.get("duration_s", 0.0),
-        "parameters": asdict(params),
-        "machine": here.as_dict() | {"platform": platform},
+    facts = RunFacts(
+        notebook="environment_check",
+        run_id="here",
+        status="success",  # it was carried out, whatever it found
+        started_at=seen.started_at if seen else now,
+        finished_at=now,
+        duration_s=seen.duration_s if seen else 0.0,
+        parameters=asdict(params),
+        machine=here.as_dict() | {"platform": platform},
         **answers(gates, platform, smoked=smoke is not None or not params.smoke),
-        "numbers": numbers,
-        "gates": [asdict(gate) for gate in gates],
-        "doubts": [],
-        "engine": engine,
-        "limits": [
+        numbers=marked(numbers, failed_names(gates)),
+        gates=tuple(gates),
+        engine=engine,
+        limits=(
             "Ready says that servers start and KV moves here, not that they are fast.",
-            *filter(None, [engine.get("chosen")]),
-        ],
-        "platforms": platforms(here),
-        "arms": seen.get("arms", []),
-        "summary": seen.get("summary", []),
-        "comparisons": [],
-        "repeat": "papermill notebooks/environment_check.ipynb out.ipynb",
-        "files": {},
-    }
+            *filter(None, [engine.chosen]),
+        ),
+        platforms=tuple(platforms(here)),
+        arms=seen.arms if seen else (),
+        summary=seen.summary if seen else (),
+        repeat="papermill notebooks/environment_check.ipynb out.ipynb",
+    )
     folder.write_facts(facts)
     folder.promote()
-    return Result(facts=facts, folder=folder.home)
-
-
-def _card(label: str, value: float, unit: str, note: str, **rest: str) -> dict[str, Any]:
-    shown = {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note}
-    return shown | rest
+    return Result(run=facts, folder=folder.home)
 
 
 def platforms(here: Machine) -> list[dict[str, str]]:

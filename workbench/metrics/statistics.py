@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, exp, floor, isnan, log, log10, nan
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ROUNDS_FOR_INTERVAL",
     "Estimate",
+    "Number",
     "Ratio",
     "Verdict",
     "describe",
@@ -45,14 +46,34 @@ Verdict = Literal["faster", "slower", "undecided", "no_interval"]
 """
 
 
+class _NullIsNan:
+    """How pydantic reads a number that JSON cannot hold; whole ones stay whole."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import WrapValidator
+
+        def known(value: Any, read: Any) -> Any:
+            return nan if value is None else value if type(value) is int else read(value)
+
+        return WrapValidator(known).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": ["number", "null"]}
+
+
+Number = Annotated[float, _NullIsNan()]
+"""A number of a result: null in its file and NaN here where it is not known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A quantile with its 95 % interval; `low` and `high` are NaN where `note` says why."""
 
-    value: float
-    low: float
-    high: float
-    n: int
+    value: Number
+    low: Number
+    high: Number
+    n: int = -1
+    """Values that it rests on; -1 where a file does not say."""
     note: str = ""
 
 
@@ -60,9 +81,9 @@ class Estimate:
 class Ratio:
     """How many times better than the baseline; above 1 is better. NaN bounds without interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
     rounds: int
     pairs: int
     """Pairs that were used, over all rounds."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, nearest
-from workbench.params.measuring import EngineParams as EngineParams
-from workbench.params.measuring import LoadParams as LoadParams
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
+from workbench.params.shared import EngineParams as EngineParams
+from workbench.params.shared import LoadParams as LoadParams
 from workbench.topology import TensorParallel, Topology
 
 CONNECTORS = ("none", "lmcache", "nixl")

@@ -14,8 +14,9 @@ from typing import Any
 from nbconvert.filters import Highlight2HTML, ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from workbench.experiment.result.result import MIME
 from workbench.report.markup import Outline, clean
-from workbench.report.outcome import RESULT_MIME, failure_of
+from workbench.report.outcome import failure_of
 
 __all__ = ["render_cells"]
 
@@ -107,7 +108,7 @@ class _Page:
 
     def _bundle(self, data: Any, metadata: Any) -> str:
         """The richest form of an output that a page without a kernel and a network can show."""
-        if RESULT_MIME in data or _WIDGET in data:
+        if MIME in data or _WIDGET in data:
             return ""
         if _PLOTLY in data:
             return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}), "group")

@@ -5,12 +5,14 @@ The rows are plain values (docs/claims.md): this room knows nothing of how they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.experiment.result.result import Result
 from workbench.report.figures.claims import claim_curve, claim_intervals
 from workbench.report.numbers import exactly, number
+from workbench.report.templating import fill
 
 __all__ = ["MARKS", "ClaimView", "claim_panels", "claim_table", "shown_number", "shown_rows"]
 
@@ -36,21 +38,21 @@ class ClaimView:
         return {"text/html": self.html, "text/plain": self.text}
 
 
-def claim_table(result: Any) -> ClaimView:
+def claim_table(result: Result) -> ClaimView:
     """The table of all claims, for a notebook; the page has its own, sortable one."""
     return _view("claim_table.html.j2", result)
 
 
-def claim_panels(result: Any) -> ClaimView:
+def claim_panels(result: Result) -> ClaimView:
     """A panel for each claim, for a notebook."""
     return _view("claim_panels.html.j2", result)
 
 
-def shown_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def shown_rows(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The claims with what the templates show of them: mark, numbers in words, drawings."""
     rows: list[dict[str, Any]] = []
     drawn_in: dict[str, str] = {}
-    for place, claim in enumerate(facts.get("claims") or []):
+    for place, claim in enumerate(claims):
         drawn = [effect for effect in claim.get("effects", []) if _has_width(effect)]
         # A number that judges nothing is not drawn over a band that would confirm the claim.
         if not claim["measured"] or claim["gate"] != "G4" or claim["code"] == "hardware":
@@ -112,9 +114,7 @@ def shown_number(value: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "value": f"{number(value['estimate'])}{tail}", "interval": interval}
 
 
-def _view(template: str, result: Any) -> ClaimView:
-    from workbench.report.page import fill
-
-    rows = shown_rows(result.facts)
+def _view(template: str, result: Result) -> ClaimView:
+    rows = shown_rows(result.run.claims)
     lines = [f"{row['mark']} {row['id']}: {row['verdict']}. {row['reason']}" for row in rows]
     return ClaimView(html=fill(template, claims=rows, linked=False), text="\n".join(lines))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.result.percentile_table import percentile_table, without_struck
+from workbench.experiment.result.facts import EngineFacts
 from workbench.experiment.result.result import load_result
+from workbench.experiment.result.tables import percentile_table, without_struck
 from workbench.metrics.gates.gate_table import Spoil, spoil, taken_away, touching
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
@@ -34,7 +35,7 @@ class _Side:
     label: str
     requests: pd.DataFrame
     percentiles: pd.DataFrame
-    engine: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineFacts = field(default_factory=EngineFacts)
     """Of a run: its model and number format; empty where the result does not say."""
 
 
@@ -131,16 +132,20 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
     requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
     found.attrs = requests.attrs
     found = without_struck(found)
-    engine = result.facts.get("engine") or {}
-    return _Side(tool="", label=path.name, requests=requests, percentiles=found, engine=engine)
+    return _Side(
+        tool="", label=path.name, requests=requests, percentiles=found, engine=result.run.engine
+    )
 
 
 def _check_engines(sides: Sequence[_Side]) -> None:
     """Refuse runs in two number formats, or of tiny models of two sizes."""
-    told = [side for side in sides if side.engine]
+    told = [side for side in sides if side.engine.dtype]
     for side in told[1:]:
-        for name, noun in (("dtype", "dtype"), ("layers", "layers of the model")):
-            ours, theirs = told[0].engine.get(name), side.engine.get(name)
+        one, other = told[0].engine, side.engine
+        for noun, ours, theirs in (
+            ("dtype", one.dtype, other.dtype),
+            ("layers of the model", one.layers, other.layers),
+        ):
             if ours != theirs:
                 raise ResultError(
                     f"{told[0].label} and {side.label} differ in {noun} ({ours} and {theirs}):"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import ResultError
+from workbench.experiment.result.facts import read_facts
+from workbench.experiment.result.result import Result
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _KIND = ("arm", "workload", "n_requests", "pass")
 _STAMPS = ("error sent_s scheduled_s chunk_s chunk_tokens output_tokens stream_end_s").split()
 
 
-def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | None:
+def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
     """What the template shows: `of`, `tools`, `versions`, `rows` and `sources`.
 
     None where there are no requests. They come from the run's folder, else from beside the
@@ -31,7 +33,7 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     folder. One kind of request is used, that with the most rows, since a median over cold and warm
     passes is neither.
     """
-    requests = _requests(facts, notebook)
+    requests = _requests(result, notebook)
     if requests is None or requests.empty:
         return None
     left_out, of = requests.attrs["left_out"], "all requests"
@@ -63,14 +65,14 @@ def definition_card(facts: dict[str, Any], notebook: Path) -> dict[str, Any] | N
     }  # fmt: skip
 
 
-def _requests(facts: dict[str, Any], notebook: Path) -> pd.DataFrame | None:
+def _requests(result: Result, notebook: Path) -> pd.DataFrame | None:
     """The stamps of the run's requests, or None where they are not there, or not of this run."""
-    for folder in (Path(str(facts.get("folder") or notebook.parent)), notebook.parent):
+    for folder in (result.folder, notebook.parent):
         try:
-            kept = json.loads((folder / "result.json").read_text("utf-8"))
-            if kept.get("started_at") == facts.get("started_at"):
+            kept = read_facts(folder / "result.json")
+            if kept.started_at == result.run.started_at:
                 return _read(folder / "requests.parquet")
-        except (OSError, ValueError, AttributeError):  # no run, or a file that is cut off
+        except (OSError, ValueError, ResultError):  # no run, or a file that is cut off
             continue
     return None
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import nbformat
 
 from workbench.errors import ResultError
+from workbench.experiment.result.facts import RunFacts, RunOutcome, read_facts
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import duration, moment
-from workbench.report.outcome import RunOutcome, failure_of, outcome_of
-from workbench.report.page import fill
+from workbench.report.outcome import failure_of, outcome_of
+from workbench.report.templating import fill
 
 __all__ = ["Run", "runs_of", "write_index"]
 
@@ -78,41 +77,39 @@ def runs_of(notebook_dir: Path) -> list[Run]:
 def _read(folder: Path) -> Run:
     # A measurement may have ended well and a later cell not: its only page says that it failed.
     if (folder / "run.failed.ipynb").is_file() and not (folder / "report.html").is_file():
-        return _run(folder, _why_failed(folder), page="report.failed.html")
+        return _run(folder, None, _why_failed(folder), page="report.failed.html")
+    if not (folder / "result.json").is_file():
+        return _run(folder, None, "There is no result.json; the run ended before it wrote one.")
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return _run(folder, result)
-    except FileNotFoundError:
-        problem = "There is no result.json; the run ended before it wrote one."
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        problem = f"Its result.json cannot be read: {error}"
-    return _run(folder, {"status": "unreadable", "finding": problem})
+        facts = read_facts(folder / "result.json")
+    except (OSError, ResultError) as error:
+        return _run(folder, None, f"Its result.json cannot be read: {error}")
+    return _run(folder, facts, facts.finding or "No finding.")
 
 
-def _why_failed(folder: Path) -> dict[str, Any]:
+def _why_failed(folder: Path) -> str:
     """What the index tells of a run that could not be carried out: the notebook's own error."""
     try:
         failure = failure_of(nbformat.read(folder / "run.failed.ipynb", as_version=4))
     except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError):
         failure = None
-    said = f"{failure.name}: {failure.sentence}" if failure else "The notebook ended early."
-    return {"status": "failed", "finding": said}
+    return f"{failure.name}: {failure.sentence}" if failure else "The notebook ended early."
 
 
-def _run(folder: Path, result: dict[str, Any], *, page: str = "report.html") -> Run:
-    outcomes = Counter(str(gate.get("outcome")) for gate in result.get("gates") or [])
+def _run(folder: Path, facts: RunFacts | None, finding: str, *, page: str = "report.html") -> Run:
+    outcomes = Counter(gate.outcome for gate in facts.gates) if facts else Counter()
+    started = facts.started_at if facts else ""
     report = folder / page
-    started = str(result.get("started_at") or "")
     return Run(
         run_id=folder.name,
-        outcome=outcome_of(result),
-        finding=str(result.get("finding") or "No finding."),
+        outcome=outcome_of(facts, "failed" if page == "report.failed.html" else ""),
+        finding=finding,
         gates=tuple(
             (name, outcomes[name]) for name in ("FAIL", "INCONCLUSIVE", "PASS") if outcomes[name]
         ),
-        simulated=bool(result.get("simulated")),
+        simulated=facts is not None and facts.simulated,
         started=moment(started),
-        duration=duration(result.get("duration_s")),
+        duration=duration(facts.duration_s) if facts else "",
         when_s=_seconds(started) or folder.stat().st_mtime,
         link=quote(f"{folder.parent.name}/{folder.name}/{page}") if report.is_file() else "",
     )

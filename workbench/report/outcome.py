@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from nbconvert.filters import strip_ansi
 
-from workbench.metrics.gates.gate_table import failed_names, spoil, taken_away
-
-__all__ = [
-    "RESULT_MIME",
-    "Failure",
-    "RunOutcome",
-    "Severity",
-    "cut_off",
-    "failure_of",
-    "outcome_of",
-    "result_of",
-    "status_of",
-]
-
-RESULT_MIME = "application/vnd.workbench.result+json"
-"""An output of this type holds the result of the run, with its folder under `folder`."""
+from workbench.experiment.result.facts import RunFacts, RunOutcome
+from workbench.experiment.result.result import MIME, Result
+from workbench.metrics.gates.gate_table import taken_away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +25,16 @@ class Failure:
     """The lines of its message after the first."""
 
 
-def result_of(notebook: Any) -> dict[str, Any] | None:
-    """The result that the notebook carries in an output, the last one; None where it has none."""
+def result_of(notebook: Any, source: str = "the notebook") -> Result | None:
+    """The result that the notebook carries in an output, the last one; None where it has none.
+
+    Raises ResultError for one that cannot be read.
+    """
     found = None
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            found = output.get("data", {}).get(RESULT_MIME, found)
-    return found if isinstance(found, dict) else None
+            found = output.get("data", {}).get(MIME, found)
+    return None if found is None else Result.from_bundle(found, f"the result in {source}")
 
 
 def failure_of(notebook: Any) -> Failure | None:
@@ -70,7 +59,7 @@ def cut_off(notebook: Any) -> bool:
     return any(_unended(cell.metadata) for cell in notebook.cells if cell.cell_type == "code")
 
 
-def status_of(notebook: Any, result: dict[str, Any]) -> str:
+def status_of(notebook: Any, facts: RunFacts | None) -> str:
     """`started`, `success`, `failed`, `cancelled`, or empty where nothing says so.
 
     An exception outranks what the result said before it.
@@ -81,7 +70,9 @@ def status_of(notebook: Any, result: dict[str, Any]) -> str:
     run = notebook.metadata.get("papermill", {})
     if run.get("exception") or cut_off(notebook):
         return "failed"
-    return str(result.get("status") or ("success" if run.get("end_time") else ""))
+    if facts is not None:
+        return facts.status
+    return "success" if run.get("end_time") else ""
 
 
 def _unended(metadata: Any) -> bool:
@@ -89,58 +80,40 @@ def _unended(metadata: Any) -> bool:
     return not replied or metadata.get("papermill", {}).get("status") in ("pending", "running")
 
 
-Severity = Literal["ok", "unsure", "bad"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOutcome:
-    """How a run came out, in the words that page, index and terminal share."""
-
-    word: str
-    """`proven`, `proven in part`, `not proven`, `not checked`, `not carried out`, ..."""
-    severity: Severity
-    why: str = ""
-    """One sentence; empty where every check holds."""
-
-    @property
-    def mark(self) -> str:
-        """The shape that stands before the word, for readers who cannot tell colours."""
-        return {"ok": "●", "unsure": "◆", "bad": "▲"}[self.severity]
-
-
-_ENDED: dict[str, tuple[str, Severity, str]] = {
-    "failed": ("not carried out", "bad", "The run ended with an error."),
-    "cancelled": ("cancelled", "unsure", "The run was stopped."),
-    "started": ("unfinished", "unsure", "The run began and has not ended."),
-    "unreadable": ("unreadable", "unsure", "Its result cannot be read."),
+_ENDED = {
+    "failed": RunOutcome(
+        word="not carried out", severity="bad", why="The run ended with an error."
+    ),
+    "cancelled": RunOutcome(word="cancelled", severity="unsure", why="The run was stopped."),
+    "started": RunOutcome(
+        word="unfinished", severity="unsure", why="The run began and has not ended."
+    ),
+    "unreadable": RunOutcome(
+        word="unreadable", severity="unsure", why="Its result cannot be read."
+    ),
 }
 
 
-def outcome_of(facts: Mapping[str, Any], status: str = "") -> RunOutcome:
-    """The outcome of a run from its result.json; `status` outranks the one that stands there.
+def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
+    """The outcome of a run; `status` outranks the one in its facts, which may be missing.
 
-    A result may bring its own words in `outcome`, a mapping of `word`, `severity` and `why`, as
-    `environment_check` does (ready; ready, busy; not ready). They hold where it was carried out.
+    A result's own words in `facts.outcome` hold where it was carried out.
     """
-    status = status or str(facts.get("status") or "unreadable")
-    own = facts.get("outcome")
-    if isinstance(own, Mapping) and own.get("word") and status == "success":
-        severity: Severity = own["severity"] if own.get("severity") in ("ok", "bad") else "unsure"
-        return RunOutcome(word=str(own["word"]), severity=severity, why=str(own.get("why") or ""))
+    status = status or (facts.status if facts else "unreadable")
     if status != "success":
-        word, how_bad, why = _ENDED.get(status, (status, "unsure", ""))
-        return RunOutcome(word=word, severity=how_bad, why=why)
-    gates = [gate for gate in facts.get("gates") or [] if isinstance(gate, Mapping)]
-    failed = failed_names(gates)
-    said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in failed]
-    if facts.get("unproven", spoil(failed, "ratios").struck):
+        return _ENDED[status]
+    unchecked = RunOutcome(word="not checked", severity="unsure", why="No check was made.")
+    if facts is None:
+        return unchecked
+    if facts.outcome:
+        return facts.outcome
+    said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in facts.failed_gates]
+    if facts.unproven:
         return RunOutcome(word="not proven", severity="bad", why=f"{'. '.join(said)}.")
     if said:
         return RunOutcome(word="proven in part", severity="unsure", why=f"{'. '.join(said)}.")
-    open_ = sum(gate.get("outcome") != "PASS" for gate in gates)
+    open_ = sum(gate.outcome != "PASS" for gate in facts.gates)
     if open_:
-        why = f"{open_} of {len(gates)} checks could not be decided."
+        why = f"{open_} of {len(facts.gates)} checks could not be decided."
         return RunOutcome(word="proven in part", severity="unsure", why=why)
-    if not gates:
-        return RunOutcome(word="not checked", severity="unsure", why="No check was made.")
-    return RunOutcome(word="proven", severity="ok")
+    return RunOutcome(word="proven", severity="ok") if facts.gates else unchecked

@@ -70,8 +70,10 @@ _KEYS = {
     "context": ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
 }
 
-
 _ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+
+_HEADER_BYTES = 100_000_000
+"""Most that safetensors itself accepts."""
 
 _NOT_PLAIN = ("num_experts", "num_local_experts", "n_routed_experts", "quantization_config")
 
@@ -115,14 +117,13 @@ class ModelFacts:
 def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
     """Folder of the tiny model in Hugging Face format; made on the first call (seconds, 25 MB).
 
-    Fewer `layers` than LAYERS make a model for slow machines: each costs the same time for a token.
-    It lies under `cache_dir`, else WORKBENCH_CACHE, else XDG_CACHE_HOME/workbench, else
-    ~/.cache/workbench. Its name carries a hash of the recipe and of the Python version, whose
-    standard library the tokenizer is trained on. Several processes may call this at once: each
-    builds beside the place, and the first to finish wins. Raises PlanError when it can't be made.
+    Fewer `layers` than LAYERS make a model for slow machines. It lies in `cache_folder`; its name
+    has a hash of the recipe and of the Python version, whose standard library the tokenizer is
+    trained on. Several processes may call this at once: each builds beside the place, and the first
+    to finish wins. Raises PlanError when it can't be made.
     """
     config = _CONFIG | {"num_hidden_layers": layers}
-    place = cache_folder(cache_dir) / f"tiny-llama-{_recipe_hash(config)}"
+    place = (cache_dir or cache_folder()) / f"tiny-llama-{_recipe_hash(config)}"
     if place.is_dir():
         return place
     building: Path | None = None
@@ -194,7 +195,7 @@ def model_facts(path: Path | str) -> ModelFacts:
 def _numbers_in(file: Path) -> int:
     """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON with shapes.
 
-    0 for a file that has no such header: the engine will say what is wrong with it.
+    0 without such a header: the engine will say what is wrong with the file.
     """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -207,10 +208,6 @@ def _numbers_in(file: Path) -> int:
         return 0
 
 
-_HEADER_BYTES = 100_000_000
-"""Most that safetensors itself accepts."""
-
-
 def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:
     for key in keys:
         if isinstance(config.get(key), int):
@@ -218,10 +215,8 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:
     raise ParameterError(f"{file} does not say {' or '.join(keys)}: its model is not known here")
 
 
-def cache_folder(given: Path | None = None) -> Path:
+def cache_folder() -> Path:
     """Where the tiny model and what is known of this machine's speed are kept."""
-    if given is not None:
-        return Path(given)
     if own := os.environ.get("WORKBENCH_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")

@@ -1,5 +1,7 @@
 """What the serving recipes read from a run, here of simulated servers with true counters."""
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,20 +86,34 @@ def test_servers_start_in_the_number_format_that_was_asked_for(tmp_path):
         assert {arm.settings.dtype for arm in made.arms} == {"float32"}
 
 
-async def test_exact_counts_of_the_prefix_cache(tmp_path, published):
-    made = prefix_cache.cache_plan(SIMULATED, setting(tmp_path))
-    found = prefix_cache.read(await run(made, echo=lambda _: None))
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """A run of the prefix cache's plan, one round."""
+    made = prefix_cache.cache_plan(SIMULATED, setting(tmp_path_factory.mktemp("cache")))
+    return asyncio.run(run(made, echo=lambda _: None))
+
+
+@pytest.fixture
+def counts(cached):
+    """`counts(rows)` is what a run with these rows says, by claim, of effects that are counted."""
+
+    def make(rows):
+        found = prefix_cache.read(replace(cached, frames={"requests": rows})).measurements
+        names = {"OWN-HIT-TOKENS": "tokens off", "OWN-SAME-TEXT": "answers that differ"}
+        return {claim: found[claim].effects[name][0] for claim, name in names.items()}
+
+    return make
+
+
+def test_exact_counts_of_the_prefix_cache(cached, published):
+    found = prefix_cache.read(cached)
     assert set(found.measurements) == set(recipes()[0].claims)
     for claim, effects in found.measurements.items():
         assert set(effects.effects) == {effect.name for effect in published[claim].effects}
-    hits = found.measurements["OWN-HIT-TOKENS"]
-    assert hits.counted == {"tokens off"}
-    (off,) = hits.effects["tokens off"]
-    assert (off.low, off.high, off.runs) == (0, 0, 6)  # six lengths, whole blocks among them
-    (text,) = found.measurements["OWN-SAME-TEXT"].effects["answers that differ"]
-    assert (text.low, text.high) == (0, 0)
-    (twice,) = found.measurements["OWN-TOKEN-IDENTITY"].effects["tokens off"]
-    assert (twice.low, twice.high) == (0, 0)
+    for claim, runs in (("OWN-HIT-TOKENS", 6), ("OWN-SAME-TEXT", 3), ("OWN-TOKEN-IDENTITY", 7)):
+        measured = found.measurements[claim]
+        ((off,),) = measured.effects.values()
+        assert (off.low, off.high, off.runs) == (0, 0, runs) and measured.counted, claim
     assert len(found.measurements["OWN-TTFT-MONOTONE"].effects["TTFT"]) == 4
     assert found.checks["replicated_runs_with_ci"] == "fail"  # one round
     assert found.checks["aa_noise_floor"] == "unknown"
@@ -107,37 +123,24 @@ async def test_exact_counts_of_the_prefix_cache(tmp_path, published):
     assert list(found.table.columns[:3]) == ["quantity", "arm", "cell"]
 
 
-async def test_a_wrong_hit_is_seen(tmp_path):
-    result = await run(prefix_cache.cache_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
-    rows = result.frames["requests"]
+def test_a_wrong_hit_is_seen(cached, counts):
+    rows = cached.frames["requests"].copy()
     warm = rows.index[rows["pass"].eq("engine-warm")][0]
     rows.loc[warm, "cached_tokens"] += 128
     rows.loc[warm, "text"] = "another"
-    found = prefix_cache.read(result).measurements
-    (off,) = found["OWN-HIT-TOKENS"].effects["tokens off"]
+    off = counts(rows)["OWN-HIT-TOKENS"]
     assert (off.estimate, off.low, off.high) == (128, 0, 128)
-    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
-    assert text.high == 1
+    assert counts(rows)["OWN-SAME-TEXT"].high == 1
     rows.loc[warm, "parting_nat"] = 0.1  # the model held both tokens for equally good
-    (tie,) = prefix_cache.read(result).measurements["OWN-SAME-TEXT"].effects["answers that differ"]
-    assert tie.high == 0
+    assert counts(rows)["OWN-SAME-TEXT"].high == 0
     rows.loc[warm, "cached_tokens"] = -1  # a server that does not say
-    (unknown,) = prefix_cache.read(result).measurements["OWN-HIT-TOKENS"].effects["tokens off"]
-    assert unknown.runs == 0
+    assert counts(rows)["OWN-HIT-TOKENS"].runs == 0
 
 
-async def test_a_run_that_was_broken_off_confirms_nothing_about_an_arm_that_it_lacks(tmp_path):
-    result = await run(prefix_cache.cache_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
-    rows = result.frames["requests"]
-    result.frames["requests"] = rows[~rows["pass"].eq("engine-warm")]
-    found = prefix_cache.read(result).measurements
-    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
-    (off,) = found["OWN-HIT-TOKENS"].effects["tokens off"]
-    assert (text.runs, off.runs) == (0, 0)
-    result.frames["requests"] = rows[rows["arm"].str.startswith("cache off")]
-    found = prefix_cache.read(result).measurements
-    (text,) = found["OWN-SAME-TEXT"].effects["answers that differ"]
-    assert text.runs == 0 and found["OWN-TTFT-MONOTONE"].effects["TTFT"] == ()
+def test_a_run_that_was_broken_off_confirms_nothing_about_an_arm_that_it_lacks(cached, counts):
+    rows = cached.frames["requests"]
+    for left in (~rows["pass"].eq("engine-warm"), rows["arm"].str.startswith("cache off")):
+        assert {interval.runs for interval in counts(rows[left]).values()} == {0}
 
 
 async def test_the_store_earns_what_it_loads(tmp_path):
@@ -146,9 +149,12 @@ async def test_the_store_earns_what_it_loads(tmp_path):
     assert {name: (c.low, c.high) for name, (c,) in credit.effects.items()} == {
         "warm in the engine": (0, 0), "warm in the store": (0, 0),
     }  # fmt: skip
-    for row in result.facts["token_sources"]:
-        if row["pass"] == "engine-warm":
-            row["external_hit"] += 256  # a store that takes the engine's credit
+    # A store that takes the engine's credit.
+    rows = (
+        replace(row, external_hit=row.external_hit + 256 * (row.pass_name == "engine-warm"))
+        for row in result.run.token_sources
+    )
+    result = replace(result, run=replace(result.run, token_sources=tuple(rows)))
     (wrong,) = store.read(result).measurements["OWN-STORE-CREDIT"].effects["warm in the engine"]
     assert wrong.low == 256
 

@@ -7,7 +7,7 @@ from workbench.experiment.findings.compare import compare, summarise
 
 
 def only(table, **wanted):
-    (row,) = (r for r in table if wanted.items() <= r.items())
+    (row,) = (r for r in table if all(getattr(r, k) == v for k, v in wanted.items()))
     return row
 
 
@@ -29,21 +29,21 @@ def requests(rows):
 def test_a_summary_has_a_row_for_each_arm_pass_and_metric(requests):
     summary = summarise(requests)
     assert len(summary) == 8 * 5  # 2a has no store-warm pass
-    metrics = {row["metric"] for row in summary}
+    metrics = {row.metric for row in summary}
     assert metrics == {"ttft_s", "tpot_s", "e2e_s", "request_tps", "system_tps"}
 
 
 def test_the_median_is_over_the_requests_of_all_rounds(requests):
-    row = only(summarise(requests), arm="2a", metric="ttft_s", **{"pass": "cold"})
-    assert row["median"] == pytest.approx(6.0)  # of 2, 4, 6, 6, 12, 18
-    assert row["low"] <= row["median"] <= row["high"]
-    assert (row["n_requests"], row["n_failed"], row["n_rounds"]) == (6, 0, 3)
-    assert (row["topology"], row["connector"]) == ("2a", "none")
+    row = only(summarise(requests), arm="2a", metric="ttft_s", pass_name="cold")
+    assert row.estimate.value == pytest.approx(6.0)  # of 2, 4, 6, 6, 12, 18
+    assert row.estimate.low <= row.estimate.value <= row.estimate.high
+    assert (row.n_requests, row.n_failed, row.n_rounds) == (6, 0, 3)
+    assert (row.topology, row.connector) == ("2a", "none")
 
 
 def test_a_request_decodes_its_tokens_at_one_speed(requests):
-    row = only(summarise(requests), arm="2a", metric="request_tps", **{"pass": "cold"})
-    assert row["median"] == pytest.approx(100.0)
+    row = only(summarise(requests), arm="2a", metric="request_tps", pass_name="cold")
+    assert row.estimate.value == pytest.approx(100.0)
 
 
 def test_the_throughput_of_a_pass_counts_rounds_not_requests(rows):
@@ -52,34 +52,32 @@ def test_the_throughput_of_a_pass_counts_rounds_not_requests(rows):
         [rows("1a", "cold", [0.9] * 2), rows("1a", "cold", [1.9] * 2, round=1)], ignore_index=True
     )
     row = only(summarise(requests), metric="system_tps")
-    assert row["median"] == pytest.approx((11.0 + 5.5) / 2)
-    assert isnan(row["low"])
+    assert row.estimate.value == pytest.approx((11.0 + 5.5) / 2)
+    assert isnan(row.estimate.low)
 
 
 def test_failed_requests_are_counted_and_have_no_latency(rows, failed):
     row = only(summarise(rows("1a", "cold", [1.0, failed, 3.0])), metric="ttft_s")
-    assert (row["n_requests"], row["n_failed"], row["median"]) == (3, 1, 2.0)
+    assert (row.n_requests, row.n_failed, row.estimate.value) == (3, 1, 2.0)
 
 
 def test_a_pass_in_which_all_failed_has_no_median(rows, failed):
-    assert all(isnan(row["median"]) for row in summarise(rows("1a", "cold", [failed] * 3)))
+    assert all(isnan(row.estimate.value) for row in summarise(rows("1a", "cold", [failed] * 3)))
 
 
 def test_a_warm_pass_is_compared_with_the_cold_one_of_its_arm(sweep, requests):
     comparisons = compare(sweep(topology="1p1d"), requests)
-    row = only(
-        comparisons, kind="cache-state", metric="ttft_s", arm="2a", **{"pass": "engine-warm"}
-    )
-    assert row["ratio"] == pytest.approx(10.0)
-    assert (row["baseline_arm"], row["baseline_pass"]) == ("2a", "cold")
-    assert (row["n_rounds"], row["n_pairs"]) == (3, 6)
-    assert row["low"] == pytest.approx(row["high"])  # every round says exactly the same
+    row = only(comparisons, kind="cache-state", metric="ttft_s", arm="2a", pass_name="engine-warm")
+    assert row.ratio.value == pytest.approx(10.0)
+    assert (row.baseline_arm, row.baseline_pass) == ("2a", "cold")
+    assert (row.ratio.rounds, row.ratio.pairs) == (3, 6)
+    assert row.ratio.low == pytest.approx(row.ratio.high)  # every round says exactly the same
 
 
 def test_a_subject_is_compared_with_its_opponents_in_the_same_state(sweep, requests):
-    comparisons = [r for r in compare(sweep(topology="1p1d"), requests) if r["kind"] == "opponent"]
+    comparisons = [r for r in compare(sweep(topology="1p1d"), requests) if r.kind == "opponent"]
     ttft = {
-        (r["baseline_arm"], r["pass"]): r["ratio"] for r in comparisons if r["metric"] == "ttft_s"
+        (r.baseline_arm, r.pass_name): r.ratio.value for r in comparisons if r.metric == "ttft_s"
     }
     # 2a without a store has no store-warm pass to be compared.
     assert ttft == {
@@ -89,17 +87,17 @@ def test_a_subject_is_compared_with_its_opponents_in_the_same_state(sweep, reque
             ("2a lmcache", "cold"), ("2a lmcache", "engine-warm"), ("2a lmcache", "store-warm"),
         )
     }  # fmt: skip
-    assert all(r["baseline_pass"] == r["pass"] for r in comparisons)
-    assert {r["arm"] for r in comparisons} == {"1p1d lmcache"}
+    assert all(r.baseline_pass == r.pass_name for r in comparisons)
+    assert {r.arm for r in comparisons} == {"1p1d lmcache"}
 
 
 def test_more_throughput_is_a_ratio_above_one(sweep, requests):
     row = only(
         compare(sweep(topology="1p1d"), requests),
-        kind="opponent", metric="system_tps", baseline_arm="2a", **{"pass": "cold"},
+        kind="opponent", metric="system_tps", baseline_arm="2a", pass_name="cold",
     )  # fmt: skip
     # 22 tokens in 4 and in 8 seconds, nearly: the answers themselves take 0.1 s each.
-    assert 1.9 < row["ratio"] < 2.0
+    assert 1.9 < row.ratio.value < 2.0
 
 
 def test_unlike_numbers_of_gpus_are_not_compared(sweep, rows):
@@ -107,9 +105,7 @@ def test_unlike_numbers_of_gpus_are_not_compared(sweep, rows):
     requests = pd.concat(
         [rows(arm.label, p.name, [1.0]) for arm in plan.arms for p in arm.passes], ignore_index=True
     )
-    pairs = {
-        (r["arm"], r["baseline_arm"]) for r in compare(plan, requests) if r["kind"] == "opponent"
-    }
+    pairs = {(r.arm, r.baseline_arm) for r in compare(plan, requests) if r.kind == "opponent"}
     assert pairs == {
         ("1p1d lmcache", "2a"), ("1p1d lmcache", "2a lmcache"),
         ("1p2d lmcache", "3a"), ("1p2d lmcache", "3a lmcache"),
@@ -118,7 +114,7 @@ def test_unlike_numbers_of_gpus_are_not_compared(sweep, rows):
 
 def test_what_was_not_measured_is_not_compared(sweep, rows):
     # The run broke off after the first arm's cold pass.
-    assert compare(sweep(topology="1p1d"), rows("1p1d lmcache", "cold", [1.0])) == []
+    assert compare(sweep(topology="1p1d"), rows("1p1d lmcache", "cold", [1.0])) == ()
 
 
 def test_a_failed_request_leaves_its_pair_out(sweep, rows, failed):
@@ -131,10 +127,10 @@ def test_a_failed_request_leaves_its_pair_out(sweep, rows, failed):
         ignore_index=True,
     )
     row = only(compare(plan, requests), metric="ttft_s")
-    assert row["ratio"] == pytest.approx(10.0)
-    assert row["n_pairs"] == 1
-    assert "1 of 2 pairs left out" in row["note"]
-    assert isnan(row["low"])  # one round
+    assert row.ratio.value == pytest.approx(10.0)
+    assert row.ratio.pairs == 1
+    assert "1 of 2 pairs left out" in row.ratio.note
+    assert isnan(row.ratio.low)  # one round
 
 
 def test_the_prefix_cache_is_compared_with_none(prefix_cache, rows):
@@ -144,9 +140,9 @@ def test_the_prefix_cache_is_compared_with_none(prefix_cache, rows):
     parts += [rows("cache on", name, [s], round=n) for name, s in times.items() for n in range(3)]
     comparisons = compare(plan, pd.concat(parts, ignore_index=True))
     off = {
-        r["pass"]: r["ratio"]
+        r.pass_name: r.ratio.value
         for r in comparisons
-        if r["kind"] == "cache-off" and r["metric"] == "ttft_s"
+        if r.kind == "cache-off" and r.metric == "ttft_s"
     }
     assert off == {
         "cold": pytest.approx(1 / 1.1),

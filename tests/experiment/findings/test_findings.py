@@ -1,4 +1,3 @@
-import json
 import shlex
 from math import nan
 
@@ -6,9 +5,10 @@ import pandas as pd
 import pytest
 from papermill.cli import _resolve_type
 
-from workbench.experiment.findings.findings import conclude, repeat_command
+from workbench.experiment.findings import findings
+from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.plan.plan import run_id
-from workbench.experiment.result.run_folder import jsonable
+from workbench.experiment.result.facts import RunFacts, from_plain, to_plain
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.passes import PassCounters
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
@@ -64,27 +64,33 @@ def every_pass(plan):
     ]
 
 
+def conclude(plan, requests, passes=(), doubts=()):
+    begun = RunFacts(notebook=plan.notebook, run_id=plan.run_id, status="success", doubts=doubts)
+    return findings.conclude(begun, plan, requests=requests, passes=passes)
+
+
 def gates(facts):
-    return {gate["name"]: gate["outcome"] for gate in facts["gates"]}
+    return {gate.name: gate.outcome for gate in facts.gates}
 
 
 def test_a_conclusion_has_everything_that_a_page_shows(sweep, rows):
     plan = sweep(topology="1p1d", rounds=3, requests=3)
-    facts = conclude(plan, measured(plan, rows), [], ["a doubt from the run"])
-    assert facts["finding"] and facts["scope"] and facts["numbers"]
-    assert facts["doubts"][1] == "a doubt from the run"  # after that of a gate
-    assert {row["arm"] for row in facts["summary"]} == {"1p1d lmcache", "2a", "2a lmcache"}
-    assert {row["kind"] for row in facts["comparisons"]} == {"cache-state", "opponent"}
-    assert facts["workload"]["requests"] == 3
-    assert facts["workload"]["hash"] == plan.workload.build("any").hash
-    json.dumps(jsonable(facts), allow_nan=False)
+    facts = conclude(plan, measured(plan, rows), doubts=("a doubt from the run",))
+    assert facts.finding and facts.scope and facts.numbers
+    assert facts.doubts[1] == "a doubt from the run"  # after that of a gate
+    assert {row.arm for row in facts.summary} == {"1p1d lmcache", "2a", "2a lmcache"}
+    assert {row.kind for row in facts.comparisons} == {"cache-state", "opponent"}
+    assert facts.workload.requests == 3
+    assert facts.workload.hash == plan.workload.build("any").hash
+    plain = to_plain(facts)
+    assert to_plain(from_plain(plain, "itself")) == plain
 
 
 def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
-    facts = conclude(sweep(), to_frame(()), [], [])
-    assert facts["finding"] == "Nothing was measured"
-    assert facts["gates"] == facts["summary"] == facts["comparisons"] == facts["numbers"] == []
-    assert facts["repeat"].startswith("papermill")
+    facts = conclude(sweep(), to_frame(()))
+    assert facts.finding == "Nothing was measured"
+    assert facts.gates == facts.summary == facts.comparisons == facts.numbers == ()
+    assert facts.repeat.startswith("papermill")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):
 )
 def test_a_gate_is_asked_where_it_means_something(params, applies, sweep, rows):
     plan = sweep(**params)
-    asked = list(gates(conclude(plan, measured(plan, rows), every_pass(plan), [])))
+    asked = list(gates(conclude(plan, measured(plan, rows), every_pass(plan))))
     always = (
         "every pass ran",
         "no failures",
@@ -125,30 +131,28 @@ def test_a_gate_is_asked_where_it_means_something(params, applies, sweep, rows):
 
 def test_gates_judge_rows_and_counters(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
-    good = gates(conclude(plan, measured(plan, rows), cold_passes(plan), []))
+    good = gates(conclude(plan, measured(plan, rows), cold_passes(plan)))
     assert good["cold was cold"] == "PASS"
     assert good["no failures"] == good["same text"] == "PASS"
     assert good["engine-warm was engine-warm"] == "INCONCLUSIVE"  # no such counters were given
-    warm = gates(conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), []))
+    warm = gates(conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9)))
     assert warm["cold was cold"] == "FAIL"
 
 
 def test_failed_requests_fail_their_gate(sweep, rows):
     plan = sweep(topology="1p1d", opponents=False)
-    facts = conclude(plan, measured(plan, rows, ttft_s=(1.0, nan, nan)), [], [])
+    facts = conclude(plan, measured(plan, rows, ttft_s=(1.0, nan, nan)))
     assert gates(facts)["no failures"] == "FAIL"
 
 
 def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
-    facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9), [])
-    assert facts["finding"] == (
+    facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9))
+    assert facts.finding == (
         "Not proven: a pass that is called cold found its prompts in a cache (gate “cold was cold”)"
     )
-    assert (
-        "Some passes are missing: every number comes from the passes that ran." in facts["doubts"]
-    )
-    assert "prefix cache" in facts["unproven"]
+    assert "Some passes are missing: every number comes from the passes that ran." in facts.doubts
+    assert "prefix cache" in facts.unproven
 
 
 def test_launches_that_differ_are_a_doubt(sweep, rows):
@@ -161,7 +165,7 @@ def test_launches_that_differ_are_a_doubt(sweep, rows):
         ],
         ignore_index=True,
     )
-    doubts = conclude(plan, requests, [], [])["doubts"]
+    doubts = conclude(plan, requests).doubts
     assert any("Launches differ by more than the intervals" in doubt for doubt in doubts)
 
 
@@ -169,9 +173,9 @@ def test_partly_new_prompts_need_not_have_the_same_answer(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     requests = measured(plan, rows)
     requests.loc[requests["pass"] == "50% cached", "text"] = "another"
-    assert gates(conclude(plan, requests, [], []))["same text"] == "PASS"
+    assert gates(conclude(plan, requests))["same text"] == "PASS"
     requests.loc[requests["pass"] == "engine-warm", "text"] = "another"
-    assert gates(conclude(plan, requests, [], []))["same text"] == "FAIL"
+    assert gates(conclude(plan, requests))["same text"] == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -183,19 +187,19 @@ def test_partly_new_prompts_need_not_have_the_same_answer(prefix_cache, rows):
     ],
 )
 def test_few_rounds_are_a_doubt(rounds, doubt, sweep):
-    doubts = conclude(sweep(rounds=rounds), to_frame(()), [], [])["doubts"]
+    doubts = conclude(sweep(rounds=rounds), to_frame(())).doubts
     assert doubts[0].startswith(doubt)
-    assert conclude(sweep(rounds=5), to_frame(()), [], [])["doubts"] == []
+    assert conclude(sweep(rounds=5), to_frame(())).doubts == ()
 
 
 def test_few_requests_are_a_doubt_with_the_number_needed(sweep, rows):
     plan = sweep(topology="1p1d", opponents=False, rounds=5)
-    _, doubt = conclude(plan, measured(plan, rows, rounds=5), [], [])["doubts"]
+    _, doubt = conclude(plan, measured(plan, rows, rounds=5)).doubts
     assert doubt.startswith(
         "15 requests per arm and pass: too few for an interval of p90 (needs 36)"
     )
     assert "p99 (needs 368)" in doubt
-    _, less = conclude(plan, measured(plan, rows, [1.0] * 40, rounds=1), [], [])["doubts"]
+    _, less = conclude(plan, measured(plan, rows, [1.0] * 40, rounds=1)).doubts
     assert "p90" not in less and "p99 (needs 368)" in less
 
 
@@ -208,18 +212,18 @@ def test_few_requests_are_a_doubt_with_the_number_needed(sweep, rows):
     ],
 )
 def test_what_prompts_repeat_is_served_in_a_cold_pass_too(workload, said, sweep):
-    limits = conclude(sweep(**workload), to_frame(()), [], [])["limits"]
+    limits = conclude(sweep(**workload), to_frame(())).limits
     told = [limit for limit in limits if limit.startswith("Prompts repeat")]
     assert len(told) == bool(said) and said in "".join(told)
 
 
 def test_limits_are_those_of_this_run(sweep, machine_has):
-    on_cpu = " ".join(conclude(sweep(), to_frame(()), [], [])["limits"])
+    on_cpu = " ".join(conclude(sweep(), to_frame(())).limits)
     assert "On a CPU" in on_cpu and "closed loop" in on_cpu and "random tokens" in on_cpu
-    attached = conclude(sweep(**ATTACH, rate_per_s=1.0), to_frame(()), [], [])["limits"]
+    attached = conclude(sweep(**ATTACH, rate_per_s=1.0), to_frame(())).limits
     assert "On a CPU" not in " ".join(attached) and "closed loop" not in " ".join(attached)
     machine_has("cuda", gpus=8)
-    assert "On a CPU" not in " ".join(conclude(sweep(), to_frame(()), [], [])["limits"])
+    assert "On a CPU" not in " ".join(conclude(sweep(), to_frame(())).limits)
 
 
 @pytest.mark.parametrize(

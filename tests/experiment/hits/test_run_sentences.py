@@ -71,7 +71,7 @@ def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
     assert any("Break-even, 50% in LMCache: not reached" in s for s in said)
     assert any("cold TTFT by +10.0 %" in s for s in said)
     assert any("it pays once 12.5% of such prompts come back" in s for s in said)
-    assert [card["label"] for card in cards(rows, [])] == [
+    assert [card.label for card in cards(rows, [])] == [
         "TTFT computed / loaded, 4,000 tokens", "cold TTFT added by LMCache",
     ]  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_a_hit_that_the_engine_had_too_is_claimed_and_not_credited() -> None:
     row = tier.as_row()
     assert (row["hit_share"], row["claimed_share"], row["idle"]) == (0.96, 1.0, 256)
     assert "claims 256 hits for them (100% of what it was asked)" in sentences([], [tier])[0]
-    assert cards([], [tier])[0]["value"] == 100
+    assert cards([], [tier])[0].value == 100
 
 
 @pytest.mark.parametrize(

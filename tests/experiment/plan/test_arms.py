@@ -102,6 +102,7 @@ def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
         ({"workload": "shared_prefix", "shared_share": 0.0}, ParameterError, "shared_tokens is 0"),
         ({"workload": "batch_processing", "requests": 3}, ParameterError, "raise requests"),
         ({"requests": 20_000}, ParameterError, "vocab_tokens is 12288"),
+        ({**ATTACH, "workload": "text"}, ParameterError, "servers do not give their tokenizer"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(params, error, sentence, sweep):
@@ -146,12 +147,6 @@ def test_server_lists_and_a_store_allow_more_passes(sweep):
     assert arms(plan)["attached"][1] == ["cold", "engine-warm", "store-warm"]
     (doubt,) = plan.doubts
     assert doubt.startswith("The servers were started by somebody else: rounds are not launches")
-
-
-def test_the_load_is_a_closed_or_an_open_loop(sweep):
-    assert sweep(concurrency=2).arrivals.describe() == "closed loop, 2 at a time"
-    timed = sweep(rate_per_s=2.0, requests=5).arrivals
-    assert (timed.kind, len(timed.offsets_s)) == ("poisson", 5)
 
 
 def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypatch):
@@ -226,16 +221,18 @@ def test_a_scenario_has_lengths_of_its_own_and_smaller_ones_on_a_cpu(sweep, mach
 
 
 @pytest.mark.parametrize(
-    ("params", "kind"),
+    ("params", "kind", "timed"),
     [
-        ({"arrivals": "constant", "rate_per_s": 2.0}, "constant"),
-        ({"arrivals": "gamma", "rate_per_s": 2.0, "burstiness": 0.5}, "gamma"),
-        ({"arrivals": "ramp", "rate_per_s": 2.0, "end_rate_per_s": 4.0}, "ramp"),
+        ({"concurrency": 2}, "closed", 0),
+        ({"rate_per_s": 2.0}, "poisson", 4),
+        ({"arrivals": "constant", "rate_per_s": 2.0}, "constant", 4),
+        ({"arrivals": "gamma", "rate_per_s": 2.0, "burstiness": 0.5}, "gamma", 4),
+        ({"arrivals": "ramp", "rate_per_s": 2.0, "end_rate_per_s": 4.0}, "ramp", 4),
     ],
 )
-def test_both_notebooks_have_every_kind_of_arrival(sweep, prefix_cache, params, kind):
+def test_both_notebooks_have_every_kind_of_arrival(sweep, prefix_cache, params, kind, timed):
     for plan in (sweep(**params, requests=4), prefix_cache(**params, requests=4)):
-        assert (plan.arrivals.kind, len(plan.arrivals.offsets_s)) == (kind, 4)
+        assert (plan.arrivals.kind, len(plan.arrivals.offsets_s)) == (kind, timed)
 
 
 def test_other_workloads_leave_the_partly_warm_passes_out(prefix_cache):
@@ -248,11 +245,6 @@ def test_other_workloads_leave_the_partly_warm_passes_out(prefix_cache):
 def test_a_simulated_engine_counts_text_itself(sweep):
     plan = sweep(engine="simulated", workload="text", api="chat", prompt_tokens=500, requests=2)
     assert [r.prompt_tokens for r in plan.workload.sample.requests] == [500, 500]
-
-
-def test_text_for_attached_servers_needs_their_model(sweep):
-    with pytest.raises(ParameterError, match="attached servers do not give their tokenizer"):
-        sweep(**ATTACH, workload="text")
 
 
 def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cache):

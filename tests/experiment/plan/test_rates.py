@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.findings.compare import compare
-from workbench.experiment.plan.rates import Rates, answers, rate_rows, rate_sentences
+from workbench.experiment.findings.rate_findings import answers, rate_rows, rate_sentences
+from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Limits, Search
 from workbench.experiment.run.run import run
 
@@ -71,10 +72,10 @@ def test_a_sweep_shows_offered_and_achieved_and_goodput():
     assert list(rates.of_round(1, "1a", pd.DataFrame)) == [5.0, 20.0]
     rows = rate_rows(rates, pd.concat([queue(5), queue(20)], ignore_index=True))
     below, above = rows
-    assert (below["offered_per_s"], above["offered_per_s"]) == pytest.approx((5, 20))
-    assert (below["achieved_per_s"], above["achieved_per_s"]) == pytest.approx((5, 10))
-    assert below["share"] == 1 and below["goodput_per_s"] == pytest.approx(5)
-    assert above["share"] < 0.3 and above["goodput_per_s"] == pytest.approx(10 * above["share"])
+    assert (below.offered_per_s, above.offered_per_s) == pytest.approx((5, 20))
+    assert (below.achieved_per_s, above.achieved_per_s) == pytest.approx((5, 10))
+    assert below.share == 1 and below.goodput_per_s == pytest.approx(5)
+    assert above.share < 0.3 and above.goodput_per_s == pytest.approx(10 * above.share)
     (said,) = rate_sentences(rates, rows, {})
     assert said == (
         "1a: answers ended at 10 a second at most, with 20 requests/s offered; goodput was 5"
@@ -92,7 +93,7 @@ def test_a_sweep_that_never_overtook_the_server_has_no_most():
 def test_failed_requests_do_not_meet_limits_and_make_no_rate():
     failed = queue(5).assign(ttft_s=np.nan, tpot_s=np.nan, chunk_s=[()] * 40)
     (row,) = rate_rows(Rates(given=(5.0,), limits=LIMITS), failed)
-    assert row["share"] == 0 and isnan(row["achieved_per_s"])
+    assert row.share == 0 and isnan(row.achieved_per_s)
 
 
 def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
@@ -105,13 +106,13 @@ def test_an_opponent_is_compared_at_the_rates_that_both_had(sweep, rows):
             rows(rival, "cold at 20/s", [0.1, 0.1]),
         ]
     )
-    found = {(r["pass"], r["metric"]): r["ratio"] for r in compare(plan, frame)}
+    found = {(r.pass_name, r.metric): r.ratio.value for r in compare(plan, frame)}
     assert found["cold at 5/s", "ttft_s"] == pytest.approx(0.5)
     assert {name for name, _ in found} == {"cold at 5/s"}
 
 
 def test_without_rates_there_is_nothing():
-    assert rate_rows(None, queue(5)) == [] and answers(None, queue(5)) == {}
+    assert rate_rows(None, queue(5)) == () and answers(None, queue(5)) == {}
 
 
 async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):

@@ -17,13 +17,10 @@ def slow(cold_s: float) -> Speed:
     return replace(TYPICAL, prefill_times=cold_s / TYPICAL.prefill_s(22_660))
 
 
-def test_a_prompt_twice_as_long_takes_more_than_twice_as_long():
+def test_a_prefill_takes_what_was_measured_less_what_a_cache_has():
     assert TYPICAL.prefill_s(22_660) == pytest.approx(4.0, rel=0.15)  # both were measured
     assert TYPICAL.prefill_s(5_000) == pytest.approx(0.46, rel=0.2)
     assert slow(8.0).prefill_s(22_660) == pytest.approx(8.0)
-
-
-def test_what_a_cache_has_is_not_computed():
     assert TYPICAL.prefill_s(5_000, reused_tokens=5_000) == 0
     rest_s = TYPICAL.prefill_s(5_000) - TYPICAL.prefill_s(4_000)
     assert TYPICAL.prefill_s(5_000, reused_tokens=4_000) == pytest.approx(rest_s)
@@ -75,18 +72,14 @@ def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, mon
     assert len(arms.plan(PdSweep(topology="1p1d", opponents=False)).workload.sample.requests) == 3
 
 
-def test_requests_at_a_rate_are_all_sent_however_long_it_takes(machine_has, monkeypatch):
+@pytest.mark.parametrize(
+    "asked",
+    [{"rate_per_s": 0.1}, {"rates_per_s": [0.1, 0.2]}, {"engine": "simulated", "rounds": 200}],
+)
+def test_requests_with_a_time_or_that_take_none_are_all_sent(asked, machine_has, monkeypatch):
     machine_has("cpu")
     monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(5.9))
-    for asked in ({"rate_per_s": 0.1}, {"rates_per_s": [0.1, 0.2]}):
-        plan = arms.plan(PdSweep(topology="1p4d", **asked))
-        assert plan.estimate_s > arms.LONG_RUN_S
-        assert len(plan.workload.sample.requests) == len(plan.arrivals.offsets_s) == 3
-
-
-def test_pretended_servers_take_no_longer_for_more_requests(tmp_path):
-    asked = PdSweep(engine="simulated", topology="1p4d", rounds=200, output_dir=str(tmp_path))
-    plan = arms.plan(asked)
+    plan = arms.plan(PdSweep(topology="1p4d", **asked))
     assert plan.estimate_s > arms.LONG_RUN_S
     assert len(plan.workload.sample.requests) == 3
 

@@ -1,71 +1,58 @@
 import json
 from dataclasses import replace
+from math import nan
 
 import pandas as pd
 import pytest
 
 from workbench.errors import ResultError
-from workbench.experiment.result.result import MIME, SCHEMA, Result, load_result
+from workbench.experiment.result.facts import Comparison, RunFacts, SummaryRow
+from workbench.experiment.result.result import MIME, Result, load_result
 from workbench.experiment.result.run_folder import RunFolder
+from workbench.metrics.gates.gate import Gate
+from workbench.metrics.statistics import Estimate, Ratio
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (None, "result.json does not exist: no run has succeeded in this folder"),
-        ("", "is not JSON"),
-        ('{"schema": 1,', "the file was cut or edited"),
-        ("{}", "names no schema: it was not written by the workbench"),
-        ('{"schema": "1"}', "names no schema"),
-        ("[1]", "names no schema"),
-        ('{"schema": 99}', "has schema 99 and this workbench reads up to 1: update it"),
-    ],
-)
-def test_what_cannot_be_read_is_said_in_a_sentence(content, sentence, tmp_path):
-    if content is not None:
-        (tmp_path / "result.json").write_text(content)
-    with pytest.raises(ResultError) as error:
-        load_result(tmp_path)
-    assert sentence in str(error.value)
-    assert str(tmp_path / "result.json") in str(error.value)
+def facts(**fields):
+    return RunFacts(notebook="pd_sweep", run_id="1p4d-3f9a2c", status="success", **fields)
 
 
-def test_a_result_without_rows_is_still_read(tmp_path):
-    (tmp_path / "result.json").write_text('{"schema": 1, "finding": "x"}')
-    assert load_result(tmp_path).frames == {}
-
-
-def median(metric, value, low=None, high=None, *, arm="1p4d lmcache", name="cold"):
-    return {
-        "arm": arm, "topology": "1p4d", "connector": "lmcache", "pass": name, "metric": metric,
-        "median": value, "low": low, "high": high, "n_requests": 30, "n_failed": 0,
-    }  # fmt: skip
+def median(metric, value, low=nan, high=nan, *, arm="1p4d lmcache", name="cold"):
+    return SummaryRow(
+        arm=arm, topology="1p4d", connector="lmcache", pass_name=name, metric=metric, n_requests=30,
+        n_failed=0, n_rounds=5, estimate=Estimate(value=value, low=low, high=high),
+    )  # fmt: skip
 
 
 def ratio(metric, value):
-    return {"kind": "cache-state", "metric": metric, "ratio": value, "low": None, "high": None,
-            "sentence": f"{value:g}x"}  # fmt: skip
+    return Comparison(
+        kind="cache-state", metric=metric, arm="1a", pass_name="engine-warm", baseline_arm="1a",
+        baseline_pass="cold", sentence=f"{value:g}x",
+        ratio=Ratio(value=value, low=nan, high=nan, rounds=1, pairs=6),
+    )  # fmt: skip
+
+
+def gate(name, outcome="FAIL"):
+    return Gate(name=name, outcome=outcome, sentence="so it is")
 
 
 @pytest.fixture
 def result(tmp_path):
-    """As read from a file: what was NaN is null."""
-    facts = {
-        "schema": SCHEMA,
-        "finding": "A warm store cuts TTFT 18 times",
-        "summary": [
+    run = facts(
+        finding="A warm store cuts TTFT 18 times",
+        summary=(
             median("ttft_s", 1.2345, 1.2, 1.3),
             median("ttft_s", 0.0504, name="store-warm"),
             median("system_tps", 1234.5, 1000.0, 1500.0),
-            median("system_tps", None, name="store-warm"),
-        ],
-        "comparisons": [ratio("ttft_s", 18.0), ratio("system_tps", 2.0)],
-        "gates": [{"name": "cold was cold", "outcome": "PASS", "sentence": "", "next_step": ""}],
-        "doubts": ["few rounds"],
-        "machine": {"cpu": "a CPU", "versions": {"vllm": "0.32.0"}},
-        "platforms": [{"platform": "cpu", "can run": "much"}],
-    }
-    return Result(facts=facts, folder=tmp_path)
+            median("system_tps", nan, name="store-warm"),
+        ),
+        comparisons=(ratio("ttft_s", 18.0), ratio("system_tps", 2.0)),
+        gates=(gate("cold was cold", "PASS"),),
+        doubts=("few rounds",),
+        machine={"cpu": "a CPU", "versions": {"vllm": "0.32.0"}},
+        platforms=({"platform": "cpu", "can run": "much"},),
+    )
+    return Result(run=run, folder=tmp_path)
 
 
 def test_medians_are_a_wide_table_in_milliseconds_and_tokens_per_second(result):
@@ -120,7 +107,7 @@ def test_hits_are_those_whose_server_counts_them(tmp_path):
             "ideal_reuse_tokens": [0, 999, 0],
         }
     )
-    result = Result(facts={}, folder=tmp_path, frames={"requests": requests})
+    result = Result(run=facts(), folder=tmp_path, frames={"requests": requests})
     assert result.hits.to_dict("records") == [
         {"pass": "engine-warm", "prompt_tokens": 1000, "cached_tokens": 992, "ideal_tokens": 999}
     ]
@@ -141,7 +128,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     leg = {"received_s": 0.001, "decode_sent_s": 0.01, "decode_first_byte_s": 0.199}
     legs = pd.DataFrame([{**r, **leg} for r in rows])
     found = Result(
-        facts=result.facts, folder=result.folder, frames={"requests": requests, "legs": legs}
+        run=result.run, folder=result.folder, frames={"requests": requests, "legs": legs}
     )
     waterfall = found.waterfall()
     assert waterfall["prefill_compute_s"].tolist() == pytest.approx([0.1] * 6)
@@ -153,13 +140,12 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
         "2a beside 1p1d nixl, cold: no difference of TTFT detectable at this n (0 ms [0, 0]), and"
         " no part stands out."
     ]
-    gate = {"name": "cold was cold", "outcome": "FAIL", "sentence": "It was warm."}
-    spoiled = replace(found, facts=found.facts | {"gates": [gate]})
+    spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [
         "Not proven: gate “cold was cold” failed: what follows may have other causes.",
         *found.why(),
     ]
-    busy = replace(found, facts=found.facts | {"gates": [gate | {"name": "client kept up"}]})
+    busy = replace(found, run=facts(gates=(gate("client kept up"),)))
     assert busy.why()[1:] == found.why()
     assert busy.why()[0].endswith("Intervals of ratios contain this noise.")
 
@@ -170,10 +156,10 @@ def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monk
     columns = {"arm": "1a", "pass": "cold", "error": "", "text": "a", "chunk_s": stamps}
     latencies = dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), 0.25)
     folder.write("requests", pd.DataFrame(columns | latencies))
-    folder.write_facts({"schema": SCHEMA, "finding": "many"})
+    folder.write_facts(facts(finding="many"))
     folder.promote()
     assert "chunk_s" in load_result(folder.home).requests
-    monkeypatch.setattr("workbench.experiment.result.frame_file.GROUP_ROWS", 8)
+    monkeypatch.setattr("workbench.experiment.result.run_folder.GROUP_ROWS", 8)
     result = load_result(folder.home)
     assert list(result.requests) == ["arm", "pass", "error", "ttft_s", "tpot_s", "e2e_s"]
     # and yet its gaps are known
@@ -186,12 +172,11 @@ def test_no_p99_is_printed_where_the_client_did_not_keep_up(tmp_path):
     rows = pd.DataFrame({"arm": "1a", "pass": "cold", "error": "", "ttft_s": [0.01 * n for n in
                          range(400)], "tpot_s": 0.25, "e2e_s": 0.25})  # fmt: skip
     rows["chunk_s"] = [[0.0, 0.5]] * 400
-    gate = {"name": "client kept up", "outcome": "PASS", "sentence": "it was late"}
-    facts = {"gates": [gate], "finding": ""}
-    kept_up = Result(facts=facts, folder=tmp_path, frames={"requests": rows})
+    run = facts(gates=(gate("client kept up", "PASS"),))
+    kept_up = Result(run=run, folder=tmp_path, frames={"requests": rows})
     assert "[" in kept_up.percentile_table().set_index("metric").loc["TTFT, ms", "p99"]
     for outcome in ("FAIL", "INCONCLUSIVE"):
-        late = replace(kept_up, facts={"gates": [gate | {"outcome": outcome}], "finding": ""})
+        late = replace(kept_up, run=facts(gates=(gate("client kept up", outcome),)))
         row = late.percentile_table().set_index("metric").loc["TTFT, ms"]
         assert row["p99"] == "withheld (client kept up)"
         assert "[" in row["p50"]
@@ -204,10 +189,8 @@ def test_a_gate_on_one_pass_takes_no_p99_of_another(tmp_path):
                          "ttft_s": [0.01 * n for n in range(800)], "tpot_s": 0.25,
                          "e2e_s": 0.25})  # fmt: skip
     rows["chunk_s"] = [[0.0, 0.5]] * 800
-    gate = {"name": "store-warm was store-warm", "outcome": "FAIL", "sentence": "it was cold"}
-    result = Result(
-        facts={"gates": [gate], "finding": ""}, folder=tmp_path, frames={"requests": rows}
-    )
+    run = facts(gates=(gate("store-warm was store-warm"),))
+    result = Result(run=run, folder=tmp_path, frames={"requests": rows})
     table = result.percentile_table().set_index(["pass", "metric"])
     assert "[" in table.loc[("cold", "TTFT, ms"), "p99"]
     assert "withheld" in table.loc[("store-warm", "TTFT, ms"), "p99"]

@@ -1,14 +1,13 @@
-import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from workbench.experiment.result.result import SCHEMA, load_result
-from workbench.experiment.result.run_folder import RunFolder, jsonable, output_root
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result import load_result
+from workbench.experiment.result.run_folder import RunFolder, output_root, read_frame, write_frame
 from workbench.hardware.machine import repository_root
 
 
@@ -16,11 +15,15 @@ def open_folder(tmp_path):
     return RunFolder.open(str(tmp_path), "pd_sweep", "1p4d-3f9a2c")
 
 
+def facts(finding, status="success"):
+    return RunFacts(notebook="pd_sweep", run_id="1p4d-3f9a2c", status=status, finding=finding)
+
+
 def finish(folder, finding):
     """What a run writes, from its first row to its success."""
     folder.write("requests", pd.DataFrame({"index": [0, 1], "finding": finding}))
     (folder.logs / "store.log").write_text(finding)
-    folder.write_facts({"schema": SCHEMA, "finding": finding})
+    folder.write_facts(facts(finding))
     folder.promote()
 
 
@@ -38,7 +41,7 @@ def test_a_run_that_succeeds_is_the_runs_result(tmp_path):
     assert not folder.attempt.exists()
     assert (folder.home / "logs" / "store.log").read_text() == "first"
     result = load_result(folder.home)
-    assert result.facts["finding"] == "first"
+    assert result.run.finding == "first"
     assert list(result.requests["index"]) == [0, 1]
 
 
@@ -47,7 +50,7 @@ def test_a_better_run_takes_its_place(tmp_path):
     again = open_folder(tmp_path)
     finish(again, "second")
     result = load_result(again.home)
-    assert result.facts["finding"] == "second"
+    assert result.run.finding == "second"
     assert set(result.requests["finding"]) == {"second"}
     assert (again.home / "logs" / "store.log").read_text() == "second"
 
@@ -56,12 +59,12 @@ def test_a_run_that_failed_leaves_the_earlier_result_untouched(tmp_path):
     finish(open_folder(tmp_path), "first")
     failed = open_folder(tmp_path)
     failed.write("requests", pd.DataFrame({"index": [9]}))
-    failed.write_facts({"schema": SCHEMA, "finding": "it broke", "status": "failed"})
+    failed.write_facts(facts("it broke", "failed"))
     # No promotion: its rows stay in its own folder.
     result = load_result(failed.home)
-    assert result.facts["finding"] == "first"
+    assert result.run.finding == "first"
     assert list(result.requests["index"]) == [0, 1]
-    assert load_result(failed.attempt).facts["status"] == "failed"
+    assert load_result(failed.attempt).run.status == "failed"
     assert list(load_result(failed.attempt).requests["index"]) == [9]
 
 
@@ -73,7 +76,7 @@ def test_runs_at_the_same_time_never_mix_their_files(tmp_path):
     result = load_result(folders[0].home)
     (rows,) = set(result.requests["finding"])
     log = (result.folder / "logs" / "store.log").read_text()
-    assert rows == result.facts["finding"] == log
+    assert rows == result.run.finding == log
 
 
 def test_a_write_that_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
@@ -90,21 +93,24 @@ def test_a_write_that_breaks_off_leaves_the_earlier_file(tmp_path, monkeypatch):
     assert list(pd.read_parquet(folder.attempt / "requests.parquet")["index"]) == [1]
 
 
-def test_json_has_no_nan_no_numpy_and_no_paths():
-    facts = {
-        "nan": math.nan,
-        "inf": [math.inf, 1.5],
-        "numpy": (np.float64("nan"), np.int64(3), np.bool_(True)),
-        1: Path("/x"),
-        "none": None,
-        "true": True,
-    }
-    assert jsonable(facts) == {
-        "nan": None,
-        "inf": [None, 1.5],
-        "numpy": [None, 3, True],
-        "1": "/x",
-        "none": None,
-        "true": True,
-    }
-    json.dumps(jsonable(facts), allow_nan=False)
+@pytest.mark.parametrize("stamps", [[(1.0, 2.5), ()], [(), ()]])
+def test_a_frame_comes_back_as_it_was(tmp_path, stamps):
+    frame = pd.DataFrame({"arm": ["a", "a"], "chunk_s": stamps, "chunk_tokens": [(1, 2), ()]})
+    write_frame(tmp_path / "f.parquet", frame.set_index(frame.index + 5))
+    read = read_frame(tmp_path / "f.parquet")
+    assert list(read["arm"]) == ["a", "a"]
+    for name in ("chunk_s", "chunk_tokens"):
+        assert [tuple(row) for row in read[name]] == list(frame[name])
+
+
+def test_stamps_are_split_into_their_bytes_and_words_into_a_dictionary(tmp_path):
+    write_frame(tmp_path / "f.parquet", pd.DataFrame({"arm": ["a"], "chunk_s": [(1.0, 2.0)]}))
+    group = pq.read_metadata(tmp_path / "f.parquet").row_group(0)
+    encodings = {group.column(n).path_in_schema: group.column(n).encodings for n in (0, 1)}
+    assert "BYTE_STREAM_SPLIT" in encodings["chunk_s.list.element"]
+    assert "RLE_DICTIONARY" in encodings["arm"]
+
+
+def test_an_empty_frame_is_a_file_too(tmp_path):
+    write_frame(tmp_path / "f.parquet", pd.DataFrame(columns=["arm", "chunk_s"]))
+    assert read_frame(tmp_path / "f.parquet").empty

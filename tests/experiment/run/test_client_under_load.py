@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from workbench.experiment.result.percentile_table import no_p99
+from workbench.experiment.result.tables import no_p99
 from workbench.experiment.run.monitor import watch_client
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import ProcessorLoad
@@ -71,8 +71,7 @@ async def test_a_blocked_loop_fails_the_gate_and_withholds_the_p99(vllm: Any) ->
     assert gate.outcome == "FAIL"
     assert "requests were sent" in gate.sentence
     assert "the client's event loop ran" in gate.sentence
-    facts = [{"name": gate.name, "outcome": gate.outcome, "sentence": gate.sentence}]
-    assert no_p99(facts).startswith("gate 'client kept up' is FAIL: requests were sent")
+    assert no_p99([gate]).startswith("gate 'client kept up' is FAIL: requests were sent")
 
 
 async def test_a_core_that_others_take_fails_the_gate(vllm: Any) -> None:

@@ -21,7 +21,7 @@ from workbench.experiment.run import measure
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
-from workbench.metrics.gates.gate_table import KINDS, failed_names, spoil
+from workbench.metrics.gates.gate_table import KINDS, spoil
 from workbench.params.notebooks import PdSweep
 from workbench.report.figures import token_sources, tps_by_topology
 from workbench.report.outcome import outcome_of
@@ -129,21 +129,19 @@ async def simulate(folder: Path, deployment: str, **values: Any) -> Result:
 
 def spoilt(result: Result) -> dict[str, str]:
     """What became of each kind of number where a reader finds it; text is in its gate alone."""
-    failed = failed_names(result.facts["gates"])
+    failed = result.run.failed_gates
     tails = result.percentiles.query("quantile >= 0.99")
     withheld = tails["note"].str.startswith("withheld")
     assert withheld.any() == (spoil(failed, "tails").effect == "struck")
-    assert bool(result.facts["unproven"]) == (spoil(failed, "ratios").effect == "struck")
+    assert bool(result.run.unproven) == (spoil(failed, "ratios").effect == "struck")
     for shown, kind in (
         (token_sources(result.token_sources), "counts"),
         (tps_by_topology(result.summary), "times"),
     ):
         assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
-    for card in result.facts["numbers"]:
-        does = spoil(
-            failed, card["rests_on"], passes=card["passes"], interval=isfinite(card["low"])
-        )
-        assert card["spoilt"] == does.effect
+    for card in result.run.numbers:
+        does = spoil(failed, card.rests_on, passes=card.passes, interval=isfinite(card.low))
+        assert card.spoilt == does.effect
     return {kind: does.effect for kind in KINDS if (does := spoil(failed, kind)).effect}
 
 
@@ -197,9 +195,9 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     assert failed == ["client kept up"]  # another may be undecided where this machine is busy
     assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
     assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
-    assert outcome_of(result.facts).word == "proven in part"
-    ratio = result.facts["numbers"][0]
-    assert ratio["low"] > 1 and ratio["spoilt"] == "doubt"
+    assert outcome_of(result.run).word == "proven in part"
+    ratio = result.run.numbers[0]
+    assert ratio.low > 1 and ratio.spoilt == "doubt"
     assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
 
 

@@ -9,8 +9,7 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.measure import measure_arm
 from workbench.experiment.run.run_log import Log
 from workbench.serve.deployment import Deployment, Instance
-from workbench.serve.processes.launcher import ProcessSpec
-from workbench.serve.processes.local import LocalProcess
+from workbench.serve.processes.launcher import Process, ProcessSpec
 
 
 @pytest.fixture
@@ -50,8 +49,8 @@ async def test_a_launch_is_noted_with_its_arm(measure):
     assert log.launches_s == [2.5]
     assert log.measuring_s > 0
     arm = log.arms["attached"]
-    assert (arm["role"], arm["instances"], arm["passes"]) == (
-        "attached", 1, ["cold", "engine-warm"]
+    assert (arm.role, arm.instances, arm.passes) == (
+        "attached", 1, ("cold", "engine-warm")
     )  # fmt: skip
 
 
@@ -82,7 +81,7 @@ async def test_a_server_that_ended_by_itself_ends_its_launch(measure, vllm, tmp_
     )
     exited = asyncio.get_running_loop().create_future()
     exited.set_result(-9)
-    log, said, _ = await measure(processes=(LocalProcess(spec, 1, log_file, exited),))
+    log, said, _ = await measure(processes=(Process(spec, log_file, exited),))
     assert set(log.frame("requests")["pass"]) == {"cold"}  # it is noticed after the first pass
     (doubt,) = (doubt for doubt in log.doubts if "decode-0" in doubt)
     assert doubt.startswith(

@@ -15,8 +15,7 @@ def sentence(result: Result, name: str) -> str:
 
 
 def ratios(result: Result, metric: str) -> list[float]:
-    rows = [row for row in result.facts["comparisons"] if row["metric"] == metric]
-    return [row["ratio"] for row in rows]
+    return [row.ratio.value for row in result.run.comparisons if row.metric == metric]
 
 
 async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_rest(

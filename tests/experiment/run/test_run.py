@@ -8,7 +8,8 @@ import pytest
 
 from workbench.errors import DeploymentError, ResultError
 from workbench.experiment.plan.plan import Pass
-from workbench.experiment.result.result import SCHEMA, load_result
+from workbench.experiment.result.facts import SCHEMA
+from workbench.experiment.result.result import load_result
 from workbench.experiment.run.progress import read_standing
 from workbench.experiment.run.run import run
 from workbench.serve import deployment as serve

@@ -3,8 +3,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from workbench.metrics.gates import answer_gates as gates
-from workbench.metrics.gates import cache_gates
 from workbench.metrics.gates.answer_gates import (
     cached_as_planned,
     no_failures,
@@ -162,11 +160,6 @@ def test_unknown_counts_are_left_out(frame):
     assert gate.sentence.endswith("; 2 rows left out: failed or without a count")
     frame["output_tokens"] = -1
     assert output_counts_equal(frame).outcome == "INCONCLUSIVE"
-
-
-def test_every_gate_is_offered_at_one_door():
-    assert set(cache_gates.__all__) <= set(gates.__all__)
-    assert all(hasattr(gates, name) for name in gates.__all__)
 
 
 def test_partly_warm_requests_found_what_was_planned():

@@ -7,7 +7,7 @@ import pytest
 
 from workbench.metrics.counters import StoreCounters, TokenSources
 from workbench.metrics.gates import cache_gates
-from workbench.metrics.gates.answer_gates import (
+from workbench.metrics.gates.cache_gates import (
     PassCounters,
     cold_was_cold,
     cross_instance,

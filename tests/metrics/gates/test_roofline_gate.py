@@ -3,7 +3,7 @@ from math import nan
 import pandas as pd
 import pytest
 
-from workbench.metrics.gates.roofline_gate import Ceilings, below_ceilings
+from workbench.metrics.gates.answer_gates import Ceilings, below_ceilings
 
 LIMIT = {"1a": Ceilings(prefill_tps=20_000, decode_tps=200)}
 

@@ -58,26 +58,89 @@ def test_lmcache_is_credited_with_what_it_had_beyond_the_engine(
     )
 
 
-def test_a_load_too_small_to_be_worth_it_earns_nothing() -> None:
-    text = (
-        "Reqid: cmpl-1, Total tokens 600, Inference Engine computed tokens: 384, LMCache hit"
-        " tokens: 512, but need to load: 128 < min_retrieve 256, skip retrieve but record for save"
-        " skip"
-    )
-    row = only(read(line(text)))
-    assert (row["need_to_load"], row["loaded_tokens"], row["skipped"]) == (128, 0, True)
+def prefix_hits(keys: int) -> str:
+    """The older form of a prefetch's line."""
+    text = f"Prefetch request completed (L1+L2): {keys}/{keys} prefix hits ({keys} L1, 0 L2)"
+    return line(f"{text} in 0.6 ms (prefetch_request_id=-1)")
 
 
-def test_what_did_not_arrive_is_not_credited() -> None:
-    row = only(read(lookup("a", 2000, 1792, 1792, engine=0), retrieved("a", 1024, 1792)))
-    assert (row["loaded_tokens"], row["seconds"], row["gb_per_s"]) == (1024, 0.01, 25)
+NUMBERS = "Reqid: a, Total tokens 4096, LMCache hit tokens: 3840, need to load: 2816"
+AT_ONCE = "[2026-01-20 21:21:58,711] LMCache INFO: "
 
 
-def test_a_request_that_waits_is_looked_up_again_and_counts_once() -> None:
-    pending = line("Reqid: cmpl-1, Total tokens 900, LMCache hit tokens: None.")
-    asked = lookup("cmpl-1", total=900, hit=768, need=768, engine=0)
-    log = read(pending, asked, asked, asked)
-    assert (only(log)["lookups"], log.credit.lmcache, log.cut) == (3, 768, 0)
+@pytest.mark.parametrize(
+    ("lines", "row"),
+    [
+        pytest.param(
+            [line("Reqid: a, Total tokens 600, Inference Engine computed tokens: 384, LMCache hit"
+                  " tokens: 512, but need to load: 128 < min_retrieve 256, skip retrieve but")],
+            {"need_to_load": 128, "loaded_tokens": 0, "skipped": True},
+            id="a load too small to be worth it earns nothing",
+        ),
+        pytest.param(
+            [lookup("a", 2000, 1792, 1792, engine=0), retrieved("a", 1024, 1792)],
+            {"loaded_tokens": 1024, "seconds": 0.01, "gb_per_s": 25},
+            id="what did not arrive is not credited",
+        ),
+        pytest.param(
+            [line("Reqid: a, Total tokens 900, LMCache hit tokens: None."),
+             lookup("a", 900, 768, 768, engine=0) * 3],
+            {"lookups": 3, "loaded_tokens": 768},
+            id="a request that waits is looked up again and counts once",
+        ),
+        pytest.param(
+            [lookup("0", 1000, 0, 0, engine=0), stored("0", 1000),
+             lookup("0", 1030, 768, 768, engine=0, at="2026-11-21 11:42:29,019")],
+            {"prompt_tokens": 1030},
+            id="a preempted request is the same one, with its answer so far",
+        ),
+        pytest.param(
+            [lookup("a", 900, 512, 224, engine=288), retrieved("a", 256, 256)],
+            {"loaded_tokens": 224},
+            id="288 tokens are in the engine: of the second chunk, 224 of 256 were missing",
+        ),
+        pytest.param(
+            [lookup("a", 900, 512, 224, engine=288), retrieved("a", 0, 256)],
+            {"loaded_tokens": 0},
+            id="nothing of them arrived",
+        ),
+        pytest.param(
+            [lookup("a", 32, 24, 8), retrieved("a", 8, 24)],
+            {"loaded_tokens": 8},
+            id="some versions call all that was looked up required",
+        ),
+        pytest.param(
+            [lookup("a", 8210, 8210, 8209), line("Retrieved 33 memory objects from RemoteBackend"),
+             retrieved("a", 8210, 8210)],
+            {"loaded_tokens": 8209},
+            id="objects are no tokens",
+        ),
+        pytest.param(
+            [line(NUMBERS.replace("4096", "\x1b[1m4096\x1b[0m"))],
+            {"prompt_tokens": 4096},
+            id="a colour within a line does not hide it",
+        ),
+        pytest.param(
+            [f"{AT_ONCE}{NUMBERS}\r\n"],
+            {"need_to_load": 2816},
+            id="lines of a log without places in the source end with the number",
+        ),
+        pytest.param(
+            [line("<resume-load> req=cmpl-1 apc=512 lmcache=256 load=0")],
+            {"generation": "mp", "engine_hit_tokens": 512, "loaded_tokens": 0},
+            id="of a request that was preempted mp says what the engine held",
+        ),
+        pytest.param(
+            [prefix_hits(3)], {"generation": "mp", "l1_keys": 3},
+            id="the older form of a prefetch",
+        ),
+    ],
+)  # fmt: skip
+def test_a_request_is_one_row(lines: list[str], row: dict[str, object]) -> None:
+    log = read(*lines)
+    found = only(log)
+    assert {name: found[name] for name in row} == row
+    assert log.cut == 0
 
 
 # --- ranks ---
@@ -122,22 +185,11 @@ def test_the_mp_generation_gives_tiers_and_transfers_but_no_credit() -> None:
     assert list(causes(log)) == ["no lookups without a hit"]
 
 
-def test_a_chunk_is_one_key_for_each_worker() -> None:
-    row = only(read(*MP_LINES, ranks=2))
-    assert (row["l1_tokens"], row["lmcache_hit_tokens"]) == (40 * 256, 44 * 256)
+def test_keys_are_turned_into_tokens_only_where_the_log_says_how() -> None:
+    assert only(read(*MP_LINES, ranks=2))["lmcache_hit_tokens"] == 44 * 256
     assert "lookups of part of a chunk" in causes(read(*MP_LINES, ranks=7))
-
-
-def test_an_older_form_of_the_same_line() -> None:
-    text = "Prefetch request completed (L1+L2): 3/3 prefix hits (3 L1, 0 L2) in 0.6 ms"
-    log = read(line(f"{text} (prefetch_request_id=-1)"))
-    assert only(log)["l1_keys"] == 3
-    assert pd.isna(only(log)["lmcache_hit_tokens"]) and "chunk unknown" in causes(log)
-
-
-def test_a_preempted_request_says_what_the_engine_held() -> None:
-    row = only(read(line("<resume-load> req=cmpl-1 apc=512 lmcache=256 load=0")))
-    assert (row["generation"], row["engine_hit_tokens"], row["loaded_tokens"]) == ("mp", 512, 0)
+    unknown = read(prefix_hits(3))
+    assert pd.isna(only(unknown)["lmcache_hit_tokens"]) and "chunk unknown" in causes(unknown)
 
 
 def test_evictions_restarts_and_chunks_are_counted() -> None:
@@ -212,13 +264,6 @@ def test_a_hit_without_a_line_of_its_retrieval(
     assert cause is None or cause in causes(log).items()
 
 
-def test_a_retrieval_that_begins_within_what_the_engine_held_brings_less() -> None:
-    """288 tokens are in the engine: of the second chunk, 256 tokens, 224 were missing."""
-    asked = lookup("a", total=900, hit=512, need=224, engine=288)
-    assert only(read(asked, retrieved("a", 256, 256)))["loaded_tokens"] == 224
-    assert only(read(asked, retrieved("a", 0, 256)))["loaded_tokens"] == 0
-
-
 def test_an_error_is_of_the_retrieval_that_its_worker_has_just_told() -> None:
     """Requests in flight together, as long as one another, and lines that name none of them."""
     lines = [lookup(name, total=2774, hit=2560, need=2560) for name in "abcd"]
@@ -231,22 +276,8 @@ def test_an_error_is_of_the_retrieval_that_its_worker_has_just_told() -> None:
     assert sorted(read(*lines).requests["loaded_tokens"]) == [512, 2560, 2560, 2560]
 
 
-def test_what_is_needed_and_no_token_less_has_arrived() -> None:
-    """Some versions call all that was looked up required, also what the engine held itself."""
-    asked = lookup("a", total=32, hit=24, need=8)
-    assert only(read(asked, retrieved("a", 8, 24)))["loaded_tokens"] == 8
-
-
-def test_objects_that_were_retrieved_are_no_tokens() -> None:
-    asked = lookup("a", total=8210, hit=8210, need=8209)
-    fetched = line("Retrieved 33 memory objects from RemoteBackend")
-    log = read(asked, fetched, retrieved("a", 8210, 8210))
-    assert (log.cut, only(log)["loaded_tokens"], log.doubts) == (0, 8209, ())
-
-
 # --- times ---
 
-NUMBERS = "Reqid: a, Total tokens 4096, LMCache hit tokens: 3840, need to load: 2816"
 NATIVE = "(EngineCore_DP0 pid=7) INFO {} [vllm_v1_adapter.py:1228] " + NUMBERS
 
 
@@ -355,15 +386,6 @@ def test_without_times_ids_that_come_again_in_turn_are_other_requests() -> None:
     log = read(cold[0], *cold, warm[0], *warm)
     assert log.requests["lookups"].tolist() == [2, 1, 1, 2, 1, 1]
     assert log.credit.lmcache == 3 * 3840
-
-
-def test_a_preempted_request_is_the_same_one() -> None:
-    log = read(
-        lookup("0", total=1000, hit=0, need=0, engine=0),
-        stored("0", 1000),
-        lookup("0", total=1030, hit=768, need=768, engine=0, at="2026-11-21 11:42:29,019"),
-    )
-    assert only(log)["prompt_tokens"] == 1030
 
 
 @pytest.mark.parametrize("end", ["", "\r"])
@@ -513,12 +535,6 @@ def test_lookups_that_are_as_long_as_what_was_stored_show_it_too() -> None:
     assert log.errors == {"Some keys not found during retrieve!": 1}
 
 
-def test_a_server_before_its_first_hit_has_stored_tokens() -> None:
-    log = read(*(line("Stored 256 tokens in 0.025 seconds", at=second(n)) for n in range(6)))
-    assert (log.moved("stored"), log.moved("retrieved")) == (6 * 256, 0)
-    assert log.requests.empty
-
-
 # --- logs from the field, where they are beside the repository ---
 
 CASES = Path(__file__).parents[4] / "shared" / "cases"
@@ -588,16 +604,6 @@ def test_a_number_that_cannot_be_one_is_no_number() -> None:
 def test_numbers_that_contradict_one_another_are_left_out() -> None:
     log = read(lookup("cmpl-1", total=2000, hit=1792, need=17, engine=0))
     assert (len(log.requests), log.cut) == (0, 1)
-
-
-def test_a_colour_within_a_line_does_not_hide_it() -> None:
-    text = "Reqid: a, Total tokens \x1b[1m900\x1b[0m, LMCache hit tokens: 768, need to load: 768"
-    assert only(read(line(text)))["prompt_tokens"] == 900
-
-
-def test_a_log_without_places_in_the_source_may_end_its_lines_with_the_number() -> None:
-    text = "[2026-01-20 21:21:58,711] LMCache INFO: Reqid: a, Total tokens 900, LMCache hit tokens:"
-    assert only(read(f"{text} 768, need to load: 768\r\n"))["loaded_tokens"] == 768
 
 
 def test_bytes_that_are_no_text_are_counted() -> None:

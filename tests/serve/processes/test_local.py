@@ -11,8 +11,8 @@ import pytest
 
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve.processes import local, logs
-from workbench.serve.processes.launcher import failure, ready
-from workbench.serve.processes.local import LocalLauncher, LocalProcess
+from workbench.serve.processes.launcher import Process, failure, ready
+from workbench.serve.processes.local import LocalLauncher
 
 FAMILY = """
 import subprocess, sys
@@ -21,7 +21,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 """An engine core below an API server, in the same process group."""
 
 
-async def start(launcher, tmp_path, *specs) -> list[LocalProcess]:
+async def start(launcher, tmp_path, *specs) -> list[Process]:
     started = [await launcher.start(one, tmp_path) for one in specs]
     await ready(started, timeout_s=10)
     return started
@@ -130,7 +130,7 @@ async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp
 
 FORK_SERVER = """
 import json, os, sys
-from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes.parent import die_with_parent
 print("INFO some library says hello on stdout", flush=True)
 print(json.dumps({"ready": 0.1}), flush=True)
 for line in sys.stdin:
@@ -165,7 +165,7 @@ def forking(tmp_path, monkeypatch, spec, nothing_running):
     return make
 
 
-def parent(process: LocalProcess) -> str:
+def parent(process: Process) -> str:
     """The command line of what started it."""
     return " ".join(psutil.Process(process.pid).parent().cmdline())
 

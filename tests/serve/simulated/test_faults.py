@@ -3,8 +3,8 @@ import pytest
 from tests.serve.simulated.pair import SETTINGS
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
-from workbench.params.measuring import FAULTS as CHOICES
 from workbench.params.notebooks import PdSweep, PrefixCache
+from workbench.params.shared import FAULTS as CHOICES
 from workbench.serve.connectors import connector
 from workbench.serve.plan import plan_deployment
 from workbench.serve.simulated.faults import FAULTS, applies, check_fault

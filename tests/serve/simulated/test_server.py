@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import start
 from tests.serve.simulated.pair import SETTINGS, Pair, pretend
-from workbench.params.measuring import FAULTS
+from workbench.params.shared import FAULTS
 from workbench.serve.deployment import launcher_for
 from workbench.serve.processes import logs
 from workbench.serve.simulated import instance

@@ -1,9 +1,9 @@
 from workbench.metrics.prometheus import parse
-from workbench.serve.simulated.store import ChunkStore
+from workbench.serve.simulated.store import CHUNK_BYTES, ChunkStore
 
 
 def store(*kept: str, capacity: int = 100) -> ChunkStore:
-    made = ChunkStore(capacity, chunk_bytes=1000.0)
+    made = ChunkStore(capacity)
     made.write(chunks(*kept))
     return made
 
@@ -31,7 +31,7 @@ def test_what_is_counted():
     assert value(host, "lookup_requested_tokens_total") == 512
     assert value(host, "lookup_hit_tokens_total") == 256
     assert value(host, "l1_read_chunks_total") == 1
-    assert value(host, "l1_memory_usage_bytes") == 3000
+    assert value(host, "l1_memory_usage_bytes") == 3 * CHUNK_BYTES
     assert value(host, "l1_usage_ratio") == 0.03
     assert "l1_evicted_chunks_total" not in host.page()
     host.clear()

@@ -128,7 +128,7 @@ def _transformers(job: Mapping[str, Any]) -> Generate:
                 ids, attention_mask=torch.ones_like(ids), do_sample=False,
                 min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
             )  # fmt: skip
-        return [list(row) for row in output[:, ids.shape[1] :].tolist()], 0
+        return output[:, ids.shape[1] :].tolist(), 0
 
     return generate
 
@@ -199,8 +199,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     floor, calls_floor = _launch_noise(speeds.values()), _call_noise(rows)
     peaks = mean_of_runs((speeds[VLLM].max() / speeds[TRANSFORMERS].max()).to_numpy(float))
     make = partial(Measurement, bounds=_bounds(rows, setting))
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-VLLM-HF": make(effects={"throughput": tuple(over.values())}, noise_floor=floor),
             "OWN-BATCHING": make(
                 effects={
@@ -213,12 +213,11 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             "S003-HF-TPUT": make(effects={c: (line,) for c, line in lines[TRANSFORMERS].items()}),
             "S003-VLLM-TPUT": make(effects={c: (line,) for c, line in lines[VLLM].items()}),
         },
-        table=rows.table,
         says=f"Greedy generation of {OUTPUT_TOKENS} tokens by vLLM and by transformers, the same"
         f" {setting.dtype} weights and prompts, {rows.where(setting)}. {_best(lines)} First"
         f" tokens are the same in {same:.1%} of answers; launches of one engine differ by"
         f" {difference(floor)}.",
-        checks=rows.proven() | by_construction(
+        checks=by_construction(
             "same_model_and_weights", "one_factor_changed", "same_metric_definition",
             "same_gpu_count_or_per_gpu", "subject_is_measured",
         ) | {
@@ -244,7 +243,7 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             ),
         ),
         doubts=(
-            *rows.doubts, *left_out("batches", set(BATCHES) - set(map(_batch, lines[VLLM]))),
+            *left_out("batches", set(BATCHES) - set(map(_batch, lines[VLLM]))),
             "Eager mode, without compiled graphs." if setting.platform == "cpu" else
             "transformers runs eagerly, without a compiled or static cache.",
         ),

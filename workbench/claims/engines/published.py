@@ -25,8 +25,6 @@ from workbench.claims.verdict.verdict import Measurement, by_construction, state
 
 BATCH, INPUT_TOKENS = 8, 256
 LATENCY, THROUGHPUT = "vllm bench latency", "vllm bench throughput"
-_LENGTHS = ("--input-len", "--output-len"), ("--random-input-len", "--random-output-len")
-"""As `vllm bench latency` and `vllm bench throughput` name them."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +122,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     )
     agree = rows.ratios("time", over=LATENCY, under=VLLM, confidence=0.9)
     lengths = f"{INPUT_TOKENS} tokens in and {output_tokens} out"
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-BENCH": Measurement(effects={"latency": tuple(agree.values())}),
             "S001-LAT": Measurement(effects={"mean": (timed[LATENCY],)}),
             "S001-TPUT": Measurement(
@@ -136,20 +134,18 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 },
             ),
         },
-        table=rows.table,
         says=f"`vllm bench latency` of {BATCH} requests, {lengths}: {timed[LATENCY].estimate:.3g}"
         f" s, and {timed[VLLM].estimate:.3g} s by our own timing; `vllm bench throughput`:"
         f" {rates}, {rows.where(setting)}.",
-        checks=rows.proven()
-        | by_construction("same_model_and_weights", "same_engine_knobs", "same_metric_definition")
-        | {"same_token_lengths_ignore_eos": _lengths_agree(rows, output_tokens)},
+        checks=by_construction(
+            "same_model_and_weights", "same_engine_knobs", "same_metric_definition"
+        ) | {"same_token_lengths_ignore_eos": _lengths_agree(rows, output_tokens)},
         curves=(
             Curve.of(
                 f"A batch of {BATCH}, {lengths}", "timed by", "seconds", {"mean of runs": timed},
                 at=str,
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 
@@ -163,17 +159,16 @@ def _lengths_agree(rows: Rows, output_tokens: int) -> str:
     commands = [result["command"].split() for result in rows.results if "command" in result]
     if made.empty or not commands:
         return "unknown"
+    wanted = str(INPUT_TOKENS), str(output_tokens)
     asked = [
-        int(options[name])
+        tuple(
+            value for name, value in pairwise(words) if name.endswith(("input-len", "output-len"))
+        )
         for words in commands
-        for options in [dict(pairwise(words))]
-        for names in _LENGTHS
-        for name in names
-        if name in options
     ]
-    wanted = [INPUT_TOKENS, output_tokens] * len(commands)
     batches = made["cell"].str.split().str[1].astype(int)
-    return state(asked == wanted and bool((made["value"] == batches * output_tokens).all()))
+    counted = bool((made["value"] == batches * output_tokens).all())
+    return state(counted and all(lengths == wanted for lengths in asked))
 
 
 def _output_tokens(setting: Setting) -> int:

@@ -84,8 +84,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     left = (filled / alone).dropna(how="all")
     floor = rows.noise("take", one=FRESH, other=AGAIN)
     speed_up = tuple(take.values())
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-POOL": Measurement(
                 effects={
                     "take": speed_up,
@@ -97,10 +97,9 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 effects={"allocation speed-up": speed_up}, noise_floor=floor
             ),
         },
-        table=rows.table,
         says=f"Time to take {BLOCKS} fresh blocks over that from a pool, alone and with KV written"
         f" into them, {rows.where(setting)}; equal arms differ by {difference(floor)}.",
-        checks=rows.proven() | by_construction("same_metric_definition")
+        checks=by_construction("same_metric_definition")
         | {"aa_noise_floor": known(floor)},
         curves=(
             Curve.of(
@@ -108,7 +107,6 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 {"take": take, "take and fill": fill}, at=lambda cell: float(cell.split()[0]),
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 

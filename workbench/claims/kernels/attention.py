@@ -216,8 +216,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     make = partial(
         Measurement, noise_floor=floor, bounds=setting.bounds(matrix_rate=max(rates, default=0.0))
     )
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-FUSED": make(
                 effects={
                     "causal prefill": tuple(causal.values()),
@@ -230,11 +230,10 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             ),
             "S003-ATTN-RANGE": make(effects={"speed-up": tuple(prefill.values())}),
         },
-        table=rows.table,
         says=f"Time of naive attention over that of torch's {FUSED} backend at equal work,"
         f" {rows.where(setting)}. The largest error beside float64 is {worst:.1g} of the largest"
         f" value; equal arms differ by {difference(floor)}.",
-        checks=rows.proven() | by_construction("subject_is_measured", "same_layer_scope")
+        checks=by_construction("subject_is_measured", "same_layer_scope")
         | {"output_quality_checked": state(same), "aa_noise_floor": known(floor)},
         curves=(
             Curve.of(
@@ -242,7 +241,7 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 {"prefill, causal": causal, "prefill, full": full, "decode": decode}, at=_last,
             ),
         ),
-        doubts=(*rows.doubts, *left_out("lengths", set(LENGTHS) - set(map(_last, cells)))),
+        doubts=left_out("lengths", set(LENGTHS) - set(map(_last, cells))),
     )  # fmt: skip
 
 

@@ -36,24 +36,21 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     """The bandwidth of a copy by its size."""
     cells = means(rows.medians("bandwidth", "copy"))
     name, largest = list(cells.items())[-1]
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "S003-MEMBW": Measurement(
                 effects={"bandwidth": (largest.scaled(1e-3),)},
                 bounds=setting.bounds(memory_bandwidth=1e-3 * largest.estimate),
             ),
         },
-        table=rows.table,
         says=f"Bytes read and written by a copy, {rows.where(setting)}: {largest.estimate:.3g}"
         f" GB/s at {name}; smaller sizes show the caches.",
-        checks=rows.proven(),
         curves=(
             Curve.of(
                 "Copy bandwidth", "MiB copied", "GB/s, read and written", {"copy": cells},
                 at=lambda cell: float(cell.split()[0]),
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 

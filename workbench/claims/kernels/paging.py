@@ -93,8 +93,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     )
     equal = bool((rows.of("equal")["value"] == 1).all())
     floor = rows.noise("lookup", one=CONTIGUOUS, other=AGAIN)
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-PAGED": Measurement(
                 effects={
                     "lookup": tuple(lookup.values()), "append": tuple(append.values()),
@@ -103,11 +103,9 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 counted=frozenset({"same values"}), noise_floor=floor,
             ),
         },
-        table=rows.table,
         says=f"Time through a table of {BLOCK}-token blocks over that of KV in one piece,"
         f" {rows.where(setting)}; equal arms differ by {difference(floor)}.",
-        checks=rows.proven()
-        | {"output_quality_checked": state(equal), "aa_noise_floor": known(floor)},
+        checks={"output_quality_checked": state(equal), "aa_noise_floor": known(floor)},
         curves=(
             Curve.of(
                 "KV through a block table", "tokens of each of 4 sequences",
@@ -115,7 +113,6 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 at=lambda cell: float(cell.split()[2]),
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 

@@ -124,8 +124,8 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     errors = {name: mean_of_runs(each) for name, each in layers.items()}
     percent = {name: error.scaled(100) for name, error in errors.items()}
     ratios = frozenset(f"{name.upper()} ratio" for name in bytes_)
-    return Outcome(
-        measurements={
+    return rows.outcome(
+        {
             "OWN-KV-BYTES": Measurement(
                 effects={f"{name.upper()} ratio": (ratio,) for name, ratio in bytes_.items()},
                 counted=ratios, built_in=ratios, tolerance=0.005,
@@ -141,13 +141,12 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             "LLMIR-QUANT": _beside_fp32(bytes_, errors),
             "S003-QUANT": _beside_fp32(bytes_, percent),
         },
-        table=rows.table,
         says="Bytes of KV with scales, 128 wide, beside bf16; and the attention output of the"
         f" model's own queries, keys and values beside float64, {rows.where(setting)}: off by"
         f" {errors['bf16'].estimate:.2%} of its norm as bf16, {errors['int8'].estimate:.2%} as"
         f" INT8, {errors['fp8'].estimate:.2%} as FP8, {errors['int4'].estimate:.2%} as INT4.",
         # The quality measure is the error beside float64, and it has an interval or it has not.
-        checks=rows.proven() | by_construction("one_factor_changed")
+        checks=by_construction("one_factor_changed")
         | {"output_quality_checked": known(*(error.low for error in errors.values()))},
         curves=(
             Curve.of(
@@ -155,7 +154,6 @@ def read(rows: Rows, setting: Setting) -> Outcome:
                 {"all layers": percent}, at=str,
             ),
         ),
-        doubts=rows.doubts,
     )  # fmt: skip
 
 

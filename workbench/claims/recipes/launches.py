@@ -2,11 +2,8 @@
 
 A function of the workbench (`module:function`) takes a job, a dictionary, and returns one. It runs
 in a child, so that torch and vLLM never enter the notebook's kernel and one launch leaves nothing
-behind for the next. On a CPU the children are forked from one process that has imported what they
-need and has computed nothing; importing is most of a launch. On a GPU each starts anew.
-
-`python -m workbench.claims.recipes.launches [--once] MODULE:FUNCTION WARM...` is the other side: it
-reads a job a line, `{"result": path, ...}`, and answers `{"status": n}` when that file is written.
+behind for the next. On a CPU children come from a fork server that has imported what they need and
+has computed nothing; importing is most of a launch. On a GPU each starts anew.
 """
 
 from __future__ import annotations
@@ -16,21 +13,21 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from workbench.errors import DeploymentError, LaunchError
-from workbench.serve.cpu_patches import die_with_parent
 from workbench.serve.processes import logs
+from workbench.serve.processes.forkserver import named
+from workbench.serve.processes.parent import die_with_parent
 
 READY_S = 300.0
 """Imports from a cold disk took up to 40 s here; a busy machine may take many times as long, and a
 limit of time (workbench.experiment.run.time_limit) breaks off earlier."""
+_HERE = "workbench.claims.recipes.launches"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +44,7 @@ class Launches:
     """Gets `<name>-<n>.json`, what each launch returned, and `<name>.log`, what it printed."""
     name: str
     warm: Sequence[str] = ()
-    """Modules to import, and functions (`module:function`) to call, before the first launch."""
+    """Modules to import, and functions (`module:function`) to call, before the first fork."""
     fork: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
     launched: int = 0
@@ -66,48 +63,66 @@ class Launches:
 
     async def run(self, job: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """What the function returns for `job`; LaunchError or DeploymentError with the log."""
-        if self._process is None:
-            await self._start()
-        assert self._process is not None and self._process.stdin is not None
         result = self.output_dir / f"{self.name}-{self.launched}.json"
         result.unlink(missing_ok=True)
         self.launched += 1
+        words = [self.target, json.dumps({**job, "result": str(result)})]
+        launch = self._forked if self.fork else self._alone
         try:
-            self._process.stdin.write(json.dumps({**job, "result": str(result)}).encode() + b"\n")
-            answer = await self._answer(timeout_s)
+            if self.fork and self._process is None:
+                await self._start_fork_server()
+            status = await asyncio.wait_for(launch(words), timeout_s)
+        except TimeoutError:
+            await asyncio.shield(self._end())
+            raise DeploymentError(self._failure(f"was not done after {timeout_s:.0f} s")) from None
         except BaseException:
             await asyncio.shield(self._end())
             raise
-        if not self.fork:
-            await asyncio.shield(self._end())
-        if answer.get("status") != 0 or not result.is_file():
+        if status != 0 or not result.is_file():
             raise DeploymentError(self._failure(f"launch {self.launched} failed"))
         return dict(json.loads(result.read_text("utf-8")))
 
-    async def _start(self) -> None:
-        once = () if self.fork else ("--once",)
+    async def _alone(self, words: Sequence[str]) -> int:
+        process = self._process = await self._started(_HERE, *words)
+        status = await process.wait()
+        self._process = None
+        return status
+
+    async def _forked(self, words: Sequence[str]) -> int:
+        assert self._process is not None and self._process.stdin is not None
+        order = {
+            "fork": f"{_HERE}:work", "name": self.name, "args": words, "env": {},
+            "log": str(self.log),
+        }  # fmt: skip
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        while "exited" not in (event := await self._event()):
+            pass
+        return int(event["status"])
+
+    async def _start_fork_server(self) -> None:
+        # The module alone: the fork server calls functions, and the target is for its children.
+        modules = (*self.warm, self.target.partition(":")[0])
+        self._process = await self._started("workbench.serve.processes.forkserver", *modules)
+        try:
+            await asyncio.wait_for(self._event(), READY_S)
+        except (DeploymentError, TimeoutError):
+            raise LaunchError(self._failure("did not load what it needs")) from None
+
+    async def _started(self, module: str, *words: str) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "workbench.claims.recipes.launches", *once, self.target,
-                *self.warm,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, *words, stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE if self.fork else log, stderr=log,
                 env={**os.environ, **self.env}, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
-        try:
-            await self._answer(READY_S)
-        except DeploymentError as error:
-            await asyncio.shield(self._end())
-            raise LaunchError(str(error)) from None
 
-    async def _answer(self, timeout_s: float) -> dict[str, Any]:
+    async def _event(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None
-        try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
-        except TimeoutError:
-            raise DeploymentError(self._failure(f"was not done after {timeout_s:.0f} s")) from None
-        if not line:
-            raise DeploymentError(self._failure("ended by itself"))
-        return dict(json.loads(line))
+        # What a library prints while it is imported is no event.
+        while line := await self._process.stdout.readline():
+            with suppress(ValueError, TypeError):
+                return dict(json.loads(line))
+        raise DeploymentError(self._failure("ended by itself"))
 
     def _failure(self, what: str) -> str:
         reason = logs.reason(logs.lines(self.log))
@@ -121,59 +136,12 @@ class Launches:
             await process.wait()
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The side that measures: import, then one job a line, each in a fork unless `--once`."""
-    once = "--once" in arguments
-    target, *warm = (word for word in arguments if word != "--once")
-    # What a library prints goes to the log; the answers have the real stdout for themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for name in warm:
-        loaded = _named(name)
-        if callable(loaded):
-            loaded()
-    measure = _named(target)
-    os.register_at_fork(after_in_child=die_with_parent)
-    _say(answers, ready=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        _say(answers, status=_work(measure, job) if once else _forked(measure, job))
-
-
-def _named(name: str) -> Any:
-    """A module, or `module:function`."""
-    module, _, function = name.partition(":")
-    loaded = import_module(module)
-    return getattr(loaded, function) if function else loaded
-
-
-def _forked(measure: Any, job: dict[str, Any]) -> int:
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 1
-    try:
-        status = _work(measure, job)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _work(measure: Any, job: dict[str, Any]) -> int:
-    try:
-        result = measure(job)
-        Path(job["result"]).write_text(json.dumps(result), "utf-8")
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _say(answers: IO[str], **event: Any) -> None:
-    answers.write(json.dumps(event) + "\n")
-    answers.flush()
+def work(words: Sequence[str]) -> None:
+    """The side that measures: `[target, job]`; what the target returns goes to the job's file."""
+    target, text = words
+    job = json.loads(text)
+    Path(job["result"]).write_text(json.dumps(named(target)(job)), "utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    work(sys.argv[1:])

@@ -101,6 +101,8 @@ async def gather(
     """
     import pandas as pd
 
+    # A launch gets its part of what is left after the imports, and ten times that before it counts
+    # as stuck: a busy machine is slow, and a hung one must not take the whole budget.
     share_s = max(1.0, (setting.budget_s - start_s) / setting.runs / len(arms))
     fields: dict[str, Any] = {"device": setting.device, "budget_s": share_s, **job}
     frames: list[pd.DataFrame] = []

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import nan
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.claims.recipes.recipe import Setting
+from workbench.claims.recipes.recipe import Curve, Outcome, Setting
 from workbench.claims.verdict.decision import MIN_RUNS, Interval
-from workbench.claims.verdict.verdict import by_construction, state
+from workbench.claims.verdict.verdict import Measurement, by_construction, state
 from workbench.metrics.statistics import noise_floor, t_interval
 
 if TYPE_CHECKING:
@@ -77,12 +78,27 @@ class Rows:
         pairs = self.medians(quantity, one) / self.medians(quantity, other)
         return noise_floor(pairs.to_numpy(float))
 
-    def proven(self) -> dict[str, str]:
-        """What holds for kernels and engines alike: by construction, but for the runs, counted."""
-        return by_construction(
+    def outcome(
+        self,
+        measurements: Mapping[str, Measurement],
+        says: str,
+        *,
+        checks: Mapping[str, str] = MappingProxyType({}),
+        curves: tuple[Curve, ...] = (),
+        doubts: tuple[str, ...] = (),
+    ) -> Outcome:
+        """What was measured, with the rows behind it; what holds for all launches is proven.
+
+        That is by construction, but for the runs, which are counted.
+        """
+        proven = by_construction(
             "same_dtype", "same_batch_and_concurrency", "warm_up_excluded",
             "interleaved_run_order", "unit_and_iteration_accounting", "provenance_raw_log",
         ) | {"replicated_runs_with_ci": state(self.runs >= MIN_RUNS)}  # fmt: skip
+        return Outcome(
+            measurements=measurements, table=self.table, says=says, checks={**proven, **checks},
+            curves=curves, doubts=(*self.doubts, *doubts),
+        )  # fmt: skip
 
     def where(self, setting: Setting) -> str:
         """The end of a sentence: on what, in how many runs, and what a run is."""

@@ -125,6 +125,7 @@ def read_registry(folder: Path) -> Registry:
         except (OSError, ValueError, yaml.YAMLError) as error:
             mistakes.append(f"{path.name}: cannot be read as YAML: {' '.join(str(error).split())}")
             continue
+        # What a file says of its source holds for each claim; a claim may name its own reference.
         origin = {"group": path.stem, **file.source.model_dump(exclude_unset=True)}
         for number, entry in enumerate(file.claims, 1):
             name = entry.get("id") if isinstance(entry, dict) else None

@@ -78,7 +78,6 @@ class _Equation(Entry):
         raise NotImplementedError
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        """Whether the two agree as far as both were rounded."""
         (low, high), text = self.result()
         least, most = rounding(self.said)
         holds = least <= high and low <= most
@@ -150,7 +149,6 @@ class Rows(Entry):
     factor: float = 1.0
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        """Whether it is so in all rows, as far as they were rounded."""
         odd = []
         for row in figures:
             low = high = self.factor
@@ -181,7 +179,6 @@ class Cells(Entry):
     said: Any
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        """The ratio at equal `by`; it corrects a comparison of peaks at unequal ones."""
         for name in (self.of, self.over):
             if name not in tables:
                 return Sum(holds=True, sentence=f"{name} is not in the registry.")
@@ -216,7 +213,6 @@ class Grows(Entry):
     value: str
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        """The first place where it falls, or none."""
         by, value = self.by, self.value
         for less, more in pairwise(sorted(figures, key=lambda row: row[by])):
             if more[value] < less[value]:
@@ -236,7 +232,6 @@ class Listed(Entry):
     within: Names = Field(alias="in")
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        """Whether one of the tables has it."""
         value, names = float(str(self.value)), ", ".join(self.within)
         seen = [number for name in self.within for number in _numbers(tables.get(name))]
         if value in seen:

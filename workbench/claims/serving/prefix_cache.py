@@ -7,6 +7,7 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
+from workbench.claims.serving import served
 from workbench.claims.serving.readings import (
     EQUIVALENCE,
     latency_ratio,
@@ -14,23 +15,7 @@ from workbench.claims.serving.readings import (
     rows_of,
     throughput_ratio,
 )
-from workbench.claims.serving.served import (
-    AGAIN,
-    OUTPUT_TOKENS,
-    WARM,
-    again,
-    block_tokens,
-    counters,
-    exact,
-    kept_lengths,
-    lengths_in_words,
-    of_lengths,
-    outcome_of,
-    requests_of,
-    served_recipe,
-    shared,
-    timed,
-)
+from workbench.claims.serving.served import AGAIN, OUTPUT_TOKENS, WARM
 from workbench.claims.verdict.decision import Interval
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
@@ -53,7 +38,7 @@ _TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
 def recipe(params: EngineParams) -> Recipe:
     """The recipe, for servers as `params` describes them."""
-    return served_recipe(
+    return served.served_recipe(
         params, "prefix_cache",
         ("VLLM-APC", "VLLM-APC-COST", "OWN-HIT-TOKENS", "OWN-SAME-TEXT", "OWN-TTFT-MONOTONE",
          "OWN-TOKEN-IDENTITY", "OWN-EQUAL-ARMS"),
@@ -65,29 +50,29 @@ def recipe(params: EngineParams) -> Recipe:
 
 def cache_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
     """One instance with the prefix cache off, off again, and on (cold, partly warm, warm)."""
-    lengths = kept_lengths(LENGTHS, setting)
+    lengths = served.kept_lengths(LENGTHS, setting)
     made = plan(
         PrefixCache(
             prompt_tokens=max(LENGTHS), output_tokens=OUTPUT_TOKENS, concurrency=1,
-            requests=requests_of(lengths, setting), shares=list(SHARES),
-            **shared(params, setting),
+            requests=served.requests_of(lengths, setting), shares=list(SHARES),
+            **served.shared(params, setting),
         )
     )  # fmt: skip
     off, on = made.arms
-    return of_lengths(made, "prefix_cache", (off, again(off), on), lengths)
+    return served.of_lengths(made, "prefix_cache", (off, served.again(off), on), lengths)
 
 
 def read(result: Result) -> Outcome:
     """What a run says about its claims."""
     requests = result.requests
-    block = block_tokens(result)
+    block = served.block_tokens(result)
     warm, cold, off, off_again = (ON, WARM), (ON, "cold"), (OFF, "cold"), (OFF + AGAIN, "cold")
     floor = noise_of_rounds(requests, OFF + AGAIN, OFF)
     tps_floor = noise_of_rounds(requests, OFF + AGAIN, OFF, "system_tps")
     steps, curve = _ttft_steps(requests)
     # A run that was broken off may lack the arm that the claim is about: equal arms prove nothing.
     asked = all(len(rows_of(requests, side)) for side in (warm, cold))
-    make = timed(result, floor)
+    make = served.timed(result, floor)
 
     def tps(value: tuple[str, str]) -> dict[str, tuple[Interval]]:
         ratio = throughput_ratio(requests, value, off, confidence=EQUIVALENCE)
@@ -102,16 +87,16 @@ def read(result: Result) -> Outcome:
         ),
         "VLLM-APC-COST": make(effects=tps(cold), noise_floor=tps_floor),
         "OWN-EQUAL-ARMS": make(effects=tps(off_again), noise_floor=0.0),
-        "OWN-HIT-TOKENS": exact(result, {"tokens off": _hits(requests, block)}),
-        "OWN-SAME-TEXT": exact(
+        "OWN-HIT-TOKENS": served.exact(result, {"tokens off": _hits(requests, block)}),
+        "OWN-SAME-TEXT": served.exact(
             result, {"answers that differ": _texts(requests) if asked else Interval.counted([])}
         ),
-        "OWN-TOKEN-IDENTITY": exact(result, {"tokens off": _tokens_twice(result)}),
+        "OWN-TOKEN-IDENTITY": served.exact(result, {"tokens off": _tokens_twice(result)}),
         "OWN-TTFT-MONOTONE": make(effects={"TTFT": steps}),
     }
-    return outcome_of(
+    return served.outcome_of(
         result, measurements, value=ON, baseline=OFF,
-        says=f"Prompts of {lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
+        says=f"Prompts of {served.lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
         f" each, one at a time; KV blocks of {block} tokens.",
         curves=(curve, _hit_curve(requests, block)), floor=floor,
     )  # fmt: skip
@@ -165,7 +150,7 @@ def _tokens_twice(result: Result) -> Interval:
     Both over one time, so that total tokens/s = requests/s x (in + out) is held to the engine.
     """
     keys = ["arm", "round", "pass"]
-    counted = counters(result)
+    counted = served.counters(result)
     tokens = counted[counted["series"].isin(_TOKENS)]
     totals = tokens.groupby([*keys, "when"])["value"].sum().unstack("when")
     if totals.empty:

@@ -13,9 +13,9 @@ from workbench.claims.serving.proofs import faults, proofs
 from workbench.claims.verdict.decision import Interval, difference
 from workbench.claims.verdict.verdict import Measurement
 from workbench.experiment.plan.arms import plan
-from workbench.experiment.plan.hit_plan import Lengths
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
 from workbench.experiment.plan.speed import TYPICAL
+from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import EngineParams, PdSweep
@@ -49,6 +49,7 @@ def served_recipe(
     def estimate_s(setting: Setting) -> float:
         key = (setting.platform, setting.model, setting.budget_s, setting.requests_share)
         if key not in known:
+            # Made once and asked for one round and two, since schedules ask hundreds of times.
             made = make(params, replace(setting, runs=1))
             one, two = (_estimate_s(replace(made, rounds=rounds)) for rounds in (1, 2))
             known[key] = 2 * one - two, two - one
@@ -99,7 +100,7 @@ def of_lengths(
     made: ExperimentPlan, name: str, arms: tuple[Arm, ...], lengths: tuple[int, ...]
 ) -> ExperimentPlan:
     """The plan with these arms, and prompts of these lengths in turns."""
-    spec = Lengths(name="lengths", lengths=lengths, options=dict(made.workload.options))
+    spec = WorkloadSpec(name="lengths", lengths=lengths, options=dict(made.workload.options))
     return replace(made, notebook=name, arms=arms, workload=spec)
 
 

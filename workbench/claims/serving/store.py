@@ -6,23 +6,9 @@ from dataclasses import replace
 from math import nan
 
 from workbench.claims.recipes.recipe import Outcome, Recipe, Setting
+from workbench.claims.serving import served
 from workbench.claims.serving.readings import latency_ratio, noise_of_rounds, rows_of
-from workbench.claims.serving.served import (
-    AGAIN,
-    OUTPUT_TOKENS,
-    WARM,
-    again,
-    block_tokens,
-    exact,
-    kept_lengths,
-    lengths_in_words,
-    of_lengths,
-    outcome_of,
-    requests_of,
-    served_recipe,
-    swept,
-    timed,
-)
+from workbench.claims.serving.served import AGAIN, OUTPUT_TOKENS, WARM
 from workbench.claims.verdict.decision import Interval
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.result import Result
@@ -37,7 +23,7 @@ LENGTHS = (700, 1024, 1900, 2048)
 
 def recipe(params: EngineParams) -> Recipe:
     """The recipe, for servers as `params` describes them."""
-    return served_recipe(
+    return served.served_recipe(
         params, "store", ("S002-TARGET-TTFT", "LMCACHE-3-10", "OWN-STORE-TTFT", "OWN-STORE-CREDIT"),
         "One instance without a KV store, once more, and with LMCache: cold, warm in the engine,"
         " and warm in the store alone.",
@@ -47,18 +33,18 @@ def recipe(params: EngineParams) -> Recipe:
 
 def store_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
     """One instance without a KV store, again, and with LMCache (cold, engine-warm, store-warm)."""
-    lengths = kept_lengths(LENGTHS, setting)
+    lengths = served.kept_lengths(LENGTHS, setting)
     with_store, without = (
-        swept(
+        served.swept(
             params, setting, topology="1a", connector=connector, prompt_tokens=max(LENGTHS),
-            requests=requests_of(lengths, setting),
+            requests=served.requests_of(lengths, setting),
         )
         for connector in ("lmcache", "none")
     )  # fmt: skip
     (lmcache,), (alone,) = with_store.arms, without.arms
     alone = replace(alone, label=ALONE, passes=alone.passes[:1])
-    arms = (alone, again(alone), replace(lmcache, label=STORE))
-    return of_lengths(with_store, "store", arms, lengths)
+    arms = (alone, served.again(alone), replace(lmcache, label=STORE))
+    return served.of_lengths(with_store, "store", arms, lengths)
 
 
 def read(result: Result) -> Outcome:
@@ -68,16 +54,16 @@ def read(result: Result) -> Outcome:
     warm, alone = (STORE, STORE_WARM), (ALONE, "cold")
     ratio = latency_ratio(requests, warm, alone, "ttft_s")
     inverse = latency_ratio(requests, alone, warm, "ttft_s")
-    make = timed(result, floor)
+    make = served.timed(result, floor)
     measurements = {
         "OWN-STORE-TTFT": make(effects={"TTFT": (ratio,)}),
         "LMCACHE-3-10": make(effects={"TTFT": (inverse,)}),
         "S002-TARGET-TTFT": make(effects={"TTFT saved": (ratio.saved_percent,)}),
-        "OWN-STORE-CREDIT": exact(result, _credit(result, block_tokens(result))),
+        "OWN-STORE-CREDIT": served.exact(result, _credit(result, served.block_tokens(result))),
     }
-    return outcome_of(
+    return served.outcome_of(
         result, measurements, value=STORE, baseline=ALONE,
-        says=f"Prompts of {lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
+        says=f"Prompts of {served.lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
         f" each, one at a time; chunks of {CHUNK_TOKENS} tokens.",
         floor=floor,
     )  # fmt: skip

@@ -264,6 +264,8 @@ def _most_worth(
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    # A knapsack with one choice of each recipe: what decides most a second alone may leave no
+    # room for two that decide more together.
     costs = np.array(costs_s)
     one_of_each = np.array([[group == name for name in groups] for group in dict.fromkeys(groups)])
     found = milp(

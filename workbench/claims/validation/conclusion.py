@@ -10,8 +10,9 @@ from typing import Any
 from workbench.claims.recipes.recipe import Outcome, Setting
 from workbench.claims.registry.registry import Registry
 from workbench.experiment.findings.findings import repeat_command
-from workbench.experiment.findings.sentences import headline
+from workbench.experiment.findings.sentences import headline, marked
 from workbench.experiment.result.claim_account import ClaimAccount
+from workbench.experiment.result.facts import Card, RunOutcome
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_table import failed_names
 from workbench.params.notebooks import PaperClaimValidation
@@ -54,22 +55,23 @@ def concluded(
         gates.append(_as_expected(fixtures, odd_fixtures))
     if steps:
         gates.append(_ended(steps, len(outcomes), failed))
-    found = [asdict(gate) for gate in gates]
+    failed_gates = failed_names(gates)
+    finding, unproven = headline(_finding(accounts), failed_gates, "counts")
     # A page of claims says of each whether it is proven.
-    judged = {"outcome": {"word": "judged", "severity": "ok", "why": ""}}
+    judged = RunOutcome(word="judged", severity="ok")
     return {
-        **headline(_finding(accounts), failed_names(found), "counts"),
-        **(judged if all(gate.outcome == "PASS" for gate in gates) else {}),
+        "finding": finding,
+        "unproven": unproven,
+        "outcome": judged if all(gate.outcome == "PASS" for gate in gates) else None,
         "scope": _scope(setting, params, measured=bool(outcomes)),
-        "numbers": _cards(accounts),
-        "gates": found,
-        "doubts": _doubts(registry, failed, outcomes),
-        "limits": _limits(setting, accounts),
+        "numbers": marked(_cards(accounts), failed_gates),
+        "gates": tuple(gates),
+        "doubts": tuple(_doubts(registry, failed, outcomes)),
+        "limits": tuple(_limits(setting, accounts)),
         "repeat": repeat_command("paper_claim_validation", params),
-        "claims": [asdict(row) for row in sorted(accounts, key=_first_screen)],
+        "claims": tuple(asdict(row) for row in sorted(accounts, key=_first_screen)),
         "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
-        "summary": [], "comparisons": [], "arms": [], "sentences": [],
-    }  # fmt: skip
+    }
 
 
 def _first_screen(row: ClaimAccount) -> tuple[Any, ...]:
@@ -114,18 +116,16 @@ def _scope(setting: Setting, params: PaperClaimValidation, *, measured: bool) ->
     return f"Measured with {model} on {setting.hardware} ({setting.platform}){shapes}."
 
 
-def _cards(accounts: Sequence[ClaimAccount]) -> list[dict[str, Any]]:
+def _cards(accounts: Sequence[ClaimAccount]) -> list[Card]:
     """How many claims each kind of verdict has; the kinds are never added up."""
     cards = []
     for kind in _ORDER:
         rows = [row for row in accounts if row.kind == kind]
         here, fixed = sum(row.measured for row in rows), sum(row.by_construction for row in rows)
         notes = [(here, "measured here"), (fixed, "by construction")]
-        cards.append({
-            "label": kind.replace("-", " "), "value": len(rows), "unit": "", "low": None,
-            "high": None, "note": ", ".join(f"{n} {words}" for n, words in notes if n),
-            "kind": kind,
-        })  # fmt: skip
+        note = ", ".join(f"{n} {words}" for n, words in notes if n)
+        label = kind.replace("-", " ")
+        cards.append(Card(label=label, value=len(rows), note=note, rests_on="counts", kind=kind))
     return cards
 
 

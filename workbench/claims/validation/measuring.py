@@ -96,6 +96,7 @@ class Measuring:
     async def run(self) -> None:
         """Measure what fits; after each recipe plan anew, since it may have taken more or less."""
         while self.plan.steps:
+            # Only the first step of a plan is carried out: how long it took changes the rest.
             await self._measure(self.plan.steps[0])
             before = [step.recipe.name for step in self.plan.steps[1:]]
             left, gone_s = self._left(), self.gone_s
@@ -175,6 +176,8 @@ class Measuring:
             if limit.each_s > left_s or not others:
                 return limit.each_s <= left_s
             self._under_way = recipe.level, limit.slowness, limit.elapsed_s
+            # Two futures are compared: the others begin now, or after the next rounds of this one.
+            # Rounds count in the steps that change a verdict: five, three, or one more.
             now_s = gone_s + limit.elapsed_s
             now = worth(ours, setting, limit.rounds)
             elsewhere = self._worth(self._planned(others, now_s))

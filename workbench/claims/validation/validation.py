@@ -22,7 +22,8 @@ from workbench.claims.verdict.verdict import Conditions, Measurement, Verdict, j
 from workbench.errors import ParameterError
 from workbench.experiment.plan.engine_setup import own_model
 from workbench.experiment.plan.plan import run_id
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import RunFacts, Status
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, echo_line
@@ -49,7 +50,7 @@ class ClaimResult(Result):
         import pandas as pd
 
         names = ["id", "source", "conditions", "number", "verdict", "reason"]
-        return pd.DataFrame(self.facts["claims"], columns=names)
+        return pd.DataFrame(list(self.run.claims), columns=names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,24 +83,25 @@ class Validation:
             claims=self.claims, setting=self.setting, tiers=self.params.tiers, plan=self.schedule,
             home=folder.attempt, echo=echo, clock=clock,
         )  # fmt: skip
-        status = "failed"
+        status: Status = "failed"
 
-        def facts(now: str) -> dict[str, Any]:
-            return {
-                "schema": SCHEMA,
-                "notebook": _NOTEBOOK,
-                "run_id": name,
-                "status": now,
-                "simulated": self.params.engine == "simulated",
-                "started_at": began.isoformat(timespec="seconds"),
-                "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "duration_s": round(measuring.gone_s, 1),
-                "measuring_s": round(sum(spent.took_s for spent in measuring.spent), 1),
-                "time_spent": [asdict(spent) for spent in measuring.spent],
-                "parameters": asdict(self.params),
-                "machine": machine.facts().as_dict() | {"platform": self.setting.platform},
-            } | self._judged(measuring)
+        def facts(now: Status) -> RunFacts:
+            return RunFacts(
+                notebook=_NOTEBOOK,
+                run_id=name,
+                status=now,
+                simulated=self.params.engine == "simulated",
+                started_at=began.isoformat(timespec="seconds"),
+                finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                duration_s=round(measuring.gone_s, 1),
+                measuring_s=round(sum(spent.took_s for spent in measuring.spent), 1),
+                time_spent=tuple(asdict(spent) for spent in measuring.spent),
+                parameters=asdict(self.params),
+                machine=machine.facts().as_dict() | {"platform": self.setting.platform},
+                **self._judged(measuring),
+            )
 
+        # Written before and after, so that a run that is killed leaves a result that says so.
         folder.write_facts(facts("started"))
         try:
             await measuring.run()
@@ -115,8 +117,8 @@ class Validation:
             if status == "success":
                 folder.promote()
             where = folder.home if status == "success" else folder.attempt
-            echo(f"{status} after {found['duration_s']:.0f} s: {where}")
-        return ClaimResult(facts=found, folder=folder.home)
+            echo(f"{status} after {found.duration_s:.0f} s: {where}")
+        return ClaimResult(run=found, folder=folder.home)
 
     def _judged(self, measuring: Measuring) -> dict[str, Any]:
         """Every claim with its verdict, and what follows from all of them."""
@@ -145,7 +147,7 @@ class Validation:
             self.params, self.setting, self.registry, accounts, odd_fixtures=odd,
             outcomes=measuring.outcomes, failed=measuring.failed, steps=len(measuring.spent),
         )  # fmt: skip
-        return found | {"doubts": [*measuring.doubts, *found["doubts"]]}
+        return found | {"doubts": (*measuring.doubts, *found["doubts"])}
 
     def _verdict(
         self,

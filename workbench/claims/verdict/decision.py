@@ -143,6 +143,7 @@ def difference(noise_floor: float) -> str:
 def _code(effect: Effect, cells: Sequence[Interval], tolerance: float, noise_floor: float) -> str:
     value = float(effect.value)
     low, high = band(effect, tolerance)
+    # An interval that lies across an end of the band is neither, and leaves the claim open.
     inside = [low <= cell.low and cell.high <= high for cell in cells]
     outside = [cell.high < low or cell.low > high for cell in cells]
     middle = (len(cells) - 1) // 2

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.experiment.findings.ceilings import ceilings
-from workbench.experiment.findings.histories import with_same_history
-from workbench.experiment.plan.plan import ExperimentPlan, rate_pass
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.plan.rates import rate_name
+from workbench.hardware import machine
+from workbench.hardware.physics import accelerator, decode_ceiling_tps, prefill_ceiling_tps
 from workbench.load.drive.workers import most_workers
-from workbench.metrics.gates import answer_gates as gates
-from workbench.metrics.gates import cache_gates, conduct_gates
+from workbench.load.workload.workload import Workload
+from workbench.metrics.gates import answer_gates, cache_gates, conduct_gates
 from workbench.metrics.gates.client_gate import (
     LAG_P99_S,
     OTHERS_SHARE,
@@ -18,89 +19,85 @@ from workbench.metrics.gates.client_gate import (
     clock_not_set,
 )
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.roofline_gate import below_ceilings
 from workbench.metrics.ledger.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
+from workbench.serve.tiny_model import model_facts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check"]
+__all__ = ["ceilings", "check", "with_same_history"]
 
 
 def check(
     plan: ExperimentPlan,
     requests: pd.DataFrame,
+    *,
     legs: pd.DataFrame,
     passes: Sequence[PassCounters],
-    *,
     client: Mapping[str, float],
     reasons: Sequence[str],
     refusals: Sequence[str],
-) -> list[Gate]:
+) -> tuple[Gate, ...]:
     """The gates that apply to this plan.
 
     `client` is the worst reading of the client's health; `reasons` say why passes were not run,
     `refusals` which caches were not emptied.
     """
-    clock = clock_not_set(client)
     busy = client.get("others_cpu_share", 0.0) > OTHERS_SHARE
     late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
-    return [
-        *_conduct(plan, requests, passes, reasons),
-        *([conduct_gates.caches_emptied(refusals)] if _resets(plan) else []),
-        *_states(plan, passes),
+    workers = most_workers(plan.workload.sample, plan.arrivals)
+    asked = [
+        conduct_gates.every_pass_ran(
+            _planned(plan, requests), [(p.arm, p.round, p.pass_name) for p in passes], reasons
+        ),
+        answer_gates.no_failures(requests),
+        *_caches(plan, passes, refusals),
         ledger_closes(passes),
-        *_told(requests, passes, disturbed=busy or late),
+        conduct_gates.streamed(requests, disturbed=busy or late),
+        conduct_gates.cached_plausible(requests, passes),
         *_answers(plan, requests, legs, busy=busy),
-        client_kept_up(client, most_workers=most_workers(plan.workload.sample, plan.arrivals)),
-        *([clock] if clock else []),
+        client_kept_up(client, most_workers=workers),
+        clock_not_set(client),
     ]
+    return tuple(gate for gate in asked if gate is not None)
 
 
-def _resets(plan: ExperimentPlan) -> bool:
-    """Whether caches can be emptied at all; attached servers that are not listed cannot be."""
-    return any(arm.settings is not None for arm in plan.arms)
-
-
-def _conduct(
-    plan: ExperimentPlan,
-    requests: pd.DataFrame,
-    passes: Sequence[PassCounters],
-    reasons: Sequence[str],
-) -> list[Gate]:
-    planned = [
-        (arm.label, number, p)
+def _planned(plan: ExperimentPlan, requests: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """(arm, round, pass) of all that was to be measured."""
+    return [
+        (arm.label, number, name)
         for number in range(plan.rounds)
         for arm in plan.arms
-        for p in [*(p.name for p in arm.passes), *_rate_passes(plan, requests, arm.label)]
+        for name in [*(p.name for p in arm.passes), *_rate_passes(plan, requests, arm.label)]
     ]
-    measured = [(p.arm, p.round, p.pass_name) for p in passes]
-    asked = [
-        conduct_gates.every_pass_ran(planned, measured, reasons),
-        gates.no_failures(requests),
-    ]
-    if any(arm.means and arm.means.pulls for arm in plan.arms):
-        asked.append(conduct_gates.no_failed_transfers(passes))
-    return asked
 
 
 def _rate_passes(plan: ExperimentPlan, requests: pd.DataFrame, arm: str) -> list[str]:
     """Given rates, or those that the first round of a search has tried."""
     if plan.rates is None:
         return []
-    points = plan.rates.points(requests, arm) if plan.rates.search else ()
-    rates = plan.rates.given or tuple(point.rate_per_s for point in points)
-    return [rate_pass(rate).name for rate in rates]
+    tried = plan.rates.points(requests, arm) if plan.rates.search else ()
+    return [rate_name(rate) for rate in plan.rates.given or [each.rate_per_s for each in tried]]
 
 
-def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
-    """States that no pass has need no gate; PD has one even when no pass of it could run."""
-    states = {p.name for arm in plan.arms for p in arm.passes}
-    asked = [cache_gates.cold_was_cold(passes)]
-    split = [arm for arm in plan.arms if arm.disaggregated and arm.settings is not None]
+def _caches(
+    plan: ExperimentPlan, passes: Sequence[PassCounters], refusals: Sequence[str]
+) -> Iterator[Gate]:
+    """Whether caches were emptied, each pass had its state, and KV arrived.
+
+    States that no pass has need no gate; PD has one even when no pass of it could run.
+    """
+    if any(arm.means and arm.means.pulls for arm in plan.arms):
+        yield conduct_gates.no_failed_transfers(passes)
+    # Attached servers that are not listed cannot be reset at all.
+    if any(arm.settings is not None for arm in plan.arms):
+        yield conduct_gates.caches_emptied(refusals)
+    yield cache_gates.cold_was_cold(passes)
+    split = any(arm.disaggregated and arm.settings is not None for arm in plan.arms)
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
-        asked.append(cache_gates.kv_moved(passes))
+        yield cache_gates.kv_moved(passes)
+    states = {p.name for arm in plan.arms for p in arm.passes}
     for state, gate in (
         ("engine-warm", cache_gates.engine_warm),
         ("cross-instance", cache_gates.cross_instance),
@@ -108,39 +105,83 @@ def _states(plan: ExperimentPlan, passes: Sequence[PassCounters]) -> list[Gate]:
         ("disk-warm", cache_gates.disk_warm),
     ):
         if state in states:
-            asked.append(gate(passes))
-    return asked
-
-
-def _told(requests: pd.DataFrame, passes: Sequence[PassCounters], *, disturbed: bool) -> list[Gate]:
-    """Whether answers came as servers made them, and tell what can be."""
-    asked = (
-        conduct_gates.streamed(requests, disturbed=disturbed),
-        conduct_gates.cached_plausible(requests, passes),
-    )
-    return [gate for gate in asked if gate is not None]
+            yield gate(passes)
 
 
 def _answers(
     plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame, *, busy: bool
-) -> list[Gate]:
-    asked = [gates.output_counts_equal(requests), conduct_gates.possible(requests)]
+) -> Iterator[Gate | None]:
+    yield answer_gates.output_counts_equal(requests)
+    yield conduct_gates.possible(requests)
     partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
     if partly:
-        unit = max(256, *(arm.chunk_tokens for arm in plan.arms), 0)
-        asked.append(gates.cached_as_planned(requests, partly, block=unit))
-    reference = plan.text_reference
-    same_prompts = requests[~requests["pass"].isin(partly)]
-    same_prompts = with_same_history(same_prompts, plan.workload.sample, reference)
-    batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
+        unit = max(256, *(arm.chunk_tokens for arm in plan.arms))
+        yield answer_gates.cached_as_planned(requests, partly, block=unit)
     if plan.rates is None:
-        asked.append(gates.same_text(same_prompts, reference, batched=batched))
+        same_prompts = requests[~requests["pass"].isin(partly)]
+        alike = with_same_history(same_prompts, plan.workload.sample, plan.text_reference)
+        batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
+        yield answer_gates.same_text(alike, plan.text_reference, batched=batched)
     if "decode_instance" in legs:
-        alike = conduct_gates.instances_alike(requests, legs, busy=busy)
-        asked += [alike] if alike else []
+        yield conduct_gates.instances_alike(requests, legs, busy=busy)
     if plan.platform in ("cuda", "rocm"):
-        asked.append(below_ceilings(requests, *ceilings(plan)))
-    if plan.rates is not None:
-        return asked  # rates are raised until the queue grows: that is what they are for
-    drift = conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency, busy=busy)
-    return [*asked, *([drift] if drift else [])]
+        yield answer_gates.below_ceilings(requests, *ceilings(plan))
+    if plan.rates is None:  # rates are raised until the queue grows: that is what they are for
+        yield conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency, busy=busy)
+
+
+def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str) -> pd.DataFrame:
+    """The rows whose prompts are those of the reference arm in the same round.
+
+    A turn's prompt holds the cold answers to the turns before it. Where one of these differs from
+    the reference's, at a tie of two tokens say, the later turns of that arm and round were asked
+    something else, in every pass.
+    """
+    before = {r.index: r.after for r in workload.requests if r.after is not None}
+    if not before or requests.empty:
+        return requests
+    cold = requests[requests["pass"] == "cold"].set_index(["arm", "round", "index"])["text"]
+    texts = cold.to_dict()
+    kept = []
+    for arm, number, index in zip(
+        requests["arm"], requests["round"], requests["index"], strict=True
+    ):
+        turn: int | None = before.get(index)
+        while turn is not None and texts.get((arm, number, turn)) == texts.get(
+            (reference, number, turn)
+        ):
+            turn = before.get(turn)
+        kept.append(turn is None)
+    return requests[kept]
+
+
+def ceilings(plan: ExperimentPlan) -> tuple[dict[str, answer_gates.Ceilings], str]:
+    """Rooflines by arm, and why there are none.
+
+    Only for dense models in a local folder that are not quantised: a ceiling is never guessed. The
+    embedding table and the output head are left out, which makes the prefill ceiling too high
+    rather than too low.
+    """
+    gpus = machine.facts().gpus
+    known = accelerator(gpus[0].name) if gpus else None
+    if known is None:
+        return {}, f"no roofline is known of {gpus[0].name if gpus else 'this hardware'}"
+    found = {}
+    for arm in plan.arms:
+        if arm.settings is None or not arm.settings.local:
+            return {}, "the size of a model on a hub is not known"
+        facts = model_facts(arm.settings.model).run_as(arm.settings.dtype)
+        if not facts.plain:
+            return {}, "the model is a mixture of experts or quantised"
+        parameters = facts.parameters
+        if not parameters:
+            return {}, f"{arm.settings.model.name} has no weight files"
+        prefills = arm.tp.prefill if arm.disaggregated else arm.tp.aggregated
+        answers = arm.tp.decode if arm.disaggregated else arm.tp.aggregated
+        found[arm.label] = answer_gates.Ceilings(
+            prefill_tps=prefill_ceiling_tps(parameters=parameters, gpu=known, gpus=prefills),
+            decode_tps=decode_ceiling_tps(
+                weight_bytes=facts.element_bytes * parameters, gpu=known, gpus=answers
+            ),
+        )
+    return found, ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import replace
+from math import nan
+from typing import TYPE_CHECKING, Literal
 
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
-from workbench.metrics.latency import succeeded, system_tps
+from workbench.experiment.result.facts import Comparison, SummaryRow
+from workbench.metrics.latency import buffered, comparable, succeeded, system_tps
 from workbench.metrics.statistics import (
-    Ratio,
     describe,
     pair,
     paired_ratio,
@@ -22,50 +25,58 @@ if TYPE_CHECKING:
 __all__ = ["compare", "summarise"]
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
-SPEEDUPS = ("ttft_s", "tpot_s", "e2e_s")
+Side = tuple[Arm, str]
+"""An arm and one of its passes."""
+Kind = Literal["cache-state", "opponent", "cache-off"]
 
 
-def summarise(requests: pd.DataFrame) -> list[dict[str, Any]]:
+def summarise(requests: pd.DataFrame) -> tuple[SummaryRow, ...]:
     """Median with its 95 % interval for each arm, pass and metric.
 
     Latencies and request_tps over requests; system_tps (tokens per second of a whole pass) over
     rounds.
     """
-    rows: list[dict[str, Any]] = []
-    keys = ["arm", "topology", "connector", "pass"]
-    for values, group in requests.groupby(keys, sort=False):
-        head = dict(zip(keys, values, strict=True)) | {
-            "n_requests": len(group),
-            "n_failed": int((~succeeded(group)).sum()),
-            "n_rounds": int(group["round"].nunique()),
-        }
-        per_round = [system_tps(rows) for _, rows in group.groupby("round")]
-        for metric in (*LATENCIES, "request_tps", "system_tps"):
-            estimate = quantile(per_round if metric == "system_tps" else group[metric], 0.5)
-            rows.append(
-                head
-                | {
-                    "metric": metric,
-                    "median": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "note": estimate.note,
-                }
+    rows = []
+    groups = requests.groupby(["arm", "topology", "connector", "pass"], sort=False)
+    for (arm, topology, connector, name), group in groups:
+        per_round = [system_tps(part) for _, part in group.groupby("round")]
+        rows += [
+            SummaryRow(
+                arm=str(arm),
+                topology=str(topology),
+                connector=str(connector),
+                pass_name=str(name),
+                n_requests=len(group),
+                n_failed=int((~succeeded(group)).sum()),
+                n_rounds=len(per_round),
+                metric=metric,
+                estimate=quantile(per_round if metric == "system_tps" else group[metric], 0.5),
             )
-    return rows
+            for metric in (*LATENCIES, "request_tps", "system_tps")
+        ]
+    return tuple(rows)
 
 
-def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> list[dict[str, Any]]:
+def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, ...]:
     """Every speed-up that the plan allows, each a ratio above 1 when better than its baseline.
 
     `cache-state`: a warm pass beside the cold pass of the same arm. `opponent`: a subject beside
     an aggregated arm of as many GPUs, in the same state. `cache-off`: an arm with the prefix
-    cache beside the one without.
+    cache beside the one without. Where a stream was buffered no ratio of TTFT or TPOT is made.
     """
-    rows: list[dict[str, Any]] = []
+    held_back = set(requests.loc[buffered(requests), "arm"])
+    usable = comparable(requests)
+    return tuple(
+        _withheld(row) if held_back & {row.arm, row.baseline_arm} else row
+        for kind, value, baseline in _pairs(plan, requests)
+        for row in _ratios(kind, usable, value, baseline)
+    )
+
+
+def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind, Side, Side]]:
     for arm in plan.arms:
         for measured in arm.passes[1:]:
-            rows += _ratios("cache-state", requests, (arm, measured.name), (arm, "cold"))
+            yield "cache-state", (arm, measured.name), (arm, "cold")
     for subject, rival in _rivals(plan.arms):
         shared = [p.name for p in subject.passes if p.name in {q.name for q in rival.passes}]
         if plan.rates is not None:  # each arm of a search has rates of its own
@@ -74,13 +85,11 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> list[dict[str, Any]
             )
             shared += [name for name in requests["pass"].unique() if name in mine & theirs]
         for name in shared:
-            rows += _ratios("opponent", requests, (subject, name), (rival, name))
-    labels = {arm.label: arm for arm in plan.arms}
-    if "cache off" in labels:
-        for measured in labels["cache on"].passes:
-            on, off = (labels["cache on"], measured.name), (labels["cache off"], "cold")
-            rows += _ratios("cache-off", requests, on, off)
-    return rows
+            yield "opponent", (subject, name), (rival, name)
+    arms = {arm.label: arm for arm in plan.arms}
+    if "cache off" in arms:
+        for measured in arms["cache on"].passes:
+            yield "cache-off", (arms["cache on"], measured.name), (arms["cache off"], "cold")
 
 
 def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
@@ -95,41 +104,37 @@ def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
 
 
 def _ratios(
-    kind: str, requests: pd.DataFrame, value: tuple[Arm, str], baseline: tuple[Arm, str]
-) -> list[dict[str, Any]]:
-    frames = [
+    kind: Kind, requests: pd.DataFrame, value: Side, baseline: Side
+) -> Iterator[Comparison]:
+    own, other = (
         requests[(requests["arm"] == arm.label) & (requests["pass"] == name)]
         for arm, name in (value, baseline)
-    ]
-    if frames[0].empty or frames[1].empty:
-        return []
-    ratios = {m: paired_ratio(pair(frames[1], frames[0], m)) for m in SPEEDUPS}
-    tps: list[dict[int, float]] = [
-        {int(n): system_tps(frame[frame["round"] == n]) for n in frame["round"].unique()}
-        for frame in frames
-    ]
-    ratios["system_tps"] = ratio_of_rounds(*tps)
-    return [
-        {
-            "kind": kind,
-            "metric": metric,
-            "arm": value[0].label,
-            "pass": value[1],
-            "baseline_arm": baseline[0].label,
-            "baseline_pass": baseline[1],
-            **_columns(ratio),
-        }
-        for metric, ratio in ratios.items()
-    ]
+    )
+    if own.empty or other.empty:
+        return
+    ratios = {metric: paired_ratio(pair(other, own, metric)) for metric in LATENCIES}
+    ratios["system_tps"] = ratio_of_rounds(_tps_of_rounds(own), _tps_of_rounds(other))
+    for metric, ratio in ratios.items():
+        yield Comparison(
+            kind=kind,
+            metric=metric,
+            arm=value[0].label,
+            pass_name=value[1],
+            baseline_arm=baseline[0].label,
+            baseline_pass=baseline[1],
+            ratio=ratio,
+            sentence=describe(ratio),
+        )
 
 
-def _columns(ratio: Ratio) -> dict[str, Any]:
-    return {
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "n_rounds": ratio.rounds,
-        "n_pairs": ratio.pairs,
-        "note": ratio.note,
-        "sentence": describe(ratio),
-    }
+def _tps_of_rounds(requests: pd.DataFrame) -> dict[int, float]:
+    numbers = requests["round"]
+    return {int(n): system_tps(requests[numbers == n]) for n in numbers.unique()}
+
+
+def _withheld(row: Comparison) -> Comparison:
+    if row.metric not in ("ttft_s", "tpot_s"):
+        return row
+    why = "the stream was buffered"
+    ratio = replace(row.ratio, value=nan, low=nan, high=nan, note=why)
+    return replace(row, ratio=ratio, sentence=f"withheld: {why}")

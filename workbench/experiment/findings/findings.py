@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields, replace
 from math import isnan, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench.experiment.findings.cache_sentences import break_even
 from workbench.experiment.findings.checks import check
-from workbench.experiment.findings.clauses import REPEATS, told
 from workbench.experiment.findings.compare import compare, summarise
-from workbench.experiment.findings.rate_table import rate_cards
-from workbench.experiment.findings.sentences import cards, finding, headline, scope, sentences
+from workbench.experiment.findings.rate_findings import (
+    answers,
+    rate_cards,
+    rate_rows,
+    rate_sentences,
+)
+from workbench.experiment.findings.sentences import (
+    REPEATS,
+    break_even,
+    cards,
+    finding,
+    headline,
+    scope,
+    sentences,
+    told,
+)
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.rates import answers, rate_rows, rate_sentences
+from workbench.experiment.result.facts import RunFacts, SearchRow, TokenRow, WorkloadFacts
 from workbench.metrics.gates.gate_table import gate_doubts, spoil
-from workbench.metrics.latency import buffered, comparable, succeeded, tpot_unknown
+from workbench.metrics.latency import succeeded, tpot_unknown
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
@@ -30,97 +42,89 @@ __all__ = ["conclude", "repeat_command"]
 
 
 def conclude(
+    facts: RunFacts,
     plan: ExperimentPlan,
+    *,
     requests: pd.DataFrame,
     passes: Sequence[PassCounters],
-    doubts: Sequence[str],
-    *,
     legs: pd.DataFrame | None = None,
-    client: Mapping[str, float] | None = None,
     reasons: Sequence[str] = (),
     refusals: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The part of result.json that is concluded from rows and counters.
+) -> RunFacts:
+    """The facts of a run with all that follows from its rows and counters.
 
-    `client` is the worst reading of the client's health, `reasons` say why passes were not run,
+    `facts` has the doubts and the client's readings so far; `reasons` say why passes were not run,
     `refusals` which caches were not emptied.
     """
-    measured = len(requests) > 0
-    answered = measured and bool(succeeded(requests).any())
-    summary = summarise(requests) if measured else []
-    comparisons = _told(compare(plan, comparable(requests)), requests) if measured else []
-    workload = plan.workload.sample
-    rates = rate_rows(plan.rates, requests) if measured else []
-    rates_found = answers(plan.rates, requests) if measured else {}
-    rates_said = rate_sentences(plan.rates, rates, rates_found)
-    checked = []
-    if measured:
-        seen = requests.iloc[:0] if legs is None else legs
-        checked = check(
-            plan,
-            requests,
-            seen,
-            passes,
-            client=client or {},
-            reasons=reasons,
-            refusals=refusals,
-        )
-    failed = [gate.name for gate in checked if gate.outcome == "FAIL"]
-    pays = break_even(plan, summary, comparisons)
-    if answered:
-        found = finding(plan, comparisons, rates_said)
-    else:
-        found = "No request succeeded" if measured else "Nothing was measured"
-    return {
-        **headline(
-            found,
-            failed if answered else (),
-            "times" if rates_said else "ratios",
-            interval=any(not isnan(row["low"]) for row in comparisons),
+    sent = plan.workload.sample
+    facts = replace(
+        facts,
+        scope=scope(plan),
+        limits=tuple(_limits(plan, _reuse_sent(requests))),
+        repeat=repeat_command(plan.notebook, plan.params),
+        workload=WorkloadFacts(
+            name=plan.workload.name,
+            requests=len(sent.requests),
+            prompt_tokens=plan.workload.longest_prompt_tokens,
+            output_tokens=plan.workload.options["output_tokens"],
+            arrivals=plan.describe_arrivals(),
+            hash=sent.hash,
+            seed=sent.seed,
+            ideal_reuse=sent.ideal_reuse,
+            ideal_reuse_sent=_reuse_sent(requests),
         ),
-        "scope": scope(plan),
-        "numbers": rate_cards(plan.rates, rates, rates_found, failed)
+        token_sources=tuple(_token_rows(passes)),
+        ledger=tuple(accounts(passes)),
+        files={name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
+    )
+    if requests.empty:
+        doubts = (*facts.doubts, *_round_doubts(plan))
+        return replace(facts, finding="Nothing was measured", doubts=doubts)
+    summary, comparisons = summarise(requests), compare(plan, requests)
+    rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
+    rates_said = rate_sentences(plan.rates, rates, answered)
+    gates = check(
+        plan,
+        requests,
+        legs=requests.iloc[:0] if legs is None else legs,
+        passes=passes,
+        client=facts.client,
+        reasons=reasons,
+        refusals=refusals,
+    )
+    failed = [gate.name for gate in gates if gate.outcome == "FAIL"]
+    found, unproven = "No request succeeded", ""
+    if succeeded(requests).any():
+        found, unproven = headline(
+            finding(plan, comparisons, rates_said),
+            failed,
+            "times" if rates_said else "ratios",
+            interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
+        )
+    pays = break_even(plan, summary, comparisons)
+    return replace(
+        facts,
+        finding=found,
+        unproven=unproven,
+        numbers=rate_cards(plan.rates, rates, answered, failed)
         or cards(plan, summary, comparisons, failed),
-        "gates": [asdict(gate) for gate in checked],
-        "token_sources": _token_sources(passes),
-        "ledger": [
-            asdict(a) | {"unexplained": a.unexplained, "closes": a.closes} for a in accounts(passes)
-        ],
-        "doubts": [*gate_doubts(failed), *doubts, *_sample_doubts(plan, requests)],
-        "limits": _limits(plan, _reuse_sent(requests)),
-        "break_even": told(pays, spoil(failed, "ratios", "times")) if pays else "",
-        "sentences": [
+        gates=gates,
+        doubts=(
+            *gate_doubts(failed),
+            *facts.doubts,
+            *_round_doubts(plan),
+            *_sample_doubts(requests),
+        ),
+        break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
+        sentences=(
             *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
             *sentences(plan, summary, comparisons, failed),
-        ],
-        "rates": rates,
-        "searches": [{"arm": arm} | asdict(answer) for arm, answer in rates_found.items()],
-        "summary": summary,
-        "comparisons": comparisons,
-        "repeat": repeat_command(plan.notebook, plan.params),
-        "workload": {
-            "name": plan.workload.name,
-            "requests": len(workload.requests),
-            "prompt_tokens": plan.workload.longest_prompt_tokens,
-            "output_tokens": plan.workload.options["output_tokens"],
-            "arrivals": plan.describe_arrivals(),
-            "hash": workload.hash,
-            "seed": workload.seed,
-            "ideal_reuse": workload.ideal_reuse,
-            "ideal_reuse_sent": _reuse_sent(requests),
-        },
-        "files": {name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
-    }
-
-
-def _told(comparisons: list[dict[str, Any]], requests: pd.DataFrame) -> list[dict[str, Any]]:
-    """The comparisons, with the reason where streams were buffered and no ratio is made of them."""
-    held_back = set(requests.loc[buffered(requests), "arm"])
-    for row in comparisons:
-        if {row["arm"], row["baseline_arm"]} & held_back and row["metric"] in ("ttft_s", "tpot_s"):
-            row["note"] = "the stream was buffered"
-            row["sentence"] = f"withheld: {row['note']}"
-    return comparisons
+        ),
+        rates=rates,
+        searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
+        summary=summary,
+        comparisons=comparisons,
+    )
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:
@@ -132,38 +136,42 @@ def _reuse_sent(requests: pd.DataFrame) -> float:
     return float(cold["ideal_reuse_tokens"].sum() / tokens) if tokens else nan
 
 
-def _token_sources(passes: Sequence[PassCounters]) -> list[dict[str, Any]]:
-    """Where each role's prompt tokens came from, one row per pass and role."""
-    return [
-        {"arm": p.arm, "round": p.round, "pass": p.pass_name, "role": role}
-        | {"sent": p.prompt_tokens_sent}
-        | {name: getattr(sources, name) for name in ("computed", "engine_hit", "external_hit")}
-        for p in passes
-        for role, sources in p.sources.items()
-    ]
+def _token_rows(passes: Iterable[PassCounters]) -> Iterable[TokenRow]:
+    for p in passes:
+        for role, sources in p.sources.items():
+            yield TokenRow(
+                arm=p.arm,
+                round=p.round,
+                pass_name=p.pass_name,
+                role=role,
+                sent=p.prompt_tokens_sent,
+                computed=sources.computed,
+                engine_hit=sources.engine_hit,
+                external_hit=sources.external_hit,
+            )
 
 
-def _sample_doubts(plan: ExperimentPlan, requests: pd.DataFrame) -> list[str]:
-    doubts = []
+def _round_doubts(plan: ExperimentPlan) -> list[str]:
     if plan.rounds < 3:
-        doubts.append(
-            f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}: ratios have no interval. Take"
-            " rounds 3 or more, better 5."
-        )
-    elif plan.rounds < 5:
-        doubts.append(
+        n = f"{plan.rounds} round{'s' if plan.rounds > 1 else ''}"
+        return [f"{n}: ratios have no interval. Take rounds 3 or more, better 5."]
+    if plan.rounds < 5:
+        return [
             f"{plan.rounds} rounds are few: an interval from so few launches is wide. Take rounds"
             " 5 or more."
+        ]
+    return []
+
+
+def _sample_doubts(requests: pd.DataFrame) -> list[str]:
+    doubts = [*_launch_doubts(requests), *tpot_unknown(requests)]
+    n = int(requests.groupby(["arm", "pass"]).size().min())
+    missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
+    if missing:
+        doubts.append(
+            f"{n} requests per arm and pass: too few for an interval of {' or '.join(missing)}."
+            " Medians are shown."
         )
-    if len(requests):
-        n = int(requests.groupby(["arm", "pass"]).size().min())
-        doubts += [*_launch_doubts(requests), *tpot_unknown(requests)]
-        missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
-        if missing:
-            doubts.append(
-                f"{n} requests per arm and pass: too few for an interval of"
-                f" {' or '.join(missing)}. Medians are shown."
-            )
     return doubts
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.findings.clauses import marked, told
 from workbench.experiment.findings.sentences import headline as judged
+from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits import served_tokens
 from workbench.experiment.hits.hit_findings import ratios, tiers
 from workbench.experiment.hits.log_sentences import doubt, log_facts
@@ -23,7 +23,8 @@ from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan, run_id
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
@@ -54,12 +55,12 @@ class HitResult(Result):
     @property
     def tiers(self) -> pd.DataFrame:
         """One row per arm and pass: tokens by tier, hit rate, ideal, LMCache's own counters."""
-        return self._table("tiers")
+        return self._marked(self.table("tiers"))
 
     @property
     def ratios(self) -> pd.DataFrame:
         """Paired ratios of TTFT (see `hit_findings.HitRatio`)."""
-        return self._table("ratios")
+        return self._marked(self.table("ratios"))
 
     @property
     def hits(self) -> pd.DataFrame:
@@ -139,24 +140,30 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     table = tiers(rows, counts)
     chunks = {arm.label: arm.chunk_tokens for arm in made.arms if arm.means and arm.means.store}
     compared = ratios(result.requests, rows, chunks)
-    failed = failed_names(result.facts["gates"])
+    failed = result.run.failed_gates
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
-    facts = result.facts | {
-        "explained": explained(rows),
-        "tiers": [tier.as_row() for tier in table],
-        "ratios": [ratio.as_row() for ratio in compared],
-        "doubts": list(dict.fromkeys(doubts)),
-        "limits": [*result.facts["limits"], *_LIMITS],
-        "files": result.facts["files"] | {"served": "served.parquet"},
-    }
+    facts = replace(
+        result.run,
+        explained=tuple(explained(rows)),
+        tiers=tuple(tier.as_row() for tier in table),
+        ratios=tuple(ratio.as_row() for ratio in compared),
+        doubts=tuple(dict.fromkeys(doubts)),
+        limits=(*result.run.limits, *_LIMITS),
+        files={**result.run.files, "served": "served.parquet"},
+    )
     if made.params.engine == "attach":
         # Servers that run already have no rival without a store: what every sweep finds is said.
-        by_server = [told(text, spoil(failed, "counts")) for text in by_counters(table)]
-        facts["sentences"] = [*by_server, *result.facts["sentences"]]
+        by_server = (told(text, spoil(failed, "counts")) for text in by_counters(table))
+        facts = replace(facts, sentences=(*by_server, *facts.sentences))
     else:
-        facts |= judged(headline(compared), failed)
-        facts["numbers"] = marked(cards(compared, table), failed)
-        facts["sentences"] = sentences(compared, table, failed)
+        found, unproven = judged(headline(compared), failed)
+        facts = replace(
+            facts,
+            finding=found,
+            unproven=unproven,
+            numbers=marked(cards(compared, table), failed),
+            sentences=tuple(sentences(compared, table, failed)),
+        )
     return _written(
         facts, RunFolder(home=result.folder, attempt=result.folder), rows, result.frames
     )
@@ -207,22 +214,18 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
         raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")
     name = run_id(params)
     folder = RunFolder.open(params.output_dir, "lmcache_hit_analysis", name)
-    facts = {
-        "schema": SCHEMA,
-        "notebook": "lmcache_hit_analysis",
-        "run_id": name,
-        "status": "success",
-        "simulated": False,
-        "started_at": began.isoformat(timespec="seconds"),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "duration_s": round(took_s, 1),
-        "parameters": asdict(params),
-        "machine": machine.facts().as_dict(),
-        "summary": [],
-        "comparisons": [],
-        "arms": [],
-        "files": {"served": "served.parquet"},
-    } | _judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks))
+    facts = RunFacts(
+        notebook="lmcache_hit_analysis",
+        run_id=name,
+        status="success",
+        started_at=began.isoformat(timespec="seconds"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(took_s, 1),
+        parameters=asdict(params),
+        machine=machine.facts().as_dict(),
+        files={"served": "served.parquet"},
+        **_judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks)),
+    )
     result = _written(facts, folder, served_tokens.log_tokens(summary), {})
     folder.promote()
     echo(f"success: {folder.home}")
@@ -233,14 +236,17 @@ def _judged_log(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a log, which are counts, with what its failed gates do to them."""
     failed = failed_names(facts["gates"])
     does = spoil(failed, "counts")
-    judgement = judged(facts["finding"], failed, "counts")
-    numbers = marked(facts["numbers"], failed)
-    sentences = [told(text, does) for text in facts["sentences"]]
-    return facts | judgement | {"numbers": numbers, "sentences": sentences}
+    found, unproven = judged(facts["finding"], failed, "counts")
+    return facts | {
+        "finding": found,
+        "unproven": unproven,
+        "numbers": marked(facts["numbers"], failed),
+        "sentences": tuple(told(text, does) for text in facts["sentences"]),
+    }
 
 
 def _written(
-    facts: dict[str, Any],
+    facts: RunFacts,
     folder: RunFolder,
     served: pd.DataFrame,
     frames: Mapping[str, pd.DataFrame],
@@ -248,4 +254,4 @@ def _written(
     """Write facts and rows into the attempt; of a finished run, over those that are there."""
     folder.write("served", served)
     folder.write_facts(facts)
-    return HitResult(facts=facts, folder=folder.attempt, frames={**frames, "served": served})
+    return HitResult(run=facts, folder=folder.attempt, frames={**frames, "served": served})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from math import isnan
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.findings.clauses import Row
 from workbench.experiment.hits.hit_findings import log_tiers
 from workbench.experiment.hits.need_to_load import examples
 from workbench.experiment.hits.served_tokens import log_tokens
+from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt, LogSummary
@@ -92,16 +91,15 @@ def log_facts(log: LogSummary, path: str, *, ranks: int = 0) -> dict[str, Any]:
         "scope": f"Read from {path} ({generations}): {log.matching:,} of {log.lines:,}"
         f" lines are LMCache's{_span(log)}.",
         "numbers": _cards(log),
-        "gates": [asdict(_whole(log))],
-        "sentences": [*_credit(log), *_found(log), *_speed(log), *_evictions(log)],
-        "explained": examples(log),
-        "tiers": [row.as_row() for row in log_tiers(log_tokens(log))],
-        "ratios": [],
-        "doubts": [doubt(log, found) for found in log.doubts],
-        "limits": [
+        "gates": (_whole(log),),
+        "sentences": (*_credit(log), *_found(log), *_speed(log), *_evictions(log)),
+        "explained": tuple(examples(log)),
+        "tiers": tuple(row.as_row() for row in log_tiers(log_tokens(log))),
+        "doubts": tuple(doubt(log, found) for found in log.doubts),
+        "limits": (
             "A log has no TTFT and no prompt: the cost of storing, break-even, the effect of the"
             " chunk and ideal reuse need a live run (leave log_file empty) or -p engine attach.",
-        ],
+        ),
         "repeat": shlex.join(words),
     }
 
@@ -252,7 +250,7 @@ def _evictions(log: LogSummary) -> list[str]:
     ]
 
 
-def _cards(log: LogSummary) -> list[Row]:
+def _cards(log: LogSummary) -> list[Card]:
     credit = log.credit
     if credit.total > 0:
         unused = ("LMCache hits that the engine had too", credit.idle)
@@ -281,6 +279,5 @@ def _cards(log: LogSummary) -> list[Row]:
     ]
 
 
-def _card(label: str, value: float, unit: str, note: str) -> Row:
-    return {"label": label, "value": value, "unit": unit, "low": None, "high": None, "note": note,
-            "rests_on": "counts"}  # fmt: skip
+def _card(label: str, value: float, unit: str, note: str) -> Card:
+    return Card(label=label, value=value, unit=unit, note=note, rests_on="counts")

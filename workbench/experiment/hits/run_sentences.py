@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Any, TypeVar
 
-from workbench.experiment.findings.clauses import Row, told
+from workbench.experiment.findings.sentences import told
 from workbench.experiment.hits.hit_findings import HitRatio, Tiers
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
+from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
 
 _Found = TypeVar("_Found", HitRatio, Tiers)
@@ -203,7 +204,7 @@ def _evicted(tiers: Sequence[Tiers]) -> list[str]:
     ]
 
 
-def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Row]:
+def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
     """Up to three key numbers with their intervals."""
     found = []
     gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
@@ -218,18 +219,18 @@ def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Row]:
     if idle is not None and idle.held:
         note = f"{idle.requests} requests, engine-warm; no interval: tokens are counted"
         share = 100 * idle.idle / idle.held
-        found.append(
-            {"label": "LMCache hits that the engine had too", "value": share, "unit": "%",
-             "low": None, "high": None, "note": note, "rests_on": "counts"}
-        )  # fmt: skip
+        label = "LMCache hits that the engine had too"
+        found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
 
 
-def _card(label: str, bounds: tuple[float, float, float], unit: str, row: HitRatio) -> Row:
+def _card(label: str, bounds: tuple[float, float, float], unit: str, row: HitRatio) -> Card:
     none = "no difference detectable; " if row.ratio.verdict == "undecided" else ""
     value, low, high = bounds
-    return {"label": label, "value": value, "unit": unit, "low": low, "high": high,
-            "note": f"{none}{row.ratio.sample}", "rests_on": "ratios"}  # fmt: skip
+    note = f"{none}{row.ratio.sample}"
+    return Card(
+        label=label, value=value, unit=unit, low=low, high=high, note=note, rests_on="ratios"
+    )
 
 
 def _changes(row: HitRatio) -> tuple[float, float, float]:

@@ -16,7 +16,6 @@ from workbench.experiment.plan.engine_setup import (
     check_room,
     engine_notes,
     engine_of,
-    kv_space_tokens,
     one_instance,
     own_speed,
 )
@@ -58,7 +57,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
             made = _attached_plan(params) if params.engine == "attach" else _sweep_plan(params)
         case _:
             raise PlanError(f"there is no experiment for {type(params).__name__}")
-    settings = made.arms[0].settings
+    settings = made.settings
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
@@ -116,8 +115,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     if settings.on_gpu:
         check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
-    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    return replace(made, kv_space_tokens=kv_space_tokens(settings, model))
+    return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
 
 
 def _with_load(
@@ -126,11 +124,9 @@ def _with_load(
     """The plan of these arms; what it says of itself is added last."""
     requests = len(workload.sample.requests)
     rates = rates_of(params, requests) if isinstance(params, PdSweep) else None
-    settings = arms[0].settings
     return ExperimentPlan(
         notebook=notebook,
         params=params,
-        platform=settings.platform if settings else "cpu",
         arms=arms,
         rounds=params.rounds,
         workload=workload,
@@ -213,13 +209,12 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
         make(label="cache on", connector="none", passes=(cold, *warm, everything)),
     )
     workload = workload_of(params, settings, model)
-    made = _with_load("single_instance_prefix_cache", params, arms, workload)
-    return replace(made, kv_space_tokens=kv_space_tokens(settings, model))
+    return _with_load("single_instance_prefix_cache", params, arms, workload)
 
 
 def _doubts(made: ExperimentPlan) -> Iterator[str]:
     """What weakens the result before anything has run."""
-    params, settings = made.params, made.arms[0].settings
+    params, settings = made.params, made.settings
     if settings is not None:
         if settings.fault:
             shows = FAULTS[settings.fault].shows
@@ -239,10 +234,11 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         r.prompt_tokens - r.ideal_reuse_tokens + r.max_tokens + int(new * r.prompt_tokens)
         for r in made.workload.sample.requests
     )
-    if sent_tokens > made.kv_space_tokens:
+    space_tokens = made.kv_space_tokens
+    if sent_tokens > space_tokens:
         yield (
             f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
-            f" {made.kv_space_tokens:,.0f}: warm passes will find evicted blocks. Raise"
+            f" {space_tokens:,.0f}: warm passes will find evicted blocks. Raise"
             " kv_cache_mib."
         )
     for arm in made.arms:

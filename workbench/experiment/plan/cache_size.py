@@ -9,14 +9,12 @@ import numpy as np
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.load.files.trace_file import read_trace
 from workbench.load.files.traces import fitted, lru_hit_rates, trace_of
-from workbench.params.measuring import LoadParams
+from workbench.params.shared import LoadParams
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SIZES = 24
-_CPU_BLOCK_TOKENS, _GPU_BLOCK_TOKENS = 128, 16
-"""vLLM's KV block; a trace brings a block of its own."""
 
 
 def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
@@ -29,8 +27,6 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
     import pandas as pd
 
     workload, params = plan.workload.sample, plan.params
-    settings = plan.arms[0].settings
-    on_gpu = settings is not None and settings.on_gpu
     if isinstance(params, LoadParams) and params.workload == "trace" and not plan.workload.chat:
         options = plan.workload.options
         rows = read_trace(
@@ -43,8 +39,8 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
             rows, prompt_tokens=options["prompt_tokens"], output_tokens=options["output_tokens"]
         )
     else:
-        block_tokens = _GPU_BLOCK_TOKENS if on_gpu else _CPU_BLOCK_TOKENS
-        trace = trace_of(workload, block_tokens=block_tokens)
+        on_gpu = plan.settings is not None and plan.settings.on_gpu
+        trace = trace_of(workload, block_tokens=16 if on_gpu else 128)  # vLLM's KV block
     blocks = len({hash_id for row in trace.rows for hash_id in row.hash_ids})
     held = np.unique(np.geomspace(1, max(2, blocks), _SIZES).astype(int))
     sizes = np.ceil(held * trace.block_tokens).astype(int)  # a scaled block may be a fraction

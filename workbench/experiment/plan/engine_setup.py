@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from math import nan
 from pathlib import Path
 
 from workbench.errors import PlanError
@@ -131,13 +130,6 @@ def one_instance(
         Arm, role="subject", topology=topology, gpus=gpus, settings=settings, tp=tp,
         capacity=capacity,
     )  # fmt: skip
-
-
-def kv_space_tokens(settings: EngineSettings, model: ModelFacts | None) -> float:
-    """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
-    if settings.on_gpu or model is None:
-        return nan
-    return settings.kv_cache_mib * 2**20 / model.kv_shape.bytes_per_token
 
 
 def _devices(facts: machine.Machine) -> tuple[str, ...]:

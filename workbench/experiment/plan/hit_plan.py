@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import httpx
 
 from workbench.control import control_context, server_address
 from workbench.errors import PlanError
-from workbench.experiment.plan.engine_setup import engine_of, kv_space_tokens, one_instance
+from workbench.experiment.plan.engine_setup import engine_of, one_instance
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
-from workbench.load.catalogue import build
 from workbench.load.workload.arrivals import closed
-from workbench.load.workload.workload import Workload
 from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.serve.capacity import check_store
 from workbench.serve.tiny_model import ModelFacts
@@ -29,21 +27,6 @@ DISK = "lmcache, L2 on disk"
 _COLD, _ENGINE, _STORE, _DISK = map(pass_in, ("cold", "engine-warm", "store-warm", "disk-warm"))
 _AGAIN = Pass(name="asked again", state="store-warm")
 """As store-warm, where the store is not expected to have it all: no gate asks for it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths(WorkloadSpec):
-    """Unique prompts of several lengths, which take turns."""
-
-    lengths: tuple[int, ...]
-
-    def build(self, salt: str) -> Workload:
-        longest = build("reference", salt=salt, **self.options)
-        short = [
-            replace(request, prompt_ids=request.prompt_ids[: self.lengths[i % len(self.lengths)]])
-            for i, request in enumerate(longest.requests)
-        ]
-        return replace(longest, name=self.name, requests=tuple(short))
 
 
 def chunk_label(chunk_tokens: int) -> str:
@@ -99,14 +82,12 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
     ]
     if params.disk:
         arms.append(perhaps(label=DISK, disk=True, passes=(_COLD, _STORE, _DISK)))
-    space_tokens = kv_space_tokens(settings, model)
-    return replace(_plan(params, tuple(arms), model, doubts), kv_space_tokens=space_tokens)
+    return _plan(params, tuple(arms), model, doubts)
 
 
 def _plan(
     params: LMCacheHitAnalysis, arms: tuple[Arm, ...], model: ModelFacts | None, doubts: list[str]
 ) -> ExperimentPlan:
-    settings = arms[0].settings
     options = {
         "requests": params.requests * len(params.prompt_tokens),
         "prompt_tokens": max(params.prompt_tokens),
@@ -117,10 +98,9 @@ def _plan(
     return ExperimentPlan(
         notebook="lmcache_hit_analysis",
         params=params,
-        platform=settings.platform if settings else "cpu",
         arms=arms,
         rounds=params.rounds,
-        workload=Lengths(name="lengths", lengths=tuple(params.prompt_tokens), options=options),
+        workload=WorkloadSpec(name="lengths", lengths=tuple(params.prompt_tokens), options=options),
         arrivals=closed(1),
         doubts=tuple(doubts),
     )

@@ -126,14 +126,11 @@ class ExperimentPlan:
 
     notebook: str
     params: EngineParams
-    platform: Platform
     arms: tuple[Arm, ...]
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
     """Of a sweep over rates: those of its highest."""
-    kv_space_tokens: float = nan
-    """Tokens that the KV space of an instance holds, where that is known beforehand."""
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
@@ -143,6 +140,24 @@ class ExperimentPlan:
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
     """How requests are put; of attached servers it is found out when the run begins."""
+
+    @property
+    def settings(self) -> EngineSettings | None:
+        """Of the engine; None where servers run already."""
+        return self.arms[0].settings
+
+    @property
+    def platform(self) -> Platform:
+        return self.settings.platform if self.settings else "cpu"
+
+    @property
+    def kv_space_tokens(self) -> float:
+        """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
+        settings = self.settings
+        if settings is None or settings.on_gpu or not settings.model.is_dir():
+            return nan
+        facts = model_facts(settings.model).run_as(settings.dtype)
+        return settings.kv_cache_mib * 2**20 / facts.kv_shape.bytes_per_token
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -200,9 +215,7 @@ class ExperimentPlan:
         if speed is None:
             return nan
         requests = self.workload.sample.requests
-        layers = (
-            model_facts(self.arms[0].settings.model).layers if self.arms[0].settings else LAYERS
-        )
+        layers = model_facts(self.settings.model).layers if self.settings else LAYERS
         prefill_s = sum(
             speed.prefill_s(r.prompt_tokens, reused_tokens=r.ideal_reuse_tokens, layers=layers)
             for r in requests

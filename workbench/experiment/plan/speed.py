@@ -191,7 +191,7 @@ async def _measure(dtype: str) -> Speed:
 
 
 if __name__ == "__main__":
-    from workbench.serve.cpu_patches import die_with_parent
+    from workbench.serve.processes.parent import die_with_parent
 
     die_with_parent()
     print(json.dumps(asdict(asyncio.run(_measure(sys.argv[1])))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from workbench.load.workload.tokenizer import (
 )
 from workbench.load.workload.workload import Workload
 from workbench.load.workload.written import lengths_missed, word_ids, written
-from workbench.params.measuring import EngineParams, LoadParams
+from workbench.params.shared import EngineParams, LoadParams
 from workbench.serve.simulated.answers import PretendTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
@@ -47,28 +48,44 @@ class WorkloadSpec:
 
     name: str
     options: dict[str, Any]
+    lengths: tuple[int, ...] = ()
+    """To which unique prompts are cut in turn, of a workload of several lengths."""
     tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
     """For prompts of text, and for chat."""
     chat: bool = False
+    writer: TextTokenizer | None = field(default=None, repr=False, compare=False)
+    """Writes the prompts as text, for a server that refuses token ids."""
 
     def build(self, salt: str) -> Workload:
         """The workload behind this salt. Raises ParameterError for one that cannot be built."""
-        make_salted = partial(build, self.name, salt=salt)
+        made = self._of_ids(salt)
+        if self.writer is None:
+            return made
+        own = self.name == "prompts"  # a user's own stay whole
+        return written(made, self.writer, of_text=self.name in _OF_TEXT, keep_length=not own)
+
+    def _of_ids(self, salt: str) -> Workload:
+        make = partial(build, "reference" if self.lengths else self.name, salt=salt)
         if self.name in _OF_TEXT:
-            return make_salted(**self.options, tokenizer=self.tokenizer, chat=self.chat)
+            return make(**self.options, tokenizer=self.tokenizer, chat=self.chat)
         if not self.chat:
-            return make_salted(**self.options)
+            whole = make(**self.options)
+            if not self.lengths:
+                return whole
+            turns = zip(whole.requests, cycle(self.lengths), strict=False)
+            cut = (replace(request, prompt_ids=request.prompt_ids[:n]) for request, n in turns)
+            return replace(whole, name=self.name, requests=tuple(cut))
         assert self.tokenizer is not None
         template_tokens = Frame.of(self.tokenizer).tokens
 
-        def make(prompt_tokens: int, vocab_tokens: int) -> Workload:
+        def inside(prompt_tokens: int, vocab_tokens: int) -> Workload:
             options = self.options | {"prompt_tokens": prompt_tokens, "vocab_tokens": vocab_tokens}
             if "shared_tokens" in options:
                 shared = options["shared_tokens"] - template_tokens
                 options["shared_tokens"] = max(SALT_TOKENS, shared)
-            return make_salted(**options)
+            return make(**options)
 
-        return spoken(make, prompt_tokens=self.options["prompt_tokens"], tokenizer=self.tokenizer)
+        return spoken(inside, prompt_tokens=self.options["prompt_tokens"], tokenizer=self.tokenizer)
 
     @cached_property
     def sample(self) -> Workload:
@@ -79,31 +96,22 @@ class WorkloadSpec:
     def longest_prompt_tokens(self) -> int:
         return max(request.prompt_tokens for request in self.sample.requests)
 
-    def __str__(self) -> str:
-        shown = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return f"{self.name}{' as chat' if self.chat else ''}: {shown}"
+    def as_text(self, writer: TextTokenizer) -> WorkloadSpec:
+        """The workload with its prompts written as text.
 
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenSpec(WorkloadSpec):
-    """A workload whose prompts go out as text, for a server that refuses token ids."""
-
-    inner: WorkloadSpec
-    writer: TextTokenizer = field(repr=False, compare=False)
-
-    def build(self, salt: str) -> Workload:
-        """The workload behind this salt. Raises ParameterError for one that cannot be written."""
-        return written(
-            self.inner.build(salt),
-            self.writer,
-            of_text=self.name in _OF_TEXT,
-            keep_length=self.name != "prompts",  # a user's own stay whole
-        )
+        Raises ParameterError for a tokenizer that cannot, or a workload made of answers.
+        """
+        options = dict(self.options)
+        if self.name not in _OF_TEXT:
+            options["vocab_tokens"] = min(options["vocab_tokens"], word_ids(writer))
+        made = replace(self, options=options, writer=writer)
+        _ = made.sample
+        return made
 
     @property
-    def doubt(self) -> str:
+    def writing_doubt(self) -> str:
         """What the text did to the prompts' lengths; empty where they are as wanted."""
-        wanted = self.inner.build("plan")
+        wanted = self._of_ids("plan")
         if self.name == "prompts" or not (missed := lengths_missed(wanted, self.sample)):
             return ""
         return (
@@ -112,21 +120,9 @@ class WrittenSpec(WorkloadSpec):
         )
 
     def __str__(self) -> str:
-        return f"{self.inner}; prompts as text"
-
-
-def as_text(spec: WorkloadSpec, writer: TextTokenizer) -> WrittenSpec:
-    """The workload with its prompts written as text.
-
-    Raises ParameterError for a tokenizer that cannot, or a workload made of answers.
-    """
-    options = dict(spec.options)
-    if spec.name not in _OF_TEXT:
-        options["vocab_tokens"] = min(options["vocab_tokens"], word_ids(writer))
-    inner = replace(spec, options=options)
-    made = WrittenSpec(name=spec.name, options=options, inner=inner, writer=writer)
-    _ = made.sample
-    return made
+        shown = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        as_chat, as_text = " as chat" * self.chat, "; prompts as text" * (self.writer is not None)
+        return f"{self.name}{as_chat}: {shown}{as_text}"
 
 
 def workload_of(

@@ -1,60 +1,64 @@
-"""A run's result: what it found, and the frames behind every number.
-
-Format of result.json, `schema`: 1 (first).
-"""
+"""A run's result, as notebooks hold it: what it found, and the frames behind every number."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
-from workbench.experiment.findings.rate_table import rate_table
-from workbench.experiment.result.frame_file import FrameFiles
-from workbench.experiment.result.ledger_table import by_request, ledger_table
-from workbench.experiment.result.percentile_table import no_p99, percentile_table, without_tails
-from workbench.experiment.result.run_folder import jsonable
-from workbench.experiment.result.why import table, why
-from workbench.metrics.gates.gate_table import Kind, failed_names, gate_doubts, spoil, touching
+from workbench.experiment.result import tables
+from workbench.experiment.result.facts import (
+    RateRow,
+    RunFacts,
+    TokenRow,
+    from_plain,
+    read_facts,
+    to_plain,
+)
+from workbench.experiment.result.run_folder import FrameFiles
+from workbench.experiment.result.waterfall_diff import why
+from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import Kind, gate_doubts, spoil, touching
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SCHEMA", "Result", "load_result"]
+__all__ = ["MIME", "Result", "load_result"]
 
-SCHEMA = 1
 MIME = "application/vnd.workbench.result+json"
+"""An output of this type in a notebook holds a result's facts, and its folder under `folder`."""
 FRAMES = ("requests", "legs", "counters", "gauges")
 
 _METRICS = ("ttft", "tpot", "e2e", "system_tps")
-_COLUMNS = {
-    "comparisons": [
-        *("kind", "metric", "arm", "pass", "baseline_arm", "baseline_pass", "ratio"),
-        *("low", "high", "n_rounds", "n_pairs", "note", "sentence"),
-    ]
-}
-"""Of a table that may be empty: a sweep over rates with one arm compares nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run found. `facts` is the content of result.json (see docs/result.md)."""
+    """What a run found."""
 
-    facts: dict[str, Any]
+    run: RunFacts
     folder: Path
     frames: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_bundle(cls, bundle: Mapping[str, Any], source: str) -> Self:
+        """The result that a notebook shows in an output of type MIME. Raises ResultError."""
+        return cls(run=from_plain(bundle, source), folder=Path(str(bundle.get("folder") or "")))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The content of result.json as plain values (see docs/result.md)."""
+        return to_plain(self.run)
 
     @property
     def requests(self) -> pd.DataFrame:
         """One row per request: constant columns, records.RequestRecord, latencies.
 
-        A large result is loaded without stamps and texts, see frame_file; latencies and counts
+        A large result is loaded without stamps and texts, see run_folder; latencies and counts
         are there.
         """
         return self._marked(self.frames["requests"])
@@ -67,12 +71,12 @@ class Result:
     @property
     def gates(self) -> pd.DataFrame:
         """Every gate: name, outcome, sentence, next_step."""
-        return self._table("gates")
+        return self._marked(tables.frame_of(Gate, self.run.gates))
 
     @property
     def summary(self) -> pd.DataFrame:
         """Median and 95 % interval per arm, pass and metric; seconds."""
-        return self._table("summary")
+        return self._marked(tables.summary_frame(self.run.summary))
 
     @property
     def percentiles(self) -> pd.DataFrame:
@@ -82,52 +86,51 @@ class Result:
         """
         path = self.folder / "requests.parquet"
         found = percentiles(path if path.exists() else self.frames["requests"])
-        return without_tails(self._marked(found))
+        return tables.without_tails(self._marked(found))
 
     def percentile_table(self) -> pd.DataFrame:
         """The percentiles as one wide table, in milliseconds."""
-        return self._showing(percentile_table(self.percentiles), "times")
+        return self._showing(tables.percentile_table(self.percentiles), "times")
 
     @property
     def comparisons(self) -> pd.DataFrame:
         """Ratios with intervals; above 1 is better than the baseline."""
-        return self._table("comparisons")
+        return self._marked(tables.comparison_frame(self.run.comparisons))
 
     @property
     def rates(self) -> pd.DataFrame:
         """One row per arm and offered rate of a sweep or search; empty without one."""
-        frame = self._table("rates")
+        frame = self._marked(tables.frame_of(RateRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
 
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
-        return self._showing(rate_table(self.rates, limited=self._limited), "times")
+        return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
 
     @property
     def _limited(self) -> bool:
         """Whether requests had a TTFT or TPOT limit to keep."""
-        asked = self.facts["parameters"]
-        return any(asked.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
+        return any(self.run.parameters.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
 
     @property
     def token_sources(self) -> pd.DataFrame:
         """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
-        return self._table("token_sources")
+        return self._marked(tables.frame_of(TokenRow, self.run.token_sources))
 
     @property
     def request_ledger(self) -> pd.DataFrame:
         """The ledger of each answer: expected and cached prompt tokens, and their difference."""
-        return by_request(self.requests)
+        return tables.by_request(self.requests)
 
     @property
     def ledger(self) -> pd.DataFrame:
         """Every account of the token ledger over all rounds, see metrics.ledger.ledger."""
-        return ledger_table(self.facts["ledger"])
+        return tables.ledger_table(self.run.ledger)
 
     @property
     def doubts(self) -> list[str]:
-        return list(self.facts["doubts"])
+        return list(self.run.doubts)
 
     def speedup(self, metric: str) -> pd.DataFrame:
         """The comparisons of one metric, `ttft`, `tpot`, `e2e` or `system_tps`."""
@@ -140,19 +143,11 @@ class Result:
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
-        table = self.summary
-        table["metric"] = table["metric"].str.removesuffix("_s")
-        unknown = set(metrics) - set(table["metric"])
+        known = dict.fromkeys(row.metric.removesuffix("_s") for row in self.run.summary)
+        unknown = [metric for metric in metrics if metric not in known]
         if unknown:
-            raise ResultError(f"no metric {unknown.pop()!r}: it has {', '.join(set(table.metric))}")
-        columns = (table[name].to_list() for name in ("metric", "median", "low", "high"))
-        table["shown"] = [_shown(*row) for row in zip(*columns, strict=True)]
-        wide = table.pivot_table(
-            index=["arm", "pass", "n_requests"], columns="metric", values="shown",
-            aggfunc="first", sort=False,
-        )  # fmt: skip
-        wide = wide[list(metrics)].reset_index().rename_axis(columns=None)
-        return self._showing(wide, "times")
+            raise ResultError(f"no metric {unknown[0]!r}: it has {', '.join(known)}")
+        return self._showing(tables.median_table(self.run.summary, metrics), "times")
 
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
@@ -160,17 +155,16 @@ class Result:
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""
-        return self._showing(table(self.waterfall()), "times")
+        return self._showing(tables.waterfall_table(self.waterfall()), "times")
 
     def why(self) -> list[str]:
         """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
-        waterfall = self.waterfall()
-        does = spoil(waterfall.attrs["failed_gates"], "ratios")
+        does = spoil(self.run.failed_gates, "ratios")
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
             doubts = [f"{said}: what follows may have other causes."]
-        return doubts + why(waterfall, self.comparisons)
+        return doubts + why(self.waterfall(), self.run.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
@@ -201,15 +195,6 @@ class Result:
             return pd.DataFrame({"what": flat.index, "found": found})
         return pd.DataFrame(value)
 
-    def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        # An interval that is all null reads back as objects; numbers are numbers here.
-        rows = self.facts[name]
-        frame = pd.DataFrame(rows, columns=None if rows else _COLUMNS.get(name))
-        numeric = [c for c in ("median", "ratio", "low", "high") if c in frame]
-        return self._marked(frame.astype(dict.fromkeys(numeric, float)))
-
     def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
         """A table for readers, with the kinds of number in it."""
         frame = self._marked(frame)
@@ -218,43 +203,19 @@ class Result:
 
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with what its figures must say: simulated, and gates that failed."""
-        frame.attrs["simulated"] = bool(self.facts.get("simulated"))
-        gates = self.facts.get("gates", ())
-        frame.attrs["failed_gates"] = failed_names(gates)
-        frame.attrs["no_p99"] = no_p99(gates)
-        frame.attrs["swept"] = bool(self.facts.get("rates"))
+        frame.attrs["simulated"] = self.run.simulated
+        frame.attrs["failed_gates"] = self.run.failed_gates
+        frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
+        frame.attrs["swept"] = bool(self.run.rates)
         return frame
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        text = f"{self.facts['finding']}\n{self.folder}"
-        return {MIME: jsonable(self.facts | {"folder": str(self.folder)}), "text/plain": text}
-
-
-def _shown(metric: str, median: float, low: float, high: float) -> str:
-    """`123 ms [110, 140]`, without an interval where there is none."""
-    factor, unit = (1.0, "/s") if metric.endswith("tps") else (1000.0, "ms")
-    if math.isnan(median):
-        return "not known"
-    text = f"{factor * median:,.4g} {unit}"
-    return text if math.isnan(low) else f"{text} [{factor * low:,.4g}, {factor * high:,.4g}]"
+        text = f"{self.run.finding}\n{self.folder}"
+        return {MIME: self.facts | {"folder": str(self.folder)}, "text/plain": text}
 
 
 def load_result(folder: Path | str) -> Result:
     """Read a run folder. Raises ResultError with a sentence for what is missing or unreadable."""
-
     folder = Path(folder)
-    path = folder / "result.json"
-    if not path.exists():
-        raise ResultError(f"{path} does not exist: no run has succeeded in this folder")
-    try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
-    schema = facts.get("schema") if isinstance(facts, dict) else None
-    if not isinstance(schema, int):
-        raise ResultError(f"{path} names no schema: it was not written by the workbench")
-    if schema > SCHEMA:
-        raise ResultError(
-            f"{path} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
-        )
-    return Result(facts=facts, folder=folder, frames=FrameFiles(folder, FRAMES))
+    run = read_facts(folder / "result.json")
+    return Result(run=run, folder=folder, frames=FrameFiles(folder, FRAMES))

@@ -12,6 +12,7 @@ import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
+from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.isolation import make_state, read_counters, warm_up
@@ -93,19 +94,19 @@ async def measure_arm(
     folder.write("gauges", log.frame("gauges"))
 
 
-def _arm_facts(arm: Arm, deployment: Deployment) -> dict[str, Any]:
+def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
     lines = [p.command_line for p in deployment.plan.processes] if deployment.plan else []
-    return {
-        "label": arm.label,
-        "topology": arm.topology_text,
-        "connector": arm.connector,
-        "role": arm.role,
-        "gpus": arm.gpus,
-        "instances": len(deployment.instances),
-        "model": deployment.model,
-        "passes": [p.name for p in arm.passes],
-        "command_lines": lines or [deployment.url],
-    }
+    return ArmFacts(
+        label=arm.label,
+        topology=arm.topology_text,
+        connector=arm.connector,
+        role=arm.role,
+        gpus=arm.gpus,
+        instances=len(deployment.instances),
+        model=deployment.model,
+        passes=tuple(p.name for p in arm.passes),
+        command_lines=tuple(lines or [deployment.url]),
+    )
 
 
 class _Launched:

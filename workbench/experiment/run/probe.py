@@ -12,12 +12,7 @@ from dataclasses import dataclass, replace
 
 from workbench.errors import ParameterError
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.plan.traffic import (
-    UNKNOWN_VOCAB_TOKENS,
-    WrittenSpec,
-    as_text,
-    attached_tokenizer,
-)
+from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, attached_tokenizer
 from workbench.load.http.client import ask
 from workbench.load.http.request import OPTIONAL_FIELDS, RETURN_IDS, Endpoint, RequestForm
 from workbench.load.workload.chat import chat_request
@@ -72,7 +67,6 @@ async def fitted(
             return replace(plan, form=replace(form, left_out=frozenset(), prompts_as_text=False))
         if form.prompts_as_text:
             plan = _with_text(plan, deployment, refused)
-            assert isinstance(plan.workload, WrittenSpec)
             probe.writer = plan.workload.writer
             answer = await probe.ask(form)  # now with a prompt whose length is known
         form, answer = await probe.with_most(form, answer)
@@ -94,8 +88,8 @@ async def fitted(
                 f"The server counts {answer.usage_prompt_tokens} tokens where the tokenizer counts"
                 f" {answer.prompt_tokens} of a short prompt: name the server's own tokenizer."
             )
-        if isinstance(plan.workload, WrittenSpec) and plan.workload.doubt:
-            doubt(plan.workload.doubt)
+        if told := plan.workload.writing_doubt:
+            doubt(told)
     if shifted:
         doubt(
             "The proxy takes the first token from prefill, so decode counts prompt + 1 and"
@@ -122,7 +116,7 @@ def _with_text(
 ) -> ExperimentPlan:
     try:
         writer = attached_tokenizer(plan.params, deployment.model)
-        return replace(plan, workload=as_text(plan.workload, writer))
+        return replace(plan, workload=plan.workload.as_text(writer))
     except ParameterError as error:
         raise ParameterError(
             f"the server at {deployment.url} takes prompts as text, and no token ids"

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
-from workbench.experiment.result.result import SCHEMA, Result
+from workbench.experiment.result.facts import EngineFacts, RunFacts, Status
+from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.measure import measure_arm
 from workbench.experiment.run.probe import fitted
@@ -70,7 +71,7 @@ async def _run(
     began, began_s = datetime.now(UTC), time.monotonic()
     # A killed kernel cannot write its end: what it leaves says that it had started.
     folder.write_facts(_facts(plan, log, "started", began, 0.0))
-    status = "failed"
+    status: Status = "failed"
     left_out: set[str] = set()
     fits = False
     try:
@@ -105,14 +106,14 @@ async def _run(
     finally:
         facts = _facts(plan, log, status, began, time.monotonic() - began_s)
         folder.write_facts(facts)
-        if facts["status"] == "success":
+        if facts.status == "success":
             folder.promote()
-        where = folder.home if facts["status"] == "success" else folder.attempt
-        echo(f"{facts['status']} after {facts['duration_s']:.0f} s: {where}")
-    if facts["status"] != "success":
-        raise ResultError(f"{facts['finding']}; the rows are in {folder.attempt}")
+        where = folder.home if facts.status == "success" else folder.attempt
+        echo(f"{facts.status} after {facts.duration_s:.0f} s: {where}")
+    if facts.status != "success":
+        raise ResultError(f"{facts.finding}; the rows are in {folder.attempt}")
     frames = {name: log.frame(name) for name in ("requests", "legs")}
-    return Result(facts=facts, folder=folder.home, frames=frames)
+    return Result(run=facts, folder=folder.home, frames=frames)
 
 
 def _progress(plan: ExperimentPlan) -> Progress:
@@ -175,67 +176,56 @@ async def _deployment(
     )
 
 
-NOTHING: dict[str, Any] = dict.fromkeys(
-    (
-        *("numbers", "gates", "ledger", "token_sources", "limits", "sentences", "summary"),
-        *("comparisons", "rates", "searches"),
-    ),
-    (),
-) | {"scope": "", "unproven": "", "break_even": "", "repeat": "", "files": {}}
-
-
 def _facts(
-    plan: ExperimentPlan, log: Log, status: str, began: datetime, duration_s: float
-) -> dict[str, Any]:
+    plan: ExperimentPlan, log: Log, status: Status, began: datetime, duration_s: float
+) -> RunFacts:
     """The content of result.json, also of a run that broke off."""
-    requests = log.frame("requests")
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "notebook": plan.notebook,
-        "run_id": plan.run_id,
-        "status": status,
-        "simulated": plan.platform == "simulated",
-        "started_at": began.isoformat(timespec="seconds"),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "duration_s": round(duration_s, 1),
-        "measuring_s": round(log.measuring_s, 1),
-        "launches_s": [round(s, 2) for s in log.launches_s],
-        "parameters": plan.parameters,
-        "machine": machine.facts().as_dict() | _platform(plan),
-        "engine": _engine(plan),
-        "arms": list(log.arms.values()),
-        "client": log.client,
-    }
+    facts = RunFacts(
+        notebook=plan.notebook,
+        run_id=plan.run_id,
+        status=status,
+        simulated=plan.platform == "simulated",
+        started_at=began.isoformat(timespec="seconds"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=round(duration_s, 1),
+        measuring_s=round(log.measuring_s, 1),
+        launches_s=tuple(round(s, 2) for s in log.launches_s),
+        parameters=plan.parameters,
+        machine=machine.facts().as_dict() | _platform(plan),
+        engine=_engine(plan),
+        arms=tuple(log.arms.values()),
+        client=log.client,
+        doubts=tuple(log.doubts),
+    )
     try:
-        return facts | conclude(
+        return conclude(
+            facts,
             plan,
-            requests,
-            log.passes,
-            log.doubts,
+            requests=log.frame("requests"),
+            passes=log.passes,
             legs=log.frame("legs"),
-            client=log.client,
             reasons=log.reasons,
             refusals=log.refusals,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be concluded: {error!r}"
-        return facts | NOTHING | {"status": "failed", "finding": found, "doubts": log.doubts}
+        return replace(facts, status="failed", finding=found)
 
 
-def _engine(plan: ExperimentPlan) -> dict[str, Any]:
+def _engine(plan: ExperimentPlan) -> EngineFacts:
     """The model and number format of all arms; empty for attached servers, which do not say."""
     settings = plan.arms[0].settings
     if settings is None:
-        return {}
+        return EngineFacts()
     known = model_facts(settings.model).run_as(settings.dtype) if settings.local else None
-    return {
-        "model": plan.params.model or settings.model.name,
-        "layers": known.layers if known else None,
-        "dtype": settings.dtype or "the model's own",
-        "kv_bytes_per_token": known.kv_shape.bytes_per_token if known else None,
-        "machine_speed": str(plan.speed) if plan.speed else None,
-        "chosen": " ".join(plan.notes),
-    }
+    return EngineFacts(
+        model=plan.params.model or settings.model.name,
+        layers=known.layers if known else None,
+        dtype=settings.dtype or "the model's own",
+        kv_bytes_per_token=known.kv_shape.bytes_per_token if known else None,
+        machine_speed=str(plan.speed) if plan.speed else None,
+        chosen=" ".join(plan.notes),
+    )
 
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
+from workbench.experiment.result.facts import ArmFacts
 from workbench.metrics.passes import PassCounters
 from workbench.records import to_frame
 
@@ -33,7 +33,7 @@ class Log:
     """Why passes could not be measured."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arms: dict[str, ArmFacts] = field(default_factory=dict)
     workers: int = 1
     """Processes that send the load, where the plan leaves that open."""
     client: dict[str, float] = field(default_factory=dict)

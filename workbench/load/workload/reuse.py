@@ -6,6 +6,7 @@ takes: the first prompt of a list reuses nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from math import ceil
 
@@ -88,13 +89,7 @@ def reached_level(
         raise ParameterError(
             f"the target reuse is {reuse}: a share above 0 and below 1; cold_start shares nothing"
         )
-    bottom, top = low, high
-    while bottom < top:
-        middle = (bottom + top) // 2
-        if share(middle) < reuse:
-            bottom = middle + 1
-        else:
-            top = middle
+    bottom = low + bisect_left(range(low, high), reuse, key=share)
     nearest_level = min((max(low, bottom - 1), bottom), key=lambda n: abs(share(n) - reuse))
     reached = share(nearest_level)
     if abs(reached - reuse) <= _TOLERANCE * reuse:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from workbench.metrics.gates.gate import Gate
 
 __all__ = [
     "GATES",
@@ -206,9 +208,9 @@ def gate_doubts(failed: Iterable[str]) -> list[str]:
     return [row.doubt for row in map(gate_row, failed) if row.doubt]
 
 
-def failed_names(gates: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the gates that failed, from the rows of a result."""
-    return [str(gate.get("name")) for gate in gates if gate.get("outcome") == "FAIL"]
+def failed_names(gates: Iterable[Gate]) -> list[str]:
+    """Names of the gates that failed."""
+    return [gate.name for gate in gates if gate.outcome == "FAIL"]
 
 
 def touching(failed: Iterable[str], passes: Collection[str]) -> list[str]:

@@ -9,6 +9,7 @@ from math import isnan
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.ideal import Reuse
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
 __all__ = ["Entry", "hashes_apart", "missing_causes", "of_failed"]
@@ -19,7 +20,7 @@ class Entry:
     """Tokens with a cause; positive when they are missing, negative when they are too many."""
 
     cause: str
-    tokens: float
+    tokens: Number
     why: str = ""
     """What proves it, in numbers."""
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import Any
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.ledger.causes import Entry, hashes_apart, missing_causes, of_failed
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
 __all__ = ["Account", "Entry", "accounts", "ledger_closes"]
@@ -41,22 +41,16 @@ class Account:
     name: str
     """`counted`, `reused`, `moved` or `store`."""
     requests: int
-    expected: float
-    observed: float
+    expected: Number
+    observed: Number
     entries: tuple[Entry, ...] = ()
-    allowed: float = nan
+    allowed: Number = nan
     """What may stay unexplained: a KV block where the yardstick is exact, else one per request."""
     unknown: str = ""
     """Why this account cannot be drawn up; empty when it can."""
-
-    @property
-    def unexplained(self) -> float:
-        """Tokens without a cause; negative when more was observed than expected."""
-        return self.expected - self.observed - sum(entry.tokens for entry in self.entries)
-
-    @property
-    def closes(self) -> bool:
-        return not self.unknown and abs(self.unexplained) <= self.allowed
+    unexplained: Number = nan
+    """Tokens without a cause; negative when more was observed than expected."""
+    closes: bool = False
 
     @property
     def label(self) -> str:
@@ -106,7 +100,19 @@ def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
     )
 
 
-def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
+def _account(
+    p: PassCounters,
+    role: str,
+    name: str,
+    *,
+    expected: float,
+    observed: float,
+    entries: Iterable[Entry] = (),
+    unknown: str = "",
+) -> Account:
+    entries = tuple(entries)
+    allowed = float(p.block_tokens * (1 if _exact(p) else p.requests_sent))
+    unexplained = expected - observed - sum(entry.tokens for entry in entries)
     return Account(
         arm=p.arm,
         round=p.round,
@@ -114,8 +120,13 @@ def _account(p: PassCounters, role: str, name: str, **values: Any) -> Account:
         role=role,
         name=name,
         requests=p.requests_sent,
-        allowed=float(p.block_tokens * (1 if _exact(p) else p.requests_sent)),
-        **values,
+        expected=expected,
+        observed=observed,
+        entries=entries,
+        allowed=allowed,
+        unknown=unknown,
+        unexplained=unexplained,
+        closes=not unknown and abs(unexplained) <= allowed,
     )
 
 
@@ -128,7 +139,7 @@ def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
         "counted",
         expected=float(p.prompt_tokens_sent),
         observed=sources.total,
-        entries=tuple(entries),
+        entries=entries,
         unknown=_silent(sources) if isnan(sources.total) else "",
     )
 
@@ -154,7 +165,7 @@ def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
         "reused",
         expected=float(reuse.ideal),
         observed=sources.cached,
-        entries=tuple(entries),
+        entries=entries,
     )
 
 
@@ -188,7 +199,7 @@ def _moved(p: PassCounters) -> Account:
         "moved",
         expected=fetched,
         observed=moved,
-        entries=tuple(entries),
+        entries=entries,
         unknown=unknown,
     )
 
@@ -229,7 +240,7 @@ def _store(p: PassCounters) -> Account:
         "store",
         expected=loaded,
         observed=hits,
-        entries=tuple(entries),
+        entries=entries,
         unknown=unknown,
     )
 

@@ -66,6 +66,8 @@ class Connector:
     """The series of each field of `metrics.counters.NixlCounters`."""
     fatal: tuple[str, ...] = ()
     """Texts in an instance's log after which it will not get ready."""
+    patch_cpu: Callable[[], object] = _nothing
+    """Changes what a process of vLLM needs changed for it where there is no GPU."""
     load: str = ""
     """What a fork server loads for it, as `module:function`."""
     packages: Mapping[str, str] = field(default_factory=dict)

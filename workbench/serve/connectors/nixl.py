@@ -5,10 +5,15 @@ The settings were measured with NIXL 1.5.1; docs/engine.md says what each one cu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from workbench.serve.connectors.connector import Connector, Wiring
+
+_SIDE_PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
+_POLL_US = 1000
 
 
 def _transfer_config(wiring: Wiring) -> dict[str, Any]:
@@ -25,7 +30,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 def _env(wiring: Wiring) -> dict[str, str]:
     env = {
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
-        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(wiring.side_port),
+        _SIDE_PORT: str(wiring.side_port),
     }
     if wiring.cpu:
         env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
@@ -54,6 +59,32 @@ def _hand_over(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {"kv_transfer_params": params}
 
 
+def _patch_cpu() -> None:
+    """Give the progress thread of an instance that uses NIXL a poll interval of 1 ms.
+
+    The agent hard-codes 0: UCX then polls without pause and burns one core for each agent.
+    """
+    if _SIDE_PORT not in os.environ:
+        return
+    api: Any = import_module(import_module("nixl._api").nixl_agent.__module__)
+    bindings = api.nixlBind
+    if getattr(bindings, "calm", False):
+        return
+
+    class CalmConfig(bindings.nixlAgentConfig):  # type: ignore[misc,name-defined]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, _POLL_US if name == "pthrDelay" else value)
+
+    class CalmBindings:
+        calm = True
+        nixlAgentConfig = CalmConfig
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bindings, name)
+
+    api.nixlBind = CalmBindings()
+
+
 CONNECTOR = Connector(
     name="nixl",
     transfers=True,
@@ -71,6 +102,7 @@ CONNECTOR = Connector(
         }
     },
     hand_over=_hand_over,
+    patch_cpu=_patch_cpu,
     transfer_counters={
         "bytes_moved": "vllm:nixl_bytes_transferred_sum",
         "transfers": "vllm:nixl_bytes_transferred_count",

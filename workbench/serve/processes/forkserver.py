@@ -23,7 +23,7 @@ import traceback
 from importlib import import_module
 from typing import Any
 
-from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes.parent import die_with_parent
 
 
 def named(name: str) -> Any:

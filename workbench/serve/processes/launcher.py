@@ -56,21 +56,20 @@ class ProcessSpec:
         return shlex.join(self.argv)
 
 
-class Process(Protocol):
-    """A process that was started."""
+@dataclass(slots=True)
+class Process:
+    """A process that was started; its launcher resolves `exited` with its status."""
+
+    spec: ProcessSpec
+    log: Path
+    """The file that gets all it prints."""
+    exited: asyncio.Future[int]
+    pid: int = 0
+    """Its id on this machine; 0 where it runs elsewhere."""
 
     @property
-    def spec(self) -> ProcessSpec: ...
-    @property
-    def pid(self) -> int:
-        """Its id on this machine; 0 where it runs elsewhere."""
-
-    @property
-    def log(self) -> Path:
-        """The file that gets all it prints."""
-
-    @property
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        return not self.exited.done()
 
 
 class Launcher(Protocol):
@@ -127,8 +126,10 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
         answer = await client.get(process.spec.ready_url)
     except httpx.HTTPError:
         return False
+    if answer.status_code != 200:
+        return False
     # Another program that was faster to take the port may answer as well.
-    return answer.status_code == 200 and listens(process.pid, answer.url.port or 80)
+    return not process.pid or listens(process.pid, answer.url.port or 80)
 
 
 def failure(process: Process, what: str) -> str:

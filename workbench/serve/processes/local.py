@@ -26,20 +26,6 @@ _GONE = object()
 
 
 @dataclass(slots=True)
-class LocalProcess:
-    """A started process: `exited` holds its status once it has ended."""
-
-    spec: ProcessSpec
-    pid: int
-    log: Path
-    exited: asyncio.Future[int]
-
-    @property
-    def alive(self) -> bool:
-        return not self.exited.done()
-
-
-@dataclass(slots=True)
 class LocalLauncher:
     """Owns a supervisor process, and the fork server behind it where something is loaded.
 
@@ -88,7 +74,7 @@ class LocalLauncher:
         """Wait for the fork server; False where there is none and instances start plainly."""
         return self._fork_server is not None and await self._fork_server
 
-    async def start(self, spec: ProcessSpec, log_dir: Path) -> LocalProcess:
+    async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process, forked where that is possible; it need not be ready yet."""
         log_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / f"{spec.name}.log"
@@ -100,7 +86,7 @@ class LocalLauncher:
             job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
             order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": str(log)})}
         pid = await self._ask(name, **order, log=str(log))
-        return LocalProcess(spec, pid, log, self._exits[name])
+        return Process(spec, log, self._exits[name], pid)
 
     async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
         """End processes with everything they started, and remove their shared memory."""

@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from workbench.serve.cpu_patches import die_with_parent
+from workbench.serve.processes.parent import die_with_parent
 
 _PR_SET_CHILD_SUBREAPER = 36
 FINAL_GRACE_S = 4.0

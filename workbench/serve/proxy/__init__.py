@@ -1,4 +1,1 @@
-"""The PD proxy: one address in front of prefill and decode instances.
-
-`proxy_legs` knows what the connectors want of the two legs.
-"""
+"""The PD proxy: one address in front of all instances; `legs` carries a request to two of them."""

@@ -26,13 +26,13 @@ from time import monotonic, process_time
 from uuid import uuid4
 
 import orjson
+import uvloop
 from aiohttp import web
 
 from workbench.errors import ParameterError
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
-from workbench.serve.proxy.proxy_legs import Trip, json_object
-from workbench.serve.proxy.proxy_upstream import LegFailed, Upstream
+from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy deals round robin."""
@@ -41,8 +41,6 @@ DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
 
 _BODY_BYTES = 64 * 2**20
 _SHUTDOWN_S = 1.0
-_FAULTS = ("transfer_params_lost",)
-"""What a simulated deployment lets the proxy do wrong; it can be set before real servers too."""
 _BACKLOG = 4096
 """Connections that may wait to be accepted: a burst above it is delayed by a second of SYN retry,
 which would look like a slow prefill."""
@@ -54,12 +52,10 @@ def create_app(
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
     `mode` is the name of their connector.
 
-    `fault` makes it do one thing wrong, for tests: `transfer_params_lost` keeps from the decode
-    instance what it needs to fetch the KV.
-
-    Serve it with `handler_cancellation=True`, by which a client that goes away ends its legs.
-    Raises ParameterError for a URL that cannot be used, no decode instance, or a PD set-up
-    without a connector, where both roles would prefill.
+    `fault` makes it do one thing wrong: `transfer_params_lost` keeps from the decode instance what
+    it needs to fetch the KV. Serve it with `handler_cancellation=True`, by which a client that goes
+    away ends its legs. Raises ParameterError for a URL that cannot be used, no decode instance, or
+    a PD set-up without a connector, where both roles would prefill.
     """
     routes = Routes(
         prefill=tuple(url.rstrip("/") for url in prefill),
@@ -91,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=CONNECTORS, required=True)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
-    parser.add_argument("--fault", choices=_FAULTS, default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--fault", choices=["transfer_params_lost"], default="", help=argparse.SUPPRESS
+    )
     asked = parser.parse_args(argv)
     try:
         app = create_app(
@@ -104,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             app,
             host=asked.host,
             port=asked.port,
-            loop=_event_loop(),
+            loop=uvloop.new_event_loop(),
             print=None,
             access_log=None,
             backlog=_BACKLOG,
@@ -236,15 +234,6 @@ def _whole_number(request: web.Request, header: str) -> int | None:
     if not text.isdecimal():
         raise ValueError(f"{header} is {text!r}: give a whole number from 0 up")
     return int(text)
-
-
-def _event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from aiohttp import web
 
 from workbench.serve.simulated.faults import FAULTS
 from workbench.serve.simulated.instance import Instance, InstanceSettings
-from workbench.serve.simulated.kv_blocks import TOKEN_BYTES
 from workbench.serve.simulated.server import instance_app
-from workbench.serve.simulated.store import CHUNK_TOKENS, ChunkStore, http_app, private_app
+from workbench.serve.simulated.store import CHUNK_BYTES, ChunkStore, http_app, private_app
 
 Apps = list[tuple[web.Application, int]]
 """Web applications, each with its port."""
@@ -52,20 +51,16 @@ def apps(argv: Sequence[str] | None) -> Apps:
     engine.add_argument("--name")
     engine.add_argument("--max-model-len", dest="context_tokens", type=int)
     engine.add_argument("--kv-cache-memory-bytes", dest="kv_bytes", type=int)
-    engine.add_argument("--kv-bytes-per-token", dest="bytes_per_token", type=int)
     caching = argparse.BooleanOptionalAction
     engine.add_argument("--enable-prefix-caching", dest="prefix_caching", action=caching)
     engine.add_argument("--kv-transfer-config", dest="transfer", type=json.loads)
     engine.add_argument("--seed", type=int)
-    engine.add_argument("--speed", type=float)
     store.add_argument("--http-port", type=int, required=True)
     store.add_argument("--l1-size-gb", type=float, default=1.0)
     asked = vars(parser.parse_args(argv))
     if asked.pop("kind") == "engine":
         return [(instance_app(Instance(InstanceSettings(**asked))), asked["port"])]
-    chunk_bytes = CHUNK_TOKENS * TOKEN_BYTES
-    capacity = max(1, int(asked["l1_size_gb"] * 2**30 / chunk_bytes))
-    held = ChunkStore(capacity, chunk_bytes=chunk_bytes, fault=asked["fault"] or "")
+    held = ChunkStore(int(asked["l1_size_gb"] * 2**30 / CHUNK_BYTES), fault=asked["fault"] or "")
     return [(private_app(held), asked["port"]), (http_app(held), asked["http_port"])]
 
 

@@ -64,17 +64,15 @@ class InstanceSettings:
     port: int
     context_tokens: int = 24_576
     kv_bytes: int = 2**28
-    bytes_per_token: int = TOKEN_BYTES
     prefix_caching: bool = True
     transfer: Mapping[str, Any] = field(default_factory=dict)
     """vLLM's kv_transfer_config; empty without a connector."""
     seed: int = 0
-    speed: float = SPEED
     fault: str = ""
 
     @property
     def blocks(self) -> int:
-        return self.kv_bytes // (BLOCK_TOKENS * self.bytes_per_token)
+        return self.kv_bytes // (BLOCK_TOKENS * TOKEN_BYTES)
 
     @property
     def nixl(self) -> bool:
@@ -126,9 +124,8 @@ class Instance:
         self.series = vllm_series(nixl=settings.nixl)
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
-        slow = SLOWDOWN if settings.fault == "slow_instance" else 1.0
-        own_seed = settings.seed ^ crc32(settings.name.encode())
-        self._latency = Latency(seed=own_seed, speed=settings.speed / slow)
+        speed = SPEED / SLOWDOWN if settings.fault == "slow_instance" else SPEED
+        self._latency = Latency(seed=settings.seed ^ crc32(settings.name.encode()), speed=speed)
         self._expired: dict[str, Sequence] = {}
         self._strikeable = self._held_legs = 0
         self._wake = asyncio.Event()
@@ -265,7 +262,7 @@ class Instance:
         """Bring in the offered prefix."""
         first = sequence.local // BLOCK_TOKENS
         moved = blocks_of(sequence.local + sequence.external) - first
-        moved_bytes = moved * BLOCK_TOKENS * self.settings.bytes_per_token
+        moved_bytes = moved * BLOCK_TOKENS * TOKEN_BYTES
         contents, final = sequence.found, b""
         if self.settings.nixl:
             if self.settings.fault == "failed_transfer" and sequence.struck:

@@ -17,10 +17,11 @@ import orjson
 from aiohttp import web
 
 from workbench.serve.simulated.exposition import CONTENT_TYPE, Series
-from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, chain
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, TOKEN_BYTES, chain
 from workbench.serve.simulated.scheduler import Sequence
 
 CHUNK_TOKENS = 256
+CHUNK_BYTES = CHUNK_TOKENS * TOKEN_BYTES
 BLOCKS_IN_CHUNK = CHUNK_TOKENS // BLOCK_TOKENS
 DIES_AT_LOOKUP = 12
 WATERMARK = 0.8
@@ -43,10 +44,9 @@ Chunks = dict[str, list[str]]
 class ChunkStore:
     """Chunks by key, the least recently used first, and what is counted about them."""
 
-    def __init__(self, capacity: int, *, chunk_bytes: float, fault: str = "") -> None:
+    def __init__(self, capacity: int, *, fault: str = "") -> None:
         self.series = Series()
-        self.capacity = capacity
-        self.chunk_bytes = chunk_bytes
+        self.capacity = max(1, capacity)
         self.fault = fault
         self._chunks: OrderedDict[str, list[str]] = OrderedDict()
         self._lookups = self._longest = 0
@@ -98,19 +98,17 @@ class ChunkStore:
         if self.fault != "store_left_warm":
             self._evict(len(self._chunks))
 
-    @property
-    def used_bytes(self) -> float:
-        return len(self._chunks) * self.chunk_bytes
-
     def status(self) -> dict[str, Any]:
         """What /status says."""
-        used = {"total_object_count": len(self._chunks), "memory_used_bytes": int(self.used_bytes)}
+        count = len(self._chunks)
+        used = {"total_object_count": count, "memory_used_bytes": count * CHUNK_BYTES}
         return {"is_healthy": True, "chunk_size": CHUNK_TOKENS, "l1_manager": used}
 
     def page(self) -> str:
         """What /metrics shows."""
-        self.series.gauge(f"{_P}l1_memory_usage_bytes", self.used_bytes)
-        self.series.gauge(f"{_P}l1_usage_ratio", len(self._chunks) / self.capacity)
+        count = len(self._chunks)
+        self.series.gauge(f"{_P}l1_memory_usage_bytes", count * CHUNK_BYTES)
+        self.series.gauge(f"{_P}l1_usage_ratio", count / self.capacity)
         return self.series.page()
 
     def _evict(self, count: int) -> None:

@@ -5,6 +5,7 @@ Random tokens mean nothing; some servers and models behave otherwise with langua
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import cache
 from importlib.resources import files
 
@@ -116,14 +117,11 @@ def _message(
             group=index,
         )
 
-    low, high = 0, characters
-    while low < high:  # the most characters that fit
-        middle = (low + high + 1) // 2
-        if request(middle, 0).prompt_tokens <= prompt_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    for end in range(low, max(-1, low - 40), -1):
+    def tokens(end: int) -> int:
+        return request(end, 0).prompt_tokens
+
+    longest = bisect_right(range(characters + 1), prompt_tokens, key=tokens) - 1
+    for end in range(longest, max(-1, longest - 40), -1):
         cut = request(end, 0)
         missing = prompt_tokens - cut.prompt_tokens
         if missing >= 0:

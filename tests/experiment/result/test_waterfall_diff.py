@@ -1,40 +1,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t
 
-from workbench.experiment.result.why import differences, table, why
+from workbench.experiment.result.facts import Comparison
+from workbench.experiment.result.waterfall_diff import difference, why
+from workbench.metrics.statistics import Ratio
 from workbench.metrics.waterfall import PARTS
 
-PAIR = pd.DataFrame(
-    [
-        {
-            "kind": "opponent",
-            "metric": "ttft_s",
-            "arm": "1p1d nixl",
-            "pass": "cold",
-            "baseline_arm": "2a",
-        },
-        {
-            "kind": "opponent",
-            "metric": "tpot_s",
-            "arm": "1p1d nixl",
-            "pass": "cold",
-            "baseline_arm": "2a",
-        },
-        {
-            "kind": "cache-state",
-            "metric": "ttft_s",
-            "arm": "1p1d nixl",
-            "pass": "engine-warm",
-            "baseline_arm": "1p1d nixl",
-        },
-    ]
-)
+KINDS = [("opponent", "ttft_s", "2a"), ("opponent", "tpot_s", "2a"), ("cache-state", "ttft_s", "")]
+PAIR = [
+    Comparison(
+        kind=kind, metric=metric, arm="1p1d nixl", pass_name="cold" if rival else "engine-warm",
+        baseline_arm=rival or "1p1d nixl", baseline_pass="cold", sentence="",
+        ratio=Ratio(value=1.0, low=1.0, high=1.0, rounds=5, pairs=5),
+    )
+    for kind, metric, rival in KINDS
+]  # fmt: skip
 
 
 def split(arm: str, name: str = "cold", rounds: int = 5, **parts_ms: float) -> pd.DataFrame:
@@ -66,7 +53,7 @@ def noisy(frame: pd.DataFrame, part: str, by_ms: float, seed: int = 0) -> pd.Dat
     return frame.assign(**{part: frame[part] + added, "ttft_s": frame["ttft_s"] + added})
 
 
-def one(*frames: pd.DataFrame, pairs: pd.DataFrame = PAIR) -> str:
+def one(*frames: pd.DataFrame, pairs: Sequence[Comparison] = PAIR) -> str:
     said = why(pd.concat(frames), pairs)
     assert len(said) == 1
     return said[0]
@@ -149,47 +136,22 @@ def test_without_opponents_topologies_are_set_beside_the_first() -> None:
             split("2p1d nixl", "store-warm"),
         ]
     )
-    none = PAIR[PAIR["kind"] == "cache-state"]
-    for pairs in (none, pd.DataFrame()):
+    for pairs in (PAIR[2:], []):
         assert why(frames, pairs) == [
             "2p1d nixl beside 1p1d nixl, cold: first token 80.0 ms [80.0, 80.0] sooner: prefill"
             " queue -80.0 ms [-80.0, -80.0]."
         ]
-    assert why(frames.iloc[:0], none) == []
+    assert why(frames.iloc[:0], []) == []
 
 
 def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds() -> None:
     subject = noisy(split("1p1d nixl", transfer_queue_s=20), "transfer_queue_s", 5)
-    rows = differences(pd.concat([subject, split("2a")]), PAIR).set_index("part")
-    parts = rows.drop(index="ttft_s")["mean"].sum()
-    assert parts == pytest.approx(rows.loc["ttft_s", "mean"])
+    both = pd.concat([subject, split("2a")])
+    found = difference(both, arm="1p1d nixl", baseline="2a", name="cold")
+    assert sum(part.mean_s for part in found.parts) == pytest.approx(found.total.mean_s)
     per_round = subject.groupby("round")["transfer_queue_s"].mean()
     reach = t.ppf(0.975, 4) * per_round.std(ddof=1) / math.sqrt(5)
-    found = rows.loc["transfer_queue_s"]
-    assert found["mean"] == pytest.approx(per_round.mean())
-    assert found["high"] - found["mean"] == pytest.approx(reach)
-    assert (found["n_rounds"], found["n_pairs"], found["n_left_out"]) == (5, 10, 0)
-
-
-def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_any() -> None:
-    frame = pd.concat(
-        [
-            split("1p1d nixl", transfer_queue_s=20),
-            split("2a", rounds=1, stream_s=2500),
-            split("2a", "engine-warm", rounds=1, stream_s=0.25),
-        ]
-    )
-    assert table(frame).to_dict("records") == [
-        {"pass": name, "median, ms": part, "1p1d nixl": first, "2a": second}
-        for name, part, first, second in (
-            ("cold", "KV transfer + decode queue", "20.0 [20.0, 20.0]", "0"),
-            ("cold", "stream", "0", "2,500"),
-            ("cold", "residual", "1.00 [1.00, 1.00]", "1.00"),
-            ("cold", "TTFT", "21.0 [21.0, 21.0]", "2,501"),
-            ("engine-warm", "stream", "", "0.25"),
-            ("engine-warm", "residual", "", "1.00"),
-            ("engine-warm", "TTFT", "", "1.25"),
-        )
-    ]
-    unknown = split("2a").assign(residual_s=math.nan)
-    assert set(table(unknown)["2a"]) == {"not known"}
+    (part,) = (part for part in found.parts if part.name == PARTS["transfer_queue_s"])
+    assert part.mean_s == pytest.approx(per_round.mean())
+    assert part.high_s - part.mean_s == pytest.approx(reach)
+    assert (found.rounds, found.pairs, found.left_out) == (5, 10, 0)

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
-from workbench.experiment.findings import ceilings as subject
-from workbench.experiment.findings.ceilings import ceilings
+from workbench.experiment.findings import checks
+from workbench.experiment.findings.checks import ceilings, with_same_history
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
+from workbench.load.workload.workload import Request, Workload, short
 from workbench.serve.tiny_model import model_facts, tiny_model
 
 
@@ -21,7 +23,7 @@ def test_a_ceiling_is_never_guessed(sweep, monkeypatch):
     assert ceilings(plan) == ({}, "no roofline is known of a GPU")
     known_as(monkeypatch, "NVIDIA H200")
     mixed = replace(model_facts(tiny_model()), plain=False)
-    monkeypatch.setattr(subject, "model_facts", lambda _: mixed)
+    monkeypatch.setattr(checks, "model_facts", lambda _: mixed)
     assert ceilings(plan) == ({}, "the model is a mixture of experts or quantised")
 
 
@@ -38,3 +40,42 @@ def test_ceilings_follow_weights_and_gpus(sweep, monkeypatch):
     assert wide.decode_tps == one.decode_tps
     # 2 bytes a weight: FLOP/s / (2 P) beside bytes/s / (2 P).
     assert one.prefill_tps / one.decode_tps == pytest.approx(989e12 / 4.8e12, rel=0.01)
+
+
+TURNS = Workload(
+    name="m",
+    seed=0,
+    salt="",
+    requests=tuple(
+        Request(index=n, prompt_ids=[20], max_tokens=1, after=n - 2 if n > 1 else None)
+        for n in range(6)
+    ),
+)
+
+
+def answers(arm, texts, name="cold"):
+    return pd.DataFrame(
+        {"arm": arm, "round": 0, "pass": name, "index": range(6), "text": list(texts)}
+    )
+
+
+def test_turns_after_an_answer_that_parted_are_left_out_in_every_pass():
+    frame = pd.concat(
+        [
+            answers("2a", "abcdef"),
+            answers("1p1d", "abXdef"),
+            answers("1p1d", "abXdef", "engine-warm"),
+        ],
+        ignore_index=True,
+    )
+    kept = with_same_history(frame, TURNS, "2a")
+    assert kept[kept["arm"] == "2a"]["index"].tolist() == [0, 1, 2, 3, 4, 5]
+    for name in ("cold", "engine-warm"):
+        mine = kept[(kept["arm"] == "1p1d") & (kept["pass"] == name)]
+        # The answer that parted is compared, what came behind it in its conversation is not.
+        assert mine["index"].tolist() == [0, 1, 2, 3, 5]
+
+
+def test_prompts_that_hold_no_answers_are_all_kept():
+    frame = pd.concat([answers("2a", "abcdef"), answers("1p1d", "XXXXXX")], ignore_index=True)
+    assert len(with_same_history(frame, short(requests=6, salt="s"), "2a")) == 12

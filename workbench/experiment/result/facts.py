@@ -1,0 +1,441 @@
+"""All of result.json, as records: what a run is told by, from the measuring to the page.
+
+Written and read here alone. `python -m workbench.experiment.result.facts` prints its JSON schema.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
+from math import nan
+from pathlib import Path
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from workbench.errors import ResultError
+from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import Effect, Kind, failed_names, spoil
+from workbench.metrics.ledger.ledger import Account
+from workbench.metrics.statistics import Estimate, Number, Ratio
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = [
+    "SCHEMA",
+    "ArmFacts",
+    "Card",
+    "Comparison",
+    "EngineFacts",
+    "RateRow",
+    "RunFacts",
+    "RunOutcome",
+    "SearchRow",
+    "SummaryRow",
+    "TokenRow",
+    "WorkloadFacts",
+    "from_plain",
+    "json_schema",
+    "jsonable",
+    "read_facts",
+    "to_plain",
+]
+
+SCHEMA = 2
+Status = Literal["started", "success", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A key number of the first screen."""
+
+    label: str
+    value: Number
+    unit: str = ""
+    low: Number = nan
+    high: Number = nan
+    note: str = ""
+    """What it rests on, and what failed gates do to it."""
+    rests_on: Kind | Literal[""] = ""
+    """The kind of number; empty where no gate touches it."""
+    passes: tuple[str, ...] = ()
+    """The passes that it comes from; none where it comes from all."""
+    spoilt: Effect | Literal[""] = ""
+    """What failed gates do to it."""
+    kind: str = ""
+    """Of claims: the kind of verdict that is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """How a run came out, in the words that page, index and terminal share."""
+
+    word: str
+    """`proven`, `proven in part`, `not proven`, `not checked`, `not carried out`, ..."""
+    severity: Literal["ok", "unsure", "bad"]
+    why: str = ""
+    """One sentence; empty where every check holds."""
+
+    @property
+    def mark(self) -> str:
+        """The shape that stands before the word, for readers who cannot tell colours."""
+        return {"ok": "●", "unsure": "◆", "bad": "▲"}[self.severity]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryRow:
+    """The median of one metric of one arm and pass."""
+
+    arm: str
+    topology: str
+    connector: str
+    pass_name: str
+    n_requests: int
+    n_failed: int
+    n_rounds: int
+    metric: str
+    """`ttft_s`, `tpot_s`, `e2e_s`, `request_tps` over requests; `system_tps` over rounds."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A speed-up: above 1 the arm is better than its baseline."""
+
+    kind: Literal["cache-state", "opponent", "cache-off"]
+    metric: str
+    arm: str
+    pass_name: str
+    baseline_arm: str
+    baseline_pass: str
+    ratio: Ratio
+    sentence: str
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The passes that are compared."""
+        return tuple(dict.fromkeys((self.pass_name, self.baseline_pass)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateRow:
+    """What one offered rate gave for one arm."""
+
+    arm: str
+    rate_per_s: Number
+    """As it was asked for."""
+    n_requests: int
+    n_rounds: int
+    share: Number
+    """Of requests that met the limits."""
+    share_low: Number
+    share_high: Number
+    offered_per_s: Number
+    """That of the times drawn for it."""
+    achieved_per_s: Number
+    """The rate at which answers ended, between the first and the last of a round."""
+    goodput_per_s: Number
+    """The last times the share that met the limits."""
+    ttft_s: Number
+    ttft_low_s: Number
+    ttft_high_s: Number
+    ttft_p90_s: Number
+    tpot_s: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRow:
+    """What a search for the highest rate within the limits found for one arm."""
+
+    arm: str
+    met_per_s: Number
+    missed_per_s: Number
+    resolved: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """Where a role's prompt tokens of one pass came from."""
+
+    arm: str
+    round: int
+    pass_name: str
+    role: str
+    sent: int
+    computed: Number
+    engine_hit: Number
+    external_hit: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmFacts:
+    """One arm as it was launched."""
+
+    label: str
+    topology: str = ""
+    connector: str = ""
+    role: str = "subject"
+    """`subject`, `opponent` or `attached`."""
+    gpus: int = 0
+    instances: int = 0
+    model: str = ""
+    """The name that requests ask for."""
+    passes: tuple[str, ...] = ()
+    command_lines: tuple[str, ...] = ()
+    """Of the first launch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """Model and number format of servers that were started here; empty for attached ones."""
+
+    model: str = ""
+    layers: int | None = None
+    dtype: str = ""
+    kv_bytes_per_token: float | None = None
+    machine_speed: str | None = None
+    chosen: str = ""
+    """What was chosen for this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadFacts:
+    """What was sent."""
+
+    name: str
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    arrivals: str = ""
+    hash: str = ""
+    """Without the salt."""
+    seed: int = 0
+    ideal_reuse: Number = nan
+    """Share of the prompt tokens of the list."""
+    ideal_reuse_sent: Number = nan
+    """Of what was sent cold: conversations hold real answers."""
+
+
+def _name_in_file(name: str) -> str:
+    return "pass" if name == "pass_name" else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """The content of result.json; docs/result.md explains it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+        "strict": True,
+        "alias_generator": _name_in_file,
+        "use_attribute_docstrings": True,
+    }
+
+    schema: int = SCHEMA
+    notebook: str
+    run_id: str
+    status: Status
+    simulated: bool = False
+    started_at: str = ""
+    finished_at: str = ""
+    duration_s: Number = 0.0
+    measuring_s: Number = 0.0
+    launches_s: tuple[Number, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    finding: str = ""
+    unproven: str = ""
+    """The finding as it would be without the gates that failed; empty when none strikes it."""
+    scope: str = ""
+    outcome: RunOutcome | None = None
+    """Own words of a result in place of `proven` and the like."""
+    engine: EngineFacts = EngineFacts()
+    numbers: tuple[Card, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    token_sources: tuple[TokenRow, ...] = ()
+    ledger: tuple[Account, ...] = ()
+    doubts: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    rates: tuple[RateRow, ...] = ()
+    searches: tuple[SearchRow, ...] = ()
+    sentences: tuple[str, ...] = ()
+    break_even: str = ""
+    arms: tuple[ArmFacts, ...] = ()
+    summary: tuple[SummaryRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    client: Mapping[str, Number] = field(default_factory=dict)
+    """The worst of each reading of the client's health."""
+    repeat: str = ""
+    workload: WorkloadFacts | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    # Of single notebooks:
+    explained: tuple[str, ...] = ()
+    tiers: tuple[Mapping[str, Any], ...] = ()
+    ratios: tuple[Mapping[str, Any], ...] = ()
+    claims: tuple[Mapping[str, Any], ...] = ()
+    time_spent: tuple[Mapping[str, Any], ...] = ()
+    platforms: tuple[Mapping[str, Any], ...] = ()
+    ready: bool | None = None
+    quiet: str = ""
+    questions: tuple[Mapping[str, Any], ...] = ()
+    next_step: str = ""
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that failed."""
+        return failed_names(self.gates)
+
+
+def to_plain(facts: RunFacts) -> dict[str, Any]:
+    """The facts as result.json has them: dictionaries and lists, null for what is not known."""
+    plain: dict[str, Any] = jsonable(facts)
+    return plain
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with records as mappings, NaN and infinity as null, and paths and tuples as JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value, dict_factory=_named))
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bool | int | str | type(None)):
+        return value
+    if hasattr(value, "item"):
+        return jsonable(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def _named(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {_name_in_file(name): value for name, value in pairs}
+
+
+def read_facts(path: Path) -> RunFacts:
+    """Read a result.json. Raises ResultError that names the field which cannot be used."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise ResultError(f"{path} does not exist: no run has succeeded in this folder") from error
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
+    return from_plain(plain, str(path))
+
+
+def from_plain(plain: Any, source: str) -> RunFacts:
+    """The facts in parsed JSON of this schema or an earlier one; `source` is named in an error."""
+    from pydantic import ValidationError
+
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if not isinstance(schema, int):
+        raise ResultError(f"{source} names no schema: it was not written by the workbench")
+    if schema > SCHEMA:
+        raise ResultError(
+            f"{source} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
+        )
+    try:
+        current = plain if schema == SCHEMA else _from_schema_1(plain)
+        found: RunFacts = _adapter().validate_json(json.dumps(jsonable(current)))
+        return found
+    except ValidationError as error:
+        raise ResultError(f"{source}: {_mistake(error)}") from error
+    except (KeyError, TypeError, AttributeError) as error:  # of the first schema, by hand
+        raise ResultError(f"{source} cannot be read: {error!r} in a file of schema 1") from error
+
+
+@cache
+def _adapter() -> TypeAdapter[RunFacts]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunFacts)
+
+
+def _mistake(error: Any) -> str:
+    """The first field that cannot be used: what was found, and what is allowed."""
+    first, *others = error.errors()
+    where = ".".join(map(str, first["loc"]))
+    more = f" (and {len(others)} more mistakes)" if others else ""
+    if first["type"] == "missing":
+        return f"{where} is missing{more}"
+    allowed = first["msg"].replace("Input should be", "it must be")
+    return f"{where} is {Repr().repr(first['input'])}, but {allowed}{more}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of result.json, as docs/result.schema.json has it."""
+    made = _adapter().json_schema(by_alias=True)
+    plain: dict[str, Any] = jsonable(made)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | plain
+
+
+def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Schema 2 nests the estimate of a median and the ratio of a comparison."""
+    gates = [Gate(**gate) for gate in plain.get("gates") or ()]
+    failed = failed_names(gates)
+    finding = plain.get("finding") or ""
+    summary = [
+        _without(row, "median", "low", "high", "note")
+        | {
+            "estimate": {
+                "value": row["median"],
+                "low": row["low"],
+                "high": row["high"],
+                "note": row["note"],
+            }
+        }
+        for row in plain.get("summary") or ()
+    ]
+    comparisons = [
+        _without(row, "ratio", "low", "high", "n_rounds", "n_pairs", "note")
+        | {
+            "ratio": {
+                "value": row["ratio"],
+                "low": row["low"],
+                "high": row["high"],
+                "rounds": row["n_rounds"],
+                "pairs": row["n_pairs"],
+                "note": row["note"],
+            }
+        }
+        for row in plain.get("comparisons") or ()
+    ]
+    ledger = [
+        _without(row, "pass_name") | {"pass": row["pass_name"]} for row in plain.get("ledger") or ()
+    ]
+    struck = spoil(failed, "ratios").struck
+    return {
+        **{name: value for name, value in plain.items() if value is not None},
+        "schema": SCHEMA,
+        "unproven": plain.get("unproven", finding if struck else ""),
+        "engine": plain.get("engine") or {},
+        "numbers": [_card_of_schema_1(card, failed) for card in plain.get("numbers") or ()],
+        "gates": gates,
+        "summary": summary,
+        "comparisons": comparisons,
+        "ledger": ledger,
+    }
+
+
+def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, Any]:
+    """Earlier cards do not say what failed gates do to them."""
+    if "spoilt" in card:
+        return dict(card)
+    of_unit: dict[str, Kind] = {"x": "ratios", "tokens": "counts"}
+    does = spoil(failed, card.get("rests_on") or of_unit.get(card.get("unit", ""), "times"))
+    note = (card.get("note") or "").removeprefix("not proven: a gate failed; ")
+    return {**card, "spoilt": does.effect, "note": "; ".join(filter(None, (does.said, note)))}
+
+
+def _without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

@@ -1,0 +1,312 @@
+"""Tables of a result as a reader wants them, each made of its records or rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any
+
+from workbench.experiment.result.facts import Comparison, RateRow, SummaryRow
+from workbench.experiment.result.waterfall_diff import milliseconds
+from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.ledger.ledger import Account
+from workbench.metrics.statistics import three_digits
+from workbench.metrics.waterfall import PARTS, summarise
+from workbench.serve.connectors import CONNECTORS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+__all__ = [
+    "by_request",
+    "comparison_frame",
+    "frame_of",
+    "ledger_table",
+    "median_table",
+    "no_p99",
+    "percentile_table",
+    "rate_table",
+    "styled",
+    "summary_frame",
+    "waterfall_table",
+    "without_struck",
+    "without_tails",
+]
+
+
+def frame_of(kind: type, rows: Iterable[Any]) -> pd.DataFrame:
+    """Records of one kind as a frame that has their columns, also without a row."""
+    import pandas as pd
+
+    names = [field.name for field in fields(kind)]
+    table = [[getattr(row, name) for name in names] for row in rows]
+    columns = ["pass" if name == "pass_name" else name for name in names]
+    return pd.DataFrame(table, columns=columns)
+
+
+def summary_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
+    """Medians with the ends of their intervals, a row each."""
+    frame = frame_of(SummaryRow, rows)
+    found = [row.estimate for row in rows]
+    return frame.drop(columns="estimate").assign(
+        median=[estimate.value for estimate in found],
+        low=[estimate.low for estimate in found],
+        high=[estimate.high for estimate in found],
+        note=[estimate.note for estimate in found],
+    )
+
+
+def comparison_frame(rows: Sequence[Comparison]) -> pd.DataFrame:
+    """Ratios with the ends of their intervals, a row each."""
+    frame = frame_of(Comparison, rows)
+    ratios = [row.ratio for row in rows]
+    return frame.assign(
+        ratio=[ratio.value for ratio in ratios],
+        low=[ratio.low for ratio in ratios],
+        high=[ratio.high for ratio in ratios],
+        n_rounds=[ratio.rounds for ratio in ratios],
+        n_pairs=[ratio.pairs for ratio in ratios],
+        note=[ratio.note for ratio in ratios],
+        sentence=frame.pop("sentence"),
+    )
+
+
+def median_table(rows: Sequence[SummaryRow], metrics: Sequence[str]) -> pd.DataFrame:
+    """One row for each arm and pass, a column for each metric: `123 ms [110, 140]`."""
+    import pandas as pd
+
+    table: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in rows:
+        metric, found = row.metric.removesuffix("_s"), row.estimate
+        factor, unit = (1.0, "/s") if metric.endswith("tps") else (1000.0, "ms")
+        text = f"{factor * found.value:,.4g} {unit}"
+        if not isnan(found.low):
+            text += f" [{factor * found.low:,.4g}, {factor * found.high:,.4g}]"
+        cells = table.setdefault((row.arm, row.pass_name, row.n_requests), {})
+        cells.setdefault(metric, "not known" if isnan(found.value) else text)
+    lines = [[*key, *(cells.get(m, nan) for m in metrics)] for key, cells in table.items()]
+    return pd.DataFrame(lines, columns=["arm", "pass", "n_requests", *metrics])
+
+
+_NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
+
+
+def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
+    """The table of `metrics.percentiles` in milliseconds: `123 [110, 140]`, and n.
+
+    A percentile of too few values is not shown, but how many it needs.
+    """
+    import pandas as pd
+
+    index = [*found.columns[: found.columns.get_loc("metric")], "metric", "n"]
+    rows: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in found.assign(metric=found["metric"].map(_NAMES) + ", ms").to_dict("records"):
+        value, low, high = (
+            three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
+        )
+        few = row["note"].replace("needs n >= ", "needs n of ")
+        cells = rows.setdefault(tuple(row[name] for name in index), {})
+        cells[f"p{100 * row['quantile']:g}"] = (
+            few if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
+        )
+    return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
+
+
+def no_p99(gates: Iterable[Gate]) -> str:
+    """Why no p99 may be printed: the client itself was late. Empty where it may."""
+    for gate in gates:
+        if gate.name == "client kept up" and gate.outcome != "PASS":
+            return f"gate 'client kept up' is {gate.outcome}: {gate.sentence}"
+    return ""
+
+
+def without_tails(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those that gates take away; their notes say so.
+
+    Gates that failed (`attrs["failed_gates"]`) take p99 and single gaps of the passes that they
+    touch, and a client of which it is not known whether it kept up (`attrs["no_p99"]`) p99.
+    """
+    far = found["quantile"] >= 0.99
+    if why := found.attrs["no_p99"]:
+        _withhold(found, far, why.split("'")[1])
+    for name in found["pass"].unique():
+        does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
+        if does.struck:
+            tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
+            _withhold(found, tails, does.gates[0])
+    return found
+
+
+def without_struck(found: pd.DataFrame) -> pd.DataFrame:
+    """The percentiles without those of passes whose times a failed gate strikes; notes say so.
+
+    For a table of plain text, in which nothing can be struck out.
+    """
+    found = found.copy()
+    for name in found["pass"].unique():
+        does = spoil(found.attrs["failed_gates"], "times", passes={str(name)})
+        if does.struck:
+            _withhold(found, found["pass"].eq(name), does.gates[0])
+    return found
+
+
+def _withhold(found: pd.DataFrame, rows: pd.Series[bool], gate: str) -> None:
+    found.loc[rows, ["value_s", "low_s", "high_s"]] = nan
+    found.loc[rows, "note"] = f"withheld ({gate})"
+
+
+def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
+    """One row for each arm and offered rate, with units and intervals in the cells.
+
+    `limited` says that there were TTFT or TPOT limits to keep.
+    """
+    import pandas as pd
+
+    shown = []
+    for row in rows:
+        few = isnan(row.ttft_low_s) or isnan(row.ttft_high_s)
+        middle, low, high = (
+            three_digits(1000 * end_s) for end_s in (row.ttft_s, row.ttft_low_s, row.ttft_high_s)
+        )
+        cells = {
+            "arm": row.arm,
+            "asked for, /s": f"{row.rate_per_s:g}",
+            "offered, /s": three_digits(row.offered_per_s),
+            "ended, /s": three_digits(row.achieved_per_s),
+            "requests": f"{row.n_requests} in {row.n_rounds} round{'s' * (row.n_rounds != 1)}",
+        }
+        if limited:
+            share = f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}]"
+            cells |= {"within the limits": share, "goodput, /s": three_digits(row.goodput_per_s)}
+        cells["TTFT p50, ms"] = middle if few else f"{middle} [{low}, {high}]"
+        cells["TTFT p90, ms"] = three_digits(1000 * row.ttft_p90_s)
+        cells["TPOT p50, ms"] = three_digits(1000 * row.tpot_s)
+        shown.append(cells)
+    return pd.DataFrame(shown)
+
+
+def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
+    """Median of every part in milliseconds, a row per cache state and part, a column per arm.
+
+    Cells read `28.8 [25.1, 32.4]`, without an interval where the sample is too small for one,
+    and are empty where an arm has no such pass. Parts that no arm of a pass has are left out.
+    """
+    import pandas as pd
+
+    def cell(median_s: float, low_s: float, high_s: float) -> str:
+        if isnan(median_s):
+            return "not known"
+        middle = milliseconds(median_s)
+        # An arm without the part has exactly none of it.
+        plain = isnan(low_s) or low_s == high_s == 0
+        return middle if plain else f"{middle} [{milliseconds(low_s)}, {milliseconds(high_s)}]"
+
+    medians = summarise(waterfall)
+    names = {**PARTS, "residual_s": "residual", "ttft_s": "TTFT"}
+    medians["median, ms"] = medians["part"].map(names)
+    medians["cell"] = list(map(cell, medians["median"], medians["low"], medians["high"]))
+    wide = medians.pivot_table(
+        index=["pass", "median, ms"], columns="arm", values="cell", aggfunc="first", sort=False
+    )
+    wide = wide[(wide.fillna("0") != "0").any(axis=1)].fillna("")
+    return pd.DataFrame(wide.reset_index()).rename_axis(columns=None)
+
+
+_ACCOUNTS = {
+    "counted": "sent, counted",
+    "reused": "reusable, served",
+    "moved": "fetched, moved",
+    "store": "loaded, store hits",
+}
+"""What is expected and what is observed in each account."""
+
+
+def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
+    """One row for each arm, cache state, role and account, over all rounds, in prompt tokens.
+
+    `unexplained` adds absolute values, so that rounds cannot make up for one another; `closes`
+    holds when every round does.
+    """
+    import pandas as pd
+
+    names = ["arm", "pass", "role", "account", "expected", "observed", "causes", "unexplained"]
+    of_key: dict[tuple[str, ...], list[Account]] = {}
+    for each in accounts:
+        key = (each.arm, each.pass_name, each.role, _ACCOUNTS[each.name])
+        of_key.setdefault(key, []).append(each)
+    lines = [
+        [
+            *key,
+            sum(each.expected for each in rounds),
+            sum(each.observed for each in rounds),
+            _causes(rounds),
+            sum(nan if each.unknown else abs(each.unexplained) for each in rounds),
+            all(each.closes for each in rounds),
+        ]
+        for key, rounds in of_key.items()
+    ]
+    return pd.DataFrame(lines, columns=[*names, "closes"])
+
+
+def _causes(accounts: Sequence[Account]) -> str:
+    tokens: dict[str, float] = {}
+    for account in accounts:
+        for entry in account.entries:
+            tokens[entry.cause] = tokens.get(entry.cause, 0.0) + entry.tokens
+        if account.unknown:
+            tokens[account.unknown] = nan
+    said = [cause if isnan(n) else f"{cause} {n:+,.0f}" for cause, n in tokens.items()]
+    return "; ".join(said) or "-"
+
+
+def by_request(requests: pd.DataFrame) -> pd.DataFrame:
+    """The ledger of each answer, in prompt tokens, where server and yardstick both say.
+
+    `cached` is the server's own word in its usage, `expected` what perfect caches would have given
+    the answering instance; where KV is pulled (NIXL) that word counts what the prefill instance had
+    cached, so these rows are left out.
+    """
+    pulling = [name for name, known in CONNECTORS.items() if known.pulls]
+    known = requests[
+        requests["cached_tokens"].ge(0)
+        & requests["expected_cached_tokens"].ge(0)
+        & ~requests["connector"].isin(pulling)
+    ]
+    table = known[["arm", "round", "pass", "index", "prompt_tokens"]].assign(
+        ideal=known["ideal_reuse_tokens"],
+        expected=known["expected_cached_tokens"],
+        cached=known["cached_tokens"],
+        computed=known["prompt_tokens"] - known["cached_tokens"],
+    )
+    return table.assign(difference=table["cached"] - table["expected"]).reset_index(drop=True)
+
+
+def styled(table: pd.DataFrame) -> Styler:
+    """The ledger for a page: accounts in which anything differs, in red those that do not close."""
+    import pandas as pd
+
+    even = table["closes"] & table["expected"].eq(table["observed"])
+    open_ = ~table["closes"]
+    shown = table[~even]
+    names = shown[["arm", "pass", "role"]].itertuples(index=False)
+    where = [", ".join(name).removesuffix(", all") for name in names]
+    shown = shown.drop(columns=["arm", "pass", "role", "closes"]).assign(
+        **{"arm, state, role": where}
+    )
+    shown = shown[["arm, state, role", "account", "expected", "observed", "causes", "unexplained"]]
+
+    colours = pd.DataFrame("", index=shown.index, columns=shown.columns)
+    colours.loc[open_[shown.index]] = "color: #b3261e; font-weight: bold"
+    return (
+        shown.style.hide(axis="index")
+        .apply(lambda _: colours, axis=None)
+        .set_properties(subset=["account", "causes"], **{"text-align": "left"})
+        .format(precision=0, thousands=",", na_rep="not known")
+        .set_caption(
+            f"Prompt tokens, all rounds together. {int(even.sum())} more accounts are even to the"
+            " token and not listed."
+        )
+    )

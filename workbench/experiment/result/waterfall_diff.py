@@ -1,0 +1,165 @@
+"""Why one arm's first token comes sooner or later than another's, part by part of the waterfall.
+
+A part's difference is the mean over rounds of each round's mean over paired requests, with a t
+interval over rounds: means of parts add up to the mean of TTFT, which medians would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, isnan, log10, nan
+from typing import TYPE_CHECKING
+
+from workbench.experiment.result.facts import Comparison
+from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
+from workbench.metrics.waterfall import PARTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Difference", "Part", "difference", "milliseconds", "why"]
+
+_PIECES = PARTS | {"residual_s": "the way to the proxy"}
+_NAMED = 3
+"""Parts that a sentence names at most."""
+_SMALL = 0.05
+"""A part is not named below this share of the largest one, however sure it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """How much longer one part takes in an arm than in its baseline; without a name all of TTFT."""
+
+    name: str = ""
+    mean_s: float
+    low_s: float
+    high_s: float
+
+    @property
+    def sure(self) -> bool:
+        """True when the interval leaves 0 out; every interval stands for itself."""
+        return self.low_s > 0 or self.high_s < 0
+
+    @property
+    def signed(self) -> str:
+        """`+28.8 ms [25.1, 32.4]`"""
+        ends = f"[{milliseconds(self.low_s)}, {milliseconds(self.high_s)}]"
+        return f"{'+' * (self.mean_s > 0)}{milliseconds(self.mean_s)} ms {ends}"
+
+    @property
+    def size(self) -> str:
+        """`28.8 ms [25.1, 32.4]`, whatever its sign."""
+        if self.mean_s > 0:
+            return self.signed[1:]
+        return Part(mean_s=-self.mean_s, low_s=-self.high_s, high_s=-self.low_s).size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """TTFT of an arm less that of its baseline in one cache state, whole and in parts."""
+
+    total: Part
+    parts: tuple[Part, ...]
+    rounds: int
+    pairs: int
+    left_out: int
+    """Pairs of which a side has no whole waterfall."""
+
+
+def why(waterfall: pd.DataFrame, comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for each pair of arms and cache state; only what its interval supports.
+
+    `waterfall` is `metrics.waterfall.waterfall` of the run. The pairs are those of subjects and
+    their opponents; in a run without opponents every other arm is set beside the first one.
+    """
+    return [
+        f"{arm} beside {baseline}, {name}:"
+        f" {_explained(difference(waterfall, arm=arm, baseline=baseline, name=name))}."
+        for arm, name, baseline in _pairs(waterfall, comparisons)
+    ]
+
+
+def difference(waterfall: pd.DataFrame, *, arm: str, baseline: str, name: str) -> Difference:
+    """Mean difference of TTFT and of each part in the pass `name`; requests are paired by index."""
+    own, other = (
+        waterfall[(waterfall["arm"] == label) & (waterfall["pass"] == name)].set_index(
+            ["round", "index"]
+        )[["ttft_s", *_PIECES]]
+        for label in (arm, baseline)
+    )
+    apart = own - other
+    whole = apart.dropna()
+    per_round = whole.groupby(level="round").mean()
+
+    def part(column: str, label: str = "") -> Part:
+        mean, low, high = t_interval(per_round[column])
+        if len(per_round) < ROUNDS_FOR_INTERVAL:
+            low = high = nan
+        return Part(name=label, mean_s=mean, low_s=low, high_s=high)
+
+    return Difference(
+        total=part("ttft_s"),
+        parts=tuple(part(column, label) for column, label in _PIECES.items()),
+        rounds=len(per_round),
+        pairs=len(whole),
+        left_out=len(apart) - len(whole),
+    )
+
+
+def _pairs(
+    waterfall: pd.DataFrame, comparisons: Sequence[Comparison]
+) -> list[tuple[str, str, str]]:
+    """(arm, cache state, baseline arm) of everything that is to be explained."""
+    rivals = [row for row in comparisons if row.kind == "opponent" and row.metric == "ttft_s"]
+    if rivals:
+        return [(row.arm, row.pass_name, row.baseline_arm) for row in rivals]
+    measured = waterfall[["arm", "pass"]].drop_duplicates()
+    if measured.empty:
+        return []
+    baseline = measured["arm"].iloc[0]
+    shared = set(measured.loc[measured["arm"] == baseline, "pass"])
+    return [
+        (arm, name, baseline)
+        for arm, name in measured.itertuples(index=False)
+        if arm != baseline and name in shared
+    ]
+
+
+def _explained(found: Difference) -> str:
+    if not found.pairs:
+        return "not explained, since no request of both has a whole waterfall"
+    if isnan(found.total.low_s):
+        rounds = "1 round gives" if found.rounds == 1 else f"{found.rounds} rounds give"
+        return f"not explained, since {rounds} no interval (it takes {ROUNDS_FOR_INTERVAL})"
+    least_s = _SMALL * max(abs(part.mean_s) for part in found.parts)
+    sure = [part for part in found.parts if part.sure and abs(part.mean_s) >= least_s]
+    sure.sort(key=lambda part: -abs(part.mean_s))
+    text = _said(found.total, sure)
+    return f"{text} ({found.left_out} pairs left out)" if found.left_out else text
+
+
+def _said(total: Part, sure: Sequence[Part]) -> str:
+    """What TTFT does, and the parts that the intervals vouch for, those that drive it first."""
+    if not total.sure:
+        head = f"no difference of TTFT detectable at this n ({total.signed})"
+        return f"{head}, yet {_listed(sure)}" if sure else f"{head}, and no part stands out"
+    later = total.mean_s > 0
+    text = f"first token {total.size} {'later' if later else 'sooner'}"
+    driving = [part for part in sure if (part.mean_s > 0) == later]
+    against = [part for part in sure if (part.mean_s > 0) != later]
+    text += f": {_listed(driving)}" if driving else ", but no part explains it at this n"
+    return f"{text}; against it {_listed(against)}" if against else text
+
+
+def _listed(parts: Sequence[Part]) -> str:
+    text = ", ".join(f"{part.name} {part.signed}" for part in parts[:_NAMED])
+    more = len(parts) - _NAMED
+    return f"{text} and {more} smaller part{'s' * (more > 1)}" if more > 0 else text
+
+
+def milliseconds(seconds: float) -> str:
+    """Three significant digits, at most two decimals: 0.35, 28.8, 2,360."""
+    value = 1000 * seconds
+    decimals = 2 - floor(log10(abs(value))) if value else 0
+    return f"{value:,.{min(2, max(0, decimals))}f}"
