@@ -140,7 +140,11 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     counts = served_tokens.pass_counts(pd.read_parquet(result.folder / "counters.parquet"))
     rows = served_tokens.credited(served_tokens.served(result.requests, logs), counts)
     table = tiers(rows, counts)
-    chunks = {arm.label: arm.chunk_tokens for arm in made.arms if arm.means and arm.means.store}
+    chunks = {
+        arm.label: arm.chunk_tokens
+        for arm in made.arms
+        if arm.kv_connector and arm.kv_connector.store
+    }
     compared = ratios(result.requests, rows, chunks)
     failed = result.run.failed_gates
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
