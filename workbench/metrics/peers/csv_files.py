@@ -1,7 +1,4 @@
-"""CSV files with one request a line: LMCache bench, and multi-round-qa.
-
-Both end a request at the end of its stream, so E2E and TPOT hold what follows the last token.
-"""
+"""CSV files with one request a line, which end at the end of its stream: so do E2E and TPOT."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """vLLM bench and SGLang's bench_serving: one JSON object with a list for each quantity.
 
-The lists are in the order of the data set. Which there are depends on the version and on
---save-detailed: what is not there is not known, and told.
+Which lists there are depends on version and options: what is not there is not known, and told.
 """
 
 from __future__ import annotations
