@@ -38,8 +38,6 @@ from workbench.params.notebooks import EngineParams, as_typed, changed
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["conclude", "repeat_command"]
-
 
 def conclude(
     facts: RunFacts,
