@@ -86,7 +86,7 @@ def _caches(
 
     States that no pass has need no gate; PD has one even when no pass of it could run.
     """
-    if any(arm.means and arm.means.pulls for arm in plan.arms):
+    if any(arm.kv_connector and arm.kv_connector.pulls for arm in plan.arms):
         yield conduct_gates.no_failed_transfers(passes)
     # Attached servers that are not listed cannot be reset at all.
     if any(arm.settings is not None for arm in plan.arms):

@@ -151,7 +151,7 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
     split = [
         (arm.label, arm.topology)
         for arm in plan.arms
-        if arm.means and arm.topology and arm.disaggregated and arm.label in tpot_ms
+        if arm.kv_connector and arm.topology and arm.disaggregated and arm.label in tpot_ms
     ]
     scarce = [label for label, topology in split if topology.decode < topology.prefill]
     ample = [label for label, topology in split if topology.decode >= topology.prefill]
