@@ -18,8 +18,7 @@ from aiohttp.test_utils import TestServer
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, Instance, deploy
-from workbench.serve.plan import DeploymentPlan
+from workbench.serve.deployment import Deployment, DeploymentPlan, Instance, deploy
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.ports import free_ports, unused_ports
 from workbench.serve.processes.readiness import ready
