@@ -154,7 +154,7 @@ class ExperimentPlan:
     def kv_space_tokens(self) -> float:
         """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
         settings = self.settings
-        if settings is None or settings.on_gpu or not settings.model.is_dir():
+        if settings is None or settings.on_gpu or not settings.model.expanduser().is_dir():
             return nan
         facts = model_facts(settings.model).run_as(settings.dtype)
         return settings.kv_cache_mib * 2**20 / facts.kv_shape.bytes_per_token
