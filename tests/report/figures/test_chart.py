@@ -1,6 +1,7 @@
 """What holds for every figure: it says what failed gates take, is offline, and reads well."""
 
 import re
+from importlib import resources
 from itertools import combinations
 from xml.etree import ElementTree
 
@@ -137,6 +138,13 @@ def test_a_figure_is_the_same_each_time_and_offline_and_changes_no_style(request
     assert first == again
     assert dict(mpl.rcParams) == before
     assert not re.findall(r"(?:href|src)=\"(?!#|data:)|url\((?!#)|@import|<style", first)
+
+
+def test_a_dark_page_knows_our_drawings():
+    chart = draw(lambda figure: figure.subplots(), title="Found", body_px=100, alt="What.")
+    drawn_as = ElementTree.fromstring(chart.svg).attrib["class"]
+    page = resources.files("workbench.report").joinpath("templates/page.css").read_text()
+    assert f".drawing > .{drawn_as} {{ filter" in page
 
 
 def test_names_that_share_a_figure_never_look_alike():

@@ -121,3 +121,8 @@ def test_many_requests_are_drawn_from_reduced_data_and_the_caption_says_so(many,
     assert len(chart.svg) < 200_000
     assert chart.svg == figure(many).svg  # the same sample each time
     assert not sentence or sentence not in figure(many[:300:3]).caption
+
+
+def test_an_arm_without_a_value_keeps_its_name_in_the_panels_of_the_others(requests):
+    single = requests.assign(arm="2a none", request_tps=np.nan)  # one token has no rate
+    assert "2a none, cold" in words(figures.latency_panels(pd.concat([requests, single])))

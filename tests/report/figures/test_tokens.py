@@ -78,7 +78,7 @@ def test_hits_stand_beside_the_ideal_and_what_lmcache_claims(tiers):
     )
     assert "98.0%; 100.0%" in shown and "90.0%; 100.0%" in shown
     assert "lmcache, cold" not in shown
-    assert "black mark" in chart.caption
+    assert "upright mark" in chart.caption
 
 
 def test_a_log_has_no_counters_of_lmcache_beside_it(tiers):

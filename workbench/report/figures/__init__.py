@@ -1,6 +1,7 @@
 """Figures as SVG, with the finding as title; each takes a frame of a result.
 
-`marks` is what they are all drawn with, `chart` the board that they are drawn on.
+`marks` is what they are all drawn with, `chart` the board that they are drawn on. A new figure is
+a function that returns what `chart.draw` makes of it, and a name below.
 """
 
 from workbench.report.figures.break_even import break_even, chunk_effect, cost_of_storing

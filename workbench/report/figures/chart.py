@@ -187,7 +187,11 @@ def _text_px(text: str, *, size: float = 13, weight: str = "normal") -> float:
 
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_ROOT = {"stroke-linejoin": "round", "font-family": 'system-ui, "Noto Sans", sans-serif'}
+_ROOT = {
+    "class": "our-chart",  # page.css turns its lightness round on a dark page
+    "stroke-linejoin": "round",
+    "font-family": 'system-ui, "Noto Sans", sans-serif',
+}
 ElementTree.register_namespace("", _SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 

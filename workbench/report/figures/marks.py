@@ -94,9 +94,9 @@ _KNOWN = {
     "off": Look(colour=BLACK, marker="v", dash=(0, (1, 1))),
 }
 _SPARE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, BLACK, "#7f8c99")
-_SPARE_CUES: tuple[tuple[str, Dash], ...] = (
-    ("P", "-"), ("X", (0, (4, 2))), ("*", (0, (1, 2))), ("p", (0, (5, 2, 1, 2))),
-    ("<", "-"), ("h", (0, (2, 2))), (">", (0, (5, 1))),
+_SPARE_CUES: tuple[tuple[str, Dash], ...] = (  # shapes that show when they are hollow come first
+    ("p", "-"), ("<", (0, (4, 2))), ("h", (0, (1, 2))), (">", (0, (5, 2, 1, 2))),
+    ("P", "-"), ("X", (0, (2, 2))), ("*", (0, (5, 1))),
 )  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def log_axis(
     locator: Locator = LogLocator(subs=(*fitting, (1,))[0], numticks=most)
     if ticks:
         locator = FixedLocator(ticks)
-    elif high / low < 5:
+    elif high / low < 8:
         locator = MaxNLocator(5, steps=[1, 2, 5, 10])
     line.set_major_locator(locator)
     line.set_minor_locator(NullLocator())

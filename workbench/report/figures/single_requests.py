@@ -47,7 +47,7 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
     `note` stands in the figure, before the title: what a reader must know to read it at all, such
     as that a line is drawn from a part of its requests.
     """
-    rows = _successes(requests, "e2e_s")
+    rows = _with(requests, "e2e_s")
     if rows.empty:
         return no_data("Latency distributions", _why_none(requests))
     look = _line_looks(rows)
@@ -56,7 +56,7 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
 
     def paint(figure: Figure) -> None:
         for axes, (column, name) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-            _ecdf(axes, _successes(rows, column), column, name, look)
+            _ecdf(axes, _with(rows, column), column, name, look)
         figure.supylabel("share of requests at or below", color=BLACK)
 
     found = _median_ttft(rows)
@@ -75,15 +75,15 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
 
 def _line_looks(rows: pd.DataFrame) -> dict[str, Look]:
     """One look per line; with several arms and cache states, colour is the state, dash the arm."""
-    both = rows.assign(label=_labels(rows)).drop_duplicates("label")
+    both = rows.drop_duplicates("series")
     if "arm" not in rows or min(both["arm"].nunique(), both["pass"].nunique()) < 2:
-        return looks(list(both["label"]), "line")
+        return looks(list(both["series"]), "line")
     colours = looks(list(both["pass"].unique()), "line")
     dashes: list[Dash] = ["-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1))]
     arms = list(both["arm"].unique())
     return {
         line: replace(colours[state], dash=dashes[arms.index(arm) % len(dashes)])
-        for line, arm, state in zip(both["label"], both["arm"], both["pass"], strict=True)
+        for line, arm, state in zip(both["series"], both["arm"], both["pass"], strict=True)
     }
 
 
@@ -97,7 +97,7 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
     log = len(values) > 0 and (timed or 0 < _WIDE * values.min() < values.max())
     if log:
         log_axis(axes, values, most=6)
-    for line, group in values.groupby(_labels(rows), sort=False):
+    for line, group in values.groupby(rows["series"], sort=False):
         style = look[str(line)]
         sns.ecdfplot(x=group, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
@@ -109,8 +109,7 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
 
 
 def _median_ttft(rows: pd.DataFrame) -> str:
-    timed = _successes(rows, "ttft_s")
-    found = timed.groupby(_labels(timed), sort=False)["ttft_s"].median()
+    found = _with(rows, "ttft_s").groupby("series", sort=False)["ttft_s"].median()
     if len(found) > 4:
         lowest, highest = found.idxmin(), found.idxmax()
         return (
@@ -124,11 +123,11 @@ def _median_ttft(rows: pd.DataFrame) -> str:
 def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Chart:
     """A latency of every request at the time it was sent, a panel per cache state (and arm)."""
     name = NAMES.get(metric, metric)
-    rows = _successes(requests, metric)
+    rows = _with(requests, metric)
     if rows.empty:
         return no_data(f"{name} over time", _why_none(requests))
     factor, unit = time_scale(rows[metric].max())
-    rows = rows.assign(series=_labels(rows), y=rows[metric] * factor)
+    rows["y"] = rows[metric] * factor
     rows["since_s"] = rows["sent_s"] - rows.groupby(_pass_keys(rows))["sent_s"].transform("min")
     panels, states = list(rows["series"].unique()), list(rows["pass"].unique())
     look = looks(states, "point")
@@ -192,16 +191,16 @@ def _warm_up(rows: pd.DataFrame, metric: str, name: str) -> str:
 def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
     """TTFT of each request against the share of its prompt that came from a cache."""
     heading = "TTFT against the cached share of the prompt"
-    rows = _successes(requests, "ttft_s")
+    rows = _with(requests, "ttft_s")
     if rows.empty:
         return no_data(heading, _why_none(requests))
     rows = rows[(rows["cached_tokens"] >= 0) & (rows["prompt_tokens"] > 0)]
     if rows.empty:
         return no_data(heading, _NEVER_TOLD)
     factor, unit = time_scale(rows["ttft_s"].max())
-    by = _labels(rows)
+    caption = _counted(rows, requests)
     rows = rows.assign(
-        series=by if by.nunique() <= _MOST_NAMES else rows["pass"].astype(str),
+        series=rows["series" if rows["series"].nunique() <= _MOST_NAMES else "pass"],
         share=100.0 * rows["cached_tokens"] / rows["prompt_tokens"],
         sideways=np.random.default_rng(0).uniform(-0.8, 0.8, len(rows)),
         y=rows["ttft_s"] * factor,
@@ -233,7 +232,7 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         body_px=350,
         alt=f"{heading}, one point per request. {found}.",
         caption="One point per request, spread sideways a little."
-        f"{' Black: median of each tenth.' * with_line} {_counted(rows, requests)}{reduced}",
+        f"{' Line: median of each tenth.' * with_line} {caption}{reduced}",
         keys=look,
         shows=("times",),
         marks=requests.attrs,
@@ -249,10 +248,10 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
     heading = "Cached tokens against ideal reuse"
     if frame.empty:
         return no_data(heading, "no request was measured.")
-    rows = frame[(frame["cached_tokens"] >= 0) & (frame["ideal_tokens"] >= 0)]
+    rows = _with(frame[frame["cached_tokens"] >= 0], "ideal_tokens")
     if rows.empty:
         return no_data(heading, _NEVER_TOLD)
-    look = looks(list(_labels(rows).unique()), "point")
+    look = looks(list(rows["series"].unique()), "point")
     spots, reduced = _spots(rows)
     hit, ideal = int(rows["cached_tokens"].sum()), int(rows["ideal_tokens"].sum())
     found = f"{hit:,} tokens came from a cache, where no prompt repeats another"
@@ -295,36 +294,36 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
 def _spots(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """How many requests fall on each point, and what the caption says where points were joined."""
     keys = ["ideal_tokens", "cached_tokens"]
-    spots = rows[keys].assign(series=_labels(rows)).value_counts(["series", *keys], sort=False)
+    spots = rows.value_counts(["series", *keys], sort=False)
     reduced = ""
     if len(spots) > _MOST_POINTS:
         grid = max(1, -(-int(rows[keys].max().max()) // _GRID_LINES))
         coarse = (rows[keys] / grid).round() * grid
-        spots = coarse.assign(series=_labels(rows)).value_counts(["series", *keys], sort=False)
+        spots = coarse.assign(series=rows["series"]).value_counts(["series", *keys], sort=False)
         reduced = f" Drawn: token counts rounded to {grid:,}."
     return spots.rename("requests").reset_index(), reduced
 
 
-def _successes(requests: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows that have the value: not failed, not NaN, and no -1 for a count never told."""
+def _with(requests: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have the value: not failed, not NaN, and no -1 for a count never told.
+
+    `series` tells the lines apart: the cache state, with the arm where there are several.
+    """
     if requests.empty or column not in requests:
         return requests.iloc[:0]
-    values = pd.to_numeric(requests[column], errors="coerce")
-    return requests[values.notna() & (values >= 0)].reset_index(drop=True)
-
-
-def _labels(rows: pd.DataFrame) -> pd.Series[str]:
-    """What tells the lines apart: the cache state, with the arm where there are several."""
-    passes = rows["pass"].astype(str)
-    if "arm" not in rows or rows["arm"].nunique() <= 1:
-        return passes
-    arms = rows["arm"].astype(str)
-    return arms if passes.nunique() == 1 else arms + ", " + passes
+    rows = requests[pd.to_numeric(requests[column], errors="coerce") >= 0].reset_index(drop=True)
+    if "series" in rows:
+        return rows
+    series = rows["pass"].astype(str)
+    if "arm" in rows and rows["arm"].nunique() > 1:
+        arms = rows["arm"].astype(str)
+        series = arms if series.nunique() == 1 else arms + ", " + series
+    return rows.assign(series=series)
 
 
 def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
     """`Requests: 30 cold, 29 store-warm. 1 failed, not drawn.`"""
-    counts = _labels(rows).value_counts(sort=False)
+    counts = rows["series"].value_counts(sort=False)
     text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(counts) > 4:
         text = f"{len(rows):,} requests in {len(counts)} groups"

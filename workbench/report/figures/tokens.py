@@ -229,7 +229,7 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         title=found,
         body_px=34 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption="The black mark is what an infinite cache would have served. "
+        caption="The upright mark is what an infinite cache would have served. "
         * int(rows["ideal_share"].notna().any())
         + "At the right the share served from any cache"
         + ", and the hit rate that LMCache's own counters give, of the tokens that it was asked for"
