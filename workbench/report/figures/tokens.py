@@ -20,7 +20,6 @@ from workbench.report.figures.marks import (
     PURPLE,
     VERMILION,
     Area,
-    column_at_right,
     stacked_rows,
 )
 
@@ -59,10 +58,10 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"] + ": " + rows["role"]).to_list()
         areas = {source: area for source, (_, area) in _SOURCES.items()}
-        stacked_rows(axes, shares, areas, names)
+        texts = [f"{total:,.0f}" for total in tokens.sum(axis=1)]
+        stacked_rows(axes, shares, areas, labels=names, texts=texts, heading="tokens")
         axes.set(xlim=(0, 1), xlabel="share of the prompt tokens sent to that role")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        column_at_right(axes, "tokens", [f"{total:,.0f}" for total in tokens.sum(axis=1)])
 
     decode = tokens[rows["role"] == "decode"]
     found = "Where every prompt token came from"
@@ -207,11 +206,11 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"]).to_list()
-        stacked_rows(axes, shares, areas, names)
+        heading = "served; LMCache says" if claims.any() else "served"
+        stacked_rows(axes, shares, areas, labels=names, texts=beside, heading=heading)
         for y, ideal in enumerate(rows["ideal_share"]):
             axes.vlines(100.0 * ideal, y - 0.42, y + 0.42, color=BLACK, linewidth=2.5, zorder=4)
         axes.set(xlim=(0, 101), xlabel="share of the prompt tokens, %")
-        column_at_right(axes, "served; LMCache says" if claims.any() else "served", beside)
 
     idle = rows[rows["idle"].gt(0) & (rows["l1"] + rows["l2"]).eq(0) & claims]
     found = heading

@@ -18,7 +18,6 @@ from workbench.report.figures.marks import (
     PURPLE,
     VERMILION,
     Area,
-    column_at_right,
     stacked_rows,
 )
 from workbench.report.numbers import quantity, time_scale
@@ -80,17 +79,16 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
 
 def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
     factor, unit = time_scale(rows["ttft_s"].max())
-    parts = rows[list(_AREAS)] * factor
-    stacked_rows(axes, parts, _AREAS, (rows["arm"] + ", " + rows["which"]).to_list())
-    axes.set_xlim(0, 1.02 * factor * rows["ttft_s"].max())
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.set_title(name)
-    axes.set_xlabel(f"since the client sent it, {unit}")
+    labels = (rows["arm"] + ", " + rows["which"]).to_list()
     texts = [
         f"{quantity(ttft_s, 's')} (residual {quantity(residual_s, 's')})"
         for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
     ]
-    column_at_right(axes, "TTFT", texts)
+    parts = rows[list(_AREAS)] * factor
+    stacked_rows(axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT")
+    axes.set(xlim=(0, 1.02 * factor * rows["ttft_s"].max()), title=name)
+    axes.set_xlabel(f"since the client sent it, {unit}")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
 
 
 def _finding(rows: pd.DataFrame) -> str:
