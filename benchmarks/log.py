@@ -104,7 +104,8 @@ def main() -> None:
                 speeds[name].append(megabytes / (time.perf_counter() - began_s))
     summary = found["read_log"]
     assert summary.matching == found["grep -c"], "grep and read_log found different lines"
-    print(f"{summary.lines:,} lines, {summary.matching:,} of them LMCache's, {summary.cut} cut")
+    counts = summary.counts
+    print(f"{counts.lines:,} lines, {summary.matching:,} of them LMCache's, {counts.cut} cut")
     for name, turns in speeds.items():
         print(f"{name:16} {', '.join(f'{speed:.0f}' for speed in turns)} MB/s")
     summed = {

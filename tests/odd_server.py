@@ -85,11 +85,12 @@ class OddServer:
             return await self.answer(asked)
         if isinstance(self.answer, bytes):
             return await asked.write(self.answer)
-        said = self.answer.get(asked.path, http("404 Not Found", {"detail": "Not Found"}))
+        said = self.answer.get(asked.path, http("404 Not Found", {}, "Connection: close"))
         if isinstance(said, tuple):
             times = sum(earlier.path == asked.path for earlier in self.asked)
             said = said[min(times, len(said)) - 1]
-        return await asked.write(said if isinstance(said, bytes) else http("200 OK", said))
+        whole = said if isinstance(said, bytes) else http("200 OK", said, "Connection: close")
+        return await asked.write(whole)
 
 
 @asynccontextmanager
@@ -131,7 +132,11 @@ def chunked(data: bytes) -> bytes:
 
 
 async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    start = await reader.readexactly(1)
+    if not start.isalpha():
+        writer.write(http("400 Bad Request"))  # to who speaks TLS, say
+        raise ConnectionError
+    head = (start + await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.rstrip().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))

@@ -11,12 +11,12 @@ import shutil
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
+from workbench.params.notebooks import NOTEBOOKS, EngineParams, as_typed, changed, check_params
 
 if TYPE_CHECKING:
     from workbench.experiment.result.facts import RunFacts
@@ -102,10 +102,9 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"
     executed = home / f".run-{os.getpid()}.ipynb"
-    defaults = asdict(type(params)())
-    changed = {k: v for k, v in asdict(params).items() if v != defaults[k]}
+    given = changed(params)
     began_s = time.monotonic()
-    problem = _execute(source, executed, changed)
+    problem = _execute(source, executed, given)
     made: Path | None = None
     if executed.exists():  # else it was stopped before its first cell
         kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
@@ -116,17 +115,14 @@ def run_notebook(notebook: str, given: Mapping[str, Any], *, force: bool = False
         page=made,
         facts=None if problem else load_result(home).run,
         problem=problem,
-        advice=_advice(problem, notebook, changed) if problem else "",
+        advice=_advice(problem, notebook, given) if problem else "",
         took_s=time.monotonic() - began_s,
     )
 
 
-def _advice(problem: str, notebook: str, changed: Mapping[str, Any]) -> str:
-    words = ["workbench", "run", notebook]
-    for name, value in changed.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["-p", name, text]
-    again = f"then repeat it: {shlex.join(words)}"
+def _advice(problem: str, notebook: str, given: Mapping[str, Any]) -> str:
+    command = shlex.join(["workbench", "run", notebook, *as_typed(given)])
+    again = f"then repeat it: {command}"
     if problem.startswith(_STOPPED):
         return f"what is finished is kept, {again}"
     if problem == _NO_MEMORY:

@@ -1,13 +1,13 @@
 """The claim table and its panels from invented rows: a word, a shape and a reason for each."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from workbench.experiment.result.claim_account import ShownNumber
 from workbench.experiment.result.result import Result
 from workbench.report.claims import MARKS, claim_panels, claim_table, shown_number
 from workbench.report.figures.claims import claim_curve, claim_intervals
@@ -16,7 +16,7 @@ from workbench.report.page import render
 
 def effect(**changed: Any) -> dict[str, Any]:
     fields = {
-        "name": "TTFT", "cells": 1, "quantifier": "lower", "unit": "x",
+        "name": "TTFT", "cells": 1, "cell": "", "quantifier": "lower", "unit": "x",
         "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
         "exact": False, "confidence": 0.95, "claimed": "lower than 1 x", "value": 1.0,
         "confirms_from": None, "confirms_to": 1.0, "code": "confirmed", "noise_floor": 0.03,
@@ -152,13 +152,13 @@ def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
     ],
 )  # fmt: skip
 def test_numbers_in_words(changed: dict[str, Any], shown: tuple[str, str]) -> None:
-    value = {**row()["number"][0], **changed}
-    found = shown_number(value)
+    found = shown_number(ShownNumber(**{**row()["number"][0], **changed}))
     assert (found["value"], found["interval"].replace("\u00a0", " ")) == shown
 
 
 def test_a_notebook_shows_table_and_panels_by_themselves() -> None:
-    result = SimpleNamespace(run=SimpleNamespace(claims=KINDS))
+    plain = {"schema": 2, "notebook": "n", "run_id": "r", "status": "success", "claims": KINDS}
+    result = Result.from_bundle(plain, "a test")
     for view in (claim_table(result), claim_panels(result)):
         bundle = view._repr_mimebundle_()
         assert "K1" in bundle["text/html"]

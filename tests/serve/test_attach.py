@@ -1,77 +1,68 @@
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.odd_server import Asked, OddServer, http, odd_server
 from workbench.errors import DeploymentError, ParameterError
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Instance
 
-
-class Models:
-    """Somebody's server; `answer` is what it says about its models."""
-
-    def __init__(self) -> None:
-        self.answer: Any = {"data": [{"id": "their-70b"}, {"id": "their-adapter"}]}
-        self.status = 200
-        self.asked: list[str] = []
-        self.key = ""
-        self.url = ""
-
-    async def handle(self, request: web.Request) -> web.Response:
-        self.asked.append(f"{request.method} {request.path}")
-        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            raise web.HTTPUnauthorized
-        if isinstance(self.answer, str):
-            return web.Response(text=self.answer, status=self.status)
-        return web.json_response(self.answer, status=self.status)
+Server = AsyncIterator[OddServer]
 
 
-@asynccontextmanager
-async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Models]:
-    fake = Models()
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", fake.handle)
-    async with TestServer(app) as running:
-        if context is not None:
-            await web.TCPSite(running.runner, "127.0.0.1", 0, ssl_context=context).start()
-        host, port = running.runner.addresses[-1][:2]
-        fake.url = f"{'https' if context else 'http'}://{host}:{port}"
-        yield fake
+def saying(body: Any, status: int = 200) -> bytes:
+    """A whole answer, as it is or as JSON."""
+    return http(f"{status} As it was", body, "Connection: close")
+
+
+def listing(*names: str) -> bytes:
+    """The answer of a server that has these models."""
+    return saying({"data": [{"id": name} for name in names]})
+
+
+TWO = listing("their-70b", "their-adapter")
+
+
+def wanting(key: str) -> Any:
+    """Answers only to whoever has that key."""
+
+    async def answer(asked: Asked) -> None:
+        right = asked.headers.get("authorization") == f"Bearer {key}"
+        await asked.write(TWO if right else saying("401: Unauthorized", 401))
+
+    return answer
 
 
 @pytest.fixture
-async def models() -> AsyncIterator[Models]:
-    async with serving() as fake:
-        yield fake
+async def models() -> Server:
+    """Somebody's server, with two models."""
+    async with odd_server(TWO) as running:
+        yield running
 
 
 @pytest.fixture
-async def other() -> AsyncIterator[Models]:
+async def other() -> Server:
     """Another server of the same kind."""
-    async with serving() as fake:
-        yield fake
+    async with odd_server(TWO) as running:
+        yield running
 
 
 @pytest.fixture
-async def proxy() -> AsyncIterator[Models]:
+async def proxy() -> Server:
     """A front door that knows nothing of /v1/models."""
-    async with serving() as fake:
-        fake.status, fake.answer = 404, {"detail": "Not Found"}
-        yield fake
+    async with odd_server({}) as running:
+        yield running
 
 
 @pytest.fixture
-async def secure_models(certificate: Path) -> AsyncIterator[Models]:
+async def secure_models(certificate: Path) -> Server:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-    async with serving(context) as fake:
-        yield fake
+    async with odd_server(TWO, tls=context) as running:
+        yield running
 
 
 async def test_a_running_server_is_a_deployment_of_its_first_model(models):
@@ -79,7 +70,7 @@ async def test_a_running_server_is_a_deployment_of_its_first_model(models):
     assert (deployment.url, deployment.model) == (models.url, "their-70b")
     assert deployment.instances == ()
     assert (deployment.store_url, deployment.proxy_url, deployment.plan) == ("", "", None)
-    assert models.asked == ["GET /v1/models"]
+    assert [str(asked) for asked in models.asked] == ["GET /v1/models"]
 
 
 @pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/metrics"])
@@ -97,7 +88,7 @@ async def test_lists_make_instances_that_can_be_counted_and_reset(behind, models
         Instance(name="decode-0", role="decode", url="http://d:1"),
         Instance(name="decode-1", role="decode", url="http://d:2"),
     )
-    assert models.asked == ["GET /v1/models"]
+    assert [str(asked) for asked in models.asked] == ["GET /v1/models"]
 
 
 async def test_a_list_without_prefill_servers_is_of_aggregated_ones(models):
@@ -109,8 +100,8 @@ async def test_a_list_without_prefill_servers_is_of_aggregated_ones(models):
     ("status", "answer"),
     [
         (404, {}),
-        (500, "oops"),
-        (200, "<html>hello</html>"),
+        (500, b"oops"),
+        (200, b"<html>hello</html>"),
         (200, {"data": []}),
         (200, {"models": ["x"]}),
         (200, []),
@@ -120,7 +111,7 @@ async def test_a_list_without_prefill_servers_is_of_aggregated_ones(models):
 async def test_what_is_no_openai_server_is_refused_with_the_address_and_an_example(
     status, answer, models
 ):
-    models.status, models.answer = status, answer
+    models.answer = saying(answer, status)
     with pytest.raises(DeploymentError) as refused:
         await attach(models.url)
     assert f"no OpenAI-compatible server answers at {models.url}/v1/models" in str(refused.value)
@@ -128,7 +119,7 @@ async def test_what_is_no_openai_server_is_refused_with_the_address_and_an_examp
 
 
 async def test_a_key_is_taken_from_the_environment_and_not_shown(models, monkeypatch):
-    models.key = "sk-secret"
+    models.answer = wanting("sk-secret")
     monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")  # as a file of secrets has it
     deployment = await attach(models.url, decode_urls=[models.url])
     assert deployment.headers == {"Authorization": "Bearer sk-secret"}
@@ -140,7 +131,7 @@ async def test_a_key_is_taken_from_the_environment_and_not_shown(models, monkeyp
     [("", r"\(401\): it wants a key"), ("sk-other", r"\(401\): give another key")],
 )
 async def test_a_server_that_wants_another_key_says_so(models, monkeypatch, given, sentence):
-    models.key = "sk-secret"
+    models.answer = wanting("sk-secret")
     monkeypatch.setenv("OPENAI_API_KEY", given)
     with pytest.raises(DeploymentError, match=sentence) as refused:
         await attach(models.url)
@@ -164,7 +155,8 @@ async def test_nobody_there_is_refused_likewise():
 async def test_a_model_is_named_as_listed_or_by_the_path_of_its_weights(models):
     chosen = await attach(models.url, model="their-adapter")
     assert (chosen.model, chosen.doubts) == ("their-adapter", ())
-    models.answer = {"data": [{"id": "base", "root": "/m/base"}, {"id": "sql", "root": "/m/sql"}]}
+    listed = [{"id": "base", "root": "/m/base"}, {"id": "sql", "root": "/m/sql"}]
+    models.answer = saying({"data": listed})
     assert (await attach(models.url, model="/m/sql")).model == "sql"
 
 
@@ -183,13 +175,13 @@ async def test_a_folder_given_as_the_model_is_taken_for_a_tokenizers(models, tmp
 async def test_the_first_of_several_models_is_measured_and_that_is_a_doubt(models):
     (doubt,) = (await attach(models.url)).doubts
     assert doubt.startswith("The server lists 2 models and the first, 'their-70b', was measured")
-    models.answer = {"data": [{"id": "only"}]}
+    models.answer = listing("only")
     assert (await attach(models.url)).doubts == ()
 
 
 @pytest.mark.parametrize("status", [404, 405, 500])
 async def test_a_proxy_without_a_list_has_the_models_of_its_servers(status, models, proxy):
-    proxy.status = status
+    proxy.answer = saying({"detail": "Not Found"}, status)
     deployment = await attach(proxy.url, decode_urls=[models.url])
     assert (deployment.url, deployment.model) == (proxy.url, "their-70b")
     chosen = await attach(proxy.url, decode_urls=[models.url], model="their-adapter")
@@ -199,10 +191,10 @@ async def test_a_proxy_without_a_list_has_the_models_of_its_servers(status, mode
 
 
 async def test_servers_behind_a_proxy_must_have_a_model_in_common(models, proxy, other):
-    other.answer = {"data": [{"id": "their-adapter"}]}
+    other.answer = listing("their-adapter")
     both = {"prefill_urls": [models.url], "decode_urls": [other.url]}
     assert (await attach(proxy.url, **both)).model == "their-adapter"
-    other.answer = {"data": [{"id": "another"}]}
+    other.answer = listing("another")
     with pytest.raises(DeploymentError, match=r"serve no model in common \(another; their-70b"):
         await attach(proxy.url, **both)
 
@@ -215,7 +207,7 @@ async def test_where_no_server_lists_models_the_named_one_is_taken_and_that_is_a
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_a_server_that_is_not_ready_is_no_proxy_without_a_list(status, models, proxy):
-    proxy.status = status
+    proxy.answer = saying({"detail": "Not Found"}, status)
     with pytest.raises(DeploymentError, match=rf"no OpenAI-compatible .*\({status} .* not ready"):
         await attach(proxy.url, decode_urls=[models.url], model="their-70b")
 

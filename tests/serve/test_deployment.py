@@ -20,8 +20,9 @@ from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, deploy
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.launcher import Process, ProcessSpec, ready
+from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.ports import free_ports, unused_ports
+from workbench.serve.processes.readiness import ready
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

@@ -144,25 +144,15 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     free, shm = here.memory_free_gb, here.shm_free_gb
     each_gb = instance_gb(vllm.EngineSettings(model=Path(), platform="cpu"))
     fits = max(0, min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / each_gb)))
-    memory = (
-        f"{free:.1f} GB free: room for {fits} CPU instances of about {each_gb:.1f} GB and a KV"
-        " store"
-    )
-    shared = (
-        f"{shm:.1f} GB free in /dev/shm, where the KV store lies (at least {SMALLEST_SHM_GB:g} GB)"
-    )
     # Servers take free ports of their own; a default port that is taken does no harm.
     taken = [f"{port} ({name})" for port, name in DEFAULT_PORTS.items() if _listens(port)]
-    no_ports = ""
+    by_others = f"; in use by others: {', '.join(taken)}" if taken else ""
+    no_ports = []
     try:
         free_ports(PORTS)
     except WorkbenchError as error:
-        no_ports = str(error)
+        no_ports.append(str(error))
     stale = stale_servers()
-    running = (
-        f"{len(stale)} processes of vLLM, LMCache or the workbench run already:"
-        f" {'; '.join(stale[:6])}"
-    )
     gates = [
         judge(
             "packages",
@@ -172,38 +162,53 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
             next_step="run make setup",
             if_unknown="run make setup, or trust the smoke run",
         ),
-        judge(
+        _limit(
             "memory",
-            holds=memory,
-            problems=[] if free >= 2 * each_gb + 1.5 else [memory],
-            next_step="end other programs",
+            f"{free:.1f} GB free: room for {fits} CPU instances of about {each_gb:.1f} GB and a"
+            " KV store",
+            broken=free < 2 * each_gb + 1.5,
+            step="end other programs",
         ),
-        judge(
+        _limit(
             "shared memory",
-            holds=shared,
-            problems=[] if shm >= SMALLEST_SHM_GB else [shared],
-            next_step="start the container with a larger --shm-size",
+            f"{shm:.1f} GB free in /dev/shm, where the KV store lies (at least"
+            f" {SMALLEST_SHM_GB:g} GB)",
+            broken=not shm >= SMALLEST_SHM_GB,
+            step="start the container with a larger --shm-size",
         ),
         judge(
             "ports",
-            holds=f"{PORTS} free ports were found"
-            + (f"; in use by others: {', '.join(taken)}" if taken else ""),
-            problems=[no_ports] if no_ports else [],
+            holds=f"{PORTS} free ports were found{by_others}",
+            problems=no_ports,
             next_step="end what listens there: ss -ltnp lists it",
         ),
         judge(
             "stale servers",
             holds="no vLLM or LMCache server runs already",
-            unknown=[running] if stale else [],
+            unknown=[
+                f"{len(stale)} processes of vLLM, LMCache or the workbench run already:"
+                f" {'; '.join(stale[:6])}"
+            ][: len(stale)],
             if_unknown="end them if nobody needs them; they take CPU and memory from every"
             " measurement",
         ),
     ]
     if platform != "cpu" and not here.gpus:
-        no_gpu = [f"no GPU answers, and platform is {platform}"]
+        no_gpu = f"no GPU answers, and platform is {platform}"
         step = "check the driver, or take -p platform cpu"
-        gates.append(judge("GPUs", holds="", problems=no_gpu, next_step=step))
+        gates.append(_limit("GPUs", no_gpu, broken=True, step=step))
     return gates
+
+
+def _limit(name: str, sentence: str, *, broken: bool, step: str, unknown: str = "") -> Gate:
+    """A check whose sentence has the number and its limit, whether it holds or not."""
+    return judge(
+        name,
+        holds=sentence,
+        problems=[sentence] if broken else [],
+        unknown=[unknown] if unknown else [],
+        next_step=step,
+    )
 
 
 def _listens(port: int) -> bool:
@@ -215,33 +220,37 @@ def _listens(port: int) -> bool:
 def timing_gates(seen: Quiet) -> list[Gate]:
     """Whether other programs left the CPU to us, and whether our timers were on time."""
     others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
-    used = f"Other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})"
-    late = f"A timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)"
     go_on = "end other programs, or go on with the ratios"
     return [
-        judge(
+        _limit(
             "other programs",
-            holds=used,
-            problems=[used] if others > OTHERS_SHARE else [],
-            unknown=["The CPU of other programs could not be read"] if isnan(others) else [],
-            next_step=go_on,
+            f"Other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})",
+            broken=others > OTHERS_SHARE,
+            unknown="The CPU of other programs could not be read" if isnan(others) else "",
+            step=go_on,
         ),
-        judge(
+        _limit(
             "loop lag",
-            holds=late,
-            problems=[late] if lag_s > LAG_P99_S else [],
-            unknown=["No timer fired while it was watched"] if isnan(lag_s) else [],
-            next_step=go_on,
+            f"A timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)",
+            broken=lag_s > LAG_P99_S,
+            unknown="No timer fired while it was watched" if isnan(lag_s) else "",
+            step=go_on,
         ),
     ]
 
 
+def _deciding(gates: Sequence[Gate]) -> list[Gate]:
+    """Those that failed, else those without an answer; none where all hold."""
+    failed = [gate for gate in gates if gate.outcome == "FAIL"]
+    return failed or [gate for gate in gates if gate.outcome == "INCONCLUSIVE"]
+
+
 def quietness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
     """What gates on timing say together."""
-    outcomes = {gate.outcome for gate in gates}
-    if "FAIL" in outcomes:
-        return "busy"
-    return "not known" if "INCONCLUSIVE" in outcomes or not gates else "quiet"
+    deciding = _deciding(gates)
+    if deciding:
+        return "busy" if deciding[0].outcome == "FAIL" else "not known"
+    return "quiet" if gates else "not known"
 
 
 def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
@@ -253,35 +262,31 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
     timing = [gate for gate in gates if gate not in running]
     failed = [gate for gate in running if gate.outcome == "FAIL"]
     ready, quiet = smoked and not failed, quietness(timing)
-    if ready:
-        word = {"quiet": "ready, quiet", "busy": "ready, busy"}.get(quiet, "ready")
-        severity: Literal["ok", "unsure", "bad"] = "ok" if quiet == "quiet" else "unsure"
-        # FAIL stands before INCONCLUSIVE, and both before PASS.
-        reason = min(timing, key=lambda gate: "FAIL INCONCLUSIVE PASS".index(gate.outcome))
-        said = f"servers start and KV moves ({platform})"
-        if quiet != "quiet":
-            said = _lowered(_first_line(reason))
-        head = "Ready; quiet is not proven" if quiet == "not known" else word.capitalize()
-        finding, why = f"{head}: {said}", "" if quiet == "quiet" else f"{said}."
-        scope, step = BUSY_MEANS if quiet == "busy" else "", _NEXT
-    else:
-        word, severity = "not ready", "bad"
+    severity: Literal["ok", "unsure", "bad"] = "ok" if quiet == "quiet" else "unsure"
+    scope, step, why = BUSY_MEANS if quiet == "busy" else "", _NEXT, ""
+    if not ready:
+        word, severity, scope = "not ready", "bad", ""
+        step = failed[0].next_step if failed else ""
         finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
-        why, scope, step = finding, "", failed[0].next_step if failed else ""
+        why = finding
+    elif quiet == "quiet":
+        word = "ready, quiet"
+        finding = f"Ready, quiet: servers start and KV moves ({platform})"
+    else:
+        said = _lowered(_first_line(_deciding(timing)[0]))
+        word = "ready, busy" if quiet == "busy" else "ready"
+        finding = f"{'Ready, busy' if quiet == 'busy' else 'Ready; quiet is not proven'}: {said}"
+        why = f"{said}."
+    said_of = {
+        "Can this machine run it?": ("ready" if ready else "not ready", running),
+        "Is it quiet enough to time?": (quiet, timing),
+    }
     return {
         "ready": ready,
         "quiet": quiet,
         "questions": [
-            {
-                "question": "Can this machine run it?",
-                "answer": "ready" if ready else "not ready",
-                "why": _together(running),
-            },
-            {
-                "question": "Is it quiet enough to time?",
-                "answer": quiet,
-                "why": _together(timing),
-            },
+            {"question": question, "answer": answer, "why": _together(about)}
+            for question, (answer, about) in said_of.items()
         ],
         "outcome": RunOutcome(word=word, severity=severity, why=why),
         "finding": finding,
@@ -301,11 +306,9 @@ def _lowered(sentence: str) -> str:
 
 
 def _together(gates: Sequence[Gate]) -> str:
-    """What decided: the checks that failed, else those without an answer, else that all hold."""
-    for outcome in ("FAIL", "INCONCLUSIVE"):
-        if found := [f"{g.name}: {_first_line(g)}" for g in gates if g.outcome == outcome]:
-            return "; ".join(found)
-    return f"all {len(gates)} checks hold"
+    """What decided, check by check."""
+    said = "; ".join(f"{gate.name}: {_first_line(gate)}" for gate in _deciding(gates))
+    return said or f"all {len(gates)} checks hold"
 
 
 def _as_result(
@@ -317,26 +320,16 @@ def _as_result(
 ) -> Result:
     seen = smoke.run if smoke else None
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    of_all = f"of {here.memory_gb:.0f} GB"
     # Cores and memory are of the machine itself: whatever fails, they stay.
     numbers = [
         Card(label="cores", value=here.cores, note=here.cpu),
-        Card(
-            label="memory free",
-            value=here.memory_free_gb,
-            unit="GB",
-            note=f"of {here.memory_gb:.0f} GB",
-        ),
+        Card(label="memory free", value=here.memory_free_gb, unit="GB", note=of_all),
     ]
     if seen is not None:
-        numbers.append(
-            Card(
-                label="from nothing to healthy, 1p1d",
-                value=seen.launches_s[0],
-                unit="s",
-                note="one launch, LMCache included",
-                rests_on="times",
-            )
-        )
+        label, note = "from nothing to healthy, 1p1d", "one launch, LMCache included"
+        started_s = seen.launches_s[0]
+        numbers.append(Card(label=label, value=started_s, unit="s", note=note, rests_on="times"))
     engine = seen.engine if seen else EngineFacts()
     folder = RunFolder.open(params.output_dir, "environment_check", "here")
     facts = RunFacts(

@@ -1,14 +1,6 @@
 """The definition card: what four tools call TTFT, TPOT, ICL, ITL and E2E, on the same stamps.
 
-One name stands for different quantities: GuideLLM's TPOT holds the TTFT (since 0.4), vLLM's ITL is
-AIPerf's ICL, and AIPerf's ITL is vLLM's TPOT. Here every formula is applied to the stamps of one
-run, so a difference between two columns is one of definition, never of the run. Tools change their
-definitions: `VERSIONS` says for which each was read.
-
-What a `requests` frame does not hold cannot be told apart: chunks that carry a role or a finish
-reason but no token (vLLM bench times them, in a chat up to 0.32), and the wait for a connection
-before the first byte (vLLM bench and AIPerf start their clocks before it, GuideLLM since 0.8 and
-the workbench after it).
+A difference between two columns is one of definition, never of the run; see docs/peers.md.
 """
 
 from __future__ import annotations
@@ -26,8 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Values = NDArray[np.float64]
-
-__all__ = ["METRICS", "TOOLS", "VERSIONS", "Definition", "card", "definition_of"]
+    Formula = Callable[[pd.DataFrame], Values]
 
 TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
 """The columns of `card`."""
@@ -66,7 +57,7 @@ class Definition:
     """In words; `not reported` where the tool has no such metric."""
     source: str = ""
     """The tool's file and function that holds the formula."""
-    values: Callable[[pd.DataFrame], Values] | None = None
+    values: Formula | None = None
     """Seconds of a frame with latencies, one per request or, for gaps, per gap; None: no metric."""
 
 
@@ -111,37 +102,29 @@ def _median(definition: Definition, frame: pd.DataFrame) -> float:
     return float(np.median(known)) if len(known) else float("nan")
 
 
-def _column(name: str) -> Callable[[pd.DataFrame], Values]:
-    def values(frame: pd.DataFrame) -> Values:
-        found: Values = frame[name].to_numpy(float)
-        return found
-
-    return values
+def _column(name: str) -> Formula:
+    return lambda frame: frame[name].to_numpy(float)
 
 
 def _tokens(frame: pd.DataFrame) -> Values:
     """Output tokens; NaN where the server did not say."""
     tokens = frame["output_tokens"].to_numpy(float, na_value=np.nan)
-    known: Values = np.where(tokens > 0, tokens, np.nan)
-    return known
+    return np.where(tokens > 0, tokens, np.nan)
 
 
 def _decoding_s(frame: pd.DataFrame) -> Values:
-    found: Values = (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
-    return found
+    return (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
 
 
 def _after_first(frame: pd.DataFrame) -> Values:
     """(last chunk - first chunk) / (output tokens - 1): one token is assumed in the first chunk."""
     later = _tokens(frame) - 1
-    found: Values = _decoding_s(frame) / np.where(later > 0, later, np.nan)
-    return found
+    return np.asarray(_decoding_s(frame) / np.where(later > 0, later, np.nan))
 
 
 def _with_first(frame: pd.DataFrame) -> Values:
     """(last chunk - sent) / output tokens: the wait for the first token is in it."""
-    found: Values = frame["e2e_s"].to_numpy(float) / _tokens(frame)
-    return found
+    return np.asarray(frame["e2e_s"].to_numpy(float) / _tokens(frame))
 
 
 def _after_first_chunk(frame: pd.DataFrame) -> Values:
@@ -150,135 +133,66 @@ def _after_first_chunk(frame: pd.DataFrame) -> Values:
     first, tokens = told.to_numpy(float), _tokens(frame)
     # A count that cannot be (none, or all tokens) is taken for one token, as AIPerf does.
     later = tokens - np.where((first > 0) & (tokens - first >= 1), first, 1.0)
-    found: Values = _decoding_s(frame) / np.where(tokens >= 2, later, np.nan)
-    return found
+    return np.asarray(_decoding_s(frame) / np.where(tokens >= 2, later, np.nan))
 
 
 def _to_stream_end(frame: pd.DataFrame) -> Values:
-    found: Values = (frame["stream_end_s"] - frame["sent_s"]).to_numpy(float)
-    return found
-
-
-def _define(
-    metric: str,
-    tool: str,
-    formula: str,
-    source: str = "",
-    values: Callable[[pd.DataFrame], Values] | None = None,
-) -> Definition:
-    return Definition(metric=metric, tool=tool, formula=formula, source=source, values=values)
+    return (frame["stream_end_s"] - frame["sent_s"]).to_numpy(float)
 
 
 _TTFT, _E2E = _column("ttft_s"), _column("e2e_s")
-_DEFINITIONS = (
-    _define(
-        "TTFT",
-        "workbench",
-        "first chunk with a token - first byte of the request handed to the socket",
-        _OURS + "latencies",
-        _TTFT,
-    ),
-    _define(
-        "TTFT",
-        "vllm_bench",
-        "first message with choices, even without text (chat since 0.33: first chunk with a token)"
-        " - time before the POST",
-        _VLLM_SENDER,
-        _TTFT,
-    ),
-    _define(
-        "TTFT",
-        "guidellm",
-        "first chunk with text, reasoning or a tool call - request start (0.8: headers written;"
-        " 0.3 to 0.7: before the POST)",
-        _GUIDELLM + "time_to_first_token_ms",
-        _TTFT,
-    ),
-    _define(
-        "TTFT",
-        "aiperf",
-        "first response with content - request start, before the connection",
-        _AIPERF + "ttft_metric.py: TTFTMetric",
-        _TTFT,
-    ),
-    _define(
-        "TPOT",
-        "workbench",
-        "(last token - first token) / (output tokens - tokens of the first chunk)",
-        _OURS + "latencies",
-        _column("tpot_s"),
-    ),
-    _define(
-        "TPOT",
-        "vllm_bench",
-        "(latency - TTFT) / (output tokens - 1)",
-        _VLLM,
-        _after_first,
-    ),
-    _define(
-        "TPOT",
-        "guidellm",
-        "(last token - request start) / output tokens: the TTFT is in it (up to 0.3: (last token -"
-        " first token) / output tokens)",
-        _GUIDELLM + "time_per_output_token_ms",
-        _with_first,
-    ),
-    _define("TPOT", "aiperf", "not reported (its ITL is this quantity)"),
-    _define("ICL", "workbench", "gaps between chunks with tokens, pooled", _OURS + "icl", icl),
-    _define("ICL", "vllm_bench", "not reported (its ITL is this quantity)"),
-    _define("ICL", "guidellm", "not reported"),
-    _define(
-        "ICL",
-        "aiperf",
-        "gaps between responses with content, pooled",
-        _AIPERF + "inter_chunk_latency_metric.py: InterChunkLatencyMetric",
-        icl,
-    ),
-    _define("ITL", "workbench", "not reported: the name means a gap or a mean, see ICL and TPOT"),
-    _define(
-        "ITL",
-        "vllm_bench",
-        "gaps between messages with choices (chat since 0.33: chunks with a token), pooled: per"
-        " chunk, not per token",
-        _VLLM,
-        icl,
-    ),
-    _define(
-        "ITL",
-        "guidellm",
-        "(last token - first token) / (output tokens - 1), one value per request",
-        _GUIDELLM + "inter_token_latency_ms",
-        _after_first,
-    ),
-    _define(
-        "ITL",
-        "aiperf",
-        "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if not told)",
-        _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric",
-        _after_first_chunk,
-    ),
-    _define("E2E", "workbench", "last token - first byte sent", _OURS + "latencies", _E2E),
-    _define(
-        "E2E",
-        "vllm_bench",
-        "last message with choices, even without a token (chat since 0.33: last chunk with one)"
-        " - time before the POST",
-        _VLLM_SENDER,
-        _E2E,
-    ),
-    _define(
-        "E2E",
-        "guidellm",
-        "end of the stream - request start",
-        _GUIDELLM + "request_latency",
-        _to_stream_end,
-    ),
-    _define(
-        "E2E",
-        "aiperf",
-        "last response with content - request start, before the connection",
-        _AIPERF + "request_latency_metric.py: RequestLatencyMetric",
-        _E2E,
-    ),
-)
-_BY_NAME = {(d.metric, d.tool): d for d in _DEFINITIONS}
+_DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
+    ("TTFT", "workbench",
+     "first chunk with a token - first byte of the request handed to the socket",
+     _OURS + "latencies", _TTFT),
+    ("TTFT", "vllm_bench",
+     "first message with choices, even without text (chat since 0.33: first chunk with a token) "
+     "- time before the POST",
+     _VLLM_SENDER, _TTFT),
+    ("TTFT", "guidellm",
+     "first chunk with text, reasoning or a tool call - request start (0.8: headers written; 0.3"
+     " to 0.7: before the POST)",
+     _GUIDELLM + "time_to_first_token_ms", _TTFT),
+    ("TTFT", "aiperf", "first response with content - request start, before the connection",
+     _AIPERF + "ttft_metric.py: TTFTMetric", _TTFT),
+    ("TPOT", "workbench",
+     "(last token - first token) / (output tokens - tokens of the first chunk)",
+     _OURS + "latencies", _column("tpot_s")),
+    ("TPOT", "vllm_bench", "(latency - TTFT) / (output tokens - 1)", _VLLM, _after_first),
+    ("TPOT", "guidellm",
+     "(last token - request start) / output tokens: the TTFT is in it (up to 0.3: (last token - "
+     "first token) / output tokens)",
+     _GUIDELLM + "time_per_output_token_ms", _with_first),
+    ("TPOT", "aiperf", "not reported (its ITL is this quantity)", "", None),
+    ("ICL", "workbench", "gaps between chunks with tokens, pooled", _OURS + "icl", icl),
+    ("ICL", "vllm_bench", "not reported (its ITL is this quantity)", "", None),
+    ("ICL", "guidellm", "not reported", "", None),
+    ("ICL", "aiperf", "gaps between responses with content, pooled",
+     _AIPERF + "inter_chunk_latency_metric.py: InterChunkLatencyMetric", icl),
+    ("ITL", "workbench", "not reported: the name means a gap or a mean, see ICL and TPOT",
+     "", None),
+    ("ITL", "vllm_bench",
+     "gaps between messages with choices (chat since 0.33: chunks with a token), pooled: per "
+     "chunk, not per token",
+     _VLLM, icl),
+    ("ITL", "guidellm", "(last token - first token) / (output tokens - 1), one value per request",
+     _GUIDELLM + "inter_token_latency_ms", _after_first),
+    ("ITL", "aiperf",
+     "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if not told)",
+     _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric", _after_first_chunk),
+    ("E2E", "workbench", "last token - first byte sent", _OURS + "latencies", _E2E),
+    ("E2E", "vllm_bench",
+     "last message with choices, even without a token (chat since 0.33: last chunk with one) - "
+     "time before the POST",
+     _VLLM_SENDER, _E2E),
+    ("E2E", "guidellm", "end of the stream - request start",
+     _GUIDELLM + "request_latency", _to_stream_end),
+    ("E2E", "aiperf", "last response with content - request start, before the connection",
+     _AIPERF + "request_latency_metric.py: RequestLatencyMetric", _E2E),
+)  # fmt: skip
+_BY_NAME = {
+    (metric, tool): Definition(
+        metric=metric, tool=tool, formula=formula, source=source, values=values
+    )
+    for metric, tool, formula, source, values in _DEFINITIONS
+}

@@ -15,19 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = [
-    "buffered",
-    "comparable",
-    "definitions",
-    "gathered",
-    "icl",
-    "latencies",
-    "steady_window",
-    "succeeded",
-    "system_tps",
-    "tpot_unknown",
-]
-
 GATHERED_S = 0.0001
 """Two chunks this close came together: no engine makes the tokens of one request so fast."""
 GATHERED_SHARE = 0.9
@@ -195,37 +182,25 @@ def icl(frame: pd.DataFrame) -> NDArray[np.float64]:
     return np.delete(gaps, between_requests)
 
 
-def steady_window(frame: pd.DataFrame) -> tuple[float, float]:
-    """Start and end (monotonic seconds) of the time over which a pass's throughput is taken.
+def system_tps(frame: pd.DataFrame) -> float:
+    """Output tokens per second of one pass, from its first byte sent to the last token of any.
 
-    Here it is the whole pass, from the first byte sent to the last token of any request: with
-    the few requests of a closed-loop pass, cutting ramp-up and tail would leave nothing to count.
-    So system_tps includes both, and understates a server that would run longer.
-    Raises ValueError when the frame holds more than one pass.
+    With the few requests of a closed-loop pass, cutting ramp-up and tail would leave nothing to
+    count: both are in it, so it understates a server that would run longer. NaN when nothing
+    succeeded, or when a success has no token count, or one of 0 for tokens that arrived. Raises
+    ValueError when the frame holds more than one pass, whose wall times cannot be added.
     """
     keys = [name for name in ("arm", "round", "pass") if name in frame]
     passes = len(frame[keys].drop_duplicates()) if keys else 1
     if passes > 1:
-        raise ValueError(
-            f"frame holds {passes} passes, whose wall times cannot be added;"
-            " group it by arm, round and pass first"
-        )
-    _, last_s, _ = _ends(frame["chunk_s"].tolist())
-    return _extreme(np.fmin, _floats(frame["sent_s"])), _extreme(np.fmax, last_s)
-
-
-def system_tps(frame: pd.DataFrame) -> float:
-    """Output tokens per second of one pass: tokens of the successes over `steady_window`.
-
-    NaN when nothing succeeded, or when a success has no token count, or one of 0 for tokens that
-    arrived. Raises ValueError when the frame holds more than one pass.
-    """
-    start_s, end_s = steady_window(frame)
+        raise ValueError(f"frame holds {passes} passes: group it by arm, round and pass first")
     answered = frame[succeeded(frame)]
     tokens, least = _floats(answered["output_tokens"]), answered["chunk_s"].map(len).gt(0)
-    if not len(tokens) or (tokens < least).any() or not end_s > start_s:
+    if not len(tokens) or (tokens < least).any():
         return float("nan")
-    return float(tokens.sum() / (end_s - start_s))
+    _, last_s, _ = _ends(frame["chunk_s"].tolist())
+    took_s = np.fmax.reduce(last_s) - np.fmin.reduce(_floats(frame["sent_s"]))
+    return float(tokens.sum() / took_s) if took_s > 0 else float("nan")
 
 
 def _floats(column: pd.Series[Any]) -> NDArray[np.float64]:
@@ -240,8 +215,3 @@ def _ends(
     first = np.fromiter((row[0] if len(row) else np.nan for row in rows), float, n)
     last = np.fromiter((row[-1] if len(row) else np.nan for row in rows), float, n)
     return first, last, np.fromiter(map(len, rows), np.int64, n)
-
-
-def _extreme(pick: np.ufunc, values: NDArray[np.float64]) -> float:
-    """Smallest or largest value, NaN skipped; NaN when there is none."""
-    return float(pick.reduce(values, initial=np.nan))

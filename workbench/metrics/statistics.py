@@ -17,25 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "ROUNDS_FOR_INTERVAL",
-    "Estimate",
-    "Number",
-    "Ratio",
-    "Verdict",
-    "describe",
-    "interval_ranks",
-    "needed_n",
-    "noise_floor",
-    "pair",
-    "paired_ratio",
-    "quantile",
-    "quantile_of_sorted",
-    "ratio_of_rounds",
-    "t_interval",
-    "three_digits",
-]
-
 _TAIL = 0.025
 """Probability left outside each end of an interval, unless another confidence is asked."""
 ROUNDS_FOR_INTERVAL = 3

@@ -1,32 +1,7 @@
-"""Where the TTFT of a request goes: a waterfall of parts, from the stamps of three parties.
+"""Where the TTFT of a request goes: a waterfall of parts, from client, proxy and engine.
 
-Three parties time a request: the client (`records.RequestRecord`), the proxy (`LegRecord`) and
-each engine (vLLM's `metrics`, with `--enable-per-request-metrics`). Rows are joined by request id.
-A part is what one of them timed, or, where nobody stamps a boundary, what is left of the proxy's
-duration after the engine's: a measured difference, never a share. `parts` says which is which.
-
-The residual is the client's TTFT minus all parts: what passes between the client's first byte sent
-and the proxy's handler, which belongs to neither. It checks the join and both clocks (client and
-proxy share a host; if their stamps disagreed, the residual or the stream would be negative, and
-the request is not split), but not an engine's durations. Those are checked by sign (what the proxy
-saw minus what the engine says cannot be negative) and, in tests/engine, against what the API
-server, a fourth party, counts of its own HTTP requests.
-
-What vLLM 0.32 says of a request (`entrypoints/generate/base/serving.py`,
-`build_per_request_timing_metrics`), from stamps of `time.monotonic()` in the engine core:
-
-    queue_time_ms           first SCHEDULED - QUEUED
-    time_to_first_token_ms  the step's end with the first token - first SCHEDULED
-
-QUEUED is stamped when the scheduler takes the request (`v1/core/sched/scheduler.py`,
-`add_request`), after HTTP, JSON, rendering, the hop to the engine core and the hashing of blocks;
-SCHEDULED at the start of the step in which the request enters the running batch (`schedule`).
-A request whose KV is loaded asynchronously (NIXL, LMCache in multi-process mode) waits before
-that, as WAITING_FOR_REMOTE_KVS: so a decode instance's queue time holds lookup, transfer and
-queue, and a prefill instance's the load from a KV store. No stamp splits them, so no bar does.
-The end of a step is stamped by `EngineCoreOutputs` (`v1/engine/__init__.py`). Turning the token
-into text comes later, in the API server, whose detokenizer (`v1/engine/detokenizer.py`,
-`DecodeStream`) reads the whole prompt for its first token: 10 ms for 22,660 tokens, timed alone.
+A part is what one of them timed, or what is left of the proxy's duration after the engine's, never
+a share; the residual checks the join and both clocks. docs/engine.md says what vLLM's stamps mean.
 """
 
 from __future__ import annotations
@@ -44,8 +19,6 @@ from workbench.metrics.statistics import needed_n, quantile
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
-
-__all__ = ["PARTS", "closes", "doubts", "parts", "representatives", "summarise", "waterfall"]
 
 _CARD = (
     ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "proxy"),

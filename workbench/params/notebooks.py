@@ -8,7 +8,7 @@ cells repeat the defaults, and a test holds the two together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -319,6 +319,20 @@ def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
             rule = spec.metadata["rule"]
             checked[spec.name] = rule.read(spec.name, values[spec.name], hints[spec.name])
     return kind(**checked)
+
+
+def changed(params: EngineParams | EnvironmentCheck) -> dict[str, Any]:
+    """The parameters that are not at their default."""
+    usual = asdict(type(params)())
+    return {name: value for name, value in asdict(params).items() if value != usual[name]}
+
+
+def as_typed(values: Mapping[str, Any]) -> list[str]:
+    """Parameters as the words of a command: `-p rounds 5`."""
+    words = []
+    for name, value in values.items():
+        words += ["-p", name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return words
 
 
 def _injected(name: str, value: Any) -> bool:

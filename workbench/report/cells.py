@@ -18,8 +18,6 @@ from workbench.experiment.result.result import MIME
 from workbench.report.markup import Outline, clean
 from workbench.report.outcome import failure_of
 
-__all__ = ["render_cells"]
-
 _PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}

@@ -1,20 +1,16 @@
-"""The claim table and the panel of each claim, from the rows of a result; HTML that needs no net.
-
-The rows are plain values (docs/claims.md): this room knows nothing of how they were judged.
-"""
+"""The claim table and the panel of each claim, from their accounts; HTML that needs no net."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from workbench.experiment.result.claim_account import ClaimAccount, FoundEffect, ShownNumber
 from workbench.experiment.result.result import Result
 from workbench.report.figures.claims import claim_curve, claim_intervals
-from workbench.report.numbers import exactly, number
+from workbench.report.numbers import UNKNOWN, exactly, number
 from workbench.report.templating import fill
-
-__all__ = ["MARKS", "ClaimView", "claim_panels", "claim_table", "shown_number", "shown_rows"]
 
 MARKS = {
     # kind of verdict: its shape; the colour is the page's
@@ -48,70 +44,62 @@ def claim_panels(result: Result) -> ClaimView:
     return _view("claim_panels.html.j2", result)
 
 
-def shown_rows(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
     """The claims with what the templates show of them: mark, numbers in words, drawings."""
     rows: list[dict[str, Any]] = []
     drawn_in: dict[str, str] = {}
     for place, claim in enumerate(claims):
-        drawn = [effect for effect in claim.get("effects", []) if _has_width(effect)]
+        drawn = [asdict(effect) for effect in claim.effects if _has_width(effect)]
         # A number that judges nothing is not drawn over a band that would confirm the claim.
-        if not claim["measured"] or claim["gate"] != "G4" or claim["code"] == "hardware":
-            drawn = []
-        charts = [claim_intervals({**claim, "effects": drawn})] if drawn else []
-        curves = [curve for curve in claim.get("curves", []) if curve["points"]]
-        charts += [claim_curve(curve) for curve in curves if repr(curve) not in drawn_in]
-        elsewhere = [
-            (curve["title"], drawn_in[repr(curve)]) for curve in curves if repr(curve) in drawn_in
-        ]
-        drawn_in |= {repr(curve): claim["id"] for curve in curves if repr(curve) not in drawn_in}
+        judges = claim.measured and claim.gate == "G4" and claim.code != "hardware"
+        charts = [claim_intervals(asdict(claim) | {"effects": drawn})] if drawn and judges else []
+        elsewhere = []
+        for curve in claim.curves:
+            if (known := repr(curve)) in drawn_in:
+                elsewhere.append((curve.title, drawn_in[known]))
+            elif curve.points:
+                charts.append(claim_curve(asdict(curve)))
+                drawn_in[known] = claim.id
         rows.append(
             {
-                **claim,
+                **{field.name: getattr(claim, field.name) for field in fields(claim)},
                 "place": place,
-                "rank": list(MARKS).index(claim["kind"]) if claim["kind"] in MARKS else len(MARKS),
-                "mark": MARKS.get(claim["kind"], "◆"),
-                "numbers": [shown_number(each) for each in claim.get("number", [])],
+                "rank": list(MARKS).index(claim.kind) if claim.kind in MARKS else len(MARKS),
+                "mark": MARKS.get(claim.kind, "◆"),
+                "numbers": [shown_number(each) for each in claim.number],
                 "elsewhere": elsewhere,
-                "charts": [
-                    {"svg": chart.svg, "alt": chart.alt, "caption": chart.caption}
-                    for chart in charts
-                ],
+                "charts": charts,
             }
         )
     return rows
 
 
-def _has_width(effect: Mapping[str, Any]) -> bool:
+def _has_width(effect: FoundEffect) -> bool:
     """A count that came out the same every time has nothing to draw."""
-    return effect["estimate"] is not None and not (
-        effect["exact"] and effect["low"] == effect["high"] == effect["value"]
+    return effect.estimate is not None and not (
+        effect.exact and effect.low == effect.high == effect.value
     )
 
 
-def shown_number(value: Mapping[str, Any]) -> dict[str, str]:
+def shown_number(value: ShownNumber) -> dict[str, str]:
     """`0.213x [0.20, 0.22]`, a count alone, `2.00 to 2.35x` where it was recomputed."""
-    unit = value["unit"]
-    tail = unit if unit == "x" else f" {unit}" if unit else ""
-    name = value["name"]
-    if value["kind"] == "recomputed":
-        low, high = (number(value[end]) for end in ("low", "high"))
-        span = low if low == high else f"{low} to {high}"
-        return {"name": name, "value": f"{span}{tail}", "interval": ""}
-    if value["estimate"] is None:
-        return {"name": name, "value": "not known", "interval": ""}
-    low, high = value["low"], value["high"]
-    if unit == "bool":
-        return {"name": name, "value": "yes" if value["estimate"] else "no", "interval": "exact"}
-    if value["exact"] and low == high:
-        return {"name": name, "value": f"{exactly(value['estimate'])}{tail}", "interval": "exact"}
-    interval = (
-        "no interval" if low is None or high is None else f"[{number(low)},\u00a0{number(high)}]"
-    )
-    if value.get("cells", 1) > 1 and value["least"] != value["most"]:
-        span = f"{number(value['least'])} to {number(value['most'])}{tail}"
-        return {"name": name, "value": span,
-                "interval": f"in {value['cells']} cells, the weakest {interval}"}  # fmt: skip
-    return {"name": name, "value": f"{number(value['estimate'])}{tail}", "interval": interval}
+    tail = value.unit if value.unit in ("x", "") else f" {value.unit}"
+    low, high, text, interval = value.low, value.high, UNKNOWN, ""
+    if value.kind == "recomputed":
+        span = number(low) if low == high else f"{number(low)} to {number(high)}"
+        text = f"{span}{tail}"
+    elif value.estimate is not None and value.unit == "bool":
+        text, interval = "yes" if value.estimate else "no", "exact"
+    elif value.estimate is not None and value.exact and low == high:
+        text, interval = f"{exactly(value.estimate)}{tail}", "exact"
+    elif value.estimate is not None:
+        text, interval = f"{number(value.estimate)}{tail}", "no interval"
+        if low is not None and high is not None:
+            interval = f"[{number(low)},\u00a0{number(high)}]"
+        if value.cells > 1 and value.least != value.most:
+            text = f"{number(value.least)} to {number(value.most)}{tail}"
+            interval = f"in {value.cells} cells, the weakest {interval}"
+    return {"name": value.name, "value": text, "interval": interval}
 
 
 def _view(template: str, result: Result) -> ClaimView:

@@ -23,8 +23,6 @@ from workbench.report.peer_sentences import meanings, parts_told, told_by_file
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare_results"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
@@ -40,7 +38,7 @@ class _Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class SideBySide:
     """What `compare_results` found; `sentences` are to be read before the numbers."""
 
     requests: pd.DataFrame
@@ -71,7 +69,7 @@ class Comparison:
 
 def compare_results(
     paths: Sequence[Path | str], *, arm: str = "", cache_state: str = ""
-) -> Comparison:
+) -> SideBySide:
     """Compare run folders and result files of other tools, two or more, in the order given.
 
     `arm` and `cache_state` pick requests of the runs; peers have one kind. Each tool's latencies
@@ -109,7 +107,7 @@ def compare_results(
         *_unlike(sides),
         *meanings(side.tool for side in sides if side.tool),
     )
-    return Comparison(requests=requests, percentiles=found, sentences=sentences, parts=parts)
+    return SideBySide(requests=requests, percentiles=found, sentences=sentences, parts=parts)
 
 
 def _side(path: Path, arm: str, cache_state: str) -> _Side:

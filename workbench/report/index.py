@@ -17,8 +17,6 @@ from workbench.report.numbers import duration, moment
 from workbench.report.outcome import failure_of, outcome_of
 from workbench.report.templating import fill
 
-__all__ = ["Run", "runs_of", "write_index"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from datetime import datetime
 from math import floor, isfinite, log10
 
-__all__ = ["duration", "exactly", "interval", "moment", "number", "quantity", "time_scale"]
-
 UNKNOWN = "not known"
 
 

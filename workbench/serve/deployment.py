@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -19,9 +19,10 @@ from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.connectors import CONNECTORS, Store, lmcache
 from workbench.serve.plan import DeploymentPlan
-from workbench.serve.processes.launcher import Launcher, Process, ready
+from workbench.serve.processes.launcher import Launcher, Process
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
+from workbench.serve.processes.readiness import ready
 from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
 from workbench.serve.vllm import SERVED_MODEL, EngineSettings, instance_env
 from workbench.topology import Role
@@ -196,9 +197,7 @@ async def deploy(
         yield Deployment(
             url=plan.url,
             instances=tuple(
-                Instance(name=p.name, role=p.role, url=p.url)
-                for p in plan.processes
-                if p.role != "store" and p.role != "proxy"
+                Instance(name=p.name, role=cast(Role, p.role), url=p.url) for p in plan.instances
             ),
             store_url=plan.store_http_url,
             store=plan.connector.store or lmcache.STORE,

@@ -77,12 +77,11 @@ def plan_deployment(
     processes: list[ProcessSpec] = []
     store_port = 0
     if connector.store:
-        store_port, http_port = next(free), next(free)
-        store = connector.store.process(
-            port=store_port, http_port=http_port, shm_name=shm_name, memory_gb=store_gb,
-            chunk_tokens=chunk_tokens, disk_folder=disk_folder, cpu=cpu,
+        processes += connector.store.processes(
+            free, shm_name=shm_name, memory_gb=store_gb, chunk_tokens=chunk_tokens,
+            disk_folder=disk_folder, cpu=cpu,
         )  # fmt: skip
-        processes.append(store)
+        store_port = processes[0].port
     devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)

@@ -113,7 +113,8 @@ def test_an_unknown_word_gets_the_nearest_claim_or_group(registry, word, sentenc
         (entry(bounds=[{"limit": "speed", "gpu": "A100"}]), "bounds[1].limit should be"),
         (entry(bounds=[{"limit": "matrix_rate", "gpu": "A100"}]), "the value of matrix_rate is 0"),
         (entry(source={"location": "p", "how": "-"}), "source.confirmation is missing (example:"),
-        (entry(arithmetic=[{"kind": "guess"}]), "'guess' found using 'kind' does not match any"),
+        (entry(arithmetic=[{"kind": "guess"}]), "arithmetic[1].kind should be one of 'ratio', "),
+        (entry(arithmetic=[{"of": "1"}]), "arithmetic[1].kind is missing (example: kind: ratio)"),
         (entry(arithmetic=[{"kind": "ratio", "of": "1", "over": "2"}]), "arithmetic[1].said is"),
         (
             entry(arithmetic=[{"kind": "ratio", "of": "1", "over": "two", "said": "3"}]),
@@ -133,7 +134,7 @@ def test_a_mistake_is_one_sentence_and_the_other_claims_go_on(tmp_path, claim, s
 def test_many_mistakes_of_one_claim_are_three_and_a_number(tmp_path):
     wrong = entry(statement=1, metric=2, subject=3, level=4, phase=5)
     (mistake,) = read(tmp_path, wrong).mistakes
-    assert mistake.count(", got ") == 3 and mistake.endswith("; and 2 more mistakes")
+    assert mistake.count(", got ") == 3 and mistake.endswith("; and 2 more")
 
 
 def test_the_example_of_the_docs_is_the_one_that_mistakes_show(tmp_path):

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.odd_server import odd_server
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan import arms
 from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE, SMALL
@@ -79,17 +78,11 @@ async def test_the_chunk_of_a_running_store_is_asked_of_it(
     hits: Plan, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")  # of no concern to a store without TLS
-
-    async def status(_: web.Request) -> web.Response:
-        return web.json_response({"is_healthy": True, "chunk_size": 512})
-
-    app = web.Application()
-    app.router.add_get("/status", status)
     attach = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
     urls = ["http://127.0.0.1:1"]
-    async with TestServer(app) as server:
-        url = str(server.make_url(""))
-        plan = await asyncio.to_thread(lambda: hits(**attach, decode_urls=urls, lmcache_url=url))
+    async with odd_server({"/status": {"is_healthy": True, "chunk_size": 512}}) as store:
+        given = attach | {"decode_urls": urls, "lmcache_url": store.url}
+        plan = await asyncio.to_thread(lambda: hits(**given))
     (arm,) = plan.arms
     assert (arm.connector, arm.chunk_tokens) == ("lmcache", 512)
     assert [p.name for p in arm.passes] == ["cold", "engine-warm", "store-warm"]

@@ -90,6 +90,12 @@ def test_tables_of_what_was_found(result):
     assert machine["versions.vllm"] == "0.32.0"
 
 
+def test_numbers_that_are_not_known_are_numbers_all_the_same(result):
+    tiers = ({"arm": "log", "ideal": nan}, {"arm": "log", "ideal": nan})
+    table = replace(result, run=facts(tiers=tiers)).table("tiers")
+    assert table["ideal"].dtype == float and table["arm"].tolist() == ["log", "log"]
+
+
 def test_a_notebook_shows_a_result_as_one_line_and_carries_its_facts(result):
     shown = result._repr_mimebundle_()
     assert shown["text/plain"] == f"A warm store cuts TTFT 18 times\n{result.folder}"

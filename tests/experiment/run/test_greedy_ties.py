@@ -2,9 +2,8 @@ from math import isnan
 
 import pandas as pd
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.odd_server import odd_server
 from workbench.experiment.run.greedy_ties import ask_where_answers_part, parting_nat
 from workbench.serve.deployment import Deployment
 
@@ -65,25 +64,15 @@ def pass_rows(arm, name, *texts):
     ).assign(error="", parting_nat=float("nan"))
 
 
-class Bodies(list):
-    """Of the requests so far; `told` is what each is answered with."""
-
-    told = COLD
+def telling(candidates):
+    """The answer of a server that gives these log-probabilities."""
+    return {"/v1/completions": {"choices": [{"text": " a red fox", "logprobs": candidates}]}}
 
 
 @pytest.fixture
-async def asked():
-    """A server that gives log-probabilities, and the bodies that it was sent."""
-    bodies = Bodies()
-
-    async def complete(request):
-        bodies.append(await request.json())
-        return web.json_response({"choices": [{"text": " a red fox", "logprobs": bodies.told}]})
-
-    app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/completions", complete)
-    async with TestServer(app) as running:
-        yield f"http://127.0.0.1:{running.port}", bodies
+async def server():
+    async with odd_server(telling(COLD)) as running:
+        yield running
 
 
 @pytest.fixture
@@ -96,36 +85,34 @@ async def look(made, arm, url, *frames):
     await ask_where_answers_part(made, arm, 0, prompts, Deployment(url=url), frames)
 
 
-async def test_only_answers_that_differ_are_asked_again(made, asked):
-    url, bodies = asked
+async def test_only_answers_that_differ_are_asked_again(made, server):
     cold = pass_rows(made.text_reference, "cold", " a red fox", " a red fox")
     warm = pass_rows("1p1d lmcache", "store-warm", " a red fox", " a blue cat")
-    await look(made, "1p1d lmcache", url, cold, warm)
+    await look(made, "1p1d lmcache", server.url, cold, warm)
     assert warm["parting_nat"].tolist() == [pytest.approx(float("nan"), nan_ok=True), 0.125]
-    (body,) = bodies
+    body = server.asked[0].json
+    assert len(server.asked) == 1
     assert body["prompt"] == made.workload.build("salt").requests[1].prompt_ids.tolist()
     assert (body["stream"], body["temperature"], body["logprobs"]) == (False, 0, 5)
 
 
-async def test_arms_before_the_reference_are_looked_at_in_its_launch(made, asked):
-    url, bodies = asked
+async def test_arms_before_the_reference_are_looked_at_in_its_launch(made, server):
     before = pass_rows("1p1d lmcache", "cold", " a blue cat")
-    await look(made, "1p1d lmcache", url, before)
-    assert bodies == []  # nothing to hold it to
+    await look(made, "1p1d lmcache", server.url, before)
+    assert server.asked == []  # nothing to hold it to
     cold = pass_rows(made.text_reference, "cold", " a red fox")
-    await look(made, made.text_reference, url, before, cold)
+    await look(made, made.text_reference, server.url, before, cold)
     assert before["parting_nat"].tolist() == [pytest.approx(0.125)]
-    await look(made, "another arm", url, before, cold)
-    assert len(bodies) == 1
+    await look(made, "another arm", server.url, before, cold)
+    assert len(server.asked) == 1
 
 
-async def test_candidates_of_another_shape_leave_it_open(made, asked):
-    url, bodies = asked
-    bodies.told = ["no mapping"]
+async def test_candidates_of_another_shape_leave_it_open(made, server):
+    server.answer = telling(["no mapping"])
     cold = pass_rows(made.text_reference, "cold", " a red fox")
     warm = pass_rows("1p1d lmcache", "store-warm", " a blue cat")
-    await look(made, "1p1d lmcache", url, cold, warm)
-    assert len(bodies) == 1
+    await look(made, "1p1d lmcache", server.url, cold, warm)
+    assert len(server.asked) == 1
     assert warm["parting_nat"].isna().all()
 
 

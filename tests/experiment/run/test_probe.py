@@ -38,19 +38,16 @@ async def test_vllm_is_asked_for_everything_after_one_probe(attached, vllm):
     assert rows["error"].tolist() == [""] * 4
 
 
-async def test_the_named_model_is_asked_for_and_stands_in_the_result(attached, vllm):
+@pytest.mark.parametrize(("named", "measured_model"), [("sql-lora", "sql-lora"), ("", "base")])
+async def test_one_model_is_asked_for_and_stands_in_the_result(
+    named, measured_model, attached, vllm
+):
     vllm.models = ["base", "sql-lora"]
-    result = await run(attached(model="sql-lora"), echo=lambda _: None)
-    assert {body["model"] for body in vllm.bodies} == {"sql-lora"}
-    assert result.facts["arms"][0]["model"] == "sql-lora"
-    assert "lists 2 models" not in "".join(result.facts["doubts"])
-
-
-async def test_a_model_that_nobody_chose_is_told(attached, vllm):
-    vllm.models = ["base", "sql-lora"]
-    _, doubts = await measured(attached())
-    assert {body["model"] for body in vllm.bodies} == {"base"}
-    assert "The server lists 2 models and the first, 'base', was measured" in doubts
+    result = await run(attached(model=named), echo=lambda _: None)
+    assert {body["model"] for body in vllm.bodies} == {measured_model}
+    assert result.facts["arms"][0]["model"] == measured_model
+    told = "The server lists 2 models and the first, 'base', was measured"
+    assert (told in "".join(result.facts["doubts"])) == (not named)
 
 
 async def test_a_live_analysis_asks_like_a_sweep(vllm, tokenizer, tmp_path):
@@ -74,24 +71,17 @@ async def test_a_live_analysis_asks_like_a_sweep(vllm, tokenizer, tmp_path):
         ("ignore_eos", {"stream_options"}, "The server refuses ignore_eos: answers may end early"),
         ("continuous_usage_stats", {"stream_options", "ignore_eos"}, "tokens per chunk are known"),
         ("stream_options", {"ignore_eos"}, "token counts are not known, and TPOT is missing"),
+        ("ignore_eos stream_options temperature", set(), "answers are drawn"),
     ],
 )
 async def test_a_refused_field_is_left_out_and_told(refused, left, sentence, attached, vllm):
-    vllm.refuses = {refused}
+    vllm.refuses = set(refused.split())
     rows, doubts = await measured(attached())
     assert rows["error"].tolist() == [""] * 4
     assert {"ignore_eos", "stream_options"} & vllm.bodies[-1].keys() == left
     assert sentence in doubts
-    assert doubts.count("refuses") == 1
-    assert (rows["output_tokens"] == (-1 if refused == "stream_options" else 4)).all()
-
-
-async def test_all_that_is_refused_is_left_out(attached, vllm):
-    vllm.refuses = {"ignore_eos", "stream_options", "temperature"}
-    rows, doubts = await measured(attached())
-    assert rows["error"].tolist() == [""] * 4
-    assert vllm.bodies[-1].keys() == {"model", "prompt", "max_tokens", "stream"}
-    assert doubts.count("refuses") == 3
+    assert doubts.count("refuses") == len(vllm.refuses)
+    assert (rows["output_tokens"] == (-1 if "stream_options" in vllm.refuses else 4)).all()
 
 
 async def test_a_server_is_asked_once_and_not_in_every_round(attached, vllm):

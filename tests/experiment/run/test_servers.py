@@ -1,14 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 import workbench as wb
 from workbench.errors import LaunchError, PlanError
-from workbench.experiment.run import servers
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import CONNECTORS
-from workbench.serve.processes.local import LocalLauncher
 
 
 def arm(**given):
@@ -36,11 +33,15 @@ async def test_attached_servers_are_not_started(attached):
             pass
 
 
-async def test_what_a_connector_lacks_here_is_said_before_anything_starts(tmp_path, monkeypatch):
-    lacking = replace(CONNECTORS["lmcache"], modules=("no_such_package",))
-    monkeypatch.setitem(CONNECTORS, "lmcache", lacking)
-    real = arm()
-    real = replace(real, settings=replace(real.settings, platform="cpu"))
+async def test_what_a_connector_lacks_here_is_said_before_anything_starts(
+    sweep, tmp_path, monkeypatch
+):
+    lacking = replace(CONNECTORS["nixl"], modules=("no_such_package",))
+    monkeypatch.setitem(CONNECTORS, "nixl", lacking)
+    plan = sweep(topology="1p1d", connector="nixl", output_dir=str(tmp_path))
     with pytest.raises(LaunchError, match="needs the package no_such_package"):
-        async with servers.deployed(real, LocalLauncher(tmp_path), log_dir=Path("/none")):
+        await wb.run(plan, echo=lambda _: None)
+    assert list(tmp_path.rglob("*.log")) == []
+    with pytest.raises(LaunchError, match="needs the package no_such_package"):
+        async with wb.deploy(plan.arms[0], log_dir=tmp_path):
             pass

@@ -86,7 +86,7 @@ async def test_a_drive_leaves_no_cycles_since_nothing_collects_them_meanwhile(
         gc.set_debug(0)
         gc.garbage.clear()
     # What is left are asyncio's own transports, one at each end of a connection.
-    ours = {"HttpResponseParser", "Outgoing", "Response", "Transport", "UserStamped"}
+    ours = {"HttpResponseParser", "Outgoing", "Response", "PlainConnection", "Transport"}
     assert not left.keys() & (ours | {"coroutine", "frame", "traceback"}), left
     assert gc.isenabled()
 
@@ -131,14 +131,22 @@ async def test_times_and_requests_have_to_agree(driven: Drive, vllm: Any) -> Non
     assert vllm.asked == []
 
 
-async def test_failed_requests_never_stop_the_others(driven: Drive, vllm: Any) -> None:
+@pytest.mark.parametrize("kernel_stamps", [False, True])
+async def test_failed_requests_never_stop_the_others(
+    driven: Drive, vllm: Any, kernel_stamps: bool
+) -> None:
     def fails_at_first(_record: RequestRecord) -> None:
         vllm.plays()
 
     # A record is made between reads, so it may come a few requests later.
     vllm.plays(ending="reset")
     run = await driven(
-        workload(40), closed(1), base_url=vllm.url, model="tiny", on_record=fails_at_first
+        workload(40),
+        closed(1),
+        base_url=vllm.url,
+        model="tiny",
+        kernel_stamps=kernel_stamps,
+        on_record=fails_at_first,
     )
     assert run.records[0].error == "reset"
     assert run.records[-1].ok

@@ -25,16 +25,11 @@ Events = list[dict[str, Any]]
 Mutation = Callable[[random.Random, bytes], bytes]
 
 TEXTS = [
-    "a",
-    " the",
-    "\u00e9",
-    "\u4e16\u754c",
-    "\U0001f600",
-    "",
-    'quote " and \\',
-    "\n\n",
-    "data: x",
-]
+    "a", " the", "\u00e9", "\u4e16\u754c", "\U0001f600", "", 'quote " and \\', "\n\n", "data: x",
+]  # fmt: skip
+COMMENTS = [
+    b": ping", b":\xff", b"event: message", b"id: 7", b"retry: 5", b"data", b"\xef\xbb\xbf",
+]  # fmt: skip
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 0.5, 1e30, -(2**63), 2**63, 2**31, "", "7", "x", [], {}, [1],
     ["a"], [[]], [{}], [None], {"a": 1}, {"text": "a"}, {"content": 5}, {"message": "dead"},
@@ -133,16 +128,7 @@ def error_event(rng: random.Random, body: bytes) -> bytes:
 
 
 def comment(rng: random.Random, body: bytes) -> bytes:
-    lines = [
-        b": ping",
-        b":\xff",
-        b"event: message",
-        b"id: 7",
-        b"retry: 5",
-        b"data",
-        b"\xef\xbb\xbf",
-    ]
-    return between_events(rng, body, rng.choice(lines))
+    return between_events(rng, body, rng.choice(COMMENTS))
 
 
 def spots(value: Any) -> list[tuple[Any, Any]]:

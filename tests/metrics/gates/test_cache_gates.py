@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import nan
 
 import pytest
 
 from workbench.metrics.counters import StoreCounters, TokenSources
-from workbench.metrics.gates import cache_gates
-from workbench.metrics.gates.cache_gates import (
-    PassCounters,
-    cold_was_cold,
-    cross_instance,
-    engine_warm,
-    kv_moved,
-    store_warm,
-)
+from workbench.metrics.gates.cache_gates import cold_was_cold, disk_warm, in_state, kv_moved
 from workbench.metrics.ideal import Reuse
+from workbench.metrics.passes import PassCounters
+
+engine_warm, cross_instance, store_warm = (
+    partial(in_state, state) for state in ("engine-warm", "cross-instance", "store-warm")
+)
 
 # Six prompts of 5,000 tokens with LMCache in chunks of 256 and vLLM in blocks of 128, as a CPU
 # shows them: 4,864 tokens of each come from the store, 4,992 from the engine's own cache.
@@ -300,7 +298,7 @@ def test_a_disk_warm_pass_is_served_from_below_the_stores_memory(below, outcome)
         arm="1a", round=0, pass_name="disk-warm", requests_sent=1, prompt_tokens_sent=1024,
         sources={"aggregated": told}, store=store,
     )  # fmt: skip
-    assert cache_gates.disk_warm([p]).outcome == outcome
+    assert disk_warm([p]).outcome == outcome
 
 
 def test_a_state_says_how_much_its_source_could_have_served_at_all() -> None:

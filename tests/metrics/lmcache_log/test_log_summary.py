@@ -140,7 +140,7 @@ def test_a_request_is_one_row(lines: list[str], row: dict[str, object]) -> None:
     log = read(*lines)
     found = only(log)
     assert {name: found[name] for name in row} == row
-    assert log.cut == 0
+    assert log.counts.cut == 0
 
 
 # --- ranks ---
@@ -161,7 +161,7 @@ def test_lines_that_two_ranks_wrote_into_one_another_are_left_out() -> None:
     torn = torn[: torn.index("LMCache hit")] + lookup("cmpl-2", total=500, hit=256, need=256)
     log = read(torn)
     assert list(log.requests["request_id"]) == ["cmpl-2"]
-    assert causes(log)["lines cut"] == log.cut == 1
+    assert causes(log)["lines cut"] == log.counts.cut == 1
 
 
 def test_older_lines_without_a_request_count_in_totals_only() -> None:
@@ -196,9 +196,9 @@ def test_evictions_restarts_and_chunks_are_counted() -> None:
     evict = line("L1 memory usage 0.85 above watermark 0.80; triggering eviction.")
     start = line("Starting StoreController...")
     log = read(start, evict, evict, *MP_LINES, start, line("chunk_size=128, l1"))
-    assert log.evictions == {"L1": 2}
+    assert log.counts.evictions == {"L1": 2}
     assert (causes(log)["restarted"], causes(log)["chunks differ"]) == (2, 2)
-    assert (log.chunks, log.chunk_tokens) == ((128, 256), 0)
+    assert (log.counts.chunk_tokens, log.counts.chunk) == ({128, 256}, 0)
 
 
 # --- what arrived ---
@@ -234,7 +234,7 @@ def test_errors_are_counted_by_kind() -> None:
     failed = short(0, 2560) + short(0, 2560, rank=1)
     log = read(*(text + failed for text in asked))
     assert log.credit.lmcache == 0
-    assert log.errors == {
+    assert log.counts.errors == {
         "The number of retrieved tokens is less than the expected number of tokens!": 6,
         "Num retrieved tokens: 0, num expected tokens: 2560": 6,
     }
@@ -532,7 +532,7 @@ def test_lookups_that_are_as_long_as_what_was_stored_show_it_too() -> None:
     log = read(*lines, line("Some keys not found during retrieve!", level="ERROR"))
     assert log.requests["lmcache_hit_tokens"].sum() == 20 * 256
     assert log.moved("retrieved") == 0
-    assert log.errors == {"Some keys not found during retrieve!": 1}
+    assert log.counts.errors == {"Some keys not found during retrieve!": 1}
 
 
 # --- logs from the field, where they are beside the repository ---
@@ -557,7 +557,7 @@ def test_logs_from_the_field(file: str, requests: int, loaded: int, stored: int)
     by_line = log.moved("retrieved")
     assert (by_line if np.isnan(log.credit.lmcache) else log.credit.lmcache) == loaded
     assert log.moved("stored") == stored
-    assert log.cut == 0
+    assert log.counts.cut == 0
 
 
 # --- damage ---
@@ -571,7 +571,7 @@ def test_no_line_that_was_cut_gives_a_wrong_number(whole: str) -> None:
     for frame, true in ((got.requests, right.requests), (got.transfers, right.transfers)):
         for name in frame.select_dtypes("number").columns.difference(["offset", "lookups"]):
             assert set(frame[name].dropna()) <= set(true[name].dropna()), name
-    assert got.cut > 10
+    assert got.counts.cut > 10
 
 
 def numbers(text: str) -> set[tuple[str, float]]:
@@ -598,12 +598,12 @@ def test_a_number_that_cannot_be_one_is_no_number() -> None:
         line(f"Stored {'9' * 5000} tokens in 0.1 seconds"),
         line("Stored 256 tokens in 1.2.3 seconds"),
     )
-    assert (log.matching, log.cut) == (0, 3)
+    assert (log.matching, log.counts.cut) == (0, 3)
 
 
 def test_numbers_that_contradict_one_another_are_left_out() -> None:
     log = read(lookup("cmpl-1", total=2000, hit=1792, need=17, engine=0))
-    assert (len(log.requests), log.cut) == (0, 1)
+    assert (len(log.requests), log.counts.cut) == (0, 1)
 
 
 def test_bytes_that_are_no_text_are_counted() -> None:

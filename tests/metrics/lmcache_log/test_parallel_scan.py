@@ -53,7 +53,7 @@ def test_a_log_is_never_held_as_a_whole() -> None:
     log = read_log(Endless())  # type: ignore[arg-type]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert log.size_bytes == 64 << 20
+    assert log.counts.size_bytes == 64 << 20
     assert peak < 5 * scan.BLOCK_BYTES
 
 
@@ -113,7 +113,7 @@ def test_several_processes_find_what_one_finds(
     block_bytes(size)
     alone = read_log(mangled_log)
     if size > 100:
-        assert len(alone.requests) > 50 and len(alone.transfers) > 50 and alone.cut > 20
+        assert len(alone.requests) > 50 and len(alone.transfers) > 50 and alone.counts.cut > 20
     monkeypatch.setattr(log_summary, "children_for", lambda file: children)
     assert_same(read_log(mangled_log), alone)
 

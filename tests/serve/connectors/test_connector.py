@@ -1,6 +1,7 @@
 """What holds for every connector, and the registry."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from workbench.errors import LaunchError, ParameterError, PlanError
 from workbench.params.notebooks import PdSweep
 from workbench.serve import connectors
-from workbench.serve.connectors import CONNECTORS, Wiring, connector
+from workbench.serve.connectors import CONNECTORS, Connector, Wiring, connector
+from workbench.serve.plan import plan_deployment
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
 PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
@@ -60,6 +63,24 @@ def test_nixl_without_two_roles_is_refused_since_nothing_would_move():
 )
 def test_a_pass_is_there_only_where_its_state_can_be(name, topology, passes):
     assert list(connector(name).passes(Topology.parse(topology))) == passes
+
+
+def test_the_smallest_connector_is_one_record(monkeypatch):
+    """All of one that keeps KV in the engine's own process: the example of docs/architecture.md."""
+    offload = Connector(
+        name="offload",
+        transfer_config=lambda _: {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"},
+    )
+    monkeypatch.setitem(CONNECTORS, "offload", offload)
+    settings = EngineSettings(model=Path("/models/tiny"), platform="cpu")
+    topology = Topology.parse("2a")
+    made = plan_deployment(topology, connector("offload"), settings, ports=count(20_000))
+    assert [process.name for process in made.processes] == ["aggregated-0", "aggregated-1", "proxy"]
+    assert all('"OffloadingConnector"' in process.command_line for process in made.instances)
+    assert offload.passes(topology) == ("cold", "engine-warm")
+    assert offload.loads and offload.installed
+    with pytest.raises(PlanError, match="connector 'offload' cannot serve 1p4d"):
+        offload.check(PD)
 
 
 def test_only_without_a_connector_can_an_instance_load_nothing():

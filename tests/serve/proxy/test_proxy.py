@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.odd_server import Asked, http, odd_server
 from workbench.errors import ParameterError
 from workbench.serve.proxy.proxy import DECODE_SHIFT_HEADER, INDEX_HEADER, Routes, create_app
 
@@ -505,45 +506,33 @@ async def test_a_client_that_leaves_in_mid_stream_ends_the_decode(bench: Bench) 
 
 async def test_a_kept_connection_that_the_server_closed_costs_no_request() -> None:
     """The race: an idle connection is closed in the moment the next request is written to it."""
-    served = 0
 
-    async def once_per_connection(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        nonlocal served
-        await reader.readuntil(b"}")
-        served += 1
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-        await reader.read(1)  # the next request has come
-        writer.transport.abort()
+    async def once_per_connection(asked: Asked) -> None:
+        await asked.write(http("200 OK", {}))
+        await asked.reader.read(1)  # the next request has come
+        asked.writer.transport.abort()
 
-    async with await asyncio.start_server(once_per_connection, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with TestClient(TestServer(create_app(mode="none", decode=[url]))) as client:
+    async with odd_server(once_per_connection) as server:
+        async with TestClient(TestServer(create_app(mode="none", decode=[server.url]))) as client:
             for _ in range(3):
                 answer = await client.post(COMPLETIONS, data=b"{}")
                 assert (answer.status, await answer.read()) == (200, b"{}")
             assert [leg["error"] for leg in await legs_of(client)] == ["", "", ""]
-    assert served == 3
+    assert len(server.asked) == 3
 
 
 async def test_a_new_connection_that_breaks_is_not_tried_again() -> None:
     """An instance that dies on a request must not get it twice."""
-    asked = 0
 
-    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
-        await reader.readuntil(b"}")
-        asked += 1
-        writer.transport.abort()
+    async def dies(asked: Asked) -> None:
+        asked.writer.transport.abort()
 
-    async with await asyncio.start_server(dies, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with TestClient(TestServer(create_app(mode="none", decode=[url]))) as client:
+    async with odd_server(dies) as server:
+        async with TestClient(TestServer(create_app(mode="none", decode=[server.url]))) as client:
             answer = await client.post(COMPLETIONS, data=b"{}")
             assert answer.status == 502
             assert "did not answer" in (await answer.json())["error"]["message"]
-    assert asked == 1
+    assert len(server.asked) == 1
 
 
 # --- beside the requests

@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import nan
@@ -63,7 +64,6 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     started_s = time.monotonic()
-    memory = PeakMemory(job["device"])
     generate = _transformers(job) if job["engine"] == TRANSFORMERS else _vllm(job)
     rows: list[dict[str, Any]] = []
     done: list[int] = []
@@ -76,7 +76,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
             rows.append(row(quantity, job["engine"], cell, value, unit, order=len(rows)))
 
         begin_s = time.monotonic()
-        memory.reset()
+        _forget_peak(job["device"])
         for call in range(1 + MOST_CALLS):
             if call > job["calls"] and time.monotonic() - begin_s > CALLS_S:
                 break
@@ -96,7 +96,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
             _, cached = generate(prompts)
             add("time when repeated", time.perf_counter() - call_s, "s")
             add("cached tokens when repeated", cached, "tokens")
-        add("peak memory", memory.gb(), "GB")
+        add("peak memory", _peak_gb(job["device"]), "GB")
         done.append(batch)
         needed_s = time.monotonic() - begin_s
     return {"rows": rows, "done": done, "threads": torch.get_num_threads()}
@@ -153,36 +153,28 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
     return generate
 
 
-@dataclass(frozen=True, slots=True)
-class PeakMemory:
-    """The most memory that this process held since a moment: of the GPU, or resident on a CPU."""
+def _forget_peak(device: str) -> None:
+    """Count memory from now on; Linux lets a process clear its own high-water mark (proc(5))."""
+    import torch
 
-    device: str
-
-    def reset(self) -> None:
-        """Count from now on; Linux lets a process clear its own high-water mark (proc(5))."""
-        if self.device != "cpu":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
-            return
-        try:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return
 
-    def gb(self) -> float:
-        """In 10^9 bytes; NaN where the system does not say."""
-        if self.device != "cpu":
-            import torch
 
-            return float(torch.cuda.max_memory_allocated() / 1e9)
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-        except OSError:
-            return nan
-        found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return int(found[0]) * 1024 / 1e9 if found else nan
+def _peak_gb(device: str) -> float:
+    """The most that this process held since then, resident on a CPU; NaN where nobody says."""
+    import torch
+
+    if device != "cpu":
+        return float(torch.cuda.max_memory_allocated() / 1e9)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return nan
 
 
 def read(rows: Rows, setting: Setting) -> Outcome:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Level = Literal["kernel", "engine", "serving"]
+Lines = Mapping[str, Mapping[str, Interval]]
+"""Series -> cell -> interval."""
+Point = tuple[str, float | str, float, float, float]
+"""Series, x (a number or a word), value, low, high; NaN where there is no interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,43 +81,21 @@ class Curve:
     y: str
     """Name of the y axis, with its unit."""
     points: pd.DataFrame
-    """Columns series, x (a number or a word), value, low, high; NaN where there is no interval."""
+    """Columns series, x, value, low and high, see Point."""
     claims: tuple[str, ...] = ()
     """In whose panels it stands; empty for the first claim that its recipe measured."""
 
     @classmethod
     def of(
-        cls,
-        title: str,
-        x: str,
-        y: str,
-        lines: Mapping[str, Mapping[str, Interval]],
-        *,
-        at: Callable[[str], float | str],
+        cls, title: str, x: str, y: str, lines: Lines, *, at: Callable[[str], float | str]
     ) -> Self:
         """A curve of lines of cells; `at` says where each cell stands on the x axis."""
-        rows = [
+        points = [
             (name, at(cell), interval.estimate, interval.low, interval.high)
             for name, line in lines.items()
             for cell, interval in line.items()
         ]
-        return cls.of_rows(title, x, y, rows)
-
-    @classmethod
-    def of_rows(
-        cls,
-        title: str,
-        x: str,
-        y: str,
-        rows: Iterable[tuple[str, float | str, float, float, float]],
-        *,
-        claims: tuple[str, ...] = (),
-    ) -> Self:
-        """A curve of rows of series, x, value, low and high."""
-        import pandas as pd
-
-        points = pd.DataFrame(list(rows), columns=["series", "x", "value", "low", "high"])
-        return cls(title=title, x=x, y=y, points=points, claims=claims)
+        return cls(title=title, x=x, y=y, points=points_frame(points))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +134,13 @@ class Recipe:
     fewer: tuple[float, ...] = ()
     """Shares of its requests that it can do with, the largest first."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")
+
+
+def points_frame(points: Iterable[Point]) -> pd.DataFrame:
+    """The points of a Curve."""
+    import pandas as pd
+
+    return pd.DataFrame(list(points), columns=["series", "x", "value", "low", "high"])
 
 
 def left_out(what: str, values: Iterable[int]) -> tuple[str, ...]:

@@ -32,6 +32,12 @@ def sentence_of(error: ValidationError, given: Any, *, example: Any, known: Iter
         name = _written(where)
         if each["type"] == "missing":
             missing.append(where)
+        elif each["type"] == "union_tag_not_found":
+            missing.append([*where, "kind"])
+        elif each["type"] == "union_tag_invalid":
+            allowed, got = each["ctx"]["expected_tags"], each["ctx"]["tag"]
+            example_of = _example([*where, "kind"], example)
+            others.append(f"{name}.kind should be one of {allowed}, got {got!r}{example_of}")
         elif each["type"] == "extra_forbidden":
             hint = nearest(str(where[-1]), known)
             close = hint if hint.startswith("did you mean") else "see docs/claims.md"
@@ -50,7 +56,7 @@ def sentence_of(error: ValidationError, given: Any, *, example: Any, known: Iter
         names = ", ".join(map(_written, missing))
         found.insert(0, f"{names} {verb} missing{_example(missing[0], example)}")
     more = len(found) - _MOST
-    return "; ".join(found[:_MOST]) + (f"; and {more} more mistakes" if more > 0 else "")
+    return "; ".join(found[:_MOST]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _where(loc: Sequence[int | str], given: Any) -> list[int | str]:

@@ -147,7 +147,8 @@ def read_registry(folder: Path) -> Registry:
 
 def _claim(origin: dict[str, Any], entry: Any) -> Claim:
     if isinstance(entry, dict) and isinstance(entry.get("source"), dict):
-        entry = {**entry, "source": {**origin, **entry["source"]}}
+        source = {**origin, **entry["source"], "group": origin["group"]}
+        entry = {**entry, "source": source}
     return Claim.model_validate(entry)
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import nan
 from typing import TYPE_CHECKING
 
-from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
+from workbench.claims.recipes.recipe import Curve, Outcome, Point, Recipe, Setting, points_frame
 from workbench.claims.serving import served
 from workbench.claims.serving.readings import (
     EQUIVALENCE,
@@ -115,17 +115,17 @@ def _hits(requests: pd.DataFrame, block: int) -> Interval:
 def _hit_curve(requests: pd.DataFrame, block: int) -> Curve:
     """Cached tokens of warm requests beside the formula, by the length of the prompt."""
     rows = rows_of(requests, (ON, WARM))
-    points: list[tuple[str, float, float, float, float]] = []
+    points: list[Point] = []
     for length, group in rows[rows["cached_tokens"].ge(0)].groupby("prompt_tokens"):
         tokens, seen = int(str(length)), group["cached_tokens"]
         points.append(("cached, as the engine says", tokens, seen.median(), seen.min(), seen.max()))
         if block:
             formula = engine_hit_tokens(tokens, block_tokens=block)
             points.append((f"formula, blocks of {block}", tokens, formula, nan, nan))
-    title = "Cached tokens of a prompt asked again"
-    return Curve.of_rows(
-        title, "prompt tokens", "cached tokens", points, claims=("OWN-HIT-TOKENS",)
-    )
+    return Curve(
+        title="Cached tokens of a prompt asked again", x="prompt tokens", y="cached tokens",
+        points=points_frame(points), claims=("OWN-HIT-TOKENS",),
+    )  # fmt: skip
 
 
 def _texts(requests: pd.DataFrame) -> Interval:
@@ -181,7 +181,7 @@ def _ttft_steps(requests: pd.DataFrame) -> tuple[tuple[Interval, ...], Curve]:
         seen = quantile(1000 * group["ttft_s"], 0.5)
         uncached = float((group["prompt_tokens"] - group["cached_tokens"]).median())
         points.append((f"{tokens:,} tokens", uncached, seen.value, seen.low, seen.high))
-    return tuple(cells), Curve.of_rows(
-        "TTFT by tokens that no cache had", "prompt tokens computed", "TTFT, ms", points,
-        claims=("VLLM-APC", "OWN-TTFT-MONOTONE"),
+    return tuple(cells), Curve(
+        title="TTFT by tokens that no cache had", x="prompt tokens computed", y="TTFT, ms",
+        points=points_frame(points), claims=("VLLM-APC", "OWN-TTFT-MONOTONE"),
     )  # fmt: skip

@@ -72,8 +72,8 @@ def faults(facts: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
     alike, and the intervals and the A/A arm hold it. One that had no more of its core to give
     slows all arms alike and so hides differences: no claim is judged from it.
     """
-    # What a gate says first; the rest stands in the run's own result.
     used = (facts.get("client") or {}).get("thread_cpu_share") or 0.0
+    # Of a gate's sentence its first part; the rest stands in the run's own result.
     return tuple(
         f"Gate {gate['name']!r} failed: {gate['sentence'].partition(';')[0].rstrip('.')}."
         for gate in facts["gates"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from workbench.claims.recipes.recipe import Outcome, Setting
@@ -69,7 +68,7 @@ def concluded(
         "doubts": tuple(_doubts(registry, failed, outcomes)),
         "limits": tuple(_limits(setting, accounts)),
         "repeat": repeat_command("paper_claim_validation", params),
-        "claims": tuple(asdict(row) for row in sorted(accounts, key=_first_screen)),
+        "claims": tuple(sorted(accounts, key=_first_screen)),
         "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
     }
 

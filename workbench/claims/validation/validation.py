@@ -50,7 +50,7 @@ class ClaimResult(Result):
         import pandas as pd
 
         names = ["id", "source", "conditions", "number", "verdict", "reason"]
-        return pd.DataFrame(list(self.run.claims), columns=names)
+        return pd.DataFrame(self.facts["claims"], columns=names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,7 +267,8 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
                 effect, cells, counted=counted,
                 tolerance=measurement.tolerance, noise_floor=measurement.noise_floor,
             )  # fmt: skip
-    code = min((part.code for part in parts.values()), key=_rank)
+    codes = {part.code for part in parts.values()}
+    code = next((each for each in _WEAKEST_FIRST if each in codes), "confirmed")
     verdict = {"confirmed": "confirmed", "hardware": "not_comparable", "not_measured": "not_tested"}
     tier = "shape" if platform == "cpu" else "gpu" if _names(claim, hardware) else "transfer"
     if measurement.built_in.issuperset(parts):
@@ -289,10 +290,6 @@ def _why(parts: Mapping[str, Decision], code: str) -> str:
     if len(of_reason) == 1 and sum(map(len, of_reason.values())) == len(parts):
         return next(iter(of_reason))
     return " ".join(f"{', '.join(names)}: {reason}" for reason, names in of_reason.items())
-
-
-def _rank(code: str) -> int:
-    return _WEAKEST_FIRST.index(code) if code in _WEAKEST_FIRST else len(_WEAKEST_FIRST)
 
 
 def _test(claim: Claim) -> str:

@@ -26,8 +26,6 @@ from workbench.serve.tiny_model import model_facts
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ceilings", "check", "with_same_history"]
-
 
 def check(
     plan: ExperimentPlan,
@@ -88,7 +86,7 @@ def _caches(
 
     States that no pass has need no gate; PD has one even when no pass of it could run.
     """
-    if any(arm.means and arm.means.pulls for arm in plan.arms):
+    if any(arm.kv_connector and arm.kv_connector.pulls for arm in plan.arms):
         yield conduct_gates.no_failed_transfers(passes)
     # Attached servers that are not listed cannot be reset at all.
     if any(arm.settings is not None for arm in plan.arms):
@@ -98,14 +96,11 @@ def _caches(
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
         yield cache_gates.kv_moved(passes)
     states = {p.name for arm in plan.arms for p in arm.passes}
-    for state, gate in (
-        ("engine-warm", cache_gates.engine_warm),
-        ("cross-instance", cache_gates.cross_instance),
-        ("store-warm", cache_gates.store_warm),
-        ("disk-warm", cache_gates.disk_warm),
-    ):
+    for state in ("engine-warm", "cross-instance", "store-warm"):
         if state in states:
-            yield gate(passes)
+            yield cache_gates.in_state(state, passes)
+    if "disk-warm" in states:
+        yield cache_gates.disk_warm(passes)
 
 
 def _answers(

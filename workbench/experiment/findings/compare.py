@@ -22,8 +22,6 @@ from workbench.topology import Topology
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["compare", "summarise"]
-
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 Side = tuple[Arm, str]
 """An arm and one of its passes."""

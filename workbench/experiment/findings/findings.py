@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from math import isnan, nan
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,10 @@ from workbench.metrics.latency import succeeded, tpot_unknown
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import needed_n, quantile
-from workbench.params.notebooks import EngineParams
+from workbench.params.notebooks import EngineParams, as_typed, changed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["conclude", "repeat_command"]
 
 
 def conclude(
@@ -234,11 +232,5 @@ def _limits(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
 
 def repeat_command(notebook: str, params: EngineParams) -> str:
     """The papermill line that runs this again: every parameter that is not the default."""
-    words = ["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb"]
-    for spec in fields(params):
-        value = getattr(params, spec.name)
-        default = spec.default_factory() if callable(spec.default_factory) else spec.default
-        if value != default:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += ["-p", spec.name, text]
-    return shlex.join(words)
+    given = as_typed(changed(params))
+    return shlex.join(["papermill", f"notebooks/{notebook}.ipynb", "out.ipynb", *given])

@@ -16,8 +16,6 @@ from workbench.metrics.statistics import quantile
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["answers", "rate_cards", "rate_rows", "rate_sentences"]
-
 _KEPT_UP = 0.95
 
 

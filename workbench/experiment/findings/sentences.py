@@ -15,21 +15,6 @@ from workbench.experiment.result.facts import Card, Comparison, SummaryRow
 from workbench.metrics.gates.gate_table import Kind, Spoil, gate_row, spoil
 from workbench.metrics.statistics import Ratio
 
-__all__ = [
-    "REPEATS",
-    "break_even",
-    "cards",
-    "finding",
-    "first",
-    "headline",
-    "marked",
-    "ratio_note",
-    "rounds",
-    "scope",
-    "sentences",
-    "told",
-]
-
 REPEATS = 0.005
 """A workload that shares less than this of its prompt tokens is taken for one that shares none."""
 Row = TypeVar("Row")
@@ -166,7 +151,7 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
     split = [
         (arm.label, arm.topology)
         for arm in plan.arms
-        if arm.means and arm.topology and arm.disaggregated and arm.label in tpot_ms
+        if arm.kv_connector and arm.topology and arm.disaggregated and arm.label in tpot_ms
     ]
     scarce = [label for label, topology in split if topology.decode < topology.prefill]
     ample = [label for label, topology in split if topology.decode >= topology.prefill]

@@ -138,7 +138,11 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     counts = served_tokens.pass_counts(_read_frame(result, "counters"))
     rows = served_tokens.credited(served_tokens.served(result.requests, logs), counts)
     table = tiers(rows, counts)
-    chunks = {arm.label: arm.chunk_tokens for arm in made.arms if arm.means and arm.means.store}
+    chunks = {
+        arm.label: arm.chunk_tokens
+        for arm in made.arms
+        if arm.kv_connector and arm.kv_connector.store
+    }
     compared = ratios(result.requests, rows, chunks)
     failed = result.run.failed_gates
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
@@ -187,8 +191,8 @@ def _log_doubts(
     logs: Mapping[tuple[str, int], LogSummary], served: pd.DataFrame, counts: pd.DataFrame
 ) -> list[str]:
     """Where the store's log and the engine's counters do not say the same."""
-    doubts = [f"{arm}, round {number + 1}: {log.cut} lines of the store's log were cut."
-              for (arm, number), log in logs.items() if log.cut]  # fmt: skip
+    doubts = [f"{arm}, round {number + 1}: {log.counts.cut} lines of the store's log were cut."
+              for (arm, number), log in logs.items() if log.counts.cut]  # fmt: skip
     keys = ["arm", "round", "pass"]
     by_log = served.assign(by_log=served["l1"] + served["l2"]).groupby(keys)["by_log"].sum()
     both = counts.merge(by_log.reset_index(), on=keys)
@@ -208,7 +212,8 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
     began, began_s = datetime.now(UTC), time.monotonic()
     summary = read_log(params.log_files, ranks=params.log_ranks)
     took_s = time.monotonic() - began_s
-    echo(f"{summary.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {summary.lines:,} lines,"
+    counts = summary.counts
+    echo(f"{counts.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {counts.lines:,} lines,"
          f" {summary.matching:,} of them LMCache's")  # fmt: skip
     if not summary.matching:
         raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")

@@ -25,10 +25,10 @@ _WANTED = f"looked for {', '.join(LOOKED_FOR)}"
 _DOUBTS: dict[Cause, str] = {
     "empty": f"The log is empty; {_WANTED}. LMCache logs them at level INFO.",
     "compressed": "The log is compressed: unpack it first, e.g. with gunzip, zstd -d or unzip.",
-    "not text": f"The file is not text ({{log.size_bytes:,}} bytes); {_WANTED}.",
-    "nothing of LMCache": "None of its {log.lines:,} lines is one of LMCache's that count tokens;"
-    f" {_WANTED}. They stand in the log of vLLM (in-process) or of `lmcache server`, at level"
-    " INFO.",
+    "not text": f"The file is not text ({{log.counts.size_bytes:,}} bytes); {_WANTED}.",
+    "nothing of LMCache": "None of its {log.counts.lines:,} lines is one of LMCache's that count"
+    f" tokens; {_WANTED}. They stand in the log of vLLM (in-process) or of `lmcache server`, at"
+    " level INFO.",
     "retrievals failed": "{n:,} retrieval{s} failed: {tokens:,.0f} tokens were found in LMCache and"
     " did not arrive. They count as computed.",
     "errors": "LMCache logged {n:,} error{s}{errors}.",
@@ -71,13 +71,13 @@ def doubt(log: LogSummary, found: LogDoubt) -> str:
         s="" if found.count == 1 else "s",
         tokens=found.tokens,
         errors=_errors(log),
-        chunks=", ".join(map(str, log.chunks)),
+        chunks=", ".join(map(str, sorted(log.counts.chunk_tokens))),
     )
 
 
 def _errors(log: LogSummary) -> str:
-    messages = [f"“{shorten(text, _SHOWN, placeholder='…')}”" for text in [*log.errors][:2]]
-    more = ", for example" if len(log.errors) > 2 else ""
+    messages = [f"“{shorten(text, _SHOWN, placeholder='…')}”" for text in [*log.counts.errors][:2]]
+    more = ", for example" if len(log.counts.errors) > 2 else ""
     return f"{more}: {' and '.join(messages)}"
 
 
@@ -88,7 +88,7 @@ def log_facts(log: LogSummary, path: str, *, ranks: int = 0) -> dict[str, Any]:
     generations = " and ".join(sorted({*log.requests["generation"], *log.transfers["generation"]}))
     return {
         "finding": _finding(log),
-        "scope": f"Read from {path} ({generations}): {log.matching:,} of {log.lines:,}"
+        "scope": f"Read from {path} ({generations}): {log.matching:,} of {log.counts.lines:,}"
         f" lines are LMCache's{_span(log)}.",
         "numbers": _cards(log),
         "gates": (_whole(log),),
@@ -141,11 +141,11 @@ def _n(count: float) -> str:
 
 def _whole(log: LogSummary) -> Gate:
     """Whether every line of LMCache that the log has could be read."""
-    torn = log.cut > 0.01 * log.matching
-    lines = f"{log.cut:,} of {log.matching + log.cut:,} lines of LMCache were cut"
+    torn = log.counts.cut > 0.01 * log.matching
+    lines = f"{log.counts.cut:,} of {log.matching + log.counts.cut:,} lines of LMCache were cut"
     return judge(
         "the log is whole",
-        holds=f"{lines}, {log.undecodable:,} places are not UTF-8",
+        holds=f"{lines}, {log.counts.undecodable:,} places are not UTF-8",
         problems=[f"{lines}: more than 1 %"] if torn else [],
         next_step="take the log from where it was written, one file for each process",
     )
@@ -206,7 +206,7 @@ def _found(log: LogSummary) -> list[str]:
         said.append(f"{len(rows):,} lookups found {l1:,.0f} {what} in L1 and {l2:,.0f} in L2.")
         if keys.keys_per_chunk > 1:
             said.append(
-                f"A chunk of {log.chunk_tokens:,} tokens is {keys.keys_per_chunk} keys in this"
+                f"A chunk of {log.counts.chunk:,} tokens is {keys.keys_per_chunk} keys in this"
                 f" log, and {keys.retrieving or 'an unknown number of'} workers log each retrieval:"
                 " tokens are counted once."
             )
@@ -246,7 +246,7 @@ def _evictions(log: LogSummary) -> list[str]:
     return [
         f"Eviction from {tier} was triggered {times:,} times: its memory was too small for what"
         " came."
-        for tier, times in sorted(log.evictions.items())
+        for tier, times in sorted(log.counts.evictions.items())
     ]
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
-    check_room,
     engine_notes,
     engine_of,
     one_instance,
@@ -31,7 +30,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
-from workbench.serve.capacity import check_store
+from workbench.serve.capacity import check_capacity, check_store
 from workbench.serve.connectors import connector
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
@@ -92,7 +91,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
-        check_room(topology, tp, capacity, settings)
+        check_capacity(topology, tp, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
         label = str(topology) if name == "none" else f"{topology} {name}"
@@ -113,8 +112,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 store_gb=params.store_gb,
             )
         )
-    if settings.on_gpu:
-        check_gpu_memory(max(arm.gpus for arm in arms), params.gpu_memory_share)
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
 
 

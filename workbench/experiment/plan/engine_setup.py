@@ -93,12 +93,14 @@ def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
     return notes
 
 
-def check_gpu_memory(gpus: int, share: float) -> None:
+def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
     """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
 
     Of the visible GPUs the first `gpus`, which are the ones that instances get.
     """
-    facts = machine.facts()
+    if not settings.on_gpu:
+        return
+    facts, share = machine.facts(), settings.gpu_memory_share
     for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
         wanted_gb = share * gpu.memory_gb
         if gpu.memory_free_gb < wanted_gb:
@@ -110,22 +112,14 @@ def check_gpu_memory(gpus: int, share: float) -> None:
             )
 
 
-def check_room(
-    topology: Topology, tp: TensorParallel, capacity: Capacity, settings: EngineSettings
-) -> None:
-    """Refuse a topology that the machine cannot hold, KV and weights included."""
-    check_capacity(topology, tp, capacity, settings)
-
-
 def one_instance(
     params: PrefixCache | LMCacheHitAnalysis, settings: EngineSettings, capacity: Capacity
 ) -> partial[Arm]:
     """Makes arms of one aggregated instance, for which the machine has room."""
     topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
     gpus = topology.gpus(tp)
-    check_room(topology, tp, capacity, settings)
-    if settings.on_gpu:
-        check_gpu_memory(gpus, params.gpu_memory_share)
+    check_capacity(topology, tp, capacity, settings)
+    check_gpu_memory(gpus, settings)
     return partial(
         Arm, role="subject", topology=topology, gpus=gpus, settings=settings, tp=tp,
         capacity=capacity,

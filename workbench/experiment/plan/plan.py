@@ -105,7 +105,7 @@ class Arm:
         )
 
     @property
-    def means(self) -> Connector | None:
+    def kv_connector(self) -> Connector | None:
         """All that is known of its connector; None of attached servers that do not say."""
         return CONNECTORS.get(self.connector)
 
@@ -228,7 +228,7 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            store = arm.means.store if arm.means else None
+            store = arm.kv_connector.store if arm.kv_connector else None
             instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
             launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)

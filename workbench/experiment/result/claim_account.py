@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.metrics.statistics import Number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundEffect:
@@ -24,12 +26,12 @@ class FoundEffect:
     exact: bool
     confidence: float
     claimed: str
-    value: float
+    value: Number
     confirms_from: float | None
     """The band that would confirm it; None is an open end."""
     confirms_to: float | None
     code: str
-    noise_floor: float
+    noise_floor: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,44 +85,44 @@ class ClaimAccount:
     """All that a report needs to know of one claim."""
 
     id: str
-    group: str
-    title: str
+    group: str = ""
+    title: str = ""
     """For the table: where it was read, in short."""
-    source: str
-    confirmation: str
-    withdrawn: str
-    own: bool
+    source: str = ""
+    confirmation: str = ""
+    withdrawn: str = ""
+    own: bool = False
     statement: str
-    says: tuple[str, ...]
+    says: tuple[str, ...] = ()
     """Each effect, in words and numbers."""
-    conditions: str
-    subject: str
-    comparator: str
-    ours: str
+    conditions: str = ""
+    subject: str = ""
+    comparator: str = ""
+    ours: str = ""
     """What we measured, in a sentence; empty where nothing was."""
-    number: tuple[ShownNumber, ...]
-    effects: tuple[FoundEffect, ...]
-    measured: bool
+    number: tuple[ShownNumber, ...] = ()
+    effects: tuple[FoundEffect, ...] = ()
+    measured: bool = False
     """Judged by our measurement, and not by reading."""
-    by_construction: bool
-    shown_only: bool
+    by_construction: bool = False
+    shown_only: bool = False
     """Our number stands beside a verdict that it does not decide."""
-    recipe: str
+    recipe: str = ""
     verdict: str
     """As readers see it."""
     kind: str
     """Of verdict: decides colour and shape."""
-    code: str
-    gate: str
-    tier: str
-    reason: str
-    needed: str
-    skipped: str
+    code: str = ""
+    gate: str = ""
+    tier: str = ""
+    reason: str = ""
+    needed: str = ""
+    skipped: str = ""
     """Why it was not measured; empty if it was."""
-    checked: tuple[ShownCheck, ...]
-    sums: tuple[ShownSum, ...]
-    curves: tuple[ShownCurve, ...]
-    doubts: tuple[str, ...]
-    limits: tuple[str, ...]
-    note: str
+    checked: tuple[ShownCheck, ...] = ()
+    sums: tuple[ShownSum, ...] = ()
+    curves: tuple[ShownCurve, ...] = ()
+    doubts: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    note: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

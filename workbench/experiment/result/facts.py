@@ -16,6 +16,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import ResultError
+from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import Effect, Kind, failed_names, spoil
 from workbench.metrics.ledger.ledger import Account
@@ -23,26 +24,6 @@ from workbench.metrics.statistics import Estimate, Number, Ratio
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-__all__ = [
-    "SCHEMA",
-    "ArmFacts",
-    "Card",
-    "Comparison",
-    "EngineFacts",
-    "RateRow",
-    "RunFacts",
-    "RunOutcome",
-    "SearchRow",
-    "SummaryRow",
-    "TokenRow",
-    "WorkloadFacts",
-    "from_plain",
-    "json_schema",
-    "jsonable",
-    "read_facts",
-    "to_plain",
-]
 
 SCHEMA = 2
 Status = Literal["started", "success", "failed", "cancelled"]
@@ -275,7 +256,7 @@ class RunFacts:
     explained: tuple[str, ...] = ()
     tiers: tuple[Mapping[str, Any], ...] = ()
     ratios: tuple[Mapping[str, Any], ...] = ()
-    claims: tuple[Mapping[str, Any], ...] = ()
+    claims: tuple[ClaimAccount, ...] = ()
     time_spent: tuple[Mapping[str, Any], ...] = ()
     platforms: tuple[Mapping[str, Any], ...] = ()
     ready: bool | None = None
@@ -379,48 +360,26 @@ def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Schema 2 nests the estimate of a median and the ratio of a comparison."""
     gates = [Gate(**gate) for gate in plain.get("gates") or ()]
     failed = failed_names(gates)
-    finding = plain.get("finding") or ""
-    summary = [
-        _without(row, "median", "low", "high", "note")
-        | {
-            "estimate": {
-                "value": row["median"],
-                "low": row["low"],
-                "high": row["high"],
-                "note": row["note"],
-            }
-        }
-        for row in plain.get("summary") or ()
-    ]
-    comparisons = [
-        _without(row, "ratio", "low", "high", "n_rounds", "n_pairs", "note")
-        | {
-            "ratio": {
-                "value": row["ratio"],
-                "low": row["low"],
-                "high": row["high"],
-                "rounds": row["n_rounds"],
-                "pairs": row["n_pairs"],
-                "note": row["note"],
-            }
-        }
-        for row in plain.get("comparisons") or ()
-    ]
-    ledger = [
-        _without(row, "pass_name") | {"pass": row["pass_name"]} for row in plain.get("ledger") or ()
-    ]
-    struck = spoil(failed, "ratios").struck
+    estimate = {"median": "value", "low": "low", "high": "high", "note": "note"}
+    ratio = {"ratio": "value", "low": "low", "high": "high", "note": "note"}
+    ratio |= {"n_rounds": "rounds", "n_pairs": "pairs"}
+    unproven = plain.get("finding", "") if spoil(failed, "ratios").struck else ""
     return {
+        "unproven": unproven,
         **{name: value for name, value in plain.items() if value is not None},
         "schema": SCHEMA,
-        "unproven": plain.get("unproven", finding if struck else ""),
-        "engine": plain.get("engine") or {},
         "numbers": [_card_of_schema_1(card, failed) for card in plain.get("numbers") or ()],
         "gates": gates,
-        "summary": summary,
-        "comparisons": comparisons,
-        "ledger": ledger,
+        "summary": [_nested(row, "estimate", estimate) for row in plain.get("summary") or ()],
+        "comparisons": [_nested(row, "ratio", ratio) for row in plain.get("comparisons") or ()],
+        "ledger": [{**row, "pass": row["pass_name"]} for row in plain.get("ledger") or ()],
     }
+
+
+def _nested(row: Mapping[str, Any], into: str, moved: Mapping[str, str]) -> dict[str, Any]:
+    """A row of which the `moved` columns stand in one of their own, by other names."""
+    kept = {name: value for name, value in row.items() if name not in moved}
+    return kept | {into: {name: row[old] for old, name in moved.items()}}
 
 
 def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, Any]:
@@ -431,10 +390,6 @@ def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, A
     does = spoil(failed, card.get("rests_on") or of_unit.get(card.get("unit", ""), "times"))
     note = (card.get("note") or "").removeprefix("not proven: a gate failed; ")
     return {**card, "spoilt": does.effect, "note": "; ".join(filter(None, (does.said, note)))}
-
-
-def _without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in names}
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ from workbench.metrics.waterfall import waterfall
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIME", "Result", "load_result"]
-
 MIME = "application/vnd.workbench.result+json"
 """An output of this type in a notebook holds a result's facts, and its folder under `folder`."""
 FRAMES = ("requests", "legs", "counters", "gauges")
@@ -193,7 +191,9 @@ class Result:
             flat = pd.json_normalize(dict(value)).iloc[0]
             found = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in flat]
             return pd.DataFrame({"what": flat.index, "found": found})
-        return pd.DataFrame(value)
+        frame = pd.DataFrame(value)
+        # A column of which nothing is known is one of numbers here, not of nulls.
+        return frame.astype({name: float for name in frame if frame[name].isna().all()})
 
     def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
         """A table for readers, with the kinds of number in it."""

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["FrameFiles", "RunFolder", "output_root", "write_options"]
-
 
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")

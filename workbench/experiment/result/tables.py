@@ -20,22 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
-__all__ = [
-    "by_request",
-    "comparison_frame",
-    "frame_of",
-    "ledger_table",
-    "median_table",
-    "no_p99",
-    "percentile_table",
-    "rate_table",
-    "styled",
-    "summary_frame",
-    "waterfall_table",
-    "without_struck",
-    "without_tails",
-]
-
 
 def frame_of(kind: type, rows: Iterable[Any]) -> pd.DataFrame:
     """Records of one kind as a frame that has their columns, also without a row."""

@@ -18,8 +18,6 @@ from workbench.metrics.waterfall import PARTS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Difference", "Part", "difference", "milliseconds", "why"]
-
 _PIECES = PARTS | {"residual_s": "the way to the proxy"}
 _NAMED = 3
 """Parts that a sentence names at most."""

@@ -26,9 +26,9 @@ class LaunchCounts:
 
     def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:
         self._arm, self._number, self._deployment = arm, number, deployment
-        means = arm.means
-        self._stores, self._pulls = bool(means and means.store), bool(means and means.pulls)
-        self._transfers = means.transfer_counters if means else {}
+        known = arm.kv_connector
+        self._stores, self._pulls = bool(known and known.store), bool(known and known.pulls)
+        self._transfers = known.transfer_counters if known else {}
         self._chunk_tokens = arm.chunk_tokens if self._stores else 0
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
@@ -87,7 +87,7 @@ class LaunchCounts:
         }
         loaded = sum(seen.external_hit for seen in sources.values())
         several = any(engine_count(counters) > 1 for counters in reading.engines.values())
-        if several or (self._arm.means is None and loaded > 0):
+        if several or (self._arm.kv_connector is None and loaded > 0):
             # Attached servers have a connector whose chunks are not known; and which of several
             # engines got a prompt, each with a cache of its own, is not known either.
             reuse, self.expected_cached = {}, {}
@@ -125,7 +125,7 @@ class LaunchCounts:
     ) -> bool:
         """Whether it is certain that no connector loaded KV: there is none, or each answer's own
         count of cached tokens leaves nothing over that the engine's cache did not serve."""
-        if self._arm.means is not None and not self._arm.means.loads:
+        if self._arm.kv_connector is not None and not self._arm.kv_connector.loads:
             return True
         told = all(record.ok and record.cached_tokens >= 0 for record in records)
         cached = sum(record.cached_tokens for record in records)

@@ -28,7 +28,7 @@ from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
-from workbench.serve.processes.launcher import failure
+from workbench.serve.processes.readiness import failure
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 

@@ -15,6 +15,13 @@ from workbench.serve import deployment as serve
 from workbench.serve.processes.launcher import Launcher
 
 
+def check_installed(arm: Arm) -> None:
+    """Refuse an arm whose connector this machine lacks. Raises LaunchError."""
+    simulated = arm.settings is not None and arm.settings.platform == "simulated"
+    if arm.kv_connector is not None and not simulated:
+        arm.kv_connector.check_installed()
+
+
 @asynccontextmanager
 async def deployed(
     arm: Arm, launcher: Launcher, *, log_dir: Path
@@ -23,8 +30,7 @@ async def deployed(
 
     Raises LaunchError with the reason and the log's path.
     """
-    if arm.means is not None and arm.settings is not None and arm.settings.platform != "simulated":
-        arm.means.check_installed()
+    check_installed(arm)
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
     disk = log_dir / "disk"
     if arm.disk:
@@ -48,6 +54,7 @@ async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serv
     with the reason and the log's path.
     """
     arm.deployment(count(1))  # refuses what cannot be started before anything is
+    check_installed(arm)
     assert arm.settings is not None
     logs = log_dir or output_root("outputs") / "deploy" / uuid.uuid4().hex[:8]
     async with (

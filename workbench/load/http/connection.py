@@ -1,25 +1,66 @@
-"""A TCP connection that dates each read before anything else happens to it.
+"""A connection that dates each read before anything else happens to it.
 
-A plain one is read here and dated by the kernel, where a clock for its stamps is given; any other
-by asyncio, dated when the loop hands the read over, over TLS when it has been decrypted.
+A plain one is our own socket, which the loop only watches; TLS is asyncio's, dated when a read has
+been decrypted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import select
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from time import monotonic
 from typing import Any, cast
 
-from workbench.load.http.kernel_stamps import KernelClock, ask_for_stamps
+from workbench.load.http.kernel_stamps import READ_BYTES
 from workbench.load.http.response import Response
 
 _Address = tuple[int, int, int, str, Any]
+
+
+Read = Callable[[socket.socket], tuple[bytes, float]]
+"""Gives what is there, and when it arrived; `KernelClock.read`, or `read_now`."""
+
+
+def read_now(sock: socket.socket) -> tuple[bytes, float]:
+    """A read dated by this process. Raises BlockingIOError if nothing is there."""
+    return sock.recv(READ_BYTES), monotonic()
+
+
+class Readable:
+    """Calls for each socket that has something to read, be it an error: all by one epoll.
+
+    uvloop's own `add_reader` closes its handle and says nothing when a connection is reset (libuv
+    takes POLLERR for a bad descriptor), so the request would hang up to its timeout.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, Callable[[], None]] = {}
+        self._epoll = select.epoll()
+        self._loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
+        self._calls[sock.fileno()] = call
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def forget(self, sock: socket.socket) -> None:
+        del self._calls[sock.fileno()]
+        self._epoll.unregister(sock.fileno())
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _ready(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            call = self._calls.get(fd)
+            if call is not None:  # one before it may have closed this one
+                call()
 
 
 class Connection(ABC):
@@ -27,8 +68,6 @@ class Connection(ABC):
 
     It adds itself to `opened` while it is open, and to `idle` while it may carry a new request.
     """
-
-    _socket: socket.socket
 
     def __init__(self, opened: set[Connection], idle: list[Connection]) -> None:
         self._opened, self._idle = opened, idle
@@ -40,46 +79,26 @@ class Connection(ABC):
         """Is it still open?"""
 
     @abstractmethod
-    def _close(self) -> None:
-        """Close at once; whatever was not sent is lost."""
+    def _send(self, message: bytes) -> None:
+        """Hand the message to the socket, what it does not take as soon as it does."""
 
     @abstractmethod
-    def _send_later(self, rest: memoryview) -> None:
-        """Send what the socket did not take, when it does."""
-
-    def _is_open(self) -> None:
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._opened.add(self)
+    def _close(self) -> None:
+        """Close at once; whatever was not sent is lost."""
 
     async def exchange(self, message: bytes, response: Response) -> None:
         """Send, and return when the response has ended; whoever leaves earlier ends both."""
         self._response = response
-        self._send(message, response)
+        now_s = monotonic()
+        if response.sent_s != response.sent_s:  # a second try keeps the time of the first
+            response.sent_s = now_s
         try:
+            self._send(message)
             await response.finished
         finally:
             if self._response is response:
                 self._response = None
                 self._close()
-
-    def _send(self, message: bytes, response: Response) -> None:
-        """By `os.write`, because uvloop's own write waits for the end of the loop's turn, that is
-        for whatever else starts in it. A second try keeps the first one's time."""
-        now_s = monotonic()
-        if response.sent_s != response.sent_s:
-            response.sent_s = now_s
-        try:
-            written = self._write(message)
-        except BlockingIOError:
-            written = 0
-        except OSError as error:
-            response.lost(error)
-            return
-        if written < len(message):
-            self._send_later(memoryview(message)[written:])
-
-    def _write(self, message: bytes) -> int:
-        return os.write(self._socket.fileno(), message)
 
     def abort(self) -> None:
         """Close it; a response that it still carries fails."""
@@ -120,60 +139,42 @@ class Connection(ABC):
             response.lost(error)
 
 
-class UserStamped(Connection, asyncio.Protocol):
-    """asyncio's connection, plain or TLS."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._socket = transport.get_extra_info("socket")
-        self._tls = transport.get_extra_info("ssl_object") is not None
-        self._is_open()
-
-    @property
-    def usable(self) -> bool:
-        return not self._transport.is_closing()
-
-    def _write(self, message: bytes) -> int:
-        return 0 if self._tls else super()._write(message)
-
-    def _send_later(self, rest: memoryview) -> None:
-        self._transport.write(rest)
-
-    def _close(self) -> None:
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._arrived(data, monotonic())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_gone(exc)
-
-
-class KernelStamped(Connection):
-    """A plain socket, connected, that the loop only watches."""
+class PlainConnection(Connection):
+    """A connected socket, read by `read`."""
 
     def __init__(
         self,
         opened: set[Connection],
         idle: list[Connection],
+        *,
         sock: socket.socket,
-        clock: KernelClock,
+        read: Read,
+        readable: Readable,
     ) -> None:
         super().__init__(opened, idle)
-        self._socket, self._clock = sock, clock
+        self._socket, self._read, self._readable = sock, read, readable
         self._loop = asyncio.get_running_loop()
         self._unsent = memoryview(b"")
-        ask_for_stamps(sock)
-        self._loop.add_reader(sock, self._readable)
-        self._is_open()
+        readable.watch(sock, self._read_it)
+        self._opened.add(self)
 
     @property
     def usable(self) -> bool:
         return self._socket.fileno() >= 0
 
-    def _send_later(self, rest: memoryview) -> None:
-        self._unsent = rest
-        self._loop.add_writer(self._socket, self._writable)
+    def _send(self, message: bytes) -> None:
+        # At once: a transport's write waits for the end of the loop's turn, that is for whatever
+        # else starts in it.
+        try:
+            written = self._socket.send(message)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            self._ended(error)
+            return
+        if written < len(message):
+            self._unsent = memoryview(message)[written:]
+            self._loop.add_writer(self._socket, self._writable)
 
     def _writable(self) -> None:
         try:
@@ -186,9 +187,9 @@ class KernelStamped(Connection):
         if not self._unsent:
             self._loop.remove_writer(self._socket)
 
-    def _readable(self) -> None:
+    def _read_it(self) -> None:
         try:
-            data, arrived_s = self._clock.read(self._socket)
+            data, arrived_s = self._read(self._socket)
         except BlockingIOError:
             return
         except OSError as error:
@@ -205,10 +206,34 @@ class KernelStamped(Connection):
 
     def _close(self) -> None:
         if self.usable:
-            self._loop.remove_reader(self._socket)
+            self._readable.forget(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
         self._opened.discard(self)
+
+
+class TlsConnection(Connection, asyncio.Protocol):
+    """asyncio's connection, whose reads are dated when they have been decrypted."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._opened.add(self)
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    def _send(self, message: bytes) -> None:
+        self._transport.write(message)
+
+    def _close(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived(data, monotonic())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_gone(exc)
 
 
 async def connected(host: str, port: int) -> socket.socket:
@@ -219,6 +244,7 @@ async def connected(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # If that needs no waiting: on the loopback the second try finds it done.
             if not any(sock.connect_ex(address) == 0 for _ in range(2)):
                 await loop.sock_connect(sock, address)

@@ -14,7 +14,7 @@ import time
 _SO_TIMESTAMPNS = 35
 """Of asm-generic/socket.h; Python names it from 3.14 on."""
 _TIMESPEC = struct.Struct("@ll")
-_READ_BYTES = 8192
+READ_BYTES = 8192
 """More waits for the next turn of the loop; a larger buffer costs more to allocate each time."""
 _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 
@@ -66,7 +66,7 @@ class KernelClock:
 
     def read(self, sock: socket.socket) -> tuple[bytes, float]:
         """Read what is there, and when it arrived. Raises BlockingIOError if nothing is."""
-        data, control, _, _ = sock.recvmsg(_READ_BYTES, _CONTROL_BYTES)
+        data, control, _, _ = sock.recvmsg(READ_BYTES, _CONTROL_BYTES)
         if not control:
             self.unstamped += bool(data)
             return data, time.monotonic()

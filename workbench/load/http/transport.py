@@ -7,12 +7,18 @@ connection of its own, and the next request takes the one that was used last.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
 from workbench.control import connect_problem, tls_context
-from workbench.load.http.connection import Connection, KernelStamped, UserStamped, connected
-from workbench.load.http.kernel_stamps import KernelClock
+from workbench.load.http.connection import (
+    Connection,
+    PlainConnection,
+    Readable,
+    TlsConnection,
+    connected,
+    read_now,
+)
+from workbench.load.http.kernel_stamps import KernelClock, ask_for_stamps
 from workbench.load.http.request import Origin, Outgoing
 from workbench.load.http.response import Response
 
@@ -36,20 +42,18 @@ class Transport:
         self._looking: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
+        self._readable = Readable()
         self._look()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None  # it holds this
         for connection in tuple(self._opened):
             connection.abort()
+        self._idle.clear()  # they know this list: cycles
+        self._readable.close()
         await asyncio.sleep(0)  # the turn in which the loop closes the sockets
 
     async def send(self, request: Outgoing, response: Response) -> None:
@@ -110,12 +114,17 @@ class Transport:
         tls, host, port = self._origin
         sock = await connected(self._address, port)
         self._address = str(sock.getpeername()[0])  # a name is looked up once
-        if self._clock is not None and not tls:
-            return KernelStamped(self._opened, self._idle, sock, self._clock)
+        if not tls:
+            if self._clock is not None:
+                ask_for_stamps(sock)
+            read = read_now if self._clock is None else self._clock.read
+            return PlainConnection(
+                self._opened, self._idle, sock=sock, read=read, readable=self._readable
+            )
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: UserStamped(self._opened, self._idle),
+            lambda: TlsConnection(self._opened, self._idle),
             sock=sock,
-            ssl=tls_context() if tls else None,
-            server_hostname=host if tls else None,
+            ssl=tls_context(),
+            server_hostname=host,
         )
         return connection

@@ -5,22 +5,13 @@ A cache state is proven from counters, per role, never concluded from the reset 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isnan, nan
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
-
-__all__ = [
-    "cold_was_cold",
-    "cross_instance",
-    "disk_warm",
-    "engine_warm",
-    "kv_moved",
-    "store_warm",
-]
 
 _STRAY_SHARE = 0.01
 """A server that counted tokens further off than this from those sent served somebody else too,
@@ -133,28 +124,6 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     )
 
 
-def engine_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Engine-warm passes were served by each instance's own prefix cache.
-
-    On every role at least `share` of what a cache that never forgets would serve, or, where it
-    is not known which instance got which prompt, of the tokens that whole blocks can hold.
-    """
-    return _served_by("engine-warm", passes, share)
-
-
-def cross_instance(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Cross-instance passes: prefill had the KV itself, the instance that answered fetched it.
-
-    `share` as for `engine_warm`.
-    """
-    return _served_by("cross-instance", passes, share)
-
-
-def store_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Store-warm passes were served by the KV store on every role; `share` as above."""
-    return _served_by("store-warm", passes, share)
-
-
 def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Disk-warm passes were served by the store's tier below memory: `share` of its hits."""
     warm = [p for p in passes if p.pass_name == "disk-warm"]
@@ -179,52 +148,54 @@ def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     )
 
 
-def _served_by(state: str, passes: Iterable[PassCounters], share: float) -> Gate:
-    """Whether each role took its prompt tokens from the source that the cache state names."""
+def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """Passes of a warm cache state took their prompt tokens from the source that it names.
+
+    On every role at least `share` of what a cache that never forgets would serve, or, where it is
+    not known which instance got which prompt, of the tokens that whole blocks or chunks can hold.
+    """
     warm = [p for p in passes if p.pass_name == state]
     problems, unknown = [], _uncounted(state, warm)
-    taken: dict[Role, float] = {}
-    asked: dict[Role, int] = {}
-    due: dict[Role, float] = {}
     for p in warm:
         for role, sources in p.sources.items():
             source = _SERVED_BY[state][role]
-            tokens = getattr(sources, source)
-            taken[role] = taken.get(role, 0.0) + tokens
-            asked[role] = asked.get(role, 0) + p.prompt_tokens_sent
-            expected = _expected(p, role, source)
-            due[role] = due.get(role, 0.0) + (expected if role in p.reuse else nan)
-            if isnan(tokens) and not isnan(sources.total):
-                unknown.append(_silent(p, role, sources))
-                continue
-            if expected <= 0 and role in p.reuse:
-                continue  # what this source could serve another one holds already
-            if expected <= 0:
+            tokens, expected = getattr(sources, source), _expected(p, role, source)
+            if isnan(tokens):
+                unknown += [] if isnan(sources.total) else [_silent(p, role, sources)]
+            elif expected <= 0 and role not in p.reuse:
                 unknown.append(
                     f"{p.label}: prompts too short to show a hit of {_SOURCE_NAMES[source]} on the"
                     f" {role} instances, which is whole units of {p.grain_tokens(source)} tokens"
                 )
-            elif tokens < share * (expected - p.failed_prompt_tokens):
+            # Where nothing is expected, another source holds what this one could serve.
+            elif expected > 0 and tokens < share * (expected - p.failed_prompt_tokens):
                 problems.append(
                     f"{p.label}: {tokens:,.0f} of {p.prompt_tokens_sent:,} prompt tokens of the"
                     f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
                     f" {share * expected:,.0f} should"
                 )
-    parts = [
-        f"{100 * tokens / asked[role]:.1f} % on {role} instances from"
-        f" {_SOURCE_NAMES[_SERVED_BY[state][role]]}"
-        + ("" if isnan(due[role]) else f" ({100 * due[role] / asked[role]:.1f} % could be)")
-        for role, tokens in taken.items()
-        if asked[role]
-    ]
     return judge(
         f"{state} was {state}",
-        holds=f"of {_sent(warm):,} prompt tokens in {_count(warm)}, by role: {', '.join(parts)}",
+        holds=f"of {_sent(warm):,} prompt tokens in {_count(warm)}, by role:"
+        f" {', '.join(_shares(state, warm))}",
         problems=problems,
         unknown=unknown,
         next_step="check which tiers the reset reached, and that nothing was evicted",
         if_unknown=_IF_UNCOUNTED,
     )
+
+
+def _shares(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
+    """Of each role the share that its source served, and the one that it could have."""
+    for role, source in _SERVED_BY[state].items():
+        mine = [p for p in warm if role in p.sources]
+        if sent := _sent(mine):
+            taken = sum(getattr(p.sources[role], source) for p in mine)
+            text = f"{100 * taken / sent:.1f} % on {role} instances from {_SOURCE_NAMES[source]}"
+            if all(role in p.reuse for p in mine):
+                due = sum(_expected(p, role, source) for p in mine)
+                text += f" ({100 * due / sent:.1f} % could be)"
+            yield text
 
 
 def _expected(p: PassCounters, role: Role, source: Source) -> float:

@@ -10,8 +10,6 @@ from math import inf, isnan, nan
 
 from workbench.metrics.gates.gate import Gate, judge
 
-__all__ = ["CLIENT_BUSY_SHARE", "client_kept_up", "clock_not_set"]
-
 _CLIENT = {
     "lateness_p99_s": "requests were sent {:.4f} s late (p99)",
     "loop_lag_p99_s": "the client's event loop ran {:.4f} s late (p99)",

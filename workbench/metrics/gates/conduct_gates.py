@@ -25,17 +25,6 @@ from workbench.metrics.passes import PassCounters
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "cached_plausible",
-    "caches_emptied",
-    "every_pass_ran",
-    "instances_alike",
-    "no_failed_transfers",
-    "possible",
-    "steady",
-    "streamed",
-]
-
 _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
@@ -131,7 +120,9 @@ def instances_alike(
     )
     problems, unknown, compared = [], list[str](), 0
     for (arm, name), rows in both.groupby(["arm", "pass"], sort=False):
-        by_instance = rows["tpot_s"].groupby(_places(rows))
+        # By the place in a launch: ports differ from round to round.
+        places = rows.groupby("round")["decode_instance"].rank("dense").astype(int) - 1
+        by_instance = rows["tpot_s"].groupby(places)
         enough = by_instance.count() >= _ALIKE_REQUESTS
         best, typical = by_instance.min()[enough], by_instance.median()[enough]
         if len(best) < 2:
@@ -161,21 +152,6 @@ def instances_alike(
     )
 
 
-def _places(rows: pd.DataFrame) -> list[int]:
-    """Each row's instance by its place in its launch: ports differ from round to round."""
-    place: dict[str, int] = {}
-    for _, launch in rows.groupby("round", sort=False):
-        urls = sorted(launch["decode_instance"].unique())
-        place |= {url: number for number, url in enumerate(urls)}
-    return [place[url] for url in rows["decode_instance"]]
-
-
-def _rank_test(first: pd.Series[float], last: pd.Series[float]) -> float:
-    from scipy.stats import mannwhitneyu  # half a second, and few runs need it
-
-    return float(mannwhitneyu(first, last).pvalue)
-
-
 def steady(requests: pd.DataFrame, *, concurrency: int = 1, busy: bool = False) -> Gate | None:
     """TTFT does not drift within a pass: the last third of its requests is as fast as the first.
 
@@ -196,17 +172,21 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1, busy: bool = False) 
         judged += 1
         third = len(one) // 3
         first, last = one["ttft_s"].iloc[:third], one["ttft_s"].iloc[-third:]
-        grown = last.median() > _STEADY_RATIO * first.median()
-        if grown and _rank_test(first, last) < _STEADY_P:
-            found = (
-                f"{arm}, round {one['round'].iloc[0] + 1}, {name}: median TTFT went from"
-                f" {1000 * first.median():.0f} ms in the first third to"
-                f" {1000 * last.median():.0f} ms in the last"
-            )
-            if busy and last.median() <= _BEYOND_NOISE * first.median():
-                unknown.append(f"{found}; {_OR_OTHERS}")
-            else:
-                problems.append(found)
+        if last.median() <= _STEADY_RATIO * first.median():
+            continue
+        from scipy.stats import mannwhitneyu  # half a second, and few runs need it
+
+        if mannwhitneyu(first, last).pvalue >= _STEADY_P:
+            continue
+        found = (
+            f"{arm}, round {one['round'].iloc[0] + 1}, {name}: median TTFT went from"
+            f" {1000 * first.median():.0f} ms in the first third to"
+            f" {1000 * last.median():.0f} ms in the last"
+        )
+        if busy and last.median() <= _BEYOND_NOISE * first.median():
+            unknown.append(f"{found}; {_OR_OTHERS}")
+        else:
+            problems.append(found)
     if not judged:
         return None
     return judge(

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Gate", "Outcome", "judge"]
-
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 

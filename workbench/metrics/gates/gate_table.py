@@ -13,22 +13,6 @@ from typing import Literal, get_args
 
 from workbench.metrics.gates.gate import Gate
 
-__all__ = [
-    "GATES",
-    "KINDS",
-    "Effect",
-    "GateRow",
-    "Kind",
-    "Spoil",
-    "as_markdown",
-    "failed_names",
-    "gate_doubts",
-    "gate_row",
-    "spoil",
-    "taken_away",
-    "touching",
-]
-
 Kind = Literal["counts", "ratios", "times", "tails", "text"]
 """What a number is: see KINDS."""
 

@@ -12,8 +12,6 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
-__all__ = ["Entry", "hashes_apart", "missing_causes", "of_failed"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:

@@ -26,8 +26,6 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
-__all__ = ["Account", "Entry", "accounts", "ledger_closes"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:

@@ -78,10 +78,10 @@ def _frame(blocks: Sequence[Columns], kind: str) -> pd.DataFrame:
         return pd.DataFrame(
             {name: _joined([block[name] for block in blocks]) for name in blocks[0]}
         )
-    types: dict[str, Any] = {"offset": np.int64, "at": "datetime64[us]", "writer": object}
-    types |= dict.fromkeys(LINES[kind].columns, float) | dict.fromkeys(TEXTS, object)
+    types: dict[str, Any] = {"offset": np.int64, "at": "datetime64[us]", "writer": str}
+    types |= dict.fromkeys(LINES[kind].columns, float) | dict.fromkeys(TEXTS, str)
     types |= dict.fromkeys(FLAGS & {*types}, bool)
-    return pd.DataFrame({name: np.array([], kept) for name, kept in types.items()})
+    return pd.DataFrame({name: pd.Series([], dtype=kept) for name, kept in types.items()})
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -105,8 +105,8 @@ def _with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
         rows = rows.assign(writer=named + tab[0] + "\t" + named + tab[2])
     codes, writers = pd.factorize(rows["writer"])
     parts = [str(writer).split("\t") for writer in writers]
-    columns: dict[str, Any] = {
-        name: np.array([part[n] for part in parts], object)[codes] if len(rows) else []
+    columns = {
+        name: pd.Series([part[n] for part in parts], dtype=str).take(codes).set_axis(rows.index)
         for n, name in enumerate(_WRITER)
     }
     return rows.drop(columns="writer").assign(**columns)

@@ -71,7 +71,6 @@ def _requests(
 
     `named` are transfers that name their request, `bare` stores that do not.
     """
-    import pandas as pd
 
     storings, starts = frames.storings, frames.starts
     offset = rows["offset"].to_numpy(np.int64)
@@ -83,7 +82,7 @@ def _requests(
         back = np.zeros(len(where), np.int64)
         back[known] = np.r_[False, np.diff(at[known]) < -_BACK][: known.sum()]
         session[where] = np.searchsorted(mine, offset[where]) + np.cumsum(back)
-    key = _joined([*(pd.factorize(rows[n])[0] for n in ("process", "request_id")), session])
+    key = rows.groupby(["process", "request_id", session], sort=False).ngroup().to_numpy()
     # The same id again, in the same process: another request, unless it may be one that waits.
     order = np.lexsort((offset, key))
     total, at = (rows[name].to_numpy()[order] for name in ("prompt_tokens", "at"))
@@ -141,33 +140,15 @@ def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
     import pandas as pd
 
     found = np.full(len(lines), -1)
-    if rows.empty or lines.empty:
-        return found
-    names = ("request_id", "engine", "process")
-    codes = [pd.factorize(pd.concat([rows[name], lines[name]]))[0] for name in names]
-    mine_at, theirs_at = (side["offset"].to_numpy(np.int64) for side in (rows, lines))
-    for depth in (3, 2, 1):
-        open_ = np.flatnonzero(found < 0)
-        if not len(open_):
-            break
-        code = _joined(codes[:depth])
-        mine, theirs = code[: len(rows)], code[len(rows) :][open_]
-        place = (mine << _OFFSET_BITS) + mine_at
-        order = np.argsort(place)
-        wanted = (theirs << _OFFSET_BITS) + theirs_at[open_]
-        at = np.searchsorted(place[order], wanted, "right") - 1
-        lookup = order[at.clip(0)]
-        right = (at >= 0) & (mine[lookup] == theirs)
-        found[open_[right]] = lookup[right]
+    names = ["offset", "request_id", "engine", "process"]
+    mine = rows[names].assign(lookup=range(len(rows)))
+    theirs = lines[names].assign(line=range(len(lines))).sort_values("offset")
+    for depth in (4, 3, 2):
+        waiting = theirs[found[theirs["line"]] < 0]
+        if len(waiting) and len(mine):
+            both = pd.merge_asof(waiting, mine, on="offset", by=names[1:depth])
+            found[both["line"]] = both["lookup"].fillna(-1)
     return found
-
-
-def _joined(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """One number for each row, the same where all of its numbers are."""
-    joined = codes[0].astype(np.int64)
-    for more in codes[1:]:
-        joined = joined * (int(more.max(initial=0)) + 1) + more
-    return np.unique(joined, return_inverse=True)[1]
 
 
 def _reports(

@@ -27,7 +27,7 @@ from workbench.metrics.lmcache_log.event_frames import EventFrames, event_frames
 from workbench.metrics.lmcache_log.in_process import in_process_requests
 from workbench.metrics.lmcache_log.multi_process import KeyCount, count_keys, mp_requests
 from workbench.metrics.lmcache_log.parallel_scan import children_for, scan_by_children
-from workbench.metrics.lmcache_log.scan import Events, error_kinds, scan_stream
+from workbench.metrics.lmcache_log.scan import Counts, Events, scan_stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,30 +102,15 @@ class LogSummary:
     transfers: pd.DataFrame
     """One row per Stored or Retrieved line: generation, kind, request_id, process, engine, rank,
     at, tokens, required, gb, seconds."""
-    size_bytes: int = 0
-    lines: int = 0
+    counts: Counts
+    """Size, lines, lines that were cut, evictions, chunks, errors."""
     matching: int = 0
     """Lines that were understood."""
-    cut: int = 0
-    """Lines of LMCache that were cut, or written into by another process: left out."""
-    undecodable: int = 0
-    """Places that are not UTF-8."""
-    evictions: Mapping[str, int] = field(default_factory=dict)
-    """How often the eviction of `L1` and `L2` was triggered (mp only)."""
-    chunks: tuple[int, ...] = ()
-    """The lengths of LMCache's chunk that the log names, in tokens."""
     keys: KeyCount = field(default_factory=KeyCount)
     """What a key and a line stand for (mp only)."""
     dated: bool = True
     """Whether the log says the year of its times; where it does not, they are of NO_YEAR."""
-    errors: Mapping[str, int] = field(default_factory=dict)
-    """LMCache's errors and warnings of lost KV, the most frequent first."""
     doubts: tuple[LogDoubt, ...] = ()
-
-    @property
-    def chunk_tokens(self) -> int:
-        """LMCache's chunk; 0 where the log names none or several."""
-        return self.chunks[0] if len(self.chunks) == 1 else 0
 
     @property
     def credited(self) -> pd.DataFrame:
@@ -183,8 +168,8 @@ def read_log(log: Path | str | BinaryIO | Sequence[Path | str], *, ranks: int = 
     events, files = Events(), dict[int, str]()
     for file in logs:
         if len(logs) > 1:
-            files[events.size_bytes] = str(file)
-        events.add(_events(file), offset=events.size_bytes)
+            files[events.counts.size_bytes] = str(file)
+        events.add(_events(file), offset=events.counts.size_bytes)
     return _summary(events, ranks, files)
 
 
@@ -204,14 +189,12 @@ def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary
     """`files` are the names of several files, by the offset at which each begins."""
     import pandas as pd
 
-    frames = event_frames(events, files)
+    frames, counts = event_frames(events, files), events.counts
     lookups, prefetches, resumed = frames.lookups, frames.prefetches, frames.resumed
-    chunks, errors = tuple(sorted(events.chunk_tokens)), error_kinds(events.errors)
-    chunk = chunks[0] if len(chunks) == 1 else 0
-    keys = count_keys(frames, chunk=chunk, registered=events.workers, ranks=ranks)
+    keys = count_keys(frames, chunk=counts.chunk, registered=counts.workers, ranks=ranks)
     parts = []
     if len(lookups):
-        failing = any(map(_OF_RETRIEVAL.match, errors))
+        failing = any(map(_OF_RETRIEVAL.match, counts.errors))
         parts.append(in_process_requests(frames, failing=failing))
     if len(prefetches):
         parts.append(mp_requests(prefetches, keys))
@@ -219,29 +202,24 @@ def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary
         wanted = resumed["loaded_tokens"]
         parts.append(resumed.assign(generation="mp", asked_to_load=wanted, arrival="looked up"))
     requests = pd.concat(parts or [lookups]).sort_values("offset", ignore_index=True)
+    counts.cut += frames.torn
     summary = LogSummary(
         requests=requests.reindex(columns=list(_COLUMNS)),
         transfers=frames.transfers,
-        size_bytes=events.size_bytes,
-        lines=events.lines,
+        counts=counts,
         matching=sum(map(len, (lookups, resumed, prefetches, frames.transfers, frames.failures))),
-        cut=events.cut + frames.torn,
-        undecodable=events.undecodable,
-        evictions=dict(events.evictions),
-        chunks=chunks,
         keys=keys,
         dated=frames.dated,
-        errors=errors,
     )
-    return replace(summary, doubts=tuple(_doubts(summary, events, frames, files)))
+    return replace(summary, doubts=tuple(_doubts(summary, frames, files)))
 
 
 def _doubts(
-    summary: LogSummary, events: Events, frames: EventFrames, files: Mapping[int, str]
+    summary: LogSummary, frames: EventFrames, files: Mapping[int, str]
 ) -> Iterator[LogDoubt]:
-    requests, transfers = summary.requests, summary.transfers
+    requests, transfers, log = summary.requests, summary.transfers, summary.counts
     if not summary.matching:
-        yield LogDoubt(cause=_why_nothing(events))
+        yield LogDoubt(cause=_why_nothing(log))
 
     # Where what was looked up is not what arrived, or may not be.
     told = requests["arrival"].isin(("retrieved", "some ranks"))
@@ -252,15 +230,15 @@ def _doubts(
     most = frames.starts["engine"].value_counts().max() if len(frames.starts) else 0
     counts: dict[Cause, int] = {
         "retrievals failed": len(lost),
-        "errors": sum(summary.errors.values()),
+        "errors": log.error_kinds.total(),
         "hit without a retrieval": int((requests["arrival"] == "silent").sum()),
         "ranks without a retrieval": int((requests["arrival"] == "some ranks").sum()),
         "no line of a retrieval": int((requests["arrival"] == "looked up").sum()),
         "id came again": int(in_process["request_id"].duplicated().sum()),
-        "lines cut": summary.cut,
-        "not UTF-8": summary.undecodable,
+        "lines cut": log.cut,
+        "not UTF-8": log.undecodable,
         "restarted": int(most) if most > 1 else 0,
-        "chunks differ": len(summary.chunks) if len(summary.chunks) > 1 else 0,
+        "chunks differ": len(log.chunk_tokens) if len(log.chunk_tokens) > 1 else 0,
         "transfer without a request": int(unnamed.sum()),
     }
     for cause, count in counts.items():
@@ -282,15 +260,15 @@ def _doubts(
         if keys and (frames.prefetches["asked_keys"] % keys).any():
             yield LogDoubt(cause="lookups of part of a chunk")
         if isnan(summary.keys.tokens_per_key):
-            yield LogDoubt(cause="keys unknown" if summary.chunk_tokens else "chunk unknown")
+            yield LogDoubt(cause="keys unknown" if log.chunk else "chunk unknown")
 
 
-def _why_nothing(events: Events) -> Cause:
+def _why_nothing(log: Counts) -> Cause:
     """Why a log has nothing for us."""
-    if not events.size_bytes:
+    if not log.size_bytes:
         return "empty"
-    if events.magic.startswith(_COMPRESSED):
+    if log.magic.startswith(_COMPRESSED):
         return "compressed"
-    if events.zeros > 0.001 * events.size_bytes or events.undecodable > 0.01 * events.size_bytes:
+    if log.zeros > 0.001 * log.size_bytes or log.undecodable > 0.01 * log.size_bytes:
         return "not text"
     return "nothing of LMCache"

@@ -41,14 +41,13 @@ one piece with a line feed between two events, which none holds."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Events:
-    """Events by kind of line (see `lines.LINES`), as columns of each block, and what is counted."""
+class Counts:
+    """What is counted over a whole log."""
 
-    columns: dict[str, list[Columns]] = field(default_factory=lambda: {kind: [] for kind in LINES})
     size_bytes: int = 0
     lines: int = 0
     cut: int = 0
-    """Lines that begin as one of ours and do not end as one."""
+    """Lines of LMCache that were cut, or written into by another process: left out."""
     undecodable: int = 0
     """Places that are not UTF-8."""
     zeros: int = 0
@@ -56,23 +55,49 @@ class Events:
     """The first four bytes."""
     evictions: Counter[str] = field(default_factory=Counter)
     """Times that the eviction of `L1` or `L2` was triggered."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """LMCache's errors: the first message of each kind, and how many there are of it."""
     chunk_tokens: set[int] = field(default_factory=set)
+    """Lengths of LMCache's chunk that the log names."""
     workers: set[int] = field(default_factory=set)
     """Workers of the instances that registered with `lmcache server`."""
+    error_kinds: Counter[str] = field(default_factory=Counter)
+    first_errors: dict[str, str] = field(default_factory=dict)
+    """The first message of each kind."""
+
+    def add(self, part: Counts) -> None:
+        """Take in what follows in the log."""
+        for name in ("size_bytes", "lines", "cut", "undecodable", "zeros"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.magic = self.magic or part.magic
+        self.evictions += part.evictions
+        self.chunk_tokens |= part.chunk_tokens
+        self.workers |= part.workers
+        self.error_kinds += part.error_kinds
+        self.first_errors = part.first_errors | self.first_errors
+
+    @property
+    def chunk(self) -> int:
+        """LMCache's chunk in tokens; 0 where the log names none or several."""
+        return next(iter(self.chunk_tokens)) if len(self.chunk_tokens) == 1 else 0
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """LMCache's errors and warnings of lost KV: the first message of each kind and how many
+        there are, the most frequent first."""
+        return {self.first_errors[kind]: count for kind, count in self.error_kinds.most_common()}
+
+
+@dataclass(slots=True, kw_only=True)
+class Events:
+    """Events by kind of line (see `lines.LINES`), as columns of each block."""
+
+    columns: dict[str, list[Columns]] = field(default_factory=lambda: {kind: [] for kind in LINES})
+    counts: Counts = field(default_factory=Counts)
 
     def add(self, part: Events, *, offset: int = 0) -> None:
         """Take in what follows in the log; its offsets count from `offset` on."""
         for kind, blocks in part.columns.items():
             self.columns[kind] += [block | {"offset": block["offset"] + offset} for block in blocks]
-        self.magic = self.magic or part.magic
-        for name in ("size_bytes", "lines", "cut", "undecodable", "zeros"):
-            setattr(self, name, getattr(self, name) + getattr(part, name))
-        self.evictions += part.evictions
-        self.errors += part.errors
-        self.chunk_tokens |= part.chunk_tokens
-        self.workers |= part.workers
+        self.counts.add(part.counts)
 
 
 def scan_stream(file: BinaryIO) -> Events:
@@ -100,8 +125,8 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
 
     `heads` remembers what the beginning of a line says of its process; give the same one each time.
     """
-    text = _Text(data, base, heads)
-    found = Events(
+    text, found = _Text(data, base, heads), Events()
+    found.counts = counts = Counts(
         size_bytes=len(data),
         lines=len(text.begins) - 1,
         undecodable=0 if data.isascii() else data.decode("utf-8", "replace").count("\ufffd"),
@@ -114,17 +139,17 @@ def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
             continue
         if not line.marks or any(mark in data for mark in line.marks):
             columns, cut = _events(text, kind, line)
-            found.cut += cut
+            counts.cut += cut
             if columns:
                 found.columns[kind].append(columns)
     if b"; triggering eviction" in data:
-        found.evictions = Counter(tier.decode() for tier in EVICTED.findall(data))
+        counts.evictions.update(tier.decode() for tier in EVICTED.findall(data))
     if b"chunk_size" in data:
-        found.chunk_tokens = {int(size) for size in CHUNK.findall(data) if int(size)}
+        counts.chunk_tokens = {int(size) for size in CHUNK.findall(data) if int(size)}
     if b"world_size" in data:
-        found.workers = {int(count) for count in WORKERS.findall(data) if int(count)}
+        counts.workers = {int(count) for count in WORKERS.findall(data) if int(count)}
     if warned or found.columns["short"]:
-        found.errors = _errors(data)
+        _count_errors(data, counts)
     return found
 
 
@@ -221,28 +246,11 @@ _PLACE = re.compile(rb" ?\([\w./-]+:\d+(?::[\w.]+)?\) *$")
 _CHANGING = re.compile(r"\S*\d\S*")
 
 
-def _errors(data: bytes) -> Counter[str]:
-    """Errors by kind, under the first message of each."""
-    firsts, counts = dict[str, str](), Counter[str]()
+def _count_errors(data: bytes, counts: Counts) -> None:
+    """Errors by kind: those of one kind differ in their numbers and ids only."""
     for error, warning in ERROR.findall(data):
         message = _PLACE.sub(b"", error or warning).decode("utf-8", "replace").strip()
-        kind = _error_kind(message)
-        if kind in firsts or len(firsts) < _ERROR_KINDS:
-            counts[firsts.setdefault(kind, message)] += 1
-    return counts
-
-
-def error_kinds(errors: Counter[str]) -> dict[str, int]:
-    """Errors of several blocks by kind, under the first message of each, the most frequent first.
-
-    Sorting is stable, so of equally frequent ones the first in the log stands first.
-    """
-    firsts, counts = dict[str, str](), Counter[str]()
-    for message, count in errors.items():
-        counts[firsts.setdefault(_error_kind(message), message)] += count
-    return dict(counts.most_common())
-
-
-def _error_kind(message: str) -> str:
-    """A message without its numbers and ids: errors of a kind differ in those only."""
-    return _CHANGING.sub("#", message)
+        kind = _CHANGING.sub("#", message)
+        if kind in counts.first_errors or len(counts.first_errors) < _ERROR_KINDS:
+            counts.first_errors.setdefault(kind, message)
+            counts.error_kinds[kind] += 1

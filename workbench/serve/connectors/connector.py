@@ -26,11 +26,11 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """A server beside the engines that keeps KV longer than their caches."""
+    """Servers beside the engines that keep KV longer than their caches."""
 
-    process: Callable[..., ProcessSpec]
-    """Of `port`, `http_port`, `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder` and `cpu`. Its
-    ready URL lies where /metrics does."""
+    processes: Callable[..., tuple[ProcessSpec, ...]]
+    """Made of free `ports`, and `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder`, `cpu`. The
+    first one's port is the `store_port` of instances; /metrics lies where its ready URL does."""
     clear_path: str
     """A POST there empties its memory."""
     counters: Mapping[str, str]

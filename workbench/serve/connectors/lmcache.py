@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workbench.serve.connectors.connector import Connector, Store, Wiring
@@ -35,16 +35,16 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 
 
 def _server(
+    ports: Iterator[int],
     *,
-    port: int,
-    http_port: int,
     shm_name: str,
     memory_gb: float,
     chunk_tokens: int = CHUNK_TOKENS,
     disk_folder: str = "",
     cpu: bool = True,
-) -> ProcessSpec:
+) -> tuple[ProcessSpec, ...]:
     """`lmcache server`; with `disk_folder` a second tier below the memory, for every chunk."""
+    port, http_port = next(ports), next(ports)
     args = [
         "--host", "127.0.0.1", "--port", str(port),
         "--http-host", "127.0.0.1", "--http-port", str(http_port),
@@ -56,7 +56,7 @@ def _server(
         args += ["--chunk-size", str(chunk_tokens)]
     if disk_folder:
         args += ["--l2-adapter", json.dumps({"type": "fs", "base_path": disk_folder})]
-    return ProcessSpec(
+    server = ProcessSpec(
         name="store",
         role="store",
         program=_PROGRAM,
@@ -66,6 +66,7 @@ def _server(
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
     )
+    return (server,)
 
 
 def load() -> None:
@@ -82,7 +83,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 STORE = Store(
-    process=_server,
+    processes=_server,
     clear_path="/cache/clear",
     instance_start_s=0.4,
     counters={

@@ -1,0 +1,72 @@
+"""When a process that was started is ready, and why it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import httpx
+
+from workbench.control import control_client
+from workbench.errors import LaunchError
+from workbench.serve.processes import logs
+from workbench.serve.processes.launcher import Process
+from workbench.serve.processes.ports import listens
+
+FIRST_POLL_S = 0.02
+POLL_PERIOD_S = 0.1
+LOG_PERIOD_S = 0.5
+
+
+async def ready(processes: Iterable[Process], *, timeout_s: float) -> None:
+    """Wait until each answers its ready URL. Raises LaunchError with the reason and the log."""
+    failed: LaunchError | None = None
+    try:
+        async with control_client(2.0) as client, asyncio.TaskGroup() as group:
+            for process in processes:
+                group.create_task(_ready(client, process, timeout_s))
+    except* LaunchError as several:
+        # The first reason tells; the others are its consequences.
+        failed = next(error for error in several.exceptions if isinstance(error, LaunchError))
+    # Not inside the handler: IPython shows no error at all when a group is in its context.
+    if failed is not None:
+        raise failed
+
+
+async def _ready(client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
+    ends_s = time.monotonic() + timeout_s
+    look_s, pause_s = 0.0, FIRST_POLL_S
+    while not await _answers(client, process):
+        now_s = time.monotonic()
+        doomed = ""
+        if now_s > look_s:
+            # Servers that start want the cores: their logs are read twice a second, not always.
+            doomed = logs.fatal(logs.lines(process.log), process.spec.fatal)
+            look_s = now_s + LOG_PERIOD_S
+        if not process.alive or doomed:
+            raise LaunchError(failure(process, "did not start"))
+        if now_s > ends_s:
+            raise LaunchError(failure(process, f"was not ready after {timeout_s:.0f} s"))
+        await asyncio.sleep(pause_s)
+        # Forked servers answer within a tenth of a second, those that import within seconds.
+        pause_s = min(2 * pause_s, POLL_PERIOD_S)
+
+
+async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
+    try:
+        answer = await client.get(process.spec.ready_url)
+    except httpx.HTTPError:
+        return False
+    if answer.status_code != 200:
+        return False
+    # Another program that was faster to take the port may answer as well.
+    return not process.pid or listens(process.pid, answer.url.port or 80)
+
+
+def failure(process: Process, what: str) -> str:
+    """What happened to a process, the reason that its log gives, and the log's end."""
+    lines = logs.lines(process.log)
+    tail = "\n".join(f"    {line}" for line in lines[-8:])
+    reason = logs.reason(lines, process.spec.fatal)
+    return f"{process.spec.name} {what}: {reason}\n  log: {process.log}\n{tail}"
