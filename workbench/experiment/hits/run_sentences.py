@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
-from typing import Any, TypeVar
 
-from workbench.experiment.findings.sentences import told
+from workbench.experiment.findings.sentences import first, told
 from workbench.experiment.hits.hit_findings import HitRatio, Tiers
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
 from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
 
-_Found = TypeVar("_Found", HitRatio, Tiers)
 _NO_INTERVAL = "in too few rounds for an interval"
 
 
 def headline(ratios: Sequence[HitRatio]) -> str:
     """What loading gains and what storing costs, as far as intervals carry it."""
     parts = []
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
         what, times = f"a {gain.prompt_tokens:,}-token prompt", gain.ratio.value
         parts.append(
@@ -33,7 +31,7 @@ def headline(ratios: Sequence[HitRatio]) -> str:
                 f" LMCache, {_NO_INTERVAL}",
             }[gain.ratio.verdict]
         )
-    cost = _first(ratios, what="storing", prompt_tokens=0)
+    cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and cost.resolved:
         parts.append(f"it changes TTFT of a cold prompt by {_percent(cost)}")
     elif cost is not None and cost.ratio.verdict == "undecided":
@@ -53,9 +51,9 @@ def sentences(
         *((text, both) for text in _chunks(ratios)),
         *((text, counts) for text in _evicted(tiers)),
     ]
-    if disk := _first(ratios, what="disk", prompt_tokens=0):
+    if disk := first(ratios, what="disk", prompt_tokens=0):
         found.append((f"TTFT from the disk beside from memory: {disk.sentence}.", times))
-    if off := _first(ratios, what="engine cache off"):
+    if off := first(ratios, what="engine cache off"):
         text = "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
         found.append((f"{text} engine cache on: {off.sentence}.", both))
     return [told(text, does) for text, does in found]
@@ -80,7 +78,7 @@ def by_counters(tiers: Sequence[Tiers]) -> list[str]:
 
 
 def _credit(tiers: Sequence[Tiers]) -> list[str]:
-    row = _first(tiers, arm=MAIN, pass_name="engine-warm")
+    row = first(tiers, arm=MAIN, pass_name="engine-warm")
     if row is None or not row.idle:
         return []
     return [
@@ -92,7 +90,7 @@ def _credit(tiers: Sequence[Tiers]) -> list[str]:
 
 
 def _storing(ratios: Sequence[HitRatio]) -> list[str]:
-    row = _first(ratios, what="storing", prompt_tokens=0)
+    row = first(ratios, what="storing", prompt_tokens=0)
     if row is None or isnan(row.ratio.value):
         return []
     judged = {
@@ -149,8 +147,8 @@ def _crossing(rows: Sequence[HitRatio]) -> str:
 
 def _reuse(ratios: Sequence[HitRatio]) -> list[str]:
     """How often a stored prompt must come back to pay for having been stored."""
-    cost = _longest(ratios, what="storing", arm=MAIN, pass_name="cold")
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    cost = _longest(ratios, what="storing", pass_name="cold")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if cost is None or gain is None or not cost.resolved or not gain.resolved:
         return []
     paid_ms = cost.ttft_ms - cost.baseline_ttft_ms
@@ -186,8 +184,8 @@ def _chunks(ratios: Sequence[HitRatio]) -> list[str]:
 
 
 def _evicted(tiers: Sequence[Tiers]) -> list[str]:
-    cold, again = (_first(tiers, arm=SMALL, pass_name=name) for name in ("cold", "asked again"))
-    whole = _first(tiers, arm=MAIN, pass_name="store-warm")
+    cold, again = (first(tiers, arm=SMALL, pass_name=name) for name in ("cold", "asked again"))
+    whole = first(tiers, arm=MAIN, pass_name="store-warm")
     if cold is None or again is None or whole is None:
         return []
     kept, lost, gone = (
@@ -207,15 +205,15 @@ def _evicted(tiers: Sequence[Tiers]) -> list[str]:
 def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
     """Up to three key numbers with their intervals."""
     found = []
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
         label = f"TTFT computed / loaded, {gain.prompt_tokens:,} tokens"
         bounds = (gain.ratio.value, gain.ratio.low, gain.ratio.high)
         found.append(_card(label, bounds, "x", gain))
-    cost = _first(ratios, what="storing", prompt_tokens=0)
+    cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost.ratio.value):
         found.append(_card("cold TTFT added by LMCache", _changes(cost), "%", cost))
-    idle = _first(tiers, arm=MAIN, pass_name="engine-warm")
+    idle = first(tiers, arm=MAIN, pass_name="engine-warm")
     if idle is not None and idle.held:
         note = f"{idle.requests} requests, engine-warm; no interval: tokens are counted"
         share = 100 * idle.idle / idle.held
@@ -247,13 +245,7 @@ def _percent(row: HitRatio) -> str:
     return f"{value:+.1f} %" + ("" if isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 
-def _all(rows: Sequence[_Found], wanted: dict[str, Any]) -> list[_Found]:
-    return [row for row in rows if all(getattr(row, name) == wanted[name] for name in wanted)]
-
-
-def _first(rows: Sequence[_Found], **wanted: Any) -> _Found | None:
-    return next(iter(_all(rows, wanted)), None)
-
-
-def _longest(rows: Sequence[HitRatio], **wanted: Any) -> HitRatio | None:
-    return max(_all(rows, wanted), key=lambda row: row.prompt_tokens, default=None)
+def _longest(rows: Sequence[HitRatio], *, what: str, pass_name: str) -> HitRatio | None:
+    """Of the main arm, that of the longest prompts."""
+    mine = [r for r in rows if (r.what, r.arm, r.pass_name) == (what, MAIN, pass_name)]
+    return max(mine, key=lambda row: row.prompt_tokens, default=None)
