@@ -23,14 +23,10 @@ RESULT = {
     "finding": "A warm KV store cuts TTFT",
     "gates": [
         {"name": "same text", "outcome": "PASS", "sentence": "all are equal", "next_step": ""},
-        {
-            "name": "client kept up",
-            "outcome": "FAIL",
-            "sentence": "other programs took 60 % of the CPU",
-            "next_step": "end other programs",
-        },
+        {"name": "client kept up", "outcome": "FAIL", "sentence": "others took 60 % of the CPU",
+         "next_step": "end other programs"},
     ],
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -130,26 +126,25 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     assert rest == [
         "A warm KV store cuts TTFT (proven in part)",
         "Tiny model on a CPU",
-        "  failed: client kept up: other programs took 60 % of the CPU",
+        "  failed: client kept up: others took 60 % of the CPU",
         "next: end other programs",
         f"page: {home / 'report.html'}",
     ]
     assert "PD sweep" in (home / "report.html").read_text()
 
 
-def test_what_is_typed_wins_over_the_file(executed, tmp_path):
+@pytest.mark.parametrize(
+    ("written", "parameters"),
+    [
+        ("topology: 1p1d\nrounds: 5\nfork: false\n", {"topology": "1p1d", "fork": False}),
+        ("# nothing yet\n", {}),
+    ],
+)
+def test_what_is_typed_wins_over_the_file(written, parameters, executed, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("topology: 1p1d\nrounds: 5\nfork: false\n")
+    file.write_text(written)
     assert run(tmp_path, "-f", str(file), "-p", "rounds", "7") == 0
-    assert executed[0][1] == {
-        "topology": "1p1d", "rounds": 7, "fork": False, "output_dir": str(tmp_path)
-    }  # fmt: skip
-
-
-def test_an_empty_file_of_parameters_is_none(executed, tmp_path):
-    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    assert run(tmp_path, "-f", str(tmp_path / "empty.yaml")) == 0
-    assert executed[0][1] == {"output_dir": str(tmp_path)}
+    assert executed[0][1] == parameters | {"rounds": 7, "output_dir": str(tmp_path)}
 
 
 def test_a_run_that_succeeded_is_not_run_again_unless_forced(executed, tmp_path, capsys):
@@ -181,21 +176,14 @@ def test_a_machine_that_is_not_ready_is_told_by_the_exit_status_and_a_sentence(
     assert (tmp_path / "environment_check" / "here" / "report.html").exists()
 
 
-def failed() -> papermill.PapermillExecutionError:
-    return papermill.PapermillExecutionError(
-        cell_index=6,
-        exec_count=3,
-        source="result = await wb.run(plan)",
-        ename="LaunchError",
-        evalue="store did not start: no room\n  log: /x/store.log",
-        traceback=[],
-    )
+NO_ROOM = "store did not start: no room\n  log: /x/store.log"
+FAILED = papermill.PapermillExecutionError(6, 3, "await wb.run(plan)", "LaunchError", NO_ROOM, [])
 
 
 @pytest.mark.parametrize(
     ("outcome", "sentence"),
     [
-        (failed(), "LaunchError: store did not start: no room\n  log: /x/store.log"),
+        (FAILED, f"LaunchError: {NO_ROOM}"),
         (DeadKernelError("Kernel died"), "the notebook's kernel was killed"),
         (KeyboardInterrupt(), "KeyboardInterrupt: stopped\nnext: what is finished is kept, then"),
     ],

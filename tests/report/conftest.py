@@ -10,19 +10,19 @@ import pandas as pd
 import pytest
 
 
-def words(chart: Any) -> list[str]:
+def words(chart):
     """Every line of text of a figure; parsing it proves that the SVG is well formed."""
     root = ElementTree.fromstring(chart.svg)
     return ["".join(node.itertext()).strip() for node in root.iter() if node.tag.endswith("}text")]
 
 
-def text(chart: Any) -> str:
+def text(chart):
     """All texts in one, so that a title which was wrapped is found whole."""
     return " ".join(words(chart))
 
 
 @pytest.fixture
-def result() -> dict[str, Any]:
+def result():
     """A result.json of the first schema, so that pages of earlier runs are tried too."""
     return {
         "schema": 1,
@@ -85,7 +85,7 @@ def result() -> dict[str, Any]:
 
 
 @pytest.fixture
-def summary() -> pd.DataFrame:
+def summary():
     """Two arms, three cache states: cold 3 s, engine-warm 30 ms, store-warm 200 ms."""
     medians = {"cold": 3.0, "engine-warm": 0.03, "store-warm": 0.2}
     return pd.DataFrame(
@@ -109,7 +109,7 @@ def summary() -> pd.DataFrame:
 
 
 @pytest.fixture
-def comparisons() -> pd.DataFrame:
+def comparisons():
     """Store-warm is 15 times faster than cold; 1p4d and 5a do not differ when cold."""
     shared = {"metric": "ttft_s", "n_rounds": 5, "n_pairs": 30, "sentence": ""}
     warm = {"kind": "cache-state", "pass": "store-warm", "baseline_pass": "cold"}
@@ -134,7 +134,7 @@ def comparisons() -> pd.DataFrame:
 
 
 @pytest.fixture
-def requests() -> pd.DataFrame:
+def requests():
     """One instance, 3 passes of 24 requests; cold halves its cached prompts; one request failed."""
     random = np.random.default_rng(7)
     rows = [

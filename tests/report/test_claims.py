@@ -1,7 +1,6 @@
 """The claim table and its panels from invented rows: a word, a shape and a reason for each."""
 
 import re
-from typing import Any
 
 import nbformat
 import pytest
@@ -14,7 +13,7 @@ from workbench.report.figures.claims import claim_curve, claim_intervals
 from workbench.report.page import render
 
 
-def effect(**changed: Any) -> dict[str, Any]:
+def effect(**changed):
     fields = {
         "name": "TTFT", "cells": 1, "cell": "", "quantifier": "lower", "unit": "x",
         "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
@@ -24,7 +23,7 @@ def effect(**changed: Any) -> dict[str, Any]:
     return {**fields, **changed}
 
 
-def row(name: str = "VLLM-APC", **changed: Any) -> dict[str, Any]:
+def row(name="VLLM-APC", **changed):
     effects = [effect()]
     number = [{key: effects[0][key] for key in ("name", "estimate", "low", "high", "unit", "exact")}
               | {"kind": "measured", "cells": 1, "least": 0.21, "most": 0.21}]  # fmt: skip
@@ -54,10 +53,10 @@ KINDS = [
 
 
 @pytest.fixture
-def page(result: dict[str, Any]) -> Any:
+def page(result):
     """`page(rows)` is the parsed page of a result with these claims."""
 
-    def make(rows: list[dict[str, Any]]) -> BeautifulSoup:
+    def make(rows):
         notebook = nbformat.v4.new_notebook()
         return BeautifulSoup(
             render(notebook, Result.from_bundle(result | {"claims": rows}, "a test")), "html.parser"
@@ -66,7 +65,7 @@ def page(result: dict[str, Any]) -> Any:
     return make
 
 
-def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page: Any) -> None:
+def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page):
     cells = page(KINDS).select("table.claims .verdict")
     assert [cell.get_text() for cell in cells] == [
         f"{mark} {kind.replace('-', ' ')}" for kind, mark in MARKS.items()
@@ -75,7 +74,7 @@ def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page: Any) -> No
     assert [cell["class"][1] for cell in cells] == list(MARKS)
 
 
-def test_number_interval_conditions_and_reason_stand_in_the_row(page: Any) -> None:
+def test_number_interval_conditions_and_reason_stand_in_the_row(page):
     (body,) = page([row()]).select("table.claims tbody")
     text = " ".join(body.get_text(" ").split())
     assert "0.210x [0.190, 0.240]" in text
@@ -84,7 +83,7 @@ def test_number_interval_conditions_and_reason_stand_in_the_row(page: Any) -> No
         assert words in text
 
 
-def test_the_table_stands_on_the_first_screen_and_links_its_panels(page: Any) -> None:
+def test_the_table_stands_on_the_first_screen_and_links_its_panels(page):
     soup = page([row()])
     table, gates = soup.select_one("table.claims"), soup.select_one(".gates")
     assert table.sourceline < gates.sourceline
@@ -93,7 +92,7 @@ def test_the_table_stands_on_the_first_screen_and_links_its_panels(page: Any) ->
     assert [h.get_text() for h in soup("h2")][:2] == ["The claims", "Can this be trusted?"]
 
 
-def test_it_sorts_with_a_few_lines_that_load_nothing(page: Any) -> None:
+def test_it_sorts_with_a_few_lines_that_load_nothing(page):
     soup = page(KINDS)
     (script,) = [s for s in soup("script") if "aria-sort" in s.get_text()]
     assert "http" not in script.get_text() and not script.get("src")
@@ -102,11 +101,11 @@ def test_it_sorts_with_a_few_lines_that_load_nothing(page: Any) -> None:
     assert sorted(keys) == keys  # by what was found, not by the alphabet
 
 
-def test_text_of_claims_is_text(page: Any) -> None:
+def test_text_of_claims_is_text(page):
     assert not page([row()]).select(".claims td b b, .claims td:first-child b:nth-of-type(2)")
 
 
-def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page: Any) -> None:
+def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page):
     panel = page([row()]).find(id="claim-VLLM-APC")
     text = " ".join(panel.get_text(" ").split())
     assert "◆ not known a tuned baseline (its source): Old." in text
@@ -117,14 +116,14 @@ def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page: Any) -> N
     assert figure["aria-label"].startswith("VLLM-APC, confirmed (shape). TTFT: 0.210 [0.190, 0.24")
 
 
-def test_a_claim_that_was_not_measured_is_folded_and_says_why(page: Any) -> None:
+def test_a_claim_that_was_not_measured_is_folded_and_says_why(page):
     skipped = row(measured=False, number=[], effects=[], skipped="pd takes 90 s.", ours="")
     soup = page([skipped])
     assert not soup.find(id="claim-VLLM-APC").has_attr("open")
     assert soup.select_one('td[data-label="reason"]').get_text() == "pd takes 90 s."
 
 
-def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
+def test_a_corrected_comparison_is_a_table_of_cells(page):
     sums = [{"sentence": "At equal batch the ratio is 2.00 to 2.35 x.", "holds": False,
              "rows": [{"batch": 1, "ratio": 2.055}]}]  # fmt: skip
     recomputed = {"name": "from its own table", "estimate": None, "low": 2.004, "high": 2.35,
@@ -151,12 +150,12 @@ def test_a_corrected_comparison_is_a_table_of_cells(page: Any) -> None:
         ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),
     ],
 )  # fmt: skip
-def test_numbers_in_words(changed: dict[str, Any], shown: tuple[str, str]) -> None:
+def test_numbers_in_words(changed, shown):
     found = shown_number(ShownNumber(**{**row()["number"][0], **changed}))
     assert (found["value"], found["interval"].replace("\u00a0", " ")) == shown
 
 
-def test_a_notebook_shows_table_and_panels_by_themselves() -> None:
+def test_a_notebook_shows_table_and_panels_by_themselves():
     plain = {"schema": 2, "notebook": "n", "run_id": "r", "status": "success", "claims": KINDS}
     result = Result.from_bundle(plain, "a test")
     for view in (claim_table(result), claim_panels(result)):
@@ -165,7 +164,7 @@ def test_a_notebook_shows_table_and_panels_by_themselves() -> None:
         assert bundle["text/plain"].startswith("● K0: confirmed.")
 
 
-def test_effects_of_different_units_have_axes_of_their_own() -> None:
+def test_effects_of_different_units_have_axes_of_their_own():
     other = effect(name="TPOT", unit="%", value=5.0, confirms_from=-5.0, confirms_to=5.0)
     chart = claim_intervals(row(effects=[effect(), other]))
     assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 2
@@ -173,7 +172,7 @@ def test_effects_of_different_units_have_axes_of_their_own() -> None:
     assert "claimed: lower than 1 x" in chart.svg
 
 
-def test_cells_of_one_effect_share_its_axis() -> None:
+def test_cells_of_one_effect_share_its_axis():
     cells = [effect(cells=2), effect(cells=2, estimate=0.5, low=0.4, high=0.6)]
     chart = claim_intervals(row(effects=cells))
     assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 1
@@ -181,13 +180,13 @@ def test_cells_of_one_effect_share_its_axis() -> None:
     assert "0.500 [0.400, 0.600] x" in chart.alt
 
 
-def test_a_number_without_interval_is_drawn_hollow_and_said() -> None:
+def test_a_number_without_interval_is_drawn_hollow_and_said():
     chart = claim_intervals(row(effects=[effect(low=None, high=None)]))
     assert "0.210 x, no interval" in chart.svg
 
 
 @pytest.mark.parametrize("xs", [[128, 512, 2048, 8192], [1, 60, 92, 2049], ["naive", "SDPA"]])
-def test_a_curve_takes_numbers_and_words(xs: list[Any]) -> None:
+def test_a_curve_takes_numbers_and_words(xs):
     points = [{"series": "a", "x": x, "value": 2.0 + i, "low": 1.5 + i, "high": None}
               for i, x in enumerate(xs)]  # fmt: skip
     chart = claim_curve({"title": "T", "x": "tokens", "y": "ms", "points": points})

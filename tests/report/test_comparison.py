@@ -19,9 +19,7 @@ COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
 
 
-def a_run(
-    folder: Path, *, first_s: float, n: int = 40, simulated: bool = False, **facts: object
-) -> Path:
+def a_run(folder, *, first_s, n=40, simulated=False, **facts):
     """A run folder of one arm, cold and warm: TTFT around `first_s`, warm a tenth of it."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
@@ -51,7 +49,7 @@ def a_run(
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Path:
+def bench(tmp_path):
     """A file of vLLM bench with 40 requests, its four real ones ten times."""
     told = json.loads(COMPLETIONS.read_text())
     for name, value in told.items():
@@ -61,7 +59,7 @@ def bench(tmp_path: Path) -> Path:
     return tmp_path / "bench.json"
 
 
-def test_a_run_beside_vllm_bench(tmp_path: Path, bench: Path) -> None:
+def test_a_run_beside_vllm_bench(tmp_path, bench):
     found = wb.compare_results([a_run(tmp_path / "run", first_s=30.0), bench], cache_state="cold")
     table = found.table
     assert table[["arm", "pass"]].drop_duplicates().to_numpy().tolist() == [
@@ -80,12 +78,12 @@ def test_a_run_beside_vllm_bench(tmp_path: Path, bench: Path) -> None:
     assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
 
 
-def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path: Path, bench: Path) -> None:
+def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path, bench):
     found = wb.compare_results([a_run(tmp_path / "run", first_s=0.1), bench])
     assert len(found.table) == 3 * 4
 
 
-def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path: Path) -> None:
+def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path):
     one, two = (a_run(tmp_path / name, first_s=0.2) for name in "ab")
     slow = a_run(tmp_path / "c", first_s=0.4)
     same = wb.compare_results([one, two], cache_state="cold").sentences[0]
@@ -95,7 +93,7 @@ def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path: Path) -> None
     assert re.search(r": [12]\.\d\d times the first, and the intervals do not meet\.$", other)
 
 
-def failed(run: Path, name: str) -> Path:
+def failed(run, name):
     """The run, with a gate that failed."""
     facts = json.loads((run / "result.json").read_text())
     facts["gates"] = [{"name": name, "outcome": "FAIL", "sentence": "so it is"}]
@@ -103,7 +101,7 @@ def failed(run: Path, name: str) -> Path:
     return run
 
 
-def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path: Path) -> None:
+def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
     busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
     assert busy.sentences[0] == (
@@ -128,14 +126,14 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path: Path) -> None:
     assert "grayscale" not in other.figure.svg
 
 
-def test_unlike_work_and_too_few_requests_are_told(tmp_path: Path) -> None:
+def test_unlike_work_and_too_few_requests_are_told(tmp_path):
     told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
     assert "Unlike work: the median prompt has 550 tokens in r and" in told
     assert "too few requests to tell" in told
     assert "TPOT of LMCache bench is" in told
 
 
-def guidellm_part(folder: Path) -> Path:
+def guidellm_part(folder):
     """A GuideLLM report that keeps 10 of 22 requests, TTFT 0.5 s; over all 22 its p50 is 0.8 s."""
     requests = [
         {
@@ -167,7 +165,7 @@ def guidellm_part(folder: Path) -> Path:
     return folder
 
 
-def test_a_part_of_the_requests_never_passes_for_all(tmp_path: Path, bench: Path) -> None:
+def test_a_part_of_the_requests_never_passes_for_all(tmp_path, bench):
     found = wb.compare_results([bench, guidellm_part(tmp_path / "part")])
     part = "GuideLLM: 10 of 22 requests are in the file."
     assert found.sentences[0] == part
@@ -182,15 +180,13 @@ def test_a_part_of_the_requests_never_passes_for_all(tmp_path: Path, bench: Path
     assert "GuideLLM, the tool's own summary of its whole run: TTFT p50 800 ms." in told
 
 
-def test_where_all_requests_are_there_nothing_is_said_of_a_part(
-    tmp_path: Path, bench: Path
-) -> None:
+def test_where_all_requests_are_there_nothing_is_said_of_a_part(tmp_path, bench):
     found = wb.compare_results([a_run(tmp_path / "r", first_s=1.0), bench])
     assert "in the file" not in found.table
     assert "are in the file" not in " ".join(found.sentences) + found.figure.svg
 
 
-def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path: Path, bench: Path) -> None:
+def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path, bench):
     told = json.loads(bench.read_text())
     del told["start_times"], told["queue_times"]
     (tmp_path / "old.json").write_text(json.dumps(told))
@@ -208,7 +204,7 @@ def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path: Path, be
     )
 
 
-def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path: Path, bench: Path) -> None:
+def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path, bench):
     told = json.loads(bench.read_text())
     for name in ("ttfts", "itls", "output_lens", "input_lens", "errors", "start_times"):
         del told[name]
@@ -218,12 +214,12 @@ def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path: Path, bench: Pat
     assert first.endswith("2: vLLM bench, measured not known; nothing to compare.")
 
 
-def test_what_is_simulated_stays_marked(tmp_path: Path, bench: Path) -> None:
+def test_what_is_simulated_stays_marked(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0, simulated=True)
     assert "simulated" in wb.compare_results([run, bench]).figure.svg
 
 
-def test_what_cannot_be_compared_gets_a_sentence(tmp_path: Path, bench: Path) -> None:
+def test_what_cannot_be_compared_gets_a_sentence(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0)
     (tmp_path / "other.json").write_text('{"tool": "unknown"}')
     for paths, sentence in [
@@ -238,9 +234,7 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path: Path, bench: Path) ->
         wb.compare_results([run, bench], arm="5a")
 
 
-def test_the_command_prints_the_table_and_writes_the_figure(
-    tmp_path: Path, bench: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_the_table_and_writes_the_figure(tmp_path, bench, capsys):
     run, svg = a_run(tmp_path / "run", first_s=1.0), tmp_path / "beside.svg"
     assert main(["compare", str(run), str(bench), "--pass", "cold", "--figure", str(svg)]) == 0
     printed = capsys.readouterr().out

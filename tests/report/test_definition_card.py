@@ -22,7 +22,7 @@ FACTS: dict[str, Any] = {
 RESULT = Result.from_bundle(FACTS, "a test")
 
 
-def request(index: int, first_s: float) -> RequestRecord:
+def request(index, first_s):
     """Five tokens in five chunks, 0.1 s apart, the first `first_s` after sending."""
     return RequestRecord(
         index=index,
@@ -39,7 +39,7 @@ def request(index: int, first_s: float) -> RequestRecord:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A run's folder: two cold requests (1 s to the first token) and three warm ones (0.5 s)."""
     import pandas as pd
 
@@ -77,13 +77,11 @@ def test_a_kind_without_a_name_is_a_kind(run):
     frame = pd.read_parquet(run / "requests.parquet").assign(workload=None)
     frame.to_parquet(run / "requests.parquet")
     found = definition_card(RESULT, run / "run.ipynb")
-    assert found is not None
     assert (found["of"], found["sent"]) == ("1a, engine-warm", 3)
 
 
 def test_a_folder_that_moved_is_found_beside_the_notebook(run):
     found = definition_card(replace(RESULT, folder=Path("/nowhere")), run / "run.ipynb")
-    assert found is not None
     assert found["sent"] == 3
 
 
@@ -104,6 +102,5 @@ def test_without_the_requests_of_this_run_there_is_no_card(run, broken):
 def test_of_many_requests_the_first_are_taken_and_the_card_says_so(run, monkeypatch):
     monkeypatch.setattr("workbench.report.definition_card.MOST_ROWS", 4)
     card = definition_card(RESULT, run / "run.ipynb")
-    assert card is not None
     assert card["of"] == "1a, cold, of the first 4 requests of 5"
     assert card["sent"] == 2

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -14,7 +12,7 @@ from workbench.report.index import runs_of, write_index
 from workbench.report.outcome import outcome_of
 
 
-def add(outputs: Path, name: str, result: dict[str, Any] | str, *, report: bool = True) -> None:
+def add(outputs, name, result, *, report=True):
     folder = outputs / "pd_sweep" / name
     folder.mkdir(parents=True)
     text = result if isinstance(result, str) else json.dumps(result)
@@ -23,17 +21,16 @@ def add(outputs: Path, name: str, result: dict[str, Any] | str, *, report: bool 
         (folder / "report.html").write_text("report")
 
 
-def test_the_newest_run_is_first(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_the_newest_run_is_first(tmp_path, result):
     for day in ("19", "21", "20"):
         add(tmp_path, f"run-{day}", {**result, "started_at": f"2026-11-{day}T11:02:00+00:00"})
     assert [run.run_id for run in runs_of(tmp_path / "pd_sweep")] == ["run-21", "run-20", "run-19"]
 
 
-def test_a_run_shows_outcome_finding_gates_and_link(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_a_run_shows_outcome_finding_gates_and_link(tmp_path, result):
     add(tmp_path, "run one", {**result, "simulated": True})
     soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
     row = soup.select_one("tbody tr")
-    assert row is not None
     cells = [cell.get_text(" ", strip=True) for cell in row("td")]
     assert cells == [
         "◆ proven in part",
@@ -41,12 +38,11 @@ def test_a_run_shows_outcome_finding_gates_and_link(tmp_path: Path, result: dict
         "▲ 1 fail ◆ 1 inconclusive ● 1 pass",
         "2026-11-20 11:02 UTC 14 min",
     ]
-    assert row.a is not None
     assert row.a["href"] == "pd_sweep/run%20one/report.html"
 
 
 @pytest.mark.parametrize("text", ["{broken", "[]", '{"gates": 3}', '{"duration_s": "long"}'])
-def test_a_broken_result_is_listed_with_the_reason(tmp_path: Path, text: str) -> None:
+def test_a_broken_result_is_listed_with_the_reason(tmp_path, text):
     add(tmp_path, "broken", text)
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.outcome.word == "unreadable"
@@ -61,18 +57,14 @@ def test_a_broken_result_is_listed_with_the_reason(tmp_path: Path, text: str) ->
         ({"outcome": {"word": "ready, busy", "severity": "unsure"}}, "ready, busy"),
     ],
 )
-def test_the_index_says_the_same_as_the_page(
-    tmp_path: Path, result: dict[str, Any], facts: dict[str, Any], word: str
-) -> None:
+def test_the_index_says_the_same_as_the_page(tmp_path, result, facts, word):
     add(tmp_path, "one", result | facts)
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.outcome == outcome_of(from_plain(result | facts, "a test"))
     assert run.outcome.word == word
 
 
-def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
-    tmp_path: Path, result: dict[str, Any]
-) -> None:
+def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(tmp_path, result):
     folder = tmp_path / "pd_sweep" / "one"
     folder.mkdir(parents=True)
     cell = nbformat.v4.new_code_cell("result = await wb.run(plan)")
@@ -94,14 +86,14 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(
     assert run.finding == "PD halves TTFT"
 
 
-def test_a_run_that_wrote_no_result_is_listed(tmp_path: Path) -> None:
+def test_a_run_that_wrote_no_result_is_listed(tmp_path):
     (tmp_path / "pd_sweep" / "early").mkdir(parents=True)
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert "no result.json" in run.finding
     assert run.link == ""
 
 
-def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path: Path) -> None:
+def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path):
     for name in ("somebody_elses", "paper_claim_validation", "pd_sweep", "environment_check"):
         (tmp_path / name / "one").mkdir(parents=True)
     soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
@@ -110,14 +102,14 @@ def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
-def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_text_is_escaped_and_nothing_is_loaded(tmp_path, result):
     add(tmp_path, "evil", {**result, "finding": "<script>alert(1)</script>"})
     html = write_index(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in html
     assert "http" not in html
 
 
-def test_an_empty_folder_has_an_index_and_a_missing_one_an_error(tmp_path: Path) -> None:
+def test_an_empty_folder_has_an_index_and_a_missing_one_an_error(tmp_path):
     (tmp_path / ".gitkeep").touch()
     assert "No run yet." in write_index(tmp_path).read_text(encoding="utf-8")
     with pytest.raises(ResultError, match="is no folder"):

@@ -1,7 +1,5 @@
 """How a run came out: the words that page, index and terminal share."""
 
-from typing import Any
-
 import pytest
 
 from workbench.experiment.result.facts import RunFacts, RunOutcome
@@ -9,7 +7,7 @@ from workbench.metrics.gates.gate import Gate
 from workbench.report.outcome import outcome_of
 
 
-def result(*outcomes: str, **facts: Any) -> RunFacts:
+def result(*outcomes, **facts):
     """A run whose gates have these outcomes; `name=outcome`, or the outcome of `KV moved`."""
     gates = []
     for text in outcomes:
@@ -33,9 +31,7 @@ def result(*outcomes: str, **facts: Any) -> RunFacts:
         (None, "unreadable", "unsure"),
     ],
 )
-def test_a_run_comes_out_as_its_gates_and_its_headline_say(
-    facts: RunFacts | None, word: str, severity: str
-):
+def test_a_run_comes_out_as_its_gates_and_its_headline_say(facts, word, severity):
     found = outcome_of(facts)
     assert (found.word, found.severity) == (word, severity)
     assert bool(found.why) == (severity != "ok")

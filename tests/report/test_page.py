@@ -3,8 +3,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import nbformat
 import pandas as pd
@@ -21,36 +19,36 @@ from workbench.report.page import result_of, write_page
 EVIL = "<script>alert('prompt')</script>"
 
 
-def cell(source: str, *data: dict[str, Any], **metadata: Any) -> Any:
+def cell(source, *data, **metadata):
     """A code cell that showed one bundle per `data`."""
     outputs = [new_output("display_data", bundle, metadata=metadata) for bundle in data]
     return new_code_cell(source, outputs=outputs)
 
 
-def printed(text: str, name: str = "stdout") -> Any:
+def printed(text, name="stdout"):
     return new_code_cell("print()", outputs=[new_output("stream", name=name, text=text)])
 
 
-def showing(chart: figures.Chart) -> Any:
+def showing(chart):
     data, metadata = chart._repr_mimebundle_()
     return cell("chart", data, **metadata)
 
 
-def failing(name: str, message: str) -> Any:
+def failing(name, message):
     traceback = [f"\x1b[31mframe {i}\x1b[0m" for i in range(80)]
     error = new_output("error", ename=name, evalue=message, traceback=traceback)
     return new_code_cell("boom()", outputs=[error])
 
 
-def render(notebook: Any, facts: dict[str, Any] | None) -> str:
+def render(notebook, facts):
     return render_page(notebook, Result.from_bundle(facts, "a test") if facts else None)
 
 
-def page(*cells: Any, result: dict[str, Any] | None = None) -> BeautifulSoup:
+def page(*cells, result=None):
     return BeautifulSoup(render(new_notebook(cells=list(cells)), result), "html.parser")
 
 
-def loads(html: str) -> list[str]:
+def loads(html):
     """Everything in a page that would reach for another file or host."""
     return re.findall(
         r"""(?:src|href|srcset|poster|data|action)\s*=\s*["']?(?:https?:|//|file:)[^"'>\s]*"""
@@ -61,11 +59,11 @@ def loads(html: str) -> list[str]:
 
 @pytest.fixture
 def whole(
-    result: dict[str, Any],
-    summary: pd.DataFrame,
-    comparisons: pd.DataFrame,
-    requests: pd.DataFrame,
-) -> Any:
+    result,
+    summary,
+    comparisons,
+    requests,
+):
     """A notebook as the workbench makes it: text, printed lines, tables, figures, the result."""
     table = pd.DataFrame({"sent": [679_800]}, index=["cold"])
     return new_notebook(
@@ -84,30 +82,26 @@ def whole(
     )
 
 
-def test_a_plain_notebook_is_a_page() -> None:
+def test_a_plain_notebook_is_a_page():
     soup = page(new_markdown_cell("# A title\n\nSome *text*."), printed("hello"))
-    assert soup.html is not None
     assert soup.html["lang"] == "en"
     assert [h.text for h in soup("h1")] == ["A title"]
     assert "hello" in soup.text
     assert "Can this be trusted?" not in soup.text
 
 
-def test_the_result_is_found_in_the_notebook(whole: Any, result: dict[str, Any]) -> None:
+def test_the_result_is_found_in_the_notebook(whole, result):
     assert result_of(whole) == Result.from_bundle(result, "a test")
     assert result_of(new_notebook()) is None
     later = {**result, "status": "failed"}
     whole.cells.append(cell("again", {MIME: later}))
-    assert result_of(whole).run.status == "failed"  # type: ignore[union-attr]
+    assert result_of(whole).run.status == "failed"
 
 
-def test_the_first_screen_has_finding_numbers_gates_and_doubts(
-    whole: Any, result: dict[str, Any]
-) -> None:
+def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
     soup = BeautifulSoup(render(whole, result), "html.parser")
     assert [h.text for h in soup("h1")] == ["A warm KV store cuts TTFT 18 times"]
     kicker = soup.select_one(".kick")
-    assert kicker is not None
     assert " ".join(kicker.text.split()) == (
         "◆ proven in part PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
     )
@@ -120,7 +114,7 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(
     assert [doubt.text for doubt in soup.select(".doubt")] == result["doubts"]
 
 
-def test_failed_gates_come_first_with_word_shape_and_next_step(result: dict[str, Any]) -> None:
+def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     gates = [" ".join(gate.text.split()) for gate in page(result=result).select(".gates li")]
     failed = (
         "Client kept up: Another process took 31 % of its core. Effect: takes away tails; makes"
@@ -145,17 +139,14 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result: dict[str,
         ),
     ],
 )
-def test_one_sentence_says_what_all_gates_say(
-    result: dict[str, Any], outcomes: list[str], says: str
-) -> None:
+def test_one_sentence_says_what_all_gates_say(result, outcomes, says):
     gates = [{"name": "KV moved", "outcome": outcome, "sentence": "so"} for outcome in outcomes]
     judged = page(result={**result, "gates": gates}).select_one(".judged")
-    assert judged is not None
     assert judged.text == says
     assert says[0] == {"PASS": "●", "FAIL": "▲"}.get(str(judged["class"][1]), "◆")
 
 
-def test_a_gate_ends_its_sentence_before_the_next_step(result: dict[str, Any]) -> None:
+def test_a_gate_ends_its_sentence_before_the_next_step(result):
     gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
     (line,) = page(result={**result, "gates": [gate]}).select(".gates li")
     assert " ".join(line.text.split()) == (
@@ -164,15 +155,14 @@ def test_a_gate_ends_its_sentence_before_the_next_step(result: dict[str, Any]) -
     )
 
 
-def test_a_result_without_gates_does_not_look_checked(result: dict[str, Any]) -> None:
+def test_a_result_without_gates_does_not_look_checked(result):
     assert "No gate was judged" in page(result={**result, "gates": []}).text
 
 
-def test_the_end_has_limits_command_and_what_a_check_needs(result: dict[str, Any]) -> None:
+def test_the_end_has_limits_command_and_what_a_check_needs(result):
     soup = page(result=result)
     assert "Nothing is said about throughput." in soup.text
     command = soup.find(id="command")
-    assert command is not None
     assert command.text == result["repeat"]
     folded = [details.get_text(" ", strip=True) for details in soup("details")]
     for text in (
@@ -186,7 +176,7 @@ def test_the_end_has_limits_command_and_what_a_check_needs(result: dict[str, Any
         assert any(text in part for part in folded), text
 
 
-def test_the_page_is_one_small_file_without_a_network(whole: Any, result: dict[str, Any]) -> None:
+def test_the_page_is_one_small_file_without_a_network(whole, result):
     whole.cells.append(new_markdown_cell("![a](https://example.org/a.png) https://example.org"))
     html = render(whole, result)
     assert loads(html) == []
@@ -194,9 +184,7 @@ def test_the_page_is_one_small_file_without_a_network(whole: Any, result: dict[s
     assert len(html.encode()) < 600_000
 
 
-def test_ids_are_unique_and_every_reference_finds_its_own(
-    whole: Any, result: dict[str, Any]
-) -> None:
+def test_ids_are_unique_and_every_reference_finds_its_own(whole, result):
     html = render(whole, result)
     soup = BeautifulSoup(html, "html.parser")
     ids = Counter(str(tag["id"]) for tag in soup(id=True))
@@ -206,7 +194,7 @@ def test_ids_are_unique_and_every_reference_finds_its_own(
     assert {a or b for a, b in pointers} <= set(ids)
 
 
-def test_every_figure_says_what_it_shows(whole: Any, result: dict[str, Any]) -> None:
+def test_every_figure_says_what_it_shows(whole, result):
     found = BeautifulSoup(render(whole, result), "html.parser")("figure")
     assert len(found) == 4
     for figure in found:
@@ -214,13 +202,10 @@ def test_every_figure_says_what_it_shows(whole: Any, result: dict[str, Any]) -> 
         assert len(str(figure["aria-label"])) > 40
         assert figure.find("figcaption") is not None
     picture = page(cell("plot", {"image/png": "AAAA"}, **{"image/png": {"alt": "A line"}}))
-    assert picture.img is not None
     assert picture.img["alt"] == "A line"
 
 
-def test_headings_are_in_order_and_the_contents_lead_to_them(
-    whole: Any, result: dict[str, Any]
-) -> None:
+def test_headings_are_in_order_and_the_contents_lead_to_them(whole, result):
     whole.cells.append(new_markdown_cell("##### Deep\n\n# Shallow"))
     soup = BeautifulSoup(render(whole, result), "html.parser")
     levels = [int(tag.name[1]) for tag in soup(re.compile("^h[1-6]$"))]
@@ -233,26 +218,26 @@ def test_headings_are_in_order_and_the_contents_lead_to_them(
     assert entries[1:3] == ["Where TTFT goes down", "Where every token came from"]
 
 
-def test_header_cells_have_a_scope(whole: Any, result: dict[str, Any]) -> None:
+def test_header_cells_have_a_scope(whole, result):
     soup = BeautifulSoup(render(whole, result), "html.parser")
     assert soup("table")
     assert all(cell.get("scope") in ("col", "row") for cell in soup("th"))
 
 
-def test_dark_and_print_styles_are_there() -> None:
+def test_dark_and_print_styles_are_there():
     html = render(new_notebook(), None)
     assert "@media screen and (prefers-color-scheme: dark)" in html
     assert "@media print" in html
 
 
-def test_code_is_folded_with_that_of_neighbours_that_show_nothing() -> None:
+def test_code_is_folded_with_that_of_neighbours_that_show_nothing():
     soup = page(new_code_cell("a = 1"), printed("shown"), new_code_cell("b = 2\nc = 3"))
     folds = soup.select("details.code")
     assert [fold.summary.text for fold in folds if fold.summary] == ["Code, 4 lines"]
     assert not folds[0].has_attr("open")
 
 
-def test_text_is_never_html(result: dict[str, Any]) -> None:
+def test_text_is_never_html(result):
     evil = {**result, "finding": EVIL, "doubts": [EVIL], "repeat": EVIL, "scope": EVIL}
     evil["gates"] = [{"name": EVIL, "outcome": "FAIL", "sentence": EVIL, "next_step": EVIL}]
     evil["parameters"] = {EVIL: EVIL}
@@ -269,7 +254,7 @@ def test_text_is_never_html(result: dict[str, Any]) -> None:
     assert EVIL in soup.text
 
 
-def test_a_failed_notebook_says_why_in_its_first_sentence() -> None:
+def test_a_failed_notebook_says_why_in_its_first_sentence():
     mark = new_markdown_cell("<span style='color:red'>An Exception was encountered</span>")
     mark.metadata["tags"] = ["papermill-error-cell-tag"]
     soup = page(
@@ -282,38 +267,35 @@ def test_a_failed_notebook_says_why_in_its_first_sentence() -> None:
     )
     assert [h.text for h in soup("h1")] == ["PD sweep: the run failed"]
     alert = soup.select_one('[role="alert"]')
-    assert alert is not None
-    assert alert.find("p").text == "ParameterError: topology 'p4d' cannot be read"  # type: ignore[union-attr]
-    assert "second line" in alert.details.text  # type: ignore[union-attr]
+    assert alert.find("p").text == "ParameterError: topology 'p4d' cannot be read"
+    assert "second line" in alert.details.text
     trace = soup.select_one("details.trace")
-    assert trace is not None
     assert "frame 79" in trace.text
     assert "\x1b" not in trace.text
     assert not trace.has_attr("open")
     target = alert.select_one('a[href^="#cell"]')
-    assert target is not None
     assert soup.find(id=str(target["href"])[1:]) is not None
     assert "An Exception was encountered" not in soup.text
     assert "Never reached" not in soup.text
     assert "2 more code cells did not run." in soup.text
 
 
-def test_a_failure_outranks_the_result_but_keeps_its_finding(result: dict[str, Any]) -> None:
+def test_a_failure_outranks_the_result_but_keeps_its_finding(result):
     soup = page(failing("KeyError", "'x'"), result=result)
     assert soup.select_one(".badge.bad") is not None
     assert [h.text for h in soup("h1")] == [result["finding"]]
     assert "KeyError: 'x'" in soup.text
     stopped = page(failing("KeyboardInterrupt", ""), result=result)
-    assert "cancelled" in stopped.select_one(".badge").text  # type: ignore[union-attr]
+    assert "cancelled" in stopped.select_one(".badge").text
 
 
-def test_a_cell_that_may_raise_is_no_failure() -> None:
+def test_a_cell_that_may_raise_is_no_failure():
     allowed = failing("ValueError", "expected")
     allowed.metadata["tags"] = ["raises-exception"]
     assert page(allowed).select_one('[role="alert"]') is None
 
 
-def test_a_kernel_that_died_leaves_a_cell_without_a_reply() -> None:
+def test_a_kernel_that_died_leaves_a_cell_without_a_reply():
     ended = new_code_cell("a", metadata={"execution": {"shell.execute_reply": "2026-11-20"}})
     died = new_code_cell("b", metadata={"execution": {"iopub.execute_input": "2026-11-20"}})
     notebook = new_notebook(
@@ -327,37 +309,32 @@ def test_a_kernel_that_died_leaves_a_cell_without_a_reply() -> None:
 
 
 @pytest.mark.parametrize("status", ["started", "success", "failed", "cancelled"])
-def test_the_status_is_a_word_and_a_shape(result: dict[str, Any], status: str) -> None:
+def test_the_status_is_a_word_and_a_shape(result, status):
     badge = page(result={**result, "status": status, "gates": []}).select_one(".badge")
-    assert badge is not None
     word = {"started": "unfinished", "success": "not checked", "failed": "not carried out"}
     assert re.fullmatch(rf"[●▲◆] {word.get(status, status)}", badge.text)
 
 
-def test_a_failed_gate_takes_the_success_away(whole: Any, result: dict[str, Any]) -> None:
+def test_a_failed_gate_takes_the_success_away(whole, result):
     gates = [{"name": "KV moved", "outcome": "PASS", "sentence": "it did"}]
     proven = BeautifulSoup(render(whole, {**result, "gates": gates}), "html.parser")
     gates = [{**gates[0], "outcome": "FAIL"}]
     spoiled = BeautifulSoup(render(whole, {**result, "gates": gates}), "html.parser")
-    badges = [soup.find(class_="badge").text for soup in (proven, spoiled)]  # type: ignore[union-attr]
+    badges = [soup.find(class_="badge").text for soup in (proven, spoiled)]
     assert badges == ["● proven", "▲ not proven"]
     assert proven.select_one(".card.struck") is None
     assert len(spoiled.select(".card.struck")) == len(result["numbers"])
 
 
-def test_a_simulated_result_is_marked_above_everything_and_on_each_figure(
-    whole: Any, result: dict[str, Any]
-) -> None:
+def test_a_simulated_result_is_marked_above_everything_and_on_each_figure(whole, result):
     assert "Simulated." not in render(whole, result)
     soup = BeautifulSoup(render(whole, {**result, "simulated": True}), "html.parser")
-    assert soup.main is not None
     first = soup.main.find("div")
-    assert first is not None
     assert first.text.startswith("Simulated.")
     assert all("Simulated." in caption.text for caption in soup("figcaption"))
 
 
-def test_printed_text_is_what_a_terminal_would_have_left() -> None:
+def test_printed_text_is_what_a_terminal_would_have_left():
     soup = page(
         printed(" 10 %\r 50 %\r100 %\nready\r\n\x1b[32mgreen\x1b[0m\n"),
         printed("Kernel is running over TCP without encryption. All of it.\n", name="stderr"),
@@ -367,16 +344,15 @@ def test_printed_text_is_what_a_terminal_would_have_left() -> None:
     assert texts[0] == "100 %\nready\ngreen"
     assert soup.select("pre.stderr") == []
     fold = soup.select_one("details.print summary")
-    assert fold is not None
     assert fold.text == "Printed text, 100 lines"
 
 
-def test_widgets_show_nothing() -> None:
+def test_widgets_show_nothing():
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "Slider()"}
     assert "Slider" not in page(cell("w", view)).text
 
 
-def test_plotly_comes_along_once_and_works_offline() -> None:
+def test_plotly_comes_along_once_and_works_offline():
     pytest.importorskip("plotly")
     figure = {"data": [{"type": "scatter", "y": [1, 2]}], "layout": {"title": {"text": EVIL}}}
     bundle = {"application/vnd.plotly.v1+json": figure, "text/html": "<b>the old twin</b>"}
@@ -389,7 +365,7 @@ def test_plotly_comes_along_once_and_works_offline() -> None:
     assert loads("".join(tags)) == []
 
 
-def test_write_page_stands_beside_the_notebook(tmp_path: Path, whole: Any) -> None:
+def test_write_page_stands_beside_the_notebook(tmp_path, whole):
     source = tmp_path / "out.ipynb"
     nbformat.write(whole, source)
     assert write_page(source) == tmp_path / "out.html"
@@ -399,7 +375,7 @@ def test_write_page_stands_beside_the_notebook(tmp_path: Path, whole: Any) -> No
 
 
 @pytest.mark.parametrize("text", [None, "not json", "[]", '{"cells": 3}', '{"nbformat": 4}'])
-def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path: Path, text: str | None) -> None:
+def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path, text):
     source = tmp_path / "x.ipynb"
     if text is not None:
         source.write_text(text)

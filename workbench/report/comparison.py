@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
 from workbench.experiment.result.facts import EngineFacts
 from workbench.experiment.result.result import load_result
-from workbench.experiment.result.tables import percentile_table, without_struck
+from workbench.experiment.result.result_tables import percentile_table, without_struck
+from workbench.metrics.definitions import VERSIONS, definition_of
 from workbench.metrics.gates.gate_table import Spoil, spoil, taken_away, touching
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.statistics import three_digits
 from workbench.report.figures import Chart, latency_panels
-from workbench.report.peer_sentences import meanings, parts_told, told_by_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
+_OTHERS = {
+    "GuideLLM": {
+        "E2E": "last token - request start here; the tool's own runs to the end of the stream",
+    },
+    "LMCache bench": {
+        "version": "0.5.6",
+        "TTFT": "first text (reasoning only where there is no content) - time before the call",
+        "E2E": "end of the stream - time before the call",
+    },
+    "SGLang bench_serving": {
+        "version": "00f9ec4",
+        "TTFT": "first chunk with text (chat: or reasoning) - time before the POST",
+        "E2E": "TTFT + all gaps; the tool's own E2E, to the last line, is not in its file",
+    },
+    "multi-round-qa": {
+        "version": "production-stack 0a330da",
+        "TTFT": "first text (or reasoning, in later versions) - time before the call",
+        "E2E": "end of the stream - time before the call",
+    },
+}
+"""What the numbers read from a file mean, where the definition card does not say, and the version
+whose source was read:
+lmcache/cli/commands/bench/engine_bench/request_sender.py, sglang/benchmark/serving.py,
+benchmarks/multi-round-qa/multi-round-qa.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +92,7 @@ class SideBySide:
     @property
     def figure(self) -> Chart:
         """Distributions of TTFT, TPS, E2E and output length, a line for each arm and pass."""
-        return latency_panels(self.requests, note=" ".join(parts_told(self.parts)))
+        return latency_panels(self.requests, note=" ".join(_parts_told(self.parts)))
 
 
 def compare_results(
@@ -100,12 +128,12 @@ def compare_results(
         if side.tool and mark["kept"] < mark["total"]
     }
     sentences = (
-        *parts_told(parts),
+        *_parts_told(parts),
         *_spoilt(sides),
         *_medians(found, parts, sides),
-        *(told for side in sides if side.tool for told in told_by_file(side.requests)),
+        *(told for side in sides if side.tool for told in _told_by_file(side.requests)),
         *_unlike(sides),
-        *meanings(side.tool for side in sides if side.tool),
+        *_meanings(side.tool for side in sides if side.tool),
     )
     return SideBySide(requests=requests, percentiles=found, sentences=sentences, parts=parts)
 
@@ -253,4 +281,59 @@ def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
         yield (
             "Files of load generators do not name the machine, the server or its cache state;"
             " verify that these match."
+        )
+
+
+def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
+    """Which arms are drawn and computed from a part of their requests."""
+    for arm, (kept, total) in parts.items():
+        yield f"{arm}: {kept:,} of {total:,} requests are in the file."
+
+
+def _told_by_file(requests: pd.DataFrame) -> Iterable[str]:
+    """What a tool's file says of itself: what it lacks, and what it tells beside requests."""
+    arm, marks = str(requests["arm"].iloc[0]), requests.attrs
+    version = f" ({marks['version']})" if marks["version"] else ""
+    for doubt in marks["doubts"]:
+        yield f"{arm}{version}: {doubt}"
+    if marks["own"] and marks["kept"] < marks["total"]:
+        own = ", ".join(f"{name} {_ms(value)} ms" for name, value in marks["own"].items())
+        yield f"{arm}, the tool's own summary of its whole run: {own}."
+    yield from _server_times(arm, requests)
+
+
+def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
+    """The server's own queue and first token beside the client's TTFT, where a file has them."""
+    told = requests[(requests["engine_metrics"] != "") & requests["ttft_s"].notna()]
+    if told.empty:
+        return
+    server = told["engine_metrics"].map(json.loads)
+    queue_s, first_s = (
+        server.map(lambda found, name=name: found.get(name, nan)) / 1000
+        for name in ("queue_time_ms", "time_to_first_token_ms")
+    )
+    outside_s = told["ttft_s"] - queue_s - first_s
+    queue, first, rest = (
+        "not known" if isnan(value) else f"{_ms(value)} ms"
+        for value in (queue_s.median(), first_s.median(), outside_s.median())
+    )
+    yield (
+        f"{arm}, medians of {len(told):,} by the server's own times: queue {queue}, from scheduling"
+        f" to the first token {first}; TTFT outside the engine {rest}."
+    )
+
+
+def _meanings(tools: Iterable[str]) -> Iterable[str]:
+    """What each tool means by the names, where it is not what the workbench means."""
+    for tool in dict.fromkeys(tools):
+        version = VERSIONS[_CARD[tool]] if tool in _CARD else _OTHERS[tool]["version"]
+        for metric in ("TTFT", "E2E"):
+            theirs = _OTHERS.get(tool, {}).get(metric)
+            if theirs is None:
+                theirs = definition_of(metric, _CARD[tool]).formula
+            ours = definition_of(metric, "workbench").formula
+            yield f"{metric} of {tool} (read at {version}): {theirs}; of the workbench: {ours}."
+        yield (
+            f"TPOT of {tool} is (last - first token) / (output tokens - 1) here: its file does not"
+            " tell the tokens of the first chunk."
         )

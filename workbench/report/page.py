@@ -1,8 +1,7 @@
 """The report: an executed notebook as one HTML file that opens without a network.
 
-The first screen answers what was found, with intervals, and whether it can be trusted; then come
-the notebook's own text and figures; at the end the limits, the command that repeats it, and all
-that is needed to check it. A notebook that failed says why in its first sentence.
+First what was found and whether it can be trusted, then the notebook's own text and figures, at
+the end all that is needed to check and repeat it. A notebook that failed says why at once.
 """
 
 from __future__ import annotations

@@ -112,6 +112,14 @@ def test_unlike_numbers_of_gpus_are_not_compared(sweep, rows):
     }  # fmt: skip
 
 
+def test_an_instance_that_spans_more_gpus_than_the_subject_is_no_opponent(sweep, rows, machine_has):
+    machine_has("cuda", gpus=8)
+    plan = sweep(topology="1p1d", aggregated_tp=4, connector="nixl")
+    requests = pd.concat([rows(arm.label, "cold", [1.0]) for arm in plan.arms], ignore_index=True)
+    assert compare(plan, requests) == ()
+    assert any("its aggregated opponents have 4" in doubt for doubt in plan.doubts)
+
+
 def test_what_was_not_measured_is_not_compared(sweep, rows):
     # The run broke off after the first arm's cold pass.
     assert compare(sweep(topology="1p1d"), rows("1p1d lmcache", "cold", [1.0])) == ()

@@ -1,5 +1,6 @@
 import shlex
 from math import nan
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -84,6 +85,29 @@ def test_a_conclusion_has_everything_that_a_page_shows(sweep, rows):
     assert facts.workload.hash == plan.workload.build("any").hash
     plain = to_plain(facts)
     assert to_plain(from_plain(plain, "itself")) == plain
+
+
+def test_the_words_of_a_whole_run(sweep, rows):
+    """All sentences of a run at once; elsewhere tests look at verdicts and numbers."""
+    plan = sweep(topology="1p1d", rounds=3, requests=3)
+    slow = {"1p1d lmcache": 2.0, "2a": 1.0, "2a lmcache": 1.0}
+    part = {"cold": 1.0, "engine-warm": 0.1, "cross-instance": 0.2, "store-warm": 0.25}
+    requests = pd.concat(
+        [
+            rows(arm.label, p.name, [slow[arm.label] * part[p.name]] * 3, round=number)
+            for number in range(3)
+            for arm in plan.arms
+            for p in arm.passes
+        ],
+        ignore_index=True,
+    )
+    facts = conclude(plan, requests, every_pass(plan))
+    cards = (f"{card.label}: {card.value:g} {card.unit} ({card.note})" for card in facts.numbers)
+    gates = (f"{g.outcome} {g.name}: {g.sentence}. Next: {g.next_step}" for g in facts.gates)
+    words = [facts.finding, facts.unproven, facts.scope, *cards, *facts.sentences, *gates]
+    words += [*facts.doubts, *facts.limits]
+    golden = Path(__file__).with_name("whole_run.txt")
+    assert "\n".join(words) + "\n" == golden.read_text()
 
 
 def test_a_run_that_measured_nothing_says_so_and_nothing_else(sweep):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from math import nan
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import RateRow
 
 
-def row(rate: float, achieved: float, ttft_s: float, **given: Any) -> RateRow:
+def row(rate, achieved, ttft_s, **given):
     fields = {
         "arm": "1p1d", "rate_per_s": rate, "n_requests": 80, "n_rounds": 2, "share": 0.95,
         "share_low": 0.88, "share_high": 0.98, "offered_per_s": 0.9 * rate,
@@ -27,7 +26,7 @@ ROWS = [row(2, 1.8, 0.04), row(8, 5.0, 0.4), row(20, 4.8, 2.0)]
 SWEEP = Rates(given=(2, 8, 20), limits=Limits(ttft_s=0.5))
 
 
-def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends() -> None:
+def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
     ended, slow, fast = rate_cards(SWEEP, ROWS, {})
     assert (ended.label, ended.value, ended.unit) == (
         "answers ended at most, 1p1d",
@@ -44,7 +43,7 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends() -> None:
     assert all(card.note.startswith("rough: gate “client kept up” failed;") for card in spoiled)
 
 
-def test_a_resolved_search_is_told_by_its_answer_and_another_is_not() -> None:
+def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
     answer = Answer(met_per_s=2, missed_per_s=2.4, resolved=True, reason="")
     card = rate_cards(SWEEP, ROWS, {"1p1d": answer})[0]
     assert (card.label, card.value) == ("highest rate within the limits, 1p1d", 2)
@@ -53,7 +52,7 @@ def test_a_resolved_search_is_told_by_its_answer_and_another_is_not() -> None:
     assert card.label == "answers ended at most, 1p1d"
 
 
-def test_without_rates_or_answers_there_are_no_cards() -> None:
+def test_without_rates_or_answers_there_are_no_cards():
     assert rate_cards(None, [], {}) == ()
     assert rate_cards(SWEEP, [row(2, nan, nan)], {}) == ()
     assert len(rate_cards(SWEEP, ROWS[:1], {})) == 2

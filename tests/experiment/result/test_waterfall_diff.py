@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ PAIR = [
 ]  # fmt: skip
 
 
-def split(arm: str, name: str = "cold", rounds: int = 5, **parts_ms: float) -> pd.DataFrame:
+def split(arm, name="cold", rounds=5, **parts_ms):
     """Two requests a round with those parts, and 1 ms of residual."""
     rows = []
     for number in range(rounds):
@@ -46,20 +45,20 @@ def split(arm: str, name: str = "cold", rounds: int = 5, **parts_ms: float) -> p
     return pd.DataFrame(rows)
 
 
-def noisy(frame: pd.DataFrame, part: str, by_ms: float, seed: int = 0) -> pd.DataFrame:
+def noisy(frame, part, by_ms, seed=0):
     """The frame with a launch's own luck added to a part, and so to TTFT."""
     luck = np.random.default_rng(seed).normal(0, by_ms / 1000, frame["round"].nunique())
     added = luck[frame["round"].to_numpy()]
     return frame.assign(**{part: frame[part] + added, "ttft_s": frame["ttft_s"] + added})
 
 
-def one(*frames: pd.DataFrame, pairs: Sequence[Comparison] = PAIR) -> str:
+def one(*frames, pairs=PAIR):
     said = why(pd.concat(frames), pairs)
     assert len(said) == 1
     return said[0]
 
 
-def test_the_parts_that_make_the_difference_are_named_with_their_sizes() -> None:
+def test_the_parts_that_make_the_difference_are_named_with_their_sizes():
     later = split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=180, prefill_queue_s=60)
     assert one(later, split("2a", prefill_compute_s=300, prefill_queue_s=10)) == (
         "1p1d nixl beside 2a, cold: first token 230 ms [230, 230] later: KV transfer + decode queue"
@@ -67,7 +66,7 @@ def test_the_parts_that_make_the_difference_are_named_with_their_sizes() -> None
     )
 
 
-def test_a_gain_is_explained_and_what_works_against_it_is_said() -> None:
+def test_a_gain_is_explained_and_what_works_against_it_is_said():
     sooner = split("1p1d nixl", prefill_queue_s=10, transfer_queue_s=30)
     assert one(sooner, split("2a", prefill_queue_s=200)) == (
         "1p1d nixl beside 2a, cold: first token 160 ms [160, 160] sooner: prefill queue -190 ms"
@@ -75,7 +74,7 @@ def test_a_gain_is_explained_and_what_works_against_it_is_said() -> None:
     )
 
 
-def test_a_part_stands_out_although_the_noise_of_another_hides_the_total() -> None:
+def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
     split_arm = noisy(split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=20),
                       "prefill_compute_s", 100)  # fmt: skip
     text = one(split_arm, split("2a", prefill_compute_s=300))
@@ -86,7 +85,7 @@ def test_a_part_stands_out_although_the_noise_of_another_hides_the_total() -> No
     assert "prefill compute" not in text
 
 
-def test_no_part_is_blamed_where_none_stands_out() -> None:
+def test_no_part_is_blamed_where_none_stands_out():
     luck = noisy(split("1p1d nixl", prefill_compute_s=300), "prefill_compute_s", 50)
     text = one(luck, split("2a", prefill_compute_s=300))
     assert text.startswith(
@@ -95,7 +94,7 @@ def test_no_part_is_blamed_where_none_stands_out() -> None:
     assert text.endswith("]), and no part stands out.")
 
 
-def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained() -> None:
+def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained():
     """What one part takes in a launch another gives back: TTFT is surely 20 ms later."""
     subject = noisy(split("1p1d nixl", prefill_compute_s=320), "prefill_compute_s", 300)
     swing = subject["prefill_compute_s"] - 0.32
@@ -104,7 +103,7 @@ def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained() -> None:
     assert "20.0 ms [20.0, 20.0] later, but no part explains it at this n" in text
 
 
-def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not() -> None:
+def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not():
     many = dict(zip(PARTS, (0.1, 40, 30, 60, 20, 10, 0, 0, 0), strict=True))
     text = one(split("1p1d nixl", **many), split("2a"))
     assert "prefill compute +60.0 ms" in text
@@ -113,12 +112,12 @@ def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not() -> None:
 
 
 @pytest.mark.parametrize(("rounds", "words"), [(1, "1 round gives"), (2, "2 rounds give")])
-def test_too_few_rounds_explain_nothing(rounds: int, words: str) -> None:
+def test_too_few_rounds_explain_nothing(rounds, words):
     frames = (split(arm, rounds=rounds, prefill_compute_s=9) for arm in ("1p1d nixl", "2a"))
     assert f"not explained, since {words} no interval (it takes 3)" in one(*frames)
 
 
-def test_requests_without_a_whole_waterfall_are_left_out_and_counted() -> None:
+def test_requests_without_a_whole_waterfall_are_left_out_and_counted():
     subject, rival = split("1p1d nixl", transfer_queue_s=20), split("2a")
     subject.loc[0, "residual_s"] = math.nan
     assert one(subject, rival).endswith("+20.0 ms [20.0, 20.0] (1 pairs left out).")
@@ -128,7 +127,7 @@ def test_requests_without_a_whole_waterfall_are_left_out_and_counted() -> None:
     )
 
 
-def test_without_opponents_topologies_are_set_beside_the_first() -> None:
+def test_without_opponents_topologies_are_set_beside_the_first():
     frames = pd.concat(
         [
             split("1p1d nixl", prefill_queue_s=100),
@@ -144,7 +143,7 @@ def test_without_opponents_topologies_are_set_beside_the_first() -> None:
     assert why(frames.iloc[:0], []) == []
 
 
-def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds() -> None:
+def test_parts_add_up_to_ttft_and_intervals_are_those_of_rounds():
     subject = noisy(split("1p1d nixl", transfer_queue_s=20), "transfer_queue_s", 5)
     both = pd.concat([subject, split("2a")])
     found = difference(both, arm="1p1d nixl", baseline="2a", name="cold")

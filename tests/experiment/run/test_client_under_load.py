@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from workbench.experiment.result.tables import no_p99
+from workbench.experiment.result.result_tables import no_p99
 from workbench.experiment.run.monitor import watch_client
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import ProcessorLoad

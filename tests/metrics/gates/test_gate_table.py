@@ -27,8 +27,8 @@ def made() -> Iterator[str]:
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 named = [word.value for word in node.keywords if word.arg == "name"]
-                first = node.args[:1] if called in ("judge", "_gate") else []
-                if called in ("judge", "_gate", "Gate"):
+                first = node.args[:1] if called in ("judge", "_limit") else []
+                if called in ("judge", "_limit", "Gate"):
                     yield from (ast.unparse(value) for value in [*first, *named])
 
 

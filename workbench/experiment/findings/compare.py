@@ -17,7 +17,6 @@ from workbench.metrics.statistics import (
     quantile,
     ratio_of_rounds,
 )
-from workbench.topology import Topology
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +96,10 @@ def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
         for subject in arms
         if subject.role == "subject" and subject.disaggregated
         for rival in arms
-        if rival.topology == Topology(aggregated=subject.gpus // subject.tp.aggregated)
+        if rival.topology is not None
+        and not rival.disaggregated
+        # None where an aggregated instance spans more GPUs than the subject has.
+        and rival.topology.aggregated == subject.gpus // subject.tp.aggregated
     ]
 
 

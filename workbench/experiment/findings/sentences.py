@@ -166,19 +166,15 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
 
 def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
     subjects = {arm.label for arm in plan.arms if arm.role != "opponent"}
-    ttft = [row for row in comparisons if row.metric == "ttft_s"]
+    ttft = matching(comparisons, metric="ttft_s")
     known = [row for row in ttft if not isnan(row.ratio.value)]
     parts = []
     for state, what in (("store-warm", "KV store"), ("engine-warm", "engine cache")):
-        warm = [
-            row
-            for row in known
-            if row.kind == "cache-state" and row.pass_name == state and row.arm in subjects
-        ]
-        if warm:
+        warm = matching(known, kind="cache-state", pass_name=state)
+        if warm := [row for row in warm if row.arm in subjects]:
             parts.append(_warm_clause(what, _prompts(plan), warm))
             break
-    if rivals := [row for row in known if row.kind == "opponent"]:
+    if rivals := matching(known, kind="opponent"):
         parts.append(_pd_clause(rivals))
     if parts:
         return "; ".join(parts)
@@ -339,12 +335,14 @@ def told(sentence: str, does: Spoil) -> str:
     return f"{does.said[:1].upper()}{does.said[1:]}. {sentence}"
 
 
+def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The records whose fields have these values."""
+    return [r for r in rows if all(getattr(r, name) == wanted[name] for name in wanted)]
+
+
 def first(rows: Iterable[Row], **wanted: Any) -> Row | None:
-    """The first record whose fields have these values."""
-    for row in rows:
-        if all(getattr(row, name) == value for name, value in wanted.items()):
-            return row
-    return None
+    """The first of `matching`."""
+    return next(iter(matching(rows, **wanted)), None)
 
 
 def rounds(number: int) -> str:

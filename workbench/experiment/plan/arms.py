@@ -244,5 +244,5 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if arm.role == "subject" and arm.disaggregated and arm.gpus % each:
             yield (
                 f"{arm.label} has {arm.gpus} GPUs, which {each} a piece do not divide: its"
-                f" aggregated opponents have {arm.gpus // each * each}."
+                f" aggregated opponents have {max(1, arm.gpus // each) * each}."
             )

@@ -26,7 +26,7 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.plan import DeploymentPlan, plan_deployment
+from workbench.serve.deployment import DeploymentPlan, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -154,7 +154,7 @@ class ExperimentPlan:
     def kv_space_tokens(self) -> float:
         """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
         settings = self.settings
-        if settings is None or settings.on_gpu or not settings.model.is_dir():
+        if settings is None or settings.on_gpu or not settings.model.expanduser().is_dir():
             return nan
         facts = model_facts(settings.model).run_as(settings.dtype)
         return settings.kv_cache_mib * 2**20 / facts.kv_shape.bytes_per_token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -65,23 +65,16 @@ class Rates:
         if "rate_per_s" not in rows:
             return []
         mine = rows[(rows["arm"] == arm) & rows["rate_per_s"].gt(0)]
-        points = []
-        for rate, group in mine.groupby("rate_per_s", sort=False):
-            good = self.good(group)
-            by_round = [good[group["round"] == number] for number in group["round"].unique()]
-            points.append(
-                Point(
-                    rate_per_s=float(rate),  # type: ignore[arg-type]
-                    sent=tuple(len(part) for part in by_round),
-                    met=tuple(int(part.sum()) for part in by_round),
-                )
+        met = self.limits.met(mine["ttft_s"], mine["tpot_s"])
+        by_round = met.groupby([mine["rate_per_s"], mine["round"]], sort=False).agg(["size", "sum"])
+        return [
+            Point(
+                rate_per_s=float(rate),  # type: ignore[arg-type]
+                sent=tuple(counts["size"].tolist()),
+                met=tuple(counts["sum"].tolist()),
             )
-        return points
-
-    def good(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which requests met the limits; one that failed did not."""
-        pairs = zip(rows["ttft_s"], rows["tpot_s"], strict=True)
-        return np.array([self.limits.met(ttft_s, tpot_s) for ttft_s, tpot_s in pairs], dtype=bool)
+            for rate, counts in by_round.groupby(level=0, sort=False)
+        ]
 
 
 def rates_of(params: PdSweep, requests: int) -> Rates | None:

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan, nan, sqrt
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
 
 _Z = NormalDist().inv_cdf(0.975)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +30,9 @@ class Limits:
     tpot_s: float = inf
     share: float = 0.9
 
-    def met(self, ttft_s: float, tpot_s: float) -> bool:
-        """Whether a request met both; one that failed has no TTFT, one of one token no TPOT."""
-        return ttft_s <= self.ttft_s and (isnan(tpot_s) or tpot_s <= self.tpot_s)
+    def met(self, ttft_s: pd.Series[float], tpot_s: pd.Series[float]) -> pd.Series[bool]:
+        """Which requests met both; one that failed has no TTFT, one of one token no TPOT."""
+        return (ttft_s <= self.ttft_s) & (tpot_s.isna() | (tpot_s <= self.tpot_s))
 
     def __str__(self) -> str:
         known = (("TTFT", self.ttft_s), ("TPOT", self.tpot_s))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
-from workbench.experiment.result import tables
+from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import (
     RateRow,
     RunFacts,

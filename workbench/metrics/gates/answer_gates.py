@@ -1,7 +1,6 @@
 """Gates on the answers: did requests fail, is the text equal, was the work the same and possible.
 
-Pure functions that return a Gate. A gate that lacks what it needs is INCONCLUSIVE with the reason,
-never PASS.
+What each of them asks, and when it is INCONCLUSIVE, stands in docs/result.md.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
 def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) -> Gate:
     """Greedy text equals the cold text of `baseline_arm` for the same (round, index).
 
-    Failed requests are left out and counted. Answers that part at two tokens of which the model
-    holds one for as good as the other (`parting_nat`, at most TIE_NAT) are no damage: rounding
-    decides there. `batched` says that requests ran side by side: a batch of another shape rounds
-    differently, so that a few answers may part ways (INCONCLUSIVE up to 5 %) without such proof.
+    Answers that part at two tokens of which the model holds one for as good as the other (at most
+    TIE_NAT) are no damage: rounding decides there. `batched` says that requests ran side by side:
+    a batch of another shape rounds differently, so that a few may part without such proof.
     """
     is_reference = frame["arm"].eq(baseline_arm) & frame["pass"].eq("cold")
     ok = succeeded(frame)
@@ -105,11 +103,9 @@ def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: in
 
 
 def output_counts_equal(frame: pd.DataFrame) -> Gate:
-    """Every arm and pass generated as many tokens for the same (round, index).
+    """Every arm and pass generated as many tokens for the same (round, index), as asked for.
 
-    Without that, TPOT, E2E and TPS compare different work. Failed requests and those without a
-    count are left out and counted. Equal counts that are not those asked for are INCONCLUSIVE:
-    the server ends answers by itself.
+    Without that, TPOT, E2E and TPS compare different work.
     """
     keys = ["round", "index"]
     known = frame[succeeded(frame) & frame["output_tokens"].ge(0)]
@@ -154,9 +150,8 @@ def below_ceilings(
 ) -> Gate:
     """Cold prompts are not computed, and tokens not generated, faster than the roofline allows.
 
-    `ceilings` by arm; `unknown` says why there are none. Of cold passes only the tokens that the
-    workload does not repeat count as computed. A rate above a ceiling means that tokens were
-    cached, merged or not counted, whatever every other gate says.
+    `ceilings` by arm; `unknown` says why there are none. A rate above a ceiling means that tokens
+    were cached, merged or not counted, whatever every other gate says.
     """
     rows = requests[succeeded(requests)]
     problems, nearest = [], 0.0

@@ -72,10 +72,8 @@ def _repeated(p: PassCounters, role: Role) -> int:
 def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     """In PD passes the prefill instances answered every request and decode fetched the KV.
 
-    Decode instances may compute what no perfect cache could give them or, where it is not known
-    which instance got what, one chunk and one token per request with LMCache, one block with the
-    others; more means that they prefilled in silence. They must also have received tokens where
-    their own cache has not all of them.
+    Decode instances that compute more than no cache could give them prefilled in silence. They
+    must also have received tokens where their own cache has not all of them.
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
     problems, unknown = [], _uncounted("prefill/decode", split)

@@ -36,9 +36,8 @@ _LIMITS = {
 def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) -> Gate:
     """The client sent on time, read on time and had the core that it needed, in its worst pass.
 
-    `health` holds the worst of each reading of ClientHealth over all passes, as result.json does,
-    with the share of all cores that others took; a reading that does not apply is absent or NaN.
-    Where this gate does not PASS no p99 is printed. `most_workers` processes can share the load.
+    `health` is that of result.json; a reading that does not apply is absent or NaN. Where this
+    gate does not PASS no p99 is printed. `most_workers` processes can share the load.
     """
     value = {name: health.get(name, nan) for name in _CLIENT}
     passed = {

@@ -1,8 +1,6 @@
-"""Gates on how a run was conducted: did every pass run, did transfers arrive, was it steady.
+"""Gates on how a run was conducted, and on what answers say of themselves.
 
-Also on what answers say of themselves: whether they were streamed, and whether it can be true.
-
-Pure functions that return a Gate. One that does not apply to a run is not asked.
+One that does not apply to a run is not asked. What each of them asks stands in docs/result.md.
 """
 
 from __future__ import annotations
@@ -109,10 +107,9 @@ def instances_alike(
 ) -> Gate | None:
     """No answering instance was much slower than the others of its arm and pass.
 
-    Its best TPOT over all rounds against twice the median of its siblings' requests: one that
-    shared a core for a moment is slow by chance, its best request is not. Where other programs
-    kept the machine `busy`, what is below three times may be theirs. None when no two instances
-    answered 3 requests each. One slow instance makes a whole topology look bad.
+    Its best TPOT over all rounds against the median of its siblings' requests: one that shared a
+    core for a moment is slow by chance, its best request is not. Where other programs kept the
+    machine `busy`, more may be theirs. None when too few answers compare nothing.
     """
     both = requests[succeeded(requests)].merge(
         legs[["arm", "round", "pass", "request_id", "decode_instance"]],
@@ -156,10 +153,8 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1, busy: bool = False) 
     """TTFT does not drift within a pass: the last third of its requests is as fast as the first.
 
     The first `concurrency` requests are left out: a closed loop sends them all at once. Only
-    growth counts. Mann-Whitney's rank test at 0.1 %, and a factor of 1.3 between medians; where
-    other programs kept the machine `busy`, a factor below 3 may be theirs. None when no pass has
-    the 20 requests of one length and reuse that it takes to see it; an overloaded open loop is
-    what it finds.
+    growth counts, as of an overloaded open loop; on a `busy` machine less of it. None when no pass
+    has the requests of one length and reuse that it takes to see it.
     """
     rows = requests[succeeded(requests)].sort_values("scheduled_s")
     problems, unknown, judged = [], list[str](), 0
@@ -202,11 +197,9 @@ def steady(requests: pd.DataFrame, *, concurrency: int = 1, busy: bool = False) 
 def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
     """The tokens of answers came one after another, and not held back by something on their way.
 
-    A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens; no ratio of TTFT
-    or TPOT is made of such answers. It holds back all of them; a client that was late for a moment
-    gathers a few. Where it was `disturbed`, fewer than 10 answers may be its own work. Answers of
-    fewer than 8 tokens may come together by chance; where all of an arm do, it is not known. None
-    when no answer is long enough to see, and the short ones did not come in one piece.
+    A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens. It holds back all
+    answers; a client that was late or `disturbed` for a moment gathers a few. None when no answer
+    is long enough to see, and the short ones did not come in one piece.
     """
     rows = requests[succeeded(requests)]
     rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
@@ -262,9 +255,8 @@ def _too_short(requests: pd.DataFrame) -> list[str]:
 def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> Gate | None:
     """The cached tokens that answers of cold passes tell of can have been in a cache.
 
-    New prompts find nothing but what they share with one another; where the instances count their
-    hits, answers tell of no more. Not asked of prefill/decode instances that hide their counters:
-    there KV that was fetched is called cached too. None when no answer tells.
+    Not asked of prefill/decode instances that hide their counters: there KV that was fetched is
+    called cached too. None when no answer tells.
     """
     told = requests[succeeded(requests) & requests["cached_tokens"].ge(0)]
     problems, cached, asked, judged = [], 0, 0, 0

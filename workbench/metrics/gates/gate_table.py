@@ -1,8 +1,6 @@
 """What each gate takes away when it fails: one table, for every place that shows a number.
 
-A failed gate spoils the kinds of number that it touches, and nothing else: a busy machine makes
-times rough and takes tails away, but no token count. `docs/gates.md` shows this table, as
-`python -m workbench.metrics.gates.gate_table` prints it.
+`docs/gates.md` shows it, as `python -m workbench.metrics.gates.gate_table` prints it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from math import isnan, nan
 import pandas as pd
 
 from workbench.experiment.result.facts import RateRow
-from workbench.experiment.result.tables import (
+from workbench.experiment.result.result_tables import (
     by_request,
     ledger_table,
     percentile_table,
