@@ -112,7 +112,8 @@ LINES = {
 }  # fmt: skip
 TEXTS = {"request_id"}
 FLAGS = {"pending", "bare"}
-"""Columns that are no numbers."""
+MEASURES = {"ms", "mp_seconds", "gb", "cost_ms"}
+"""Columns that are no counts."""
 
 EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"

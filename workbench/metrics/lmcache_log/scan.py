@@ -19,6 +19,7 @@ from workbench.metrics.lmcache_log.lines import (
     EVICTED,
     FLAGS,
     LINES,
+    MEASURES,
     OF_REQUEST,
     REQUEST,
     TEXTS,
@@ -164,9 +165,9 @@ def _events(text: _Text, kind: str, line: Line) -> tuple[Columns, int]:
         elif name in FLAGS:
             columns[name] = np.array([value is not None for value in values])
         else:
-            columns[name] = np.array(
-                [np.nan if value is None else float(value) for value in values]
-            )
+            number = float if name in MEASURES else int  # which reads bytes in half the time
+            said_or_nan = [np.nan if value is None else number(value) for value in values]
+            columns[name] = np.array(said_or_nan, float)
     if kind in ("stored", "retrieved"):
         columns["request_id"] = b"\n".join(_requests_in_line(text, starts, columns["required"]))
     elif kind == "short":
