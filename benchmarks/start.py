@@ -18,8 +18,7 @@ import psutil
 
 from workbench.hardware.machine import fast_bf16
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import deploy, launcher_for
-from workbench.serve.plan import plan_deployment
+from workbench.serve.deployment import deploy, launcher_for, plan_deployment
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import EngineSettings, number_format
 from workbench.topology import Topology

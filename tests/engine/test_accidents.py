@@ -15,8 +15,7 @@ from workbench.errors import LaunchError
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
-from workbench.serve.deployment import Deployment
-from workbench.serve.plan import DeploymentPlan
+from workbench.serve.deployment import Deployment, DeploymentPlan
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.vllm import EngineSettings
 

@@ -19,8 +19,7 @@ from workbench.experiment.run.run import run
 from workbench.load.workload.workload import Workload
 from workbench.params.notebooks import PdSweep
 from workbench.serve import deployment
-from workbench.serve.deployment import Deployment
-from workbench.serve.plan import DeploymentPlan
+from workbench.serve.deployment import Deployment, DeploymentPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

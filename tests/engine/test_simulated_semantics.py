@@ -14,8 +14,7 @@ import pytest
 from workbench.experiment.run.isolation import read_counters
 from workbench.metrics import prometheus
 from workbench.serve import simulated
-from workbench.serve.deployment import Deployment
-from workbench.serve.plan import DeploymentPlan
+from workbench.serve.deployment import Deployment, DeploymentPlan
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Callable
 from math import isnan
 
 import httpx
@@ -146,46 +147,44 @@ def test_two_instances_do_not_compare():
         difference(counters(), counters("decode-0"))
 
 
+def refused(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused")
+
+
+def not_trusted(request: httpx.Request) -> httpx.Response:
+    reason = ssl.SSLCertVerificationError("no")
+    reason.verify_code, reason.verify_message = 18, "self-signed certificate"
+    raise httpx.ConnectError("no") from reason
+
+
+async def reading(answer: Callable[[httpx.Request], httpx.Response]) -> Counters:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        return await read(client, "http://127.0.0.1:8000/", "decode-0")
+
+
 async def test_read_asks_for_the_metrics_page():
-    def handler(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx.Request) -> httpx.Response:
         assert str(request.url) == "http://127.0.0.1:8000/metrics"
         return httpx.Response(200, text=TEXT)
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
-        page = await read(client, "http://127.0.0.1:8000/", "decode-1")
-    assert page.sum("unlabelled") == 7
-    assert page.doubts == ()
+    page = await reading(answer)
+    assert (page.sum("unlabelled"), page.doubts) == (7, ())
     assert page.read_at_s > 0
 
 
-async def test_a_certificate_that_is_not_trusted_is_called_so():
-    def handler(request: httpx.Request) -> httpx.Response:
-        reason = ssl.SSLCertVerificationError("no")
-        reason.verify_code, reason.verify_message = 18, "self-signed certificate"
-        raise httpx.ConnectError("no") from reason
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
-        page = await read(client, "https://127.0.0.1:8000", "decode-0")
-    assert page.doubts == (
-        "decode-0: https://127.0.0.1:8000/metrics did not answer (its certificate is not trusted"
-        " (self-signed certificate)); its counters are not known",
-    )
-
-
-async def test_a_server_without_metrics_is_a_doubt_and_not_zero():
-    def handler(request: httpx.Request) -> httpx.Response:
-        if request.url.port == 8001:
-            raise httpx.ConnectError("refused")
-        return httpx.Response(404)
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
-        hidden = await read(client, "http://127.0.0.1:8000", "decode-0")
-        gone = await read(client, "http://127.0.0.1:8001", "decode-1")
-    assert hidden.values == gone.values == {}
-    assert hidden.doubts == (
-        "decode-0: http://127.0.0.1:8000/metrics answered 404; its counters are not known",
-    )
-    assert "decode-1: http://127.0.0.1:8001/metrics did not answer (ConnectError)" in gone.doubts[0]
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda request: httpx.Response(404), "/metrics answered 404;"),
+        (refused, "/metrics did not answer (ConnectError)"),
+        (not_trusted, "is not trusted (self-signed certificate)"),
+    ],
+)
+async def test_a_server_without_metrics_is_a_doubt_and_not_zero(answer, why: str):
+    hidden = await reading(answer)
+    assert hidden.values == {}
+    (doubt,) = hidden.doubts
+    assert doubt.startswith("decode-0: http://127.0.0.1:8000/metrics") and why in doubt
     before = parse("# TYPE tokens_total counter\ntokens_total 5\n", "decode-0")
     assert isnan(difference(before, hidden).sum("tokens_total"))
     assert isnan(difference(hidden, before).sum("tokens_total"))

@@ -15,11 +15,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.odd_server import OddServer, http, odd_server
 from workbench.errors import DeploymentError, LaunchError
 from workbench.serve import deployment as serve
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, Instance, deploy
-from workbench.serve.plan import DeploymentPlan
+from workbench.serve.deployment import Deployment, DeploymentPlan, Instance, deploy
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.ports import free_ports, unused_ports
 from workbench.serve.processes.readiness import ready
@@ -258,37 +258,18 @@ async def test_a_server_that_ended_by_itself_is_told_from_the_others(launcher, p
 # --- resets and reports -------------------------------------------------------------------------
 
 
-class Server:
-    """Answers each path with the next of its answers, the last one again and again."""
+@pytest.fixture
+async def server() -> AsyncIterator[OddServer]:
+    async with odd_server({}) as running:
+        yield running
 
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Any]] = {}
-        self.asked: list[str] = []
-        self.url = ""
 
-    async def answer(self, request: web.Request) -> web.Response:
-        self.asked.append(f"{request.method} {request.path}")
-        left = self.answers.get(request.path, [web.HTTPNotFound])
-        now = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(now, type):
-            raise now
-        if isinstance(now, str):
-            return web.Response(text=now)
-        return web.json_response(now)
+def asked(server: OddServer) -> list[str]:
+    return [str(request) for request in server.asked]
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    fake = Server()
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", fake.answer)
-    async with TestServer(app) as running:
-        fake.url = f"http://127.0.0.1:{running.port}"
-        yield fake
-
-
-@pytest.fixture
-def deployment(server: Server) -> Deployment:
+def deployment(server: OddServer) -> Deployment:
     return Deployment(
         url=server.url,
         instances=(Instance(name="decode-0", role="decode", url=server.url),),
@@ -303,29 +284,32 @@ RESET = "/reset_prefix_cache"
 @pytest.mark.parametrize(
     ("answers", "done", "tries"),
     [
-        *(([said], True, 1) for said in ({"success": True}, "", "OK", [], {})),
+        *(
+            (said, True, 1)
+            for said in ({"success": True}, http("200 OK"), http("200 OK", b"OK"), [], {})
+        ),
         # One that holds blocks is asked again.
-        ([{"success": False}, web.HTTPServiceUnavailable, {"success": True}], True, 3),
-        ([web.HTTPNotFound], False, 1),
+        (({"success": False}, http("503 No"), {"success": True}), True, 3),
+        (http("404 No"), False, 1),
     ],
 )
 async def test_an_engine_is_reset_unless_it_knows_no_resets(
     answers, done, tries, server, deployment
 ):
-    server.answers[RESET] = answers
+    server.answer = {RESET: answers}
     assert await deployment.reset_engines() is done
-    assert server.asked == [f"POST {RESET}"] * tries
+    assert asked(server) == [f"POST {RESET}"] * tries
 
 
 async def test_an_engine_that_never_lets_go_is_an_error(server, deployment, monkeypatch):
     monkeypatch.setattr(serve, "RESET_TIMEOUT_S", 0.0)
-    server.answers[RESET] = [{"success": False}]
+    server.answer = {RESET: {"success": False}}
     with pytest.raises(DeploymentError, match=r"decode-0 refuses .* \(200 .*blocks are still in"):
         await deployment.reset_engines()
 
 
 async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
-    server.answers[RESET] = [{"success": True}, web.HTTPNotFound]
+    server.answer = {RESET: ({"success": True}, http("404 No"))}
     two = (*deployment.instances, Instance(name="decode-1", role="decode", url=server.url))
     assert await Deployment(url=server.url, instances=two).reset_engines() is False
 
@@ -337,9 +321,9 @@ async def test_a_dead_engine_does_not_take_a_reset():
 
 
 async def test_the_store_is_emptied_or_that_is_an_error(server, deployment):
-    server.answers["/cache/clear"] = [{"status": "ok"}, web.HTTPInternalServerError]
+    server.answer = {"/cache/clear": ({"status": "ok"}, http("500 No"))}
     assert await deployment.reset_store() is True
-    assert server.asked == ["POST /cache/clear"]
+    assert asked(server) == ["POST /cache/clear"]
     with pytest.raises(DeploymentError, match=f"store at {server.url} did not clear its cache"):
         await deployment.reset_store()
 
@@ -349,20 +333,19 @@ async def test_what_is_not_known_is_not_asked(server):
     assert await unknown.reset_engines() is False
     assert await unknown.reset_store() is False
     assert (await unknown.legs(), await unknown.proxy_stats()) == ([], {})
-    assert server.asked == []
+    assert asked(server) == []
 
 
 async def test_legs_are_records_with_nan_for_null(server, deployment):
-    server.answers["/legs"] = [
-        [{"request_id": "r-0", "index": 0, "decode_head_s": 1.5, "prefill_sent_s": None}]
-    ]
+    seen = {"request_id": "r-0", "index": 0, "decode_head_s": 1.5, "prefill_sent_s": None}
+    server.answer = {"/legs": [seen]}
     (leg,) = await deployment.legs()
     assert leg.decode_head_s == 1.5
     assert isnan(leg.prefill_sent_s)
 
 
 async def test_what_the_proxy_spent_is_asked_of_it(server, deployment):
-    server.answers["/stats"] = [{"cpu_s": 0.25}]
+    server.answer = {"/stats": {"cpu_s": 0.25}}
     assert await deployment.proxy_stats() == {"cpu_s": 0.25}
 
 

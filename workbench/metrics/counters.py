@@ -1,9 +1,6 @@
-"""What the servers count about prompts, requests and KV moved, and what the series mean.
+"""What the servers count about prompts, requests and KV moved, for vLLM from 0.8 on.
 
-Covers vLLM from 0.8 on, and connectors, which say what their series are called. A series that a
-server does not have is NaN, never zero: what it can do is read, not concluded from its version.
-vLLM says where prompt tokens came from since 0.16; before, that follows from its counters of the
-prefix cache and, from 0.12 on, of the connector's, as far as they are there.
+A series that a server does not have is NaN, never zero; a connector says what its own are called.
 """
 
 from __future__ import annotations
@@ -175,7 +172,11 @@ class StoreCounters:
 
 
 def _sources(counters: Counters) -> TokenSources:
-    """Where prompt tokens came from, from the counters that there are."""
+    """Where prompt tokens came from, from the counters that there are.
+
+    vLLM says it since 0.16; before, it follows from the counters of its prefix cache and, from 0.12
+    on, of the connector's.
+    """
     present = {name for name, _ in counters.values}
     if _SOURCE in present:
         return TokenSources(

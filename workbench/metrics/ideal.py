@@ -1,17 +1,4 @@
-"""What caches that never forget would serve: the yardstick of the ledger, exact to the token.
-
-`IdealCaches` follows every prompt that a deployment was sent since its caches were emptied, and
-says for each request what its instance's own cache and the KV store can serve, by the rules of
-vLLM and LMCache. What real servers served less than that has a cause, or is unexplained.
-
-Rules (read in vLLM 0.32.0 and proven there by tests/engine/test_ledger.py):
-
-- an instance's cache serves whole blocks and never the last token (v1 KVCacheManager,
-  `get_computed_blocks`);
-- the store serves whole chunks, of a prompt of whole chunks all but the last token, and earns only
-  what lies beyond the instance's own hit (LMCacheMPConnector, `get_num_new_matched_tokens`);
-- NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
-"""
+"""What caches that never forget would serve: the yardstick of the ledger, exact to the token."""
 
 from __future__ import annotations
 
@@ -144,7 +131,15 @@ class _Held:
 
 
 class IdealCaches:
-    """The caches of one deployment, none of which ever forgets or fails.
+    """The caches of one deployment, none of which ever forgets or fails, by the rules of vLLM
+    0.32.0 and LMCache (tests/engine/test_ledger.py proves them there):
+
+    - an instance's cache serves whole blocks and never the last token (v1 KVCacheManager,
+      `get_computed_blocks`);
+    - the store serves whole chunks, of a prompt of whole chunks all but the last token, and earns
+      only what lies beyond the instance's own hit (LMCacheMPConnector,
+      `get_num_new_matched_tokens`);
+    - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
     `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines that keep nothing;
     `pulls` says that decode instances fetch whole prompts from their prefill instance (NIXL).

@@ -1,7 +1,6 @@
 """The /metrics page of one instance: read, parsed, and subtracted from a later one.
 
-Own parser, since the workbench also reads servers from machines without prometheus_client.
-What the series mean is in `counters`.
+Own parser, since the workbench also runs on machines without prometheus_client.
 """
 
 from __future__ import annotations

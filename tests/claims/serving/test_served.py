@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.claims.recipes.recipe import Setting
-from workbench.claims.serving import disaggregation, prefix_cache, store
+from workbench.claims.serving import disaggregation, kv_store, prefix_cache
 from workbench.experiment.run.run import run
 from workbench.params.notebooks import PaperClaimValidation
 from workbench.serve import simulated
@@ -22,14 +22,14 @@ def setting(folder: Path, **changed) -> Setting:
 
 
 def recipes(params=SIMULATED):
-    return (prefix_cache.recipe(params), store.recipe(params), *disaggregation.recipes(params))
+    return (prefix_cache.recipe(params), kv_store.recipe(params), *disaggregation.recipes(params))
 
 
 def plans(at, params=SIMULATED):
     pd = disaggregation.topology_plan
     return {
         "cache": prefix_cache.cache_plan(params, at),
-        "store": store.store_plan(params, at),
+        "store": kv_store.store_plan(params, at),
         "pd": pd(params, at, "1p1d", "none"),
         "odd": pd(params, at, "2p1d", "lmcache"),
     }
@@ -52,8 +52,8 @@ def test_equal_arms_stand_beside_the_others_in_every_plan(tmp_path):
 @pytest.mark.parametrize(
     ("budget_s", "share", "cache", "of_store", "each"),
     [
-        (1000.0, 1.0, prefix_cache.LENGTHS, store.LENGTHS, 2),
-        (60.0, 1.0, prefix_cache.LENGTHS, store.LENGTHS, 1),
+        (1000.0, 1.0, prefix_cache.LENGTHS, kv_store.LENGTHS, 2),
+        (60.0, 1.0, prefix_cache.LENGTHS, kv_store.LENGTHS, 1),
         (1000.0, 0.5, (700, 1024, 2049), (700, 1024), 1),
         (1000.0, 0.34, (700, 1024), (700, 1024), 1),
     ],
@@ -144,8 +144,8 @@ def test_a_run_that_was_broken_off_confirms_nothing_about_an_arm_that_it_lacks(c
 
 
 async def test_the_store_earns_what_it_loads(tmp_path):
-    result = await run(store.store_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
-    credit = store.read(result).measurements["OWN-STORE-CREDIT"]
+    result = await run(kv_store.store_plan(SIMULATED, setting(tmp_path)), echo=lambda _: None)
+    credit = kv_store.read(result).measurements["OWN-STORE-CREDIT"]
     assert {name: (c.low, c.high) for name, (c,) in credit.effects.items()} == {
         "warm in the engine": (0, 0), "warm in the store": (0, 0),
     }  # fmt: skip
@@ -155,10 +155,10 @@ async def test_the_store_earns_what_it_loads(tmp_path):
         for row in result.run.token_sources
     )
     result = replace(result, run=replace(result.run, token_sources=tuple(rows)))
-    (wrong,) = store.read(result).measurements["OWN-STORE-CREDIT"].effects["warm in the engine"]
+    (wrong,) = kv_store.read(result).measurements["OWN-STORE-CREDIT"].effects["warm in the engine"]
     assert wrong.low == 256
 
 
 async def test_a_simulated_engine_confirms_nothing(tmp_path):
-    found = await store.recipe(SIMULATED).run(setting(tmp_path))
+    found = await kv_store.recipe(SIMULATED).run(setting(tmp_path))
     assert all("simulated engine" in measured.faults[0] for measured in found.measurements.values())

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import itertools
 import random
 import re
-import sys
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from workbench.load.drive import pacing
 from workbench.load.drive.pacing import Alarm, Starts
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
 async def test_the_kernels_timer_is_set_to_the_very_time() -> None:
     async with Alarm() as alarm:
         due_s = monotonic() + 60
@@ -46,24 +42,6 @@ async def test_a_time_in_the_past_is_no_sleep() -> None:
         waits = alarm.until(monotonic() - 1)
         with pytest.raises(StopIteration):  # it ended without giving the loop a turn
             waits.send(None)
-
-
-async def test_without_timerfd_asyncio_wakes_it_and_never_early(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock_s, slept = [100.0], []
-
-    async def early(seconds: float) -> None:
-        slept.append(seconds)
-        clock_s[0] += max(seconds / 2, 0.001)
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
-    monkeypatch.setattr(pacing, "monotonic", lambda: clock_s[0])
-    async with Alarm() as alarm:
-        monkeypatch.setattr(asyncio, "sleep", early)
-        await alarm.until(100.01)
-    assert clock_s[0] >= 100.01
-    assert len(slept) > 1
 
 
 async def turns_of(starts: Starts, arrivals: list[int]) -> list[int]:

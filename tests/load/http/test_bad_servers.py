@@ -75,6 +75,11 @@ async def record_from(answer: Answer, *, reads: bool = True) -> RequestRecord:
         (http("200 OK", OOPS), "protocol", "not JSON"),
         (http("200 OK", b"{}"), "protocol", "is no event stream"),
         (http("200 OK", b"data: {oops"), "truncated", "without finish_reason"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "protocol",
+            "not HTTP/1.1",
+        ),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "protocol", "not HTTP/1.1"),
     ],
 )

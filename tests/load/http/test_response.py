@@ -110,33 +110,6 @@ def test_a_body_without_length_ends_with_the_connection() -> None:
     assert len(answer.stamps) == len(answer.reads) == 3  # the end is a read of nothing
 
 
-@pytest.mark.parametrize(
-    ("answer", "error", "message"),
-    [
-        (lost(), "reset", "without sending a response"),
-        (lost(b"HTTP/1.1 200"), "reset", "in the head"),
-        (lost(COUNTED[:-1]), "truncated", "before the end"),
-        (lost(CHUNKED[:-1]), "truncated", "before the end"),
-        (lost(CHUNKED[:-1], error=ConnectionResetError("by peer")), "reset", "lost: by peer"),
-        (fed(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol", "not HTTP/1.1"),
-        (
-            fed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
-            "protocol",
-            "not HTTP/1.1",
-        ),
-        (
-            fed(b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
-            "protocol",
-            "not HTTP/1.1",
-        ),
-    ],
-)
-def test_failures(answer: Response, error: str, message: str) -> None:
-    assert answer.finished.done()
-    assert answer.error == error
-    assert message in answer.message
-
-
 def test_what_came_before_a_failure_is_kept() -> None:
     answer = lost(CHUNKED[:-1])
     assert answer.reads == [BODY]

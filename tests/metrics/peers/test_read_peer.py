@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from workbench.errors import ResultError
@@ -31,50 +32,44 @@ def saved(tmp_path: Path, content: Any, name: str = "result.json") -> Path:
     return path
 
 
+def read(tmp_path: Path, content: Any, name: str = "result.json") -> pd.DataFrame:
+    return read_peer(saved(tmp_path, content, name))
+
+
 def without(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != name}
 
 
 def aiperf_record(**change: Any) -> dict[str, Any]:
+    measures = {
+        "input_sequence_length": (550, "tokens"),
+        "output_sequence_length": (4, "tokens"),
+        "time_to_first_token": (250.0, "ms"),
+        "request_latency": (310.0, "ms"),
+        "inter_chunk_latency": ([10.0, 20.0, 30.0], "ms"),
+    }
     return {
         "metadata": {
-            "session_num": 0,
-            "x_request_id": "a",
+            "session_num": 0, "x_request_id": "a", "benchmark_phase": "profiling",
             "request_start_ns": 1_764_000_000_000_000_000,
-            "request_end_ns": 1_764_000_000_500_000_000,
-            "benchmark_phase": "profiling",
-            "was_cancelled": False,
+            "request_end_ns": 1_764_000_000_500_000_000, "was_cancelled": False,
         },
-        "metrics": {
-            "input_sequence_length": {"value": 550, "unit": "tokens"},
-            "output_sequence_length": {"value": 4, "unit": "tokens"},
-            "time_to_first_token": {"value": 250.0, "unit": "ms"},
-            "request_latency": {"value": 310.0, "unit": "ms"},
-            "inter_chunk_latency": {"value": [10.0, 20.0, 30.0], "unit": "ms"},
-        },
+        "metrics": {name: {"value": v, "unit": unit} for name, (v, unit) in measures.items()},
         "error": None,
-    } | change
+    } | change  # fmt: skip
 
 
 def guidellm_report(version: int = 2, **change: Any) -> dict[str, Any]:
     timings = {
-        "targeted_start": 99.9,
-        "request_start": 100.0,
-        "first_token_iteration": 100.5,
-        "last_token_iteration": 100.9,
-        "request_end": 101.0,
-    }
+        "targeted_start": 99.9, "request_start": 100.0, "first_token_iteration": 100.5,
+        "last_token_iteration": 100.9, "request_end": 101.0,
+    }  # fmt: skip
     good = {
-        "request_id": "g",
-        "info": {"timings": timings, "error": None},
-        "prompt_tokens": 100,
-        "output_tokens": 5,
-        "time_to_first_token_ms": 500.0,
-    } | change
-    bad = good | {
-        "info": {"timings": timings | {"request_start": 99.0}, "error": "ReadTimeout: timed out"},
-        "time_to_first_token_ms": None,
-    }
+        "request_id": "g", "info": {"timings": timings, "error": None}, "prompt_tokens": 100,
+        "output_tokens": 5, "time_to_first_token_ms": 500.0,
+    } | change  # fmt: skip
+    late = {"timings": timings | {"request_start": 99.0}, "error": "ReadTimeout: timed out"}
+    bad = good | {"info": late, "time_to_first_token_ms": None}
     requests = {"successful": [good], "errored": [bad], "incomplete": []}
     return {"metadata": {"version": version}, "benchmarks": [{"requests": requests}]}
 
@@ -119,7 +114,7 @@ def test_vllm_bench_requests_that_failed_have_zeros_in_the_file_and_nan_here(tmp
     result["errors"][1] = "Traceback\nTimeoutError: timed out"
     result["ttfts"][2], result["itls"][2], result["output_lens"][2] = 0.0, [], 0
     result["errors"][3] = "Too Many Requests"
-    frame = read_peer(saved(tmp_path, result))
+    frame = read(tmp_path, result)
     assert frame["error"].tolist() == ["", "timeout", "protocol", "http_429"]
     assert frame["ttft_s"].isna().tolist() == [False, True, True, True]
     assert frame["chunk_s"].map(len).tolist()[1:] == [0, 0, 0]
@@ -131,25 +126,16 @@ def old_vllm_bench(**change: Any) -> dict[str, Any]:
     Two answers of three tokens; the second is late by 0.1 s a token.
     """
     return {
-        "backend": "vllm",
-        "model_id": "m",
-        "tokenizer_id": "m",
-        "num_prompts": 2,
-        "request_rate": "inf",
-        "completed": 2,
-        "total_output_tokens": 6,
-        "input_lens": [100, 200],
-        "output_lens": [3, 3],
-        "ttfts": [0.5, 1.0],
-        "itls": [[0.1, 0.2], [0.2, 0.3]],
-        "generated_texts": ["a", "b"],
-        "errors": ["", ""],
+        "backend": "vllm", "model_id": "m", "tokenizer_id": "m", "num_prompts": 2,
+        "request_rate": "inf", "completed": 2, "total_output_tokens": 6,
+        "input_lens": [100, 200], "output_lens": [3, 3], "ttfts": [0.5, 1.0],
+        "itls": [[0.1, 0.2], [0.2, 0.3]], "generated_texts": ["a", "b"], "errors": ["", ""],
         "median_ttft_ms": 750.0,
-    } | change
+    } | change  # fmt: skip
 
 
 def test_vllm_bench_before_it_saved_when_it_sent(tmp_path):
-    frame = read_peer(saved(tmp_path, old_vllm_bench()))
+    frame = read(tmp_path, old_vllm_bench())
     assert frame["ttft_s"].tolist() == [0.5, 1.0]
     assert frame["e2e_s"].tolist() == pytest.approx([0.8, 1.5])
     assert frame["tpot_s"].tolist() == pytest.approx([0.15, 0.25])
@@ -160,7 +146,7 @@ def test_vllm_bench_before_it_saved_when_it_sent(tmp_path):
 
 
 def test_overlap_of_requests_is_not_known_without_send_times(tmp_path):
-    frame = read_peer(saved(tmp_path, old_vllm_bench()))
+    frame = read(tmp_path, old_vllm_bench())
     assert np.isnan(system_tps(frame))
 
 
@@ -168,7 +154,7 @@ def test_the_servers_own_times_of_vllm_bench_033(tmp_path):
     result = old_vllm_bench(
         start_times=[7.0, 8.0], server_queue_times=[0.3, None], server_ttfts=[0.15, 0.9]
     )
-    frame = read_peer(saved(tmp_path, result))
+    frame = read(tmp_path, result)
     assert [json.loads(told) for told in frame["engine_metrics"]] == [
         {"queue_time_ms": 300.0, "time_to_first_token_ms": 150.0},
         {"time_to_first_token_ms": 900.0},
@@ -183,7 +169,7 @@ def test_vllm_bench_without_save_detailed_still_has_e2e(tmp_path):
     result = old_vllm_bench(latencies=[0.8, 1.5, 0.0], completed=2, failed=1)
     for name in ("input_lens", "output_lens", "ttfts", "itls", "errors", "generated_texts"):
         del result[name]
-    frame = read_peer(saved(tmp_path, result))
+    frame = read(tmp_path, result)
     assert frame["error"].tolist() == ["", "", "protocol"]
     assert frame["e2e_s"].tolist()[:2] == [0.8, 1.5]
     assert frame["ttft_s"].isna().all()
@@ -192,7 +178,7 @@ def test_vllm_bench_without_save_detailed_still_has_e2e(tmp_path):
 
 
 def test_a_list_that_is_missing_takes_what_rests_on_it_only(tmp_path):
-    frame = read_peer(saved(tmp_path, without(old_vllm_bench(), "itls")))
+    frame = read(tmp_path, without(old_vllm_bench(), "itls"))
     assert frame["ttft_s"].tolist() == [0.5, 1.0]
     assert frame[["tpot_s", "e2e_s"]].isna().all(axis=None)
     assert "no `itls`" in frame.attrs["doubts"][0]
@@ -200,28 +186,20 @@ def test_a_list_that_is_missing_takes_what_rests_on_it_only(tmp_path):
 
 def test_the_rust_client_is_told_by_its_steady_state(tmp_path):
     result = old_vllm_bench(steady_state=None, start_times=[1.0, 2.0])
-    assert "Rust" in read_peer(saved(tmp_path, result)).attrs["doubts"][0]
+    assert "Rust" in read(tmp_path, result).attrs["doubts"][0]
 
 
 def sglang_result(**change: Any) -> dict[str, Any]:
     return {
-        "tag": None,
-        "backend": "sglang",
-        "dataset_name": "random",
-        "request_rate": "inf",
-        "completed": 64,
-        "total_output_tokens_retokenized": 128,
-        "median_ttft_ms": 24_000.0,
-        "input_lens": [4096, 4096],
-        "output_lens": [2, 0],
-        "ttfts": [1.0, 0.0],
-        "itls": [[0.25], []],
-        "errors": ["", ""],
-    } | change
+        "tag": None, "backend": "sglang", "dataset_name": "random", "request_rate": "inf",
+        "completed": 64, "total_output_tokens_retokenized": 128, "median_ttft_ms": 24_000.0,
+        "input_lens": [4096, 4096], "output_lens": [2, 0], "ttfts": [1.0, 0.0],
+        "itls": [[0.25], []], "errors": ["", ""],
+    } | change  # fmt: skip
 
 
 def test_sglang_is_read_and_says_that_it_is_a_part(tmp_path):
-    frame = read_peer(saved(tmp_path, sglang_result(), "sglang.jsonl"))
+    frame = read(tmp_path, sglang_result(), "sglang.jsonl")
     assert frame["arm"].tolist() == ["SGLang bench_serving"] * 2
     assert frame["error"].tolist() == ["", "protocol"]
     assert frame["tpot_s"].iloc[0] == pytest.approx(0.25)
@@ -232,7 +210,7 @@ def test_sglang_is_read_and_says_that_it_is_a_part(tmp_path):
 
 
 def test_sglangs_cached_tokens_are_kept(tmp_path):
-    frame = read_peer(saved(tmp_path, sglang_result(cached_tokens=[96, 0]), "sglang.jsonl"))
+    frame = read(tmp_path, sglang_result(cached_tokens=[96, 0]), "sglang.jsonl")
     assert frame["cached_tokens"].tolist() == [96, -1]
 
 
@@ -241,7 +219,7 @@ def test_multi_round_qa(tmp_path):
         ",prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,"
         "finish_time\n0,900,101,0.5,2.0,1,1,10.0,12.5\n1,950,0,0.0,0.0,1,2,9.0,9.0\n"
     )
-    frame = read_peer(saved(tmp_path, table, "summary.csv"))
+    frame = read(tmp_path, table, "summary.csv")
     assert frame["request_id"].tolist() == ["1.2", "1.1"]  # in the order of sending
     assert frame["error"].tolist() == ["protocol", ""]
     good = frame.iloc[1]
@@ -254,7 +232,7 @@ def test_what_a_file_cannot_tell_of_one_record_leaves_the_others(tmp_path):
     broken = aiperf_record(metrics={"request_latency": {"value": 1.0, "unit": "fortnight"}})
     lines = [json.dumps(record) for record in (aiperf_record(), broken, aiperf_record())]
     cut = json.dumps(aiperf_record())[:80]
-    frame = read_peer(saved(tmp_path, "\n".join([*lines, cut]), "profile_export.jsonl"))
+    frame = read(tmp_path, "\n".join([*lines, cut]), "profile_export.jsonl")
     assert len(frame) == 2
     assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 4)
     told = " ".join(frame.attrs["doubts"])
@@ -272,7 +250,7 @@ def test_what_a_file_cannot_tell_of_one_record_leaves_the_others(tmp_path):
     ],
 )
 def test_a_request_with_a_value_that_cannot_be_is_counted_and_left_out(tmp_path, change, reason):
-    frame = read_peer(saved(tmp_path, old_vllm_bench(**change)))
+    frame = read(tmp_path, old_vllm_bench(**change))
     assert frame["index"].tolist() == [1]  # its place in the data set, so that pairs stay pairs
     assert frame["ttft_s"].tolist() == [1.0]
     assert (frame.attrs["kept"], frame.attrs["total"]) == (1, 2)
@@ -282,7 +260,7 @@ def test_a_request_with_a_value_that_cannot_be_is_counted_and_left_out(tmp_path,
 
 def test_a_row_of_a_table_that_was_cut_off_leaves_the_others(tmp_path):
     table = (PEERS / "lmcache_bench_0.5.6.csv").read_text()
-    frame = read_peer(saved(tmp_path, f"{table}doc3,True,0.5", "bench_results.csv"))
+    frame = read(tmp_path, f"{table}doc3,True,0.5", "bench_results.csv")
     assert (frame.attrs["kept"], frame.attrs["total"]) == (3, 4)
 
 
@@ -305,7 +283,7 @@ def test_lmcache_bench_in_the_order_of_sending():
 
 
 def test_guidellm_by_its_timings(tmp_path):
-    frame = read_peer(saved(tmp_path, guidellm_report()))
+    frame = read(tmp_path, guidellm_report())
     assert frame["error"].tolist() == ["timeout", ""]  # the failed one was sent first
     good = frame.iloc[1]
     assert good["ttft_s"] == pytest.approx(0.5)
@@ -328,38 +306,27 @@ def test_guidellm_as_it_was_saved():
 def guidellm_03_report(**change: Any) -> dict[str, Any]:
     """GuideLLM 0.2 and 0.3: no metadata, times beside the request, -1 where none came."""
     good = {
-        "type_": "generative_text_response",
-        "request_id": "g",
+        "type_": "generative_text_response", "request_id": "g",
         "scheduler_info": {"targeted_start_time": 99.9, "request_start": 100.0},
-        "prompt_tokens": 8,
-        "output_tokens": 5,
-        "start_time": 100.0,
-        "end_time": 101.0,
-        "first_token_time": 100.5,
-        "last_token_time": 100.9,
-        "time_to_first_token_ms": 500.0,
+        "prompt_tokens": 8, "output_tokens": 5, "start_time": 100.0, "end_time": 101.0,
+        "first_token_time": 100.5, "last_token_time": 100.9, "time_to_first_token_ms": 500.0,
         "time_per_output_token_ms": 80.0,
-    }
+    }  # fmt: skip
     bad = good | {
-        "scheduler_info": {"targeted_start_time": -1},
-        "error": "ReadTimeout: timed out",
-        "first_token_time": None,
-        "time_to_first_token_ms": None,
-    }
+        "scheduler_info": {"targeted_start_time": -1}, "error": "ReadTimeout: timed out",
+        "first_token_time": None, "time_to_first_token_ms": None,
+    }  # fmt: skip
+    percentiles = {"p50": 510.0, "p90": 700.0, "p99": 900.0}
     benchmark = {
         "request_totals": {"successful": 21, "errored": 1, "incomplete": 0, "total": 22},
         "requests": {"successful": [good] * 9, "errored": [bad], "incomplete": []},
-        "metrics": {
-            "time_to_first_token_ms": {
-                "successful": {"percentiles": {"p50": 510.0, "p90": 700.0, "p99": 900.0}}
-            }
-        },
+        "metrics": {"time_to_first_token_ms": {"successful": {"percentiles": percentiles}}},
     }
     return {"benchmarks": [benchmark | change]}
 
 
 def test_guidellm_03_and_the_part_of_its_requests_that_it_keeps(tmp_path):
-    frame = read_peer(saved(tmp_path, guidellm_03_report()))
+    frame = read(tmp_path, guidellm_03_report())
     good = frame[frame["error"] == ""].iloc[0]
     assert good["ttft_s"] == pytest.approx(0.5)
     assert good["ttft_scheduled_s"] == pytest.approx(0.6)
@@ -373,7 +340,7 @@ def test_guidellm_03_and_the_part_of_its_requests_that_it_keeps(tmp_path):
 def test_guidellm_04_has_no_metadata_and_later_ones_count_in_their_metrics(tmp_path):
     report = guidellm_report()
     report["benchmarks"][0]["metrics"] = {"request_totals": {"successful": 30, "errored": 2}}
-    frame = read_peer(saved(tmp_path, {"args": {}, "benchmarks": report["benchmarks"]}))
+    frame = read(tmp_path, {"args": {}, "benchmarks": report["benchmarks"]})
     assert frame.attrs["version"] == "0.4"
     assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 32)
 
@@ -382,7 +349,7 @@ def test_guidellm_without_streaming(tmp_path):
     report = guidellm_report(time_to_first_token_ms=None)
     timings = report["benchmarks"][0]["requests"]["successful"][0]["info"]["timings"]
     timings["first_token_iteration"] = timings["last_token_iteration"] = None
-    frame = read_peer(saved(tmp_path, report))
+    frame = read(tmp_path, report)
     good = frame[frame["error"] == ""].iloc[0]
     assert np.isnan(good["ttft_s"])
     assert good["e2e_s"] == pytest.approx(1.0)
@@ -395,7 +362,7 @@ def test_aiperf_without_streaming(tmp_path):
     for name in ("time_to_first_token", "inter_chunk_latency"):
         del record["metrics"][name]
     record["metadata"]["x_request_id"] = None
-    frame = read_peer(saved(tmp_path, json.dumps(record), "profile_export.jsonl"))
+    frame = read(tmp_path, json.dumps(record), "profile_export.jsonl")
     assert frame["e2e_s"].tolist() == pytest.approx([0.31])
     assert frame[["ttft_s", "tpot_s"]].isna().all(axis=None)
     assert frame["chunk_s"].map(len).tolist() == [0]
@@ -426,7 +393,7 @@ def test_aiperf_requests_that_failed_have_no_metrics(tmp_path, failed):
     told = {"code": 503, "type": "HTTPError", "message": "Service Unavailable"}
     bad = {"metadata": aiperf_record()["metadata"], **failed, "error": told}
     lines = "\n".join(map(json.dumps, (bad, aiperf_record())))
-    frame = read_peer(saved(tmp_path, lines, "profile_export.jsonl"))
+    frame = read(tmp_path, lines, "profile_export.jsonl")
     assert sorted(frame["error"]) == ["", "http_503"]
     assert frame.attrs["doubts"] == ()
 
@@ -439,7 +406,7 @@ def test_aiperf_by_its_records(tmp_path):
         error={"code": 503, "type": "HTTPError", "message": "no engine"},
     )
     lines = "\n".join(json.dumps(record) for record in (warm, aiperf_record(), cut))
-    frame = read_peer(saved(tmp_path, lines, "profile_export.jsonl"))
+    frame = read(tmp_path, lines, "profile_export.jsonl")
     assert frame["error"].tolist() == ["", "http_503"]
     good = frame.iloc[0]
     assert good["ttft_s"] == pytest.approx(0.25)
@@ -499,7 +466,7 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
 )
 def test_what_is_not_known_gets_a_sentence(tmp_path, content, sentence):
     with pytest.raises(ResultError, match=sentence):
-        read_peer(saved(tmp_path, content))
+        read(tmp_path, content)
 
 
 def test_a_file_that_is_not_there(tmp_path):

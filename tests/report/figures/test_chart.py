@@ -73,7 +73,7 @@ def test_a_failed_gate_takes_only_the_kinds_of_number_that_it_touches(gates, sho
         alt="What.",
         keys=looks(["cold"]),
         shows=shows,
-        marks={"failed_gates": gates},
+        attrs={"failed_gates": gates},
     )
     assert f"{said} Found".strip() in text(chart) or f"{said} failed. Found" in text(chart)
     assert chart.alt.startswith(said)

@@ -10,7 +10,7 @@ from workbench.errors import LaunchError, ParameterError, PlanError
 from workbench.params.notebooks import PdSweep
 from workbench.serve import connectors
 from workbench.serve.connectors import CONNECTORS, Connector, Wiring, connector
-from workbench.serve.plan import plan_deployment
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 

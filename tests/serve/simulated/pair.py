@@ -17,8 +17,7 @@ from workbench.metrics.prometheus import difference
 from workbench.records import RequestRecord
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
-from workbench.serve.deployment import Deployment, Instance
-from workbench.serve.plan import plan_deployment
+from workbench.serve.deployment import Deployment, Instance, plan_deployment
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.__main__ import apps, serving

@@ -6,7 +6,7 @@ from workbench.experiment.plan.arms import plan
 from workbench.params.notebooks import PdSweep, PrefixCache
 from workbench.params.shared import FAULTS as CHOICES
 from workbench.serve.connectors import connector
-from workbench.serve.plan import plan_deployment
+from workbench.serve.deployment import plan_deployment
 from workbench.serve.simulated.faults import FAULTS, applies, check_fault
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology

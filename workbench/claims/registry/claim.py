@@ -62,7 +62,6 @@ def _known_check(name: str) -> str:
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Field(strict=False)]
-Named = Annotated[dict[str, Any], BeforeValidator(lambda given: {} if given is None else given)]
 
 
 class Effect(Entry):

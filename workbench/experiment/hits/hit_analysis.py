@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.errors import ResultError
 from workbench.experiment.findings.sentences import headline as judged
@@ -29,7 +29,7 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
-from workbench.metrics.gates.gate_table import failed_names, spoil
+from workbench.metrics.gates.gate_table import spoil
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.params.notebooks import LMCacheHitAnalysis
 
@@ -133,9 +133,11 @@ def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
 
 def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     """A finished run with the rows of the store's logs, and what follows from both."""
+    import pandas as pd
+
     workers = made.params.aggregated_tp if isinstance(made.params, LMCacheHitAnalysis) else 1
     logs = served_tokens.store_logs(result.folder, result.requests, workers=workers)
-    counts = served_tokens.pass_counts(_read_frame(result, "counters"))
+    counts = served_tokens.pass_counts(pd.read_parquet(result.folder / "counters.parquet"))
     rows = served_tokens.credited(served_tokens.served(result.requests, logs), counts)
     table = tiers(rows, counts)
     chunks = {
@@ -181,12 +183,6 @@ _LIMITS = (
 )
 
 
-def _read_frame(result: Result, name: str) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(result.folder / f"{name}.parquet")
-
-
 def _log_doubts(
     logs: Mapping[tuple[str, int], LogSummary], served: pd.DataFrame, counts: pd.DataFrame
 ) -> list[str]:
@@ -219,7 +215,7 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
         raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")
     name = run_id(params)
     folder = RunFolder.open(params.output_dir, "lmcache_hit_analysis", name)
-    facts = RunFacts(
+    run = RunFacts(
         notebook="lmcache_hit_analysis",
         run_id=name,
         status="success",
@@ -229,25 +225,12 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
         parameters=asdict(params),
         machine=machine.facts().as_dict(),
         files={"served": "served.parquet"},
-        **_judged_log(log_facts(summary, params.log_file, ranks=params.log_ranks)),
     )
+    facts = log_facts(run, summary)
     result = _written(facts, folder, served_tokens.log_tokens(summary), {})
     folder.promote()
     echo(f"success: {folder.home}")
     return replace(result, folder=folder.home)
-
-
-def _judged_log(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a log, which are counts, with what its failed gates do to them."""
-    failed = failed_names(facts["gates"])
-    does = spoil(failed, "counts")
-    found, unproven = judged(facts["finding"], failed, "counts")
-    return facts | {
-        "finding": found,
-        "unproven": unproven,
-        "numbers": marked(facts["numbers"], failed),
-        "sentences": tuple(told(text, does) for text in facts["sentences"]),
-    }
 
 
 def _written(

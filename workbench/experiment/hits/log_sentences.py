@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from math import isnan
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workbench.experiment.findings.sentences import headline, marked, told
 from workbench.experiment.hits.hit_findings import log_tiers
 from workbench.experiment.hits.need_to_load import examples
 from workbench.experiment.hits.served_tokens import log_tokens
-from workbench.experiment.result.facts import Card
+from workbench.experiment.result.facts import Card, RunFacts
 from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate_table import failed_names, spoil
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt, LogSummary
 from workbench.metrics.statistics import quantile
@@ -81,27 +84,35 @@ def _errors(log: LogSummary) -> str:
     return f"{more}: {' and '.join(messages)}"
 
 
-def log_facts(log: LogSummary, path: str, *, ranks: int = 0) -> dict[str, Any]:
-    """What a log's result says: finding to gates, doubts, limits, sentences, tables, `repeat`."""
+def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
+    """The facts of a run with what its log says, which are counts, and what gates do to them."""
+    path, ranks = run.parameters["log_file"], run.parameters["log_ranks"]
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks else [])]
     generations = " and ".join(sorted({*log.requests["generation"], *log.transfers["generation"]}))
-    return {
-        "finding": _finding(log),
-        "scope": f"Read from {path} ({generations}): {log.matching:,} of {log.counts.lines:,}"
-        f" lines are LMCache's{_span(log)}.",
-        "numbers": _cards(log),
-        "gates": (_whole(log),),
-        "sentences": (*_credit(log), *_found(log), *_speed(log), *_evictions(log)),
-        "explained": tuple(examples(log)),
-        "tiers": tuple(row.as_row() for row in log_tiers(log_tokens(log))),
-        "doubts": tuple(doubt(log, found) for found in log.doubts),
-        "limits": (
+    gates = (_whole(log),)
+    failed = failed_names(gates)
+    does = spoil(failed, "counts")
+    finding, unproven = headline(_finding(log), failed, "counts")
+    sentences = (*_credit(log), *_found(log), *_speed(log), *_evictions(log))
+    return replace(
+        run,
+        finding=finding,
+        unproven=unproven,
+        scope=f"Read from {path} ({generations}): {log.matching:,} of {log.counts.lines:,} lines"
+        f" are LMCache's{_span(log)}.",
+        numbers=marked(_cards(log), failed),
+        gates=gates,
+        sentences=tuple(told(text, does) for text in sentences),
+        explained=tuple(examples(log)),
+        tiers=tuple(row.as_row() for row in log_tiers(log_tokens(log))),
+        doubts=tuple(doubt(log, found) for found in log.doubts),
+        limits=(
             "A log has no TTFT and no prompt: the cost of storing, break-even, the effect of the"
             " chunk and ideal reuse need a live run (leave log_file empty) or -p engine attach.",
         ),
-        "repeat": shlex.join(words),
-    }
+        repeat=shlex.join(words),
+    )
 
 
 def _span(log: LogSummary) -> str:

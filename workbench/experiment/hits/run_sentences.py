@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
-from typing import Any
 
-from workbench.experiment.findings.sentences import first, matching, told
+from workbench.experiment.findings.sentences import first, told
 from workbench.experiment.hits.hit_findings import HitRatio, Tiers
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
 from workbench.experiment.result.facts import Card
@@ -18,7 +17,7 @@ _NO_INTERVAL = "in too few rounds for an interval"
 def headline(ratios: Sequence[HitRatio]) -> str:
     """What loading gains and what storing costs, as far as intervals carry it."""
     parts = []
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
         what, times = f"a {gain.prompt_tokens:,}-token prompt", gain.ratio.value
         parts.append(
@@ -148,8 +147,8 @@ def _crossing(rows: Sequence[HitRatio]) -> str:
 
 def _reuse(ratios: Sequence[HitRatio]) -> list[str]:
     """How often a stored prompt must come back to pay for having been stored."""
-    cost = _longest(ratios, what="storing", arm=MAIN, pass_name="cold")
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    cost = _longest(ratios, what="storing", pass_name="cold")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if cost is None or gain is None or not cost.resolved or not gain.resolved:
         return []
     paid_ms = cost.ttft_ms - cost.baseline_ttft_ms
@@ -206,7 +205,7 @@ def _evicted(tiers: Sequence[Tiers]) -> list[str]:
 def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
     """Up to three key numbers with their intervals."""
     found = []
-    gain = _longest(ratios, what="loading", arm=MAIN, pass_name="store-warm")
+    gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
         label = f"TTFT computed / loaded, {gain.prompt_tokens:,} tokens"
         bounds = (gain.ratio.value, gain.ratio.low, gain.ratio.high)
@@ -246,5 +245,7 @@ def _percent(row: HitRatio) -> str:
     return f"{value:+.1f} %" + ("" if isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 
-def _longest(rows: Sequence[HitRatio], **wanted: Any) -> HitRatio | None:
-    return max(matching(rows, **wanted), key=lambda row: row.prompt_tokens, default=None)
+def _longest(rows: Sequence[HitRatio], *, what: str, pass_name: str) -> HitRatio | None:
+    """Of the main arm, that of the longest prompts."""
+    mine = [r for r in rows if (r.what, r.arm, r.pass_name) == (what, MAIN, pass_name)]
+    return max(mine, key=lambda row: row.prompt_tokens, default=None)

@@ -26,7 +26,7 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.plan import DeploymentPlan, plan_deployment
+from workbench.serve.deployment import DeploymentPlan, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology

@@ -143,8 +143,7 @@ async def _measure(dtype: str) -> Speed:
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
     from workbench.serve.connectors import connector
-    from workbench.serve.deployment import deploy, launcher_for
-    from workbench.serve.plan import plan_deployment
+    from workbench.serve.deployment import deploy, launcher_for, plan_deployment
     from workbench.serve.vllm import EngineSettings
     from workbench.topology import Topology
 

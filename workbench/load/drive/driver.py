@@ -21,7 +21,7 @@ from workbench.load.drive.health import ClientHealth, Pulse
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.load.drive.pacing import Alarm, Starts
 from workbench.load.drive.recorder import Recorder
-from workbench.load.http.client import known
+from workbench.load.http.client import request_facts
 from workbench.load.http.kernel_stamps import KernelClock
 from workbench.load.http.request import USUAL_FORM, Endpoint, Outgoing, RequestForm
 from workbench.load.http.response import Response
@@ -210,7 +210,7 @@ def unsent(
 ) -> RequestRecord:
     """The record of a request of which nothing else is known."""
     return RequestRecord(
-        **known(request),
+        **request_facts(request),
         request_id=request_id,
         scheduled_s=nan,
         error=error,

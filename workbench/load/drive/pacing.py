@@ -20,36 +20,26 @@ _STARTS_PER_TURN = 8
 
 
 class Alarm:
-    """Sleeps until given times, for one task at a time; an async context manager.
-
-    Where there is no timerfd it sleeps by asyncio's own timer.
-    """
+    """Sleeps until given times, for one task at a time; an async context manager."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._rung: asyncio.Future[None] | None = None
-        self._fd = -1
-        with suppress(AttributeError, OSError):  # AttributeError: this C library has none
-            self._libc = ctypes.CDLL(None)
-            # TFD_NONBLOCK and TFD_CLOEXEC are the O_ flags of the same name.
-            flags = os.O_NONBLOCK | os.O_CLOEXEC
-            self._fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, flags)
-        if self._fd >= 0:
-            self._loop.add_reader(self._fd, self._ring)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        # TFD_NONBLOCK and TFD_CLOEXEC are the O_ flags of the same name.
+        self._fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "no timer of the kernel's")
+        self._loop.add_reader(self._fd, self._ring)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
     async def until(self, at_s: float) -> None:
         """Sleep until `time.monotonic()` is `at_s`; returns at once when that has passed."""
         if at_s <= monotonic():
-            return
-        if self._fd < 0:
-            await asyncio.sleep(at_s - monotonic())
-            await self.until(at_s)  # asyncio may wake early, by the resolution of its clock
             return
         seconds, fraction = divmod(at_s, 1)
         # struct itimerspec: the interval (none), then the time; a nanosecond more, as 0 disarms.

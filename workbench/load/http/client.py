@@ -39,7 +39,7 @@ def record_of(outgoing: Outgoing, response: Response, scheduled_s: float) -> Req
             error, message = response.error, response.message
         # Otherwise all was said before the server hung up.
     record = RequestRecord(
-        **known(outgoing.request),
+        **request_facts(outgoing.request),
         request_id=outgoing.request_id,
         scheduled_s=scheduled_s,
         sent_s=response.sent_s,
@@ -63,7 +63,7 @@ def record_of(outgoing: Outgoing, response: Response, scheduled_s: float) -> Req
     return record
 
 
-def known(request: Request) -> dict[str, Any]:
+def request_facts(request: Request) -> dict[str, Any]:
     """What a record says of a request whatever becomes of it."""
     return {
         "index": request.index,

@@ -20,7 +20,8 @@ from workbench.load.http.kernel_stamps import READ_BYTES
 from workbench.load.http.response import Response
 
 _Address = tuple[int, int, int, str, Any]
-
+_AT_ONCE = 128
+"""Sockets read in one turn of the loop."""
 
 Read = Callable[[socket.socket], tuple[bytes, float]]
 """Gives what is there, and when it arrived; `KernelClock.read`, or `read_now`."""
@@ -57,7 +58,7 @@ class Readable:
         self._epoll.close()
 
     def _ready(self) -> None:
-        for fd, _ in self._epoll.poll(0):
+        for fd, _ in self._epoll.poll(0, _AT_ONCE):
             call = self._calls.get(fd)
             if call is not None:  # one before it may have closed this one
                 call()

@@ -1,7 +1,6 @@
 """Requests of the in-process generation: which lines are of one request, and what arrived for it.
 
-A request id alone is no identity: another process, or the same after a restart, counts from 0
-again, and the prefill and the decode instance of one request log the same id.
+A request id alone is no identity: each process counts from 0, and so it does after a restart.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""What LMCache's log lines look like, in both generations, and how they are found in a text.
+"""What LMCache's log lines look like: in-process (in vLLM's own log) and multi-process ("mp").
 
-In-process (LMCacheConnectorV1: the lines stand in vLLM's own log) and multi-process ("mp": most
-stand in the log of `lmcache server`). The formats were read from the sources of LMCache 0.3 to
-0.5.6 and of vLLM's own copy of the in-process one, whose lines carry vLLM's time instead of
-LMCache's; only the mp generation has been run here.
+Read from the sources of LMCache 0.3 to 0.5.6 and of vLLM's own copy; only mp has been run here.
 """
 
 from __future__ import annotations

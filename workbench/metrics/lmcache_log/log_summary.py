@@ -1,13 +1,6 @@
 """An LMCache log of any size as one row per request: who held the tokens, who gets the credit.
 
-The engine's own prefix cache comes first: what it holds is never loaded. LMCache is credited with
-what it had beyond that, `max(0, hit - engine hit)`, as far as it arrived: a lookup is a promise,
-and a retrieval may fail. Older versions print that difference as "need to load" without the max:
--240 where LMCache held 256 tokens and the engine 496 of 497 by itself.
-
-The multi-process generation says neither the prompt's length nor what the engine held, and nothing
-at all of a lookup without a hit: there, hits by tier and transfers are known, rates and credit are
-not. Sizes in GB are what LMCache calls so: 1024^3 bytes.
+Sizes in GB are what LMCache calls so: 1024^3 bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +60,10 @@ class LogDoubt:
 class Credit:
     """Prompt tokens by who served them, over the requests of which the log says it all.
 
-    NaN without such a request.
+    The engine's own cache comes first: what it holds is never loaded. LMCache is credited with
+    `max(0, hit - engine hit)` as far as it arrived: a lookup is a promise, and a retrieval may
+    fail. NaN where no request says it, as in the mp generation, which logs neither the prompt's
+    length nor what the engine held.
     """
 
     engine: float = nan

@@ -1,9 +1,6 @@
 """The multi-process generation counts keys and logs workers: from both to tokens.
 
-A chunk of tokens is one key for each worker of an instance that keeps its own part of the KV (and
-for each kind of layer of a hybrid model), and each worker logs the same Stored or Retrieved line.
-The log itself shows how many: `12/44 retained keys` of chunks of 256 tokens, and then four times
-`Retrieved 768 tokens`, are 4 keys a chunk and 4 workers.
+`12/44 retained keys`, then `Retrieved 768 tokens` four times: 4 keys a chunk of 256, 4 workers.
 """
 
 from __future__ import annotations
@@ -50,6 +47,8 @@ def count_keys(
 ) -> KeyCount:
     """Keys of a chunk, and workers of an instance, as far as a log shows them.
 
+    A chunk is one key for each worker that keeps its own part of the KV (and for each kind of
+    layer of a hybrid model), and each worker logs the same Stored or Retrieved line.
     `chunk` is the chunk in tokens (0 if unknown), `registered` are the workers of instances that
     registered. `ranks` is what the user says, 0 for what the log shows.
     """

@@ -1,7 +1,6 @@
-"""A large LMCache log searched by several processes, which find the same as one.
+"""A large log searched by several processes: each child reads every n-th block of the open file.
 
-Each child reads every n-th block of the open file and writes what it found to its pipe, and only
-there: it ends with whoever reads it. What a child does not deliver is read by its parent.
+It writes to its pipe alone, so it ends with its reader; what it does not deliver is read here.
 """
 
 from __future__ import annotations

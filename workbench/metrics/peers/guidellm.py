@@ -11,7 +11,6 @@ from workbench.metrics.peers.peer_request import (
     PeerFile,
     PeerRequest,
     count,
-    failure,
     read_all,
     unstreamed,
 )
@@ -85,7 +84,6 @@ def _request(status: str, request: Mapping[str, Any]) -> PeerRequest:
     due_s, start_s, first_s, last_s, end_s = (_time(times.get(name)) for name in names)
     good = status == "successful"
     told = info.get("error") or "GuideLLM cut it at the end of the benchmark"
-    error, message = failure(told, not good)
     ttft_ms = request["time_to_first_token_ms"]
     ttft_s = first_s - start_s if ttft_ms is None else ttft_ms / 1000
     e2e_s = (end_s if isnan(last_s) else last_s) - start_s
@@ -99,8 +97,8 @@ def _request(status: str, request: Mapping[str, Any]) -> PeerRequest:
         scheduled_s=due_s,
         sent_s=start_s,
         stream_end_s=end_s,
-        error="cancelled" if status == "incomplete" else error,
-        error_message=message,
+        error="cancelled" if status == "incomplete" else "",
+        error_message="" if good else told,
     )
 
 

@@ -1,7 +1,4 @@
-"""Sentences on files that hold no single requests, are of no known tool, or are damaged.
-
-Each names the tool, what the file is, and the file to read or the option to run with instead.
-"""
+"""Sentences on files without requests, of no known tool, or damaged: what it is, what to read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class PeerRequest:
     chunk_s: tuple[float, ...] = ()
     engine_metrics: str = ""
     error: str = ""
+    """The class of a failure where the tool says it; else it follows from the message."""
     error_message: str = ""
+    """Why it failed, in the tool's words; empty for a success."""
 
     def __post_init__(self) -> None:
         ttft_s, e2e_s, chunk_s = self.ttft_s, self.e2e_s, self.chunk_s
@@ -48,12 +50,16 @@ class PeerRequest:
         lasts_s = chunk_s[-1] - chunk_s[0] if chunk_s else 0.0
         if ttft_s > _LONGEST_S or e2e_s > _LONGEST_S or lasts_s > _LONGEST_S:
             raise ValueError("an answer takes over 30 years")
-        if not self.error and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
+        if not self.failed and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
             raise ValueError(f"TTFT {ttft_s:g} s and E2E {e2e_s:g} s cannot be")
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.error or self.error_message)
 
     def record(self, index: int) -> RequestRecord:
         """The same as a record of ours, which has no latencies."""
-        facts = asdict(self)
+        facts = asdict(self) | {"error": self.error or _error_class(self.error_message)}
         del facts["ttft_s"], facts["e2e_s"]
         return RequestRecord(index=index, ideal_reuse_tokens=-1, max_tokens=-1, **facts)
 
@@ -111,15 +117,16 @@ _FAILURES = {
 """What the last line of a message says of the class of a failure; the first that fits."""
 
 
-def failure(message: str, failed: bool) -> tuple[str, str]:
-    """The class of a failure as far as its message tells, else `protocol`, and the message."""
-    if not failed:
-        return "", ""
+def _error_class(message: str) -> str:
+    """The class of a failure as far as its message tells, else `protocol`; empty for none."""
+    if not message:
+        return ""
     last = (message.strip().splitlines() or [""])[-1]
     code = re.search(r"(?:error code|status)\W+([45]\d\d)", message, re.IGNORECASE)
-    status = _PHRASES.get(last.lower()) or (int(code[1]) if code else 0)
+    if status := _PHRASES.get(last.lower()) or (int(code[1]) if code else 0):
+        return f"http_{status}"
     fits = (error for said, error in _FAILURES.items() if re.search(said, last, re.IGNORECASE))
-    return f"http_{status}" if status else next(fits, "protocol"), message
+    return next(fits, "protocol")
 
 
 def count(value: Any) -> int:
@@ -129,4 +136,4 @@ def count(value: Any) -> int:
 
 def unstreamed(requests: Iterable[PeerRequest]) -> list[bool]:
     """Of each request that succeeded, whether the time of its first token is missing."""
-    return [isnan(request.ttft_s) for request in requests if not request.error]
+    return [isnan(request.ttft_s) for request in requests if not request.failed]

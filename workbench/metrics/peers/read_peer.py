@@ -1,18 +1,4 @@
-"""Results of other load generators, read as a `requests` frame.
-
-    vLLM bench     `vllm bench serve --save-result --save-detailed`; benchmark_serving.py before it
-    GuideLLM       benchmarks.json of 0.2 to 0.8
-    AIPerf         profile_export.jsonl of 0.2 to 0.13, one record a line
-    SGLang         bench_serving.py --output-details
-    LMCache bench  bench_results.csv of `lmcache bench engine`
-    multi-round-qa summary.csv
-
-The latencies are the tool's own measurement, under the names of the workbench. `tpot_s` is
-(last token - first token) / (output tokens - 1) for all: none of these files tells the tokens
-of the first chunk. What a tool measures differently stays different: see metrics.definitions.
-Times are on the tool's clock (vLLM bench: monotonic; others: since the epoch), so they cannot be
-subtracted from stamps of the workbench. A number that the file does not hold is -1, a time NaN.
-"""
+"""Results of other load generators (docs/peers.md), read as a `requests` frame."""
 
 from __future__ import annotations
 
@@ -26,7 +12,7 @@ import numpy as np
 
 from workbench.errors import ResultError
 from workbench.metrics.peers.aiperf import aiperf_file
-from workbench.metrics.peers.csv_files import columns_of, lmcache_file, multi_round_file
+from workbench.metrics.peers.csv_files import CSV_FORMS, columns_of
 from workbench.metrics.peers.guidellm import guidellm_file
 from workbench.metrics.peers.not_read import (
     KNOWN_FILES,
@@ -45,15 +31,16 @@ if TYPE_CHECKING:
 
 
 def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
-    """Read a result file; which tool wrote it is seen from its content.
+    """Read a result file, or the one in a folder; which tool wrote it is seen from its content.
 
-    A folder stands for the one result file in it that has a tool's usual name. Constant `columns`
-    stand in front as in records.to_frame; unless given, `arm` is the tool's name, `round` 1 and
-    `pass` "measured". `index` counts in the order of sending, for vLLM bench and SGLang in that of
-    the data set: frames pair by it where both tools were given one list. ttft_s, tpot_s, e2e_s and
-    request_tps are there, NaN for a failed request; ttft_scheduled_s where the file has the due
-    time. `chunk_s` is empty where the tool keeps no chunks, so that no gap is invented;
-    `engine_metrics` holds the server's own times where the file has them.
+    Constant `columns` stand in front as in records.to_frame; unless given, `arm` is the tool's
+    name, `round` 1 and `pass` "measured". `index` counts in the order of sending, for vLLM bench
+    and SGLang in that of the data set: frames pair by it where both tools were given one list.
+
+    Latencies (ttft_s, ttft_scheduled_s, tpot_s, e2e_s, request_tps) are the tool's own measurement,
+    NaN for a failed request; tpot_s is (last token - first token) / (output tokens - 1) for all,
+    since no file tells the tokens of a first chunk. Times are on the tool's clock. `chunk_s` is
+    empty where the tool keeps no chunks; `engine_metrics` has the server's own times.
 
     `attrs` tell of the file: `tool`, `version` (as far as the file shows it), `kept` and `total`
     (requests in the file, of those that there were), `doubts` (sentences), and `own` (the tool's
@@ -108,12 +95,10 @@ def _read(source: Path, text: str) -> PeerFile:
     tool = "a known tool"
     try:
         columns = columns_of(text)
-        if {"request_id", "successful", "ttft"} <= columns:
-            tool = "LMCache bench"
-            return lmcache_file(text)
-        if {"ttft", "generation_time", "generation_tokens"} <= columns:
-            tool = "multi-round-qa"
-            return multi_round_file(text)
+        for form in CSV_FORMS:
+            if form.columns <= columns:
+                tool = form.tool
+                return form.read(text)
         documents, lost = _documents(source, text)
         first = documents[0]
         names = set(first) if isinstance(first, dict) else set()

@@ -1,7 +1,6 @@
 """vLLM bench and SGLang's bench_serving: one JSON object with a list for each quantity.
 
-The lists are in the order of the data set. Which there are depends on the version and on
---save-detailed: what is not there is not known, and told.
+Which lists there are depends on version and options: what is not there is not known, and told.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from itertools import accumulate
 from math import isnan, nan
 from typing import Any
 
-from workbench.metrics.peers.peer_request import PeerFile, PeerRequest, failure, read_all
+from workbench.metrics.peers.peer_request import PeerFile, PeerRequest, read_all
 
 _LISTS = (
     "ttfts", "itls", "latencies", "input_lens", "output_lens", "errors", "start_times",
@@ -103,7 +102,7 @@ def _request(n: int, one: Mapping[str, Any], *, stamped: bool) -> PeerRequest:
     # A request that failed before its first chunk has zeros and may have no reason.
     answered = abs(ttft_s) > 0 or output > 0 or (isnan(ttft_s) and e2e_s > 0)
     failed = bool(one.get("errors")) or not answered
-    error, message = failure(one.get("errors") or "no chunk came, no reason was saved", failed)
+    why = one.get("errors") or "no chunk came, no reason was saved"
     if ttft_s == 0:
         ttft_s = nan  # one piece, no stream
     sent_s = float(one.get("start_times", nan))
@@ -127,8 +126,7 @@ def _request(n: int, one: Mapping[str, Any], *, stamped: bool) -> PeerRequest:
         sent_s=sent_s,
         chunk_s=chunk_s,
         engine_metrics=json.dumps(server) if server else "",
-        error=error,
-        error_message=message,
+        error_message=why if failed else "",
     )
 
 

@@ -10,30 +10,16 @@ from math import isnan
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
-from workbench.report.figures.marks import (
-    BLACK,
-    BLUE,
-    GREY,
-    Look,
-    Row,
-    ends,
-    interval_rows,
-    log_axis,
-    looks,
-    mark,
-    ratio_rows,
-    span,
-    undecided,
-)
 
 _ONLY_LIVE = "a log has no TTFT; a live run measures it."
-_BLUE = Look(colour=BLUE, marker="s")
+_BLUE = marks.Look(colour=marks.BLUE, marker="s")
 
 
 def cost_of_storing(ratios: pd.DataFrame) -> Chart:
     """Change of cold TTFT by storing in LMCache, in %, for each prompt length and for all."""
-    rows = ratio_rows(ratios, what="storing")
+    rows = marks.ratio_rows(ratios, what="storing")
     if not rows:
         why = _ONLY_LIVE if ratios.empty else "cold passes have no pairs."
         return no_data("The cost of storing", why)
@@ -46,13 +32,13 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         styles = [_BLUE] * len(rows)
-        interval_rows(axes, rows, "change", styles, labels=lengths, texts=changes, at=0.0)
-        low, high = (extreme([*ends(rows, "change"), 0.0]) for extreme in (min, max))
+        marks.interval_rows(axes, rows, "change", styles, labels=lengths, texts=changes, at=0.0)
+        low, high = (extreme([*marks.ends(rows, "change"), 0.0]) for extreme in (min, max))
         axes.set_xlim(low - 0.06 * (high - low) - 1, high + 0.06 * (high - low) + 1)
         axes.set_xlabel("change of cold TTFT, %: above 0 LMCache costs")
 
     found = f"LMCache changes cold TTFT by {changes[0]}"
-    if undecided(rows[0]):
+    if marks.undecided(rows[0]):
         found = f"What LMCache costs a cold prompt is not told from noise: {changes[0]}"
     return draw(
         paint,
@@ -60,18 +46,18 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
         body_px=40 * len(rows) + 84,
         alt=f"{found}. {'; '.join(map(': '.join, zip(lengths, changes, strict=True)))}.",
         caption="Cold TTFT of the same prompts with LMCache (a lookup that finds nothing, and"
-        f" storing) against none, paired; 95 % interval over {span(rows, 'n_rounds', 'round')},"
-        f" {span(rows[:1], 'n_pairs', 'pair')}.",
+        " storing) against none, paired; 95 % interval over"
+        f" {marks.span(rows, 'n_rounds', 'round')}, {marks.span(rows[:1], 'n_pairs', 'pair')}.",
         shows=("ratios",),
-        marks=ratios.attrs,
+        attrs=ratios.attrs,
     )
 
 
-def _length(row: Row) -> str:
+def _length(row: marks.Row) -> str:
     return f"{int(row['prompt_tokens']):,} tokens" if row["prompt_tokens"] else "all prompts"
 
 
-def _change(row: Row) -> str:
+def _change(row: marks.Row) -> str:
     text = f"{row['change']:+.1f} %"
     return text if isnan(row["low"]) else f"{text} [{row['low']:+.1f}, {row['high']:+.1f}]"
 
@@ -83,14 +69,14 @@ def break_even(ratios: pd.DataFrame) -> Chart:
     loading beats recomputing; the crossing is break-even.
     """
     heading = "Break-even of loading and recomputing"
-    rows = [row for row in ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
+    rows = [row for row in marks.ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
     if not rows:
         return no_data(heading, _ONLY_LIVE if ratios.empty else "no prompt was loaded.")
     rows.sort(key=lambda row: row["prompt_tokens"])
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[marks.Row]] = {}
     for row in rows:
         lines.setdefault(str(row["pass"]), []).append(row)
-    look = looks(list(lines))
+    look = marks.looks(list(lines))
     lengths = sorted({float(row["prompt_tokens"]) for row in rows})
 
     def paint(figure: Figure) -> None:
@@ -100,13 +86,15 @@ def break_even(ratios: pd.DataFrame) -> Chart:
             xs = [row["prompt_tokens"] * shift for row in line]
             axes.plot(xs, [row["ratio"] for row in line], color=look[name].colour, linewidth=1.5)
             for x, row in zip(xs, line, strict=True):
-                mark(axes, x, row["ratio"], (row["low"], row["high"]), look[name], upright=True)
-        log_axis(axes, [*ends(rows, "ratio"), 0.8, 1.25], axis="y", most=8)
-        log_axis(axes, (lengths[0] / 1.1, lengths[-1] * 1.1), ticks=lengths)
-        axes.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
+                marks.mark(
+                    axes, x, row["ratio"], (row["low"], row["high"]), look[name], upright=True
+                )
+        marks.log_axis(axes, [*marks.ends(rows, "ratio"), 0.8, 1.25], axis="y", most=8)
+        marks.log_axis(axes, (lengths[0] / 1.1, lengths[-1] * 1.1), ticks=lengths)
+        axes.axhline(1, color=marks.BLACK, linewidth=1.2, zorder=1)
         axes.annotate(
             "as fast as recomputing", (lengths[-1] * 1.1, 1), xytext=(0, -6),
-            textcoords="offset points", ha="right", va="top", size=12, color=GREY,
+            textcoords="offset points", ha="right", va="top", size=12, color=marks.GREY,
         )  # fmt: skip
         axes.set_xlabel("prompt, tokens (log scale)")
         axes.set_ylabel("TTFT computed / TTFT loaded (log scale)")
@@ -124,14 +112,14 @@ def break_even(ratios: pd.DataFrame) -> Chart:
         body_px=340,
         alt=f"{heading}: {spoken}.",
         caption="Ratio of paired TTFT: computed without a store, against found in LMCache. 95 %"
-        f" interval over {span(rows, 'n_rounds', 'round')}; hollow marks have none.",
+        f" interval over {marks.span(rows, 'n_rounds', 'round')}; hollow marks have none.",
         keys=look,
         shows=("ratios",),
-        marks=ratios.attrs,
+        attrs=ratios.attrs,
     )
 
 
-def _unsure(row: Row) -> str:
+def _unsure(row: marks.Row) -> str:
     return {"no_interval": " (no interval)", "undecided": " (not told from 1)"}.get(
         row["verdict"], ""
     )
@@ -140,17 +128,17 @@ def _unsure(row: Row) -> str:
 def chunk_effect(ratios: pd.DataFrame) -> Chart:
     """What LMCache's chunk does: the share of a prompt that it brings, and TTFT."""
     heading = "The effect of the chunk"
-    rows = ratio_rows(ratios, what="chunk")
+    rows = marks.ratio_rows(ratios, what="chunk")
     rows.sort(key=lambda row: (row["chunk_tokens"], row["prompt_tokens"]))
     chunks = list(dict.fromkeys(int(row["chunk_tokens"]) for row in rows))
     if len(chunks) < 2:
         return no_data(heading, _ONLY_LIVE if ratios.empty else "one chunk alone was measured.")
     whole = [row for row in rows if not row["prompt_tokens"]]
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[marks.Row]] = {}
     for row in sorted(rows, key=lambda row: row["prompt_tokens"]):
         if row["prompt_tokens"]:
             lines.setdefault(_length(row), []).append(row)
-    look = looks(list(lines))
+    look = marks.looks(list(lines))
     main = [int(row["chunk_tokens"]) for row in whole if row["arm"] == row["baseline_arm"]]
 
     def paint(figure: Figure) -> None:
@@ -166,9 +154,9 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
             itself = row["arm"] == row["baseline_arm"]  # its ratio is 1, without an interval
             bounds = (None, None) if itself else (row["low"], row["high"])
             x = chunks.index(int(row["chunk_tokens"]))
-            mark(right, x, row["ratio"], bounds, _BLUE, upright=True)
-        right.axhline(1, color=BLACK, linewidth=1.2, zorder=1)
-        log_axis(right, [*ends(whole, "ratio"), 0.8, 1.25], axis="y", most=6)
+            marks.mark(right, x, row["ratio"], bounds, _BLUE, upright=True)
+        right.axhline(1, color=marks.BLACK, linewidth=1.2, zorder=1)
+        marks.log_axis(right, [*marks.ends(whole, "ratio"), 0.8, 1.25], axis="y", most=6)
         right.set_ylabel("TTFT speed-up, store-warm (log scale)")
         for axes in (left, right):
             axes.set_xticks(range(len(chunks)), [str(size) for size in chunks])
@@ -185,9 +173,9 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
         body_px=310,
         alt=f"{heading}: LMCache brings {shares} tokens a chunk. TTFT speed-up{beside}: {speeds}.",
         caption="Left: exact, for each prompt length. Right: TTFT of all prompts,"
-        f" store-warm{beside}, paired, with 95 % interval over {span(whole, 'n_rounds', 'round')};"
-        " hollow marks have none.",
+        f" store-warm{beside}, paired, with 95 % interval over"
+        f" {marks.span(whole, 'n_rounds', 'round')}; hollow marks have none.",
         keys=look,
         shows=("counts", "ratios"),
-        marks=ratios.attrs,
+        attrs=ratios.attrs,
     )

@@ -7,8 +7,8 @@ from math import isfinite, nan
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
-from workbench.report.figures.marks import BLACK, BLUE, GREY, log_axis
 from workbench.report.numbers import number
 
 _NEAR = 0.95
@@ -30,13 +30,13 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(
-            frame["cache_tokens"], 100 * frame["hit_rate"], color=BLUE, marker="o", markersize=5,
-            drawstyle="steps-post", clip_on=False, zorder=3,
+            frame["cache_tokens"], 100 * frame["hit_rate"], color=marks.BLUE, marker="o",
+            markersize=5, drawstyle="steps-post", clip_on=False, zorder=3,
         )  # fmt: skip
-        axes.axhline(100 * ideal, color=GREY, linestyle=(0, (5, 3)), linewidth=1.4)
-        log_axis(axes, [*frame["cache_tokens"], space])
+        axes.axhline(100 * ideal, color=marks.GREY, linestyle=(0, (5, 3)), linewidth=1.4)
+        marks.log_axis(axes, [*frame["cache_tokens"], space])
         if isfinite(space):
-            axes.axvline(space, color=BLACK, linewidth=1.4)
+            axes.axvline(space, color=marks.BLACK, linewidth=1.4)
             axes.annotate(
                 "KV space of an instance", (space, top), xytext=(-6, -4),
                 textcoords="offset points", ha="right", va="top", size=12,
@@ -62,5 +62,5 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
         caption=f"Computed from {frame.attrs['requests']} requests in blocks of"
         f" {frame.attrs['block_tokens']} tokens, one after the other, least recently used first"
         " out. Dashed: an infinite cache of single tokens.",
-        marks=frame.attrs,
+        attrs=frame.attrs,
     )

@@ -92,20 +92,20 @@ def draw(
     body_px: float,
     alt: str,
     caption: str = "",
-    keys: Mapping[str, Look] | Mapping[str, Area] | None = None,
+    keys: Mapping[str, Look | Area] | None = None,
     shows: Sequence[Kind] = (),
     intervals: bool = True,
-    marks: Mapping[Any, Any] | None = None,
+    attrs: Mapping[Any, Any] | None = None,
 ) -> Chart:
     """Draw a figure: `paint` fills the body, `body_px` high; title and key stand above it.
 
     `shows` names the kinds of number in it, `intervals` says whether any has one.
-    `marks` are the `attrs` of the frame that is drawn: `simulated` writes that word into the
+    `attrs` are those of the frame that is drawn: `simulated` writes that word into the
     figure, so that it cannot pass for a measurement; `failed_gates` greys what a gate strikes and
     says so in the title, as it says that times are rough; a doubt stands in the caption.
     """
-    marks = marks or {}
-    does = spoil(marks.get("failed_gates", ()), *(shows or KINDS), interval=intervals)
+    attrs = attrs or {}
+    does = spoil(attrs.get("failed_gates", ()), *(shows or KINDS), interval=intervals)
     said = f"{does.said[:1].upper()}{does.said[1:]}." if does.effect else ""
     if does.effect in ("struck", "rough"):
         title = f"{said} {title}"
@@ -113,38 +113,45 @@ def draw(
         caption = f"{caption} {said}".strip()
     ink = {"struck": RED, "rough": AMBER}.get(does.effect, BLACK)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH_PX / 72, 1), layout="constrained")
-        simulated = figure.text(
-            1 - 3 / WIDTH_PX, 1, "simulated" * bool(marks.get("simulated")),
-            size=13, weight="bold", color=AMBER, ha="right", va="top",
-        )  # fmt: skip
-        free_px = WIDTH_PX - 6 - simulated.get_window_extent().width * 1.2
-        heading = figure.text(
-            3 / WIDTH_PX, 1, wrapped(title, free_px, size=15, weight="bold"),
-            size=15, weight="bold", color=ink, va="top", linespacing=1.25,
-        )  # fmt: skip
-        head_px = heading.get_window_extent().height + 10
-        if keys:
-            columns = _columns(list(keys))
-            by_column = [name for i in range(columns) for name in [*keys][i::columns]]
-            key = figure.legend(
-                [keys[name].handle() for name in by_column], by_column, ncols=columns,
-                loc="upper left",
-            )  # fmt: skip
-            key_top_px, head_px = head_px, head_px + key.get_window_extent().height + 2
-        height_px = head_px + body_px
-        figure.set_figheight(height_px / 72)
-        if keys:
-            key.set_bbox_to_anchor((0, 1 - key_top_px / height_px), figure.transFigure)
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.set(rect=(0, 0, 1, body_px / height_px))  # type: ignore[call-arg]
+        figure = _board(title, ink, keys or {}, body_px, simulated=bool(attrs.get("simulated")))
         paint(figure)
         text = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
     return Chart(svg=svg, alt=f"{said} {alt}".strip(), caption=caption)
+
+
+def _board(
+    title: str, ink: str, keys: Mapping[str, Look | Area], body_px: float, *, simulated: bool
+) -> Figure:
+    """A figure with its title and key at the top, whose layout keeps to the room below them."""
+    figure = Figure(figsize=(WIDTH_PX / 72, 1), layout="constrained")
+    word = figure.text(
+        1 - 3 / WIDTH_PX, 1, "simulated" * simulated, size=13, weight="bold", color=AMBER,
+        ha="right", va="top",
+    )  # fmt: skip
+    free_px = WIDTH_PX - 6 - 1.2 * word.get_window_extent().width
+    heading = figure.text(
+        3 / WIDTH_PX, 1, wrapped(title, free_px, size=15, weight="bold"),
+        size=15, weight="bold", color=ink, va="top", linespacing=1.25,
+    )  # fmt: skip
+    key_top_px = head_px = heading.get_window_extent().height + 10
+    if keys:
+        columns = _columns(list(keys))
+        # a key is filled column by column, and read row by row
+        names = [name for i in range(columns) for name in [*keys][i::columns]]
+        handles = [keys[name].handle() for name in names]
+        key = figure.legend(handles, names, ncols=columns, loc="upper left")
+        head_px += key.get_window_extent().height + 2
+    height_px = head_px + body_px
+    figure.set_figheight(height_px / 72)
+    if keys:
+        key.set_bbox_to_anchor((0, 1 - key_top_px / height_px), figure.transFigure)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, 0, 1, body_px / height_px))  # type: ignore[call-arg]
+    return figure
 
 
 def no_data(title: str, reason: str) -> Chart:
@@ -171,7 +178,7 @@ def wrapped(text: str, width_px: float, **font: Any) -> str:
 
 
 def _columns(names: Sequence[str]) -> int:
-    """As many columns of a key as fit, filled row by row."""
+    """As many columns of a key as fit beside one another."""
     widths = [50 + _text_px(name) for name in names]
     fitting = (n for n in range(len(names), 1, -1)
                if sum(max(widths[i::n]) for i in range(n)) <= WIDTH_PX)  # fmt: skip

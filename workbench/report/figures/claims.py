@@ -11,21 +11,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
-from workbench.report.figures.marks import (
-    BLACK,
-    BLUE,
-    GREY,
-    Look,
-    has_interval,
-    log_axis,
-    looks,
-    mark,
-)
 from workbench.report.numbers import exactly, number
 
 _BAND = "#cfe3f1"
-_DOT = Look(colour=BLUE, marker="o")
+_DOT = marks.Look(colour=marks.BLUE, marker="o")
 _HEAD_PX, _DOT_PX = 54, 22
 """Height of an axis without its dots, and of each dot."""
 
@@ -70,7 +61,7 @@ def claim_curve(curve: Mapping[str, Any]) -> Chart:
     def place(point: Mapping[str, Any]) -> float:
         return float(words.index(point["x"]) if words else point["x"])
 
-    look = looks(list(dict.fromkeys(str(point["series"]) for point in curve["points"])))
+    look = marks.looks(list(dict.fromkeys(str(point["series"]) for point in curve["points"])))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -82,16 +73,16 @@ def claim_curve(curve: Mapping[str, Any]) -> Chart:
                 linewidth=1.6,
             )  # fmt: skip
             for x, p in zip(xs, line, strict=True):
-                if has_interval(p["low"], p["high"]):
+                if marks.has_interval(p["low"], p["high"]):
                     axes.vlines(x, p["low"], p["high"], color=mine.colour, linewidth=1.4)
         values = [float(p["value"]) for p in points]
         xs = [place(p) for p in curve["points"]]
         if words:
             axes.set_xticks(range(len(words)), words)
         elif _geometric(xs):
-            log_axis(axes, xs)
+            marks.log_axis(axes, xs)
         if values and 0 < 20 * min(values) < max(values):
-            log_axis(axes, values, axis="y")
+            marks.log_axis(axes, values, axis="y")
         elif values:
             axes.set_ylim(min(0.0, *values), None)
         axes.set(xlabel=curve["x"], ylabel=curve["y"])
@@ -120,7 +111,7 @@ def _range(effect: Mapping[str, Any]) -> str:
     text = number(effect["estimate"])
     if effect["exact"] and effect["low"] == effect["high"]:
         return f"{exactly(effect['estimate'])} {unit}".strip()
-    if not has_interval(effect["low"], effect["high"]):
+    if not marks.has_interval(effect["low"], effect["high"]):
         return f"{text} {unit}, no interval".strip()
     return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
 
@@ -143,12 +134,12 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     end = high if first["confirms_to"] is None else first["confirms_to"]
     if end > start:
         axes.axvspan(start, end, color=_BAND, zorder=0, linewidth=0)
-    axes.axvline(first["value"], color=BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(first["value"], color=marks.BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     for at, cell in enumerate(cells, 1):
-        mark(axes, cell["estimate"], at - 0.5, (cell["low"], cell["high"]), _DOT)
+        marks.mark(axes, cell["estimate"], at - 0.5, (cell["low"], cell["high"]), _DOT)
     unit = {"x": " (times)", "%": ", %"}.get(first["unit"], f", {first['unit']}")
     shown = _range(first) if len(cells) == 1 else f"{len(cells)} cells"
     axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")
-    axes.set_title(f"claimed: {first['claimed']}", size=12, color=GREY, loc="right",
+    axes.set_title(f"claimed: {first['claimed']}", size=12, color=marks.GREY, loc="right",
                    weight="normal")  # fmt: skip
     axes.tick_params(labelsize=11)

@@ -204,15 +204,22 @@ def ends(rows: Iterable[Row], key: str) -> list[float]:
 
 
 def stacked_rows(
-    axes: Axes, parts: pd.DataFrame, areas: Mapping[str, Area], labels: Sequence[str]
+    axes: Axes,
+    parts: pd.DataFrame,
+    areas: Mapping[str, Area],
+    *,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    heading: str,
 ) -> None:
-    """A bar for each row, made of its columns in the order of `areas`."""
+    """A bar for each row of `parts`, in the order of `areas`, and its text in a column at right."""
     for y, widths in enumerate(parts[list(areas)].to_numpy(float)):
         left = 0.0
         for width, area in zip(widths, areas.values(), strict=True):
             axes.barh(y, width, left=left, height=0.7, **area.style())
             left += width
     row_axis(axes, labels)
+    column_at_right(axes, heading, texts)
 
 
 def row_axis(axes: Axes, labels: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
-from workbench.report.figures.marks import GREY, log_axis, looks, mark
 from workbench.report.numbers import quantity, time_scale
 
 _KEPT_UP = 0.95
@@ -26,7 +26,7 @@ def rates(frame: pd.DataFrame) -> Chart | None:
     limited = bool(frame.attrs.get("limited", True))
     # a column without a single value holds None
     rows = frame.astype(dict.fromkeys([*_TTFT, *_ENDED, "offered_per_s"], float))
-    look = looks([str(arm) for arm in frame["arm"].unique()])
+    look = marks.looks([str(arm) for arm in frame["arm"].unique()])
     factor, unit = time_scale(rows[_TTFT].max().max())
 
     def paint(figure: Figure) -> None:
@@ -37,7 +37,7 @@ def rates(frame: pd.DataFrame) -> Chart | None:
             times = timed[_TTFT] * factor
             left.plot(timed["offered_per_s"], times["ttft_s"], color=mine.colour, linewidth=1.2)
             for x, (ttft, low, high) in zip(timed["offered_per_s"], times.to_numpy(), strict=True):
-                mark(left, x, ttft, (low, high), mine, upright=True)
+                marks.mark(left, x, ttft, (low, high), mine, upright=True)
             for column in _ENDED if limited else _ENDED[:1]:
                 ended, filled = group[group[column].gt(0)], column == "achieved_per_s"
                 right.plot(
@@ -46,15 +46,15 @@ def rates(frame: pd.DataFrame) -> Chart | None:
                     markerfacecolor=mine.colour if filled else "white",
                     linestyle="-" if filled else (0, (4, 2)),
                 )  # fmt: skip
-        log_axis(left, rows[_TTFT].to_numpy().ravel() * factor, axis="y", most=7)
+        marks.log_axis(left, rows[_TTFT].to_numpy().ravel() * factor, axis="y", most=7)
         left.set_ylabel(f"median TTFT, {unit} (log scale)")
-        log_axis(right, rows[[*_ENDED, "offered_per_s"]].to_numpy().ravel(), axis="y", most=7)
+        marks.log_axis(right, rows[[*_ENDED, "offered_per_s"]].to_numpy().ravel(), axis="y", most=7)
         right.set_ylabel("answers per second (log scale)")
         for axes in (left, right):
-            log_axis(axes, rows["offered_per_s"], most=6)
+            marks.log_axis(axes, rows["offered_per_s"], most=6)
             axes.set_xlabel("offered requests per second (log scale)")
         ends = right.get_xlim()
-        right.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        right.plot(ends, ends, color=marks.GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
 
     found = "TTFT and achieved rate against the offered rate"
     if rows["achieved_per_s"].notna().any():
@@ -81,5 +81,5 @@ def rates(frame: pd.DataFrame) -> Chart | None:
         + "dotted, all that was offered.",
         keys=look,
         shows=("times",),
-        marks=frame.attrs,
+        attrs=frame.attrs,
     )

@@ -16,17 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import WIDTH_PX, Chart, draw, no_data, wrapped
-from workbench.report.figures.marks import (
-    BLACK,
-    GREY,
-    NAMES,
-    NUMBERS,
-    Dash,
-    Look,
-    log_axis,
-    looks,
-)
 from workbench.report.numbers import quantity, time_scale
 
 _FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
@@ -57,7 +48,7 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
     def paint(figure: Figure) -> None:
         for axes, (column, name) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             _ecdf(axes, _with(rows, column), column, name, look)
-        figure.supylabel("share of requests at or below", color=BLACK)
+        figure.supylabel("share of requests at or below", color=marks.BLACK)
 
     found = _median_ttft(rows)
     return draw(
@@ -69,17 +60,17 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
         caption=f"{_counted(rows, requests)} {note}".rstrip(),
         keys=look,
         shows=("times",),
-        marks=requests.attrs,
+        attrs=requests.attrs,
     )
 
 
-def _line_looks(rows: pd.DataFrame) -> dict[str, Look]:
+def _line_looks(rows: pd.DataFrame) -> dict[str, marks.Look]:
     """One look per line; with several arms and cache states, colour is the state, dash the arm."""
     both = rows.drop_duplicates("series")
     if "arm" not in rows or min(both["arm"].nunique(), both["pass"].nunique()) < 2:
-        return looks(list(both["series"]), "line")
-    colours = looks(list(both["pass"].unique()), "line")
-    dashes: list[Dash] = ["-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1))]
+        return marks.looks(list(both["series"]), "line")
+    colours = marks.looks(list(both["pass"].unique()), "line")
+    dashes: list[marks.Dash] = ["-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1))]
     arms = list(both["arm"].unique())
     return {
         line: replace(colours[state], dash=dashes[arms.index(arm) % len(dashes)])
@@ -87,7 +78,9 @@ def _line_looks(rows: pd.DataFrame) -> dict[str, Look]:
     }
 
 
-def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str, Look]) -> None:
+def _ecdf(
+    axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str, marks.Look]
+) -> None:
     timed = column.endswith("_s")
     factor, unit = time_scale(rows[column].max()) if timed else (1.0, "tokens")
     if column == "request_tps":
@@ -96,12 +89,12 @@ def _ecdf(axes: Axes, rows: pd.DataFrame, column: str, name: str, look: dict[str
     # Answers that arrived in one read have a rate that hides all others on a plain axis.
     log = len(values) > 0 and (timed or 0 < _WIDE * values.min() < values.max())
     if log:
-        log_axis(axes, values, most=6)
+        marks.log_axis(axes, values, most=6)
     for line, group in values.groupby(rows["series"], sort=False):
         style = look[str(line)]
         sns.ecdfplot(x=group, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
-        axes.text(0.5, 0.5, "not known", color=GREY, ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "not known", color=marks.GREY, ha="center", transform=axes.transAxes)
     elif not log:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set(xlabel=f"{name}, {unit}{' (log scale)' if log else ''}", ylabel="", ylim=(-0.02, 1.02))
@@ -122,7 +115,7 @@ def _median_ttft(rows: pd.DataFrame) -> str:
 
 def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Chart:
     """A latency of every request at the time it was sent, a panel per cache state (and arm)."""
-    name = NAMES.get(metric, metric)
+    name = marks.NAMES.get(metric, metric)
     rows = _with(requests, metric)
     if rows.empty:
         return no_data(f"{name} over time", _why_none(requests))
@@ -130,7 +123,7 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
     rows["y"] = rows[metric] * factor
     rows["since_s"] = rows["sent_s"] - rows.groupby(_pass_keys(rows))["sent_s"].transform("min")
     panels, states = list(rows["series"].unique()), list(rows["pass"].unique())
-    look = looks(states, "point")
+    look = marks.looks(states, "point")
     drawn, reduced = _sampled(rows, "y")
     columns = min(3, len(states) if len(states) > 1 else len(panels))
     lines = -(-len(panels) // columns)
@@ -149,7 +142,7 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
         end = max(float(rows["since_s"].max()), 0.1)
         grid[0, 0].set_xlim(-0.04 * end, 1.04 * end)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        figure.supxlabel("sent, seconds after the pass began", color=BLACK)
+        figure.supxlabel("sent, seconds after the pass began", color=marks.BLACK)
 
     found = _warm_up(rows, metric, name)
     return draw(
@@ -160,7 +153,7 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
         caption="One point per request, all rounds over one another."
         f" {_counted(rows, requests)}{reduced}",
         shows=("times",),
-        marks=requests.attrs,
+        attrs=requests.attrs,
     )
 
 
@@ -206,7 +199,7 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         y=rows["ttft_s"] * factor,
     )
     drawn, reduced = _sampled(rows, "y")
-    look = looks(list(rows["series"].unique()), "point")
+    look = marks.looks(list(rows["series"].unique()), "point")
     tenths = rows.groupby((rows["share"] // 10).clip(upper=9))[["share", "y"]].median()
     with_line = len(tenths) > 2
 
@@ -215,7 +208,7 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         for name, group in drawn.groupby("series", sort=False):
             _points(axes, group["share"] + group["sideways"], group["y"], look[str(name)])
         if with_line:
-            axes.plot(tenths["share"], tenths["y"], color=BLACK, linewidth=1.6, zorder=4)
+            axes.plot(tenths["share"], tenths["y"], color=marks.BLACK, linewidth=1.6, zorder=4)
         axes.set(xlim=(-3, 103), xlabel="cached share of the prompt, %")
         _time_axis(axes, rows["y"], f"TTFT, {unit}")
 
@@ -235,7 +228,7 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         f"{' Line: median of each tenth.' * with_line} {caption}{reduced}",
         keys=look,
         shows=("times",),
-        marks=requests.attrs,
+        attrs=requests.attrs,
     )
 
 
@@ -251,7 +244,7 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
     rows = _with(frame[frame["cached_tokens"] >= 0], "ideal_tokens")
     if rows.empty:
         return no_data(heading, _NEVER_TOLD)
-    look = looks(list(rows["series"].unique()), "point")
+    look = marks.looks(list(rows["series"].unique()), "point")
     spots, reduced = _spots(rows)
     hit, ideal = int(rows["cached_tokens"].sum()), int(rows["ideal_tokens"].sum())
     found = f"{hit:,} tokens came from a cache, where no prompt repeats another"
@@ -262,10 +255,10 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         limit = 1.05 * max(float(spots[["cached_tokens", "ideal_tokens"]].max().max()), 1.0)
-        axes.plot([0, limit], [0, limit], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.plot([0, limit], [0, limit], color=marks.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
             "ideal", (0.87 * limit, 0.87 * limit), xytext=(-8, 8), textcoords="offset points",
-            ha="right", color=GREY, fontsize=13,
+            ha="right", color=marks.GREY, fontsize=13,
         )  # fmt: skip
         # the largest first, so that a single request is not hidden under many
         for name, group in spots.sort_values("requests", ascending=False).groupby("series"):
@@ -274,8 +267,8 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
         ends = (-0.03 * limit, limit)
         axes.set(xlim=ends, xlabel="ideal reuse, tokens of a request")
         axes.set(ylim=ends, ylabel="cached, tokens of a request")
-        axes.xaxis.set_major_formatter(NUMBERS)
-        axes.yaxis.set_major_formatter(NUMBERS)
+        axes.xaxis.set_major_formatter(marks.NUMBERS)
+        axes.yaxis.set_major_formatter(marks.NUMBERS)
 
     return draw(
         paint,
@@ -287,7 +280,7 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
         " On the dashed line a request got all that an infinite cache would have had.",
         keys=look,
         shows=("counts",),
-        marks=frame.attrs,
+        attrs=frame.attrs,
     )
 
 
@@ -359,7 +352,7 @@ def _points(
     axes: Axes,
     x: pd.Series[float],
     y: pd.Series[float],
-    look: Look,
+    look: marks.Look,
     sizes: pd.Series[float] | float = 26,
 ) -> None:
     axes.scatter(
@@ -371,7 +364,7 @@ def _points(
 def _time_axis(axes: Axes, values: pd.Series[float], label: str) -> None:
     """Make y logarithmic where values spread over a factor of 20, otherwise linear from zero."""
     if values.max() > 20 * values.min() > 0:
-        log_axis(axes, values, axis="y", most=7)
+        marks.log_axis(axes, values, axis="y", most=7)
         axes.set_ylabel(f"{label} (log scale)")
     else:
         axes.set(ylim=(0, 1.08 * values.max() or 1), ylabel=label)

@@ -10,30 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
-from workbench.report.figures.marks import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    NUMBERS,
-    PURPLE,
-    VERMILION,
-    Area,
-    column_at_right,
-    stacked_rows,
-)
 
 _SOURCES = {
-    "computed": ("computed", Area(colour=VERMILION)),
-    "engine_hit": ("the engine's own prefix cache", Area(colour=GREEN)),
-    "external_hit": ("loaded through the connector", Area(colour=BLUE)),
+    "computed": ("computed", marks.Area(colour=marks.VERMILION)),
+    "engine_hit": ("the engine's own prefix cache", marks.Area(colour=marks.GREEN)),
+    "external_hit": ("loaded through the connector", marks.Area(colour=marks.BLUE)),
 }
 _TIERS = {
-    "engine": Area(colour=GREEN),
-    "l1": Area(colour=BLUE),
-    "l2": Area(colour=PURPLE, hatch="////"),
-    "computed": Area(colour=VERMILION),
+    "engine": marks.Area(colour=marks.GREEN),
+    "l1": marks.Area(colour=marks.BLUE),
+    "l2": marks.Area(colour=marks.PURPLE, hatch="////"),
+    "computed": marks.Area(colour=marks.VERMILION),
 }
 _BARS = 160
 """Beyond this many requests each bar is the mean of several neighbours."""
@@ -59,10 +48,10 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"] + ": " + rows["role"]).to_list()
         areas = {source: area for source, (_, area) in _SOURCES.items()}
-        stacked_rows(axes, shares, areas, names)
+        texts = [f"{total:,.0f}" for total in tokens.sum(axis=1)]
+        marks.stacked_rows(axes, shares, areas, labels=names, texts=texts, heading="tokens")
         axes.set(xlim=(0, 1), xlabel="share of the prompt tokens sent to that role")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        column_at_right(axes, "tokens", [f"{total:,.0f}" for total in tokens.sum(axis=1)])
 
     decode = tokens[rows["role"] == "decode"]
     found = "Where every prompt token came from"
@@ -82,7 +71,7 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         caption="From the engines' counters, all rounds together.",
         keys=dict(_SOURCES.values()),
         shows=("counts",),
-        marks=sources.attrs,
+        attrs=sources.attrs,
     )
 
 
@@ -129,7 +118,7 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
         + (f"Not known for every request: {', '.join(silent)}." if silent else ""),
         keys={names[tier]: _TIERS[tier] for tier in known},
         shows=("counts",),
-        marks=served.attrs,
+        attrs=served.attrs,
     )
 
 
@@ -147,16 +136,16 @@ def _bars(axes: Axes, rows: pd.DataFrame, known: Sequence[str]) -> None:
     top = 1.28 * (base.max() or 1.0)
     axes.set(xlim=(0.5, len(rows) + 0.5), ylim=(0, max(top, axes.get_ylim()[1])), ylabel="tokens")
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(NUMBERS)
+    axes.yaxis.set_major_formatter(marks.NUMBERS)
     axes.grid(axis="x", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 3, 5, 6, 10]))
     names = rows["pass"].astype(str).to_numpy()
     starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1)]
     for start in starts if len(starts) <= 12 else ():
-        axes.axvline(start + 0.5, color=GREY, linewidth=1)
+        axes.axvline(start + 0.5, color=marks.GREY, linewidth=1)
         axes.text(
             start + 0.5, 0.97, f" {names[start]}", transform=axes.get_xaxis_transform(),
-            va="top", size=12, color=GREY,
+            va="top", size=12, color=marks.GREY,
         )  # fmt: skip
 
 
@@ -207,11 +196,13 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"]).to_list()
-        stacked_rows(axes, shares, areas, names)
+        heading = "served; LMCache says" if claims.any() else "served"
+        marks.stacked_rows(axes, shares, areas, labels=names, texts=beside, heading=heading)
         for y, ideal in enumerate(rows["ideal_share"]):
-            axes.vlines(100.0 * ideal, y - 0.42, y + 0.42, color=BLACK, linewidth=2.5, zorder=4)
+            axes.vlines(
+                100.0 * ideal, y - 0.42, y + 0.42, color=marks.BLACK, linewidth=2.5, zorder=4
+            )
         axes.set(xlim=(0, 101), xlabel="share of the prompt tokens, %")
-        column_at_right(axes, "served; LMCache says" if claims.any() else "served", beside)
 
     idle = rows[rows["idle"].gt(0) & (rows["l1"] + rows["l2"]).eq(0) & claims]
     found = heading
@@ -237,5 +228,5 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         + ".",
         keys={names[tier]: area for tier, area in areas.items()},
         shows=("counts",),
-        marks=tiers.attrs,
+        attrs=tiers.attrs,
     )

@@ -9,31 +9,21 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.metrics.statistics import needed_n
 from workbench.metrics.waterfall import PARTS, doubts, representatives
+from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
-from workbench.report.figures.marks import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    PURPLE,
-    VERMILION,
-    Area,
-    column_at_right,
-    stacked_rows,
-)
 from workbench.report.numbers import quantity, time_scale
 
 _AREAS = {
-    "proxy_s": Area(colour=BLACK),
-    "prefill_server_s": Area(colour="#F3C59B"),
-    "prefill_queue_s": Area(colour="#E69F00"),
-    "prefill_compute_s": Area(colour=VERMILION),
-    "handoff_s": Area(colour=PURPLE),
-    "decode_server_s": Area(colour="#A9D6F2"),
-    "transfer_queue_s": Area(colour=BLUE),
-    "decode_step_s": Area(colour=GREEN),
-    "stream_s": Area(colour="#9ADBC5"),
-    "residual_s": Area(colour="white", edge=GREY, hatch="////"),
+    "proxy_s": marks.Area(colour=marks.BLACK),
+    "prefill_server_s": marks.Area(colour="#F3C59B"),
+    "prefill_queue_s": marks.Area(colour="#E69F00"),
+    "prefill_compute_s": marks.Area(colour=marks.VERMILION),
+    "handoff_s": marks.Area(colour=marks.PURPLE),
+    "decode_server_s": marks.Area(colour="#A9D6F2"),
+    "transfer_queue_s": marks.Area(colour=marks.BLUE),
+    "decode_step_s": marks.Area(colour=marks.GREEN),
+    "stream_s": marks.Area(colour="#9ADBC5"),
+    "residual_s": marks.Area(colour="white", edge=marks.GREY, hatch="////"),
 }
 """Warm colours on the prefill side and cold ones on the decode side; pale is the API server."""
 _NAMES = PARTS | {"residual_s": "residual"}
@@ -74,23 +64,22 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         f" neither times. {why}".strip(),
         keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
-        marks=waterfall.attrs,
+        attrs=waterfall.attrs,
     )
 
 
 def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
     factor, unit = time_scale(rows["ttft_s"].max())
-    parts = rows[list(_AREAS)] * factor
-    stacked_rows(axes, parts, _AREAS, (rows["arm"] + ", " + rows["which"]).to_list())
-    axes.set_xlim(0, 1.02 * factor * rows["ttft_s"].max())
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.set_title(name)
-    axes.set_xlabel(f"since the client sent it, {unit}")
+    labels = (rows["arm"] + ", " + rows["which"]).to_list()
     texts = [
         f"{quantity(ttft_s, 's')} (residual {quantity(residual_s, 's')})"
         for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
     ]
-    column_at_right(axes, "TTFT", texts)
+    parts = rows[list(_AREAS)] * factor
+    marks.stacked_rows(axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT")
+    axes.set(xlim=(0, 1.02 * factor * rows["ttft_s"].max()), title=name)
+    axes.set_xlabel(f"since the client sent it, {unit}")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
 
 
 def _finding(rows: pd.DataFrame) -> str:

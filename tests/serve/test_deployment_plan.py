@@ -7,7 +7,7 @@ import pytest
 from workbench.errors import PlanError
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import connector
-from workbench.serve.plan import DeploymentPlan, plan_deployment
+from workbench.serve.deployment import DeploymentPlan, plan_deployment
 from workbench.serve.processes.forkserver import named
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
