@@ -16,7 +16,6 @@ from workbench.metrics.lmcache_log.event_frames import EventFrames
 if TYPE_CHECKING:
     import pandas as pd
 
-_OFFSET_BITS = 42
 _BACK = np.timedelta64(1, "s")
 _LONG = np.timedelta64(10, "s")
 """A waiting request is looked up at every step of the engine: after so long it is another one."""
@@ -70,65 +69,38 @@ def _requests(
 
     `named` are transfers that name their request, `bare` stores that do not.
     """
+    import pandas as pd
 
-    storings, starts = frames.storings, frames.starts
-    offset = rows["offset"].to_numpy(np.int64)
-    session = np.zeros(len(rows), np.int64)
-    for process, where in rows.groupby("process").indices.items():
-        mine = np.sort(starts["offset"][starts["process"] == process].to_numpy(np.int64))
-        at = rows["at"].to_numpy("datetime64[us]")[where]
-        known = ~np.isnat(at)
-        back = np.zeros(len(where), np.int64)
-        back[known] = np.r_[False, np.diff(at[known]) < -_BACK][: known.sum()]
-        session[where] = np.searchsorted(mine, offset[where]) + np.cumsum(back)
-    key = rows.groupby(["process", "request_id", session], sort=False).ngroup().to_numpy()
+    # A process that starts anew, or whose clock is turned back, counts its requests from 0 again.
+    started = frames.starts[["offset", "process"]].sort_values("offset")
+    started["starts"] = started.groupby("process").cumcount() + 1
+    starts = pd.merge_asof(rows[["offset", "process"]], started, on="offset", by="process")
+    back = rows["at"].dropna().groupby(rows["process"]).diff() < -_BACK
+    backs = back.reindex(rows.index, fill_value=False).groupby(rows["process"]).cumsum()
+    session = starts["starts"].fillna(0) + backs
+    key = rows.groupby(["process", "request_id", session], sort=False).ngroup()
+
     # The same id again, in the same process: another request, unless it may be one that waits.
-    order = np.lexsort((offset, key))
-    total, at = (rows[name].to_numpy()[order] for name in ("prompt_tokens", "at"))
     served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
-    done = np.zeros(len(rows), bool)
-    done[served["lookup"][served["lookup"] >= 0].to_numpy(np.int64)] = True
-    computed = _lookup_of(storings, rows)
-    whole = computed >= 0
-    whole[whole] = (
-        rows["prompt_tokens"].to_numpy(float)[computed[whole]]
-        == storings["tokens"].to_numpy(float)[whole]
-    )
-    done[computed[whole]] = True
-    done = done[order]
-    same = np.r_[False, key[order][1:] == key[order][:-1]][: len(rows)]
-    new = ~same
-    if same.any():
-        longer = np.r_[False, total[1:] > total[:-1]]  # preempted: with its answer so far
-        shorter = np.r_[False, total[1:] < total[:-1]]
-        late = np.r_[False, np.diff(at) > _LONG]
-        # The first of a queue is asked again before any other is.
-        turn = rows.groupby("process").cumcount().to_numpy()[order]
-        hit = rows["lmcache_hit_tokens"].to_numpy()[order]
-        others = np.r_[0, np.diff(turn) - 1]
-        passed = (others >= _MANY) | ((others > 0) & np.r_[False, np.diff(hit) != 0])
-        # All of a prompt was stored, and now more of it is found: it had been computed.
-        rose = np.r_[False, np.diff(hit) > 0] & same
-        rose[rose] = _between(bare, total[rose], offset[order][np.flatnonzero(rose) - 1],
-                              offset[order][rose])  # fmt: skip
-        new |= shorter | (~longer & (late | passed | rose | np.r_[False, done[:-1]]))
-    request = np.empty(len(rows), np.int64)
-    request[order] = np.cumsum(new) - 1
-    return request
-
-
-def _between(
-    bare: pd.DataFrame,
-    prompt_tokens: NDArray[np.float64],
-    after: NDArray[np.int64],
-    before: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Whether a store of a whole prompt, of each length, stands between the two offsets."""
-    whole = bare["required"].to_numpy(float).astype(np.int64) << _OFFSET_BITS
-    stored = np.sort(whole + bare["offset"].to_numpy(np.int64))
-    length = np.nan_to_num(prompt_tokens, nan=-1.0).astype(np.int64) << _OFFSET_BITS
-    first, last = (np.searchsorted(stored, length + offset) for offset in (after, before))
-    return np.asarray(last > first)
+    computed = frames.storings.assign(lookup=_lookup_of(frames.storings, rows))
+    computed = computed[computed["lookup"] >= 0]
+    prompts = rows["prompt_tokens"].reindex(computed["lookup"]).to_numpy()
+    done = rows.index.isin([*served["lookup"], *computed["lookup"][computed["tokens"] == prompts]])
+    before = rows.assign(done=done, turn=rows.groupby("process").cumcount()).groupby(key)
+    grown, hit = before["prompt_tokens"].diff(), before["lmcache_hit_tokens"].diff()
+    late = before["at"].diff() > _LONG
+    # The first of a queue is asked again before any other is.
+    others = before["turn"].diff() - 1
+    passed = (others >= _MANY) | ((others > 0) & (hit != 0))
+    # All of a prompt was stored, and now more of it is found: it had been computed.
+    again = rows[["offset", "prompt_tokens"]].assign(after=before["offset"].shift())[hit > 0]
+    stores = bare[["offset", "required"]].assign(stored=bare["offset"])
+    last = pd.merge_asof(again, stores, on="offset", left_by="prompt_tokens", right_by="required")
+    rose = rows.index.isin(again.index[(last["stored"] > last["after"]).to_numpy()])
+    other = late | passed | rose | before["done"].shift(fill_value=False)
+    # A longer prompt is a preempted request's, with its answer so far.
+    new = grown.isna() | (grown < 0) | (~(grown > 0) & other)
+    return np.asarray(rows.groupby([key, new.groupby(key).cumsum()]).ngroup(), np.int64)
 
 
 def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
