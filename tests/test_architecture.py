@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/architecture.md").read_text()
-WAYS = dict(re.findall(r"\*\*(.+?)\*\*\n\n((?:\|.*\n)+)", PAGE))
+WAYS = dict(re.findall(r"\*\*(.+?)\.\*\* .*\n\n((?:\|.*\n)+)", PAGE))
 NAMED = [
     (file, name)
     for file, names in re.findall(r"`([\w/]+\.py)` ((?:`[\w.]+`(?:, )?)+)", PAGE)

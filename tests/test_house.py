@@ -17,7 +17,6 @@ TWICE = {
     "claims": "report/figures draws them",
     "rates": "report/figures draws them",
     "waterfall": "report/figures draws it",
-    "store": "a pretended one, and what claims say of stores",
 }
 """Why the name of a module stands in more than one room."""
 

@@ -73,7 +73,7 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert "the intervals do not meet" in told
     assert "TTFT of vLLM bench (read at 0.32.0 and 0.33.0): first message with choices" in told
     assert "chat since 0.33: first chunk with a token" in told
-    assert "of the workbench: first chunk with a token" in told
+    assert "of the workbench: first chunk with a generated token" in told
     assert found.figure.svg.count("vLLM bench") >= 1
     assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.metrics.latency import icl, latencies, succeeded
+from workbench.metrics.latency import DEFINITIONS, icl, latencies, succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,8 +112,23 @@ def _tokens(frame: pd.DataFrame) -> Values:
     return np.where(tokens > 0, tokens, np.nan)
 
 
+def _chunk_s(frame: pd.DataFrame, which: int) -> Values:
+    """When the first (0) or the last (-1) chunk with a token arrived; NaN without one."""
+    stamps = frame["chunk_s"].map(lambda chunks: chunks[which] if len(chunks) else np.nan)
+    return stamps.to_numpy(float)
+
+
+# Peers' columns come from the stamps, so that ours can be defined anew without changing them.
+def _to_first(frame: pd.DataFrame) -> Values:
+    return np.asarray(_chunk_s(frame, 0) - frame["sent_s"].to_numpy(float))
+
+
+def _to_last(frame: pd.DataFrame) -> Values:
+    return np.asarray(_chunk_s(frame, -1) - frame["sent_s"].to_numpy(float))
+
+
 def _decoding_s(frame: pd.DataFrame) -> Values:
-    return (frame["e2e_s"] - frame["ttft_s"]).to_numpy(float)
+    return np.asarray(_chunk_s(frame, -1) - _chunk_s(frame, 0))
 
 
 def _after_first(frame: pd.DataFrame) -> Values:
@@ -124,7 +139,7 @@ def _after_first(frame: pd.DataFrame) -> Values:
 
 def _with_first(frame: pd.DataFrame) -> Values:
     """(last chunk - sent) / output tokens: the wait for the first token is in it."""
-    return np.asarray(frame["e2e_s"].to_numpy(float) / _tokens(frame))
+    return np.asarray(_to_last(frame) / _tokens(frame))
 
 
 def _after_first_chunk(frame: pd.DataFrame) -> Values:
@@ -140,31 +155,29 @@ def _to_stream_end(frame: pd.DataFrame) -> Values:
     return (frame["stream_end_s"] - frame["sent_s"]).to_numpy(float)
 
 
-_TTFT, _E2E = _column("ttft_s"), _column("e2e_s")
+_OUR_WORDS = {name: words for name, words, _ in DEFINITIONS}
 _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("TTFT", "workbench",
-     "first chunk with a token - first byte of the request handed to the socket",
-     _OURS + "latencies", _TTFT),
+     _OUR_WORDS["ttft_s"], _OURS + "latencies", _column("ttft_s")),
     ("TTFT", "vllm_bench",
      "first message with choices, even without text (chat since 0.33: first chunk with a token) "
      "- time before the POST",
-     _VLLM_SENDER, _TTFT),
+     _VLLM_SENDER, _to_first),
     ("TTFT", "guidellm",
      "first chunk with text, reasoning or a tool call - request start (0.8: headers written; 0.3"
      " to 0.7: before the POST)",
-     _GUIDELLM + "time_to_first_token_ms", _TTFT),
+     _GUIDELLM + "time_to_first_token_ms", _to_first),
     ("TTFT", "aiperf", "first response with content - request start, before the connection",
-     _AIPERF + "ttft_metric.py: TTFTMetric", _TTFT),
+     _AIPERF + "ttft_metric.py: TTFTMetric", _to_first),
     ("TPOT", "workbench",
-     "(last token - first token) / (output tokens - tokens of the first chunk)",
-     _OURS + "latencies", _column("tpot_s")),
+     _OUR_WORDS["tpot_s"], _OURS + "latencies", _column("tpot_s")),
     ("TPOT", "vllm_bench", "(latency - TTFT) / (output tokens - 1)", _VLLM, _after_first),
     ("TPOT", "guidellm",
      "(last token - request start) / output tokens: the TTFT is in it (up to 0.3: (last token - "
      "first token) / output tokens)",
      _GUIDELLM + "time_per_output_token_ms", _with_first),
     ("TPOT", "aiperf", "not reported (its ITL is this quantity)", "", None),
-    ("ICL", "workbench", "gaps between chunks with tokens, pooled", _OURS + "icl", icl),
+    ("ICL", "workbench", _OUR_WORDS["icl_s"], _OURS + "icl", icl),
     ("ICL", "vllm_bench", "not reported (its ITL is this quantity)", "", None),
     ("ICL", "guidellm", "not reported", "", None),
     ("ICL", "aiperf", "gaps between responses with content, pooled",
@@ -180,15 +193,15 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("ITL", "aiperf",
      "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if not told)",
      _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric", _after_first_chunk),
-    ("E2E", "workbench", "last token - first byte sent", _OURS + "latencies", _E2E),
+    ("E2E", "workbench", _OUR_WORDS["e2e_s"], _OURS + "latencies", _column("e2e_s")),
     ("E2E", "vllm_bench",
      "last message with choices, even without a token (chat since 0.33: last chunk with one) - "
      "time before the POST",
-     _VLLM_SENDER, _E2E),
+     _VLLM_SENDER, _to_last),
     ("E2E", "guidellm", "end of the stream - request start",
      _GUIDELLM + "request_latency", _to_stream_end),
     ("E2E", "aiperf", "last response with content - request start, before the connection",
-     _AIPERF + "request_latency_metric.py: RequestLatencyMetric", _E2E),
+     _AIPERF + "request_latency_metric.py: RequestLatencyMetric", _to_last),
 )  # fmt: skip
 _BY_NAME = {
     (metric, tool): Definition(

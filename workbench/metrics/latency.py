@@ -24,7 +24,7 @@ BUFFERED_SHARE = 0.9
 MANY_TOKENS = 8
 """Fewer may come together by chance, or from speculative decoding."""
 
-_DEFINITIONS = (
+DEFINITIONS = (
     (
         "ttft_s",
         "first chunk with a generated token (content, reasoning or tool call)"
@@ -51,6 +51,7 @@ _DEFINITIONS = (
         "nothing succeeded; a token count not known",
     ),
 )
+"""Name, definition, and when it is NaN; `metrics.definitions` has those of other tools."""
 
 
 def definitions() -> pd.DataFrame:
@@ -61,7 +62,7 @@ def definitions() -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(_DEFINITIONS, columns=["metric", "definition", "NaN when"])
+    return pd.DataFrame(DEFINITIONS, columns=["metric", "definition", "NaN when"])
 
 
 def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:

@@ -1,1 +1,4 @@
-"""Show a result: figures, one offline page, an index."""
+"""Show a result: figures, one offline page, an index.
+
+`page` is the way in; what it says of a run was concluded in `experiment.findings`.
+"""

@@ -13,6 +13,7 @@ from typing import Any
 
 from nbconvert.filters import Highlight2HTML, ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from workbench.experiment.result.result import MIME
 from workbench.report.markup import Outline, clean
@@ -41,6 +42,7 @@ def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) ->
         if cell.cell_type == "markdown":
             page.text(cell.source, cell.get("attachments", {}))
         elif cell.cell_type == "code":
+            cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, position)
             page.code(cell.source, cell.outputs, position)
     page.fold_code()
     left = sum(cell.cell_type == "code" for cell in notebook.cells[last + 1 :])
@@ -94,7 +96,7 @@ class _Page:
         self.showed = False
 
     def _outputs(self, outputs: Any) -> Iterator[str]:
-        for output in _joined(outputs):
+        for output in outputs:
             match output["output_type"]:
                 case "stream":
                     yield _printed(output["text"], output["name"])
@@ -179,26 +181,6 @@ def _svg(text: str | list[str]) -> str:
 
 def _alt(words: Any) -> str:
     return str(words.get("alt") or words.get("caption") or "A figure without a description.")
-
-
-def _joined(outputs: Any) -> Iterator[dict[str, Any]]:
-    """The outputs, with neighbouring pieces of one stream put together."""
-    piece: dict[str, Any] | None = None
-    for output in outputs:
-        same = piece and output.output_type == "stream" and output.name == piece["name"]
-        if piece and same:
-            piece["text"] += "".join(output.text)
-            continue
-        if piece:
-            yield piece
-        piece = None
-        if output.output_type == "stream":
-            text = "".join(output.text)
-            piece = {"output_type": "stream", "name": output.name, "text": text}
-        else:
-            yield output
-    if piece:
-        yield piece
 
 
 def _printed(text: str, name: str) -> str:
