@@ -61,14 +61,19 @@ def test_single_instance_prefix_cache(found: Any) -> None:
         "-p requests 6 -p concurrency 1 -p rounds 1 -p prompt_tokens 1024 -p output_tokens 8",
     )
     assert outcomes(facts)["same text"] == "PASS"
+    warm, half, cold = (
+        ("cache on", "engine-warm"),
+        ("cache on", "50% cached"),
+        ("cache off", "cold"),
+    )
+    hits = {(r["arm"], r["pass"]): r["engine_hit"] for r in facts["token_sources"]}
+    assert hits[warm] > hits[half] > hits[cold] == 0
     ttft = {
         (r["arm"], r["pass"]): r["estimate"]["value"]
         for r in facts["summary"]
         if r["metric"] == "ttft_s"
     }
-    # More of the prompt in the cache, less to compute: 1,024 tokens in blocks of 128.
-    order = [("cache on", "engine-warm"), ("cache on", "50% cached"), ("cache off", "cold")]
-    assert sorted(order, key=lambda key: ttft[key]) == order
+    assert ttft[warm] < ttft[cold]
 
 
 def test_workbench_run_makes_a_page_and_reuses_a_finished_run(typed: Any, tmp_path: Path) -> None:
