@@ -88,13 +88,20 @@ GATE = {"name": "KV moved", "outcome": "PASS", "sentence": "it did", "next_step"
     ("change", "sentence"),
     [
         ({"gates": [GATE | {"outcome": "GOOD"}]}, "gates.0.outcome is 'GOOD', but it must be"),
-        ({"gates": [{"name": "x"}]}, "gates.0.outcome is missing (and 1 more mistakes)"),
+        ({"gates": [{"name": "x"}]}, "gates.0.outcome is missing (and 1 more mistake)"),
         ({"duration_s": "long"}, "duration_s is 'long', but it must be a valid number"),
         ({"doubts": "few rounds"}, "doubts is 'few rounds', but it must be"),
         ({"status": "fine"}, "but it must be 'started', 'success', 'failed' or 'cancelled'"),
         ({"schema": 99}, f"has schema 99 and this workbench reads up to {SCHEMA}: update it"),
-        ({"schema": "1"}, "names no schema: it was not written by the workbench"),
-        ({"schema": 1, "summary": [{"arm": "1a"}]}, "in a file of schema 1"),
+        ({"schema": "1"}, "schema is '1', but it must be a number from 1 on"),
+        ({"schema": True}, "schema is True, but it must be a number from 1 on"),
+        ({"schema": 1, "summary": [{"arm": "1a"}]}, "summary.0.topology is missing"),
+        ({"schema": 1, "numbers": [1.5]}, "numbers.0 is 1.5, but it must be"),
+        ({"schema": 1, "numbers": [{"note": 2}]}, "numbers.0.label is missing"),
+        ({"schema": 1, "gates": "none"}, "gates is 'none', but it must be"),
+        ({"schema": 1, "gates": [GATE | {"a": 1, "outcome": 3}]}, "gates.0.outcome is 3, but"),
+        ({"schema": 1, "ledger": [{"arm": "1a"}]}, "ledger.0.round is missing"),
+        ({"schema": 1, "comparisons": {"a": 1}}, "comparisons is {'a': 1}, but it must be"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_the_name_of_the_field(
@@ -115,11 +122,14 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_name_of_the_field(
         ('{"schema": 1,', "the file was cut or edited"),
         ("{}", "names no schema"),
         ("[1]", "names no schema"),
+        ("[" * 100_000, "is not JSON"),
+        (b"\xff\xfe{}", "cannot be read"),
     ],
 )
 def test_what_is_no_result_is_said_in_a_sentence(content, sentence, tmp_path):
     if content is not None:
-        (tmp_path / "result.json").write_text(content)
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "result.json").write_bytes(data)
     with pytest.raises(ResultError, match=sentence):
         read_facts(tmp_path / "result.json")
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from math import nan
 from pathlib import Path
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from workbench.errors import ResultError
 from workbench.experiment.result.claim_account import ClaimAccount
@@ -303,9 +303,11 @@ def read_facts(path: Path) -> RunFacts:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:
         raise ResultError(f"{path} does not exist: no run has succeeded in this folder") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path} cannot be read: {error}") from error
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
     return from_plain(plain, str(path))
 
@@ -315,8 +317,10 @@ def from_plain(plain: Any, source: str) -> RunFacts:
     from pydantic import ValidationError
 
     schema = plain.get("schema") if isinstance(plain, dict) else None
-    if not isinstance(schema, int):
+    if schema is None:
         raise ResultError(f"{source} names no schema: it was not written by the workbench")
+    if type(schema) is not int or schema < 1:
+        raise ResultError(f"{source}: schema is {schema!r}, but it must be a number from 1 on")
     if schema > SCHEMA:
         raise ResultError(
             f"{source} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
@@ -326,9 +330,8 @@ def from_plain(plain: Any, source: str) -> RunFacts:
         found: RunFacts = _adapter().validate_json(json.dumps(jsonable(current)))
         return found
     except ValidationError as error:
-        raise ResultError(f"{source}: {_mistake(error)}") from error
-    except (KeyError, TypeError, AttributeError) as error:  # of the first schema, by hand
-        raise ResultError(f"{source} cannot be read: {error!r} in a file of schema 1") from error
+        names = " (fields as schema 2 names them)" if schema < SCHEMA else ""
+        raise ResultError(f"{source}: {_mistake(error)}{names}") from error
 
 
 @cache
@@ -342,7 +345,7 @@ def _mistake(error: Any) -> str:
     """The first field that cannot be used: what was found, and what is allowed."""
     first, *others = error.errors()
     where = ".".join(map(str, first["loc"]))
-    more = f" (and {len(others)} more mistakes)" if others else ""
+    more = f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""
     if first["type"] == "missing":
         return f"{where} is missing{more}"
     allowed = first["msg"].replace("Input should be", "it must be")
@@ -358,36 +361,55 @@ def json_schema() -> dict[str, Any]:
 
 def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Schema 2 nests the estimate of a median and the ratio of a comparison."""
-    gates = [Gate(**gate) for gate in plain.get("gates") or ()]
-    failed = failed_names(gates)
+    gates = plain.get("gates")
+    failed = [
+        str(gate.get("name"))
+        for gate in (gates if isinstance(gates, list) else ())
+        if isinstance(gate, dict) and gate.get("outcome") == "FAIL"
+    ]
     estimate = {"median": "value", "low": "low", "high": "high", "note": "note"}
     ratio = {"ratio": "value", "low": "low", "high": "high", "note": "note"}
     ratio |= {"n_rounds": "rounds", "n_pairs": "pairs"}
-    unproven = plain.get("finding", "") if spoil(failed, "ratios").struck else ""
+    changed: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+        "numbers": lambda card: _card_of_schema_1(card, failed),
+        "summary": lambda row: _nested(row, "estimate", estimate),
+        "comparisons": lambda row: _nested(row, "ratio", ratio),
+        "ledger": lambda row: row | _moved(row, {"pass_name": "pass"}),
+    }
     return {
-        "unproven": unproven,
+        "unproven": plain.get("finding", "") if spoil(failed, "ratios").struck else "",
         **{name: value for name, value in plain.items() if value is not None},
         "schema": SCHEMA,
-        "numbers": [_card_of_schema_1(card, failed) for card in plain.get("numbers") or ()],
-        "gates": gates,
-        "summary": [_nested(row, "estimate", estimate) for row in plain.get("summary") or ()],
-        "comparisons": [_nested(row, "ratio", ratio) for row in plain.get("comparisons") or ()],
-        "ledger": [{**row, "pass": row["pass_name"]} for row in plain.get("ledger") or ()],
+        **{name: _each(plain[name], change) for name, change in changed.items() if plain.get(name)},
     }
+
+
+def _each(rows: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    """The rows, changed; what is no row stays as it is, for the schema to name."""
+    if not isinstance(rows, list):
+        return rows
+    return [change(row) if isinstance(row, dict) else row for row in rows]
 
 
 def _nested(row: Mapping[str, Any], into: str, moved: Mapping[str, str]) -> dict[str, Any]:
     """A row of which the `moved` columns stand in one of their own, by other names."""
     kept = {name: value for name, value in row.items() if name not in moved}
-    return kept | {into: {name: row[old] for old, name in moved.items()}}
+    return kept | {into: _moved(row, moved)}
+
+
+def _moved(row: Mapping[str, Any], moved: Mapping[str, str]) -> dict[str, Any]:
+    return {name: row[old] for old, name in moved.items() if old in row}
 
 
 def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, Any]:
     """Earlier cards do not say what failed gates do to them."""
     if "spoilt" in card:
         return dict(card)
-    of_unit: dict[str, Kind] = {"x": "ratios", "tokens": "counts"}
-    does = spoil(failed, card.get("rests_on") or of_unit.get(card.get("unit", ""), "times"))
+    of_unit: dict[Any, Kind] = {"x": "ratios", "tokens": "counts"}
+    kind = card.get("rests_on") or of_unit.get(str(card.get("unit")), "times")
+    if kind not in get_args(Kind) or not isinstance(card.get("note") or "", str):
+        return dict(card)  # the schema names what is wrong
+    does = spoil(failed, kind)
     note = (card.get("note") or "").removeprefix("not proven: a gate failed; ")
     return {**card, "spoilt": does.effect, "note": "; ".join(filter(None, (does.said, note)))}
 
