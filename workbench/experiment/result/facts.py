@@ -374,7 +374,7 @@ def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
         "numbers": lambda card: _card_of_schema_1(card, failed),
         "summary": lambda row: _nested(row, "estimate", estimate),
         "comparisons": lambda row: _nested(row, "ratio", ratio),
-        "ledger": lambda row: row | _moved(row, {"pass_name": "pass"}),
+        "ledger": lambda row: dict(row) | _moved(row, {"pass_name": "pass"}),
     }
     return {
         "unproven": plain.get("finding", "") if spoil(failed, "ratios").struck else "",
