@@ -112,6 +112,14 @@ def run(tmp_path, *arguments):
     return cli.main(["run", "pd_sweep", "-p", "output_dir", str(tmp_path), *arguments])
 
 
+def test_a_reader_that_stops_reading_gets_no_traceback():
+    line = f"{sys.executable} -m workbench.cli claims show VLLM-APC | head -c 1 > /dev/null"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp_path, capsys):
     assert run(tmp_path, "-p", "topology", "1p1d", "-p", "rounds", "5") == 0
     ((source, parameters),) = executed

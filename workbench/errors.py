@@ -52,4 +52,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that offers the known name closest to `name`, or lists them all."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(names)}"

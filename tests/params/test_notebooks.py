@@ -38,7 +38,7 @@ def test_what_a_shell_writes_becomes_typed_values():
 
 REFUSED = [
     ({"promt_tokens": 5}, "parameter 'promt_tokens' is not known: did you mean"),
-    ({"zz": 5}, "parameter 'zz' is not known: known: aggregated_tp, api, arrivals"),
+    ({"zz": 5}, "parameter 'zz' is not known: write one of aggregated_tp, api, arrivals"),
     ({"topology": "p4d"}, "topology 'p4d' cannot be read: write .* as in 1p4d .* as in 5a"),
     ({"topology": "0p0d"}, "topology '0p0d' cannot be read"),
     ({"topology": 5}, "topology '5' cannot be read"),

@@ -84,3 +84,10 @@ def test_a_word_that_is_no_choice_is_refused_with_all_of_them():
     with pytest.raises(ParameterError) as refused:
         rule.read("connector", "lmcash", str)
     assert str(refused.value) == "connector is 'lmcash': write one of none, lmcache, nixl"
+
+
+def test_an_empty_choice_is_taken_and_not_listed():
+    rule = Rule("what goes wrong", example="wrong_kv", choices=("", "wrong_kv", "eviction"))
+    assert rule.read("fault", "", str) == ""
+    with pytest.raises(ParameterError, match="write one of wrong_kv, eviction"):
+        rule.read("fault", "smoke", str)

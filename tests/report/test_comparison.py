@@ -216,7 +216,9 @@ def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path, bench):
 
 def test_what_is_simulated_stays_marked(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0, simulated=True)
-    assert "simulated" in wb.compare_results([run, bench]).figure.svg
+    found = wb.compare_results([run, bench])
+    assert "simulated" in found.figure.svg
+    assert "run: simulated; its times are made up and measure nothing." in found.sentences
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path, bench):

@@ -269,10 +269,7 @@ class PaperClaimValidation(EngineParams):
             yield "claims is empty: write all, a group or ids, e.g. VLLM-APC"
         for tier in self.tiers:
             if tier not in CLAIM_TIERS:
-                yield (
-                    f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)};"
-                    f" {nearest(tier, CLAIM_TIERS)}"
-                )
+                yield f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)}, e.g. source"
         if not self.tiers:
             yield "tiers is empty: write at least one, e.g. source"
 

@@ -33,7 +33,8 @@ class Rule:
             what = "a JSON object" if self.mapping else _TYPES.get(wanted, "a list")
             raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {self.example}")
         if self.choices and read not in self.choices:
-            raise ParameterError(f"{name} is {read!r}: write one of {', '.join(self.choices)}")
+            allowed = ", ".join(filter(None, self.choices))
+            raise ParameterError(f"{name} is {read!r}: write one of {allowed}")
         if wanted in (int, float) and not self.low <= read <= self.high:
             raise ParameterError(
                 f"{name} is {read!r}: it is at least {self.low:,} and at most {self.high:,},"

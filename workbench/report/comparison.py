@@ -202,8 +202,10 @@ def _failed(side: _Side) -> list[str]:
 
 
 def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
-    """What gates that failed take away from the runs."""
+    """What takes away from the runs: pretended servers, and gates that failed."""
     for side in sides:
+        if side.requests.attrs.get("simulated"):
+            yield f"{side.label}: simulated; its times are made up and measure nothing."
         for name in _failed(side):
             if taken := taken_away(name):
                 yield f"{side.label}: gate “{name}” failed; it {taken}."

@@ -26,7 +26,7 @@ def test_a_connector_is_a_module_of_its_name_that_a_sweep_can_ask_for():
 
 
 def test_an_unknown_connector_is_refused_with_the_nearest():
-    with pytest.raises(ParameterError, match=r"did you mean 'lmcache'.* none, lmcache, nixl"):
+    with pytest.raises(ParameterError, match="did you mean 'lmcache'"):
         connector("lmcash")
 
 

@@ -21,8 +21,5 @@ CONNECTORS: dict[str, Connector] = {
 def connector(name: str) -> Connector:
     """The connector of that name. Raises ParameterError naming the nearest one."""
     if name not in CONNECTORS:
-        raise ParameterError(
-            f"connector {name!r} is not known: {nearest(name, CONNECTORS)};"
-            f" write one of {', '.join(CONNECTORS)}"
-        )
+        raise ParameterError(f"connector {name!r} is not known: {nearest(name, CONNECTORS)}")
     return CONNECTORS[name]
