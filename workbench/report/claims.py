@@ -86,8 +86,7 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
     tail = value.unit if value.unit in ("x", "") else f" {value.unit}"
     low, high, text, interval = value.low, value.high, UNKNOWN, ""
     if value.kind == "recomputed":
-        span = number(low) if low == high else f"{number(low)} to {number(high)}"
-        text = f"{span}{tail}"
+        text = f"{_span(low, high)}{tail}"
     elif value.estimate is not None and value.unit == "bool":
         text, interval = "yes" if value.estimate else "no", "exact"
     elif value.estimate is not None and value.exact and low == high:
@@ -97,9 +96,14 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
         if low is not None and high is not None:
             interval = f"[{number(low)},\u00a0{number(high)}]"
         if value.cells > 1 and value.least != value.most:
-            text = f"{number(value.least)} to {number(value.most)}{tail}"
+            text = f"{_span(value.least, value.most)}{tail}"
             interval = f"in {value.cells} cells, the weakest {interval}"
     return {"name": value.name, "value": text, "interval": interval}
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """From where to where, as shown: one number where both round to the same."""
+    return " to ".join(dict.fromkeys((number(low), number(high))))
 
 
 def _view(template: str, result: Result) -> ClaimView:

@@ -79,6 +79,7 @@ def test_key_numbers_of_the_oldest_files_get_what_failed_gates_do_to_them():
     run = from_plain(old, "a file")
     assert run.numbers[0].spoilt == "struck" and run.numbers[0].note.endswith("; so")
     assert run.unproven == "found"
+    assert isnan(run.measuring_s)  # not told: it is no 0 s
 
 
 GATE = {"name": "KV moved", "outcome": "PASS", "sentence": "it did", "next_step": ""}

@@ -223,7 +223,7 @@ class RunFacts:
     started_at: str = ""
     finished_at: str = ""
     duration_s: Number = 0.0
-    measuring_s: Number = 0.0
+    measuring_s: Number = nan
     launches_s: tuple[Number, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
