@@ -44,6 +44,11 @@ async def test_every_pass_is_on_disk_when_it_has_ended(measure):
     assert {"pass", "instance", "running", "kv_usage"} <= set(gauges.columns)
 
 
+async def test_a_pass_of_which_nothing_was_answered_has_no_ttft(measure):
+    _, said, _ = await measure(url="http://127.0.0.1:9")
+    assert all("TTFT not known" in line and "2 of 2 failed" in line for line in said)
+
+
 async def test_a_launch_is_noted_with_its_arm(measure):
     log, _, _ = await measure()
     assert log.launches_s == [2.5]

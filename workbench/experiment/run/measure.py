@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import lcm, nan
+from math import isnan, lcm, nan
 from typing import Any
 
 import httpx
@@ -182,7 +182,8 @@ class _Launched:
         most = most_workers(workload, plan.arrivals)
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         failed = sum(not record.ok for record in load.records)
-        line = f"TTFT {1000 * rows['ttft_s'].median():7.0f} ms"
+        ttft_s = rows["ttft_s"].median()
+        line = "TTFT not known " if isnan(ttft_s) else f"TTFT {1000 * ttft_s:7.0f} ms"
         return prompts, line + (f", {failed} of {len(rows)} failed" if failed else "")
 
     async def _drive(
