@@ -96,4 +96,5 @@ def test_what_a_connector_needs_and_this_machine_lacks_is_named_with_what_to_do(
     with pytest.raises(LaunchError) as refused:
         lacking.check_installed()
     assert f"connector '{name}' needs the package no_such_package" in str(refused.value)
+    assert str(refused.value).endswith("-p connector none -p topology 2a")  # a pair that is served
     assert lacking.install in str(refused.value)

@@ -106,7 +106,8 @@ class Connector:
         if not self.installed:
             raise LaunchError(
                 f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
-                f" installed: {self.install}, or take another connector, e.g. -p connector none"
+                f" installed: {self.install}, or measure without it, e.g. -p connector none"
+                " -p topology 2a"
             )
 
     def passes(self, topology: Topology) -> tuple[str, ...]:
