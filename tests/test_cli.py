@@ -74,6 +74,7 @@ def executed(monkeypatch):
         ("run pd_sweep -f {tmp}/wrong.yaml", "rounds is [3]: it takes a whole number"),
         ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
         ("report {tmp}/list.yaml", "cannot be read as a notebook"),
+        ("report {tmp}", "is a folder; give an executed notebook"),
         ("index --output-dir {tmp}/nowhere", "nowhere is no folder; run a notebook first"),
     ],
 )

@@ -96,8 +96,9 @@ def _report(options: argparse.Namespace) -> int:
     from workbench.report.page import write_page
 
     if not options.executed.is_file():
+        what = "is a folder" if options.executed.is_dir() else "does not exist"
         raise ParameterError(
-            f"{options.executed} does not exist; give an executed notebook, such as out.ipynb"
+            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
         )
     print(write_page(options.executed))
     return 0

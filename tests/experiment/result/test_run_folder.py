@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root, read_frame, write_frame
@@ -66,6 +67,18 @@ def test_a_run_that_failed_leaves_the_earlier_result_untouched(tmp_path):
     assert list(result.requests["index"]) == [0, 1]
     assert load_result(failed.attempt).run.status == "failed"
     assert list(load_result(failed.attempt).requests["index"]) == [9]
+
+
+def test_rows_that_are_cut_or_gone_are_said_in_a_sentence(tmp_path):
+    folder = open_folder(tmp_path)
+    finish(folder, "first")
+    rows = folder.home / "requests.parquet"
+    rows.write_bytes(rows.read_bytes()[:100])
+    with pytest.raises(ResultError, match=r"requests\.parquet cannot be read"):
+        _ = load_result(folder.home).requests
+    rows.unlink()
+    with pytest.raises(ResultError, match=r"has no requests\.parquet"):
+        _ = load_result(folder.home).requests
 
 
 def test_runs_at_the_same_time_never_mix_their_files(tmp_path):

@@ -59,12 +59,12 @@ class Result:
         A large result is loaded without stamps and texts, see run_folder; latencies and counts
         are there.
         """
-        return self._marked(self.frames["requests"])
+        return self._marked(self._frame("requests"))
 
     @property
     def legs(self) -> pd.DataFrame:
         """One row per request at the proxy; empty without one."""
-        return self._marked(self.frames["legs"])
+        return self._marked(self._frame("legs"))
 
     @property
     def gates(self) -> pd.DataFrame:
@@ -83,7 +83,7 @@ class Result:
         Read from the run's file batch by batch: a million requests take seconds, not gigabytes.
         """
         path = self.folder / "requests.parquet"
-        found = percentiles(path if path.exists() else self.frames["requests"])
+        found = percentiles(path if path.exists() else self._frame("requests"))
         return tables.without_tails(self._marked(found))
 
     def percentile_table(self) -> pd.DataFrame:
@@ -208,6 +208,11 @@ class Result:
         frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
         frame.attrs["swept"] = bool(self.run.rates)
         return frame
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        if name not in self.frames:
+            raise ResultError(f"{self.folder} has no {name}.parquet: it holds no such rows")
+        return self.frames[name]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         text = f"{self.run.finding}\n{self.folder}"

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts, to_plain
 from workbench.hardware.machine import repository_root
 from workbench.load.files.trace_file import write_trace
@@ -124,15 +125,22 @@ def write_options(schema: pa.Schema) -> dict[str, object]:
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """Read a frame; one of more than GROUP_ROWS rows without the BULKY columns."""
+    """Read a frame; one of more than GROUP_ROWS rows without the BULKY columns.
+
+    Raises ResultError for a file that is cut or no parquet file.
+    """
     import pandas as pd
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    about = pq.read_metadata(path)
-    if about.num_rows <= GROUP_ROWS:
-        return pd.read_parquet(path)
-    names = about.schema.to_arrow_schema().names
-    return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])
+    try:
+        about = pq.read_metadata(path)
+        if about.num_rows <= GROUP_ROWS:
+            return pd.read_parquet(path)
+        names = about.schema.to_arrow_schema().names
+        return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])
+    except (OSError, pa.ArrowException) as error:
+        raise ResultError(f"{path} cannot be read ({error})") from error
 
 
 class FrameFiles(Mapping[str, "pd.DataFrame"]):
