@@ -28,6 +28,12 @@ def test_a_run_id_is_a_slug_that_can_be_read_and_a_hash(params, slug):
     assert len(digest) == 6
 
 
+def test_a_search_from_a_slow_rate_is_planned_to_take_its_time():
+    searched = {"engine": "simulated", "topology": "1a", "connector": "none", "search": True}
+    asked = {"requests": 40, "rate_per_s": 1.0, "ttft_limit_ms": 500.0, "rounds": 3}
+    assert arms.plan(PdSweep(**searched, **asked)).estimate_s > 3 * 40
+
+
 def test_a_run_id_is_the_same_before_and_after_the_run(sweep):
     plan = sweep(topology="1p4d")
     assert plan.run_id == run_id(check_params("pd_sweep", plan.parameters)) == run_id(plan.params)

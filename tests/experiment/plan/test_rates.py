@@ -44,6 +44,12 @@ def searched(rates, **options):
     return pd.concat(measured, ignore_index=True)
 
 
+def test_how_long_a_search_takes_is_told_by_rates_that_double():
+    search = Search(limits=LIMITS, first_per_s=1.0, bottom_per_s=0.1, top_per_s=20.0)
+    assert Rates(limits=LIMITS, search=search).expected == (1, 2, 4, 8, 16, 20, 20)
+    assert Rates(limits=LIMITS, given=(3.0, 5.0)).expected == (3.0, 5.0)
+
+
 def test_a_search_finds_where_the_queue_begins_to_grow():
     rates = Rates(limits=LIMITS, search=SEARCH)
     rows = searched(rates, requests=400)

@@ -207,8 +207,8 @@ class ExperimentPlan:
     @property
     def estimate_s(self) -> float:
         """About how long the run takes with nothing else running here; NaN where not known."""
-        given = self.rates.given if self.rates is not None else ()
-        sent_s = sum(len(self.workload.sample.requests) / rate for rate in given)
+        rates = self.rates.expected if self.rates is not None else ()
+        sent_s = sum(len(self.workload.sample.requests) / rate for rate in rates)
         if self.platform == "simulated":
             return self.rounds * sum(1.2 + 0.5 * len(arm.passes) + sent_s for arm in self.arms)
         speed = self.speed
@@ -234,9 +234,7 @@ class ExperimentPlan:
             cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
             passes_s = cold * prefill_s + len(arm.passes) * pass_s
             total_s += self.rounds * (slower * launch_s + passes_s)
-            if self.rates is not None:
-                n = len(given) or SEARCHED_RATES
-                total_s += self.rounds * max(sent_s, n * (prefill_s + pass_s))
+            total_s += self.rounds * max(sent_s, len(rates) * (prefill_s + pass_s))
         return total_s
 
     def describe_arrivals(self) -> str:
@@ -264,7 +262,6 @@ class ExperimentPlan:
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
-SEARCHED_RATES = 7
 LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
 """Start, warm-up and stop: of a launch, and of each instance, where the fork server loads in
 TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _LONGEST_S = 300.0
 """A search goes down to a rate at which a pass takes so long."""
+_SEARCHED_RATES = 7
+"""About as many does a search try."""
 
 
 def rate_name(rate_per_s: float) -> str:
@@ -40,6 +42,14 @@ class Rates:
     def top_per_s(self) -> float:
         """The highest rate that can be sent: what open files have to suffice for."""
         return self.search.top_per_s if self.search else max(self.given)
+
+    @property
+    def expected(self) -> tuple[float, ...]:
+        """The rates that its duration is told by: those given, or a search that always doubles."""
+        if (search := self.search) is None:
+            return self.given
+        doubled = (search.first_per_s * 2**n for n in range(_SEARCHED_RATES))
+        return tuple(min(search.top_per_s, max(search.bottom_per_s, rate)) for rate in doubled)
 
     def of_round(self, number: int, arm: str, rows: Callable[[], pd.DataFrame]) -> Iterator[float]:
         """The rates of an arm in one round; `rows` has the requests measured so far.

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
-from workbench.experiment.plan.plan import SEARCHED_RATES, Arm, ExperimentPlan, rate_pass
+from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import EngineFacts, RunFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
@@ -123,8 +123,10 @@ def _progress(plan: ExperimentPlan) -> Progress:
         for arm in plan.order(number):
             names = [one.name for one in arm.passes]
             if plan.rates is not None:
-                given = [rate_pass(rate).name for rate in plan.rates.given]
-                names += given or [ANY_RATE] * SEARCHED_RATES
+                searched = plan.rates.search is not None
+                names += [
+                    ANY_RATE if searched else rate_pass(rate).name for rate in plan.rates.expected
+                ]
             steps += [(number, arm.label, name) for name in names]
     return Progress(steps, planned_s=plan.estimate_s, once_s=plan.once_s)
 
