@@ -7,7 +7,6 @@ import yaml
 
 from workbench.claims.listing import show_page
 from workbench.claims.registry.registry import EXAMPLE, read_registry
-from workbench.claims.registry.sums import own_sums
 from workbench.errors import ParameterError
 from workbench.hardware.machine import repository_root
 
@@ -165,7 +164,7 @@ def test_no_value_anywhere_stops_the_reading(tmp_path):
     assert len(registry.claims) + len(registry.mistakes) == len(wrong) + 1
     for claim in registry.claims.values():
         assert show_page(claim)
-        assert all(each.sentence for each in own_sums(claim, registry.claims))
+        assert all(each.sentence for each in claim.sums(registry.claims))
 
 
 def places(value, path=()):

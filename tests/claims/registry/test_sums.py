@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter
 
-from workbench.claims.registry.sums import Arithmetic, inconsistent, own_sums, rounding
+from workbench.claims.registry.sums import Arithmetic, rounding
 from workbench.claims.verdict.verdict import judge
 
 READ = TypeAdapter(Arithmetic).validate_python
@@ -22,7 +22,7 @@ def test_what_is_no_number_is_said(text):
 
 
 def one(claim, entry, **changed):
-    (found,) = own_sums(claim(arithmetic=(READ(entry),), **changed), {})
+    (found,) = claim(arithmetic=(READ(entry),), **changed).sums({})
     return found
 
 
@@ -41,7 +41,7 @@ def one(claim, entry, **changed):
 )
 def test_arithmetic_holds_as_far_as_numbers_were_rounded(claim, entry, holds):
     assert one(claim, entry).holds is holds
-    assert bool(inconsistent(claim(arithmetic=(READ(entry),)))) is not holds
+    assert bool(claim(arithmetic=(READ(entry),)).inconsistent) is not holds
 
 
 def test_digits_to_spare_are_named(claim):
@@ -58,7 +58,7 @@ def test_a_claim_whose_numbers_disagree_is_not_confirmed_whatever_we_measure(cla
 
 
 def test_peaks_of_unequal_batches_are_corrected_on_the_common_grid(published):
-    found = own_sums(published["S003-VLLM-VS-HF-PEAK"], published)
+    found = published["S003-VLLM-VS-HF-PEAK"].sums(published)
     arithmetic, cells = found
     assert arithmetic.holds  # 270.3 % is the right quotient of the wrong cells
     assert not cells.holds
@@ -68,13 +68,13 @@ def test_peaks_of_unequal_batches_are_corrected_on_the_common_grid(published):
 
 
 def test_a_warm_up_row_shows_in_time_that_falls_while_work_grows(published):
-    _, grows = own_sums(published["S003-ATTN-SPEEDUP"], published)
+    _, grows = published["S003-ATTN-SPEEDUP"].sums(published)
     assert not grows.holds
     assert "falls from 2.39 at seq 128 to 0.57 at seq 256" in grows.sentence
 
 
 def test_a_headline_that_no_table_has_is_found(published):
-    (listed,) = own_sums(published["S003-PEAK"], published)
+    (listed,) = published["S003-PEAK"].sums(published)
     assert not listed.holds
     assert listed.sentence.startswith("6,996,656 is in none of its source's tables")
 
@@ -95,4 +95,4 @@ def test_a_sum_without_its_figures_is_a_sentence_and_stops_nothing(claim):
 
 
 def test_no_published_claim_contradicts_its_own_arithmetic_beyond_what_fixtures_expect(published):
-    assert [claim.id for claim in published.values() if inconsistent(claim)] == []
+    assert [claim.id for claim in published.values() if claim.inconsistent] == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from workbench.claims.registry.entry import Entry
-from workbench.claims.registry.sums import Arithmetic
+from workbench.claims.registry.sums import Arithmetic, Sum, needs_no_other, worked_out
 from workbench.errors import nearest
 
 UNSTATED = "unstated"
@@ -201,6 +202,18 @@ class Claim(Entry):
     """Sums that its own numbers must agree with."""
     expected_verdict: Literal["confirmed", "not_confirmed", "not_comparable"] | None = None
     """For claims whose verdict follows from their sources alone: a test of the rules."""
+
+    def sums(self, claims: Mapping[str, Claim]) -> tuple[Sum, ...]:
+        """Every sum that the registry asks of it; `claims` are those that it may refer to."""
+        tables = {name: other.figures for name, other in claims.items()}
+        return tuple(worked_out(entry, self.figures, tables) for entry in self.arithmetic)
+
+    @property
+    def inconsistent(self) -> str:
+        """A sentence where its own numbers do not agree; empty where they do."""
+        alone = filter(needs_no_other, self.arithmetic)
+        sums = (worked_out(entry, self.figures, {}) for entry in alone)
+        return next((each.sentence for each in sums if not each.holds), "")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

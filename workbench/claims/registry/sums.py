@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from workbench.claims.registry.entry import Entry
-
-if TYPE_CHECKING:
-    from workbench.claims.registry.claim import Claim
 
 _WIDE = 0.05
 """A rounding interval wider than this share carries fewer digits than are printed."""
@@ -249,20 +246,13 @@ Arithmetic = Annotated[
 ]
 
 
-def own_sums(claim: Claim, claims: Mapping[str, Claim]) -> tuple[Sum, ...]:
-    """Every sum that the registry asks of a claim; `claims` are those that it may refer to."""
-    tables = {name: other.figures for name, other in claims.items()}
-    return tuple(_one(entry, claim.figures, tables) for entry in claim.arithmetic)
+def needs_no_other(entry: Arithmetic) -> bool:
+    """Whether a sum is of the claim's own numbers alone."""
+    return isinstance(entry, _Equation | Rows)
 
 
-def inconsistent(claim: Claim) -> str:
-    """A sentence where a claim's own numbers do not agree; empty where they do."""
-    alone = [entry for entry in claim.arithmetic if isinstance(entry, _Equation | Rows)]
-    sums = [_one(entry, claim.figures, {}) for entry in alone]
-    return next((each.sentence for each in sums if not each.holds), "")
-
-
-def _one(entry: Arithmetic, figures: Any, tables: Tables) -> Sum:
+def worked_out(entry: Arithmetic, figures: Any, tables: Tables) -> Sum:
+    """A sum of a claim's figures; `tables` are those of the claims that it may refer to."""
     try:
         return entry.worked_out(figures, tables)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
 from workbench.claims.registry.claim import BUILT_IN, CHECKS, Claim
-from workbench.claims.registry.sums import Sum, own_sums
+from workbench.claims.registry.sums import Sum
 from workbench.claims.verdict.decision import band
 from workbench.claims.verdict.verdict import Measurement, Verdict, judge
 from workbench.experiment.result.claim_account import (
@@ -44,7 +44,7 @@ def account(
     skipped: str = "",
 ) -> ClaimAccount:
     """One claim as the report shows it; `claims` are those of the registry."""
-    sums = own_sums(claim, claims)
+    sums = claim.sums(claims)
     effects = () if measurement is None else _effects(claim, measurement, verdict)
     source = claim.source
     ours = outcome if effects else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from workbench.claims.registry.claim import BUILT_IN, CHECKS, UNSTATED, Bound, Claim, Effect
-from workbench.claims.registry.sums import inconsistent
 from workbench.claims.verdict.decision import Decision, Interval, decide
 from workbench.claims.verdict.physics_gate import impossible, unknown_limits
 
@@ -185,7 +184,7 @@ def _possible(claim: Claim) -> Verdict | None:
     if sentence := impossible(claim.bounds):
         code, reason = "impossible", f"{sentence}."
         needed = "Other hardware, or another meaning of the number."
-    elif reason := inconsistent(claim):
+    elif reason := claim.inconsistent:
         code, needed = "inconsistent", "Numbers of the source that agree with one another."
     elif reason := claim.evidence.contradicted_by:
         code = "contradicted_by_source"
