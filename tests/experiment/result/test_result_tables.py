@@ -5,6 +5,7 @@ from math import isnan, nan
 
 import pandas as pd
 
+from tests.experiment.result.waterfalls import split
 from workbench.experiment.result.facts import RateRow
 from workbench.experiment.result.result_tables import (
     by_request,
@@ -16,7 +17,6 @@ from workbench.experiment.result.result_tables import (
 )
 from workbench.metrics.ledger.causes import Entry
 from workbench.metrics.ledger.ledger import Account
-from workbench.metrics.waterfall import PARTS
 
 
 def account(name="reused", expected=3000.0, observed=2688.0, entries=(), **values):
@@ -141,28 +141,6 @@ def test_the_table_has_limits_only_where_there_were_some():
     assert "goodput, /s" not in free and "within the limits" not in free
     assert free["TTFT p50, ms"].item() == "40.0"
     assert rate_table([], limited=True).empty
-
-
-def split(arm: str, name: str = "cold", rounds: int = 5, **parts_ms: float) -> pd.DataFrame:
-    """Two requests a round with those parts, and 1 ms of residual."""
-    rows = []
-    for number in range(rounds):
-        for index in range(2):
-            parts = dict.fromkeys(PARTS, 0.0) | {k: v / 1000 for k, v in parts_ms.items()}
-            ttft_s = sum(parts.values()) + 0.001
-            rows.append(
-                {
-                    "arm": arm,
-                    "round": number,
-                    "pass": name,
-                    "index": index,
-                    **parts,
-                    "residual_s": 0.001,
-                    "ttft_s": ttft_s,
-                    "note": "",
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_any():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
+from tests.experiment.result.waterfalls import split
 from workbench.experiment.result.facts import Comparison
 from workbench.experiment.result.waterfall_diff import difference, why
 from workbench.metrics.statistics import Ratio
@@ -21,28 +22,6 @@ PAIR = [
     )
     for kind, metric, rival in KINDS
 ]  # fmt: skip
-
-
-def split(arm, name="cold", rounds=5, **parts_ms):
-    """Two requests a round with those parts, and 1 ms of residual."""
-    rows = []
-    for number in range(rounds):
-        for index in range(2):
-            parts = dict.fromkeys(PARTS, 0.0) | {k: v / 1000 for k, v in parts_ms.items()}
-            ttft_s = sum(parts.values()) + 0.001
-            rows.append(
-                {
-                    "arm": arm,
-                    "round": number,
-                    "pass": name,
-                    "index": index,
-                    **parts,
-                    "residual_s": 0.001,
-                    "ttft_s": ttft_s,
-                    "note": "",
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def noisy(frame, part, by_ms, seed=0):

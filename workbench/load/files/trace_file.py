@@ -17,16 +17,13 @@ from typing import NamedTuple
 
 from workbench.errors import ParameterError
 from workbench.load.files.request_file import MOST, FileRow, cut, file_rows, unused
+from workbench.load.files.trace_blocks import Length, block_size
 from workbench.load.files.traces import BLOCK_TOKENS, Trace, TraceRow, fitted, lru_hit_rates
 from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.workload import Workload, check_numbers
 
 MAX_LINE_BYTES = 8_000_000
 """A longer line is no request: it would hold some 500 million prompt tokens."""
-
-_PUBLISHED = 512
-"""Tokens of a block in Mooncake's own traces, AIPerf's default, and those that we write."""
-_ENDLESS = 2**62
 
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 _EXAMPLE = '{"timestamp": 0, "input_length": 600, "output_length": 32, "hash_ids": [0, 1]}'
@@ -349,117 +346,3 @@ def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> Iterator[str]:
             f"At these lengths the trace's ideal reuse is {made.ideal_reuse:.0%}, where the trace"
             f" itself has {ideal:.0%}. Raise prompt_tokens."
         )
-
-
-class Length(NamedTuple):
-    """A prompt and how many hash ids it has."""
-
-    where: str
-    prompt_tokens: int
-    ids: int
-
-    def sizes(self, *, whole_only: bool) -> tuple[int, int]:
-        """The least and the largest block that give this prompt its number of ids.
-
-        The last block may be shorter than the others, or has no id where `whole_only`.
-        """
-        if whole_only:
-            most = self.prompt_tokens // self.ids if self.ids else _ENDLESS
-            return self.prompt_tokens // (self.ids + 1) + 1, most
-        if not self.ids:
-            return 1, 0
-        most = -(-self.prompt_tokens // (self.ids - 1)) - 1 if self.ids > 1 else _ENDLESS
-        return -(-self.prompt_tokens // self.ids), most
-
-
-def block_size(lengths: Sequence[Length], *, asked: int = 0) -> tuple[int, list[str]]:
-    """How many prompt tokens one hash id stands for, and doubts: no format writes it down.
-
-    The size that fits every prompt's length and number of ids, or the one asked for. Raises
-    ParameterError where none fits, with the first line that contradicts the others, and where
-    several do.
-    """
-    if not lengths:
-        return asked or _PUBLISHED, []
-    for whole_only in (False, True):
-        least, most = _common(lengths, whole_only=whole_only)
-        if least > most or (asked and not least <= asked <= most):
-            continue
-        tokens = asked or _usual(least, most)
-        if not tokens:
-            raise ParameterError(
-                f"trace_block_tokens is 0 and blocks of {_span(least, most)} tokens fit all"
-                f" {len(lengths)} lines of trace_file: give the right one, e.g."
-                f" -p trace_block_tokens {_example(least, most)}"
-            )
-        doubts = []
-        if not asked and tokens != _PUBLISHED:
-            others = f" ({_span(least, most)} fit; give trace_block_tokens to choose)"
-            doubts.append(
-                f"A hash id of trace_file stands for {tokens} tokens, found from its lengths"
-                f"{others if least < most else ''}."
-            )
-        if whole_only:
-            doubts.append(
-                "hash_ids of trace_file cover whole blocks only: the last tokens of each prompt"
-                " are taken as not shared."
-            )
-        return tokens, doubts
-    raise ParameterError(_contradiction(lengths, asked))
-
-
-def _common(lengths: Iterable[Length], *, whole_only: bool) -> tuple[int, int]:
-    sizes = [length.sizes(whole_only=whole_only) for length in lengths]
-    return max(least for least, _ in sizes), min(most for _, most in sizes)
-
-
-def _usual(least: int, most: int) -> int:
-    """The size that is meant: the published one, else the only usual one; 0 where that is open."""
-    if least == most:
-        return least
-    if least <= _PUBLISHED <= most:
-        return _PUBLISHED
-    powers = [2**n for n in range(31) if least <= 2**n <= most]
-    if powers:
-        return powers[0] if len(powers) == 1 else 0
-    sixteens = range(-(-least // 16) * 16, min(most, least + 64) + 1, 16)
-    return sixteens[0] if len(sixteens) == 1 else 0
-
-
-def _span(least: int, most: int) -> str:
-    if most == _ENDLESS:
-        return f"{least:,} and more"
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _example(least: int, most: int) -> int:
-    power = 1 << (least - 1).bit_length()
-    return power if power <= most else least
-
-
-def _contradiction(lengths: Sequence[Length], asked: int) -> str:
-    """The first line that does not fit the size asked for, or else the size that fits most."""
-    # Most lines are right: the size that fits most of them tells the first that is not.
-    tried = {2**n for n in range(31)} | {each.sizes(whole_only=False)[0] for each in lengths[:9]}
-    fitting = {
-        size: sum(_fits(each, size) for each in lengths)
-        for size in ([asked] if asked else sorted(tried))
-    }
-    size = max(fitting, key=lambda size: (fitting[size], size == _PUBLISHED))
-    bad = next(each for each in lengths if not _fits(each, size))
-    said = (
-        f"{bad.where}: hash_ids has {bad.ids} and input_length {bad.prompt_tokens} takes"
-        f" {-(-bad.prompt_tokens // size)} blocks of {size}"
-    )
-    least, most = _common(lengths, whole_only=False)
-    if least <= most:
-        return f"{said}; {_span(least, most)} fit all lines: leave trace_block_tokens at 0"
-    return (
-        f"{said}, which fit {fitting[size]} of {len(lengths)} lines; no block size fits all. Mend"
-        " or remove the line"
-    )
-
-
-def _fits(length: Length, size: int) -> bool:
-    least, most = length.sizes(whole_only=False)
-    return least <= size <= most
