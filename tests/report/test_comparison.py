@@ -262,7 +262,7 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path, bench):
     (tmp_path / "other.json").write_text('{"tool": "unknown"}')
     for paths, sentence in [
         ([run], "needs at least two results, got 1"),
-        ([run, tmp_path / "other.json"], "no result of a known tool"),
+        ([run, tmp_path / "other.json"], "not a result of a known tool"),
         ([run, tmp_path / "nothing.json"], "cannot be read"),
         ([tmp_path, bench], "no run has succeeded"),
     ]:
