@@ -430,7 +430,7 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
         ("[" * 100_000, "is damaged JSON"),
         (json.dumps(old_vllm_bench(), indent=1)[:-90], "cut off or edited. Copy the whole"),
         (json.dumps(old_vllm_bench())[:-90], "cut off or edited. Copy the whole"),
-        (without(old_vllm_bench(), "ttfts"), "vLLM bench result without single requests.*--save-detailed"),
+        (without(old_vllm_bench(), "ttfts"), "vLLM bench result without.*--save-detailed"),
         (old_vllm_bench(errors=[""]), "vLLM bench, but of an unknown version.*errors 1"),
         ([old_vllm_bench(), old_vllm_bench()], "one result, got 2 .*a sweep's summary.*run=0.json"),
         (json.dumps(old_vllm_bench()) + "\n{}", "--append-result"),
