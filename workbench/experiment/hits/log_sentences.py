@@ -128,8 +128,8 @@ def _finding(log: LogSummary) -> str:
     credit = log.credit
     if credit.total > 0:
         return (
-            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt tokens, the"
-            f" engine's prefix cache {percent(credit.engine / credit.total)}"
+            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt"
+            f" tokens, the engine's prefix cache {percent(credit.engine / credit.total)}"
         )
     stored, loaded = log.moved("stored"), log.moved("retrieved")
     lookups = _mp(log)
