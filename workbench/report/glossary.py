@@ -8,12 +8,12 @@ GLOSSARY = {
         "aggregated instances."
     ),
     "pass": (
-        "One run of the workload against an arm in one cache state: cold, engine-warm or "
+        "One run of the workload against an arm in one cache state, for example cold or "
         "store-warm."
     ),
     "round": (
-        "One launch of an arm with fresh servers, followed by all its passes; intervals come from "
-        "the differences between rounds."
+        "One launch of an arm with fresh servers, followed by all its passes. Intervals come from "
+        "the spread between rounds."
     ),
     "gate": (
         "A check that decides whether a number may be used: PASS, FAIL, or INCONCLUSIVE if it "
