@@ -8,8 +8,7 @@ GLOSSARY = {
         "aggregated instances."
     ),
     "pass": (
-        "One run of the workload against an arm in one cache state, for example cold or "
-        "store-warm."
+        "One run of the workload against an arm in one cache state, for example cold or store-warm."
     ),
     "round": (
         "One launch of an arm with fresh servers, followed by all its passes. Intervals come from "
