@@ -55,7 +55,7 @@ class RunOutcome:
     """How a run came out, in the words that page, index and terminal share."""
 
     word: str
-    """`proven`, `proven in part`, `not proven`, `not checked`, `not carried out`, ..."""
+    """`checks passed`, `checks failed`, `checks undecided`, `not valid`, `run failed`, ..."""
     severity: Literal["ok", "unsure", "bad"]
     why: str = ""
     """One sentence; empty where every check holds."""
@@ -232,7 +232,7 @@ class RunFacts:
     """The finding as it would be without the gates that failed; empty when none strikes it."""
     scope: str = ""
     outcome: RunOutcome | None = None
-    """Own words of a result in place of `proven` and the like."""
+    """Own words of a result in place of `checks passed` and the like."""
     engine: EngineFacts = EngineFacts()
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
