@@ -173,7 +173,7 @@ def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9))
     assert facts.finding == (
-        "Not proven: a pass that is called cold found its prompts in a cache (gate “cold was cold”)"
+        "Not proven: prompts of a cold pass hit a cache (gate “cold was cold”)"
     )
     assert "Some passes are missing: every number comes from the passes that ran." in facts.doubts
     assert "prefix cache" in facts.unproven

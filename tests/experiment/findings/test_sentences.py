@@ -142,7 +142,7 @@ def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     (card,) = sentences.cards(sweep(topology="1p4d"), [], [warm(18.0)], ["cold was cold"])
     assert (card.spoilt, card.note) == (
         "struck",
-        "not proven: gate “cold was cold” failed; 5 rounds, 30 pairs",
+        "not valid: gate “cold was cold” failed; 5 rounds, 30 pairs",
     )
 
 
@@ -160,7 +160,7 @@ def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
     failed = ["engine-warm was engine-warm"]
     cold, warm = sentences.sentences(sweep(topology="1p4d"), [], rows, failed)
     assert not cold.startswith("Not proven")
-    assert warm.startswith("Not proven: gate “engine-warm was engine-warm” failed. ")
+    assert warm.startswith("Not valid: gate “engine-warm was engine-warm” failed. ")
 
 
 def test_the_scope_says_where_and_with_what_it_was_measured(sweep, machine_has, model):
@@ -292,7 +292,7 @@ def test_a_sentence_is_led_by_what_a_failed_gate_does_to_its_numbers():
     said = "1p4d keeps up."
     assert told(said, spoil(["client kept up"], "times")) == f"Rough: {BUSY}. {said}"
     assert told(said, spoil(["KV moved", "same text"], "times")) == (
-        f"Not proven: gates “KV moved” and 1 more failed. {said}"
+        f"Not valid: gates “KV moved” and 1 more failed. {said}"
     )
     assert told(said, spoil(["client kept up"], "ratios")) == said  # a doubt stands elsewhere
     assert told(said, spoil([], "times")) == said
