@@ -50,7 +50,7 @@ class Card:
     """Of claims: the kind of verdict that is counted."""
 
 
-_SPOILT = {"struck": "not proven", "rough": "rough", "doubt": "see doubts"}
+_SPOILT = {"struck": "not valid", "rough": "rough", "doubt": "see doubts"}
 
 
 def spoilt_note(effect: str, note: str) -> str:
