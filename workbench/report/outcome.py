@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ from nbconvert.filters import strip_ansi
 
 from workbench.experiment.result.facts import RunFacts, RunOutcome
 from workbench.experiment.result.result import MIME, Result
+from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import taken_away
 
 
@@ -78,6 +81,15 @@ def status_of(notebook: Any, facts: RunFacts | None) -> str:
 def _unended(metadata: Any) -> bool:
     replied = "shell.execute_reply" in metadata.get("execution", {"shell.execute_reply": ""})
     return not replied or metadata.get("papermill", {}).get("status") in ("pending", "running")
+
+
+def gates_line(gates: Sequence[Gate]) -> str:
+    """`13 of 14 checks passed, 1 undecided`; empty where there are none."""
+    counted = Counter(gate.outcome for gate in gates)
+    others = ((counted["FAIL"], "failed"), (counted["INCONCLUSIVE"], "undecided"))
+    parts = [f"{counted['PASS']} of {len(gates)} checks passed"]
+    parts += [f"{number} {word}" for number, word in others if number]
+    return ", ".join(parts) if gates else ""
 
 
 _ENDED = {
