@@ -35,7 +35,7 @@ def report(name: str, wall_s: float, facts: dict[str, Any]) -> dict[str, Any]:
     share = facts["measuring_s"] / wall_s
     other_s = (wall_s - facts["measuring_s"]) / rounds
     print(
-        f"{name}: {wall_s:.0f} s, {share:.0%} of it measuring; {other_s:.0f} s of the rest per round"
+        f"{name}: {wall_s:.0f} s, {share:.0%} of it measuring; {other_s:.0f} s a round of the rest"
     )
     return {"wall_s": round(wall_s, 1), "measuring_share": round(share, 3)}
 
