@@ -232,7 +232,7 @@ def test_readme_commands_run_on_simulated_servers(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     line = "workbench run pd_sweep -p topology 1p4d -p engine simulated"
     assert line in {command.line for command in COMMANDS if command.page == "README.md"}
-    quick = "-p requests 2 -p rounds 1 -p opponents False -p output_dir"
+    quick = "-p topology 1p1d -p requests 2 -p rounds 1 -p opponents False -p output_dir"
     assert cli.main(shlex.split(f"{line} --json {quick} {tmp_path}")[1:]) == 0
     (told,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert {"outcome", "headline", "numbers", "gates_not_passed", "page"} <= set(told)
