@@ -208,7 +208,7 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
             yield f"{side.label}: simulated; its times are made up and measure nothing."
         for name in _failed(side):
             if taken := taken_away(name):
-                yield f"{side.label}: gate “{name}” failed; it {taken}."
+                yield f"{side.label}: gate “{name}” failed; {taken}."
 
 
 def _medians(
