@@ -140,14 +140,14 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
     busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
     assert busy.sentences[1] == (
-        "two: gate “client kept up” failed; it takes away tails; makes times rough; adds a doubt"
-        " to ratios."
+        "two: gate “client kept up” failed; do not use p99 or ITL; absolute times are rough; use"
+        " ratios with care."
     )
     assert "(rough: gate “client kept up” failed). No significant" in busy.sentences[2]
     assert "grayscale" not in busy.figure.svg
     wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
     assert wrong.sentences[2] == (
-        "TTFT of 2: 1a, cold, is not compared (not proven: gate “KV moved” failed)."
+        "TTFT of 2: 1a, cold, is not compared (not valid: gate “KV moved” failed)."
     )
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.

@@ -258,7 +258,7 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
             yield f"{side.label}: simulated, so its times measure nothing."
         for name in _failed(side):
             if taken := taken_away(name):
-                yield f"{side.label}: gate “{name}” failed; it {taken}."
+                yield f"{side.label}: gate “{name}” failed; {taken}."
 
 
 def _pairs(sides: Sequence[_Side]) -> tuple[list[tuple[_Kind, _Kind]], list[str]]:

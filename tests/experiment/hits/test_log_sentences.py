@@ -130,9 +130,9 @@ def test_the_mp_generation_gives_no_rate(tmp_path: Path) -> None:
 def test_a_log_with_many_cut_lines_fails_its_gate(tmp_path: Path) -> None:
     facts = result_of(tmp_path, IN_PROCESS, IN_PROCESS[:110]).facts
     assert facts["gates"][0]["outcome"] == "FAIL"
-    assert facts["finding"].startswith("Not proven")
+    assert facts["finding"].startswith("Not valid")
     assert {card["spoilt"] for card in facts["numbers"]} == {"struck"}
-    assert all(sentence.startswith("Not proven") for sentence in facts["sentences"])
+    assert all(sentence.startswith("Not valid") for sentence in facts["sentences"])
 
 
 @pytest.mark.parametrize("text", ["", "GET / 200\n"])
