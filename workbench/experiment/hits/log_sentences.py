@@ -103,7 +103,7 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
         explained=tuple(examples(log)),
-        tiers=tuple(row.as_row() for row in log_tiers(log_tokens(log))),
+        tiers=tuple(log_tiers(log_tokens(log))),
         doubts=tuple(doubt(log, found) for found in log.doubts),
         limits=(
             "A log has no TTFT and no prompts. The cost of storing, break-even, the effect of the"
