@@ -118,7 +118,7 @@ class HitAnalysis:
             return str(self.plan)
         sizes = []
         for path in map(Path, self.params.log_files):
-            size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "file not found"
+            size = f"{path.stat().st_size:,} bytes" if path.is_file() else "file not found"
             sizes.append(f"{path} ({size})")
         return f"Reads {', '.join(sizes)}. No servers are started."
 
