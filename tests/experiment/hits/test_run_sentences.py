@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import pandas as pd
@@ -115,9 +116,24 @@ def test_break_even_is_where_loading_begins_to_win(
     assert said.startswith("Break-even, whole prompt in L1") and words in said
 
 
+NONE = (nan, nan)
+
+
+@pytest.mark.parametrize("gain", [FASTER, (0.5, 0.7), UNCLEAR, NONE])
+@pytest.mark.parametrize("cost", [FASTER, (0.5, 0.7), UNCLEAR, NONE])
+def test_a_headline_has_at_most_14_words(
+    gain: tuple[float, float], cost: tuple[float, float]
+) -> None:
+    loading, storing = ratio(10_000, *gain), ratio(0, *cost)
+    if gain is NONE:
+        loading = replace(loading, ratio=replace(loading.ratio, value=1.2))
+    storing = replace(storing, what="storing", pass_name="cold")
+    assert len(headline([loading, storing]).split()) <= 14
+
+
 def test_two_rounds_judge_nothing(measured: pd.DataFrame) -> None:
     rows = found(measured[measured["round"] < 2])
-    assert "Too few rounds to judge loading a 4,000-token prompt" in headline(rows)
+    assert "Too few rounds to judge loading from LMCache" in headline(rows)
     said = " ".join(sentences(rows, []))
     assert "not judged, because" in said and "Too few rounds to compare TTFT" in said
 
