@@ -158,7 +158,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
     facts = replace(
         result.run,
-        explained=tuple(explained(rows)),
+        explained=tuple(explained(rows[rows["need"].notna() & (rows["held"] > 0)])),
         tiers=tuple(table),
         ratios=tuple(ratio.as_row() for ratio in compared),
         doubts=tuple(dict.fromkeys(doubts)),
