@@ -17,7 +17,7 @@ import numpy as np
 from workbench.errors import ParameterError
 from workbench.load.workload.arrivals import Arrivals, at_times
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
-from workbench.load.workload.workload import Workload, assemble, check_numbers
+from workbench.load.workload.workload import Request, Workload, assemble, check_numbers
 from workbench.records import RequestRecord
 
 BLOCK_TOKENS = 512
@@ -162,11 +162,11 @@ def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
 
 
 def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
-    """A run of ours as a trace: when each request was sent, its answer, and its blocks' ids.
+    """A workbench run as a trace: send times, output lengths, and the ids of the prompt blocks.
 
-    Requests that were never sent are left out. An id is new for every block (the last, shorter
-    one as well) that no earlier prompt has after the same blocks. Raises ParameterError for a
-    record of another workload.
+    Requests that were never sent are left out. Every block (also the last, shorter one) gets a new
+    id unless an earlier prompt has it after the same blocks. Raises ParameterError for a record of
+    another workload.
     """
     asked = {request.index: request for request in workload.requests}
     sent = sorted((r for r in records if isfinite(r.sent_s)), key=lambda r: r.sent_s)
@@ -179,49 +179,37 @@ def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
                 f"request {record.request_id} is not in workload {workload.name!r}. Give the"
                 " records of a run of this workload"
             )
-        rows.append(
-            TraceRow(
-                arrival_s=record.sent_s - sent[0].sent_s,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=max(record.output_tokens, 0),
-                hash_ids=blocks.ids(request.prompt_ids),
-            )
-        )
+        sent_s, tokens = record.sent_s - sent[0].sent_s, max(record.output_tokens, 0)
+        rows.append(blocks.row(request, sent_s, tokens))
     return Trace(name=workload.name, rows=tuple(rows))
 
 
 def trace_of(workload: Workload, *, block_tokens: int) -> Trace:
     """A workload before it is sent as a trace without times, in blocks of any size."""
     blocks = _Blocks(block_tokens)
-    return Trace(
-        name=workload.name,
-        rows=tuple(
-            TraceRow(
-                arrival_s=0.0,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.max_tokens,
-                hash_ids=blocks.ids(request.prompt_ids),
-            )
-            for request in workload.requests
-        ),
-        block_tokens=block_tokens,
-    )
+    rows = tuple(blocks.row(request, 0.0, request.max_tokens) for request in workload.requests)
+    return Trace(name=workload.name, rows=rows, block_tokens=block_tokens)
 
 
 class _Blocks:
-    """Gives each block an id that stands for it and all before it."""
+    """Gives each block an id that stands for it and all blocks before it."""
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._known: dict[tuple[int, bytes], int] = {}
 
-    def ids(self, prompt: TokenIds) -> tuple[int, ...]:
+    def row(self, request: Request, arrival_s: float, output_tokens: int) -> TraceRow:
         ids: list[int] = []
-        for start in range(0, len(prompt), self._block_tokens):
-            block = prompt[start : start + self._block_tokens].tobytes()
+        for start in range(0, len(request.prompt_ids), self._block_tokens):
+            block = request.prompt_ids[start : start + self._block_tokens].tobytes()
             before = ids[-1] if ids else -1
             ids.append(self._known.setdefault((before, block), len(self._known)))
-        return tuple(ids)
+        return TraceRow(
+            arrival_s=arrival_s,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=output_tokens,
+            hash_ids=tuple(ids),
+        )
 
 
 def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...]:
