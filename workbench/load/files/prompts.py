@@ -63,7 +63,7 @@ class PromptFile:
 
 @dataclass(slots=True)
 class _Seen:
-    """What rows hold beside prompts and lengths."""
+    """What rows hold in addition to prompts and lengths."""
 
     unused: set[str] = field(default_factory=set)
     doubts: dict[str, None] = field(default_factory=dict)

@@ -210,7 +210,7 @@ def _time_s(row: FileRow, layout: _Format) -> float:
     if number is None:
         return nan
     if isinstance(number, str):
-        with suppress(ValueError):  # told below
+        with suppress(ValueError):  # the error follows
             moment = datetime.fromisoformat(number.strip())
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if type(number) not in (int, float) or not 0 <= number <= MOST * layout.per_second:
@@ -226,7 +226,7 @@ def _time_s(row: FileRow, layout: _Format) -> float:
 def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
     value = row.fields.get("hash_ids")
     if row.is_text and value:
-        with suppress(ValueError, RecursionError):  # told below
+        with suppress(ValueError, RecursionError):  # the error follows
             value = json.loads(value)
     if value is None or value == "":
         return None

@@ -35,7 +35,7 @@ class TraceRow:
     hash_ids: tuple[int, ...]
     """One for each block of the prompt; the last may be shorter than the others."""
     line: int = 0
-    """Line of the file, from 1; 0 where there is none."""
+    """Line of the file, from 1; 0 without a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Trace:
                     drawn[hash_id] = drawn_ids(tokens, vocab_tokens, seed, 5, hash_id)
             ids = np.zeros(row.prompt_tokens, np.int32)
             text = np.concatenate([drawn[hash_id] for hash_id in row.hash_ids])[: len(ids)]
-            ids[: len(text)] = text  # one token is missing where even that is more than its share
+            ids[: len(text)] = text  # a fractional block may leave one token unset
             key = row.hash_ids[min(salted, len(row.hash_ids) - 1)]
             group = groups.setdefault(key, len(groups))
             ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)[: len(ids)]
@@ -144,11 +144,11 @@ class Trace:
 
 
 def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
-    """The trace made small enough: its longest prompt and its longest answer have these lengths.
+    """The trace scaled down so that its longest prompt and longest output have these lengths.
 
-    Both are scaled by factors of their own and never lengthened; the prompt's factor is rounded
-    down to whole tokens of a block, so the longest prompt may be a little shorter than asked. A
-    block that would be shorter than the salt is not rounded.
+    Each has its own factor, and none is lengthened. The prompt's factor is rounded down to whole
+    tokens of a block, so the longest prompt may be a little shorter than asked. A block that would
+    be shorter than the salt is not rounded.
     """
     longest = max(row.prompt_tokens for row in trace.rows)
     block: float = trace.block_tokens * min(1.0, prompt_tokens / longest)
