@@ -22,8 +22,8 @@ _VLLM = (
 )
 _SGLANG = "an SGLang bench_serving result without single requests. Run it with --output-details"
 _AIPERF = (
-    "an AIPerf summary{version} without single requests. Use profile_export.jsonl from its folder (AIPerf"
-    " 0.2 and later, --export-level records)"
+    "an AIPerf summary{version} without single requests. Use profile_export.jsonl from its folder"
+    " (AIPerf 0.2 and later, --export-level records)"
 )
 _AIPERF_RAW = "AIPerf's raw export. Use profile_export.jsonl from its folder"
 _GENAI_PERF = "Run AIPerf, its successor, and use its profile_export.jsonl"
@@ -52,8 +52,8 @@ _SUMMARIES = (
     ("metadata payload", _AIPERF_RAW),
     ("avg_latency percentiles", _OFFLINE),
     ("total_num_tokens elapsed_time", _OFFLINE),
-    ("benchmark metric", "vLLM bench's file for PyTorch's dashboard. Use the file of the same name without"
-     " .pytorch"),
+    ("benchmark metric", "vLLM bench's file for PyTorch's dashboard. Use the file of the same name"
+     " without .pytorch"),
     ("", _UNKNOWN),
 )  # fmt: skip
 """By the names in a document, the first that fits: what the file is, and what to use instead."""
