@@ -68,7 +68,7 @@ def page(result):
 def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page):
     cells = page(KINDS).select("table.claims .verdict")
     assert [cell.get_text() for cell in cells] == [
-        f"{mark} {kind.replace('-', ' ')}" for kind, mark in MARKS.items()
+        f"{mark}\u00a0{kind.replace('-', ' ')}" for kind, mark in MARKS.items()
     ]
     assert len(set(MARKS.values())) == len(MARKS)
     assert [cell["class"][1] for cell in cells] == list(MARKS)
