@@ -81,7 +81,7 @@ def test_failed_checks_and_a_machine_that_is_not_ready_are_findings_and_no_exit_
         outcome={"word": "not ready", "severity": "bad"},
     )  # fmt: skip
     notebooks["pd_sweep"] = found(
-        "pd_sweep", "Not proven: the caches changed what the model answers", unproven="x",
+        "pd_sweep", "Not valid: the caches changed what the model answers", unproven="x",
         gates=[{"name": "same text", "outcome": "FAIL", "sentence": "3 differ", "next_step": "-"}],
     )  # fmt: skip
     assert cli.main(["run-all"]) == 0

@@ -39,7 +39,7 @@ def test_a_run_comes_out_as_its_gates_and_its_headline_say(facts, word, severity
 
 def test_the_reason_names_what_is_taken_away():
     found = outcome_of(result("client kept up=FAIL"))
-    assert found.why.startswith("client kept up: takes away tails")
+    assert found.why.startswith("client kept up: do not use p99 or ITL")
 
 
 def test_a_result_may_bring_its_own_words():

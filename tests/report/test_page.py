@@ -117,8 +117,8 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
 def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     gates = [" ".join(gate.text.split()) for gate in page(result=result).select(".gates li")]
     failed = (
-        "Client kept up: Another process took 31 % of its core. Effect: takes away tails; makes"
-        " times rough; adds a doubt to ratios. Next: close other jobs."
+        "Client kept up: Another process took 31 % of its core. Effect: do not use p99 or ITL;"
+        " absolute times are rough; use ratios with care. Next: close other jobs."
     )
     assert gates == [
         f"▲ FAIL {failed}",
@@ -164,8 +164,8 @@ def test_a_gate_ends_its_sentence_before_the_next_step(result):
     gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
     (line,) = page(result={**result, "gates": [gate]}).select(".gates li")
     assert " ".join(line.text.split()) == (
-        "▲ FAIL KV moved: it did not. Effect: takes away counts, ratios, times and tails; adds a"
-        " doubt to text. Next: look."
+        "▲ FAIL KV moved: it did not. Effect: do not use any number of this run; use the text"
+        " comparison with care. Next: look."
     )
 
 
