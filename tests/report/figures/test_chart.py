@@ -58,7 +58,7 @@ def test_one_arm_one_pass_one_request_is_enough(summary, requests):
 @pytest.mark.parametrize(
     ("gates", "shows", "badge", "said"),
     [
-        (["KV moved", "same text"], ("times",), "do not use", "Not proven"),
+        (["KV moved", "same text"], ("times",), "do not use", "Not valid"),
         (["client kept up"], ("times",), "rough", "Rough"),
         (["client kept up"], ("ratios",), "", "Doubtful"),
         (["client kept up"], ("counts",), "", ""),
