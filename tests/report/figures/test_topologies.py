@@ -35,7 +35,7 @@ def test_a_baseline_is_a_mark_in_the_column_of_its_topology(swept):
     assert shown.count("1p4d") == 4 and shown.count("vs 5a") == 4
     assert "5a" not in shown and "5a lmcache" not in shown  # no columns of their own
     assert "aggregated (same GPU count)" in shown
-    assert "Grey box: the aggregated baseline's CI" in chart.caption
+    assert "Line and grey box: median and CI of the aggregated baseline." in chart.caption
     alone = figures.topology_overview(swept[0], pd.DataFrame())
     assert {"1p4d", "5a", "5a lmcache"} <= set(words(alone))  # now each has one
     assert "aggregated (same GPU count)" not in words(alone)

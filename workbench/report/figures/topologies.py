@@ -249,7 +249,7 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
         pairs = marks.span(ratios, "n_pairs", "pair")
         said.append(f"Speed-up: cold / warm TTFT of the same prompts ({pairs}).")
     if compared:
-        said.append("Grey box: the aggregated baseline's CI, with its median as a black line.")
+        said.append("Line and grey box: median and CI of the aggregated baseline.")
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
         said.append("Hollow: too few requests or rounds for a CI.")
     return " ".join(said)
