@@ -23,7 +23,7 @@ from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import KINDS, spoil
 from workbench.params.notebooks import PdSweep
-from workbench.report.figures import token_sources, tps_by_topology
+from workbench.report.figures import requests_over_time, token_sources
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
 from workbench.serve.processes.local import LocalLauncher
@@ -136,7 +136,7 @@ def spoilt(result: Result) -> dict[str, str]:
     assert bool(result.run.unproven) == (spoil(failed, "ratios").effect == "struck")
     for shown, kind in (
         (token_sources(result.token_sources), "counts"),
-        (tps_by_topology(result.summary), "times"),
+        (requests_over_time(result.requests), "times"),
     ):
         assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
     for card in result.run.numbers:
