@@ -175,7 +175,7 @@ def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     assert facts.finding == (
         "Not proven: prompts of a cold pass hit a cache (gate “cold was cold”)"
     )
-    assert "Some passes are missing: every number comes from the passes that ran." in facts.doubts
+    assert "Some passes are missing. Every number comes from the passes that ran." in facts.doubts
     assert "prefix cache" in facts.unproven
 
 
