@@ -20,7 +20,7 @@ def known_as(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_ceiling_is_never_guessed(sweep, monkeypatch):
     plan = sweep(topology="1a", connector="none", model=str(tiny_model()))
     known_as(monkeypatch, "a GPU")
-    assert ceilings(plan) == ({}, "no roofline is known of a GPU")
+    assert ceilings(plan) == ({}, "the roofline of a GPU is unknown")
     known_as(monkeypatch, "NVIDIA H200")
     mixed = replace(model_facts(tiny_model()), plain=False)
     monkeypatch.setattr(checks, "model_facts", lambda _: mixed)

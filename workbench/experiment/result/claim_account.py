@@ -11,11 +11,11 @@ from workbench.metrics.statistics import Number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundEffect:
-    """One cell of one effect: our interval beside what was claimed. None is not known."""
+    """One cell of one effect: our interval and what was claimed. None is unknown."""
 
     name: str
     cells: int
-    """Of this effect, of which this is one."""
+    """The number of cells of this effect, of which this is one."""
     cell: str
     quantifier: str
     unit: str
@@ -36,7 +36,7 @@ class FoundEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownNumber:
-    """One number in short: the cell that decides, and from where to where cells go."""
+    """One number in short: the deciding cell, and the range over cells."""
 
     name: str
     estimate: float | None
@@ -53,7 +53,7 @@ class ShownNumber:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownCheck:
-    """A fairness check: its state, what it asks, and who answered it."""
+    """A fairness check: its state, what it asks, and who decided it."""
 
     state: str
     check: str
@@ -82,12 +82,12 @@ class ShownCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimAccount:
-    """All that a report needs to know of one claim."""
+    """Everything that a report shows of one claim."""
 
     id: str
     group: str = ""
     title: str = ""
-    """For the table: where it was read, in short."""
+    """A short source for the table."""
     source: str = ""
     confirmation: str = ""
     withdrawn: str = ""
@@ -99,14 +99,14 @@ class ClaimAccount:
     subject: str = ""
     comparator: str = ""
     ours: str = ""
-    """What we measured, in a sentence; empty where nothing was."""
+    """What we measured, in a sentence; empty if nothing was."""
     number: tuple[ShownNumber, ...] = ()
     effects: tuple[FoundEffect, ...] = ()
     measured: bool = False
     """Judged by our measurement, and not by reading."""
     by_construction: bool = False
     shown_only: bool = False
-    """Our number stands beside a verdict that it does not decide."""
+    """Our number is shown, but does not decide the verdict."""
     recipe: str = ""
     verdict: str
     """As readers see it."""
