@@ -173,7 +173,7 @@ def test_failed_requests_fail_their_gate(sweep, rows):
 def test_a_failed_gate_is_in_the_headline(prefix_cache, rows):
     plan = prefix_cache(shares=[0.5], concurrency=1)
     facts = conclude(plan, measured(plan, rows), cold_passes(plan, engine_hit=9))
-    assert facts.finding == f"Not proven: {GATES['cold was cold'].meaning}"
+    assert facts.finding == f"Not valid: {GATES['cold was cold'].meaning}"
     assert GATES["every pass ran"].doubt in facts.doubts
     assert "prefix cache" in facts.unproven
 

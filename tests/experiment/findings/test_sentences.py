@@ -186,11 +186,11 @@ def test_where_prompts_repeat_the_cold_pass_shows_a_gain_and_no_cost(gain, said,
 def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     found = "A warm store cuts TTFT"
     proven, unproven = sentences.headline(found, ["cold was cold", "same text"])
-    assert proven == f"Not proven: {GATES['cold was cold'].meaning}"
+    assert proven == f"Not valid: {GATES['cold was cold'].meaning}"
     assert unproven == found
     assert sentences.headline(found, []) == (found, "")
     (card,) = sentences.cards(sweep(topology="1p4d"), [], [warm(18.0)], ["cold was cold"])
-    assert (card.spoilt, card.note) == ("struck", "not proven; 5 rounds, 30 pairs")
+    assert (card.spoilt, card.note) == ("struck", "not valid; 5 rounds, 30 pairs")
 
 
 def test_a_busy_machine_leaves_a_headline_whose_interval_is_clear():
@@ -206,7 +206,7 @@ def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
     rows = [beside(2.0, 1.8, 2.2, name) for name in ("cold", "engine-warm")]
     failed = ["engine-warm was engine-warm"]
     said = sentences.sentences(sweep(topology="1p4d"), [], rows, failed)
-    lead = "Not proven (gate “engine-warm was engine-warm” failed): "
+    lead = "Not valid (gate “engine-warm was engine-warm” failed): "
     assert [text.startswith(lead) for text in said] == [False, True]
     assert ["cold" in text for text in said] == [True, False]
 
@@ -375,7 +375,7 @@ def test_a_sentence_is_led_by_what_a_failed_gate_does_to_its_numbers():
         f"Rough (gate “client kept up” failed): {said}"
     )
     assert told(said, spoil(["KV moved", "same text"], "times")) == (
-        f"Not proven (gate “KV moved” and 1 more failed): {said}"
+        f"Not valid (gate “KV moved” and 1 more failed): {said}"
     )
     assert told(said, spoil(["client kept up"], "ratios")) == said  # a doubt stands elsewhere
     assert told(said, spoil([], "times")) == said

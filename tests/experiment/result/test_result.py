@@ -148,12 +148,12 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     ]
     spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [
-        "Not proven: gate “cold was cold” failed. These differences may have other causes.",
+        "Not valid: gate “cold was cold” failed. These differences may have other causes.",
         *found.why(),
     ]
     busy = replace(found, run=facts(gates=(gate("client kept up"),)))
     assert busy.why()[1:] == found.why()
-    assert busy.why()[0].endswith("Intervals of ratios contain this noise.")
+    assert busy.why()[0] == GATES["client kept up"].doubt
 
 
 def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monkeypatch):

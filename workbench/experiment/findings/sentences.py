@@ -42,7 +42,7 @@ def headline(
     """
     does = spoil(failed_gates, kind, interval=interval)
     if does.struck:
-        return f"Not proven: {gate_row(does.gates[0]).meaning}", found
+        return f"Not valid: {gate_row(does.gates[0]).meaning}", found
     return f"{found} (rough)" if does.effect == "rough" else found, ""
 
 
@@ -338,7 +338,7 @@ def told(sentence: str, does: Spoil) -> str:
     if does.effect not in ("struck", "rough"):
         return sentence
     more = f" and {len(does.gates) - 1} more" if len(does.gates) > 1 else ""
-    lead = "Not proven" if does.struck else "Rough"
+    lead = "Not valid" if does.struck else "Rough"
     return f"{lead} (gate “{does.gates[0]}”{more} failed): {sentence}"
 
 

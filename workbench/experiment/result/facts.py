@@ -50,7 +50,7 @@ class Card:
     """Of claims: the kind of verdict that is counted."""
 
 
-_SPOILT = {"struck": "not proven", "rough": "rough", "doubt": "see doubts"}
+_SPOILT = {"struck": "not valid", "rough": "rough", "doubt": "see doubts"}
 
 
 def spoilt_note(effect: str, note: str) -> str:
@@ -63,7 +63,7 @@ class RunOutcome:
     """How a run ended, in the words of page, index and terminal."""
 
     word: str
-    """`proven`, `proven in part`, `not proven`, `not checked`, ..."""
+    """`checks passed`, `checks failed`, `checks undecided`, `not valid`, `run failed`, ..."""
     severity: Literal["ok", "unsure", "bad"]
     why: str = ""
     """One sentence; empty if every check passed."""
@@ -240,7 +240,7 @@ class RunFacts:
     """The finding without the failed gates; empty if none takes it away."""
     scope: str = ""
     outcome: RunOutcome | None = None
-    """Replaces `proven` and the like for some notebooks."""
+    """Own words of a result in place of `checks passed` and the like."""
     engine: EngineFacts = EngineFacts()
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
