@@ -1,4 +1,4 @@
-"""Figures of a claim's panel: what was measured beside what is claimed, and curves."""
+"""Figures of a claim's panel: our intervals with the claimed range, and curves."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HEAD_PX, _DOT_PX = 54, 22
 
 
 def claim_intervals(claim: Mapping[str, Any]) -> Chart:
-    """Each effect of a claim as dots with intervals, over the band that would confirm it.
+    """Each effect of a claim as dots with intervals, over the range that confirms it.
 
-    `claim` is one of result.facts["claims"]. Effects have units of their own, so each has an axis
-    of its own; the cells of one effect stand below one another on it.
+    `claim` is one of result.facts["claims"]. Each effect has its own unit and so its own axis; its
+    cells are below each other.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for effect in claim["effects"]:
@@ -48,13 +48,13 @@ def claim_intervals(claim: Mapping[str, Any]) -> Chart:
         title=f"{claim['id']}: {claim['verdict']}",
         body_px=sum(heights) + 8,
         alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
-        caption="Dot and bar: our number with its interval (90 % where no change is claimed, else"
-        " 95 %). Shaded: where the whole interval must lie to confirm the claim.",
+        caption="Dot and bar: our number with its interval (90 % for “unchanged”, else 95 %). The"
+        " claim is confirmed if the whole interval is in the shaded range.",
     )
 
 
 def claim_curve(curve: Mapping[str, Any]) -> Chart:
-    """The lines of a curve with intervals; words on the x axis are spread evenly."""
+    """The lines of a curve with intervals; words on the x axis are equally spaced."""
     points: Sequence[Mapping[str, Any]] = [p for p in curve["points"] if p["value"] is not None]
     words = list(dict.fromkeys(p["x"] for p in curve["points"] if isinstance(p["x"], str)))
 
@@ -98,7 +98,7 @@ def claim_curve(curve: Mapping[str, Any]) -> Chart:
 
 
 def _geometric(xs: Sequence[float]) -> bool:
-    """Whether steps grow by factors, as in 128, 256, 512, so that a log axis spreads them."""
+    """Whether steps are factors, as in 128, 256, 512, so that a log axis fits."""
     places = sorted(set(xs))
     if len(places) < 3 or places[0] <= 0 or places[-1] / places[0] < 8:
         return False
@@ -106,18 +106,19 @@ def _geometric(xs: Sequence[float]) -> bool:
 
 
 def _range(effect: Mapping[str, Any]) -> str:
-    """`0.213 [0.20, 0.22] x`, a count alone."""
+    """`0.213x [0.20, 0.22]`, or a count alone."""
     unit = effect["unit"]
     text = number(effect["estimate"])
+    tail = unit if unit in ("x", "") else f" {unit}"
     if effect["exact"] and effect["low"] == effect["high"]:
-        return f"{exactly(effect['estimate'])} {unit}".strip()
+        return f"{exactly(effect['estimate'])}{tail}"
     if not marks.has_interval(effect["low"], effect["high"]):
-        return f"{text} {unit}, no interval".strip()
-    return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
+        return f"{text}{tail}, no interval"
+    return f"{text}{tail} [{number(effect['low'])}, {number(effect['high'])}]"
 
 
 def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """One axis: the band, the claimed value, a dot with its interval for each cell, and words."""
+    """One axis: the range, the claimed value, and a dot with its interval for each cell."""
     first = cells[0]
     ends = [cell[key] for cell in cells for key in ("estimate", "low", "high")]
     ends += [first["value"], first["confirms_from"], first["confirms_to"]]
@@ -137,8 +138,8 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(first["value"], color=marks.BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     for at, cell in enumerate(cells, 1):
         marks.mark(axes, cell["estimate"], at - 0.5, (cell["low"], cell["high"]), _DOT)
-    unit = {"x": " (times)", "%": ", %"}.get(first["unit"], f", {first['unit']}")
-    shown = _range(first) if len(cells) == 1 else f"{len(cells)} cells"
+    unit = {"x": "", "%": ", %"}.get(first["unit"], f", {first['unit']}")
+    shown = _range(first) if len(cells) == 1 else f"{len(cells)} cases"
     axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")
     axes.set_title(f"claimed: {first['claimed']}", size=12, color=marks.GREY, loc="right",
                    weight="normal")  # fmt: skip
