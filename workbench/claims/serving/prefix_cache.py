@@ -21,7 +21,7 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.result import Result
 from workbench.hardware.kv import engine_hit_tokens
-from workbench.metrics.gates.answer_gates import TIE_NAT
+from workbench.metrics.gates.response_gates import TIE_NAT
 from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import quantile
 from workbench.params.notebooks import EngineParams, PrefixCache

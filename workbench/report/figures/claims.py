@@ -1,4 +1,4 @@
-"""Figures of a claim's panel: our intervals with the claimed range, and curves."""
+"""Figures of a claim's panel: measured and claimed values, and curves."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HEAD_PX, _DOT_PX = 54, 22
 
 
 def claim_intervals(claim: Mapping[str, Any]) -> Chart:
-    """Each effect of a claim as dots with intervals, over the range that confirms it.
+    """Each effect of a claim as dots with intervals, over the band that confirms it.
 
-    `claim` is one of result.facts["claims"]. Each effect has its own unit and so its own axis; its
-    cells are below each other.
+    `claim` is one of result.facts["claims"]. Each effect has its own unit, so its own axis, with
+    its cells below one another.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for effect in claim["effects"]:
@@ -48,13 +48,13 @@ def claim_intervals(claim: Mapping[str, Any]) -> Chart:
         title=f"{claim['id']}: {claim['verdict']}",
         body_px=sum(heights) + 8,
         alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
-        caption="Dot and bar: our number with its interval (90 % for “unchanged”, else 95 %). The"
-        " claim is confirmed if the whole interval is in the shaded range.",
+        caption="Dot and bar: our number and its CI (95 %; 90 % where no change is claimed)."
+        " The claim is confirmed where the whole CI lies in the shaded band.",
     )
 
 
 def claim_curve(curve: Mapping[str, Any]) -> Chart:
-    """The lines of a curve with intervals; words on the x axis are equally spaced."""
+    """The lines of a curve with intervals; words on the x axis are evenly spaced."""
     points: Sequence[Mapping[str, Any]] = [p for p in curve["points"] if p["value"] is not None]
     words = list(dict.fromkeys(p["x"] for p in curve["points"] if isinstance(p["x"], str)))
 
@@ -98,7 +98,7 @@ def claim_curve(curve: Mapping[str, Any]) -> Chart:
 
 
 def _geometric(xs: Sequence[float]) -> bool:
-    """Whether steps are factors, as in 128, 256, 512, so that a log axis fits."""
+    """Whether the values grow by factors, as 128, 256, 512: a log axis spaces them evenly."""
     places = sorted(set(xs))
     if len(places) < 3 or places[0] <= 0 or places[-1] / places[0] < 8:
         return False
@@ -106,19 +106,19 @@ def _geometric(xs: Sequence[float]) -> bool:
 
 
 def _range(effect: Mapping[str, Any]) -> str:
-    """`0.213x [0.20, 0.22]`, or a count alone."""
+    """`0.213x [0.20, 0.22]`; a count has no interval."""
     unit = effect["unit"]
     text = number(effect["estimate"])
     tail = unit if unit in ("x", "") else f" {unit}"
     if effect["exact"] and effect["low"] == effect["high"]:
         return f"{exactly(effect['estimate'])}{tail}"
     if not marks.has_interval(effect["low"], effect["high"]):
-        return f"{text}{tail}, no interval"
+        return f"{text}{tail}, no CI"
     return f"{text}{tail} [{number(effect['low'])}, {number(effect['high'])}]"
 
 
 def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """One axis: the range, the claimed value, and a dot with its interval for each cell."""
+    """One axis: the band, the claimed value, and a dot with its interval for each cell."""
     first = cells[0]
     ends = [cell[key] for cell in cells for key in ("estimate", "low", "high")]
     ends += [first["value"], first["confirms_from"], first["confirms_to"]]
