@@ -392,10 +392,10 @@ def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"tiers": ["kernl"]}, "tiers has 'kernl': write some of source, kernel"),
-        ({"tiers": []}, "tiers is empty"),
-        ({"claims": []}, "claims is empty: write all"),
-        ({"engine": "attach"}, "engine is 'attach': a claim is tested with set-ups"),
+        ({"tiers": ["kernl"]}, "tiers must be some of source, kernel, engine, serving, got"),
+        ({"tiers": []}, "tiers must be some of source, .*, got"),
+        ({"claims": []}, "claims must be all, or ids and groups of claims, got"),
+        ({"engine": "attach"}, "engine must be vllm or simulated: .* got 'attach'"),
     ],
 )
 def test_bad_parameters(given, sentence):
