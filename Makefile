@@ -1,6 +1,6 @@
 # make report   from a fresh clone to rendered pages in outputs/; what each notebook found, at the end
 # make check    for those who work on the code: lint, types, imports, every test without real servers
-# make test     the same, then the fault matrix on pretended servers and the tests on the real engine
+# make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ lab: setup
 
 setup: $(VENV)/installed
 
-# The CUDA set where an NVIDIA driver answers, else the CPU set; README.md tells of ROCm.
+# The CUDA set where an NVIDIA driver answers, else the CPU set; docs/gpu.md tells of ROCm.
 $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.11"; exit 1; }
@@ -43,7 +43,7 @@ $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 	@if nvidia-smi >/dev/null 2>&1; then \
 		$(BIN)/python requirements/install.py cuda; \
 	elif [ -z "$(CPU)" ] && { rocm-smi || amd-smi version; } >/dev/null 2>&1; then \
-		echo "an AMD driver answers: see ROCm under 'Install' in README.md, or make $(MAKECMDGOALS) CPU=1"; \
+		echo "an AMD driver answers: see ROCm in docs/gpu.md, or make $(MAKECMDGOALS) CPU=1"; \
 		exit 1; \
 	else \
 		$(BIN)/python requirements/install.py cpu; \

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -5,6 +6,7 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import click
 import nbformat
 import papermill
 import pytest
@@ -13,6 +15,7 @@ from nbclient.exceptions import DeadKernelError
 from workbench import cli
 from workbench.experiment.plan.plan import run_id
 from workbench.params.notebooks import PdSweep
+from workbench.terminal import say
 
 RESULT = {
     "schema": 2,
@@ -21,6 +24,8 @@ RESULT = {
     "status": "success",
     "scope": "Tiny model on a CPU",
     "finding": "A warm KV store cuts TTFT",
+    "numbers": [{"label": "TTFT cold / store-warm, 1p1d", "value": 18.0, "unit": "x", "low": 16.0,
+                 "high": 20.3}],
     "gates": [
         {"name": "same text", "outcome": "PASS", "sentence": "all are equal", "next_step": ""},
         {"name": "client kept up", "outcome": "FAIL", "sentence": "others took 60 % of the CPU",
@@ -70,7 +75,10 @@ def executed(monkeypatch):
         ("run environment_check -p rounds 3", "environment_check has no parameter 'rounds'"),
         ("run pd_sweep -f {tmp}/none.yaml", "none.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}", "cannot be read as YAML"),
-        ("run pd_sweep -f {tmp}/list.yaml", "list.yaml has no names; write lines such as rounds"),
+        (
+            "run pd_sweep -f {tmp}/list.yaml",
+            "list.yaml must have one parameter a line",
+        ),
         ("run pd_sweep -f {tmp}/broken.yaml", "broken.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}/binary.yaml", "binary.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}/numbers.yaml", "pd_sweep has no parameter '1'"),
@@ -136,13 +144,65 @@ def test_a_run_is_papermill_into_the_runs_folder_and_then_the_page(executed, tmp
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"pd_sweep {home.name}: starting the notebook"
     assert rest == [
-        "A warm KV store cuts TTFT (proven in part)",
+        "A warm KV store cuts TTFT",
+        "  18.0x [16.0, 20.3]  TTFT cold / store-warm, 1p1d",
         "Tiny model on a CPU",
-        "  failed: client kept up: others took 60 % of the CPU",
+        "1 of 2 checks passed, 1 failed",
+        "  FAIL client kept up: others took 60 % of the CPU",
         "next: end other programs",
         f"page: {home / 'report.html'}",
     ]
     assert "PD sweep" in (home / "report.html").read_text()
+
+
+def test_for_scripts_standard_output_is_one_line_of_json(executed, tmp_path, capsys):
+    assert run(tmp_path, "-p", "topology", "1p1d", "--json") == 0
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)  # and nothing else
+    home = tmp_path / "pd_sweep" / run_id(PdSweep(topology="1p1d"))
+    assert summary["headline"] == "A warm KV store cuts TTFT"
+    assert (summary["exit_status"], summary["problem"], summary["reused"]) == (0, "", False)
+    assert summary["numbers"][0]["low"] == 16.0
+    assert summary["gates_passed"] == 1
+    assert [gate["name"] for gate in summary["gates_not_passed"]] == ["client kept up"]
+    assert json.loads(Path(summary["result"]).read_text())["status"] == "success"
+    assert summary["page"] == str(home / "report.html")
+    assert "starting the notebook" in shown.err
+    executed.outcome = FAILED
+    assert run(tmp_path, "-p", "topology", "1p1d", "--json", "--force") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["problem"].startswith("LaunchError: store did not start")
+    assert (summary["exit_status"], summary["gates_passed"]) == (1, 0)
+
+
+def test_quiet_prints_the_result_and_no_progress(executed, tmp_path, capsys):
+    assert run(tmp_path, "--quiet") == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "A warm KV store cuts TTFT"
+    assert last.startswith("page: ")
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colours_are_for_terminals_that_want_them(no_color, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("NO_COLOR", "1" if no_color else "")
+    say(click.style("FAIL", fg="red"))
+    assert terminal.getvalue() == ("FAIL\n" if no_color else "\x1b[31mFAIL\x1b[0m\n")
+    monkeypatch.setattr(sys, "stdout", file := io.StringIO())
+    say(click.style("FAIL", fg="red"))
+    assert file.getvalue() == "FAIL\n"
+
+
+def test_the_help_says_what_it_is_for_how_to_use_it_and_the_exit_status(capsys):
+    for arguments in (["--help"], ["run", "--help"], ["run-all", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 0
+        assert "exit status" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -165,8 +225,8 @@ def test_a_run_that_succeeded_is_not_run_again_unless_forced(executed, tmp_path,
     capsys.readouterr()
     assert run(tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "has succeeded before; --force runs it again" in shown
-    assert "failed: client kept up" in shown
+    assert "reusing the result of an earlier run; --force measures again" in shown
+    assert "FAIL client kept up" in shown
     assert str(home / "report.html") in shown
     assert len(executed) == 1
     assert run(tmp_path, "--force") == 0
@@ -197,7 +257,10 @@ FAILED = papermill.PapermillExecutionError(6, 3, "await wb.run(plan)", "LaunchEr
     [
         (FAILED, f"LaunchError: {NO_ROOM}"),
         (DeadKernelError("Kernel died"), "the notebook's kernel was killed"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: stopped\nnext: what is finished is kept, then"),
+        (
+            KeyboardInterrupt(),
+            "stopped\nnext: run it again, finished measurements are kept",
+        ),
     ],
 )
 def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
@@ -211,11 +274,14 @@ def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
     assert run(tmp_path, "--force") == 1
     shown = capsys.readouterr()
     assert sentence in shown.err
-    assert "pd_sweep could not be carried out: " in shown.err
-    assert f"then repeat it: workbench run pd_sweep -p output_dir {tmp_path}" in shown.err
+    assert "pd_sweep failed: " in shown.err
+    assert f": workbench run pd_sweep -p output_dir {tmp_path}" in shown.err
     assert shown.err.endswith(f"page: {home / 'report.failed.html'}\n")
     assert good == ((home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes())
     assert (home / "run.failed.ipynb").exists()
+    executed.outcome = None
+    assert run(tmp_path, "--force") == 0
+    assert not [path for path in home.iterdir() if ".failed." in path.name]
 
 
 def test_a_run_that_is_stopped_before_its_first_cell_leaves_no_page(monkeypatch, tmp_path, capsys):
@@ -224,7 +290,7 @@ def test_a_run_that_is_stopped_before_its_first_cell_leaves_no_page(monkeypatch,
 
     monkeypatch.setattr(papermill, "execute_notebook", stop)
     assert run(tmp_path) == 1
-    assert "could not be carried out: KeyboardInterrupt: stopped" in capsys.readouterr().err
+    assert "pd_sweep failed: KeyboardInterrupt: stopped" in capsys.readouterr().err
     assert list((tmp_path / "pd_sweep" / run_id(PdSweep())).iterdir()) == []
 
 

@@ -5,13 +5,15 @@ What `workbench run` does with one notebook is in test_cli.
 
 from pathlib import Path
 
+import click
 import pytest
 
 from workbench import cli, notebook_run
 from workbench.errors import ParameterError
 from workbench.experiment.result.facts import from_plain
-from workbench.notebook_run import NotebookRun, table_of
+from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS
+from workbench.terminal import table_of
 
 NAMES = list(NOTEBOOKS)
 
@@ -38,7 +40,7 @@ def notebooks(monkeypatch):
 
     does = Notebooks({name: found(name) for name in NAMES})
 
-    def run(notebook, given, *, force=False):
+    def run(notebook, given, *, force=False, progress=None):
         does.ran.append((notebook, given, force))
         if isinstance(does[notebook], BaseException):
             raise does[notebook]
@@ -79,16 +81,16 @@ def test_failed_checks_and_a_machine_that_is_not_ready_are_findings_and_no_exit_
         outcome={"word": "not ready", "severity": "bad"},
     )  # fmt: skip
     notebooks["pd_sweep"] = found(
-        "pd_sweep", "Not proven: the caches changed what the model answers", unproven="x",
+        "pd_sweep", "Not valid: the caches changed what the model answers", unproven="x",
         gates=[{"name": "same text", "outcome": "FAIL", "sentence": "3 differ", "next_step": "-"}],
     )  # fmt: skip
     assert cli.main(["run-all"]) == 0
     assert len(notebooks.ran) == 5
     shown = capsys.readouterr().out
-    assert "failed: same text: 3 differ" in shown
+    assert "FAIL same text: 3 differ" in shown
     rows = {line.split()[0]: line for line in table_lines(shown)}
     assert "not ready" in rows["environment_check"]
-    assert "not proven" in rows["pd_sweep"]
+    assert "not valid" in rows["pd_sweep"]
 
 
 def table_lines(shown):
@@ -101,18 +103,16 @@ def table_lines(shown):
     [
         (NotebookRun(notebook="pd_sweep", problem="LaunchError: no room\n  log: /x", advice="mend",
                      took_s=3.0), "pd_sweep: LaunchError: no room\n  next: mend"),
-        (ParameterError("rounds is 'none'"), "pd_sweep: rounds is 'none'\n  next: mend what"),
+        (ParameterError("rounds is 'none'"), "pd_sweep: rounds is 'none'\n  next: correct what"),
         (ZeroDivisionError("a mistake of ours"), "pd_sweep: ZeroDivisionError: a mistake of ours"),
     ],
 )  # fmt: skip
-def test_what_could_not_be_carried_out_is_said_last_and_the_others_ran(
-    ended, sentence, notebooks, capsys
-):
+def test_what_failed_is_said_last_and_the_others_ran(ended, sentence, notebooks, capsys):
     notebooks["pd_sweep"] = ended
     assert cli.main(["run-all"]) == 1
     assert [name for name, _, _ in notebooks.ran] == NAMES
     shown = capsys.readouterr().out
-    last = shown[shown.index("1 of 5 notebooks could not be carried out:") :]
+    last = shown[shown.index("1 of 5 notebooks failed:") :]
     assert sentence in last
     assert "next: " in last.splitlines()[-1]
 
@@ -130,12 +130,12 @@ def test_an_interrupt_ends_all_of_it_with_the_table_so_far(ended, notebooks, cap
     assert [name for name, _, _ in notebooks.ran] == ["environment_check", "pd_sweep"]
     rows = table_lines(capsys.readouterr().out)
     assert [row.split()[0] for row in rows[2:4]] == ["environment_check", "pd_sweep"]
-    assert rows[5].startswith("1 of 5 notebooks could not be carried out")
+    assert rows[5].startswith("1 of 5 notebooks failed")
 
 
 def test_a_folder_of_parameters_that_is_none_is_one_sentence(notebooks, tmp_path, capsys):
     assert cli.main(["run-all", "--params", str(tmp_path / "cpu")]) == 2
-    assert "cpu is no folder; name one with files such as pd_sweep.yaml" in capsys.readouterr().err
+    assert "cpu must be a folder with files such as pd_sweep.yaml" in capsys.readouterr().err
     assert notebooks.ran == []
 
 
@@ -143,11 +143,11 @@ def test_the_table_fits_its_terminal_and_has_all_columns():
     kept = NotebookRun(notebook="pd_sweep", facts=found("pd_sweep", "Long " * 30).facts, kept=True)
     index = Path.cwd() / "outputs" / "index.html"
     runs = [found("environment_check", "Ready, quiet"), kept]
-    lines = table_of(runs, index=index, width=90).splitlines()
+    lines = click.unstyle(table_of(runs, index=index, width=90)).splitlines()
     assert max(map(len, lines)) <= 90
     assert lines[0].split() == ["notebook", "outcome", "minutes", "headline", "and", "page"]
-    assert lines[2].split() == ["environment_check", "proven", "1.5", "Ready,", "quiet"]
+    assert lines[2].split() == ["environment_check", "checks", "passed", "1.5", "Ready,", "quiet"]
     assert lines[3].split() == ["outputs/environment_check/x/report.html"]
-    assert lines[4].split()[:3] == ["pd_sweep", "proven", "kept"]
+    assert lines[4].split()[:4] == ["pd_sweep", "checks", "passed", "reused"]
     assert lines[5].endswith(" ...")  # two lines of a headline; the page has the rest
     assert lines[-1] == "1.5 minutes in all; all runs: outputs/index.html"

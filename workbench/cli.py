@@ -1,11 +1,4 @@
-"""The `workbench` command: run a notebook into its run folder, and make pages of what it showed.
-
-workbench run pd_sweep -p topology 1p4d     papermill into outputs/..., then the page
-workbench run-all                           the five notebooks, one after the other, and the index
-workbench report out.ipynb                  the page beside an executed notebook
-workbench index                             outputs/index.html
-workbench claims list|show|check            the catalogue of published claims
-"""
+"""The `workbench` command: run notebooks, render their pages, compare results, list claims."""
 
 from __future__ import annotations
 
@@ -13,8 +6,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS
@@ -39,56 +34,102 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+_EPILOG = """examples:
+  workbench run pd_sweep -p topology 1p4d           measure; the page is outputs/.../report.html
+  workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml -p rounds 5
+  workbench run pd_sweep -p topology 1p4d --json | jq .headline
+  workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
+  workbench report out.ipynb                        the page of a notebook that papermill ran
+  workbench compare outputs/pd_sweep/RUN bench.json
+  papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
+
+exit status:
+  0  completed, whatever the gates found
+  1  could not be completed, or environment_check found a machine that is not ready
+  2  bad input; nothing was started
+
+Progress and results go to standard output, errors to standard error. Colours appear on a
+terminal only, and never where NO_COLOR is set. Ctrl-C ends a run and every server it started.
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="workbench", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="workbench",
+        description=(
+            "Measures whether a KV-cache or prefill/decode set-up of vLLM helps, by how much, and"
+            " whether the number can be trusted."
+        ),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     acts = parser.add_subparsers(
         required=True, metavar="run | run-all | report | index | compare | claims"
     )
-    run = acts.add_parser("run", help="run a notebook into its run folder, then make its page")
+    run = acts.add_parser(
+        "run",
+        help="run one notebook, then render its page",
+        description=(
+            "Runs a notebook by papermill into outputs/NOTEBOOK/RUN_ID/ and renders its page. A"
+            " measurement with the same parameters that succeeded before is reused."
+        ),
+        epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
+    )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
     run.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="one parameter, as papermill takes it",
+        help="set one parameter, as in papermill; repeat for more",
     )  # fmt: skip
-    run.add_argument("-f", "--file", type=Path, help="a YAML file of parameters; -p wins")
-    run.add_argument("--force", action="store_true", help="run again what has succeeded before")
+    run.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+    run.add_argument("--force", action="store_true", help="measure again instead of reusing")
+    _add_verbosity(run)
     run.set_defaults(act=_run)
     everything = acts.add_parser(
-        "run-all", help="run the five notebooks, whatever one of them finds; rewrites the index"
+        "run-all",
+        help="run the five notebooks, whatever one of them finds, then outputs/index.html",
+        epilog="exit status: 0 all completed, 1 one could not be completed, 2 bad input",
     )
     everything.add_argument(
         "--params", type=Path, metavar="FOLDER",
-        help="folder of parameter files, e.g. params/cpu_demo with pd_sweep.yaml",
+        help="folder with one file of parameters a notebook, such as pd_sweep.yaml"
+        " (example: params/cpu_demo)",
     )  # fmt: skip
-    everything.add_argument("--output-dir", default="outputs")
-    everything.add_argument("--force", action="store_true", help="run again what has succeeded")
+    everything.add_argument("--output-dir", default="outputs", help="default: outputs")
+    everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
+    _add_verbosity(everything)
     everything.set_defaults(act=_run_all)
-    report = acts.add_parser("report", help="one offline page beside an executed notebook")
-    report.add_argument("executed", type=Path)
+    report = acts.add_parser("report", help="render an executed notebook as one offline page")
+    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
     report.set_defaults(act=_report)
-    index = acts.add_parser("index", help="one page that lists every run")
-    index.add_argument("--output-dir", default="outputs")
+    index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
+    index.add_argument("--output-dir", default="outputs", help="default: outputs")
     index.set_defaults(act=_index)
     compare = acts.add_parser(
         "compare",
-        help="run folders and result files of vLLM bench, GuideLLM, AIPerf, SGLang, LMCache bench,"
-        " multi-round-qa",
+        help="compare run folders, and result files of vllm bench, GuideLLM, AIPerf, SGLang,"
+        " LMCache bench and multi-round-qa",
     )
     compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
-    compare.add_argument("--arm", default="", help="of the runs, this arm only")
-    compare.add_argument("--pass", default="", dest="cache_state", help="and this pass only")
-    compare.add_argument("--figure", type=Path, help="write the distributions there, as SVG")
+    compare.add_argument("--arm", default="", help="compare this arm of each run only")
+    compare.add_argument(
+        "--pass", default="", dest="cache_state", help="compare this pass only, such as store-warm"
+    )
+    compare.add_argument(
+        "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
+    )
     compare.set_defaults(act=_compare)
-    claims = acts.add_parser("claims", help="the catalogue of published claims")
+    claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
-    looks.add_parser("list", help="one line a claim, by source").add_argument(
-        "group", nargs="?", default="", help="the claims of one source only"
+    looks.add_parser("list", help="one line for each claim, by source").add_argument(
+        "group", nargs="?", default="", help="the claims of this source only"
     )
-    looks.add_parser("show", help="all that is known of one claim").add_argument("claim")
-    looks.add_parser("check", help="one sentence for each mistake in the registry")
+    looks.add_parser("show", help="everything about one claim").add_argument("claim")
+    looks.add_parser("check", help="check the claim files; one line for each mistake")
     for look in looks.choices.values():
-        look.add_argument("--folder", type=Path, help="instead of params/claims")
+        look.add_argument(
+            "--folder", type=Path, help="folder of claim files (default: params/claims)"
+        )
     return parser
 
 
@@ -116,7 +157,8 @@ def _compare(options: argparse.Namespace) -> int:
     from workbench.report.comparison import compare_results
 
     found = compare_results(options.results, arm=options.arm, cache_state=options.cache_state)
-    print(found.table.to_string(index=False), *found.sentences, sep="\n")
+    settings, *others = found.sentences
+    print(settings, found.table.to_string(index=False), *others, sep="\n")
     if options.figure:
         try:
             options.figure.write_text(found.figure.svg, encoding="utf-8")
@@ -142,20 +184,55 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+    told.add_argument(
+        "--json", action="store_true",
+        help="print one line of JSON, the summary of the result, on standard output; everything"
+        " else goes to standard error",
+    )  # fmt: skip
+
+
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
+    """Where the plan and the lines of the passes go."""
+    if options.quiet:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+    else:
+        yield sys.stderr if options.json else sys.stdout
+
+
 def _run(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import read_params, run_notebook, told
+    from workbench.notebook_run import read_params, run_notebook
 
     given = read_params(options.file) | dict(options.parameter)
-    run = run_notebook(options.notebook, given, force=options.force)
-    print(*told(run), sep="\n", file=sys.stderr if run.problem else sys.stdout)
+    with _progress(options) as progress:
+        run = run_notebook(options.notebook, given, force=options.force, progress=progress)
+    from workbench.terminal import closing_lines, say, summary_line
+
+    say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    if options.json:
+        print(summary_line(run))
     return run.exit_status
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import run_all, table_of
+    from workbench.notebook_run import run_all
+    from workbench.terminal import closing_lines, say, summary_of_all, table_of
 
-    runs, index = run_all(options.params, output_dir=options.output_dir, force=options.force)
-    print("", table_of(runs, index=index), sep="\n", flush=True)
+    runs, index = [], None
+    with _progress(options) as progress:
+        for run, page in run_all(
+            options.params, output_dir=options.output_dir, force=options.force, progress=progress
+        ):
+            say(*closing_lines(run), problem=options.json)
+            runs.append(run)
+            index = page
+    say("", table_of(runs, index=index), problem=options.json)
+    if options.json:
+        print(summary_of_all(runs, index))
     return int(any(run.problem for run in runs))
 
 

@@ -1,7 +1,7 @@
 """A notebook's cells as parts of the page: the author's text, what each cell showed, the code.
 
 nbconvert renders Markdown, ANSI colours and code; everything else is decided here, one rule per
-MIME type. Code is folded, and the code of neighbouring cells is folded together.
+MIME type. Printed text and code are folded, and neighbouring cells share a fold for their code.
 """
 
 from __future__ import annotations
@@ -18,18 +18,31 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from workbench.experiment.result.result import MIME
 from workbench.report.markup import Outline, clean
 from workbench.report.outcome import failure_of
+from workbench.report.templating import labelled
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}
 """Tags of cells that the page leaves out: papermill's, and what its first screen shows."""
+_MAIN_FIGURE = "main-figure"
+"""The tag of the cell whose output stands on the first screen."""
 _NOISE = "Kernel is running over TCP without encryption"
 _OPEN_LINES = 24
-"""Printed text that is longer is folded."""
+"""A longer value of a cell is folded."""
 
 
-def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) -> str:
-    """The cells as HTML, up to the one that failed; headings go into the outline.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """The cells of a notebook as HTML."""
+
+    main_figure: str
+    """What the cells tagged `main-figure` showed; empty where there are none."""
+    body: str
+    """Everything else, in the notebook's order."""
+
+
+def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) -> Rendered:
+    """The cells up to the one that failed; headings go into the outline.
 
     The notebook's first heading of level 1 is left out: it is the page's own title.
     """
@@ -37,18 +50,19 @@ def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) ->
     last = failure.cell if failure else len(notebook.cells)
     page = _Page(outline=outline, simulated=simulated)
     for position, cell in enumerate(notebook.cells[: last + 1]):
-        if _LEFT_OUT & set(cell.metadata.get("tags", [])):
+        tags = set(cell.metadata.get("tags", []))
+        if _LEFT_OUT & tags:
             continue
         if cell.cell_type == "markdown":
             page.text(cell.source, cell.get("attachments", {}))
         elif cell.cell_type == "code":
             cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, position)
-            page.code(cell.source, cell.outputs, position)
+            page.code(cell.source, cell.outputs, position, lifted=_MAIN_FIGURE in tags)
     page.fold_code()
     left = sum(cell.cell_type == "code" for cell in notebook.cells[last + 1 :])
     if left:
         page.parts.append(f'<p class="sub">{_count(left, "more code cell")} did not run.</p>')
-    return "\n".join(page.parts)
+    return Rendered(main_figure="\n".join(page.lifted), body="\n".join(page.parts))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +72,8 @@ class _Page:
     outline: Outline
     simulated: bool
     parts: list[str] = field(default_factory=list)
+    lifted: list[str] = field(default_factory=list)
+    """What goes to the first screen."""
     pending: list[str] = field(default_factory=list)
     """Code that waits for its fold."""
     showed: bool = False
@@ -76,14 +92,15 @@ class _Page:
             html = self._clean(_markdown(source, attachments=attachments), outline=self.outline)
             self.parts.append(f'<div class="text">{html}</div>')
 
-    def code(self, source: str, outputs: Any, position: int) -> None:
+    def code(self, source: str, outputs: Any, position: int, *, lifted: bool) -> None:
         """What the cell showed, then its code, folded with that of neighbours that show nothing."""
         shown = "".join(self._outputs(outputs))
+        if shown and self.showed and not lifted:
+            self.fold_code()
         if shown:
-            if self.showed:
-                self.fold_code()
-            self.parts.append(f'<div class="shown" id="cell-{position}">{shown}</div>')
-            self.showed = True
+            part = f'<div class="shown" id="cell-{position}">{shown}</div>'
+            (self.lifted if lifted else self.parts).append(part)
+            self.showed = self.showed or not lifted
         if source.strip():
             self.pending.append(source)
 
@@ -99,7 +116,7 @@ class _Page:
         for output in outputs:
             match output["output_type"]:
                 case "stream":
-                    yield _printed(output["text"], output["name"])
+                    yield _printed(output["text"], output["name"], open_lines=0)
                 case "error":
                     lines = "\n".join(output["traceback"])
                     yield _folded("Traceback", f"<pre>{ansi2html(lines)}</pre>", "trace")
@@ -111,10 +128,11 @@ class _Page:
         if MIME in data or _WIDGET in data:
             return ""
         if _PLOTLY in data:
-            return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}), "group")
+            return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}))
         if "image/svg+xml" in data:
             svg = self._clean(_svg(data["image/svg+xml"]))
-            return self._figure(svg, metadata.get("image/svg+xml", {}), "img")
+            words = metadata.get("image/svg+xml", {})
+            return self._figure(labelled(svg, _alt(words)), words)
         for mime in ("image/png", "image/jpeg", "image/gif", "image/webp"):
             if mime in data:
                 words = metadata.get(mime, {})
@@ -132,23 +150,18 @@ class _Page:
         self.fragments += 1
         return clean(fragment, prefix=f"part{self.fragments}-", outline=outline)
 
-    def _figure(self, inner: str, words: Any, role: str = "") -> str:
-        """A figure with its caption; with a role the label is all that a screen reader says."""
+    def _figure(self, drawing: str, words: Any) -> str:
         self.figures += 1
-        caption = str(words.get("caption", ""))
-        spoken = escape(f"{_alt(words)} {caption}".strip())
+        caption = escape(str(words.get("caption", "")))
         mark = '<b class="mark">Simulated.</b> ' if self.simulated else ""
-        below = f"<figcaption>{mark}{escape(caption)}</figcaption>" if mark or caption else ""
-        named = f' role="{role}" aria-label="{spoken}"' if role else ""
-        return f'<figure{named}><div class="drawing">{inner}</div>{below}</figure>'
+        below = f"<figcaption>{mark}{caption}</figcaption>" if mark or caption else ""
+        return f'<figure><div class="drawing">{drawing}</div>{below}</figure>'
 
     def _plotly(self, figure: Any) -> str:
         try:
             from plotly.io import to_html  # type: ignore[import-untyped]
         except ImportError:
-            return (
-                "<p>This figure can be explored in the notebook; plotly is not installed here.</p>"
-            )
+            return "<p>Open the notebook to see this figure: plotly is not installed here.</p>"
         html = to_html(
             {"data": figure.get("data", []), "layout": figure.get("layout", {})},
             config={"displaylogo": False, "responsive": True},
@@ -183,14 +196,14 @@ def _alt(words: Any) -> str:
     return str(words.get("alt") or words.get("caption") or "A figure without a description.")
 
 
-def _printed(text: str, name: str) -> str:
+def _printed(text: str, name: str, *, open_lines: int = _OPEN_LINES) -> str:
     """Printed text as a terminal would leave it: what a carriage return overwrote is gone."""
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")]
     lines = [line for line in lines if _NOISE not in line]
     if not any(line.strip() for line in lines):
         return ""
     html = f'<pre class="{escape(name)}">{ansi2html(chr(10).join(lines))}</pre>'
-    if len(lines) <= _OPEN_LINES:
+    if len(lines) <= open_lines:
         return html
     return _folded(f"Printed text, {_count(len(lines), 'line')}", html, "print")
 

@@ -1,7 +1,8 @@
 """The report: an executed notebook as one HTML file that opens without a network.
 
-First what was found and whether it can be trusted, then the notebook's own text and figures, at
-the end all that is needed to check and repeat it. A notebook that failed says why at once.
+The first screen has the finding, its numbers, the main figure, and which checks did not pass. The
+notebook's own text and figures follow, then all that is needed to check and repeat the run. The
+page of a notebook that failed says why at once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from workbench.metrics.gates.gate_table import KINDS, spoil, taken_away
 from workbench.report.cells import render_cells
 from workbench.report.claims import MARKS, shown_rows
 from workbench.report.definition_card import definition_card
+from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import cut_off, failure_of, outcome_of, result_of, status_of
@@ -65,7 +67,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
     claims = shown_rows(facts.claims)
     claims_id = outline.add("The claims", 2)[1] if claims else ""
     trust = outline.add("Can this be trusted?", 2)[1] if result else ""
-    body = render_cells(notebook, outline, simulated=facts.simulated)
+    cells = render_cells(notebook, outline, simulated=facts.simulated)
     panels_id = outline.add("Each claim", 2)[1] if claims else ""
     ends = {
         name: outline.add(heading, 2)[1]
@@ -77,9 +79,10 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         if wanted
     }
     gates = sorted(facts.gates, key=lambda gate: _OUTCOMES.index(gate.outcome))
-    return fill(
+    page = fill(
         "page.html.j2",
         result=facts,
+        name="-".join(filter(None, (facts.notebook or "notebook", facts.run_id))),
         heading=facts.finding or (f"{title}: {stopped}" if stopped else title),
         status=status,
         outcome=outcome_of(facts, status) if status else None,
@@ -89,19 +92,24 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         cut_off=cut_off(notebook),
         simulated=facts.simulated,
         kicker=_kicker(notebook, facts, title),
-        gates=[_shown_gate(gate) for gate in gates],
-        judged=_judged(facts),
+        open_gates=[_shown_gate(gate) for gate in gates if gate.outcome != "PASS"],
+        passed=[_shown_gate(gate) for gate in gates if gate.outcome == "PASS"],
+        verdict=_verdict(facts),
+        left=_what_is_left(facts) if facts.failed_gates else [],
         trust=trust,
         claims=claims,
         claims_id=claims_id,
         panels_id=panels_id,
         marks=MARKS,
         contents=outline.entries,
-        body=body,
+        main_figure=cells.main_figure,
+        body=cells.body,
         ends=ends,
         tables=_tables(result) if result else [],
         definition_card=card,
+        glossary=GLOSSARY,
     )
+    return with_tooltips(page) if result else page
 
 
 def _title(notebook: Any, facts: RunFacts) -> str:
@@ -147,30 +155,30 @@ def _shown_gate(gate: Gate) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _judged(facts: RunFacts) -> list[str]:
-    """What all gates together say, in one sentence, and what those that failed leave."""
-    total, counted = len(facts.gates), Counter(gate.outcome for gate in facts.gates)
-    unsure = f"{counted['INCONCLUSIVE']} could not be decided"
-    if failed := counted["FAIL"]:
-        others = f", {unsure}" if counted["INCONCLUSIVE"] else ""
-        return [f"{failed} of {total} checks failed{others}.", *_what_is_left(facts)]
-    if counted["INCONCLUSIVE"]:
-        return [f"None of {total} checks failed, {unsure}."]
-    if total == 1:
-        return ["The one check holds."]
-    return [f"All {total} checks hold."] if total else []
+def _verdict(facts: RunFacts) -> tuple[str, str]:
+    """The worst outcome of all gates, and one sentence that counts them; empty without gates."""
+    counted = Counter(gate.outcome for gate in facts.gates)
+    total, passed = len(facts.gates), counted["PASS"]
+    if not total:
+        return "", ""
+    if passed == total:
+        return "PASS", f"All {total} checks passed." if total > 1 else "The only check passed."
+    others = [(counted["FAIL"], "failed"), (counted["INCONCLUSIVE"], "undecided")]
+    said = ", ".join(f"{n} {word}" for n, word in others if n)
+    worst = "FAIL" if counted["FAIL"] else "INCONCLUSIVE"
+    return worst, f"{passed} of {total} checks passed, {said}."
 
 
 _LEFT = {
-    "struck": "Struck out or grey, not to be used",
-    "rough": "Rough, good for an order of magnitude",
-    "doubt": "With a doubt",
-    "": "Not touched",
+    "struck": "Do not use (struck out or grey)",
+    "rough": "Use only as an order of magnitude",
+    "doubt": "Use with caution",
+    "": "Not affected",
 }
 
 
 def _what_is_left(facts: RunFacts) -> list[str]:
-    """For each thing that failed gates do to numbers, the kinds to which they do it."""
+    """What may still be used after the gates that failed, by kind of number."""
     kinds: dict[str, list[str]] = {}
     for kind, what in KINDS.items():
         effect = spoil(facts.failed_gates, kind).effect

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from workbench.report.numbers import UNKNOWN, duration, interval, moment, quantity
 
@@ -19,9 +20,16 @@ def fill(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=duration, interval=interval, moment=moment, plain=_plain, quantity=quantity
-    )
+        duration=duration, interval=interval, labelled=labelled, moment=moment, plain=_plain,
+        quantity=quantity,
+    )  # fmt: skip
     return environment.get_template(template).render(**context)
+
+
+def labelled(svg: str, alt: str) -> Markup:
+    """A drawing with its alternative text, as an image for screen readers."""
+    named = Markup('<svg role="img" aria-label="{}"').format(alt)
+    return Markup(svg.replace("<svg", named, 1))  # the page's own drawing
 
 
 def _plain(value: Any) -> str:

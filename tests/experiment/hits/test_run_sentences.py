@@ -66,13 +66,15 @@ def test_ratios_are_paired_by_prompt(measured: pd.DataFrame) -> None:
 def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
     rows = found(measured)
     said = sentences(rows, [])
-    assert "4,000-token prompt from LMCache answers 5 times sooner" in headline(rows)
-    assert any("loading beats recomputing at every measured length" in s for s in said)
-    assert any("Break-even, 50% in LMCache: not reached" in s for s in said)
-    assert any("cold TTFT by +10.0 %" in s for s in said)
-    assert any("it pays once 12.5% of such prompts come back" in s for s in said)
+    assert headline(rows).startswith(
+        "Loading a 4,000-token prompt from LMCache cuts TTFT 5x; storing"
+    )
+    assert any("Break-even, whole prompt in L1: below 400 tokens" in s for s in said)
+    assert any("Break-even, 50% in LMCache: not reached (400 to 4,000" in s for s in said)
+    assert any("lengthens cold TTFT (+10.0 %, 95 % CI +10.0 to" in s for s in said)
+    assert any("if at least 12.5 % of such prompts are sent again" in s for s in said)
     assert [card.label for card in cards(rows, [])] == [
-        "TTFT computed / loaded, 4,000 tokens", "cold TTFT added by LMCache",
+        "TTFT speed-up from loading 4,000 tokens", "change of cold TTFT by storing",
     ]  # fmt: skip
 
 
@@ -91,9 +93,15 @@ FASTER, UNCLEAR = (1.1, 1.3), (0.9, 1.3)
 @pytest.mark.parametrize(
     ("ends", "words"),
     [
-        ((FASTER, FASTER), "so the crossing lies below 1,000"),
-        ((UNCLEAR, FASTER), "from 2,000 tokens on, and not yet detectably at 1,000"),
-        ((FASTER, UNCLEAR), "detectable at 1,000 tokens and not at 2,000: no crossing"),
+        ((FASTER, FASTER), "below 1,000 tokens. Loading is faster"),
+        (
+            (UNCLEAR, FASTER),
+            "at most 2,000 tokens. Loading is significantly faster than recomputing",
+        ),
+        (
+            (FASTER, UNCLEAR),
+            "unclear. Loading is significantly faster at 1,000 tokens, but not at 2,000",
+        ),
         ((UNCLEAR, UNCLEAR), "not reached"),
         (((nan, nan), (nan, nan)), "not judged"),
         ((), "nothing was loaded"),
@@ -104,14 +112,14 @@ def test_break_even_is_where_loading_begins_to_win(
 ) -> None:
     rows = [ratio(1000 * n, *bounds) for n, bounds in enumerate(ends, start=1)]
     (said,) = sentences(rows or [ratio(0, *FASTER)], [])
-    assert said.startswith("Break-even, all of it in L1") and words in said
+    assert said.startswith("Break-even, whole prompt in L1") and words in said
 
 
 def test_two_rounds_judge_nothing(measured: pd.DataFrame) -> None:
     rows = found(measured[measured["round"] < 2])
-    assert "in too few rounds for an interval" in headline(rows)
+    assert "Too few rounds to judge loading a 4,000-token prompt" in headline(rows)
     said = " ".join(sentences(rows, []))
-    assert "not judged, too few rounds" in said and "TTFT is not judged" in said
+    assert "not judged, because" in said and "Too few rounds to compare TTFT" in said
 
 
 def counted(**counts: float) -> pd.DataFrame:
@@ -124,15 +132,15 @@ def test_a_hit_that_the_engine_had_too_is_claimed_and_not_credited() -> None:
     (tier,) = tiers(rows, counted(requested=256.0, claimed=256.0))
     row = tier.as_row()
     assert (row["hit_share"], row["claimed_share"], row["idle"]) == (0.96, 1.0, 256)
-    assert "claims 256 hits for them (100% of what it was asked)" in sentences([], [tier])[0]
+    assert "reports 256 hits (100 % of the tokens looked up)" in sentences([], [tier])[0]
     assert cards([], [tier])[0].value == 100
 
 
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ({"engine": 384.0, "loaded": 0.0, "claimed": 256.0}, "LMCache's own counter claims 256"),
-        ({"engine": nan, "loaded": 0.0, "claimed": 0.0}, "do not say who served"),
+        ({"engine": 384.0, "loaded": 0.0, "claimed": 256.0}, "LMCache's own counter reports 256"),
+        ({"engine": nan, "loaded": 0.0, "claimed": 0.0}, "do not report which cache"),
     ],
 )
 def test_servers_that_run_already_say_it_by_their_counters(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.experiment.hits.hit_rows import requests
 from tests.metrics.lmcache_log.log_lines import MP_LINES, line, prefetch
-from workbench.experiment.hits.need_to_load import explained
+from workbench.experiment.hits.need_to_load import LEVELS, explained
 from workbench.experiment.hits.served_tokens import credited, pass_counts, served, store_logs
 
 
@@ -57,8 +57,9 @@ def test_every_token_is_served_by_one(run_folder: Path) -> None:
 def test_need_to_load_is_explained_for_each_sign(run_folder: Path) -> None:
     sent = requests("lmcache", "again", [("a", 400, 384), ("b", 900, 768)])
     said = explained(served(sent, store_logs(run_folder, sent)))
-    assert "256 - 384 = -128, so nothing was loaded" in said[0]
-    assert "which LMCache is credited with" in said[1]
+    assert said[: len(LEVELS)] == [*LEVELS]
+    assert "256 - 384 = -128. Nothing was loaded" in said[-2]
+    assert "All of these tokens were loaded" in said[-1]
 
 
 def test_without_a_store_only_the_engine_serves(tmp_path: Path) -> None:

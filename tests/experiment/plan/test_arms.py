@@ -204,10 +204,10 @@ def test_a_short_trace_is_sent_whole_and_the_plan_tells_what_was_not_used(sweep,
     asked = {"workload": "trace", "trace_file": str(path)}
     plan = sweep(**asked)
     assert [r.prompt_tokens for r in plan.workload.sample.requests] == [90, 90, 90]
-    assert "Fields of trace_file that are not used: priority." in plan.doubts
+    assert "Unused fields in trace_file: priority." in plan.doubts
     with pytest.raises(ParameterError, match=r"3 of 3 lines of trace_file .* have no time: leave"):
         sweep(**asked, trace_speed=1.0)
-    with pytest.raises(ParameterError, match="requests is 4 and trace_file"):
+    with pytest.raises(ParameterError, match="requests must be at most 3, the lines of trace_file"):
         sweep(**asked, requests=4)
 
 

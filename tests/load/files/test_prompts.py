@@ -64,14 +64,20 @@ def test_a_chat_with_calls_of_tools_goes_out_as_it_stands(file):
 
 def test_what_is_not_used_is_a_doubt_of_the_workload(file):
     made = own(file({"prompt": "a", "temperature": 0.5}, {"prompt": "b", "temperature": 0.7}))
-    assert made.doubts == ("Fields of prompts_file that are not used: temperature.",)
+    assert made.doubts == ("Unused fields in prompts_file: temperature.",)
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"prompt": "a " * 2_000}, "line 2: .* do not fit context_tokens 1000; shorten it"),
-        ({"prompt": "a", "max_tokens": 999}, "line 2: 17 prompt tokens .* do not fit"),
+        (
+            {"prompt": "a " * 2_000},
+            "line 2: 2017 prompt tokens .* must be at most context_tokens 1000. Shorten",
+        ),
+        (
+            {"prompt": "a", "max_tokens": 999},
+            "line 2: 17 prompt tokens .* 999 output tokens must be",
+        ),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_told_with_its_line(file, row, sentence):
@@ -96,20 +102,22 @@ def test_the_length_of_an_answer_is_used_under_each_of_its_names(name, file):
     own = read_prompts(file({"prompt": "Tell me", name: 12}, {"prompt": "b", name: 3.0}))
     assert [row.max_tokens for row in own.prompts] == [12, 3]
     assert own.doubts == ()
-    with pytest.raises(ParameterError, match=f"line 1: {name} is '12': it must be a whole number"):
+    with pytest.raises(ParameterError, match=f"line 1: {name} must be an integer .*, got '12'"):
         read_prompts(file({"prompt": "Tell me", name: "12"}))
 
 
 def test_lengths_that_contradict_one_another_are_refused(file):
     assert read_prompts(file({"prompt": "a", "max_tokens": 5, "output_len": 5})).prompts
-    with pytest.raises(ParameterError, match="line 1 has max_tokens 5 and output_len 6: give one"):
+    with pytest.raises(
+        ParameterError, match="one output length, got max_tokens 5 and output_len 6"
+    ):
         read_prompts(file({"prompt": "a", "max_tokens": 5, "output_len": 6}))
 
 
 def test_rows_without_a_length_beside_others_with_one_are_counted(file):
     own = read_prompts(file({"prompt": "a", "output_len": 5}, {"prompt": "b"}, {"prompt": "c"}))
     assert own.doubts == (
-        "2 of 3 rows of prompts_file give no answer length: they ask for output_tokens.",
+        "2 of 3 prompts in prompts_file have no output length: output_tokens is used.",
     )
 
 
@@ -153,8 +161,8 @@ def test_a_batch_asks_for_what_its_body_says(file):
     own = read_prompts(file({"custom_id": "r1", "url": "/v1/chat/completions", "body": body}))
     assert own.prompts[0].max_tokens == 8
     assert own.doubts == (
-        "tools of prompts_file are not sent: the prompts are shorter than with them.",
-        "Fields of prompts_file that are not used: custom_id, model, url.",
+        "Tools in prompts_file are not sent, so the prompts are shorter than with them.",
+        "Unused fields in prompts_file: custom_id, model, url.",
     )
 
 
@@ -176,7 +184,7 @@ def test_of_turns_without_names_the_first_is_the_question(file):
 def test_a_recorded_answer_among_the_messages_is_part_of_the_prompt_and_told(file):
     own = read_prompts(file({"messages": [*CHAT, {"role": "assistant", "content": "Because."}]}))
     assert len(own.prompts[0].messages) == 3
-    assert "1 of 1 rows of prompts_file end with an assistant's message" in own.doubts[0]
+    assert "1 of 1 prompts in prompts_file end with an assistant message" in own.doubts[0]
 
 
 def test_an_array_and_a_table_are_read_too(file):
@@ -189,38 +197,41 @@ def test_an_array_and_a_table_are_read_too(file):
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (b"{oops", "line 2 is not JSON: '{oops'; a line is one request, e.g. "),
-        ([1], r"line 2 is \[1\]: it must be a JSON object"),
-        ({}, "line 2 has no prompt and no messages, only {}"),
-        (
-            {"turns": ["a"], "id": 5},
-            "line 2 has no prompt and no messages, only 'turns, id'; write",
-        ),
-        ({"input_length": 9}, "only 'input_length': it is a trace, send it with -p workload trace"),
-        ({"prompt": "a", "messages": CHAT}, "line 2 has prompt and messages: it must have one"),
-        ({"prompt": ""}, "line 2: prompt is '': it must be a text that is not empty"),
-        ({"prompt": 5}, "line 2: prompt is 5"),
-        ({"prompt": ["a", "b"]}, "line 2: prompt is "),
-        (b'{"prompt": "\\ud800"}', "line 2: prompt has half a character"),
-        ({"messages": []}, "line 2: messages must be a list with one message or more"),
+        (b"{oops", "line 2 is not valid JSON: '{oops' .example: "),
+        ([1], r"line 2 must be a JSON object, got \[1\]"),
+        ({}, "line 2: the row must have prompt or messages, got {}"),
+        ({"turns": ["a"], "id": 5}, "must have prompt or messages, got 'turns, id'"),
+        ({"input_length": 9}, "got 'input_length'. For a trace use -p workload trace"),
+        ({"prompt": "a", "messages": CHAT}, "must have one of prompt and messages, got both"),
+        ({"prompt": ""}, "line 2: prompt must be non-empty text, got ''"),
+        ({"prompt": 5}, "line 2: prompt must be non-empty text, got 5"),
+        ({"prompt": ["a", "b"]}, "line 2: prompt must be non-empty text, got .'a'"),
+        (b'{"prompt": "\\ud800"}', "line 2: prompt must be valid Unicode"),
+        ({"messages": []}, "line 2: messages must be a list of at least one message"),
         ({"messages": "hi"}, "line 2: messages must be a list"),
-        ({"messages": ["hi"]}, "line 2: message 1 has the role None"),
-        ({"messages": [*CHAT, {"role": "wizard", "content": "a"}]}, "message 3 has the role 'wiz"),
-        ({"messages": [{"role": "user"}]}, "line 2: message 1 has no content"),
-        ({"messages": [{"role": "user", "content": ""}]}, "line 2: every message is empty"),
+        ({"messages": ["hi"]}, "line 2: role of message 1 must be one of system, .*, got None"),
+        (
+            {"messages": [*CHAT, {"role": "wizard", "content": "a"}]},
+            "role of message 3 .*, got 'wiz",
+        ),
+        ({"messages": [{"role": "user"}]}, "line 2: content of message 1 is missing"),
+        (
+            {"messages": [{"role": "user", "content": ""}]},
+            "line 2: at least one message must have text",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "line 2: message 1 has a part of type 'image_url': only text can be sent",
+            "content of message 1 must be text, got a part of type 'image_url'",
         ),
-        ({"conversations": [{"from": "gpt", "value": "a"}]}, "conversations has no question"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "conversations must have a question"),
+        ({"conversations": [{"from": "cat", "value": "a"}]}, "turn 1 .* human, .*, got 'cat"),
+        ({"body": 5}, "line 2: body must be a JSON object, got 5"),
+        ({"body": {"body": {}}}, "line 2: body must not hold another body"),
         (
-            {"conversations": [{"from": "cat", "value": "a"}]},
-            "turn 1 of conversations is from 'cat",
+            {"prompt": "a", "max_tokens": 0},
+            "line 2: max_tokens must be an integer of at least 1, got 0",
         ),
-        ({"body": 5}, "line 2: body is 5: it must be a JSON object"),
-        ({"body": {"body": {}}}, "line 2: body holds another body"),
-        ({"prompt": "a", "max_tokens": 0}, "line 2: max_tokens is 0: it must be a whole number"),
-        ({"prompt": "a", "max_tokens": True}, "line 2: max_tokens is True"),
+        ({"prompt": "a", "max_tokens": True}, "line 2: max_tokens must be an integer .*, got True"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_told_with_its_number(file, row, sentence):
@@ -233,7 +244,7 @@ def test_a_line_that_is_no_prompt_is_told_with_its_number(file, row, sentence):
 def test_what_is_wrong_with_the_file_itself(file, tmp_path):
     with pytest.raises(ParameterError, match="cannot be read: No such file"):
         read_prompts(tmp_path / "none.jsonl")
-    with pytest.raises(ParameterError, match="is empty: each line is one prompt"):
+    with pytest.raises(ParameterError, match=r"has no prompts .example of a line"):
         read_prompts(file(b""))
-    with pytest.raises(ParameterError, match=r"requests is 2 and prompts_file .* has 1 prompts"):
+    with pytest.raises(ParameterError, match=r"requests must be at most 1, the prompts .* got 2"):
         read_prompts(file({"prompt": "a"}), first=2)

@@ -39,20 +39,23 @@ def test_rows_are_the_same_however_the_file_was_saved(
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b'{"a": 1}\n{"a": 2', """line 2 is not JSON: '{"a": 2'; a line is one request"""),
-        (b'[{"a": 1}, {"a"', "item 2 is not JSON"),
-        (b'[{"a": 1} {"a": 2}]', "item 1: neither a comma nor the array's end follows it"),
-        (b'[{"a": 1}', "item 1: neither a comma nor the array's end follows it"),
-        (b"[1]", "item 1 is 1: it must be a JSON object"),
-        (b"[\xff]", "is not UTF-8"),
-        (b"a,b\n1,2,3\n", "line 2 has 3 columns and the header 2"),
-        (b'a,b\n1,"2\n', "line 2 is not CSV"),
-        (b"a,b\n1,\xff\n", "is not UTF-8"),
-        (b"\x00\xff", "line 1 is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b"{" * 1_001, "line 1 is longer than 1,000 bytes"),
-        (b"PAR1\x15\x04", "is Parquet: it must be JSON Lines, a JSON array or CSV in UTF-8"),
-        (b"\xff\xfe{\x00", "is UTF-16: it must be"),
+        (b'{"a": 1}\n{"a": 2', """line 2 is not valid JSON: '{"a": 2' .example: """),
+        (b'[{"a": 1}, {"a"', "item 2 is not valid JSON"),
+        (b'[{"a": 1} {"a": 2}]', "item 1: expected a comma or ] after"),
+        (b'[{"a": 1}', "item 1: expected a comma or ] after"),
+        (b"[1]", "item 1 must be a JSON object, got 1"),
+        (b"[\xff]", "must be UTF-8"),
+        (b"a,b\n1,2,3\n", "line 2 must have 2 columns like the header, got 3"),
+        (b'a,b\n1,"2\n', "line 2 is not valid CSV"),
+        (b"a,b\n1,\xff\n", "must be UTF-8"),
+        (b"\x00\xff", "line 1 is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"{" * 1_001, "line 1: a line may have at most 1,000 bytes"),
+        (
+            b"PAR1\x15\x04",
+            "must be JSON Lines, a JSON array or CSV, in UTF-8 .gzip allowed., got Parquet",
+        ),
+        (b"\xff\xfe{\x00", "got UTF-16"),
         (gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "is a damaged gzip file"),
     ],
 )
@@ -76,5 +79,5 @@ def test_the_first_rows_are_read_though_a_later_one_is_broken(tmp_path: Path) ->
 def test_a_doubt_names_the_first_few_fields() -> None:
     assert unused(set(), "trace_file") == []
     assert unused(set("abcdefgh"), "trace_file") == [
-        "Fields of trace_file that are not used: a, b, c, d, e, f and 2 more."
+        "Unused fields in trace_file: a, b, c, d, e, f and 2 more."
     ]

@@ -1,7 +1,7 @@
-"""The analysis behind `lmcache_hit_analysis`: a live run, running servers, or a log that exists.
+"""The analysis behind `lmcache_hit_analysis`: a live run, running servers, or an existing log.
 
-All three end as a `HitResult`, so that the notebook shows the same cells for each; what a log
-cannot say is an empty table there.
+All three give a `HitResult`, so the notebook shows the same cells for each; a table that a log
+cannot fill is empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.errors import ResultError
 from workbench.experiment.findings.sentences import headline as judged
 from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits import served_tokens
-from workbench.experiment.hits.hit_findings import ratios, tiers
+from workbench.experiment.hits.hit_findings import percent, ratios, tiers
 from workbench.experiment.hits.log_sentences import doubt, log_facts
 from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
@@ -37,24 +37,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOKENS = {
-    "prompt_tokens": "prompt", "engine": "engine", "l1": "L1", "l2": "L2",
-    "computed": "computed", "idle": "cached, not needed",
+    "prompt_tokens": "prompt", "engine": "engine cache", "l1": "LMCache L1", "l2": "LMCache L2",
+    "computed": "computed", "idle": "in LMCache, not needed",
 }  # fmt: skip
-_SHARES = {"hit_share": "served", "ideal_share": "ideal", "claimed_share": "LMCache says"}
+_SHARES = {
+    "hit_share": "hit rate",
+    "ideal_share": "ideal hit rate",
+    "claimed_share": "LMCache's own hit rate",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HitResult(Result):
-    """A result with the tables of the hit analysis; each is empty where it is not known."""
+    """A result with the tables of the hit analysis; a table without data is empty."""
 
     @property
     def served(self) -> pd.DataFrame:
-        """One row per request: tokens by who served them (see `served_tokens.served`)."""
+        """One row per request: prompt tokens by cache (see `served_tokens.served`)."""
         return self._marked(self.frames["served"])
 
     @property
     def tiers(self) -> pd.DataFrame:
-        """One row per arm and pass: tokens by tier, hit rate, ideal, LMCache's own counters."""
+        """One row per arm and pass: tokens by tier, hit rates, LMCache's own counters."""
         return self._marked(self.table("tiers"))
 
     @property
@@ -64,7 +68,7 @@ class HitResult(Result):
 
     @property
     def hits(self) -> pd.DataFrame:
-        """Cached tokens of each request beside the ideal; empty for a log, which has no ideal."""
+        """Cached and ideal tokens per request; empty for a log, which does not show the ideal."""
         rows = self.served[self.served["ideal"].notna() & (self.served["ideal"] > 0)]
         return self._marked(
             rows.rename(columns={"ideal": "ideal_tokens"})[
@@ -74,33 +78,37 @@ class HitResult(Result):
 
     @property
     def tiers_table(self) -> pd.DataFrame:
-        """The tiers for a reader: tokens, and shares of them."""
+        """The tiers for a reader: tokens and hit rates."""
         import pandas as pd
 
         rows = self.tiers
         if rows.empty:  # a log before its first hit
             return rows
-        shown = pd.DataFrame({"arm and state": rows["arm"] + ", " + rows["pass"]})
-        for form, names in (("{:,.0f}", _TOKENS), ("{:.1%}", _SHARES)):
-            for name, heading in names.items():
-                values = rows[name].astype(float)
-                shown[heading] = [form.format(v) if v == v else "not known" for v in values]
+        shown = pd.DataFrame({"arm, pass": rows["arm"] + ", " + rows["pass"]})
+        for name, heading in (_TOKENS | _SHARES).items():
+            shown[heading] = [
+                percent(value) if name in _SHARES else f"{value:,.0f}".replace("nan", "unknown")
+                for value in rows[name].astype(float)
+            ]
         return self._showing(shown, "counts")
 
     @property
     def ratios_table(self) -> pd.DataFrame:
-        """The ratios for a reader, without what a figure alone needs."""
+        """The ratios for a reader."""
         rows = self.ratios
         if rows.empty:
             return rows
         rows["prompts"] = [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]]
-        names = ["what", "arm", "pass", "baseline_arm", "baseline_pass", "prompts", "sentence"]
+        rows["compared"] = rows["arm"] + ", " + rows["pass"]
+        rows["baseline"] = rows["baseline_arm"] + ", " + rows["baseline_pass"]
+        rows["TTFT speed-up"] = rows["sentence"]
+        names = ["what", "compared", "baseline", "prompts", "TTFT speed-up"]
         return self._showing(rows[names], "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HitAnalysis:
-    """What will be done: `plan` for a live run, None for a log."""
+    """An analysis before it runs; `plan` is None for a log."""
 
     params: LMCacheHitAnalysis
     plan: ExperimentPlan | None
@@ -110,15 +118,15 @@ class HitAnalysis:
             return str(self.plan)
         sizes = []
         for path in map(Path, self.params.log_files):
-            size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "not a file"
+            size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "file not found"
             sizes.append(f"{path} ({size})")
-        return f"reads {', '.join(sizes)}; nothing is started"
+        return f"Reads {', '.join(sizes)}. No servers are started."
 
     async def run(self, *, echo: Echo = echo_line) -> HitResult:
         """Measure, or read the log, and write the run folder.
 
-        Raises ParameterError for a log that cannot be read, ResultError for one that has nothing
-        of LMCache, and what `run` raises.
+        Raises ParameterError for a log that cannot be read, ResultError for a log without LMCache
+        lines, and what `run` raises.
         """
         if self.plan is None:
             return _read(self.params, echo)
@@ -132,7 +140,7 @@ def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
 
 
 def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
-    """A finished run with the rows of the store's logs, and what follows from both."""
+    """A finished run with the rows of the store's logs, and the findings from both."""
     import pandas as pd
 
     workers = made.params.aggregated_tp if isinstance(made.params, LMCacheHitAnalysis) else 1
@@ -158,7 +166,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
         files={**result.run.files, "served": "served.parquet"},
     )
     if made.params.engine == "attach":
-        # Servers that run already have no rival without a store: what every sweep finds is said.
+        # Attached servers have no arm without a store: the sweep's own findings stay.
         by_server = (told(text, spoil(failed, "counts")) for text in by_counters(table))
         facts = replace(facts, sentences=(*by_server, *facts.sentences))
     else:
@@ -176,18 +184,17 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
 
 
 _LIMITS = (
-    "Prompts are random tokens, sent one at a time: what concurrent requests do to each other's"
-    " stores and loads is not in these numbers.",
-    "Break-even is that of this machine and model: on a GPU computing is faster, and so is the way"
-    " from memory.",
+    "Prompts are random tokens, sent one at a time. Concurrent requests may slow each other's"
+    " stores and loads.",
+    "Break-even holds for this machine and model. A GPU computes and copies faster.",
 )
 
 
 def _log_doubts(
     logs: Mapping[tuple[str, int], LogSummary], served: pd.DataFrame, counts: pd.DataFrame
 ) -> list[str]:
-    """Where the store's log and the engine's counters do not say the same."""
-    doubts = [f"{arm}, round {number + 1}: {log.counts.cut} lines of the store's log were cut."
+    """Where the store's log and the engine's counters differ."""
+    doubts = [f"{arm}, round {number + 1}: {log.counts.cut} lines of LMCache's log were cut."
               for (arm, number), log in logs.items() if log.counts.cut]  # fmt: skip
     keys = ["arm", "round", "pass"]
     by_log = served.assign(by_log=served["l1"] + served["l2"]).groupby(keys)["by_log"].sum()
@@ -196,21 +203,18 @@ def _log_doubts(
     odd = both[(both["by_log"] - both["loaded"]).abs() > 0.01 * both["loaded"] + 1]
     for row in odd.head(3).to_dict("records"):
         doubts.append(
-            f"{row['arm']}, round {row['round'] + 1}, {row['pass']}: by the store's log"
-            f" {row['by_log']:,.0f} tokens were loaded, by the engine's counters"
-            f" {row['loaded']:,.0f}."
+            f"{row['arm']}, round {row['round'] + 1}, {row['pass']}: LMCache's log shows"
+            f" {row['by_log']:,.0f} tokens loaded, the engine's counters {row['loaded']:,.0f}."
         )
     return doubts
 
 
 def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
-    """The result of a log that exists."""
+    """The result of an existing log."""
     began, began_s = datetime.now(UTC), time.monotonic()
     summary = read_log(params.log_files, ranks=params.log_ranks)
     took_s = time.monotonic() - began_s
-    counts = summary.counts
-    echo(f"{counts.size_bytes / 1e6:,.1f} MB in {took_s:.1f} s: {counts.lines:,} lines,"
-         f" {summary.matching:,} of them LMCache's")  # fmt: skip
+    echo(f"Read {summary.counts.lines:,} lines in {took_s:.1f} s, {summary.matching:,} of LMCache")
     if not summary.matching:
         raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")
     name = run_id(params)
@@ -239,7 +243,7 @@ def _written(
     served: pd.DataFrame,
     frames: Mapping[str, pd.DataFrame],
 ) -> HitResult:
-    """Write facts and rows into the attempt; of a finished run, over those that are there."""
+    """Write facts and rows into the attempt, replacing those of a finished run."""
     folder.write("served", served)
     folder.write_facts(facts)
     return HitResult(run=facts, folder=folder.attempt, frames={**frames, "served": served})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import nan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE
@@ -17,9 +17,17 @@ _TOKENS = ("prompt_tokens", "engine", "l1", "l2", "computed", "held", "idle", "i
 _KEYS = ("arm", "round", "pass")
 
 
+def percent(fraction: float, digits: int = 1) -> str:
+    """`96.8 %` of 0.968; `unknown` for NaN."""
+    return "unknown" if isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiers:
-    """Prompt tokens of one arm and pass by who served them, over all rounds; NaN if not known."""
+    """Prompt tokens of one arm and pass by the cache that served them, over all rounds.
+
+    NaN for a count that is unknown.
+    """
 
     arm: str
     pass_name: str
@@ -30,22 +38,22 @@ class Tiers:
     l2: float
     computed: float
     held: float
-    """What LMCache found."""
+    """Tokens that LMCache held (the LMCache hit)."""
     idle: float
-    """Of that, what the engine had as well."""
+    """Tokens held in LMCache but not needed, because the engine had them too."""
     ideal: float
-    """What an infinite cache would have served."""
+    """Tokens that an infinite cache would have served."""
     counted: Mapping[str, float] = field(default_factory=dict)
-    """What the servers' counters say, see `served_tokens.pass_counts`; empty for a log."""
+    """The servers' own counters, see `served_tokens.pass_counts`; empty for a log."""
 
     @property
     def loaded(self) -> float:
-        """Tokens that LMCache brought."""
+        """Tokens loaded from LMCache."""
         return self.l1 + self.l2
 
     @property
     def claimed_share(self) -> float:
-        """LMCache's own hit rate, of the tokens that it was asked for."""
+        """LMCache's own hit rate: hits by its counter, of the tokens looked up."""
         return self.counted.get("claimed", nan) / (self.counted.get("requested") or nan)
 
     def as_row(self) -> dict[str, Any]:
@@ -91,17 +99,17 @@ class HitRatio:
     """A speed-up of TTFT, paired by prompt within a round; above 1 is faster than the baseline."""
 
     what: What
-    """`storing` (cold with LMCache beside cold without), `loading` (found in LMCache beside
-    computed without it), `chunk` (store-warm beside the chunk of `lmcache`), `engine cache off`
-    (store-warm beside the same with it), `disk` (from L2 beside from L1)."""
+    """`storing` (cold with LMCache / cold without), `loading` (loaded from LMCache / computed
+    without it), `chunk` (store-warm / the same with the chunk of the arm `lmcache`), `engine cache
+    off` (store-warm / the same with the engine's cache on), `disk` (from L2 / from L1)."""
     arm: str
     pass_name: str
     baseline_arm: str
     baseline_pass: str
     prompt_tokens: int
-    """Of the prompts that are compared; 0 for all."""
+    """Length of the prompts that are compared; 0 for all prompts."""
     loaded_share: float
-    """What LMCache brought of the prompts."""
+    """Fraction of the prompt tokens that was loaded from LMCache."""
     chunk_tokens: int
     ttft_ms: float
     baseline_ttft_ms: float
@@ -109,12 +117,12 @@ class HitRatio:
 
     @property
     def resolved(self) -> bool:
-        """True when the interval leaves 1 out."""
+        """True when the interval excludes 1: the difference is significant."""
         return self.ratio.verdict in ("faster", "slower")
 
     @property
     def sentence(self) -> str:
-        """The ratio with its interval and what it rests on."""
+        """The ratio with its interval and sample size."""
         return describe(self.ratio)
 
     def as_row(self) -> dict[str, Any]:
@@ -132,7 +140,7 @@ _COLUMNS = {"pass_name": "pass"}
 def ratios(
     requests: pd.DataFrame, served: pd.DataFrame, chunks: Mapping[str, int]
 ) -> list[HitRatio]:
-    """The speed-ups of a live run; `chunks` maps the arms with a store to their chunk."""
+    """The speed-ups of a live run; `chunks` maps each arm with a store to its chunk size."""
     lengths = (0, *sorted(int(n) for n in requests["prompt_tokens"].unique()))
     passes = dict.fromkeys(requests["pass"])
     found = [name for name in passes if name.endswith("in LMCache")] + ["store-warm"]
@@ -165,7 +173,7 @@ def _ratios(
     baseline: tuple[str, str],
     sizes: Iterable[int],
 ) -> Iterator[HitRatio]:
-    """One for each prompt length; none where a side was not measured."""
+    """One ratio per prompt length; none if a side was not measured."""
     sides = [_of(requests, *value), _of(requests, *baseline), _of(served, *value)]
     if sides[0].empty or sides[1].empty:
         return

@@ -1,4 +1,4 @@
-"""What a log that exists says: the facts of its result, each sentence computed from its rows."""
+"""The findings of an existing log in words, each sentence computed from the log's rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import headline, marked, told
-from workbench.experiment.hits.hit_findings import log_tiers
+from workbench.experiment.hits.hit_findings import log_tiers, percent
 from workbench.experiment.hits.need_to_load import examples
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.facts import Card, RunFacts
@@ -23,46 +23,44 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 60
-"""So many characters of an error stand in a doubt."""
-_WANTED = f"looked for {', '.join(LOOKED_FOR)}"
+"""Characters of an error that a doubt quotes."""
+_WANTED = f"Expected INFO lines such as {LOOKED_FOR}"
 _DOUBTS: dict[Cause, str] = {
-    "empty": f"The log is empty; {_WANTED}. LMCache logs them at level INFO.",
-    "compressed": "The log is compressed: unpack it first, e.g. with gunzip, zstd -d or unzip.",
-    "not text": f"The file is not text ({{log.counts.size_bytes:,}} bytes); {_WANTED}.",
-    "nothing of LMCache": "None of its {log.counts.lines:,} lines is one of LMCache's that count"
-    f" tokens; {_WANTED}. They stand in the log of vLLM (in-process) or of `lmcache server`, at"
-    " level INFO.",
-    "retrievals failed": "{n:,} retrieval{s} failed: {tokens:,.0f} tokens were found in LMCache and"
-    " did not arrive. They count as computed.",
+    "empty": f"The log is empty. {_WANTED}.",
+    "compressed": "The log is compressed. Unpack it first, for example with gunzip or zstd -d.",
+    "not text": f"The file is not text ({{log.counts.size_bytes:,}} bytes). {_WANTED}.",
+    "nothing of LMCache": "None of its {log.counts.lines:,} lines is an LMCache line that counts"
+    f" tokens. {_WANTED}, in the log of vLLM or `lmcache server`.",
+    "retrievals failed": "{n:,} retrieval{s} failed: {tokens:,.0f} tokens found in LMCache did not"
+    " arrive. They are counted as computed.",
     "errors": "LMCache logged {n:,} error{s}{errors}.",
-    "hit without a retrieval": "{n:,} request{s} with a hit and without a Retrieved line: LMCache"
-    " gets no credit for what it found.",
-    "ranks without a retrieval": "In {n:,} request{s} not every rank logged what it retrieved: the"
-    " others' count is taken.",
-    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}: LMCache's share"
-    " is what was looked up, not what arrived.",
-    "id came again": "{n:,} request id{s} came again, from another process or after a restart: each"
-    " counts as a request of its own.",
-    "lines cut": "{n:,} line{s} of LMCache cut short, or written into by another process: left"
-    " out.",
-    "not UTF-8": "{n:,} places of the log are not UTF-8.",
-    "restarted": "LMCache started {n} times in this log: what its memory held before a restart was"
-    " lost, or several servers write into one log.",
-    "chunks differ": "The log names chunks of {chunks} tokens, so several servers write into it:"
-    " chunks are not turned into tokens.",
-    "transfer without a request": "{n:,} Stored or Retrieved lines name no request (an older"
-    " version): stored tokens count in totals only.",
-    "no year": "The times in the log have no year.",
-    "no time": "The log's lines have no time: when anything happened is not known.",
-    "runs backwards": "Times in the log run backwards: it was joined from several logs.",
-    "no lookups without a hit": "This generation logs no lookup that found nothing, and not what"
-    " the engine held: the log alone gives no hit rate and no credit. The counters of the servers"
-    " do.",
-    "lookups of part of a chunk": "Lookups are not whole multiples of {log.keys.keys_per_chunk}"
-    " keys a chunk: several instances of different size use this server, or log_ranks is wrong.",
-    "chunk unknown": "The log does not say how long a chunk is: keys are not turned into tokens.",
-    "keys unknown": "How many keys a chunk has is not clear from the log, so tokens are not known:"
-    " give the workers of an instance (-p log_ranks 4).",
+    "hit without a retrieval": "{n:,} request{s} had an LMCache hit but no Retrieved line. These"
+    " tokens are not counted as served by LMCache.",
+    "ranks without a retrieval": "In {n:,} request{s}, some ranks logged no retrieval. The other"
+    " ranks' token count is used.",
+    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's share"
+    " is an upper limit: tokens looked up, not tokens loaded.",
+    "id came again": "{n:,} request id{s} occurred again, in another process or after a restart."
+    " Each occurrence counts as its own request.",
+    "lines cut": "{n:,} LMCache line{s} were left out: cut short, or overwritten by another"
+    " process.",
+    "not UTF-8": "The log has {n:,} byte sequence{s} that are not UTF-8.",
+    "restarted": "LMCache started {n} times in this log: its memory was lost at each restart, or"
+    " several servers write to one log.",
+    "chunks differ": "The log names chunks of {chunks} tokens, so several servers write to it."
+    " Chunks are not converted to tokens.",
+    "transfer without a request": "{n:,} Stored or Retrieved line{s} name no request (older"
+    " LMCache). Their tokens count in totals only.",
+    "no year": "The timestamps in the log have no year.",
+    "no time": "The log lines have no timestamps, so times are unknown.",
+    "runs backwards": "Timestamps in the log run backwards, so it was joined from several logs.",
+    "no lookups without a hit": "LMCache's multi-process mode logs neither misses nor engine hits,"
+    " so this log gives no hit rate. The servers' counters do.",
+    "lookups of part of a chunk": "Some lookups are not whole chunks of {log.keys.keys_per_chunk}"
+    " keys: instances of different size share this server, or log_ranks is wrong.",
+    "chunk unknown": "The log does not name the chunk size, so keys are not converted to tokens.",
+    "keys unknown": "The log does not show how many keys make a chunk, so token counts are unknown."
+    " Give the workers per instance (-p log_ranks 4).",
 }
 
 
@@ -85,7 +83,7 @@ def _errors(log: LogSummary) -> str:
 
 
 def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
-    """The facts of a run with what its log says, which are counts, and what gates do to them."""
+    """The facts of a run with the findings of its log, marked by the gates that failed."""
     path, ranks = run.parameters["log_file"], run.parameters["log_ranks"]
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks else [])]
@@ -94,13 +92,13 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
     failed = failed_names(gates)
     does = spoil(failed, "counts")
     finding, unproven = headline(_finding(log), failed, "counts")
-    sentences = (*_credit(log), *_found(log), *_speed(log), *_evictions(log))
+    sentences = (*_served(log), *_found(log), *_speed(log), *_evictions(log))
     return replace(
         run,
         finding=finding,
         unproven=unproven,
-        scope=f"Read from {path} ({generations}): {log.matching:,} of {log.counts.lines:,} lines"
-        f" are LMCache's{_span(log)}.",
+        scope=f"Read from {path} ({generations}): {log.matching:,} LMCache lines of"
+        f" {log.counts.lines:,}{_span(log)}.",
         numbers=marked(_cards(log), failed),
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
@@ -108,103 +106,107 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         tiers=tuple(row.as_row() for row in log_tiers(log_tokens(log))),
         doubts=tuple(doubt(log, found) for found in log.doubts),
         limits=(
-            "A log has no TTFT and no prompt: the cost of storing, break-even, the effect of the"
-            " chunk and ideal reuse need a live run (leave log_file empty) or -p engine attach.",
+            "A log has no TTFT and no prompts. The cost of storing, break-even, the effect of the"
+            " chunk size and the ideal hit rate need a live run (leave log_file empty).",
         ),
         repeat=shlex.join(words),
     )
 
 
 def _span(log: LogSummary) -> str:
-    """From when to when, of every line that has a time."""
+    """The first and last timestamp of the log."""
     times = [t for rows in (log.requests, log.transfers) for t in rows["at"].dropna()]
     if not times:
-        return "; no line has a time"
+        return ", without timestamps"
     first, last = min(times), max(times)
     day = "%Y-%m-%d" if log.dated else "%m-%d"
     until = "%H:%M:%S" if first.date() == last.date() else f"{day} %H:%M:%S"
-    return f", {first:{day} %H:%M:%S} to {last:{until}} on the log's clock"
+    return f", {first:{day} %H:%M:%S} to {last:{until}} (log time)"
 
 
 def _finding(log: LogSummary) -> str:
     credit = log.credit
     if credit.total > 0:
-        unsure = (log.requests["arrival"] == "looked up").any()
         return (
-            f"LMCache served {credit.lmcache / credit.total:.1%} of {credit.total:,.0f} prompt"
-            f" tokens{' by its lookups' if unsure else ''}, the engine's own cache"
-            f" {credit.engine / credit.total:.1%}; {credit.computed / credit.total:.1%} were"
-            " computed"
+            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt tokens, the"
+            f" engine's prefix cache {percent(credit.engine / credit.total)}"
         )
     stored, loaded = log.moved("stored"), log.moved("retrieved")
     lookups = _mp(log)
     if len(lookups):
         found = _mp_hits(lookups)
-        what = "an unknown number of tokens" if isnan(found) else f"{found:,.0f} tokens"
-        share = f" ({loaded / found:.1%} of them)" if 0 <= loaded <= found else ""
-        return f"LMCache found {what} in {len(lookups):,} lookups and loaded {_n(loaded)}{share}"
-    return f"LMCache stored {_n(stored)} tokens and loaded {_n(loaded)}"
+        share = f" ({percent(loaded / found)})" if 0 <= loaded <= found else ""
+        return (
+            f"LMCache found {_tokens(found)} in {len(lookups):,} lookups and loaded"
+            f" {_tokens(loaded)}{share}"
+        )
+    return f"LMCache stored {_tokens(stored)} and loaded {_tokens(loaded)}"
 
 
-def _n(count: float) -> str:
-    return "not known" if isnan(count) else f"{count:,.0f}"
+def _at_most(log: LogSummary) -> str:
+    """`at most ` if some retrievals are not logged: they may have loaded less than was found."""
+    return "at most " * bool((log.requests["arrival"] == "looked up").any())
+
+
+def _tokens(count: float) -> str:
+    return "an unknown number of tokens" if isnan(count) else f"{count:,.0f} tokens"
 
 
 def _whole(log: LogSummary) -> Gate:
-    """Whether every line of LMCache that the log has could be read."""
+    """Whether the log's LMCache lines could be read, all but 1 %."""
     torn = log.counts.cut > 0.01 * log.matching
-    lines = f"{log.counts.cut:,} of {log.matching + log.counts.cut:,} lines of LMCache were cut"
+    lines = f"{log.counts.cut:,} of {log.matching + log.counts.cut:,} LMCache lines were cut"
     return judge(
         "the log is whole",
-        holds=f"{lines}, {log.counts.undecodable:,} places are not UTF-8",
-        problems=[f"{lines}: more than 1 %"] if torn else [],
-        next_step="take the log from where it was written, one file for each process",
+        holds=f"{lines} (limit 1 %)",
+        problems=[f"{lines} (limit 1 %), so the counts are too low"] if torn else [],
+        next_step="Copy the original log again, one file per process.",
     )
 
 
 def _mp(log: LogSummary) -> pd.DataFrame:
-    """Lookups of the multi-process generation that found something."""
+    """Lookups with a hit in multi-process mode."""
     rows = log.requests
     return rows[(rows["generation"] == "mp") & rows["l1_keys"].notna()]
 
 
 def _mp_hits(lookups: pd.DataFrame) -> float:
-    """Tokens found; NaN where keys are not turned into tokens."""
+    """Tokens found; NaN if keys are not converted to tokens."""
     return float(lookups["lmcache_hit_tokens"].sum(skipna=False))
 
 
-def _credit(log: LogSummary) -> list[str]:
+def _served(log: LogSummary) -> list[str]:
     credit, known = log.credit, log.credited
     if known.empty:
         return []
     held, need = known["lmcache_hit_tokens"], known["need_to_load"]
     whole = held == known["prompt_tokens"]
-    vain = known[(held > 0) & (held - whole <= known["engine_hit_tokens"])]
-    negative = int((need < 0).sum())
     said = [
-        f"{len(known):,} requests: {credit.computed:,.0f} prompt tokens were computed,"
-        f" {credit.engine:,.0f} came from the engine's own cache and {credit.lmcache:,.0f}"
-        " from LMCache."
+        f"Of {credit.total:,.0f} prompt tokens in {len(known):,} requests, {credit.engine:,.0f} hit"
+        f" the engine's prefix cache and {_at_most(log)}{credit.lmcache:,.0f} were loaded from"
+        f" LMCache. The other {credit.computed:,.0f} were computed."
     ]
     lost = known[known["loaded_tokens"] < known["asked_to_load"]]
     if len(lost):
         said.append(
-            f"In {len(lost):,} requests LMCache found {lost['asked_to_load'].sum():,.0f} tokens to"
-            f" load, and {lost['loaded_tokens'].sum():,.0f} of them arrived. A hit rate counts all"
-            " of them as hits."
+            f"In {len(lost):,} requests, {lost['loaded_tokens'].sum():,.0f} of"
+            f" {lost['asked_to_load'].sum():,.0f} tokens to load arrived. LMCache's own hit rate"
+            " counts all of them."
         )
-    if len(vain):
-        printed = f" ({negative:,} of them print a negative need to load)" if negative else ""
+    idle = known[(held > 0) & (held - whole <= known["engine_hit_tokens"])]
+    if len(idle):
+        negative = int((need < 0).sum())
+        logged = f" ({negative:,} logged a negative need to load)" if negative else ""
         said.append(
-            f"In {len(vain):,} requests{printed} LMCache held a prefix and loaded nothing, since"
-            f" the engine held as much itself: {vain['lmcache_hit_tokens'].sum():,.0f} tokens that"
-            " a hit rate counts for LMCache, and that earn it nothing."
+            f"In {len(idle):,} requests{logged}, the engine already held everything that LMCache"
+            f" held. LMCache's own hit rate counts these {idle['lmcache_hit_tokens'].sum():,.0f}"
+            " tokens: cached in LMCache, but not needed."
         )
     skipped = known[known["skipped"].eq(True) & (need > 0)]
     if len(skipped):
         said.append(
-            f"In {len(skipped):,} requests LMCache held {skipped['need_to_load'].sum():,.0f} tokens"
-            " more than the engine and did not load them, since they are fewer than min_retrieve."
+            f"In {len(skipped):,} requests, LMCache held {skipped['need_to_load'].sum():,.0f}"
+            " tokens more than the engine but did not load them (fewer than min_retrieve)."
         )
     return said
 
@@ -217,26 +219,25 @@ def _found(log: LogSummary) -> list[str]:
         said.append(f"{len(rows):,} lookups found {l1:,.0f} {what} in L1 and {l2:,.0f} in L2.")
         if keys.keys_per_chunk > 1:
             said.append(
-                f"A chunk of {log.counts.chunk:,} tokens is {keys.keys_per_chunk} keys in this"
-                f" log, and {keys.retrieving or 'an unknown number of'} workers log each retrieval:"
-                " tokens are counted once."
+                f"In this log, a chunk of {log.counts.chunk:,} tokens is {keys.keys_per_chunk} keys"
+                f" and {keys.retrieving or 'an unknown number of'} workers log each retrieval. Each"
+                " token is counted once."
             )
         idle = _mp_hits(rows) - log.moved("retrieved", "mp")
         if idle > 0:
             said.append(
-                f"{idle:,.0f} of the tokens found were not retrieved: the engine had them itself,"
-                " or the retrieval failed. This log does not say which, and LMCache earns no credit"
-                " for them."
+                f"{idle:,.0f} of the tokens found were not retrieved: the engine already held them,"
+                " or the retrieval failed. They are not counted as served by LMCache."
             )
         elif idle < 0:
             said.append(
-                f"{-idle:,.0f} tokens more were retrieved than lookups in this log found: it begins"
-                " or ends between the two, or log_ranks is not the number of workers."
+                f"{-idle:,.0f} more tokens were retrieved than found: the log begins or ends within"
+                " a request, or log_ranks is not the number of workers."
             )
     if log.transfers.empty:
-        return [*said, "The log has no Stored or Retrieved line."]
-    stored, loaded = log.moved("stored"), log.moved("retrieved")
-    return [*said, f"{_n(stored)} tokens were stored and {_n(loaded)} retrieved."]
+        return [*said, "The log has no Stored or Retrieved lines."]
+    stored, loaded = (_tokens(log.moved(kind)) for kind in ("stored", "retrieved"))
+    return [*said, f"LMCache stored {stored} and retrieved {loaded}."]
 
 
 def _speed(log: LogSummary) -> list[str]:
@@ -246,17 +247,16 @@ def _speed(log: LogSummary) -> list[str]:
         timed = rows[rows["seconds"] > 0]
         if len(timed):
             rate = quantile(timed["tokens"] / timed["seconds"], 0.5)
-            bounds = "" if isnan(rate.low) else f" [{rate.low:,.0f}, {rate.high:,.0f}]"
+            ends = "" if isnan(rate.low) else f", 95 % CI {rate.low:,.0f} to {rate.high:,.0f}"
             said.append(
-                f"{verb}: median {rate.value:,.0f}{bounds} tokens per second over {rate.n:,} lines."
+                f"{verb} runs at a median of {rate.value:,.0f} tokens/s ({rate.n:,} lines{ends})."
             )
     return said
 
 
 def _evictions(log: LogSummary) -> list[str]:
     return [
-        f"Eviction from {tier} was triggered {times:,} times: its memory was too small for what"
-        " came."
+        f"{tier} was too small for this load: its eviction was triggered {times:,} times."
         for tier, times in sorted(log.counts.evictions.items())
     ]
 
@@ -264,17 +264,17 @@ def _evictions(log: LogSummary) -> list[str]:
 def _cards(log: LogSummary) -> list[Card]:
     credit = log.credit
     if credit.total > 0:
-        unused = ("LMCache hits that the engine had too", credit.idle)
+        unused = ("LMCache hits that were not needed", credit.idle)
         if credit.lost:
             unused = ("LMCache hits that did not arrive", credit.lost)
         held = credit.lmcache + credit.idle + credit.lost
         shares = [
             ("prompt tokens from LMCache", credit.lmcache, credit.total),
-            ("from the engine's own cache", credit.engine, credit.total),
+            ("prompt tokens from the engine's cache", credit.engine, credit.total),
             (*unused, held),
         ]
         return [
-            _card(label, 100 * part / whole, "%", f"of {whole:,.0f}")
+            _card(label, 100 * part / whole, "%", f"of {whole:,.0f} tokens")
             for label, part, whole in shares
             if whole
         ]

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from math import isnan
 
 from workbench.experiment.findings.sentences import first, told
-from workbench.experiment.hits.hit_findings import HitRatio, Tiers
+from workbench.experiment.hits.hit_findings import HitRatio, Tiers, percent
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
 from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
-
-_NO_INTERVAL = "in too few rounds for an interval"
+from workbench.metrics.statistics import three_digits
 
 
 def headline(ratios: Sequence[HitRatio]) -> str:
@@ -19,24 +18,21 @@ def headline(ratios: Sequence[HitRatio]) -> str:
     parts = []
     gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
-        what, times = f"a {gain.prompt_tokens:,}-token prompt", gain.ratio.value
+        what, value = f"a {gain.prompt_tokens:,}-token prompt from LMCache", gain.ratio.value
         parts.append(
             {
-                "faster": f"Loading {what} from LMCache answers {times:.3g} times sooner than"
-                " computing it",
-                "slower": f"Loading {what} from LMCache answers {1 / times:.3g} times later than"
-                " computing it",
-                "undecided": f"Loading {what} from LMCache is not told from computing it",
-                "no_interval": f"Computing {what} took {times:.3g} times as long as loading it from"
-                f" LMCache, {_NO_INTERVAL}",
+                "faster": f"Loading {what} cuts TTFT {value:.3g}x",
+                "slower": f"Loading {what} makes TTFT {1 / value:.3g}x longer",
+                "undecided": f"No significant effect of loading {what} on TTFT",
+                "no_interval": f"Too few rounds to judge loading {what} (speed-up {value:.3g}x)",
             }[gain.ratio.verdict]
         )
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and cost.resolved:
-        parts.append(f"it changes TTFT of a cold prompt by {_percent(cost)}")
+        parts.append(f"storing changes cold TTFT by {_change(cost)[0]:+.0f} %")
     elif cost is not None and cost.ratio.verdict == "undecided":
-        parts.append("what it costs a cold prompt cannot be told from noise here")
-    return "; ".join(parts) or "Hits were counted, but no two cache states can be compared"
+        parts.append("no significant cost of storing")
+    return "; ".join(parts) or "Cache hits were counted, but no two cache states can be compared"
 
 
 def sentences(
@@ -46,46 +42,63 @@ def sentences(
     counts, times = spoil(failed_gates, "counts"), spoil(failed_gates, "ratios")
     both = spoil(failed_gates, "counts", "ratios")
     found = [
-        *((text, counts) for text in _credit(tiers)),
+        *((text, counts) for text in _not_needed(tiers)),
         *((text, times) for text in (*_storing(ratios), *_break_even(ratios), *_reuse(ratios))),
         *((text, both) for text in _chunks(ratios)),
         *((text, counts) for text in _evicted(tiers)),
     ]
     if disk := first(ratios, what="disk", prompt_tokens=0):
-        found.append((f"TTFT from the disk beside from memory: {disk.sentence}.", times))
+        found.append((_effect(disk, "loading from disk instead of memory"), times))
     if off := first(ratios, what="engine cache off"):
-        text = "With the engine's own prefix cache off LMCache serves the same tokens; TTFT beside"
-        found.append((f"{text} engine cache on: {off.sentence}.", both))
+        found.append((_effect(off, "turning off the engine's prefix cache (LMCache warm)"), both))
     return [told(text, does) for text, does in found]
 
 
 def by_counters(tiers: Sequence[Tiers]) -> list[str]:
-    """Of each pass who served its tokens, as the servers counted: for servers that run already."""
+    """Who served the tokens of each pass, by the counters of servers that ran before."""
     said = []
     for row in tiers:
         engine, loaded, claimed = (row.counted[name] for name in ("engine", "loaded", "claimed"))
         if isnan(engine + loaded):
-            said.append(f"{row.pass_name}: the servers do not say who served its tokens.")
+            said.append(
+                f"{row.pass_name}: the servers do not report which cache served its tokens."
+            )
             continue
         text = (
-            f"{row.pass_name}: of {row.prompt_tokens:,.0f} prompt tokens the engine's own cache"
-            f" served {engine:,.0f} and LMCache {loaded:,.0f}"
+            f"{row.pass_name}: of {row.prompt_tokens:,.0f} prompt tokens, {engine:,.0f} hit the"
+            f" engine's prefix cache and {loaded:,.0f} were loaded from LMCache."
         )
         if claimed > loaded:
-            text += f"; LMCache's own counter claims {claimed:,.0f} hits"
-        said.append(f"{text}.")
+            text += f" LMCache's own counter reports {claimed:,.0f} hits."
+        said.append(text)
     return said
 
 
-def _credit(tiers: Sequence[Tiers]) -> list[str]:
+def _effect(row: HitRatio, cause: str) -> str:
+    """What a cause does to TTFT, with the speed-up: one sentence for each verdict."""
+    ratio = row.ratio
+    size = f"speed-up {three_digits(ratio.value)}x"
+    if ratio.verdict != "no_interval":
+        size += f", 95 % CI {three_digits(ratio.low)} to {three_digits(ratio.high)}"
+    text = {
+        "faster": f"{cause[:1].upper()}{cause[1:]} shortens TTFT",
+        "slower": f"{cause[:1].upper()}{cause[1:]} lengthens TTFT",
+        "undecided": f"No significant effect of {cause} on TTFT",
+        "no_interval": f"Too few rounds to judge the effect of {cause} on TTFT",
+    }[ratio.verdict]
+    return f"{text} ({size}; {ratio.sample})."
+
+
+def _not_needed(tiers: Sequence[Tiers]) -> list[str]:
     row = first(tiers, arm=MAIN, pass_name="engine-warm")
     if row is None or not row.idle:
         return []
     return [
-        f"Asked again at once, the engine served {row.engine:,.0f} of {row.prompt_tokens:,.0f}"
-        f" prompt tokens itself. LMCache's own counter claims {row.counted['claimed']:,.0f} hits"
-        f" for them ({row.claimed_share:.0%} of what it was asked), and loaded {row.loaded:,.0f}:"
-        " it earns no credit there."
+        f"Sent again at once, {row.engine:,.0f} of {row.prompt_tokens:,.0f} prompt tokens hit the"
+        f" engine's prefix cache and {row.loaded:,.0f} were loaded from LMCache. LMCache's own"
+        f" counter still reports {row.counted['claimed']:,.0f} hits"
+        f" ({percent(row.claimed_share, 0)} of the tokens looked up): cached in LMCache, but not"
+        " needed."
     ]
 
 
@@ -93,17 +106,20 @@ def _storing(ratios: Sequence[HitRatio]) -> list[str]:
     row = first(ratios, what="storing", prompt_tokens=0)
     if row is None or isnan(row.ratio.value):
         return []
-    judged = {
-        "undecided": ", which is no detectable difference",
-        "no_interval": f", {_NO_INTERVAL}",
-    }
+    value, low, high = _change(row)
+    size = f" ({value:+.1f} %, 95 % CI {low:+.1f} to {high:+.1f})"
     return [
-        f"LMCache changes cold TTFT by {_percent(row)}{judged.get(row.ratio.verdict, '')}: a lookup"
-        f" that finds nothing, and storing ({row.ratio.sample})."
+        {
+            "faster": f"LMCache shortens cold TTFT{size}.",
+            "slower": f"LMCache lengthens cold TTFT{size}: one lookup without a hit, plus storing.",
+            "undecided": f"No significant effect of storing in LMCache on cold TTFT{size}.",
+            "no_interval": "Too few rounds to judge the effect of storing in LMCache on cold TTFT"
+            f" ({value:+.1f} %).",
+        }[row.ratio.verdict]
     ]
 
 
-_WHERE = {"store-warm": "all of it in L1", "disk-warm": "all of it on the disk"}
+_WHERE = {"store-warm": "whole prompt in L1", "disk-warm": "whole prompt on disk"}
 
 
 def _break_even(ratios: Sequence[HitRatio]) -> list[str]:
@@ -123,30 +139,32 @@ def _crossing(rows: Sequence[HitRatio]) -> str:
     if not rows:
         return "nothing was loaded."
     lengths = [f"{row.prompt_tokens:,}" for row in rows]
-    span = f"{lengths[0]} to {lengths[-1]} tokens"
     verdicts = [row.ratio.verdict for row in rows]
     wins = [verdict == "faster" for verdict in verdicts]
     if set(verdicts) == {"no_interval"}:
-        return f"not judged, too few rounds for an interval ({span})."
+        return "not judged, because there are too few rounds for an interval."
     if all(wins):
         return (
-            f"loading beats recomputing at every measured length ({span}), so the crossing lies"
-            f" below {lengths[0]} tokens."
+            f"below {lengths[0]} tokens. Loading is faster than recomputing at every measured"
+            f" length ({lengths[0]} to {lengths[-1]} tokens)."
         )
     if not any(wins):
-        return f"not reached in the measured range ({span})."
+        return f"not reached ({lengths[0]} to {lengths[-1]} tokens measured)."
     if not wins[-1]:
         some = ", ".join(length for length, win in zip(lengths, wins, strict=True) if win)
-        return f"detectable at {some} tokens and not at {lengths[-1]}: no crossing."
-    first = len(wins) - wins[::-1].index(False)
+        return (
+            f"unclear. Loading is significantly faster at {some} tokens, but not at"
+            f" {lengths[-1]} tokens."
+        )
+    start = len(wins) - wins[::-1].index(False)
     return (
-        f"loading beats recomputing from {lengths[first]} tokens on, and not yet"
-        f" detectably at {lengths[first - 1]}."
+        f"at most {lengths[start]} tokens. Loading is significantly faster than recomputing from"
+        f" {lengths[start]} tokens on, but not at {lengths[start - 1]} tokens."
     )
 
 
 def _reuse(ratios: Sequence[HitRatio]) -> list[str]:
-    """How often a stored prompt must come back to pay for having been stored."""
+    """How often a stored prompt must be sent again to pay for having been stored."""
     cost = _longest(ratios, what="storing", pass_name="cold")
     gain = _longest(ratios, what="loading", pass_name="store-warm")
     if cost is None or gain is None or not cost.resolved or not gain.resolved:
@@ -156,9 +174,9 @@ def _reuse(ratios: Sequence[HitRatio]) -> list[str]:
     if paid_ms <= 0 or saved_ms <= 0:
         return []
     return [
-        f"Storing a {cost.prompt_tokens:,}-token prompt costs {paid_ms:.1f} ms and a later load"
-        f" saves {saved_ms:.0f} ms (medians): it pays once {paid_ms / saved_ms:.1%} of such prompts"
-        " come back."
+        f"Storing a {cost.prompt_tokens:,}-token prompt costs {paid_ms:.1f} ms of TTFT; loading it"
+        f" later saves {saved_ms:.0f} ms (medians). Storing pays off if at least"
+        f" {percent(paid_ms / saved_ms)} of such prompts are sent again."
     ]
 
 
@@ -167,20 +185,23 @@ def _chunks(ratios: Sequence[HitRatio]) -> list[str]:
     rows.sort(key=lambda row: row.chunk_tokens)
     if len(rows) < 2:
         return []
-    shares = ", ".join(f"{row.loaded_share:.1%} with {row.chunk_tokens}" for row in rows)
-    others = [row for row in rows if row.arm != MAIN]
+    shares = ", ".join(f"{percent(row.loaded_share)} ({row.chunk_tokens})" for row in rows)
     main = next((row.chunk_tokens for row in rows if row.arm == MAIN), 0)
-    clear = "; ".join(f"chunk {row.chunk_tokens}: {row.sentence}" for row in others if row.resolved)
-    if all(row.ratio.verdict == "no_interval" for row in others):
-        verdict = "TTFT is not judged: too few rounds for an interval."
-    elif clear:
-        verdict = f"TTFT beside chunk {main}: {clear}."
-    else:
-        verdict = f"TTFT does not differ detectably from that of chunk {main}."
-    return [
-        f"A prompt's tail below one chunk is never stored: LMCache brings {shares} tokens a chunk,"
-        f" of the same prompts. {verdict}"
+    said = [
+        "LMCache stores whole chunks only, so the rest of each prompt is recomputed. Loaded prompt"
+        f" tokens by chunk size: {shares}."
     ]
+    others = [row for row in rows if row.arm != MAIN]
+    said += [
+        _effect(row, f"a {row.chunk_tokens}-token chunk instead of {main}")
+        for row in others
+        if row.resolved
+    ]
+    if alike := [str(row.chunk_tokens) for row in others if not row.resolved]:
+        judged = any(row.ratio.verdict != "no_interval" for row in others)
+        lead = "No significant difference in TTFT" if judged else "Too few rounds to compare TTFT"
+        said.append(f"{lead} between chunk size {main} and {', '.join(alike)}.")
+    return said
 
 
 def _evicted(tiers: Sequence[Tiers]) -> list[str]:
@@ -192,13 +213,12 @@ def _evicted(tiers: Sequence[Tiers]) -> list[str]:
         cold.counted[f"{name}_chunks"] for name in ("written", "dropped", "evicted")
     )
     if isnan(kept) or not lost + gone:
-        return ["The small L1 held the whole workload: nothing was evicted or turned away."]
+        return ["The small L1 held the whole workload: no chunk was evicted or dropped."]
     return [
-        f"With too small an L1, LMCache stored {kept:,.0f} chunks of the cold pass, turned"
-        f" {lost:,.0f} away because memory was full, and evicted {gone:,.0f} behind them (its"
-        f" eviction looks once a second). Asked again, it brought"
-        f" {again.loaded / again.prompt_tokens:.1%} of the prompt tokens, where a large L1 brings"
-        f" {whole.loaded / whole.prompt_tokens:.1%}."
+        f"The small L1 stored {kept:,.0f} chunks in the cold pass, dropped {lost:,.0f} because it"
+        f" was full, and evicted {gone:,.0f} (LMCache evicts once a second). When sent again,"
+        f" {percent(again.loaded / again.prompt_tokens)} of prompt tokens came from LMCache (large"
+        f" L1: {percent(whole.loaded / whole.prompt_tokens)})."
     ]
 
 
@@ -207,23 +227,23 @@ def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
     found = []
     gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
-        label = f"TTFT computed / loaded, {gain.prompt_tokens:,} tokens"
+        label = f"TTFT speed-up from loading {gain.prompt_tokens:,} tokens"
         bounds = (gain.ratio.value, gain.ratio.low, gain.ratio.high)
         found.append(_card(label, bounds, "x", gain))
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost.ratio.value):
-        found.append(_card("cold TTFT added by LMCache", _changes(cost), "%", cost))
+        found.append(_card("change of cold TTFT by storing", _change(cost), "%", cost))
     idle = first(tiers, arm=MAIN, pass_name="engine-warm")
     if idle is not None and idle.held:
-        note = f"{idle.requests} requests, engine-warm; no interval: tokens are counted"
+        note = f"{idle.requests} requests sent again at once; exact count"
         share = 100 * idle.idle / idle.held
-        label = "LMCache hits that the engine had too"
+        label = "LMCache hits that were not needed"
         found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
 
 
 def _card(label: str, bounds: tuple[float, float, float], unit: str, row: HitRatio) -> Card:
-    none = "no difference detectable; " if row.ratio.verdict == "undecided" else ""
+    none = "not significant; " if row.ratio.verdict == "undecided" else ""
     value, low, high = bounds
     note = f"{none}{row.ratio.sample}"
     return Card(
@@ -231,18 +251,12 @@ def _card(label: str, bounds: tuple[float, float, float], unit: str, row: HitRat
     )
 
 
-def _changes(row: HitRatio) -> tuple[float, float, float]:
+def _change(row: HitRatio) -> tuple[float, float, float]:
     """A ratio as the change of TTFT in percent, and its bounds."""
     value, low, high = (
         100 * (1 / ratio - 1) for ratio in (row.ratio.value, row.ratio.high, row.ratio.low)
     )
     return value, low, high
-
-
-def _percent(row: HitRatio) -> str:
-    """The same in words: `+3.2 % [+1.0, +5.5]`."""
-    value, low, high = _changes(row)
-    return f"{value:+.1f} %" + ("" if isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 
 def _longest(rows: Sequence[HitRatio], *, what: str, pass_name: str) -> HitRatio | None:

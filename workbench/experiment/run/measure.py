@@ -25,7 +25,7 @@ from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
 from workbench.load.files.traces import trace_of_run
 from workbench.load.workload.workload import Workload, asked_again
-from workbench.metrics.latency import latencies
+from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.readiness import failure
@@ -181,10 +181,7 @@ class _Launched:
         watch_proxy(proxy_before, await deployment.proxy_stats(), load, log)
         most = most_workers(workload, plan.arrivals)
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
-        failed = sum(not record.ok for record in load.records)
-        ttft_s = rows["ttft_s"].median()
-        line = "TTFT not known " if isnan(ttft_s) else f"TTFT {1000 * ttft_s:7.0f} ms"
-        return prompts, line + (f", {failed} of {len(rows)} failed" if failed else "")
+        return prompts, _pass_line(rows)
 
     async def _drive(
         self, measured: Pass, workload: Workload, columns: Mapping[str, Any]
@@ -228,3 +225,12 @@ class _Launched:
                 " programs took cannot be told apart."
             )
         return load, rows, others_share
+
+
+def _pass_line(rows: pd.DataFrame) -> str:
+    """Median TTFT, output tokens per second, and failures of one pass, in columns."""
+    ttft_ms, tps = 1000 * rows["ttft_s"].median(), system_tps(rows)
+    ttft = "TTFT unknown   " if isnan(ttft_ms) else f"TTFT {ttft_ms:7,.0f} ms"
+    throughput = "throughput unknown" if isnan(tps) else f"{tps:7,.1f} tok/s"
+    failed = int((~succeeded(rows)).sum())
+    return f"{ttft}  {throughput}" + (f", {failed} of {len(rows)} failed" if failed else "")

@@ -1,6 +1,6 @@
 """Files that hold one request a row: JSON Lines, a JSON array, or CSV; plain or compressed (gzip).
 
-Blank rows, a byte order mark and CRLF are no content. Rows are read one by one.
+Blank rows, a byte order mark and CRLF are ignored. Rows are read one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workbench.errors import ParameterError
 MAX_ARRAY_BYTES = 2 * 2**30
 """A JSON array is held in memory as text; the largest public prompt file has 0.7 GB."""
 MOST = 10**12
-"""No length is above it, and no time in seconds, so that none outgrows a float."""
+"""Limit of a length, and of a time in seconds, so that both fit into a float."""
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_FORMATS = {
@@ -39,18 +39,22 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRow:
-    """One request of a file, not yet checked."""
+    """One unchecked request of a file."""
 
     where: str
-    """Parameter, file and line, for a message."""
+    """Parameter, file and line, for error messages."""
     line: int
-    """Line, or place in the array, from 1."""
+    """Line, or position in the array, from 1."""
     fields: Mapping[str, Any]
     is_text: bool = False
-    """Every value is text, as CSV has it."""
+    """Every value is text, as in CSV."""
+
+    def error(self, problem: str) -> ParameterError:
+        """The error to raise for this row."""
+        return ParameterError(f"{self.where}: {problem}")
 
     def value(self, name: str) -> Any:
-        """A field, None where the row has none; a number in a cell of CSV is one."""
+        """A field, None if the row lacks it; numbers in CSV cells are converted."""
         value = self.fields.get(name)
         if not self.is_text or value is None:
             return value
@@ -62,14 +66,14 @@ class FileRow:
         return value if value.strip() else None
 
     def tokens(self, name: str, *, least: int) -> int | None:
-        """A field that is a number of tokens. Raises ParameterError for anything else."""
+        """A field that holds a number of tokens. Raises ParameterError for anything else."""
         value = self.value(name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if value is not None and not (type(value) is int and least <= value <= MOST):
-            raise ParameterError(
-                f"{self.where}: {name} is {cut(self.fields[name])}: it must be a whole number of"
-                f" tokens, {least} or more, e.g. {name} 64"
+            raise self.error(
+                f"{name} must be an integer of at least {least}, got {cut(self.fields[name])}"
+                f" (example: {name} 64)"
             )
         return value
 
@@ -77,8 +81,8 @@ class FileRow:
 def file_rows(path: Path, *, parameter: str, most_bytes: int, example: str) -> Iterator[FileRow]:
     """The rows of the file that a parameter names.
 
-    Raises ParameterError, with parameter, file and line, for a row that is no JSON object and for
-    a file that cannot be read.
+    Raises ParameterError, with parameter, file and line, for a row that is not a JSON object and
+    for a file that cannot be read.
     """
     name = f"{parameter} {path}"
     try:
@@ -91,24 +95,24 @@ def file_rows(path: Path, *, parameter: str, most_bytes: int, example: str) -> I
             else:
                 yield from _lines(file, name, most_bytes, example)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ParameterError(f"{name} is a damaged gzip file ({error}): copy it again") from error
+        raise ParameterError(f"{name} is a damaged gzip file ({error}). Copy it again") from error
     except OSError as error:
         raise ParameterError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def cut(value: object) -> str:
-    """The value for a message, at most 60 characters of it."""
+    """The value for a message, limited to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def unused(names: set[str], parameter: str) -> list[str]:
-    """A doubt that names the fields that were not used, the first few of them."""
+    """A doubt that names the first unused fields."""
     if not names:
         return []
     first = [name if len(name) <= 30 else f"{name[:30]}..." for name in sorted(names)[:6]]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return [f"Fields of {parameter} that are not used: {', '.join(first)}{more}."]
+    return [f"Unused fields in {parameter}: {', '.join(first)}{more}."]
 
 
 @contextmanager
@@ -121,8 +125,8 @@ def _opened(path: Path, name: str) -> Iterator[BufferedReader]:
         for magic, kind in _OTHER_FORMATS.items():
             if start.startswith(magic):
                 raise ParameterError(
-                    f"{name} is {kind}: it must be JSON Lines, a JSON array or CSV in UTF-8, plain"
-                    " or compressed with gzip"
+                    f"{name} must be JSON Lines, a JSON array or CSV, in UTF-8 (gzip allowed), got"
+                    f" {kind}"
                 )
         if start.startswith(_BOM):
             file.read(len(_BOM))
@@ -130,7 +134,7 @@ def _opened(path: Path, name: str) -> Iterator[BufferedReader]:
 
 
 def _separator(path: Path, start: bytes) -> str | None:
-    """The sign between the columns of a CSV file; None for a file that is none."""
+    """The column separator of a CSV file; None for another format."""
     head = start.split(b"\n", 1)[0].decode(errors="replace")
     if start.startswith(b"{") or "\x00" in head:
         return None
@@ -145,7 +149,7 @@ def _lines(file: BufferedReader, name: str, most: int, example: str) -> Iterator
     for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
         where = f"{name}, line {number}"
         if len(line) > most:
-            raise ParameterError(f"{where} is longer than {most:,} bytes: it is no request")
+            raise ParameterError(f"{where}: a line may have at most {most:,} bytes")
         if not line.strip():
             continue
         try:
@@ -153,7 +157,7 @@ def _lines(file: BufferedReader, name: str, most: int, example: str) -> Iterator
         except (ValueError, RecursionError) as error:
             start = line[:60].decode(errors="replace").strip()
             raise ParameterError(
-                f"{where} is not JSON: {start!r}; a line is one request, e.g. {example}"
+                f"{where} is not valid JSON: {start!r} (example: {example})"
             ) from error
         yield _row(found, where, number, example)
 
@@ -161,11 +165,11 @@ def _lines(file: BufferedReader, name: str, most: int, example: str) -> Iterator
 def _array(file: BufferedReader, name: str, example: str) -> Iterator[FileRow]:
     data = file.read(MAX_ARRAY_BYTES + 1)
     if len(data) > MAX_ARRAY_BYTES:
-        raise ParameterError(f"{name} is a JSON array above 2 GiB: write it as JSON Lines")
+        raise ParameterError(f"{name} is a JSON array above 2 GiB. Convert it to JSON Lines")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ParameterError(f"{name} is not UTF-8: {error.reason}") from error
+        raise ParameterError(f"{name} must be UTF-8: {error.reason}") from error
     at = _after(text, _after(text, 0) + 1)  # behind the bracket
     number = 0
     while text[at : at + 1] != "]":
@@ -175,26 +179,27 @@ def _array(file: BufferedReader, name: str, example: str) -> Iterator[FileRow]:
             found, end = json.JSONDecoder().raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise ParameterError(
-                f"{where} is not JSON: {text[at : at + 60]!r}; an item is one request, e.g."
-                f" {example}"
+                f"{where} is not valid JSON: {text[at : at + 60]!r} (example: {example})"
             ) from error
         yield _row(found, where, number, example)
         at = _after(text, end)
         if text[at : at + 1] == ",":
             at = _after(text, at + 1)
         elif text[at : at + 1] != "]":
-            raise ParameterError(f"{where}: neither a comma nor the array's end follows it")
+            raise ParameterError(f"{where}: expected a comma or ] after this item")
 
 
 def _after(text: str, at: int) -> int:
-    """The place behind any white space."""
+    """The position after any white space."""
     space = _SPACE.match(text, at)
     return space.end() if space else at
 
 
 def _row(found: object, where: str, number: int, example: str) -> FileRow:
     if not isinstance(found, dict):
-        raise ParameterError(f"{where} is {cut(found)}: it must be a JSON object, e.g. {example}")
+        raise ParameterError(
+            f"{where} must be a JSON object, got {cut(found)} (example: {example})"
+        )
     return FileRow(where=where, line=number, fields=found)
 
 
@@ -212,13 +217,12 @@ def _table(file: BufferedReader, name: str, separator: str) -> Iterator[FileRow]
                 columns = [value.strip() for value in values]
             elif len(values) != len(columns):
                 raise ParameterError(
-                    f"{where} has {len(values)} columns and the header {len(columns)}: give each"
-                    " line as many as the header"
+                    f"{where} must have {len(columns)} columns like the header, got {len(values)}"
                 )
             else:
                 fields = dict(zip(columns, values, strict=True))
                 yield FileRow(where=where, line=reader.line_num, fields=fields, is_text=True)
     except csv.Error as error:
-        raise ParameterError(f"{name}, line {reader.line_num} is not CSV: {error}") from error
+        raise ParameterError(f"{name}, line {reader.line_num} is not valid CSV: {error}") from error
     except UnicodeDecodeError as error:
-        raise ParameterError(f"{name} is not UTF-8: {error.reason}") from error
+        raise ParameterError(f"{name} must be UTF-8: {error.reason}") from error

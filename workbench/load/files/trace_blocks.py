@@ -1,4 +1,4 @@
-"""How many prompt tokens one hash id of a trace stands for: no format writes it down."""
+"""How many prompt tokens one hash id of a trace stands for. No format states it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import NamedTuple
 from workbench.errors import ParameterError
 
 _PUBLISHED = 512
-"""Tokens of a block in Mooncake's own traces, AIPerf's default, and those that we write."""
+"""Block size of Mooncake's own traces, AIPerf's default, and the traces that we write."""
 _ENDLESS = 2**62
 
 
 class Length(NamedTuple):
-    """A prompt and how many hash ids it has."""
+    """A prompt and its number of hash ids."""
 
     where: str
     prompt_tokens: int
     ids: int
 
     def sizes(self, *, whole_only: bool) -> tuple[int, int]:
-        """The least and the largest block that give this prompt its number of ids.
+        """The smallest and the largest block that give this prompt its number of ids.
 
-        The last block may be shorter than the others, or has no id where `whole_only`.
+        The last block may be shorter than the others; with `whole_only` it has no id then.
         """
         if whole_only:
             most = self.prompt_tokens // self.ids if self.ids else _ENDLESS
@@ -34,11 +34,10 @@ class Length(NamedTuple):
 
 
 def block_size(lengths: Sequence[Length], *, asked: int = 0) -> tuple[int, list[str]]:
-    """How many prompt tokens one hash id stands for, and doubts: no format writes it down.
+    """How many prompt tokens one hash id stands for, and doubts.
 
     The size that fits every prompt's length and number of ids, or the one asked for. Raises
-    ParameterError where none fits, with the first line that contradicts the others, and where
-    several do.
+    ParameterError if none fits (naming the first line that contradicts the others) or several do.
     """
     if not lengths:
         return asked or _PUBLISHED, []
@@ -49,21 +48,21 @@ def block_size(lengths: Sequence[Length], *, asked: int = 0) -> tuple[int, list[
         tokens = asked or _usual(least, most)
         if not tokens:
             raise ParameterError(
-                f"trace_block_tokens is 0 and blocks of {_span(least, most)} tokens fit all"
-                f" {len(lengths)} lines of trace_file: give the right one, e.g."
-                f" -p trace_block_tokens {_example(least, most)}"
+                f"trace_block_tokens must be set, because blocks of {_span(least, most)} tokens fit"
+                f" all {len(lengths)} lines of trace_file (example: -p trace_block_tokens"
+                f" {_example(least, most)})"
             )
         doubts = []
         if not asked and tokens != _PUBLISHED:
-            others = f" ({_span(least, most)} fit; give trace_block_tokens to choose)"
+            others = f" ({_span(least, most)} would fit; trace_block_tokens chooses)"
             doubts.append(
-                f"A hash id of trace_file stands for {tokens} tokens, found from its lengths"
-                f"{others if least < most else ''}."
+                f"One hash id of trace_file stands for {tokens} tokens, judging by the prompt"
+                f" lengths{others if least < most else ''}."
             )
         if whole_only:
             doubts.append(
-                "hash_ids of trace_file cover whole blocks only: the last tokens of each prompt"
-                " are taken as not shared."
+                "hash_ids of trace_file cover whole blocks only. The last tokens of each prompt"
+                " count as not shared."
             )
         return tokens, doubts
     raise ParameterError(_contradiction(lengths, asked))
@@ -75,7 +74,7 @@ def _common(lengths: Iterable[Length], *, whole_only: bool) -> tuple[int, int]:
 
 
 def _usual(least: int, most: int) -> int:
-    """The size that is meant: the published one, else the only usual one; 0 where that is open."""
+    """The published size if it fits, else the only usual one; 0 if several fit."""
     if least == most:
         return least
     if least <= _PUBLISHED <= most:
@@ -99,8 +98,8 @@ def _example(least: int, most: int) -> int:
 
 
 def _contradiction(lengths: Sequence[Length], asked: int) -> str:
-    """The first line that does not fit the size asked for, or else the size that fits most."""
-    # Most lines are right: the size that fits most of them tells the first that is not.
+    """The error for the first line that does not fit the size asked for or the usual size."""
+    # Most lines are right: the size that fits most of them shows the first that is wrong.
     tried = {2**n for n in range(31)} | {each.sizes(whole_only=False)[0] for each in lengths[:9]}
     fitting = {
         size: sum(_fits(each, size) for each in lengths)
@@ -109,15 +108,15 @@ def _contradiction(lengths: Sequence[Length], asked: int) -> str:
     size = max(fitting, key=lambda size: (fitting[size], size == _PUBLISHED))
     bad = next(each for each in lengths if not _fits(each, size))
     said = (
-        f"{bad.where}: hash_ids has {bad.ids} and input_length {bad.prompt_tokens} takes"
-        f" {-(-bad.prompt_tokens // size)} blocks of {size}"
+        f"{bad.where}: input_length {bad.prompt_tokens} must have"
+        f" {-(-bad.prompt_tokens // size)} hash_ids (blocks of {size} tokens), got {bad.ids}"
     )
     least, most = _common(lengths, whole_only=False)
     if least <= most:
-        return f"{said}; {_span(least, most)} fit all lines: leave trace_block_tokens at 0"
+        return f"{said}. Blocks of {_span(least, most)} fit all lines: set trace_block_tokens to 0"
     return (
-        f"{said}, which fit {fitting[size]} of {len(lengths)} lines; no block size fits all. Mend"
-        " or remove the line"
+        f"{said}. This block size fits {fitting[size]} of {len(lengths)} lines, and none fits all."
+        " Correct or remove the line"
     )
 
 

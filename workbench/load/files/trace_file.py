@@ -23,14 +23,14 @@ from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.workload import Workload, check_numbers
 
 MAX_LINE_BYTES = 8_000_000
-"""A longer line is no request: it would hold some 500 million prompt tokens."""
+"""Limit of a line: more would be some 500 million prompt tokens."""
 
 _FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 _EXAMPLE = '{"timestamp": 0, "input_length": 600, "output_length": 32, "hash_ids": [0, 1]}'
 
 
 class _Format(NamedTuple):
-    """What the columns of a published format are called, and what its times are."""
+    """Column names and time unit of a published format."""
 
     name: str
     time: str
@@ -39,7 +39,7 @@ class _Format(NamedTuple):
     per_second: int = 1
     """Units of a numeric time in a second."""
     also: str = ""
-    """A field that tells it from a format with the same names."""
+    """A field that distinguishes it from a format with the same names."""
 
 
 _FORMATS = (
@@ -53,7 +53,7 @@ _FORMATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A row that was checked by itself; None for what it does not have."""
+    """A checked row; None for a missing field."""
 
     row: FileRow
     time_s: float | None
@@ -65,17 +65,17 @@ class _Request:
 def read_trace(
     path: Path | str, *, first: int | None = None, block_tokens: int = 0, output_tokens: int = 1
 ) -> Trace:
-    """The trace in a file, or its first so many requests.
+    """The trace in a file, or its `first` requests.
 
-    `block_tokens` is what one of the hash ids stands for, 0 to find it from the file. Rows without
-    hash ids share nothing; those without an answer's length ask for `output_tokens`.
+    `block_tokens` is the number of tokens per hash id, 0 to derive it from the file. Rows without
+    hash ids share nothing; rows without an output length ask for `output_tokens`.
 
-    Raises ParameterError, with parameter, file and line, for a row that is no request, a time that
-    is negative or before the one above, and hash ids that no block size makes fit the lengths.
+    Raises ParameterError, with parameter, file and line, for a row that is not a request, a time
+    that is negative or earlier than the one before, and hash ids that fit no block size.
     """
     path = Path(path)
     if first is not None and first < 1:
-        raise ParameterError(f"first is {first}: take 1 request or more")
+        raise ParameterError(f"first must be at least 1, got {first} (example: first 100)")
     known: set[str] = set()
     names: set[str] = set()
     found = []
@@ -85,9 +85,7 @@ def read_trace(
         names |= {name for name, value in row.fields.items() if value is not None}
         found.append(_request(row, layout))
     if not found:
-        raise ParameterError(
-            f"trace_file {path} is empty: each line is one request, e.g. {_EXAMPLE}"
-        )
+        raise ParameterError(f"trace_file {path} has no requests (example of a line: {_EXAMPLE})")
     lengths = [
         Length(each.row.where, each.prompt_tokens, len(each.hash_ids))
         for each in found
@@ -123,7 +121,7 @@ def read_trace(
 
 
 def trace_requests(path: Path | str, usual: int) -> int:
-    """How many requests of a trace are sent where nobody asked for a number: `usual`, or all."""
+    """Default number of requests of a trace: `usual`, or all if it has fewer."""
     return sum(1 for _ in islice(_rows(Path(path)), usual)) or usual
 
 
@@ -142,14 +140,14 @@ def trace(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """The first so many requests of a trace file, `fitted` to these lengths of the longest."""
+    """The first requests of a trace file, `fitted` so that the longest has these lengths."""
     check_numbers(salt, prompt_tokens=(prompt_tokens, 1), output_tokens=(output_tokens, 1))
     lengths = {"block_tokens": block_tokens, "output_tokens": output_tokens}
     wanted = read_trace(file, first=requests, **lengths)
     if len(wanted.rows) < requests:
         raise ParameterError(
-            f"requests is {requests} and trace_file {file} has {len(wanted.rows)}: take no more"
-            f" than these, e.g. -p requests {len(wanted.rows)}"
+            f"requests must be at most {len(wanted.rows)}, the lines of trace_file {file}, got"
+            f" {requests} (example: -p requests {len(wanted.rows)})"
         )
     small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     made = small.workload(
@@ -162,11 +160,11 @@ def trace(
 
 
 def write_trace(trace: Trace, path: Path | str) -> None:
-    """Write a trace as the file that `read_trace` reads; times are rounded to a millisecond."""
+    """Write a trace in Mooncake's format; times are rounded to a millisecond."""
     if trace.block_tokens != BLOCK_TOKENS:
         raise ParameterError(
-            f"{trace.name} has blocks of {trace.block_tokens:g} tokens: the format has"
-            f" {BLOCK_TOKENS}; write the trace before its lengths are scaled"
+            f"trace {trace.name} must have blocks of {BLOCK_TOKENS} tokens, got"
+            f" {trace.block_tokens:g}. Write the trace before its lengths are scaled"
         )
     with Path(path).open("w", encoding="utf-8") as file:
         for row in trace.rows:
@@ -181,20 +179,20 @@ def _layout(row: FileRow) -> _Format:
             return layout
     has = ", ".join(str(name) for name in row.fields)
     if {"messages", "text_input", "prompt"} & set(row.fields):
-        raise ParameterError(
-            f"{row.where} has text and no input_length: send it with -p workload prompts"
-            " -p prompts_file instead of trace_file"
+        raise row.error(
+            "input_length is missing, but there is text. Use -p workload prompts -p prompts_file"
+            " FILE instead of trace_file"
         )
-    raise ParameterError(
-        f"{row.where} has no input_length, only {cut(has)}; read are the traces of"
-        f" {', '.join(sorted(each.name for each in _FORMATS))}, e.g. {_EXAMPLE}"
+    raise row.error(
+        f"input_length is missing, got only {cut(has)}. Supported traces:"
+        f" {', '.join(sorted(each.name for each in _FORMATS))} (example: {_EXAMPLE})"
     )
 
 
 def _request(row: FileRow, layout: _Format) -> _Request:
     prompt_tokens = row.tokens(layout.prompt, least=1)
     if prompt_tokens is None:
-        raise ParameterError(f"{row.where} has no {layout.prompt}; a request is e.g. {_EXAMPLE}")
+        raise row.error(f"{layout.prompt} is missing (example: {_EXAMPLE})")
     return _Request(
         row=row,
         time_s=_time_s(row, layout),
@@ -205,7 +203,7 @@ def _request(row: FileRow, layout: _Format) -> _Request:
 
 
 def _time_s(row: FileRow, layout: _Format) -> float | None:
-    """Seconds on the file's own clock; None where the row has no time."""
+    """Seconds on the file's own clock; None if the row has no time."""
     number = row.value(layout.time)
     if number is None:
         return None
@@ -216,9 +214,9 @@ def _time_s(row: FileRow, layout: _Format) -> float | None:
     if type(number) not in (int, float) or not 0 <= number <= MOST * layout.per_second:
         unit = "milliseconds" if layout.per_second == 1_000 else "seconds"
         said = cut(row.fields[layout.time])
-        raise ParameterError(
-            f"{row.where}: {layout.time} is {said}: it must be {unit} since the start, 0 or more,"
-            " or a date with a time, e.g. 2024-05-10 00:00:01.5"
+        raise row.error(
+            f"{layout.time} must be {unit} since the start or a date and time, got {said}"
+            " (examples: 1500, 2024-05-10 00:00:01.5)"
         )
     return float(number / layout.per_second)
 
@@ -231,8 +229,8 @@ def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
     if value is None or value == "":
         return None
     if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value):
-        raise ParameterError(
-            f"{row.where}: hash_ids is {cut(value)}: it must be a list of whole numbers, 0 or more"
+        raise row.error(
+            f"hash_ids must be a list of integers of at least 0, got {cut(value)} (example: [0, 1])"
         )
     return tuple(value)
 
@@ -241,9 +239,9 @@ def _check_order(timed: Sequence[_Request]) -> None:
     for before, each in pairwise(timed):
         back_s = _seconds(before) - _seconds(each)
         if back_s > 0:
-            raise ParameterError(
-                f"{each.row.where}: its time is {back_s:g} s before that of line {before.row.line};"
-                " sort trace_file by time"
+            raise each.row.error(
+                f"its time is {back_s:g} s before that of line {before.row.line}. Sort trace_file"
+                " by time"
             )
 
 
@@ -254,17 +252,17 @@ def _seconds(request: _Request) -> float:
 def _chains(
     found: Sequence[_Request], block_tokens: int
 ) -> tuple[list[tuple[int, ...]], list[str]]:
-    """An id for each block of each prompt, which stands for its block and all before it.
+    """An id for each block of each prompt, which stands for the block and all blocks before it.
 
-    Where the file's ids do so they are kept. A block without one gets one that nothing else has.
+    Ids of the file are kept if they do so. A block without an id gets a new one.
     """
     given = [each.hash_ids or () for each in found]
     new = count(max((hash_id for ids in given for hash_id in ids), default=-1) + 1)
     doubts = []
     if not _are_chains(given):
         doubts.append(
-            "In trace_file the same hash id follows different blocks: it names one block alone."
-            " Only equal beginnings count as shared."
+            "In trace_file, the same hash id follows different blocks, so it names one block alone."
+            " Only equal prefixes count as shared."
         )
         chain: dict[tuple[int, int], int] = {}
         renamed = []
@@ -296,10 +294,7 @@ def _are_chains(given: Iterable[Sequence[int]]) -> bool:
 
 
 def _lacking(rows: int, of: int, what: str, then: str) -> list[str]:
-    if not rows:
-        return []
-    which = f"All {of}" if rows == of else f"{rows} of {of}"
-    return [f"{which} lines of trace_file lack {what}: {then}."]
+    return [f"{rows} of {of} lines of trace_file have no {what}: {then}."] if rows else []
 
 
 def _row_doubts(
@@ -310,39 +305,39 @@ def _row_doubts(
     if len({each.time_s for each in timed}) > 2 and _layout(timed[0].row).name == "Mooncake":
         if len(timed) - 1 >= 1000 * (_seconds(timed[-1]) - _seconds(timed[0])):
             yield (
-                "timestamp of trace_file is read as milliseconds: over 1,000 requests/s. If it is"
-                " seconds, send them at their times with trace_speed 0.001."
+                "timestamp of trace_file is read as milliseconds, which gives over 1,000 req/s. If"
+                " it is in seconds, set trace_speed to 0.001."
             )
     # AIPerf puts the earlier turns of a session in front of each, and waits between them.
     if turns := sorted(names & {"session_id", "delay"}):
         yield (
-            f"{' and '.join(turns)} of trace_file {'is' if len(turns) == 1 else 'are'} not used:"
-            " each line is sent alone, without earlier turns of its session."
+            f"Ignored in trace_file: {', '.join(turns)}. Each line is sent alone, without earlier"
+            " turns of its session."
         )
     unanswered = sum(each.output_tokens is None for each in found)
-    yield from _lacking(unanswered, len(found), "an answer length", "they ask for output_tokens")
+    yield from _lacking(unanswered, len(found), "output length", "output_tokens is used")
     empty = sum(each.output_tokens == 0 for each in found)
-    yield from _lacking(empty, len(found), "an answer (0 tokens)", "they ask for 1 token")
+    yield from _lacking(empty, len(found), "output (0 tokens)", "1 token is requested")
 
 
 def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> Iterator[str]:
-    """What the lengths asked have changed."""
+    """Effects of scaling the trace to the lengths asked for."""
     short = sum(row.prompt_tokens <= SALT_TOKENS for row in small.rows)
     if short:
         yield (
-            f"{short} of {len(small.rows)} prompts have at most {SALT_TOKENS} tokens, which are"
-            " all salt: no cache can serve them."
+            f"{short} of {len(small.rows)} prompts have at most {SALT_TOKENS} tokens. They are all"
+            " salt, so no cache can serve them."
         )
-    for what, name in (("prompts", "prompt_tokens"), ("answers", "output_tokens")):
+    for what, name in (("prompts", "prompt_tokens"), ("outputs", "output_tokens")):
         before, after = (max(getattr(row, name) for row in each.rows) for each in (wanted, small))
         if after < before:
             yield (
-                f"The {what} of trace_file were scaled by {after / before:.2g}: the longest has"
-                f" {after:,} tokens, not {before:,}. Raise {name} to keep them."
+                f"The {what} of trace_file are scaled by {after / before:.2g}: the longest has"
+                f" {after:,} tokens instead of {before:,}. Raise {name} to keep them."
             )
     (ideal,) = lru_hit_rates(wanted, [10**15])
     if abs(ideal - made.ideal_reuse) > 0.02:
         yield (
-            f"At these lengths the trace's ideal reuse is {made.ideal_reuse:.0%}, where the trace"
-            f" itself has {ideal:.0%}. Raise prompt_tokens."
+            f"Scaling changes the trace's ideal hit rate from {100 * ideal:.0f} % to"
+            f" {100 * made.ideal_reuse:.0f} %. Raise prompt_tokens."
         )

@@ -1,7 +1,7 @@
-"""Traces: who asked when, how much, and which blocks of the prompt were seen before.
+"""Traces: when requests arrive, how long they are, and which prompt blocks they share.
 
-An id stands for a block and all before it, so equal ids are equal prefixes. Prompts are drawn from
-the ids. What prompts share inside a block that one of them does not fill, a trace cannot show.
+An id stands for a block and all blocks before it, so equal ids are equal prefixes. Prompts are
+drawn from the ids. A trace cannot show what prompts share inside a block that one does not fill.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workbench.load.workload.workload import Workload, assemble, check_numbers
 from workbench.records import RequestRecord
 
 BLOCK_TOKENS = 512
-"""Prompt tokens that one hash id stands for in Mooncake's own traces, and in those we write."""
+"""Prompt tokens per hash id in Mooncake's own traces, and in those we write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +45,14 @@ class Trace:
     name: str
     rows: tuple[TraceRow, ...]
     block_tokens: float = BLOCK_TOKENS
-    """A fraction only where a scaled block is shorter than the salt."""
+    """A fraction only if a scaled block is shorter than the salt."""
     untimed: int = 0
-    """Requests whose time is not known; where there are any, `arrival_s` means nothing."""
+    """Requests without a time; if there are any, `arrival_s` means nothing."""
     doubts: tuple[str, ...] = ()
-    """What a reader has to know of how the file was read."""
+    """What a reader must know about how the file was read."""
 
     def tokens(self, blocks: int) -> int:
-        """Tokens of so many blocks from the start of a prompt."""
+        """Tokens in the first `blocks` blocks of a prompt."""
         return int(blocks * self.block_tokens + 1e-9)
 
     def scaled(self, *, speed: float = 1.0, length: float = 1.0) -> Trace:
@@ -64,8 +64,8 @@ class Trace:
         """
         if not (isfinite(speed) and speed > 0 and isfinite(length) and length > 0):
             raise ParameterError(
-                f"speed is {speed} and length {length}: both are above 0, e.g. length 0.1 for a"
-                " tenth of the tokens"
+                f"speed and length must be above 0, got speed {speed} and length {length}"
+                " (example: length 0.1 for a tenth of the tokens)"
             )
         block: float = self.block_tokens * length
         if block >= SALT_TOKENS:
@@ -117,9 +117,9 @@ class Trace:
             where = f"{self.name}, line {row.line}"
             if row.prompt_tokens + row.output_tokens > context_tokens:
                 raise ParameterError(
-                    f"{where}: {row.prompt_tokens} prompt and {row.output_tokens} answer tokens do"
-                    f" not fit context_tokens {context_tokens}; take fewer lines, scale the length,"
-                    " or raise context_tokens"
+                    f"{where}: {row.prompt_tokens} prompt + {row.output_tokens} output tokens must"
+                    f" be at most context_tokens {context_tokens}. Scale the trace or raise"
+                    " context_tokens"
                 )
         drawn: dict[int, TokenIds] = {}
         groups: dict[int, int] = {}
@@ -176,8 +176,8 @@ def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
         request = asked.get(record.index)
         if request is None or request.prompt_tokens != record.prompt_tokens:
             raise ParameterError(
-                f"request {record.request_id} is not of workload {workload.name!r}: give the"
-                " records of its own run"
+                f"request {record.request_id} is not in workload {workload.name!r}. Give the"
+                " records of a run of this workload"
             )
         rows.append(
             TraceRow(
@@ -225,11 +225,11 @@ class _Blocks:
 
 
 def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...]:
-    """Share of the prompt tokens that one cache of each size would have; nothing is run.
+    """Hit rate of the prompt tokens for one LRU cache of each size, simulated.
 
-    The cache is empty at first and holds whole blocks of prompts (answers take no room in it). The
-    least recently used goes first, of one prompt the last block. Only prefixes hit, at most L - 1
-    of L tokens. Requests come one after the other, so a prefix still being computed is a hit here.
+    The cache starts empty and holds whole blocks of prompts, not of outputs. It evicts the least
+    recently used block first, of one prompt the last block. Only prefixes hit, at most L - 1 of L
+    tokens. Requests come one after the other, so a prefix still being computed is a hit here.
     """
     total = sum(row.prompt_tokens for row in trace.rows)
     return tuple(

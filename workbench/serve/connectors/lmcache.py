@@ -109,5 +109,5 @@ CONNECTOR = Connector(
     load=f"{__name__}:load",
     packages={"lmcache": "0.5.6"},
     modules=("lmcache",),
-    install="run make setup (on ROCm see Install in the README)",
+    install="run make setup (on ROCm see docs/gpu.md)",
 )
