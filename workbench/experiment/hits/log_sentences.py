@@ -38,8 +38,8 @@ _DOUBTS: dict[Cause, str] = {
     " tokens are not counted as served by LMCache.",
     "ranks without a retrieval": "In {n:,} request{s}, some ranks logged no retrieval. The other"
     " ranks' token count is used.",
-    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's share"
-    " is an upper limit: tokens looked up, not tokens loaded.",
+    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's"
+    " numbers are an upper limit: tokens looked up, not tokens loaded.",
     "id came again": "{n:,} request id{s} occurred again, in another process or after a restart."
     " Each occurrence counts as its own request.",
     "lines cut": "{n:,} LMCache line{s} were left out: cut short, or overwritten by another"
