@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests.experiment.hits.hit_rows import requests
+from workbench.experiment.hits.hit_analysis import HitResult
 from workbench.experiment.hits.hit_findings import HitRatio, ratios, tiers
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.hit_plan import MAIN, NO_STORE
+from workbench.experiment.result.facts import RunFacts
 from workbench.metrics.statistics import Ratio
 
 PROMPTS = [("a", 400, 0), ("b", 4000, 0)]
@@ -62,6 +65,22 @@ def test_ratios_are_paired_by_prompt(measured: pd.DataFrame) -> None:
     assert (row["pass"], row["ratio"], row["low"]) == (
         "store-warm", loading.ratio.value, loading.ratio.low
     )  # fmt: skip
+
+
+def test_the_tables_for_a_reader(measured: pd.DataFrame, tmp_path: Path) -> None:
+    rows = as_served(measured)
+    counts = pd.DataFrame(columns=["arm", "round", "pass"])
+    run = RunFacts(
+        notebook="lmcache_hit_analysis", run_id="r", status="success",
+        tiers=tuple(tiers(rows, counts)), ratios=tuple(row.as_row() for row in found(measured)),
+    )  # fmt: skip
+    result = HitResult(run=run, folder=tmp_path, frames={"served": rows})
+    shown = result.ratios_table.iloc[0]
+    assert (shown["compared"], shown["baseline"]) == ("lmcache, cold", "no store, cold")
+    assert (shown["TTFT speed-up"], shown["verdict"]) == ("0.909x [0.909, 0.909]", "slower")
+    warm = result.tiers_table.set_index("arm, pass").loc["lmcache, store-warm"]
+    assert (warm["LMCache L1"], warm["hit rate"]) == ("10,560", "80.0 %")
+    assert warm["LMCache's own hit rate"] == "not reported"
 
 
 def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
