@@ -188,7 +188,7 @@ def test_cells_of_one_effect_share_its_axis():
 
 def test_a_number_without_interval_is_drawn_hollow_and_said():
     chart = claim_intervals(row(effects=[effect(low=None, high=None)]))
-    assert "0.210 x, no interval" in chart.svg
+    assert "0.210 x, no CI" in chart.svg
 
 
 @pytest.mark.parametrize("xs", [[128, 512, 2048, 8192], [1, 60, 92, 2049], ["naive", "SDPA"]])

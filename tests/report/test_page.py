@@ -72,8 +72,8 @@ def whole(
             new_code_cell("topology = '1p4d'", metadata={"tags": ["parameters"]}),
             cell("result", {MIME: result, "text/plain": "Result(...)"}),
             new_markdown_cell("## Where TTFT goes down"),
-            showing(figures.ttft_by_topology(summary, comparisons)),
-            showing(figures.ttft_by_topology(summary, comparisons)),
+            showing(figures.topology_overview(summary, comparisons)),
+            showing(figures.topology_overview(summary, comparisons)),
             showing(figures.speedups(comparisons, "ttft_s")),
             showing(figures.requests_over_time(requests)),
             new_markdown_cell("## Where every token came from"),
@@ -130,8 +130,8 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result):
 @pytest.mark.parametrize(
     ("outcomes", "says"),
     [
-        ("PASS PASS", "● All 2 checks passed."),
-        ("PASS", "● The only check passed."),
+        ("PASS PASS", "● 2 of 2 checks passed."),
+        ("PASS", "● 1 of 1 checks passed."),
         ("PASS INCONCLUSIVE", "◆ 1 of 2 checks passed, 1 undecided."),
         ("PASS FAIL INCONCLUSIVE", "▲ 1 of 3 checks passed, 1 failed, 1 undecided."),
         ("", "No check was made, so none of these numbers is verified."),
