@@ -153,7 +153,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     ]
     busy = replace(found, run=facts(gates=(gate("client kept up"),)))
     assert busy.why()[1:] == found.why()
-    assert busy.why()[0].endswith("Intervals of ratios contain this noise.")
+    assert busy.why()[0].endswith("ratios keep their intervals.")
 
 
 def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monkeypatch):
