@@ -91,7 +91,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         "page.html.j2",
         result=facts,
         name="-".join(filter(None, (facts.notebook or "notebook", facts.run_id))),
-        heading=facts.finding or (f"{title}: {stopped}" if stopped else title),
+        heading=_headline(facts.finding or (f"{title}: {stopped}" if stopped else title)),
         status=status,
         outcome=outcome_of(facts, status) if status else None,
         cards=facts.numbers,
@@ -120,6 +120,11 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
     return with_tooltips(page) if result else page
 
 
+def _headline(text: str) -> str:
+    """A line of large type, not broken between a number and its `%`."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def _title(notebook: Any, facts: RunFacts) -> str:
     """The notebook's own first heading, else its name."""
     for cell in notebook.cells:
@@ -140,14 +145,10 @@ def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
         title if facts.finding else facts.notebook.replace("_", " "),
         ", ".join(topologies) if len(topologies) < 5 else f"{len(topologies)} topologies",
         ", ".join(name for name in connectors if name not in ("", "none")),
-        _unbroken(moment(facts.started_at or run.get("start_time"))),
-        _unbroken(duration(facts.duration_s or run.get("duration"))),
+        moment(facts.started_at or run.get("start_time")),
+        duration(facts.duration_s or run.get("duration")),
     ]
     return [part for part in parts if part]
-
-
-def _unbroken(text: str) -> str:
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _shown_gate(gate: Gate) -> dict[str, str]:
