@@ -105,10 +105,12 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
     assert " ".join(kicker.text.split()) == (
         "◆ checks failed PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
     )
+    for term in soup("dfn"):
+        term.unwrap()
+    soup.smooth()
     cards = [" ".join(card.get_text(" ").split()) for card in soup.select(".card")]
     assert cards == [
-        "18.1x [16.9, 19.4] TTFT cold / store-warm"
-        " see doubts ; 5 rounds of 6 pairs",
+        "18.1x [16.9, 19.4] TTFT cold / store-warm see doubts; 5 rounds of 6 pairs",
         "187 ms median TTFT rough",
     ]
     assert [doubt.text for doubt in soup.select(".doubt")] == result["doubts"]

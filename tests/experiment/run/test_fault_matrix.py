@@ -170,7 +170,7 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     assert spoilt(result) == row.spoils
     assert causes(result.facts) - RULES == row.causes
     assert result.facts["simulated"]
-    assert any("go wrong on purpose" in doubt for doubt in result.doubts)
+    assert any("injected on purpose" in doubt for doubt in result.doubts)
 
 
 @in_one_loop

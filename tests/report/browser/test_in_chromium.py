@@ -125,6 +125,18 @@ def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, i
     assert wide[0] <= wide[1]
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_paper_cuts_nothing_off(show: Open, notebook: str) -> None:
+    tab = show(notebook, {"width": 700, "height": 1000})
+    tab.emulate_media(media="print")
+    tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    cut = tab.evaluate(
+        "[...document.querySelectorAll('main *')].filter((part) => part.checkVisibility()"
+        " && part.getBoundingClientRect().right > 701).map((part) => part.outerHTML.slice(0, 200))"
+    )
+    assert cut == []
+
+
 OVERLAPS = """() => {
   const found = [];
   const compare = (nodes, inset) => {
