@@ -230,18 +230,6 @@ def test_headings_are_in_order_and_the_contents_lead_to_them(whole, result):
     assert entries[1:3] == ["Where TTFT goes down", "Where every token came from"]
 
 
-def test_header_cells_have_a_scope(whole, result):
-    soup = BeautifulSoup(render(whole, result), "html.parser")
-    assert soup("table")
-    assert all(cell.get("scope") in ("col", "row") for cell in soup("th"))
-
-
-def test_dark_and_print_styles_are_there():
-    html = render(new_notebook(), None)
-    assert "@media screen and (prefers-color-scheme: dark)" in html
-    assert "@media print" in html
-
-
 def test_code_is_folded_with_that_of_neighbours_that_show_nothing():
     soup = page(new_code_cell("a = 1"), printed("shown"), new_code_cell("b = 2\nc = 3"))
     folds = soup.select("details.code")

@@ -21,6 +21,7 @@ from tests.golden.test_golden import PARAMETERS, page_of
 from tests.metrics.lmcache_log.log_lines import lookup, stored
 from workbench.experiment.result.result import Result
 from workbench.report.glossary import GLOSSARY
+from workbench.report.index import write_index
 from workbench.report.page import render
 
 CHROMIUM = shutil.which("chromium")
@@ -35,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of each notebook."""
+    """The page of each notebook, and their index."""
     folder = tmp_path_factory.mktemp("pages")
     log = folder / "vllm.log"
     log.write_text("".join(
@@ -48,7 +49,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return page_of(notebook, folder, **more.get(notebook, {}))
 
     with ThreadPoolExecutor(2) as two:
-        return dict(zip(NOTEBOOKS, two.map(make, NOTEBOOKS), strict=True))
+        made = dict(zip(NOTEBOOKS, two.map(make, NOTEBOOKS), strict=True))
+    return made | {"index": write_index(folder)}
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def test_the_answer_stands_on_the_first_screen(show: Open, notebook: str) -> Non
 
 
 @pytest.mark.parametrize("window", [PHONE, {"width": 800, "height": 900}, DESK], ids=str)
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, int]) -> None:
     tab = show(notebook, window)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -190,7 +192,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_text_can_be_read_in_both_schemes(show: Open, notebook: str, scheme: str) -> None:
     tab = show(notebook, color_scheme=scheme)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
