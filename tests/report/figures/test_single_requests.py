@@ -19,7 +19,7 @@ def test_the_four_panels_have_units_and_count_the_failed(requests):
         "cold",
         "warm",
     } < set(words(chart))
-    assert chart.caption == "Requests: 23 off, 24 cold, 24 warm. 1 failed (not drawn)."
+    assert chart.caption == "Requests: 23 off; 24 cold; 24 warm. 1 failed (not drawn)."
 
 
 def test_a_response_of_one_read_does_not_hide_the_rates_of_the_others(requests):

@@ -320,10 +320,12 @@ def _with(requests: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
-    """`Requests: 30 cold, 29 store-warm. 1 failed (not drawn).`"""
+    """`Requests: 30 cold; 29 store-warm. 1 failed (not drawn).`"""
     counts = rows["series"].value_counts(sort=False)
-    text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    if len(counts) > 4:
+    text = "Requests: " + "; ".join(f"{count:,} {name}" for name, count in counts.items())
+    if len(counts) > 1 and counts.nunique() == 1:
+        text = f"{counts.iloc[0]:,} requests in each of {len(counts)} groups"
+    elif len(counts) > 4:
         text = f"{len(rows):,} requests in {len(counts)} groups"
     failed = int((requests["error"] != "").sum()) if "error" in requests else 0
     return f"{text}.{f' {failed:,} failed (not drawn).' if failed else ''}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log10
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -159,21 +159,21 @@ def _panel(
     at = {(row["arm"], row["pass"]): row for row in panel.rows}
     states = [state for state in look if any((arm, state) in at for arm in columns)]
     step = 0.8 / max(1, len(states))
-    shown = []
+    places = {
+        (arm, state): nth + step * (place - (len(states) - 1) / 2)
+        for nth, arm in enumerate(columns)
+        for place, state in enumerate(states)
+        if (arm, state) in at
+    }
     labelled = len(columns) * len(states) <= _LABELLED
-    for nth, arm in enumerate(columns):
-        for place, state in enumerate(states):
-            row, other = at.get((arm, state)), at.get((rivals.get(arm, ""), state))
-            x = nth + step * (place - (len(states) - 1) / 2)
-            if row and other:
-                shown.append(other)
-                marks.reference(axes, x, other, panel.key, width=0.8 * step)
-            if row:
-                shown.append(row)
-                bounds = (row["low"], row["high"])
-                marks.mark(axes, x, row[panel.key], bounds, look[state], upright=True)
-            if row and labelled:
-                _label(axes, x, row, other, panel)
+    shown = []
+    beside = {key: at.get((rivals.get(key[0], ""), key[1])) for key in places}
+    for key, x in places.items():
+        row, other = at[key], beside[key]
+        if other:
+            marks.reference(axes, x, other, panel.key, width=0.8 * step)
+        marks.mark(axes, x, row[panel.key], (row["low"], row["high"]), look[key[1]], upright=True)
+        shown += [row, other] if other else [row]
     ends = marks.ends(shown, panel.key)
     speed, room = panel.unit == "x", 0.14 if labelled else 0.0
     if not ends:
@@ -189,6 +189,9 @@ def _panel(
         axes.set_ylim(0, (1.08 + room) * max(ends))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(marks.NUMBERS)
+    if labelled:
+        for key, x in places.items():
+            _label(axes, x, at[key], beside[key], panel)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
@@ -202,11 +205,14 @@ def _panel(
 
 
 def _label(axes: Axes, x: float, row: marks.Row, other: marks.Row | None, panel: _Panel) -> None:
-    """The number of a mark, on the side of it where its baseline is not."""
+    """The number of a mark, below it where its baseline is above it and there is room."""
     value = row[panel.key]
-    low = not panel.log and value < 0.15 * max(each[panel.key] for each in panel.rows)
-    below = other is not None and other[panel.key] > value and not low
     known = [end for end in (row["low"], value, row["high"]) if isfinite(end)]
+    scale = log10 if panel.log else float
+    floor, top = (scale(end) for end in axes.get_ylim())
+    floor = scale(1) if panel.unit == "x" and min(known) > 1 else floor
+    room = (scale(min(known)) - floor) / (top - floor)
+    below = other is not None and other[panel.key] > value and room > 0.15
     axes.annotate(
         quantity(value, panel.unit), (x, min(known) if below else max(known)),
         xytext=(0, -7 if below else 7), textcoords="offset points", ha="center",
