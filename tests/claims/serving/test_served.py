@@ -165,4 +165,6 @@ async def test_the_store_earns_what_it_loads(tmp_path):
 
 async def test_a_simulated_engine_confirms_nothing(tmp_path):
     found = await kv_store.recipe(SIMULATED).run(setting(tmp_path))
-    assert all("simulated engine" in measured.faults[0] for measured in found.measurements.values())
+    assert all(
+        "servers were simulated" in measured.faults[0] for measured in found.measurements.values()
+    )
