@@ -103,16 +103,20 @@ def test_ratios_stand_in_rows_with_their_verdict(comparisons):
     shown = words(chart)
     assert shown.count("15.0x [14.0, 16.0]") == 2
     assert shown.count("not significant") == 1
-    assert "TTFT in 3 comparisons: 2 better, 1 without a significant difference" in shown
+    assert "TTFT: 2 of 3 faster, 1 not significant" in shown
     assert "1p4d lmcache, cold, vs 5a lmcache: 0.970x [0.930, 1.02]" in chart.alt
     warm = figures.speedups(comparisons, "ttft_s", kind="cache-state")
     assert "not significant" not in words(warm)
+    assert "TTFT vs cold: 2 of 2 faster" in words(warm)
+    slow = comparisons.assign(kind="opponent", metric="system_tps", ratio=0.5, low=0.4, high=0.6)
+    found = words(figures.speedups(slow, "system_tps", kind="opponent"))
+    assert "Throughput vs aggregated baseline: 3 of 3 lower" in found
 
 
 def test_a_ratio_of_too_few_rounds_says_so(comparisons):
     chart = figures.speedups(comparisons.assign(low=None, high=None, n_rounds=1), "ttft_s")
     assert words(chart).count("too few rounds for a CI") == 3
-    assert "TTFT: too few rounds to judge 3 comparisons" in words(chart)
+    assert "TTFT: too few rounds to judge" in words(chart)
     assert "over 1 round," in chart.caption
 
 

@@ -287,7 +287,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
         axes.set_xlabel(f"{name} speed-up (log scale): above 1 is better")
 
     judged = any(row["verdict"] != "no_interval" for row in rows)
-    found = _compared(name, rows, judged=judged)
+    found = _compared(name, rows, kind)
     spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
     return draw(
         paint,
@@ -303,19 +303,19 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
-def _compared(name: str, rows: Sequence[marks.Row], *, judged: bool) -> str:
-    """`TTFT: 3 of 8 comparisons better, 2 worse`: what the intervals decide."""
-    many = f"{len(rows)} comparison{'s' * (len(rows) > 1)}"
+def _compared(name: str, rows: Sequence[marks.Row], kind: str) -> str:
+    """`TTFT vs cold: 3 of 8 faster, 1 slower, 4 not significant`: what the intervals decide."""
+    lead = {"opponent": f"{name} vs aggregated baseline", "cache-state": f"{name} vs cold"}
+    judged = [row for row in rows if row["verdict"] != "no_interval"]
     if not judged:
-        return f"{name}: too few rounds to judge {many}"
-    clear = [row["ratio"] for row in rows if not marks.undecided(row)]
+        return f"{lead.get(kind, name)}: too few rounds to judge"
+    clear = [row["ratio"] for row in judged if not marks.undecided(row)]
     better = sum(ratio > 1 for ratio in clear)
-    if not clear:
-        return f"{name}: no significant difference in {many}"
-    parts = {"better": better, "worse": len(clear) - better,
-             "without a significant difference": len(rows) - len(clear)}  # fmt: skip
-    said = ", ".join(f"{count} {word}" for word, count in parts.items() if count)
-    return f"{name} in {many}: {said}"
+    words = ("faster", "slower") if name.startswith(("TT", "TP", "E2E")) else ("higher", "lower")
+    counts = (better, len(clear) - better, len(rows) - len(clear))
+    said = [f"{n} {word}" for n, word in zip(counts, (*words, "not significant"), strict=True) if n]
+    of_all = said[0].replace(" ", f" of {len(rows)} ", 1)
+    return f"{lead.get(kind, name)}: {', '.join([of_all, *said[1:]])}"
 
 
 def _subject(row: marks.Row) -> str:
