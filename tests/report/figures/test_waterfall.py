@@ -46,7 +46,7 @@ def waterfall() -> pd.DataFrame:
 def bars(chart: Chart, colour: str) -> list[float]:
     """Widths in px of the bars of a colour, from the top."""
     found = []
-    for path in re.finditer(r'<path d="([^"]+)"[^>]*?fill: (#\w+)', chart.svg):
+    for path in re.finditer(r'<path d="([^"]+)"[^>]*?fill:(#\w+)', chart.svg):
         xs = [float(x) for x in re.findall(r"[ML] (-?[\d.]+) ", path[1])]
         if path[2] == colour and path[1].count("L") == 3:
             found.append(max(xs) - min(xs))

@@ -240,8 +240,9 @@ def stacked_rows(
     for y, widths in enumerate(parts[list(areas)].to_numpy(float)):
         left = 0.0
         for width, area in zip(widths, areas.values(), strict=True):
-            axes.barh(y, width, left=left, height=0.7, **area.style())
-            left += width
+            if width > 0:
+                axes.barh(y, width, left=left, height=0.7, clip_on=False, **area.style())
+                left += width
     row_axis(axes, labels)
     column_at_right(axes, heading, texts)
 
