@@ -20,11 +20,11 @@ from workbench.report.figures.chart import Chart, draw, no_data, text_px
 from workbench.report.numbers import number, quantity, time_scale
 
 _WARM = ("store-warm", "cross-instance", "engine-warm", "warm")
-_WHY_NONE = {
-    "": "fewer than two arms or cache states were measured.",
-    "cache-state": "no arm was measured both cold and warm.",
-    "opponent": "no PD topology was measured beside its aggregated baseline.",
+_AGAINST = {
+    "cache-state": ("cold", "no arm was measured both cold and warm."),
+    "opponent": ("aggregated baseline", "no PD topology was measured beside its baseline."),
 }
+"""What each kind of comparison is against, and why there may be none."""
 _PANEL_PX, _PLOT_PX = 222, 330
 """Height of a panel with its titles, and about the width of its axes."""
 _LABELLED = 8
@@ -261,19 +261,19 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     return " ".join(said)
 
 
-def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart | None:
+def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") -> Chart | None:
     """Ratios of one metric with their intervals, a row each; above 1 the first named is better.
 
-    `kind` keeps one kind of comparison: `cache-state` or `opponent`. None for a sweep over rates,
-    which compares nothing.
+    `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
+    a sweep over rates, which compares nothing.
     """
     name = marks.NAMES.get(metric, metric)
-    rows = marks.ratio_rows(comparisons, metric=metric, **({"kind": kind} if kind else {}))
-    rows.sort(key=lambda row: str(row["kind"]))
+    other, why_none = _AGAINST[kind]
+    rows = marks.ratio_rows(comparisons, metric=metric, kind=kind)
     if not rows and comparisons.attrs.get("swept"):
         return None
     if not rows:
-        return no_data(f"{name} speed-ups", _WHY_NONE[kind])
+        return no_data(f"{name} vs {other}", why_none)
     subjects, verdicts = [_subject(row) for row in rows], [_verdict(row) for row in rows]
     look = marks.looks(marks.unique(rows, "pass"))
 
@@ -287,7 +287,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
         axes.set_xlabel(f"{name} speed-up (log scale): above 1 is better")
 
     judged = any(row["verdict"] != "no_interval" for row in rows)
-    found = _compared(name, rows, kind)
+    found = f"{name} vs {other}: {_compared(name, rows)}"
     spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
     return draw(
         paint,
@@ -303,19 +303,17 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
-def _compared(name: str, rows: Sequence[marks.Row], kind: str) -> str:
-    """`TTFT vs cold: 3 of 8 faster, 1 slower, 4 not significant`: what the intervals decide."""
-    lead = {"opponent": f"{name} vs aggregated baseline", "cache-state": f"{name} vs cold"}
-    judged = [row for row in rows if row["verdict"] != "no_interval"]
-    if not judged:
-        return f"{lead.get(kind, name)}: too few rounds to judge"
-    clear = [row["ratio"] for row in judged if not marks.undecided(row)]
+def _compared(name: str, rows: Sequence[marks.Row]) -> str:
+    """`3 of 8 faster, 1 slower, 4 not significant`: what the intervals decide."""
+    clear = [row["ratio"] for row in rows if not marks.undecided(row)]
+    if all(row["verdict"] == "no_interval" for row in rows):
+        return "too few rounds to judge"
     better = sum(ratio > 1 for ratio in clear)
-    words = ("faster", "slower") if name.startswith(("TT", "TP", "E2E")) else ("higher", "lower")
+    words = ("higher", "lower") if name.startswith("Throughput") else ("faster", "slower")
     counts = (better, len(clear) - better, len(rows) - len(clear))
-    said = [f"{n} {word}" for n, word in zip(counts, (*words, "not significant"), strict=True) if n]
-    of_all = said[0].replace(" ", f" of {len(rows)} ", 1)
-    return f"{lead.get(kind, name)}: {', '.join([of_all, *said[1:]])}"
+    parts = zip(counts, (*words, "not significant"), strict=True)
+    first, *more = [f"{count} {word}" for count, word in parts if count]
+    return ", ".join([first.replace(" ", f" of {len(rows)} ", 1), *more])
 
 
 def _subject(row: marks.Row) -> str:
