@@ -25,6 +25,7 @@ _AGAINST = {
     "opponent": ("aggregated baseline", "no PD topology was measured beside its baseline."),
 }
 """What each kind of comparison is against, and why there may be none."""
+_NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "system_tps": "Throughput"}
 _PANEL_PX, _PLOT_PX = 222, 330
 """Height of a panel with its titles, and about the width of its axes."""
 _LABELLED = 8
@@ -267,7 +268,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") 
     `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
     a sweep over rates, which compares nothing.
     """
-    name = marks.NAMES.get(metric, metric)
+    name = _NAMES.get(metric, metric)
     other, why_none = _AGAINST[kind]
     rows = marks.ratio_rows(comparisons, metric=metric, kind=kind)
     if not rows and comparisons.attrs.get("swept"):
