@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-_CARD = (
+CARD = (
     ("proxy", "proxy", "request received -> first leg sent: reading and parsing", "proxy"),
     (
         "prefill_server",
@@ -58,8 +58,9 @@ _CARD = (
     ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
     ("residual", "residual", "TTFT - all parts: client to proxy", "difference"),
 )
-PARTS = {f"{name}_s": label for name, label, *_ in _CARD[:-1]}
-"""Column -> name of each part, in the order in which a request passes them."""
+PARTS = {f"{name}_s": label for name, label, *_ in CARD[:-1]}
+"""Column -> name of each part, in the order in which a request passes them. `CARD` adds the formula
+of each, and whose timestamps it uses."""
 
 _KEYS = ("arm", "round", "pass", "request_id")
 _STAMPS = (
@@ -72,13 +73,6 @@ _NO_METRICS = (
     "the {role} instance sent no timing (start vLLM with --enable-per-request-metrics and stream"
     " usage)"
 )
-
-
-def parts() -> pd.DataFrame:
-    """The definition card: name of each part, its formula, and whose timestamps it uses."""
-    import pandas as pd
-
-    return pd.DataFrame([row[1:] for row in _CARD], columns=["part", "definition", "from"])
 
 
 def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
