@@ -24,7 +24,7 @@ from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import KINDS, spoil
 from workbench.params.notebooks import PdSweep
-from workbench.report.figures import token_sources, tps_by_topology
+from workbench.report.figures import requests_over_time, token_sources
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
 from workbench.serve.processes.local import LocalLauncher
@@ -137,7 +137,7 @@ def spoilt(result: Result) -> dict[str, str]:
     assert bool(result.run.unproven) == (spoil(failed, "ratios").effect == "struck")
     for shown, kind in (
         (token_sources(result.token_sources), "counts"),
-        (tps_by_topology(result.summary), "times"),
+        (requests_over_time(result.requests), "times"),
     ):
         assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
     for card in result.run.numbers:
@@ -170,7 +170,7 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     assert spoilt(result) == row.spoils
     assert causes(result.facts) - RULES == row.causes
     assert result.facts["simulated"]
-    assert any("go wrong on purpose" in doubt for doubt in result.doubts)
+    assert any("injected on purpose" in doubt for doubt in result.doubts)
 
 
 @in_one_loop
