@@ -1,4 +1,4 @@
-"""What perfect caches, which never evict, would serve: the ledger's reference, to the token."""
+"""What infinite caches, which never evict, would serve: the ledger's reference, to the token."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tokens:
-    """What perfect caches would serve, in tokens."""
+    """What infinite caches would serve, in tokens."""
 
     prompt_tokens: int
     ideal: int

@@ -47,7 +47,7 @@ class PassCounters:
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)
-    """What perfect caches would have served; empty where that is unknown."""
+    """What infinite caches would have served; empty where that is unknown."""
     requests_failed: int = 0
     failed_prompt_tokens: int = 0
     """Prompt tokens of failed requests, which servers may or may not have counted."""

@@ -75,6 +75,13 @@ _NO_METRICS = (
 )
 
 
+def parts() -> pd.DataFrame:
+    """The definition card: name of each part, its formula, and whose timestamps it uses."""
+    import pandas as pd
+
+    return pd.DataFrame([row[1:] for row in CARD], columns=["part", "definition", "timed by"])
+
+
 def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
     """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
 

@@ -77,7 +77,7 @@ def _repeated(p: PassCounters, role: Role) -> int:
 def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     """In PD passes the prefill instances served every request and decode fetched the KV.
 
-    Decode instances that compute more than a perfect cache would leave them prefilled prompts
+    Decode instances that compute more than an infinite cache would leave them prefilled prompts
     themselves. They must also have fetched tokens unless their own cache has all of them.
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
@@ -157,7 +157,7 @@ def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
 def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Prompt tokens of a warm pass were served by the cache that its state names.
 
-    On every role at least `share` of what a perfect cache would serve or, where each request's
+    On every role at least `share` of what an infinite cache would serve or, where each request's
     instance is not known, of the tokens in whole blocks or chunks.
     """
     warm = [p for p in passes if p.pass_name == state]

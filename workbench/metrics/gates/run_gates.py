@@ -87,7 +87,7 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
         transfers += 0 if isnan(nixl.transfers) else nixl.transfers
         if nixl.failed or nixl.expired:
             problems.append(
-                f"KV was lost: {nixl.failed:,.0f} transfers failed and {nixl.expired:,.0f} prompts"
+                f"{nixl.failed:,.0f} KV transfers failed, and the KV of {nixl.expired:,.0f} prompts"
                 f" expired ({p.requests_sent:,} requests; {p.label})"
             )
     return judge(
