@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from tests.wording import plain
 from workbench.metrics.waterfall import (
     CARD,
     PARTS,
@@ -158,6 +159,7 @@ def test_what_is_missing_is_said_and_never_drawn(request_, legs, known, note):
     assert math.isnan(row["residual_s"])
     assert (1000 * row["proxy_s"] > 0) if known else row[[*PARTS]].isna().all()
     assert row["note"].startswith(note)
+    plain(doubts(waterfall(*frames(request_, *legs)))[0], most_words=25)
 
 
 def clock_ahead(leg: LegRecord, by_s: float) -> LegRecord:
