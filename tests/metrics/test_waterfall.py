@@ -316,6 +316,6 @@ def test_a_waterfall_closes_within_2_ms_or_2_percent():
 
 def test_the_card_defines_every_bar():
     names, labels, formulas, _ = zip(*CARD, strict=True)
-    assert dict(zip(names, labels, strict=True)).pop("residual") == "residual"
+    assert dict(zip(names, labels, strict=True)).pop("residual") == "client to proxy (residual)"
     assert list(labels[:-1]) == [*PARTS.values()]
     assert min(map(len, formulas)) > 10

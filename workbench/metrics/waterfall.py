@@ -56,7 +56,7 @@ CARD = (
         "engine",
     ),
     ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
-    ("residual", "residual", "TTFT - all parts: client to proxy", "difference"),
+    ("residual", "client to proxy (residual)", "TTFT - all other parts", "difference"),
 )
 PARTS = {f"{name}_s": label for name, label, *_ in CARD[:-1]}
 """Column -> name of each part, in the order in which a request passes them. `CARD` adds the formula
