@@ -8,7 +8,7 @@ and every entry has a cause that a counter or an exact rule shows. More unexplai
 KV block per request fail the gate `the ledger closes`.
 
 - `counted`: prompt tokens that the client sent to a role, against those that its servers counted.
-- `reused`: prefix tokens that a perfect cache would have served, against those that were served.
+- `reused`: prefix tokens that an infinite cache would have served, against those that were served.
 - `moved`: tokens that decode instances counted as fetched, against the KV bytes that NIXL moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
 """
