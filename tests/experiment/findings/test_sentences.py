@@ -148,6 +148,9 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
         found |= {sentences.finding(plan, [g, off(*v)]) for g in gains for v in verdicts}
     words_at_most(14, found)
     words_at_most(14, (sentences.headline(text, ["client kept up"])[0] for text in found))
+    struck = [name for name, row in GATES.items() if "struck" in row.takes.values()]
+    kinds = ("ratios", "times", "counts")
+    words_at_most(14, (sentences.headline("", [name], k)[0] for name in struck for k in kinds))
 
 
 @pytest.mark.parametrize(

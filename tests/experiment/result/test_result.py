@@ -10,6 +10,7 @@ from workbench.experiment.result.facts import Comparison, RunFacts, SummaryRow
 from workbench.experiment.result.result import MIME, Result, load_result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.statistics import Estimate, Ratio
 
 

@@ -46,7 +46,7 @@ async def test_one_model_is_asked_for_and_stands_in_the_result(
     result = await run(attached(model=named), echo=lambda _: None)
     assert {body["model"] for body in vllm.bodies} == {measured_model}
     assert result.facts["arms"][0]["model"] == measured_model
-    told = "The server lists 2 models and the first, 'base', was measured"
+    told = "The server lists 2 models; the first one, 'base', was measured"
     assert (told in "".join(result.facts["doubts"])) == (not named)
 
 
@@ -171,7 +171,7 @@ async def test_another_tokenizer_than_the_servers_is_found_out(attached, vllm, t
 async def test_a_conversation_cannot_be_text(attached, vllm, tokenizer):
     vllm.text_only = tokenizer
     planned = attached(workload="multi_turn_conversation", tokenizer="/models/theirs", requests=14)
-    with pytest.raises(ParameterError, match="feeds back the token ids of answers"):
+    with pytest.raises(ParameterError, match="workload must be one without conversations"):
         await run(planned, echo=lambda _: None)
 
 
