@@ -55,20 +55,20 @@ def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
 @pytest.mark.parametrize(
     ("rows", "answer", "said"),
     [
-        (ROWS, None, "Throughput peaked at 5 req/s with 7.2 req/s offered (1p1d)"),
-        (ROWS[:1], None, "Throughput matched every rate up to 1.8 req/s (1p1d)"),
-        (ROWS, ANSWER, "Highest rate within the limits: 2 req/s (1p1d)"),
+        (ROWS, None, "1p1d: throughput peaked at 5 req/s with 7.2 req/s offered"),
+        (ROWS[:1], None, "1p1d: throughput matched every rate up to 1.8 req/s"),
+        (ROWS, ANSWER, "1p1d: the highest rate within the limits is 2 req/s"),
         (
             ROWS,
             replace(ANSWER, resolved=False),
-            "Highest rate within the limits not resolved (1p1d)",
+            "1p1d: the highest rate within the limits was not resolved",
         ),
         ([], None, ""),
     ],
 )
 def test_the_headline_is_what_the_first_arm_reached(rows, answer, said):
     assert rate_headline(rows, {"1p1d": answer} if answer else {}) == said
-    assert len(said.replace("1p1d", "1p4d lmcache, 1+4 GPU (rough)").split()) <= 14
+    assert len(said.replace("1p1d", "(rough) 1p4d lmcache, 1+4 GPU").split()) <= 14
 
 
 def test_without_rates_or_answers_there_are_no_cards():

@@ -92,13 +92,13 @@ def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     top, kept_up = _top([row for row in rows if row.arm == arm])
     answer = found.get(arm)
     if answer is not None:
-        known = f": {answer.met_per_s:g} req/s" if answer.resolved else " not resolved"
-        return f"Highest rate within the limits{known} ({arm})"
+        known = f"is {answer.met_per_s:g} req/s" if answer.resolved else "was not resolved"
+        return f"{arm}: the highest rate within the limits {known}"
     if kept_up:
-        return f"Throughput matched every rate up to {top.offered_per_s:.3g} req/s ({arm})"
+        return f"{arm}: throughput matched every rate up to {top.offered_per_s:.3g} req/s"
     return (
-        f"Throughput peaked at {top.achieved_per_s:.3g} req/s with {top.offered_per_s:.3g} req/s"
-        f" offered ({arm})"
+        f"{arm}: throughput peaked at {top.achieved_per_s:.3g} req/s with"
+        f" {top.offered_per_s:.3g} req/s offered"
     )
 
 
