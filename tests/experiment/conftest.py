@@ -1,6 +1,7 @@
 """Described machines, invented rows, and a pretended vLLM server, so that no engine is needed."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from math import nan
@@ -12,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from tests.experiment.door import Door
+from tests.wording import PRIVATE
 from workbench.experiment.findings import findings
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan import arms, engine_setup
@@ -34,7 +36,7 @@ REAL = machine.facts()
 
 @pytest.fixture(autouse=True)
 def short_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test concludes: a headline has at most 14 words, a doubt or limit 25."""
+    """In whatever a test concludes a headline has at most 14 words, a doubt or limit 25."""
 
     def concluded(*args: Any, **given: Any) -> RunFacts:
         facts = conclude(*args, **given)
@@ -42,6 +44,10 @@ def short_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
         others = (text.partition("\n")[0] for text in (*facts.doubts, *facts.limits))
         for most, texts in ((14, (facts.finding, facts.unproven)), (25, others)):
             assert [text for text in texts if len(text.split()) > most] == []
+        notes = (f"{card.label} {card.note}" for card in facts.numbers)
+        texts = (facts.finding, facts.scope, facts.break_even, *facts.sentences, *notes)
+        for text in (*texts, *facts.doubts, *facts.limits):
+            assert [word for word in PRIVATE if re.search(rf"\b{word}\b", text)] == [], text
         return facts
 
     for module in (findings, run):

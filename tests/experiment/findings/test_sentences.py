@@ -88,7 +88,7 @@ SMALL = "1p1d lmcache"
         ),
         (
             [ratio("cache-state", "store-warm", nan, note="the stream was buffered")],
-            "TTFT cannot be compared: the stream was buffered",
+            "No TTFT comparison: the stream was buffered",
         ),
         # An opponent's own warm pass is not what the sweep is about.
         ([warm(99.0, arm=RIVAL)], "TTFT was measured in one cache state, without a baseline"),

@@ -137,6 +137,6 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     assert len(result.rate_table()) == 2 and len(result.facts["numbers"]) == 3
     # An attached server of this machine is none of the other programs.
     assert "others_cpu_share" not in result.facts["client"]
-    assert "cannot be separated" in " ".join(result.doubts)
+    assert "CPU use of other programs is unknown" in " ".join(result.doubts)
     assert vllm.counted("local_cache_hit") == 0
     assert result.speedup("ttft").empty  # one arm, in one state at each rate
