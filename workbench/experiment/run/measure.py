@@ -221,8 +221,8 @@ class _Launched:
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan
             log.doubt(
-                "The attached server runs on this machine, so its CPU use cannot be separated from"
-                " that of other programs."
+                "The attached server runs on this machine, so the CPU use of other programs is"
+                " unknown."
             )
         return load, rows, others_share
 
