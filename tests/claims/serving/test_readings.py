@@ -3,7 +3,7 @@ from math import isnan
 import pandas as pd
 import pytest
 
-from workbench.claims.serving.readings import latency_ratio, noise_of_rounds, throughput_ratio
+from workbench.claims.serving.served import latency_ratio, noise_of_rounds, throughput_ratio
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 

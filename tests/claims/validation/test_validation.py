@@ -34,7 +34,7 @@ def interval(estimate, low, high, runs=5):
 
 
 def outcome(measurements, **changed):
-    points = pd.DataFrame([{"series": "a", "x": 1, "value": 2.0, "low": nan, "high": nan}])
+    points = [("a", 1, 2.0, nan, nan)]
     fields = {
         "table": pd.DataFrame([{"quantity": "ttft_s", "arm": "on", "value": 0.1}]),
         "says": "Prompts of 512 tokens.",
