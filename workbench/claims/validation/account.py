@@ -25,6 +25,7 @@ _CPU_LIMIT = "Measured with a tiny model on a CPU: only directions and counts ca
 _OURS_ALONE = (
     "Our own code makes what is counted here, so this checks our arithmetic and no engine."
 )
+_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "from memory"}
 _MOST_DOUBTS = 4
 """Doubts of a measurement that are repeated at each of its claims."""
 
@@ -54,7 +55,7 @@ def account(
         group=source.group,
         title=_short_source(claim, claims),
         source=source.cited,
-        confirmation=f"{source.confirmation}: {source.how}",
+        confirmation=f"{_CONFIRMED[source.confirmation]} ({source.how})",
         withdrawn=source.withdrawn,
         own=source.own,
         statement=claim.statement,
