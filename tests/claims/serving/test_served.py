@@ -114,7 +114,11 @@ def test_exact_counts_of_the_prefix_cache(cached, published):
         measured = found.measurements[claim]
         ((off,),) = measured.effects.values()
         assert (off.low, off.high, off.runs) == (0, 0, runs) and measured.counted, claim
-    assert len(found.measurements["OWN-TTFT-MONOTONE"].effects["TTFT"]) == 4
+    steps = found.measurements["OWN-TTFT-MONOTONE"].effects["TTFT"]
+    assert [step.cell for step in steps] == [
+        "25% cached / cold", "50% cached / 25% cached", "75% cached / 50% cached",
+        "engine-warm / 75% cached",
+    ]  # fmt: skip
     assert found.checks["replicated_runs_with_ci"] == "fail"  # one round
     assert found.checks["aa_noise_floor"] == "unknown"
     curve, against = found.curves

@@ -173,7 +173,9 @@ async def test_a_measurement_that_failed_is_a_sentence_and_the_others_go_on(
 
 
 def test_a_model_folder_that_is_none_is_refused_before_anything_starts():
-    with pytest.raises(ParameterError, match="/no/such/model does not exist"):
+    with pytest.raises(
+        ParameterError, match=r"model must be an existing folder.* got '/no/such/model'"
+    ):
         validate(PaperClaimValidation(model="/no/such/model"))
 
 
@@ -387,20 +389,6 @@ def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
     one = run_id(made.params)
     assert one.startswith("literature-420s-")
     assert run_id(PaperClaimValidation(claims=["literature"], registry=str(tmp_path))) != one
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"tiers": ["kernl"]}, "tiers must be some of source, kernel, engine, serving, got"),
-        ({"tiers": []}, "tiers must be some of source, .*, got"),
-        ({"claims": []}, "claims must be all, or ids and groups of claims, got"),
-        ({"engine": "attach"}, "engine must be vllm or simulated: .* got 'attach'"),
-    ],
-)
-def test_bad_parameters(given, sentence):
-    with pytest.raises(ParameterError, match=sentence):
-        PaperClaimValidation(**given)
 
 
 async def test_a_number_beside_a_verdict_by_reading_is_shown_and_judges_nothing(referee):
