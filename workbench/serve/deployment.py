@@ -28,8 +28,8 @@ from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.processes.readiness import ready
-from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
-from workbench.serve.simulated.pretend import pretend
+from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
+from workbench.serve.simulated.substitution import simulated_processes
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Role, TensorParallel, Topology
 
@@ -130,7 +130,7 @@ def plan_deployment(
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
-        processes = pretend(processes, topology, connector, settings, store_gb=store_gb)
+        processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
         topology=topology,
         connector=connector,
