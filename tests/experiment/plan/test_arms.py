@@ -131,7 +131,7 @@ def test_a_model_on_a_hub_is_taken_by_its_name(sweep, machine_has):
 def test_an_attached_deployment_is_one_arm(sweep):
     plan = sweep(**ATTACH)
     assert arms(plan) == {"attached": ("attached", ["cold", "engine-warm"])}
-    assert "cold rests on the salt alone" in " ".join(plan.doubts)
+    assert "only unique prompts keep cold passes cold" in " ".join(plan.doubts)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_server_lists_and_a_store_allow_more_passes(sweep):
     plan = sweep(**ATTACH, **lists)
     assert arms(plan)["attached"][1] == ["cold", "engine-warm", "store-warm"]
     (doubt,) = plan.doubts
-    assert doubt.startswith("The servers were started by somebody else: rounds are not launches")
+    assert doubt.startswith("This run did not start the servers: rounds reuse one launch")
 
 
 def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypatch):
@@ -205,7 +205,9 @@ def test_a_short_trace_is_sent_whole_and_the_plan_tells_what_was_not_used(sweep,
     plan = sweep(**asked)
     assert [r.prompt_tokens for r in plan.workload.sample.requests] == [90, 90, 90]
     assert "Unused fields in trace_file: priority." in plan.doubts
-    with pytest.raises(ParameterError, match=r"3 of 3 lines of trace_file .* have no time: leave"):
+    with pytest.raises(
+        ParameterError, match=r"3 of 3 lines of trace_file .* have no timestamp; set"
+    ):
         sweep(**asked, trace_speed=1.0)
     with pytest.raises(ParameterError, match="requests must be at most 3, the lines of trace_file"):
         sweep(**asked, requests=4)
@@ -215,8 +217,8 @@ def test_a_scenario_has_lengths_of_its_own_and_smaller_ones_on_a_cpu(sweep, mach
     assert sweep(workload="code_generation").workload.longest_prompt_tokens == 8_192
     plan = sweep(workload="long_context_high_reuse")
     assert plan.workload.longest_prompt_tokens == 16_384
-    (doubt,) = [doubt for doubt in plan.doubts if "since this is a CPU" in doubt]
-    assert "8,192 to 16,384 tokens here" in doubt and "16,384 to 32,768" in doubt
+    (doubt,) = [doubt for doubt in plan.doubts if doubt.startswith("On a CPU long_context")]
+    assert "8,192 to 16,384 tokens" in doubt and "16,384 to 32,768" in doubt
     machine_has("cuda", gpus=8)
     plan = sweep(workload="long_context_high_reuse", context_tokens=40_000)
     assert plan.workload.longest_prompt_tokens == 32_768

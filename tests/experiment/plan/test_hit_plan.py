@@ -68,7 +68,7 @@ async def test_the_chunk_of_a_running_store_is_asked_of_it(
     assert (arm.connector, arm.chunk_tokens) == ("lmcache", 512)
     assert [p.name for p in arm.passes] == ["cold", "engine-warm", "store-warm"]
     silent = hits(**attach, decode_urls=urls, lmcache_url=f"http://127.0.0.1:{unused_tcp_port}")
-    assert "does not say how long its chunk is" in silent.doubts[-1]
+    assert "does not report its chunk size" in silent.doubts[-1]
 
 
 def test_a_log_has_no_plan(hits: Plan) -> None:

@@ -69,7 +69,7 @@ def test_a_plan_puts_the_fault_where_it_belongs_and_leaves_opponents_whole():
     }
     assert [name for name, has in lines.items() if has] == ["1p1d nixl decode-0"]
     assert "failed_transfer" in made.run_id and "simulated" in made.run_id
-    assert made.doubts[0].startswith("The simulated servers go wrong on purpose, failed_transfer")
+    assert made.doubts[0].startswith("Fault failed_transfer is injected on purpose")
 
 
 @pytest.mark.parametrize("given", [{"fault": "failed_transfer"}, {"decode_tp": 2}])
