@@ -254,7 +254,7 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         try:
             answer = await client.post(f"{instance.url}/reset_prefix_cache")
         except httpx.HTTPError as error:
-            why = connect_problem(error) or repr(error)
+            why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(
                 f"{instance.name} at {instance.url} did not reset its prefix cache: {why}"
             ) from error
