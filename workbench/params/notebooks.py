@@ -252,9 +252,13 @@ class PaperClaimValidation(EngineParams):
     """Parameters of `paper_claim_validation`."""
 
     claims: list[str] = param(
-        ["all"], "all, or ids and groups of claims", example="VLLM-APC,own_runs"
+        ["all"],
+        "all, or ids and groups of claims (workbench claims list)",
+        example="VLLM-APC,own_runs",
     )
-    tiers: list[str] = param(list(CLAIM_TIERS), "ways to test a claim")
+    tiers: list[str] = param(
+        list(CLAIM_TIERS), "source: read and compute; kernel, engine, serving: measure there"
+    )
     time_budget_s: float = param(
         420.0, "time for measurements, in seconds (0: only read sources)", low=0, high=1_000_000
     )

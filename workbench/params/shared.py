@@ -56,7 +56,7 @@ class EngineParams:
     fork: bool = param(True, "CPU, simulated: start servers faster by forking a preloaded process")
     fault: str = param(
         "",
-        "simulated: inject this fault, listed in docs/simulated.md (empty: none)",
+        "simulated: inject this fault, listed in docs/faults.md (empty: none)",
         choices=("", *FAULTS),
         example="wrong_kv",
     )
