@@ -22,7 +22,7 @@ from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, DeploymentPlan, Instance, deploy
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.ports import free_ports, unused_ports
-from workbench.serve.processes.readiness import ready
+from workbench.serve.processes.startup import ready
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

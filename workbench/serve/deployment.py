@@ -27,7 +27,7 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
-from workbench.serve.processes.readiness import ready
+from workbench.serve.processes.startup import ready
 from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
 from workbench.serve.simulated.substitution import simulated_processes
 from workbench.serve.vllm import EngineSettings
