@@ -27,9 +27,9 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
-from workbench.serve.processes.readiness import ready
-from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
-from workbench.serve.simulated.pretend import pretend
+from workbench.serve.processes.startup import ready
+from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
+from workbench.serve.simulated.substitution import simulated_processes
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Role, TensorParallel, Topology
 
@@ -130,7 +130,7 @@ def plan_deployment(
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
-        processes = pretend(processes, topology, connector, settings, store_gb=store_gb)
+        processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
         topology=topology,
         connector=connector,
@@ -254,7 +254,7 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         try:
             answer = await client.post(f"{instance.url}/reset_prefix_cache")
         except httpx.HTTPError as error:
-            why = connect_problem(error) or repr(error)
+            why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(
                 f"{instance.name} at {instance.url} did not reset its prefix cache: {why}"
             ) from error

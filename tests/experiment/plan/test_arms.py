@@ -157,9 +157,9 @@ def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypat
     monkeypatch.setattr("workbench.load.drive.open_files._hard_limit", lambda: 1024)
     many = {"topology": "1a", "requests": 2000, "prompt_tokens": 64}
     sweep(**many, rates_per_s=[1.0])
-    with pytest.raises(ParameterError, match="for 2,000 requests in flight"):
+    with pytest.raises(ParameterError, match="2,000 requests in flight need"):
         sweep(**many, rates_per_s=[1.0, 200.0])
-    with pytest.raises(ParameterError, match="for 2,000 requests in flight"):
+    with pytest.raises(ParameterError, match="2,000 requests in flight need"):
         sweep(**many, search=True, rate_per_s=1.0, ttft_limit_ms=500.0)
 
 

@@ -28,7 +28,7 @@ from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
-from workbench.serve.processes.readiness import failure
+from workbench.serve.processes.startup import failure
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
