@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import LaunchError, PlanError
 from workbench.serve.processes.launcher import ProcessSpec
@@ -20,6 +20,8 @@ class Wiring:
     role: Role
     cpu: bool
     store_port: int = 0
+    store_gb: float = 0.0
+    """The part of the store's memory that this instance lends it, where instances do that."""
     side_port: int = 0
     """A second port of the instance itself."""
 
@@ -33,8 +35,14 @@ class Store:
     first one's port is the `store_port` of instances; /metrics lies where its ready URL does."""
     clear_path: str
     """A POST there empties its memory."""
+    cleared_by: Literal["store", "instance"] = "store"
+    """Who takes that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
     """The series of each field of `metrics.counters.StoreCounters`."""
+    keeps_blocks: bool = False
+    """It keeps whole KV blocks of the engine and counts them, in place of chunks and tokens."""
+    counts_lookups: bool = True
+    """Its hits are what engines looked up; else what they loaded."""
     instance_start_s: float
     """What its connection adds to the start of an instance on a CPU."""
 
@@ -57,6 +65,8 @@ class Connector:
     """What vLLM's `--kv-transfer-config` takes."""
     env: Callable[[Wiring], dict[str, str]] = _nothing
     """Of an instance."""
+    env_files: Callable[[Wiring], dict[str, str]] = _nothing
+    """Variables of an instance that name a file, with its text."""
     prefill_asks: Mapping[str, Any] = field(default_factory=dict)
     """What the proxy adds to the body of the prefill leg."""
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
