@@ -9,7 +9,7 @@ The peers are compared by the whole run as well, from the first import to the la
 pays for it: `whole_cpu_us_per_token`.
 
 TTFT error is the client's TTFT minus (true first send - the server's read of the request); how late
-the server read is reported beside it. CPU is user and system time of the client's whole process
+the server read is reported too. CPU is user and system time of the client's whole process
 tree from the first request to the last answer, over all tokens. What others took of core 1 in that
 time stands with each row, and for how much of it the client was ready and had to wait for the core:
 above a few per cent p99 is theirs.
@@ -204,7 +204,7 @@ def _watch(
 
 
 def compare(truth: list[dict[str, Any]], seen: list[Seen], cell: Cell) -> dict[str, Any]:
-    """A client's numbers beside the true ones; milliseconds, percentiles over requests."""
+    """A client's numbers against the true ones; milliseconds, percentiles over requests."""
     known = {row["id"]: row for row in truth if len(row["sent"]) == cell.tokens}
     pairs = [(known[one.id], one) for one in seen if one.id in known]
     facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The table of `exactness.py`: what should be reached, what was measured, beside whom."""
+"""The table of `exactness.py`: target, measured value, baseline."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WORDS = {
 
 
 def table(rows: Rows) -> str:
-    """Markdown. A row that is not reached says so; what failed is listed below with its reason."""
+    """Markdown. Each row says whether it met its target; failures are listed below the table."""
     lines = [
-        "| quantity | reach | ours | beside | | others |",
+        "| quantity | target | workbench | baseline | met | other programs |",
         "|---|---|---|---|---|---|",
         *_cpu(rows),
         *_errors(rows),
@@ -36,41 +36,41 @@ def table(rows: Rows) -> str:
 
 
 def values(rows: Rows, client: str, cell: str, name: str) -> list[float]:
-    """One number per round; NaN is none."""
+    """One number per round, without NaN."""
     found = (r.get(name) for r in rows if (r["client"], r["cell"]) == (client, cell))
     return [value for value in found if value is not None and value == value]
 
 
 def _cpu(rows: Rows) -> Iterable[str]:
-    for ours, stamps in (("kernel", "kernel stamps"), ("user", "own stamps")):
-        for cells, reach in ((ALIGNED, 2.5), (UNALIGNED, 2.0)):
+    for ours, stamps in (("kernel", "kernel timestamps"), ("user", "user-space timestamps")):
+        for cells, target in ((ALIGNED, 2.5), (UNALIGNED, 2.0)):
             for cell in cells:
-                yield _ratio(rows, ours, "vllm", cell, reach, stamps)
-    for peer, reach in (("aiperf", 7.0), ("guidellm", 15.0)):
+                yield _ratio(rows, ours, "vllm", cell, target, stamps)
+    for peer, target in (("aiperf", 7.0), ("guidellm", 15.0)):
         for cell in ALIGNED:
-            yield _ratio(rows, "kernel", peer, cell, reach, "kernel stamps")
+            yield _ratio(rows, "kernel", peer, cell, target, "kernel timestamps")
             yield _ratio(
-                rows, "kernel", peer, cell, reach, "the whole run, its imports included",
+                rows, "kernel", peer, cell, target, "whole run with imports",
                 name="whole_cpu_us_per_token",
             )  # fmt: skip
 
 
 def _ratio(
-    rows: Rows, ours: str, peer: str, cell: str, reach: float, which: str,
+    rows: Rows, ours: str, peer: str, cell: str, target: float, which: str,
     *, name: str = "cpu_us_per_token",
 ) -> str:  # fmt: skip
     mine = values(rows, ours, cell, name)
     theirs = values(rows, peer, cell, name)
     names = {"vllm": "vllm bench serve", "aiperf": "AIPerf", "guidellm": "GuideLLM"}
-    what = f"CPU per token, {WORDS[cell]}, {which}, {names[peer]} beside ours"
+    what = f"CPU per token, {WORDS[cell]}, {which}, against {names[peer]}"
     if not (mine and theirs):
-        return f"| {what} | {reach:g} times | - | - | not measured | |"
+        return f"| {what} | {target:g}x | - | - | not measured | |"
     times = [b / a for a, b in zip(mine, theirs, strict=False)]
-    reached = "reached" if median(times) >= reach else "**not reached**"
+    met = "yes" if median(times) >= target else "**no**"
     return (
-        f"| {what} | {reach:g} times less | {_spread(times, '{:.2f}')} times;"
+        f"| {what} | {target:g}x less | {_spread(times, '{:.2f}')}x less;"
         f" {_spread(mine, '{:.1f}')} us"
-        f" | {_spread(theirs, '{:.1f}')} us | {reached} | {_others(rows, (ours, peer), cell)} |"
+        f" | {_spread(theirs, '{:.1f}')} us | {met} | {_others(rows, (ours, peer), cell)} |"
     )
 
 
@@ -83,53 +83,53 @@ def _errors(rows: Rows) -> Iterable[str]:
          "ttft_error_ms_p50", 1, 0.2),
         ("TTFT error p99", ("closed-64", "open-200"), "ttft_error_ms_p99", 1, 1.0),
         ("TTFT error p99", ("closed-256", "open-500"), "ttft_error_ms_p99", 1, None),
-        ("first-token receive lateness p99", (*ALIGNED, *UNALIGNED, *OPEN[1:]),
+        ("lateness of first-token reads p99", (*ALIGNED, *UNALIGNED, *OPEN[1:]),
          "receive_late_ms_p99", 1000, 50.0),
         ("ICL error p99", (*ALIGNED, *UNALIGNED, *OPEN[1:]), "icl_error_ms_p99", 1000, 50.0),
         ("send lateness p50", ("open-200",), "send_late_ms_p50", 1, 0.3),
         ("send lateness p99", ("open-200",), "send_late_ms_p99", 1, 1.0),
-        ("the server's own late reads p99", ("closed-64", "closed-256", "open-200"),
+        ("lateness of the server's reads p99", ("closed-64", "closed-256", "open-200"),
          "server_read_late_ms_p99", 1, None),
     ]  # fmt: skip
-    for what, cells, name, factor, reach in limits:
+    for what, cells, name, factor, target in limits:
         for cell in cells:
-            yield _error(rows, what, cell, name, factor, reach)
+            yield _error(rows, what, cell, name, factor, target)
 
 
-def _error(rows: Rows, what: str, cell: str, name: str, factor: int, reach: float | None) -> str:
+def _error(rows: Rows, what: str, cell: str, name: str, factor: int, target: float | None) -> str:
     unit = "us" if factor == 1000 else "ms"
     found: Callable[[str], list[float]] = lambda client: [  # noqa: E731
         factor * value for value in values(rows, client, cell, name)
     ]
     mine, own, theirs = found("kernel"), found("user"), found("vllm")
-    asked = f"{reach:g} {unit}" if reach is not None else "as it is"
+    asked = f"{target:g} {unit}" if target is not None else "none set"
     if not mine:
         return f"| {what}, {WORDS[cell]} | {asked} | - | - | not measured | |"
-    outcome = "" if reach is None else ("reached" if median(mine) <= reach else "**not reached**")
+    outcome = "" if target is None else ("yes" if median(mine) <= target else "**no**")
     peers = ", ".join(
         f"{name} {_spread(numbers, '{:.3g}')}"
         for name, numbers in (
-            ("own stamps", own), ("vllm bench", theirs), ("AIPerf", found("aiperf")),
+            ("user-space", own), ("vllm bench", theirs), ("AIPerf", found("aiperf")),
             ("GuideLLM", found("guidellm")),
         )
         if numbers
     )  # fmt: skip
     return (
-        f"| {what}, {WORDS[cell]}, kernel stamps | {asked} | {_spread(mine, '{:.3g}')} {unit}"
+        f"| {what}, {WORDS[cell]}, kernel timestamps | {asked} | {_spread(mine, '{:.3g}')} {unit}"
         f" | {peers} {unit} | {outcome} | {_others(rows, ('kernel',), cell)} |"
     )
 
 
 def _worker(rows: Rows) -> Iterable[str]:
-    for what, name, reach, unit in (
+    for what, name, target, unit in (
         ("start-up of a worker", "worker_start_up_s", 1.0, "s"),
         ("memory of a worker", "worker_peak_mb", 150.0, "MB"),
     ):
         found = values(rows, "worker", "worker", name)
         if found:
-            outcome = "reached" if median(found) <= reach else "**not reached**"
+            outcome = "yes" if median(found) <= target else "**no**"
             cost = f"{_spread(found, '{:.3g}')} {unit}"
-            yield f"| {what} | {reach:g} {unit} | {cost} | | {outcome} | |"
+            yield f"| {what} | {target:g} {unit} | {cost} | | {outcome} | |"
 
 
 def _spread(found: Sequence[float], form: str) -> str:
@@ -141,7 +141,7 @@ def _spread(found: Sequence[float], form: str) -> str:
 
 
 def _others(rows: Rows, clients: Iterable[str], cell: str) -> str:
-    """The most that others took of the client's core, and that it had to wait for the core."""
+    """How much of the client's core other programs used at most, and how long the client waited."""
     taken = [v for c in clients for v in values(rows, c, cell, "others_share")]
     waited = [v for c in clients for v in values(rows, c, cell, "waited_share")]
     return f"{max(taken):.0%}, waited {max(waited):.0%}" if taken and waited else ""

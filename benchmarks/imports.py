@@ -1,4 +1,4 @@
-"""`import workbench` beside `import pandas`, each in fresh interpreters in turn. Last line JSON."""
+"""Time of `import workbench` and `import pandas`, in fresh interpreters in turn. Last line JSON."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Reading an LMCache log: MB/s of `read_log`, beside `grep -c` of the same lines, in turns.
+"""MB/s of `read_log` on an LMCache log, and of `grep -c` on the same lines, in turns.
 
 On several cores `read_log` takes several processes; one process is timed as well. Lines of both
 generations and of vLLM, one in three of them LMCache's, as a busy server writes.

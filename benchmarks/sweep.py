@@ -33,9 +33,9 @@ def sweep(*arguments: str) -> tuple[float, dict[str, Any]]:
 def report(name: str, wall_s: float, facts: dict[str, Any]) -> dict[str, Any]:
     rounds = facts["parameters"]["rounds"]
     share = facts["measuring_s"] / wall_s
-    beside_s = (wall_s - facts["measuring_s"]) / rounds
+    other_s = (wall_s - facts["measuring_s"]) / rounds
     print(
-        f"{name}: {wall_s:.0f} s, {share:.0%} of it measuring; {beside_s:.0f} s a round beside it"
+        f"{name}: {wall_s:.0f} s, {share:.0%} of it measuring; {other_s:.0f} s a round of the rest"
     )
     return {"wall_s": round(wall_s, 1), "measuring_share": round(share, 3)}
 
@@ -45,7 +45,7 @@ def main() -> None:
     summary = {"fork": report("as typed", wall_s, facts)}
     for row in facts["comparisons"]:
         if row["kind"] == "cache-state" and row["metric"] == "ttft_s" and "p" in row["arm"]:
-            print(f"TTFT cold beside {row['pass']}, {row['arm']}: {row['sentence']}")
+            print(f"TTFT cold / {row['pass']}, {row['arm']}: {row['sentence']}")
             summary[row["pass"]] = [round(row["ratio"][key], 1) for key in ("value", "low", "high")]
     print("gates: " + ", ".join(f"{g['name']} {g['outcome']}" for g in facts["gates"]))
     if "--plain" in sys.argv:

@@ -276,6 +276,9 @@ def test_a_run_that_failed_keeps_its_own_page_beside_the_good_one(
     assert shown.err.endswith(f"page: {home / 'report.failed.html'}\n")
     assert good == ((home / "report.html").read_bytes(), (home / "run.ipynb").read_bytes())
     assert (home / "run.failed.ipynb").exists()
+    executed.outcome = None
+    assert run(tmp_path, "--force") == 0
+    assert not [path for path in home.iterdir() if ".failed." in path.name]
 
 
 def test_a_run_that_is_stopped_before_its_first_cell_leaves_no_page(monkeypatch, tmp_path, capsys):

@@ -232,10 +232,12 @@ def test_readme_commands_run_on_simulated_servers(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     line = "workbench run pd_sweep -p topology 1p4d -p engine simulated"
     assert line in {command.line for command in COMMANDS if command.page == "README.md"}
-    quick = "-p requests 2 -p rounds 1 -p opponents False -p output_dir"
-    assert cli.main(shlex.split(f"{line} {quick} {tmp_path}")[1:]) == 0
+    quick = "-p topology 1p1d -p requests 2 -p rounds 1 -p opponents False -p output_dir"
+    assert cli.main(shlex.split(f"{line} --json {quick} {tmp_path}")[1:]) == 0
+    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {"outcome", "headline", "numbers", "gates_not_passed", "page"} <= set(told)
     page = next(tmp_path.glob("pd_sweep/*/report.html"))
-    assert str(page.relative_to(tmp_path)) in capsys.readouterr().out
+    assert told["page"] == str(page)
     assert cli.main(["report", str(page.with_name("run.ipynb"))]) == 0
     assert cli.main(["index", "--output-dir", str(tmp_path)]) == 0
     assert page.parent.name in (tmp_path / "index.html").read_text()

@@ -157,7 +157,8 @@ def _compare(options: argparse.Namespace) -> int:
     from workbench.report.comparison import compare_results
 
     found = compare_results(options.results, arm=options.arm, cache_state=options.cache_state)
-    print(found.table.to_string(index=False), *found.sentences, sep="\n")
+    settings, *others = found.sentences
+    print(settings, found.table.to_string(index=False), *others, sep="\n")
     if options.figure:
         try:
             options.figure.write_text(found.figure.svg, encoding="utf-8")

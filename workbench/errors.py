@@ -1,19 +1,24 @@
 """Everything that the workbench raises on purpose.
 
     WorkbenchError
-    +-- ParameterError   a value that cannot be used; nothing has started
-    +-- PlanError        a set-up that this machine or connector cannot have; nothing has started
+    +-- ParameterError   a value that cannot be used; nothing was started
+    +-- PlanError        a set-up that this machine or connector cannot run; nothing was started
     +-- LaunchError      a server that did not become ready; its log is named
-    +-- DeploymentError  a server that ended, or did not obey, while it was being measured
+    +-- DeploymentError  a server that ended or refused a command while it was being measured
     +-- ResultError      a result file that cannot be read or compared
 
-A message says what, where and what next: it is shown to the user as it stands.
+A message says what was wrong, what is allowed, and one good example. It is shown to the user as is.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
+
+_SHOWN_CHARACTERS = 60
+_LISTED_NAMES = 20
 
 
 class WorkbenchError(Exception):
@@ -29,15 +34,15 @@ class ParameterError(WorkbenchError):
 
 
 class PlanError(WorkbenchError):
-    """The set-up is well written, but this machine or connector cannot have it."""
+    """The set-up is valid, but this machine or connector cannot run it."""
 
 
 class LaunchError(WorkbenchError):
-    """A server did not start; the message carries the reason and the path of its log."""
+    """A server did not start; the message has the reason and the path of its log."""
 
 
 class DeploymentError(WorkbenchError):
-    """A running server ended or refused an order."""
+    """A running server ended or refused a command."""
 
 
 class ResetRefusedError(DeploymentError):
@@ -48,8 +53,27 @@ class ResultError(WorkbenchError):
     """A result file cannot be read, or two results cannot be compared."""
 
 
+def must_be(name: str, allowed: str, got: Any, example: Any) -> str:
+    """One sentence about bad input: `rounds must be an integer, got 'none' (example: rounds 3)`.
+
+    `example` is a value of `name`, or the whole command line where it starts with `-p`.
+    """
+    good = ",".join(map(str, example)) if isinstance(example, list) else str(example)
+    if not good.startswith("-p "):
+        good = f"{name} {shlex.quote(good)}"
+    return f"{name} must be {allowed}, got {shown(got)} (example: {good})"
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that offers the known name closest to `name`, or lists them all."""
+    """A clause that offers the known name closest to `name`, or lists the allowed ones."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(names)}"
+    if close := get_close_matches(name, names, n=1):
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
+    return f"allowed: {', '.join(names[:_LISTED_NAMES])}{more}"

@@ -111,6 +111,9 @@ def run_notebook(
         kept = home / ("run.failed.ipynb" if problem else "run.ipynb")
         os.replace(executed, kept)
         made = write_page(kept, home / "report.failed.html" if problem else page)
+        if not problem:  # this run has succeeded since
+            for stale in ("report.failed.html", "run.failed.ipynb"):
+                (home / stale).unlink(missing_ok=True)
     return NotebookRun(
         notebook=notebook,
         page=made,

@@ -63,7 +63,7 @@ async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
     missed = {"KV moved", "the ledger closes", "caches were emptied", "same text"}
     assert failing(result) == missed
     (gate,) = (g for g in result.facts["gates"] if g["name"] == "KV moved")
-    assert "the decode instances computed 9,000 of 9,000 prompt tokens" in gate["sentence"]
+    assert "The decode instances computed 9,000 of 9,000 prompt tokens" in gate["sentence"]
 
 
 async def test_a_store_that_was_left_warm_is_found_out(

@@ -112,15 +112,15 @@ NO_TOTAL = {"vllm:prefix_cache_queries": 100, "vllm:prefix_cache_hits": 64}
 @pytest.mark.parametrize(
     ("seen", "engine_hit", "why"),
     [
-        (older(queries=1000, hits=320, prompt=1000), 320, "what a connector loads is not counted"),
-        (older(GPU, "blocks", queries=62, hits=20, prompt=1000), 320, "what a connector loads"),
-        (older(GPU, "tokens", queries=1000, hits=320, prompt=1000), 320, "what a connector loads"),
+        (older(queries=1000, hits=320, prompt=1000), 320, "tokens loaded through the connector"),
+        (older(GPU, "blocks", queries=62, hits=20, prompt=1000), 320, "tokens loaded through"),
+        (older(GPU, "tokens", queries=1000, hits=320, prompt=1000), 320, "tokens loaded through"),
         (older(GPU, "x", queries=1000, hits=320, prompt=1000), nan, f"the unit of {GPU}_hits"),
         (older(queries=2000, hits=640, prompt=1000, external=0), nan, "prompts were looked up"),
         (page(NO_TOTAL), nan, "prompt tokens are not counted"),
-        (page(NO_TOTAL | {"vllm:prompt_tokens_total": 100}), 64, "what a connector loads"),
+        (page(NO_TOTAL | {"vllm:prompt_tokens_total": 100}), 64, "tokens loaded through"),
         (page({f"{GPU}_hit_rate": 0.9, "vllm:prompt_tokens_total": 1000}), nan,
-         "a hit rate of all time, from the V0 engine"),
+         "the V0 engine exports only a hit rate"),
     ],
 )  # fmt: skip
 def test_versions_before_0_12_count_hits_of_their_own_cache_alone(
@@ -131,7 +131,7 @@ def test_versions_before_0_12_count_hits_of_their_own_cache_alone(
     assert isnan(sources.computed)
     assert sources.total == pytest.approx(seen.sum("vllm:prompt_tokens_total"), nan_ok=True)
     assert sources.unknown.startswith(why)
-    assert sources.unknown.endswith("vLLM 0.16 and later say it")
+    assert sources.unknown.endswith("this takes vLLM 0.16 or later")
 
 
 def test_where_nothing_was_loaded_the_rest_was_computed() -> None:

@@ -220,21 +220,21 @@ def test_no_ratio_is_made_of_the_ttft_of_an_arm_that_was_buffered():
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"output_tokens": -1}, "the server sent no usage, so that their tokens are not counted"),
-        ({"chunk_s": (11.0,), "output_tokens": 1}, "one token has no time between tokens"),
-        ({"chunk_s": (11.0,), "output_tokens": 5}, "all their tokens came in one chunk"),
-        ({"output_tokens": 5}, "several tokens share a chunk, and no count comes with each"),
-        ({"output_tokens": 0}, "the server's usage says 0 tokens"),
+        ({"output_tokens": -1}, "the server sent no usage"),
+        ({"chunk_s": (11.0,), "output_tokens": 1}, "they have only one token"),
+        ({"chunk_s": (11.0,), "output_tokens": 5}, "all tokens arrived in one chunk"),
+        ({"output_tokens": 5}, "several tokens share a chunk without a token count"),
+        ({"output_tokens": 0}, "the server reported 0 tokens"),
         (
             {"chunk_s": paced(0.0), "output_tokens": 12},
-            "their tokens came together, buffered on the way or read late",
+            "their tokens arrived together (buffered stream or late client)",
         ),
     ],
 )
 def test_a_tpot_that_is_not_known_is_told_with_its_reason(facts, reason):
     records = [request(), request(1, **facts), request(2, **facts), request(3, error="reset")]
     told = tpot_unknown(latencies(to_frame(records, arm="1a")))
-    assert told == [f"TPOT is not known for 2 of 3 answers: {reason}."]
+    assert told == [f"TPOT is unknown for 2 of 3 responses: {reason}."]
     assert len(told[0].split()) <= 25
 
 

@@ -117,34 +117,39 @@ def test_a_first_byte_without_a_token_is_not_the_end_of_ttft():
 @pytest.mark.parametrize(
     ("request_", "legs", "known", "note"),
     [
-        (replace(REQUEST, error="reset"), (SPLIT,), False, "it failed"),
-        (REQUEST, (), False, "the proxy has no row of it"),
-        (replace(REQUEST, request_id="other"), (SPLIT,), False, "the proxy has no row of it"),
-        (REQUEST, (SPLIT, SPLIT), False, "the proxy has no row of it"),
-        (replace(REQUEST, engine_metrics=""), (SPLIT,), True, "its decode instance sent no timing"),
+        (replace(REQUEST, error="reset"), (SPLIT,), False, "they failed"),
+        (REQUEST, (), False, "the workbench's proxy has no unique"),
+        (
+            replace(REQUEST, request_id="other"),
+            (SPLIT,),
+            False,
+            "the workbench's proxy has no unique",
+        ),
+        (REQUEST, (SPLIT, SPLIT), False, "the workbench's proxy has no unique"),
+        (replace(REQUEST, engine_metrics=""), (SPLIT,), True, "the decode instance sent no timing"),
         (
             replace(REQUEST, engine_metrics=json.dumps({"queue_time_ms": None})),
             (SPLIT,),
             True,
-            "its decode instance sent no timing",
+            "the decode instance sent no timing",
         ),
         (
             REQUEST,
             (replace(SPLIT, prefill_engine_metrics=""),),
             True,
-            "its prefill instance sent no timing",
+            "the prefill instance sent no timing",
         ),
         (
             replace(REQUEST, engine_metrics=""),
             (AGGREGATED,),
             True,
-            "its aggregated instance sent no timing",
+            "the aggregated instance sent no timing",
         ),
         (
             REQUEST,
             (replace(SPLIT, decode_sent_s=math.nan),),
             True,
-            "the proxy or the client has not stamped all of it",
+            "a timestamp of the proxy or the client is missing",
         ),
     ],
 )
@@ -178,8 +183,8 @@ def test_durations_that_contradict_one_another_are_a_doubt_and_no_number(request
     frame = waterfall(*frames(request_, leg))
     assert frame[[*PARTS, "residual_s"]].isna().all(axis=None)
     assert doubts(frame) == [
-        "1 of 1 requests have no whole waterfall: its durations contradict one another, as those"
-        " of unlike clocks would."
+        "1 of 1 requests have no complete waterfall: their durations contradict each other, so"
+        " clocks may differ."
     ]
 
 
@@ -189,8 +194,8 @@ def test_a_run_without_the_proxy_has_a_row_per_request_and_one_sentence():
     assert len(frame) == 1
     assert 1000 * frame["ttft_s"].iloc[0] == pytest.approx(400.5)
     assert doubts(frame) == [
-        "1 of 1 requests have no whole waterfall: the proxy has no row of it; only requests"
-        " through the workbench's own proxy are split."
+        "1 of 1 requests have no complete waterfall: the workbench's proxy has no unique record of"
+        " them."
     ]
     assert representatives(frame).empty
     assert summarise(frame)["median"].isna().all()
@@ -302,8 +307,8 @@ def test_a_waterfall_closes_within_2_ms_or_2_percent():
     assert not closes(rows(1, residual_s=math.nan)).any()
     assert doubts(rows(3)) == []
     assert doubts(rows(2, residual_s=0.003)) == [
-        "In 2 of 2 requests client and proxy differ by more than 2 ms and 2 % of TTFT (at most"
-        " 3.0 ms, 5a, cold): the proxy accepted late, or the machine was busy."
+        "Client to proxy took over 2 ms and 2 % of TTFT in 2 of 2 requests (at most 3.0 ms; 5a,"
+        " cold). The proxy accepted late, or the machine was busy."
     ]
 
 

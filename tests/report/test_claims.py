@@ -107,13 +107,15 @@ def test_text_of_claims_is_text(page):
 
 def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page):
     panel = page([row()]).find(id="claim-VLLM-APC")
-    text = " ".join(panel.get_text(" ").split())
+    text = " ".join(panel.get_text().split())
     assert "◆ not known a tuned baseline (its source): Old." in text
     assert "● 1 check holds" in text
     assert "A limit." in text and "A doubt." in text and "vllm 0.32.0" in text
     assert panel.has_attr("open")
     (figure,) = panel("figure")
-    assert figure["aria-label"].startswith("VLLM-APC, confirmed (shape). TTFT: 0.210 [0.190, 0.24")
+    assert figure.svg["aria-label"].startswith(
+        "VLLM-APC, confirmed (shape). TTFT: 0.210 [0.190, 0.24"
+    )
 
 
 def test_a_claim_that_was_not_measured_is_folded_and_says_why(page):

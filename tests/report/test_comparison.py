@@ -19,8 +19,8 @@ COMPLETIONS = PEERS / "vllm_bench_0.32_completions.json"
 LMCACHE = PEERS / "lmcache_bench_0.5.6.csv"
 
 
-def a_run(folder, *, first_s, n=40, simulated=False, **facts):
-    """A run folder of one arm, cold and warm: TTFT around `first_s`, warm a tenth of it."""
+def a_run(folder, *, first_s, n=40, simulated=False, labels=("1a",), **facts):
+    """A run folder, cold and warm: TTFT around `first_s`, warm a tenth of it, in every arm."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(1)
     frames = []
@@ -40,7 +40,7 @@ def a_run(folder, *, first_s, n=40, simulated=False, **facts):
             )
             for index in range(n)
         ]
-        frames.append(to_frame(rows, arm="1a", round=0, **{"pass": name}))
+        frames += [to_frame(rows, arm=arm, round=0, **{"pass": name}) for arm in labels]
     latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
     run = {"schema": 1, "notebook": "pd_sweep", "run_id": folder.name, "status": "success"}
     facts = {**run, "simulated": simulated, **facts}
@@ -70,10 +70,10 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert re.fullmatch(r"[\d.,]+ \[[\d.,]+, [\d.,]+\]", table["p50"].iloc[0])
     assert set(table["p99"]) == {"needs n of 368"}
     told = " ".join(found.sentences)
-    assert "the intervals do not meet" in told
-    assert "TTFT of vLLM bench (read at 0.32.0 and 0.33.0): first message with choices" in told
+    assert "The second is" in told and "x faster." in told
+    assert "TTFT in vLLM bench (0.32.0 and 0.33.0): first message with choices" in told
     assert "chat since 0.33: first chunk with a token" in told
-    assert "of the workbench: first chunk with a generated token" in told
+    assert "In the workbench: first chunk with a generated token" in told
     assert found.figure.svg.count("vLLM bench") >= 1
     assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
 
@@ -86,11 +86,46 @@ def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path, bench):
 def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path):
     one, two = (a_run(tmp_path / name, first_s=0.2) for name in "ab")
     slow = a_run(tmp_path / "c", first_s=0.4)
-    same = wb.compare_results([one, two], cache_state="cold").sentences[0]
-    assert same.startswith("TTFT: 1: 1a, cold ")
-    assert same.endswith("the intervals meet, no difference shown.")
-    other = wb.compare_results([one, slow], cache_state="cold").sentences[0]
-    assert re.search(r": [12]\.\d\d times the first, and the intervals do not meet\.$", other)
+    settings, same, *_ = wb.compare_results([one, two], cache_state="cold").sentences
+    assert settings == "No setting differs."
+    assert same.startswith("TTFT, 1a, cold: ")
+    assert same.endswith(". No significant difference (95 % intervals overlap).")
+    other = wb.compare_results([one, slow], cache_state="cold").sentences[1]
+    assert re.search(r"\. The second is [12]\.\d\dx slower\.$", other)
+
+
+def settings_of(tmp_path, *changes):
+    runs = [a_run(tmp_path / f"{n}", first_s=0.2, parameters=c) for n, c in enumerate(changes)]
+    return wb.compare_results(runs).sentences[0]
+
+
+def test_the_first_line_counts_the_settings_that_differ(tmp_path):
+    one = {"connector": "none", "rounds": 3, "seed": 0, "output_dir": "a"}
+    assert settings_of(tmp_path / "a", one, one | {"connector": "lmcache", "output_dir": "b"}) == (
+        "1 setting differs: connector (none and lmcache)."
+    )
+    assert settings_of(tmp_path / "b", one, one | {"rounds": 5, "seed": 1}) == (
+        "2 settings differ, so no cause can be named: rounds, seed."
+    )
+
+
+def test_like_is_compared_with_like_only(tmp_path):
+    """By arm and pass; an arm without its like by topology, if one alone is left."""
+    runs = []
+    for name, labels in (
+        ("one", ("1p1d none", "1p1d lmcache", "2a none")),
+        ("two", ("1p1d nixl", "1p1d none")),
+    ):
+        arms = [{"label": label, "topology": label.split()[0]} for label in labels]
+        runs.append(a_run(tmp_path / name, first_s=0.2, labels=labels, schema=2, arms=arms))
+    _, alone, *said = wb.compare_results(runs, cache_state="cold").sentences
+    assert alone == "Not compared, because only one run has it: 1: 2a none, cold."
+    ttft = [re.sub(r" [\d.]+ ms.*?\]", "", line) for line in said if line.startswith("TTFT")]
+    assert ttft == [
+        "TTFT, 1p1d none, cold:,. No significant difference (95 % intervals overlap).",
+        "TTFT: 1: 1p1d lmcache, cold, 2: 1p1d nixl, cold. No significant difference (95 %"
+        " intervals overlap).",
+    ]
 
 
 def failed(run, name):
@@ -104,15 +139,15 @@ def failed(run, name):
 def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
     busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
-    assert busy.sentences[0] == (
-        "two: gate “client kept up” failed; it takes away tails; makes times rough; adds a doubt"
-        " to ratios."
+    assert busy.sentences[1] == (
+        "two: gate “client kept up” failed; do not use p99 or ITL; absolute times are rough; use"
+        " ratios with care."
     )
-    assert "(rough: gate “client kept up” failed): the intervals meet" in busy.sentences[1]
+    assert "(rough: gate “client kept up” failed). No significant" in busy.sentences[2]
     assert "grayscale" not in busy.figure.svg
     wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
-    assert wrong.sentences[1] == (
-        "TTFT of 2: 1a, cold, is not compared (not proven: gate “KV moved” failed)."
+    assert wrong.sentences[2] == (
+        "TTFT of 2: 1a, cold, is not compared (not valid: gate “KV moved” failed)."
     )
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.
@@ -128,8 +163,8 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
 
 def test_unlike_work_and_too_few_requests_are_told(tmp_path):
     told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
-    assert "Unlike work: the median prompt has 550 tokens in r and" in told
-    assert "too few requests to tell" in told
+    assert "Different workload: the median prompt has 550 tokens in r and" in told
+    assert "Too few requests to judge" in told
     assert "TPOT of LMCache bench is" in told
 
 
@@ -167,8 +202,8 @@ def guidellm_part(folder):
 
 def test_a_part_of_the_requests_never_passes_for_all(tmp_path, bench):
     found = wb.compare_results([bench, guidellm_part(tmp_path / "part")])
-    part = "GuideLLM: 10 of 22 requests are in the file."
-    assert found.sentences[0] == part
+    part = "GuideLLM: the file holds 10 of 22 requests."
+    assert found.sentences[1] == part
     assert part in found.figure.svg
     assert part in found.figure.caption
     assert found.table.set_index("arm")["in the file"].to_dict() == {
@@ -177,13 +212,13 @@ def test_a_part_of_the_requests_never_passes_for_all(tmp_path, bench):
     }
     told = " ".join(found.sentences)
     assert "GuideLLM, measured (10 of 22 requests) 500 ms" in told
-    assert "GuideLLM, the tool's own summary of its whole run: TTFT p50 800 ms." in told
+    assert "GuideLLM, the tool's own summary of all requests: TTFT p50 800 ms." in told
 
 
 def test_where_all_requests_are_there_nothing_is_said_of_a_part(tmp_path, bench):
     found = wb.compare_results([a_run(tmp_path / "r", first_s=1.0), bench])
     assert "in the file" not in found.table
-    assert "are in the file" not in " ".join(found.sentences) + found.figure.svg
+    assert "the file holds" not in " ".join(found.sentences) + found.figure.svg
 
 
 def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path, bench):
@@ -199,8 +234,8 @@ def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path, bench):
         for one in sentences
     )
     assert (
-        "2: vLLM bench, medians of 40 by the server's own times: queue 300 ms, from scheduling to"
-        " the first token 150 ms; TTFT outside the engine 50.0 ms." in sentences
+        "2: vLLM bench, medians of 40 requests by the server's own times: queue 300 ms, scheduling"
+        " to first token 150 ms, TTFT outside the engine 50.0 ms." in sentences
     )
 
 
@@ -209,30 +244,31 @@ def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path, bench):
     for name in ("ttfts", "itls", "output_lens", "input_lens", "errors", "start_times"):
         del told[name]
     (tmp_path / "e2e.json").write_text(json.dumps(told))
-    first, *_ = wb.compare_results([bench, tmp_path / "e2e.json"]).sentences
-    assert first.startswith("TTFT: 1: vLLM bench")
-    assert first.endswith("2: vLLM bench, measured not known; nothing to compare.")
+    settings, first, *_ = wb.compare_results([bench, tmp_path / "e2e.json"]).sentences
+    assert settings.startswith("Settings cannot be compared")
+    assert first.startswith("TTFT, vLLM bench, measured: ")
+    assert first.endswith("], unknown. Not compared.")
 
 
 def test_what_is_simulated_stays_marked(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0, simulated=True)
     found = wb.compare_results([run, bench])
     assert "simulated" in found.figure.svg
-    assert "run: simulated; its times are made up and measure nothing." in found.sentences
+    assert "run: simulated, so its times measure nothing." in found.sentences
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0)
     (tmp_path / "other.json").write_text('{"tool": "unknown"}')
     for paths, sentence in [
-        ([run], "needs two results"),
-        ([run, tmp_path / "other.json"], "no result of a known tool"),
+        ([run], "needs at least two results, got 1"),
+        ([run, tmp_path / "other.json"], "not a result of a known tool"),
         ([run, tmp_path / "nothing.json"], "cannot be read"),
         ([tmp_path, bench], "no run has succeeded"),
     ]:
         with pytest.raises(ResultError, match=sentence):
             wb.compare_results(paths)
-    with pytest.raises(ResultError, match="has no arm '5a'; it has 1a"):
+    with pytest.raises(ResultError, match=r"arm must be one of 1a in .*, got '5a'"):
         wb.compare_results([run, bench], arm="5a")
 
 
@@ -241,7 +277,7 @@ def test_the_command_prints_the_table_and_writes_the_figure(tmp_path, bench, cap
     assert main(["compare", str(run), str(bench), "--pass", "cold", "--figure", str(svg)]) == 0
     printed = capsys.readouterr().out
     assert "TTFT, ms" in printed
-    assert "no difference" in printed or "do not meet" in printed
+    assert "The second is" in printed
     assert svg.read_text().startswith("<svg")
     assert main(["compare", str(run), str(tmp_path / "no.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err
@@ -253,7 +289,7 @@ def test_runs_in_two_number_formats_are_not_compared(tmp_path):
     small = a_run(tmp_path / "small", first_s=1.0, engine={"dtype": "float32", "layers": 1})
     old = a_run(tmp_path / "old", first_s=1.0)
     with pytest.raises(
-        ResultError, match=r"half and full differ in dtype \(bfloat16 and float32\)"
+        ResultError, match="dtype must be the same in both runs, got bfloat16 in half and float32"
     ):
         wb.compare_results([half, full])
     with pytest.raises(ResultError, match="layers of the model"):

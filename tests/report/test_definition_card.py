@@ -68,7 +68,7 @@ def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
     }
     assert "Medians of 3 requests (1a, engine-warm)" in page.text
     assert "vllm/benchmarks/serve.py: calculate_metrics" in page.text
-    assert "The formulas hold for vLLM bench 0.32.0 and 0.33.0; GuideLLM 0.8.1" in page.text
+    assert "The formulas are those of vLLM bench 0.32.0 and 0.33.0; GuideLLM 0.8.1" in page.text
 
 
 def test_a_kind_without_a_name_is_a_kind(run):

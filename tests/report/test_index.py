@@ -33,7 +33,7 @@ def test_a_run_shows_outcome_finding_gates_and_link(tmp_path, result):
     row = soup.select_one("tbody tr")
     cells = [cell.get_text(" ", strip=True) for cell in row("td")]
     assert cells == [
-        "◆ proven in part",
+        "◆ checks failed",
         "Simulated. A warm KV store cuts TTFT 18 times run one",
         "▲ 1 fail ◆ 1 inconclusive ● 1 pass",
         "2026-11-20 11:02 UTC 14 min",
@@ -53,7 +53,7 @@ def test_a_broken_result_is_listed_with_the_reason(tmp_path, text):
 @pytest.mark.parametrize(
     ("facts", "word"),
     [
-        ({"gates": [], "unproven": "found"}, "not proven"),
+        ({"gates": [], "unproven": "found"}, "not valid"),
         ({"outcome": {"word": "ready, busy", "severity": "unsure"}}, "ready, busy"),
     ],
 )
@@ -72,7 +72,7 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(tmp
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "run.failed.ipynb")
     (folder / "report.failed.html").touch()
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert (run.outcome.word, run.finding) == ("not carried out", "LaunchError: no room")
+    assert (run.outcome.word, run.finding) == ("run failed", "LaunchError: no room")
     assert run.link == "pd_sweep/one/report.failed.html"
     (folder / "run.failed.ipynb").write_text("cut")
     (run,) = runs_of(tmp_path / "pd_sweep")
@@ -80,7 +80,7 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(tmp
     # The page is of a notebook whose figures failed behind a good measurement.
     (folder / "result.json").write_text(json.dumps(result | {"finding": "PD halves TTFT"}))
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert run.outcome.word == "not carried out"
+    assert run.outcome.word == "run failed"
     (folder / "report.html").touch()
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.finding == "PD halves TTFT"

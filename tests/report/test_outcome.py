@@ -20,13 +20,13 @@ def result(*outcomes, **facts):
 @pytest.mark.parametrize(
     ("facts", "word", "severity"),
     [
-        (result("PASS"), "proven", "ok"),
-        (result("PASS", "same text=INCONCLUSIVE"), "proven in part", "unsure"),
-        (result("client kept up=FAIL"), "proven in part", "unsure"),
-        (result("FAIL", unproven="PD halves TTFT"), "not proven", "bad"),
-        (result("memory=FAIL"), "proven in part", "unsure"),
+        (result("PASS"), "checks passed", "ok"),
+        (result("PASS", "same text=INCONCLUSIVE"), "checks undecided", "unsure"),
+        (result("client kept up=FAIL"), "checks failed", "unsure"),
+        (result("FAIL", unproven="PD halves TTFT"), "not valid", "bad"),
+        (result("memory=FAIL"), "checks failed", "unsure"),
         (result(), "not checked", "unsure"),
-        (result("PASS", status="failed"), "not carried out", "bad"),
+        (result("PASS", status="failed"), "run failed", "bad"),
         (result("PASS", status="cancelled"), "cancelled", "unsure"),
         (None, "unreadable", "unsure"),
     ],
@@ -39,7 +39,7 @@ def test_a_run_comes_out_as_its_gates_and_its_headline_say(facts, word, severity
 
 def test_the_reason_names_what_is_taken_away():
     found = outcome_of(result("client kept up=FAIL"))
-    assert found.why.startswith("client kept up: takes away tails")
+    assert found.why.startswith("client kept up: do not use p99 or ITL")
 
 
 def test_a_result_may_bring_its_own_words():
@@ -47,8 +47,8 @@ def test_a_result_may_bring_its_own_words():
     assert outcome_of(result("PASS", outcome=own)) == own
     assert outcome_of(result("PASS", outcome=own, status="cancelled")).word == "cancelled"
     # What a notebook said before a later cell failed is no outcome.
-    assert outcome_of(result("PASS", outcome=own), "failed").word == "not carried out"
+    assert outcome_of(result("PASS", outcome=own), "failed").word == "run failed"
 
 
 def test_the_notebook_outranks_its_result():
-    assert outcome_of(result("PASS"), "failed").word == "not carried out"
+    assert outcome_of(result("PASS"), "failed").word == "run failed"

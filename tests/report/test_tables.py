@@ -21,7 +21,7 @@ def test_what_a_failed_gate_takes_is_struck_in_its_rows_and_said_above() -> None
     shown = table(frame)
     assert shown is not None
     html = shown.to_html()
-    assert "Not proven: gate “store-warm was store-warm” failed.</caption>" in html
+    assert "Not valid: gate “store-warm was store-warm” failed.</caption>" in html
     assert re.findall(r"#T_\w+_row(\d)_col(\d) {\s*text-decoration: line-through", html) == [
         ("1", "2")
     ]

@@ -1,4 +1,4 @@
-"""The registry as text to read in a terminal: a list by source, one claim, the mistakes."""
+"""The registry in a terminal: a list by source, one claim, the mistakes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from workbench.claims.verdict.verdict import judge
 from workbench.errors import ParameterError, nearest
 
 _WIDTH = 98
+_TESTS = {"gpu": "test on a GPU", "cpu_shape": "test on a CPU", "analytic": "by calculation"}
 
 
 def list_page(registry: Registry, group: str = "") -> str:
-    """One line for each claim, under its source; of one group if given."""
+    """One line for each claim, by source; only one group if given."""
     if group and group not in registry.groups:
-        raise ParameterError(f"group {group!r} is not known: {nearest(group, registry.groups)}")
+        raise ParameterError(f"group {group!r} does not exist; {nearest(group, registry.groups)}")
     lines = []
     for name in (group,) if group else registry.groups:
         claims = registry.group(name)
         source = claims[0].source
         lines += [f"{name}: {source.title} ({len(claims)} claims)"]
         if source.own:
-            lines += ["  own: definitions and controls of the workbench, published by nobody"]
+            lines += ["  own: definitions and controls of this workbench, not published elsewhere"]
         if source.withdrawn:
             lines += [fill(f"  withdrawn: {source.withdrawn}", _WIDTH, subsequent_indent="    ")]
         for claim in claims:
@@ -33,30 +34,30 @@ def list_page(registry: Registry, group: str = "") -> str:
 
 
 def show_page(claim: Claim) -> str:
-    """All that the registry knows of a claim, and the verdict that its source alone gives."""
+    """Everything known of a claim, and the verdict that its source alone supports."""
     source = claim.source
     verdict = judge(claim)
     rows = [
-        ("says", "; ".join(f"{effect.name}: {effect}" for effect in claim.effects)),
+        ("claims", "; ".join(f"{effect.name}: {effect}" for effect in claim.effects)),
         ("metric", f"{claim.metric} ({claim.level}, {claim.phase})"),
         ("subject", claim.subject),
-        ("against", claim.comparator or "nothing: an absolute claim"),
+        ("baseline", claim.comparator or "none, an absolute value"),
         ("model", claim.model or "not stated"),
         ("hardware", claim.hardware or "not stated"),
         ("workload", "; ".join(f"{k}: {v}" for k, v in claim.workload.items()) or "not stated"),
-        ("source", f"{source.title}; {source.ref}; {source.location}"),
-        ("read", f"{source.confirmation}: {source.how}"),
+        ("source", source.cited),
+        ("confirmed by", f"{source.confirmation}: {source.how}"),
         ("withdrawn", source.withdrawn),
         ("evidence", claim.evidence.kind),
-        ("", claim.evidence.contradicted_by),
+        ("contradicted", claim.evidence.contradicted_by),
         *(
-            (check.state, f"{CHECKS[name]} ({name}): {check.why}")
+            (f"check {check.state}", f"{CHECKS[name]} ({name}): {check.why}")
             for name, check in claim.checks.items()
         ),
         ("note", claim.note),
-        *((f"test {tier}", how) for tier, how in claim.test.items()),
+        *((_TESTS[tier], how) for tier, how in claim.test.items()),
         ("verdict", f"{verdict.word} ({verdict.gate}, {verdict.code}): {verdict.reason}"),
-        ("needed", verdict.needed),
+        ("full test", verdict.needed),
         *(("doubt", doubt) for doubt in verdict.doubts),
     ]
     lines = [claim.id, *wrap(claim.statement, _WIDTH), ""]
@@ -68,8 +69,8 @@ def show_page(claim: Claim) -> str:
 
 
 def check_page(registry: Registry) -> str:
-    """How many claims could be read, and a line for each mistake."""
+    """How many claims are valid, and a line for each mistake."""
     own = len(registry.claims) - len(registry.published)
     controls = f" ({own} of them our own)" if own else ""
-    read = f"{len(registry.claims)} claims of {len(registry.groups)} sources can be read{controls}"
-    return "\n".join([*registry.mistakes, f"{read}, {len(registry.mistakes)} mistakes"])
+    valid = f"{len(registry.claims)} claims from {len(registry.groups)} sources are valid{controls}"
+    return "\n".join([*registry.mistakes, f"{valid}, {len(registry.mistakes)} mistakes"])

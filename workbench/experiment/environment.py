@@ -1,8 +1,7 @@
-"""Can this machine run the workbench, and is it quiet enough to time? Two questions, kept apart.
+"""Can this machine run the workbench, and is it idle enough for timing? Two separate questions.
 
-The first is answered by versions, memory, ports and a short run of real servers: ready or not
-ready. The second by the CPU of other programs and by timers: quiet or busy. A busy machine is
-ready all the same.
+Versions, memory, ports and a short run of real servers answer the first: ready or not ready. The
+CPU use of other programs and timers answer the second: idle or busy. A busy machine can be ready.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.processes.ports import free_ports
 
 FITS = vllm.PACKAGES | {name: v for c in CONNECTORS.values() for name, v in c.packages.items()}
-"""Versions that were measured."""
+"""The versions that the workbench was tested with."""
 DEFAULT_PORTS = {8000: "vLLM", 5555: "LMCache", 8080: "LMCache over HTTP"}
 SMALLEST_SHM_GB = 2.0
 PORTS = 16
-"""As many as the largest deployment on a CPU takes."""
+"""The largest deployment on a CPU needs this many."""
 WATCHED_S = 2.0
 SMOKE = "smoke run: "
 
@@ -49,27 +48,29 @@ TIMING_GATES = {
     *("other programs", "loop lag", "client kept up", "clock was not set"),
     *("steady state", "instances alike"),
 }
-"""Gates that say how well a machine can time, not what it can run; those of a smoke run too."""
+"""Gates on timing, of this check and of its smoke run; all others say what the machine can run."""
 
 BUSY_MEANS = (
-    "Busy means: absolute times are rough and p99 is withheld. Token counts hold, and so do ratios"
-    " whose interval excludes 1."
+    "On a busy machine absolute times are rough and p99 is withheld. Token counts and significant"
+    " ratios hold."
 )
+_SHOWN = {"quiet": "idle", "busy": "busy", "not known": "unknown"}
+"""What a reader sees for each value of the fact `quiet`."""
 _NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet:
-    """What was seen while nothing of ours ran."""
+    """The load of the machine while the workbench ran nothing."""
 
     others_cpu_share: float
-    """Of all cores, kept busy by other programs; NaN where it was not read."""
+    """Fraction of all cores that other programs kept busy; NaN where it could not be read."""
     loop_lag_p99_s: float
-    """By how much a timer of 10 ms came late."""
+    """How late a timer of 10 ms fired."""
 
 
 async def watch_machine(watched_s: float = WATCHED_S) -> Quiet:
-    """Watch the CPU of other programs, and how late our own timers come, for a moment."""
+    """Watch the CPU use of other programs, and how late timers fire, for a moment."""
     before = ProcessorLoad.now()
     async with Pulse() as pulse:
         await asyncio.sleep(watched_s)
@@ -80,7 +81,7 @@ async def watch_machine(watched_s: float = WATCHED_S) -> Quiet:
 
 
 def stale_servers() -> list[str]:
-    """vLLM, LMCache and workbench servers that run now. They are listed, never ended."""
+    """vLLM, LMCache and workbench servers that are running now. They are listed, never ended."""
     import psutil
 
     found = []
@@ -98,17 +99,16 @@ def stale_servers() -> list[str]:
 
 
 async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line) -> Result:
-    """Look at the machine, run a short real 1p1d, and answer both questions with the next step.
+    """Check the machine, run a short real 1p1d, and answer both questions with the next step.
 
-    The result's `facts` has `ready`, `quiet`, `questions` and `platforms` beside what every result
-    has.
+    The result's `facts` have `ready`, `quiet`, `questions` and `platforms` in addition.
     """
     here = machine.facts()
     platform = here.platform if params.platform == "auto" else params.platform
     gates = [*_static_gates(here, platform), *timing_gates(await watch_machine())]
     smoke: Result | None = None
-    if params.smoke and any(g.outcome == "FAIL" for g in _about_running(gates)):
-        gates.append(judge("smoke run", holds="", unknown=["not started: a check above failed"]))
+    if params.smoke and any(g.outcome == "FAIL" for g in about_running(gates)):
+        gates.append(judge("smoke run", holds="", unknown=["Not started: a check above failed"]))
     elif params.smoke:
         # One round of two small prompts: enough to see real KV arrive.
         sweep = PdSweep(
@@ -119,15 +119,15 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
         try:
             smoke = await run(plan(sweep), echo=echo)
         except WorkbenchError as error:
-            step = "read the log that it names"
+            step = "read the log named above"
             gates.append(judge("smoke run", holds="", problems=[str(error)], next_step=step))
         else:
             gates += [replace(gate, name=SMOKE + gate.name) for gate in smoke.run.gates]
     return _as_result(params, here, platform, gates, smoke)
 
 
-def _about_running(gates: Sequence[Gate]) -> list[Gate]:
-    """The gates of the first question; all others are those of the second."""
+def about_running(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates of the first question; the others belong to the second."""
     return [gate for gate in gates if gate.name.removeprefix(SMOKE) not in TIMING_GATES]
 
 
@@ -144,9 +144,9 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     free, shm = here.memory_free_gb, here.shm_free_gb
     each_gb = instance_gb(vllm.EngineSettings(model=Path(), platform="cpu"))
     fits = max(0, min(CPU_INSTANCES_AT_MOST, int((free - 1.5) / each_gb)))
-    # Servers take free ports of their own; a default port that is taken does no harm.
+    # The workbench starts servers on free ports, so a default port in use does no harm.
     taken = [f"{port} ({name})" for port, name in DEFAULT_PORTS.items() if _listens(port)]
-    by_others = f"; in use by others: {', '.join(taken)}" if taken else ""
+    by_others = f"; default ports in use: {', '.join(taken)}" if taken else ""
     no_ports = []
     try:
         free_ports(PORTS)
@@ -156,37 +156,35 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     gates = [
         judge(
             "packages",
-            holds=f"{', '.join(map(' '.join, versions.items()))} are the tested versions",
-            problems=[f"{' and '.join(missing)} not installed"] if missing else [],
-            unknown=[f"versions that were not tested: {'; '.join(other)}"] if other else [],
+            holds=f"Tested versions: {', '.join(map(' '.join, versions.items()))}",
+            problems=[f"Not installed: {', '.join(missing)}"] if missing else [],
+            unknown=[f"Untested versions: {'; '.join(other)}"] if other else [],
             next_step="run make setup",
-            if_unknown="run make setup, or trust the smoke run",
+            if_unknown="run make setup, or rely on the smoke run",
         ),
         _limit(
             "memory",
-            f"{free:.1f} GB free: room for {fits} CPU instances of about {each_gb:.1f} GB and a"
-            " KV store",
+            f"{free:.1f} GB free: {fits} CPU instances of {each_gb:.1f} GB and a KV store fit",
             broken=free < 2 * each_gb + 1.5,
             step="end other programs",
         ),
         _limit(
             "shared memory",
-            f"{shm:.1f} GB free in /dev/shm, where the KV store lies (at least"
-            f" {SMALLEST_SHM_GB:g} GB)",
+            f"{shm:.1f} GB free in /dev/shm (the KV store needs {SMALLEST_SHM_GB:g} GB)",
             broken=not shm >= SMALLEST_SHM_GB,
             step="start the container with a larger --shm-size",
         ),
         judge(
             "ports",
-            holds=f"{PORTS} free ports were found{by_others}",
+            holds=f"{PORTS} free ports found{by_others}",
             problems=no_ports,
-            next_step="end what listens there: ss -ltnp lists it",
+            next_step="end the programs that listen there (ss -ltnp lists them)",
         ),
         judge(
             "stale servers",
-            holds="no vLLM or LMCache server runs already",
+            holds="No vLLM or LMCache server is running",
             unknown=[
-                f"{len(stale)} processes of vLLM, LMCache or the workbench run already:"
+                f"{len(stale)} vLLM, LMCache or workbench processes are running:"
                 f" {'; '.join(stale[:6])}"
             ][: len(stale)],
             if_unknown="end them if nobody needs them; they take CPU and memory from every"
@@ -194,14 +192,14 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         ),
     ]
     if platform != "cpu" and not here.gpus:
-        no_gpu = f"no GPU answers, and platform is {platform}"
-        step = "check the driver, or take -p platform cpu"
+        no_gpu = f"No GPU was found, but platform is {platform}"
+        step = "check the driver, or use -p platform cpu"
         gates.append(_limit("GPUs", no_gpu, broken=True, step=step))
     return gates
 
 
 def _limit(name: str, sentence: str, *, broken: bool, step: str, unknown: str = "") -> Gate:
-    """A check whose sentence has the number and its limit, whether it holds or not."""
+    """A check whose sentence has the number and its limit in both cases."""
     return judge(
         name,
         holds=sentence,
@@ -218,35 +216,39 @@ def _listens(port: int) -> bool:
 
 
 def timing_gates(seen: Quiet) -> list[Gate]:
-    """Whether other programs left the CPU to us, and whether our timers were on time."""
+    """Whether other programs left the CPU free, and whether timers fired on time."""
     others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
-    go_on = "end other programs, or go on with the ratios"
+    go_on = "end other programs, or use only the ratios"
     return [
         _limit(
             "other programs",
-            f"Other programs use {others:.0%} of the CPU (limit {OTHERS_SHARE:.0%})",
+            f"Other programs used {_percent(others)} of the CPU (limit {_percent(OTHERS_SHARE)})",
             broken=others > OTHERS_SHARE,
-            unknown="The CPU of other programs could not be read" if isnan(others) else "",
+            unknown="The CPU use of other programs could not be read" if isnan(others) else "",
             step=go_on,
         ),
         _limit(
             "loop lag",
-            f"A timer fires {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)",
+            f"Timers fired {1000 * lag_s:.1f} ms late (p99, limit {1000 * LAG_P99_S:.0f} ms)",
             broken=lag_s > LAG_P99_S,
-            unknown="No timer fired while it was watched" if isnan(lag_s) else "",
+            unknown="No timer fired during the check" if isnan(lag_s) else "",
             step=go_on,
         ),
     ]
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _deciding(gates: Sequence[Gate]) -> list[Gate]:
-    """Those that failed, else those without an answer; none where all hold."""
+    """The gates that failed, or else the undecided ones; none where all passed."""
     failed = [gate for gate in gates if gate.outcome == "FAIL"]
     return failed or [gate for gate in gates if gate.outcome == "INCONCLUSIVE"]
 
 
 def quietness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
-    """What gates on timing say together."""
+    """What the gates on timing say together; "quiet" is an idle machine."""
     deciding = _deciding(gates)
     if deciding:
         return "busy" if deciding[0].outcome == "FAIL" else "not known"
@@ -254,11 +256,11 @@ def quietness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
 
 
 def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, Any]:
-    """Both questions answered, as the facts of a result: the headline, the outcome, what to do.
+    """The answers to both questions, as facts of a result: headline, outcome, next step.
 
-    `smoked` says that servers were tried, where that was wanted.
+    `smoked` says that servers were started, or were not asked for.
     """
-    running = _about_running(gates)
+    running = about_running(gates)
     timing = [gate for gate in gates if gate not in running]
     failed = [gate for gate in running if gate.outcome == "FAIL"]
     ready, quiet = smoked and not failed, quietness(timing)
@@ -267,19 +269,19 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
     if not ready:
         word, severity, scope = "not ready", "bad", ""
         step = failed[0].next_step if failed else ""
-        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was tried'}"
+        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was started'}"
         why = finding
     elif quiet == "quiet":
-        word = "ready, quiet"
-        finding = f"Ready, quiet: servers start and KV moves ({platform})"
+        word = "ready"
+        finding = f"Ready. Servers start, KV moves, and the machine is idle ({platform})"
     else:
-        said = _lowered(_first_line(_deciding(timing)[0]))
-        word = "ready, busy" if quiet == "busy" else "ready"
-        finding = f"{'Ready, busy' if quiet == 'busy' else 'Ready; quiet is not proven'}: {said}"
-        why = f"{said}."
+        said = _first_line(_deciding(timing)[0])
+        word = "ready, busy" if quiet == "busy" else "ready, load unknown"
+        state = "The machine was busy" if quiet == "busy" else "The load of the machine is unknown"
+        finding, why = f"Ready. {state}: {_lowered(said)}", f"{said}."
     said_of = {
-        "Can this machine run it?": ("ready" if ready else "not ready", running),
-        "Is it quiet enough to time?": (quiet, timing),
+        "Can this machine run the workbench?": ("ready" if ready else "not ready", running),
+        "Is it idle enough for timing?": (_SHOWN[quiet], timing),
     }
     return {
         "ready": ready,
@@ -300,15 +302,15 @@ def _first_line(gate: Gate) -> str:
 
 
 def _lowered(sentence: str) -> str:
-    """As it is written after a colon; a name in capitals stays as it is."""
+    """The sentence as written after a colon; an acronym at its start keeps its capitals."""
     capital = sentence[:1].isupper() and not sentence[1:2].isupper()
     return sentence[0].lower() + sentence[1:] if capital else sentence
 
 
 def _together(gates: Sequence[Gate]) -> str:
-    """What decided, check by check."""
+    """The checks that decided the answer."""
     said = "; ".join(f"{gate.name}: {_first_line(gate)}" for gate in _deciding(gates))
-    return said or f"all {len(gates)} checks hold"
+    return said or f"all {len(gates)} checks passed"
 
 
 def _as_result(
@@ -321,13 +323,13 @@ def _as_result(
     seen = smoke.run if smoke else None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     of_all = f"of {here.memory_gb:.0f} GB"
-    # Cores and memory are of the machine itself: whatever fails, they stay.
+    # Cores and memory are facts of the machine: no gate touches them.
     numbers = [
         Card(label="cores", value=here.cores, note=here.cpu),
         Card(label="memory free", value=here.memory_free_gb, unit="GB", note=of_all),
     ]
     if seen is not None:
-        label, note = "from nothing to healthy, 1p1d", "one launch, LMCache included"
+        label, note = "start of a 1p1d", "one launch, with LMCache"
         started_s = seen.launches_s[0]
         numbers.append(Card(label=label, value=started_s, unit="s", note=note, rests_on="times"))
     engine = seen.engine if seen else EngineFacts()
@@ -335,7 +337,7 @@ def _as_result(
     facts = RunFacts(
         notebook="environment_check",
         run_id="here",
-        status="success",  # it was carried out, whatever it found
+        status="success",  # the check completed, whatever it found
         started_at=seen.started_at if seen else now,
         finished_at=now,
         duration_s=seen.duration_s if seen else 0.0,
@@ -346,7 +348,7 @@ def _as_result(
         gates=tuple(gates),
         engine=engine,
         limits=(
-            "Ready says that servers start and KV moves here, not that they are fast.",
+            "Ready means that servers start and KV moves. It says nothing about speed.",
             *filter(None, [engine.chosen]),
         ),
         platforms=tuple(platforms(here)),
@@ -360,12 +362,12 @@ def _as_result(
 
 
 def platforms(here: Machine) -> list[dict[str, str]]:
-    """What each platform can run on this machine, one row each."""
-    gpus = f"every notebook on {', '.join(gpu.name for gpu in here.gpus)}"
-    with_vllm = "pd_sweep, prefix cache, LMCache, NIXL with a tiny model"
+    """What this machine can run on each platform, one row each."""
+    gpus = f"all notebooks on {', '.join(gpu.name for gpu in here.gpus)}"
+    with_vllm = "all notebooks with a tiny model: vLLM, LMCache, NIXL"
     can = {
-        "cpu": with_vllm if here.versions.get("vllm") else "nothing yet",
-        "cuda": gpus if here.platform == "cuda" else "no NVIDIA GPU answers",
-        "rocm": gpus if here.platform == "rocm" else "no AMD GPU answers",
+        "cpu": with_vllm if here.versions.get("vllm") else "nothing: vLLM is not installed",
+        "cuda": gpus if here.platform == "cuda" else "nothing: no NVIDIA GPU was found",
+        "rocm": gpus if here.platform == "rocm" else "nothing: no AMD GPU was found",
     }
     return [{"platform": name, "can run": what} for name, what in can.items()]

@@ -28,16 +28,18 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
 def build(name: str, *, salt: str, **options: Any) -> Workload:
     """The named workload.
 
-    Raises ParameterError for a name, option or value that it cannot have.
+    Raises ParameterError for an unknown name or option, or a bad value.
     """
     if name not in WORKLOADS:
-        raise ParameterError(f"there is no workload {name!r}; {nearest(name, WORKLOADS)}")
+        raise ParameterError(f"unknown workload {name!r}; {nearest(name, WORKLOADS)}")
     parameters = inspect.signature(WORKLOADS[name]).parameters
     for key in options:
         if key not in parameters:
-            raise ParameterError(f"{name!r} has no option {key!r}; {nearest(key, parameters)}")
+            raise ParameterError(
+                f"workload {name} has no option {key!r}; {nearest(key, parameters)}"
+            )
     required = {key for key, option in parameters.items() if option.default is option.empty}
     missing = sorted(required - {"salt", *options})
     if missing:
-        raise ParameterError(f"workload {name!r} needs {', '.join(missing)}: give each a value")
+        raise ParameterError(f"workload {name} needs a value for {', '.join(missing)}")
     return WORKLOADS[name](salt=salt, **options)

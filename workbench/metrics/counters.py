@@ -1,6 +1,6 @@
-"""What the servers count about prompts, requests and KV moved, for vLLM from 0.8 on.
+"""What servers count about prompts, requests and KV transfers, for vLLM 0.8 and later.
 
-A series that a server does not have is NaN, never zero; a connector says what its own are called.
+A missing series is NaN, never zero; each connector names its own series.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_SERVED = ("abort", "error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSources:
-    """Where prompt tokens came from. NaN where the server does not say.
+    """Sources of prompt tokens. NaN where the server does not report one.
 
     vLLM counts a request once, when it is first admitted. A pull that fails as a whole is then
     counted as computed (policy recompute); KV that expired and was read all the same stays under
@@ -48,7 +48,7 @@ class TokenSources:
     all_tokens: float = nan
     """All prompt tokens, where they are counted but one of their sources is not."""
     unknown: str = ""
-    """Why a source is not known, and what would tell it."""
+    """Why a source is unknown, and which version reports it."""
 
     @property
     def total(self) -> float:
@@ -71,7 +71,7 @@ class TokenSources:
         )
 
     def without_external(self) -> TokenSources:
-        """The same where it is known from elsewhere that no connector loaded anything."""
+        """The same for servers without a connector, where nothing can have been loaded."""
         if isnan(self.all_tokens - self.engine_hit) or not isnan(self.external_hit):
             return self
         computed = self.all_tokens - self.engine_hit
@@ -181,10 +181,10 @@ class StoreCounters:
 
 
 def _sources(counters: Counters) -> TokenSources:
-    """Where prompt tokens came from, from the counters that there are.
+    """Sources of prompt tokens, from the counters that exist.
 
-    vLLM says it since 0.16; before, it follows from the counters of its prefix cache and, from 0.12
-    on, of the connector's.
+    vLLM 0.16 and later count them. Before, they follow from the counters of the prefix cache and,
+    since 0.12, of the connector.
     """
     present = {name for name, _ in counters.values}
     if _SOURCE in present:
@@ -194,19 +194,19 @@ def _sources(counters: Counters) -> TokenSources:
             external_hit=counters.sum(_SOURCE, source="external_kv_transfer"),
         )
     tokens = counters.sum(_PROMPT)
-    nothing = nan, "their hits in the prefix cache are not counted"
+    nothing = nan, "prefix cache hits are not counted"
     if _RATE_OF_V0 in present:
-        nothing = nan, "a hit rate of all time, from the V0 engine, is no counter"
+        nothing = nan, "the V0 engine exports only a hit rate since its start"
     found = (_hits(counters, name, tokens) for name in _OWN_CACHE)
     own, why_own = next(filter(None, found), nothing)
-    uncounted = nan, "what a connector loads is not counted"
+    uncounted = nan, "tokens loaded through the connector are not counted"
     external, why_external = _hits(counters, _EXTERNAL_CACHE, tokens) or uncounted
     computed = tokens - own - external
     if computed < 0:
-        computed, why_own = nan, "more hits than prompt tokens are counted"
+        computed, why_own = nan, "more hits than prompt tokens were counted"
     if not isnan(computed):
         return TokenSources(computed=computed, engine_hit=own, external_hit=external)
-    why = "" if counters.doubts else f"{why_own or why_external}; vLLM 0.16 and later say it"
+    why = "" if counters.doubts else f"{why_own or why_external}; this takes vLLM 0.16 or later"
     return TokenSources(engine_hit=own, external_hit=external, all_tokens=tokens, unknown=why)
 
 
@@ -223,7 +223,7 @@ def _hits(counters: Counters, name: str, prompt_tokens: float) -> tuple[float, s
         said = counters.helps.get(f"{name}_hits", "")
         unit = block_tokens(counters) if "block" in said else 1.0 if "token" in said else nan
         if isnan(unit):
-            return nan, f"the unit of {name}_hits is not said"
+            return nan, f"the unit of {name}_hits is unknown"
         queries, hits = queries * unit, hits * unit
     if isnan(prompt_tokens):
         return nan, "prompt tokens are not counted"
@@ -233,25 +233,25 @@ def _hits(counters: Counters, name: str, prompt_tokens: float) -> tuple[float, s
 
 
 def _either(counters: Counters, name: str) -> float:
-    """A counter under its name, which not every exporter ends in `_total`."""
+    """A counter by its name, with or without the ending `_total`."""
     value = counters.sum(f"{name}_total")
     return counters.sum(name) if isnan(value) else value
 
 
 def block_tokens(counters: Counters) -> float:
-    """Tokens of vLLM's KV block, from cache_config_info; NaN when not given."""
+    """Tokens of vLLM's KV block, from cache_config_info; NaN when unknown."""
     return next((float(size) for _, size in _kv_spaces(counters) if size), nan)
 
 
 def kv_capacity_tokens(counters: Counters) -> float:
-    """Tokens that vLLM's KV space holds, those of data-parallel engines together; NaN when not
-    given, from cache_config_info."""
+    """Tokens that vLLM's KV space holds, those of data-parallel engines together; NaN when
+    unknown; from cache_config_info."""
     spaces = [blocks * size for blocks, size in _kv_spaces(counters) if blocks and size]
     return float(sum(spaces)) if spaces else nan
 
 
 def _kv_spaces(counters: Counters) -> list[tuple[int, int]]:
-    """(blocks, tokens of a block) of each engine; 0 where one is not said."""
+    """(blocks, tokens per block) of each engine; 0 where one is missing."""
     found = []
     for name, labels in counters.values:
         if name == "vllm:cache_config_info":
@@ -269,7 +269,7 @@ def engine_count(counters: Counters) -> int:
 
 
 def kv_usage(counters: Counters) -> float:
-    """Share (0 to 1) of vLLM's KV blocks in use: the fullest engine's; NaN when not given."""
+    """Share (0 to 1) of vLLM's KV blocks in use: the fullest engine's; NaN when unknown."""
     return max(
         (value for (name, _), value in counters.values.items() if name in _KV_USAGE), default=nan
     )

@@ -1,6 +1,6 @@
-"""The definition card: what four tools call TTFT, TPOT, ICL, ITL and E2E, on the same stamps.
+"""The definition card: TTFT, TPOT, ICL, ITL and E2E of four tools, from the same timestamps.
 
-A difference between two columns is one of definition, never of the run; see docs/peers.md.
+Columns differ only by definition, never by run. docs/metrics.md has the formulas.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ VERSIONS = {
     "guidellm": "0.8.1; 0.3.1 to 0.7.4 where it says so",
     "aiperf": "0.13.0",
 }
-"""The versions whose sources were read: a formula holds for these, and names one where they
-differ."""
+"""The versions whose sources were read. A formula holds for these, and names versions that differ.
+"""
 METRICS = ("TTFT", "TPOT", "ICL", "ITL", "E2E")
 _LIKE_SUCCESS = {
     "vllm_bench": ("truncated", "stream_error"),
     "aiperf": ("truncated", "stream_error"),
     "guidellm": ("truncated",),
 }
-"""Failures that a tool counts as successes once a chunk has come: none of them looks for the end of
-the stream, and two do not look at an error event inside HTTP 200. Seen with vLLM bench 0.32.0,
-AIPerf 0.13.0 and GuideLLM 0.8.1 on streams that broke; in vLLM bench 0.33.0 by reading."""
+"""Failures that a tool counts as successes once a chunk has arrived: no tool checks for the end of
+the stream, and two ignore an error event inside HTTP 200. Observed with vLLM bench 0.32.0,
+AIPerf 0.13.0 and GuideLLM 0.8.1 on broken streams; read in the source of vLLM bench 0.33.0."""
 
 _OURS = "workbench/metrics/latency.py: "
 _VLLM = "vllm/benchmarks/serve.py: calculate_metrics"
@@ -54,9 +54,9 @@ class Definition:
     metric: str
     tool: str
     formula: str
-    """In words; `not reported` where the tool has no such metric."""
+    """In words; `not reported` where the tool lacks the metric."""
     source: str = ""
-    """The tool's file and function that holds the formula."""
+    """The tool's file and function with the formula."""
     values: Formula | None = None
     """Seconds of a frame with latencies, one per request or, for gaps, per gap; None: no metric."""
 
@@ -65,8 +65,8 @@ def card(requests: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of each metric (rows) by the formula of each tool (columns `TOOLS`).
 
     `requests` is a `requests` frame of one kind of request: one arm and one pass, any rounds. NaN
-    where a tool has no such metric or no value is defined. The rows are `METRICS`, the index is
-    called `metric`, and a last row `requests` counts what each tool takes for a success.
+    where a tool lacks the metric or no value is defined. The rows are `METRICS`, the index is
+    called `metric`, and a last row `requests` counts what each tool calls a success.
     """
     import pandas as pd
 
@@ -107,7 +107,7 @@ def _column(name: str) -> Formula:
 
 
 def _tokens(frame: pd.DataFrame) -> Values:
-    """Output tokens; NaN where the server did not say."""
+    """Output tokens; NaN where the server did not report them."""
     tokens = frame["output_tokens"].to_numpy(float, na_value=np.nan)
     return np.where(tokens > 0, tokens, np.nan)
 
@@ -173,7 +173,7 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
      _OUR_WORDS["tpot_s"], _OURS + "latencies", _column("tpot_s")),
     ("TPOT", "vllm_bench", "(latency - TTFT) / (output tokens - 1)", _VLLM, _after_first),
     ("TPOT", "guidellm",
-     "(last token - request start) / output tokens: the TTFT is in it (up to 0.3: (last token - "
+     "(last token - request start) / output tokens, so it includes TTFT (up to 0.3: (last token - "
      "first token) / output tokens)",
      _GUIDELLM + "time_per_output_token_ms", _with_first),
     ("TPOT", "aiperf", "not reported (its ITL is this quantity)", "", None),
@@ -182,7 +182,7 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("ICL", "guidellm", "not reported", "", None),
     ("ICL", "aiperf", "gaps between responses with content, pooled",
      _AIPERF + "inter_chunk_latency_metric.py: InterChunkLatencyMetric", icl),
-    ("ITL", "workbench", "not reported: the name means a gap or a mean, see ICL and TPOT",
+    ("ITL", "workbench", "not reported: the name is ambiguous, see ICL and TPOT",
      "", None),
     ("ITL", "vllm_bench",
      "gaps between messages with choices (chat since 0.33: chunks with a token), pooled: per "
@@ -191,7 +191,7 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("ITL", "guidellm", "(last token - first token) / (output tokens - 1), one value per request",
      _GUIDELLM + "inter_token_latency_ms", _after_first),
     ("ITL", "aiperf",
-     "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if not told)",
+     "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if unknown)",
      _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric", _after_first_chunk),
     ("E2E", "workbench", _OUR_WORDS["e2e_s"], _OURS + "latencies", _column("e2e_s")),
     ("E2E", "vllm_bench",

@@ -1,7 +1,7 @@
 """Latency and throughput, recomputed from the raw stamps of the `requests` frame.
 
-Seconds everywhere. A failed request has no latency (NaN), but keeps its row. `definitions` prints
-what each name means; the definitions of other tools are not here.
+Seconds everywhere. A failed request keeps its row and has no latency (NaN). `definitions` lists
+what each name means; `metrics.definitions` has the definitions of other tools.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GATHERED_S = 0.0001
-"""Two chunks this close came together: no engine makes the tokens of one request so fast."""
+"""Two chunks this close were merged: no engine makes the tokens of one request so fast."""
 GATHERED_SHARE = 0.9
-"""Of the gaps of an answer, from which on something has gathered its chunks."""
+"""Fraction of a response's gaps from which on it counts as merged."""
 BUFFERED_SHARE = 0.9
-"""Of an arm's answers, from which on it is no accident."""
+"""Fraction of an arm's responses from which on merging is no accident."""
 MANY_TOKENS = 8
-"""Fewer may come together by chance, or from speculative decoding."""
+"""Fewer tokens may arrive together by chance, or from speculative decoding."""
 
 DEFINITIONS = (
     (
         "ttft_s",
         "first chunk with a generated token (content, reasoning or tool call)"
         " - first byte of the request handed to the socket",
-        "failed; no such chunk",
+        "the request failed, or has no such chunk",
     ),
     (
         "ttft_scheduled_s",
-        "the same chunk - the time at which the request was due (no coordinated omission)",
-        "failed; no such chunk",
+        "the same chunk - the time the request was due (avoids coordinated omission)",
+        "as ttft_s",
     ),
     (
         "tpot_s",
         "(last token - first token) / (output tokens - tokens of the first chunk)",
-        "failed; one token or one chunk only; tokens of the first chunk not known; the stream was"
-        " buffered, so that its tokens came together",
+        "the request failed, has one token or one chunk, or no token count of its first chunk; or"
+        " the stream was buffered",
     ),
-    ("icl_s", "gap between two chunks of one request, pooled over requests", "failed; one chunk"),
-    ("e2e_s", "last chunk with a generated token - first byte sent", "failed; no such chunk"),
+    ("icl_s", "gaps between chunks of one request, pooled over requests", "never; may be empty"),
+    ("e2e_s", "last chunk with a generated token - first byte sent", "as ttft_s"),
     ("request_tps", "1 / tpot_s: tokens per second of one request while it decodes", "as tpot_s"),
     (
         "system_tps",
-        "output tokens of the requests that succeeded / (last token - first byte sent), of a pass",
-        "nothing succeeded; a token count not known",
+        "output tokens of successful requests / (last token - first byte sent) of a pass",
+        "no request succeeded, or a token count is unknown",
     ),
 )
-"""Name, definition, and when it is NaN; `metrics.definitions` has those of other tools."""
+"""Name, definition, and when it is NaN."""
 
 
 def definitions() -> pd.DataFrame:
-    """The definition card: one row per metric, with the cases in which it is NaN.
+    """The definition card: one row per metric, and when it is NaN.
 
-    Source: the workbench's own choice (design, section 6); E2E leaves out finish-only chunks and
-    the end of the stream, TTFT leaves out chunks that carry a role but no token.
+    E2E ignores finish-only chunks and the end of the stream; TTFT ignores chunks with a role but no
+    token.
     """
     import pandas as pd
 
@@ -71,10 +71,10 @@ def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:
 
 
 def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Which answers came in one piece or in bursts, whoever gathered them on their way.
+    """Which responses arrived in one piece or in bursts, whatever merged their chunks.
 
-    Those of 8 tokens or more of which nine gaps in ten between chunks are below 0.1 ms, or that
-    have a single chunk.
+    Those of 8 tokens or more with 90 % of the gaps between chunks below 0.1 ms, or with a single
+    chunk.
     """
     import pandas as pd
 
@@ -92,10 +92,10 @@ def gathered(frame: pd.DataFrame) -> pd.Series[bool]:
 
 
 def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Which answers something on their way held back: as good as all of an arm are `gathered`.
+    """Which responses were buffered on their way: at least 90 % of their arm are `gathered`.
 
-    Then TTFT is not the server's, and gaps between chunks are nobody's. A client or server that
-    was late for a moment gathers a few answers, never nine in ten.
+    Then TTFT and the gaps between chunks are not the server's. A client or server that was late
+    for a moment merges a few responses, never 90 %.
     """
     import pandas as pd
 
@@ -106,9 +106,9 @@ def buffered(frame: pd.DataFrame) -> pd.Series[bool]:
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame of `latencies` without what no ratio may be made of.
+    """The frame of `latencies` without values that must not enter a ratio.
 
-    In an arm whose answers were buffered, TTFT is the gateway's, and E2E by another name.
+    In an arm whose responses were buffered, TTFT is the gateway's and equals E2E.
     """
     arms = frame.loc[buffered(frame), "arm"].unique()
     return frame.assign(ttft_s=frame["ttft_s"].mask(frame["arm"].isin(arms)))
@@ -125,8 +125,8 @@ def latencies(frame: pd.DataFrame) -> pd.DataFrame:
     """The `requests` frame with ttft_s, ttft_scheduled_s, tpot_s, e2e_s and request_tps added.
 
     The formulas are those of `definitions`. The tokens of the first chunk come from
-    `chunk_tokens`; without it, as many chunks as output tokens means one token each; otherwise
-    they are not known, and tpot_s is NaN rather than wrong, as for answers that were `buffered`.
+    `chunk_tokens`; without it, equal numbers of chunks and output tokens mean one token each.
+    Otherwise they are unknown and tpot_s is NaN, as for responses that were `buffered`.
     request_tps is NaN, not infinite, where all chunks arrived in one read.
     """
     ok = succeeded(frame).to_numpy(bool)
@@ -149,24 +149,24 @@ def latencies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def tpot_unknown(frame: pd.DataFrame) -> list[str]:
-    """A sentence for each reason why answers of a frame of `latencies` have no TPOT."""
+    """A sentence for each reason why responses of a frame of `latencies` have no TPOT."""
     rows = frame[succeeded(frame) & frame["tpot_s"].isna()]
     tokens, chunks = rows["output_tokens"], rows["chunk_s"].map(len)
     reasons = {
-        "their tokens came together, buffered on the way or read late": gathered(rows),
-        "the server sent no usage, so that their tokens are not counted": tokens.lt(0),
-        "the server's usage says 0 tokens": tokens.eq(0) & chunks.gt(0),
-        "one token has no time between tokens": tokens.le(1),
-        "all their tokens came in one chunk": chunks.lt(2),
-        "several tokens share a chunk, and no count comes with each": tokens.gt(1),
+        "their tokens arrived together (buffered stream or late client)": gathered(rows),
+        "the server sent no usage": tokens.lt(0),
+        "the server reported 0 tokens": tokens.eq(0) & chunks.gt(0),
+        "they have only one token": tokens.le(1),
+        "all tokens arrived in one chunk": chunks.lt(2),
+        "several tokens share a chunk without a token count": tokens.gt(1),
     }
     sentences, left = [], rows.index
     for reason, applies in reasons.items():
         hit = left[applies.loc[left]]
         left = left.difference(hit)
         if len(hit):
-            said = f"TPOT is not known for {len(hit):,} of {int(succeeded(frame).sum()):,} answers"
-            sentences.append(f"{said}: {reason}.")
+            total = int(succeeded(frame).sum())
+            sentences.append(f"TPOT is unknown for {len(hit):,} of {total:,} responses: {reason}.")
     return sentences
 
 
@@ -184,12 +184,11 @@ def icl(frame: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def system_tps(frame: pd.DataFrame) -> float:
-    """Output tokens per second of one pass, from its first byte sent to the last token of any.
+    """Output tokens per second of one pass, from its first byte sent to its last token.
 
-    With the few requests of a closed-loop pass, cutting ramp-up and tail would leave nothing to
-    count: both are in it, so it understates a server that would run longer. NaN when nothing
-    succeeded, or when a success has no token count, or one of 0 for tokens that arrived. Raises
-    ValueError when the frame holds more than one pass, whose wall times cannot be added.
+    It includes ramp-up and tail, since a closed-loop pass has few requests, and so understates a
+    server under steady load. NaN when no request succeeded, or a successful one has no token count
+    or 0 for tokens that arrived. Raises ValueError when the frame holds more than one pass.
     """
     keys = [name for name in ("arm", "round", "pass") if name in frame]
     passes = len(frame[keys].drop_duplicates()) if keys else 1

@@ -1,7 +1,7 @@
-"""Where the TTFT of a request goes: a waterfall of parts, from client, proxy and engine.
+"""Where the TTFT of a request goes: a waterfall of parts timed by client, proxy and engine.
 
-A part is what one of them timed, or what is left of the proxy's duration after the engine's, never
-a share; the residual checks the join and both clocks. docs/engine.md says what vLLM's stamps mean.
+Each part was timed by one of them, or is the proxy's duration minus the engine's; none is an
+estimate. The residual checks the join and both clocks. docs/engine.md explains vLLM's timestamps.
 """
 
 from __future__ import annotations
@@ -21,37 +21,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CARD = (
-    ("proxy", "proxy", "received -> first leg sent: reading and parsing the request", "proxy"),
+    ("proxy", "proxy", "request received -> first leg sent: reading and parsing", "proxy"),
     (
         "prefill_server",
         "prefill API server",
-        "prefill leg (aggregated: only leg, up to its first byte) - prefill queue - prefill"
-        " compute: HTTP, JSON, hashing, detokenizing, both ways",
+        "prefill leg (aggregated: the only leg, to its first byte) - prefill queue - prefill"
+        " compute: HTTP, JSON, hashing and detokenizing",
         "proxy - engine",
     ),
     (
         "prefill_queue",
         "prefill queue",
-        "QUEUED -> SCHEDULED; with a KV store also the lookup and the load from it",
+        "QUEUED -> SCHEDULED; with a KV store this includes lookup and load",
         "engine",
     ),
-    ("prefill_compute", "prefill compute", "SCHEDULED -> first token made", "engine"),
+    ("prefill_compute", "prefill compute", "SCHEDULED -> first token", "engine"),
     ("handoff", "hand-off", "prefill leg done -> decode leg sent", "proxy"),
     (
         "decode_server",
         "decode API server",
-        "decode leg up to its first byte - the two parts below: as for prefill, both ways",
+        "decode leg, to its first byte - the next two parts",
         "proxy - engine",
     ),
     (
         "transfer_queue",
         "KV transfer + decode queue",
-        "QUEUED -> SCHEDULED on the decode instance: lookup, transfer and queue, not split",
+        "QUEUED -> SCHEDULED on the decode instance: lookup, transfer and queue together",
         "engine",
     ),
-    ("decode_step", "first decode step", "SCHEDULED -> first token on the decode side", "engine"),
+    (
+        "decode_step",
+        "first decode step",
+        "SCHEDULED -> first token on the decode instance",
+        "engine",
+    ),
     ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
-    ("residual", "residual", "TTFT - all parts: from the client to the proxy", "nobody"),
+    ("residual", "residual", "TTFT - all parts: client to proxy", "difference"),
 )
 PARTS = {f"{name}_s": label for name, label, *_ in _CARD[:-1]}
 """Column -> name of each part, in the order in which a request passes them."""
@@ -62,15 +67,15 @@ _STAMPS = (
 )  # fmt: skip
 _RESIDUAL_S = 0.002
 _RESIDUAL_SHARE = 0.02
-_NO_LEG = "the proxy has no row of it; only requests through the workbench's own proxy are split"
+_NO_LEG = "the workbench's proxy has no unique record of them"
 _NO_METRICS = (
-    "its {role} instance sent no timing; start vLLM with --enable-per-request-metrics, and ask"
-    " for usage in the stream"
+    "the {role} instance sent no timing (start vLLM with --enable-per-request-metrics and stream"
+    " usage)"
 )
 
 
 def parts() -> pd.DataFrame:
-    """The definition card: name of each part, its formula, and whose stamps it rests on."""
+    """The definition card: name of each part, its formula, and whose timestamps it uses."""
     import pandas as pd
 
     return pd.DataFrame([row[1:] for row in _CARD], columns=["part", "definition", "from"])
@@ -80,14 +85,14 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
     """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
 
     `requests` and `legs` are the frames of a run. An aggregated request has exactly 0 in the
-    parts that only a split one has. What is not known is NaN, and `note` says in a clause why: a
-    request that failed, no leg, no engine timing, or durations that contradict one another (then
-    no part of that request is shown). Seconds.
+    parts that only a split one has. Unknown parts are NaN, and `note` says why: the request
+    failed, has no leg or no engine timing, or its durations contradict each other (then no part of
+    it is shown). Seconds.
     """
     timed = requests if "ttft_s" in requests else latencies(requests)
     rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
     seen = legs.reindex(columns=[*_KEYS, *_STAMPS, "prefill_instance", "prefill_engine_metrics"])
-    # An id that the proxy saw twice has two sets of stamps, and nothing says which is meant.
+    # An id that the proxy saw twice has two sets of timestamps, so neither is used.
     seen = seen.drop_duplicates([*_KEYS], keep=False)
     seen = seen.astype({key: requests[key].dtype for key in _KEYS})
     both = rows.merge(seen, on=[*_KEYS], how="left")
@@ -104,7 +109,7 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
-    """The parts of each row, NaN where a stamp is missing."""
+    """The parts of each row, NaN where a timestamp is missing."""
     import pandas as pd
 
     t = {name: both[name].to_numpy(float) for name in _STAMPS}
@@ -124,7 +129,7 @@ def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
         "stream_s": both["sent_s"] + both["ttft_s"] - t["decode_first_byte_s"],
     }
     found = pd.DataFrame(columns, index=both.index)
-    found[np.isnan(t["received_s"])] = np.nan  # no leg: whether it was split is not known
+    found[np.isnan(t["received_s"])] = np.nan  # no leg, so unknown whether it was split
     return found
 
 
@@ -147,13 +152,13 @@ def _notes(
     streamed = missing[["transfer_queue_s", "decode_step_s"]].any(axis=1)
     prefilled = missing[["prefill_queue_s", "prefill_compute_s"]].any(axis=1)
     reasons = (
-        (~succeeded(both), "it failed"),
+        (~succeeded(both), "they failed"),
         (both["received_s"].isna(), _NO_LEG),
-        (impossible, "its durations contradict one another, as those of unlike clocks would"),
+        (impossible, "their durations contradict each other, so clocks may differ"),
         (split & prefilled, _NO_METRICS.format(role="prefill")),
         (split & streamed, _NO_METRICS.format(role="decode")),
         (~split & prefilled, _NO_METRICS.format(role="aggregated")),
-        (missing.any(axis=1), "the proxy or the client has not stamped all of it"),
+        (missing.any(axis=1), "a timestamp of the proxy or the client is missing"),
     )
     notes = np.full(len(both), "", dtype=object)
     for applies, reason in reversed(reasons):
@@ -168,18 +173,18 @@ def closes(frame: pd.DataFrame) -> pd.Series[bool]:
 
 
 def doubts(frame: pd.DataFrame) -> list[str]:
-    """A sentence for each reason why requests are not split, and one on residuals too large."""
+    """A sentence for each reason why requests are not split, and one on large residuals."""
     counts = frame.loc[frame["note"] != "", "note"].value_counts(sort=False)
     said = [
-        f"{n} of {len(frame)} requests have no whole waterfall: {w}." for w, n in counts.items()
+        f"{n} of {len(frame)} requests have no complete waterfall: {w}." for w, n in counts.items()
     ]
     wide = frame[frame["residual_s"].notna() & ~closes(frame)]
     if len(wide):
         worst = wide.sort_values("residual_s").iloc[-1]
         said.append(
-            f"In {len(wide)} of {frame['residual_s'].count()} requests client and proxy differ by"
-            f" more than 2 ms and 2 % of TTFT (at most {1000 * worst['residual_s']:.1f} ms,"
-            f" {worst['arm']}, {worst['pass']}): the proxy accepted late, or the machine was busy."
+            f"Client to proxy took over 2 ms and 2 % of TTFT in {len(wide)} of"
+            f" {frame['residual_s'].count()} requests (at most {1000 * worst['residual_s']:.1f} ms;"
+            f" {worst['arm']}, {worst['pass']}). The proxy accepted late, or the machine was busy."
         )
     return said
 
@@ -206,10 +211,9 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     """Two requests of each arm and pass: rows of the waterfall with a column `which` in front.
 
     `median` is the request with the median TTFT (the lower of two). The other is `p99` where the
-    sample is large enough for that quantile (368 requests), otherwise it is called what it is:
-    `slowest`. No p99 is picked where `frame.attrs["no_p99"]` says why: it would be the client's;
-    neither of both where a gate that failed (`frame.attrs["failed_gates"]`) takes tails away.
-    Only requests that are split whole are looked at; of a single one there is no other.
+    sample has the 368 requests for that quantile, otherwise `slowest`. No p99 is picked where
+    `frame.attrs["no_p99"]` gives a reason, and neither of them where a failed gate
+    (`frame.attrs["failed_gates"]`) rules out tails. Only requests with a complete waterfall count.
     """
     import pandas as pd
 

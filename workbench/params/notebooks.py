@@ -1,18 +1,19 @@
 """The parameters of each notebook: names, types, defaults, rules, and one check for all of them.
 
-Papermill itself accepts an unknown name and any type. Every notebook's second cell therefore calls
-`check_params`, and `workbench run` calls it before a kernel starts; the notebooks' own parameter
-cells repeat the defaults, and a test holds the two together.
+Papermill accepts unknown names and any type. So every notebook's second cell calls `check_params`,
+and `workbench run` calls it before a kernel starts. The parameter cells of the notebooks repeat
+defaults and help; a test keeps the two equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from workbench.errors import ParameterError, nearest
+from workbench.errors import ParameterError, must_be, nearest
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
@@ -21,7 +22,7 @@ from workbench.topology import TensorParallel, Topology
 CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
-"""How a claim may be tested: by reading and arithmetic alone, or by measuring at a level."""
+"""How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,47 +31,59 @@ class PdSweep(LoadParams):
 
     topology: str = param(
         "",
-        "comma-separated, as 1p4d or 5a, or all; empty is 1p4d (attach: no label)",
+        "1p4d (PD split), 5a (aggregated), a comma-separated list or all (empty: 1p4d)",
         example="1p4d",
     )
     connector: str = param(
         "lmcache",
-        f"how KV moves: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
+        f"KV transfer: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
         choices=CONNECTORS,
     )
-    rates_per_s: list[float] = param([], "rate sweep: a cold pass at each rate", example="1,2,4")
-    search: bool = param(False, "find the highest rate within the limits, from rate_per_s on")
+    rates_per_s: list[float] = param(
+        [], "rate sweep: one cold pass per arrival rate (requests/s)", example="1,2,4"
+    )
+    search: bool = param(False, "find the highest arrival rate that meets the latency limits")
     ttft_limit_ms: float = param(
-        0.0, "goodput: longest TTFT, ms, 0 for none", low=0.0, high=1e9, example=500
+        0.0, "goodput: highest TTFT allowed, in ms (0: any)", low=0.0, high=1e9, example=500
     )
     tpot_limit_ms: float = param(
-        0.0, "goodput: longest TPOT, ms, 0 for none", low=0.0, high=1e9, example=50
+        0.0, "goodput: highest TPOT allowed, in ms (0: any)", low=0.0, high=1e9, example=50
     )
     limits_share: float = param(
-        0.9, "search: share of requests that has to keep the limits", low=0.01, high=0.999
+        0.9, "search: fraction of requests that must meet the limits", low=0.01, high=0.999
     )
-    rounds: int = param(3, "launches of every arm, the unit of replication", low=1, high=1000)
-    opponents: bool = param(True, "also run the same GPUs aggregated, with and without the store")
-    prefill_tp: int = param(1, "GPUs of a prefill instance", low=1, high=64)
-    decode_tp: int = param(1, "GPUs of a decode instance", low=1, high=64)
-    aggregated_tp: int = param(1, "GPUs of an aggregated instance", low=1, high=64)
+    rounds: int = param(
+        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+    )
+    opponents: bool = param(
+        True, "also measure the aggregated baselines on the same number of GPUs"
+    )
+    prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
+    decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
+    aggregated_tp: int = param(
+        1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
+    )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
-    store_gb: float = param(1.0, "memory of the KV store, GB", low=0.1, high=100_000)
-    base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
+    store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    base_url: str = param(
+        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+    )
     prefill_urls: list[str] = param(
-        [], "attach: prefill servers, for counters and resets", example="http://127.0.0.1:8100"
+        [],
+        "attach: prefill servers, for metrics and cache resets",
+        example="http://127.0.0.1:8100",
     )
     decode_urls: list[str] = param(
         [],
-        "attach: decode or aggregated servers, likewise",
+        "attach: decode or aggregated servers, for metrics and cache resets",
         example="http://127.0.0.1:8200,http://127.0.0.1:8201",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
+        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
     )
     tokenizer: str = param(
         "",
-        "attach: folder or hub name of the tokenizer, empty for that of model",
+        "attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
 
@@ -83,37 +96,27 @@ class PdSweep(LoadParams):
                 lmcache_url=self.lmcache_url or (),
             )
             if self.prefill_urls and not self.decode_urls:
-                yield (
-                    "prefill_urls without decode_urls would prove half of a deployment; give both,"
-                    " e.g. -p decode_urls http://127.0.0.1:8200"
-                )
+                allowed = "given with prefill_urls"
+                yield must_be("decode_urls", allowed, self.decode_urls, "http://127.0.0.1:8200")
         else:
-            # An attached deployment may have any label; one that is started has to be understood.
+            # A running deployment may have any label; one that is started must be a topology.
             _ = self.topologies
         yield from LoadParams.mistakes(self)
-        rates, swept = self.rates_per_s, self.swept
+        rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            yield f"rates_per_s is {rates}: it takes different rates above 0, e.g. 1,2,4"
-        if rates and (self.search or self.rate_per_s):
-            yield (
-                "rates_per_s names the rates of a sweep: leave search and rate_per_s out, e.g. -p"
-                " rates_per_s 1,2,4"
-            )
+            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
+        if rates and self.search:
+            yield must_be("search", "False with rates_per_s", self.search, limits)
+        if rates and self.rate_per_s:
+            yield must_be("rate_per_s", "0 with rates_per_s", self.rate_per_s, 0)
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
-            yield (
-                "search looks for the highest rate within limits: give one, e.g. -p ttft_limit_ms"
-                " 500"
-            )
-        if swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
-            yield (
-                f"arrivals is {self.arrivals!r}: a sweep or search over rates takes constant,"
-                " poisson or gamma"
-            )
-        if swept and self.trace_speed:
-            yield (
-                f"trace_speed is {self.trace_speed:g}: a sweep or search over rates sets the times"
-                " itself; leave trace_speed at 0"
-            )
+            allowed = "False without ttft_limit_ms or tpot_limit_ms"
+            yield must_be("search", allowed, self.search, limits)
+        if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
+            allowed = "auto, constant, poisson or gamma in a rate sweep or search"
+            yield must_be("arrivals", allowed, self.arrivals, "poisson")
+        if self.swept and self.trace_speed:
+            yield must_be("trace_speed", "0 in a rate sweep or search", self.trace_speed, 0)
 
     @property
     def swept(self) -> bool:
@@ -121,7 +124,7 @@ class PdSweep(LoadParams):
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
-        """What is swept. Raises ParameterError on a text that is not a topology."""
+        """The topologies to measure. Raises ParameterError on text that is not a topology."""
         return Topology.parse_list(self.topology or "1p4d")
 
     @property
@@ -138,16 +141,18 @@ class PrefixCache(LoadParams):
     REFERENCE: ClassVar[tuple[int, int]] = (2_048, 24)
 
     concurrency: int = param(4, "closed loop: requests in flight", low=1, high=100_000)
-    shares: list[float] = param([0.25, 0.5, 0.75], "cached shares of the partly warm passes")
-    rounds: int = param(3, "launches of every arm", low=1, high=1000)
-    aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
+    shares: list[float] = param(
+        [0.25, 0.5, 0.75], "partly warm passes: fraction of each prompt in the cache"
+    )
+    rounds: int = param(
+        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+    )
+    aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            yield (
-                "engine is 'attach': this notebook starts its servers with the cache on and off;"
-                " take engine vllm, or measure running servers with pd_sweep"
-            )
+            allowed = "vllm or simulated: this notebook starts servers with and without cache"
+            yield must_be("engine", allowed, self.engine, "vllm")
         yield from LoadParams.mistakes(self)
         yield from share_mistakes(self.shares)
 
@@ -158,70 +163,74 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this log of vLLM or `lmcache server` (or a.log,b.log); start nothing",
+        "analyse this vLLM or LMCache log and start nothing (several: a.log,b.log)",
         example="logs/vllm.log",
     )
     log_ranks: int = param(
-        0, "log_file: workers of an instance (TP), 0 to find it in the log", low=0, high=1024
+        0, "log_file: tensor-parallel workers per instance (0: detect)", low=0, high=1024
     )
-    prompt_tokens: list[int] = param([400, 900, 1900, 3900], "lengths of the prompts, tokens")
-    output_tokens: int = param(8, "tokens of each answer", low=1, high=1_000_000)
-    requests: int = param(2, "requests of each length in a pass", low=1, high=100_000)
-    shares: list[float] = param([0.5], "shares of the prompt that a pass finds in LMCache")
-    chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache's chunks to compare, tokens")
+    prompt_tokens: list[int] = param([400, 900, 1900, 3900], "prompt lengths in tokens")
+    output_tokens: int = param(8, "output tokens of each request", low=1, high=1_000_000)
+    requests: int = param(2, "requests of each prompt length per pass", low=1, high=100_000)
+    shares: list[float] = param([0.5], "fractions of the prompt that LMCache already holds")
+    chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache chunk sizes to compare (tokens)")
     block_tokens: int = param(
         64,
-        "KV block of the engine, 0 for its own (CPU: 128); chunks are whole blocks",
+        "vLLM's block size in tokens (0: its default); chunks must be multiples",
         low=0,
         high=65_536,
     )
-    store_gb: float = param(0.5, "memory of LMCache (L1), GB", low=0.1, high=100_000)
+    store_gb: float = param(0.5, "LMCache's memory (L1), in GB", low=0.1, high=100_000)
     small_store_mb: float = param(
-        5.0, "memory of LMCache where it is too small on purpose, MB", low=1, high=100_000
+        5.0, "LMCache's memory in the test that runs out of it, in MB", low=1, high=100_000
     )
-    disk: bool = param(True, "also measure LMCache with a second tier (L2) on the disk")
-    rounds: int = param(3, "launches of every arm", low=1, high=1000)
-    aggregated_tp: int = param(1, "GPUs of the instance", low=1, high=64)
-    base_url: str = param("", "attach: where requests go", example="http://127.0.0.1:8000")
+    disk: bool = param(True, "also measure LMCache with a disk tier (L2)")
+    rounds: int = param(
+        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+    )
+    aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
+    base_url: str = param(
+        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+    )
     decode_urls: list[str] = param(
         [],
-        "attach: the servers behind it, for counters and resets",
+        "attach: the vLLM servers behind it, for metrics and cache resets",
         example="http://127.0.0.1:8200",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP address of the LMCache server", example="http://127.0.0.1:8080"
+        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
     )
     tokenizer: str = param(
         "",
-        "attach: folder or hub name of the tokenizer, empty for that of model",
+        "attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     extra_body: str = param(
         "",
-        "further fields of each request's body, as a JSON object",
+        "additional fields of every request body, as a JSON object",
         example='{"top_k": 1}',
         mapping=True,
     )
 
     @property
     def log_files(self) -> list[str]:
-        """The files of `log_file`, which has commas between several."""
+        """The files of `log_file`, which are separated by commas."""
         if self.log_file and Path(self.log_file).exists():
             return [self.log_file]
         return [name.strip() for name in self.log_file.split(",") if name.strip()]
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            yield (
-                "engine is 'simulated': LMCache's tiers are not pretended; take engine vllm or"
-                " attach, or give a log_file"
-            )
+            allowed = "vllm or attach: engine simulated does not model LMCache's tiers"
+            yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if self.engine == "attach":
             if self.log_file:
-                yield (
-                    "engine attach and log_file are two different analyses; give one of them, e.g."
-                    " -p log_file logs/vllm.log alone"
+                yield must_be(
+                    "log_file",
+                    "empty with engine attach",
+                    self.log_file,
+                    f"-p engine vllm -p log_file {self.log_file}",
                 )
             yield from address_mistakes(
                 base_url=self.base_url,
@@ -231,10 +240,8 @@ class LMCacheHitAnalysis(EngineParams):
         for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                yield (
-                    f"{name} is {values}: it takes different numbers of at least {least}, e.g."
-                    f" [{4 * least}, {16 * least}]"
-                )
+                allowed = f"different numbers, each at least {least}"
+                yield must_be(name, allowed, values, [4 * least, 16 * least])
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)
@@ -245,33 +252,28 @@ class PaperClaimValidation(EngineParams):
     """Parameters of `paper_claim_validation`."""
 
     claims: list[str] = param(
-        ["all"], "ids or groups of claims, or all", example="VLLM-APC,own_runs"
+        ["all"], "all, or ids and groups of claims", example="VLLM-APC,own_runs"
     )
-    tiers: list[str] = param(list(CLAIM_TIERS), "how claims may be tested")
+    tiers: list[str] = param(list(CLAIM_TIERS), "ways to test a claim")
     time_budget_s: float = param(
-        420.0, "time to spend on measuring, seconds; 0 reads only", low=0, high=1_000_000
+        420.0, "time for measurements, in seconds (0: only read sources)", low=0, high=1_000_000
     )
-    rounds: int = param(
-        5, "launches of every arm at least; 5 are needed for a verdict", low=1, high=1000
-    )
+    rounds: int = param(5, "minimum launches of each arm; a verdict needs 5", low=1, high=1000)
     registry: str = param(
-        "params/claims", "folder of the claims, from the repository's root", example="my/claims"
+        "params/claims",
+        "folder of the claims, relative to the repository root",
+        example="my/claims",
     )
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            yield (
-                "engine is 'attach': a claim is tested with set-ups that are started one beside"
-                " the other; take engine vllm, or measure running servers with pd_sweep"
-            )
+            allowed = "vllm or simulated: claims compare servers that are started here"
+            yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if not self.claims:
-            yield "claims is empty: write all, a group or ids, e.g. VLLM-APC"
-        for tier in self.tiers:
-            if tier not in CLAIM_TIERS:
-                yield f"tiers has {tier!r}: write some of {', '.join(CLAIM_TIERS)}, e.g. source"
-        if not self.tiers:
-            yield "tiers is empty: write at least one, e.g. source"
+            yield must_be("claims", "all, or ids and groups of claims", self.claims, "VLLM-APC")
+        if not self.tiers or not {*self.tiers} <= {*CLAIM_TIERS}:
+            yield must_be("tiers", f"some of {', '.join(CLAIM_TIERS)}", self.tiers, "source,kernel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,10 +281,10 @@ class EnvironmentCheck:
     """Parameters of `environment_check`."""
 
     platform: str = param(
-        "auto", "auto, cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+        "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
     )
-    smoke: bool = param(True, "start a real 1p1d deployment and send it a few requests")
-    output_dir: str = param("outputs", "folder of the run folders, from the repository's root")
+    smoke: bool = param(True, "start a real 1p1d deployment and send a few requests")
+    output_dir: str = param("outputs", "folder for results, relative to the repository root")
 
 
 NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
@@ -292,24 +294,27 @@ NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {
     "lmcache_hit_analysis": LMCacheHitAnalysis,
     "paper_claim_validation": PaperClaimValidation,
 }
-"""In the order in which a newcomer wants to see them."""
+"""In the order in which a new user wants to see them."""
 
 
 def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
     """The checked parameters of a notebook.
 
-    `values` may be a notebook's `globals()`: a name that is no parameter is an error only where
-    papermill could have injected it. Raises ParameterError on an unknown name (with the nearest
-    known one), a wrong type, or a value out of range.
+    `values` may be a notebook's `globals()`: an unknown name is an error only if papermill could
+    have injected it. Raises ParameterError on an unknown name, a wrong type or value, and on values
+    that contradict each other.
     """
     if notebook not in NOTEBOOKS:
-        raise ParameterError(f"notebook {notebook!r} is not known: {nearest(notebook, NOTEBOOKS)}")
+        raise ParameterError(f"unknown notebook {notebook!r}; {nearest(notebook, NOTEBOOKS)}")
     kind = NOTEBOOKS[notebook]
     hints = get_type_hints(kind)
     hints = {spec.name: hints[spec.name] for spec in fields(kind)}
     for name, value in values.items():
         if name not in hints and _injected(name, value):
-            raise ParameterError(f"parameter {name!r} is not known: {nearest(name, hints)}")
+            near = get_close_matches(name, hints, n=1)
+            manual = f"papermill --help-notebook notebooks/{notebook}.ipynb"
+            hint = f"did you mean {near[0]!r}?" if near else f"{manual} lists them"
+            raise ParameterError(f"{notebook} has no parameter {name!r}; {hint}")
     checked = {}
     for spec in fields(kind):
         if spec.name in values:
@@ -319,13 +324,13 @@ def check_params(notebook: str, values: Mapping[str, Any]) -> Any:
 
 
 def changed(params: EngineParams | EnvironmentCheck) -> dict[str, Any]:
-    """The parameters that are not at their default."""
+    """The parameters that differ from their default."""
     usual = asdict(type(params)())
     return {name: value for name, value in asdict(params).items() if value != usual[name]}
 
 
 def as_typed(values: Mapping[str, Any]) -> list[str]:
-    """Parameters as the words of a command: `-p rounds 5`."""
+    """Parameters as command-line words: `-p rounds 5`."""
     words = []
     for name, value in values.items():
         words += ["-p", name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
@@ -333,6 +338,6 @@ def as_typed(values: Mapping[str, Any]) -> list[str]:
 
 
 def _injected(name: str, value: Any) -> bool:
-    """True for plain data, as opposed to modules, functions, results and IPython's history."""
+    """True for plain data; False for modules, functions, results and IPython's history."""
     plain = type(value) in (str, int, float, bool, dict, list, type(None))
     return plain and not name.startswith("_") and name not in ("In", "Out")

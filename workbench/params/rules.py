@@ -1,4 +1,4 @@
-"""What the value of a parameter may be, and how a shell and YAML spell it."""
+"""Which values a parameter may have, and how a shell and YAML write them."""
 
 from __future__ import annotations
 
@@ -8,38 +8,44 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 
-_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+_TYPES = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    list[str]: "a list of texts",
+    list[int]: "a list of integers",
+    list[float]: "a list of numbers",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value may be; `help` is what `papermill --help-notebook` shows."""
+    """Which values are allowed; `papermill --help-notebook` shows `help`."""
 
     help: str
     example: Any
-    """A good value, for the messages."""
+    """A good value, for error messages."""
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
     mapping: bool = False
-    """The text is a JSON object; YAML and a mapping are read as one."""
+    """The text is a JSON object; YAML and a mapping are converted to one."""
 
     def read(self, name: str, value: Any, wanted: Any) -> Any:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
         read = _typed(_as_json(value) if self.mapping else value, wanted)
+        allowed, got = "", read
         if read is None:
-            what = "a JSON object" if self.mapping else _TYPES.get(wanted, "a list")
-            raise ParameterError(f"{name} is {value!r}: it takes {what}, e.g. {self.example}")
-        if self.choices and read not in self.choices:
-            allowed = ", ".join(filter(None, self.choices))
-            raise ParameterError(f"{name} is {read!r}: write one of {allowed}")
-        if wanted in (int, float) and not self.low <= read <= self.high:
-            raise ParameterError(
-                f"{name} is {read!r}: it is at least {self.low:,} and at most {self.high:,},"
-                f" e.g. {self.example}"
-            )
+            allowed, got = "a JSON object" if self.mapping else _TYPES[wanted], value
+        elif self.choices and read not in self.choices:
+            allowed = f"one of {', '.join(filter(None, self.choices))}"
+        elif wanted in (int, float) and not self.low <= read <= self.high:
+            allowed = f"between {self.low:,} and {self.high:,}"
+        if allowed:
+            raise ParameterError(must_be(name, allowed, got, self.example))
         return read
 
 
@@ -52,22 +58,20 @@ def param(default: Any, help: str, **rule: Any) -> Any:
 
 
 def share_mistakes(shares: Sequence[float]) -> Iterator[str]:
-    """Shares are inside 0 and 1, and none reads like another."""
-    if any(not 0 < share < 1 for share in shares):
-        yield f"shares is {shares}: each is between 0 and 1, e.g. [0.5]"
-    if len({f"{share:.0%}" for share in shares}) < len(shares):
-        yield f"shares is {shares}: two of them are the same percentage, e.g. [0.25, 0.5]"
+    """Fractions are between 0 and 1, and no two round to the same percentage."""
+    percentages = {f"{share:.0%}" for share in shares}
+    if any(not 0 < share < 1 for share in shares) or len(percentages) < len(shares):
+        allowed = "fractions above 0 and below 1, each a different percentage"
+        yield must_be("shares", allowed, shares, [0.25, 0.5])
 
 
 def address_mistakes(**given: str | Sequence[str]) -> Iterator[str]:
-    """Addresses of servers, by parameter."""
+    """URLs of running servers, by parameter."""
     for name, urls in given.items():
         for url in [urls] if isinstance(urls, str) else urls:
             if not url.startswith(("http://", "https://")):
-                yield (
-                    f"{name} is {url!r}: engine attach needs the address of a running server, e.g."
-                    " http://127.0.0.1:8000"
-                )
+                allowed = "the http:// or https:// URL of a running server with engine attach"
+                yield must_be(name, allowed, url, "http://127.0.0.1:8000")
 
 
 OURS = {
@@ -78,30 +82,27 @@ OURS = {
     **dict.fromkeys(("stream", "stream_options", "ignore_eos", "return_token_ids"), ""),
     **dict.fromkeys(("temperature", "n", "best_of", "use_beam_search", "echo"), ""),
 }
-"""Fields of a body that the workbench sets or relies on, and the parameter that changes them."""
+"""Body fields that the workbench sets or relies on, and the parameter to use instead, if any."""
 
 
 def body_mistakes(text: str) -> Iterator[str]:
-    """Further fields of a body: a mapping, without those that we set ourselves."""
-    good = """e.g. -p extra_body '{"top_k": 1}'"""
+    """Extra body fields: a JSON object without the fields that the workbench sets."""
+    example = '{"top_k": 1}'
     try:
         body = json.loads(text or "{}")
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        yield f"extra_body is {text!r:.80}: it takes a JSON object, {good}"
+        yield must_be("extra_body", "a JSON object", text, example)
     for name in body:
-        instead = OURS.get(name)
-        use = f"use -p {instead}" if instead else "leave it out, it is the same in all requests"
-        if instead is not None:
-            yield (
-                f"extra_body has {name!r}, which the workbench sets itself: {use}; other fields are"
-                f" allowed, {good}"
-            )
+        if name in OURS:
+            instead = f"use -p {OURS[name]}" if OURS[name] else "leave it out"
+            allowed = f"a JSON object without {name!r}, which the workbench sets ({instead})"
+            yield must_be("extra_body", allowed, body, example)
 
 
 def _as_json(value: Any) -> Any:
-    """A mapping, or its text in JSON or YAML, as the text of a JSON object; else as it is."""
+    """A mapping, or its text in JSON or YAML, as JSON text; anything else unchanged."""
     if isinstance(value, str) and value.strip():
         import yaml
 
@@ -121,7 +122,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _typed(value: Any, wanted: Any) -> Any:
-    """`value` as `wanted`, also from `1e3`, `true`, `a,b` or `[0.5]`; None where it is none."""
+    """`value` as `wanted`, also from `1e3`, `true`, `a,b` or `[0.5]`; None if it is not one."""
     if get_origin(wanted) is list:
         (kind,) = get_args(wanted)
         items = _items(value)

@@ -161,9 +161,7 @@ class _Page:
         try:
             from plotly.io import to_html  # type: ignore[import-untyped]
         except ImportError:
-            return (
-                "<p>Open the notebook to see this figure: plotly is not installed here.</p>"
-            )
+            return "<p>Open the notebook to see this figure: plotly is not installed here.</p>"
         html = to_html(
             {"data": figure.get("data", []), "layout": figure.get("layout", {})},
             config={"displaylogo": False, "responsive": True},

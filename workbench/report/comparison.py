@@ -1,10 +1,15 @@
-"""Results side by side: runs of the workbench, and result files of other load generators."""
+"""Compare results: runs of the workbench, and result files of other load generators.
+
+Only like is compared with like: the same arm and pass, else the same topology and pass.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_Kind = tuple[str, str]
+"""An arm and a pass."""
 _CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
 _OTHERS = {
     "GuideLLM": {
@@ -46,15 +53,14 @@ _OTHERS = {
         "E2E": "end of the stream - time before the call",
     },
 }
-"""What the numbers read from a file mean, where the definition card does not say, and the version
-whose source was read:
+"""Definitions of tools that the definition card does not cover, and the version that was read:
 lmcache/cli/commands/bench/engine_bench/request_sender.py, sglang/benchmark/serving.py,
 benchmarks/multi-round-qa/multi-round-qa.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
-    """One result: its requests, their percentiles, and whose measurement it is."""
+    """One result: its requests and percentiles, and where they come from."""
 
     tool: str
     """Empty for a run of the workbench."""
@@ -62,24 +68,29 @@ class _Side:
     requests: pd.DataFrame
     percentiles: pd.DataFrame
     engine: EngineFacts = field(default_factory=EngineFacts)
-    """Of a run: its model and number format; empty where the result does not say."""
+    """Model and number format of a run; empty if the result does not say."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters, machine and versions of a run."""
+    arms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Label and topology of each arm of a run, by its name in `requests`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySide:
-    """What `compare_results` found; `sentences` are to be read before the numbers."""
+    """The comparison by `compare_results`; read `sentences` before the numbers."""
 
     requests: pd.DataFrame
     percentiles: pd.DataFrame
     sentences: tuple[str, ...]
+    """First which settings differ, then what was found and why to doubt it."""
     parts: dict[str, tuple[int, int]]
-    """Arms whose file holds a part of the requests only: those in the file, and all."""
+    """Arms whose file holds only some of the requests: those in the file, and all."""
 
     @property
     def table(self) -> pd.DataFrame:
         """p50, p90 and p99 in milliseconds with 95 % intervals; each metric's rows together.
 
-        Where a file holds a part of its requests, a column `in the file` says which.
+        The column `in the file` shows how many requests an incomplete file holds.
         """
         rank = self.percentiles["metric"].map(list(dict.fromkeys(self.percentiles["metric"])).index)
         shown = percentile_table(self.percentiles.iloc[rank.argsort(kind="stable")])
@@ -91,26 +102,28 @@ class SideBySide:
 
     @property
     def figure(self) -> Chart:
-        """Distributions of TTFT, TPS, E2E and output length, a line for each arm and pass."""
+        """Distributions of TTFT, TPS, E2E and output length, one line per arm and pass."""
         return latency_panels(self.requests, note=" ".join(_parts_told(self.parts)))
 
 
 def compare_results(
     paths: Sequence[Path | str], *, arm: str = "", cache_state: str = ""
 ) -> SideBySide:
-    """Compare run folders and result files of other tools, two or more, in the order given.
+    """Compare run folders and result files of other tools with the first of them.
 
-    `arm` and `cache_state` pick requests of the runs; peers have one kind. Each tool's latencies
-    are as it measured them, so the sentences say where two tools mean different things, and what
-    the files tell against comparing them at all.
+    `arm` and `cache_state` select requests of the runs. Latencies are as each tool measured them;
+    `sentences` name the definitions that differ and what speaks against the comparison.
 
-    Raises ResultError for a path that is neither, for a tool or version that is not known, where
-    nothing is left, and for runs of unlike engines.
+    Raises ResultError for a path that is neither, for an unknown tool or version, if nothing is
+    left to compare, and for runs with different engines.
     """
     import pandas as pd
 
     if len(paths) < 2:
-        raise ResultError("a comparison needs two results: run folders, or files of other tools")
+        raise ResultError(
+            f"compare needs at least two results, got {len(paths)} (example: workbench compare"
+            " outputs/pd_sweep/RUN bench.json)"
+        )
     sides = [_side(Path(path), arm, cache_state) for path in paths]
     _check_engines(sides)
     sides = _distinct(sides)
@@ -128,6 +141,7 @@ def compare_results(
         if side.tool and mark["kept"] < mark["total"]
     }
     sentences = (
+        *_settings(sides),
         *_parts_told(parts),
         *_spoilt(sides),
         *_medians(found, parts, sides),
@@ -149,7 +163,7 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
     for column, wanted in (("arm", arm), ("pass", cache_state)):
         if wanted and wanted not in set(requests[column]):
             known = ", ".join(map(str, requests[column].unique()))
-            raise ResultError(f"{path} has no {column} {wanted!r}; it has {known}")
+            raise ResultError(f"{column} must be one of {known} in {path}, got {wanted!r}")
         if wanted:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
@@ -158,13 +172,26 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
     requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
     found.attrs = requests.attrs
     found = without_struck(found)
+    run = result.run
+    topologies = {facts.label: facts.topology for facts in run.arms}
     return _Side(
-        tool="", label=path.name, requests=requests, percentiles=found, engine=result.run.engine
+        tool="",
+        label=path.name,
+        requests=requests,
+        percentiles=found,
+        engine=run.engine,
+        settings={
+            "notebook": run.notebook,
+            **{name: value for name, value in run.parameters.items() if name != "output_dir"},
+            **{name: run.machine.get(name) for name in ("cpu", "cores", "gpus")},
+            **run.machine.get("versions", {}),
+        },
+        arms={name: (name, topologies.get(name, name)) for name in requests["arm"].unique()},
     )
 
 
 def _check_engines(sides: Sequence[_Side]) -> None:
-    """Refuse runs in two number formats, or of tiny models of two sizes."""
+    """Refuse runs with different number formats or numbers of layers."""
     told = [side for side in sides if side.engine.dtype]
     for side in told[1:]:
         one, other = told[0].engine, side.engine
@@ -174,14 +201,14 @@ def _check_engines(sides: Sequence[_Side]) -> None:
         ):
             if ours != theirs:
                 raise ResultError(
-                    f"{told[0].label} and {side.label} differ in {noun} ({ours} and {theirs}):"
-                    " their times and KV bytes cannot be compared. Measure both on one machine,"
-                    " or with the same dtype, e.g. -p dtype float32"
+                    f"{noun} must be the same in both runs, got {ours} in {told[0].label} and"
+                    f" {theirs} in {side.label}. Measure both with the same model and dtype"
+                    " (example: -p dtype float32)"
                 )
 
 
 def _distinct(sides: Sequence[_Side]) -> list[_Side]:
-    """The sides with arms that tell them apart: numbered where two would have the same."""
+    """The sides with distinct arm names: numbered if two sides have the same name."""
     arms = [set(side.requests["arm"]) for side in sides]
     clash = any(a & b for i, a in enumerate(arms) for b in arms[i + 1 :])
     if not clash:
@@ -193,7 +220,8 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
             marks = frame.attrs
             frames.append(frame.assign(arm=[f"{number}: {name}" for name in frame["arm"]]))
             frames[-1].attrs = marks
-        renamed.append(replace(side, requests=frames[0], percentiles=frames[1]))
+        named = {f"{number}: {name}": arm for name, arm in side.arms.items()}
+        renamed.append(replace(side, requests=frames[0], percentiles=frames[1], arms=named))
     return renamed
 
 
@@ -201,31 +229,98 @@ def _failed(side: _Side) -> list[str]:
     return list(side.requests.attrs.get("failed_gates", ()))
 
 
+def _settings(sides: Sequence[_Side]) -> Iterable[str]:
+    """How many settings of each run differ from those of the first run."""
+    if any(side.tool for side in sides):
+        yield (
+            "Settings cannot be compared: files of other tools name neither machine, server nor"
+            " cache state. Verify that these settings match."
+        )
+    runs = [side for side in sides if not side.tool]
+    for side in runs[1:]:
+        one, other = runs[0].settings, side.settings
+        differ = [name for name in one if name in other and one[name] != other[name]]
+        where = f" between {runs[0].label} and {side.label}" if len(runs) > 2 else ""
+        if not differ:
+            yield f"No setting differs{where}."
+        elif len(differ) == 1:
+            (name,) = differ
+            yield f"1 setting differs{where}: {name} ({one[name]} and {other[name]})."
+        else:
+            names = ", ".join(differ[:6]) + f" and {len(differ) - 6} more" * (len(differ) > 6)
+            yield f"{len(differ)} settings differ{where}, so no cause can be named: {names}."
+
+
 def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
-    """What takes away from the runs: pretended servers, and gates that failed."""
+    """What limits the use of the runs: simulated servers, and gates that failed."""
     for side in sides:
         if side.requests.attrs.get("simulated"):
-            yield f"{side.label}: simulated; its times are made up and measure nothing."
+            yield f"{side.label}: simulated, so its times measure nothing."
         for name in _failed(side):
             if taken := taken_away(name):
-                yield f"{side.label}: gate “{name}” failed; it {taken}."
+                yield f"{side.label}: gate “{name}” failed; {taken}."
+
+
+def _pairs(sides: Sequence[_Side]) -> tuple[list[tuple[_Kind, _Kind]], list[str]]:
+    """Each (arm, pass) of the later sides with its like in the first, and what has none.
+
+    Like is the same arm and pass, else the only ones left with the same topology and pass. A file
+    of another tool names neither, so it is paired with everything.
+    """
+    first, pairs, alone = sides[0], list[tuple[_Kind, _Kind]](), list[str]()
+    for side in sides[1:]:
+        ours, theirs = (
+            list(dict.fromkeys(zip(each.requests["arm"], each.requests["pass"], strict=True)))
+            for each in (first, side)
+        )
+        if first.tool or side.tool:
+            pairs += product(ours, theirs)
+            continue
+        for name in (0, 1):  # the arm's label, then its topology
+            like = [
+                (one, other)
+                for one, other in product(ours, theirs)
+                if one[1] == other[1] and first.arms[one[0]][name] == side.arms[other[0]][name]
+            ]
+            once = Counter(kind for pair in like for kind in set(pair))
+            found = [pair for pair in like if once[pair[0]] == once[pair[1]] == 1]
+            pairs += found
+            ours, theirs = (
+                [kind for kind in kinds if kind not in {pair[n] for pair in found}]
+                for n, kinds in enumerate((ours, theirs))
+            )
+        alone += map(", ".join, (*ours, *theirs))
+    more = f" and {len(alone) - 4} more" * (len(alone) > 4)
+    told = f"Not compared, because only one run has it: {'; '.join(alone[:4])}{more}."
+    return pairs, [told] if alone else []
 
 
 def _medians(
     found: pd.DataFrame, parts: Mapping[str, tuple[int, int]], sides: Sequence[_Side]
 ) -> Iterable[str]:
-    """Each metric's median of every kind beside that of the first.
+    """The medians of each pair of like requests.
 
-    Runs of different files did not take turns, so what gates do to their times they do to these
+    Runs of different files did not alternate, so gates that limit their times limit these
     comparisons too.
     """
     gates = {arm: _failed(side) for side in sides for arm in side.requests["arm"].unique()}
-    medians = found[found["quantile"] == 0.5]
+    medians = {
+        (row["metric"], row["arm"], row["pass"]): row
+        for row in found[found["quantile"] == 0.5].to_dict("records")
+    }
+    some = {arm: f" ({n:,} of {total:,} requests)" for arm, (n, total) in parts.items()}
+    pairs, alone = _pairs(sides)
+    yield from alone
     for metric, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
-        rows = medians[medians["metric"] == metric].to_dict("records")
-        for row in rows[1:]:
-            first = rows[0]
-            both = f"{name}: {_median(first, parts)} beside {_median(row, parts)}"
+        for kinds in pairs:
+            first, row = (medians[metric, *kind] for kind in kinds)
+            who = [f"{r['arm']}, {r['pass']}{some.get(r['arm'], '')}" for r in (first, row)]
+            same = {text.partition(": ")[2] for text in who}
+            if len(same) == 1 and "" not in same:
+                both = f"{name}, {same.pop()}: {_median(first)}, {_median(row)}"
+            else:
+                texts = (f"{text} {_median(r)}" for text, r in zip(who, (first, row), strict=True))
+                both = f"{name}: {', '.join(texts)}"
             does = _worse(*(spoil(gates[r["arm"]], "times", passes={r["pass"]})
                             for r in (first, row)))  # fmt: skip
             if does.struck:
@@ -234,31 +329,28 @@ def _medians(
             if does.effect:
                 both = f"{both} ({does.said})"
             if isnan(row["value_s"]) or isnan(first["value_s"]):
-                yield f"{both}; nothing to compare."
+                yield f"{both}. Not compared."
             elif isnan(row["low_s"]) or isnan(first["low_s"]):
-                yield f"{both}; too few requests to tell."
+                yield f"{both}. Too few requests to judge."
             elif row["low_s"] > first["high_s"] or row["high_s"] < first["low_s"]:
-                times = three_digits(row["value_s"] / first["value_s"])
-                yield f"{both}: {times} times the first, and the intervals do not meet."
+                times = row["value_s"] / first["value_s"]
+                word, size = ("slower", times) if times > 1 else ("faster", 1 / times)
+                yield f"{both}. The second is {three_digits(size)}x {word}."
             else:
-                yield f"{both}: the intervals meet, no difference shown."
+                yield f"{both}. No significant difference (95 % intervals overlap)."
 
 
 def _worse(one: Spoil, other: Spoil) -> Spoil:
-    """The worse of what gates do to two numbers."""
+    """The stronger of two effects of gates."""
     order = ("struck", "rough", "doubt", "")
     return min(one, other, key=lambda does: order.index(does.effect))
 
 
-def _median(row: dict[Hashable, Any], parts: Mapping[str, tuple[int, int]]) -> str:
-    who = f"{row['arm']}, {row['pass']}"
-    if row["arm"] in parts:
-        kept, total = parts[row["arm"]]
-        who += f" ({kept:,} of {total:,} requests)"
+def _median(row: dict[Hashable, Any]) -> str:
     if isnan(row["value_s"]):
-        return f"{who} not known"
+        return "unknown"
     ends = "" if isnan(row["low_s"]) else f" [{_ms(row['low_s'])}, {_ms(row['high_s'])}]"
-    return f"{who} {_ms(row['value_s'])} ms{ends}"
+    return f"{_ms(row['value_s'])} ms{ends}"
 
 
 def _ms(seconds: float) -> str:
@@ -266,7 +358,7 @@ def _ms(seconds: float) -> str:
 
 
 def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
-    """What the rows tell against comparing the sides."""
+    """Differences of the requests that speak against comparing the sides."""
     first = sides[0]
     for side in sides[1:]:
         for column, noun in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
@@ -276,36 +368,31 @@ def _unlike(sides: Sequence[_Side]) -> Iterable[str]:
             )
             if ours != theirs and not (ours != ours and theirs != theirs):
                 yield (
-                    f"Unlike work: the median {noun} has {ours:,.0f} tokens in {first.label} and"
-                    f" {theirs:,.0f} in {side.label}."
+                    f"Different workload: the median {noun} has {ours:,.0f} tokens in"
+                    f" {first.label} and {theirs:,.0f} in {side.label}."
                 )
-    if any(side.tool for side in sides):
-        yield (
-            "Files of load generators do not name the machine, the server or its cache state;"
-            " verify that these match."
-        )
 
 
 def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
-    """Which arms are drawn and computed from a part of their requests."""
+    """Arms whose file holds only some of the requests."""
     for arm, (kept, total) in parts.items():
-        yield f"{arm}: {kept:,} of {total:,} requests are in the file."
+        yield f"{arm}: the file holds {kept:,} of {total:,} requests."
 
 
 def _told_by_file(requests: pd.DataFrame) -> Iterable[str]:
-    """What a tool's file says of itself: what it lacks, and what it tells beside requests."""
+    """What a tool's file lacks, and what it holds beside requests."""
     arm, marks = str(requests["arm"].iloc[0]), requests.attrs
     version = f" ({marks['version']})" if marks["version"] else ""
     for doubt in marks["doubts"]:
         yield f"{arm}{version}: {doubt}"
     if marks["own"] and marks["kept"] < marks["total"]:
         own = ", ".join(f"{name} {_ms(value)} ms" for name, value in marks["own"].items())
-        yield f"{arm}, the tool's own summary of its whole run: {own}."
+        yield f"{arm}, the tool's own summary of all requests: {own}."
     yield from _server_times(arm, requests)
 
 
 def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
-    """The server's own queue and first token beside the client's TTFT, where a file has them."""
+    """The server's own queue time and first token, if a file has them."""
     told = requests[(requests["engine_metrics"] != "") & requests["ttft_s"].notna()]
     if told.empty:
         return
@@ -316,17 +403,17 @@ def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
     )
     outside_s = told["ttft_s"] - queue_s - first_s
     queue, first, rest = (
-        "not known" if isnan(value) else f"{_ms(value)} ms"
+        "unknown" if isnan(value) else f"{_ms(value)} ms"
         for value in (queue_s.median(), first_s.median(), outside_s.median())
     )
     yield (
-        f"{arm}, medians of {len(told):,} by the server's own times: queue {queue}, from scheduling"
-        f" to the first token {first}; TTFT outside the engine {rest}."
+        f"{arm}, medians of {len(told):,} requests by the server's own times: queue {queue},"
+        f" scheduling to first token {first}, TTFT outside the engine {rest}."
     )
 
 
 def _meanings(tools: Iterable[str]) -> Iterable[str]:
-    """What each tool means by the names, where it is not what the workbench means."""
+    """How each tool defines the metrics."""
     for tool in dict.fromkeys(tools):
         version = VERSIONS[_CARD[tool]] if tool in _CARD else _OTHERS[tool]["version"]
         for metric in ("TTFT", "E2E"):
@@ -334,8 +421,8 @@ def _meanings(tools: Iterable[str]) -> Iterable[str]:
             if theirs is None:
                 theirs = definition_of(metric, _CARD[tool]).formula
             ours = definition_of(metric, "workbench").formula
-            yield f"{metric} of {tool} (read at {version}): {theirs}; of the workbench: {ours}."
+            yield f"{metric} in {tool} ({version}): {theirs}. In the workbench: {ours}."
         yield (
-            f"TPOT of {tool} is (last - first token) / (output tokens - 1) here: its file does not"
-            " tell the tokens of the first chunk."
+            f"TPOT of {tool} is computed as (last - first token) / (output tokens - 1), because its"
+            " file does not give the tokens of the first chunk."
         )

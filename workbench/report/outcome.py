@@ -1,4 +1,4 @@
-"""How an executed notebook ended, and the result that it carries."""
+"""How an executed notebook ended, and the result that it contains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Failure:
 
 
 def result_of(notebook: Any, source: str = "the notebook") -> Result | None:
-    """The result that the notebook carries in an output, the last one; None where it has none.
+    """The last result among the notebook's outputs; None without one.
 
     Raises ResultError for one that cannot be read.
     """
@@ -93,13 +93,9 @@ def gates_line(gates: Sequence[Gate]) -> str:
 
 
 _ENDED = {
-    "failed": RunOutcome(
-        word="not carried out", severity="bad", why="The run ended with an error."
-    ),
-    "cancelled": RunOutcome(word="cancelled", severity="unsure", why="The run was stopped."),
-    "started": RunOutcome(
-        word="unfinished", severity="unsure", why="The run began and has not ended."
-    ),
+    "failed": RunOutcome(word="run failed", severity="bad", why="The run ended with an error."),
+    "cancelled": RunOutcome(word="cancelled", severity="unsure", why="The run was cancelled."),
+    "started": RunOutcome(word="unfinished", severity="unsure", why="The run has not finished."),
     "unreadable": RunOutcome(
         word="unreadable", severity="unsure", why="Its result cannot be read."
     ),
@@ -109,7 +105,7 @@ _ENDED = {
 def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
     """The outcome of a run; `status` outranks the one in its facts, which may be missing.
 
-    A result's own words in `facts.outcome` hold where it was carried out.
+    A result's own words in `facts.outcome` are used only when the run succeeded.
     """
     status = status or (facts.status if facts else "unreadable")
     if status != "success":
@@ -119,13 +115,15 @@ def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
         return unchecked
     if facts.outcome:
         return facts.outcome
-    said = [f"{name}: {taken_away(name) or 'no number rests on it'}" for name in facts.failed_gates]
+    said = [
+        f"{name}: {taken_away(name) or 'no number depends on it'}" for name in facts.failed_gates
+    ]
     if facts.unproven:
-        return RunOutcome(word="not proven", severity="bad", why=f"{'. '.join(said)}.")
+        return RunOutcome(word="not valid", severity="bad", why=f"{'. '.join(said)}.")
     if said:
-        return RunOutcome(word="proven in part", severity="unsure", why=f"{'. '.join(said)}.")
+        return RunOutcome(word="checks failed", severity="unsure", why=f"{'. '.join(said)}.")
     open_ = sum(gate.outcome != "PASS" for gate in facts.gates)
     if open_:
-        why = f"{open_} of {len(facts.gates)} checks could not be decided."
-        return RunOutcome(word="proven in part", severity="unsure", why=why)
-    return RunOutcome(word="proven", severity="ok") if facts.gates else unchecked
+        why = f"{open_} of {len(facts.gates)} checks are undecided."
+        return RunOutcome(word="checks undecided", severity="unsure", why=why)
+    return RunOutcome(word="checks passed", severity="ok") if facts.gates else unchecked

@@ -103,7 +103,7 @@ def test_batching_pays_less_than_in_proportion(read, judged):
     outcome = read(launches())
     parts = outcome.measurements["OWN-BATCHING"].effects
     assert len(parts["with each larger batch"]) == 5
-    (share,) = parts["share of a proportional gain"]
+    (share,) = parts["fraction of a proportional gain"]
     assert share.estimate == pytest.approx(4716.8 / 93.7 / 64)
     assert judged(outcome, "OWN-BATCHING").word == "confirmed (shape)"
 

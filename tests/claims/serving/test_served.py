@@ -99,7 +99,7 @@ def counts(cached):
 
     def make(rows):
         found = prefix_cache.read(replace(cached, frames={"requests": rows})).measurements
-        names = {"OWN-HIT-TOKENS": "tokens off", "OWN-SAME-TEXT": "answers that differ"}
+        names = {"OWN-HIT-TOKENS": "token difference", "OWN-SAME-TEXT": "responses that differ"}
         return {claim: found[claim].effects[name][0] for claim, name in names.items()}
 
     return make

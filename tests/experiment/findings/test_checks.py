@@ -20,11 +20,14 @@ def known_as(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_ceiling_is_never_guessed(sweep, monkeypatch):
     plan = sweep(topology="1a", connector="none", model=str(tiny_model()))
     known_as(monkeypatch, "a GPU")
-    assert ceilings(plan) == ({}, "no roofline is known of a GPU")
+    assert ceilings(plan) == ({}, "No hardware limit is known for a GPU")
     known_as(monkeypatch, "NVIDIA H200")
     mixed = replace(model_facts(tiny_model()), plain=False)
     monkeypatch.setattr(checks, "model_facts", lambda _: mixed)
-    assert ceilings(plan) == ({}, "the model is a mixture of experts or quantised")
+    assert ceilings(plan) == (
+        {},
+        "A mixture of experts or a quantised model has no simple hardware limit",
+    )
 
 
 def test_ceilings_follow_weights_and_gpus(sweep, monkeypatch):

@@ -5,7 +5,7 @@ from math import nan
 
 import pytest
 
-from workbench.experiment.findings.rate_findings import rate_cards
+from workbench.experiment.findings.rate_findings import rate_cards, rate_headline
 from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import RateRow
@@ -23,33 +23,52 @@ def row(rate, achieved, ttft_s, **given):
 
 
 ROWS = [row(2, 1.8, 0.04), row(8, 5.0, 0.4), row(20, 4.8, 2.0)]
+ANSWER = Answer(met_per_s=2, missed_per_s=2.4, resolved=True, reason="")
 SWEEP = Rates(given=(2, 8, 20), limits=Limits(ttft_s=0.5))
 
 
 def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
     ended, slow, fast = rate_cards(SWEEP, ROWS, {})
     assert (ended.label, ended.value, ended.unit) == (
-        "answers ended at most, 1p1d",
+        "peak throughput, 1p1d",
         5,
-        "/s",
+        "req/s",
     )
-    assert ended.note == "with 7.2/s offered, 2 rounds"
-    assert (slow.label, slow.value) == ("median TTFT at 2 requests/s, 1p1d", 40)
+    assert ended.note == "with 7.2 req/s offered; 2 rounds"
+    assert (slow.label, slow.value) == ("median TTFT at 2 req/s, 1p1d", 40)
     assert (fast.value, fast.low, fast.high) == pytest.approx((2000, 1800, 2200))
     easy = rate_cards(SWEEP, [row(2, 1.8, 0.04), row(8, 7.5, 0.05)], {})[0]
-    assert (easy.label, easy.value) == ("highest rate offered, 1p1d", 7.2)
-    assert easy.note == "answers kept up with it, 2 rounds"
+    assert (easy.label, easy.value) == ("highest offered rate, 1p1d", 7.2)
+    assert easy.note == "throughput kept up; 2 rounds"
     spoiled = rate_cards(SWEEP, ROWS, {}, ["client kept up"])
-    assert all(card.note.startswith("rough: gate “client kept up” failed;") for card in spoiled)
+    assert all(card.note.startswith("rough; ") for card in spoiled)
 
 
 def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
-    answer = Answer(met_per_s=2, missed_per_s=2.4, resolved=True, reason="")
-    card = rate_cards(SWEEP, ROWS, {"1p1d": answer})[0]
+    card = rate_cards(SWEEP, ROWS, {"1p1d": ANSWER})[0]
     assert (card.label, card.value) == ("highest rate within the limits, 1p1d", 2)
-    assert card.note == "TTFT up to 500 ms; 2.4/s missed them"
-    card = rate_cards(SWEEP, ROWS, {"1p1d": replace(answer, resolved=False, reason="few")})[0]
-    assert card.label == "answers ended at most, 1p1d"
+    assert card.note == "TTFT at most 500 ms; missed at 2.4 req/s"
+    card = rate_cards(SWEEP, ROWS, {"1p1d": replace(ANSWER, resolved=False, reason="few")})[0]
+    assert card.label == "peak throughput, 1p1d"
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer", "said"),
+    [
+        (ROWS, None, "Throughput peaked at 5 req/s with 7.2 req/s offered (1p1d)"),
+        (ROWS[:1], None, "Throughput matched every rate up to 1.8 req/s (1p1d)"),
+        (ROWS, ANSWER, "Highest rate within the limits: 2 req/s (1p1d)"),
+        (
+            ROWS,
+            replace(ANSWER, resolved=False),
+            "Highest rate within the limits not resolved (1p1d)",
+        ),
+        ([], None, ""),
+    ],
+)
+def test_the_headline_is_what_the_first_arm_reached(rows, answer, said):
+    assert rate_headline(rows, {"1p1d": answer} if answer else {}) == said
+    assert len(said.replace("1p1d", "1p4d lmcache, 1+4 GPU (rough)").split()) <= 14
 
 
 def test_without_rates_or_answers_there_are_no_cards():

@@ -148,7 +148,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     ]
     spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [
-        "Not proven: gate “cold was cold” failed: what follows may have other causes.",
+        "Not valid: gate “cold was cold” failed: what follows may have other causes.",
         *found.why(),
     ]
     busy = replace(found, run=facts(gates=(gate("client kept up"),)))

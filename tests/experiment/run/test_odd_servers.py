@@ -27,7 +27,7 @@ async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_
         "FAIL",
         "INCONCLUSIVE",
     )  # a late client
-    assert "the stream was buffered: TTFT equals E2E in 4 of 4" in sentence(
+    assert "4 of 4 responses of attached arrived in one piece" in sentence(
         result, "answers were streamed"
     )
     assert all(map(isnan, ratios(result, "ttft_s") + ratios(result, "tpot_s")))
@@ -36,7 +36,7 @@ async def test_a_gateway_that_buffers_takes_ttft_and_tpot_ratios_and_leaves_the_
     assert {row["sentence"] for row in withheld} == {"withheld: the stream was buffered"}
     assert "cannot be compared: the stream was buffered" in result.facts["finding"]
     assert result.requests["ttft_s"].notna().all()
-    assert any(d.startswith("TPOT is not known for 4 of 4 answers") for d in result.doubts)
+    assert any(d.startswith("TPOT is unknown for 4 of 4 responses") for d in result.doubts)
     assert outcomes(result.facts)["output counts equal"] == "PASS"
 
 
@@ -52,7 +52,7 @@ async def test_a_usage_that_calls_new_prompts_cached_is_told(attached, vllm, see
     vllm.goes_wrong("usage_all_cached")
     result = await run(attached() if seen else attached(decode_urls=[]), echo=lambda _: None)
     assert outcomes(result.facts)["cached tokens plausible"] == "FAIL"
-    assert "answers call 1,000 of 1,000 prompt tokens cached" in sentence(
+    assert "Responses report 1,000 of 1,000 cold prompt tokens as cached" in sentence(
         result, "cached tokens plausible"
     )
     if seen:

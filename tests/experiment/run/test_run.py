@@ -126,8 +126,8 @@ async def test_a_server_that_answers_errors_gives_failed_records_and_a_failed_ga
     assert result.requests["error"].tolist() == ["", "http_500", "", ""]
     gates = dict(zip(result.gates["name"], result.gates["outcome"], strict=True))
     assert gates["no failures"] == "FAIL"
-    assert result.facts["finding"].startswith("Not proven: ")
-    assert all("not proven" in number["note"] for number in result.facts["numbers"])
+    assert result.facts["finding"].startswith("Not valid: ")
+    assert all("not valid" in number["note"] for number in result.facts["numbers"])
     assert read_standing(said[1])[0].endswith("1 of 2 failed")
 
 

@@ -1,12 +1,14 @@
 from workbench.metrics.gates.gate import judge
 
+STEPS = {"next_step": "Mend it", "if_unknown": "Look"}
+
 
 def test_a_problem_outweighs_what_is_not_known():
-    gate = judge("a gate", holds="fine", problems=["bad", "worse"], unknown=["dark"])
-    assert (gate.outcome, gate.sentence) == ("FAIL", "bad (and 1 more like it)")
+    gate = judge("a gate", holds="Fine", problems=["Bad", "Worse"], unknown=["Dark"], **STEPS)
+    assert (gate.outcome, gate.sentence) == ("FAIL", "Bad (and 1 more)")
 
 
 def test_what_is_not_known_is_never_fine():
-    gate = judge("a gate", holds="fine", unknown=["dark"], next_step="mend", if_unknown="look")
-    assert (gate.outcome, gate.next_step) == ("INCONCLUSIVE", "look")
-    assert judge("a gate", holds="fine").outcome == "PASS"
+    gate = judge("a gate", holds="Fine", unknown=["Dark"], **STEPS)
+    assert (gate.outcome, gate.next_step) == ("INCONCLUSIVE", "Look")
+    assert judge("a gate", holds="Fine", **STEPS).outcome == "PASS"

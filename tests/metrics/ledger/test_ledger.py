@@ -132,7 +132,7 @@ def test_tokens_that_nobody_accounts_for_fail_the_gate():
     short = replace(WARM, sources={"aggregated": sources(312 + 500, engine=2688 - 500)})
     gate = ledger_closes([WARM, short])
     assert gate.outcome == "FAIL"
-    assert "500 tokens too few have no cause, where 128 are allowed" in gate.sentence
+    assert "500 prompt tokens are missing, and no counter explains why (limit 128;" in gate.sentence
 
 
 def test_a_block_may_stay_open_and_one_per_request_where_requests_ran_side_by_side():

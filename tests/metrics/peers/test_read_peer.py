@@ -236,8 +236,8 @@ def test_what_a_file_cannot_tell_of_one_record_leaves_the_others(tmp_path):
     assert len(frame) == 2
     assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 4)
     told = " ".join(frame.attrs["doubts"])
-    assert "1 of 3 records are unreadable (KeyError: 'fortnight')" in told
-    assert "1 line of the file is cut off" in told
+    assert "1 of 3 records could not be read and are left out (KeyError: 'fortnight')" in told
+    assert "Lines left out because they are cut off or not JSON: 1." in told
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_request_with_a_value_that_cannot_be_is_counted_and_left_out(tmp_path,
     assert frame["index"].tolist() == [1]  # its place in the data set, so that pairs stay pairs
     assert frame["ttft_s"].tolist() == [1.0]
     assert (frame.attrs["kept"], frame.attrs["total"]) == (1, 2)
-    assert "1 of 2 records are unreadable" in frame.attrs["doubts"][-1]
+    assert "1 of 2 records could not be read" in frame.attrs["doubts"][-1]
     assert reason in frame.attrs["doubts"][-1]
 
 
@@ -422,46 +422,52 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
     ("content", "sentence"),
     [
         ("", "is empty"),
-        ("not json", "neither JSON nor a known CSV"),
+        ("not json", "not a result of a known tool"),
         ("<!doctype html><p>report", "is a web page"),
-        ("{}", "no result of a known tool"),
-        ("[]", "no result of a known tool"),
-        ("[1, 2]", "no result of a known tool"),
-        ("[" * 100_000, "neither JSON nor"),
-        (json.dumps(old_vllm_bench(), indent=1)[:-90], "cut off or edited; copy the whole file"),
-        (json.dumps(old_vllm_bench())[:-90], "cut off or edited; copy the whole file"),
-        (without(old_vllm_bench(), "ttfts"), "vLLM bench without single requests.*--save-detailed"),
-        (old_vllm_bench(errors=[""]), "vLLM bench, but of a version.*errors 1"),
-        ([old_vllm_bench(), old_vllm_bench()], "2 results.*a sweep's summary.*run=0.json"),
+        ("{}", "not a result of a known tool"),
+        ("[]", "not a result of a known tool"),
+        ("[1, 2]", "not a result of a known tool"),
+        ("[" * 100_000, "is damaged JSON"),
+        (json.dumps(old_vllm_bench(), indent=1)[:-90], "cut off or edited. Copy the whole"),
+        (json.dumps(old_vllm_bench())[:-90], "cut off or edited. Copy the whole"),
+        (without(old_vllm_bench(), "ttfts"), "vLLM bench result without.*--save-detailed"),
+        (old_vllm_bench(errors=[""]), "vLLM bench, but of an unknown version.*errors 1"),
+        ([old_vllm_bench(), old_vllm_bench()], "one result, got 2 .*a sweep's summary.*run=0.json"),
         (json.dumps(old_vllm_bench()) + "\n{}", "--append-result"),
         ({"model_id": "m", "num_conversations": 3}, "Rust vllm-bench"),
         ([{"benchmark": {}, "model": {}, "metric": {}}], "PyTorch"),
         ("run,mean_ttft_ms,request_throughput\n0,1,2\n", "vllm bench sweep"),
-        (guidellm_report(version=3), r"version 3 \(GuideLLM unknown\); read are versions 1 and 2"),
-        ({"metadata": {"version": 2}, "benchmarks": []}, "without a request"),
-        (GUIDELLM_SUMMARY, "22 requests were measured, but none is in the file"),
-        ({"benchmarks": [{"mode": "synchronous", "results": []}]}, "GuideLLM 0.1; read are 0.2"),
-        ({"benchmarks": [{}, {}]}, "2 GuideLLM benchmarks"),
+        (guidellm_report(version=3), r"of version 1 or 2 .*, got version 3 \(GuideLLM unknown\)"),
+        ({"metadata": {"version": 2}, "benchmarks": []}, "holds no requests of GuideLLM"),
+        (GUIDELLM_SUMMARY, "holds 0 of 22 requests of GuideLLM"),
+        (
+            {"benchmarks": [{"mode": "synchronous", "results": []}]},
+            "GuideLLM 0.2 to 0.8, got GuideLLM 0.1",
+        ),
+        ({"benchmarks": [{}, {}]}, "one GuideLLM benchmark, got 2"),
         (
             {"benchmarks": [{"requests": {"successful": [{"request_id": "g"}]}}]},
-            "GuideLLM, but of a version",
+            "GuideLLM, but of an unknown version",
         ),
         ("metadata:\n  version: 1\nbenchmarks:\n", "GuideLLM report in CSV or YAML"),
-        (aiperf_record(metrics={"ttft": {"value": 1, "unit": "ms"}}), "AIPerf, but of a version"),
+        (
+            aiperf_record(metrics={"ttft": {"value": 1, "unit": "ms"}}),
+            "AIPerf, but of an unknown version",
+        ),
         ({"metadata": {}, "payload": {}}, "AIPerf's raw export"),
         (
             {"input_config": {"loadgen": {}}, "request_latency": {}, "aiperf_version": "0.3.0"},
-            r"AIPerf's summary \(0.3.0\).*profile_export.jsonl",
+            r"AIPerf summary \(0.3.0\).*profile_export.jsonl",
         ),
-        ({"input_config": {"model": ["m"]}, "request_latency": {}}, "is a summary of genai-perf"),
+        ({"input_config": {"model": ["m"]}, "request_latency": {}}, "is a genai-perf summary"),
         ({"service_kind": "openai", "experiments": []}, "genai-perf's raw profile"),
         ("Metric,avg,min\nTime To First Token (ms),1,1\n", "AIPerf or genai-perf"),
-        (without(sglang_result(), "ttfts"), "SGLang's bench_serving.*--output-details"),
+        (without(sglang_result(), "ttfts"), "SGLang bench_serving.*--output-details"),
         ({"config": {}, "results": {}}, "bench_results.csv"),
         ({"avg_latency": 1.0, "latencies": [1.0], "percentiles": {}}, "vllm bench latency"),
         ({"elapsed_time": 1.0, "total_num_tokens": 9}, "vllm bench latency or throughput"),
-        ("request_id,successful,ttft\na,True,1\n", "LMCache bench, but of a version"),
-        ("request_id,ttft\na,1\n", "known CSV; read are vLLM bench 0.6 to 0.33"),
+        ("request_id,successful,ttft\na,True,1\n", "LMCache bench, but of an unknown version"),
+        ("request_id,ttft\na,1\n", "Supported: vLLM bench 0.6 to 0.33"),
     ],
 )
 def test_what_is_not_known_gets_a_sentence(tmp_path, content, sentence):

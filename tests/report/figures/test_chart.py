@@ -59,7 +59,7 @@ def test_one_arm_one_pass_one_request_is_enough(summary, requests):
 @pytest.mark.parametrize(
     ("gates", "shows", "said", "grey"),
     [
-        (["KV moved", "same text"], ("times",), "Not proven: gates “KV moved” and 1 more", True),
+        (["KV moved", "same text"], ("times",), "Not valid: gates “KV moved” and 1 more", True),
         (["client kept up"], ("times",), "Rough: gate “client kept up” failed.", False),
         (["client kept up"], ("ratios",), "", False),
         (["client kept up"], ("counts",), "", False),

@@ -119,14 +119,14 @@ def test_the_sample_and_its_tail_are_said(waterfall):
 def test_what_is_not_split_is_left_out_and_counted(waterfall):
     unknown = waterfall["pass"] == "cold"
     waterfall.loc[unknown, [*PARTS, "residual_s"]] = math.nan
-    waterfall.loc[unknown, "note"] = "its decode instance sent no timing"
+    waterfall.loc[unknown, "note"] = "the decode instance sent no timing"
     chart = figures.ttft_waterfall(waterfall)
     assert "cold" not in words(chart)
     assert chart.caption.endswith(
-        "6 of 12 requests have no whole waterfall: its decode instance sent no timing."
+        "6 of 12 requests have no complete waterfall: the decode instance sent no timing."
     )
     none = figures.ttft_waterfall(waterfall[unknown])
-    assert "No data: 6 of 6 requests have no whole waterfall:" in text(none)
+    assert "No data: 6 of 6 requests have no complete waterfall:" in text(none)
 
 
 def test_the_alternative_text_has_the_median_request_in_numbers(waterfall):

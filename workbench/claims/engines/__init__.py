@@ -1,4 +1,4 @@
-"""Whole engines in one process each: vLLM beside transformers, and vLLM's own benchmarks.
+"""Whole engines, each in one process: vLLM and transformers, and vLLM's own benchmarks.
 
-A module is one recipe; `engine` has what they share: starting vLLM, and what is loaded for it.
+Each module is a recipe; `engine` starts vLLM for them.
 """

@@ -1,6 +1,6 @@
-"""KV space as vLLM itself counts it: tokens that fit by number format, blocks that sequences hold.
+"""KV space as vLLM counts it: tokens that fit by number format, and blocks that sequences hold.
 
-Counts and no times: they are the same in every launch and on every machine.
+These counts are the same in every launch and on every machine.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from workbench.claims.verdict.decision import Interval
 from workbench.claims.verdict.verdict import Measurement, by_construction, state
 
 FORMATS = ("auto", "fp8")
-"""The first takes the format of the weights, bf16."""
+"""The first has the format of the weights, bf16."""
 SEQUENCES = 32
 STEPS = 4
-"""After so many steps every sequence is in mid-generation."""
+"""After so many steps, every sequence is in the middle of its output."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of one launch with `job["kv_dtype"]`: tokens that fit, and of each sequence its blocks.
-
-    `blocks` counts those that a sequence holds, `tokens` those that it has computed.
-    """
+    """Rows of one launch with `job["kv_dtype"]`: tokens that fit, and each sequence's blocks."""
     engine = start_vllm(
         job,
         kv_cache_dtype=job["kv_dtype"],
@@ -51,7 +48,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _held(engine: Any, job: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Sequences in mid-generation: name, computed tokens, blocks held, from vLLM's scheduler."""
+    """Running sequences: name, computed tokens, blocks held, from vLLM's scheduler."""
     from vllm import SamplingParams
 
     drawn = random.Random(job["seed"])
@@ -97,10 +94,10 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     return Outcome(
         measurements=measurements,
         table=rows.table,
-        says=f"KV space of equal bytes as vLLM counts it: {fit.get('auto', 0):,.0f} tokens as bf16,"
-        f" {fit.get('fp8', 0):,.0f} as FP8; {len(tokens)} sequences of {tokens.mean():.0f} tokens"
-        f" on average hold {blocks.sum():.0f} blocks of {block:.0f}, {waste:.1f} % of them empty.",
-        # Blocks are held against the fewest for the tokens of the same sequence, counted.
+        says=f"KV space of equal bytes as vLLM counts it: {fit.get('auto', 0):,.0f} tokens in bf16,"
+        f" {fit.get('fp8', 0):,.0f} in FP8; {len(tokens)} sequences of {tokens.mean():.0f} tokens"
+        f" on average hold {blocks.sum():.0f} blocks of {block:.0f} tokens ({waste:.1f} % unused).",
+        # Blocks are compared with the fewest for the counted tokens of the same sequence.
         checks=by_construction("one_factor_changed")
         | {"same_token_lengths_ignore_eos": state(lengths)},
         doubts=rows.doubts,
@@ -113,9 +110,9 @@ def _counted(name: str, value: float) -> Measurement:
 
 RECIPE = launched_recipe(
     "blocks", "engine", ("VLLM-FP8KV", "OWN-BLOCKS", "VLLM-WASTE"),
-    "KV tokens that fit as bf16 and FP8, and blocks that sequences hold, as vLLM counts.",
+    "KV tokens that fit in bf16 and FP8, and blocks that sequences hold, as vLLM counts them.",
     target=f"{__name__}:measure",
-    # Bytes are counted and nothing is timed: bf16 is what the claims compare FP8 with.
+    # Nothing is timed, so bf16 does not matter for speed; the claims compare FP8 with it.
     job=lambda setting: engine_job(
         setting, dtype="bfloat16", input_tokens=1000, output_tokens=32,
         block_tokens=32 if setting.platform == "cpu" else 16,

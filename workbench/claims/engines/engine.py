@@ -1,4 +1,4 @@
-"""What launches of an engine share: vLLM started in this process, and what is loaded before it."""
+"""Starts vLLM in this process, and loads what launches share before they are forked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workbench.serve.vllm import scan_kernels_once
 
 VLLM = "vllm"
 FIRST_TOKEN_ID = 10
-"""Below it are a model's special tokens."""
+"""Lower ids are special tokens."""
 KV_MIB = 256
 """KV space of vLLM on a CPU: 350,000 tokens of the tiny model."""
 SLACK_TOKENS = 64
 ENGINE = Cost(start_s=20.0, launch_s=4.0, gpu_launch_s=60.0)
-"""Imports of vLLM and transformers, once on a CPU; an engine ready in a forked process; on a GPU
-a minute, imports included."""
+"""Imports of vLLM and transformers, once on a CPU; a ready engine in a forked process; a minute on
+a GPU, with imports."""
 WARM = (f"{__name__}:load",)
 
 _MODULES = (
@@ -35,17 +35,14 @@ _MODULES = (
 
 
 def load() -> None:
-    """Import both engines, and let vLLM scan all modules for kernels once instead of each time.
-
-    Before launches are forked from this process (CPU only).
-    """
+    """Import both engines and scan for kernels once, before launches are forked (CPU only)."""
     for name in _MODULES:
         import_module(name)
     scan_kernels_once()
 
 
 def engine_job(setting: Setting, **fields: Any) -> dict[str, Any]:
-    """The fields of a job that every engine needs, and others."""
+    """The fields of a job that every engine needs, and `fields`."""
     return {
         "model": str(setting.model), "vocab_tokens": model_facts(setting.model).vocab_tokens,
         "dtype": setting.dtype,
@@ -53,7 +50,7 @@ def engine_job(setting: Setting, **fields: Any) -> dict[str, Any]:
 
 
 def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
-    """A `vllm.LLM` in this process, in the number format and with room for the lengths of a job."""
+    """A `vllm.LLM` in this process, with a job's number format and room for its lengths."""
     from vllm import LLM
 
     if job["device"] == "cpu":
@@ -68,5 +65,5 @@ def start_vllm(job: Mapping[str, Any], **options: Any) -> Any:
 
 
 def context_tokens(job: Mapping[str, Any]) -> int:
-    """Room for a prompt and its answer; vLLM's random prompts may come out somewhat longer."""
+    """Room for a prompt and its output; vLLM's random prompts may be somewhat longer."""
     return int(job["input_tokens"] + job["output_tokens"] + SLACK_TOKENS)

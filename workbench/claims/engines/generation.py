@@ -1,6 +1,6 @@
-"""vLLM beside transformers: the same prompts in batches, the same weights, greedy.
+"""vLLM compared with transformers: greedy, with the same weights, prompts and batches.
 
-Both have the same number format and lengths and no end of sequence; neither turns tokens into text.
+Both have the same number format and lengths and ignore the end of sequence; neither detokenises.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 INPUT_TOKENS, OUTPUT_TOKENS = 160, 16
 """160 tokens hold one block of 128, so that a repeated prompt can hit on a CPU as well."""
 GROWTH = 2.2
-"""A batch twice as large takes at most about so much longer."""
+"""A batch twice as large takes at most about this factor longer."""
 CALLS_S, MOST_CALLS = 0.8, 7
-"""A batch is called again until it has taken so long: the median of seven calls forgets a spike."""
+"""A batch is repeated until it has taken this long; the median of seven calls ignores a spike."""
 SATURATED = 1.05
-"""An engine is saturated where a larger batch gives at most so many times the tokens/s."""
+"""An engine is saturated if the next batch raises its tokens/s by at most this factor."""
 SAME_TEXT = 0.8
-"""Share of answers that both engines begin with the same token: their kernels round numbers
-differently, and 94 to 97 % were the same here; other weights would share one in thousands."""
+"""Fraction of outputs that must start with the same token in both engines. Their kernels round
+differently: 94 % to 97 % were the same here; with other weights it would be one in thousands."""
 
 Generate = Callable[[Sequence[Sequence[int]]], tuple[list[list[int]], int]]
-"""Prompts in, answers out, with the prompt tokens that came from a cache."""
+"""Prompts to outputs, with the number of cached prompt tokens."""
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of one launch: for each batch the seconds of each call, its tokens, memory and text.
+    """Rows of one launch: seconds, tokens and memory of each call of each batch.
 
-    Every batch is warmed up by a call of its own shape and called `calls` times, quick ones more
-    often. Batches double until `batches` ends or `budget_s` would; `done` holds those measured.
+    Every batch is warmed up by one call and called `calls` times, short ones more often. Batches
+    grow until `batches` or `budget_s` ends; `done` holds those measured.
     """
     import torch
 
@@ -103,7 +103,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(job: Mapping[str, Any], batch: int, call: int) -> list[list[int]]:
-    """The same for every engine; new in every call, so that a prefix cache finds nothing."""
+    """The same for every engine; new in every call, so that a prefix cache never hits."""
     random_ids = random.Random(f"{job['seed']} {batch} {call}")
     return [
         random_ids.choices(range(FIRST_TOKEN_ID, job["vocab_tokens"]), k=job["input_tokens"])
@@ -154,7 +154,7 @@ def _vllm(job: Mapping[str, Any]) -> Generate:
 
 
 def _forget_peak(device: str) -> None:
-    """Count memory from now on; Linux lets a process clear its own high-water mark (proc(5))."""
+    """Reset the peak memory; Linux lets a process clear its own high-water mark (proc(5))."""
     import torch
 
     if device != "cpu":
@@ -165,7 +165,7 @@ def _forget_peak(device: str) -> None:
 
 
 def _peak_gb(device: str) -> float:
-    """The most that this process held since then, resident on a CPU; NaN where nobody says."""
+    """The peak memory since then, resident on a CPU; NaN if unknown."""
     import torch
 
     if device != "cpu":
@@ -178,7 +178,7 @@ def _peak_gb(device: str) -> float:
 
 
 def read(rows: Rows, setting: Setting) -> Outcome:
-    """vLLM beside transformers at equal batch, each engine by batch, and its saturation."""
+    """vLLM compared with transformers at equal batch, and each engine by batch."""
     speeds = {arm: _speeds(rows, arm) for arm in ENGINES}
     lines = {arm: means(speed) for arm, speed in speeds.items()}
     over = rows.ratios("time", over=TRANSFORMERS, under=VLLM)
@@ -196,7 +196,7 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             "OWN-VLLM-HF": make(effects={"throughput": tuple(over.values())}, noise_floor=floor),
             "OWN-BATCHING": make(
                 effects={
-                    "with each larger batch": steps, "share of a proportional gain": (share,),
+                    "with each larger batch": steps, "fraction of a proportional gain": (share,),
                 },
                 noise_floor=calls_floor,
             ),
@@ -207,7 +207,7 @@ def read(rows: Rows, setting: Setting) -> Outcome:
         },
         says=f"Greedy generation of {OUTPUT_TOKENS} tokens by vLLM and by transformers, the same"
         f" {setting.dtype} weights and prompts, {rows.where(setting)}. {_best(lines)} First"
-        f" tokens are the same in {same:.1%} of answers; launches of one engine differ by"
+        f" tokens agree in {100 * same:.1f} % of outputs. Launches of one engine differ by"
         f" {difference(floor)}.",
         checks=by_construction(
             "same_model_and_weights", "one_factor_changed", "same_metric_definition",
@@ -221,11 +221,11 @@ def read(rows: Rows, setting: Setting) -> Outcome:
         curves=(
             Curve.of("Output tokens per second", "batch", "tokens/s", lines, at=_batch),
             Curve.of(
-                "vLLM beside the others at equal batch", "batch", "times as long as vLLM",
+                "Time at equal batch", "batch", "time, vLLM = 1",
                 {
                     TRANSFORMERS: over,
                     VLLM_CACHED: rows.ratios("time", over=VLLM_CACHED, under=VLLM),
-                    "the same, prompts repeated": means(repeated),
+                    "vllm, prompts repeated": means(repeated),
                 },
                 at=_batch,
             ),
@@ -250,10 +250,10 @@ def _speeds(rows: Rows, arm: str) -> pd.DataFrame:
 
 
 def _bounds(rows: Rows, setting: Setting) -> tuple[Bound, ...]:
-    """The fastest call as operations (2 for each weight and token) and as bytes read.
+    """The fastest call as FLOPs (2 per weight and token) and as bytes read.
 
-    Each of OUTPUT_TOKENS passes reads the weights once, whatever the batch (Pope et al., 2022).
-    No ceiling is known of a model whose parameters are not.
+    Each output token reads the weights once, at any batch (Pope et al., 2022). None if the number
+    of parameters is unknown.
     """
     if setting.platform == "cpu" or not (parameters := model_facts(setting.model).parameters):
         return ()
@@ -271,7 +271,7 @@ def _batch(cell: str) -> int:
 
 
 def _scaling(speeds: pd.DataFrame) -> tuple[tuple[Interval, ...], Interval]:
-    """Gain from each batch to the next; and at the largest, the share of a proportional gain."""
+    """Gain from each batch to the next; and the fraction of a proportional gain at the largest."""
     cells = list(speeds.index)
     steps = tuple(
         replace(
@@ -288,7 +288,7 @@ def _scaling(speeds: pd.DataFrame) -> tuple[tuple[Interval, ...], Interval]:
 
 
 def _same_first_tokens(rows: Rows) -> float:
-    """Share of answers that begin with the same token in vLLM and transformers."""
+    """Fraction of outputs that start with the same token in vLLM and transformers."""
     first = rows.of("first token").copy()
     first["answer"] = first.groupby(["arm", "cell", "run"]).cumcount()
     wide = first.pivot(index=["cell", "run", "answer"], columns="arm", values="value")
@@ -297,7 +297,7 @@ def _same_first_tokens(rows: Rows) -> float:
 
 
 def _launch_noise(speeds: Iterable[pd.DataFrame]) -> float:
-    """The noise floor of one launch and the next of the same engine: equal arms (A/A)."""
+    """The noise floor of consecutive launches of the same engine (A/A)."""
     return noise_floor([
         after / before
         for speed in speeds
@@ -308,15 +308,15 @@ def _launch_noise(speeds: Iterable[pd.DataFrame]) -> float:
 
 
 def _call_noise(rows: Rows) -> float:
-    """The same for two calls of equal work in one launch: what batches of one launch differ by."""
+    """The same for two equal calls of one launch, since batches are compared within a launch."""
     times = rows.of("time")
     calls = times[times["arm"] == VLLM].groupby(["cell", "run"])["value"]
-    # A single call is no pair: it would equal itself, and the noise would be none.
+    # A single call would be compared with itself and show no noise.
     return noise_floor((calls.first() / calls.last())[calls.count() > 1])
 
 
 def _best(lines: Mapping[str, Mapping[str, Interval]]) -> str:
-    """A sentence for each engine on its best batch, and whether that is its saturation."""
+    """A sentence for each engine: its best batch, and whether it is saturated there."""
     said = []
     for arm, line in lines.items():
         cells = list(line)
@@ -333,7 +333,7 @@ RECIPE = launched_recipe(
     "generation", "engine",
     ("OWN-VLLM-HF", "OWN-BATCHING", "VLLM-24X", "S003-VLLM-VS-HF-PEAK", "S003-HF-TPUT",
      "S003-VLLM-TPUT"),
-    "vLLM, with and without its prefix cache, beside transformers at equal batch.",
+    "vLLM, with and without its prefix cache, compared with transformers at equal batch.",
     target=f"{__name__}:measure",
     job=lambda setting: engine_job(
         setting, batches=list(BATCHES), calls=2, input_tokens=INPUT_TOKENS,

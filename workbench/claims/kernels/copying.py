@@ -1,4 +1,4 @@
-"""Copy bandwidth of the device: bytes read plus bytes written, per second."""
+"""Copy bandwidth of the device: bytes read and written per second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.claims.verdict.verdict import Measurement
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of one run: the bandwidth of each copy, for each size in MiB.
 
-    McCalpin's STREAM (1995) counts a copy like that too. Small sizes show caches and not memory.
+    McCalpin's STREAM (1995) counts copies this way. Small sizes show caches, not memory.
     """
     import torch
 

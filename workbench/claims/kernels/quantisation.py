@@ -1,7 +1,7 @@
-"""Quantised KV: true bytes with scales, and the error of the attention output, against float64.
+"""Quantised KV: bytes with scales, and the error of the attention output against float64.
 
-Queries, keys and values are those of the model itself, caught at its attention on a drawn prompt.
-Each run has another prompt. Nothing is timed here.
+Queries, keys and values come from the model itself, for a random prompt that differs between
+runs. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def quantised(kv: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
-    """KV (batch x heads x tokens x width) as it comes back from that format, and bytes stored.
+    """KV (batch x heads x tokens x width) after that format, and the bytes stored.
 
     INT8: symmetric, a 16-bit scale for each head and token. INT4: a 16-bit scale and zero point
     for each 32 elements, two elements a byte. FP8 (E4M3): one 32-bit scale for the whole tensor.
@@ -114,7 +114,7 @@ def _attention_inputs(job: Mapping[str, Any]) -> list[tuple[torch.Tensor, ...]]:
 
 
 def read(rows: Rows, setting: Setting) -> Outcome:
-    """True ratios of bytes, and the error of each format."""
+    """Ratios of bytes, and the error of each format."""
     bytes_ = {
         name: Interval.counted(rows.medians("ratio", name).to_numpy(float).ravel())
         for name in FORMATS[1:]
@@ -141,11 +141,10 @@ def read(rows: Rows, setting: Setting) -> Outcome:
             "LLMIR-QUANT": _beside_fp32(bytes_, errors),
             "S003-QUANT": _beside_fp32(bytes_, percent),
         },
-        says="Bytes of KV with scales, 128 wide, beside bf16; and the attention output of the"
-        f" model's own queries, keys and values beside float64, {rows.where(setting)}: off by"
-        f" {errors['bf16'].estimate:.2%} of its norm as bf16, {errors['int8'].estimate:.2%} as"
-        f" INT8, {errors['fp8'].estimate:.2%} as FP8, {errors['int4'].estimate:.2%} as INT4.",
-        # The quality measure is the error beside float64, and it has an interval or it has not.
+        says="Bytes of 128-wide KV with scales compared with bf16, and the attention output of the"
+        f" model's own queries, keys and values compared with float64, {rows.where(setting)}. The"
+        f" error is {_percents(errors)} of the norm.",
+        # The quality measure is the error against float64, which needs an interval.
         checks=by_construction("one_factor_changed")
         | {"output_quality_checked": known(*(error.low for error in errors.values()))},
         curves=(
@@ -157,8 +156,13 @@ def read(rows: Rows, setting: Setting) -> Outcome:
     )  # fmt: skip
 
 
+def _percents(errors: Mapping[str, Interval]) -> str:
+    """`0.21 % (BF16), 0.30 % (INT8)`."""
+    return ", ".join(f"{100 * e.estimate:.3g} % ({name.upper()})" for name, e in errors.items())
+
+
 def _beside_fp32(bytes_: Mapping[str, Interval], loss: Mapping[str, Interval]) -> Measurement:
-    """As those sources count: beside FP32, which doubles every ratio."""
+    """As those sources count: compared with FP32, which doubles every ratio."""
     effects = {f"{name.upper()} ratio": (bytes_[name].scaled(2),) for name in ("int8", "int4")}
     counted = frozenset(effects)
     effects |= {f"{name.upper()} loss": (loss[name],) for name in ("int8", "int4")}
@@ -167,7 +171,7 @@ def _beside_fp32(bytes_: Mapping[str, Interval], loss: Mapping[str, Interval]) -
 
 RECIPE = launched_recipe(
     "quantisation", "kernel", ("OWN-KV-BYTES", "OWN-KV-ERROR", "LLMIR-QUANT", "S003-QUANT"),
-    "Bytes and attention error of INT8, FP8 and INT4 KV beside bf16 and float64.",
+    "Bytes and attention error of INT8, FP8 and INT4 KV, compared with bf16 and float64.",
     target=f"{__name__}:measure",
     job=lambda setting: {"model": str(setting.model), "tokens": 512},
     outcome=read,

@@ -1,6 +1,6 @@
-"""Times of one operation: warmed up to a steady state, per iteration, arms in mirrored order.
+"""Times of one operation: warmed up until steady, each call, arms in mirrored order.
 
-Runs in the process that measures; torch is imported here and nowhere above.
+Runs in the measuring process; no module above this one imports torch.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from workbench.claims.recipes.rounds import Cost
 from workbench.claims.recipes.rows import row
 
 TORCH = Cost(start_s=5.0, launch_s=0.0, gpu_launch_s=5.0)
-"""A process that imports torch; on a slow disk more."""
+"""A process that imports torch; more on a slow disk."""
 
 STEADY = 0.02
-"""The last windows agree when their medians differ by at most this share."""
+"""The last windows agree if their medians differ by at most this fraction."""
 WINDOWS = 3
 WARM_UP_WINDOWS = 10
-"""Where so many windows never agree, the measurement goes on and says that it was not steady."""
+"""After so many windows, the measurement goes on and reports that it was not steady."""
 WINDOW_S = 0.004
 MOST_LAPS = 20
 VISITS = 4
-"""Each arm is visited so often in a run: forth, back, forth, back (ABBA)."""
+"""Visits of each arm in a run, in mirrored order (ABBA)."""
 LONG_S = 0.05
-"""Arms with a call longer than this are visited twice only, forth and back."""
+"""Arms with longer calls are visited only twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,12 @@ class Arm:
 
     call: Callable[[], Any]
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Entered around a window of calls and not around each: it costs as much as a small kernel."""
+    """Entered once for a window of calls: it costs as much as a small kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What a warm-up found: seconds of a call, calls in a window, whether windows agreed."""
+    """The result of a warm-up: seconds of a call, calls in a window, whether windows agreed."""
 
     lap_s: float
     count: int
@@ -52,11 +52,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """Seconds of single calls on a device, by its own events where it is a GPU."""
+    """Seconds of single calls on a device, by its own events on a GPU."""
 
     device: str
     host: bool = False
-    """True times the host's side of work on a GPU, such as allocating."""
+    """True times the host's side of GPU work, such as allocations."""
 
     def laps(self, arm: Arm, count: int) -> list[float]:
         """The seconds of each of `count` calls in a row."""
@@ -77,8 +77,8 @@ class Clock:
             return [start.elapsed_time(end) / 1e3 for start, end in pairwise(marks)]
 
     def warm_up(self, arm: Arm) -> Pace:
-        """Call until the last windows agree, or long enough."""
-        # The very first call also pays for memory, threads and the choice of a kernel.
+        """Call until the last windows agree, or for the most windows."""
+        # The very first call also includes memory, threads and the choice of a kernel.
         first = self.laps(arm, 2)
         lap_s = min(first)
         count = max(1, min(MOST_LAPS, round(WINDOW_S / max(lap_s, 1e-7))))
@@ -103,10 +103,7 @@ class Clock:
 def compare(
     clock: Clock, arms: Mapping[str, Arm], *, quantity: str, cell: str
 ) -> list[dict[str, Any]]:
-    """A row for each call of each arm, in seconds, with the order of its visit.
-
-    All arms are warmed up first; then they take turns, in mirrored order every other time.
-    """
+    """A row for each call of each arm, in seconds; warmed-up arms alternate in mirrored order."""
     paces = {name: clock.warm_up(arm) for name, arm in arms.items()}
     longest_s = max((pace.lap_s for pace in paces.values()), default=0.0)
     rows = []
@@ -129,5 +126,5 @@ def expected_s(laps_s: Iterable[float]) -> float:
 
 
 def falls(values: Sequence[float]) -> list[int]:
-    """Places after which a value falls although work grew: the mark of a cold first shape."""
+    """Places after which a value falls although work grows: the sign of a cold first shape."""
     return [place for place, (now, after) in enumerate(pairwise(values)) if after < now]

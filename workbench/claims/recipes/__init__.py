@@ -1,4 +1,4 @@
 """What a recipe is, and how its launches become rows and intervals.
 
-The recipes themselves live by level in `kernels`, `engines` and `serving`.
+The recipes of each level are in `kernels`, `engines` and `serving`.
 """

@@ -1,9 +1,8 @@
-"""Measurements in processes of their own: each launch is a fresh one, and only one is alive.
+"""Runs each measurement in a fresh process, one at a time.
 
-A function of the workbench (`module:function`) takes a job, a dictionary, and returns one. It runs
-in a child, so that torch and vLLM never enter the notebook's kernel and one launch leaves nothing
-behind for the next. On a CPU children come from a fork server that has imported what they need and
-has computed nothing; importing is most of a launch. On a GPU each starts anew.
+A function (`module:function`) takes a job, a dictionary, and returns one. It runs in a child, so
+that torch and vLLM never enter the notebook's kernel and launches do not affect each other. On a
+CPU, a fork server has imported what children need, since imports are most of a launch.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from workbench.serve.processes.forkserver import named
 from workbench.serve.processes.parent import die_with_parent
 
 READY_S = 300.0
-"""Imports from a cold disk took up to 40 s here; a busy machine may take many times as long, and a
-limit of time (workbench.experiment.run.time_limit) breaks off earlier."""
+"""Imports from a cold disk took up to 40 s here, and more on a busy machine; the time limit of
+workbench.experiment.run.time_limit stops earlier."""
 _HERE = "workbench.claims.recipes.launches"
 
 
 @dataclass(slots=True, kw_only=True)
 class Launches:
-    """Runs one function again and again, each time in a fresh process.
+    """Runs one function repeatedly, each time in a fresh process.
 
-    Use as `async with Launches(...) as launches: await launches.run({...}, timeout_s=60)`;
-    leaving it ends the child, also by an interrupt, and no child outlives this process.
+    Use as `async with Launches(...) as launches: await launches.run({...}, timeout_s=60)`. Leaving
+    it ends the child, also after an interrupt, and no child outlives this process.
     """
 
     target: str
-    """`module:function`; a job goes in, a dictionary that JSON can hold comes out."""
+    """`module:function`, from a job to a dictionary that JSON can hold."""
     output_dir: Path
-    """Gets `<name>-<n>.json`, what each launch returned, and `<name>.log`, what it printed."""
+    """Gets `<name>-<n>.json` with the result of each launch, and `<name>.log` with its output."""
     name: str
     warm: Sequence[str] = ()
     """Modules to import, and functions (`module:function`) to call, before the first fork."""
@@ -74,7 +73,9 @@ class Launches:
             status = await asyncio.wait_for(launch(words), timeout_s)
         except TimeoutError:
             await asyncio.shield(self._end())
-            raise DeploymentError(self._failure(f"was not done after {timeout_s:.0f} s")) from None
+            raise DeploymentError(
+                self._failure(f"did not finish within {timeout_s:.0f} s")
+            ) from None
         except BaseException:
             await asyncio.shield(self._end())
             raise
@@ -100,13 +101,13 @@ class Launches:
         return int(event["status"])
 
     async def _start_fork_server(self) -> None:
-        # The module alone: the fork server calls functions, and the target is for its children.
+        # Only the module: the fork server would call the function, which is for its children.
         modules = (*self.warm, self.target.partition(":")[0])
         self._process = await self._started("workbench.serve.processes.forkserver", *modules)
         try:
             await asyncio.wait_for(self._event(), READY_S)
         except (DeploymentError, TimeoutError):
-            raise LaunchError(self._failure("did not load what it needs")) from None
+            raise LaunchError(self._failure("could not import what it needs")) from None
 
     async def _started(self, module: str, *words: str) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
@@ -118,11 +119,11 @@ class Launches:
 
     async def _event(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None
-        # What a library prints while it is imported is no event.
+        # Skip what a library prints while it is imported.
         while line := await self._process.stdout.readline():
             with suppress(ValueError, TypeError):
                 return dict(json.loads(line))
-        raise DeploymentError(self._failure("ended by itself"))
+        raise DeploymentError(self._failure("ended unexpectedly"))
 
     def _failure(self, what: str) -> str:
         reason = logs.reason(logs.lines(self.log))
@@ -137,7 +138,7 @@ class Launches:
 
 
 def work(words: Sequence[str]) -> None:
-    """The side that measures: `[target, job]`; what the target returns goes to the job's file."""
+    """Called in the child with `[target, job]`; writes the result to the job's file."""
     target, text = words
     job = json.loads(text)
     Path(job["result"]).write_text(json.dumps(named(target)(job)), "utf-8")

@@ -1,7 +1,6 @@
-"""How a claim is measured: a recipe, where it runs, and what comes out.
+"""How claims are measured: a recipe, its setting and its outcome.
 
-A recipe serves the claims whose ids it names, as many as one measurement can answer. It decides
-nothing: `judge` takes what it returns.
+A recipe measures the claims that it names. It decides nothing: `judge` does, from its outcome.
 """
 
 from __future__ import annotations
@@ -23,46 +22,43 @@ Level = Literal["kernel", "engine", "serving"]
 Lines = Mapping[str, Mapping[str, Interval]]
 """Series -> cell -> interval."""
 Point = tuple[str, float | str, float, float, float]
-"""Series, x (a number or a word), value, low, high; NaN where there is no interval."""
+"""Series, x (a number or a word), value, low, high; NaN without an interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Where a recipe runs, and what it may spend."""
+    """Where a recipe runs, and how long it may take."""
 
     platform: Literal["cpu", "cuda", "rocm"]
     hardware: str
-    """As workbench.hardware.physics names the GPU; on a CPU such as `2 cores`."""
+    """The GPU's name in workbench.hardware.physics, or `2 CPU cores`."""
     model: Path
     """A model folder in Hugging Face format."""
     output_dir: Path
-    """Logs and raw files of the recipe go here; it is made where it is missing."""
+    """For logs and raw files; created if missing."""
     budget_s: float
     """For all recipes."""
     allotted_s: float = 0.0
-    """For this recipe; one that can be longer than its least fills it with larger cells."""
+    """For this recipe; one that can take longer fills it with larger cells."""
     dtype: str = "bfloat16"
-    """Number format of weights and KV where engines are timed, the same on all sides."""
+    """Number format of weights and KV of timed engines, the same on all sides."""
     requests_share: float = 1.0
-    """Of the requests of a pass; a recipe that has to be short sends fewer."""
+    """Fraction of the requests of a pass that is sent."""
     limit: TimeLimit = field(default_factory=TimeLimit)
-    """How long this recipe may take; it is asked before each round."""
+    """The time limit of this recipe, asked before each round."""
     seed: int = 0
     runs: int = MIN_RUNS
-    """Launches or rounds for each arm; a smaller number gives no verdict."""
+    """Launches or rounds of each arm; fewer give no verdict."""
     echo: Callable[[str], None] = lambda _: None
-    """Told what is going on, a sentence at a time."""
+    """Gets progress, one sentence at a time."""
 
     @property
     def device(self) -> str:
-        """As torch names it; a ROCm build calls its GPUs cuda too."""
+        """torch's name for it, which is cuda for ROCm too."""
         return "cpu" if self.platform == "cpu" else "cuda"
 
     def bounds(self, **reached: float) -> tuple[Bound, ...]:
-        """What our own numbers mean as a rate of the GPU, which no run can exceed, by limit.
-
-        Of a CPU no ceiling is known: what its caches give is above that of its memory.
-        """
+        """Our own numbers as rates that the GPU's limits bound; none on a CPU, which has caches."""
         if self.platform == "cpu":
             return ()
         return tuple(
@@ -73,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What a figure shows: one or more lines with intervals over the same x."""
+    """A figure: lines with intervals over the same x."""
 
     title: str
     x: str
@@ -83,13 +79,13 @@ class Curve:
     points: pd.DataFrame
     """Columns series, x, value, low and high, see Point."""
     claims: tuple[str, ...] = ()
-    """In whose panels it stands; empty for the first claim that its recipe measured."""
+    """The claims whose panels show it; empty for the first claim that was measured."""
 
     @classmethod
     def of(
         cls, title: str, x: str, y: str, lines: Lines, *, at: Callable[[str], float | str]
     ) -> Self:
-        """A curve of lines of cells; `at` says where each cell stands on the x axis."""
+        """A curve of lines of cells; `at` gives the x of each cell."""
         points = [
             (name, at(cell), interval.estimate, interval.low, interval.high)
             for name, line in lines.items()
@@ -100,39 +96,39 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a recipe measured; an empty `measurements` says in `doubts` why."""
+    """What a recipe measured; `doubts` say why if nothing."""
 
     measurements: Mapping[str, Measurement]
-    """Claim id -> its effects, by the names that the claim has."""
+    """Claim id -> its effects, by name."""
     table: pd.DataFrame
     """Raw rows: quantity, arm, cell, run, order (when in the run), value, unit."""
     says: str
-    """What was measured and under which conditions, in a sentence or two."""
+    """What was measured under which conditions, in one or two sentences."""
     checks: Mapping[str, str] = field(default_factory=dict)
-    """CHECKS, proved by this run or by construction: pass, fail, unknown or BUILT_IN."""
+    """CHECKS that this run answers: pass, fail, unknown or BUILT_IN."""
     curves: tuple[Curve, ...] = ()
     doubts: tuple[str, ...] = ()
-    """Sentences on what weakens it, the cells that the budget left out among them."""
+    """Sentences on what weakens it, such as cells that the time left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to measure some claims."""
+    """One measurement that serves some claims."""
 
     name: str
     """A word, used in file names: `attention`."""
     level: Level
     claims: tuple[str, ...]
     what: str
-    """One sentence: what is run beside what."""
+    """One sentence: what is compared with what."""
     estimate_s: Callable[[Setting], float]
-    """How long it will take there, before anything starts; with `allotted_s` 0 its least."""
+    """Its expected duration; with `allotted_s` 0, the shortest."""
     run: Callable[[Setting], Awaitable[Outcome]]
-    """Raises a workbench.errors error where nothing could be measured at all."""
+    """Raises a WorkbenchError if nothing could be measured."""
     most_s: Callable[[Setting], float] | None = None
-    """How long it may take at most, for one that can be longer."""
+    """Its longest duration, if it can take longer."""
     fewer: tuple[float, ...] = ()
-    """Shares of its requests that it can do with, the largest first."""
+    """Fractions of its requests that still work, the largest first."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")
 
 
@@ -144,6 +140,6 @@ def points_frame(points: Iterable[Point]) -> pd.DataFrame:
 
 
 def left_out(what: str, values: Iterable[int]) -> tuple[str, ...]:
-    """The doubt for cells that the budget had no room for."""
+    """The doubt for cells that the time left out."""
     missing = ", ".join(f"{value:,}" for value in sorted(values))
-    return (f"The budget had no room for {what} {missing}.",) if missing else ()
+    return (f"No time for {what} {missing}.",) if missing else ()

@@ -1,4 +1,4 @@
-"""Recipes whose runs are launches: rounds of fresh processes, gathered into one table."""
+"""Recipes that launch fresh processes in rounds and gather their rows in one table."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What launches take, in seconds."""
+    """Seconds that launches take."""
 
     start_s: float
     """Imports, once on a CPU."""
     launch_s: float
     """A launch in a forked process."""
     gpu_launch_s: float
-    """A launch on a GPU, imports included."""
+    """A launch on a GPU, with imports."""
 
     def of(self, setting: Setting, launches: int, each_s: float) -> float:
-        """Seconds of so many launches that measure for `each_s`."""
+        """Seconds of launches that each measure for `each_s`."""
         if setting.platform == "cpu":
             return self.start_s + launches * (self.launch_s + each_s)
         return launches * (self.gpu_launch_s + each_s)
@@ -51,10 +51,10 @@ def launched_recipe(
     warm: Sequence[str] = ("torch",),
     after_first: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> Recipe:
-    """A recipe that launches `target` for each arm of each round, and reads what it returns.
+    """A recipe that launches `target` for each arm in each round; `outcome` reads the rows.
 
-    A launch takes `each_s`, and may take `most_each_s` where there is the time. `rounds` are as
-    many as the setting says, or a number of its own for what needs no repetition.
+    A launch takes `each_s`, or up to `most_each_s` if there is time. `rounds` replaces the
+    setting's for what needs no repetition.
     """
 
     def seconds(setting: Setting, launch_s: float) -> float:
@@ -92,17 +92,17 @@ async def gather(
     start_s: float,
     after_first: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {},
 ) -> Rows:
-    """Launch `job` with the fields of each arm in every run, in mirrored order every other run.
+    """Launch `job` for each arm in every round, in mirrored order every other round.
 
-    `setting.limit` says how many rounds are begun; of a round that broke off, launches that ended
-    count only where no whole round did. The first launch has `budget_s` of its own in the job; what
-    it came to, `after_first` turns into fields of all later jobs, so that they hold the same cells.
-    A launch that fails is a doubt. Raises DeploymentError where none could be finished.
+    `setting.limit` decides how many rounds start; an unfinished round counts only if no round
+    finished. The first launch has `budget_s`, and `after_first` turns its result into fields of all
+    later jobs, so that they measure the same cells. A failed launch is a doubt. Raises
+    DeploymentError if no launch finished.
     """
     import pandas as pd
 
-    # A launch gets its part of what is left after the imports, and ten times that before it counts
-    # as stuck: a busy machine is slow, and a hung one must not take the whole budget.
+    # A launch counts as stuck after ten times its part of the budget: a busy machine is slow, but
+    # a hung one must not take it all.
     share_s = max(1.0, (setting.budget_s - start_s) / setting.runs / len(arms))
     fields: dict[str, Any] = {"device": setting.device, "budget_s": share_s, **job}
     frames: list[pd.DataFrame] = []
@@ -132,17 +132,17 @@ async def gather(
         frames = [frame for frame in frames if frame["run"].iloc[0] < limit.rounds]
     if not frames and limit.broken_off:
         raise DeploymentError(
-            f"{name} was stopped after {limit.elapsed_s:.0f} s, before its first launch had ended"
+            f"{name} was stopped after {limit.elapsed_s:.0f} s, before its first launch finished"
         )
     if not frames:
-        others = f" So did {len(doubts) - 1} further launches." if len(doubts) > 1 else ""
+        others = f" {len(doubts) - 1} more launches failed." if len(doubts) > 1 else ""
         raise DeploymentError(f"{doubts[0]}{others}")
     table = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
     return Rows(table=table, results=tuple(results), doubts=(*doubts, *_unsteady(table)))
 
 
 def _env(setting: Setting) -> dict[str, str]:
-    """One thread on a CPU, as instances have there: two waited for one another for milliseconds."""
+    """One thread on a CPU, as instances have: two threads waited milliseconds for each other."""
     if setting.platform == "cpu":
         return instance_env("cpu")
     return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
@@ -154,6 +154,6 @@ def _unsteady(table: pd.DataFrame) -> list[str]:
     if share == 0:
         return []
     return [
-        f"In {share:.0%} of the timed cells the last windows of the warm-up did not agree within"
-        " 2 %: something else used the machine, or the clock of the processor moved."
+        f"Warm-up was not steady within 2 % in {100 * share:.0f} % of the cells, because of other"
+        " programs or a changing CPU clock."
     ]

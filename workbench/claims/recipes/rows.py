@@ -1,7 +1,7 @@
-"""The rows of a recipe's runs, and intervals over runs from them.
+"""The rows of a recipe's runs, and intervals over runs.
 
-A run's value is the median of its rows; the interval is a t interval over runs, of logarithms
-where values are ratios or times.
+A run's value is the median of its rows; the interval is a t interval over runs, of logarithms for
+ratios and times.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.claims.recipes.recipe import Curve, Outcome, Setting
-from workbench.claims.verdict.decision import MIN_RUNS, Interval
-from workbench.claims.verdict.verdict import Measurement, by_construction, state
+from workbench.claims.verdict.decision import MIN_RUNS, Interval, difference
+from workbench.claims.verdict.verdict import Measurement, by_construction, known, state
 from workbench.metrics.statistics import noise_floor, t_interval
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def runs(self) -> int:
-        """Runs of the arm that has the fewest."""
+        """Runs of the arm with the fewest."""
         return int(self.table.groupby("arm")["run"].nunique().min())
 
     def of(self, quantity: str) -> pd.DataFrame:
@@ -74,7 +74,7 @@ class Rows:
         return {cell: replace(interval, cell=cell) for cell, interval in found.items()}
 
     def noise(self, quantity: str, *, one: str, other: str) -> float:
-        """The noise floor of two equal arms, over all cells and runs."""
+        """The noise floor of two identical arms, over all cells and runs."""
         pairs = self.medians(quantity, one) / self.medians(quantity, other)
         return noise_floor(pairs.to_numpy(float))
 
@@ -83,25 +83,29 @@ class Rows:
         measurements: Mapping[str, Measurement],
         says: str,
         *,
+        floor: float | None = None,
         checks: Mapping[str, str] = MappingProxyType({}),
         curves: tuple[Curve, ...] = (),
         doubts: tuple[str, ...] = (),
     ) -> Outcome:
-        """What was measured, with the rows behind it; what holds for all launches is proven.
+        """What was measured, with its rows, and the checks that all launches pass.
 
-        That is by construction, but for the runs, which are counted.
+        `floor` is the noise floor of identical arms, if the recipe has them.
         """
-        proven = by_construction(
+        found = by_construction(
             "same_dtype", "same_batch_and_concurrency", "warm_up_excluded",
             "interleaved_run_order", "unit_and_iteration_accounting", "provenance_raw_log",
         ) | {"replicated_runs_with_ci": state(self.runs >= MIN_RUNS)}  # fmt: skip
+        if floor is not None:
+            says += f" Identical arms differ by {difference(floor)}."
+            found["aa_noise_floor"] = known(floor)
         return Outcome(
-            measurements=measurements, table=self.table, says=says, checks={**proven, **checks},
+            measurements=measurements, table=self.table, says=says, checks={**found, **checks},
             curves=curves, doubts=(*self.doubts, *doubts),
         )  # fmt: skip
 
     def where(self, setting: Setting) -> str:
-        """The end of a sentence: on what, in how many runs, and what a run is."""
+        """For the end of a sentence: the hardware and the number of runs."""
         threads = self.results[0]["threads"]
         on = f"{threads} thread of {setting.hardware}" if threads == 1 else setting.hardware
         return f"on {on}, {self.runs} runs, each a fresh process"
@@ -137,10 +141,9 @@ def means(
 def mean_of_runs(values: ArrayLike, *, cells: int = 1, confidence: float = CONFIDENCE) -> Interval:
     """The geometric mean of positive values over runs, with its interval.
 
-    `cells` of one claim share the error: 1 - 5 % / cells (Bonferroni, never wider than Holm's
-    first step allows). NaN ends under two runs: no interval, no verdict. A NaN is a run that is
-    missing; a value that is not positive has no place in the mean, and leaving it out would tilt
-    the rest, so that all is NaN.
+    `cells` of one claim share the error: 1 - 5 % / cells (Bonferroni, Holm's first step). Without
+    two runs the ends are NaN. A NaN value is a missing run; a value that is not positive makes all
+    NaN, since leaving it out would bias the mean.
     """
     given = np.asarray(values, dtype=float)
     kept = given[~np.isnan(given)]

@@ -13,7 +13,7 @@ from workbench.claims.registry.sums import Arithmetic, Sum, needs_no_other, work
 from workbench.errors import nearest
 
 UNSTATED = "unstated"
-"""Written as a comparator that the source leaves out: the claim is then underspecified."""
+"""The comparator of a claim whose source names no baseline: the claim is underspecified."""
 
 UNITS = {
     "ratio": ("x",),
@@ -24,40 +24,41 @@ UNITS = {
     ),
     "boolean": ("bool",),
 }  # fmt: skip
-"""The units that each type of effect may have: a % change, an x and a speed never mix."""
+"""The units of each type of effect: a % change, an x and a speed never mix."""
 
 BUILT_IN = "built_in"
-"""A check of ours that no run can fail, since our code is written so: settled, and no evidence."""
+"""A check that no run of ours can fail, because of how our code is written: no evidence."""
 
 CHECKS = {
-    "subject_is_measured": "the system that gets the credit is the one that was measured",
-    "same_model_and_weights": "both sides run one checkpoint, and its label is that of the command",
-    "same_layer_scope": "both sides measure the same part: an op, a layer, a model, a server",
-    "same_phase_prefill_vs_decode": "both sides count the same tokens of the same phase",
-    "same_batch_and_concurrency": "both sides are compared at equal batch and concurrency",
+    "subject_is_measured": "the system that gets the credit was measured",
+    "same_model_and_weights": "both sides run the same checkpoint",
+    "same_layer_scope": "both sides measure the same scope: an op, a layer, a model or a server",
+    "same_phase_prefill_vs_decode": "both sides count tokens of the same phase",
+    "same_batch_and_concurrency": "both sides have the same batch size and concurrency",
     "same_dtype": "weights, activations and KV have the same number formats",
-    "same_token_lengths_ignore_eos": "input and output lengths are equal and counted",
-    "warm_up_excluded": "warm-up, compilation and the first wave are left out",
-    "cache_state_controlled": "the state of every cache is declared and proven by counters",
-    "same_gpu_count_or_per_gpu": "both sides have as many GPUs, or figures are per GPU",
-    "same_engine_knobs": "limits, memory share, graphs and block size are equal",
-    "strong_tuned_baseline": "the baseline is tuned, of its time, and has a version",
-    "replicated_runs_with_ci": "at least five launches a side, with an interval of the ratio",
+    "same_token_lengths_ignore_eos": "input and output lengths are counted and the same",
+    "warm_up_excluded": "warm-up, compilation and the first wave are excluded",
+    "cache_state_controlled": "counters confirm the state of every cache",
+    "same_gpu_count_or_per_gpu": "both sides have the same number of GPUs, or numbers are per GPU",
+    "same_engine_knobs": "limits, memory fraction, graphs and block size are the same",
+    "strong_tuned_baseline": "the baseline is tuned, current and has a version",
+    "replicated_runs_with_ci": "each side has five launches, and the ratio has an interval",
     "interleaved_run_order": "the sides alternate on one machine",
-    "output_quality_checked": "outputs are identical, or a quality measure has an interval",
-    "same_metric_definition": "the metric is written out and is the same on both sides",
-    "aa_noise_floor": "two equal sides were compared to know the noise",
-    "same_slo_and_arrivals": "arrivals, latency limits and attainment are equal",
-    "below_physical_ceiling": "the value is below what the hardware can do",
-    "provenance_raw_log": "a raw log or script yields the number",
-    "unit_and_iteration_accounting": "units, iterations and rounding are carried through",
-    "one_factor_changed": "one factor differs between the sides",
+    "output_quality_checked": "outputs are identical, or their quality has an interval",
+    "same_metric_definition": "both sides use the same definition of the metric",
+    "aa_noise_floor": "two identical arms were compared to measure the noise",
+    "same_slo_and_arrivals": "arrivals, latency limits and attainment are the same",
+    "below_physical_ceiling": "the value is below the limit of the hardware",
+    "provenance_raw_log": "a raw log or script produces the number",
+    "unit_and_iteration_accounting": "units, iterations and rounding are consistent",
+    "one_factor_changed": "only one factor differs between the sides",
 }
+"""What makes a comparison fair; each text is a clause, for "unknown whether ..."."""
 
 
 def _known_check(name: str) -> str:
     if name not in CHECKS:
-        raise ValueError(f"{name!r} is no check: {nearest(name, CHECKS)}")
+        raise ValueError(f"check {name!r} is not known: {nearest(name, CHECKS)}")
     return name
 
 
@@ -66,7 +67,7 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 
 
 class Effect(Entry):
-    """One number, or yes or no, that a claim says; a claim of several parts has several."""
+    """One number, or yes or no, that a claim states."""
 
     name: str
     quantifier: Literal[
@@ -75,65 +76,65 @@ class Effect(Entry):
     type: Literal["ratio", "percent_change", "absolute", "boolean"]
     unit: str
     value: bool | float
-    """For a range its lower end; for higher and lower the value that is passed, such as 1 x."""
+    """The lower end of a range; for higher and lower the limit, such as 1 x."""
     high: float | None = None
     margin: float | None = None
-    """For unchanged: the relative difference that still counts as none."""
+    """For unchanged: the relative difference that still counts as no change."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        units = UNITS[self.type]
+        units, boolean = UNITS[self.type], self.type == "boolean"
         if self.unit not in units:
             raise ValueError(
-                f"unit is {self.unit!r}; an effect of type {self.type} is written in one of"
-                f" {', '.join(units)}"
+                f"unit must be {' or '.join(units)} for type {self.type}, got {self.unit!r}"
             )
-        yes_or_no = self.type == "boolean"
-        if yes_or_no != isinstance(self.value, bool):
-            allowed = "a boolean is true or false" if yes_or_no else "it is a number"
-            raise ValueError(f"value is {self.value!r}; {allowed}")
-        if yes_or_no and self.quantifier != "exact":
-            raise ValueError(f"quantifier is {self.quantifier!r}; yes or no is exact")
+        if boolean != isinstance(self.value, bool):
+            allowed = "true or false" if boolean else "a number"
+            raise ValueError(f"value must be {allowed}, got {self.value!r}")
+        if boolean and self.quantifier != "exact":
+            raise ValueError(f"quantifier must be exact for a boolean, got {self.quantifier!r}")
         if self.quantifier == "range" and (self.high is None or self.high < self.value):
-            raise ValueError(f"high is {self.high}; for a range it is at least value (example: 4)")
+            raise ValueError(f"high must be at least value for a range, got {self.high}")
         if self.quantifier == "unchanged" and not 0 < (self.margin or 0) < 1:
-            raise ValueError(f"margin is {self.margin}; it is between 0 and 1 (example: 0.01)")
+            raise ValueError(
+                f"margin must be between 0 and 1, got {self.margin} (example: margin: 0.01)"
+            )
         return self
 
     def __str__(self) -> str:
-        """What it says, in words and numbers: `2 to 4 x`."""
+        """What it claims: `2 to 4x`, `below 1x`, `at most 4 %`."""
         if self.type == "boolean":
             return "yes" if self.value else "no"
-        number = f"{self.value:,.6g}"
-        unit = "" if self.unit == "count" else self.unit
-        match self.quantifier:
-            case "range":
-                return f"{number} to {self.high:,.6g} {unit}"
-            case "unchanged":
-                return f"unchanged within {self.margin:.0%}"
-            case "up_to" | "at_least" | "at_most":
-                return f"{self.quantifier.replace('_', ' ')} {number} {unit}"
-            case "higher" | "lower":
-                return f"{self.quantifier} than {number} {unit}"
-        return f"{number} {unit}".strip()
+        if self.quantifier == "unchanged":
+            return f"unchanged within {100 * (self.margin or 0):.3g} %"
+        words = {"higher": "above ", "lower": "below "}.get(self.quantifier, "")
+        if self.quantifier in ("up_to", "at_least", "at_most"):
+            words = f"{self.quantifier.replace('_', ' ')} "
+        until = f" to {self.high:,.6g}" if self.quantifier == "range" else ""
+        return f"{words}{self.value:,.6g}{until}{unit_suffix(self.unit)}"
+
+
+def unit_suffix(unit: str) -> str:
+    """A unit as it follows its number: `x`, ` %`, ` tokens/s`, and nothing for a count."""
+    return {"x": "x", "count": ""}.get(unit, f" {unit}")
 
 
 class Check(Entry):
-    """What a reading of the source found about one of CHECKS."""
+    """What the source says about one of CHECKS."""
 
     state: Literal["pass", "fail", "unknown"]
     why: str
 
 
 class Evidence(Entry):
-    """What stands behind the claim in its source."""
+    """What the source has to support the claim."""
 
     kind: Literal[
         "measurement", "simulation", "model", "target", "configuration", "constant", "test",
         "documentation", "none",
     ]  # fmt: skip
     contradicted_by: str = ""
-    """What in the source's own text, log or code speaks against it; empty if nothing does."""
+    """What in the source's own text, log or code contradicts the claim; empty if nothing does."""
 
 
 class Bound(Entry):
@@ -146,29 +147,35 @@ class Bound(Entry):
     gpus: int = Field(1, ge=1)
     model: str = ""
     value: float = Field(0.0, allow_inf_nan=True)
-    """In the limit's unit: tokens/s, TB/s or TFLOP/s; a memory fit needs none. NaN of ours is a
-    number that could not be measured."""
+    """In tokens/s, TB/s or TFLOP/s; a memory fit needs none. NaN in ours: not measured."""
 
 
 class Origin(Entry):
-    """What all claims of a file have in common."""
+    """What all claims of a file share."""
 
     title: str
     ref: str
     withdrawn: str = ""
-    """When and how its authors took it back; empty if they did not."""
+    """When and how its authors withdrew it; empty if they did not."""
     own: bool = False
-    """True for definitions and results of our own, which nobody has published as a claim."""
+    """True for our own definitions and controls, which nobody has published."""
 
 
 class Source(Origin):
-    """Where a claim was read, and how surely."""
+    """Where a claim was read, and how it was confirmed."""
 
     group: str
     """The name of its file."""
     location: str
     confirmation: Literal["primary", "secondary", "memory"]
     how: str
+
+    @property
+    def cited(self) -> str:
+        """The reference with its place, or the file's title if the reference adds nothing."""
+        place = "" if self.location in ("no page noted", "not stated") else f"; {self.location}"
+        own = self.ref != self.title and not self.ref.startswith("each claim")
+        return f"{self.ref if own else self.title}{place}"
 
 
 class Claim(Entry):
@@ -196,21 +203,21 @@ class Claim(Entry):
     figures: Any = None
     """The numbers as published."""
     note: str = ""
-    test: dict[str, str] = Field(default_factory=dict)
-    """How to test it: gpu, cpu_shape, analytic."""
+    test: dict[Literal["gpu", "cpu_shape", "analytic"], str] = Field(default_factory=dict)
+    """How to test it on a GPU, on a CPU, or by calculation."""
     arithmetic: Many[Arithmetic] = ()
-    """Sums that its own numbers must agree with."""
+    """Arithmetic that its own numbers must satisfy."""
     expected_verdict: Literal["confirmed", "not_confirmed", "not_comparable"] | None = None
-    """For claims whose verdict follows from their sources alone: a test of the rules."""
+    """For claims that their source alone decides: a test of the rules."""
 
     def sums(self, claims: Mapping[str, Claim]) -> tuple[Sum, ...]:
-        """Every sum that the registry asks of it; `claims` are those that it may refer to."""
+        """The result of each of its sums; `claims` are those that it may refer to."""
         tables = {name: other.figures for name, other in claims.items()}
         return tuple(worked_out(entry, self.figures, tables) for entry in self.arithmetic)
 
     @property
     def inconsistent(self) -> str:
-        """A sentence where its own numbers do not agree; empty where they do."""
+        """A sentence if its own numbers contradict each other, else empty."""
         alone = filter(needs_no_other, self.arithmetic)
         sums = (worked_out(entry, self.figures, {}) for entry in alone)
         return next((each.sentence for each in sums if not each.holds), "")
@@ -219,21 +226,19 @@ class Claim(Entry):
     def _whole(self) -> Self:
         names = [effect.name for effect in self.effects]
         if not names:
-            raise ValueError("effects is empty; a claim says at least one number, or yes or no")
+            raise ValueError("effects is empty; a claim states at least one number, or yes or no")
         if len(set(names)) < len(names):
-            raise ValueError("effects have one name twice; each part has a name of its own")
+            raise ValueError("effects must have different names")
         for effect in self.effects:
             if effect.type in ("ratio", "percent_change") and self.comparator is None:
                 raise ValueError(
-                    f"comparator is missing: effect {effect.name!r} is a {effect.type}; name what"
-                    " it is compared with, or write unstated if the source does not say"
+                    f"comparator is missing for the {effect.type} {effect.name!r}; name the"
+                    " baseline, or write unstated if the source does not"
                 )
         for name, value in self.workload.items():
             if value is None:
-                raise ValueError(f"workload.{name} has no value; quote a text that holds a comma")
+                raise ValueError(f"workload.{name} has no value; quote a text with a comma")
         for bound in self.bounds:
             if bound.limit != "memory_fit" and not (isfinite(bound.value) and bound.value > 0):
-                raise ValueError(
-                    f"bounds: the value of {bound.limit} is {bound.value}; it is a number above 0"
-                )
+                raise ValueError(f"bounds: {bound.limit} must be above 0, got {bound.value}")
         return self

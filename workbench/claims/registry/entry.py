@@ -1,4 +1,4 @@
-"""An entry of a registry file: strict and frozen, with its mistakes as one sentence."""
+"""An entry of a claims file: strict and frozen, with its mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workbench.errors import nearest
 
 _MOST = 3
-"""Mistakes of one entry that its sentence names."""
+"""Mistakes of one entry that are named."""
 
 
 class Entry(BaseModel):
-    """Data as it was written: no text becomes a number, and no name is unknown."""
+    """Data as written: texts do not become numbers, and unknown names are mistakes."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_min_length=1
@@ -22,34 +22,32 @@ class Entry(BaseModel):
 
 
 def sentence_of(error: ValidationError, given: Any, *, example: Any, known: Iterable[str]) -> str:
-    """What is wrong with `given`: field, value, what is allowed, and an example of each.
+    """What is wrong with `given`: field, what is allowed, what was found, an example.
 
     `example` is an entry without a mistake, `known` are the names of all fields.
     """
     missing, others = [], []
     for each in error.errors():
+        kind, message = each["type"], each["msg"]
         where = _where(each["loc"], given)
         name = _written(where)
-        if each["type"] == "missing":
-            missing.append(where)
-        elif each["type"] == "union_tag_not_found":
-            missing.append([*where, "kind"])
-        elif each["type"] == "union_tag_invalid":
-            allowed, got = each["ctx"]["expected_tags"], each["ctx"]["tag"]
-            example_of = _example([*where, "kind"], example)
-            others.append(f"{name}.kind should be one of {allowed}, got {got!r}{example_of}")
-        elif each["type"] == "extra_forbidden":
+        if kind in ("missing", "union_tag_not_found"):
+            missing.append(where if kind == "missing" else [*where, "kind"])
+        elif kind == "extra_forbidden":
             hint = nearest(str(where[-1]), known)
             close = hint if hint.startswith("did you mean") else "see docs/claims.md"
-            others.append(f"{name} is not known: {close}")
-        elif each["msg"].startswith("Value error, "):
-            text = each["msg"].removeprefix("Value error, ")
-            others.append(f"{name}: {text}" if name else text)
+            others.append(f"{name} is not a known field; {close}")
+        elif kind == "value_error":
+            text = message.removeprefix("Value error, ")
+            others.append(f"{name}{' ' if text.startswith('must') else ': '}{text}".strip(": "))
         else:
-            said = each["msg"].removeprefix("Input ")
             got = repr(each["input"])
+            if kind == "union_tag_invalid":
+                where, got = [*where, "kind"], repr(each["ctx"]["tag"])
+                message = f"must be one of {each['ctx']['expected_tags']}"
+            said = message.removeprefix("Input ").replace("should be", "must be")
             got = f"{got[:60]}..." if len(got) > 60 else got
-            others.append(f"{name or 'it'} {said}, got {got}{_example(where, example)}")
+            others.append(f"{_written(where) or 'it'} {said}, got {got}{_example(where, example)}")
     found = list(dict.fromkeys(others))
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -60,7 +58,7 @@ def sentence_of(error: ValidationError, given: Any, *, example: Any, known: Iter
 
 
 def _where(loc: Sequence[int | str], given: Any) -> list[int | str]:
-    """The way to a value, without the names that pydantic gives to members of a union."""
+    """The path to a value, without the names that pydantic gives to members of a union."""
     way: list[int | str] = []
     for place, part in enumerate(loc):
         inside = isinstance(given, list) if isinstance(part, int) else isinstance(given, dict)
@@ -73,7 +71,7 @@ def _where(loc: Sequence[int | str], given: Any) -> list[int | str]:
 
 
 def _written(way: Sequence[int | str]) -> str:
-    """As a reader finds it: `effects[1].unit`."""
+    """The path as a reader counts: `effects[1].unit`."""
     text = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in way)
     return text.removeprefix(".")
 

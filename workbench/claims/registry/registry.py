@@ -1,4 +1,4 @@
-"""Reads the claims of params/claims/*.yaml and says what is wrong with them, one sentence each."""
+"""Reads the claims of params/claims/*.yaml, and reports each mistake in one sentence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXAMPLE: dict[str, Any] = {
     "arithmetic": [{"kind": "ratio", "of": "1.90", "over": "0.004", "said": "475"}],
     "claims": [],
 }  # fmt: skip
-"""What a mistake shows beside the field that it is about."""
+"""A good value of each field, which a mistake shows."""
 
 _FIELDS = [
     name
@@ -54,22 +54,22 @@ class _File(Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """The claims that could be read, and a sentence for each mistake in the others."""
+    """The claims that are valid, and a sentence for each mistake in the others."""
 
     claims: dict[str, Claim]
     mistakes: tuple[str, ...] = ()
 
     def claim(self, claim_id: str) -> Claim:
-        """That claim; ParameterError with the nearest id if there is none."""
+        """That claim, or ParameterError with the nearest id."""
         if claim_id not in self.claims:
             raise ParameterError(
-                f"claim {claim_id!r} is not known: {nearest(claim_id, self.claims)}"
+                f"claim {claim_id!r} does not exist; {nearest(claim_id, self.claims)}"
             )
         return self.claims[claim_id]
 
     @property
     def published(self) -> tuple[Claim, ...]:
-        """The claims that somebody has published, without our own."""
+        """All claims but our own."""
         return tuple(claim for claim in self.claims.values() if not claim.source.own)
 
     def group(self, name: str) -> tuple[Claim, ...]:
@@ -81,19 +81,20 @@ class Registry:
         return tuple(dict.fromkeys(claim.source.group for claim in self.claims.values()))
 
     def select(self, words: Sequence[str]) -> tuple[Claim, ...]:
-        """The claims of ids and groups, or `all`, each once, in the order of the registry.
+        """The claims of these ids and groups, or `all`, in the order of the registry.
 
-        Raises ParameterError with the nearest id or group for a word that is none.
+        Raises ParameterError with the nearest id or group for an unknown word.
         """
         known = ("all", *self.groups, *self.claims)
         for word in words:
             if word not in known:
                 hints = (nearest(text, known) for text in (word, word.upper(), word.lower()))
-                close = (hint for hint in hints if hint.startswith("did you mean"))
-                hint = next(
-                    close, "write all, a group or an id; `workbench claims list` shows them"
+                close = next((hint for hint in hints if hint.startswith("did you mean")), "")
+                hint = close or "`workbench claims list` shows all"
+                raise ParameterError(
+                    f"claims must be all, a group or an id, got {word!r}; {hint}"
+                    " (example: claims VLLM-APC)"
                 )
-                raise ParameterError(f"claims has {word!r}, which is no claim and no group: {hint}")
         return tuple(
             claim
             for claim in self.claims.values()
@@ -102,7 +103,7 @@ class Registry:
 
 
 def read_registry(folder: Path) -> Registry:
-    """Every claim of the YAML files in `folder`; a claim with a mistake is left out and named."""
+    """The claims of the YAML files in `folder`; those with a mistake are left out and named."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
@@ -111,9 +112,7 @@ def read_registry(folder: Path) -> Registry:
     mistakes: list[str] = []
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
-        mistakes.append(
-            f"{folder}: no YAML file is in it; a claim is written as docs/claims.md says"
-        )
+        mistakes.append(f"{folder}: it has no YAML file; docs/claims.md shows how to write one")
     for path in paths:
         content: Any = None
         try:
@@ -123,9 +122,9 @@ def read_registry(folder: Path) -> Registry:
             mistakes.append(f"{path.name}: {_sentence(error, content)}")
             continue
         except (OSError, ValueError, yaml.YAMLError) as error:
-            mistakes.append(f"{path.name}: cannot be read as YAML: {' '.join(str(error).split())}")
+            mistakes.append(f"{path.name}: not valid YAML: {' '.join(str(error).split())}")
             continue
-        # What a file says of its source holds for each claim; a claim may name its own reference.
+        # A claim inherits its file's source and may override it.
         origin = {"group": path.stem, **file.source.model_dump(exclude_unset=True)}
         for number, entry in enumerate(file.claims, 1):
             name = entry.get("id") if isinstance(entry, dict) else None
@@ -136,10 +135,7 @@ def read_registry(folder: Path) -> Registry:
                 mistakes.append(f"{where}: {_sentence(error, entry)}")
                 continue
             if claim.id in claims:
-                mistakes.append(
-                    f"{where}: id is also that of a claim in {found_in[claim.id]}; an id is used"
-                    " once"
-                )
+                mistakes.append(f"{where}: id must be unique; {found_in[claim.id]} has it as well")
                 continue
             claims[claim.id], found_in[claim.id] = claim, path.name
     return Registry(claims=claims, mistakes=tuple(mistakes))

@@ -1,7 +1,7 @@
-"""A claim's own numbers held against one another: arithmetic, rounding, equal cells, order.
+"""Whether a claim's own numbers agree: arithmetic with rounding, equal cells, order.
 
-Numbers are texts as they were published, since their digits say how far they were rounded: `1.90`
-stands for 1.895 to 1.905 (interval arithmetic, Moore 1966).
+Numbers are texts as published, since their digits show how they were rounded: `1.90` stands for
+1.895 to 1.905 (interval arithmetic, Moore 1966).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 from workbench.claims.registry.entry import Entry
 
 _WIDE = 0.05
-"""A rounding interval wider than this share carries fewer digits than are printed."""
+"""If rounding leaves more than this fraction open, the published number has too many digits."""
 
 Span = tuple[float, float]
 Tables = Mapping[str, Any]
@@ -27,11 +27,11 @@ Tables = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
-    """What came out of one sum."""
+    """The result of one sum."""
 
     sentence: str
     holds: bool
-    """False where the numbers contradict one another, or a better comparison corrects them."""
+    """False if the numbers contradict each other, or a fair comparison corrects them."""
     low: float | None = None
     high: float | None = None
     unit: str = ""
@@ -40,17 +40,14 @@ class Sum:
 
 
 def rounding(text: Any) -> Span:
-    """The least and greatest value that is rounded to `text`.
-
-    Raises ValueError for what is no number.
-    """
+    """The smallest and largest value that rounds to `text`; ValueError if it is no number."""
     try:
         value = Decimal(str(text))
-        exponent = value.as_tuple().exponent
-    except InvalidOperation as error:
-        raise ValueError(f"{text!r} is no number; write it as published, quoted") from error
+    except InvalidOperation:
+        value = Decimal("nan")
+    exponent = value.as_tuple().exponent
     if not isinstance(exponent, int):
-        raise ValueError(f"{text!r} is no finite number; write it as published, quoted")
+        raise ValueError(f"must be a number, quoted as published, got {text!r} (example: '1.90')")
     half = Decimal(10) ** exponent / 2
     return float(value - half), float(value + half)
 
@@ -65,13 +62,13 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class _Equation(Entry):
-    """A number that follows from others, and must agree with the one that is said."""
+    """A number that follows from others, and must agree with the published one."""
 
     said: Published
     unit: str = ""
 
     def result(self) -> tuple[Span, str]:
-        """What follows, and how it is written."""
+        """The range that follows, and the formula as text."""
         raise NotImplementedError
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
@@ -81,9 +78,9 @@ class _Equation(Entry):
         shown = " to ".join(dict.fromkeys(f"{end:,.6g}" for end in (low, high)))
         sentence = f"{text} is {shown} {self.unit}".strip()
         if not holds:
-            sentence += f", and not the {self.said} that is said."
+            sentence += f", not {self.said} as published."
         elif high - low > _WIDE * abs(high + low) / 2:
-            sentence += f" as far as it was rounded, so that {self.said} has digits to spare."
+            sentence += f" because of rounding, so {self.said} has too many digits."
         else:
             sentence += f", which agrees with {self.said}."
         return Sum(sentence=sentence, holds=holds, low=low, high=high, unit=self.unit)
@@ -112,7 +109,7 @@ class Product(_Equation):
 
 
 class Increase(_Equation):
-    """How much more, in per cent, `to` is than `from`."""
+    """The increase from `from` to `to`, in %."""
 
     kind: Literal["increase"]
     before: Published = Field(alias="from")
@@ -137,7 +134,7 @@ class Difference(_Equation):
 
 
 class Rows(Entry):
-    """In each row of the figures, the product of some columns over another is a third."""
+    """In each row of the figures, the product of columns over another column gives a third."""
 
     kind: Literal["rows"]
     of: Names
@@ -156,17 +153,17 @@ class Rows(Entry):
             low, high = low / most, high / least
             said = rounding(row[self.said])
             if not (said[0] <= high and low <= said[1]):
-                odd.append(f"{row[self.said]} where {low:,.4g} to {high:,.4g} follows")
+                odd.append(f"{row[self.said]} instead of {low:,.4g} to {high:,.4g}")
         of, many = f"{' x '.join(self.of)} / {self.over}", len(figures)
         if odd:
-            sentence = f"{self.said} is not {of} in {len(odd)} of {many} rows: {odd[0]}."
+            sentence = f"{self.said} is not {of} in {len(odd)} of {many} rows ({odd[0]})."
         else:
-            sentence = f"{self.said} is {of} in all {many} rows, as far as they were rounded."
+            sentence = f"{self.said} is {of} in all {many} rows, within rounding."
         return Sum(sentence=sentence, holds=not odd)
 
 
 class Cells(Entry):
-    """Two tables on their common grid, beside the comparison that was published."""
+    """Two tables at equal cells, compared with what was published."""
 
     kind: Literal["cells"]
     of: str
@@ -191,19 +188,14 @@ class Cells(Entry):
         )  # fmt: skip
         low, high = (end(row["ratio"] for row in rows) for end in (min, max))
         best, rival = max(one, key=one.__getitem__), max(other, key=other.__getitem__)
-        sentence = f"At equal {self.by} the ratio is {low:.2f} to {high:.2f} x"
+        sentence = f"At equal {self.by}, the ratio is {low:.2f}x to {high:.2f}x."
         if best != rival:
-            sentence += (
-                f"; {self.said} compares {self.by} {best} on one side with {self.by} {rival} on"
-                " the other"
-            )
-        return Sum(
-            sentence=f"{sentence}.", holds=best == rival, low=low, high=high, unit="x", rows=rows
-        )
+            sentence += f" {self.said} compares {self.by} {best} with {self.by} {rival}."
+        return Sum(sentence=sentence, holds=best == rival, low=low, high=high, unit="x", rows=rows)
 
 
 class Grows(Entry):
-    """Time must not fall when work grows; where it does, the first shape was a warm-up."""
+    """Time must not fall when work grows; if it does, the first shape includes warm-up."""
 
     kind: Literal["grows"]
     by: str
@@ -215,14 +207,14 @@ class Grows(Entry):
             if more[value] < less[value]:
                 sentence = (
                     f"{value} falls from {less[value]} at {by} {less[by]} to {more[value]} at {by}"
-                    f" {more[by]}, although work grows: the first is a warm-up, not a result."
+                    f" {more[by]} although work grows, so the first value includes warm-up."
                 )
                 return Sum(sentence=sentence, holds=False)
         return Sum(sentence=f"{value} grows with {by} in all {len(figures)} rows.", holds=True)
 
 
 class Listed(Entry):
-    """A headline must be a number of some table of its source."""
+    """A headline number must be in a table of its source."""
 
     kind: Literal["listed"]
     value: Any
@@ -234,8 +226,8 @@ class Listed(Entry):
         if value in seen:
             return Sum(sentence=f"{value:,.10g} is in {names}.", holds=True)
         sentence = (
-            f"{value:,.10g} is in none of its source's tables ({names}); the largest number there"
-            f" is {max(seen, default=0):,.10g}."
+            f"{value:,.10g} is in no table of its source ({names}). The largest number there is"
+            f" {max(seen, default=0):,.10g}."
         )
         return Sum(sentence=sentence, holds=False)
 
@@ -247,22 +239,22 @@ Arithmetic = Annotated[
 
 
 def needs_no_other(entry: Arithmetic) -> bool:
-    """Whether a sum is of the claim's own numbers alone."""
+    """Whether a sum uses only the claim's own numbers."""
     return isinstance(entry, _Equation | Rows)
 
 
 def worked_out(entry: Arithmetic, figures: Any, tables: Tables) -> Sum:
-    """A sum of a claim's figures; `tables` are those of the claims that it may refer to."""
+    """The result of a sum; `tables` are the figures of all claims that it may refer to."""
     try:
         return entry.worked_out(figures, tables)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        sentence = f"A sum ({entry.kind}) cannot be worked out from its figures ({reason})."
+        sentence = f"The sum {entry.kind!r} does not fit the claim's figures ({reason})."
         return Sum(sentence=sentence, holds=True)
 
 
 def _count(text: Any) -> Span:
-    """Whole numbers are counts, and exact."""
+    """Whole numbers are exact counts."""
     return (float(text), float(text)) if str(text).lstrip("-").isdecimal() else rounding(text)
 
 

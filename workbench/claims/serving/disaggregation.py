@@ -1,4 +1,4 @@
-"""Prefill and decode apart, over LMCache, beside as many aggregated instances; cold prompts."""
+"""PD over LMCache compared with the same number of aggregated instances; cold prompts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def recipes(params: EngineParams) -> tuple[Recipe, Recipe]:
         )
         for topology, rival, claims, what in (
             ("1p1d", "none", EQUAL,
-             "1p1d over LMCache beside two aggregated instances, and those once more."),
+             "1p1d over LMCache compared with two aggregated instances, measured twice."),
             ("2p1d", "lmcache", UNEQUAL,
-             "2p1d over LMCache beside three aggregated instances with LMCache, and those again."),
+             "2p1d over LMCache compared with three aggregated LMCache instances, measured twice."),
         )
     )  # type: ignore[return-value]  # fmt: skip
 
@@ -40,7 +40,7 @@ def recipes(params: EngineParams) -> tuple[Recipe, Recipe]:
 def topology_plan(
     params: EngineParams, setting: Setting, topology: str, rival: str
 ) -> ExperimentPlan:
-    """A PD topology beside as many aggregated instances, and those once more.
+    """A PD topology and the same number of aggregated instances, twice for the noise.
 
     `rival` is the connector of the aggregated instances, none or lmcache.
     """
@@ -55,7 +55,7 @@ def topology_plan(
 
 
 def read(result: Result) -> Outcome:
-    """What a run says about its claims."""
+    """The outcome of a run."""
     requests = result.requests
     arms = [str(arm["label"]) for arm in result.facts["arms"]]
     pd = next(arm for arm in arms if "d" in arm.split()[0])
@@ -74,7 +74,7 @@ def read(result: Result) -> Outcome:
     wanted = EQUAL if pd.startswith("1p1d") else UNEQUAL
     return outcome_of(
         result, {name: measurements[name] for name in wanted}, value=pd, baseline=alone,
-        says=f"{pd} beside {alone}: cold prompts of {PROMPT_TOKENS:,} tokens, {OUTPUT_TOKENS}"
-        " output tokens, two at a time.",
+        says=f"{pd} compared with {alone}: cold prompts of {PROMPT_TOKENS:,} tokens,"
+        f" {OUTPUT_TOKENS} output tokens, two in flight.",
         floor=floor,
     )  # fmt: skip

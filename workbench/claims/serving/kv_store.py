@@ -1,4 +1,4 @@
-"""One instance without a KV store, once more, and with LMCache: what the store earns."""
+"""One instance without a KV store, again without, and with LMCache."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def recipe(params: EngineParams) -> Recipe:
     """The recipe, for servers as `params` describes them."""
     return served.served_recipe(
         params, "store", ("S002-TARGET-TTFT", "LMCACHE-3-10", "OWN-STORE-TTFT", "OWN-STORE-CREDIT"),
-        "One instance without a KV store, once more, and with LMCache: cold, warm in the engine,"
-        " and warm in the store alone.",
+        "One instance without a KV store (measured twice) and with LMCache: cold, engine-warm and"
+        " store-warm.",
         make=store_plan, read=read,
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def store_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
 
 
 def read(result: Result) -> Outcome:
-    """What a run says about its claims."""
+    """The outcome of a run."""
     requests = result.requests
     floor = noise_of_rounds(requests, ALONE + AGAIN, ALONE)
     warm, alone = (STORE, STORE_WARM), (ALONE, "cold")
@@ -64,16 +64,15 @@ def read(result: Result) -> Outcome:
     return served.outcome_of(
         result, measurements, value=STORE, baseline=ALONE,
         says=f"Prompts of {served.lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
-        f" each, one at a time; chunks of {CHUNK_TOKENS} tokens.",
+        f" each, one in flight; chunks of {CHUNK_TOKENS} tokens.",
         floor=floor,
     )  # fmt: skip
 
 
 def _credit(result: Result, block: int) -> dict[str, Interval]:
-    """Tokens that the store was credited with, less what it has to offer, in each round.
+    """Tokens loaded from the store minus those expected, in each round.
 
-    It offers its whole chunks, of a prompt of whole chunks all but the last token, and earns only
-    what lies beyond the engine's own hit.
+    Expected are whole chunks beyond the engine's own hit, and never the last token of a prompt.
     """
     loaded = result.token_sources.set_index(["arm", "round", "pass"])["external_hit"]
     off: dict[str, list[float]] = {"warm in the engine": [], "warm in the store": []}

@@ -1,4 +1,4 @@
-"""One instance with its prefix cache off, off once more, and on: prompts of six lengths."""
+"""One instance with its prefix cache off, off again, and on: prompts of six lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.result import Result
 from workbench.hardware.kv import engine_hit_tokens
-from workbench.metrics.gates.answer_gates import TIE_NAT
+from workbench.metrics.gates.response_gates import TIE_NAT
 from workbench.metrics.latency import succeeded
 from workbench.metrics.statistics import quantile
 from workbench.params.notebooks import EngineParams, PrefixCache
@@ -42,7 +42,7 @@ def recipe(params: EngineParams) -> Recipe:
         params, "prefix_cache",
         ("VLLM-APC", "VLLM-APC-COST", "OWN-HIT-TOKENS", "OWN-SAME-TEXT", "OWN-TTFT-MONOTONE",
          "OWN-TOKEN-IDENTITY", "OWN-EQUAL-ARMS"),
-        "One instance with its prefix cache off, off once more, and on: cold, partly warm and"
+        "One instance with its prefix cache off (measured twice) and on: cold, partly warm and"
         " warm prompts of six lengths.",
         make=cache_plan, read=read,
     )  # fmt: skip
@@ -63,14 +63,14 @@ def cache_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
 
 
 def read(result: Result) -> Outcome:
-    """What a run says about its claims."""
+    """The outcome of a run."""
     requests = result.requests
     block = served.block_tokens(result)
     warm, cold, off, off_again = (ON, WARM), (ON, "cold"), (OFF, "cold"), (OFF + AGAIN, "cold")
     floor = noise_of_rounds(requests, OFF + AGAIN, OFF)
     tps_floor = noise_of_rounds(requests, OFF + AGAIN, OFF, "system_tps")
     steps, curve = _ttft_steps(requests)
-    # A run that was broken off may lack the arm that the claim is about: equal arms prove nothing.
+    # A stopped run may lack the claim's own arm; identical arms show nothing about it.
     asked = all(len(rows_of(requests, side)) for side in (warm, cold))
     make = served.timed(result, floor)
 
@@ -87,23 +87,23 @@ def read(result: Result) -> Outcome:
         ),
         "VLLM-APC-COST": make(effects=tps(cold), noise_floor=tps_floor),
         "OWN-EQUAL-ARMS": make(effects=tps(off_again), noise_floor=0.0),
-        "OWN-HIT-TOKENS": served.exact(result, {"tokens off": _hits(requests, block)}),
+        "OWN-HIT-TOKENS": served.exact(result, {"token difference": _hits(requests, block)}),
         "OWN-SAME-TEXT": served.exact(
-            result, {"answers that differ": _texts(requests) if asked else Interval.counted([])}
+            result, {"responses that differ": _texts(requests) if asked else Interval.counted([])}
         ),
-        "OWN-TOKEN-IDENTITY": served.exact(result, {"tokens off": _tokens_twice(result)}),
+        "OWN-TOKEN-IDENTITY": served.exact(result, {"token difference": _tokens_twice(result)}),
         "OWN-TTFT-MONOTONE": make(effects={"TTFT": steps}),
     }
     return served.outcome_of(
         result, measurements, value=ON, baseline=OFF,
         says=f"Prompts of {served.lengths_in_words(requests)} tokens, {OUTPUT_TOKENS} output tokens"
-        f" each, one at a time; KV blocks of {block} tokens.",
+        f" each, one in flight; KV blocks of {block} tokens.",
         curves=(curve, _hit_curve(requests, block)), floor=floor,
     )  # fmt: skip
 
 
 def _hits(requests: pd.DataFrame, block: int) -> Interval:
-    """Cached tokens of each warm request less floor((L - 1) / block) * block."""
+    """Cached tokens of each warm request minus floor((L - 1) / block) * block."""
     rows = rows_of(requests, (ON, WARM))
     rows = rows[succeeded(rows)]
     if not block or rows["cached_tokens"].lt(0).any():
@@ -113,25 +113,25 @@ def _hits(requests: pd.DataFrame, block: int) -> Interval:
 
 
 def _hit_curve(requests: pd.DataFrame, block: int) -> Curve:
-    """Cached tokens of warm requests beside the formula, by the length of the prompt."""
+    """Cached tokens of warm requests and the formula, by prompt length."""
     rows = rows_of(requests, (ON, WARM))
     points: list[Point] = []
     for length, group in rows[rows["cached_tokens"].ge(0)].groupby("prompt_tokens"):
         tokens, seen = int(str(length)), group["cached_tokens"]
-        points.append(("cached, as the engine says", tokens, seen.median(), seen.min(), seen.max()))
+        points.append(("reported by the engine", tokens, seen.median(), seen.min(), seen.max()))
         if block:
             formula = engine_hit_tokens(tokens, block_tokens=block)
             points.append((f"formula, blocks of {block}", tokens, formula, nan, nan))
     return Curve(
-        title="Cached tokens of a prompt asked again", x="prompt tokens", y="cached tokens",
+        title="Cached tokens of a repeated prompt", x="prompt tokens", y="cached tokens",
         points=points_frame(points), claims=("OWN-HIT-TOKENS",),
     )  # fmt: skip
 
 
 def _texts(requests: pd.DataFrame) -> Interval:
-    """In how many of its answers each arm and whole pass differs from those without the cache.
+    """How many responses of each arm and whole pass differ from those without the cache.
 
-    Answers that part at a tie of the model's best tokens are alike: rounding decides there.
+    A difference at a tie of the model's best tokens does not count: rounding decides there.
     """
     keys = ["round", "index"]
     whole = requests[requests["pass"].isin(["cold", WARM]) & succeeded(requests)]
@@ -145,10 +145,7 @@ def _texts(requests: pd.DataFrame) -> Interval:
 
 
 def _tokens_twice(result: Result) -> Interval:
-    """Tokens in and out as the engine counted them in each pass, less what the client counted.
-
-    Both over one time, so that total tokens/s = requests/s x (in + out) is held to the engine.
-    """
+    """Tokens counted by the engine minus those counted by the client, in each pass."""
     keys = ["arm", "round", "pass"]
     counted = served.counters(result)
     tokens = counted[counted["series"].isin(_TOKENS)]
@@ -161,10 +158,10 @@ def _tokens_twice(result: Result) -> Interval:
 
 
 def _ttft_steps(requests: pd.DataFrame) -> tuple[tuple[Interval, ...], Curve]:
-    """TTFT with more of the prompt cached over that with less, a cell for each step; and a curve.
+    """TTFT with more of the prompt cached over TTFT with less, for each step; and a curve.
 
-    Only prompts of which more blocks were cached count in a step; intervals are at 95 % for all
-    steps together (Bonferroni).
+    Only prompts with more cached blocks count in a step; all intervals together are at 95 %
+    (Bonferroni).
     """
     rows = requests[(requests["arm"] == ON) & succeeded(requests)]
     steps = list(pairwise(dict.fromkeys(rows["pass"])))
@@ -182,6 +179,6 @@ def _ttft_steps(requests: pd.DataFrame) -> tuple[tuple[Interval, ...], Curve]:
         uncached = float((group["prompt_tokens"] - group["cached_tokens"]).median())
         points.append((f"{tokens:,} tokens", uncached, seen.value, seen.low, seen.high))
     return tuple(cells), Curve(
-        title="TTFT by tokens that no cache had", x="prompt tokens computed", y="TTFT, ms",
+        title="TTFT by uncached prompt tokens", x="prompt tokens computed", y="TTFT, ms",
         points=points_frame(points), claims=("VLLM-APC", "OWN-TTFT-MONOTONE"),
     )  # fmt: skip

@@ -1,8 +1,7 @@
-"""Which of CHECKS a run proves, read from its gates, rows and command lines.
+"""Which of CHECKS a run answers, from its gates, rows and command lines.
 
-Two hold by construction, for any run with rows of both arms: one client times all arms by one
-formula (same_metric_definition), and its rows are kept (provenance_raw_log). What nothing in the
-run speaks to is left out, and counts as unknown.
+Two hold by construction: one client times all arms by one formula (same_metric_definition), and
+its rows are kept (provenance_raw_log). A check without an answer counts as unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BY_GATES = {
-    # check of a claim: the gates of the run that prove it, all of them that were asked
+    # check of a claim: the gates of the run that answer it together
     "cache_state_controlled": (
         "cold was cold", "caches were emptied", "engine-warm was engine-warm",
         "store-warm was store-warm", "cached as planned", "the ledger closes",
@@ -36,7 +35,7 @@ _BY_GATES = {
 }  # fmt: skip
 _CLIENT = "client kept up"
 _PLACES = {"--port", "--http-port", "--shm-name", "--served-model-name"}
-"""Options that say where an engine is, not what."""
+"""Options that say where an engine is, not how it works."""
 _DTYPES = {"--dtype", "--kv-cache-dtype", "--quantization"}
 _CACHING = {"--enable-prefix-caching", "--no-enable-prefix-caching"}
 _STORE = {"--kv-transfer-config"}
@@ -66,14 +65,13 @@ def proofs(
 
 
 def faults(facts: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
-    """A sentence for each failed gate that strikes counts, or ratios of times if `timed`.
+    """A sentence for each failed gate that invalidates counts, or ratios of times if `timed`.
 
-    A client that was late now and then, in its worst of many passes, is noise: it hits equal arms
-    alike, and the intervals and the A/A arm hold it. One that had no more of its core to give
-    slows all arms alike and so hides differences: no claim is judged from it.
+    A client that was sometimes late is noise, which intervals and the A/A arm include. A client
+    without spare CPU slows all arms and hides differences, so it invalidates times.
     """
     used = (facts.get("client") or {}).get("thread_cpu_share") or 0.0
-    # Of a gate's sentence its first part; the rest stands in the run's own result.
+    # The first part of a gate's sentence; the run's own result has the rest.
     return tuple(
         f"Gate {gate['name']!r} failed: {gate['sentence'].partition(';')[0].rstrip('.')}."
         for gate in facts["gates"]
@@ -86,7 +84,7 @@ def faults(facts: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
 
 
 def _of_rows(rows: pd.DataFrame, value: str, baseline: str) -> dict[str, str]:
-    """Equal prompts, enough rounds, sides that took turns; and what holds by construction."""
+    """Equal prompts, enough rounds, alternating sides; and what holds by construction."""
     if rows.empty or rows["arm"].nunique() < 2:
         return {}
     runs = int(rows.groupby("arm")["round"].nunique().min())
@@ -104,7 +102,7 @@ def _of_rows(rows: pd.DataFrame, value: str, baseline: str) -> dict[str, str]:
 
 
 def _of_lines(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """What the command lines of the engines say: same model, formats, knobs, as many instances."""
+    """From the command lines: same model, formats, settings and number of instances."""
     equal = one["instances"] == other["instances"] and one["gpus"] == other["gpus"]
     found = {"same_gpu_count_or_per_gpu": state(equal)}
     sides = [_options(arm["command_lines"]) for arm in (one, other)]
@@ -114,7 +112,7 @@ def _of_lines(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str
         key for key in set(sides[0]) | set(sides[1]) if sides[0].get(key) != sides[1].get(key)
     }
     roles = {Topology.parse(arm["topology"]).disaggregated for arm in (one, other)}
-    # Roles cannot be split without a connector, so the two together are one factor.
+    # PD needs a connector, so the two together are one factor.
     factors = bool(differ & _CACHING) + (bool(differ & _STORE) or len(roles) > 1)
     alike = not differ - _CACHING - _STORE
     return found | {
@@ -126,7 +124,7 @@ def _of_lines(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str
 
 
 def _options(lines: Sequence[str]) -> dict[str, str]:
-    """The options of the first engine's command line, without those that say where it listens."""
+    """The options of the first engine, without those that say where it listens."""
     engines = [line for line in lines if "--served-model-name" in line]
     if not engines:
         return {}

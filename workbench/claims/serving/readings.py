@@ -1,4 +1,4 @@
-"""From the rows of a run to intervals of ratios and the noise of equal arms. Pure."""
+"""Intervals of ratios and the noise of identical arms, from the rows of a run. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EQUIVALENCE = 0.90
-"""Two one-sided tests at 5 % each are one interval of 90 % (Schuirmann 1987)."""
+"""Two one-sided tests at 5 % use one interval of 90 % (Schuirmann 1987)."""
 
 Side = tuple[str, str]
 """An arm and one of its passes."""
@@ -23,10 +23,7 @@ Side = tuple[str, str]
 def latency_ratio(
     requests: pd.DataFrame, value: Side, baseline: Side, metric: str, *, confidence: float = 0.95
 ) -> Interval:
-    """`metric` of `value` over that of `baseline`, requests paired within rounds.
-
-    Below 1 `value` is faster. NaN bounds where there are too few rounds.
-    """
+    """`metric` of `value` over `baseline`, paired by request and round; below 1 is faster."""
     sides = pair(rows_of(requests, value), rows_of(requests, baseline), metric)
     return _interval(paired_ratio(sides, confidence=confidence))
 
@@ -40,10 +37,7 @@ def throughput_ratio(
 
 
 def noise_of_rounds(requests: pd.DataFrame, one: str, other: str, metric: str = "ttft_s") -> float:
-    """The noise floor of two equal arms in single rounds; NaN where there are none.
-
-    `metric` is a latency or `system_tps`.
-    """
+    """The noise floor of two identical arms by rounds, for a latency or `system_tps`."""
     sides = (one, "cold"), (other, "cold")
     if metric == "system_tps":
         a, b = (_tps(requests, side) for side in sides)

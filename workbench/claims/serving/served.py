@@ -1,4 +1,4 @@
-"""What recipes of the serving level share: plans with equal arms beside, and how a run is read."""
+"""What recipes of the serving level share: plans with identical arms, and how a run is read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AGAIN = " again"
-"""Ends the label of an A/A arm: the same configuration once more, the noise floor."""
+"""Ends the label of an A/A arm: the same configuration again, for the noise floor."""
 OUTPUT_TOKENS = 16
 WARM = "engine-warm"
 SHORT_BUDGET_S = 300.0
 _KEPT_LONGEST = (1024, 700, 2049, 1900, 512, 1500, 2048)
-"""Lengths in the order in which a short run keeps them: a whole block, one between, one more."""
+"""Lengths in the order in which a short run keeps them: whole blocks, others, one token more."""
 _FEWER = (0.5, 0.34)
-_PRETENDED = "A simulated engine answered, which measures nothing."
+_SIMULATED = "The servers were simulated, so nothing was measured."
 
 
 def served_recipe(
@@ -43,13 +43,13 @@ def served_recipe(
     make: Callable[[EngineParams, Setting], ExperimentPlan],
     read: Callable[[Result], Outcome],
 ) -> Recipe:
-    """The recipe that runs a plan on servers as `params` describes them, and reads the result."""
+    """A recipe that runs a plan on the servers of `params` and reads the result."""
     known: dict[Any, tuple[float, float]] = {}
 
     def estimate_s(setting: Setting) -> float:
         key = (setting.platform, setting.model, setting.budget_s, setting.requests_share)
         if key not in known:
-            # Made once and asked for one round and two, since schedules ask hundreds of times.
+            # Making a plan is slow and schedules ask often: extrapolate from one and two rounds.
             made = make(params, replace(setting, runs=1))
             one, two = (_estimate_s(replace(made, rounds=rounds)) for rounds in (1, 2))
             known[key] = 2 * one - two, two - one
@@ -63,7 +63,7 @@ def served_recipe(
         if params.engine != "simulated":
             return outcome
         void = {
-            claim: replace(measured, faults=(_PRETENDED, *measured.faults))
+            claim: replace(measured, faults=(_SIMULATED, *measured.faults))
             for claim, measured in outcome.measurements.items()
         }
         return replace(outcome, measurements=void)
@@ -75,7 +75,7 @@ def served_recipe(
 
 
 def _estimate_s(made: ExperimentPlan) -> float:
-    """As the plan says; where no speed is known, that of the tiny model: a guess from below."""
+    """The plan's estimate; at the tiny model's speed if the model's is unknown."""
     if isfinite(made.estimate_s):
         return made.estimate_s
     arms = tuple(replace(arm, settings=None) for arm in made.arms)
@@ -83,7 +83,7 @@ def _estimate_s(made: ExperimentPlan) -> float:
 
 
 def shared(params: EngineParams, setting: Setting) -> dict[str, Any]:
-    """The parameters that a plan takes over from those of the validation."""
+    """The parameters that a plan shares with the validation."""
     given = {spec.name: getattr(params, spec.name) for spec in fields(EngineParams)}
     return given | {
         "rounds": setting.runs, "seed": setting.seed, "output_dir": str(setting.output_dir),
@@ -91,7 +91,7 @@ def shared(params: EngineParams, setting: Setting) -> dict[str, Any]:
 
 
 def swept(params: EngineParams, setting: Setting, **options: Any) -> ExperimentPlan:
-    """A plan of `pd_sweep`, without opponents unless they are asked for."""
+    """A plan of `pd_sweep`, by default without opponents."""
     defaults = {"opponents": False, "store_gb": 0.5, "output_tokens": OUTPUT_TOKENS}
     return plan(PdSweep(**{**defaults, **shared(params, setting), **options}))
 
@@ -99,30 +99,30 @@ def swept(params: EngineParams, setting: Setting, **options: Any) -> ExperimentP
 def of_lengths(
     made: ExperimentPlan, name: str, arms: tuple[Arm, ...], lengths: tuple[int, ...]
 ) -> ExperimentPlan:
-    """The plan with these arms, and prompts of these lengths in turns."""
+    """The plan with these arms, and prompts of these lengths in turn."""
     spec = WorkloadSpec(name="lengths", lengths=lengths, options=dict(made.workload.options))
     return replace(made, notebook=name, arms=arms, workload=spec)
 
 
 def kept_lengths(wanted: tuple[int, ...], setting: Setting) -> tuple[int, ...]:
-    """The lengths that a run with this share of its requests asks, at least two; in order."""
+    """The lengths for the setting's fraction of requests, at least two, sorted."""
     number = max(2, round(len(wanted) * setting.requests_share))
     return tuple(sorted(sorted(wanted, key=_KEPT_LONGEST.index)[:number]))
 
 
 def requests_of(lengths: tuple[int, ...], setting: Setting) -> int:
-    """Requests of a pass; more launches are worth more than more requests of a length."""
+    """Requests of a pass; more launches are worth more than more requests."""
     short = setting.budget_s < SHORT_BUDGET_S or setting.requests_share < 1
     return len(lengths) * (1 if short else 2)
 
 
 def again(arm: Arm) -> Arm:
-    """The same arm once more, cold."""
+    """The same arm again, cold."""
     return replace(arm, label=arm.label + AGAIN, passes=arm.passes[:1])
 
 
 def timed(result: Result, floor: float) -> Callable[..., Measurement]:
-    """Makes measurements of times, which gates of the run may void."""
+    """Makes measurements of times, which failed gates may invalidate."""
     return partial(Measurement, faults=faults(result.facts, timed=True), noise_floor=floor)
 
 
@@ -153,8 +153,8 @@ def outcome_of(
     return Outcome(
         measurements=measurements,
         table=_table(requests),
-        says=f"{says} {rounds} rounds, each with a launch of every arm, in turns; two equal arms"
-        f" differ by up to {difference(floor)} in a round.",
+        says=f"{says} {rounds} rounds, each with a launch of every arm. Identical arms differ by"
+        f" {difference(floor)} in a round.",
         checks={**checks, "aa_noise_floor": noise},
         curves=curves,
         doubts=tuple(result.doubts),
@@ -168,7 +168,7 @@ def lengths_in_words(requests: pd.DataFrame) -> str:
 
 
 def block_tokens(result: Result) -> int:
-    """The KV block as the engines report it; 0 where they do not."""
+    """The KV block size that the engines report; 0 if they do not."""
     series = counters(result).query("series == 'vllm:cache_config_info'")["labels"]
     for labels in series:
         said = dict(part.partition("=")[::2] for part in labels.split(","))
@@ -185,7 +185,7 @@ def counters(result: Result) -> pd.DataFrame:
 
 
 def _table(requests: pd.DataFrame) -> pd.DataFrame:
-    """The raw rows in the form that every recipe has."""
+    """The raw rows in the form of all recipes."""
     units = {"ttft_s": "s", "tpot_s": "s", "cached_tokens": "tokens"}
     rows = requests.melt(
         id_vars=["arm", "pass", "round", "prompt_tokens", "sent_s"], value_vars=list(units),

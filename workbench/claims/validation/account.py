@@ -1,4 +1,4 @@
-"""From a claim, its verdict and what was measured to its account for the page."""
+"""From a claim, its verdict and its measurement to what the page shows."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from workbench.experiment.result.claim_account import (
     ShownSum,
 )
 
-_CPU_LIMIT = (
-    "A CPU with a tiny model shows directions and counts; no size of it is promised anywhere else."
-)
+_CPU_LIMIT = "Measured with a tiny model on a CPU: only directions and counts carry over elsewhere."
 _OURS_ALONE = (
-    "It holds by construction: our own code makes what is counted here, so that this checks our"
-    " arithmetic and is no evidence about any engine."
+    "Our own code makes what is counted here, so this checks our arithmetic and no engine."
 )
 _MOST_DOUBTS = 4
-"""Of an outcome, that stand beside each of its claims."""
+"""Doubts of a measurement that are repeated at each of its claims."""
 
 
 def account(
@@ -43,12 +40,12 @@ def account(
     measurement: Measurement | None = None,
     skipped: str = "",
 ) -> ClaimAccount:
-    """One claim as the report shows it; `claims` are those of the registry."""
+    """One claim as the page shows it; `claims` are those of the registry."""
     sums = claim.sums(claims)
     effects = () if measurement is None else _effects(claim, measurement, verdict)
     source = claim.source
     ours = outcome if effects else None
-    # A claim of which a part was left out is not tested; what was measured of it is shown.
+    # A claim with an unmeasured part is not tested; its measured parts are shown.
     by_reading = judge(claim).verdict != "not_tested"
     fixed = verdict.tier == "construction"
     measured = bool(effects) and not (by_reading or fixed or verdict.verdict == "not_tested")
@@ -56,7 +53,7 @@ def account(
         id=claim.id,
         group=source.group,
         title=_short_source(claim, claims),
-        source=_source(claim),
+        source=source.cited,
         confirmation=f"{source.confirmation}: {source.how}",
         withdrawn=source.withdrawn,
         own=source.own,
@@ -73,7 +70,7 @@ def account(
         shown_only=bool(effects) and not measured and not fixed,
         recipe=recipe.name if recipe and outcome else "",
         verdict=verdict.word,
-        kind=_kind(verdict),
+        kind=verdict.kind,
         code=verdict.code,
         gate=verdict.gate,
         tier=verdict.tier,
@@ -128,12 +125,12 @@ def _finite(value: float) -> float | None:
 
 
 def _numbers(effects: Sequence[FoundEffect], sums: Sequence[Sum]) -> tuple[ShownNumber, ...]:
-    """Our numbers in short: what was measured, and what the claim's own table corrects."""
+    """Our numbers in short: measured ones, and the claim's own table where it was corrected."""
     names = list(dict.fromkeys(effect.name for effect in effects))
     shown = [_of_cells([each for each in effects if each.name == name]) for name in names]
     if len(names) == 1:
         shown = [replace(shown[0], name="")]
-    # What does not hold tells more than what does, and stands beside a measurement too.
+    # A correction that contradicts the claim is shown beside a measurement too.
     corrected = sorted((each for each in sums if each.low is not None), key=lambda s: s.holds)[:1]
     return (
         *shown,
@@ -149,7 +146,7 @@ def _numbers(effects: Sequence[FoundEffect], sums: Sequence[Sum]) -> tuple[Shown
 
 
 def _of_cells(cells: Sequence[FoundEffect]) -> ShownNumber:
-    """One number for all cells of an effect: the one that decides, and from where to where."""
+    """One number for all cells of an effect: the one that decides, with the range of all."""
     up = cells[0].quantifier in ("higher", "at_least")
 
     def reach(cell: FoundEffect) -> float:
@@ -157,7 +154,7 @@ def _of_cells(cells: Sequence[FoundEffect]) -> ShownNumber:
         return float((cell.estimate if end is None else end) or 0.0)
 
     known = [cell for cell in cells if cell.estimate is not None]
-    # The one that the verdict names: its interval comes nearest to what is claimed.
+    # The cell that the verdict names: its interval is closest to the claim.
     weakest = (min if up else max)(known, key=reach) if known else cells[0]
     spread = [cell.estimate for cell in known if cell.estimate is not None]
     return ShownNumber(
@@ -168,17 +165,10 @@ def _of_cells(cells: Sequence[FoundEffect]) -> ShownNumber:
 
 
 def _short_source(claim: Claim, claims: Mapping[str, Claim]) -> str:
-    """For the table: the group's title, or the claim's own reference where the group has many."""
+    """The group's title, or the claim's own reference if the group has several."""
     source = claim.source
     refs = {other.source.ref for other in claims.values() if other.source.group == source.group}
     return source.ref if len(refs) > 1 else source.title
-
-
-def _source(claim: Claim) -> str:
-    title, ref, location = claim.source.title, claim.source.ref, claim.source.location
-    own = "" if location in ("no page noted", "not stated") else f"; {location}"
-    group_wide = ref == title or ref.startswith("each claim")
-    return f"{title if group_wide else ref}{own}"
 
 
 def _conditions(claim: Claim) -> str:
@@ -190,7 +180,7 @@ def _conditions(claim: Claim) -> str:
         for name, value in claim.workload.items()
         if str(value) != "not stated"
     ]
-    against = f"against {claim.comparator}" if claim.comparator else "an absolute value"
+    against = f"compared with {claim.comparator}" if claim.comparator else "an absolute value"
     return "; ".join([model, hardware or "hardware not stated", *stated, against])
 
 
@@ -202,16 +192,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _kind(verdict: Verdict) -> str:
-    if verdict.verdict != "not_confirmed":
-        return verdict.verdict.replace("_", "-")
-    named = {"inconclusive": "inconclusive", "too_few_runs": "inconclusive",
-             "no_evidence": "no-evidence"}  # fmt: skip
-    return named.get(verdict.code, "contradicted")
-
-
 def _checked(claim: Claim, verdict: Verdict, ours: Mapping[str, str]) -> tuple[ShownCheck, ...]:
-    """The fairness checks of the source's reading and of our own run, with their state."""
+    """The fairness checks of the source and of our own run, with their states."""
     rows = [
         ShownCheck(state=check.state, check=CHECKS[name], by="its source", why=check.why)
         for name, check in claim.checks.items()
@@ -238,22 +220,22 @@ def _limits(
 ) -> list[str]:
     limits = []
     if measured and setting.platform == "cpu":
-        alone = " Our number is shown beside the claim and judges nothing."
-        limits.append(_CPU_LIMIT + (alone if verdict.code == "hardware" else ""))
+        alone = " Our number does not decide the verdict." if verdict.code == "hardware" else ""
+        limits.append(_CPU_LIMIT + alone)
     if verdict.tier == "construction":
         limits.append(_OURS_ALONE)
     if not measured and verdict.gate in ("G0", "G1", "G2"):
-        ours = "our number stands beside it and judges nothing" if shown else "nothing was measured"
-        limits.append(f"The verdict is on this claim as its source supports it; {ours}.")
+        ours = "Our number does not change it." if shown else "Nothing was measured."
+        limits.append(f"The verdict is about the claim as its source supports it. {ours}")
     if claim.source.confirmation == "memory":
-        limits.append("The claim was written down from memory and not looked up again.")
+        limits.append("The claim was written from memory and not checked again.")
     if verdict.needed:
-        limits.append(f"To test it fully: {verdict.needed}")
+        limits.append(f"A full test needs: {verdict.needed}")
     return limits
 
 
 def _curves(claim: str, outcome: Outcome, recipe: Recipe) -> tuple[ShownCurve, ...]:
-    """The curves that stand in this claim's panel."""
+    """The curves of this claim's panel."""
     first = next((name for name in recipe.claims if name in outcome.measurements), "")
     return tuple(_curve(each) for each in outcome.curves if claim in (each.claims or (first,)))
 

@@ -1,9 +1,8 @@
 """Which claims are measured in the time there is, and why the others are not. Pure.
 
-Reading costs nothing and comes first. Each recipe may be measured in full, with fewer requests, or
-with fewer rounds, where these can still decide a count or give an interval. Of these choices the
-ones are taken that decide most claims in the time; what decides most a second comes first. A recipe
-that found no room waits. The plan is made anew after each recipe, from what the last ones took.
+Claims that their source decides cost nothing. Each recipe can be measured in full, with fewer
+requests, or with fewer rounds. The plan takes the choices that decide most claims in the time, and
+starts with what decides most per second. It is made anew after each recipe.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from math import ceil
 
 from workbench.claims.recipes.recipe import Recipe, Setting
-from workbench.claims.registry.claim import CHECKS, Claim
+from workbench.claims.registry.claim import Claim
 from workbench.claims.verdict.decision import MIN_RUNS
 from workbench.claims.verdict.verdict import hardware_fits, judge
 from workbench.errors import WorkbenchError
@@ -23,18 +22,18 @@ _NO_RUN_SETTLES = {
     "same_slo_and_arrivals",
     "unit_and_iteration_accounting",
 }
-"""Checks on the source's own side, which no run of ours can make good."""
+"""Checks on the source's side, which no run of ours can settle."""
 _MORE_RUNS = 10
-"""Launches an arm that effects under 5 % are given when there is time."""
+"""Rounds for effects below 5 %, if there is time."""
 _UNDECIDED_WORTH = 0.1
 INTERVAL_RUNS, _INTERVAL_WORTH = 3, 0.3
-"""Fewer rounds give a ratio no interval, and one of so few rounds decides nothing."""
+"""Rounds that give a ratio an interval, which so few rounds do not let decide."""
 _FEWER = 0.1
-"""What is lost of the worth of a recipe that is cut to next to nothing and decides as much."""
+"""The worth that a recipe loses at most when it is shortened and decides the same."""
 _LEAST_TIME = 1e-4
-"""Claims that all of the time is worth: of choices that decide as much, the cheapest is taken."""
+"""The worth of all the time, in claims: of equal choices, the cheapest is taken."""
 _AS_GOOD = 0.5
-"""The first recipe is the cheapest of those that decide so much of the most a second."""
+"""The first recipe is the cheapest that has this fraction of the best rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,40 +45,42 @@ class Step:
     runs: int
     estimate_s: float
     requests_share: float = 1.0
-    """Of the requests of a pass that it sends."""
+    """Fraction of the requests of a pass that it sends."""
     cut: str = ""
-    """What was left out of it and why, a sentence."""
+    """What was left out and why, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """What will be measured, in order, and a sentence for each claim that will not be."""
+    """What will be measured, in order, and the reason for each claim that will not be."""
 
     steps: tuple[Step, ...] = ()
     waiting: tuple[Step, ...] = ()
-    """What would begin, in this order, where the steps leave the time."""
+    """What starts, in this order, if the steps leave time."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     by_reading: tuple[str, ...] = ()
-    """Claims whose verdict follows from their sources; nothing is measured for them."""
+    """Claims that their source decides."""
 
     @property
     def estimate_s(self) -> float:
         return sum(step.estimate_s for step in self.steps)
 
     def __str__(self) -> str:
-        lines = [f"decided by reading and arithmetic: {len(self.by_reading)}"]
+        lines = [f"decided from their source: {len(self.by_reading)} claims"]
         for step in (*self.steps, *self.waiting):
-            room = "" if step in self.steps else ", if the others leave it the time"
-            if step.requests_share < 1:
-                room += f", {step.requests_share:.0%} of its requests"
-            room += ", to fit the time" if step.cut else ""
-            runs = "1 run" if step.runs == 1 else f"{step.runs} runs"
+            notes = ["" if step in self.steps else "if time remains"]
+            notes += [f"{100 * step.requests_share:.0f} % of its requests"] * (
+                step.requests_share < 1
+            )
+            notes += ["shortened"] * bool(step.cut)
+            rounds = "1 round" if step.runs == 1 else f"{step.runs} rounds"
+            said = ", ".join(filter(None, [rounds, *notes]))
             lines.append(
                 f"{step.recipe.level:8} {step.recipe.name:14} about {step.estimate_s:4.0f} s,"
-                f" {runs} an arm{room}: {', '.join(step.claims)}"
+                f" {said}: {', '.join(step.claims)}"
             )
         hope = sum(len(step.claims) for step in self.waiting)
-        lines.append(f"not measured, the table says why of each: {len(self.skipped) - hope}")
+        lines.append(f"not measured: {len(self.skipped) - hope} claims, with reasons in the table")
         return "\n".join([*lines, f"duration: about {self.estimate_s / 60:.1f} minutes"])
 
 
@@ -93,10 +94,9 @@ def schedule(
     spent_s: float = 0.0,
     slowness: Callable[[str], float] = lambda _: 1.0,
 ) -> Schedule:
-    """Spend `budget_s` on what can be decided; `setting.runs` is the least for each arm.
+    """The best plan for `budget_s`, of which `spent_s` are used; each arm has `setting.runs`.
 
-    Of the budget `spent_s` are gone. `slowness` says of each level how many times as long as
-    estimated it takes on this machine.
+    `slowness` is the measured over the estimated time of each level on this machine.
     """
     reading = tuple(claim.id for claim in claims if judge(claim).verdict != "not_tested")
     open_ = {claim.id: claim for claim in claims if claim.id not in reading}
@@ -124,8 +124,8 @@ def schedule(
     for step in waiting:
         wanted_s = _rounded_up(budget_s - left_s + step.estimate_s)
         reason = (
-            f"{step.recipe.name} takes about {step.estimate_s:.0f} s and {left_s:.0f} of"
-            f" {budget_s:.0f} s are left; raise time_budget_s, e.g. to {wanted_s}."
+            f"Not enough time: {step.recipe.name} takes about {step.estimate_s:.0f} s,"
+            f" {left_s:.0f} of {budget_s:.0f} s are left. Set time_budget_s to {wanted_s}."
         )
         skipped |= dict.fromkeys(step.claims, reason)
     measured = {name for step in steps for name in step.claims}
@@ -143,7 +143,7 @@ def schedule(
 
 @dataclass(slots=True)
 class _Room:
-    """The time that is left while a plan is made."""
+    """The time that is left while the plan is made."""
 
     claims: Mapping[str, Claim]
     setting: Setting
@@ -153,7 +153,7 @@ class _Room:
     slowness: Callable[[str], float]
 
     def step(self, recipe: Recipe, claims: tuple[str, ...], runs: int, share: float = 1.0) -> Step:
-        """A recipe with so many runs and such a share of its requests."""
+        """A recipe with `runs` rounds and this fraction of its requests."""
         asked = replace(self.setting, runs=runs, requests_share=share)
         cost_s = recipe.estimate_s(asked) * self.slowness(recipe.level)
         return Step(
@@ -161,7 +161,7 @@ class _Room:
         )
 
     def chosen(self, offers: Sequence[Step]) -> list[Step]:
-        """The steps, at most one of each offer, that are worth most together in the time."""
+        """The steps, at most one of each offer, that together are worth most in the time."""
         ways = [way for offer in offers for way in self._ways(offer)]
         taken = _most_worth(
             [way.recipe.name for way in ways], [way.estimate_s for way in ways],
@@ -175,11 +175,11 @@ class _Room:
         )
 
     def in_order(self, steps: Sequence[Step]) -> list[Step]:
-        """What decides most a second comes first."""
+        """What decides most per second comes first."""
         return sorted(steps, key=lambda step: -self._rate(step))
 
     def cheap_first(self, steps: Sequence[Step]) -> list[Step]:
-        """With a cheap one before the others: how fast the machine is shows soon."""
+        """With a cheap one first, which soon shows how fast the machine is."""
         best = max(map(self._rate, steps))
         cheap = [
             step for step in steps if self._rate(step) >= _AS_GOOD * best and self._worth(step) >= 1
@@ -188,7 +188,7 @@ class _Room:
         return [first, *(step for step in steps if step is not first)]
 
     def more_runs(self, steps: Sequence[Step]) -> list[Step]:
-        """What is left of the time goes to effects under 5 %, which five runs can hardly tell."""
+        """Time that is left goes to effects below 5 %, which five rounds rarely decide."""
         left_s = self.left_s - sum(step.estimate_s for step in steps)
         more = []
         for step in steps:
@@ -206,7 +206,7 @@ class _Room:
         return more
 
     def longer(self, steps: Sequence[Step]) -> list[Step]:
-        """What is left after that goes to recipes that can use it, the shortest first."""
+        """Time left after that goes to recipes that can use it, the shortest first."""
         left_s = self.left_s - sum(step.estimate_s for step in steps)
         longer = {step.recipe.name: step for step in steps}
         for step in sorted(steps, key=lambda step: step.estimate_s):
@@ -230,7 +230,7 @@ class _Room:
         ]
 
     def _worth(self, step: Step) -> float:
-        """Claims decided; all requests and rounds are worth a little more than some."""
+        """Claims decided; a complete recipe is worth a little more than a shortened one."""
         claims = [self.claims[name] for name in step.claims]
         whole = (step.requests_share + min(1.0, step.runs / self.setting.runs)) / 2
         return worth(claims, self.setting, step.runs) * (1 - _FEWER * (1 - whole))
@@ -239,17 +239,17 @@ class _Room:
         return self._worth(step) / max(step.estimate_s, 0.1)
 
     def _explained(self, step: Step, full: Step, left_s: float) -> Step:
-        """The step with a sentence on what it leaves out, where it is not in full."""
+        """The step with a sentence on what it leaves out, if anything."""
         if step == full:
             return step
         rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
         share = step.requests_share
-        requests = f" and {share:.0%} of its requests" if share < 1 else ""
+        requests = f" and {100 * share:.0f} % of its requests" if share < 1 else ""
         room_s = left_s + step.estimate_s
         wanted_s = _rounded_up(self.budget_s - room_s + full.estimate_s)
         cut = (
-            f"{step.recipe.name} was cut to {rounds}{requests}, to fit {room_s:.0f} s (all takes"
-            f" {full.estimate_s:.0f} s); raise time_budget_s to {wanted_s}."
+            f"{step.recipe.name} was cut to {rounds}{requests} to fit {room_s:.0f} s. All take"
+            f" {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
         )
         return replace(step, cut=cut)
 
@@ -257,15 +257,15 @@ class _Room:
 def _most_worth(
     groups: Sequence[str], costs_s: Sequence[float], values: Sequence[float], left_s: float
 ) -> list[bool]:
-    """Which to take, at most one of each group, that are worth most in the time."""
+    """Which choices to take, at most one of each group, for the most worth in the time."""
     fits = [cost_s <= left_s for cost_s in costs_s]
     if not any(fits):
         return fits
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    # A knapsack with one choice of each recipe: what decides most a second alone may leave no
-    # room for two that decide more together.
+    # A knapsack with one choice per recipe: the best rate alone may leave no room for two others
+    # that decide more together.
     costs = np.array(costs_s)
     one_of_each = np.array([[group == name for name in groups] for group in dict.fromkeys(groups)])
     found = milp(
@@ -279,7 +279,7 @@ def _most_worth(
 
 
 def worth(claims: Sequence[Claim], setting: Setting, runs: int) -> float:
-    """How many of `claims` so many runs decide; a number without a verdict is worth a little."""
+    """How many of `claims` so many rounds decide; a number without a verdict is worth a little."""
     total = 0.0
     for claim in claims:
         if undecidable(claim, setting):
@@ -292,40 +292,34 @@ def worth(claims: Sequence[Claim], setting: Setting, runs: int) -> float:
 
 
 def _is_count(claim: Claim) -> bool:
-    """Whether one round is enough for it."""
+    """Whether one round decides it."""
     return all(effect.quantifier == "exact" for effect in claim.effects)
 
 
-def undecidable(claim: Claim, setting: Setting) -> str:
-    """Why a measurement here gives a number and no verdict; empty where it can give one."""
-    for name, check in claim.checks.items():
-        if check.state == "unknown" and name in _NO_RUN_SETTLES:
-            return f"The source leaves open whether {CHECKS[name]}, and no run of ours settles it."
-    for effect in claim.effects:
-        if not hardware_fits(effect, claim, platform=setting.platform, hardware=setting.hardware):
-            return f"A magnitude of {claim.hardware or 'unstated hardware'} is not judged here."
-    return ""
+def undecidable(claim: Claim, setting: Setting) -> bool:
+    """Whether a measurement here gives a number but no verdict."""
+    return any(
+        check.state == "unknown" and name in _NO_RUN_SETTLES for name, check in claim.checks.items()
+    ) or not all(
+        hardware_fits(effect, claim, platform=setting.platform, hardware=setting.hardware)
+        for effect in claim.effects
+    )
 
 
 def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
     if recipe.level not in tiers:
-        return (
-            f"It is measured at the {recipe.level} level ({recipe.name}), and tiers allows"
-            f" {', '.join(tiers)}; add {recipe.level}."
-        )
+        return f"tiers excludes {recipe.level}. Add it to measure this with {recipe.name}."
     if setting.platform not in recipe.platforms:
         wanted = " or ".join(recipe.platforms)
-        return f"{recipe.name} needs {wanted}, and this is {setting.platform}."
+        return f"{recipe.name} needs {wanted}; this machine has {setting.platform}."
     return ""
 
 
 def _no_recipe(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or ""
     if how.startswith("n/a"):
-        return (
-            "It describes a configuration or a definition of its source: there is nothing to run."
-        )
-    return "No recipe here measures it." + (f" How to: {how.rstrip('.')}." if how else "")
+        return "Nothing to run: it is a configuration or a definition."
+    return "The workbench has no measurement for it." + (f" {how.rstrip('.')}." if how else "")
 
 
 def _rounded_up(seconds: float) -> int:

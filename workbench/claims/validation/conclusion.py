@@ -1,4 +1,4 @@
-"""What all verdicts together say: the headline, the gates of the run, its doubts and limits."""
+"""What all verdicts together say: headline, numbers, gates, doubts and limits of the run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from workbench.claims.recipes.recipe import Outcome, Setting
 from workbench.claims.registry.registry import Registry
 from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.findings.sentences import headline, marked
-from workbench.experiment.result.claim_account import ClaimAccount
+from workbench.experiment.result.claim_account import SECTIONS, ClaimAccount
 from workbench.experiment.result.facts import Card, RunOutcome
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_table import failed_names
 from workbench.params.notebooks import PaperClaimValidation
 
-_ORDER = (
-    "confirmed",
-    "contradicted",
-    "no-evidence",
-    "inconclusive",
-    "not-comparable",
-    "not-tested",
-)
-_READ = {
-    "contradicted": ("falls by its own source or physics", "fall by their own source or physics"),
-    "no-evidence": ("has no evidence", "have no evidence"),
-    "not-comparable": ("is no fair comparison", "are no fair comparison"),
+_KINDS = {
+    "confirmed": "confirmed",
+    "contradicted": "contradicted",
+    "no-evidence": "without evidence",
+    "inconclusive": "inconclusive",
+    "not-comparable": "not comparable",
+    "not-tested": "not tested",
 }
-"""How verdicts by reading are counted, of one claim and of several."""
+"""The kinds of verdicts in the order of the table, and how they are counted."""
 
 
 def concluded(
@@ -45,8 +40,8 @@ def concluded(
 ) -> dict[str, Any]:
     """The part of result.json that follows from the verdicts.
 
-    `odd_fixtures` are claims with a known verdict that did not get it, `failed` says of claims why
-    their measurement failed, and `steps` measurements were begun.
+    `odd_fixtures` are claims that did not get their known verdict, `failed` says why the
+    measurement of a claim failed, and `steps` measurements were started.
     """
     gates = [_readable(registry, params.registry)]
     fixtures = sum(registry.claims[row.id].expected_verdict is not None for row in accounts)
@@ -56,89 +51,95 @@ def concluded(
         gates.append(_ended(steps, len(outcomes), failed))
     failed_gates = failed_names(gates)
     finding, unproven = headline(_finding(accounts), failed_gates, "counts")
-    # A page of claims says of each whether it is proven.
+    # The page says of each claim whether it holds, so the run as a whole is only judged.
     judged = RunOutcome(word="judged", severity="ok")
     return {
         "finding": finding,
         "unproven": unproven,
         "outcome": judged if all(gate.outcome == "PASS" for gate in gates) else None,
-        "scope": _scope(setting, params, measured=bool(outcomes)),
+        "scope": _scope(setting, params, accounts, measured=bool(outcomes)),
         "numbers": marked(_cards(accounts), failed_gates),
         "gates": tuple(gates),
         "doubts": tuple(_doubts(registry, failed, outcomes)),
         "limits": tuple(_limits(setting, accounts)),
         "repeat": repeat_command("paper_claim_validation", params),
-        "claims": tuple(sorted(accounts, key=_first_screen)),
+        "claims": tuple(sorted(accounts, key=_place)),
         "files": {f"measured {name}": f"measured_{name}.parquet" for name in outcomes},
     }
 
 
-def _first_screen(row: ClaimAccount) -> tuple[Any, ...]:
-    """Measured claims first, then those judged by reading, then the untested."""
-    place = 0 if row.measured else 2 if row.kind == "not-tested" else 1
-    return place, row.own, _ORDER.index(row.kind), row.group, row.id
+def _place(row: ClaimAccount) -> tuple[Any, ...]:
+    """Its place in the table."""
+    return list(SECTIONS).index(row.section), list(_KINDS).index(row.kind), row.group, row.id
+
+
+def _counts(rows: Sequence[ClaimAccount]) -> str:
+    """`1 confirmed, 2 inconclusive`."""
+    count = Counter(row.kind for row in rows)
+    return ", ".join(f"{count[kind]} {words}" for kind, words in _KINDS.items() if count[kind])
+
+
+def _published(accounts: Sequence[ClaimAccount]) -> Sequence[ClaimAccount]:
+    """The published claims; our own where no others were asked for."""
+    return [row for row in accounts if not row.own] or accounts
 
 
 def _finding(accounts: Sequence[ClaimAccount]) -> str:
-    measured = [row for row in accounts if row.measured]
-    fixed = sum(row.by_construction for row in accounts)
-    read = Counter(
-        row.kind
-        for row in accounts
-        if not row.measured and not row.by_construction and row.kind != "not-tested"
-    )
-    parts = []
+    rows = _published(accounts)
+    whose = "claims of our own" if rows[0].own else "published claims"
+    measured = [row for row in rows if row.measured or row.by_construction]
     if measured:
-        published = sum(not row.own for row in measured)
-        whose = f", {published or 'none'} of them published" if published < len(measured) else ""
-        count = Counter((_ORDER.index(row.kind), row.verdict) for row in measured)
-        words = ", ".join(f"{n} {word}" for (_, word), n in sorted(count.items()))
-        parts.append(f"{len(measured)} measured here{whose}: {words}")
-    if fixed:
-        parts.append(f"{fixed} by construction")
-    if read:
-        fell = [f"{read[kind]} {_READ[kind][read[kind] > 1]}" for kind in _READ if read[kind]]
-        parts.append(f"by reading, {', '.join(fell)}" if fell else f"{read.total()} were read")
-    total = f"{len(accounts)} claim{'' if len(accounts) == 1 else 's'}"
-    if not parts:
-        return f"{total}, and none could be judged"
-    return f"{total}{', ' if measured else '; '}{'; '.join(parts)}"
+        whose = whose if len(measured) > 1 else whose.replace("claims", "claim")
+        return f"{len(measured)} {whose} measured here: {_counts(measured)}"
+    judged = [row for row in rows if row.kind != "not-tested"]
+    if judged:
+        return f"None of {len(rows)} {whose} measured; by reading, {_counts(judged)}"
+    return f"{len(rows)} {whose}, none of them could be judged"
 
 
-def _scope(setting: Setting, params: PaperClaimValidation, *, measured: bool) -> str:
+def _scope(
+    setting: Setting, params: PaperClaimValidation, accounts: Sequence[ClaimAccount], *,
+    measured: bool,
+) -> str:  # fmt: skip
+    own = [row for row in accounts if row.own]
+    controls = f" Our own {len(own)} control claims: {_counts(own)}." if own else ""
     if not measured:
-        return "Nothing was measured: verdicts follow from sources, arithmetic and physics."
+        return f"Nothing was measured: verdicts follow from sources, arithmetic, physics.{controls}"
     model = setting.model.name if params.model else "a tiny local model"
-    shapes = ""
-    if setting.platform == "cpu":
-        shapes = ": directions, identities and exact counts are judged, sizes are not"
-    return f"Measured with {model} on {setting.hardware} ({setting.platform}){shapes}."
+    judged = (
+        ": directions and counts are judged, sizes are not" if setting.platform == "cpu" else ""
+    )
+    return f"Measured with {model} on {setting.hardware}{judged}.{controls}"
 
 
 def _cards(accounts: Sequence[ClaimAccount]) -> list[Card]:
-    """How many claims each kind of verdict has; the kinds are never added up."""
-    cards = []
-    for kind in _ORDER:
-        rows = [row for row in accounts if row.kind == kind]
-        here, fixed = sum(row.measured for row in rows), sum(row.by_construction for row in rows)
-        notes = [(here, "measured here"), (fixed, "by construction")]
-        note = ", ".join(f"{n} {words}" for n, words in notes if n)
-        label = kind.replace("-", " ")
-        cards.append(Card(label=label, value=len(rows), note=note, rests_on="counts", kind=kind))
-    return cards
+    """How many claims were measured, decided from their source, and not tested."""
+    rows = _published(accounts)
+    measured = [row for row in rows if row.measured or row.by_construction]
+    untested = [row for row in rows if row.kind == "not-tested"]
+    read = [row for row in rows if row not in measured and row not in untested]
+    return [
+        Card(label=label, value=len(some), note=_counts(some) if notes else "", rests_on="counts")
+        for label, some, notes in (
+            ("measured here", measured, True),
+            ("decided from their source", read, True),
+            ("not tested", untested, False),
+        )
+    ]
 
 
 def _readable(registry: Registry, folder: str) -> Gate:
-    said = (
-        f"{len(registry.claims)} claims of {len(registry.groups)} sources were read,"
-        f" {len(registry.mistakes)} mistakes"
-    )
+    read = f"{len(registry.claims)} claims from {len(registry.groups)} sources are valid"
+    wrong = len(registry.mistakes)
     return judge(
         "registry is readable",
-        holds=said,
-        unknown=[f"{said}; first {mistake}" for mistake in registry.mistakes[:1]],
-        if_unknown=f"mend the registry; `workbench claims check --folder {folder}` lists every"
-        " mistake",
+        holds=f"{read}.",
+        unknown=[
+            f"{read}, {wrong} {'is' if wrong == 1 else 'are'} not and left out: {mistake}"
+            for mistake in registry.mistakes[:1]
+        ],
+        if_unknown=f"Correct the files; `workbench claims check --folder {folder}` lists all"
+        " mistakes.",
     )
 
 
@@ -146,27 +147,29 @@ def _as_expected(fixtures: int, odd: Sequence[str]) -> Gate:
     said = f"{fixtures - len(odd)} of {fixtures} claims with a known verdict got it"
     return judge(
         "rules agree with their fixtures",
-        holds=said,
-        problems=[f"{said}; not {name}" for name in odd[:1]],
-        next_step="a rule or a claim was changed: read docs/claims.md",
+        holds=f"{said}.",
+        problems=[
+            f"{said}, but not {name}: do not trust other verdicts either" for name in odd[:1]
+        ],
+        next_step="Find the rule or claim that was changed; docs/claims.md has the rules.",
     )
 
 
 def _ended(steps: int, done: int, failed: Mapping[str, str]) -> Gate:
     reasons = list(dict.fromkeys(failed.values()))[:1]
-    said = "; ".join([f"{done} of {steps} measurements ended well", *reasons])
+    said = f"{done} of {steps} measurements finished"
     return judge(
         "measurements ended",
-        holds=said,
-        unknown=[said] if done < steps else [],
-        if_unknown="see the reason beside each claim",
+        holds=f"{said}.",
+        unknown=["; ".join([said, *reasons])] if done < steps else [],
+        if_unknown="The table shows the reason for each claim.",
     )
 
 
 def _doubts(
     registry: Registry, failed: Mapping[str, str], outcomes: Mapping[str, Outcome]
 ) -> list[str]:
-    doubts = [f"Not read: {mistake.rstrip('?.')}." for mistake in registry.mistakes]
+    doubts = [f"Left out: {mistake.rstrip('?.')}." for mistake in registry.mistakes]
     doubts += [f"{reason.rstrip('.')}." for reason in failed.values()]
     doubts += [doubt for outcome in outcomes.values() for doubt in outcome.doubts]
     return list(dict.fromkeys(doubts))
@@ -174,17 +177,11 @@ def _doubts(
 
 def _limits(setting: Setting, accounts: Sequence[ClaimAccount]) -> list[str]:
     limits = [
-        "A verdict holds for the versions and conditions beside it and for nothing else.",
-        "A claim that is contradicted by its own source may still describe something true: what"
-        " was refuted is that its source shows it.",
+        "A verdict holds only for the versions and conditions shown with it.",
+        "A claim that its source contradicts may still be true: only its evidence is refuted.",
     ]
     if setting.platform == "cpu":
-        limits.append(
-            "On a CPU nothing is said about sizes: a confirmed shape is a direction or a count."
-        )
+        limits.append("On a CPU, only directions and counts are judged, never sizes.")
     if any(row.own for row in accounts):
-        limits.append(
-            "Claims of our own are controls for the measuring; they are counted with the others"
-            " and marked as own."
-        )
+        limits.append("Claims of our own check the measuring itself; they are marked as own.")
     return limits

@@ -1,6 +1,6 @@
-"""The measuring of a validation: recipes one after another, in a time that holds on any machine.
+"""Measures recipes one after another, within a time that holds on any machine.
 
-What goes wrong with one measurement is a sentence on its claims; the others go on.
+If one measurement fails, its claims say why and the others go on.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from workbench.experiment.run.run_log import Echo
 from workbench.experiment.run.time_limit import TimeLimit
 
 _STOPS = 1.15
-"""All measuring is broken off after so many times the budget, so that 1.2 times hold with the
-ending of servers and the writing."""
+"""All measuring stops after this many times the budget; 1.2 times include stopping and writing."""
 _ENDS = 1.1
-"""Rounds of a measurement that has begun may end so many times the budget after the start."""
+"""Rounds of a started measurement may end this many times the budget after the start."""
 _SAME_WORTH = 0.5
-"""Claims that others have to decide beyond, before a recipe that has begun makes room for them."""
+"""Claims that others must decide in addition before a started recipe makes room for them."""
 _MOST, _LEFT_MOST = 3.0, 0.75
-"""A recipe is broken off after so many times its estimate, or after such a part of the time that is
-left, where that is more: what it has begun is worth something."""
+"""A recipe is stopped after this many times its estimate, or this fraction of the time that is
+left, whichever is more."""
 _FASTEST = 0.7
-"""Of its estimate: what the plan of the rest counts on at least."""
+"""The fraction of its estimate that a recipe is planned with at least."""
 _SLOW = 1.3
-"""From here on the page says that the machine is slow."""
+"""From here on the page reports a slow machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +43,11 @@ class Spent:
     planned_s: float
     took_s: float
     rounds: int
-    """That ended."""
+    """Finished rounds."""
     planned_rounds: int
     requests_share: float
     slowness: float | None
-    """How many times as long as estimated it took; None where that cannot be told."""
+    """Measured over estimated time; None if unknown."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,18 +59,18 @@ class Measuring:
     tiers: Sequence[str]
     plan: Schedule
     home: Path
-    """Gets `runs/<recipe>/`."""
+    """Gets a folder `runs/<recipe>/`."""
     echo: Echo
     clock: Callable[[], float]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Claim -> why its measurement failed."""
     stopped: dict[str, str] = field(default_factory=dict)
-    """Claim -> why its measurement was broken off with nothing to show."""
+    """Claim -> why its measurement was stopped without a result."""
     spent: list[Spent] = field(default_factory=list)
     _recipes: dict[str, Recipe] = field(init=False)
     _under_way: tuple[str, float, float] = "", nan, 0.0
-    """Of the recipe under way: level, how many times as long as estimated it takes, seconds."""
+    """Level, measured over estimated time, and seconds of the recipe that is running."""
     _began_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,14 +88,14 @@ class Measuring:
         return self.setting.budget_s
 
     def recipe_of(self, claim_id: str) -> Recipe | None:
-        """The recipe that has measured a claim, or tried to; the last of several."""
+        """The last recipe that measured a claim, or tried to."""
         begun = [self._recipes[spent.recipe] for spent in self.spent]
         return next((each for each in reversed(begun) if claim_id in each.claims), None)
 
     async def run(self) -> None:
-        """Measure what fits; after each recipe plan anew, since it may have taken more or less."""
+        """Measure what fits; make a new plan after each recipe, since it took more or less."""
         while self.plan.steps:
-            # Only the first step of a plan is carried out: how long it took changes the rest.
+            # Only the first step of a plan runs: the time it took changes the rest.
             await self._measure(self.plan.steps[0])
             before = [step.recipe.name for step in self.plan.steps[1:]]
             left, gone_s = self._left(), self.gone_s
@@ -105,23 +104,23 @@ class Measuring:
             now = [step.recipe.name for step in self.plan.steps]
             if now != before and left:
                 self.echo(
-                    f"{gone_s:.0f} of {self.budget_s:.0f} s are gone; the plan was made"
-                    f" anew: {', '.join(now) or 'nothing more fits'}"
+                    f"{gone_s:.0f} of {self.budget_s:.0f} s used; new plan:"
+                    f" {', '.join(now) or 'nothing more fits'}"
                 )
-        self.echo(f"all is judged{self._standing(self.gone_s)}")
+        self.echo(f"all claims judged{self._standing(self.gone_s)}")
 
     @property
     def doubts(self) -> list[str]:
-        """A sentence where the machine was slower than planned, and what that left out."""
+        """What was stopped, and what a slow machine left out."""
         doubts = list(dict.fromkeys(self.stopped.values()))
         if (slowness := self._slowness("")) >= _SLOW:
             names = ", ".join(step.recipe.name for step in self.plan.waiting)
-            left_out = f": no time for {names}." if names else "."
-            doubts.insert(0, f"This machine took {slowness:.1f} times as long as planned{left_out}")
+            left_out = f"; not measured: {names}." if names else "."
+            doubts.insert(0, f"This machine took {slowness:.1f}x the planned time{left_out}")
         return doubts
 
     async def _measure(self, step: Step) -> None:
-        """One recipe within its share of the time; what it raises is a sentence on its claims."""
+        """Run one recipe within its time; an error becomes a sentence on its claims."""
         recipe, gone_s = step.recipe, self.gone_s
         limit = self._limit(step, gone_s)
         setting = replace(
@@ -158,7 +157,7 @@ class Measuring:
         )  # fmt: skip
 
     def _limit(self, step: Step, gone_s: float) -> TimeLimit:
-        """How long a step may take: by its estimate, and by what is left for it and the others."""
+        """How long a step may take, given its estimate and the time left for it and the others."""
         budget_s, recipe = self.budget_s, step.recipe
         setting = replace(self.setting, requests_share=step.requests_share)
         once_s = recipe.estimate_s(replace(setting, runs=1))
@@ -171,13 +170,13 @@ class Measuring:
         ours = [claim for claim in self.claims if claim.id in step.claims]
 
         def goes_on(limit: TimeLimit, planned: int) -> bool:
-            """Whether the next rounds decide more than their time would elsewhere."""
+            """Whether the next rounds decide more than other recipes would in that time."""
             left_s = _ENDS * budget_s - gone_s - limit.elapsed_s
             if limit.each_s > left_s or not others:
                 return limit.each_s <= left_s
             self._under_way = recipe.level, limit.slowness, limit.elapsed_s
-            # Two futures are compared: the others begin now, or after the next rounds of this one.
-            # Rounds count in the steps that change a verdict: five, three, or one more.
+            # Compare two futures: the others start now, or after further rounds of this one. Only
+            # five rounds, three, or one more can change a verdict.
             now_s = gone_s + limit.elapsed_s
             now = worth(ours, setting, limit.rounds)
             elsewhere = self._worth(self._planned(others, now_s))
@@ -200,7 +199,7 @@ class Measuring:
         return [recipe for name, recipe in self._recipes.items() if name not in done]
 
     def _planned(self, left: Sequence[Recipe], gone_s: float) -> Schedule:
-        """The plan of these recipes in the time that is left, by what the machine has shown."""
+        """The plan of these recipes for the time that is left, at the speed of this machine."""
         served = {name for recipe in left for name in recipe.claims}
         return schedule(
             [claim for claim in self.claims if claim.id in served], left, self.setting,
@@ -215,7 +214,7 @@ class Measuring:
         )
 
     def _standing(self, gone_s: float) -> str:
-        """How far the measuring is, for the end of a line; the budget bounds what is left."""
+        """The progress for the end of a line; the budget limits the time left."""
         done, steps = len(self.spent), self.plan.steps
         if not done and not steps:
             return ""
@@ -227,10 +226,7 @@ class Measuring:
         return f"  {standing}"
 
     def _slowness(self, level: str) -> float:
-        """How many times as long as estimated a level takes here, by all of it that was measured.
-
-        Of a level that was not, or an empty one, what all levels say; 1 where nothing does.
-        """
+        """Measured over estimated time of a level; of all levels if it has none, 1 if none has."""
         known = [
             (spent.level, spent.slowness, spent.took_s)
             for spent in self.spent
@@ -246,20 +242,20 @@ class Measuring:
 
 
 def _slowness_of(step: Step, setting: Setting, limit: TimeLimit) -> float | None:
-    """How many times as long as estimated a step took."""
+    """Measured over estimated time of a step."""
     if not limit.rounds:
-        # Nothing ended: it takes at least as long as it ran.
+        # No round finished: the step takes at least as long as it ran.
         least_s = step.recipe.estimate_s(replace(setting, runs=1, allotted_s=0.0))
         return max(1.0, limit.elapsed_s / least_s) if limit.broken_off and least_s else None
     if setting.allotted_s and step.recipe.most_s is not None:
-        # It fills the time that it is given, so that only an overrun says something.
+        # It uses all the time that it gets, so only an overrun is information.
         times = limit.elapsed_s / setting.allotted_s
         return times if times > 1 else None
     return limit.slowness if limit.slowness > 0 else None
 
 
 def _planned_rounds(step: Step, limit: TimeLimit) -> int:
-    """Planned ones; what is counted once has a single round."""
+    """The planned rounds; counts need one."""
     return step.runs if limit.round_s > 0 else 1
 
 
@@ -267,6 +263,6 @@ def _why_stopped(step: Step, limit: TimeLimit) -> str:
     """Why a step has fewer rounds than planned."""
     name, took_s, planned_s = step.recipe.name, limit.elapsed_s, step.estimate_s
     return (
-        f"{name} was stopped after {limit.rounds} of {_planned_rounds(step, limit)} rounds: it took"
-        f" {took_s:.0f} s, and {planned_s:.0f} s were planned for all; raise time_budget_s."
+        f"{name} was stopped after {limit.rounds} of {_planned_rounds(step, limit)} rounds, after"
+        f" {took_s:.0f} of {planned_s:.0f} planned seconds. Set a larger time_budget_s."
     )

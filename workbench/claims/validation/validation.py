@@ -1,4 +1,4 @@
-"""The run behind `paper_claim_validation`: read, measure in the time there is, judge, write."""
+"""The run of `paper_claim_validation`: read claims, measure, judge, write."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NOTEBOOK = "paper_claim_validation"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimResult(Result):
-    """A result whose `facts["claims"]` holds one account per claim, see docs/claims.md."""
+    """A result with one account per claim in `facts["claims"]`, see docs/claims.md."""
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -64,13 +64,13 @@ class Validation:
     schedule: Schedule
 
     def __str__(self) -> str:
-        head = f"claims on {self.setting.hardware} ({self.setting.platform}): {len(self.claims)}"
+        head = f"{len(self.claims)} claims on {self.setting.hardware} ({self.setting.platform})"
         return "\n".join([head, *self.registry.mistakes, str(self.schedule)])
 
     async def run(
         self, *, echo: Echo = echo_line, clock: Callable[[], float] = time.monotonic
     ) -> ClaimResult:
-        """Measure, judge, and write the run folder. Cancelling keeps what was measured."""
+        """Measure, judge and write the run folder. Cancelling keeps what was measured."""
         with bar_in_lab(echo) as shown:
             return await self._run(shown, clock)
 
@@ -101,7 +101,7 @@ class Validation:
                 **self._judged(measuring),
             )
 
-        # Written before and after, so that a run that is killed leaves a result that says so.
+        # Also written before, so that a killed run leaves a result that says so.
         folder.write_facts(facts("started"))
         try:
             await measuring.run()
@@ -121,14 +121,14 @@ class Validation:
         return ClaimResult(run=found, folder=folder.home)
 
     def _judged(self, measuring: Measuring) -> dict[str, Any]:
-        """Every claim with its verdict, and what follows from all of them."""
+        """Every claim with its verdict, and the conclusion from all of them."""
         accounts, odd = [], []
         known = machine.facts().versions
         versions = {name: known[name] for name in ("vllm", "torch", "lmcache") if known.get(name)}
         unfit = {**self.schedule.skipped, **measuring.plan.skipped}
         skipped = {**unfit, **measuring.stopped, **measuring.failed}
         for claim in self.claims:
-            # A claim that reading has decided may get our number beside its verdict all the same.
+            # A claim that its source decides may have a number of ours as well.
             recipe = measuring.recipe_of(claim.id)
             outcome = measuring.outcomes.get(recipe.name) if recipe else None
             failed = measuring.failed.get(claim.id, "")
@@ -157,7 +157,7 @@ class Validation:
         failed: str,
         versions: Mapping[str, str],
     ) -> Verdict:
-        """What comes out; one claim that cannot be judged leaves the others."""
+        """The verdict; an error with one claim does not stop the others."""
         checks = outcome.checks if outcome else {}
         if failed:
             checks, measurement = {}, Measurement(effects={}, faults=(failed,))
@@ -176,14 +176,14 @@ class Validation:
 def validate(params: PaperClaimValidation) -> Validation:
     """The validation of checked parameters; starts nothing.
 
-    Raises ParameterError for a claim or group that is not known, for a registry without one
-    readable claim, and for a model folder that is none.
+    Raises ParameterError for an unknown claim or group, a registry without a valid claim, and a
+    folder without a model.
     """
     registry = read_registry(repository_root() / params.registry)
     if not registry.claims:
         raise ParameterError(
-            f"registry is {params.registry!r}, and no claim in it can be read:"
-            f" {' '.join(registry.mistakes[:3])}"
+            f"registry must be a folder with valid claims, got {params.registry!r}"
+            f" (example: registry params/claims): {' '.join(registry.mistakes[:3])}"
         )
     claims = registry.select(params.claims)
     setting = _setting(params)
@@ -200,7 +200,7 @@ def _setting(params: PaperClaimValidation) -> Setting:
     platform = found.platform if params.platform == "auto" else params.platform
     hardware = f"{found.cores} CPU cores"
     if params.engine == "vllm" and params.model.startswith(("/", ".", "~")):
-        model_facts(params.model)  # a path that is no model is refused before anything starts
+        model_facts(params.model)  # refuse a wrong path before anything starts
     if platform != "cpu" and found.gpus:
         known = accelerator(found.gpus[0].name)
         hardware = known.name if known else found.gpus[0].name
@@ -209,7 +209,7 @@ def _setting(params: PaperClaimValidation) -> Setting:
         model = Path(params.model)
     elif params.engine == "vllm" and set(params.tiers) != {"source"}:
         model = own_model(platform, dtype)  # type: ignore[arg-type]
-    else:  # no engine is timed, so how fast the machine is need not be measured
+    else:  # no engine is timed, so the machine's speed does not matter
         model = tiny_model()
     return Setting(
         platform=platform,  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Gate G4: does an interval confirm, contradict, or leave open what one effect says?
+"""Gate G4: does our interval confirm, contradict or leave open what one effect claims?
 
-Rules of the claim notes, section 6. Tolerances are shares of the claimed value, in its own unit.
+Tolerances are fractions of the claimed value, in its own unit.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan, nan
 from typing import Self
 
-from workbench.claims.registry.claim import Effect
+from workbench.claims.registry.claim import Effect, unit_suffix
 
 MIN_RUNS = 5
-"""Engine launches an arm; a number of fewer has no interval worth a verdict."""
+"""Launches of each arm that a verdict needs."""
 CELLS_THAT_MEET = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """An estimate with its interval, in the effect's unit; `runs` are engine launches an arm."""
+    """An estimate with its interval, in the effect's unit; `runs` are launches of each arm."""
 
     estimate: float
     low: float
@@ -30,9 +30,9 @@ class Interval:
 
     @classmethod
     def counted(cls, values: Iterable[float]) -> Self:
-        """Counts have no noise: from the least to the greatest, shown by the furthest from 0.
+        """The range of exact counts, with the one furthest from 0 as estimate.
 
-        NaN where nothing was counted, or something is not known. Yes or no is a count of one.
+        NaN if nothing was counted or a count is unknown. Yes and no are 1 and 0.
         """
         known = [float(value) for value in values]
         if not known or any(map(isnan, known)):
@@ -41,7 +41,7 @@ class Interval:
         return cls(estimate=max(low, high, key=abs), low=low, high=high, runs=len(known))
 
     def scaled(self, factor: float, *, plus: float = 0.0) -> Self:
-        """In another unit; a factor below 0 turns it round."""
+        """In another unit; a negative factor swaps the ends."""
         low, high = (end * factor + plus for end in (self.low, self.high))
         if factor < 0:
             low, high = high, low
@@ -49,18 +49,18 @@ class Interval:
 
     @property
     def gained_percent(self) -> Self:
-        """How much more, in %, a ratio says; below 1 it is less than 0."""
+        """A ratio as an increase in %."""
         return self.scaled(100, plus=-100)
 
     @property
     def saved_percent(self) -> Self:
-        """How much less, in %, a ratio says."""
+        """A ratio as a decrease in %."""
         return self.scaled(-100, plus=100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What became of one effect: confirmed, contradicted, inconclusive, ... and why."""
+    """The result for one effect: confirmed, contradicted, inconclusive, ... and why."""
 
     code: str
     reason: str
@@ -75,44 +75,52 @@ def decide(
     noise_floor: float = 0.0,
     counted: bool = False,
 ) -> Decision:
-    """`effect` against the intervals of its cells; what is counted or exact needs no runs.
+    """`effect` compared with the intervals of its cells; exact counts need only one run.
 
-    `noise_floor` is how far equal sides differ, as a ratio - 1: 0.25 is a factor of 1.25, either
-    way. A direction has to exceed it, and with NaN, where nobody knows, none is confirmed.
+    `noise_floor` is how much identical arms differ, as a ratio - 1: 0.25 is a factor of 1.25,
+    either way. A direction must exceed it; if it is unknown (NaN), no direction is confirmed.
     """
     if not cells:
-        return Decision(code="not_measured", reason="It was not measured.")
+        return Decision(code="not_measured", reason="Not measured.")
     kept = tuple(sorted(cells, key=lambda cell: cell.estimate))
     runs = min(cell.runs for cell in kept)
     exact = effect.quantifier == "exact"
     known = all(isfinite(cell.low) and isfinite(cell.high) for cell in kept)
     if runs < MIN_RUNS and not exact and not (counted if known else runs == 0):
-        launches = f"{runs} launch{'' if runs == 1 else 'es'} an arm"
-        reason = f"{launches}, and a verdict takes {MIN_RUNS}."
+        launches = f"Only {runs} launch{'' if runs == 1 else 'es'} of each arm"
+        reason = f"{launches}; a verdict needs {MIN_RUNS}."
         return Decision(code="too_few_runs", reason=reason, cells=kept)
     if not known:
         return Decision(code="inconclusive", reason="The run gave no interval.", cells=kept)
     code = _code(effect, kept, tolerance, noise_floor)
-    if exact and all(cell.low == cell.high for cell in kept):
+    if all(cell.low == cell.high for cell in kept) and (exact or counted):
         return Decision(code=code, reason=_counted(effect, kept), cells=kept)
-    shown, which = _shown(effect, kept)
-    reason = (
-        f"{shown.estimate:.4g} ({shown.low:.4g} to {shown.high:.4g}) {effect.unit}{which}, claimed"
-        f" {effect}"
-    )
+    meaning = {
+        "confirmed": "The whole interval agrees with the claim.",
+        "contradicted": "The whole interval contradicts the claim.",
+        "inconclusive": "The interval is too wide to decide.",
+    }[code]
+    noise = ""
     if noise_floor != 0 and effect.quantifier in ("higher", "lower"):
-        reason += f"; equal sides differ by {difference(noise_floor)}"
+        noise = f" Identical arms differ by {difference(noise_floor)}."
+        if code == "inconclusive" and _code(effect, kept, tolerance, 0.0) == "confirmed":
+            meaning = "The effect does not exceed the noise of identical arms."
+    shown, which = _shown(effect, kept)
+    unit = unit_suffix(effect.unit)
+    told = ""
     if code == "inconclusive":
         width = max(shown.high - shown.estimate, shown.estimate - shown.low)
-        told = (
-            f"{width / abs(shown.estimate):.2g} of the value" if shown.estimate else f"{width:.2g}"
-        )
-        reason += f"; {told} is the least effect that this run can tell"
-    return Decision(code=code, reason=f"{reason}.", cells=kept)
+        least = f"{width / abs(shown.estimate):.2g} of the value"
+        told = f" Effects below {least if shown.estimate else f'{width:.2g}'} are not visible here."
+    reason = (
+        f"{meaning} Measured {_rounded(shown.estimate)}{unit} ({_rounded(shown.low)} to"
+        f" {_rounded(shown.high)}){which}; claimed {effect}.{noise}{told}"
+    )
+    return Decision(code=code, reason=reason, cells=kept)
 
 
 def band(effect: Effect, tolerance: float) -> tuple[float, float]:
-    """From where to where a value would confirm the effect; an open end is infinite."""
+    """The range of values that confirm the effect; an open end is infinite."""
     value = float(effect.value)
     slack = tolerance * abs(value)
     match effect.quantifier:
@@ -136,8 +144,8 @@ def band(effect: Effect, tolerance: float) -> tuple[float, float]:
 
 
 def difference(noise_floor: float) -> str:
-    """A noise floor in words: `1.2%`."""
-    return "an unknown share" if isnan(noise_floor) else f"{noise_floor:.1%}"
+    """A noise floor in words: `1.2 %`."""
+    return "an unknown amount" if isnan(noise_floor) else f"{100 * noise_floor:.1f} %"
 
 
 def _code(effect: Effect, cells: Sequence[Interval], tolerance: float, noise_floor: float) -> str:
@@ -169,17 +177,24 @@ def _code(effect: Effect, cells: Sequence[Interval], tolerance: float, noise_flo
     return "contradicted" if no else "confirmed" if yes else "inconclusive"
 
 
+def _rounded(value: float) -> str:
+    """Three significant digits, without an exponent below a million."""
+    return f"{float(f'{value:.3g}'):,.6g}"
+
+
 def _counted(effect: Effect, cells: Sequence[Interval]) -> str:
-    if effect.type == "boolean":
-        found = " and ".join(dict.fromkeys("yes" if cell.estimate else "no" for cell in cells))
-        return f"Found {found}, claimed {effect}."
-    found = " and ".join(dict.fromkeys(f"{cell.estimate:,.6g}" for cell in cells))
-    unit = "" if effect.unit == "count" else f" {effect.unit}"
-    return f"Counted {found}{unit}, claimed {effect}."
+    boolean, unit = effect.type == "boolean", unit_suffix(effect.unit)
+    words = (
+        ("yes" if cell.estimate else "no") if boolean else f"{cell.estimate:,.6g}{unit}"
+        for cell in cells
+    )
+    found = " and ".join(dict.fromkeys(words))
+    claimed = "as claimed" if found == str(effect) else f"claimed {effect}"
+    return f"{'Found' if boolean else 'Counted'} {found}, {claimed}."
 
 
 def _shown(effect: Effect, cells: Sequence[Interval]) -> tuple[Interval, str]:
-    """The cell that decides: the weakest where all have to hold, else the one in the middle."""
+    """The cell that decides: the weakest if all must hold, else the median."""
     if len(cells) == 1:
         return cells[0], ""
     if effect.quantifier in ("higher", "at_least"):
@@ -187,6 +202,6 @@ def _shown(effect: Effect, cells: Sequence[Interval]) -> tuple[Interval, str]:
     elif effect.quantifier in ("lower", "at_most"):
         weakest = max(cells, key=lambda cell: cell.high)
     else:
-        return cells[(len(cells) - 1) // 2], " in the median cell"
+        return cells[(len(cells) - 1) // 2], " in the median case"
     name = f" ({weakest.cell})" if weakest.cell else ""
-    return weakest, f" in the weakest of {len(cells)} cells{name}"
+    return weakest, f" in the weakest of {len(cells)} cases{name}"

@@ -1,8 +1,8 @@
 """The verdict on a claim: a pure function of the claim, our conditions and our measurement.
 
-Gates in order, and the first that fires decides: G0 is the claim complete, G1 is it possible and
-not contradicted by its own source, G2 is the comparison fair, G3 was our run sound, G4 the number.
-Nothing is confirmed by default: without a measurement a claim is at most not tested.
+Five gates in order; the first that fires decides. G0: is the claim complete? G1: is it possible,
+and does its own source support it? G2: is the comparison fair? G3: was our run sound? G4: what
+does the number say? Nothing is confirmed by default: without a measurement, a claim is not tested.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WEAKEST_FIRST = (
     "contradicted", "hardware", "inconclusive", "too_few_runs", "not_measured",
 )  # fmt: skip
 _NEEDS_MODEL = {"model", "server", "cluster"}
-"""Levels at which a number depends on the model."""
+"""Levels where a number depends on the model."""
 _SHAPES = {"higher", "lower", "unchanged"}
 _COUNTS = {"tokens", "count", "bool", "fraction"}
 
@@ -31,37 +31,36 @@ class Conditions:
     platform: str
     """cpu, cuda or rocm."""
     hardware: str
-    """As workbench.hardware.physics names it."""
+    """Its name in workbench.hardware.physics."""
     model: str = ""
-    """The model's name; empty where it does not matter."""
+    """The model's name; empty if it does not matter."""
     checks: Mapping[str, str] = field(default_factory=dict)
-    """What our own run proved of CHECKS: pass, fail or unknown; BUILT_IN settles as pass does."""
+    """What our run showed for CHECKS: pass, fail, unknown, or BUILT_IN, which counts as a pass."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What we measured: for each effect one interval, or one for each cell fixed beforehand."""
+    """What we measured: one interval for each effect, or one for each cell fixed beforehand."""
 
     effects: Mapping[str, tuple[Interval, ...]]
     """95 % intervals in the effect's unit, adjusted over cells (Holm); 90 % for unchanged."""
     counted: frozenset[str] = frozenset()
-    """Effects that were counted or computed, not timed: they hold on any hardware, in one run."""
+    """Effects that are counts, not times: they hold on any hardware, after one run."""
     built_in: frozenset[str] = frozenset()
-    """Effects that our own code fixes, such as bytes of a format that it writes: arithmetic."""
+    """Effects that our own code determines, such as the bytes of a format that it writes."""
     faults: tuple[str, ...] = ()
-    """Sentences of gates that failed; a run with one gives no verdict."""
+    """Sentences of failed gates; a run with one gives no verdict."""
     bounds: tuple[Bound, ...] = ()
     """Physical limits of our own values."""
     noise_floor: float = 0.0
-    """How far two equal arms differ, as a ratio - 1: 0.25 is a factor of 1.25, either way. NaN
-    where no equal arms were compared, 0 for what has no noise."""
+    """How much identical arms differ, as a ratio - 1. NaN if none were compared, 0 for counts."""
     tolerance: float = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What came out, why, and what it would take to test the claim fully."""
+    """The verdict, why, and what a full test of the claim would take."""
 
     verdict: str
     """confirmed, not_confirmed, not_comparable or not_tested."""
@@ -71,7 +70,7 @@ class Verdict:
     gate: str
     tier: str = "source"
     """source: read, not measured; shape: on a CPU; gpu: as claimed; transfer: on another GPU;
-    construction: our own code fixes what was counted."""
+    construction: our own code determines what was counted."""
     failed_checks: tuple[str, ...] = ()
     needed: str = ""
     doubts: tuple[str, ...] = ()
@@ -81,37 +80,41 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """For readers: contradicted and inconclusive are never one word."""
+        """For readers: contradicted and inconclusive are never the same word."""
+        where = {"shape": " (on CPU)", "transfer": " (other GPU)"}.get(self.tier, "")
         if self.verdict == "confirmed":
-            return {
-                "shape": "confirmed (shape)",
-                "transfer": "confirmed (other GPU)",
-                "construction": "holds by construction",
-            }.get(self.tier, "confirmed")
-        if self.verdict == "not_confirmed":
-            if self.code in ("inconclusive", "too_few_runs"):
-                return "inconclusive"
-            shape = " (shape)" if self.tier == "shape" else ""
-            return f"{self.code.replace('_', ' ')}{shape}"
-        return self.verdict.replace("_", " ")
+            return "holds by construction" if self.tier == "construction" else f"confirmed{where}"
+        if self.verdict != "not_confirmed":
+            return self.verdict.replace("_", " ")
+        if self.code in ("inconclusive", "too_few_runs"):
+            return "inconclusive"
+        return f"{self.code.replace('_', ' ')}{where if self.tier == 'shape' else ''}"
+
+    @property
+    def kind(self) -> str:
+        """Decides colour and mark: confirmed, contradicted, no-evidence, inconclusive, ..."""
+        if self.verdict != "not_confirmed":
+            return self.verdict.replace("_", "-")
+        named = {"inconclusive": "inconclusive", "too_few_runs": "inconclusive",
+                 "no_evidence": "no-evidence"}  # fmt: skip
+        return named.get(self.code, "contradicted")
 
 
 def state(holds: bool) -> str:
-    """As a check of CHECKS is answered."""
+    """pass or fail, for one of CHECKS."""
     return "pass" if holds else "fail"
 
 
 def known(*values: float) -> str:
-    """pass where each value is a number; unknown where one could not be measured."""
+    """pass if each value is a number; unknown if one was not measured."""
     return "pass" if all(map(isfinite, values)) else "unknown"
 
 
 def by_construction(*names: str) -> dict[str, str]:
-    """Checks that no run can fail, since one program runs all sides from one job.
+    """Checks that no run can fail, because one program runs all sides from one job.
 
-    Of the job only the field that names an arm differs; model, number formats, shapes, batches and
-    prompts are the same fields for all, and one function takes every time. This is a statement
-    about our own code, not a finding: docs/claims.md says which checks are of this kind.
+    Only the field that names the arm differs between the sides. That is a statement about our
+    code, not a finding; docs/claims.md lists these checks.
     """
     return dict.fromkeys(names, BUILT_IN)
 
@@ -121,25 +124,24 @@ def judge(
     conditions: Conditions | None = None,
     measurement: Measurement | None = None,
 ) -> Verdict:
-    """The verdict on `claim`; without a measurement, what follows from its source alone."""
+    """The verdict on `claim`; without a measurement, the one that its source alone supports."""
     ours = measurement.bounds if measurement else ()
     found = _complete(claim) or _possible(claim) or _fair(claim, conditions, measurement)
+    if found is None and measurement and conditions:
+        found = _sound(measurement) or _decided(claim, conditions, measurement)
     if found is None:
-        if measurement is None or conditions is None:
-            found = Verdict(
-                verdict="not_tested", code="not_measured", gate="G3",
-                reason="Nothing was measured for it.", needed=_test(claim),
-            )  # fmt: skip
-        else:
-            found = _sound(measurement) or _decided(claim, conditions, measurement)
+        found = Verdict(
+            verdict="not_tested", code="not_measured", gate="G3", reason="Not measured.",
+            needed=_test(claim),
+        )  # fmt: skip
     return replace(found, doubts=unknown_limits((*claim.bounds, *ours)) + found.doubts)
 
 
 def hardware_fits(effect: Effect, claim: Claim, *, platform: str, hardware: str) -> bool:
-    """Whether a measurement on `hardware` may judge that effect.
+    """Whether a measurement on `hardware` can judge that effect.
 
-    Counts hold anywhere; a CPU judges directions, and bounds at 1 x, which are directions too;
-    another GPU judges what has a comparator.
+    Counts hold anywhere. A CPU judges directions, and so bounds at 1 x. Another GPU judges ratios
+    and % changes.
     """
     if effect.unit in _COUNTS and effect.quantifier == "exact":
         return True
@@ -156,26 +158,26 @@ def _names(claim: Claim, hardware: str) -> bool:
 
 
 def _other_model(claim: Claim, model: str) -> str:
-    """A sentence where the claim names models and ours is none of them."""
+    """A sentence if the claim names models and ours is none of them."""
     named = (claim.model or "any").casefold()
     same = not model or named == "any" or model.casefold() in named
     if same or claim.level not in _NEEDS_MODEL:
         return ""
-    return f"The claim is about {claim.model}, and ours was measured with {model}."
+    return f"The claim is about {claim.model}; we measured {model}."
 
 
 def _complete(claim: Claim) -> Verdict | None:
     missing = []
     if claim.comparator == UNSTATED:
-        missing.append("what it is compared with")
+        missing.append("its baseline")
     if claim.level in _NEEDS_MODEL and claim.model is None:
-        missing.append("the model")
+        missing.append("its model")
     if not missing:
         return None
     what = " and ".join(missing)
     return Verdict(
         verdict="not_comparable", code="underspecified", gate="G0",
-        reason=f"The source does not say {what}.", failed_checks=_failed(claim),
+        reason=f"The source does not name {what}.", failed_checks=_failed(claim),
         needed=f"The source would have to name {what}.",
     )  # fmt: skip
 
@@ -183,14 +185,14 @@ def _complete(claim: Claim) -> Verdict | None:
 def _possible(claim: Claim) -> Verdict | None:
     if sentence := impossible(claim.bounds):
         code, reason = "impossible", f"{sentence}."
-        needed = "Other hardware, or another meaning of the number."
+        needed = "Hardware that can reach the number, or another meaning of the number."
     elif reason := claim.inconsistent:
-        code, needed = "inconsistent", "Numbers of the source that agree with one another."
+        code, needed = "inconsistent", "A source whose numbers agree with each other."
     elif reason := claim.evidence.contradicted_by:
         code = "contradicted_by_source"
-        needed = "A measurement that the source's own text and logs agree with."
+        needed = "A measurement that agrees with the source's own text and logs."
     elif claim.evidence.kind in ("constant", "none"):
-        code, reason = "no_evidence", "The source has no measurement behind it."
+        code, reason = "no_evidence", "The source has no measurement for this claim."
         needed = "A measurement."
     else:
         return None
@@ -207,38 +209,37 @@ def _failed(claim: Claim) -> tuple[str, ...]:
 def _fair(
     claim: Claim, conditions: Conditions | None, measurement: Measurement | None
 ) -> Verdict | None:
-    """G2. A comparison that its source made unfairly stays so; what it left open we may settle."""
+    """G2. A source's unfair comparison stays unfair; our run may settle what it left open."""
     ours = {} if conditions is None else dict(conditions.checks)
     failed = {name: claim.checks[name].why for name in _failed(claim)}
-    # Too few launches are G4's to say: a count needs none, and in a single round nothing can turn.
+    # G4 reports too few launches: a count needs one, and a single round has no order to alternate.
     few = ours.get("replicated_runs_with_ci") == "fail"
     skipped = {"replicated_runs_with_ci", "interleaved_run_order"} if few else set()
     for name, found in ours.items():
         if found == "fail" and name not in skipped:
             what = CHECKS.get(name, name)
-            failed.setdefault(name, f"A check fails in our own run: {what}.")
+            failed.setdefault(name, f"Our run fails the check that {what}.")
     if measurement is not None and measurement.effects:
-        # A direction may be tested with any model, and says so; a size may not.
+        # A direction may be tested with any model, with a doubt; a size may not.
         if conditions is not None and conditions.platform != "cpu":
             if other := _other_model(claim, conditions.model):
                 failed.setdefault("same_model_and_weights", other)
         for name, check in claim.checks.items():
             if check.state == "unknown" and ours.get(name, "unknown") == "unknown":
-                open_ = f"It is not known, of our run either, whether {CHECKS[name]}."
-                failed.setdefault(name, f"{open_} {check.why}")
+                failed.setdefault(name, f"Unknown whether {CHECKS[name]}. {check.why}")
     if not failed:
         return None
     name, why = next(iter(failed.items()))
     return Verdict(
         verdict="not_comparable", code=name, gate="G2", reason=why, failed_checks=tuple(failed),
-        needed="; ".join(CHECKS.get(name, name) for name in failed) + ".",
+        needed=f"A comparison where {'; '.join(CHECKS.get(name, name) for name in failed)}.",
     )  # fmt: skip
 
 
 def _sound(measurement: Measurement) -> Verdict | None:
     """G3."""
     above = impossible(measurement.bounds)
-    faults = measurement.faults + ((f"{above}, so the run is void.",) if above else ())
+    faults = measurement.faults + ((f"Our own number is impossible: {above}.",) if above else ())
     if not faults:
         return None
     return Verdict(
@@ -248,7 +249,7 @@ def _sound(measurement: Measurement) -> Verdict | None:
 
 
 def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> Verdict:
-    """G4: every part on its own, and the weakest decides."""
+    """G4: each part on its own; the weakest decides."""
     platform, hardware = conditions.platform, conditions.hardware
     parts = {}
     for effect in claim.effects:
@@ -256,11 +257,9 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
         counted = effect.name in measurement.counted
         fits = hardware_fits(effect, claim, platform=platform, hardware=hardware)
         if cells and not counted and not fits:
-            parts[effect.name] = Decision(
-                code="hardware",
-                reason=f"A magnitude of {claim.hardware or 'unstated hardware'} cannot be judged"
-                f" on {hardware}.",
-            )
+            of = f"That is {claim.hardware}." if claim.hardware else "The source does not name it."
+            reason = f"Sizes measured on {hardware} do not transfer to the claimed hardware. {of}"
+            parts[effect.name] = Decision(code="hardware", reason=reason)
         else:
             parts[effect.name] = decide(
                 effect, cells, counted=counted,
@@ -281,17 +280,21 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
 
 
 def _why(parts: Mapping[str, Decision], code: str) -> str:
-    """The reasons of the parts that decide, those that are as weak as the weakest."""
+    """The reasons of the parts that decide: those as weak as the weakest."""
     of_reason: dict[str, list[str]] = {}
     for name, part in parts.items():
         if part.code == code:
             of_reason.setdefault(part.reason, []).append(name)
-    if len(of_reason) == 1 and sum(map(len, of_reason.values())) == len(parts):
-        return next(iter(of_reason))
-    return " ".join(f"{', '.join(names)}: {reason}" for reason, names in of_reason.items())
+    (shared, names), *others = of_reason.items()
+    if not others and len(names) == len(parts):
+        return shared
+    return " ".join(
+        f"{', '.join(names) if len(names) < 3 else f'{len(names)} of {len(parts)} parts'}: {reason}"
+        for reason, names in of_reason.items()
+    )
 
 
 def _test(claim: Claim) -> str:
-    how = claim.test.get("gpu") or claim.test.get("analytic") or "A measurement of each part"
-    where = claim.hardware or "hardware that the source would have to name"
-    return f"{how.rstrip('.')}, on {'any hardware' if where == 'any' else where}."
+    how = claim.test.get("gpu") or claim.test.get("analytic") or "Measure each part of the claim"
+    where = claim.hardware or "not stated by the source"
+    return f"{how.rstrip('.')}. Hardware: {where}."

@@ -11,7 +11,7 @@ from workbench.hardware import machine
 from workbench.hardware.physics import accelerator, decode_ceiling_tps, prefill_ceiling_tps
 from workbench.load.drive.workers import most_workers
 from workbench.load.workload.workload import Workload
-from workbench.metrics.gates import answer_gates, cache_gates, conduct_gates
+from workbench.metrics.gates import cache_gates, response_gates, run_gates
 from workbench.metrics.gates.client_gate import (
     LAG_P99_S,
     OTHERS_SHARE,
@@ -46,15 +46,15 @@ def check(
     late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
     workers = most_workers(plan.workload.sample, plan.arrivals)
     asked = [
-        conduct_gates.every_pass_ran(
+        run_gates.every_pass_ran(
             _planned(plan, requests), [(p.arm, p.round, p.pass_name) for p in passes], reasons
         ),
-        answer_gates.no_failures(requests),
+        response_gates.no_failures(requests),
         *_caches(plan, passes, refusals),
         ledger_closes(passes),
-        conduct_gates.streamed(requests, disturbed=busy or late),
-        conduct_gates.cached_plausible(requests, passes),
-        *_answers(plan, requests, legs, busy=busy),
+        run_gates.streamed(requests, disturbed=busy or late),
+        run_gates.cached_plausible(requests, passes),
+        *_responses(plan, requests, legs, others_share=client.get("others_cpu_share", 0.0)),
         client_kept_up(client, most_workers=workers),
         clock_not_set(client),
     ]
@@ -87,10 +87,10 @@ def _caches(
     States that no pass has need no gate; PD has one even when no pass of it could run.
     """
     if any(arm.kv_connector and arm.kv_connector.pulls for arm in plan.arms):
-        yield conduct_gates.no_failed_transfers(passes)
+        yield run_gates.no_failed_transfers(passes)
     # Attached servers that are not listed cannot be reset at all.
     if any(arm.settings is not None for arm in plan.arms):
-        yield conduct_gates.caches_emptied(refusals)
+        yield run_gates.caches_emptied(refusals)
     yield cache_gates.cold_was_cold(passes)
     split = any(arm.disaggregated and arm.settings is not None for arm in plan.arms)
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
@@ -103,26 +103,28 @@ def _caches(
         yield cache_gates.disk_warm(passes)
 
 
-def _answers(
-    plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame, *, busy: bool
+def _responses(
+    plan: ExperimentPlan, requests: pd.DataFrame, legs: pd.DataFrame, *, others_share: float
 ) -> Iterator[Gate | None]:
-    yield answer_gates.output_counts_equal(requests)
-    yield conduct_gates.possible(requests)
+    yield response_gates.output_counts_equal(requests)
+    yield run_gates.possible(requests)
     partly = {p.name for arm in plan.arms for p in arm.passes if p.share < 1}
     if partly:
         unit = max(256, *(arm.chunk_tokens for arm in plan.arms))
-        yield answer_gates.cached_as_planned(requests, partly, block=unit)
+        yield response_gates.cached_as_planned(requests, partly, block=unit)
     if plan.rates is None:
         same_prompts = requests[~requests["pass"].isin(partly)]
         alike = with_same_history(same_prompts, plan.workload.sample, plan.text_reference)
         batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
-        yield answer_gates.same_text(alike, plan.text_reference, batched=batched)
+        yield response_gates.same_text(alike, plan.text_reference, batched=batched)
     if "decode_instance" in legs:
-        yield conduct_gates.instances_alike(requests, legs, busy=busy)
+        yield run_gates.instances_alike(requests, legs, others_share=others_share)
     if plan.platform in ("cuda", "rocm"):
-        yield answer_gates.below_ceilings(requests, *ceilings(plan))
+        yield response_gates.below_ceilings(requests, *ceilings(plan))
     if plan.rates is None:  # rates are raised until the queue grows: that is what they are for
-        yield conduct_gates.steady(requests, concurrency=plan.arrivals.concurrency, busy=busy)
+        yield run_gates.steady(
+            requests, concurrency=plan.arrivals.concurrency, others_share=others_share
+        )
 
 
 def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str) -> pd.DataFrame:
@@ -150,7 +152,7 @@ def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str
     return requests[kept]
 
 
-def ceilings(plan: ExperimentPlan) -> tuple[dict[str, answer_gates.Ceilings], str]:
+def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], str]:
     """Rooflines by arm, and why there are none.
 
     Only for dense models in a local folder that are not quantised: a ceiling is never guessed. The
@@ -160,20 +162,20 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, answer_gates.Ceilings], st
     gpus = machine.facts().gpus
     known = accelerator(gpus[0].name) if gpus else None
     if known is None:
-        return {}, f"no roofline is known of {gpus[0].name if gpus else 'this hardware'}"
+        return {}, f"No hardware limit is known for {gpus[0].name if gpus else 'this machine'}"
     found = {}
     for arm in plan.arms:
         if arm.settings is None or not arm.settings.local:
-            return {}, "the size of a model on a hub is not known"
+            return {}, "The size of a model on a hub is unknown"
         facts = model_facts(arm.settings.model).run_as(arm.settings.dtype)
         if not facts.plain:
-            return {}, "the model is a mixture of experts or quantised"
+            return {}, "A mixture of experts or a quantised model has no simple hardware limit"
         parameters = facts.parameters
         if not parameters:
-            return {}, f"{arm.settings.model.name} has no weight files"
+            return {}, f"Model {arm.settings.model.name} has no weight files"
         prefills = arm.tp.prefill if arm.disaggregated else arm.tp.aggregated
         answers = arm.tp.decode if arm.disaggregated else arm.tp.aggregated
-        found[arm.label] = answer_gates.Ceilings(
+        found[arm.label] = response_gates.Ceilings(
             prefill_tps=prefill_ceiling_tps(parameters=parameters, gpu=known, gpus=prefills),
             decode_tps=decode_ceiling_tps(
                 weight_bytes=facts.element_bytes * parameters, gpu=known, gpus=answers

@@ -1,4 +1,4 @@
-"""What the rates of a sweep or search gave: rows, sentences and key numbers."""
+"""What a sweep or search over rates found: rows, headline, sentences and key numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import isnan, nan
 from statistics import median
 from typing import TYPE_CHECKING
 
-from workbench.experiment.findings.sentences import marked, rounds
+from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import Card, RateRow
@@ -20,7 +20,7 @@ _KEPT_UP = 0.95
 
 
 def rate_rows(rates: Rates | None, requests: pd.DataFrame) -> tuple[RateRow, ...]:
-    """One row for each arm and offered rate: shares, goodput, latencies, each with its interval."""
+    """One row per arm and offered rate: fraction within the limits, goodput, latencies."""
     if rates is None or "rate_per_s" not in requests:
         return ()
     rows = []
@@ -66,16 +66,16 @@ def _median_per_s(rounds: Iterable[Iterable[float]]) -> float:
 
 
 def _kept_up(row: RateRow) -> bool:
-    """Whether answers of one rate ended as fast as its requests came.
+    """Whether throughput reached the offered rate.
 
-    A first answer that was slow shortens the time from first to last end, so more may seem to end
-    than came.
+    A slow first response shortens the time from the first to the last end, so throughput may
+    exceed the offered rate.
     """
     return row.achieved_per_s >= _KEPT_UP * row.offered_per_s
 
 
 def answers(rates: Rates | None, requests: pd.DataFrame) -> dict[str, Answer]:
-    """What a search found for each arm; empty where none was asked for."""
+    """What a search found for each arm; empty without a search."""
     if rates is None or rates.search is None or requests.empty:
         return {}
     return {
@@ -84,10 +84,34 @@ def answers(rates: Rates | None, requests: pd.DataFrame) -> dict[str, Answer]:
     }
 
 
+def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
+    """What the first arm reached, in at most 14 words; empty without rates."""
+    if not rows:
+        return ""
+    arm = rows[0].arm
+    top, kept_up = _top([row for row in rows if row.arm == arm])
+    answer = found.get(arm)
+    if answer is not None:
+        known = f": {answer.met_per_s:g} req/s" if answer.resolved else " not resolved"
+        return f"Highest rate within the limits{known} ({arm})"
+    if kept_up:
+        return f"Throughput matched every rate up to {top.offered_per_s:.3g} req/s ({arm})"
+    return (
+        f"Throughput peaked at {top.achieved_per_s:.3g} req/s with {top.offered_per_s:.3g} req/s"
+        f" offered ({arm})"
+    )
+
+
+def _top(rows: Sequence[RateRow]) -> tuple[RateRow, bool]:
+    """The rate with the highest throughput, and whether throughput kept up with every rate."""
+    kept_up = all(map(_kept_up, rows))
+    return max(rows, key=lambda r: r.offered_per_s if kept_up else r.achieved_per_s), kept_up
+
+
 def rate_sentences(
     rates: Rates | None, rows: Sequence[RateRow], found: Mapping[str, Answer]
 ) -> list[str]:
-    """One sentence for each arm: the highest rate within the limits, or what the sweep reached."""
+    """One sentence per arm: the highest rate within the limits, or the throughput reached."""
     if rates is None:
         return []
     said = []
@@ -96,46 +120,41 @@ def rate_sentences(
         if arm in found:
             said.append(f"{arm}: {_found(rates.limits, found[arm], mine)}.")
             continue
-        top = max(mine, key=lambda row: row.achieved_per_s)
-        if all(map(_kept_up, mine)):
-            text = (
-                f"answers kept up with every rate, the highest {top.offered_per_s:.3g} requests/s"
-            )
+        top, kept_up = _top(mine)
+        if kept_up:
+            text = f"throughput matched every offered rate, up to {top.offered_per_s:.3g} req/s"
         else:
             text = (
-                f"answers ended at {top.achieved_per_s:.3g} a second at most, with"
-                f" {top.offered_per_s:.3g} requests/s offered"
+                f"throughput peaked at {top.achieved_per_s:.3g} req/s with"
+                f" {top.offered_per_s:.3g} req/s offered"
             )
         if str(rates.limits):
             best = max(mine, key=lambda row: row.goodput_per_s)
             text += (
-                f"; goodput was {best.goodput_per_s:.3g} requests/s at most, at"
-                f" {best.offered_per_s:.3g} offered ({rates.limits})"
+                f"; goodput peaked at {best.goodput_per_s:.3g} req/s with"
+                f" {best.offered_per_s:.3g} req/s offered ({rates.limits})"
             )
         said.append(f"{arm}: {text}.")
     return said
 
 
 def _found(limits: Limits, answer: Answer, rows: Sequence[RateRow]) -> str:
-    wanted = f"{limits.share:.0%} of requests with {limits}"
+    wanted = f"{percent(limits.share)} of requests with {limits}"
     if not answer.resolved:
         ends = []
         if not isnan(answer.met_per_s):
-            ends.append(f"{answer.met_per_s:g} requests/s met the limits ({wanted})")
+            ends.append(f"{answer.met_per_s:g} req/s met the limits")
         if not isnan(answer.missed_per_s):
-            ends.append(f"{answer.missed_per_s:g} missed them")
-        known = f", {' and '.join(ends)}" if ends else f" ({wanted})"
-        return f"not resolved{known}: {answer.reason}"
+            ends.append(f"{answer.missed_per_s:g} req/s missed the limits")
+        known = f". {', '.join(ends)}" if ends else ""
+        return f"the highest rate with {wanted} is not resolved{known}. Reason: {answer.reason}"
     by_rate = {row.rate_per_s: row for row in rows}
-    parts = [
-        f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}] at {row.rate_per_s:g}, of"
-        f" which {row.offered_per_s:.3g} were offered"
+    met, missed = (
+        f"{row.rate_per_s:g} req/s ({percent(row.share)} met them [{percent(row.share_low)},"
+        f" {percent(row.share_high)}])"
         for row in (by_rate[answer.met_per_s], by_rate[answer.missed_per_s])
-    ]
-    return (
-        f"{answer.met_per_s:g} requests/s is the highest rate tried with at least {wanted}"
-        f" ({' and '.join(parts)})"
     )
+    return f"the highest tested rate with {wanted} is {met}; the lowest too high is {missed}"
 
 
 def rate_cards(
@@ -144,19 +163,19 @@ def rate_cards(
     found: Mapping[str, Answer],
     failed_gates: Sequence[str] = (),
 ) -> tuple[Card, ...]:
-    """Up to three key numbers of what was asked for, the first arm: its rate, and TTFT at two."""
+    """Up to three key numbers of the first arm: its rate, and TTFT at the lowest and highest."""
     mine = [row for row in rows if row.arm == rows[0].arm and not isnan(row.ttft_s)]
     if rates is None or not mine:
         return ()
     cards = [_rate_card(rates, mine, found.get(mine[0].arm))]
     cards += [
         Card(
-            label=f"median TTFT at {row.rate_per_s:g} requests/s, {row.arm}",
+            label=f"median TTFT at {row.rate_per_s:g} req/s, {row.arm}",
             value=1000 * row.ttft_s,
             unit="ms",
             low=1000 * row.ttft_low_s,
             high=1000 * row.ttft_high_s,
-            note=f"{row.n_requests} requests, {rounds(row.n_rounds)}",
+            note=f"{count(row.n_rounds, 'round')}, {count(row.n_requests, 'request')}",
             rests_on="times",
         )
         for row in dict.fromkeys((mine[0], mine[-1]))
@@ -165,17 +184,18 @@ def rate_cards(
 
 
 def _rate_card(rates: Rates, rows: Sequence[RateRow], answer: Answer | None) -> Card:
-    """The answer of a search where it has one, else how fast answers ended at most."""
-    arm = rows[0].arm
+    """What a search found if it is resolved, else the highest throughput."""
+    top, kept_up = _top(rows)
+    n_rounds = count(top.n_rounds, "round")
     if answer is not None and answer.resolved:
-        label, value = f"highest rate within the limits, {arm}", answer.met_per_s
-        note = f"{rates.limits}; {answer.missed_per_s:g}/s missed them"
-    elif all(map(_kept_up, rows)):
-        top = max(rows, key=lambda row: row.offered_per_s)
-        label, value = f"highest rate offered, {arm}", top.offered_per_s
-        note = f"answers kept up with it, {rounds(top.n_rounds)}"
+        label, value = "highest rate within the limits", answer.met_per_s
+        note = f"{rates.limits}; missed at {answer.missed_per_s:g} req/s"
+    elif kept_up:
+        label, value = "highest offered rate", top.offered_per_s
+        note = f"throughput kept up; {n_rounds}"
     else:
-        top = max(rows, key=lambda row: row.achieved_per_s)
-        label, value = f"answers ended at most, {arm}", top.achieved_per_s
-        note = f"with {top.offered_per_s:.3g}/s offered, {rounds(top.n_rounds)}"
-    return Card(label=label, value=value, unit="/s", note=note, rests_on="times")
+        label, value = "peak throughput", top.achieved_per_s
+        note = f"with {top.offered_per_s:.3g} req/s offered; {n_rounds}"
+    return Card(
+        label=f"{label}, {rows[0].arm}", value=value, unit="req/s", note=note, rests_on="times"
+    )

@@ -1,6 +1,6 @@
-"""Sentences and key numbers, computed from a run's summary and comparisons.
+"""Headline, key numbers and sentences of a run, built from the verdicts of its ratios.
 
-None says more than its interval allows, and each is led by what failed gates do to its numbers.
+A text claims no more than its interval allows, and says what failed gates do to its numbers.
 """
 
 from __future__ import annotations
@@ -8,27 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isnan
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import Card, Comparison, SummaryRow
+from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
 from workbench.metrics.gates.gate_table import Kind, Spoil, gate_row, spoil
-from workbench.metrics.statistics import Ratio
+from workbench.metrics.statistics import Ratio, Verdict, three_digits
 
 REPEATS = 0.005
-"""A workload that shares less than this of its prompt tokens is taken for one that shares none."""
+"""A workload that repeats less than this fraction of its prompt tokens counts as one without
+repeats."""
 Row = TypeVar("Row")
+Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
+"""What several comparisons say together."""
+
+_WARM = {"store-warm": "KV store", "engine-warm": "engine cache"}
+"""What is warm in a pass."""
 
 
-def finding(
-    plan: ExperimentPlan, comparisons: Sequence[Comparison], rates: Sequence[str] = ()
-) -> str:
-    """What was found, with its size; never more than its intervals allow.
-
-    `rates` has one sentence for each arm of a sweep over rates, first that of what was asked for.
-    """
-    if rates:
-        return rates[0].removesuffix(".")
+def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
+    """What the comparisons show, in at most 14 words."""
     if plan.notebook == "single_instance_prefix_cache":
         return _cache_finding(plan, comparisons)
     return _sweep_finding(plan, comparisons)
@@ -37,32 +36,30 @@ def finding(
 def headline(
     found: str, failed_gates: Sequence[str], kind: Kind = "ratios", *, interval: bool = True
 ) -> tuple[str, str]:
-    """The page's headline, and what it would be without a gate that failed, empty without one.
+    """The page's headline, and the one without the gates that failed; empty without such gates.
 
     `kind` is that of the numbers in `found`; `interval` says whether they have one.
     """
     does = spoil(failed_gates, kind, interval=interval)
     if does.struck:
-        one, *others = does.gates
-        more = f", and {len(others)} more failed" if others else ""
-        return f"Not proven: {gate_row(one).meaning} (gate “{one}”{more})", found
-    return (f"{found} ({does.said})" if does.effect == "rough" else found), ""
+        return f"Not valid: {gate_row(does.gates[0]).meaning}", found
+    return f"{found} (rough)" if does.effect == "rough" else found, ""
 
 
 def scope(plan: ExperimentPlan) -> str:
-    """One line under the headline: where, how often and with what load it was measured."""
+    """The lines under the headline: where, how often and with what load it was measured."""
     where = {
         "vllm": f"Measured on {plan.platform}.",
-        "simulated": "Simulated servers: nothing was measured.",
-        "attach": "Servers started by somebody else.",
+        "simulated": "Simulated servers: these numbers say nothing about real hardware.",
+        "attach": "Attached servers, which this run did not start.",
     }[plan.params.engine]
     if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model:
-        where = "Tiny model on a CPU: ratios are shapes, not promises for a GPU."
-    intervals = "95 % intervals" if plan.rounds >= 3 else "too few rounds for intervals of ratios"
+        where = "Tiny model on a CPU: expect the direction, not the size, to hold on a GPU."
+    intervals = "Intervals are 95 %" if plan.rounds >= 3 else "Too few rounds for intervals"
     return (
-        f"{where} {rounds(plan.rounds)}, arms interleaved,"
-        f" {len(plan.workload.sample.requests)} requests a pass, {plan.describe_arrivals()};"
-        f" {intervals}."
+        f"{where} {count(plan.rounds, 'round')} of"
+        f" {count(len(plan.workload.sample.requests), 'request')} per pass, {_prompts(plan)},"
+        f" {plan.describe_arrivals()}. {intervals}."
     )
 
 
@@ -72,19 +69,19 @@ def cards(
     comparisons: Sequence[Comparison],
     failed_gates: Sequence[str] = (),
 ) -> tuple[Card, ...]:
-    """Up to three key numbers, each with its interval and what it rests on."""
+    """Up to three key numbers, each with its interval and sample."""
     known = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]
     subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0]).label
-    wanted = [
-        (f"TTFT cold / {state}, {subject}", {"kind": "cache-state", "pass_name": state})
-        for state in ("store-warm", "engine-warm")
+    wanted: list[tuple[str, dict[str, str]]] = [
+        (f"TTFT speed-up, warm {what} vs cold ({subject})", {"arm": subject, "pass_name": state})
+        for state, what in _WARM.items()
     ]
-    found = [(label, row) for label, which in wanted if (row := first(known, arm=subject, **which))]
-    if row := first(known, kind="opponent", arm=subject, pass_name="cold"):
-        label = f"{subject} beside {row.baseline_arm}, cold TTFT (above 1: faster)"
-        found.append((label, row))
-    if row := first(known, kind="cache-off", pass_name="cold"):
-        found.append(("cache on beside off, cold TTFT (above 1: faster)", row))
+    rival = first(known, kind="opponent", arm=subject, pass_name="cold")
+    if rival is not None:
+        label = f"cold TTFT speed-up, {subject} vs {rival.baseline_arm}"
+        wanted.append((label, {"kind": "opponent", "arm": subject, "pass_name": "cold"}))
+    label = "cold TTFT speed-up, prefix cache on vs off"
+    wanted.append((label, {"kind": "cache-off", "pass_name": "cold"}))
     made = [
         Card(
             label=label,
@@ -96,18 +93,19 @@ def cards(
             rests_on="ratios",
             passes=row.passes,
         )
-        for label, row in found
+        for label, which in wanted
+        if (row := first(known, **{"kind": "cache-state"} | which))
     ]
     cold = first(summary, arm=subject, metric="ttft_s", pass_name="cold")
-    if cold is not None and len(made) < 3:
+    if cold is not None:
         made.append(
             Card(
-                label=f"TTFT cold, {subject}",
+                label=f"median cold TTFT, {subject}",
                 value=1000 * cold.estimate.value,
                 unit="ms",
                 low=1000 * cold.estimate.low,
                 high=1000 * cold.estimate.high,
-                note=f"median of {cold.n_requests} requests",
+                note=count(cold.n_requests, "request"),
                 rests_on="times",
                 passes=("cold",),
             )
@@ -121,25 +119,56 @@ def sentences(
     comparisons: Sequence[Comparison],
     failed_gates: Sequence[str] = (),
 ) -> list[str]:
-    """One sentence for each pair of a subject and its opponent, and one on scarce decode."""
-    verdicts = {
-        "faster": "first token sooner",
-        "slower": "first token later",
-        "undecided": "no difference detectable",
-        "no_interval": "not judged",
-    }
+    """What the headline leaves out: totals, each subject against its opponents, scarce decode."""
+    ttft = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]
+    rivals = matching(ttft, kind="opponent")
+    groups = [
+        (f"Compared to cold, TTFT with a warm {what}", _warm(plan, ttft, state), "arm")
+        for state, what in _WARM.items()
+    ]
+    lead = "Compared to aggregated instances on the same number of GPUs,"
+    for temperature in ("cold", "warm"):
+        rows = [r for r in rivals if r.pass_name.startswith("cold") == (temperature == "cold")]
+        groups.append((f"{lead} {temperature} TTFT of the PD split", rows, "comparison"))
     said = []
-    for row in comparisons:
-        if row.kind == "opponent" and row.metric == "ttft_s":
-            verdict = row.ratio.verdict
-            text = row.sentence.removeprefix("no difference detectable at this n: ")
-            pair = f"{row.arm} beside {row.baseline_arm}, {row.pass_name}"
-            known = verdict != "no_interval"
-            does = spoil(failed_gates, "ratios", passes=row.passes, interval=known)
-            said.append(told(f"{pair}: {verdicts[verdict]}, {text}.", does))
+    for what, rows, noun in groups:
+        if len(rows) > 1:
+            passes = {name for row in rows for name in row.passes}
+            does = spoil(failed_gates, "ratios", passes=passes, interval=_has_interval(rows))
+            said.append(told(f"{what} is {_tally(rows, noun)}.", does))
+    for row in rivals:
+        does = spoil(failed_gates, "ratios", passes=row.passes, interval=_has_interval([row]))
+        said.append(told(_pair(row), does))
     if text := _scarce_decode(plan, summary):
         said.append(told(text, spoil(failed_gates, "times", passes=["cold"])))
     return said
+
+
+def _pair(row: Comparison) -> str:
+    """`1p4d is faster than 5a (cold): TTFT speed-up 1.40x [1.30, 1.50], 5 rounds, 30 pairs.`"""
+    lead = {
+        "faster": f"{row.arm} is faster than {row.baseline_arm}",
+        "slower": f"{row.arm} is slower than {row.baseline_arm}",
+        "undecided": f"No significant difference between {row.arm} and {row.baseline_arm}",
+        "no_interval": f"{row.arm} vs {row.baseline_arm} has no interval",
+    }[row.ratio.verdict]
+    return f"{lead} ({row.pass_name}): TTFT speed-up {ratio_text(row.ratio)}, {_sample(row.ratio)}."
+
+
+def _tally(rows: Sequence[Comparison], noun: str) -> str:
+    """`slower in 6, not significantly different in 1 of 7 comparisons (speed-up 0.44x to 0.62x)`"""
+    words: dict[Verdict, str] = {
+        "faster": "faster in",
+        "slower": "slower in",
+        "undecided": "not significantly different in",
+        "no_interval": "without an interval in",
+    }
+    verdicts = [row.ratio.verdict for row in rows]
+    parts = [f"{word} {verdicts.count(v)}" for v, word in words.items() if v in verdicts]
+    return (
+        f"{', '.join(parts)} of {count(len(rows), noun)}"
+        f" (speed-up {_span(row.ratio.value for row in rows)})"
+    )
 
 
 def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
@@ -159,134 +188,108 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
         return ""
     worst, best = max(scarce, key=tpot_ms.__getitem__), min(ample, key=tpot_ms.__getitem__)
     return (
-        f"With fewer decode than prefill instances TPOT is {tpot_ms[worst]:.1f} ms at worst"
-        f" ({worst}), with as many or more {tpot_ms[best]:.1f} ms at best ({best}), cold."
+        "Cold TPOT with fewer decode than prefill instances is at worst"
+        f" {tpot_ms[worst]:.1f} ms ({worst}), otherwise at best {tpot_ms[best]:.1f} ms ({best})."
     )
 
 
 def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
-    subjects = {arm.label for arm in plan.arms if arm.role != "opponent"}
     ttft = matching(comparisons, metric="ttft_s")
     known = [row for row in ttft if not isnan(row.ratio.value)]
-    parts = []
-    for state, what in (("store-warm", "KV store"), ("engine-warm", "engine cache")):
-        warm = matching(known, kind="cache-state", pass_name=state)
-        if warm := [row for row in warm if row.arm in subjects]:
-            parts.append(_warm_clause(what, _prompts(plan), warm))
-            break
-    if rivals := matching(known, kind="opponent"):
-        parts.append(_pd_clause(rivals))
-    if parts:
-        return "; ".join(parts)
-    for row in ttft:
-        if row.arm in subjects:
-            return f"TTFT of {_prompts(plan)} cannot be compared: {row.ratio.note}"
-    return f"TTFT of {_prompts(plan)} was measured in one cache state"
+    rivals = matching(known, kind="opponent")
+    for state, what in _WARM.items():
+        if warm := _warm(plan, known, state):
+            return _with_split(what, warm, rivals)
+    if rivals:
+        return _split_finding([row for row in rivals if row.pass_name == "cold"] or rivals)
+    subjects = _subjects(plan)
+    notes = [row.ratio.note for row in ttft if row.arm in subjects]
+    if notes:
+        return f"TTFT cannot be compared: {notes[0]}"
+    return "TTFT was measured in one cache state, without a baseline"
 
 
-def _warm_clause(what: str, prompt: str, rows: Sequence[Comparison]) -> str:
-    """What a warm cache does to TTFT, as far as the intervals carry it."""
-    times = _span(row.ratio.value for row in rows)
-    if all(row.ratio.verdict == "no_interval" for row in rows):
-        return (
-            f"Cold TTFT of {prompt} was {times} times that with a warm {what}, in too few rounds"
-            " for an interval"
-        )
+def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparison]) -> str:
+    """What a warm cache does, and what the PD split by itself does."""
+    cache, split = overall(warm), overall(rivals)
+    if cache == split == "undecided":
+        return f"No significant effect of a warm {what} or PD split on TTFT"
+    text = _warm_finding(what, warm)
+    if not rivals or cache == "no_interval":
+        return text
+    verdict = {
+        "faster": "faster",
+        "slower": "slower",
+        "undecided": "no significant effect",
+        "no_interval": "not judged",
+        "sometimes_faster": "sometimes faster",
+        "sometimes_slower": "sometimes slower",
+        "mixed": "mixed effect",
+    }[split]
+    return f"{text}; PD split: {verdict}"
+
+
+def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
+    """What a warm cache does to TTFT."""
+    gain = _span(row.ratio.value for row in rows)
+    loss = _span(1 / row.ratio.value for row in rows)
+    return {
+        "faster": f"A warm {what} cuts TTFT {gain}",
+        "slower": f"A warm {what} lengthens TTFT {loss}",
+        "undecided": f"No significant effect of a warm {what} on TTFT",
+        "no_interval": f"Warm {what}: TTFT speed-up {gain} (too few rounds for intervals)",
+        "sometimes_faster": f"A warm {what} cuts TTFT in some arms",
+        "sometimes_slower": f"A warm {what} lengthens TTFT in some arms",
+        "mixed": f"Mixed effect of a warm {what} on TTFT",
+    }[overall(rows)]
+
+
+def _split_finding(rows: Sequence[Comparison]) -> str:
+    """What the PD split does to cold TTFT, against aggregated instances on as many GPUs."""
     better, worse = _with("faster", rows), _with("slower", rows)
-    if len(better) == len(rows):
-        return f"A warm {what} cuts TTFT of {prompt} {times} times"
-    if len(worse) == len(rows):
-        longer = _span(1 / row.ratio.value for row in rows)
-        return f"A warm {what} makes TTFT of {prompt} {longer} times longer"
-    if not better and not worse:
-        return f"What a warm {what} does to TTFT of {prompt} cannot be told from noise here"
-    if better and worse:
-        does = f"cuts TTFT of {prompt} in {len(better)} and lengthens it in {len(worse)}"
-    elif better:
-        does = f"cuts TTFT of {prompt} in {len(better)}"
-    else:
-        does = f"lengthens TTFT of {prompt} in {len(worse)}"
-    return f"A warm {what} {does} of {len(rows)} arms"
-
-
-def _pd_clause(rivals: Sequence[Comparison]) -> str:
-    """What splitting prefill and decode does by itself, beside as many aggregated instances."""
-    lead = "splitting prefill and decode by itself"
-    if all(row.ratio.verdict == "no_interval" for row in rivals):
-        return f"{lead} cannot be judged: too few rounds for an interval"
-    cold = [row for row in rivals if row.pass_name == "cold"]
-    warm = [row for row in rivals if row.pass_name != "cold"]
-    better, worse = _with("faster", cold), _with("slower", cold)
     some = better or worse
-    among = f" in {len(some)} of {len(cold)} comparisons" if len(some) < len(cold) else ""
-    if better and worse:
-        text = (
-            f"{lead} cuts cold TTFT in {len(better)} and lengthens it in {len(worse)} of"
-            f" {len(cold)} comparisons"
-        )
-    elif better:
-        text = f"{lead} cuts cold TTFT {_span(row.ratio.value for row in better)} times{among}"
-    elif worse:
-        slow = max(1 / row.ratio.value for row in worse)
-        text = f"{lead} makes cold TTFT up to {slow:.3g} times longer{among}"
-    else:
-        text = f"{lead} makes no detectable difference to cold TTFT"
-    counted = [("longer", len(_with("slower", warm))), ("shorter", len(_with("faster", warm)))]
-    if words := [f"{word} in {n}" for word, n in counted if n]:
-        text += f", and warm TTFT is {' and '.join(words)} of {len(warm)}"
-    return text
+    among = f" in {len(some)} of {len(rows)} comparisons" if len(some) < len(rows) else ""
+    verdict = overall(rows)
+    if verdict in ("faster", "sometimes_faster"):
+        return f"PD split: cold TTFT {_span(r.ratio.value for r in better)} faster{among}"
+    if verdict in ("slower", "sometimes_slower"):
+        return f"PD split: cold TTFT {_span(1 / r.ratio.value for r in worse)} slower{among}"
+    if verdict == "no_interval":
+        return "PD split: not judged, too few rounds for intervals"
+    effect = "mixed" if verdict == "mixed" else "no significant"
+    return f"PD split: {effect} effect on cold TTFT"
 
 
 def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
-    """What a warm cache gains, and what a cache costs or, where prompts repeat, gains from cold."""
+    """What a warm prefix cache gains, and what the cache does to cold prompts."""
     warm = first(comparisons, kind="cache-state", metric="ttft_s", pass_name="engine-warm")
     cost = first(comparisons, kind="cache-off", metric="ttft_s", pass_name="cold")
     if warm is None or isnan(warm.ratio.value):
-        return f"The prefix cache was measured with {_prompts(plan)}, but no pass can be compared"
-    text = _warm_clause("prefix cache", _prompts(plan), [warm])
-    if cost is None or cost.ratio.verdict == "no_interval":
+        return "The prefix cache was measured, but no two passes can be compared"
+    text = _warm_finding("prefix cache", [warm])
+    if cost is None or "no_interval" in (warm.ratio.verdict, cost.ratio.verdict):
         return text
-    if plan.workload.sample.ideal_reuse >= REPEATS:
-        return f"{_from_cold(plan, cost.ratio)}; {_once_warm(warm.ratio)}"
+    repeats = plan.workload.sample.ideal_reuse
+    if repeats >= REPEATS:
+        repeated = f"{percent(repeats)} of tokens repeat"
+        gain, loss = _span([cost.ratio.value]), _span([1 / cost.ratio.value])
+        return {
+            "faster": f"The prefix cache cuts cold TTFT {gain}: {repeated}",
+            "slower": f"The prefix cache lengthens cold TTFT {loss}, although {repeated}",
+        }.get(cost.ratio.verdict, "No significant effect of the prefix cache on cold TTFT")
     if cost.ratio.verdict == "undecided":
-        return f"{text}; what keeping it costs a cold prompt cannot be told from noise here"
-    percent = 100 * (1 / cost.ratio.value - 1)
-    return f"{text}; keeping it changes a cold prompt's TTFT by {percent:+.1f} %"
-
-
-def _from_cold(plan: ExperimentPlan, gain: Ratio) -> str:
-    """Cache on beside off, both cold, with a workload that repeats some of its own tokens."""
-    prompt = _prompts(plan)
-    repeats = f"this workload repeats {plan.workload.sample.ideal_reuse:.0%} of its tokens"
-    if gain.verdict == "faster":
-        times = f"{gain.value:.3g} times from cold"
-        return f"The prefix cache cuts TTFT of {prompt} {times}, since {repeats}"
-    if gain.verdict == "slower":
-        longer = f"{1 / gain.value:.3g} times longer"
-        return f"The prefix cache makes TTFT of {prompt} {longer} from cold, though {repeats}"
-    return (
-        f"What the prefix cache does to TTFT of {prompt} from cold cannot be told from noise here,"
-        f" though {repeats}"
-    )
-
-
-def _once_warm(warm: Ratio) -> str:
-    """What a second pass over the same prompts adds to that."""
-    if warm.verdict == "faster":
-        return f"a warm one cuts that {warm.value:.3g} times more"
-    if warm.verdict == "slower":
-        return f"with a warm one it is {1 / warm.value:.3g} times longer than that"
-    return "what a warm one adds cannot be told from noise here"
+        return f"{text}; no significant cold cost"
+    return f"{text}; cold TTFT {100 * (1 / cost.ratio.value - 1):+.3g} %"
 
 
 def break_even(
     plan: ExperimentPlan, summary: Sequence[SummaryRow], comparisons: Sequence[Comparison]
 ) -> str:
-    """From which cached share on the prefix cache pays, in one sentence; empty for other runs.
+    """From which hit rate on the prefix cache pays off; empty for other runs.
 
-    Of prompts that repeat one another no cost is known: the cache saves in the cold pass already.
     A cold prompt costs TTFT(on, cold) - TTFT(off) more and a full hit saves TTFT(on, cold) -
-    TTFT(warm); TTFT falls about linearly with the cached share, so it pays from cost / saving.
+    TTFT(warm). TTFT falls about linearly with the hit rate, so the cache pays off from cost /
+    saving. Where prompts repeat one another the cold pass has hits too, and no cost is known.
     """
     cost = first(comparisons, kind="cache-off", metric="ttft_s", pass_name="cold")
     sides = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
@@ -296,43 +299,62 @@ def break_even(
         return ""
     if (reuse := plan.workload.sample.ideal_reuse) >= REPEATS:
         return (
-            f"These prompts repeat {reuse:.0%} of their tokens, so the cold pass shows what the"
-            " cache gains and what it costs together; workload cold_start shows the cost alone."
+            f"These prompts repeat {percent(reuse)} of their tokens, so the cold pass mixes gain"
+            " and cost. Use workload cold_start to measure the cost alone."
         )
     off, cold, warm = medians_ms
     if not warm < cold:
-        return "A full hit saved no TTFT here, so there is nothing that the cache could pay with."
-    saved = f"a full hit saves {cold - warm:.0f} ms of TTFT"
+        return "A full cache hit saved no TTFT here, so the prefix cache cannot pay off."
+    saved = f"a full hit saves {cold - warm:,.0f} ms of TTFT"
     if cost.ratio.verdict in ("no_interval", "undecided"):
-        return f"What the cache costs a cold prompt cannot be told from noise; {saved}."
+        return f"No significant cost of the prefix cache for a cold prompt; {saved}."
     if cost.ratio.verdict == "faster":
-        return f"A cold prompt is not slower with the cache on; {saved}: it pays from any hit."
+        return f"A cold prompt is not slower with the cache on and {saved}: any hit pays off."
     return (
-        f"A cold prompt takes {cold - off:.1f} ms longer with the cache on, {saved}: the cache"
-        f" pays once {(cold - off) / (cold - warm):.1%} of a prompt's tokens are found in it."
+        f"The cache adds {cold - off:.1f} ms to a cold prompt and {saved}. It pays off once"
+        f" {percent((cold - off) / (cold - warm), 1)} of a prompt's tokens hit."
     )
 
 
 def marked(cards: Iterable[Card], failed_gates: Sequence[str]) -> tuple[Card, ...]:
-    """The key numbers with what the gates that failed do to each: `spoilt`, and in its note."""
+    """The key numbers with what failed gates do to each: `spoilt`, and a word in its note.
+
+    The reason stands once on the page, with the gates and doubts.
+    """
     found = []
     for card in cards:
         kinds: list[Kind] = [card.rests_on] if card.rests_on else []
         interval = not isnan(card.low)
-        does = spoil(failed_gates, *kinds, passes=card.passes, interval=interval)
-        note = "; ".join(filter(None, (does.said, card.note)))
-        found.append(replace(card, spoilt=does.effect, note=note))
+        effect = spoil(failed_gates, *kinds, passes=card.passes, interval=interval).effect
+        found.append(replace(card, spoilt=effect, note=spoilt_note(effect, card.note)))
     return tuple(found)
 
 
 def told(sentence: str, does: Spoil) -> str:
-    """A sentence about numbers, led by what failed gates do to them where that is more than doubt.
+    """A sentence about numbers, led by what failed gates do to them if that is more than a doubt.
 
-    `Rough: gate “client kept up” failed. 1p4d lmcache: answers kept up with every rate.`
+    `Rough (gate “client kept up” failed): throughput peaked at 5 req/s.`
     """
     if does.effect not in ("struck", "rough"):
         return sentence
-    return f"{does.said[:1].upper()}{does.said[1:]}. {sentence}"
+    more = f" and {len(does.gates) - 1} more" if len(does.gates) > 1 else ""
+    lead = "Not valid" if does.struck else "Rough"
+    return f"{lead} (gate “{does.gates[0]}”{more} failed): {sentence}"
+
+
+def overall(rows: Sequence[Comparison]) -> Overall:
+    """What several comparisons say together; those without an interval do not count."""
+    verdicts = [row.ratio.verdict for row in rows]
+    faster, slower = verdicts.count("faster"), verdicts.count("slower")
+    if not set(verdicts) - {"no_interval"}:
+        return "no_interval"
+    if faster and slower:
+        return "mixed"
+    if faster:
+        return "faster" if faster == len(rows) else "sometimes_faster"
+    if slower:
+        return "slower" if slower == len(rows) else "sometimes_slower"
+    return "undecided"
 
 
 def matching(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -345,32 +367,61 @@ def first(rows: Iterable[Row], **wanted: Any) -> Row | None:
     return next(iter(matching(rows, **wanted)), None)
 
 
-def rounds(number: int) -> str:
+def count(number: int, noun: str) -> str:
     """`1 round`, `3 rounds`."""
-    return f"{number} round{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def percent(fraction: float, digits: int = 0) -> str:
+    """`21 %`"""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """`18.0x [16.0, 20.3]`, without the brackets where there is no interval."""
+    ends = f" [{three_digits(ratio.low)}, {three_digits(ratio.high)}]"
+    return f"{three_digits(ratio.value)}x{'' if ratio.verdict == 'no_interval' else ends}"
 
 
 def ratio_note(ratio: Ratio) -> str:
-    """What a key number rests on: `no difference detectable; 3 rounds, 9 pairs (few rounds)`."""
-    sample = f"{rounds(ratio.rounds)}, {ratio.pairs} pairs"
-    note = f"{sample} ({ratio.note})" if ratio.note else sample
-    return f"no difference detectable; {note}" if ratio.verdict == "undecided" else note
+    """What a key number shows and rests on: `no significant difference; 3 rounds, 9 pairs`."""
+    words = {"slower": "slower", "undecided": "no significant difference"}
+    words["no_interval"] = "too few rounds for an interval"
+    return "; ".join(filter(None, (words.get(ratio.verdict), _sample(ratio))))
+
+
+def _sample(ratio: Ratio) -> str:
+    dropped = f" ({ratio.dropped} more left out)" if ratio.dropped else ""
+    return f"{count(ratio.rounds, 'round')}, {count(ratio.pairs, 'pair')}{dropped}"
 
 
 def _prompts(plan: ExperimentPlan) -> str:
-    """`a 22,660-token prompt`, or `prompts of up to 4,096 tokens` where they are unlike."""
+    """`22,660-token prompts`, or `prompts of up to 4,096 tokens` where lengths differ."""
     lengths = {request.prompt_tokens for request in plan.workload.sample.requests}
     if len(lengths) > 1:
         return f"prompts of up to {max(lengths):,} tokens"
-    return f"a {max(lengths):,}-token prompt"
+    return f"{max(lengths):,}-token prompts"
 
 
 def _span(ratios: Iterable[float]) -> str:
-    """The only ratio, or `9 to 18`."""
-    known = sorted(ratios)
-    low, high = known[0], known[-1]
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    """The only ratio, or `9x to 18x`."""
+    known = [f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:,.0f}x" for ratio in sorted(ratios)]
+    return known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
-def _with(verdict: str, rows: Iterable[Comparison]) -> list[Comparison]:
+def _subjects(plan: ExperimentPlan) -> set[str]:
+    return {arm.label for arm in plan.arms if arm.role != "opponent"}
+
+
+def _warm(plan: ExperimentPlan, rows: Iterable[Comparison], state: str) -> list[Comparison]:
+    """The subjects' warm passes in this state, each against its cold pass."""
+    subjects = _subjects(plan)
+    return [r for r in matching(rows, kind="cache-state", pass_name=state) if r.arm in subjects]
+
+
+def _with(verdict: Verdict, rows: Iterable[Comparison]) -> list[Comparison]:
     return [row for row in rows if row.ratio.verdict == verdict]
+
+
+def _has_interval(rows: Iterable[Comparison]) -> bool:
+    return any(row.ratio.verdict != "no_interval" for row in rows)

@@ -1,4 +1,4 @@
-"""Which cache answered each request, from a run of our own or from a server's log.
+"""Which cache served each prompt token, in a live run or an existing log.
 
-`hit_analysis` is the way in. `served_tokens` counts, `hit_findings` compares, the others word it.
+Start at `hit_analysis`. `served_tokens` counts, `hit_findings` compares, the others put it in words.
 """

@@ -214,9 +214,7 @@ def _read(params: LMCacheHitAnalysis, echo: Echo) -> HitResult:
     began, began_s = datetime.now(UTC), time.monotonic()
     summary = read_log(params.log_files, ranks=params.log_ranks)
     took_s = time.monotonic() - began_s
-    counts = summary.counts
-    echo(f"Read {counts.lines:,} lines ({counts.size_bytes / 1e6:,.1f} MB) in {took_s:.1f} s,"
-         f" {summary.matching:,} of them from LMCache")  # fmt: skip
+    echo(f"Read {summary.counts.lines:,} lines in {took_s:.1f} s, {summary.matching:,} of LMCache")
     if not summary.matching:
         raise ResultError(f"{params.log_file}: {doubt(summary, summary.doubts[0])}")
     name = run_id(params)

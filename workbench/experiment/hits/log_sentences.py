@@ -127,10 +127,8 @@ def _span(log: LogSummary) -> str:
 def _finding(log: LogSummary) -> str:
     credit = log.credit
     if credit.total > 0:
-        # A lookup without a line of its retrieval may have loaded less.
-        limit = "at most " * bool((log.requests["arrival"] == "looked up").any())
         return (
-            f"LMCache served {limit}{percent(credit.lmcache / credit.total)} of prompt tokens, the"
+            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt tokens, the"
             f" engine's prefix cache {percent(credit.engine / credit.total)}"
         )
     stored, loaded = log.moved("stored"), log.moved("retrieved")
@@ -143,6 +141,11 @@ def _finding(log: LogSummary) -> str:
             f" {_tokens(loaded)}{share}"
         )
     return f"LMCache stored {_tokens(stored)} and loaded {_tokens(loaded)}"
+
+
+def _at_most(log: LogSummary) -> str:
+    """`at most ` if some retrievals are not logged: they may have loaded less than was found."""
+    return "at most " * bool((log.requests["arrival"] == "looked up").any())
 
 
 def _tokens(count: float) -> str:
@@ -180,8 +183,8 @@ def _served(log: LogSummary) -> list[str]:
     whole = held == known["prompt_tokens"]
     said = [
         f"Of {credit.total:,.0f} prompt tokens in {len(known):,} requests, {credit.engine:,.0f} hit"
-        f" the engine's prefix cache, {credit.lmcache:,.0f} were loaded from LMCache and"
-        f" {credit.computed:,.0f} were computed."
+        f" the engine's prefix cache and {_at_most(log)}{credit.lmcache:,.0f} were loaded from"
+        f" LMCache. The other {credit.computed:,.0f} were computed."
     ]
     lost = known[known["loaded_tokens"] < known["asked_to_load"]]
     if len(lost):

@@ -67,7 +67,7 @@ def _logged(row: pd.Series) -> str:
         engine=row["engine_hit_tokens"],
         need=row["need_to_load"],
         loaded=row["loaded_tokens"],
-        silent=row["arrival"] == "silent",
+        arrival=str(row["arrival"]),
         skipped=row["skipped"] is True,
     )
 
@@ -79,7 +79,7 @@ def _numbers(
     engine: float,
     need: float,
     loaded: float,
-    silent: bool = False,
+    arrival: str = "",
     skipped: bool = False,
 ) -> str:
     """`held` is the LMCache hit, `need` what LMCache logged, `loaded` what arrived."""
@@ -92,14 +92,18 @@ def _numbers(
         outcome = "Nothing was loaded, because the engine already had these tokens"
     elif skipped:
         outcome = "Not loaded, because this is below LMCache's min_retrieve setting"
-    elif silent:
+    elif arrival == "silent":
         outcome = "No log line confirms the load, so it does not count as served by LMCache"
+    elif arrival == "looked up":
+        outcome = "The log has no Retrieved lines, so all of these tokens are assumed to be loaded"
     elif loaded < difference:
         outcome = f"{f'Only {loaded:,.0f}' if loaded else 'None'} of these tokens arrived"
     else:
         outcome = "All of these tokens were loaded"
+    computed = prompt - engine - loaded
+    were = "token was" if computed == 1 else "tokens were"
     return (
         f"{prompt:,.0f}-token prompt, engine hit {engine:,.0f}, LMCache hit {held:,.0f}, need to"
         f" load {held:,.0f} - {engine:,.0f}{last} = {difference:,.0f}{logged}. {outcome};"
-        f" {prompt - engine - loaded:,.0f} tokens were computed."
+        f" {computed:,.0f} {were} computed."
     )

@@ -1,4 +1,4 @@
-"""Who served each prompt token: request rows, joined with the store's log and all counters."""
+"""Which cache served each prompt token: request rows joined with the store's log and counters."""
 
 from __future__ import annotations
 
@@ -32,33 +32,34 @@ _STORE = {
     "dropped_chunks": "dropped_chunks",
     "disk_chunks": "disk_chunks",
 }
-"""Columns, by the field of `StoreCounters` that each is."""
+"""Columns, and the field of `StoreCounters` that each holds."""
 _VLLM_SUFFIX = re.compile(r"^cmpl-(.+)-\d+-[0-9a-f]{8}$")
-"""vLLM makes `cmpl-<request id>-<prompt number>-<eight random digits>` of a client's request id."""
+"""vLLM turns a client's request id into `cmpl-<id>-<prompt number>-<eight random digits>`."""
 
 
 def store_logs(
     folder: Path, requests: pd.DataFrame, *, workers: int = 1
 ) -> dict[tuple[str, int], LogSummary]:
-    """The store's log of every arm and round that has one; `workers` of each instance wrote it."""
+    """The store's log of every arm and round that has one; `workers` per instance wrote it."""
     found = {}
     for arm, number in requests[["arm", "round"]].drop_duplicates().itertuples(index=False):
         path = folder / "logs" / f"round-{number}" / arm.replace(" ", "-") / "store.log"
         if path.exists():
             summary = read_log(path)
-            if isnan(summary.keys.tokens_per_key):  # the log does not show it
+            if isnan(summary.keys.tokens_per_key):  # the log alone does not show it
                 summary = read_log(path, ranks=workers)
             found[str(arm), int(number)] = summary
     return found
 
 
 def served(requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]) -> pd.DataFrame:
-    """One row per answered request, in tokens: engine, l1, l2, computed, and what LMCache held.
+    """One row per completed request, in tokens: engine, l1, l2, computed, held, idle, need, ideal.
 
-    For requests one at a time, so that a retrieval belongs to the lookup before it. `held` is what
-    LMCache found, `idle` what of it the engine had as well. `ideal` is what an infinite cache would
-    have served. `need` is LMCache's "need to load" as older versions print it: negative where the
-    engine held more; NaN without a store's log. A request without a line in that log found nothing.
+    For requests sent one at a time, so that a retrieval belongs to the lookup before it. `held` is
+    the LMCache hit, `idle` the part that was not needed, because the engine had it too. `ideal` is
+    what an infinite cache would have served. `need` is LMCache's "need to load" as older versions
+    log it: negative if the engine held more; NaN without a store's log. A request without a line in
+    that log had no LMCache hit.
     """
     import pandas as pd
 
@@ -82,7 +83,7 @@ def served(requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]) -
     loaded = np.minimum(joined["retrieved"], cached)
     engine = cached - loaded
     whole = joined["held"] == joined["prompt_tokens"]
-    # Prefixes in the disk tier come after those in memory.
+    # The disk tier holds the part of a prefix after the part in memory.
     l2 = np.minimum(joined["l2_held"], loaded)
     return joined.assign(
         engine=engine,
@@ -96,10 +97,10 @@ def served(requests: pd.DataFrame, logs: Mapping[tuple[str, int], LogSummary]) -
 
 
 def credited(served: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
-    """Rows without a store's log, credited by what the servers counted in their pass.
+    """The rows, with those without a store's log filled from the servers' counters of the pass.
 
-    Cached tokens are those of the engine where nothing was loaded, and of LMCache where the engine
-    itself hit nothing; where both did, or nobody counted, who served a request is not known.
+    Cached tokens are engine hits if nothing was loaded in the pass, and LMCache's if the engine
+    itself had no hit. If both had hits, or no counter exists, the split is unknown.
     """
     keys = ["arm", "round", "pass"]
     joined = served[keys].merge(counts, on=keys, how="left").set_axis(served.index)
@@ -118,7 +119,7 @@ def credited(served: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_request(summary: LogSummary) -> pd.DataFrame:
-    """request_id as the client gave it, held, l2_held and retrieved tokens of each lookup."""
+    """The client's request_id, held, l2_held and retrieved tokens of each lookup."""
     import pandas as pd
 
     lookups = summary.requests.sort_values("offset")
@@ -140,12 +141,12 @@ def _by_request(summary: LogSummary) -> pd.DataFrame:
 
 
 def pass_counts(counters: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, round and pass: what the engine and the store counted in it.
+    """One row per arm, round and pass: the engine's and the store's counters.
 
-    computed, engine and loaded are prompt tokens of the engine; requested, claimed (with its
-    claimed_l1 and claimed_l2) are LMCache's lookups and hits, the rest its chunks. NaN for a
-    counter that went backwards (a server that was restarted) or that nobody has; the store exports
-    a counter from its first addition on, so one that it lacks is 0.
+    computed, engine and loaded are prompt tokens of the engine; requested and claimed (claimed_l1,
+    claimed_l2) are tokens of LMCache's lookups and hits, the rest its chunks. NaN for a counter
+    that went backwards (a restarted server) or that no server has; the store exports a counter only
+    from its first addition on, so a missing one is 0.
     """
     import pandas as pd
 
@@ -165,7 +166,7 @@ def pass_counts(counters: pd.DataFrame) -> pd.DataFrame:
 
 
 def _change(rows: pd.DataFrame) -> float:
-    """Sum after minus sum before; NaN without rows, and where a series went backwards."""
+    """Sum after minus sum before; NaN without rows, or if a series went backwards."""
     if rows.empty:
         return nan
     values = rows.pivot_table(
@@ -176,7 +177,7 @@ def _change(rows: pd.DataFrame) -> float:
 
 
 def log_tokens(summary: LogSummary) -> pd.DataFrame:
-    """A log's requests as rows of `served`, as far as the log says it; NaN where not."""
+    """A log's requests as rows of `served`; NaN for what the log does not show."""
     rows = summary.requests
     return rows.assign(
         arm="log",

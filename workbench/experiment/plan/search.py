@@ -36,7 +36,7 @@ class Limits:
 
     def __str__(self) -> str:
         known = (("TTFT", self.ttft_s), ("TPOT", self.tpot_s))
-        parts = [f"{name} up to {1000 * limit:g} ms" for name, limit in known if limit < inf]
+        parts = [f"{name} at most {1000 * limit:g} ms" for name, limit in known if limit < inf]
         return " and ".join(parts)
 
 

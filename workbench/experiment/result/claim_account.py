@@ -1,4 +1,4 @@
-"""The account of a claim: what result.json and the page hold of it, see docs/claims.md."""
+"""What result.json and the page show of a claim; see docs/claims.md."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from typing import Any
 
 from workbench.metrics.statistics import Number
 
+SECTIONS = {
+    "measured": "Measured here",
+    "source": "Decided from their source",
+    "unfair": "Not comparable",
+    "untested": "Not tested",
+    "own": "Controls: claims of our own",
+}
+"""The parts of the claim table, in order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundEffect:
-    """One cell of one effect: our interval beside what was claimed. None is not known."""
+    """One cell of one effect: our interval and what was claimed. None is unknown."""
 
     name: str
     cells: int
-    """Of this effect, of which this is one."""
+    """How many cells this effect has."""
     cell: str
     quantifier: str
     unit: str
@@ -28,7 +37,7 @@ class FoundEffect:
     claimed: str
     value: Number
     confirms_from: float | None
-    """The band that would confirm it; None is an open end."""
+    """The range that confirms the claim; None is an open end."""
     confirms_to: float | None
     code: str
     noise_floor: Number
@@ -36,7 +45,7 @@ class FoundEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownNumber:
-    """One number in short: the cell that decides, and from where to where cells go."""
+    """One number in short: the cell that decides, and the range of all cells."""
 
     name: str
     estimate: float | None
@@ -53,7 +62,7 @@ class ShownNumber:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownCheck:
-    """A fairness check: its state, what it asks, and who answered it."""
+    """A fairness check: its state, its text, and who answered it."""
 
     state: str
     check: str
@@ -63,7 +72,7 @@ class ShownCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSum:
-    """A sum of the claim's own numbers."""
+    """Arithmetic on the claim's own numbers."""
 
     sentence: str
     holds: bool
@@ -82,36 +91,36 @@ class ShownCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimAccount:
-    """All that a report needs to know of one claim."""
+    """Everything that a report shows of one claim."""
 
     id: str
     group: str = ""
     title: str = ""
-    """For the table: where it was read, in short."""
+    """The source in short, for the table."""
     source: str = ""
     confirmation: str = ""
     withdrawn: str = ""
     own: bool = False
     statement: str
     says: tuple[str, ...] = ()
-    """Each effect, in words and numbers."""
+    """Each effect as claimed, with its number."""
     conditions: str = ""
     subject: str = ""
     comparator: str = ""
     ours: str = ""
-    """What we measured, in a sentence; empty where nothing was."""
+    """What we measured, in a sentence; empty if nothing."""
     number: tuple[ShownNumber, ...] = ()
     effects: tuple[FoundEffect, ...] = ()
     measured: bool = False
-    """Judged by our measurement, and not by reading."""
+    """Our measurement decides the verdict, not the source."""
     by_construction: bool = False
     shown_only: bool = False
-    """Our number stands beside a verdict that it does not decide."""
+    """We have a number that does not decide the verdict."""
     recipe: str = ""
     verdict: str
-    """As readers see it."""
+    """The word that readers see."""
     kind: str
-    """Of verdict: decides colour and shape."""
+    """Decides colour and mark."""
     code: str = ""
     gate: str = ""
     tier: str = ""
@@ -126,3 +135,10 @@ class ClaimAccount:
     limits: tuple[str, ...] = ()
     note: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def section(self) -> str:
+        """Its part of the table, a key of SECTIONS."""
+        if self.own or self.measured:
+            return "own" if self.own else "measured"
+        return {"not-comparable": "unfair", "not-tested": "untested"}.get(self.kind, "source")

@@ -50,12 +50,20 @@ class Card:
     """Of claims: the kind of verdict that is counted."""
 
 
+_SPOILT = {"struck": "not valid", "rough": "rough", "doubt": "see doubts"}
+
+
+def spoilt_note(effect: str, note: str) -> str:
+    """A card's note, led by what failed gates do to its number: `rough; 24 requests`."""
+    return "; ".join(filter(None, (_SPOILT.get(effect, ""), note)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
     """How a run came out, in the words that page, index and terminal share."""
 
     word: str
-    """`proven`, `proven in part`, `not proven`, `not checked`, `not carried out`, ..."""
+    """`checks passed`, `checks failed`, `checks undecided`, `not valid`, `run failed`, ..."""
     severity: Literal["ok", "unsure", "bad"]
     why: str = ""
     """One sentence; empty where every check holds."""
@@ -232,7 +240,7 @@ class RunFacts:
     """The finding as it would be without the gates that failed; empty when none strikes it."""
     scope: str = ""
     outcome: RunOutcome | None = None
-    """Own words of a result in place of `proven` and the like."""
+    """Own words of a result in place of `checks passed` and the like."""
     engine: EngineFacts = EngineFacts()
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
@@ -409,9 +417,9 @@ def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, A
     kind = card.get("rests_on") or of_unit.get(str(card.get("unit")), "times")
     if kind not in get_args(Kind) or not isinstance(card.get("note") or "", str):
         return dict(card)  # the schema names what is wrong
-    does = spoil(failed, kind)
+    effect = spoil(failed, kind).effect
     note = (card.get("note") or "").removeprefix("not proven: a gate failed; ")
-    return {**card, "spoilt": does.effect, "note": "; ".join(filter(None, (does.said, note)))}
+    return {**card, "spoilt": effect, "note": spoilt_note(effect, note)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Many requests at their times: the loop that sends, its workers, and whether they kept up.
+"""Many requests on schedule: the loop that sends, its processes, and whether the client kept up.
 
 What one request does on its socket is in `load.http`.
 """

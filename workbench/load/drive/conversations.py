@@ -1,4 +1,4 @@
-"""Conversations: a turn's prompt holds what the model really answered to the turn before."""
+"""Conversations: a turn's prompt has the model's real response to the previous turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from workbench.records import RequestRecord
 
 
 def fed_back(request: Request, before: Request, answer: tuple[int, ...]) -> Request:
-    """The turn as it is sent: the prompt before, the ids of its answer, then the new question.
+    """The turn as it is sent: previous prompt, ids of its response, new question.
 
-    Without an answer (a failed turn, or a server that does not give ids) the made-up one of the
-    list stays. `ideal_reuse_tokens` becomes what a cache can hold by then: the prompt before and
-    its answer but for the last token, whose KV nobody has computed.
+    Without a response (a failed turn, or a server without ids) the placeholder stays.
+    `ideal_reuse_tokens` becomes what a cache can hold: the previous prompt and its response without
+    the last token, whose KV was never computed.
     """
     question = request.question_tokens
     end = len(request.prompt_ids) - question
@@ -31,20 +31,20 @@ def fed_back(request: Request, before: Request, answer: tuple[int, ...]) -> Requ
 
 
 class Conversations:
-    """Holds a turn back until the one before has ended; knows what was really sent.
+    """Holds a turn back until the previous one has ended; knows what was sent.
 
-    Requests without a turn before pass through as they are.
+    Requests without a previous turn pass unchanged.
     """
 
     def __init__(self, requests: Iterable[Request]) -> None:
         self.sent = {request.index: request for request in requests}
-        """Each request as it was sent, or as it is planned."""
+        """Each request as it was sent, or as planned."""
         awaited = {r.after for r in self.sent.values() if r.after is not None}
         self._ended = {index: asyncio.Event() for index in awaited}
         self._answers: dict[int, tuple[int, ...]] = {}
 
     async def next(self, request: Request) -> Request:
-        """The request with the real history; waits for the turn before."""
+        """The request with the real history; waits for the previous turn."""
         if request.after is None:
             return request
         await self._ended[request.after].wait()
@@ -54,7 +54,7 @@ class Conversations:
         return turn
 
     def answered(self, record: RequestRecord) -> None:
-        """A request has ended, however it did."""
+        """Note that a request has ended, successfully or not."""
         if record.ok:
             self._answers[record.index] = record.answer_ids
         if record.index in self._ended:

@@ -1,4 +1,4 @@
-"""Drive a workload against a server: all its requests, at their times, each to its one record."""
+"""Drive a workload against a server: all requests on schedule, one record each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.drive.conversations import Conversations
 from workbench.load.drive.health import ClientHealth, Pulse
 from workbench.load.drive.open_files import most_in_flight, reserve_files
@@ -31,7 +31,7 @@ from workbench.load.workload.workload import Request, Workload
 from workbench.records import RequestRecord
 
 _TIMER_S = 0.002
-"""A timer of the loop may be late by so much."""
+"""How late a timer of the event loop may be."""
 
 OnRecord = Callable[[RequestRecord], object]
 Send = Callable[[Request, float], Coroutine[Any, Any, None]]
@@ -39,15 +39,15 @@ Send = Callable[[Request, float], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRun:
-    """What a drive has seen."""
+    """The result of a drive."""
 
     records: tuple[RequestRecord, ...]
     """One per request, in the workload's order."""
     sent: tuple[Request, ...]
-    """The requests with the prompts that were really sent: those of conversations hold answers."""
+    """The requests as sent: prompts of conversations contain real responses."""
     health: ClientHealth
     started_s: float
-    """When the clock of the arrivals started: all bodies were built, no request was sent."""
+    """Start of the arrival times: all bodies were built, no request was sent."""
     ended_s: float
 
 
@@ -67,14 +67,13 @@ async def drive(
 ) -> LoadRun:
     """Send every request of the workload; a failed one never stops the others.
 
-    For base_url to `form` see `Endpoint`. `kernel_stamps` takes the arrival of each read from the
-    kernel, over plain http on Linux. `start` is awaited when all is prepared, and gives the time at
-    which the clock starts, for several drives at once. `on_record` is called with each record soon
-    after its request has ended. When the drive is cancelled, the requests in flight and those never
-    sent become records with the error `cancelled`, `on_record` has them all, and CancelledError is
-    raised. Raises ParameterError for a base_url that is none, for an open loop that has not one
-    time for each request or has turns that wait for answers, and for more requests in flight than
-    this process may have files.
+    For base_url to `form` see `Endpoint`. `kernel_stamps` takes arrival times from the kernel, over
+    plain http on Linux. `start` is awaited when everything is prepared and returns the start time,
+    so that several drives can start together. `on_record` is called with each record soon after its
+    request has ended. On cancellation the requests in flight and those never sent become records
+    with the error `cancelled`, `on_record` gets them all, and CancelledError is raised. Raises
+    ParameterError for an invalid base_url, for an open loop without one time per request or with
+    conversations, and if the requests in flight need more open files than allowed.
     """
     requests, open_loop = workload.requests, arrivals.kind != "closed"
     _check(workload, arrivals)
@@ -101,7 +100,7 @@ async def drive(
         return endpoint.outgoing(request, f"{run_name}-{request.index}")
 
     # Built before the clock starts, since a long body takes milliseconds. A turn of a conversation
-    # is known only when the one before has been answered.
+    # is known only after the response to the previous one.
     prepared = {r.index: prepare(r) for r in requests if r.after is None}
     clock = KernelClock.begin() if kernel_stamps else None
     recorder = Recorder(keep)
@@ -115,7 +114,7 @@ async def drive(
             response = Response(outgoing.limit_bytes)
             try:
                 await transport.send(outgoing, response)
-            finally:  # also of one that is cancelled, what had arrived is kept
+            finally:  # what had arrived before a cancellation is kept
                 recorder.take(outgoing, response, scheduled_s)
 
         try:
@@ -152,22 +151,18 @@ def _check(workload: Workload, arrivals: Arrivals) -> None:
     if arrivals.kind == "closed":
         return
     if len(arrivals.offsets_s) != len(requests):
-        raise ParameterError(
-            f"{len(arrivals.offsets_s)} arrival times for the {len(requests)} requests of"
-            f" {workload.name!r}: draw one for each, e.g. poisson(rate, {len(requests)}, seed)"
-        )
+        allowed = f"{len(requests)} arrival times, one per request of {workload.name}"
+        example = f"poisson(2.0, {len(requests)}, seed=0)"
+        raise ParameterError(must_be("arrivals", allowed, len(arrivals.offsets_s), example))
     if any(request.after is not None for request in requests):
-        raise ParameterError(
-            f"{workload.name!r} has turns that wait for answers: send it in a closed loop, e.g."
-            " closed(1)"
-        )
+        allowed = f"a closed loop for {workload.name}, whose turns wait for responses"
+        raise ParameterError(must_be("arrivals", allowed, arrivals.kind, "closed"))
 
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Keep Python's garbage collector still: a look through the records of a drive holds up its
-    sends by milliseconds. A request leaves no cycles behind, which a test holds, and what else
-    runs in the process meanwhile waits for the end."""
+    """Disable Python's garbage collector: one collection during a drive delays sends by
+    milliseconds. A request leaves no reference cycles, which a test checks."""
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -206,9 +201,9 @@ def unsent(
     request_id: str = "",
     *,
     error: str = "cancelled",
-    message: str = "never sent: the run was cancelled before",
+    message: str = "never sent: the run was cancelled first",
 ) -> RequestRecord:
-    """The record of a request of which nothing else is known."""
+    """The record of a request that was not sent, or whose fate is unknown."""
     return RequestRecord(
         **request_facts(request),
         request_id=request_id,
@@ -221,11 +216,11 @@ def unsent(
 async def drive_in_thread(
     workload: Workload, arrivals: Arrivals, *, on_record: OnRecord | None = None, **options: Any
 ) -> LoadRun:
-    """`drive` under uvloop in a thread of its own, out of the way of the caller's loop.
+    """`drive` under uvloop in its own thread, separate from the caller's event loop.
 
-    `options` are those of `drive`. `on_record` is called in the caller's loop. When the caller is
-    cancelled (the interrupt of a notebook's kernel), so is the drive; CancelledError is raised once
-    `on_record` has had all.
+    `options` are those of `drive`. `on_record` is called in the caller's loop. If the caller is
+    cancelled (a notebook's interrupt), so is the drive; CancelledError is raised after `on_record`
+    has had all records.
     """
     caller = asyncio.get_running_loop()
     ended: asyncio.Future[None] = caller.create_future()

@@ -1,4 +1,4 @@
-"""Was the client itself in the way? Loop lag, CPU and lateness of a drive."""
+"""Whether the client kept up: event-loop lag, CPU use and lateness of a drive."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _BEAT_S = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientHealth:
-    """Whether the client kept up; NaN where a value does not apply."""
+    """Whether the client kept up; NaN if a value does not apply."""
 
     lateness_p50_s: float
-    """Sent minus scheduled, over the requests of an open loop; a closed loop has no schedule."""
+    """Sent minus scheduled time of open-loop requests; a closed loop has no schedule."""
     lateness_p99_s: float
     loop_lag_p99_s: float
-    """By how much a beat every 10 ms came late. Timers alone are up to 1 ms late."""
+    """Lateness of a timer that fires every 10 ms. Timers alone are up to 1 ms late."""
     loop_lag_max_s: float
     thread_cpu_share: float
-    """CPU time of the driver's thread / wall time: near 1 it can do no more. Of several worker
-    processes the busiest one's, as are the loop's lags."""
+    """CPU time of the driver's thread / wall time: near 1 it is saturated. Of several processes the
+    busiest one's; likewise the loop lags."""
     process_cpu_share: float
     """CPU time of all threads of the process / wall time."""
     merged_share: float
-    """Of the gaps between chunks with tokens, those that are 0 because one read brought both."""
+    """Fraction of gaps between token chunks that are 0, since one read held both chunks."""
     kernel_stamped_share: float
-    """Of the reads, those that the kernel has dated; 0 where this process dated them itself."""
+    """Fraction of reads with a kernel timestamp; 0 if this process took the time itself."""
     clock_moved_s: float
-    """By how much the time of day was set in the meantime, which would move the kernel's stamps."""
+    """By how much the time of day was set meanwhile, which would shift kernel timestamps."""
     workers: float = 1
     """Processes (or threads) that sent the requests."""
 
 
 class Pulse:
-    """Watches the running loop and its thread from entering to leaving the context."""
+    """Monitors the running event loop and its thread inside the context."""
 
     async def __aenter__(self) -> Self:
         self._lags_s: list[float] = []
@@ -70,7 +70,7 @@ class Pulse:
     def health(
         self, records: Sequence[RequestRecord], *, open_loop: bool, clock: KernelClock | None = None
     ) -> ClientHealth:
-        """The numbers of the whole drive, after the context has been left."""
+        """The numbers of the whole drive, after leaving the context."""
         lags_s, wall_s = self._lags_s or [nan], self.ended_s - self.started_s
         reads = clock.stamped + clock.unstamped if clock else 0
         return ClientHealth(
@@ -87,9 +87,9 @@ class Pulse:
 def together(
     parts: Sequence[ClientHealth], records: Sequence[RequestRecord], *, open_loop: bool
 ) -> ClientHealth:
-    """The health of several processes that sent `records` between them: the worst of each.
+    """The health of several processes that together sent `records`: the worst of each value.
 
-    CPU shares of processes are summed, since they share one machine.
+    Process CPU times are summed, since they share one machine.
     """
     worst = {
         name: float(np.fmax.reduce([getattr(part, name) for part in parts] or [nan]))

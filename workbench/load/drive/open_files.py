@@ -1,4 +1,4 @@
-"""Open files: each request in flight is one, and a process may have only so many."""
+"""Raise RLIMIT_NOFILE for the requests in flight, each of which needs an open file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from workbench.errors import ParameterError
 from workbench.load.workload.arrivals import Arrivals
 
 _SPARE = 64
-"""For logs, loops and whatever the notebook opens meanwhile."""
+"""For logs, event loops and whatever the notebook opens."""
 _OF_A_PROXY = 3
-"""Connections of a proxy for one request; started from here, it inherits this process's limit."""
+"""Connections of a proxy per request; it inherits this process's limit."""
 
 
 def most_in_flight(arrivals: Arrivals, requests: int | None = None, *, timeout_s: float) -> int:
-    """How many requests, of so many if that is known, can be in flight at once.
+    """The largest possible number of requests in flight.
 
-    In a closed loop its concurrency. In an open loop the most that start within `timeout_s`, the
-    longest that one can last: a server that answers nothing has them all open.
+    In a closed loop its concurrency. In an open loop the most that start within `timeout_s`, since
+    a server that never responds keeps them all open.
     """
     if arrivals.kind == "closed":
         known = arrivals.concurrency if requests is None else requests
@@ -31,24 +31,20 @@ def most_in_flight(arrivals: Arrivals, requests: int | None = None, *, timeout_s
 
 
 def check_files(in_flight: int) -> None:
-    """Refuse what this process could not have open, even with its limit raised; changes nothing.
-
-    Raises ParameterError with the number needed.
-    """
+    """Refuse more open files than the hard limit. Changes nothing. Raises ParameterError."""
     needed, most = _needed(in_flight), _hard_limit()
     if needed > most:
         raise ParameterError(
-            f"up to {in_flight:,} requests in flight need {needed:,} open files, and this process"
-            f" may have {most:,}: raise the hard limit (ulimit -Hn {needed}, or nofile in"
-            " /etc/security/limits.conf), or lower concurrency, rate or timeout_s"
+            f"concurrency (or rate_per_s x timeout_s) must need at most {most:,} open files, the"
+            f" hard limit, got {needed:,} for {in_flight:,} requests in flight; raise the limit"
+            f" (example: ulimit -Hn {needed})"
         )
 
 
 def reserve_files(in_flight: int) -> None:
-    """Raise this process's limit of open files to what `in_flight` requests need.
+    """Raise this process's limit of open files if `in_flight` requests need it.
 
-    Processes started afterwards inherit it. A limit that suffices is left as it is. Raises
-    ParameterError as `check_files`.
+    Processes started later inherit it. Raises ParameterError like `check_files`.
     """
     check_files(in_flight)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,7 @@
-"""When a request may start: a wake-up at its time, and a few starts in one turn of the loop.
+"""When a request may start: a wake-up on schedule, and a few starts per turn of the event loop.
 
-Timers of asyncio and uvloop go by milliseconds: a request timed by them leaves 0.3 to 0.5 ms late.
-Linux's timerfd is exact to the microsecond.
+Timers of asyncio and uvloop have millisecond resolution: requests would leave 0.3 to 0.5 ms late.
+Linux's timerfd is accurate to the microsecond.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Alarm:
         # TFD_NONBLOCK and TFD_CLOEXEC are the O_ flags of the same name.
         self._fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "no timer of the kernel's")
+            raise OSError(ctypes.get_errno(), "timerfd_create failed")
         self._loop.add_reader(self._fd, self._ring)
         return self
 
@@ -56,23 +56,23 @@ class Alarm:
 
 
 class Starts:
-    """Lets so many tasks pass in each turn of the running loop, in the order of their coming.
+    """Lets a few tasks start per turn of the event loop, first come, first served.
 
-    Starting a request takes a few hundred microseconds in which nothing is read. Where hundreds end
-    within one turn, as the streams of a closed loop do, those that take their places would start in
-    that turn too, and the tokens that arrive meanwhile be read, and dated, together.
+    Starting a request takes a few hundred microseconds in which nothing is read. If hundreds end in
+    one turn, as in a closed loop, their successors would all start in that turn, and the tokens
+    that arrive meanwhile would be read and timestamped together.
     """
 
     def __init__(self, per_turn: int = _STARTS_PER_TURN) -> None:
         self._per_turn = self._left = per_turn
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._woken = 0
-        """Tasks that pass in the next turn: until then nobody may pass before them."""
+        """Tasks that start in the next turn; until then no other task may start."""
         self._turning = False
         self._loop = asyncio.get_running_loop()
 
     async def allowed(self) -> None:
-        """Return when it is this task's turn; at once if few have started in this one."""
+        """Return when this task may start; at once if few have started in this turn."""
         if not self._turning:
             self._turning = True
             self._loop.call_soon(self._next_turn)

@@ -1,7 +1,7 @@
-"""Records of requests that have ended, made one at a time between the reads of those in flight.
+"""Records of requests that have ended, made one at a time between other requests' reads.
 
-To parse an answer of a thousand tokens takes milliseconds. Many at once, as they end in one engine
-step, would hold back the first tokens of the requests that take their places.
+Parsing a response of a thousand tokens takes milliseconds. Many at once, as they end in one engine
+step, would delay reading the first tokens of the requests that follow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from workbench.records import RequestRecord
 
 _PAUSE_S = 0.001
 _MANY = 256
-"""Answers that wait unparsed; with more of them memory is the greater worry."""
+"""Unparsed responses; beyond that memory matters more."""
 
 
 class Recorder:
-    """Hands each record to `keep`, in the order in which the requests have ended."""
+    """Passes each record to `keep`, in the order in which the requests ended."""
 
     def __init__(self, keep: Callable[[RequestRecord], None]) -> None:
         self._keep = keep
@@ -44,7 +44,7 @@ class Recorder:
             self._keep(record_of(*self._ended.popleft()))
 
     async def rest(self) -> None:
-        """Make what is left, giving way to the loop between any two."""
+        """Make the remaining records, yielding to the event loop between them."""
         while self._ended:
             self._next()
             await asyncio.sleep(0)
@@ -52,7 +52,7 @@ class Recorder:
             await self._working
 
     def rest_now(self) -> None:
-        """Make what is left at once, because the drive was cancelled."""
+        """Make the remaining records at once, because the drive was cancelled."""
         if self._working is not None:
             self._working.cancel()  # or its loop would close over a task that waits
         while self._ended:

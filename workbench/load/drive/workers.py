@@ -1,7 +1,7 @@
-"""The load from several processes, for a rate that one of them cannot keep up with.
+"""The load from several processes, for rates that one cannot keep up with.
 
-Worker k is this module run by a new interpreter. It sends every N-th request from the k-th on, by
-the one monotonic clock of a host. Files say what it has to do and what it saw: nothing in between.
+Worker k is this module in a new interpreter. It sends every N-th request from the k-th on; all use
+the host's monotonic clock. Tasks and results are exchanged as files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 import uvloop
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.drive.driver import LoadRun, OnRecord, drive, unsent
 from workbench.load.drive.health import ClientHealth, together
 from workbench.load.workload.arrivals import Arrivals
@@ -32,16 +32,16 @@ from workbench.records import RequestRecord
 
 _PR_SET_PDEATHSIG = 1
 _LEAD_S = 0.05
-"""From the last worker's word that it is ready to the start of the clock."""
+"""From the moment when the last worker is ready to the start of the clock."""
 _READY_S = 60.0
 _HEADERS = "WORKBENCH_LOAD_HEADERS"
-WHY_NO_MORE = "no more than requests in flight, and one for conversations"
+WHY_NO_MORE = "at most one per request in flight, and one for conversations"
 
 
 def share(
     workload: Workload, arrivals: Arrivals, *, worker: int, workers: int
 ) -> tuple[Workload, Arrivals]:
-    """What one of so many workers sends: every N-th request, and its part of the concurrency."""
+    """What one worker sends: every N-th request, and its part of the concurrency."""
     requests = workload.requests[worker::workers]
     if arrivals.kind == "closed":
         at_once = len(range(worker, arrivals.concurrency, workers))
@@ -58,20 +58,18 @@ async def drive_in_workers(
     on_record: OnRecord | None = None,
     **options: Any,
 ) -> LoadRun:
-    """`driver.drive` from so many processes; `options` are its own.
+    """`driver.drive` from several processes; `options` are its own.
 
-    `on_record` has all records when the last worker has ended, or when the caller is cancelled. A
-    worker that dies takes what it had measured with it: each of its requests becomes a record with
-    the error `client_died` and the worker's last words. `headers` reach the workers by their
-    environment, since they may hold a key, and the rest by files. Raises ParameterError for more
-    workers than `most_workers`.
+    `on_record` gets all records when the last worker has ended, or when the caller is cancelled. A
+    worker that dies loses its measurements: each of its requests becomes a record with the error
+    `client_died` and the last line of the worker's log. `headers` reach the workers through their
+    environment, since they may hold a key, everything else through files. Raises ParameterError for
+    more workers than `most_workers`.
     """
     most = most_workers(workload, arrivals)
     if not 1 <= workers <= most:
-        raise ParameterError(
-            f"client_workers is {workers} and {workload.name!r} can be sent by 1 to {most}:"
-            f" {WHY_NO_MORE}"
-        )
+        allowed = f"between 1 and {most} for {workload.name} ({WHY_NO_MORE})"
+        raise ParameterError(must_be("client_workers", allowed, workers, most))
     headers = orjson.dumps(dict(options.pop("headers", None) or {})).decode()
     with tempfile.TemporaryDirectory(prefix="workbench-load-") as name:
         folder = Path(name)
@@ -92,7 +90,7 @@ async def drive_in_workers(
             told = await _end(running)
             parts = []
             for worker in range(workers):
-                # One that never was, or that we ended, has not died.
+                # One that never started, or that we ended, has not died.
                 died = worker < len(running) and worker not in told
                 mine = workload.requests[worker::workers]
                 parts.append(_collect(folder, worker, running[worker] if died else None, mine))
@@ -113,7 +111,7 @@ async def drive_in_workers(
 
 
 def most_workers(workload: Workload, arrivals: Arrivals) -> int:
-    """How many processes can share this load: conversations wait for answers, so they have one."""
+    """How many processes can share this load; conversations wait for responses, so one."""
     if any(request.after is not None for request in workload.requests):
         return 1
     most = len(workload.requests)
@@ -137,7 +135,7 @@ async def _start(folder: Path, worker: int, headers: str) -> asyncio.subprocess.
 
 
 async def _ready(process: asyncio.subprocess.Process) -> None:
-    """Wait for its word; one that died says nothing, and is found by its missing records."""
+    """Wait for its ready line; one that died has no records later."""
     assert process.stdout is not None
     with suppress(TimeoutError):
         async with asyncio.timeout(_READY_S):
@@ -151,9 +149,9 @@ def _say(process: asyncio.subprocess.Process, started_s: float) -> None:
 
 
 async def _end(running: Sequence[asyncio.subprocess.Process]) -> set[int]:
-    """Have those that still run write their records, because the caller was cancelled.
+    """Make running workers write their records, because the caller was cancelled.
 
-    Returns which of them ended by that: in its first moments the signal simply ends a worker.
+    Returns those that ended this way; very early the signal simply ends a worker.
     """
     told = set()
     for worker, process in enumerate(running):
@@ -174,26 +172,26 @@ def _collect(
 ) -> tuple[list[RequestRecord], ClientHealth | None]:
     """A worker's records, and one for each of its requests that has none.
 
-    Those say that the worker `died`, or, of one that we ended, that they were cancelled.
+    Those say that the worker `died`, or that they were cancelled if we ended it.
     """
     file = _seen(folder, worker)
     records, health = pickle.loads(file.read_bytes()) if file.exists() else ([], None)
     why: dict[str, str] = {}
     if died is not None:
         words = (folder / f"log-{worker}").read_text("utf-8", "replace").strip().splitlines()
-        reason = f"worker {worker} of the client ended with status {died.returncode}"
+        reason = f"load generator process {worker} died with status {died.returncode}"
         why = {"error": "client_died", "message": ": ".join([reason, *words[-1:]])}
     has = {record.index for record in records}
     return [*records, *(unsent(r, **why) for r in requests if r.index not in has)], health
 
 
 def _seen(folder: Path, worker: int) -> Path:
-    """The file of a worker's records and health; there is one only if it is whole."""
+    """The file of a worker's records and health; it exists only when complete."""
     return folder / f"seen-{worker}"
 
 
 async def _work(folder: Path, worker: int) -> None:
-    """The life of a worker: read, be ready, send from the common start, write."""
+    """A worker: read its task, report ready, send from the common start, write records."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -219,7 +217,7 @@ async def _work(folder: Path, worker: int) -> None:
     except asyncio.CancelledError:
         write(None)
         raise
-    write(run.health)  # of any other error the parent has what the log says
+    write(run.health)  # after any other error the parent reads the log
 
 
 def main(words: Sequence[str]) -> None:

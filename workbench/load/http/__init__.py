@@ -1,4 +1,4 @@
-"""One request on its socket: from its bytes to the record of its answer.
+"""One request on its socket: from its bytes to the record of its response.
 
-Stamps are taken here, as near to the kernel as they can be.
+Timestamps are taken here, as close to the kernel as possible.
 """

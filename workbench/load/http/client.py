@@ -1,4 +1,4 @@
-"""One request and its record: whatever happens, it ends as one RequestRecord."""
+"""One request and its record: every outcome, failures included, is one RequestRecord."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workbench.records import RequestRecord
 
 
 async def ask(request: Request, endpoint: Endpoint, *, request_id: str = "") -> RequestRecord:
-    """Send one request on a connection of its own and give its record; a failure is one too."""
+    """Send one request on its own connection and return its record, also of a failure."""
     outgoing = endpoint.outgoing(request, request_id or uuid4().hex)
     response, scheduled_s = Response(outgoing.limit_bytes), monotonic()
     async with Transport(endpoint.origin) as transport:
@@ -27,7 +27,7 @@ async def ask(request: Request, endpoint: Endpoint, *, request_id: str = "") -> 
 
 
 def record_of(outgoing: Outgoing, response: Response, scheduled_s: float) -> RequestRecord:
-    """What became of a request whose response has ended: parsing takes about 1 us a token."""
+    """The record of a request whose response has ended; parsing takes about 1 us per token."""
     streaming = response.status == 200
     parsed = parse_stream(zip(response.stamps, response.reads, strict=True) if streaming else ())
     error, message = parsed.error, parsed.error_message
@@ -37,7 +37,7 @@ def record_of(outgoing: Outgoing, response: Response, scheduled_s: float) -> Req
     elif response.error and error in ("", "truncated"):
         if response.error != "truncated" or not parsed.done or error:
             error, message = response.error, response.message
-        # Otherwise all was said before the server hung up.
+        # Otherwise the response was complete before the server closed the connection.
     record = RequestRecord(
         **request_facts(outgoing.request),
         request_id=outgoing.request_id,
@@ -64,7 +64,7 @@ def record_of(outgoing: Outgoing, response: Response, scheduled_s: float) -> Req
 
 
 def request_facts(request: Request) -> dict[str, Any]:
-    """What a record says of a request whatever becomes of it."""
+    """The fields of a record that do not depend on the outcome."""
     return {
         "index": request.index,
         "prompt_tokens": request.prompt_tokens,
@@ -74,13 +74,13 @@ def request_facts(request: Request) -> dict[str, Any]:
 
 
 def _without_key(message: str, endpoint: Endpoint) -> str:
-    """Some servers quote the key that they refuse."""
+    """Remove the API key, since some servers quote the one they refuse."""
     key = endpoint.authorization.removeprefix("Bearer ") if message else ""
     return message.replace(key, "[key]") if key else message
 
 
 def _with_first_token(record: RequestRecord) -> RequestRecord:
-    """The counts as the client sees them, where usage has the first token as part of the prompt."""
+    """Correct the counts of a usage that has the first token as part of the prompt."""
     if record.usage_prompt_tokens != record.prompt_tokens + 1 or record.output_tokens < 0:
         return record
     return replace(

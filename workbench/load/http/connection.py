@@ -1,7 +1,7 @@
-"""A connection that dates each read before anything else happens to it.
+"""A connection that timestamps each read before anything else happens to it.
 
-A plain one is our own socket, which the loop only watches; TLS is asyncio's, dated when a read has
-been decrypted.
+A plain one is our own socket, which the loop only watches. TLS is asyncio's, with a timestamp after
+decryption.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from workbench.load.http.response import Response
 
 _Address = tuple[int, int, int, str, Any]
 _AT_ONCE = 128
-"""Sockets read in one turn of the loop."""
+"""Sockets read in one turn of the event loop."""
 
 Read = Callable[[socket.socket], tuple[bytes, float]]
-"""Gives what is there, and when it arrived; `KernelClock.read`, or `read_now`."""
+"""Returns the data and its arrival time: `KernelClock.read` or `read_now`."""
 
 
 def read_now(sock: socket.socket) -> tuple[bytes, float]:
-    """A read dated by this process. Raises BlockingIOError if nothing is there."""
+    """A read timestamped by this process. Raises BlockingIOError if nothing is there."""
     return sock.recv(READ_BYTES), monotonic()
 
 
 class Readable:
-    """Calls for each socket that has something to read, be it an error: all by one epoll.
+    """Callbacks for sockets with data or an error to read, by one epoll.
 
-    uvloop's own `add_reader` closes its handle and says nothing when a connection is reset (libuv
-    takes POLLERR for a bad descriptor), so the request would hang up to its timeout.
+    uvloop's own `add_reader` silently closes its handle when a connection is reset (libuv takes
+    POLLERR for a bad descriptor), so the request would hang until its timeout.
     """
 
     def __init__(self) -> None:
@@ -81,14 +81,14 @@ class Connection(ABC):
 
     @abstractmethod
     def _send(self, message: bytes) -> None:
-        """Hand the message to the socket, what it does not take as soon as it does."""
+        """Write the message to the socket, the rest as soon as the socket accepts it."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Close at once; whatever was not sent is lost."""
+        """Close at once; unsent data is lost."""
 
     async def exchange(self, message: bytes, response: Response) -> None:
-        """Send, and return when the response has ended; whoever leaves earlier ends both."""
+        """Send, and return when the response has ended; leaving earlier closes both."""
         self._response = response
         now_s = monotonic()
         if response.sent_s != response.sent_s:  # a second try keeps the time of the first
@@ -102,23 +102,23 @@ class Connection(ABC):
                 self._close()
 
     def abort(self) -> None:
-        """Close it; a response that it still carries fails."""
+        """Close it; a response in progress fails."""
         response, self._response = self._response, None
         if response is not None:
-            response.fail("reset", "given up before the end of the response")
+            response.fail("reset", "the client closed the connection before the response ended")
         self._close()
 
     def _arrived(self, data: bytes, now_s: float) -> None:
         response = self._response
         if response is None or response.ended:
-            self.abort()  # nobody asked
+            self.abort()  # data without a request
             return
         response.feed(data, now_s)
         if response.ended:
             self._is_over(response)
 
     def look(self) -> None:
-        """See to a response whose reads may have waited for too long."""
+        """Parse reads that may have waited for too long."""
         if self._response is not None:
             self._response.look()
             if self._response.ended:
@@ -214,7 +214,7 @@ class PlainConnection(Connection):
 
 
 class TlsConnection(Connection, asyncio.Protocol):
-    """asyncio's connection, whose reads are dated when they have been decrypted."""
+    """asyncio's connection, whose reads are timestamped after decryption."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -238,7 +238,7 @@ class TlsConnection(Connection, asyncio.Protocol):
 
 
 async def connected(host: str, port: int) -> socket.socket:
-    """A socket to the first address of `host` that takes it. Raises OSError."""
+    """A socket to the first address of `host` that accepts. Raises OSError."""
     loop = asyncio.get_running_loop()
     failures: list[OSError] = []
     for family, kind, protocol, _, address in await _addresses(host, port):
@@ -268,7 +268,7 @@ def _numeric(host: str, port: int) -> Sequence[_Address]:
 
 
 async def _addresses(host: str, port: int) -> Sequence[_Address]:
-    """Where to connect to. An address that is a number needs no thread to be looked up in."""
+    """Addresses to connect to. A numeric one needs no look-up in a thread."""
     with suppress(socket.gaierror):
         return _numeric(host, port)
     return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

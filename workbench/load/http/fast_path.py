@@ -1,7 +1,7 @@
-"""Runs of events that differ only in their text and their count, as nearly all of a stream do.
+"""Fast path for runs of events that differ only in text and token count, as most do.
 
-To parse each as JSON costs more than all else that is done for a token. Here the first of a run is
-cut at its text and its counts; those that follow are held to the same bytes in between.
+Parsing each as JSON costs more than all other work per token. Here the first event of a run is
+split at its text and counts, and the following ones must have the same bytes in between.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def texts_alike(
 
 @lru_cache(maxsize=8)
 def _rests(behind: bytes, prompt: int, made: int, events: int) -> list[bytes]:
-    """What follows the text in each of so many events; `behind` has a zero byte for each count.
+    """The bytes after the text of each event; `behind` has a zero byte for each count.
 
-    Remembered, since prompts of one length are answered with the same counts.
+    Cached, since prompts of one length have the same counts.
     """
     counted = behind.replace(b"%", b"%%").replace(b"\0", b"%d")
     return [counted % (prompt + n, n) for n in range(made + 1, made + 1 + events)]
 
 
 def _texts(raw: list[bytes]) -> list[str]:
-    """What JSON strings say, given without their quotes; nothing if one of them is none."""
+    """Decode JSON string bodies; [] if any is invalid."""
     plain = raw if b"\\" not in b"".join(raw) else [text for text in raw if b"\\" not in text]
     joined = b"\n".join(plain)
     controls = len(joined) - len(joined.translate(None, _CONTROLS))

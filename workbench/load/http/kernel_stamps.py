@@ -1,7 +1,7 @@
-"""Reads dated by the kernel, when their last segment arrived (SO_TIMESTAMPNS, see socket(7)).
+"""Kernel timestamps of reads: when the last segment arrived (SO_TIMESTAMPNS, see socket(7)).
 
-Neither the loop's lag nor a busy neighbour of the core is in such a stamp. Two events that come
-before one read share it (`ClientHealth.merged_share`). Not for TLS, where a segment is no record.
+They are free of event-loop lag and of CPU contention. Two events in one read share a timestamp
+(`ClientHealth.merged_share`). Not for TLS, where a segment is not a record.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _CONTROL_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 
 
 class KernelClock:
-    """Moves the kernel's stamps, which are of CLOCK_REALTIME, to `time.monotonic()`.
+    """Converts the kernel's timestamps from CLOCK_REALTIME to `time.monotonic()`.
 
-    Both clocks run at one rate (the kernel slews them together), so that their distance is read
-    once; `moved_s` says whether somebody has set the time of day since.
+    Both clocks run at the same rate (the kernel slews them together), so their offset is read once;
+    `moved_s` says whether the time of day was set since.
     """
 
     def __init__(self) -> None:
@@ -30,15 +30,15 @@ class KernelClock:
         self._ahead = divmod(self._ahead_ns, 1_000_000_000)
         self._asking: tuple[socket.socket, ...] = ()
         self.stamped = 0
-        """Reads that came with a stamp: all of them, unless the system has none to give."""
+        """Reads with a timestamp: all, unless the system has none."""
         self.unstamped = 0
 
     @classmethod
     def begin(cls) -> KernelClock | None:
-        """A clock whose stamps have been seen to come; None where the system has none.
+        """A clock with working timestamps; None if the system has none.
 
-        Linux begins to stamp a moment after the first socket of all has asked for it. A connection
-        of the clock to itself waits for that, up to 0.1 s, and goes on asking until `close`.
+        Linux begins to timestamp shortly after the first socket asks for it. A connection of the
+        clock to itself waits for that, at most 0.1 s, and keeps asking until `close`.
         """
         clock = cls()
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -62,7 +62,7 @@ class KernelClock:
             sock.close()
 
     def read(self, sock: socket.socket) -> tuple[bytes, float]:
-        """Read what is there, and when it arrived. Raises BlockingIOError if nothing is."""
+        """The data and its arrival time. Raises BlockingIOError if nothing is there."""
         data, control, _, _ = sock.recvmsg(READ_BYTES, _CONTROL_BYTES)
         if not control:
             self.unstamped += bool(data)
@@ -73,12 +73,12 @@ class KernelClock:
         return data, seconds - ahead_s + (fraction_ns - ahead_ns) / 1e9
 
     def moved_s(self) -> float:
-        """By how much CLOCK_REALTIME was set since; differences of microseconds are no news."""
+        """By how much CLOCK_REALTIME was set since; microseconds are normal."""
         return abs(_realtime_ahead_ns() - self._ahead_ns) / 1e9
 
 
 def ask_for_stamps(sock: socket.socket) -> None:
-    """Have the kernel date what arrives at this socket from now on."""
+    """Have the kernel timestamp what arrives at this socket from now on."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a server says where it refuses or fails, as one sentence for the record."""
+"""The error message of a server that refuses or fails a request, as one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 _TELLING = {
-    "retry-after": "the server asks to wait: Retry-After {}",
-    "location": "the server is elsewhere: Location {}",
-    "www-authenticate": "the server wants a key: WWW-Authenticate {}",
+    "retry-after": "the server asks to retry later: Retry-After {}",
+    "location": "the server redirects: Location {}",
+    "www-authenticate": "the server requires an API key: WWW-Authenticate {}",
 }
 """Headers that say what to do next."""
 _HEADER_LETTERS = 200
@@ -20,10 +20,10 @@ _MESSAGE_LETTERS = 500
 
 
 def refusal(status: int, headers: Iterable[tuple[bytes, bytes]], reads: Iterable[bytes]) -> str:
-    """What an answer with a status other than 200 says: its message and what to do next.
+    """The message of a response with a status other than 200, and what to do next.
 
-    The body's message, else the status in words; then what the headers say. Nothing is asked
-    again: a request is one measurement.
+    The body's message, else the status in words, then what the headers say. Nothing is retried: a
+    request is one measurement.
     """
     named = {n.decode(errors="replace").lower(): v.decode(errors="replace") for n, v in headers}
     said = error_message(b"".join(reads)) or _phrase(status)
@@ -36,7 +36,7 @@ def refusal(status: int, headers: Iterable[tuple[bytes, bytes]], reads: Iterable
 
 
 def error_message(body: bytes) -> str:
-    """The message of an error body, in OpenAI's, vLLM's or FastAPI's shape, or its text's start."""
+    """The message of an error body in OpenAI's, vLLM's or FastAPI's format, or its first words."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -45,14 +45,14 @@ def error_message(body: bytes) -> str:
 
 
 def message_of(answer: dict[str, Any]) -> str:
-    """The message of an error that was read as JSON."""
+    """The message of an error body in JSON."""
     error = answer.get("error") or answer
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
     return str(message or answer)[:_MESSAGE_LETTERS]
 
 
 def first_words(body: bytes) -> str:
-    """The first words of a body, without the tags if it is a page."""
+    """The first words of a body, without HTML tags."""
     text = body[:4000].decode(errors="replace").strip()
     if text.startswith("<"):
         text = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.S).split())
@@ -63,4 +63,4 @@ def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
     except ValueError:
-        return f"status {status} without a word"
+        return f"status {status} without a message"

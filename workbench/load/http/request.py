@@ -11,11 +11,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 import orjson
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.workload.workload import Request
 
 RETURN_IDS = "return_token_ids"
-"""Asked for by turns of a conversation alone (`Request.return_ids`)."""
+"""Requested by turns of a conversation only (`Request.return_ids`)."""
 
 OPTIONAL_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "temperature": {"temperature": 0},
@@ -25,31 +25,30 @@ OPTIONAL_FIELDS: Mapping[str, Mapping[str, Any]] = {
     },
     "ignore_eos": {"ignore_eos": True},
 }
-"""What we ask for beyond the OpenAI API's first version, by name; the later of one field holds."""
+"""Fields beyond the first version of the OpenAI API, by name; the last of a field wins."""
 
 SPARE_BYTES, BYTES_PER_TOKEN, BYTES_PER_PROMPT_TOKEN = 2**20, 4096, 16
-"""Bytes kept of a response, whatever its length, for each token that it may have (vLLM sends about
-300), and for each of the prompt's, whose ids it may repeat (about 7). A server that sends more
-ends as a record with the error `too_large`."""
+"""Largest response: fixed bytes, bytes per output token (vLLM sends about 300) and bytes per prompt
+token, whose ids may be repeated (about 7). A larger response fails with `too_large`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestForm:
-    """How a server wants the requests of a run, asked once before it (`run.probe`)."""
+    """Which requests a server accepts, found out once before a run (`run.probe`)."""
 
     left_out: frozenset[str] = frozenset()
     """Optional fields that the server refuses."""
     prompts_as_text: bool = False
-    """The server takes no token ids."""
+    """The server accepts text prompts only."""
     first_token_from_prefill: bool = False
-    """The proxy takes the first token from the prefill instance and puts it behind the prompt: the
-    decode instance, whose usage we get, counts one prompt token more and one output token less."""
+    """The proxy appends the prefill instance's token to the prompt: the usage, which comes from the
+    decode instance, has one prompt token more and one output token less."""
     extra_body: str = ""
-    """Fields of the user's own as the text of a JSON object, merged into each body."""
+    """The user's additional fields as the text of a JSON object, merged into each body."""
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What each body has beside model, prompt and length."""
+        """The fields of each body besides model, prompt and length."""
         body: dict[str, Any] = {}
         for name, asked in OPTIONAL_FIELDS.items():
             if name not in self.left_out:
@@ -58,7 +57,7 @@ class RequestForm:
 
 
 USUAL_FORM = RequestForm()
-"""What vLLM takes: all that we ask for."""
+"""All optional fields, as vLLM accepts them."""
 
 
 class Origin(NamedTuple):
@@ -73,8 +72,8 @@ class Origin(NamedTuple):
 class Endpoint:
     """Where the requests of a drive go, and what they have in common.
 
-    `decode_shift` asks the proxy for another decode instance than the index would choose;
-    `timeout_s` is for each whole request. Raises ParameterError for a base_url that is none.
+    `decode_shift` asks the proxy for a different decode instance; `timeout_s` is for each whole
+    request. Raises ParameterError for an invalid base_url.
     """
 
     base_url: str
@@ -88,11 +87,12 @@ class Endpoint:
         try:
             split = urlsplit(self.base_url)
             known = split.scheme in ("http", "https") and split.hostname and split.port != 0
-        except ValueError:  # a port that is no number, half a bracket
+        except ValueError:  # a port that is not a number, half a bracket
             known = False
         if not known:
+            allowed = "an http:// or https:// URL"
             raise ParameterError(
-                f"base_url is {self.base_url!r}: write it like http://127.0.0.1:8000"
+                must_be("base_url", allowed, self.base_url, "http://127.0.0.1:8000")
             )
 
     @property
@@ -103,7 +103,7 @@ class Endpoint:
 
     @property
     def authorization(self) -> str:
-        """The value of the header: the one given, else made of the user in base_url."""
+        """The Authorization header: from the user in base_url, else the one given."""
         split = urlsplit(self.base_url)
         if split.username is None:
             return next((v for n, v in self.headers.items() if n.lower() == "authorization"), "")
@@ -111,10 +111,10 @@ class Endpoint:
         return f"Basic {b64encode(user.encode()).decode()}"
 
     def outgoing(self, request: Request, request_id: str) -> Outgoing:
-        """The request as it is sent, ready before its time has come.
+        """The request as bytes, prepared before it is due.
 
-        The prompt goes to /v1/completions as token ids (as text where the form says so), or its
-        messages to /v1/chat/completions.
+        The prompt goes to /v1/completions as token ids (or as text, see `form`), or its messages
+        to /v1/chat/completions.
         """
         split = urlsplit(self.base_url)
         path = f"{split.path.rstrip('/')}/v1/{'chat/' if request.messages else ''}completions"
@@ -123,7 +123,7 @@ class Endpoint:
             "Host": split.netloc.rpartition("@")[2],
             "User-Agent": "workbench",
             "Accept": "*/*",
-            "Accept-Encoding": "identity",  # a compressed event has no arrival of its own
+            "Accept-Encoding": "identity",  # a compressed event has no arrival time of its own
             "Connection": "keep-alive",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
@@ -154,16 +154,16 @@ class Outgoing:
 
     @property
     def limit_bytes(self) -> int:
-        """Most bytes of its response."""
+        """Largest response, in bytes."""
         asked = self.request
         answer_bytes = BYTES_PER_TOKEN * asked.max_tokens
         return SPARE_BYTES + answer_bytes + BYTES_PER_PROMPT_TOKEN * asked.prompt_tokens
 
 
 def request_body(request: Request, *, model: str, form: RequestForm = USUAL_FORM) -> bytes:
-    """The JSON of a greedy, streamed completion of exactly `max_tokens`, usage in each chunk.
+    """The JSON of a greedy, streamed completion of exactly `max_tokens`, with usage in each chunk.
 
-    Less of that where the server refuses it, see `RequestForm`.
+    Without the fields that the server refuses, see `RequestForm`.
     """
     prompt = request.prompt_text if form.prompts_as_text else request.prompt_ids
     body = {

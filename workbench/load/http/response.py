@@ -1,7 +1,7 @@
-"""A response as it arrives: its reads with their times, unframed into body bytes.
+"""A response as it arrives: socket reads with timestamps, parsed into body bytes.
 
-Reads that end as an event does in its chunk wait until there are several: httptools (C) unframes
-them together at half the cost of one by one. All times are `time.monotonic()` in seconds.
+Reads that end with an event in its own chunk are parsed in batches: httptools (C) then costs half
+as much. All times are `time.monotonic()` in seconds.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from time import monotonic
 import httptools
 
 HEAD_BYTES = 64 * 1024
-"""Of a response's head, with those of early hints before it; servers send less than 1 KiB."""
+"""Largest response head, early hints included; servers send less than 1 KiB."""
 _LOT = 32
-"""Reads that are unframed together."""
+"""Reads that are parsed together."""
 _LARGE = 4096
-"""Bytes of a read that does not wait, so that a limit is not passed by much."""
+"""A read of this many bytes is parsed at once, so that limits are not exceeded by much."""
 _EVENT_END = b"\n\n\r\n"
-"""How a read ends that brings an event in a chunk of its own; the end of a body does not."""
+"""The end of a read that holds an event in its own chunk; a body's end differs."""
 
 
 class Response:
-    """What has arrived of one response, and what cut it short.
+    """What has arrived of one response, and what ended it early.
 
     `stamps` and `reads` hold the time and the body bytes of each read, complete when `finished`
     is done. `error` is then empty or a class of RequestRecord, `message` its reason. A head of more
@@ -48,7 +48,7 @@ class Response:
         self.expect()
 
     def expect(self) -> None:
-        """Wait for its first byte; again where a connection broke before it, on the next one."""
+        """Wait for the first byte, also on a new connection after the first one broke."""
         self.ended, self.error, self.message = False, "", ""
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
@@ -63,22 +63,22 @@ class Response:
         self._unframe()
 
     def look(self) -> None:
-        """Wait no longer: a server may send an end, or too much, that ends like an event."""
+        """Parse now: the end of a response, or too much data, may look like an event."""
         if not self.ended:
             self._unframe()
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is gone: a failure, unless the body has no other end than this."""
+        """The connection closed: a failure, unless that is how this body ends."""
         self._unframe()
         if self.ended:
             return
         if error is not None:
             self.fail("reset", f"connection lost: {error}")
         elif not self.status:
-            part = "in the head of its response" if self.stamps else "without sending a response"
-            self.fail("reset", f"the server hung up {part}")
+            part = "within the response headers" if self.stamps else "before sending a response"
+            self.fail("reset", f"the server closed the connection {part}")
         elif self._chunked or self._sized:
-            self.fail("truncated", "the server hung up before the end of its response")
+            self.fail("truncated", "the server closed the connection before the response ended")
         else:
             self.stamps.append(monotonic())
             self.reads.append(b"")
@@ -86,14 +86,14 @@ class Response:
             self._end()
 
     def fail(self, error: str, message: str) -> None:
-        """End it with an error; does nothing to a response that has ended."""
+        """End it with an error, unless it has ended."""
         self._unframe()
         if not self.ended:
             self.error, self.message = error, message
             self._end()
 
     def _unframe(self) -> None:
-        """Have the parser look at the reads that have waited."""
+        """Parse the reads that have waited."""
         framed, self._framed = self._framed, []
         if not framed:
             return
@@ -118,13 +118,13 @@ class Response:
         elif failure:
             self.fail("protocol", failure)
         elif self._received_bytes > HEAD_BYTES and not self.status:
-            self._too_large("a head", HEAD_BYTES)
+            self._too_large("response headers", HEAD_BYTES)
         elif self._received_bytes > self._limit_bytes:
-            self._too_large("an answer", self._limit_bytes)
+            self._too_large("the response", self._limit_bytes)
 
     def _too_large(self, what: str, limit_bytes: int) -> None:
-        why = "the server does not keep to max_tokens, or is none"
-        self.fail("too_large", f"{what} of more than {limit_bytes:,} bytes: {why}")
+        why = "check that base_url is an inference server and max_tokens is respected"
+        self.fail("too_large", f"{what} exceeded {limit_bytes:,} bytes; {why}")
 
     def _end(self) -> None:
         self.ended = True

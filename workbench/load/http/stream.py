@@ -1,6 +1,6 @@
-"""What a streamed answer says: server-sent events parsed in bulk, after the stream has ended.
+"""Parse a streamed response: server-sent events in bulk, after the stream has ended.
 
-How the bytes were split into reads decides when something arrived, never what it means.
+The split into socket reads decides arrival times only, never the content.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _ENDS_BLANK = re.compile(_EVENT_END.pattern + rb"\Z")
 _NAMED_ERROR = re.compile(rb"event: ?error$")
 _MOST_TOKENS = 2**31 - 1
-_TWO_ANSWERS = "the stream holds more than one answer: ask for one, with n 1"
+_TWO_ANSWERS = "the stream has more than one choice per request; set n to 1 on the server"
 _THOUGHTS = (
     *("reasoning", "reasoning_content", "reasoning_details", "reasoning_text"),
     *("thinking", "thinking_blocks"),
 )
-"""Names of reasoning; where a server sends it under several, the first that has text is taken."""
+"""Names of reasoning fields; of several, the first with text is used."""
 _PARTS = ("text", "thinking", "reasoning", "summary", "refusal", "content")
-"""Where a part of a list has its text, by its type."""
+"""Fields that hold the text of a part in a list."""
 _FEW = 4
-"""Reads that are not worth another look."""
+"""Too few reads to be worth another pass."""
 _RUNS = 8
 """Looks for runs of events that are alike in one stream; each looks at all that is left."""
 
@@ -73,7 +73,7 @@ def parse_stream(reads: Iterable[tuple[float, bytes]]) -> ParsedStream:
             if end < len(body) or _ENDS_BLANK.search(body[-4:]):
                 seen.fails("protocol", f"an event is not JSON: {first_words(data)}")
         except (AttributeError, TypeError, RecursionError):
-            seen.fails("protocol", f"an event is not a chunk: {first_words(data)}")
+            seen.fails("protocol", f"an event is not a completion chunk: {first_words(data)}")
     if not seen.error and not seen.done and not seen.chunk_s:
         seen.take_whole(arrived)
     if not seen.error and not seen.finish_reason and not (seen.done and seen.chunk_s):
@@ -225,9 +225,9 @@ class ParsedStream:
         return texts
 
     def take_whole(self, arrived: _Arrived) -> None:
-        """Add an answer that is no stream but one JSON object, as of a server that cannot stream.
+        """Add a response that is one JSON object, from a server that does not stream.
 
-        It is one chunk, which arrived with its last byte; any other body is left alone.
+        It counts as one chunk that arrived with its last byte; any other body is ignored.
         """
         body = arrived.body.removeprefix(_BYTE_ORDER_MARK).strip()
         if not body.startswith(b"{"):
@@ -239,7 +239,7 @@ class ParsedStream:
         except orjson.JSONDecodeError:
             return
         except (AttributeError, TypeError, RecursionError):
-            self.fails("protocol", f"the answer is no stream: {first_words(body)}")
+            self.fails("protocol", f"the response is not a stream: {first_words(body)}")
 
     def take(self, stamp_s: float, chunk: dict[str, Any]) -> None:
         """Add a chunk. Raises AttributeError or TypeError when it is not in the shape of one."""
@@ -297,12 +297,12 @@ def _text(value: Any) -> str:
 
 
 def _without_end(body: bytes, done: bool) -> tuple[str, str]:
-    """(error, message) of a stream that does not say that it has ended well."""
+    """(error, message) of a stream without a regular end."""
     if done:
-        return "truncated", "the stream said [DONE] without a token"
+        return "truncated", "the stream ended with [DONE] and without a token"
     start = body.removeprefix(_BYTE_ORDER_MARK).lstrip()[:5]
     if start and not start.startswith((b"data", b"event", b"id", b"retry", b":")):
-        return "protocol", f"the answer is no event stream: {error_message(body)}"
+        return "protocol", f"the response is not an event stream: {error_message(body)}"
     return "truncated", "the stream ended without finish_reason and without [DONE]"
 
 

@@ -1,7 +1,7 @@
-"""HTTP/1.1 over connections that date every socket read before any other code runs.
+"""HTTP/1.1 over connections that timestamp every socket read before any other code runs.
 
-A general client dates a chunk when its own code gets round to it. Here each stream in flight has a
-connection of its own, and the next request takes the one that was used last.
+A general client timestamps a chunk when its own code gets to it. Here each stream in flight has its
+own connection, and the next request reuses the most recent one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from workbench.load.http.response import Response
 
 CONNECT_TIMEOUT_S = 10.0
 _LOOK_S = 1.0
-"""How often reads that wait are looked at; see response.Response."""
+"""How often reads that wait are parsed; see response.Response."""
 
 
 class Transport:
     """The connections to one server, as many as there are requests in flight.
 
-    With a `clock` the kernel dates each read of plain http. Proxy variables of the environment are
-    not heeded. A context manager: leaving it closes all connections.
+    With a `clock` the kernel timestamps each read of plain http. Proxy variables of the environment
+    are ignored. A context manager: leaving it closes all connections.
     """
 
     def __init__(self, origin: Origin, *, clock: KernelClock | None = None) -> None:
@@ -57,11 +57,11 @@ class Transport:
         await asyncio.sleep(0)  # the turn in which the loop closes the sockets
 
     async def send(self, request: Outgoing, response: Response) -> None:
-        """Send it in one write and see its response to the end; whatever happens is in `response`.
+        """Send it in one write and wait for the end; every outcome is in `response`.
 
-        Only a cancellation is raised, and ends the connection. One on which the server hung up
-        while it was idle is dropped, and the request goes out once more on a new one if nothing of
-        a response had come; `sent_s` stays that of the first try.
+        Only a cancellation is raised, and closes the connection. If the server closed an idle
+        connection, the request is sent once more on a new one, provided that no response had
+        begun; `sent_s` stays that of the first try.
         """
         timeout_s = request.endpoint.timeout_s
         try:
@@ -75,17 +75,17 @@ class Transport:
                 connection = await self._connect()
                 await connection.exchange(request.message, response)
         except asyncio.CancelledError:
-            response.fail("cancelled", "cancelled before its end")
+            response.fail("cancelled", "cancelled before the response ended")
             raise
         except TimeoutError:
-            response.fail("timeout", f"no end after {timeout_s:g} s")
+            response.fail("timeout", f"the response did not end within {timeout_s:g} s")
         except ConnectionError as error:
             response.fail("connect", str(error))
         except Exception as error:  # nothing loses a record
             response.fail("protocol", f"{type(error).__name__}: {error}")
 
     def _look(self) -> None:
-        """Once a second: see to what waits on a server that has nothing more to send."""
+        """Once a second: parse reads that wait for a server with nothing more to send."""
         for connection in tuple(self._opened):
             connection.look()
         self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
@@ -98,14 +98,16 @@ class Transport:
         return None
 
     async def _connect(self) -> Connection:
-        """A new connection. Raises ConnectionError with the reason if there is none."""
+        """A new connection. Raises ConnectionError with the reason."""
         where = f"{self._origin.host}:{self._origin.port}"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._open()
         except TimeoutError as error:
-            raise ConnectionError(f"no connection to {where} in {CONNECT_TIMEOUT_S:g} s") from error
-        except (OSError, UnicodeError) as error:  # a name that is none fails to encode
+            raise ConnectionError(
+                f"no connection to {where} within {CONNECT_TIMEOUT_S:g} s"
+            ) from error
+        except (OSError, UnicodeError) as error:  # an invalid host name fails to encode
             reason = connect_problem(error) or str(error)
             raise ConnectionError(f"cannot connect to {where}: {reason}") from error
         return connection

@@ -1,4 +1,4 @@
-"""When requests are sent: a closed loop of so many at a time, or an open loop at set times."""
+"""When requests are sent: a closed loop with fixed concurrency, or an open loop at set times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +18,14 @@ class Arrivals:
 
     kind: Literal["closed", "constant", "poisson", "gamma", "ramp", "trace"]
     concurrency: int = 0
-    """Closed loop: a new request starts when one has ended."""
+    """Closed loop: a new request starts when one ends."""
     offsets_s: tuple[float, ...] = ()
     """Open loop: seconds from the start of the run to each request, ascending."""
     rate_per_s: float = 0.0
-    """Open loop: the rate that was asked for; of a ramp the first one."""
+    """Open loop: the requested arrival rate; of a ramp the first."""
     seed: int = 0
     burstiness: float = 1.0
-    """Gamma: shape of the gaps; below 1 requests come in bursts, above 1 evenly."""
+    """Gamma: shape of the gaps; 1 is Poisson, below 1 more bursty, above 1 more even."""
     end_rate_per_s: float = 0.0
     """Ramp: the last rate."""
 
@@ -36,7 +36,7 @@ class Arrivals:
             case "closed":
                 return f"closed loop, {self.concurrency} at a time"
             case "constant":
-                return f"open loop, evenly at {rate}"
+                return f"open loop, constant {rate}"
             case "poisson":
                 return f"open loop, Poisson at {rate} (seed {self.seed})"
             case "gamma":
@@ -44,17 +44,17 @@ class Arrivals:
                     f"open loop, gamma at {rate}, burstiness {self.burstiness:g} (seed {self.seed})"
                 )
             case "ramp":
-                return f"open loop, from {self.rate_per_s:g} to {self.end_rate_per_s:g} requests/s"
+                return (
+                    f"open loop, {self.rate_per_s:g} to {self.end_rate_per_s:g} requests/s (ramp)"
+                )
             case "trace":
-                return f"open loop, {len(self.offsets_s)} times of a trace"
+                return f"open loop, {len(self.offsets_s)} recorded arrival times"
 
 
 def closed(concurrency: int) -> Arrivals:
     """A closed loop. Raises ParameterError below 1."""
     if concurrency < 1:
-        raise ParameterError(
-            f"concurrency is {concurrency}: at least 1 request has to be in flight"
-        )
+        raise ParameterError(must_be("concurrency", "at least 1", concurrency, 4))
     return Arrivals(kind="closed", concurrency=concurrency)
 
 
@@ -79,14 +79,12 @@ def poisson(rate_per_s: float, n: int, seed: int) -> Arrivals:
 def gamma(rate_per_s: float, n: int, seed: int, *, burstiness: float) -> Arrivals:
     """`n` arrivals with gamma-distributed gaps of mean 1 / rate and shape `burstiness`.
 
-    The deviation of a gap is its mean / sqrt(burstiness): 1 is a Poisson process, 0.25 comes in
-    bursts, 4 is more even. vLLM's benchmark gives the word the same meaning.
+    The standard deviation of a gap is its mean / sqrt(burstiness): 1 is a Poisson process, 0.25 is
+    more bursty, 4 more even. vLLM's benchmark uses the same definition.
     """
     _check(rate_per_s, n, seed)
     if not (isfinite(burstiness) and burstiness > 0):
-        raise ParameterError(
-            f"burstiness is {burstiness}: give a shape above 0; 1 is a Poisson process"
-        )
+        raise ParameterError(must_be("burstiness", "a number above 0", burstiness, 0.5))
     gaps_s = np.random.default_rng(seed).gamma(burstiness, 1 / (rate_per_s * burstiness), n)
     return Arrivals(
         kind="gamma",
@@ -98,15 +96,15 @@ def gamma(rate_per_s: float, n: int, seed: int, *, burstiness: float) -> Arrival
 
 
 def ramp(rate_per_s: float, end_rate_per_s: float, n: int) -> Arrivals:
-    """`n` arrivals, not random, whose rate changes evenly in time from one rate to the other."""
+    """`n` arrivals, not random, whose rate changes linearly in time from one rate to the other."""
     _check(rate_per_s, n)
     _check(end_rate_per_s, n)
-    # The k-th arrival is where the area under the line, r0 t + slope t^2 / 2, is k. It is solved
-    # in the form that stays exact for a slope of zero.
+    # The k-th arrival is at the time t for which the area under the line, r0 t + slope t^2 / 2, is
+    # k. This form of the solution stays exact for a slope of zero.
     duration_s = 2 * n / (rate_per_s + end_rate_per_s)
     slope = (end_rate_per_s - rate_per_s) / duration_s
     count = np.arange(1, n + 1)
-    # At the end of a falling ramp rounding may leave a hair below the square of the end rate.
+    # At the end of a falling ramp rounding may give a tiny negative number.
     root = np.sqrt(np.maximum(rate_per_s**2 + 2 * slope * count, 0.0))
     offsets_s = tuple((2 * count / (rate_per_s + root)).tolist())
     return Arrivals(
@@ -115,17 +113,15 @@ def ramp(rate_per_s: float, end_rate_per_s: float, n: int) -> Arrivals:
 
 
 def at_times(offsets_s: Iterable[float]) -> Arrivals:
-    """Arrivals at times that are known, such as those of a trace: seconds from the start."""
+    """Arrivals at known times, such as those of a trace, in seconds from the start."""
     times_s = tuple(float(offset_s) for offset_s in offsets_s)
     if not times_s:
-        raise ParameterError("there are no arrival times: give one for each request")
+        raise ParameterError(must_be("offsets_s", "one time per request", times_s, "0,0.5,1"))
     before_s = 0.0
     for index, offset_s in enumerate(times_s):
         if not (isfinite(offset_s) and offset_s >= before_s):
-            raise ParameterError(
-                f"arrival {index} is at {offset_s} s, after one at {before_s} s: times start at 0"
-                " and ascend"
-            )
+            allowed = f"ascending times from 0 ({before_s} s before request {index})"
+            raise ParameterError(must_be("offsets_s", allowed, offset_s, "0,0.5,1"))
         before_s = offset_s
     rate_per_s = (len(times_s) - 1) / span_s if (span_s := times_s[-1] - times_s[0]) else 0.0
     return Arrivals(kind="trace", offsets_s=times_s, rate_per_s=rate_per_s)
@@ -133,6 +129,8 @@ def at_times(offsets_s: Iterable[float]) -> Arrivals:
 
 def _check(rate_per_s: float, n: int, seed: int = 0) -> None:
     if not (isfinite(rate_per_s) and rate_per_s > 0):
-        raise ParameterError(f"rate_per_s is {rate_per_s}: give requests per second above 0")
-    if n < 1 or seed < 0:
-        raise ParameterError(f"n is {n} and seed is {seed}: n starts at 1, a seed at 0")
+        raise ParameterError(must_be("rate_per_s", "a number above 0", rate_per_s, 2))
+    if n < 1:
+        raise ParameterError(must_be("n", "at least 1", n, 20))
+    if seed < 0:
+        raise ParameterError(must_be("seed", "at least 0", seed, 0))

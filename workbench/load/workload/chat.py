@@ -1,7 +1,7 @@
-"""Chats whose token counts are known before they are sent, whatever template the model has.
+"""Chat messages with known token counts, for any chat template.
 
-The text is words of one token each, behind a beginning that no template trims: every word adds one
-token to those of the template. The ids kept are those of the whole chat as the template writes it.
+The text is a fixed beginning that no template trims, then words of one token each: every word adds
+one token to those of the template. The stored ids are those of the chat after templating.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from workbench.load.workload.tokenizer import Messages, Tokenizer
 from workbench.load.workload.workload import Request, Workload, ideal_reuse
 
 BEGINNING = "Read:"
-"""Templates may trim a message; this keeps the space of the first word."""
+"""Templates may strip a message; this keeps the space before the first word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What a model's template puts around one message of a user."""
+    """What a model's chat template puts around one user message."""
 
     before: int
-    """Tokens in front of the message's first word; the salt begins there."""
+    """Tokens before the message's first word; the salt begins there."""
     tokens: int
-    """Tokens of the template and the beginning, without any word."""
+    """Tokens of the template and the beginning, without any words."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Frame:
-        """Raises ParameterError for a model whose words are not one token each in a chat."""
+        """Raises ParameterError if words are not one token each in this model's chats."""
         words = tokenizer.words
         if len(words) < 2 * FIRST_ID:
             raise ParameterError(
-                f"the model's tokenizer has {len(words)} plain words of one token, too few to make"
-                " prompts of exact length for chat; take api completions"
+                f"api chat needs a tokenizer with at least {2 * FIRST_ID} single-token words, got"
+                f" {len(words)} (example: api completions)"
             )
         one, other = (tokenizer.chat(_said(f"{BEGINNING}{word}")) for word in words[:2])
         before = first_difference(one, other)
         if len(one) != len(other) or one[before + 1 :] != other[before + 1 :]:
             raise ParameterError(
-                "the model's chat template changes the text of a message, so its tokens cannot be"
-                " known beforehand; take api completions"
+                "api chat needs a chat template that keeps the text of messages, got one that"
+                " changes it (example: api completions)"
             )
         return cls(before=before, tokens=len(one) - 1)
 
@@ -55,10 +55,10 @@ def _said(text: str) -> tuple[Mapping[str, str], ...]:
 def spoken(
     make: Callable[[int, int], Workload], *, prompt_tokens: int, tokenizer: Tokenizer
 ) -> Workload:
-    """A workload of token ids as one of chats with as many tokens, that share as much.
+    """A workload of token ids as chat messages, with the same lengths and the same sharing.
 
-    `make` builds it for so many prompt tokens and ids. What the template writes is part of every
-    prompt and shared by all of them.
+    `make` builds it for a prompt length and a vocabulary size. The template's tokens are part of
+    every prompt and shared by all.
     """
     frame, words = Frame.of(tokenizer), tokenizer.words
     made = make(prompt_tokens - frame.tokens, FIRST_ID + len(words))
@@ -68,8 +68,9 @@ def spoken(
         ids = tokenizer.chat(_said(text))
         if len(ids) != request.prompt_tokens + frame.tokens:
             raise ParameterError(
-                f"a chat of {request.prompt_tokens + frame.tokens} tokens became {len(ids)}: the"
-                " model's tokenizer joins words; take api completions"
+                "api chat needs a tokenizer that keeps words apart, got one that makes"
+                f" {len(ids)} tokens of {request.prompt_tokens + frame.tokens} (example: api"
+                " completions)"
             )
         requests.append(
             replace(
@@ -83,7 +84,7 @@ def spoken(
 
 
 def with_reuse(workload: Workload) -> Workload:
-    """The workload with the ideal reuse of each prompt worked out from its ids."""
+    """The workload with the ideal reuse of each prompt computed from its ids."""
     reuse = ideal_reuse(request.prompt_ids for request in workload.requests)
     pairs = zip(workload.requests, reuse, strict=True)
     requests = tuple(replace(request, ideal_reuse_tokens=tokens) for request, tokens in pairs)
@@ -99,9 +100,9 @@ def chat_request(
     salt: str,
     group: int = 0,
 ) -> Request:
-    """A request of messages behind the salt, with the ids that the template makes of them.
+    """A request of messages with the salt in front, and the ids after templating.
 
-    The salt is 16 words in front of the first message's text.
+    The salt is 16 words before the text of the first message.
     """
     words = tokenizer.words
 

@@ -1,7 +1,7 @@
-"""Lengths of prompts, and how much of each is shared, so that a list meets the reuse that is asked.
+"""Prompt lengths and shared prefixes that reach a target reuse.
 
-The ideal reuse of what comes out is within 1 % of the target, or a ParameterError says what it
-takes: the first prompt of a list reuses nothing.
+The ideal reuse is within 1 % of the target, or a ParameterError says what is needed: the first
+prompt of a list reuses nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from math import ceil
 
 import numpy as np
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.workload.token_ids import SALT_TOKENS
 
 _TOLERANCE = 0.01
-"""The list's ideal reuse is within this share of the target."""
+"""Largest relative distance between the ideal reuse and the target."""
 
 
 def drawn_lengths(
     requests: int, groups: int, prompt_tokens: int, shortest: float, seed: int
 ) -> list[int]:
-    """Lengths drawn between a share of `prompt_tokens` and all of it; a group's first has all."""
+    """Lengths between `shortest` x `prompt_tokens` and all of it; a group's first has all."""
     low = ceil(shortest * prompt_tokens)
     drawn = np.random.default_rng((seed, 3)).integers(low, prompt_tokens + 1, requests)
     drawn[:groups] = prompt_tokens
@@ -30,7 +30,7 @@ def drawn_lengths(
 
 
 def shared_tokens(lengths: Sequence[int], groups: int, reuse: float) -> list[int]:
-    """How many tokens each prompt shares with its group's first: a like share of each length."""
+    """Tokens that each prompt shares with its group's first: the same fraction of each length."""
     longest = lengths[0]
 
     def shared(level: int) -> list[int]:
@@ -50,16 +50,13 @@ def turn_lengths(
     """Prompt lengths of turns that grow evenly, the last turn's being `prompt_tokens`."""
     turns = ceil(requests / conversations)
     if turns < 2:
-        raise ParameterError(
-            f"requests is {requests} and conversations {conversations}: a conversation has at"
-            f" least 2 turns, so ask for {2 * conversations} requests or more"
-        )
+        allowed = f"at least {2 * conversations} for {conversations} conversations of 2 turns"
+        raise ParameterError(must_be("requests", allowed, requests, 2 * conversations))
     longest_first = prompt_tokens - (turns - 1) * (output_tokens + 1)
     if longest_first <= SALT_TOKENS:
-        raise ParameterError(
-            f"prompt_tokens is {prompt_tokens}: {turns} turns with answers of {output_tokens}"
-            f" tokens need {SALT_TOKENS + 1 + (turns - 1) * (output_tokens + 1)} or more"
-        )
+        least = SALT_TOKENS + 1 + (turns - 1) * (output_tokens + 1)
+        allowed = f"at least {least} for {turns} turns with {output_tokens} output tokens each"
+        raise ParameterError(must_be("prompt_tokens", allowed, prompt_tokens, least))
 
     def lengths(first: int) -> list[int]:
         grown = [first + (prompt_tokens - first) * n // (turns - 1) for n in range(turns)]
@@ -81,14 +78,12 @@ def reached_level(
     requests: int,
     firsts: float,
 ) -> int:
-    """The least level whose share is `reuse`; `share` grows with the level.
+    """The lowest level whose share is `reuse`; `share` grows with the level.
 
-    `firsts` is how many mean prompts the cold first ones weigh. Raises ParameterError.
+    `firsts` is the length of the cold first prompts in mean prompts. Raises ParameterError.
     """
     if not 0 < reuse < 1:
-        raise ParameterError(
-            f"the target reuse is {reuse}: a share above 0 and below 1; cold_start shares nothing"
-        )
+        raise ParameterError(must_be("target_reuse", "above 0 and below 1", reuse, 0.5))
     bottom = low + bisect_left(range(low, high), reuse, key=share)
     nearest_level = min((max(low, bottom - 1), bottom), key=lambda n: abs(share(n) - reuse))
     reached = share(nearest_level)
@@ -96,12 +91,9 @@ def reached_level(
         return nearest_level
     if reached < reuse:
         enough = max(requests + 1, ceil(1.1 * firsts / (1 - reuse)) + 1)
-        raise ParameterError(
-            f"a reuse of {reuse:g} cannot be met with requests {requests}: the first prompts reuse"
-            f" nothing, so it ends at {reached:.3f}; raise requests, e.g. to {enough}, or lower the"
-            " target"
+        allowed = (
+            f"at most {reached:.3f} with {requests} requests, the first of which reuse nothing"
         )
-    raise ParameterError(
-        f"a reuse of {reuse:g} cannot be met: these prompts share {reached:.3f} at least; raise"
-        " prompt_tokens or the target"
-    )
+        raise ParameterError(must_be("target_reuse", allowed, reuse, f"-p requests {enough}"))
+    allowed = f"at least {reached:.3f} with prompts this short"
+    raise ParameterError(must_be("target_reuse", allowed, reuse, f"{min(0.99, 1.1 * reached):.2f}"))

@@ -1,7 +1,7 @@
-"""The five reuse scenarios: what is typical of a kind of traffic, at the reuse that is asked.
+"""Five scenarios of prefix reuse, each typical of a kind of traffic.
 
-`reuse` is the share of all prompt tokens that an infinite cache would have. `prompt_tokens` is the
-longest prompt; most are shorter. The default shares are assumptions: give your own.
+`reuse` is the fraction of all prompt tokens that an infinite cache would hit. `prompt_tokens` is
+the longest prompt; most are shorter. The default reuse is an assumption: give your own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def long_context_high_reuse(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Questions about one long document: the first reads all of it, later ones up to a page.
+    """Questions about one long document, each up to a different page of it.
 
-    Prompts have half of `prompt_tokens` to all of them: 16k to 32k by default.
+    Prompts have 50 to 100 % of `prompt_tokens`: 16k to 32k by default.
     """
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
     lengths = drawn_lengths(requests, 1, prompt_tokens, 0.5, seed)
@@ -50,9 +50,9 @@ def code_generation(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Tasks in `projects` that take turns: each prompt is its project's files, then its own task.
+    """Tasks in alternating `projects`: each prompt is its project's files, then its own task.
 
-    Prompts have three quarters of `prompt_tokens` to all of them.
+    Prompts have 75 to 100 % of `prompt_tokens`.
     """
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed, projects=projects)
     lengths = drawn_lengths(requests, projects, prompt_tokens, 0.75, seed)
@@ -72,7 +72,7 @@ def batch_processing(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """One set of instructions before every item: the same prefix in all, items of unlike length."""
+    """The same instructions before every item; the items differ in length."""
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
     part = np.random.default_rng((seed, 3)).uniform(0.25, 1.0, requests)
     part[0] = 1.0
@@ -108,13 +108,12 @@ def multi_turn_conversation(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Conversations whose history grows: a turn's prompt is the one before, an answer, a question.
+    """Conversations with a growing history: previous prompt, its response, a new question.
 
-    Conversations take turns (0: as few as meet `reuse`), and `reuse` decides how long their first
-    prompt is. The list that is known beforehand has made-up answers, `output_tokens` each; when it
-    is driven the model's real ones take their places (see `turns`), which are as long, so that
-    lengths stay. `reuse` is met by the list. What is sent reuses a little more, since a cache also
-    keeps what was computed for an answer: all its tokens but the last.
+    `conversations` alternate (0: as few as reach `reuse`); `reuse` sets the length of their first
+    prompt. The prepared list has placeholder responses of `output_tokens` each. They are replaced
+    by the model's real ones, which have the same length. `reuse` holds for the list; the requests
+    sent reuse slightly more, since a cache also has all tokens of a response but the last.
     """
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
     check_numbers(salt, conversations=(conversations, 0))
@@ -155,9 +154,9 @@ def cold_start(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Nothing is shared, not even the first token: each request is the first of its kind.
+    """Nothing is shared, not even the first token.
 
-    Prompts have half of `prompt_tokens` to all of them.
+    Prompts have 50 to 100 % of `prompt_tokens`.
     """
     _check(salt, requests, prompt_tokens, output_tokens, vocab_tokens, seed)
     lengths = drawn_lengths(requests, 1, prompt_tokens, 0.5, seed)
@@ -206,9 +205,9 @@ def _grouped(
     seed: int,
     salt: str,
 ) -> Workload:
-    """Request i, of group i % groups, has `shared[i]` tokens of its group's first, then its own.
+    """Request i of group i % groups shares `shared[i]` tokens with its group's first request.
 
-    A group's first request is its longest; so each later one reuses exactly `shared[i]`.
+    That one is the group's longest, so each later one reuses exactly `shared[i]`.
     """
     firsts = [
         drawn_ids(lengths[group], vocab_tokens, seed, 0, group)

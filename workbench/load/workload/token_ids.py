@@ -1,4 +1,4 @@
-"""Token ids of made-up prompts: ordinary ones, drawn from seeds, and those of the salt."""
+"""Token ids of random prompts, drawn from seeds, and those of the salt."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SALT_TOKENS = 16
 """Tokens at the start of each prompt that come from the salt."""
 
 FIRST_ID = 16
-"""Ids below it are special (padding, begin, end, ...) in the models in use."""
+"""Ids below it may be special tokens (padding, begin, end, ...)."""
 
 
 def drawn_ids(tokens: int, vocab_tokens: int, *seeds: int) -> TokenIds:
-    """So many ordinary ids, the same for the same seeds on any machine; a shorter draw is a prefix.
+    """Random ids, the same for the same seeds on any machine; a shorter draw is a prefix.
 
-    Seeds are whole numbers from 0.
+    Seeds are integers from 0.
     """
     return np.random.default_rng(seeds).integers(FIRST_ID, vocab_tokens, tokens, dtype=np.int32)
 
@@ -36,11 +36,11 @@ def salt_ids(salt: str, group: int, vocab_tokens: int) -> TokenIds:
 
 
 def in_words(ids: Sequence[int], words: Sequence[str]) -> str:
-    """The text of made-up ids: a word for each."""
+    """The text of random ids: one word each."""
     return "".join(words[(token - FIRST_ID) % len(words)] for token in ids)
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    """Where two prompts begin to differ; 0 where they do not."""
+    """Position of the first difference between two prompts; 0 if there is none."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), 0)

@@ -1,4 +1,4 @@
-"""Text to token ids as the server will make them: exact counts before anything is sent."""
+"""Text to token ids as the server makes them: exact counts before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from typing import Any, Protocol
 from workbench.errors import ParameterError
 
 Messages = Sequence[Mapping[str, Any]]
-"""What was said in a chat, in order: `{"role": "user", "content": "..."}`, perhaps with calls of
-tools."""
+"""Chat messages in order: `{"role": "user", "content": "..."}`, possibly with tool calls."""
 
 
 class Tokenizer(Protocol):
-    """What prompts of text are made with. A pretended engine brings its own."""
+    """What text prompts are made with. The simulated engine has its own."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special ones around it."""
+        """The ids of a text, without special tokens."""
         ...
 
     def chat(self, messages: Messages) -> list[int]:
-        """The ids of a chat as the server's template writes it, up to where the answer begins."""
+        """The ids of a chat after templating, with the generation prompt."""
         ...
 
     @property
     def words(self) -> Sequence[str]:
-        """Texts that are one token each, whatever other word stands before them; all differ."""
+        """Different words that are one token each after any other word."""
         ...
 
 
 class TextTokenizer(Tokenizer, Protocol):
-    """A tokenizer that can write, too."""
+    """A tokenizer that can also decode."""
 
     def completion(self, text: str) -> list[int]:
-        """The ids that a server makes of a prompt of text, its special ones included."""
+        """The ids that a server makes of a text prompt, special tokens included."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -44,7 +43,7 @@ class TextTokenizer(Tokenizer, Protocol):
 
 
 class ModelTokenizer:
-    """The tokenizer in a model's folder, by the library that vLLM itself uses."""
+    """A model's tokenizer, read by the library that vLLM uses."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
@@ -61,7 +60,7 @@ class ModelTokenizer:
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def chat(self, messages: Messages) -> list[int]:
-        """Raises ParameterError where the model has no template, or one that refuses these."""
+        """Raises ParameterError if the model has no chat template, or one that fails."""
         try:
             text = self._tokenizer.apply_chat_template(
                 [_for_template(message) for message in messages],
@@ -71,7 +70,8 @@ class ModelTokenizer:
         except Exception as error:  # templates raise what they like
             reason = " ".join(str(error).split())[:200]
             raise ParameterError(
-                f"the chat template of {self._name} cannot write these messages: {reason}"
+                f"api chat needs a chat template that accepts these messages, got {reason!r} from"
+                f" {self._name} (example: api completions)"
             ) from error
         return self.encode(text)
 
@@ -89,7 +89,7 @@ class ModelTokenizer:
 
 
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as the server gives it to the template: the arguments of calls are no text then."""
+    """A message as the server passes it to the template: with parsed tool-call arguments."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return dict(message)
@@ -106,9 +106,9 @@ def _parsed(call: Any) -> Any:
 
 @lru_cache(maxsize=4)
 def model_tokenizer(model: str) -> ModelTokenizer:
-    """The tokenizer of a model folder or hub name; seconds at the first call.
+    """The tokenizer of a model folder or hub name; takes seconds at the first call.
 
-    Raises ParameterError where there is none.
+    Raises ParameterError if it cannot be read.
     """
     try:
         from transformers import AutoTokenizer
@@ -116,12 +116,12 @@ def model_tokenizer(model: str) -> ModelTokenizer:
         return ModelTokenizer(AutoTokenizer.from_pretrained(model), model)
     except ImportError as error:
         raise ParameterError(
-            f"prompts of text need {error.name or 'transformers'}, which comes with vLLM; install"
-            " the engine, or take a workload of token ids such as reference"
+            f"text prompts need the package {error.name or 'transformers'}, which comes with vLLM;"
+            " run make setup, or use token ids (example: workload reference)"
         ) from error
     except Exception as error:  # transformers and the hub raise many kinds
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
-            f"model {model!r} has no tokenizer that can be read ({reason}); prompts of text need"
-            " one, e.g. -p model /models/Qwen2.5-7B-Instruct (engine attach: -p tokenizer)"
+            f"model (engine attach: tokenizer) must have a readable tokenizer, got {model!r}:"
+            f" {reason} (example: model /models/Qwen2.5-7B-Instruct)"
         ) from error

@@ -1,7 +1,7 @@
 """Workloads: ordered requests of exact length whose sharing is known before anything is sent.
 
-Prompts are token ids, drawn from the seed alone. Each starts with 16 tokens made from the salt, a
-string that is new for every run: so a cold pass is cold even where no cache can be reset.
+Prompts are token ids that depend on the seed alone. Each starts with 16 tokens made from the salt,
+a string that is new in every run, so that a cold pass is cold even if no cache can be reset.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from math import nan
 import numpy as np
 from numpy.typing import ArrayLike
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """One prompt and how many tokens are asked of it."""
+    """One prompt and the number of output tokens."""
 
     index: int
     """Position in the workload, from 0."""
     prompt_ids: TokenIds
-    """Token ids, shape (prompt_tokens,); kept read-only."""
+    """Token ids, shape (prompt_tokens,), read-only."""
     max_tokens: int
     ideal_reuse_tokens: int = 0
-    """Prefix tokens that an infinite cache, empty at the start of the workload, would have."""
+    """Prefix tokens that an infinite cache, empty at the start of the workload, would hit."""
     messages: tuple[Mapping[str, str], ...] = ()
-    """The same prompt as a chat, which the server's template turns into `prompt_ids`."""
+    """The same prompt as chat messages, which the chat template turns into `prompt_ids`."""
     prompt_text: str = ""
-    """The same prompt as text, for a server that takes no token ids; see `written`."""
+    """The same prompt as text, for servers that do not accept token ids; see `written`."""
     salt_start: int = 0
-    """Where in the prompt the salt's tokens begin; a chat has its template before them."""
+    """Position of the first salt token; in a chat the template comes before it."""
     after: int | None = None
-    """Index of the conversation's turn before; its answer belongs into this prompt, see `turns`."""
+    """Index of the previous turn; its response becomes part of this prompt."""
     question_tokens: int = 0
-    """Of a turn: tokens at the prompt's end that come behind the answer of the turn before."""
+    """Of a turn: tokens at the end of the prompt, after the response of the previous turn."""
     return_ids: bool = False
-    """Ask the server for the ids of its answer."""
+    """Ask the server for the token ids of its response."""
 
     def __post_init__(self) -> None:
         ids = np.array(self.prompt_ids, dtype=np.int32)
@@ -63,12 +63,13 @@ class Workload:
     salt: str
     requests: tuple[Request, ...]
     doubts: tuple[str, ...] = ()
-    """What a reader has to know of how it was made from a file."""
+    """What a reader must know about how it was made from a file."""
 
     def __post_init__(self) -> None:
         for index, times in Counter(request.index for request in self.requests).items():
             if times > 1:
-                raise ParameterError(f"workload {self.name!r} has index {index} twice: number them")
+                allowed = f"different for each request of workload {self.name!r}"
+                raise ParameterError(must_be("index", allowed, f"{times} x {index}", "0,1,2"))
 
     @property
     def prompt_tokens(self) -> int:
@@ -77,13 +78,13 @@ class Workload:
 
     @property
     def ideal_reuse(self) -> float:
-        """Share of the prompt tokens that an infinite cache would have; NaN without tokens."""
+        """Fraction of the prompt tokens that an infinite cache would hit; NaN without tokens."""
         reused = sum(request.ideal_reuse_tokens for request in self.requests)
         return reused / self.prompt_tokens if self.prompt_tokens else nan
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over each request's ids after the salt and its max_tokens."""
+        """Twelve hex digits over each request's max_tokens and its ids without the salt."""
         digest = sha256()
         for request in self.requests:
             digest.update(f"{request.prompt_tokens}/{request.max_tokens}:".encode())
@@ -95,10 +96,10 @@ class Workload:
 
 
 def ideal_reuse(prompts: Iterable[ArrayLike]) -> tuple[int, ...]:
-    """Tokens of each prompt that an infinite cache would have when the prompts come in order.
+    """Tokens of each prompt that an infinite cache would hit when the prompts come in order.
 
-    The longest prefix in common with any earlier prompt, at most L - 1 of L tokens: the logits of
-    the last token are always computed. In sorted order that earlier prompt is a neighbour.
+    The longest common prefix with any earlier prompt, at most L - 1 of L tokens, since the last
+    token is always computed. In sorted order that earlier prompt is a neighbour.
     """
     seen: list[bytes] = []
     reuse = []
@@ -126,7 +127,7 @@ def reference(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Long unique prompts, as in the reference report: nothing is shared within a pass."""
+    """Long unique prompts as in the reference report; nothing is shared within a pass."""
     lengths = (prompt_tokens, 0, output_tokens)
     return _grouped("reference", requests, requests, lengths, vocab_tokens, seed, salt)
 
@@ -156,29 +157,27 @@ def shared_prefix(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Prompts whose first `shared_tokens` (the salt among them) are their group's, then unique.
+    """Prompts whose first `shared_tokens`, salt included, are those of their group.
 
-    Groups take turns. A group's first request reuses nothing and a later one exactly
-    `shared_tokens`, or prompt_tokens - 1 where the prompts are identical (see `ideal_reuse`).
+    Groups alternate. A group's first request reuses nothing and each later one exactly
+    `shared_tokens`, or prompt_tokens - 1 if the prompts are identical (see `ideal_reuse`).
     """
     if not SALT_TOKENS <= shared_tokens <= prompt_tokens:
-        raise ParameterError(
-            f"shared_tokens is {shared_tokens}: it includes the {SALT_TOKENS} tokens of the salt,"
-            f" so choose {SALT_TOKENS} to prompt_tokens ({prompt_tokens})"
-        )
+        allowed = f"between {SALT_TOKENS} (the salt) and prompt_tokens ({prompt_tokens})"
+        raise ParameterError(must_be("shared_tokens", allowed, shared_tokens, prompt_tokens // 2))
     lengths = (prompt_tokens, shared_tokens, output_tokens)
     return _grouped("shared_prefix", requests, groups, lengths, vocab_tokens, seed, salt)
 
 
 def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Workload:
-    """The prompts of a workload that has been sent, for a warm pass: the same, or partly new.
+    """The same prompts for a warm pass, unchanged or partly new.
 
-    Each keeps its first `share` and draws the rest anew from `seed`. Turns of a conversation are
-    sent as they were, whatever is answered this time. `ideal_reuse_tokens` is what
-    a cache that has seen the first pass would hold: the kept prefix, at most L - 1 tokens.
+    Each keeps the fraction `share` of its tokens; the rest is drawn anew from `seed`. Turns of a
+    conversation are sent as before, whatever the responses are now. `ideal_reuse_tokens` is what a
+    cache that saw the first pass would hit: the kept prefix, at most L - 1 tokens.
     """
     if not 0 < share <= 1:
-        raise ParameterError(f"share is {share}: a prompt keeps more than 0 and at most all of it")
+        raise ParameterError(must_be("share", "above 0 and at most 1", share, 0.5))
     again = []
     for request in workload.requests:
         ids = request.prompt_ids.copy()
@@ -186,7 +185,7 @@ def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Wor
         if kept < len(ids):
             top = int(ids.max()) + 1
             ids[kept:] = drawn_ids(len(ids) - kept, top, seed, 2, request.index, kept)
-            # The first new token differs, so that the prefix in common is exactly `kept`.
+            # The first new token differs, so that the common prefix is exactly `kept`.
             ids[kept] = (int(request.prompt_ids[kept]) - FIRST_ID + 1) % (top - FIRST_ID)
             ids[kept] += FIRST_ID
         reuse = min(kept, len(ids) - 1)
@@ -228,22 +227,19 @@ def _grouped(
 
 
 def check_numbers(salt: str, **least: tuple[int, int]) -> None:
-    """Refuse an empty salt, and any (value, least value) below. Raises ParameterError."""
+    """Refuse an empty salt, and any value below its minimum. Raises ParameterError."""
     if not salt:
-        raise ParameterError("salt is empty: give a string that no earlier run has used")
+        raise ParameterError(must_be("salt", "a string that no earlier run used", salt, "run-42"))
     for parameter, (value, low) in least.items():
         if value < low:
-            raise ParameterError(
-                f"{parameter} is {value}: it has to be at least {low} here"
-                + "; a request has a token of its own, so the model's vocabulary allows"
-                f" {max(0, value - FIRST_ID)} requests at most" * (parameter == "vocab_tokens")
-            )
+            why = f", one per request plus {FIRST_ID}" if parameter == "vocab_tokens" else ""
+            raise ParameterError(must_be(parameter, f"at least {low}{why}", value, low))
 
 
 def assemble(
     name: str, prompts: Sequence[TokenIds], max_tokens: Sequence[int], *, seed: int, salt: str
 ) -> Workload:
-    """The workload of these prompts in this order, with the ideal reuse of each worked out."""
+    """The workload of these prompts in this order, with the ideal reuse of each."""
     drafted = zip(prompts, max_tokens, ideal_reuse(prompts), strict=True)
     return Workload(
         name=name,

@@ -1,7 +1,7 @@
-"""Prompts as text, for servers that refuse token ids: the ids that the server will make are known.
+"""Prompts as text with known token ids, for servers that do not accept token ids.
 
-Made-up ids become words that are one token each; ids of a text become that text again. The ids
-kept are those that the tokenizer makes of what is sent, as long as was wanted or not.
+Random ids become words of one token each; ids of a text become that text again. The stored ids are
+those that the tokenizer makes of the text, even if their number differs from the wanted one.
 """
 
 from __future__ import annotations
@@ -10,27 +10,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.load.workload.chat import BEGINNING, with_reuse
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, first_difference, in_words
 from workbench.load.workload.tokenizer import TextTokenizer
 from workbench.load.workload.workload import Request, Workload
 
 _BREAK = "\n"
-"""Between salt and text: a space would make one token with the text's first word."""
+"""Between salt and text: a space would merge with the text's first word."""
 
 
 def word_ids(tokenizer: TextTokenizer) -> int:
-    """The vocabulary of which a made-up workload may draw so that each id is a word.
+    """Vocabulary size for random prompts in which each id is a word.
 
-    Raises ParameterError for a tokenizer with too few words of one token.
+    Raises ParameterError for a tokenizer with too few single-token words.
     """
     found = len(tokenizer.words)
     if found < 2 * FIRST_ID:
         raise ParameterError(
-            f"the tokenizer has {found} plain words of one token, too few to write prompts of exact"
-            f" length (at least {2 * FIRST_ID} are needed); name that of the served model, e.g."
-            " -p tokenizer Qwen/Qwen2.5-7B-Instruct"
+            f"text prompts need a tokenizer with at least {2 * FIRST_ID} single-token words, got"
+            f" {found}; name the served model's (example: tokenizer Qwen/Qwen2.5-7B-Instruct)"
         )
     return FIRST_ID + found
 
@@ -44,15 +43,13 @@ def written(
 ) -> Workload:
     """The workload with `prompt_text` for each prompt, and the ids that a server makes of it.
 
-    `of_text` says that the ids behind the salt are those of a text; otherwise all are below
-    `word_ids`. `keep_length` lets what stands around the salt take the place of other tokens, not
-    come on top. Raises ParameterError for a conversation, whose turns are made of answers' ids.
+    `of_text`: the ids after the salt are those of a text; otherwise all are below `word_ids`.
+    `keep_length`: tokens around the salt replace other tokens and do not add to the length. Raises
+    ParameterError for a conversation, whose turns are made of the ids of responses.
     """
     if any(request.after is not None for request in workload.requests):
-        raise ParameterError(
-            f"{workload.name!r} feeds back the token ids of answers, and this server takes prompts"
-            " of text only: take another workload, e.g. -p workload batch_processing"
-        )
+        allowed = "one without conversations for a server that takes only text prompts"
+        raise ParameterError(must_be("workload", allowed, workload.name, "batch_processing"))
     word_ids(tokenizer)
     one, other = (tokenizer.completion(BEGINNING + word) for word in tokenizer.words[:2])
     salt_start = first_difference(one, other)
@@ -67,20 +64,20 @@ def written(
 
 
 def lengths_missed(wanted: Workload, made: Workload) -> int:
-    """Prompts of text that are not as long as the workload wanted them."""
+    """Number of text prompts whose length differs from the wanted one."""
     pairs = zip(wanted.requests, made.requests, strict=True)
     return sum(one.prompt_tokens != other.prompt_tokens for one, other in pairs)
 
 
 def _of_words(request: Request, tokenizer: TextTokenizer, frame_tokens: int) -> str:
-    """Words for ids; those behind the salt make room for what stands around the words."""
+    """Words for ids; some after the salt are dropped to keep the length."""
     ids = request.prompt_ids.tolist()
     kept = [*ids[:SALT_TOKENS], *ids[SALT_TOKENS + frame_tokens :]]
     return BEGINNING + in_words(kept, tokenizer.words)
 
 
 def _with_text(request: Request, tokenizer: TextTokenizer, frame_tokens: int) -> str:
-    """The text behind a salt of words; its end makes room."""
+    """The text after a salt of words; its end is dropped to keep the length."""
     ids = request.prompt_ids.tolist()
     salt = in_words(ids[:SALT_TOKENS], tokenizer.words)
     kept = ids[SALT_TOKENS : len(ids) - frame_tokens]
@@ -88,6 +85,6 @@ def _with_text(request: Request, tokenizer: TextTokenizer, frame_tokens: int) ->
 
 
 def _frame_tokens(tokenizer: TextTokenizer, *, of_text: bool) -> int:
-    """Tokens of a prompt beside salt and text: special ones, the beginning, and the break."""
+    """Tokens of a prompt besides salt and text: special ones, the beginning and the break."""
     behind = _BREAK if of_text else ""
     return len(tokenizer.completion(BEGINNING + tokenizer.words[0] + behind)) - 1

@@ -1,6 +1,6 @@
-"""Gates on what the servers counted: was each pass in its cache state, and did KV move.
+"""Gates on what the servers counted: did each pass have its cache state, and was KV transferred.
 
-A cache state is proven from counters, per role, never concluded from the reset that made it.
+A cache state is verified by counters, per role, and never inferred from the reset before it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
 
 _STRAY_SHARE = 0.01
-"""A server that counted tokens further off than this from those sent served somebody else too,
-or not this pass: its count proves nothing."""
+"""A server whose prompt tokens differ by more than this fraction from those sent also served other
+clients, or not this pass: its count says nothing about the cache state."""
 _OWN: Source = "engine_hit"
 _FETCHED: Source = "external_hit"
 _SERVED_BY: dict[str, dict[Role, Source]] = {
@@ -23,15 +23,15 @@ _SERVED_BY: dict[str, dict[Role, Source]] = {
     "cross-instance": {"prefill": _OWN, "decode": _FETCHED, "aggregated": _FETCHED},
     "store-warm": {"prefill": _FETCHED, "decode": _FETCHED, "aggregated": _FETCHED},
 }
-_IF_UNCOUNTED = "let every instance show its /metrics, and nobody else use the servers"
-_SOURCE_NAMES = {_OWN: "their own prefix cache", _FETCHED: "the connector"}
+_IF_UNCOUNTED = "Expose /metrics of every instance, and keep other clients off the servers"
+_SOURCE_NAMES = {_OWN: "the prefix cache", _FETCHED: "the connector"}
 
 
 def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
-    """No prompt token of a cold pass came from a cache, beyond the workload's own repeats.
+    """No prompt token of a cold pass hit a cache, beyond the workload's own repeats.
 
-    Prefill and aggregated instances may have no hit of either kind; decode instances none in
-    their own cache (what reaches them through the connector is this pass's own prefill).
+    Prefill and aggregated instances may have no hit of either kind; decode instances none in their
+    prefix cache (what they load through the connector is this pass's own prefill).
     """
     cold = [p for p in passes if p.is_cold]
     problems, silent, cached, asked, repeats = [], list[str](), 0.0, 0, 0
@@ -45,23 +45,22 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
             cached, asked, repeats = cached + hits, asked + p.prompt_tokens_sent, repeats + allowed
             if hits > allowed + p.failed_prompt_tokens:
                 problems.append(
-                    f"{p.label}: {hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens came from"
-                    f" a cache of the {role} instances, where the workload itself repeats"
-                    f" {allowed:,}"
+                    f"{hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens hit a cache on the"
+                    f" {role} instances (limit {allowed:,}; {p.label}). The cold baseline was warm"
                 )
     return judge(
         "cold was cold",
-        holds=f"{cached:,.0f} of {asked:,} prompt tokens of all roles came from a cache in"
-        f" {_count(cold)}" + (f"; the workload itself repeats {repeats:,}" if repeats else ""),
+        holds=f"{cached:,.0f} of {asked:,} prompt tokens hit a cache in {_count(cold)}"
+        + (f" (the workload itself repeats {repeats:,})" if repeats else ""),
         problems=problems,
         unknown=_uncounted("cold", cold) or silent,
-        next_step="reset every tier before the pass, or give the prompts a new salt",
+        next_step="Reset every cache tier before the pass, or give the prompts a new salt",
         if_unknown=_IF_UNCOUNTED,
     )
 
 
 def _repeated(p: PassCounters, role: Role) -> int:
-    """Hits that even a cold pass may have: exact where it is known which instance got what."""
+    """Hits that even a cold pass may have; exact where each request's instance is known."""
     if (reuse := p.reuse.get(role)) is None:
         return p.ideal_reuse_tokens
     if role == "decode":
@@ -70,10 +69,10 @@ def _repeated(p: PassCounters, role: Role) -> int:
 
 
 def kv_moved(passes: Iterable[PassCounters]) -> Gate:
-    """In PD passes the prefill instances answered every request and decode fetched the KV.
+    """In PD passes the prefill instances served every request and decode fetched the KV.
 
-    Decode instances that compute more than no cache could give them prefilled in silence. They
-    must also have received tokens where their own cache has not all of them.
+    Decode instances that compute more than a perfect cache would leave them prefilled prompts
+    themselves. They must also have fetched tokens unless their own cache has all of them.
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
     problems, unknown = [], _uncounted("prefill/decode", split)
@@ -82,11 +81,13 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
         for role in ("prefill", "decode"):
             finished = p.requests.get(role, nan) if role in p.sources else nan
             if isnan(finished):
-                unknown.append(f"{p.label}: the {role} instances' requests are not known")
+                unknown.append(f"The {role} instances do not report finished requests ({p.label})")
             elif not p.requests_sent - p.requests_failed <= finished <= p.requests_sent:
+                fewer = finished < p.requests_sent
                 problems.append(
-                    f"{p.label}: the {role} instances finished {finished:,.0f} requests,"
-                    f" {p.requests_sent:,} were sent"
+                    f"The {role} instances finished {finished:,.0f} requests, but"
+                    f" {p.requests_sent:,} were sent ({p.label})."
+                    f" {'Some requests bypassed them' if fewer else 'Other clients use them'}"
                 )
         unknown += [
             _silent(p, role, sources)
@@ -99,58 +100,59 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
         allowed += limit
         if decode.computed > limit:
             problems.append(
-                f"{p.label}: the decode instances computed {decode.computed:,.0f} of"
-                f" {p.prompt_tokens_sent:,} prompt tokens, where {limit:,} are allowed"
+                f"The decode instances computed {decode.computed:,.0f} of"
+                f" {p.prompt_tokens_sent:,} prompt tokens (limit {limit:,}; {p.label})."
+                " They prefilled instead of fetching KV"
             )
         due = p.pass_name != "engine-warm"
         if "decode" in p.reuse:
             due = _expected(p, "decode", _FETCHED) > 0
         if decode.external_hit == 0 and due:
             problems.append(
-                f"{p.label}: the decode instances received 0 of {p.prompt_tokens_sent:,}"
-                " prompt tokens through the connector"
+                f"The decode instances fetched 0 of {p.prompt_tokens_sent:,} prompt tokens through"
+                f" the connector ({p.label}). No KV was transferred"
             )
     return judge(
         "KV moved",
-        holds=f"the decode instances received {received:,.0f} of {_sent(split):,} prompt tokens and"
-        f" computed {computed:,.0f}, where {allowed:,} are allowed, in {_count(split)}",
+        holds=f"Decode instances fetched {received:,.0f} of {_sent(split):,} prompt tokens and"
+        f" computed {computed:,.0f} (limit {allowed:,}; {_count(split)})",
         problems=problems,
         unknown=unknown,
-        next_step="look for the connector in the decode instances' logs; a prompt must exceed"
-        " one chunk",
+        next_step="Look for the connector in the decode logs; prompts must exceed one chunk",
         if_unknown=_IF_UNCOUNTED,
     )
 
 
 def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Disk-warm passes were served by the store's tier below memory: `share` of its hits."""
+    """In disk-warm passes `share` of the store's hits came from its tier below memory."""
     warm = [p for p in passes if p.pass_name == "disk-warm"]
     problems, unknown, below, hits = [], _uncounted("disk-warm", warm), 0.0, 0.0
     for p in warm:
         if p.store is None or isnan(p.store.hit_tokens + p.store.hit_l2_tokens):
-            unknown.append(f"{p.label}: the store does not count its hits by tier")
+            unknown.append(f"The store does not count its hits by tier ({p.label})")
             continue
         below, hits = below + p.store.hit_l2_tokens, hits + p.store.hit_tokens
         if p.store.hit_l2_tokens < share * p.store.hit_tokens or not p.store.hit_tokens:
             problems.append(
-                f"{p.label}: {p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that"
-                " the store found were below its memory"
+                f"{p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that the store"
+                f" served came from disk (at least {100 * share:g} % expected; {p.label}). The pass"
+                " does not measure the disk"
             )
     return judge(
         "disk-warm was disk-warm",
-        holds=f"{below:,.0f} of {hits:,.0f} tokens that the store found were below its memory",
+        holds=f"{below:,.0f} of {hits:,.0f} tokens that the store served came from disk",
         problems=problems,
         unknown=unknown,
-        next_step="see whether the store's memory was really emptied before the pass",
+        next_step="Check that the store's memory was emptied before the pass",
         if_unknown=_IF_UNCOUNTED,
     )
 
 
 def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """Passes of a warm cache state took their prompt tokens from the source that it names.
+    """Prompt tokens of a warm pass were served by the cache that its state names.
 
-    On every role at least `share` of what a cache that never forgets would serve, or, where it is
-    not known which instance got which prompt, of the tokens that whole blocks or chunks can hold.
+    On every role at least `share` of what a perfect cache would serve or, where each request's
+    instance is not known, of the tokens in whole blocks or chunks.
     """
     warm = [p for p in passes if p.pass_name == state]
     problems, unknown = [], _uncounted(state, warm)
@@ -162,53 +164,75 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
                 unknown += [] if isnan(sources.total) else [_silent(p, role, sources)]
             elif expected <= 0 and role not in p.reuse:
                 unknown.append(
-                    f"{p.label}: prompts too short to show a hit of {_SOURCE_NAMES[source]} on the"
-                    f" {role} instances, which is whole units of {p.grain_tokens(source)} tokens"
+                    f"Prompts on the {role} instances are too short to hit {_SOURCE_NAMES[source]}"
+                    f" (unit {p.grain_tokens(source)} tokens; {p.label})"
                 )
             # Where nothing is expected, another source holds what this one could serve.
             elif expected > 0 and tokens < share * (expected - p.failed_prompt_tokens):
                 problems.append(
-                    f"{p.label}: {tokens:,.0f} of {p.prompt_tokens_sent:,} prompt tokens of the"
-                    f" {role} instances came from {_SOURCE_NAMES[source]}, at least"
-                    f" {share * expected:,.0f} should"
+                    f"On the {role} instances {_SOURCE_NAMES[source]} served {tokens:,.0f} of"
+                    f" {p.prompt_tokens_sent:,} prompt tokens (at least {share * expected:,.0f}"
+                    f" expected; {p.label}). The pass was not {state}"
                 )
     return judge(
         f"{state} was {state}",
-        holds=f"of {_sent(warm):,} prompt tokens in {_count(warm)}, by role:"
-        f" {', '.join(_shares(state, warm))}",
+        holds=" and ".join(_served(state, warm)),
         problems=problems,
         unknown=unknown,
-        next_step="check which tiers the reset reached, and that nothing was evicted",
+        next_step="Check which cache tiers the reset reached, and that nothing was evicted",
         if_unknown=_IF_UNCOUNTED,
     )
 
 
-def _shares(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
-    """Of each role the share that its source served, and the one that it could have."""
-    for role, source in _SERVED_BY[state].items():
-        mine = [p for p in warm if role in p.sources]
-        if sent := _sent(mine):
-            taken = sum(getattr(p.sources[role], source) for p in mine)
-            text = f"{100 * taken / sent:.1f} % on {role} instances from {_SOURCE_NAMES[source]}"
-            if all(role in p.reuse for p in mine):
-                due = sum(_expected(p, role, source) for p in mine)
-                text += f" ({100 * due / sent:.1f} % could be)"
-            yield text
+def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
+    """What each source of this state served, with its roles, the lowest fraction first.
+
+    `The prefix cache served 100 % of cacheable tokens (prefill, decode; 99.2 % of all)`; of prompt
+    tokens where it is not known which tokens are cacheable.
+    """
+    served_by = {role: source for role, source in _SERVED_BY[state].items()
+                 if any(role in p.sources for p in warm)}  # fmt: skip
+    exact = all(role in p.reuse for p in warm for role in p.sources)
+    for source in dict.fromkeys(served_by.values()):
+        got, due, sent = dict[str, float](), dict[str, float](), dict[str, float]()
+        for role in (role for role, its in served_by.items() if its == source):
+            mine = [p for p in warm if role in p.sources]
+            got[role] = sum(getattr(p.sources[role], source) for p in mine)
+            sent[role] = _sent(mine)
+            due[role] = sum(_expected(p, role, source) for p in mine) if exact else sent[role]
+        apart = len({_percent(got[role], due[role]) for role in got}) > 1
+        roles = [
+            f"{role} {_percent(got[role], due[role])}" if apart else role
+            for role in sorted(got, key=lambda role: got[role] / (due[role] or 1))
+        ]
+        total, name = _percent(sum(got.values()), sum(due.values())), _SOURCE_NAMES[source]
+        of_all = f"; {_percent(sum(got.values()), sum(sent.values()))} of all" if exact else ""
+        first = source == next(iter(served_by.values()))
+        what = "cacheable" if exact else "prompt"
+        yield (
+            (f"{name.capitalize()} served {total} of {what} tokens" if first else f"{name} {total}")
+            + f" ({', '.join(roles)}{of_all})"
+        )
+
+
+def _percent(part: float, whole: float) -> str:
+    """`99.2 %`; more than was expected is all of it."""
+    return f"{100 * min(1.0, part / whole if whole else 1.0):.1f}".removesuffix(".0") + " %"
 
 
 def _expected(p: PassCounters, role: Role, source: Source) -> float:
-    """Tokens that this source can serve: exact where it is known which instance got what."""
+    """Tokens that this source can serve; exact where each request's instance is known."""
     if (reuse := p.reuse.get(role)) is not None:
         if source == _OWN:
             return float(reuse.engine_hit)
-        # What an engine got a moment earlier than its stamps say it need not load.
+        # An engine need not load what it held a moment earlier than its stamps say.
         return float(max(0, reuse.external_hit - reuse.own_in_flight))
     repeats = p.ideal_reuse_tokens if source == _FETCHED else 0
     return float(p.prompt_tokens_sent - repeats - p.requests_sent * p.grain_tokens(source))
 
 
 def _decode_allowance(p: PassCounters) -> int:
-    """Prompt tokens of a pass that decode instances which fetched their KV may compute."""
+    """Prompt tokens of a pass that decode instances may compute although they fetch KV."""
     if (reuse := p.reuse.get("decode")) is not None:
         exact = p.prompt_tokens_sent - reuse.cached + reuse.in_flight
         return exact + p.failed_prompt_tokens + p.block_tokens
@@ -217,11 +241,11 @@ def _decode_allowance(p: PassCounters) -> int:
 
 
 def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
-    """Why these passes prove nothing: none ran, no counters, or counts unlike what was sent."""
-    reasons = [] if passes else [f"no {kind} pass was measured"]
+    """Why these passes cannot be judged: none ran, no counters, or counts unlike what was sent."""
+    reasons = [] if passes else [f"No {kind} pass was measured"]
     for p in passes:
         if not p.sources:
-            reasons.append(f"{p.label}: no instance's counters could be read")
+            reasons.append(f"No counters could be read ({p.label})")
         for role, sources in p.sources.items():
             if isnan(sources.total):
                 reasons.append(_silent(p, role, sources))
@@ -229,15 +253,17 @@ def _uncounted(kind: str, passes: Sequence[PassCounters]) -> list[str]:
                 _STRAY_SHARE * p.prompt_tokens_sent + p.failed_prompt_tokens
             ):
                 reasons.append(
-                    f"{p.label}: the {role} instances counted {sources.total:,.0f} prompt tokens,"
-                    f" {p.prompt_tokens_sent:,} were sent"
+                    f"The {role} instances counted {sources.total:,.0f} prompt tokens, but"
+                    f" {p.prompt_tokens_sent:,} were sent ({p.label})"
                 )
     return reasons
 
 
 def _silent(p: PassCounters, role: Role, sources: TokenSources) -> str:
-    why = f" ({sources.unknown})" if sources.unknown else ""
-    return f"{p.label}: the {role} instances do not say where their prompt tokens came from{why}"
+    why = f"; {sources.unknown}" if sources.unknown else ""
+    return (
+        f"The {role} instances do not report where their prompt tokens came from ({p.label}{why})"
+    )
 
 
 def _sent(passes: Sequence[PassCounters]) -> int:

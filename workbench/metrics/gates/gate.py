@@ -1,6 +1,6 @@
-"""The value that every gate returns, and the one rule by which it is decided.
+"""The value that every gate returns, and the one rule that decides it.
 
-What a failed gate takes away stands in `gate_table`.
+`gate_table` says which numbers a failed gate affects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One check: its outcome, the sentence with the numbers, and what to do if it is not PASS."""
+    """One check: its outcome, what it found, and what to do if it did not pass.
+
+    `sentence` and `next_step` begin with a capital and have no final period. Of a sentence at most
+    15 words (PASS) or 25 lie outside brackets, of a step 20.
+    """
 
     name: str
     outcome: Outcome
@@ -31,10 +35,10 @@ def judge(
     next_step: str = "",
     if_unknown: str = "",
 ) -> Gate:
-    """FAIL when there is a problem, else INCONCLUSIVE when something is not known, else PASS.
+    """FAIL when there is a problem, else INCONCLUSIVE when something is unknown, else PASS.
 
-    `holds` is the sentence of a PASS; otherwise the first problem, or the first thing not known,
-    with the number of further ones.
+    `holds` is the sentence of a PASS. Otherwise the first problem or unknown is shown, with the
+    number of further ones.
     """
     if problems:
         return Gate(name=name, outcome="FAIL", sentence=_first(problems), next_step=next_step)
@@ -47,4 +51,4 @@ def judge(
 
 def _first(reasons: Sequence[str]) -> str:
     more = len(reasons) - 1
-    return reasons[0] + (f" (and {more} more like it)" if more else "")
+    return reasons[0] + (f" (and {more} more)" if more else "")

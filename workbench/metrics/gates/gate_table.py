@@ -1,6 +1,6 @@
-"""What each gate takes away when it fails: one table, for every place that shows a number.
+"""What a failed gate does to each kind of number: one table, for every place that shows one.
 
-`docs/gates.md` shows it, as `python -m workbench.metrics.gates.gate_table` prints it.
+`docs/metrics.md` shows it, as `python -m workbench.metrics.gates.gate_table` prints it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Kind = Literal["counts", "ratios", "times", "tails", "text"]
 """What a number is: see KINDS."""
 
 Effect = Literal["struck", "rough", "doubt"]
-"""What a failed gate does to a kind of number: not to be used; use its order of magnitude; read it
-with the doubt that stands beside it. The first is the worst."""
+"""What a failed gate does to a kind of number: do not use it; use its order of magnitude; use it
+with the doubt in mind. The first is the worst."""
 
 KINDS: Mapping[Kind, str] = {
-    "counts": "tokens, cache hits, who served them",
+    "counts": "prompt tokens and cache hits, by source",
     "ratios": "speed-ups and other comparisons of arms or cache states",
-    "times": "medians of TTFT, TPOT and E2E, throughput",
-    "tails": "p99, and single gaps between tokens (ITL, ICL)",
-    "text": "whether answers are the same",
+    "times": "medians of TTFT, TPOT and E2E, and throughput",
+    "tails": "p99, and gaps between tokens (ITL, ICL)",
+    "text": "whether the generated text is equal",
 }
 
 _WORST_FIRST: tuple[Effect, ...] = get_args(Effect)
@@ -31,16 +31,16 @@ _WORST_FIRST: tuple[Effect, ...] = get_args(Effect)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRow:
-    """One gate: what its failure means, and what it takes away."""
+    """One gate: what its failure means, and which numbers it affects."""
 
     meaning: str
-    """What it means that this gate failed, for a reader who does not know it."""
+    """What it means that this gate failed, in at most 8 words that fit a headline."""
     takes: Mapping[Kind, Effect]
-    """Kinds that are not named stay as they are."""
+    """The effect on each kind of number; kinds that are missing stay as they are."""
     doubt: str = ""
-    """What a reader of the kinds that it makes doubtful must know."""
+    """The sentence under "doubts" where a kind of number becomes doubtful."""
     only_pass: str = ""
-    """The pass whose numbers it spoils; empty for those of every pass."""
+    """The pass whose numbers it affects; empty for those of every pass."""
 
 
 def _takes(*, struck: str = "", rough: str = "", doubt: str = "") -> dict[Kind, Effect]:
@@ -54,9 +54,12 @@ _TIMED = "ratios times tails"
 _NOTHING: dict[Kind, Effect] = {}
 
 
+_BUSY = _takes(struck="tails", rough="times", doubt="ratios")
+
+
 def _state(name: str) -> GateRow:
     return GateRow(
-        meaning=f"a pass that is called {name} did not find its prompts in that cache",
+        meaning=f"prompts of the {name} pass missed that cache",
         takes=_takes(struck=_MEASURED),
         only_pass=name,
     )
@@ -64,115 +67,110 @@ def _state(name: str) -> GateRow:
 
 GATES: Mapping[str, GateRow] = {
     "every pass ran": GateRow(
-        meaning="some passes could not be measured",
+        meaning="some passes were not measured",
         takes=_takes(doubt=_ALL),
-        doubt="Some passes are missing: every number comes from the passes that ran.",
+        doubt="Some passes are missing. Every number comes from the passes that ran.",
     ),
     "no failures": GateRow(
-        meaning="requests failed",
+        meaning="too many requests failed",
         takes=_takes(struck=_TIMED, doubt="counts"),
-        doubt="Requests failed: counts of tokens and hits may lack theirs.",
+        doubt="Requests failed. Token and hit counts may not include them.",
     ),
     "no failed transfers": GateRow(
-        meaning="KV was lost on its way between instances",
+        meaning="KV was lost between instances",
         takes=_takes(struck=_MEASURED, doubt="text"),
-        doubt="KV transfers failed: equal answers may come from prompts that were computed again.",
+        doubt="KV transfers failed. Equal text may come from recomputed prompts.",
     ),
-    "caches were emptied": GateRow(
-        meaning="a cache that had to be emptied was not", takes=_takes(struck=_MEASURED)
-    ),
+    "caches were emptied": GateRow(meaning="a cache reset failed", takes=_takes(struck=_MEASURED)),
     "cold was cold": GateRow(
-        meaning="a pass that is called cold found its prompts in a cache",
-        takes=_takes(struck=_MEASURED),
+        meaning="prompts of a cold pass hit a cache", takes=_takes(struck=_MEASURED)
     ),
     "KV moved": GateRow(
-        meaning="decode instances computed prompts themselves instead of receiving their KV",
+        meaning="decode instances prefilled instead of fetching KV",
         takes=_takes(struck=_MEASURED, doubt="text"),
-        doubt="Decode instances computed prompts: equal answers do not prove transferred KV right.",
+        doubt="Decode instances prefilled prompts. Equal text does not show that transferred KV is"
+        " intact.",
     ),
     "cached as planned": GateRow(
-        meaning="requests found another share of their prompt cached than planned",
-        takes=_takes(struck=_MEASURED),
+        meaning="requests missed the planned cached prefix", takes=_takes(struck=_MEASURED)
     ),
     "engine-warm was engine-warm": _state("engine-warm"),
     "cross-instance was cross-instance": _state("cross-instance"),
     "store-warm was store-warm": _state("store-warm"),
     "disk-warm was disk-warm": GateRow(
-        meaning="what the disk should have served came from elsewhere",
+        meaning="the disk did not serve the hits",
         takes=_takes(struck=_MEASURED),
         only_pass="disk-warm",
     ),
     "the ledger closes": GateRow(
-        meaning="prompt tokens are missing, or came from nowhere",
+        meaning="prompt tokens have no known source",
         takes=_takes(struck="counts", doubt=_TIMED),
-        doubt="Some prompt tokens have no known source: the cache state of times may be another.",
+        doubt="Some prompt tokens have no known source. Times may belong to another cache state.",
     ),
     "same text": GateRow(
-        meaning="the caches changed what the model answers",
+        meaning="the cache changed the generated text",
         takes=_takes(struck=f"{_TIMED} text", doubt="counts"),
-        doubt="Answers differ: a cache hit that changes the answer is no useful hit.",
+        doubt="Generated text differs. A cache hit that changes the output is not useful.",
     ),
     "output counts equal": GateRow(
-        meaning="the arms did not do the same work",
+        meaning="arms generated different numbers of tokens",
         takes=_takes(struck="ratios", doubt="times tails"),
-        doubt="Requests generated unequal numbers of tokens: times describe different work.",
+        doubt="Arms generated different numbers of tokens. Their times describe different work.",
     ),
     "nothing impossible": GateRow(
         meaning="some rows have impossible values", takes=_takes(struck=_ALL)
     ),
     "answers were streamed": GateRow(
-        meaning="something held answers back, so that TTFT is not the server's",
+        meaning="the token stream was buffered",
         takes=_takes(struck="tails", doubt="ratios times"),
-        doubt="A stream was buffered: TTFT equals E2E there, and its ratios are withheld.",
+        doubt="A stream was buffered. TTFT equals E2E there, and its ratios are withheld.",
     ),
     "cached tokens plausible": GateRow(
-        meaning="answers call prompts cached that no cache can have held",
+        meaning="responses report impossible cached tokens",
         takes=_takes(doubt="counts"),
-        doubt="Answers call fresh prompts cached: their cached_tokens are not to be believed.",
+        doubt="Responses report new prompts as cached. Ignore their cached_tokens.",
     ),
     "below the ceilings": GateRow(
-        meaning="rates lie above what the hardware can do", takes=_takes(struck=_MEASURED)
+        meaning="rates exceed the hardware limit", takes=_takes(struck=_MEASURED)
     ),
     "instances alike": GateRow(
         meaning="one instance was far slower than its siblings", takes=_takes(struck=_TIMED)
     ),
-    "steady state": GateRow(meaning="latencies were still growing", takes=_takes(struck=_TIMED)),
+    "steady state": GateRow(meaning="latencies kept growing", takes=_takes(struck=_TIMED)),
     "client kept up": GateRow(
-        meaning="client, servers and other programs kept the machine too busy to time it",
-        takes=_takes(struck="tails", rough="times", doubt="ratios"),
-        doubt="The machine was busy or the client late: times are rough. Intervals of ratios"
-        " contain this noise.",
+        meaning="the client fell behind, or the machine was busy",
+        takes=_BUSY,
+        doubt="The machine was busy or the client late. Absolute times are rough; ratios keep their"
+        " intervals.",
     ),
     "clock was not set": GateRow(
-        meaning="the time of day was set while the kernel dated answers by it",
-        takes=_takes(struck=_TIMED),
+        meaning="the system clock was set during the run", takes=_takes(struck=_TIMED)
     ),
     "the log is whole": GateRow(
-        meaning="lines of the log were cut", takes=_takes(struck="counts ratios")
+        meaning="lines of the log were cut off", takes=_takes(struck="counts ratios")
     ),
     "registry is readable": GateRow(meaning="some claims could not be read", takes=_NOTHING),
     "rules agree with their fixtures": GateRow(
-        meaning="the rules give claims with a known verdict another one",
-        takes=_takes(struck=_ALL),
+        meaning="rules gave known claims a wrong verdict", takes=_takes(struck=_ALL)
     ),
-    "measurements ended": GateRow(meaning="some measurements did not end", takes=_NOTHING),
-    "packages": GateRow(meaning="vLLM or LMCache is missing, or does not fit", takes=_NOTHING),
+    "measurements ended": GateRow(meaning="some measurements did not finish", takes=_NOTHING),
+    "packages": GateRow(meaning="vLLM or LMCache is missing or incompatible", takes=_NOTHING),
     "memory": GateRow(meaning="too little RAM is free", takes=_NOTHING),
     "shared memory": GateRow(meaning="/dev/shm is too small", takes=_NOTHING),
-    "GPUs": GateRow(meaning="no device of the platform answers", takes=_NOTHING),
-    "ports": GateRow(meaning="servers have nowhere to listen", takes=_NOTHING),
+    "GPUs": GateRow(meaning="no GPU of the platform responds", takes=_NOTHING),
+    "ports": GateRow(meaning="too few ports are free", takes=_NOTHING),
     "other programs": GateRow(
-        meaning="this machine is busy with something else",
-        takes=_takes(struck="tails", rough="times", doubt="ratios"),
-        doubt="This machine was busy: the noise of ratios is in their intervals.",
+        meaning="other programs keep this machine busy",
+        takes=_BUSY,
+        doubt="This machine was busy. Absolute times are rough; ratios keep their intervals.",
     ),
     "loop lag": GateRow(
-        meaning="timers come late",
-        takes=_takes(struck="tails", rough="times", doubt="ratios"),
-        doubt="This machine was busy: the noise of ratios is in their intervals.",
+        meaning="timers fire late",
+        takes=_BUSY,
+        doubt="This machine was busy. Absolute times are rough; ratios keep their intervals.",
     ),
-    "stale servers": GateRow(meaning="servers of earlier runs are still there", takes=_NOTHING),
-    "smoke run": GateRow(meaning="no server could be tried", takes=_takes(struck=_ALL)),
+    "stale servers": GateRow(meaning="servers of earlier runs still run", takes=_NOTHING),
+    "smoke run": GateRow(meaning="no server could be started", takes=_takes(struck=_ALL)),
 }
 """Every gate that the workbench has, by name."""
 
@@ -180,13 +178,13 @@ _SMOKE = "smoke run: "
 
 
 def gate_row(name: str) -> GateRow:
-    """The row of a gate; one that is not known takes everything. A smoke run's are known too."""
+    """The row of a gate, of a smoke run too; an unknown gate affects every number."""
     known = GATES.get(name.removeprefix(_SMOKE))
     return known or GateRow(meaning=f"the check “{name}” failed", takes=_takes(struck=_ALL))
 
 
 def gate_doubts(failed: Iterable[str]) -> list[str]:
-    """A sentence for each failed gate that makes some kinds of number doubtful."""
+    """A sentence for each failed gate that makes some kind of number doubtful."""
     return [row.doubt for row in map(gate_row, failed) if row.doubt]
 
 
@@ -196,7 +194,7 @@ def failed_names(gates: Iterable[Gate]) -> list[str]:
 
 
 def touching(failed: Iterable[str], passes: Collection[str]) -> list[str]:
-    """Those of the failed gates that say something about these passes."""
+    """The failed gates that affect these passes."""
     return [name for name in failed if gate_row(name).only_pass in ("", *passes)]
 
 
@@ -205,9 +203,9 @@ class Spoil:
     """What the failed gates of a run do to one number."""
 
     effect: Effect | Literal[""] = ""
-    """Empty where no gate touches it."""
+    """Empty where no gate affects it."""
     gates: tuple[str, ...] = ()
-    """Names of the gates that do this to it."""
+    """Names of the gates that have this effect."""
 
     @property
     def struck(self) -> bool:
@@ -216,11 +214,11 @@ class Spoil:
 
     @property
     def said(self) -> str:
-        """`rough: gate “client kept up” failed`; empty where no gate touches it."""
+        """`rough: gate “client kept up” failed`; empty where no gate affects it."""
         if not self.effect:
             return ""
         first, more = f"“{self.gates[0]}”", len(self.gates) - 1
-        lead = {"struck": "not proven", "rough": "rough", "doubt": "doubtful"}[self.effect]
+        lead = {"struck": "not valid", "rough": "rough", "doubt": "doubtful"}[self.effect]
         return f"{lead}: gate{f's {first} and {more} more' if more else f' {first}'} failed"
 
 
@@ -230,11 +228,10 @@ def spoil(
     passes: Collection[str] = (),
     interval: bool = True,
 ) -> Spoil:
-    """What gates that failed do to a number of these kinds, the worst of all.
+    """The worst effect of failed gates on a number of these kinds.
 
-    `passes` names the passes that the number comes from; without them it comes from all of them.
-    A doubtful ratio keeps its value because the noise is in its interval: without an `interval`
-    it is rough.
+    `passes` names the passes that the number comes from, all of them by default. A doubtful ratio
+    keeps its value because its interval includes the noise: without an `interval` it is rough.
     """
     does: dict[Effect, list[str]] = {}
     for name in touching(failed, passes) if passes else failed:
@@ -251,37 +248,42 @@ def spoil(
     return Spoil()
 
 
-_VERBS: Mapping[Effect, str] = {
-    "struck": "takes away {}",
-    "rough": "makes {} rough",
-    "doubt": "adds a doubt to {}",
+_TOLD: Mapping[Kind, list[str]] = {
+    "counts": ["token counts"],
+    "ratios": ["ratios"],
+    "times": ["absolute times"],
+    "tails": ["p99", "ITL"],
+    "text": ["the text comparison"],
+}
+_FORMS: Mapping[Effect, tuple[str, str]] = {
+    "struck": ("do not use {}", "or"),
+    "rough": ("{} are rough", "and"),
+    "doubt": ("use {} with care", "and"),
 }
 
 
 def taken_away(name: str) -> str:
-    """`takes away tails; makes times rough; adds a doubt to ratios`; empty where nothing."""
+    """`do not use p99 or ITL; absolute times are rough; use ratios with care`, or nothing."""
     row = gate_row(name)
+    where = f"{row.only_pass} passes" if row.only_pass else "this run"
     parts = []
-    for effect, verb in _VERBS.items():
+    for effect, (form, conjunction) in _FORMS.items():
         kinds = [kind for kind in KINDS if row.takes.get(kind) == effect]
+        *first, last = [word for kind in kinds for word in _TOLD[kind]] or [""]
+        told = f"{', '.join(first)} {conjunction} {last}" if first else last
+        if len(kinds) >= len(_MEASURED.split()):
+            told = f"any {'number or text' if 'text' in kinds else 'number'} of {where}"
         if kinds:
-            everything = "all numbers and texts" if len(kinds) == len(KINDS) else _listed(kinds)
-            parts.append(verb.format(everything))
-    where = f" of {row.only_pass} passes" if row.only_pass and parts else ""
-    return "; ".join(parts) + where
-
-
-def _listed(words: list[Kind]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
+            parts.append(form.format(told))
+    return "; ".join(parts)
 
 
 def as_markdown() -> str:
-    """The table of `docs/gates.md`."""
-    heads = ["gate", "that it failed means", *KINDS]
+    """The table of `docs/metrics.md`."""
+    heads = ["gate", "FAIL means", *KINDS]
     rows = [heads, ["---"] * len(heads)]
     for name, row in GATES.items():
-        only = f" (numbers of {row.only_pass} passes)" if row.only_pass else ""
+        only = f" (affects {row.only_pass} passes)" if row.only_pass else ""
         effects = [row.takes.get(kind, "") for kind in KINDS]
         rows.append([name, f"{row.meaning}{only}", *effects])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

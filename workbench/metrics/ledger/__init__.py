@@ -1,4 +1,4 @@
-"""Where every prompt token came from, pass by pass, and the cause of each gap.
+"""The source of every prompt token, pass by pass, and the cause of every difference.
 
-`ledger` balances the accounts; `causes` explains what they do not share.
+`ledger` compares expected and observed tokens; `causes` explains the differences.
 """

@@ -1,4 +1,4 @@
-"""Why a cache served less than it could: causes that a counter proves, in the order of proof."""
+"""Why a cache served less than it could: causes that a counter shows, the surest first."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from workbench.topology import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Tokens with a cause; positive when they are missing, negative when they are too many."""
+    """Tokens with a known cause; positive when they are missing, negative when there are extra."""
 
     cause: str
     tokens: Number
     why: str = ""
-    """What proves it, in numbers."""
+    """What shows it, in numbers."""
 
 
 def of_failed(p: PassCounters, gap: float) -> Entry:
-    """As much of a gap as requests that failed can be: servers counted them, in part or not."""
+    """As much of a gap as failed requests explain: servers may have counted them in part."""
     most = float(p.failed_prompt_tokens)
-    why = f"{p.failed_prompt_tokens:,} prompt tokens of requests that failed, counted or not"
+    why = f"failed requests have {p.failed_prompt_tokens:,} prompt tokens, counted or not"
     return Entry(cause="failed requests", tokens=max(-most, min(most, gap)), why=why)
 
 
@@ -35,23 +35,23 @@ def missing_causes(
 ) -> list[Entry]:
     """Entries for the `missing` tokens of a role: those that perfect caches would have served.
 
-    A cause is named only when a counter of this pass shows it; one that has been counted without
-    a token missing (a preemption) is an entry of 0. Negative `missing` are tokens too many.
+    A cause is named only when a counter of this pass shows it. One without missing tokens (a
+    preemption) is an entry of 0. Negative `missing` are extra tokens.
     """
     found = []
     if (times := p.preemptions.get(role, 0.0)) > 0:
         why = (
-            f"{times:,.0f} preemptions: vLLM counts a prompt when it is first admitted; what was"
-            " computed again is in no counter"
+            f"{times:,.0f} preemptions; vLLM counts a prompt once, when first admitted, so no"
+            " counter has the recomputed tokens"
         )
         found.append(Entry(cause="preemption", tokens=0.0, why=why))
     if p.failed_prompt_tokens and missing:
         found.append(of_failed(p, missing))
         missing -= found[-1].tokens
     if missing < 0 and p.pass_name == "cold":
-        why = "held by a cache before the first request of a cold pass was sent"
+        why = "a cache held them before the cold pass began"
         found.append(Entry(cause="left over from before", tokens=missing, why=why))
-    for entry in _proven(p, role, reuse, sources):
+    for entry in _shown(p, role, reuse, sources):
         if missing <= 0:
             break
         tokens = min(missing, entry.tokens)
@@ -62,9 +62,9 @@ def missing_causes(
 
 
 def hashes_apart(p: PassCounters) -> bool:
-    """Whether every role loaded exactly what it had stored itself, and others' chunks never.
+    """Whether every role loaded exactly the chunks that it had stored itself, and no others.
 
-    Then instances name the same chunk differently: their hash seeds or algorithms differ.
+    Then instances hash the same chunk differently: their hash seeds or algorithms differ.
     """
     store, kept = p.store, p.store_since_empty
     if store is None or kept is None or not p.reuse.keys() >= p.sources.keys():
@@ -81,11 +81,11 @@ def hashes_apart(p: PassCounters) -> bool:
     )
 
 
-def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
+def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
     """Causes that a counter shows, each with the most tokens that it can explain."""
     unloaded = max(0.0, reuse.external_hit - sources.external_hit)
     if role == "decode" and p.nixl is not None and p.nixl.failed > 0:
-        why = f"{p.nixl.failed:,.0f} failed transfers, computed again"
+        why = f"{p.nixl.failed:,.0f} transfers failed, and their tokens were recomputed"
         most = p.nixl.failed * p.longest_prompt_tokens
         yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
@@ -94,27 +94,27 @@ def _proven(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) ->
         yield Entry(cause="store did not answer", tokens=unloaded, why=why)
     elif p.stores and hashes_apart(p):
         why = (
-            "each instance found only chunks that it had stored itself: instances hash prompts"
-            " differently (PYTHONHASHSEED, or another hash algorithm)"
+            "each instance hit only its own chunks; instances hash prompts differently (set the"
+            " same PYTHONHASHSEED and hash algorithm)"
         )
         yield Entry(cause="hash seed mismatch", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.evicted_chunks > 0:
         why = (
-            f"the store dropped {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks:"
-            " store_gb is too small"
+            f"the store evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks;"
+            " raise store_gb"
         )
         # A chunk that is gone takes the rest of its prompt with it.
         most = kept.evicted_chunks * p.longest_prompt_tokens
         yield Entry(cause="store eviction", tokens=min(unloaded, most), why=why)
     elif p.stores and kept is not None and kept.dropped_chunks > 0:
         why = (
-            f"the store turned {kept.dropped_chunks:,.0f} chunks away beside"
-            f" {kept.written_chunks:,.0f} that it kept: store_gb is too small"
+            f"the store was full and rejected {kept.dropped_chunks:,.0f} chunks"
+            f" ({kept.written_chunks:,.0f} kept); raise store_gb"
         )
         most = kept.dropped_chunks * p.longest_prompt_tokens
         yield Entry(cause="store was full", tokens=min(unloaded, most), why=why)
     if role in p.overflowed:
-        # What an engine forgot a store may still serve, but only in whole chunks.
+        # A store may still serve what an engine evicted, but only in whole chunks.
         lost = max(0.0, reuse.engine_hit - sources.engine_hit)
-        why = "an instance was given more prompt tokens than its KV space holds"
+        why = "an instance received more prompt tokens than its KV cache holds; raise kv_cache_mib"
         yield Entry(cause="engine eviction", tokens=lost, why=why)

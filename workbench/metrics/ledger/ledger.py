@@ -1,16 +1,16 @@
-"""The token ledger: where every prompt token came from, and a cause for every one that is missing.
+"""The token ledger: the source of every prompt token, and the cause of every difference.
 
-A pass has an account for each thing that can be counted twice. In each of them
+A pass has an account for each quantity that two parties count. In each of them
 
     expected - observed = sum of the entries + unexplained
 
-and every entry has a cause that a counter or an exact rule proves. What has none is unexplained;
-above one KV block per request it fails the gate `the ledger closes`.
+and every entry has a cause that a counter or an exact rule shows. More unexplained tokens than one
+KV block per request fail the gate `the ledger closes`.
 
-- `counted`: prompt tokens that the client sent to a role, and those that its servers counted.
-- `reused`: prefix tokens that a cache of single tokens would have served, and those that were.
-- `moved`: tokens that decode instances took for fetched, and the KV bytes that NIXL moved.
-- `store`: tokens that engines loaded, and the hits that the store counted.
+- `counted`: prompt tokens that the client sent to a role, against those that its servers counted.
+- `reused`: prefix tokens that a perfect cache would have served, against those that were served.
+- `moved`: tokens that decode instances counted as fetched, against the KV bytes that NIXL moved.
+- `store`: tokens that engines loaded, against the hits that the store counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workbench.topology import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """One comparison of a pass, in prompt tokens; NaN where a server does not say."""
+    """One comparison of a pass, in prompt tokens; NaN where a server does not report them."""
 
     arm: str
     round: int
@@ -43,11 +43,12 @@ class Account:
     observed: Number
     entries: tuple[Entry, ...] = ()
     allowed: Number = nan
-    """What may stay unexplained: a KV block where the yardstick is exact, else one per request."""
+    """Limit of unexplained tokens: one KV block where the expected value is exact, else one per
+    request."""
     unknown: str = ""
-    """Why this account cannot be drawn up; empty when it can."""
+    """Why this account cannot be computed; empty when it can."""
     unexplained: Number = nan
-    """Tokens without a cause; negative when more was observed than expected."""
+    """Tokens without a known cause; negative when more was observed than expected."""
     closes: bool = False
 
     @property
@@ -57,7 +58,7 @@ class Account:
 
 
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:
-    """All accounts of these passes; those that a deployment cannot have are left out."""
+    """All accounts of these passes, without those that do not apply to a deployment."""
     drawn: list[Account] = []
     for p in passes:
         for role, sources in p.sources.items():
@@ -71,30 +72,33 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
 
 
 def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
-    """In no account more than one KV block per request stays without a cause."""
+    """In no account more than one KV block per request stays unexplained."""
     passes = list(passes)
     drawn = accounts(passes)
     open_ = [account for account in drawn if not account.unknown and not account.closes]
-    unknown = [f"{account.label}: {account.unknown}" for account in drawn if account.unknown]
-    unknown += [f"{p.label}: no instance's counters could be read" for p in passes if not p.sources]
+    unknown = [f"{a.unknown[:1].upper()}{a.unknown[1:]} ({a.label})" for a in drawn if a.unknown]
+    unknown += [f"No counters could be read ({p.label})" for p in passes if not p.sources]
     known = [account for account in drawn if not account.unknown]
     worst = max((abs(account.unexplained) for account in known), default=0.0)
     tokens = sum(p.prompt_tokens_sent for p in passes)
     return judge(
         "the ledger closes",
-        holds=f"{tokens:,} prompt tokens in {len(drawn)} accounts of {len(passes)} passes; at most"
-        f" {worst:,.0f} in one of them have no cause",
+        holds=(
+            "Every prompt token is accounted for"
+            if worst < 0.5
+            else f"At most {worst:,.0f} prompt tokens of an account have no known cause"
+        )
+        + f" ({tokens:,} tokens, {len(drawn)} accounts, {len(passes)} passes)",
         problems=[
-            f"{a.label}: {abs(a.unexplained):,.0f} tokens"
-            f" {'too few' if a.unexplained > 0 else 'too many'} have no cause, where"
-            f" {a.allowed:,.0f} are allowed (expected {a.expected:,.0f}, observed"
-            f" {a.observed:,.0f})"
+            f"{abs(a.unexplained):,.0f} prompt tokens are"
+            f" {'missing' if a.unexplained > 0 else 'extra'}, and no counter explains why (limit"
+            f" {a.allowed:,.0f}; expected {a.expected:,.0f}, observed {a.observed:,.0f}; {a.label})"
             for a in open_
         ],
-        unknown=unknown or ([] if drawn else ["no pass was measured"]),
-        next_step="read the ledger's rows of that pass and the servers' logs: tokens were served,"
-        " computed or lost where nobody said so",
-        if_unknown="let every instance show its /metrics (prefill_urls, decode_urls, lmcache_url)",
+        unknown=unknown or ([] if drawn else ["No pass was measured"]),
+        next_step="Read the ledger rows of that pass and the server logs",
+        if_unknown="Give the URL of every server that exposes /metrics (prefill_urls, decode_urls,"
+        " lmcache_url)",
     )
 
 
@@ -145,16 +149,16 @@ def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
 def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
     reuse = p.reuse.get(role)
     if reuse is None or _silent(sources):
-        why = _silent(sources) or "which instance got which prompt is not known"
+        why = _silent(sources) or "it is unknown which instance got which prompt"
         return _account(p, role, "reused", expected=nan, observed=sources.cached, unknown=why)
     entries = [Entry(cause=cause, tokens=tokens) for cause, tokens in reuse.rest]
     missing = reuse.cached - sources.cached
     in_flight = float(reuse.in_flight)
     if in_flight:
-        # Whether a prefix was there a moment before the stamp that says so is not known.
+        # A prefix may have been there a moment before its stamp.
         early = min(in_flight, max(0.0, -missing))
         missing += early
-        why = "the prompt that brings the prefix was still being computed"
+        why = "the request that computes the prefix was still running"
         entries.append(Entry(cause="in flight", tokens=in_flight - early, why=why))
     entries += missing_causes(p, role, reuse, sources, missing)
     return _account(
@@ -168,28 +172,28 @@ def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
 
 
 def _moved(p: PassCounters) -> Account:
-    """KV bytes over the wire against tokens that the decode side took for fetched."""
+    """KV bytes over the wire against tokens that decode instances counted as fetched."""
     assert p.nixl is not None
     fetched = p.sources["decode"].external_hit
     moved = p.nixl.bytes_moved / p.kv_bytes_per_token
     unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
     if isnan(moved):
-        unknown = unknown or "the bytes that NIXL moved, or KV bytes per token, are not known"
+        unknown = unknown or "the bytes that NIXL moved, or the KV bytes per token, are unknown"
     entries = []
     reuse = p.reuse.get("decode")
     if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
-        why = "NIXL moves whole blocks, the prompt's last one too"
+        why = "NIXL moves whole blocks, including the last, partly filled one"
         entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
     short = fetched - moved - sum(entry.tokens for entry in entries)
     if p.failed_prompt_tokens and short:
         entries.append(of_failed(p, short))
     elif p.nixl.failed > 0 and short > 0:
         short = min(short, p.nixl.failed * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"{p.nixl.failed:,.0f} failed transfers: counted as fetched, computed again"
+        why = f"{p.nixl.failed:,.0f} failed transfers, counted as fetched but recomputed"
         entries.append(Entry(cause="failed transfer", tokens=short, why=why))
     elif p.nixl.expired > 0 and short > 0:
         short = min(short, p.nixl.expired * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"{p.nixl.expired:,.0f} prompts whose KV expired before it was fetched"
+        why = f"the KV of {p.nixl.expired:,.0f} prompts expired before it was fetched"
         entries.append(Entry(cause="expired KV", tokens=short, why=why))
     return _account(
         p,
@@ -215,22 +219,22 @@ def _store(p: PassCounters) -> Account:
         twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
     if twice:
-        why = "the engine's own hit was as long: nothing was loaded, the store earns no credit"
+        why = "the engine's own hit was as long, so nothing was loaded from the store"
         entries.append(Entry(cause="engine had it too", tokens=-twice, why=why))
-    # A request that waits in an engine is looked up later than it was asked.
+    # The lookup of a request that waits in an engine comes later than the request.
     gap, slack = loaded - hits + twice, sum(r.in_flight + r.own_in_flight for r in p.reuse.values())
     if slack and gap:
-        why = "a prompt was looked up while the one that brings its prefix was being computed"
+        why = "the lookup ran while the request that computes the prefix was still running"
         tokens = max(-slack, min(slack, gap))
         entries.append(Entry(cause="in flight", tokens=tokens, why=why))
     rest = loaded - hits - sum(entry.tokens for entry in entries)
     kept, times = p.store_since_empty, sum(p.preemptions.values())
     if rest < 0 and times > 0:
-        why = f"{times:,.0f} preempted requests were looked up once more, and load nothing then"
+        why = f"{times:,.0f} preempted requests were looked up again and loaded nothing"
         most = times * p.longest_prompt_tokens
         entries.append(Entry(cause="preemption", tokens=max(-most, rest), why=why))
     elif kept is not None and kept.evicted_chunks > 0 and 0 < rest <= twice:
-        why = f"the store had dropped {kept.evicted_chunks:,.0f} chunks of what the engines held"
+        why = f"the store had evicted {kept.evicted_chunks:,.0f} chunks that the engines still held"
         entries.append(Entry(cause="store eviction", tokens=rest, why=why))
     elif p.failed_prompt_tokens and rest:
         entries.append(of_failed(p, rest))
@@ -246,13 +250,14 @@ def _store(p: PassCounters) -> Account:
 
 
 def _exact(p: PassCounters) -> bool:
-    """Whether it is known what each request could have: nothing was in flight beside another."""
+    """Whether each request's possible hits are known: no two requests were in flight together."""
     return p.reuse.keys() >= p.sources.keys() and not any(
         reuse.in_flight or reuse.own_in_flight for reuse in p.reuse.values()
     )
 
 
 def _silent(sources: TokenSources) -> str:
+    if not isnan(sources.cached + sources.computed):
+        return ""
     why = f" ({sources.unknown})" if sources.unknown else ""
-    unknown = isnan(sources.cached + sources.computed)
-    return f"the instances do not say where their prompt tokens came from{why}" if unknown else ""
+    return f"the instances do not report where their prompt tokens came from{why}"

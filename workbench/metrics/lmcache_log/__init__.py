@@ -1,5 +1,5 @@
-"""LMCache's log lines of both generations, read into one row per request.
+"""LMCache's logs, in-process and multi-process, read into one row per request.
 
-The way: `lines` (what is looked for) -> `scan` (events) -> `event_frames` -> `in_process` and
-`multi_process` (requests) -> `log_summary`, whose `read_log` is the way in.
+Start at `read_log` in `log_summary`. Data flows from `lines` (patterns) over `scan` (events) and
+`event_frames` to `in_process` and `multi_process` (requests).
 """

@@ -1,4 +1,4 @@
-"""The events of an LMCache log as frames: typed, dated, with their writers, without nonsense."""
+"""The events of an LMCache log as frames: typed, dated, with their writers, and checked."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _WRITER = ("process", "engine", "rank")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFrames:
-    """Events by kind. Each has offset, at, process, engine and rank; all but `starts` a request_id,
-    empty where the line names none. A number that the line does not say is NaN."""
+    """Events by kind. Each frame has offset, at, process, engine and rank; all but `starts` have a
+    request_id, empty if the line names none. A number that the line lacks is NaN."""
 
     lookups: pd.DataFrame
     """In-process: prompt_tokens, engine_hit_tokens, lmcache_hit_tokens, need_to_load,
     loaded_tokens (as looked up), skipped."""
     resumed: pd.DataFrame
-    """The same of requests that had been preempted (mp)."""
+    """The same for requests that had been preempted (mp)."""
     prefetches: pd.DataFrame
-    """Lookups that found something (mp): found_keys, asked_keys, l1_keys, l2_keys, ms."""
+    """Lookups with a hit (mp): found_keys, asked_keys, l1_keys, l2_keys, ms."""
     transfers: pd.DataFrame
     """Stored and Retrieved lines: generation, kind, tokens, required, gb, seconds."""
     storings: pd.DataFrame
-    """Told before a store: tokens of the prompt so far."""
+    """Logged before a store: tokens of the prompt so far."""
     failures: pd.DataFrame
-    """Workers that got less than was looked up: retrieved, expected, missing."""
+    """Workers that got less than the lookup found: retrieved, expected, missing."""
     starts: pd.DataFrame
     torn: int
-    """Lookups whose numbers make no sense: they were written into."""
+    """Lookups with contradictory numbers: another process wrote into their line."""
     dated: bool
-    """Whether the log says the year of its times."""
+    """Whether the timestamps have a year."""
 
 
 def event_frames(events: Events, files: Mapping[int, str]) -> EventFrames:
-    """The frames; `files` are the names of several files, by the offset at which each begins."""
+    """The frames; `files` maps the offset at which each file begins to its name, if several."""
     import pandas as pd
 
     frames = {kind: _with_writers(_frame(events.columns[kind], kind), files) for kind in LINES}
     dated = _with_years(frames)
-    lookups, torn = _credited(frames["lookups"])
+    lookups, torn = _checked(frames["lookups"])
     unsaid = {"prompt_tokens": np.nan, "min_retrieve": np.nan, "pending": False, "bare": False}
-    resumed, torn_too = _credited(frames["resumed"].assign(**unsaid))
+    resumed, torn_too = _checked(frames["resumed"].assign(**unsaid))
     moved = [frames[kind].assign(kind=kind) for kind in ("stored", "retrieved")]
     short, lost = frames["short"], frames["lost"]
     short = short.assign(missing=short["expected"] - short["retrieved"])
@@ -71,7 +71,7 @@ def event_frames(events: Events, files: Mapping[int, str]) -> EventFrames:
 
 
 def _frame(blocks: Sequence[Columns], kind: str) -> pd.DataFrame:
-    """Events of one kind, whose columns came by block, as a frame."""
+    """The blocks of one kind of event as a frame."""
     import pandas as pd
 
     if blocks:
@@ -85,7 +85,7 @@ def _frame(blocks: Sequence[Columns], kind: str) -> pd.DataFrame:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """The parts of a column: arrays, or texts with a line feed between two events."""
+    """The joined parts of a column: arrays, or texts with a line feed between two events."""
     if not isinstance(parts[0], bytes):
         return np.concatenate(parts)
     return b"\n".join(parts).decode("utf-8", "backslashreplace").split("\n")
@@ -94,7 +94,7 @@ def _joined(parts: Sequence[Any]) -> Any:
 def _with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
     """`writer` as three columns: process, engine, rank (see `line_heads.writer`).
 
-    With several files, processes and engines have the file's name before theirs.
+    With several files, names of processes and engines start with the file's name.
     """
     import pandas as pd
 
@@ -113,7 +113,7 @@ def _with_writers(rows: pd.DataFrame, files: Mapping[int, str]) -> pd.DataFrame:
 
 
 def _with_years(frames: dict[str, pd.DataFrame]) -> bool:
-    """Give times without a year that of the log's first time that has one; False if none has."""
+    """Give times without a year the year of the log's first dated time; False if there is none."""
     bare = {kind: rows["at"].dt.year == NO_YEAR for kind, rows in frames.items()}
     if not any(mask.any() for mask in bare.values()):
         return True
@@ -129,17 +129,17 @@ def _with_years(frames: dict[str, pd.DataFrame]) -> bool:
     return True
 
 
-def _credited(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Lookups with the engine's hit and the credit filled in, and how many made no sense.
+def _checked(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Lookups with the engine's hit and the tokens to load filled in, and how many were damaged.
 
-    A pending one has no answer: the same request is asked again. A last number may be cut where
-    nothing follows it, and other lines of the log name the place in the source there. A line whose
-    numbers contradict one another was written into.
+    A pending lookup has no result: the same request is looked up again. The last number of a line
+    may be cut if nothing follows it, unless all lines of the log end with it. A line with
+    contradictory numbers was overwritten by another process.
     """
     rows = rows[~rows["pending"]]
     said, prompt = rows["engine_hit_tokens"], rows["prompt_tokens"]
     hit, need, bare = rows["lmcache_hit_tokens"], rows["need_to_load"], rows["bare"]
-    # The last token of a prompt that LMCache holds entirely is computed all the same.
+    # Even if LMCache holds the whole prompt, its last token is computed.
     wanted = hit - (hit == prompt)
     engine = said.fillna(wanted - need)
     sensible = (engine >= 0) & ~(engine > prompt) & ~(hit > prompt)
@@ -164,7 +164,7 @@ def _transfers(rows: pd.DataFrame) -> pd.DataFrame:
         generation=np.where(in_process, "in-process", "mp"),
         seconds=rows["mp_seconds"].fillna(rows["cost_ms"] / 1000),
     )
-    # `Retrieved 256 tokens` alone is the last layer's echo of a line that has it all.
+    # `Retrieved 256 tokens` alone only repeats a complete line, for the last layer.
     rows = rows[in_process | rows["mp_seconds"].notna()]
     rows = rows.drop(columns=["mp_seconds", "cost_ms"])
     return rows.sort_values("offset", ignore_index=True)

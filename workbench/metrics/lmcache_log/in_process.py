@@ -1,6 +1,6 @@
-"""Requests of the in-process generation: which lines are of one request, and what arrived for it.
+"""Requests of in-process LMCache: which lines belong to one request, and what arrived for it.
 
-A request id alone is no identity: each process counts from 0, and so it does after a restart.
+A request id alone identifies nothing: each process counts from 0, also after a restart.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 _BACK = np.timedelta64(1, "s")
 _LONG = np.timedelta64(10, "s")
-"""A waiting request is looked up at every step of the engine: after so long it is another one."""
+"""A waiting request is looked up at every engine step: after this gap it is another request."""
 _MANY = 8
-"""And so it is after so many lookups of others."""
+"""The same after this many lookups of other requests."""
 
 
 def in_process_requests(frames: EventFrames, *, failing: bool = False) -> pd.DataFrame:
     """One row per request: its last lookup, and what was stored and retrieved for it.
 
-    A request that waits is looked up again at every step. Each worker (rank) writes a line of its
-    own for the same tokens: stored are those of the rank that has most, retrieved those of the
-    rank that has least, since the engine can use no more; GB is the sum.
+    A waiting request is looked up again at every engine step. Each worker (rank) logs its own line
+    for the same tokens: stored tokens are those of the rank with most, retrieved tokens those of
+    the rank with least, since the engine can use no more; GB is the sum.
 
-    `asked_to_load` is what a lookup promised beyond the engine's own hit, `loaded_tokens` what of
-    it arrived. `arrival` says how that is known, and is empty without a load:
-    `retrieved`  every rank says it;
-    `some ranks` a rank says nothing, and the others' count is taken;
-    `silent`     no line says it, though others have one, or the log has errors of retrievals
-                 (`failing`): nothing is credited;
-    `looked up`  the log has no line of any retrieval: what was promised is credited.
+    `asked_to_load` is the need to load of a lookup, `loaded_tokens` what of it arrived. `arrival`
+    says how that is known, and is empty without a load:
+    `retrieved`  every rank logged it;
+    `some ranks` a rank logged nothing, and the others' count is taken;
+    `silent`     no line confirms it, although other requests have one or the log has retrieval
+                 errors (`failing`): counted as not loaded;
+    `looked up`  the log has no retrieval lines at all: counted as loaded.
     """
     import pandas as pd
 
@@ -65,13 +65,13 @@ def in_process_requests(frames: EventFrames, *, failing: bool = False) -> pd.Dat
 def _requests(
     rows: pd.DataFrame, named: pd.DataFrame, bare: pd.DataFrame, frames: EventFrames
 ) -> NDArray[np.int64]:
-    """The number of the request that each lookup (in the order of the log) is of.
+    """The number of the request that each lookup (in the order of the log) belongs to.
 
     `named` are transfers that name their request, `bare` stores that do not.
     """
     import pandas as pd
 
-    # A process that starts anew, or whose clock is turned back, counts its requests from 0 again.
+    # A restarted process, or one whose clock was turned back, counts requests from 0 again.
     started = frames.starts[["offset", "process"]].sort_values("offset")
     started["starts"] = started.groupby("process").cumcount() + 1
     starts = pd.merge_asof(rows[["offset", "process"]], started, on="offset", by="process")
@@ -80,7 +80,7 @@ def _requests(
     session = starts["starts"].fillna(0) + backs
     key = rows.groupby(["process", "request_id", session], sort=False).ngroup()
 
-    # The same id again, in the same process: another request, unless it may be one that waits.
+    # The same id again in the same process is another request, unless it may be waiting.
     served = named[(named["kind"] == "stored") | (named["tokens"] >= named["required"])]
     computed = frames.storings.assign(lookup=_lookup_of(frames.storings, rows))
     computed = computed[computed["lookup"] >= 0]
@@ -89,16 +89,16 @@ def _requests(
     before = rows.assign(done=done, turn=rows.groupby("process").cumcount()).groupby(key)
     grown, hit = before["prompt_tokens"].diff(), before["lmcache_hit_tokens"].diff()
     late = before["at"].diff() > _LONG
-    # The first of a queue is asked again before any other is.
+    # The first of a queue is looked up again before any other.
     others = before["turn"].diff() - 1
     passed = (others >= _MANY) | ((others > 0) & (hit != 0))
-    # All of a prompt was stored, and now more of it is found: it had been computed.
+    # The whole prompt was stored and now more of it is found, so it had been computed.
     again = rows[["offset", "prompt_tokens"]].assign(after=before["offset"].shift())[hit > 0]
     stores = bare[["offset", "required"]].assign(stored=bare["offset"])
     last = pd.merge_asof(again, stores, on="offset", left_by="prompt_tokens", right_by="required")
     rose = rows.index.isin(again.index[(last["stored"] > last["after"]).to_numpy()])
     other = late | passed | rose | before["done"].shift(fill_value=False)
-    # A longer prompt is a preempted request's, with its answer so far.
+    # A longer prompt belongs to a preempted request and includes its output so far.
     new = grown.isna() | (grown < 0) | (~(grown > 0) & other)
     return np.asarray(rows.groupby([key, new.groupby(key).cumsum()]).ngroup(), np.int64)
 
@@ -106,7 +106,7 @@ def _requests(
 def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
     """The last lookup before each line of the same request id, by position; -1 without one.
 
-    That of the same process if there is one, else of the same engine, else of any.
+    Preferably of the same process, else of the same engine, else of any.
     """
     import pandas as pd
 
@@ -125,7 +125,7 @@ def _lookup_of(lines: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.int64]:
 def _reports(
     rows: pd.DataFrame, transfers: pd.DataFrame, named: pd.DataFrame, failures: pd.DataFrame
 ) -> pd.DataFrame:
-    """What workers say of retrievals: lookup (-1 if unknown), rank, failed, tokens, missing, ..."""
+    """Workers' reports on retrievals: lookup (-1 if unknown), rank, failed, tokens, missing, ..."""
     import pandas as pd
 
     retrieved = named[named["kind"] == "retrieved"]
@@ -149,18 +149,18 @@ def _reports(
 
 
 _AWAITED = 64
-"""So many lookups wait for their retrieval at a time, at most."""
+"""Limit of lookups that wait for their retrieval at a time."""
 _SKIPPED = 8
-"""A failure expects fewer tokens than were looked up: the last ones may be left to the engine."""
+"""A failure may expect this many tokens fewer: the last ones can be left to the engine."""
 _ROUNDED = 2048
-"""A worker counts from the chunk in which the engine's own hit ends, at most so far before it."""
+"""A worker may count this many more: it starts at the chunk in which the engine's hit ends."""
 
 
 def _by_size(lines: pd.DataFrame, rows: pd.DataFrame) -> Sequence[int]:
-    """The lookup of each line that names no request: the last before it of so many tokens.
+    """The lookup of each line without a request: the last one before it of the same size.
 
-    Each rank of an engine reports a lookup once. Where it failed, the error says once more what
-    its Retrieved line has said just before.
+    Each rank of an engine reports a lookup once. If it failed, the error repeats the count of the
+    Retrieved line before it.
     """
     asked = rows[rows["last"] & (rows["loaded_tokens"] > 0)]
     offsets, engines = asked["offset"].to_numpy(), asked["engine"].to_numpy()
@@ -195,20 +195,20 @@ def _arrived(rows: pd.DataFrame, reports: pd.DataFrame, failing: bool) -> pd.Dat
     """The last lookups of requests with what arrived for them."""
     need = rows["loaded_tokens"]  # as looked up
     known = reports[reports["lookup"] >= 0]
-    # What is needed and no token less: some versions call all that was looked up required.
+    # Exactly what was needed: some versions call the whole lookup "required".
     exact = known["tokens"] == need.reindex(known["lookup"]).to_numpy()
     known = known.assign(missing=known["missing"].mask(exact, 0.0))
-    # Where successes are not told, or not of which request, a request without a line may have been
-    # served.
+    # If successes are not logged, or without their request, a request without a line may have been
+    # loaded.
     told = failing or (not known["failed"].all() and len(known) == len(reports))
     each = known.groupby(["lookup", "rank"])
     by_rank = each[["tokens", "gb", "seconds"]].sum(min_count=1)
-    # A failure says once more what the Retrieved line of its rank has said.
+    # A failure repeats the Retrieved line of its rank.
     sums = known[~known["failed"]].groupby(["lookup", "rank"])["missing"].sum()
     worst = known[known["failed"]].groupby(["lookup", "rank"])["missing"].max()
     missing = np.fmax(*(side.reindex(by_rank.index).to_numpy(float) for side in (sums, worst)))
     wanted = need.reindex(by_rank.index.get_level_values("lookup")).to_numpy()
-    got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: its failure alone is told
+    got = np.fmin(by_rank["tokens"].to_numpy(float), wanted)  # NaN: only its failure is logged
     got = np.fmin(got, each["retrieved"].min().to_numpy(float))
     by_rank["arrived"] = np.fmax(0.0, np.fmin(got, wanted - np.fmax(0.0, missing)))
     grouped = by_rank.groupby(level="lookup")

@@ -1,4 +1,4 @@
-"""The beginning of a log line: which process wrote it, and when."""
+"""The start of a log line: which process wrote it, and when."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_YEAR = 1904
-"""The year of a time that is written without one."""
+"""The year of a timestamp without one."""
 STAMP_BYTES = len("2026-11-21 10:42:29,019")
-"""The time of LMCache's own lines, which stands before `] LMCache `."""
+"""Length of LMCache's own timestamp, before `] LMCache `."""
 NO_TIME = np.datetime64("NaT", "us")
 
 _ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
@@ -22,7 +22,7 @@ _STAMPS = re.compile(
     rb"|\b[A-Z][a-z]{2} +\d{1,2} \d\d:\d\d:\d\d\b|\[[\w./]+\.py:\d+\]"
     rb"|\\u001b\[[\d;]*m|^\{\"log\":\""
 )
-"""What changes from line to line in what stands before a message: times, levels, places."""
+"""Parts before a message that change from line to line: times, levels, places."""
 _BAR = re.compile(rb"[^|(\[\n]*\d%\|[^|\n]*\|[^\[\]\n]*\[[^\]\n]*\]")
 """A progress bar of tqdm: vLLM's LLM class draws them into the lines of its engine."""
 _PROCESS = re.compile(rb"\(([^()]*)pid=(\d+)\)")
@@ -31,12 +31,12 @@ _RANK = re.compile(rb"rank=(\d+)|(?:PP(\d+)_)?TP(\d+)")
 
 
 def writer(head: bytes) -> bytes:
-    """Who wrote a line: its process, its engine and its rank in that, with tabs between.
+    """The writer of a line: process, engine and rank in the engine, separated by tabs.
 
-    `head` is what stands before the time or the message. Processes differ by anything in it that
-    is no time (a container's name, a pid). Data-parallel engines are engines, each with its own
-    cache; tensor- and pipeline-parallel workers are ranks of one engine, and so are workers that
-    have nothing but a pid.
+    `head` is the text before the time or the message. Anything in it that is not a time (a
+    container's name, a pid) identifies the process. Data-parallel engines are separate engines with
+    their own caches; tensor- and pipeline-parallel workers are ranks of one engine, and so are
+    workers with only a pid.
     """
     if b"%|" in head:
         head = _BAR.sub(b"", head)
@@ -63,8 +63,8 @@ _OF_SYSLOG = re.compile(rb"\b([A-Z][a-z]{2} +\d{1,2}) (\d\d:\d\d:\d\d)\b")
 def head_time(head: bytes) -> np.datetime64:
     """The time of a line without LMCache's own: vLLM's, a container's or journald's.
 
-    vLLM's comes first: it is of the same clock as LMCache's. It is of NO_YEAR where the line does
-    not say one, and NaT where it says no time.
+    vLLM's is preferred, because it uses the same clock as LMCache's. The year is NO_YEAR if the
+    line has none; NaT if it has no time.
     """
     iso, vllm = _ISO.search(head), _OF_VLLM.search(_ISO.sub(b"", head))
     year = iso[1].decode() if iso else NO_YEAR
@@ -81,7 +81,7 @@ def head_time(head: bytes) -> np.datetime64:
 
 
 def stamps(codes: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.datetime64]:
-    """The times that LMCache wrote from these places on; NaT where none stands."""
+    """LMCache's timestamps at these positions; NaT if there is none."""
     written = codes[starts[:, None] + np.arange(STAMP_BYTES)]
     written[written == ord(",")] = ord(".")
     texts = written.view(f"S{STAMP_BYTES}").ravel()

@@ -1,6 +1,6 @@
-"""What LMCache's log lines look like: in-process (in vLLM's own log) and multi-process ("mp").
+"""Patterns of LMCache's log lines: in-process (in vLLM's own log) and multi-process ("mp").
 
-Read from the sources of LMCache 0.3 to 0.5.6 and of vLLM's own copy; only mp has been run here.
+Taken from the sources of LMCache 0.3 to 0.5.6 and vLLM's own copy; only mp has been run here.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 LOOKED_FOR = '"LMCache hit tokens: ..., need to load: ..." or "Stored ... tokens"'
-"""Lines that a useful log has, for a sentence."""
+"""Examples of lines that a useful log has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A kind of line: a pattern whose named groups are the columns of its events.
 
-    The empty group at the pattern's end matches only where the line has all that belongs to it: a
-    number that a cut has shortened would be a wrong number.
+    The empty group at the pattern's end matches only a complete line, because a number that was cut
+    short would be wrong.
     """
 
     pattern: re.Pattern[bytes]
     marks: tuple[bytes, ...] = ()
-    """Of a line that is seldom there: to ask for these first is faster than to search."""
+    """Bytes of a rare line: looking for them first is faster than a search."""
     warns: bool = False
-    """It is there only where LMCache has logged a warning or worse."""
+    """The line occurs only if LMCache logged a warning or worse."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -33,20 +33,20 @@ class Line:
 
 
 def _line(*parts: bytes, marks: tuple[bytes, ...] = (), warns: bool = False) -> Line:
-    """`#` is a count and `~` a measure, no longer than a number can be."""
+    """`#` stands for a count and `~` for a measure, with a plausible number of digits."""
     text = b"".join(parts).replace(b"#", rb"\d{1,15}").replace(b"~", rb"\d{1,12}(?:\.\d{1,12})?")
     return Line(re.compile(text), marks, warns)
 
 
 _COST = rb"(?:\. size: (?P<gb>~) (?:GB|gb), cost (?P<cost_ms>~) ms)?"
 _OTHER = rb"(?! [a-np-su-z])"
-"""A number of something else than tokens: `Retrieved 33 memory objects`."""
+"""Excludes counts of other things: `Retrieved 33 memory objects`."""
 
 _STARTED = (b"Starting StoreController", b"LMCache initialized for role KVConnectorRole.SCHEDULER")
 
 LINES = {
-    # `pending` has no answer yet. `bare`: the line's end, a colour or a JSON string's end stands
-    # at once behind the last number.
+    # `pending` has no result yet. `bare`: the end of the line or of a JSON string, or a colour,
+    # follows the last number directly.
     "lookups": _line(
         rb"Reqid: (?:(?P<request_id>\S+), Total tokens (?P<prompt_tokens>#)",
         rb"(?:, Inference Engine computed tokens: (?P<engine_hit_tokens>#))?,",
@@ -82,13 +82,13 @@ LINES = {
         _COST,
         rb")())?",
     ),
-    # Told before a store, with the prompt so far: of it all once the prompt has been computed.
+    # Logged before a store, with the prompt so far: the whole prompt once it is computed.
     "storings": _line(
         rb"Storing KV cache for \d+ out of (?P<tokens>#) tokens \([^)\n]{0,60}\)",
         rb" for request (?P<request_id>\S+)()",
         marks=(b"Storing KV cache for ",),
     ),
-    # A worker that got fewer tokens than the lookup had promised.
+    # A worker that got fewer tokens than the lookup found.
     "short": _line(
         rb"Num retrieved tokens: (?P<retrieved>#)",
         rb"(?:, num expected tokens: (?P<expected>#)(?=\D)())?",
@@ -109,16 +109,16 @@ LINES = {
 TEXTS = {"request_id"}
 FLAGS = {"pending", "bare"}
 MEASURES = {"ms", "mp_seconds", "gb", "cost_ms"}
-"""Columns that are no counts."""
+"""Columns that are not counts."""
 
 EVICTED = re.compile(
     rb"(L[12])(?: memory)? usage [\d.]+ above watermark [\d.]+; triggering eviction"
 )
 CHUNK = re.compile(rb"chunk_size'?[=:] ?(\d{1,9})(?=[,\s})])")
 WORKERS = re.compile(rb"Registered [^\n]{0,200}?world_size=(\d{1,4})\)")
-"""An instance that registers with `lmcache server`: each chunk is one key for each of so many."""
+"""An instance that registers with `lmcache server`: each chunk is one key per worker."""
 REQUEST = re.compile(rb"\[req_id=([^\]\s]+)(?: [^\]]*)?\] $")
-"""What stands before `Stored` and `Retrieved` where a version names the request."""
+"""The text before `Stored` and `Retrieved` in versions that name the request."""
 OF_REQUEST = re.compile(rb"Request (\S+?)The number of retrieved tokens is less")
 """The same for `short`, in the line before."""
 
@@ -129,7 +129,7 @@ ERROR = re.compile(
     rb"|LMCache WARNING:" + _COLOUR + rb" ([^\n\r\x1b]{0,100}?(?:failed to load|can't be retrieved|"
     rb"unhealthy|timed out)[^\n\r\x1b]{0,100})"
 )
-"""What LMCache says of a failure: the message of an error, or of a warning about lost KV."""
+"""LMCache's failures: the message of an error, or of a warning about lost KV."""
 
 _ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -137,7 +137,7 @@ _ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 def whole_lines(
     pattern: re.Pattern[bytes], data: bytes
 ) -> tuple[list[int], list[tuple[Any, ...]], int]:
-    """Where the pattern's lines stand, what they say (its groups), and how many were cut."""
+    """Positions and groups of the pattern's complete lines, and how many were cut."""
     last, starts, groups, cut = pattern.groups, list[int](), list[tuple[Any, ...]](), 0
     for match in pattern.finditer(data):
         whole = match if match.lastindex == last else _again(match, data)
@@ -150,7 +150,7 @@ def whole_lines(
 
 
 def _again(match: re.Match[bytes], data: bytes) -> re.Match[bytes] | None:
-    """A line that only begins as one of ours, read without the colours within; None for a cut."""
+    """An incomplete match, tried again without colours; None if the line was cut."""
     line = data[match.start() : data.find(b"\n", match.start()) + 1 or len(data)]
     again = match.re.match(_ANSI.sub(b"", line)) if b"\x1b" in line else None
     return again if again and again.lastindex == match.re.groups else None

@@ -1,6 +1,6 @@
-"""An LMCache log of any size as one row per request: who held the tokens, who gets the credit.
+"""An LMCache log of any size as one row per request: which cache held and served its tokens.
 
-Sizes in GB are what LMCache calls so: 1024^3 bytes.
+Sizes in GB are LMCache's: 1024^3 bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COLUMNS = (
     "stored_tokens", "retrieved_tokens", "seconds", "gb_per_s", "lookup_s", "lookups",
 )  # fmt: skip
 _OF_RETRIEVAL = re.compile(r"(?!.*(?:number of|Num) retrieved|.*failed to load)(?i:.*retriev)")
-"""An error of a retrieval that does not say of how many tokens."""
+"""A retrieval error without a number of tokens."""
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
 Cause = Literal[
@@ -43,12 +43,12 @@ Cause = Literal[
     "no year", "no time", "runs backwards",
     "no lookups without a hit", "lookups of part of a chunk", "chunk unknown", "keys unknown",
 ]  # fmt: skip
-"""Why a log, or what is concluded from it, is in doubt."""
+"""Reasons to doubt a log, or conclusions from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogDoubt:
-    """A cause of doubt, and of how many lines, requests or starts; 0 where that says nothing."""
+    """A cause of doubt, and its number of lines, requests or starts (0 if meaningless)."""
 
     cause: Cause
     count: int = 0
@@ -58,21 +58,20 @@ class LogDoubt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """Prompt tokens by who served them, over the requests of which the log says it all.
+    """Prompt tokens by the cache that served them, over the requests that the log shows completely.
 
-    The engine's own cache comes first: what it holds is never loaded. LMCache is credited with
-    `max(0, hit - engine hit)` as far as it arrived: a lookup is a promise, and a retrieval may
-    fail. NaN where no request says it, as in the mp generation, which logs neither the prompt's
-    length nor what the engine held.
+    The engine's own cache comes first: tokens in it are never loaded. LMCache served
+    `max(0, LMCache hit - engine hit)`, as far as it arrived: a retrieval may fail after the lookup.
+    NaN if no request shows it, as in mp, which logs neither prompt length nor engine hit.
     """
 
     engine: float = nan
     lmcache: float = nan
     computed: float = nan
     idle: float = nan
-    """Of LMCache's, those that the engine had too."""
+    """Tokens cached in LMCache, but not needed, because the engine had them too."""
     lost: float = nan
-    """Those that were to be loaded and did not arrive."""
+    """Tokens to load that did not arrive."""
 
     @property
     def total(self) -> float:
@@ -82,18 +81,18 @@ class Credit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSummary:
-    """What a log says, and what of it could not be read."""
+    """The content of a log, and what of it could not be read."""
 
     requests: pd.DataFrame
-    """One row per request, in the order of the log. Of its columns, NaN where the log does not say:
+    """One row per request, in the order of the log. Columns, NaN if the log lacks the value:
 
-    generation (`in-process` or `mp`), request_id, process and engine (who wrote the lookup), at
-    (the log's own clock), prompt_tokens, engine_hit_tokens, lmcache_hit_tokens, need_to_load (as
-    printed, may be negative), asked_to_load (what the lookup promised beyond the engine's hit),
-    loaded_tokens (what of it arrived: LMCache earns it), arrival (how that is known: see
-    `in_process_requests`), skipped (too few to be worth loading), asked_tokens (mp: whole chunks
-    that were looked up), l1_keys, l2_keys, l1_tokens, l2_tokens, stored_tokens, retrieved_tokens,
-    seconds and gb_per_s of the retrieval, lookup_s, lookups (how often the request was looked up).
+    generation (`in-process` or `mp`), request_id, process and engine (writer of the lookup), at
+    (log time), prompt_tokens, engine_hit_tokens, lmcache_hit_tokens, need_to_load (as logged, may
+    be negative), asked_to_load (need to load, not negative), loaded_tokens (what of it arrived),
+    arrival (how that is known: see `in_process_requests`), skipped (fewer than min_retrieve),
+    asked_tokens (mp: whole chunks that were looked up), l1_keys, l2_keys, l1_tokens, l2_tokens,
+    stored_tokens, retrieved_tokens, seconds and gb_per_s of the retrieval, lookup_s, lookups (how
+    often the request was looked up).
     """
     transfers: pd.DataFrame
     """One row per Stored or Retrieved line: generation, kind, request_id, process, engine, rank,
@@ -103,20 +102,20 @@ class LogSummary:
     matching: int = 0
     """Lines that were understood."""
     keys: KeyCount = field(default_factory=KeyCount)
-    """What a key and a line stand for (mp only)."""
+    """Tokens per key and workers per line (mp only)."""
     dated: bool = True
-    """Whether the log says the year of its times; where it does not, they are of NO_YEAR."""
+    """Whether the timestamps have a year; if not, it is NO_YEAR."""
     doubts: tuple[LogDoubt, ...] = ()
 
     @property
     def credited(self) -> pd.DataFrame:
-        """The requests of which the log says who served their tokens."""
+        """The requests for which the log shows the engine hit and the prompt length."""
         rows = self.requests
         return rows[rows["engine_hit_tokens"].notna() & rows["prompt_tokens"].notna()]
 
     @property
     def credit(self) -> Credit:
-        """Who served the tokens of those requests."""
+        """The tokens of those requests by the cache that served them."""
         known = self.credited
         if known.empty:
             return Credit()
@@ -130,10 +129,10 @@ class LogSummary:
         )
 
     def moved(self, kind: str, generation: str = "") -> float:
-        """Tokens `stored` or `retrieved`; NaN where the log does not show how many workers tell it.
+        """Tokens `stored` or `retrieved`; NaN if the number of workers that log it is unknown.
 
-        Ranks of an engine do the same: of those stored the one that has most counts, of those
-        retrieved the one that has least. Engines add up.
+        Ranks of an engine move the same tokens: the rank with most stored and the rank with least
+        retrieved tokens counts. Engines add up.
         """
         total = 0.0
         rows = self.transfers[self.transfers["kind"] == kind]
@@ -151,14 +150,14 @@ class LogSummary:
 
 
 def read_log(log: Path | str | BinaryIO | Sequence[Path | str], *, ranks: int = 0) -> LogSummary:
-    """Read a log as a stream: what is kept is its rows, never its text.
+    """Read a log as a stream; its rows are kept, its text is not.
 
-    Several files are read one after the other, and whoever wrote one is another process.
-    `ranks` is the number of workers of an instance (tensor parallel), 0 for what the log shows: the
-    mp generation counts one key for each of them and chunk.
+    Several files are read one after the other, each as the log of other processes. `ranks` is the
+    number of workers per instance (tensor parallel), 0 to derive it from the log: mp counts one key
+    per worker and chunk.
 
-    Raises ParameterError where `log` is a path that cannot be read; a file with nothing to read
-    gives an empty summary with a doubt that says what it is.
+    Raises ParameterError for a path that cannot be read. A file without LMCache lines gives an
+    empty summary whose doubt says what the file is.
     """
     logs = log if isinstance(log, Sequence) and not isinstance(log, str) else [log]
     events, files = Events(), dict[int, str]()
@@ -176,13 +175,13 @@ def _events(log: Path | str | BinaryIO) -> Events:
             return scan_by_children(file, children) if children else scan_stream(file)
     except OSError as error:
         raise ParameterError(
-            f"log_file {str(log)!r} cannot be read ({error.strerror}); give the path of a vLLM or"
-            " `lmcache server` log, e.g. logs/vllm.log"
+            f"log_file {str(log)!r} cannot be read ({error.strerror}). Give the log of vLLM or"
+            " `lmcache server` (example: log_file logs/vllm.log)"
         ) from error
 
 
 def _summary(events: Events, ranks: int, files: Mapping[int, str]) -> LogSummary:
-    """`files` are the names of several files, by the offset at which each begins."""
+    """`files` maps the offset at which each file begins to its name, if there are several."""
     import pandas as pd
 
     frames, counts = event_frames(events, files), events.counts
@@ -217,7 +216,6 @@ def _doubts(
     if not summary.matching:
         yield LogDoubt(cause=_why_nothing(log))
 
-    # Where what was looked up is not what arrived, or may not be.
     told = requests["arrival"].isin(("retrieved", "some ranks"))
     lost = requests[told & (requests["loaded_tokens"] < requests["asked_to_load"])]
     missing = float((lost["asked_to_load"] - lost["loaded_tokens"]).sum())
@@ -260,7 +258,7 @@ def _doubts(
 
 
 def _why_nothing(log: Counts) -> Cause:
-    """Why a log has nothing for us."""
+    """Why a log has no usable lines."""
     if not log.size_bytes:
         return "empty"
     if log.magic.startswith(_COMPRESSED):

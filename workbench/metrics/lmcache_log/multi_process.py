@@ -1,4 +1,4 @@
-"""The multi-process generation counts keys and logs workers: from both to tokens.
+"""Multi-process LMCache logs keys, once per worker; this derives tokens from them.
 
 `12/44 retained keys`, then `Retrieved 768 tokens` four times: 4 keys a chunk of 256, 4 workers.
 """
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _AGREE = 0.5
-"""The share of the lookups that has to agree."""
+"""Fraction of the lookups that must agree."""
 _SURE, _CLEAR = 0.25, 0.8
-"""The share of retrievals that has to be a lookup's, and how close the next best may come: the
-engine may have held a part itself, so not all are."""
+"""Fraction of retrievals that must match a lookup, and how close the next best may come. Not all
+match, because the engine may have held a part itself."""
 _LINES = 5000
 _IN_FLIGHT = 16
-"""Lookups that may wait for their retrieval at a time."""
+"""Limit of lookups that wait for their retrieval at a time."""
 _MOST_KEYS = 1024
 _TOGETHER = np.timedelta64(100, "ms")
-"""Workers of one instance log the same transfer within so long."""
+"""Workers of one instance log the same transfer within this time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyCount:
-    """What the keys and lines of a log stand for; 0 or NaN where it does not show."""
+    """Meaning of the keys and lines of a log; 0 or NaN if the log does not show it."""
 
     tokens_per_key: float = nan
     keys_per_chunk: int = 0
@@ -45,12 +45,12 @@ class KeyCount:
 def count_keys(
     frames: EventFrames, *, chunk: int, registered: set[int], ranks: int = 0
 ) -> KeyCount:
-    """Keys of a chunk, and workers of an instance, as far as a log shows them.
+    """Keys per chunk and workers per instance, as far as the log shows them.
 
-    A chunk is one key for each worker that keeps its own part of the KV (and for each kind of
-    layer of a hybrid model), and each worker logs the same Stored or Retrieved line.
-    `chunk` is the chunk in tokens (0 if unknown), `registered` are the workers of instances that
-    registered. `ranks` is what the user says, 0 for what the log shows.
+    A chunk is one key per worker that keeps its own part of the KV (and per kind of layer of a
+    hybrid model), and each worker logs the same Stored or Retrieved line. `chunk` is the chunk in
+    tokens (0 if unknown), `registered` holds the workers of registered instances, `ranks` is the
+    user's number of workers (0 to derive it).
     """
     named = ranks or (next(iter(registered)) if len(registered) == 1 else 0)
     moved = frames.transfers[frames.transfers["generation"] == "mp"]
@@ -61,15 +61,14 @@ def count_keys(
         common = gcd(common, *map(int, lookups[name].unique()))
     stored = moved[moved["kind"] == "stored"]
     lines = _Lines.of(lookups, retrieved)
-    # Tokens that move are whole chunks: where the log does not name a chunk, so long is a guess
-    # whose keys are counted with it.
+    # Tokens move in whole chunks: if the log names no chunk, their common divisor replaces it.
     unit = chunk or gcd(*map(int, moved["tokens"].unique()))
     keys = _keys(lines, common, unit) if unit else 0
     workers = _workers(lines, keys, unit)
     if chunk and not keys:
         keys = named or _by_stores(lookups, stored, common, chunk) or int(common == 1)
     if chunk and ranks and keys % ranks and workers != ranks:
-        keys = ranks  # what the user says, unless the log shows both
+        keys = ranks  # the user's number, unless the log shows both
     retrieving = ranks or workers or named or (1 if keys == 1 else 0)
     return KeyCount(
         tokens_per_key=unit / keys if keys else nan,
@@ -81,14 +80,14 @@ def count_keys(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lines:
-    """Retrievals beside the lookups before them, for as many lines as tell enough."""
+    """Retrievals and the lookups before them, for the first lines of a log."""
 
     found: NDArray[np.int64]
     """Keys that each lookup found."""
     tokens: NDArray[np.int64]
     """Tokens of each Retrieved line."""
     recent: NDArray[np.int64]
-    """For each line its latest lookups, the last first; -1 where there is none."""
+    """For each line its latest lookups, the last first; -1 if there is none."""
 
     @classmethod
     def of(cls, lookups: pd.DataFrame, retrieved: pd.DataFrame) -> _Lines:
@@ -112,7 +111,7 @@ class _Lines:
 
 
 def _keys(lines: _Lines, common: int, unit: int) -> int:
-    """Keys of `unit` tokens: with them, what was found is most often what was retrieved."""
+    """Keys per `unit` tokens with which lookups and retrievals agree most often."""
     if not len(lines.tokens) or not len(lines.found):
         return 0
     best = int(lines.found.max()) * unit // int(lines.tokens.max())  # no more than was found
@@ -130,7 +129,7 @@ def _keys(lines: _Lines, common: int, unit: int) -> int:
 
 
 def _workers(lines: _Lines, keys: int, unit: int) -> int:
-    """Lines that each retrieval has, by those that can be of one lookup only."""
+    """Lines per retrieval, judged by those that can belong to one lookup only."""
     owner = lines.owner(keys, unit) if keys else np.array([], np.int64)
     if not (owner >= 0).any():
         return 0
@@ -140,7 +139,7 @@ def _workers(lines: _Lines, keys: int, unit: int) -> int:
         same = lines.found[away:] == lines.found[:-away]
         alone[away:] &= ~same
         alone[:-away] &= ~same
-    # Lookups that take turns with their retrievals: the lines behind each are its own.
+    # If lookups and retrievals alternate, the lines after each lookup are its own.
     turns = counts > 0
     turns[1:] &= counts[:-1] > 0
     for mine in (alone, turns):
@@ -151,7 +150,7 @@ def _workers(lines: _Lines, keys: int, unit: int) -> int:
 
 
 def _by_stores(lookups: pd.DataFrame, stored: pd.DataFrame, common: int, chunk: int) -> int:
-    """Keys a chunk, if only one number makes most lookups as long as something that was stored."""
+    """Keys per chunk, if only one number makes most lookups as long as a stored prompt."""
     lengths = stored["tokens"].unique()
     asked = lookups["asked_keys"].to_numpy() * chunk
     fit = [keys for keys in range(1, min(common, _MOST_KEYS) + 1)
@@ -160,7 +159,7 @@ def _by_stores(lookups: pd.DataFrame, stored: pd.DataFrame, common: int, chunk: 
 
 
 def _storing(stored: pd.DataFrame, workers: int) -> int:
-    """How many workers log each store: all, or (where KV is the same on each) one of them."""
+    """How many workers log each store: all, or one of them (if KV is the same on each)."""
     if stored.empty:
         return workers or 1
     if workers and (stored["tokens"].value_counts() % workers == 0).all():
@@ -174,7 +173,7 @@ def _storing(stored: pd.DataFrame, workers: int) -> int:
 
 
 def mp_requests(rows: pd.DataFrame, keys: KeyCount) -> pd.DataFrame:
-    """One row per lookup that found something, in keys, and in tokens where a key's are known."""
+    """One row per lookup with a hit, in keys, and in tokens if the tokens per key are known."""
     tokens = keys.tokens_per_key
     return rows.assign(
         generation="mp",

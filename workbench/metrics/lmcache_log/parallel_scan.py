@@ -1,6 +1,6 @@
-"""A large log searched by several processes: each child reads every n-th block of the open file.
+"""Search a large log with several processes: each child reads every n-th block of the open file.
 
-It writes to its pipe alone, so it ends with its reader; what it does not deliver is read here.
+A child writes to its pipe only, so it ends with its reader; missing blocks are read here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from workbench.metrics.lmcache_log.scan import BLOCK_BYTES, Events, scan
 
 ALONE_BYTES = 64 << 20
-"""Smaller files are read sooner by one process than children have started."""
+"""Smaller files are read by one process, which is faster than starting children."""
 _MOST = 8
 _TAIL_BYTES = 64 << 10
 PROGRAM = (sys.executable, "-m", "workbench.metrics.lmcache_log.parallel_scan")
@@ -26,18 +26,18 @@ PROGRAM = (sys.executable, "-m", "workbench.metrics.lmcache_log.parallel_scan")
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """An open file on disk, of the size that it had when reading began, in blocks of lines."""
+    """An open file, at its size when reading began, in blocks of lines."""
 
     descriptor: int
     size: int
     block_bytes: int
 
     def __len__(self) -> int:
-        """One for each `block_bytes`, and one for a last line without an end."""
+        """One block per `block_bytes`, and one for a last line without an end."""
         return -(-self.size // self.block_bytes) + 1
 
     def scan(self, number: int, heads: dict[bytes, bytes]) -> Events:
-        """The events of a block, the same that a reader of the whole file makes."""
+        """The events of a block, the same as in a scan of the whole file."""
         begin = self._cut(number - 1)
         end = self.size if number + 1 == len(self) else self._cut(number)
         if end <= begin:
@@ -45,7 +45,7 @@ class Blocks:
         return scan(os.pread(self.descriptor, end - begin, begin), begin, heads)
 
     def _cut(self, number: int) -> int:
-        """Behind the last line that ends in the `number`-th `block_bytes`, else their end."""
+        """The position after the last line that ends in the `number`-th block, else its end."""
         first = max(0, number * self.block_bytes)
         end = min(self.size, (number + 1) * self.block_bytes)
         for begin in (max(first, end - _TAIL_BYTES), first):
@@ -66,7 +66,7 @@ class Blocks:
 
 
 def children_for(file: BinaryIO) -> int:
-    """How many children should read a file: one for each core, 0 for a small one or a stream."""
+    """How many children should read a file: one per core, 0 for a small file or a stream."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with suppress(OSError, ValueError):  # a stream in memory has no descriptor
         state = os.fstat(file.fileno())
@@ -81,7 +81,7 @@ def scan_by_children(file: BinaryIO, children: int) -> Events:
     heads, events = dict[bytes, bytes](), Events()
     with ExitStack() as ends:
         started = []
-        with suppress(OSError):  # no room for another process: its blocks are read here
+        with suppress(OSError):  # no further process can start: its blocks are read here
             for child in range(children):
                 process = blocks.child(child, children)
                 ends.enter_context(process)
@@ -95,7 +95,7 @@ def scan_by_children(file: BinaryIO, children: int) -> Events:
 
 
 def _delivered(child: subprocess.Popen[bytes]) -> Events | None:
-    """A child's next block; None when it has ended before its time."""
+    """A child's next block; None if it ended early."""
     assert child.stdout is not None
     with suppress(EOFError, pickle.UnpicklingError):
         part = pickle.load(child.stdout)

@@ -1,4 +1,4 @@
-"""The events of an LMCache log of any size, searched block by block: its text is never kept."""
+"""The events of an LMCache log of any size, searched block by block without keeping its text."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from workbench.metrics.lmcache_log.lines import (
 
 BLOCK_BYTES = 8 << 20
 _LEVEL = b"] LMCache "
-"""Stands behind the time of each of LMCache's lines."""
+"""Follows the time in each of LMCache's lines."""
 _HEAD_BYTES = 300
 _MOST_HEADS = 10_000
 _ERROR_KINDS = 50
 
 Columns = dict[str, Any]
-"""Events of one kind: `offset` (its byte of the log), `at`, `writer` (see `line_heads.writer`),
-and what the line says, NaN for a number that it does not. A column is an array; one of texts is
-one piece with a line feed between two events, which none holds."""
+"""Events of one kind: `offset` (byte in the log), `at`, `writer` (see `line_heads.writer`), and the
+values of the line, NaN for a missing number. A column is an array; a column of texts is one text
+with a line feed between two events."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What is counted over a whole log."""
+    """Counts over a whole log."""
 
     size_bytes: int = 0
     lines: int = 0
     cut: int = 0
-    """Lines of LMCache that were cut, or written into by another process: left out."""
+    """LMCache lines that were cut or overwritten by another process, and left out."""
     undecodable: int = 0
-    """Places that are not UTF-8."""
+    """Byte sequences that are not UTF-8."""
     zeros: int = 0
     magic: bytes = b""
     """The first four bytes."""
     evictions: Counter[str] = field(default_factory=Counter)
-    """Times that the eviction of `L1` or `L2` was triggered."""
+    """How often eviction from `L1` or `L2` was triggered."""
     chunk_tokens: set[int] = field(default_factory=set)
-    """Lengths of LMCache's chunk that the log names."""
+    """Chunk sizes that the log names."""
     workers: set[int] = field(default_factory=set)
     """Workers of the instances that registered with `lmcache server`."""
     error_kinds: Counter[str] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class Counts:
     """The first message of each kind."""
 
     def add(self, part: Counts) -> None:
-        """Take in what follows in the log."""
+        """Add the counts of the next part of the log."""
         for name in ("size_bytes", "lines", "cut", "undecodable", "zeros"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.magic = self.magic or part.magic
@@ -77,13 +77,13 @@ class Counts:
 
     @property
     def chunk(self) -> int:
-        """LMCache's chunk in tokens; 0 where the log names none or several."""
+        """LMCache's chunk in tokens; 0 if the log names none or several."""
         return next(iter(self.chunk_tokens)) if len(self.chunk_tokens) == 1 else 0
 
     @property
     def errors(self) -> dict[str, int]:
-        """LMCache's errors and warnings of lost KV: the first message of each kind and how many
-        there are, the most frequent first."""
+        """LMCache's errors and warnings of lost KV: the first message of each kind and its count,
+        the most frequent first."""
         return {self.first_errors[kind]: count for kind, count in self.error_kinds.most_common()}
 
 
@@ -95,7 +95,7 @@ class Events:
     counts: Counts = field(default_factory=Counts)
 
     def add(self, part: Events, *, offset: int = 0) -> None:
-        """Take in what follows in the log; its offsets count from `offset` on."""
+        """Add the next part of the log; its offsets count from `offset` on."""
         for kind, blocks in part.columns.items():
             self.columns[kind] += [block | {"offset": block["offset"] + offset} for block in blocks]
         self.counts.add(part.counts)
@@ -111,7 +111,7 @@ def scan_stream(file: BinaryIO) -> Events:
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """The file, cut behind the last line that ends in each BLOCK_BYTES; longer lines are cut."""
+    """The file, cut after the last line that ends in each BLOCK_BYTES; longer lines are cut."""
     rest = b""
     while data := file.read(BLOCK_BYTES):
         end = data.rfind(b"\n") + 1 or len(data)
@@ -124,7 +124,7 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 def scan(data: bytes, base: int, heads: dict[bytes, bytes]) -> Events:
     """Every event of `data`, which begins at byte `base` of the log.
 
-    `heads` remembers what the beginning of a line says of its process; give the same one each time.
+    `heads` caches the writer by the start of a line; pass the same one each time.
     """
     text, found = _Text(data, base, heads), Events()
     found.counts = counts = Counts(
@@ -176,7 +176,7 @@ def _events(text: _Text, kind: str, line: Line) -> tuple[Columns, int]:
 
 
 def _requests_in_line(text: _Text, starts: list[int], required: Any) -> list[bytes]:
-    """The request that stands in the line before each start; empty where none does."""
+    """The request named in the line before each start; empty if there is none."""
     names = [b""] * len(starts)
     begins = text.lines(np.array(starts)).tolist()
     for n in np.flatnonzero(~np.isnan(required)).tolist():  # mp lines never name one
@@ -193,7 +193,7 @@ def _request_before(data: bytes, start: int) -> bytes:
 
 
 class _Text:
-    """A block of log, and where in it lines begin and times end."""
+    """A block of the log, with the positions where lines begin and times end."""
 
     def __init__(self, data: bytes, base: int, heads: dict[bytes, bytes]) -> None:
         self.data, self.base, self.heads = data, base, heads
@@ -202,7 +202,7 @@ class _Text:
         levels = np.flatnonzero(self.codes[: -len(_LEVEL)] == _LEVEL[0])
         for place, code in enumerate(_LEVEL):
             levels = levels[self.codes[levels + place] == code]
-        # In front stands one that cannot be, for lines that have none before them.
+        # An impossible first position serves lines without a time before them.
         self.levels = np.concatenate(([-1], levels))
 
     def warned(self) -> bool:
@@ -211,11 +211,11 @@ class _Text:
         return bool(np.isin(self.codes[behind], np.frombuffer(b"WEC", np.uint8)).any())
 
     def lines(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the lines begin that hold the bytes `starts`."""
+        """Where the lines with the bytes `starts` begin."""
         return self.begins[np.searchsorted(self.begins, starts, "right") - 1]
 
     def place(self, starts: Sequence[int]) -> Columns:
-        """Offset, time and writer, as far as the beginnings of the lines say them."""
+        """Offset, time and writer, as far as the starts of the lines show them."""
         at = np.array(starts)
         begins = self.lines(at)
         if b"\r" in self.data:  # a progress bar is drawn again and again before the line
@@ -226,7 +226,7 @@ class _Text:
         told = ends >= begins
         times = np.full(len(at), "NaT", "datetime64[us]")
         times[told] = stamps(self.codes, ends[told])
-        told &= ~np.isnat(times)  # written in another way
+        told &= ~np.isnat(times)  # another format
         ends[~told] = np.minimum(at, begins + _HEAD_BYTES)[~told]
         for n in np.flatnonzero(~told).tolist():
             times[n] = head_time(self.data[begins[n] : ends[n]])
@@ -238,7 +238,7 @@ class _Text:
         found = self.heads.get(head)
         if found is None:
             found = writer(head)
-            if len(self.heads) < _MOST_HEADS:  # a torn log may have a new beginning in each line
+            if len(self.heads) < _MOST_HEADS:  # a damaged log may have a new start in each line
                 self.heads[head] = found
         return found
 
@@ -248,7 +248,7 @@ _CHANGING = re.compile(r"\S*\d\S*")
 
 
 def _count_errors(data: bytes, counts: Counts) -> None:
-    """Errors by kind: those of one kind differ in their numbers and ids only."""
+    """Count errors by kind: errors of one kind differ only in numbers and ids."""
     for error, warning in ERROR.findall(data):
         message = _PLACE.sub(b"", error or warning).decode("utf-8", "replace").strip()
         kind = _CHANGING.sub("#", message)

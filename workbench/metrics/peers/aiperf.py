@@ -1,4 +1,4 @@
-"""AIPerf's profile_export.jsonl, one record a request."""
+"""AIPerf's profile_export.jsonl, one record per request."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds":
 def aiperf_file(source: Path, records: list[Any], *, lost: int = 0) -> PeerFile:
     """AIPerf's docs/tutorials/working-with-profile-exports.md: the per-request records.
 
-    Token counts are the server's where it told them; else AIPerf's, who tokenises texts again. A
-    stream cut off or with an error event in it is a success in this file, and stays one. `lost`
-    lines were no JSON. The count of all requests is in the summary beside the file.
+    Token counts are the server's if present, else AIPerf's, which tokenises texts again. A stream
+    that was cut off or holds an error event is a success in this file, and stays one. `lost` lines
+    were not JSON. The count of all requests is in the summary beside the file.
     """
     requests, unreadable, doubts = read_all(records, _request)
     total, version = _summary(source)
     missing = unstreamed(requests)
     if requests and all(missing):
-        doubts += ("No TTFT in the file: AIPerf ran without --streaming. TPOT is not known.",)
+        doubts += ("The file has no TTFT, so TPOT is unknown: AIPerf ran without --streaming.",)
     elif any(missing):
-        doubts += ("Some requests have no TTFT in the file: their TPOT is not known.",)
+        doubts += ("Some requests have no TTFT, so their TPOT is unknown.",)
     if lost:
-        lines = "1 line of the file is" if lost == 1 else f"{lost} lines of the file are"
-        doubts += (f"{lines} cut off or no JSON, and left out.",)
+        doubts += (f"Lines left out because they are cut off or not JSON: {lost}.",)
     return PeerFile(
         tool="AIPerf",
         requests=requests,
@@ -82,7 +81,7 @@ def _request(record: Mapping[str, Any]) -> PeerRequest | None:
 
 
 def _summary(source: Path) -> tuple[int, str]:
-    """Requests that AIPerf counted and its version, from the summary beside the records."""
+    """AIPerf's count of requests and its version, from the summary beside the records."""
     try:
         summary = json.loads(source.with_name(f"{source.stem}_aiperf.json").read_text("utf-8"))
         counts = [summary.get(name) or {} for name in ("request_count", "error_request_count")]
@@ -93,11 +92,11 @@ def _summary(source: Path) -> tuple[int, str]:
 
 
 def _tokens(metrics: Mapping[str, Any], *names: str) -> int:
-    """The first of the counts that the record has."""
+    """The first of these counts that the record has."""
     return next((count(metrics[name]["value"]) for name in names if name in metrics), -1)
 
 
 def _seconds(metrics: Mapping[str, Any], name: str) -> list[float]:
-    """A metric's values; most have one."""
+    """A metric's values; most metrics have one."""
     value, unit_s = metrics[name]["value"], _SECONDS[metrics[name]["unit"]]
     return [float(each) * unit_s for each in (value if isinstance(value, list) else [value])]

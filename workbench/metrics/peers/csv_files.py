@@ -1,4 +1,4 @@
-"""CSV files with one request a line, which end at the end of its stream: so do E2E and TPOT."""
+"""CSV files with one request per line. E2E and TPOT run to the end of the stream in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import nan
 
 from workbench.metrics.peers.peer_request import PeerFile, PeerRequest, read_all
 
-_NO_TOKEN = "no token came, no reason was saved"
+_NO_TOKEN = "no token arrived, no reason was saved"
 
 
 def columns_of(text: str) -> set[str]:
@@ -53,7 +53,7 @@ def _time(row: dict[str, str], name: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvForm:
-    """One tool's table: what it is told by, and how a line is read."""
+    """One tool's table: the columns that identify it, and how a line is read."""
 
     tool: str
     columns: frozenset[str]
@@ -81,8 +81,8 @@ CSV_FORMS = (
         columns=frozenset({"ttft", "generation_time", "generation_tokens"}),
         request=_multi_round_request,
         doubts=(
-            "multi-round-qa writes finished requests only: how many failed or were cut off is not"
-            " known.",
+            "multi-round-qa saves finished requests only. The number of failed or unfinished"
+            " requests is unknown.",
         ),
     ),
 )

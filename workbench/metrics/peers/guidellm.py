@@ -1,4 +1,4 @@
-"""GuideLLM's reports, whose requests are objects in lists by status."""
+"""GuideLLM's reports, which list requests by status."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ _OWN = {"TTFT": ("time_to_first_token_ms", 1e-3), "E2E": ("request_latency", 1.0
 def guidellm_file(source: object, report: Mapping[str, Any]) -> PeerFile:
     """guidellm/schemas/base/request_stats.py of 0.4 and later, benchmark/benchmark.py of 0.2, 0.3.
 
-    The second is told by its `scheduler_info`; a report has a version since 0.5.
+    The older form has `scheduler_info`; reports name their version since 0.5.
     """
     about = report.get("metadata") or {}
     version = str(about.get("guidellm_version") or "")
     if about and about.get("version") not in (1, 2):
         raise ResultError(
-            f"{source} is a GuideLLM report of version {about.get('version')}"
-            f" ({version or 'GuideLLM unknown'}); read are versions 1 and 2 (GuideLLM 0.5 to 0.8)"
-            " and GuideLLM 0.2 to 0.4"
+            f"{source} must be a GuideLLM report of version 1 or 2 (GuideLLM 0.2 to 0.8), got"
+            f" version {about.get('version')} ({version or 'GuideLLM unknown'})"
         )
     benchmarks = report["benchmarks"]
     if len(benchmarks) > 1:
         raise ResultError(
-            f"{source} holds {len(benchmarks)} GuideLLM benchmarks (a sweep), which are"
-            " not one kind of load; run guidellm with one rate, or keep one entry of `benchmarks`"
+            f"{source} must hold one GuideLLM benchmark, got {len(benchmarks)} (a sweep). Run"
+            " guidellm with one rate, or keep one entry of `benchmarks`"
         )
     benchmark = benchmarks[0] if benchmarks else {}
     if "results" in benchmark and "requests" not in benchmark:
         raise ResultError(
-            f"{source} is a report of GuideLLM 0.1; read are 0.2 to 0.8: run a later GuideLLM"
+            f"{source} must be a report of GuideLLM 0.2 to 0.8, got GuideLLM 0.1. Run a later"
+            " GuideLLM"
         )
     lists = benchmark.get("requests") or {}
     told = [(status, request) for status in _STATUSES for request in lists.get(status) or []]
@@ -58,11 +58,11 @@ def guidellm_file(source: object, report: Mapping[str, Any]) -> PeerFile:
     total = totals.get("total") or sum(totals.get(status) or 0 for status in _STATUSES)
     if 0 < total < len(told):
         doubts += (
-            f"GuideLLM measured {total} requests; the {len(told)} in the file include"
-            " warm-up or cool-down.",
+            f"GuideLLM measured {total} requests. The {len(told)} in the file include warm-up or"
+            " cool-down.",
         )
     if any(unstreamed(requests)):
-        doubts += ("Some requests have no time of a first token: they were not streamed.",)
+        doubts += ("Some requests have no first-token time, because they were not streamed.",)
     if not version:
         version = "0.4" if any("info" in request for _, request in told) else "0.3 and older"
     return PeerFile(
@@ -83,7 +83,7 @@ def _request(status: str, request: Mapping[str, Any]) -> PeerRequest:
         times = {**request["scheduler_info"], **request}
     due_s, start_s, first_s, last_s, end_s = (_time(times.get(name)) for name in names)
     good = status == "successful"
-    told = info.get("error") or "GuideLLM cut it at the end of the benchmark"
+    told = info.get("error") or "cut off by GuideLLM at the end of the benchmark"
     ttft_ms = request["time_to_first_token_ms"]
     ttft_s = first_s - start_s if ttft_ms is None else ttft_ms / 1000
     e2e_s = (end_s if isnan(last_s) else last_s) - start_s
@@ -103,7 +103,7 @@ def _request(status: str, request: Mapping[str, Any]) -> PeerRequest:
 
 
 def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """GuideLLM's own percentiles of all its successes."""
+    """GuideLLM's own percentiles of all successful requests."""
     own = {}
     for name, (key, unit_s) in _OWN.items():
         found = ((metrics.get(key) or {}).get("successful") or {}).get("percentiles") or {}
@@ -114,5 +114,5 @@ def _own(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _time(value: float | None) -> float:
-    """A time of the file; GuideLLM up to 0.3 writes -1 for one that never came."""
+    """A time of the file; GuideLLM up to 0.3 writes -1 for a missing one."""
     return nan if value is None or value < 0 else float(value)

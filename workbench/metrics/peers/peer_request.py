@@ -1,4 +1,4 @@
-"""What every reader of another load generator's file gives: its requests, and what it lacks."""
+"""What every reader of another tool's file returns: its requests, and what it lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from workbench.records import RequestRecord
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-"""What a reader raises where a file is not as it expects."""
+"""Errors of a reader when a file is not as expected."""
 _LONGEST_S = 1e9
 
 
@@ -21,8 +21,7 @@ _LONGEST_S = 1e9
 class PeerRequest:
     """One request as another tool measured it, in the names of `RequestRecord`.
 
-    A number that the file does not hold is -1, a time NaN. Raises ValueError for a time that
-    cannot be.
+    A missing number is -1, a missing time NaN. Raises ValueError for an impossible time.
     """
 
     request_id: str
@@ -37,28 +36,28 @@ class PeerRequest:
     chunk_s: tuple[float, ...] = ()
     engine_metrics: str = ""
     error: str = ""
-    """The class of a failure where the tool says it; else it follows from the message."""
+    """The class of a failure if the tool gives it; else it follows from the message."""
     error_message: str = ""
-    """Why it failed, in the tool's words; empty for a success."""
+    """Why the request failed, in the tool's words; empty for a success."""
 
     def __post_init__(self) -> None:
         ttft_s, e2e_s, chunk_s = self.ttft_s, self.e2e_s, self.chunk_s
         if any(map(isinf, (ttft_s, e2e_s, self.scheduled_s, self.sent_s, self.stream_end_s))):
             raise ValueError("a time is infinite")
         if not all(map(isfinite, chunk_s)) or any(a > b for a, b in pairwise(chunk_s)):
-            raise ValueError("the times of its chunks are not in order")
+            raise ValueError("chunk times are not in order")
         lasts_s = chunk_s[-1] - chunk_s[0] if chunk_s else 0.0
         if ttft_s > _LONGEST_S or e2e_s > _LONGEST_S or lasts_s > _LONGEST_S:
-            raise ValueError("an answer takes over 30 years")
+            raise ValueError("a response takes over 30 years")
         if not self.failed and (ttft_s < 0 or e2e_s < max(ttft_s, 0) - 1e-9):
-            raise ValueError(f"TTFT {ttft_s:g} s and E2E {e2e_s:g} s cannot be")
+            raise ValueError(f"TTFT {ttft_s:g} s with E2E {e2e_s:g} s is impossible")
 
     @property
     def failed(self) -> bool:
         return bool(self.error or self.error_message)
 
     def record(self, index: int) -> RequestRecord:
-        """The same as a record of ours, which has no latencies."""
+        """The request as a workbench record, which has no latencies."""
         facts = asdict(self) | {"error": self.error or _error_class(self.error_message)}
         del facts["ttft_s"], facts["e2e_s"]
         return RequestRecord(index=index, ideal_reuse_tokens=-1, max_tokens=-1, **facts)
@@ -66,28 +65,28 @@ class PeerRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerFile:
-    """What a result file of another tool holds."""
+    """The content of another tool's result file."""
 
     tool: str
     requests: list[PeerRequest]
     version: str = ""
-    """Version or form of the file, as far as it tells."""
+    """Version or form of the file, if known."""
     total: int = -1
-    """Requests that there were, by the file's own count; -1 when it does not say."""
+    """Number of requests sent, by the file's own count; -1 if it gives none."""
     doubts: tuple[str, ...] = ()
     own: dict[str, float] = field(default_factory=dict)
     """The tool's own percentiles over all requests, in seconds: `TTFT p50` and so on."""
     ordered: bool = False
-    """The requests are in the order of the data set, not in that of ending."""
+    """The requests are in the order of the data set, not in the order in which they ended."""
 
 
 def read_all(
     records: Iterable[Any], read: Callable[[Any], PeerRequest | None]
 ) -> tuple[list[PeerRequest], int, tuple[str, ...]]:
-    """The requests in the records, how many are unreadable, and a doubt that says so.
+    """The requests in the records, the number of unreadable ones, and a doubt about them.
 
-    None from `read` is a record that is no request of the measurement. Where no record can be
-    read, the first reason is raised.
+    `read` returns None for a record that is not part of the measurement. If no record can be read,
+    the first error is raised.
     """
     requests: list[PeerRequest] = []
     reasons: list[Exception] = []
@@ -104,7 +103,11 @@ def read_all(
         raise reasons[0]
     why = f"{type(reasons[0]).__name__}: {reasons[0]}"
     total = len(requests) + len(reasons)
-    return requests, len(reasons), (f"{len(reasons)} of {total} records are unreadable ({why}).",)
+    return (
+        requests,
+        len(reasons),
+        (f"{len(reasons)} of {total} records could not be read and are left out ({why}).",),
+    )
 
 
 _PHRASES = {status.phrase.lower(): int(status) for status in HTTPStatus}
@@ -114,11 +117,11 @@ _FAILURES = {
     r"connect(or|ion)? ?(error|refused)|cannot connect": "connect",
     r"reset by peer|disconnected": "reset",
 }
-"""What the last line of a message says of the class of a failure; the first that fits."""
+"""Error classes by the last line of a message; the first that fits."""
 
 
 def _error_class(message: str) -> str:
-    """The class of a failure as far as its message tells, else `protocol`; empty for none."""
+    """The class of a failure by its message, else `protocol`; empty for no failure."""
     if not message:
         return ""
     last = (message.strip().splitlines() or [""])[-1]
@@ -130,10 +133,10 @@ def _error_class(message: str) -> str:
 
 
 def count(value: Any) -> int:
-    """A number of tokens; -1 where it is not there."""
+    """A number of tokens; -1 if it is missing."""
     return -1 if value is None else int(value)
 
 
 def unstreamed(requests: Iterable[PeerRequest]) -> list[bool]:
-    """Of each request that succeeded, whether the time of its first token is missing."""
+    """For each successful request, whether its first-token time is missing."""
     return [isnan(request.ttft_s) for request in requests if not request.failed]

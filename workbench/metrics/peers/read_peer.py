@@ -31,35 +31,35 @@ if TYPE_CHECKING:
 
 
 def read_peer(path: str | Path, **columns: Any) -> pd.DataFrame:
-    """Read a result file, or the one in a folder; which tool wrote it is seen from its content.
+    """Read a result file, or the one in a folder; the tool is recognised by the content.
 
-    Constant `columns` stand in front as in records.to_frame; unless given, `arm` is the tool's
-    name, `round` 1 and `pass` "measured". `index` counts in the order of sending, for vLLM bench
-    and SGLang in that of the data set: frames pair by it where both tools were given one list.
+    Constant `columns` come first, as in records.to_frame; by default `arm` is the tool's name,
+    `round` 1 and `pass` "measured". `index` counts in the order of sending, for vLLM bench and
+    SGLang in that of the data set: frames pair by it if both tools got the same list.
 
     Latencies (ttft_s, ttft_scheduled_s, tpot_s, e2e_s, request_tps) are the tool's own measurement,
-    NaN for a failed request; tpot_s is (last token - first token) / (output tokens - 1) for all,
-    since no file tells the tokens of a first chunk. Times are on the tool's clock. `chunk_s` is
-    empty where the tool keeps no chunks; `engine_metrics` has the server's own times.
+    NaN for a failed request; tpot_s is always (last token - first token) / (output tokens - 1),
+    since no file gives the tokens of a first chunk. Times are on the tool's clock. `chunk_s` is
+    empty if the tool keeps no chunks; `engine_metrics` has the server's own times.
 
-    `attrs` tell of the file: `tool`, `version` (as far as the file shows it), `kept` and `total`
-    (requests in the file, of those that there were), `doubts` (sentences), and `own` (the tool's
-    own percentiles over all requests, in seconds).
+    `attrs` describe the file: `tool`, `version` (if known), `kept` and `total` (requests in the
+    file and in all), `doubts` (sentences), and `own` (the tool's own percentiles over all requests,
+    in seconds).
 
-    Raises ResultError when the file cannot be read, is of a tool or version that is not known, or
-    has no requests in it; the message says which and what to run instead.
+    Raises ResultError if the file cannot be read, holds no requests, or is of an unknown tool or
+    version; the message says what to use instead.
     """
     source = _file(Path(path))
     try:
         text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{source} cannot be read ({error}); name a result file") from error
+        raise ResultError(f"{source} cannot be read ({error})") from error
     found = _read(source, text)
     if not found.requests:
-        of = f"{found.total:,} requests were measured, but " if found.total > 0 else ""
+        of = f"0 of {found.total:,}" if found.total > 0 else "no"
         raise ResultError(
-            f"{source} is a result of {found.tool} without a request: {of}none is in the file;"
-            " run the tool again so that it keeps single requests"
+            f"{source} holds {of} requests of {found.tool}. Run the tool again and let it save"
+            " single requests"
         )
     constant = {"arm": found.tool, "round": 1, "pass": "measured", **columns}
     frame = _frame(found.requests, constant, ordered=found.ordered)
@@ -83,15 +83,15 @@ def _file(path: Path) -> Path:
         return there[0]
     if there:
         names = " and ".join(file.name for file in there)
-        raise ResultError(f"{path} holds {names}; name one of them")
+        raise ResultError(f"{path} holds {names}. Give one of these files")
     raise ResultError(
-        f"{path} is a folder without a result file of a usual name ({', '.join(KNOWN_FILES)});"
-        f" name the file itself, such as {path / 'result.json'}"
+        f"{path} must hold one of {', '.join(KNOWN_FILES)}, or give the file itself (example:"
+        f" {path / 'result.json'})"
     )
 
 
 def _read(source: Path, text: str) -> PeerFile:
-    """What the file holds, by the reader of the tool that wrote it."""
+    """The content of the file, by the reader of the tool that wrote it."""
     tool = "a known tool"
     try:
         columns = columns_of(text)
@@ -120,15 +120,15 @@ def _read(source: Path, text: str) -> PeerFile:
         raise ResultError(why_no_requests(source, first))
     except UNREADABLE as error:
         raise ResultError(
-            f"{source} looks like a result of {tool}, but of a version that is not known"
-            f" ({type(error).__name__}: {error}); read are {READ}"
+            f"{source} looks like a result of {tool}, but of an unknown version"
+            f" ({type(error).__name__}: {error}). Supported: {READ}"
         ) from error
 
 
 def _documents(source: Path, text: str) -> tuple[list[Any], int]:
-    """The JSON documents of a text, one or one a line, and how many lines are none."""
+    """The JSON documents of a text (one, or one per line), and the number of bad lines."""
     if not text.strip():
-        raise ResultError(f"{source} is empty: the tool was stopped before it wrote its result")
+        raise ResultError(f"{source} is empty. The tool was stopped before it wrote its result")
     try:
         whole = json.loads(text)
         return (whole if isinstance(whole, list) and whole else [whole]), 0
@@ -141,7 +141,7 @@ def _documents(source: Path, text: str) -> tuple[list[Any], int]:
                 documents += [json.loads(line)] if line.strip() else []
             except (json.JSONDecodeError, RecursionError):
                 lost += 1
-        # Of a document over many lines that was cut off, hardly a line stands for itself.
+        # Hardly any line of a cut multi-line document is JSON by itself.
         whole_lines = sum(isinstance(document, dict) for document in documents)
         if whole_lines <= lost:
             raise ResultError(why_not_json(source, error)) from error
@@ -151,10 +151,10 @@ def _documents(source: Path, text: str) -> tuple[list[Any], int]:
 def _frame(
     requests: list[PeerRequest], columns: Mapping[str, Any], *, ordered: bool
 ) -> pd.DataFrame:
-    if not ordered:  # the others write in the order of ending, or by status
+    if not ordered:  # the others write in the order in which requests end, or by status
         requests = sorted(requests, key=lambda one: (isnan(one.sent_s), one.sent_s))
     records = [
-        # A list's place is its request's: it holds also where one before could not be read.
+        # The position in the list is the request's, even if an earlier one was unreadable.
         request.record(int(request.request_id) if ordered else index)
         for index, request in enumerate(requests)
     ]

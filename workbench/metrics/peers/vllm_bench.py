@@ -1,6 +1,6 @@
 """vLLM bench and SGLang's bench_serving: one JSON object with a list for each quantity.
 
-Which lists there are depends on version and options: what is not there is not known, and told.
+The lists depend on version and options; a missing one is a doubt.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _OWN = {
 def vllm_file(result: Mapping[str, Any]) -> PeerFile:
     """vllm/benchmarks/serve.py and benchmarks/benchmark_serving.py before it: benchmark.
 
-    A chunk is a message with choices: in a chat stream the first carries the role and no token,
-    which versions up to 0.32 time. A stream cut off or with an error event in it is a success in
+    A chunk is a message with choices. In a chat stream the first carries the role and no token;
+    versions up to 0.32 time it. A stream that was cut off or holds an error event is a success in
     this file, and stays one.
     """
     doubts, version = [], ""
@@ -40,21 +40,23 @@ def vllm_file(result: Mapping[str, Any]) -> PeerFile:
     elif result.get("ttfts"):
         version = "0.14 or older, without start_times"
     if not result.get("ttfts") and "total_output_tokens" not in result:
-        doubts.append("A run of embeddings or pooling: the file has E2E only, and no tokens.")
+        doubts.append(
+            "This is a run of embeddings or pooling. The file has E2E only, and no tokens."
+        )
     elif not result.get("ttfts"):
         doubts.append(
-            "Made without --save-detailed: the file has E2E only, and neither TTFT nor TPOT."
+            "The file has E2E only, no TTFT or TPOT, because it was made without --save-detailed."
         )
     elif not result.get("itls"):
-        doubts.append("The file has no `itls`: TPOT and gaps between chunks are not known.")
+        doubts.append("The file has no `itls`, so TPOT and gaps between chunks are unknown.")
     if not result.get("start_times"):
         doubts.append(
-            "The file has no send times (`start_times`): overlap, rates and order in time are not"
-            " known."
+            "The file has no send times (`start_times`), so concurrency and arrival rates are"
+            " unknown."
         )
     if "steady_state" in result:
         doubts.append(
-            "Written by the Rust vllm-bench: in a chat, its TTFT ends at the role chunk, which"
+            "The Rust vllm-bench wrote this file. In a chat, its TTFT ends at the role chunk, which"
             " has no token."
         )
     return _lists_file("vLLM bench", result, version=version, doubts=doubts, stamped=True)
@@ -63,12 +65,12 @@ def vllm_file(result: Mapping[str, Any]) -> PeerFile:
 def sglang_file(result: Mapping[str, Any]) -> PeerFile:
     """python/sglang/bench_serving.py (later benchmark/serving.py): the details of its result.
 
-    It divides a gap by its tokens in some modes and not in others, so no chunks are kept. Its E2E
-    is not in the file: that of the request is TTFT plus gaps.
+    It divides gaps by their tokens in some modes only, so no chunks are kept. Its E2E is not in the
+    file; here it is TTFT plus gaps.
     """
-    doubts = ["The file has no send times: overlap, rates and order in time are not known."]
+    doubts = ["The file has no send times, so concurrency and arrival rates are unknown."]
     if not any(result["ttfts"]):
-        doubts.append("The answers were not streamed: TTFT, TPOT and E2E are not in the file.")
+        doubts.append("Responses were not streamed, so the file has no TTFT, TPOT or E2E.")
     return _lists_file("SGLang bench_serving", result, version="", doubts=doubts, stamped=False)
 
 
@@ -99,10 +101,10 @@ def _request(n: int, one: Mapping[str, Any], *, stamped: bool) -> PeerRequest:
     ttft_s, gaps_s = float(one.get("ttfts", nan)), one.get("itls")
     e2e_s = float(one["latencies"]) if "latencies" in one else nan
     output = int(one.get("output_lens", -1))
-    # A request that failed before its first chunk has zeros and may have no reason.
+    # A request that failed before its first chunk has zeros, and perhaps no reason.
     answered = abs(ttft_s) > 0 or output > 0 or (isnan(ttft_s) and e2e_s > 0)
     failed = bool(one.get("errors")) or not answered
-    why = one.get("errors") or "no chunk came, no reason was saved"
+    why = one.get("errors") or "no chunk arrived, no reason was saved"
     if ttft_s == 0:
         ttft_s = nan  # one piece, no stream
     sent_s = float(one.get("start_times", nan))
@@ -110,7 +112,7 @@ def _request(n: int, one: Mapping[str, Any], *, stamped: bool) -> PeerRequest:
     if gaps_s is not None and ttft_s > 0:
         e2e_s = ttft_s + sum(gaps_s)
         if stamped and not failed:
-            # Without a send time the stamps count from the request's own sending: gaps stay right.
+            # Without a send time, stamps count from the request's own start, so gaps stay right.
             chunk_s = tuple(accumulate(gaps_s, initial=ttft_s + (0.0 if isnan(sent_s) else sent_s)))
     server = {
         name: 1000 * one[key] for name, key in _SERVER_TIMES.items() if one.get(key) is not None

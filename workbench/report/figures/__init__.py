@@ -8,6 +8,7 @@ from workbench.report.figures.break_even import break_even, chunk_effect, cost_o
 from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.rates import rates
+from workbench.report.figures.readiness import readiness
 from workbench.report.figures.single_requests import (
     hit_against_ideal,
     latency_panels,
@@ -15,7 +16,7 @@ from workbench.report.figures.single_requests import (
     ttft_against_cached_share,
 )
 from workbench.report.figures.tokens import hits_by_tier, served_over_requests, token_sources
-from workbench.report.figures.topologies import speedups, tps_by_topology, ttft_by_topology
+from workbench.report.figures.topologies import speedups, topology_overview
 from workbench.report.figures.waterfall import ttft_waterfall
 
 __all__ = [
@@ -28,12 +29,12 @@ __all__ = [
     "hits_by_tier",
     "latency_panels",
     "rates",
+    "readiness",
     "requests_over_time",
     "served_over_requests",
     "speedups",
     "token_sources",
-    "tps_by_topology",
+    "topology_overview",
     "ttft_against_cached_share",
-    "ttft_by_topology",
     "ttft_waterfall",
 ]

@@ -1,4 +1,4 @@
-"""Figures of what a KV store costs and gains: storing, loading, and the chunk.
+"""Figures of what a KV store costs and gains: storing, loading, and the chunk size.
 
 They take `HitResult.ratios`, one row per comparison and prompt length; length 0 is all prompts.
 """
@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 
-_ONLY_LIVE = "a log has no TTFT; a live run measures it."
+_ONLY_LIVE = "a log has no TTFT. Run without log_file to measure it."
 _BLUE = marks.Look(colour=marks.BLUE, marker="s")
 
 
 def cost_of_storing(ratios: pd.DataFrame) -> Chart:
-    """Change of cold TTFT by storing in LMCache, in %, for each prompt length and for all."""
+    """How much storing in LMCache changes cold TTFT, in %, for each prompt length and for all."""
     rows = marks.ratio_rows(ratios, what="storing")
     if not rows:
-        why = _ONLY_LIVE if ratios.empty else "cold passes have no pairs."
-        return no_data("The cost of storing", why)
-    for row in rows:  # a ratio above 1 is sooner, so its upper end is the least that it costs
+        unpaired = "no cold pass was measured both with and without LMCache."
+        return no_data("Cost of storing", _ONLY_LIVE if ratios.empty else unpaired)
+    for row in rows:  # a ratio above 1 is faster, so its upper end is the lowest cost
         low, high = row["high"], row["low"]
         row["change"], row["low"], row["high"] = (100 / x - 100 for x in (row["ratio"], low, high))
 
@@ -32,22 +32,24 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         styles = [_BLUE] * len(rows)
-        marks.interval_rows(axes, rows, "change", styles, labels=lengths, texts=changes, at=0.0)
+        marks.interval_rows(
+            axes, rows, "change", styles, labels=lengths, texts=changes, at=0.0, heading="change"
+        )
         low, high = (extreme([*marks.ends(rows, "change"), 0.0]) for extreme in (min, max))
         axes.set_xlim(low - 0.06 * (high - low) - 1, high + 0.06 * (high - low) + 1)
-        axes.set_xlabel("change of cold TTFT, %: above 0 LMCache costs")
+        axes.set_xlabel("change of cold TTFT, % (above 0: LMCache is slower)")
 
-    found = f"LMCache changes cold TTFT by {changes[0]}"
+    found = f"Storing in LMCache changes cold TTFT by {changes[0]}"
     if marks.undecided(rows[0]):
-        found = f"What LMCache costs a cold prompt is not told from noise: {changes[0]}"
+        found = f"No significant effect of storing on cold TTFT ({changes[0]})"
     return draw(
         paint,
         title=found,
         body_px=40 * len(rows) + 84,
         alt=f"{found}. {'; '.join(map(': '.join, zip(lengths, changes, strict=True)))}.",
-        caption="Cold TTFT of the same prompts with LMCache (a lookup that finds nothing, and"
-        " storing) against none, paired; 95 % interval over"
-        f" {marks.span(rows, 'n_rounds', 'round')}, {marks.span(rows[:1], 'n_pairs', 'pair')}.",
+        caption="Cold TTFT of the same prompts with LMCache (lookup and store) and without a store."
+        f" Paired, 95 % CI over {marks.span(rows, 'n_rounds', 'round')},"
+        f" {marks.span(rows[:1], 'n_pairs', 'pair')}.",
         shows=("ratios",),
         attrs=ratios.attrs,
     )
@@ -63,12 +65,12 @@ def _change(row: marks.Row) -> str:
 
 
 def break_even(ratios: pd.DataFrame) -> Chart:
-    """How many times sooner a prompt answers when it is loaded, against its length.
+    """TTFT speed-up of loading a prompt over computing it, by prompt length.
 
-    A line for each state: all of the prompt in L1, a share of it, all of it on the disk. Above 1
-    loading beats recomputing; the crossing is break-even.
+    A line for each state: all of the prompt in L1, part of it, all of it on disk. Above 1 loading
+    beats recomputing; the crossing is break-even.
     """
-    heading = "Break-even of loading and recomputing"
+    heading = "Speed-up of loading over recomputing"
     rows = [row for row in marks.ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
     if not rows:
         return no_data(heading, _ONLY_LIVE if ratios.empty else "no prompt was loaded.")
@@ -96,43 +98,46 @@ def break_even(ratios: pd.DataFrame) -> Chart:
             "as fast as recomputing", (lengths[-1] * 1.1, 1), xytext=(0, -6),
             textcoords="offset points", ha="right", va="top", size=12, color=marks.GREY,
         )  # fmt: skip
-        axes.set_xlabel("prompt, tokens (log scale)")
-        axes.set_ylabel("TTFT computed / TTFT loaded (log scale)")
+        axes.set_xlabel("prompt length, tokens (log scale)")
+        axes.set_ylabel("TTFT speed-up over recomputing (log scale)")
 
-    longest = f"{int(lengths[-1]):,}"
-    gains = [f"{name} {line[-1]['ratio']:.3g}x{_unsure(line[-1])}" for name, line in lines.items()]
     spoken = "; ".join(
-        f"{name} at {int(row['prompt_tokens']):,} tokens {row['ratio']:.2f}x"
+        f"{name} at {int(row['prompt_tokens']):,} tokens {row['ratio']:.3g}x"
         for name, line in lines.items()
         for row in line
     )
     return draw(
         paint,
-        title=f"Loading against recomputing {longest} tokens: {', '.join(gains)}",
+        title=_gain(lines.get("store-warm", rows)[-1]),
         body_px=340,
         alt=f"{heading}: {spoken}.",
-        caption="Ratio of paired TTFT: computed without a store, against found in LMCache. 95 %"
-        f" interval over {marks.span(rows, 'n_rounds', 'round')}; hollow marks have none.",
+        caption="TTFT of the same prompts: recomputed without a store / loaded from LMCache."
+        f" 95 % CI over {marks.span(rows, 'n_rounds', 'round')}. Hollow: too few rounds for a CI.",
         keys=look,
         shows=("ratios",),
         attrs=ratios.attrs,
     )
 
 
-def _unsure(row: marks.Row) -> str:
-    return {"no_interval": " (no interval)", "undecided": " (not told from 1)"}.get(
-        row["verdict"], ""
-    )
+def _gain(row: marks.Row) -> str:
+    """What loading the longest prompt does to its TTFT."""
+    tokens, name = f"{int(row['prompt_tokens']):,}", row["pass"]
+    if row["verdict"] == "no_interval":
+        return f"Loading {tokens} tokens: too few rounds to judge ({name} {row['ratio']:.3g}x)"
+    if marks.undecided(row):
+        return f"No significant speed-up of loading {tokens} tokens ({name})"
+    word, times = ("faster", row["ratio"]) if row["ratio"] > 1 else ("slower", 1 / row["ratio"])
+    return f"Loading {tokens} tokens is {times:.3g}x {word} than recomputing ({name})"
 
 
 def chunk_effect(ratios: pd.DataFrame) -> Chart:
-    """What LMCache's chunk does: the share of a prompt that it brings, and TTFT."""
-    heading = "The effect of the chunk"
+    """What LMCache's chunk size does: the fraction of a prompt that is loaded, and TTFT."""
+    heading = "Effect of the chunk size"
     rows = marks.ratio_rows(ratios, what="chunk")
     rows.sort(key=lambda row: (row["chunk_tokens"], row["prompt_tokens"]))
     chunks = list(dict.fromkeys(int(row["chunk_tokens"]) for row in rows))
     if len(chunks) < 2:
-        return no_data(heading, _ONLY_LIVE if ratios.empty else "one chunk alone was measured.")
+        return no_data(heading, _ONLY_LIVE if ratios.empty else "only one chunk size was measured.")
     whole = [row for row in rows if not row["prompt_tokens"]]
     lines: dict[str, list[marks.Row]] = {}
     for row in sorted(rows, key=lambda row: row["prompt_tokens"]):
@@ -149,9 +154,9 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
                 xs, [100 * row["loaded_share"] for row in line], color=look[name].colour,
                 marker=look[name].marker, markersize=7, linewidth=1.5, clip_on=False, zorder=3,
             )  # fmt: skip
-        left.set(ylim=(0, 102), ylabel="brought by LMCache, % of the prompt")
+        left.set(ylim=(0, 102), ylabel="loaded from LMCache, % of the prompt")
         for row in whole:
-            itself = row["arm"] == row["baseline_arm"]  # its ratio is 1, without an interval
+            itself = row["arm"] == row["baseline_arm"]  # its ratio is 1 by definition
             bounds = (None, None) if itself else (row["low"], row["high"])
             x = chunks.index(int(row["chunk_tokens"]))
             marks.mark(right, x, row["ratio"], bounds, _BLUE, upright=True)
@@ -160,22 +165,25 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
         right.set_ylabel("TTFT speed-up, store-warm (log scale)")
         for axes in (left, right):
             axes.set_xticks(range(len(chunks)), [str(size) for size in chunks])
-            axes.set(xlim=(-0.3, len(chunks) - 0.7), xlabel="chunk, tokens")
+            axes.set(xlim=(-0.3, len(chunks) - 0.7), xlabel="chunk size, tokens")
 
-    shares = ", ".join(
-        f"{row['loaded_share']:.1%} with {int(row['chunk_tokens'])}" for row in whole
-    )
-    speeds = ", ".join(f"chunk {int(row['chunk_tokens'])} {row['ratio']:.2f}x" for row in whole)
-    beside = f" against chunk {main[0]}" if main else ""
+    shares = "; ".join(map(_loaded, whole))
+    speeds = ", ".join(f"{int(row['chunk_tokens'])} {row['ratio']:.3g}x" for row in whole)
+    beside = f" over {main[0]}-token chunks" if main else ""
     return draw(
         paint,
-        title=f"Of the same prompts LMCache brings {shares}",
+        title=f"LMCache loads {_loaded(whole[0])}, {_loaded(whole[-1])}",
         body_px=310,
-        alt=f"{heading}: LMCache brings {shares} tokens a chunk. TTFT speed-up{beside}: {speeds}.",
-        caption="Left: exact, for each prompt length. Right: TTFT of all prompts,"
-        f" store-warm{beside}, paired, with 95 % interval over"
-        f" {marks.span(whole, 'n_rounds', 'round')}; hollow marks have none.",
+        alt=f"{heading}: LMCache loads {shares}. TTFT speed-up{beside}: {speeds}.",
+        caption="Left: fraction of each prompt loaded (exact). Right: store-warm TTFT of all"
+        f" prompts{beside}, paired, 95 % CI over {marks.span(whole, 'n_rounds', 'round')}."
+        " Hollow: no CI.",
         keys=look,
         shows=("counts", "ratios"),
         attrs=ratios.attrs,
     )
+
+
+def _loaded(row: marks.Row) -> str:
+    share = 100 * row["loaded_share"]
+    return f"{share:.3g} % of prompt tokens with chunk {int(row['chunk_tokens'])}"

@@ -1,4 +1,4 @@
-"""The figure of what a cache of each size could serve of a workload, before anything is run."""
+"""The figure of the expected hit rate of a workload by cache size, before anything is run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workbench.report.figures.chart import Chart, draw
 from workbench.report.numbers import number
 
 _NEAR = 0.95
-"""A cache that gives this share of the best hit rate is big enough."""
+"""A cache is large enough where it reaches this fraction of the best hit rate."""
 
 
 def cache_size(frame: pd.DataFrame) -> Chart | None:
-    """Hit rate against cache size; None for a workload that shares nothing.
+    """Expected hit rate by cache size; None for a workload whose prompts share nothing.
 
-    Takes the frame of `experiment.plan.cache_size`. Dashed: what an infinite cache of single tokens
-    would have. Upright: the KV space of one instance.
+    Takes the frame of `experiment.plan.cache_size`. Dashed: an infinite cache without blocks.
+    Vertical: the KV space of one instance.
     """
     if frame.empty:
         return None
@@ -38,29 +38,28 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
         if isfinite(space):
             axes.axvline(space, color=marks.BLACK, linewidth=1.4)
             axes.annotate(
-                "KV space of an instance", (space, top), xytext=(-6, -4),
+                "KV space of one instance", (space, top), xytext=(-6, -4),
                 textcoords="offset points", ha="right", va="top", size=12,
             )  # fmt: skip
-        axes.set(ylim=(0, top), ylabel="hit rate, % of prompt tokens")
+        axes.set(ylim=(0, top), ylabel="expected hit rate, % of prompt tokens")
         axes.set_xlabel("cache size, tokens (log scale)")
 
     found = (
-        f"One cache of {number(int(enough['cache_tokens']))} tokens could serve"
-        f" {enough['hit_rate']:.0%} of the prompt tokens of {frame.attrs['workload']}"
+        f"A cache of {number(int(enough['cache_tokens']))} tokens reaches"
+        f" {100 * enough['hit_rate']:.0f} % of {100 * ideal:.0f} % ideal reuse"
     )
-    if frame["hit_rate"].iloc[-1] < 0.5 * ideal:
-        found += f", where single tokens would give {ideal:.0%}"
     spoken = ", ".join(
-        f"{number(int(row['cache_tokens']))} tokens {row['hit_rate']:.1%}"
+        f"{number(int(row['cache_tokens']))} tokens {100 * row['hit_rate']:.3g} %"
         for _, row in frame.iloc[:: max(1, len(frame) // 6)].iterrows()
     )
     return draw(
         paint,
         title=found,
         body_px=300,
-        alt=f"Ideal hit rate against cache size: {spoken}. {found}.",
-        caption=f"Computed from {frame.attrs['requests']} requests in blocks of"
-        f" {frame.attrs['block_tokens']} tokens, one after the other, least recently used first"
-        " out. Dashed: an infinite cache of single tokens.",
+        alt=f"Expected hit rate by cache size: {spoken}. {found}.",
+        caption=f"Simulated LRU cache for the {frame.attrs['requests']:,} requests of"
+        f" {frame.attrs['workload']}, one after another, in blocks of"
+        f" {frame.attrs['block_tokens']} tokens. Dashed: the limit of an infinite cache"
+        " without blocks.",
         attrs=frame.attrs,
     )

@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 
 from workbench.metrics.gates.gate_table import KINDS, Kind, spoil
-from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Area, Look
+from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
 
@@ -92,7 +92,7 @@ def draw(
     body_px: float,
     alt: str,
     caption: str = "",
-    keys: Mapping[str, Look | Area] | None = None,
+    keys: Mapping[str, Key] | None = None,
     shows: Sequence[Kind] = (),
     intervals: bool = True,
     attrs: Mapping[Any, Any] | None = None,
@@ -100,54 +100,49 @@ def draw(
     """Draw a figure: `paint` fills the body, `body_px` high; title and key stand above it.
 
     `shows` names the kinds of number in it, `intervals` says whether any has one.
-    `attrs` are those of the frame that is drawn: `simulated` writes that word into the
-    figure, so that it cannot pass for a measurement; `failed_gates` greys what a gate strikes and
-    says so in the title, as it says that times are rough; a doubt stands in the caption.
+    `attrs` are those of the frame that is drawn. `simulated` writes that word into the figure, so
+    that it cannot pass for a measurement. `failed_gates` writes "rough" or "do not use", and greys
+    what must not be used; the caption says which gate failed.
     """
     attrs = attrs or {}
     does = spoil(attrs.get("failed_gates", ()), *(shows or KINDS), interval=intervals)
     said = f"{does.said[:1].upper()}{does.said[1:]}." if does.effect else ""
-    if does.effect in ("struck", "rough"):
-        title = f"{said} {title}"
-    elif does.effect:
-        caption = f"{caption} {said}".strip()
-    ink = {"struck": RED, "rough": AMBER}.get(does.effect, BLACK)
+    badges = ["simulated"] if attrs.get("simulated") else []
+    badges += {"struck": ["do not use"], "rough": ["rough"]}.get(does.effect, [])
     with mpl.rc_context(_STYLE):
-        figure = _board(title, ink, keys or {}, body_px, simulated=bool(attrs.get("simulated")))
+        ink = RED if does.struck else AMBER
+        figure = _board(title, keys or {}, body_px, badge=", ".join(badges), ink=ink)
         paint(figure)
         text = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
-    return Chart(svg=svg, alt=f"{said} {alt}".strip(), caption=caption)
+    return Chart(svg=svg, alt=f"{said} {alt}".strip(), caption=f"{caption} {said}".strip())
 
 
-def _board(
-    title: str, ink: str, keys: Mapping[str, Look | Area], body_px: float, *, simulated: bool
-) -> Figure:
+def _board(title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, ink: str) -> Figure:
     """A figure with its title and key at the top, whose layout keeps to the room below them."""
     figure = Figure(figsize=(WIDTH_PX / 72, 1), layout="constrained")
     word = figure.text(
-        1 - 3 / WIDTH_PX, 1, "simulated" * simulated, size=13, weight="bold", color=AMBER,
-        ha="right", va="top",
-    )  # fmt: skip
+        1 - 3 / WIDTH_PX, 1, badge, size=13, weight="bold", color=ink, ha="right", va="top"
+    )
     free_px = WIDTH_PX - 6 - 1.2 * word.get_window_extent().width
     heading = figure.text(
         3 / WIDTH_PX, 1, wrapped(title, free_px, size=15, weight="bold"),
-        size=15, weight="bold", color=ink, va="top", linespacing=1.25,
+        size=15, weight="bold", va="top", linespacing=1.25, color=GREY if ink == RED else BLACK,
     )  # fmt: skip
-    key_top_px = head_px = heading.get_window_extent().height + 10
-    if keys:
-        columns = _columns(list(keys))
-        # a key is filled column by column, and read row by row
-        names = [name for i in range(columns) for name in [*keys][i::columns]]
+    head_px = heading.get_window_extent().height + 10
+    tops_px = []
+    legends = []
+    for names in _key_rows(list(keys)):
         handles = [keys[name].handle() for name in names]
-        key = figure.legend(handles, names, ncols=columns, loc="upper left")
-        head_px += key.get_window_extent().height + 2
+        legends.append(figure.legend(handles, names, ncols=len(names), loc="upper left"))
+        tops_px.append(head_px)
+        head_px += legends[-1].get_window_extent().height + 2
     height_px = head_px + body_px
     figure.set_figheight(height_px / 72)
-    if keys:
-        key.set_bbox_to_anchor((0, 1 - key_top_px / height_px), figure.transFigure)
+    for legend, top_px in zip(legends, tops_px, strict=True):
+        legend.set_bbox_to_anchor((0, 1 - top_px / height_px), figure.transFigure)
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.set(rect=(0, 0, 1, body_px / height_px))  # type: ignore[call-arg]
@@ -170,22 +165,28 @@ def wrapped(text: str, width_px: float, **font: Any) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _text_px(longer, **font) > width_px:
+        if lines[-1] and text_px(longer, **font) > width_px:
             lines.append(word)
         else:
             lines[-1] = longer
     return "\n".join(lines)
 
 
-def _columns(names: Sequence[str]) -> int:
-    """As many columns of a key as fit beside one another."""
-    widths = [50 + _text_px(name) for name in names]
-    fitting = (n for n in range(len(names), 1, -1)
-               if sum(max(widths[i::n]) for i in range(n)) <= WIDTH_PX)  # fmt: skip
-    return next(fitting, 1)
+def _key_rows(names: Sequence[str]) -> list[list[str]]:
+    """The names of a key, row by row."""
+    rows: list[list[str]] = []
+    free_px = 0.0
+    for name in names:
+        width_px = 48 + text_px(name)
+        if not rows or width_px > free_px:
+            rows.append([])
+            free_px = WIDTH_PX + 20  # no gap behind the last
+        rows[-1].append(name)
+        free_px -= width_px
+    return rows
 
 
-def _text_px(text: str, *, size: float = 13, weight: str = "normal") -> float:
+def text_px(text: str, *, size: float = 13, weight: str = "normal") -> float:
     """Width of a text in px, in a font that is wider than most: a safe upper bound."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
     font.set_size(size, 72)
@@ -206,8 +207,8 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def _page_svg(text: str, *, struck: bool) -> str:
     """The drawing as a page takes it: in px, in the reader's font, half as long.
 
-    Where it is `struck`, axes and key are pale and without colour: nobody shall read a number off
-    them in passing.
+    Where it is `struck`, axes and key are pale and grey, so that nobody takes a number from them
+    in passing.
     """
     root = ElementTree.fromstring(text)
     # matplotlib's one style rule, `* {stroke-linejoin: round}`, would reach all drawings of a page

@@ -1,4 +1,4 @@
-"""Figures of a claim's panel: what was measured beside what is claimed, and curves."""
+"""Figures of a claim's panel: measured and claimed values, and curves."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HEAD_PX, _DOT_PX = 54, 22
 
 
 def claim_intervals(claim: Mapping[str, Any]) -> Chart:
-    """Each effect of a claim as dots with intervals, over the band that would confirm it.
+    """Each effect of a claim as dots with intervals, over the band that confirms it.
 
-    `claim` is one of result.facts["claims"]. Effects have units of their own, so each has an axis
-    of its own; the cells of one effect stand below one another on it.
+    `claim` is one of result.facts["claims"]. Each effect has its own unit, so its own axis, with
+    its cells below one another.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for effect in claim["effects"]:
@@ -48,13 +48,13 @@ def claim_intervals(claim: Mapping[str, Any]) -> Chart:
         title=f"{claim['id']}: {claim['verdict']}",
         body_px=sum(heights) + 8,
         alt=f"{claim['id']}, {claim['verdict']}. {spoken}.",
-        caption="Dot and bar: our number with its interval (90 % where no change is claimed, else"
-        " 95 %). Shaded: where the whole interval must lie to confirm the claim.",
+        caption="Dot and bar: our number and its CI (95 %; 90 % where no change is claimed)."
+        " The claim is confirmed where the whole CI lies in the shaded band.",
     )
 
 
 def claim_curve(curve: Mapping[str, Any]) -> Chart:
-    """The lines of a curve with intervals; words on the x axis are spread evenly."""
+    """The lines of a curve with intervals; words on the x axis are evenly spaced."""
     points: Sequence[Mapping[str, Any]] = [p for p in curve["points"] if p["value"] is not None]
     words = list(dict.fromkeys(p["x"] for p in curve["points"] if isinstance(p["x"], str)))
 
@@ -98,7 +98,7 @@ def claim_curve(curve: Mapping[str, Any]) -> Chart:
 
 
 def _geometric(xs: Sequence[float]) -> bool:
-    """Whether steps grow by factors, as in 128, 256, 512, so that a log axis spreads them."""
+    """Whether the values grow by factors, as 128, 256, 512: a log axis spaces them evenly."""
     places = sorted(set(xs))
     if len(places) < 3 or places[0] <= 0 or places[-1] / places[0] < 8:
         return False
@@ -106,18 +106,18 @@ def _geometric(xs: Sequence[float]) -> bool:
 
 
 def _range(effect: Mapping[str, Any]) -> str:
-    """`0.213 [0.20, 0.22] x`, a count alone."""
+    """`0.213 [0.20, 0.22] x`; a count has no interval."""
     unit = effect["unit"]
     text = number(effect["estimate"])
     if effect["exact"] and effect["low"] == effect["high"]:
         return f"{exactly(effect['estimate'])} {unit}".strip()
     if not marks.has_interval(effect["low"], effect["high"]):
-        return f"{text} {unit}, no interval".strip()
+        return f"{text} {unit}, no CI".strip()
     return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
 
 
 def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """One axis: the band, the claimed value, a dot with its interval for each cell, and words."""
+    """One axis: the band, the claimed value, and a dot with its interval for each cell."""
     first = cells[0]
     ends = [cell[key] for cell in cells for key in ("estimate", "low", "high")]
     ends += [first["value"], first["confirms_from"], first["confirms_to"]]

@@ -25,7 +25,7 @@ from matplotlib.ticker import (
 from workbench.metrics.statistics import verdict_of
 from workbench.report.numbers import interval, number, quantity
 
-BLACK, GREY, RULE = "#1b2430", "#5c6773", "#e6ebf0"
+BLACK, GREY, RULE, SHADE = "#1b2430", "#5c6773", "#e6ebf0", "#cfd6dd"
 RED, AMBER = "#b3261e", "#8a5a00"
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
@@ -34,8 +34,8 @@ NAMES = {
     "ttft_scheduled_s": "TTFT from the scheduled time",
     "tpot_s": "TPOT",
     "e2e_s": "E2E",
-    "request_tps": "TPS per request",
-    "system_tps": "TPS of the system",
+    "request_tps": "Throughput per request",
+    "system_tps": "Throughput",
 }
 """How each metric is called in a figure."""
 
@@ -83,6 +83,21 @@ class Area:
         """What stands before the name in a key."""
         return Patch(**self.style() | {"color": None, "facecolor": self.colour})
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What others are compared with: a black line at its value, in a grey box, its interval."""
+
+    def handle(self) -> Artist:
+        """What stands before the name in a key."""
+        return Line2D(
+            [0, 1, 2], [0, 0, 0], color=SHADE, linewidth=11, marker="_", markevery=[1],
+            markersize=15, markeredgecolor=BLACK, markeredgewidth=2,
+        )  # fmt: skip
+
+
+REFERENCE = Reference()
+Key = Look | Area | Reference
 
 _KNOWN = {
     "cold": Look(colour=VERMILION, marker="o"),
@@ -177,6 +192,14 @@ def mark(
     )  # fmt: skip
 
 
+def reference(axes: Axes, x: float, row: Row, key: str, *, width: float) -> None:
+    """The value that others are compared with, around `x`: a line in the box of its interval."""
+    left, right = x - width / 2, x + width / 2
+    if has_interval(row["low"], row["high"]):
+        axes.fill_between([left, right], row["low"], row["high"], color=SHADE, linewidth=0)
+    axes.hlines(row[key], left, right, color=BLACK, linewidth=2, zorder=2)
+
+
 def interval_rows(
     axes: Axes,
     rows: Sequence[Row],
@@ -186,8 +209,9 @@ def interval_rows(
     labels: Sequence[str],
     texts: Sequence[str],
     at: float,
+    heading: str,
 ) -> None:
-    """A marker at `row[key]` with its interval for each row, its text in a column `key` at right.
+    """A marker at `row[key]` with its interval for each row, its text in a column at the right.
 
     A line stands `at` the value of no difference; the text of a row that shows none is grey.
     """
@@ -195,7 +219,7 @@ def interval_rows(
         mark(axes, row[key], y, (row["low"], row["high"]), look)
     row_axis(axes, labels)
     axes.axvline(at, color=BLACK, linewidth=1.2, zorder=1)
-    column_at_right(axes, key, texts, grey=[undecided(row) for row in rows])
+    column_at_right(axes, heading, texts, grey=[undecided(row) for row in rows])
 
 
 def ends(rows: Iterable[Row], key: str) -> list[float]:

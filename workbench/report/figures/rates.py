@@ -1,4 +1,4 @@
-"""The figure of a sweep over rates: latency, and what was achieved of what was offered."""
+"""The figure of a sweep over arrival rates: TTFT and throughput at each."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from matplotlib.figure import Figure
 
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
-from workbench.report.numbers import quantity, time_scale
+from workbench.report.numbers import number, quantity, time_scale
 
 _KEPT_UP = 0.95
-"""Answers that end at this share of the offered rate kept up with it."""
+"""A deployment keeps up where it completes this fraction of the offered rate."""
 _TTFT = ["ttft_s", "ttft_low_s", "ttft_high_s"]
 _ENDED = ["achieved_per_s", "goodput_per_s"]
 
 
 def rates(frame: pd.DataFrame) -> Chart | None:
-    """TTFT, and achieved rate and goodput, against the offered rate; None without rates.
+    """TTFT, throughput and goodput by offered rate; None without rates.
 
-    Takes `result.rates`. Goodput, with open markers, is that within the limits, where there are
-    any (`attrs["limited"]`).
+    Takes `result.rates`. Goodput (open markers) counts the requests within the limits; it is
+    drawn only where there are limits (`attrs["limited"]`).
     """
     if frame.empty:
         return None
@@ -49,25 +49,26 @@ def rates(frame: pd.DataFrame) -> Chart | None:
         marks.log_axis(left, rows[_TTFT].to_numpy().ravel() * factor, axis="y", most=7)
         left.set_ylabel(f"median TTFT, {unit} (log scale)")
         marks.log_axis(right, rows[[*_ENDED, "offered_per_s"]].to_numpy().ravel(), axis="y", most=7)
-        right.set_ylabel("answers per second (log scale)")
+        right.set_ylabel("completed requests per second (log scale)")
         for axes in (left, right):
             marks.log_axis(axes, rows["offered_per_s"], most=6)
-            axes.set_xlabel("offered requests per second (log scale)")
+            axes.set_xlabel("offered rate, req/s (log scale)")
         ends = right.get_xlim()
         right.plot(ends, ends, color=marks.GREY, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
 
-    found = "TTFT and achieved rate against the offered rate"
+    found = "TTFT and throughput by offered rate"
     if rows["achieved_per_s"].notna().any():
         best = rows.iloc[int(rows["achieved_per_s"].argmax())]
-        offered = f"{best['offered_per_s']:.3g}"
-        found = f"Answers end at {best['achieved_per_s']:.3g} a second at most"
-        found += f" ({best['arm']}, with {offered} offered)"
+        offered, reached = f"{best['offered_per_s']:.3g}", f"{best['achieved_per_s']:.3g}"
+        found = f"Throughput peaks at {reached} req/s ({best['arm']}, {offered} req/s offered)"
         if best["achieved_per_s"] >= _KEPT_UP * best["offered_per_s"]:
-            found = f"Answers keep up with {offered} requests a second ({best['arm']})"
+            found = f"{best['arm']} keeps up with {offered} req/s, the highest rate offered"
+            if best["offered_per_s"] < rows["offered_per_s"].max():
+                found = f"{best['arm']} keeps up with {offered} req/s"
     spoken = "; ".join(
-        f"{row['arm']} at {row['offered_per_s']:.3g}/s: TTFT {quantity(row['ttft_s'], 's')},"
-        f" {row['achieved_per_s']:.3g} achieved"
-        + (f", {row['share']:.0%} within the limits" if limited else "")
+        f"{row['arm']} at {row['offered_per_s']:.3g} req/s: TTFT {quantity(row['ttft_s'], 's')},"
+        f" {number(row['achieved_per_s'])} req/s completed"
+        + (f", {100 * row['share']:.0f} % within the limits" if limited else "")
         for _, row in rows.iterrows()
     )
     return draw(
@@ -75,10 +76,10 @@ def rates(frame: pd.DataFrame) -> Chart | None:
         title=found,
         body_px=330,
         alt=f"{found}. {spoken}.",
-        caption="Left: median and 95 % interval over requests. Right: filled, answers ended per"
-        " second, from the first end to the last; "
-        + "open, goodput: those of requests that met the limits; " * limited
-        + "dotted, all that was offered.",
+        caption="Left: median TTFT of requests with 95 % CI. Right: filled, completed requests per"
+        " second; "
+        + "open, goodput (requests within the limits); " * limited
+        + "dotted, the offered rate.",
         keys=look,
         shows=("times",),
         attrs=frame.attrs,

@@ -1,7 +1,7 @@
-"""Figures of single requests: their latencies, their order in time, and their cached tokens.
+"""Figures of single requests: their latencies, over time, and their cached tokens.
 
-The `requests` frame has one row per request with its arm, round, pass, facts and latencies in
-seconds. A failed request has no latency: it is counted in the caption, never drawn as 0.
+The `requests` frame has one row per request, with latencies in seconds. A failed request has no
+latency: the caption counts it, and it is not drawn.
 """
 
 from __future__ import annotations
@@ -21,43 +21,48 @@ from workbench.report.figures.chart import WIDTH_PX, Chart, draw, no_data, wrapp
 from workbench.report.numbers import quantity, time_scale
 
 _FIRST, _ENOUGH, _WARMING = 5, 20, 1.5
-"""A warm-up is seen where the first 5 of at least 20 requests take 1.5 times the rest."""
+"""Warm-up: the first 5 of at least 20 requests take 1.5 times as long as the rest."""
 _WIDE = 30
-"""A rate or length whose values differ by more than this factor is drawn on a log scale."""
+"""A rate or length that spans more than this factor gets a log scale."""
+_AT_ONCE = 20
+"""A response this many times faster than the median arrived in one read."""
 _MOST_POINTS = 1500
-"""A figure draws at most about so many points: more are one dark patch, and a page of megabytes."""
+"""Most points of a figure: more become one dark patch and megabytes of SVG."""
 _MOST_NAMES = 8
-"""Points of more groups than this are told apart by their cache state alone."""
+"""With more groups than this, points are coloured by cache state alone."""
 _GRID_LINES = 25
-_NEVER_TOLD = "the server did not say how many prompt tokens came from a cache."
+_NOT_REPORTED = "the server did not report cached prompt tokens."
 
 
 def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
-    """Distributions of TTFT, TPS, E2E and output length: the share of requests at or below.
+    """Cumulative distributions of TTFT, throughput per request, E2E and output length.
 
-    `note` stands in the figure, before the title: what a reader must know to read it at all, such
-    as that a line is drawn from a part of its requests.
+    `note` stands before the title: what a reader must know first, such as that a line is drawn
+    from some of its requests only.
     """
     rows = _with(requests, "e2e_s")
     if rows.empty:
         return no_data("Latency distributions", _why_none(requests))
     look = _line_looks(rows)
-    panels = {"ttft_s": "TTFT", "request_tps": "TPS", "e2e_s": "E2E",
-              "output_tokens": "output length"}  # fmt: skip
+    panels = {"ttft_s": "TTFT", "request_tps": "throughput per request",
+              "e2e_s": "end-to-end latency", "output_tokens": "output length"}  # fmt: skip
 
     def paint(figure: Figure) -> None:
         for axes, (column, name) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             _ecdf(axes, _with(rows, column), column, name, look)
-        figure.supylabel("share of requests at or below", color=marks.BLACK)
+        figure.supylabel("requests at or below, %", color=marks.BLACK)
 
     found = _median_ttft(rows)
+    caption = _counted(rows, requests)
+    if at_once := int(_in_one_read(rows).sum()):
+        caption += f" Throughput without {at_once:,} responses that arrived in one read."
     return draw(
         paint,
         title=f"{note} {found}".lstrip(),
-        body_px=560,
-        alt="Distributions of TTFT, TPS, E2E and output length, one line per cache state."
-        f" {found}. {note}".rstrip(),
-        caption=f"{_counted(rows, requests)} {note}".rstrip(),
+        body_px=500,
+        alt="Cumulative distributions of TTFT, throughput per request, end-to-end latency and"
+        f" output length, one line per cache state. {found}. {note}".rstrip(),
+        caption=f"{caption} {note}".rstrip(),
         keys=look,
         shows=("times",),
         attrs=requests.attrs,
@@ -84,37 +89,43 @@ def _ecdf(
     timed = column.endswith("_s")
     factor, unit = time_scale(rows[column].max()) if timed else (1.0, "tokens")
     if column == "request_tps":
-        unit = "tokens per second of a request"
+        unit = "tok/s"
     values = rows[column].astype(float) * factor
-    # Answers that arrived in one read have a rate that hides all others on a plain axis.
-    log = len(values) > 0 and (timed or 0 < _WIDE * values.min() < values.max())
+    if column == "request_tps":
+        values = values[~_in_one_read(rows)]
+    log = timed or 0 < _WIDE * values.min() < values.max()
     if log:
         marks.log_axis(axes, values, most=6)
     for line, group in values.groupby(rows["series"], sort=False):
         style = look[str(line)]
         sns.ecdfplot(x=group, ax=axes, color=style.colour, linestyle=style.dash, linewidth=2.2)
     if values.empty:
-        axes.text(0.5, 0.5, "not known", color=marks.GREY, ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "not measured", color=marks.GREY, ha="center", transform=axes.transAxes)
     elif not log:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set(xlabel=f"{name}, {unit}{' (log scale)' if log else ''}", ylabel="", ylim=(-0.02, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+
+
+def _in_one_read(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Responses that arrived at once: their rate says nothing, and would hide all others."""
+    return rows["request_tps"] > _AT_ONCE * rows["request_tps"].median()
 
 
 def _median_ttft(rows: pd.DataFrame) -> str:
     found = _with(rows, "ttft_s").groupby("series", sort=False)["ttft_s"].median()
-    if len(found) > 4:
+    if len(found) > 2:
         lowest, highest = found.idxmin(), found.idxmax()
         return (
-            f"Median TTFT is from {quantity(found.min(), 's')} ({lowest})"
+            f"Median TTFT: {quantity(found.min(), 's')} ({lowest})"
             f" to {quantity(found.max(), 's')} ({highest})"
         )
     parts = [f"{name} {quantity(value, 's')}" for name, value in found.items()]
-    return f"Median TTFT: {', '.join(parts) or 'not known'}"
+    return f"Median TTFT: {', '.join(parts) or 'not measured'}"
 
 
 def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Chart:
-    """A latency of every request at the time it was sent, a panel per cache state (and arm)."""
+    """A latency of every request by the time it was sent, a panel per cache state (and arm)."""
     name = marks.NAMES.get(metric, metric)
     rows = _with(requests, metric)
     if rows.empty:
@@ -142,7 +153,7 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
         end = max(float(rows["since_s"].max()), 0.1)
         grid[0, 0].set_xlim(-0.04 * end, 1.04 * end)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        figure.supxlabel("sent, seconds after the pass began", color=marks.BLACK)
+        figure.supxlabel("time since the pass began, s", color=marks.BLACK)
 
     found = _warm_up(rows, metric, name)
     return draw(
@@ -150,8 +161,7 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
         title=found,
         body_px=40 + 250 * lines,
         alt=f"{name} of every request over the time of its pass. {found}.",
-        caption="One point per request, all rounds over one another."
-        f" {_counted(rows, requests)}{reduced}",
+        caption=f"One point per request, all rounds overlaid. {_counted(rows, requests)}{reduced}",
         shows=("times",),
         attrs=requests.attrs,
     )
@@ -162,34 +172,30 @@ def _pass_keys(rows: pd.DataFrame) -> list[str]:
 
 
 def _warm_up(rows: pd.DataFrame, metric: str, name: str) -> str:
-    """Whether the first requests of a pass were slower than its rest; the worst panel counts."""
+    """Whether the first requests of a pass were slower than its rest, in the worst panel."""
     ratios: dict[str, list[float]] = {}
     for _, group in rows.sort_values("sent_s").groupby(_pass_keys(rows), sort=False):
         if len(group) >= _ENOUGH:
             first, rest = group[metric].iloc[:_FIRST], group[metric].iloc[_FIRST:]
             ratios.setdefault(group["series"].iloc[0], []).append(first.median() / rest.median())
     if not ratios:
-        return f"{name} of every request: passes are too short to see a warm-up"
+        return f"{name} over time: passes too short to see a warm-up"
     worst = max(ratios, key=lambda panel: median(ratios[panel]))
     times = quantity(median(ratios[worst]), "x")
     if median(ratios[worst]) > _WARMING:
-        return (
-            f"Warm-up in {worst}: the first {_FIRST} requests have {times} the {name} of the rest"
-        )
-    return (
-        f"No warm-up seen: the first {_FIRST} requests have at most {times} the {name} of the rest"
-    )
+        return f"Warm-up in {worst}: the first {_FIRST} requests take {times} the {name}"
+    return f"No warm-up: the first {_FIRST} requests take at most {times} the {name}"
 
 
 def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
-    """TTFT of each request against the share of its prompt that came from a cache."""
-    heading = "TTFT against the cached share of the prompt"
+    """TTFT of each request by the cached fraction of its prompt."""
+    heading = "TTFT by cached fraction of the prompt"
     rows = _with(requests, "ttft_s")
     if rows.empty:
         return no_data(heading, _why_none(requests))
     rows = rows[(rows["cached_tokens"] >= 0) & (rows["prompt_tokens"] > 0)]
     if rows.empty:
-        return no_data(heading, _NEVER_TOLD)
+        return no_data(heading, _NOT_REPORTED)
     factor, unit = time_scale(rows["ttft_s"].max())
     caption = _counted(rows, requests)
     rows = rows.assign(
@@ -209,14 +215,14 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
             _points(axes, group["share"] + group["sideways"], group["y"], look[str(name)])
         if with_line:
             axes.plot(tenths["share"], tenths["y"], color=marks.BLACK, linewidth=1.6, zorder=4)
-        axes.set(xlim=(-3, 103), xlabel="cached share of the prompt, %")
+        axes.set(xlim=(-3, 103), xlabel="cached fraction of the prompt, %")
         _time_axis(axes, rows["y"], f"TTFT, {unit}")
 
     few, most = (rows["ttft_s"][rows["share"] <= 20], rows["ttft_s"][rows["share"] >= 80])
     found = heading
     if len(few) and len(most):
         found = (
-            f"Median TTFT: {quantity(few.median(), 's')} with at most 20 % of the prompt cached,"
+            f"Median TTFT: {quantity(few.median(), 's')} with at most 20 % cached,"
             f" {quantity(most.median(), 's')} with at least 80 %"
         )
     return draw(
@@ -224,8 +230,8 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         title=found,
         body_px=350,
         alt=f"{heading}, one point per request. {found}.",
-        caption="One point per request, spread sideways a little."
-        f"{' Line: median of each tenth.' * with_line} {caption}{reduced}",
+        caption="One point per request, with horizontal jitter."
+        f"{' Line: median per 10 %.' * with_line} {caption}{reduced}",
         keys=look,
         shows=("times",),
         attrs=requests.attrs,
@@ -233,40 +239,40 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
 
 
 def hit_against_ideal(frame: pd.DataFrame) -> Chart:
-    """Cached tokens of each request against what an infinite cache would have had.
+    """Cached tokens of each request by those that an infinite cache would serve.
 
-    Takes the columns `prompt_tokens`, `cached_tokens`, `ideal_tokens`, `pass`. Requests that fall
-    on one point are drawn as one larger point.
+    Takes the columns `prompt_tokens`, `cached_tokens`, `ideal_tokens`, `pass`. Requests at the same
+    point are drawn as one larger point.
     """
-    heading = "Cached tokens against ideal reuse"
+    heading = "Cached tokens and ideal reuse"
     if frame.empty:
         return no_data(heading, "no request was measured.")
     rows = _with(frame[frame["cached_tokens"] >= 0], "ideal_tokens")
     if rows.empty:
-        return no_data(heading, _NEVER_TOLD)
+        return no_data(heading, _NOT_REPORTED)
     look = marks.looks(list(rows["series"].unique()), "point")
     spots, reduced = _spots(rows)
     hit, ideal = int(rows["cached_tokens"].sum()), int(rows["ideal_tokens"].sum())
-    found = f"{hit:,} tokens came from a cache, where no prompt repeats another"
+    found = f"{hit:,} cached tokens, although no prompt repeats another"
     if ideal:
         share = quantity(100.0 * hit / ideal, "%")
-        found = f"Hits are {share} of the ideal reuse: {hit:,} of {ideal:,} tokens"
+        found = f"The cache served {share} of the ideal reuse ({hit:,} of {ideal:,} tokens)"
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         limit = 1.05 * max(float(spots[["cached_tokens", "ideal_tokens"]].max().max()), 1.0)
         axes.plot([0, limit], [0, limit], color=marks.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            "ideal", (0.87 * limit, 0.87 * limit), xytext=(-8, 8), textcoords="offset points",
-            ha="right", color=marks.GREY, fontsize=13,
+            "infinite cache", (0.87 * limit, 0.87 * limit), xytext=(-8, 8),
+            textcoords="offset points", ha="right", color=marks.GREY, fontsize=13,
         )  # fmt: skip
         # the largest first, so that a single request is not hidden under many
         for name, group in spots.sort_values("requests", ascending=False).groupby("series"):
             sizes = 36 + 160 * (group["requests"] - 1) / spots["requests"].max()
             _points(axes, group["ideal_tokens"], group["cached_tokens"], look[str(name)], sizes)
         ends = (-0.03 * limit, limit)
-        axes.set(xlim=ends, xlabel="ideal reuse, tokens of a request")
-        axes.set(ylim=ends, ylabel="cached, tokens of a request")
+        axes.set(xlim=ends, xlabel="ideal reuse, tokens per request")
+        axes.set(ylim=ends, ylabel="cached, tokens per request")
         axes.xaxis.set_major_formatter(marks.NUMBERS)
         axes.yaxis.set_major_formatter(marks.NUMBERS)
 
@@ -275,9 +281,8 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
         title=found,
         body_px=390,
         alt=f"{heading}, one point per request. {found}.",
-        caption=f"{_counted(rows, frame)} Larger points are several requests, up to"
-        f" {spots['requests'].max():,}.{reduced}"
-        " On the dashed line a request got all that an infinite cache would have had.",
+        caption=f"{_counted(rows, frame)} Larger points: several requests, at most"
+        f" {spots['requests'].max():,}.{reduced} Dashed: as an infinite cache.",
         keys=look,
         shows=("counts",),
         attrs=frame.attrs,
@@ -285,7 +290,7 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
 
 
 def _spots(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """How many requests fall on each point, and what the caption says where points were joined."""
+    """The number of requests at each point; the caption's sentence where points were merged."""
     keys = ["ideal_tokens", "cached_tokens"]
     spots = rows.value_counts(["series", *keys], sort=False)
     reduced = ""
@@ -293,14 +298,14 @@ def _spots(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         grid = max(1, -(-int(rows[keys].max().max()) // _GRID_LINES))
         coarse = (rows[keys] / grid).round() * grid
         spots = coarse.assign(series=rows["series"]).value_counts(["series", *keys], sort=False)
-        reduced = f" Drawn: token counts rounded to {grid:,}."
+        reduced = f" Token counts are rounded to {grid:,}."
     return spots.rename("requests").reset_index(), reduced
 
 
 def _with(requests: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows that have the value: not failed, not NaN, and no -1 for a count never told.
+    """The rows that have the value: not failed, not NaN, and not -1 (not reported).
 
-    `series` tells the lines apart: the cache state, with the arm where there are several.
+    `series` names the line of each row: the cache state, with the arm where there are several.
     """
     if requests.empty or column not in requests:
         return requests.iloc[:0]
@@ -315,13 +320,13 @@ def _with(requests: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
-    """`Requests: 30 cold, 29 store-warm. 1 failed, not drawn.`"""
+    """`Requests: 30 cold, 29 store-warm. 1 failed (not drawn).`"""
     counts = rows["series"].value_counts(sort=False)
     text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(counts) > 4:
         text = f"{len(rows):,} requests in {len(counts)} groups"
     failed = int((requests["error"] != "").sum()) if "error" in requests else 0
-    return f"{text}.{f' {failed:,} failed, not drawn.' if failed else ''}"
+    return f"{text}.{f' {failed:,} failed (not drawn).' if failed else ''}"
 
 
 def _why_none(requests: pd.DataFrame) -> str:
@@ -329,15 +334,15 @@ def _why_none(requests: pd.DataFrame) -> str:
     if requests.empty:
         return "no request was measured."
     errors = requests.get("error", pd.Series(dtype=str)).loc[lambda error: error != ""]
-    most = f"; the most frequent error is {errors.mode().iloc[0]}" if len(errors) else ""
-    return f"none of {len(requests)} requests has this value{most}."
+    most = f" Most frequent error: {errors.mode().iloc[0]}." if len(errors) else ""
+    return f"none of {len(requests)} requests has this value.{most}"
 
 
 def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
-    """The rows to draw as points, and a sentence for the caption where that is not all of them.
+    """The rows to draw as points, and the caption's sentence where they are a sample.
 
-    Every `series` gets an equal share of the points, so that a small one stays visible; its
-    smallest and largest value of `column` are always drawn. The same rows give the same sample.
+    Every `series` gets the same number of points, so that a small one stays visible, and always
+    its smallest and largest value of `column`. The same rows give the same sample.
     """
     if len(rows) <= _MOST_POINTS:
         return rows, ""
@@ -345,7 +350,10 @@ def _sampled(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     share = max(3, _MOST_POINTS // groups.ngroups)
     picked = rows.sample(frac=1, random_state=0).groupby("series", sort=False).head(share).index
     shown = rows.loc[sorted({*picked, *groups[column].idxmin(), *groups[column].idxmax()})]
-    return shown, f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, the extremes in."
+    return (
+        shown,
+        f" Drawn: a sample of {len(shown):,} of {len(rows):,} requests, with the extremes.",
+    )
 
 
 def _points(

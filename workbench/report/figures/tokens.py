@@ -1,4 +1,4 @@
-"""Figures of who served prompt tokens: by source, by tier beside the ideal, request by request."""
+"""Figures of who served prompt tokens: by source, by cache tier, and request by request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.report.figures.chart import Chart, draw, no_data
 
 _SOURCES = {
     "computed": ("computed", marks.Area(colour=marks.VERMILION)),
-    "engine_hit": ("the engine's own prefix cache", marks.Area(colour=marks.GREEN)),
+    "engine_hit": ("engine prefix cache", marks.Area(colour=marks.GREEN)),
     "external_hit": ("loaded through the connector", marks.Area(colour=marks.BLUE)),
 }
 _TIERS = {
@@ -29,18 +29,18 @@ _BARS = 160
 
 
 def token_sources(sources: pd.DataFrame) -> Chart:
-    """Share of the prompt tokens of each role by source, over all rounds, beside their number.
+    """Source of the prompt tokens of each role, in % over all rounds, with their number.
 
-    Takes `result.token_sources`. Servers that do not say have no bar.
+    Takes `result.token_sources`. A server without these counters has no bar.
     """
-    heading = "Where prompt tokens came from"
+    heading = "Source of prompt tokens"
     if sources.empty:
-        return no_data(heading, "no server showed its counters.")
+        return no_data(heading, "no server reported its counters.")
     keys = ["arm", "pass", "role"]
     rows = sources.groupby(keys, sort=False)[["sent", *_SOURCES]].sum(min_count=1).reset_index()
     rows = rows.dropna(subset=list(_SOURCES))
     if rows.empty:
-        return no_data(heading, "no server says where they came from.")
+        return no_data(heading, "no server reports the source of its prompt tokens.")
     tokens = rows[[*_SOURCES]]
     shares = tokens.div(tokens.sum(axis=1).clip(lower=1.0), axis=0)
 
@@ -50,17 +50,17 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         areas = {source: area for source, (_, area) in _SOURCES.items()}
         texts = [f"{total:,.0f}" for total in tokens.sum(axis=1)]
         marks.stacked_rows(axes, shares, areas, labels=names, texts=texts, heading="tokens")
-        axes.set(xlim=(0, 1), xlabel="share of the prompt tokens sent to that role")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(xlim=(0, 1), xlabel="% of the prompt tokens sent to that role")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 
     decode = tokens[rows["role"] == "decode"]
-    found = "Where every prompt token came from"
+    found = heading
     if len(decode):
         share = decode["computed"].sum() / max(1.0, decode.sum().sum())
-        found = f"Decode instances computed {share:.1%} of their prompt tokens themselves"
+        found = f"Decode instances recomputed {100 * share:.3g} % of their prompt tokens"
     spoken = [
         f"{r['arm']} {r['pass']} {r['role']}: {r['computed']:,.0f} computed,"
-        f" {r['engine_hit']:,.0f} engine, {r['external_hit']:,.0f} connector."
+        f" {r['engine_hit']:,.0f} from the engine, {r['external_hit']:,.0f} through the connector."
         for _, r in rows.iterrows()
     ]
     return draw(
@@ -68,7 +68,7 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         title=found,
         body_px=24 * len(rows) + 84,
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
-        caption="From the engines' counters, all rounds together.",
+        caption="Engine counters, sum of all rounds.",
         keys=dict(_SOURCES.values()),
         shows=("counts",),
         attrs=sources.attrs,
@@ -76,16 +76,16 @@ def token_sources(sources: pd.DataFrame) -> Chart:
 
 
 def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> Chart:
-    """Prompt tokens of each request in the order in which they were sent, by who served them.
+    """Prompt tokens of each request in sending order, by who served them.
 
-    Takes `served_tokens`, and draws the first round: a panel for each arm, of those named in `arms`
-    that there are, else of all. Passes stand behind one another.
+    Takes `result.served` and draws the first round, pass after pass. One panel per arm: those named
+    in `arms`, or all where none of them was measured.
     """
-    heading = "Who served each token"
+    heading = "Who served each prompt token"
     rows = served[served["round"] == served["round"].min()]
     rows = rows[rows[list(_TIERS)].notna().any(axis=1)]
     if rows.empty:
-        return no_data(heading, "no request says who served its tokens.")
+        return no_data(heading, "no request reports who served its tokens.")
     present = list(rows["arm"].unique())
     chosen = [arm for arm in arms if arm in present] or present
     names = _names(rows)
@@ -97,7 +97,7 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
         for axes, arm in zip(grid[:, 0], chosen, strict=True):
             _bars(axes, rows[rows["arm"] == arm], known)
             axes.set_title(arm)
-        grid[-1, 0].set_xlabel("request, in order")
+        grid[-1, 0].set_xlabel("request, in sending order")
 
     groups = [(arm, state, group) for arm in chosen
               for state, group in rows[rows["arm"] == arm].groupby("pass", sort=False)]  # fmt: skip
@@ -113,9 +113,11 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
         body_px=190 * len(chosen) + 30,
         alt=f"{heading}, as stacked bars in order. {' '.join(spoken)}",
         caption=(
-            "Each bar is the mean of neighbouring requests. " if grouped else "One bar a request. "
+            "Each bar is the mean of neighbouring requests."
+            if grouped
+            else "One bar per request, first round."
         )
-        + (f"Not known for every request: {', '.join(silent)}." if silent else ""),
+        + (f" Unknown for some requests: {', '.join(silent)}." if silent else ""),
         keys={names[tier]: _TIERS[tier] for tier in known},
         shows=("counts",),
         attrs=served.attrs,
@@ -150,12 +152,12 @@ def _bars(axes: Axes, rows: pd.DataFrame, known: Sequence[str]) -> None:
 
 
 def _names(rows: pd.DataFrame) -> dict[str, str]:
-    """How the tiers are called: the in-process generation does not say which of its own it was."""
+    """What each tier is called. LMCache inside vLLM does not report which of its tiers it was."""
     in_process = rows["pass"].eq("in-process").all()
     return {
-        "engine": "engine's own cache",
-        "l1": "LMCache" if in_process else "LMCache, L1",
-        "l2": "LMCache, L2",
+        "engine": "engine prefix cache",
+        "l1": "LMCache" if in_process else "LMCache memory (L1)",
+        "l2": "LMCache disk (L2)",
         "computed": "computed",
     }
 
@@ -165,52 +167,63 @@ def _served_title(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     parts = {names[tier]: rows[tier].sum() for tier in _TIERS}
     if not total or rows["engine"].isna().any():
         found = {name: tokens for name, tokens in parts.items() if tokens > 0}
-        return "Tokens found: " + ", ".join(f"{n} {t:,.0f}" for n, t in found.items())
+        return "Hit tokens: " + ", ".join(f"{n} {t:,.0f}" for n, t in found.items())
     if rows["pass"].nunique() > 1:
-        return f"Who served each token of {len(rows):,} requests"
-    shares = (f"{name} {tokens / total:.0%}" for name, tokens in parts.items() if tokens > 0)
-    return f"Who served each token: {', '.join(shares)}"
+        return _served_warm(rows)
+    shares = (
+        f"{name} {100 * tokens / total:.0f} %" for name, tokens in parts.items() if tokens > 0
+    )
+    return f"Who served each prompt token: {', '.join(shares)}"
+
+
+def _served_warm(rows: pd.DataFrame) -> str:
+    """What served the store-warm passes of the first arm that has them."""
+    warm = rows[rows["pass"] == "store-warm"]
+    warm = warm[warm["arm"] == warm["arm"].iloc[0]] if len(warm) else warm
+    if warm.empty:
+        return "Who served each prompt token, by pass"
+    share = 100 * warm[["l1", "l2"]].sum().sum() / warm["prompt_tokens"].sum()
+    return f"LMCache served {share:.3g} % of store-warm prompt tokens ({warm['arm'].iloc[0]})"
 
 
 def hits_by_tier(tiers: pd.DataFrame) -> Chart:
-    """Share of the prompt tokens by who served them, for each arm and pass; a mark at the ideal.
+    """Hit rate of each cache tier by arm and warm pass, with the ideal as a mark.
 
-    Takes `result.tiers`. Cold passes are left out. LMCache's own hit rate stands beside.
+    Takes `result.tiers`. The hit rate from LMCache's own counters stands at the right.
     """
-    heading = "Hit rate by tier"
+    heading = "Hit rate by cache tier"
     if tiers.empty:
-        return no_data(heading, "no request says what it found in a cache.")
+        return no_data(heading, "no request reports its cache hits.")
     rows = tiers[(tiers["pass"] != "cold") & tiers["engine"].notna() & tiers["prompt_tokens"].gt(0)]
     if rows.empty:
-        return no_data(
-            heading, "the log does not say how long prompts were, or what the engine held."
-        )
+        why = "the log has no prompt lengths, or no hits of the engine's prefix cache."
+        return no_data(heading, why)
     areas = {tier: area for tier, area in _TIERS.items() if rows[tier].sum() > 0}
     shares = rows[list(areas)].mul(100.0 / rows["prompt_tokens"], axis=0)
     claims = rows["claimed_share"].notna()  # a log has no counters
     beside = [
-        f"{row['hit_share']:.1%}" + f"; {row['claimed_share']:.1%}" * claimed
+        f"{100 * row['hit_share']:.3g} %" + f"; {100 * row['claimed_share']:.3g} %" * claimed
         for (_, row), claimed in zip(rows.iterrows(), claims, strict=True)
     ]
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"]).to_list()
-        heading = "served; LMCache says" if claims.any() else "served"
+        heading = "hits; LMCache reports" if claims.any() else "hit rate"
         marks.stacked_rows(axes, shares, areas, labels=names, texts=beside, heading=heading)
         for y, ideal in enumerate(rows["ideal_share"]):
             axes.vlines(
                 100.0 * ideal, y - 0.42, y + 0.42, color=marks.BLACK, linewidth=2.5, zorder=4
             )
-        axes.set(xlim=(0, 101), xlabel="share of the prompt tokens, %")
+        axes.set(xlim=(0, 101), xlabel="% of prompt tokens")
 
     idle = rows[rows["idle"].gt(0) & (rows["l1"] + rows["l2"]).eq(0) & claims]
     found = heading
     if len(idle):
         row = idle.iloc[0]
         found = (
-            f"{row['pass'][:1].upper()}{row['pass'][1:]}, LMCache calls {row['claimed_share']:.0%}"
-            " of its lookups hits, and the engine needed none of them"
+            f"{row['pass'][:1].upper()}{row['pass'][1:]}: LMCache reports"
+            f" {100 * row['claimed_share']:.0f} % hits, the engine needed none"
         )
     spoken = (f"{row['arm']} {row['pass']}: {text}"
               for (_, row), text in zip(rows.iterrows(), beside, strict=True))  # fmt: skip
@@ -220,11 +233,9 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         title=found,
         body_px=34 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption="The upright mark is what an infinite cache would have served. "
-        * int(rows["ideal_share"].notna().any())
-        + "At the right the share served from any cache"
-        + ", and the hit rate that LMCache's own counters give, of the tokens that it was asked for"
-        * int(claims.any())
+        caption="Black mark: an infinite cache. " * int(rows["ideal_share"].notna().any())
+        + "Right: hit rate of all caches"
+        + ", and LMCache's own hit rate of the tokens that it was asked for" * int(claims.any())
         + ".",
         keys={names[tier]: area for tier, area in areas.items()},
         shows=("counts",),

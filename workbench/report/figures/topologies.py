@@ -1,167 +1,265 @@
-"""Figures of arms and cache states: medians of TTFT and TPS, and the ratios between them.
+"""Figures of topologies and cache states: the four charts of a sweep, and ratios in rows.
 
-They take `result.summary` and `result.comparisons`; a frame's `attrs` mark what is simulated or
-not proven.
+They take `result.summary` and `result.comparisons`; a frame's `attrs` say what is simulated and
+which gates failed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.figures.chart import Chart, draw, no_data, text_px
 from workbench.report.numbers import number, quantity, time_scale
 
 _WARM = ("store-warm", "cross-instance", "engine-warm", "warm")
 _WHY_NONE = {
-    "": "no two arms or cache states were both measured.",
+    "": "fewer than two arms or cache states were measured.",
     "cache-state": "no arm was measured both cold and warm.",
-    "opponent": "no arm was measured beside as many aggregated instances.",
+    "opponent": "no PD topology was measured beside its aggregated baseline.",
 }
+_PANEL_PX, _PLOT_PX = 222, 330
+"""Height of a panel with its titles, and about the width of its axes."""
+_LABELLED = 8
+"""A panel with at most this many marks has their numbers above them."""
 
 
-def ttft_by_topology(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
-    """Median TTFT of each arm and cache state with its interval, and the speed-up that it is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Panel:
+    """One of the four charts."""
 
-    The speed-up at the right compares cold with one warm state: store-warm if there is one.
+    title: str
+    rows: Sequence[marks.Row]
+    key: str
+    """The column that is drawn, between `low` and `high`."""
+    unit: str
+    log: bool
+    best: str
+    """`lower is better`, `higher is better`."""
+
+
+def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart:
+    """TTFT, its speed-up, throughput and its speed-up, by topology and cache state.
+
+    A speed-up compares a warm pass with the cold pass of the same arm. The aggregated baseline of
+    each PD topology (same GPU count, and the same connector where it was measured) is a reference
+    mark in its column. Several models, told by a column `model`, stand below one another.
     """
+    heading = "TTFT and throughput by topology"
     rows = marks.records(summary, ("median", "low", "high"), metric="ttft_s")
     if not rows:
-        return no_data("TTFT by topology", "no arm has a median TTFT; no request succeeded.")
-    gains = marks.ratio_rows(comparisons, metric="ttft_s", kind="cache-state")
-    warm = next((state for state in _WARM if any(row["pass"] == state for row in gains)), "")
-    gains = [row for row in gains if row["pass"] == warm]
-    of_arm = {row["arm"]: row for row in gains}
-    factor, unit = time_scale(max(row["median"] for row in rows))
-
-    def finish(axes: Axes) -> None:
-        marks.log_axis(axes, (end * factor for end in marks.ends(rows, "median")))
-        axes.set_xlabel(f"TTFT, {unit} (log scale)")
-        if of_arm:
-            beside = [of_arm.get(arm) for arm in marks.unique(rows, "arm")]
-            marks.column_at_right(
-                axes,
-                f"{warm} speed-up",
-                [marks.ratio_text(row) if row else "-" for row in beside],
-                grey=[row is None or marks.undecided(row) for row in beside],
-            )
-
-    note = " Grey: the interval of the speed-up holds 1, or there is none."
-    return _medians(
-        summary,
-        rows,
-        finish,
-        factor=factor,
-        title=_gain(gains, warm) or "TTFT by topology and cache state",
-        alt="Median TTFT by arm and cache state.",
-        note=note * any(map(marks.undecided, of_arm.values())),
-    )
-
-
-def tps_by_topology(summary: pd.DataFrame, *, metric: str = "request_tps") -> Chart:
-    """Median tokens per second of each arm and cache state: `request_tps` or `system_tps`."""
-    name = marks.NAMES.get(metric, metric)
-    rows = marks.records(summary, ("median", "low", "high"), metric=metric)
-    if not rows:
-        return no_data(f"{name} by topology", f"no arm has a median {name}.")
-    low, high = (extreme(rows, key=lambda row: float(row["median"])) for extreme in (min, max))
-
-    def finish(axes: Axes) -> None:
-        axes.set_xlim(0, 1.06 * max(marks.ends(rows, "median")))
-        per = "of one request (1 / TPOT)" if metric == "request_tps" else "of all requests together"
-        axes.set_xlabel(f"output tokens per second {per}")
-
-    found = f"{name} is {quantity(high['median'], 'tok/s')}"
-    if len(rows) > 1:
-        found = (
-            f"{name} is from {number(low['median'])} ({low['arm']}, {low['pass']})"
-            f" to {quantity(high['median'], 'tok/s')} ({high['arm']}, {high['pass']})"
-        )
-    return _medians(
-        summary,
-        rows,
-        finish,
-        title=found,
-        alt=f"Median {name} by arm and cache state.",
-        unit="tok/s",
-    )
-
-
-def _medians(
-    summary: pd.DataFrame,
-    rows: Sequence[marks.Row],
-    finish: Callable[[Axes], None],
-    *,
-    title: str,
-    alt: str,
-    unit: str = "s",
-    note: str = "",
-    factor: float = 1.0,
-) -> Chart:
-    """One row per arm, one mark per cache state, set apart so that none hides another."""
-    arms, passes = marks.unique(rows, "arm"), marks.unique(rows, "pass")
-    look = marks.looks(passes)
-    step = min(0.22, 0.9 / len(passes))
+        return no_data(heading, "no request succeeded.")
+    rivals, baselines = _baselines(summary, comparisons)
+    columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
+    names = _column_names(rows, columns, rivals)
+    look = marks.looks(_states(rows))
+    models = marks.unique(rows, "model") if "model" in summary else [""]
+    four = {model: _panels(_of(summary, model), _of(comparisons, model)) for model in models}
+    head_px = 26 if len(models) > 1 else 0
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row in rows:
-            apart = step * (passes.index(row["pass"]) - (len(passes) - 1) / 2)
-            x, low, high = (row[key] * factor for key in ("median", "low", "high"))
-            marks.mark(axes, x, arms.index(row["arm"]) + apart, (low, high), look[row["pass"]])
-        marks.row_axis(axes, arms)
-        finish(axes)
+        parts = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
+        for part, (model, panels) in zip(parts, four.items(), strict=True):
+            if head_px:
+                part.suptitle(model, size=14, weight="bold", x=0.005, ha="left")
+            for axes, panel in zip(part.subplots(2, 2).flat, panels, strict=True):
+                _panel(axes, panel, columns, names, rivals, look)
 
-    spoken = [f"{row['arm']} {row['pass']} {quantity(row['median'], unit)}" for row in rows]
+    drawn = [panel for panels in four.values() for panel in panels]
     return draw(
         paint,
-        body_px=max(42, 11 * len(passes)) * len(arms) + 84,
-        title=title,
-        alt=f"{alt} {'; '.join(spoken)}.",
-        caption=_sample(rows) + note,
-        keys=look,
-        shows=("times",),
+        title=_gain(comparisons, columns) or heading,
+        body_px=(2 * _PANEL_PX + head_px) * len(models),
+        alt=f"{heading}. {' '.join(_spoken(panel) for panel in drawn)}",
+        caption=_explained(drawn, compared=bool(rivals)),
+        keys=look | ({"aggregated (same GPU count)": marks.REFERENCE} if rivals else {}),
+        shows=("times", "ratios"),
         attrs=summary.attrs,
     )
 
 
-def _gain(gains: Sequence[marks.Row], warm: str) -> str:
-    """The finding in a sentence; empty where the arms do not agree on one."""
+def _states(rows: Sequence[marks.Row]) -> list[str]:
+    """The cache states in the order in which the arm with most of them met them."""
+    of_arm: dict[str, list[str]] = {}
+    for row in rows:
+        of_arm.setdefault(row["arm"], []).append(row["pass"])
+    longest = max(of_arm.values(), key=len)
+    return list(dict.fromkeys([*longest, *marks.unique(rows, "pass")]))
+
+
+def _of(frame: pd.DataFrame, model: str) -> pd.DataFrame:
+    return frame[frame["model"] == model] if model and "model" in frame else frame
+
+
+def _baselines(summary: pd.DataFrame, comparisons: pd.DataFrame) -> tuple[dict[str, str], set[str]]:
+    """The reference of each PD arm, with the same connector if there is one; all opponents."""
+    if comparisons.empty:
+        return {}, set()
+    connector = dict(zip(summary["arm"], summary["connector"], strict=True))
+    opponents = comparisons[comparisons["kind"] == "opponent"]
+    found: dict[str, str] = {}
+    for arm, rival in zip(opponents["arm"], opponents["baseline_arm"], strict=True):
+        if arm not in found or connector.get(rival) == connector.get(arm):
+            found[arm] = rival
+    return found, set(opponents["baseline_arm"])
+
+
+def _column_names(
+    rows: Sequence[marks.Row], columns: Sequence[str], rivals: Mapping[str, str]
+) -> list[str]:
+    """The topology where it names one column alone, else the arm; the baseline's below it."""
+    topology = {row["arm"]: str(row["topology"]) for row in rows}
+    short = [topology[arm] for arm in columns]
+    names = [
+        name if name and short.count(name) == 1 else arm
+        for name, arm in zip(short, columns, strict=True)
+    ]
+    below = [f"\nvs {topology.get(rivals[arm], rivals[arm])}" if arm in rivals else ""
+             for arm in columns]  # fmt: skip
+    return [name + second for name, second in zip(names, below, strict=True)]
+
+
+def _panels(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[_Panel]:
+    """The four charts in the order in which they are read."""
+    medians, ratio = ("median", "low", "high"), "cache-state"
+    panels = []
+    for metric, name in (("ttft_s", "TTFT"), ("system_tps", "Throughput")):
+        timed = metric == "ttft_s"
+        rows = marks.records(summary, medians, metric=metric)
+        factor, unit = (1.0, "tok/s")
+        if timed:
+            factor, unit = time_scale(max((row["median"] for row in rows), default=0))
+        scaled = [row | {key: row[key] * factor for key in medians} for row in rows]
+        best = "lower is better" if timed else "higher is better"
+        panels += [
+            _Panel(title=f"{name}, {unit}", rows=scaled, key="median", unit="", log=timed,
+                   best=best),
+            _Panel(title=f"{name} speed-up over cold", key="ratio", unit="x", log=True,
+                   rows=marks.ratio_rows(comparisons, metric=metric, kind=ratio),
+                   best="higher is better"),
+        ]  # fmt: skip
+    return panels
+
+
+def _panel(
+    axes: Axes,
+    panel: _Panel,
+    columns: Sequence[str],
+    names: Sequence[str],
+    rivals: Mapping[str, str],
+    look: Mapping[str, marks.Look],
+) -> None:
+    at = {(row["arm"], row["pass"]): row for row in panel.rows}
+    states = [state for state in look if any((arm, state) in at for arm in columns)]
+    step = 0.8 / max(1, len(states))
+    shown = []
+    labelled = len(columns) * len(states) <= _LABELLED
+    for nth, arm in enumerate(columns):
+        for place, state in enumerate(states):
+            row, other = at.get((arm, state)), at.get((rivals.get(arm, ""), state))
+            x = nth + step * (place - (len(states) - 1) / 2)
+            if row and other:
+                shown.append(other)
+                marks.reference(axes, x, other, panel.key, width=0.8 * step)
+            if row:
+                shown.append(row)
+                bounds = (row["low"], row["high"])
+                marks.mark(axes, x, row[panel.key], bounds, look[state], upright=True)
+            if row and labelled:
+                _label(axes, x, row, other, panel)
+    ends = marks.ends(shown, panel.key)
+    if panel.log:
+        speed = panel.unit == "x"
+        marks.log_axis(axes, [*ends, *((0.9, 1.2) if speed else ())], axis="y", most=6)
+        low, high = axes.get_ylim()
+        room = (high / low) ** 0.14 if labelled else 1.0
+        axes.set_ylim(low if speed else low / room, high * room)
+        if speed:
+            axes.axhline(1, color=marks.BLACK, linewidth=1.2, zorder=1)
+    elif ends:
+        axes.set_ylim(0, (1.22 if labelled else 1.08) * max(ends))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(marks.NUMBERS)
+    else:
+        axes.text(0.5, 0.5, "not measured", color=marks.GREY, ha="center", transform=axes.transAxes)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.grid(axis="x", visible=False)
+    axes.tick_params(axis="x", length=0)
+    widest = max(text_px(line, size=12) for name in names for line in name.split("\n"))
+    turned = 90 if widest > _PLOT_PX / len(columns) else 0
+    axes.set_xticks(range(len(columns)), names, rotation=turned, color=marks.BLACK)
+    for edge in range(1, len(columns)):
+        axes.axvline(edge - 0.5, color=marks.RULE, linewidth=1, zorder=0)
+    axes.set_title(panel.title, size=13, pad=9)
+    axes.set_title(panel.best, size=12, weight="normal", loc="right", color=marks.GREY, pad=9)
+
+
+def _label(axes: Axes, x: float, row: marks.Row, other: marks.Row | None, panel: _Panel) -> None:
+    """The number of a mark, on the side of it where its baseline is not."""
+    value = row[panel.key]
+    low = not panel.log and value < 0.15 * max(each[panel.key] for each in panel.rows)
+    below = other is not None and other[panel.key] > value and not low
+    known = [end for end in (row["low"], value, row["high"]) if isfinite(end)]
+    axes.annotate(
+        quantity(value, panel.unit), (x, min(known) if below else max(known)),
+        xytext=(0, -7 if below else 7), textcoords="offset points", ha="center",
+        va="top" if below else "bottom", size=12, zorder=5,
+    )  # fmt: skip
+
+
+def _gain(comparisons: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What the warmest store does to TTFT; empty where nothing compares."""
+    gains = [row for row in marks.ratio_rows(comparisons, metric="ttft_s", kind="cache-state")
+             if row["arm"] in columns]  # fmt: skip
+    warm = next((state for state in _WARM if any(row["pass"] == state for row in gains)), "")
+    gains = [row for row in gains if row["pass"] == warm]
     clear = [row["ratio"] for row in gains if not marks.undecided(row)]
     if not gains or any(ratio < 1 for ratio in clear):
         return ""
-    if not clear and not any(row["verdict"] != "no_interval" for row in gains):
-        return f"TTFT cold and {warm}: too few rounds to judge a difference"
+    if not clear and all(row["verdict"] == "no_interval" for row in gains):
+        return f"Too few rounds to compare {warm} with cold TTFT"
     if not clear:
-        return f"TTFT: no difference detectable between cold and {warm}"
+        return f"No significant difference between {warm} and cold TTFT"
     low, high = number(min(clear)), number(max(clear))
-    times = high if low == high else f"{low} to {high}"
-    where = f" in {len(clear)} of {len(gains)} arms" if len(clear) < len(gains) else ""
-    return f"TTFT is {times} times lower {warm} than cold{where}"
+    times = f"{high}x" if low == high else f"{low}x to {high}x"
+    where = f" in {len(clear)} of {len(gains)} topologies" if len(clear) < len(gains) else ""
+    return f"{warm[:1].upper()}{warm[1:]} TTFT is {times} lower than cold{where}"
 
 
-def _sample(rows: Sequence[marks.Row]) -> str:
-    """What the medians rest on; the system's TPS is one number a round."""
-    unit = "round" if any(row["metric"] == "system_tps" for row in rows) else "request"
-    hollow = not all(marks.has_interval(row["low"], row["high"]) for row in rows)
-    rounds = marks.span(rows, "n_rounds", "round")
-    sample = (
-        rounds if unit == "round" else f"{marks.span(rows, 'n_requests', 'request')} in {rounds}"
-    )
-    return f"Median and 95 % interval of {sample} per arm and cache state." + (
-        f" Hollow: too few {unit}s for an interval." if hollow else ""
-    )
+def _spoken(panel: _Panel) -> str:
+    said = (f"{row['arm']} {row['pass']} {quantity(row[panel.key], panel.unit)}"
+            for row in panel.rows)  # fmt: skip
+    return f"{panel.title}: {'; '.join(said) or 'not measured'}."
+
+
+def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
+    """What the marks are, and how many requests and rounds they rest on."""
+    rows = [row for panel in panels for row in panel.rows]
+    ttfts, ratios = panels[0].rows, panels[1].rows
+    rounds = marks.span(ttfts, "n_rounds", "round")
+    said = [f"Medians of {marks.span(ttfts, 'n_requests', 'request')} in {rounds}, with 95 % CI."]
+    if ratios:
+        pairs = marks.span(ratios, "n_pairs", "pair")
+        said.append(f"Speed-up: cold / warm TTFT of the same prompts ({pairs}).")
+    if compared:
+        said.append("Grey box: the aggregated baseline's CI, with its median as a black line.")
+    if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
+        said.append("Hollow: too few requests or rounds for a CI.")
+    return " ".join(said)
 
 
 def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart | None:
-    """Ratios of one metric with their intervals; above 1 the first named is better.
+    """Ratios of one metric with their intervals, a row each; above 1 the first named is better.
 
-    `kind` keeps one kind of comparison: `cache-state` or `opponent`. An interval that holds 1 is
-    called what it is: no difference detectable. None for a sweep over rates, which compares none.
+    `kind` keeps one kind of comparison: `cache-state` or `opponent`. None for a sweep over rates,
+    which compares nothing.
     """
     name = marks.NAMES.get(metric, metric)
     rows = marks.ratio_rows(comparisons, metric=metric, **({"kind": kind} if kind else {}))
@@ -176,25 +274,22 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         styles = [look[row["pass"]] for row in rows]
-        marks.interval_rows(axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0)
+        marks.interval_rows(
+            axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0, heading="speed-up"
+        )
         marks.log_axis(axes, [*marks.ends(rows, "ratio"), 0.8, 1.25])
-        axes.set_xlabel(f"{name} ratio (log scale): below 1 worse, above 1 better")
+        axes.set_xlabel(f"{name} speed-up (log scale): above 1 is better")
 
-    clear = sum(not marks.undecided(row) for row in rows)
     judged = any(row["verdict"] != "no_interval" for row in rows)
-    found = f"{name} differs detectably in {clear} of {len(rows)} comparisons"
-    if not clear:
-        what = "no difference detectable in" if judged else "too few rounds to judge"
-        found = f"{name}: {what} {len(rows)} comparison{'s' * (len(rows) > 1)}"
+    found = _compared(name, rows, judged=judged)
     spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
     return draw(
         paint,
         title=found,
         body_px=46 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption=f"Ratio of paired {name} and its 95 % interval over"
-        f" {marks.span(rows, 'n_rounds', 'round')}, {marks.span(rows, 'n_pairs', 'pair')}."
-        " Above 1 the first named is better.",
+        caption=f"Ratios of {name} with 95 % CI over {marks.span(rows, 'n_rounds', 'round')},"
+        f" {marks.span(rows, 'n_pairs', 'pair')} each. Above 1 the first named is better.",
         keys=look,
         shows=("ratios",),
         intervals=judged,
@@ -202,12 +297,27 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
+def _compared(name: str, rows: Sequence[marks.Row], *, judged: bool) -> str:
+    """`TTFT: 3 of 8 comparisons better, 2 worse`: what the intervals decide."""
+    many = f"{len(rows)} comparison{'s' * (len(rows) > 1)}"
+    if not judged:
+        return f"{name}: too few rounds to judge {many}"
+    clear = [row["ratio"] for row in rows if not marks.undecided(row)]
+    better = sum(ratio > 1 for ratio in clear)
+    if not clear:
+        return f"{name}: no significant difference in {many}"
+    parts = {"better": better, "worse": len(clear) - better,
+             "without a significant difference": len(rows) - len(clear)}  # fmt: skip
+    said = ", ".join(f"{count} {word}" for word, count in parts.items() if count)
+    return f"{name} in {many}: {said}"
+
+
 def _subject(row: marks.Row) -> str:
     other = row["baseline_pass"] if row["kind"] == "cache-state" else row["baseline_arm"]
-    return f"{row['arm']}, {row['pass']}\nagainst {other}"
+    return f"{row['arm']}, {row['pass']}\nvs {other}"
 
 
 def _verdict(row: marks.Row) -> str:
     if row["verdict"] == "no_interval":
-        return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for an interval"
-    return marks.ratio_text(row) + ("\nno difference detectable" if marks.undecided(row) else "")
+        return f"{quantity(row['ratio'], 'x')}\ntoo few rounds for a CI"
+    return marks.ratio_text(row) + ("\nnot significant" if marks.undecided(row) else "")

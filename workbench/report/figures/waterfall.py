@@ -1,4 +1,4 @@
-"""The figure of the TTFT waterfall: one bar per request, its parts in the order of their time."""
+"""The figure of the TTFT waterfall: one bar per request, its parts in time order."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
     """The median request of each arm and cache state as a stacked bar, and the p99 or slowest one.
 
     Takes `metrics.waterfall.waterfall`. A panel per cache state, each with its own linear axis. A
-    request that is not split whole has no bar; the caption says how many, and why.
+    request with an unknown part has no bar; the caption says how many, and why.
     """
     rows = representatives(waterfall)
     why = " ".join(doubts(waterfall))
     if rows.empty:
-        return no_data("Where TTFT goes", why or "no request was measured.")
+        return no_data("TTFT in parts", why or "no request was measured.")
     panels = [(str(name), group) for name, group in rows.groupby("pass", sort=False)]
 
     def paint(figure: Figure) -> None:
@@ -48,10 +48,9 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
             _panel(axes, name, group)
 
     tails = list(rows["which"].unique())[1:]
-    sample = "One bar per request: the one with the median TTFT" + "".join(
-        f", and the {tail} one" + (f" (p99 needs {needed_n(0.99)} requests)" * (tail == "slowest"))
-        for tail in tails
-    )
+    sample = " and ".join(["the request with the median TTFT", *(f"the {t} one" for t in tails)])
+    if "slowest" in tails:
+        sample += f" (p99 needs {needed_n(0.99)} requests)"
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
         sample += f". No slow request is shown: {withheld}"
     shown = [part for part in PARTS if (rows[part] > 0).any()]
@@ -60,8 +59,8 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         title=_finding(rows),
         body_px=sum(24 * len(group) + 74 for _, group in panels),
         alt=f"TTFT split into its parts. {_spoken(rows)}",
-        caption=f"{sample}. Hatched: the residual, what passes from the client to the proxy, which"
-        f" neither times. {why}".strip(),
+        caption=f"Shown: {sample}. Hatched: the residual, which no clock timed (client to proxy)."
+        f" {why}".rstrip(),
         keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
         attrs=waterfall.attrs,
@@ -78,25 +77,21 @@ def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
     parts = rows[list(_AREAS)] * factor
     marks.stacked_rows(axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT")
     axes.set(xlim=(0, 1.02 * factor * rows["ttft_s"].max()), title=name)
-    axes.set_xlabel(f"since the client sent it, {unit}")
+    axes.set_xlabel(f"time since the client sent the request, {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
 
 
 def _finding(rows: pd.DataFrame) -> str:
-    """The largest part of the first arm's median request in each cache state."""
-    arm = rows["arm"].iloc[0]
-    first = rows[(rows["arm"] == arm) & (rows["which"] == "median")]
-    largest: dict[str, list[str]] = {}
-    for _, row in first.iterrows():
-        part = max(PARTS, key=lambda name: float(row[name]))
-        took = f"{quantity(row[part], 's')} of {quantity(row['ttft_s'], 's')}"
-        largest.setdefault(PARTS[part], []).append(f"{row['pass']} {took}")
-    found = "; ".join(f"{part} ({', '.join(where)})" for part, where in largest.items())
-    return f"Where TTFT goes most, {arm}: {found}"
+    """The largest part of the first arm's median request in its first cache state."""
+    first = rows[rows["which"] == "median"].iloc[0]
+    part = max(PARTS, key=lambda name: float(first[name]))
+    took = f"{100 * first[part] / first['ttft_s']:.0f} %"
+    arm = f" ({first['arm']})" if rows["arm"].nunique() > 1 else ""
+    return f"{PARTS[part][:1].upper()}{PARTS[part][1:]} takes {took} of {first['pass']} TTFT{arm}"
 
 
 def _spoken(rows: pd.DataFrame) -> str:
-    """The median requests part by part."""
+    """The median requests, part by part."""
     said = []
     for _, row in rows[rows["which"] == "median"].iterrows():
         shown = [part for part in _NAMES if row[part] > 0 or part == "residual_s"]

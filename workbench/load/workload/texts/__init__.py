@@ -1,6 +1,6 @@
-"""Texts of our own, a few hundred words each, extended to any exact number of tokens.
+"""Built-in texts, a few hundred words each, extended to any exact number of tokens.
 
-Random tokens mean nothing; some servers and models behave otherwise with language.
+Random tokens mean nothing; some servers and models behave differently with language.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from workbench.errors import ParameterError, nearest
+from workbench.errors import ParameterError, must_be, nearest
 from workbench.load.workload.chat import chat_request, with_reuse
 from workbench.load.workload.token_ids import SALT_TOKENS, salt_ids
 from workbench.load.workload.tokenizer import Tokenizer
@@ -20,23 +20,20 @@ from workbench.load.workload.workload import Request, Workload, assemble, check_
 NAMES = ("astrophysics", "code_to_refactor", "fiction", "hardware_history", "licence_terms")
 
 _FEWEST_CHARACTERS = 3
-"""For each token that is wanted so many are ready; a token of these texts has about 4."""
+"""Characters prepared per wanted token; a token of these texts has about 4."""
 
 
 @cache
 def paragraphs(name: str) -> tuple[str, ...]:
-    """A text's paragraphs in order. Raises ParameterError for a name that is none of NAMES."""
+    """A text's paragraphs in order. Raises ParameterError for an unknown name."""
     if name not in NAMES:
-        raise ParameterError(f"there is no text {name!r}; {nearest(name, NAMES)}")
+        raise ParameterError(f"unknown text {name!r}; {nearest(name, NAMES)}")
     whole = (files(__package__) / f"{name}.txt").read_text(encoding="utf-8")
     return tuple(part.strip("\n") for part in whole.split("\n\n"))
 
 
 def extended(name: str, characters: int, *, start: int = 0) -> str:
-    """At least so many characters: the paragraphs in a circle, each with a number of its own.
-
-    The text begins at paragraph `start` of the circle.
-    """
+    """At least this many characters: numbered paragraphs, repeated from paragraph `start` on."""
     known = paragraphs(name)
     parts: list[str] = []
     length = 0
@@ -60,9 +57,9 @@ def text(
     seed: int = 0,
     salt: str,
 ) -> Workload:
-    """Prompts of exactly `prompt_tokens` of one text, behind the salt; they share nothing else.
+    """Prompts of exactly `prompt_tokens`: the salt, then one text; they share nothing.
 
-    With `chat` each is one message, and the tokens of the model's template count, too.
+    With `chat` each is one message, and the tokens of the chat template count too.
     """
     check_numbers(
         salt,
@@ -86,7 +83,7 @@ def text(
 
 
 def _ids(name: str, start: int, tokens: int, tokenizer: Tokenizer) -> list[int]:
-    """So many ids of a text that goes on for as long as it must."""
+    """The first `tokens` ids of a text that is repeated as needed."""
     characters = _FEWEST_CHARACTERS * tokens
     while len(ids := tokenizer.encode(extended(name, characters, start=start))) < tokens:
         characters *= 2
@@ -102,7 +99,7 @@ def _message(
     tokenizer: Tokenizer,
     salt: str,
 ) -> Request:
-    """A chat of exactly so many tokens: the text cut to fit, then filled up with plain words."""
+    """A chat of exactly `prompt_tokens`: the text cut to fit, then filled up with words."""
     characters = 8 * prompt_tokens
     whole = extended(name, characters, start=start)
 
@@ -128,7 +125,5 @@ def _message(
             filled = request(end, missing) if missing else cut
             if filled.prompt_tokens == prompt_tokens:
                 return filled
-    raise ParameterError(
-        f"prompt_tokens is {prompt_tokens}: no cut of {name!r} makes a chat of exactly that length;"
-        " try another length, or api completions"
-    )
+    allowed = f"a length that text {name} can reach in a chat"
+    raise ParameterError(must_be("prompt_tokens", allowed, prompt_tokens, "-p api completions"))

@@ -1,0 +1,37 @@
+"""The rules for sentences that a person reads: short, plain, and whole."""
+
+import re
+
+from workbench.metrics.gates.gate import Gate
+
+MOST_WORDS = {"PASS": 15, "FAIL": 25, "INCONCLUSIVE": 25}
+MOST_WORDS_OF_A_STEP = 20
+PRIVATE = (
+    "cannot be", "nobody", "is not said", "not told", "are allowed", "all the same", "answers",
+    "share of", "quiet", "pretend", "proven", "dated", "as many", "no cause", "beside", "in vain",
+)  # fmt: skip
+"""Words that made readers stop: there is a usual word for each of them."""
+
+
+def words(text: str) -> int:
+    """Words outside brackets, whose numbers and places a reader may skip."""
+    flat = text
+    while (less := re.sub(r"\([^()]*\)", "", flat)) != flat:
+        flat = less
+    return len(flat.replace(" %", "%").split())
+
+
+def check_words(gate: Gate) -> None:
+    """Raises AssertionError with the sentence where a gate's words break a rule."""
+    most = {gate.sentence: MOST_WORDS[gate.outcome], gate.next_step: MOST_WORDS_OF_A_STEP}
+    for text, limit in most.items():
+        assert words(text) <= limit, f"{words(text)} words, at most {limit}: {text}"
+        assert text == "" or text[0].isupper() or text[0].isdigit(), text
+        assert not text.endswith("."), text
+        assert text.count("(") == text.count(")"), text
+        found = [word for word in PRIVATE if re.search(rf"\b{word}\b", text)]
+        assert not found, f"{found} in: {text}"
+    assert gate.sentence
+    assert gate.outcome != "PASS" or not gate.next_step
+    assert gate.outcome == "PASS" or gate.next_step, f"no next step: {gate.sentence}"
+    assert ". " not in gate.next_step

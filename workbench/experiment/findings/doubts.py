@@ -1,0 +1,90 @@
+"""What weakens the result of a run, and what it does not show, each in at most 25 words."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import TYPE_CHECKING
+
+from workbench.experiment.findings.sentences import REPEATS, count, percent
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.metrics.latency import tpot_unknown
+from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, needed_n, quantile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROUNDS_ENOUGH = 5
+
+
+def round_doubts(plan: ExperimentPlan) -> list[str]:
+    """What too few rounds do to intervals."""
+    if plan.rounds >= ROUNDS_ENOUGH:
+        return []
+    few = f"Only {count(plan.rounds, 'round')}, so"
+    if plan.rounds < ROUNDS_FOR_INTERVAL:
+        return [f"{few} ratios have no interval. Use rounds 3 or more, better 5."]
+    return [f"{few} intervals of ratios are wide. Use rounds 5 or more."]
+
+
+def sample_doubts(requests: pd.DataFrame) -> list[str]:
+    """What the rows lack: TPOT, enough requests, launches that agree."""
+    doubts = [*_launch_doubts(requests), *tpot_unknown(requests)]
+    n = int(requests.groupby(["arm", "pass"]).size().min())
+    missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
+    if missing:
+        doubts.append(
+            f"Only {count(n, 'request')} per arm and pass: no interval for {' or '.join(missing)}."
+        )
+    return doubts
+
+
+def _launch_doubts(requests: pd.DataFrame) -> list[str]:
+    """Launches that differ by more than the interval over all their requests says."""
+    apart = []
+    for (arm, name), rows in requests.groupby(["arm", "pass"], sort=False):
+        whole = quantile(rows["ttft_s"], 0.5)
+        medians = rows.groupby("round")["ttft_s"].median().dropna()
+        if len(medians) > 1 and not isnan(whole.low):
+            if ((medians < whole.low) | (medians > whole.high)).any():
+                apart.append(f"{arm}, {name}")
+    if not apart:
+        return []
+    more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
+    return [
+        f"Medians vary more between launches than their intervals show ({apart[0]}{more}). Trust"
+        " the ratios instead."
+    ]
+
+
+def limits_of(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
+    """What this run does not show; `reuse_sent` is the ideal reuse of what was sent cold."""
+    limits, reuse = list(plan.notes), plan.workload.sample.ideal_reuse
+    if plan.workload.name == "multi_turn_conversation" and not isnan(reuse_sent):
+        limits.append(
+            "Later prompts contain real responses, which caches keep too: ideal reuse was"
+            f" {percent(reuse_sent, 1)} as sent and {percent(reuse, 1)} as planned."
+        )
+    if reuse >= REPEATS:
+        part = "most of a cold pass. Warm passes gain only the rest" if reuse > 0.5 else ""
+        limits.append(
+            f"Prompts repeat {percent(reuse)} of their tokens within a pass, so caches also serve"
+            f" {part or 'part of a cold pass'}."
+        )
+    if plan.platform == "cpu" and plan.params.engine == "vllm":
+        limits += [
+            "On a CPU all instances share the same cores, so adding instances adds no compute. On"
+            " GPUs each instance has its own.",
+            "KV moves over loopback or shared memory. Network transfer between nodes is not"
+            " measured.",
+        ]
+    if plan.arrivals.kind == "closed":
+        limits.append(
+            "A closed loop measures latency at a fixed concurrency. It does not show what happens"
+            " when requests arrive faster than they are served."
+        )
+    if plan.workload.name in ("reference", "short"):
+        limits.append(
+            "Prompts are random tokens without shared prefixes. Real traffic shares system prompts"
+            " and history, so its cache hit rates differ."
+        )
+    return limits

@@ -1,0 +1,332 @@
+"""Gates on the run itself: was it complete, steady and streamed, and are its rows possible.
+
+A gate that does not apply to a run is left out. docs/metrics.md says what each of them requires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf, isnan, nan
+from typing import TYPE_CHECKING
+
+from workbench.metrics.gates.client_gate import MANY_OTHERS_SHARE, OTHERS_SHARE
+from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.latency import (
+    BUFFERED_SHARE,
+    GATHERED_S,
+    MANY_TOKENS,
+    buffered,
+    gathered,
+    succeeded,
+)
+from workbench.metrics.passes import PassCounters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ALIKE_RATIO = 2.0
+_ALIKE_REQUESTS = 3
+_ALIKE_S = 0.001
+_BEYOND_NOISE = 3.0
+"""A process that takes turns with other programs may be this many times as slow, up to
+MANY_OTHERS_SHARE of the CPU; a machine with more of them has no limit."""
+_BEYOND_CHANCE = 10
+"""More buffered responses than a late client makes."""
+_CACHED_SLACK_SHARE, _CACHED_SLACK_TOKENS = 0.01, 16
+_STEADY_REQUESTS = 20
+_STEADY_RATIO = 1.3
+_STEADY_P = 0.001
+
+
+def every_pass_ran(
+    planned: Iterable[tuple[str, int, str]],
+    measured: Iterable[tuple[str, int, str]],
+    reasons: Sequence[str] = (),
+) -> Gate:
+    """Each (arm, round, pass) of the plan was measured; `reasons` say why one was not."""
+    wanted, done = list(planned), set(measured)
+    missing = [one for one in wanted if one not in done]
+    arm, number, name = missing[0] if missing else ("", 0, "")
+    problem = f"{len(missing):,} of {len(wanted):,} passes were not measured. First: {arm}, round"
+    problem += f" {number + 1}, {name}"
+    return judge(
+        "every pass ran",
+        holds=f"All {len(wanted):,} passes were measured",
+        problems=[f"{problem} ({reasons[0]})" if reasons else problem] if missing else [],
+        next_step="Read the log of the server that the reason names",
+    )
+
+
+def caches_emptied(refusals: Sequence[str]) -> Gate:
+    """Every reset that a cache state needed succeeded; `refusals` are those that did not.
+
+    vLLM answers a reset with HTTP 200 and `{"success": false}` while blocks are in use.
+    """
+    return judge(
+        "caches were emptied",
+        holds="Every cache reset between passes succeeded",
+        problems=refusals,
+        next_step="Find what holds the blocks, such as an unfinished request or KV never fetched",
+    )
+
+
+def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
+    """No NIXL transfer failed, and no KV expired before it was fetched.
+
+    vLLM counts a prompt as transferred when it admits it, so only these counters show that a part
+    of it was recomputed.
+    """
+    counted = [(p, p.nixl) for p in passes if p.pulls]
+    problems, unknown, transfers = [], [], 0.0
+    for p, nixl in counted:
+        if p.expired_before:
+            problems.append(f"The KV of {p.expired_before:,.0f} prompts expired before {p.label}")
+        if nixl is None or isnan(nixl.failed + nixl.expired):
+            unknown.append(f"The instances do not count failed transfers ({p.label})")
+            continue
+        transfers += 0 if isnan(nixl.transfers) else nixl.transfers
+        if nixl.failed or nixl.expired:
+            problems.append(
+                f"KV was lost: {nixl.failed:,.0f} transfers failed and {nixl.expired:,.0f} prompts"
+                f" expired ({p.requests_sent:,} requests; {p.label})"
+            )
+    return judge(
+        "no failed transfers",
+        holds=f"All {transfers:,.0f} KV transfers succeeded, no KV expired ({len(counted)} passes)",
+        problems=problems,
+        unknown=unknown or ([] if counted else ["No NIXL pass was measured"]),
+        next_step="Look for NIXL errors in the decode logs; affected TTFTs may include a second"
+        " prefill",
+        if_unknown="Expose /metrics of every instance",
+    )
+
+
+def instances_alike(
+    requests: pd.DataFrame, legs: pd.DataFrame, *, others_share: float = 0.0
+) -> Gate | None:
+    """No instance that decodes was much slower than the others of its arm and pass.
+
+    Compares the best TPOT of an instance over all rounds with the median of its siblings'
+    requests: an instance that shared a core for a moment still has one fast request.
+    `others_share` is the fraction of the CPU that other programs used: they can explain a slow
+    instance. None when there are too few responses to compare.
+    """
+    both = requests[succeeded(requests)].merge(
+        legs[["arm", "round", "pass", "request_id", "decode_instance"]],
+        on=["arm", "round", "pass", "request_id"],
+    )
+    problems, unknown, compared = [], list[str](), 0
+    for (arm, name), rows in both.groupby(["arm", "pass"], sort=False):
+        # By the place in a launch: ports differ from round to round.
+        places = rows.groupby("round")["decode_instance"].rank("dense").astype(int) - 1
+        by_instance = rows["tpot_s"].groupby(places)
+        enough = by_instance.count() >= _ALIKE_REQUESTS
+        best, typical = by_instance.min()[enough], by_instance.median()[enough]
+        if len(best) < 2:
+            continue
+        compared += len(best)
+        slowest = best.idxmax()
+        worst, others = float(best.max()), float(typical.drop(slowest).median())
+        if worst > max(_ALIKE_RATIO * others, others + _ALIKE_S):
+            found = (
+                f"Instance {slowest} took {1000 * worst:.1f} ms per token at best, its"
+                f" siblings {1000 * others:.1f} ms (median; {arm}, {name})"
+            )
+            if worst <= _may_be_theirs(others_share) * others:
+                unknown.append(f"{found}. {_or_others(others_share)}")
+            else:
+                problems.append(f"{found}. The arm mixes unequal instances")
+    if not compared:
+        return None
+    return judge(
+        "instances alike",
+        holds=f"All {compared} instances have a similar TPOT (best within {_ALIKE_RATIO:g}x of the"
+        " siblings' median)",
+        problems=problems,
+        unknown=unknown,
+        next_step="Check what else runs on that instance's device, and repeat the run",
+        if_unknown=_END_OTHERS,
+    )
+
+
+_END_OTHERS = "End other programs on this machine and repeat the run"
+
+
+def _may_be_theirs(others_share: float) -> float:
+    """How many times as slow other programs can make a process; 0 where there are few."""
+    return (
+        inf if others_share > MANY_OTHERS_SHARE else _BEYOND_NOISE * (others_share > OTHERS_SHARE)
+    )
+
+
+def _or_others(others_share: float) -> str:
+    return f"Other programs may be the reason ({100 * others_share:.0f} % of the CPU)"
+
+
+def steady(
+    requests: pd.DataFrame, *, concurrency: int = 1, others_share: float = 0.0
+) -> Gate | None:
+    """TTFT does not grow within a pass: the last third of its requests is as fast as the first.
+
+    The first `concurrency` requests are left out: a closed loop sends them all at once. Growth is
+    what an overloaded open loop shows; `others_share` as for `instances_alike`. None when no pass
+    has enough requests of equal length and reuse.
+    """
+    rows = requests[succeeded(requests)].sort_values("scheduled_s")
+    problems, unknown, judged = [], list[str](), 0
+    for (arm, _, name), sent in rows.groupby(["arm", "round", "pass"], sort=False):
+        one = sent.iloc[concurrency if concurrency > 1 else 0 :]
+        # Requests that differ in length are no drift: their order is the workload's.
+        alike = one[["prompt_tokens", "ideal_reuse_tokens"]].nunique().max() == 1
+        if len(one) < _STEADY_REQUESTS or not alike:
+            continue
+        judged += 1
+        third = len(one) // 3
+        first, last = one["ttft_s"].iloc[:third], one["ttft_s"].iloc[-third:]
+        if last.median() <= _STEADY_RATIO * first.median():
+            continue
+        from scipy.stats import mannwhitneyu  # half a second, and few runs need it
+
+        if mannwhitneyu(first, last).pvalue >= _STEADY_P:
+            continue
+        found = (
+            f"Median TTFT grew from {1000 * first.median():,.0f} to {1000 * last.median():,.0f} ms"
+            f" (first and last third of {arm}, round {one['round'].iloc[0] + 1}, {name})"
+        )
+        if last.median() <= _may_be_theirs(others_share) * first.median():
+            unknown.append(f"{found}. {_or_others(others_share)}")
+        else:
+            problems.append(f"{found}. The pass never reached a steady state")
+    if not judged:
+        return None
+    return judge(
+        "steady state",
+        holds=f"TTFT does not grow within a pass ({judged} passes)",
+        problems=problems,
+        unknown=unknown,
+        next_step="Lower the rate until the queue stops growing",
+        if_unknown=_END_OTHERS,
+    )
+
+
+def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
+    """Tokens arrived one after another and were not buffered on their way.
+
+    A gateway that buffers makes TTFT equal E2E and leaves no gap between tokens. It buffers all
+    responses; a client that was late or `disturbed` for a moment merges a few. None when every
+    response is too short to tell, and the short ones did not arrive in one piece.
+    """
+    rows = requests[succeeded(requests)]
+    rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
+    uncounted = rows["output_tokens"].lt(0) & rows["chunk_s"].map(len).eq(1)
+    judged = rows[rows["output_tokens"].ge(MANY_TOKENS) | rows["chunk_s"].map(len).gt(1)]
+    problems, unknown = list[str](), _too_short(requests)
+    if not len(judged) and not uncounted.any() and not unknown:
+        return None
+    held_back = judged[buffered(judged)]
+    for arm, hit in held_back.groupby("arm", sort=False):
+        which = f"{len(hit):,} of {judged['arm'].eq(arm).sum():,} responses of {arm} arrived in"
+        spread_s = hit["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0])
+        whole = spread_s.le(0.1 * hit["e2e_s"]).mean() > 0.5
+        found = f"{which} {'one piece' if whole else 'bursts'}"
+        if disturbed and len(hit) < _BEYOND_CHANCE:
+            unknown.append(f"{found}. The stream was buffered, or the busy client read late")
+        else:
+            problems.append(
+                f"{found}. The stream was buffered, so TTFT"
+                f" {'equals E2E' if whole else 'is that of the first burst'}"
+            )
+    if uncounted.any():
+        unknown.append(
+            f"{uncounted.sum():,} of {len(rows):,} responses arrived in one chunk without a token"
+            " count"
+        )
+    return judge(
+        "answers were streamed",
+        holds=f"{len(judged) - gathered(judged).sum():,} of {len(judged):,} responses were streamed"
+        " token by token",
+        problems=problems,
+        unknown=unknown,
+        next_step="Turn buffering off in the gateway (nginx: proxy_buffering off), or bypass it",
+        if_unknown="Repeat on an idle machine with output_tokens 8 or more and a server that sends"
+        " usage",
+    )
+
+
+def _too_short(requests: pd.DataFrame) -> list[str]:
+    """A sentence for each arm whose responses have under 8 tokens and all arrived in one piece."""
+    rows = requests[succeeded(requests) & requests["output_tokens"].ne(1)]
+    rows = rows[rows["max_tokens"].between(2, MANY_TOKENS - 1) & rows["chunk_s"].map(len).gt(0)]
+    together = rows["chunk_s"].map(lambda stamps: stamps[-1] - stamps[0] < GATHERED_S).astype(bool)
+    return [
+        f"{hit.sum():,} of {len(hit):,} responses of {arm} arrived in one piece. Detecting a"
+        f" buffered stream takes responses of {MANY_TOKENS} tokens"
+        for arm, hit in together.groupby(rows["arm"], sort=False)
+        if hit.mean() >= BUFFERED_SHARE
+    ]
+
+
+def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> Gate | None:
+    """The cached_tokens of responses in cold passes are possible.
+
+    Not checked for prefill/decode instances without counters: there cached_tokens includes fetched
+    KV. None when no response reports cached_tokens.
+    """
+    told = requests[succeeded(requests) & requests["cached_tokens"].ge(0)]
+    problems, cached, asked, judged = [], 0, 0, 0
+    for p in passes:
+        is_pass = told["arm"].eq(p.arm) & told["round"].eq(p.round) & told["pass"].eq(p.pass_name)
+        rows = told[is_pass]
+        if not p.is_cold or not len(rows):
+            continue
+        split = bool({"prefill", "decode"} & p.sources.keys())
+        seen = p.sources.get("decode" if split else "aggregated")
+        may, whose = nan if seen is None else seen.cached, "the instances counted"
+        if isnan(may) and not split:
+            may, whose = p.ideal_reuse_tokens, "new prompts can hit"
+        if isnan(may):
+            continue
+        said, sent = int(rows["cached_tokens"].sum()), int(rows["prompt_tokens"].sum())
+        judged, cached, asked = judged + 1, cached + said, asked + sent
+        slack = max(_CACHED_SLACK_SHARE * sent, _CACHED_SLACK_TOKENS * len(rows))
+        if said > may + slack + p.failed_prompt_tokens:
+            problems.append(
+                f"Responses report {said:,} of {sent:,} cold prompt tokens as cached, but {whose}"
+                f" {may:,.0f} ({p.label})"
+            )
+    if not judged:
+        return None
+    return judge(
+        "cached tokens plausible",
+        holds=f"The reported cached_tokens are possible ({cached:,} of {asked:,} in {judged} cold"
+        f" {'pass' if judged == 1 else 'passes'})",
+        problems=problems,
+        next_step="Ignore cached_tokens of this server; behind a PD proxy it includes fetched KV",
+    )
+
+
+def possible(requests: pd.DataFrame) -> Gate:
+    """No row has a token before its request, more output than requested, more cached tokens than
+    its prompt, or another prompt length than was sent."""
+    rows = requests[succeeded(requests)]
+    counted, said = rows["usage_prompt_tokens"].ge(0), rows["output_tokens"].ge(0)
+    checks = {
+        "a first token before they were sent": rows["ttft_s"].le(0),
+        "a last token before the first": rows["e2e_s"].lt(rows["ttft_s"]),
+        "another prompt length than was sent": counted
+        & rows["usage_prompt_tokens"].ne(rows["prompt_tokens"]),
+        "more cached tokens than the prompt has": rows["cached_tokens"].gt(rows["prompt_tokens"]),
+        "more output tokens than requested": said & rows["output_tokens"].gt(rows["max_tokens"]),
+    }
+    return judge(
+        "nothing impossible",
+        holds=f"No impossible value in {len(rows):,} successful requests",
+        problems=[
+            f"{hit.sum():,} of {len(rows):,} requests have {what}. A counter or clock is wrong"
+            for what, hit in checks.items()
+            if hit.any()
+        ],
+        unknown=[] if len(rows) else ["No request succeeded"],
+        next_step="Inspect those rows of requests.parquet",
+        if_unknown="See the gate “no failures”",
+    )
