@@ -346,11 +346,14 @@ async def deploy(
 async def _start_all(
     launcher: Launcher, plan: DeploymentPlan, log_dir: Path, running: list[Process]
 ) -> None:
-    """Store first, since an engine that looks for it must find it; then all instances at once."""
+    """Store first, since an engine that looks for it must find it; then all instances at once.
+
+    A store that ends meanwhile ends the start: engines may wait for it for minutes.
+    """
     timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
     for with_store in (True, False):
         first = len(running)
         for spec in plan.processes:
             if (spec.role == "store") is with_store:
                 running.append(await launcher.start(spec, log_dir))
-        await ready(running[first:], timeout_s=timeout_s)
+        await ready(running[first:], timeout_s=timeout_s, beside=running[:first])

@@ -72,6 +72,11 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     for topology in topologies:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
+    if params.engine == "simulated" and not asked.simulated:
+        raise PlanError(
+            f"connector must be none, lmcache or nixl with engine simulated, got {asked.name!r}"
+            " (example: -p connector lmcache)"
+        )
     for topology in topologies:
         check_fault(params.fault, asked.name, topology)
     if not settings.on_gpu and tp != TensorParallel():
@@ -86,7 +91,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         if topology.disaggregated:
             # As many GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
-            for rival in ("none", "lmcache"):
+            for rival in ("none", asked.name if asked.store else "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
     arms = []
     for (topology, name), role in wanted.items():

@@ -43,6 +43,8 @@ class Store:
     """It keeps whole KV blocks of the engine and counts them, in place of chunks and tokens."""
     counts_lookups: bool = True
     """Its hits are what engines looked up; else what they loaded."""
+    stalls_when_dead: bool = False
+    """Without it every request waits for seconds and succeeds, so a pass is broken off."""
     instance_start_s: float
     """What its connection adds to the start of an instance on a CPU."""
 
@@ -80,6 +82,8 @@ class Connector:
     """Changes what a process of vLLM needs changed for it where there is no GPU."""
     load: str = ""
     """What a fork server loads for it, as `module:function`."""
+    simulated: bool = True
+    """Whether engine simulated has it."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """What it needs on the machine, with the version that was measured."""
     modules: tuple[str, ...] = ()

@@ -74,7 +74,7 @@ def _patch_cpu() -> None:
         def query(self) -> bool:
             return True
 
-    torch.cuda.Event = Event  # type: ignore[misc,assignment]
+    torch.cuda.Event = Event
 
 
 STORE = Store(
@@ -83,6 +83,7 @@ STORE = Store(
     cleared_by="instance",
     keeps_blocks=True,
     counts_lookups=False,
+    stalls_when_dead=True,
     instance_start_s=0.5,
     counters={
         "requested_tokens": "master_batch_exist_key_items_total",
@@ -104,6 +105,7 @@ CONNECTOR = Connector(
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
     patch_cpu=_patch_cpu,
+    simulated=False,
     packages={"mooncake": "0.3.13.post1"},
     modules=("mooncake",),
     fatal=("Initialize MooncakeDistributedStore failed",),

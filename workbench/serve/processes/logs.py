@@ -32,10 +32,14 @@ def fatal(log_lines: Iterable[str], texts: Iterable[str] = ()) -> str:
     return ""
 
 
-def reason(log_lines: Sequence[str], texts: Iterable[str] = ()) -> str:
-    """The line of a log that tells why its server ended, at most 400 characters of it."""
+def reason(log_lines: Sequence[str], texts: Iterable[str] = (), *, otherwise: str = "") -> str:
+    """The line of a log that tells why its server ended, at most 400 characters of it.
+
+    Without an error in it that is `otherwise`, or the last line.
+    """
     said = [line for line in log_lines if line]
     errors = [line for line in said if _ERROR_LINE.match(line)]
     # vLLM ends with a general line that points at the root cause above it.
     telling = [line for line in errors if "root cause" not in line] or errors
-    return (fatal(said, texts) or (telling or said or ["it wrote nothing"])[-1])[:400]
+    last = (telling or [otherwise or (said or ["it wrote nothing"])[-1]])[-1]
+    return (fatal(said, texts) or last)[:400]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import httpx
 
@@ -19,13 +20,18 @@ POLL_PERIOD_S = 0.1
 LOG_PERIOD_S = 0.5
 
 
-async def ready(processes: Iterable[Process], *, timeout_s: float) -> None:
-    """Wait until each answers its ready URL. Raises LaunchError with the reason and the log."""
+async def ready(
+    processes: Iterable[Process], *, timeout_s: float, beside: Sequence[Process] = ()
+) -> None:
+    """Wait until each answers its ready URL. Raises LaunchError with the reason and the log.
+
+    Those `beside` are ready already, and must stay so: an engine may wait minutes for its store.
+    """
     failed: LaunchError | None = None
     try:
         async with control_client(2.0) as client, asyncio.TaskGroup() as group:
             for process in processes:
-                group.create_task(_ready(client, process, timeout_s))
+                group.create_task(_ready(client, process, timeout_s, beside))
     except* LaunchError as several:
         # The first reason tells; the others are its consequences.
         failed = next(error for error in several.exceptions if isinstance(error, LaunchError))
@@ -34,7 +40,9 @@ async def ready(processes: Iterable[Process], *, timeout_s: float) -> None:
         raise failed
 
 
-async def _ready(client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
+async def _ready(
+    client: httpx.AsyncClient, process: Process, timeout_s: float, beside: Sequence[Process]
+) -> None:
     ends_s = time.monotonic() + timeout_s
     look_s, pause_s = 0.0, FIRST_POLL_S
     while not await _answers(client, process):
@@ -46,6 +54,9 @@ async def _ready(client: httpx.AsyncClient, process: Process, timeout_s: float) 
             look_s = now_s + LOG_PERIOD_S
         if not process.alive or doomed:
             raise LaunchError(failure(process, "did not start"))
+        for other in beside:
+            if not other.alive:
+                raise LaunchError(failure(other, f"ended while {process.spec.name} started"))
         if now_s > ends_s:
             raise LaunchError(failure(process, f"was not ready after {timeout_s:.0f} s"))
         await asyncio.sleep(pause_s)
@@ -68,5 +79,14 @@ def failure(process: Process, what: str) -> str:
     """What happened to a process, the reason that its log gives, and the log's end."""
     lines = logs.lines(process.log)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
-    reason = logs.reason(lines, process.spec.fatal)
+    reason = logs.reason(lines, process.spec.fatal, otherwise=_killed(process))
     return f"{process.spec.name} {what}: {reason}\n  log: {process.log}\n{tail}"
+
+
+def _killed(process: Process) -> str:
+    """The signal that ended it, if one did."""
+    status = 0 if process.alive else process.exited.result()
+    if status >= 0:
+        return ""
+    memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-status).name}{memory}"
