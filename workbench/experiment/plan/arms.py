@@ -61,6 +61,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
+    if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
+        _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -119,6 +121,18 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+
+
+def _check_stores(made: ExperimentPlan) -> None:
+    """Refuse a KV store that cannot hold one prompt. Raises PlanError."""
+    longest = max(request.prompt_tokens for request in made.workload.sample.requests)
+    prompt_gb = longest * made.kv_bytes_per_token / 2**30
+    for arm in made.arms:
+        if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
+            raise PlanError(
+                f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
+                f" GB of KV, got {arm.store_gb:g} (example: store_gb {2 * prompt_gb:.1g})"
+            )
 
 
 def _with_load(
