@@ -14,14 +14,14 @@ export PATH := $(BIN):$(PATH)
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
 
-# Two tests at a time, but for those that measure time or take every core (the marker `alone`).
+# Two tests at a time (those that share a browser in one process), but for those that measure time or take every core (the marker `alone`).
 check: setup
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 -m "not engine and not servers and not alone"
+	pytest -n 2 --dist loadgroup -m "not engine and not servers and not alone"
 	pytest -m "alone and not engine"
 
 test: check

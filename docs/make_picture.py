@@ -1,10 +1,11 @@
 """The picture of the README: the first screen of a `pd_sweep` page, photographed by Chromium.
 
-    python docs/make_picture.py                  # a seeded run on simulated servers, a minute
-    python docs/make_picture.py --page PAGE      # of a page that exists
+    python docs/make_picture.py                  # of the recorded run of tests/golden, a minute
+    python docs/make_picture.py --page PAGE      # of another page
 
-The PNG carries a stamp of the files that decide how a first screen looks (`LOOKS`), and a test
-holds it to them: whoever changes one runs this again.
+The recorded run is seeded and on simulated servers; its page is made anew by the code of today.
+The PNG carries a stamp of what decides how the first screen looks and reads (`stamp`), and a test
+holds it to that: after a change, run this again.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from workbench.notebook_run import run_notebook
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 PICTURE = ROOT / "docs" / "report.png"
 LOOKS = ("workbench/report/templates/page.css", "workbench/report/templates/page.html.j2")
-"""Files that decide how the first screen of a page looks."""
-RUN = {"engine": "simulated", "topology": "1p1d,1p4d", "requests": 4, "rounds": 5, "seed": 1}
-WIDTH, HEIGHT, SHRUNK_TO = 1280, 1000, 1520
+WORDS, END = "tests/golden/pd_sweep.txt", "\n## "
+WIDTH, HEIGHT, SHRUNK_TO = 1280, 976, 1520
 STAMP = "Looks"
 
 
 def stamp() -> str:
-    """A hash of the files in `LOOKS`, without regard to their indentation."""
-    text = "\n".join((ROOT / name).read_text("utf-8") for name in LOOKS)
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+    """A hash of the page's template and style, and of the words of its first screen."""
+    parts = [(ROOT / name).read_text("utf-8") for name in LOOKS]
+    words = ROOT / WORDS
+    parts.append(words.read_text("utf-8").partition(END)[0] if words.exists() else "")
+    return hashlib.sha256(" ".join("\n".join(parts).split()).encode()).hexdigest()[:16]
 
 
 def stamp_of(picture: Path) -> str:
@@ -69,17 +70,15 @@ def photograph(page: Path, picture: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the picture; 0 when it is written."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--page", type=Path, help="the page of a run (default: a simulated run)")
+    parser.add_argument("--page", type=Path, help="the page of a run (default: the recorded run)")
     parser.add_argument("--out", type=Path, default=PICTURE, help="the picture")
     options = parser.parse_args(arguments)
-    if options.page:
+    with tempfile.TemporaryDirectory() as folder:
+        if options.page is None:
+            from tests.golden.test_golden import page_of
+
+            options.page = page_of("pd_sweep", Path(folder))
         photograph(options.page, options.out)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            run = run_notebook("pd_sweep", RUN | {"output_dir": folder})
-            if run.page is None or run.problem:
-                sys.exit(run.problem)
-            photograph(run.page, options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1000:,.0f} kB")
     return 0
 

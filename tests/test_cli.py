@@ -62,14 +62,17 @@ def executed(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("run pd_sweep -p topology p4d", "topology 'p4d' cannot be read: write prefill and decode"),
-        ("run pd_sweep -p topology 0p0d", "topology '0p0d' cannot be read"),
-        ("run pd_sweep -p topology 1p-4d", "topology '1p-4d' cannot be read"),
-        ("run pd_sweep -p connector lmcash", "connector is 'lmcash': write one of none, lmcache"),
-        ("run pd_sweep -p promt_tokens 5", "'promt_tokens' is not known: did you mean"),
-        ("run pd_sweep -p rounds none", "rounds is 'none': it takes a whole number, e.g. 3"),
-        ("run pd_swep", "notebook 'pd_swep' is not known: did you mean 'pd_sweep'?"),
-        ("run environment_check -p rounds 3", "parameter 'rounds' is not known"),
+        ("run pd_sweep -p topology p4d", "topology must be like 1p4d (1 prefill, 4 decode"),
+        ("run pd_sweep -p topology 0p0d", "got '0p0d'"),
+        ("run pd_sweep -p topology 1p-4d", "got '1p-4d'"),
+        ("run pd_sweep -p connector lmcash", "connector must be one of none, lmcache, nixl, got"),
+        ("run pd_sweep -p promt_tokens 5", "has no parameter 'promt_tokens'; did you mean"),
+        (
+            "run pd_sweep -p rounds none",
+            "rounds must be an integer, got 'none' (example: rounds 3)",
+        ),
+        ("run pd_swep", "unknown notebook 'pd_swep'; did you mean 'pd_sweep'?"),
+        ("run environment_check -p rounds 3", "environment_check has no parameter 'rounds'"),
         ("run pd_sweep -f {tmp}/none.yaml", "none.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}", "cannot be read as YAML"),
         (
@@ -78,8 +81,8 @@ def executed(monkeypatch):
         ),
         ("run pd_sweep -f {tmp}/broken.yaml", "broken.yaml cannot be read as YAML"),
         ("run pd_sweep -f {tmp}/binary.yaml", "binary.yaml cannot be read as YAML"),
-        ("run pd_sweep -f {tmp}/numbers.yaml", "parameter '1' is not known"),
-        ("run pd_sweep -f {tmp}/wrong.yaml", "rounds is [3]: it takes a whole number"),
+        ("run pd_sweep -f {tmp}/numbers.yaml", "pd_sweep has no parameter '1'"),
+        ("run pd_sweep -f {tmp}/wrong.yaml", "rounds must be an integer, got [3]"),
         ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
         ("report {tmp}/list.yaml", "cannot be read as a notebook"),
         ("report {tmp}", "is a folder; give an executed notebook"),
@@ -114,7 +117,7 @@ def test_as_typed_in_a_shell_bad_input_exits_2_within_seconds():
     words = [sys.executable, "-m", "workbench.cli", "run", "pd_sweep", "-p", "topology", "p4d"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("topology 'p4d' cannot be read: write prefill and decode counts")
+    assert done.stderr.startswith("topology must be like 1p4d (1 prefill, 4 decode instances)")
 
 
 def run(tmp_path, *arguments):

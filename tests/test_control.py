@@ -30,9 +30,9 @@ def test_without_variables_public_authorities_are_trusted():
 @pytest.mark.parametrize(
     ("name", "file", "sentence"),
     [
-        ("SSL_CERT_FILE", "none", "SSL_CERT_FILE .* is .* no such file; .*e.g. export"),
-        ("SSL_CERT_DIR", "none", "SSL_CERT_DIR .* is .* no such folder; .*e.g. export"),
-        ("SSL_CERT_FILE", "ca.pem", "no certificate that can be read"),
+        ("SSL_CERT_FILE", "none", "SSL_CERT_FILE .* existing file, got .*export"),
+        ("SSL_CERT_DIR", "none", "SSL_CERT_DIR .* existing folder, got .*export"),
+        ("SSL_CERT_FILE", "ca.pem", "must be a PEM file with certificates"),
     ],
 )
 def test_a_variable_that_leads_nowhere_is_refused(name, file, sentence, monkeypatch, tmp_path):

@@ -26,10 +26,9 @@ def test_a_name_says_how_many_instances_each_role_has(text, roles):
     "text", [*"p4d 0p0d 1p-4d 1p0d 0a 4 1p 4d d4p1 1p4d5a 01p4d 1.5a 1٤a".split(), ""]
 )
 def test_any_other_text_is_refused_with_the_rule_and_good_examples(text):
-    rule = r"as in 1p4d \(1 prefill, 4 decode\), or aggregated instances as in 5a"
-    with pytest.raises(ParameterError, match=rule) as refused:
+    with pytest.raises(ParameterError, match=r"like 1p4d .* \(example: topology 1p4d\)") as refused:
         Topology.parse(text)
-    assert str(refused.value).startswith(f"topology {text!r} cannot be read: ")
+    assert f"got {text!r} " in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_any_other_text_is_refused_with_the_rule_and_good_examples(text):
      {"prefill": 1, "decode": 1, "aggregated": 1}],
 )  # fmt: skip
 def test_counts_that_are_no_topology_are_refused_by_the_same_rule(counts):
-    with pytest.raises(ParameterError, match=r"1p4d .* or aggregated instances as in 5a"):
+    with pytest.raises(ParameterError, match=r"like 1p4d .* or 5a"):
         Topology(**counts)
 
 
@@ -73,7 +72,7 @@ def test_a_list_is_read_in_its_order(text, names):
 
 @pytest.mark.parametrize("text", ["1p1d,", ",", "1p1d;1p4d", "1p1d,nonsense"])
 def test_one_bad_part_refuses_the_list(text):
-    with pytest.raises(ParameterError, match="cannot be read"):
+    with pytest.raises(ParameterError, match="must be like 1p4d"):
         Topology.parse_list(text)
 
 
@@ -83,5 +82,3 @@ def test_gpus_are_counted_and_described_by_role():
     assert pair.gpus(TensorParallel()) == 5
     assert pair.describe() == "1p4d: 1 prefill, 4 decode"
     assert pair.describe(tp) == "1p4d: 1 prefill x 2 GPU, 4 decode x 4 GPU"
-    with pytest.raises(ParameterError, match="decode_tp is 0: an instance spans at least 1 GPU"):
-        TensorParallel(decode=0)

@@ -1,4 +1,4 @@
-"""Clients for what is asked beside the load, and the certificates that both trust."""
+"""HTTP clients for metrics and control calls, and the trusted certificates."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from workbench.errors import ParameterError
 
 _CA_FILE, _CA_FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
-"""OpenSSL's codes for a chain that ends at nobody whom we know (X509_V_ERR_...)."""
+"""OpenSSL's codes for a chain without a trusted authority (X509_V_ERR_...)."""
 _API_PATH = re.compile(r"(/v1(/chat)?(/completions|/models)?|/metrics)$")
 
 
 def control_client(
     timeout_s: float = 10.0, *, headers: Mapping[str, str] | None = None
 ) -> httpx.AsyncClient:
-    """An httpx client that heeds no proxy variables; use it as a context manager.
+    """An httpx client that ignores proxy variables; use it as a context manager.
 
-    `headers` go with every request: a key, to the servers that it is for and to no others.
+    `headers` go with every request: the API key, only to the servers that need it.
     """
     return httpx.AsyncClient(
         timeout=timeout_s, trust_env=False, verify=control_context(), headers=headers
@@ -32,9 +32,9 @@ def control_client(
 
 
 def control_context() -> ssl.SSLContext:
-    """What control calls trust: `tls_context`, or nobody where that leads nowhere.
+    """What control calls trust: `tls_context`, or nothing if it cannot be read.
 
-    A server without TLS is asked all the same.
+    Servers without TLS work either way.
     """
     try:
         return tls_context()
@@ -43,10 +43,10 @@ def control_context() -> ssl.SSLContext:
 
 
 def tls_context() -> ssl.SSLContext:
-    """What load and control calls trust: SSL_CERT_FILE or SSL_CERT_DIR, as curl and OpenSSL do.
+    """What load and control calls trust: SSL_CERT_FILE or SSL_CERT_DIR, as for curl and OpenSSL.
 
-    Without them certifi's list and the system's own. Read once: it takes 50 ms of CPU, in which
-    the caller's loop stands still. Raises ParameterError where a variable names no certificates.
+    Without them certifi's list and the system's own. Read once, since it blocks for 50 ms. Raises
+    ParameterError if a variable does not name certificates.
     """
     return _context(os.environ.get(_CA_FILE, ""), os.environ.get(_CA_FOLDER, ""))
 
@@ -64,38 +64,35 @@ def _context(file: str, folder: str) -> ssl.SSLContext:
         if given and not known:
             kind = "file" if name == _CA_FILE else "folder"
             raise ParameterError(
-                f"{name} in the environment is {given!r}: there is no such {kind}; correct it, e.g."
-                f" export {_CA_FILE}=/etc/my-ca.pem, or unset it"
+                f"{name} in the environment must be an existing {kind}, got {given!r} (example:"
+                f" export {_CA_FILE}=/etc/my-ca.pem)"
             )
     try:
         return ssl.create_default_context(cafile=file or None, capath=folder or None)
     except OSError as error:
         raise ParameterError(
-            f"{_CA_FILE} in the environment is {file!r}: it has no certificate that can be read"
-            f" ({error}); give a PEM file, e.g. export {_CA_FILE}=/etc/my-ca.pem"
+            f"{_CA_FILE} in the environment must be a PEM file with certificates, got {file!r}:"
+            f" {error} (example: export {_CA_FILE}=/etc/my-ca.pem)"
         ) from error
 
 
 def connect_problem(error: BaseException) -> str:
-    """Why no TLS connection came about and what to do; empty where TLS was not the reason."""
+    """Why a TLS connection failed and what to do; empty if TLS was not the reason."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         todo = (
-            f"name the file of the authority that signed it, e.g. export {_CA_FILE}=/etc/my-ca.pem"
+            f"trust its authority (example: export {_CA_FILE}=/etc/my-ca.pem)"
             if cause.verify_code in _UNKNOWN_AUTHORITY
-            else "write the address with the name that it is for, or renew it"
+            else "use the host name of the certificate, or renew the certificate"
         )
         return f"its certificate is not trusted ({cause.verify_message.rstrip('.')}); {todo}"
     if isinstance(cause, ssl.SSLError):
-        return (
-            f"it does not speak TLS as we do ({cause.reason}); if it is a server without TLS,"
-            " write its address with http://"
-        )
+        return f"the TLS handshake failed ({cause.reason}); if the server has no TLS, use http://"
     return ""
 
 
 def server_address(url: str) -> str:
-    """The address of a server, also where a path of the API or a slash stands behind it."""
+    """The base URL of a server, without a trailing slash or API path."""
     return _API_PATH.sub("", url.strip().rstrip("/")).rstrip("/")

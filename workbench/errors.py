@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS = 120
 _LISTED_NAMES = 20
 
 
@@ -56,12 +56,19 @@ class ResultError(WorkbenchError):
 def must_be(name: str, allowed: str, got: Any, example: Any) -> str:
     """One sentence about bad input: `rounds must be an integer, got 'none' (example: rounds 3)`.
 
-    `example` is a value of `name`, or the whole command line where it starts with `-p`.
+    `example` is a value of `name`, or options of a command, which start with `-`.
     """
     good = ",".join(map(str, example)) if isinstance(example, list) else str(example)
-    if not good.startswith("-p "):
+    if not good.startswith("-"):
         good = f"{name} {shlex.quote(good)}"
     return f"{name} must be {allowed}, got {shown(got)} (example: {good})"
+
+
+def check_positive(**values: float) -> None:
+    """Raises ParameterError unless all values are above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ParameterError(must_be(name, "above 0", value, 1))
 
 
 def shown(value: Any) -> str:

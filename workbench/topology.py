@@ -18,7 +18,7 @@ ALL_TOPOLOGIES = "1p1d,1p2d,1p4d,2p1d,2p2d,4p1d,4p2d,4p4d"
 """What `all` stands for: the sweep of the reference report."""
 
 _GRAMMAR = re.compile(r"(?:(?P<p>[1-9][0-9]*)p(?P<d>[1-9][0-9]*)d|(?P<a>[1-9][0-9]*)a)")
-_RULE = "like 1p4d (1 prefill and 4 decode instances) or 5a (5 aggregated), with counts from 1"
+_RULE = "like 1p4d (1 prefill, 4 decode instances) or 5a (5 aggregated), with counts from 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ def test_the_list_is_grouped_and_marks_what_was_withdrawn(capsys):
     assert code == 0
     assert "literature: Papers, blogs and documentation of the field (28 claims)" in out
     assert "withdrawn: Deleted by its authors on 2026-06-08" in out
-    assert "  VLLM-APC-COST         Prefix caching costs less than 1 %" in out
+    assert "  VLLM-APC-COST         Without reuse, prefix caching costs less than 1 %" in out
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -30,14 +30,14 @@ def test_a_claim_is_shown_with_its_conditions_and_its_failed_checks(capsys):
     code, out, _ = run(capsys, "show", "S003-VLLM-VS-HF-PEAK")
     assert code == 0
     assert "throughput: 270.3 %" in out
-    assert "fail            both sides are compared at equal batch" in out
+    assert "check fail      both sides have the same batch size" in out
     assert max(map(len, out.splitlines())) <= 100
 
 
 def test_check_is_content_with_the_repository(capsys):
     code, out, _ = run(capsys, "check")
     assert code == 0 and re.fullmatch(
-        r"\d+ claims of \d+ sources can be read \(\d+ of them our own\), 0 mistakes\n", out
+        r"\d+ claims from \d+ sources are valid \(\d+ of them our own\), 0 mistakes\n", out
     )
 
 
@@ -51,8 +51,8 @@ def test_check_fails_on_a_mistake(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["show", "FA9"], "claim 'FA9' is not known: did you mean 'FA"),
-        (["list", "litrature"], "group 'litrature' is not known: did you mean 'literature'?"),
+        (["show", "FA9"], "claim 'FA9' does not exist; did you mean 'FA"),
+        (["list", "litrature"], "group 'litrature' does not exist; did you mean 'literature'?"),
     ],
 )
 def test_unknown_names(capsys, arguments, sentence):
@@ -64,11 +64,11 @@ def test_unknown_names(capsys, arguments, sentence):
 @pytest.mark.parametrize(
     ("effect", "words"),
     [
-        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2 to 4 x"),
-        ({"quantifier": "up_to", "unit": "x", "value": 15}, "up to 15 x"),
+        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2 to 4x"),
+        ({"quantifier": "up_to", "unit": "x", "value": 15}, "up to 15x"),
         ({"quantifier": "unchanged", "unit": "x", "value": 1, "margin": 0.1},
-         "unchanged within 10%"),
-        ({"quantifier": "lower", "unit": "x", "value": 1}, "lower than 1 x"),
+         "unchanged within 10 %"),
+        ({"quantifier": "lower", "unit": "x", "value": 1}, "below 1x"),
         ({"quantifier": "exact", "unit": "bool", "type": "boolean", "value": False}, "no"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two questions, kept apart: can this machine run it, and is it quiet enough to time?"""
+"""Two separate questions: can this machine run it, and is it idle enough for timing?"""
 
 from dataclasses import replace
 from math import nan
@@ -68,10 +68,10 @@ def said(facts):
 
 async def test_ready_and_quiet(check):
     facts = await check()
-    assert said(facts) == (True, "quiet", "ready, quiet")
-    assert facts.finding == "Ready, quiet: servers start and KV moves (cpu)"
+    assert said(facts) == (True, "quiet", "ready")
+    assert facts.finding == "Ready. Servers start, KV moves, and the machine is idle (cpu)"
     assert facts.next_step.startswith("papermill notebooks/pd_sweep.ipynb")
-    assert [row["answer"] for row in facts.questions] == ["ready", "quiet"]
+    assert [row["answer"] for row in facts.questions] == ["ready", "idle"]
     assert facts.engine.dtype == "float32"
     assert facts.limits[-1] == "KV is float32."  # what was chosen for this machine
 
@@ -79,14 +79,16 @@ async def test_ready_and_quiet(check):
 async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(check):
     facts = await check(others=0.98, smoked=SMOKED | {"client kept up": "FAIL"})
     assert said(facts) == (True, "busy", "ready, busy")
-    assert facts.finding == "Ready, busy: other programs use 98% of the CPU (limit 25%)"
+    assert facts.finding == (
+        "Ready. The machine was busy: other programs used 98 % of the CPU (limit 25 %)"
+    )
     assert facts.scope.startswith(BUSY_MEANS)
-    assert facts.status == "success"  # it was carried out
+    assert facts.status == "success"  # the check completed
     shown = {card.label: card.spoilt for card in facts.numbers}
     # Only the time of a start is rough.
-    assert shown == {"cores": "", "memory free": "", "from nothing to healthy, 1p1d": "rough"}
+    assert shown == {"cores": "", "memory free": "", "start of a 1p1d": "rough"}
     can, quiet = facts.questions
-    assert can["why"].startswith("all ")
+    assert can["why"].startswith("all ") and can["why"].endswith(" checks passed")
     assert "smoke run: client kept up" in quiet["why"]
 
 
@@ -116,15 +118,15 @@ async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check
     facts = await check(smoked=LaunchError("store did not start: no room\n  log: /x/store.log"))
     assert said(facts) == (False, "quiet", "not ready")
     assert facts.finding == "Not ready: store did not start: no room"
-    assert facts.next_step == "read the log that it names"
+    assert facts.next_step == "read the log named above"
 
 
 @pytest.mark.parametrize(
     ("changed", "finding"),
     [
         ({"versions": {"vllm": "0.32.0"}}, "Not ready: lmcache not installed"),
-        ({"memory_free_gb": 1.0}, "Not ready: 1.0 GB free: room for 0 CPU instances"),
-        ({"shm_free_gb": 0.06}, "Not ready: 0.1 GB free in /dev/shm, where the KV store lies"),
+        ({"memory_free_gb": 1.0}, "Not ready: 1.0 GB free: 0 CPU instances"),
+        ({"shm_free_gb": 0.06}, "Not ready: 0.1 GB free in /dev/shm (the KV store needs 2 GB)"),
     ],
 )
 async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, check):
@@ -145,14 +147,14 @@ async def test_without_a_free_port_it_is_not_ready(check, monkeypatch):
 
 async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
     facts = await check(smoked=SMOKED | {"client kept up": "INCONCLUSIVE"})
-    assert said(facts) == (True, "not known", "ready")
-    assert facts.finding == "Ready; quiet is not proven: as it should be"
+    assert said(facts) == (True, "not known", "ready, load unknown")
+    assert facts.finding == "Ready. The load of the machine is unknown: as it should be"
     assert facts.outcome.severity == "unsure"
 
 
 async def test_without_a_smoke_run_the_rest_is_answered(check):
     facts = await check(smoke=False, smoked=AssertionError("a server was started"))
-    assert said(facts) == (True, "quiet", "ready, quiet")
+    assert said(facts) == (True, "quiet", "ready")
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,8 @@ def test_without_a_check_nothing_is_known():
 
 def test_a_busy_machine_is_told_with_its_numbers():
     others, lag = timing_gates(Quiet(others_cpu_share=0.51, loop_lag_p99_s=0.0312))
-    assert others.sentence == "Other programs use 51% of the CPU (limit 25%)"
-    assert lag.sentence == "A timer fires 31.2 ms late (p99, limit 10 ms)"
+    assert others.sentence == "Other programs used 51 % of the CPU (limit 25 %)"
+    assert lag.sentence == "Timers fired 31.2 ms late (p99, limit 10 ms)"
 
 
 @pytest.mark.parametrize("name", ["other programs", "loop lag"])

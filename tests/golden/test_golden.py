@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -32,10 +33,10 @@ WORDS_OF_A_LABEL = 3
 """Shorter text in a figure is a name or a number at its axes."""
 
 
-def page_of(notebook: str, folder: Path) -> Path:
-    """The page of a notebook that shows a recorded run."""
+def page_of(notebook: str, folder: Path, **more: Any) -> Path:
+    """The page of a notebook that shows a recorded run; `more` are parameters of one without."""
     source = nbformat.read(repository_root() / "notebooks" / f"{notebook}.ipynb", as_version=4)
-    given = PARAMETERS[notebook] | {"output_dir": str(folder)}
+    given = PARAMETERS.get(notebook, {}) | more | {"output_dir": str(folder)}
     position = next(
         number for number, cell in enumerate(source.cells)
         if "parameters" in cell.metadata.get("tags", [])

@@ -27,7 +27,7 @@ def test_bytes_per_token_of_known_models(shape, bytes_per_token):
 
 @pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "element_bytes"])
 def test_a_shape_without_size_is_refused(field):
-    with pytest.raises(ParameterError, match="above zero"):
+    with pytest.raises(ParameterError, match="must be above 0"):
         KvShape(**{"layers": 1, "kv_heads": 1, "head_dim": 1, field: 0})
 
 

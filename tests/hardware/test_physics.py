@@ -55,11 +55,11 @@ def test_the_table_has_plausible_units():
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan")])
 def test_a_ceiling_of_nothing_is_refused(bad):
-    with pytest.raises(ParameterError, match=r"parameters is .*: a ceiling needs a number above"):
+    with pytest.raises(ParameterError, match="parameters must be above 0"):
         prefill_ceiling_tps(parameters=bad, gpu=ROUND)
-    with pytest.raises(ParameterError, match="weight_bytes is "):
+    with pytest.raises(ParameterError, match="weight_bytes must be "):
         decode_ceiling_tps(weight_bytes=bad, gpu=ROUND)
-    with pytest.raises(ParameterError, match="gpus is "):
+    with pytest.raises(ParameterError, match="gpus must be "):
         decode_ceiling_tps(weight_bytes=1, gpu=ROUND, gpus=0)
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.hardware.machine import repository_root
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
+from workbench.metrics.latency import DEFINITIONS
+from workbench.metrics.waterfall import parts
 from workbench.records import RequestRecord, to_frame
 
 
@@ -93,3 +96,15 @@ def test_a_sentence_on_another_tool_says_for_which_versions_it_holds():
     assert "first message with choices" in chat  # completions, all versions
     assert "chat since 0.33: first chunk with a token" in chat
     assert "up to 0.3: (last token - first token)" in definition_of("TPOT", "guidellm").formula
+
+
+def test_the_page_of_metrics_has_every_definition_word_by_word():
+    page = (repository_root() / "docs" / "metrics.md").read_text()
+    rows = [(f"`{name}`", formula, unknown) for name, formula, unknown in DEFINITIONS]
+    rows += parts().to_numpy().tolist()
+    assert all(f"| {' | '.join(row)} |" in page for row in rows)
+    for metric in METRICS:
+        for tool in TOOLS[1:]:
+            known = definition_of(metric, tool)
+            assert f"| {known.formula} | {known.source and f'`{known.source}`'} |" in page
+            assert VERSIONS[tool] in page

@@ -140,7 +140,9 @@ def test_attach_without_and_with_lists(found: Any, somebody_elses_server: str) -
 def test_attach_to_nobody_is_one_sentence(papermill: Any) -> None:
     done = papermill("pd_sweep", "-p engine attach -p base_url http://127.0.0.1:9")
     assert done.returncode != 0
-    assert "no OpenAI-compatible server answers at http://127.0.0.1:9" in done.stderr
+    assert (
+        "OpenAI-compatible server, but http://127.0.0.1:9/v1/models did not respond" in done.stderr
+    )
 
 
 def test_cells_run_one_by_one_in_the_notebooks_folder(tmp_path: Path, nothing_left: str) -> None:

@@ -23,7 +23,7 @@ def test_two_rounds_judge_the_exact_claims_on_the_real_engine(found: Any, tmp_pa
     measured = [row for row in claims.values() if row["measured"]]
     assert {row["id"] for row in measured} == set(MEASURED)
     for exact in ("OWN-HIT-TOKENS", "OWN-SAME-TEXT", "OWN-TOKEN-IDENTITY"):
-        assert claims[exact]["verdict"] == "confirmed (shape)", claims[exact]["reason"]
+        assert claims[exact]["verdict"] == "confirmed (on CPU)", claims[exact]["reason"]
     # Two launches an arm give numbers, and never a verdict on a time.
     assert claims["VLLM-APC-COST"]["kind"] in ("inconclusive", "not-comparable")
     assert claims["VLLM-APC-COST"]["number"][0]["estimate"] > 0

@@ -49,11 +49,11 @@ def test_open_loop_and_a_shared_prefix(found: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("-p topology p4d", "topology 'p4d' cannot be read: write prefill and decode counts"),
-        ("-p topology 100p100d", "has 200 instances and a CPU machine takes at most 16"),
+        ("-p topology p4d", "topology must be like 1p4d (1 prefill, 4 decode instances)"),
+        ("-p topology 100p100d", "topology must be at most 16 instances on a CPU, got '100p100d'"),
         ("-p promt_tokens 5", "did you mean 'prompt_tokens'?"),
-        ("-y 'rounds: three'", "rounds is 'three': it takes a whole number, e.g. 3"),
-        ("-p model /no/such/folder", "model folder /no/such/folder does not exist"),
+        ("-y 'rounds: three'", "rounds must be an integer, got 'three' (example: rounds 3)"),
+        ("-p model /no/such/folder", "model must be an existing folder with config.json"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_starts(

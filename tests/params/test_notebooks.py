@@ -19,8 +19,6 @@ ROOT = repository_root()
 # params/claims holds claims, not parameters.
 FILES = sorted(set(ROOT.glob("params/*/*.yaml")) - set(ROOT.glob("params/claims/*")))
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
-TURNS = {"workload": "multi_turn_conversation"}
-SEARCHED = {"search": True, "ttft_limit_ms": 5}
 
 
 def test_no_parameter_gives_the_defaults():
@@ -34,66 +32,6 @@ def test_what_a_shell_writes_becomes_typed_values():
     )
     assert (params.prompt_tokens, params.fork) == (5000, False)
     assert [str(topology) for topology in params.topologies] == ["1p1d", "1p4d"]
-
-
-REFUSED = [
-    ({"promt_tokens": 5}, "parameter 'promt_tokens' is not known: did you mean"),
-    ({"zz": 5}, "parameter 'zz' is not known: write one of aggregated_tp, api, arrivals"),
-    ({"topology": "p4d"}, "topology 'p4d' cannot be read: write .* as in 1p4d .* as in 5a"),
-    ({"topology": "0p0d"}, "topology '0p0d' cannot be read"),
-    ({"topology": 5}, "topology '5' cannot be read"),
-    ({"topology": None}, "topology is None: it takes text, e.g. 1p4d"),
-    ({"connector": "lmcash"}, "connector is 'lmcash': write one of none, lmcache, nixl"),
-    ({"engine": "sglang"}, "engine is 'sglang': write one of vllm, attach"),
-    ({"prompt_tokens": 5}, "prompt_tokens is 5: it is at least 32"),
-    ({"prompt_tokens": "5k"}, "prompt_tokens is '5k': it takes a whole number, e.g. 22660"),
-    ({"requests": {"cold": 3}}, "requests is {'cold': 3}: it takes a whole number, e.g. 3"),
-    ({"requests": {}}, "requests is {}: it takes a whole number"),
-    ({"rounds": None}, "rounds is None: it takes a whole number"),
-    ({"decode_tp": 0}, "decode_tp is 0: it is at least 1"),
-    ({"shared_share": 1.5}, "shared_share is 1.5: it is at least 0.0 and at most 1.0"),
-    ({"workload": "cold_start", "target_reuse": 0.5}, "only these meet a target: batch_proc"),
-    ({"workload": "trace"}, "takes both, e.g. -p workload trace"),
-    ({"trace_block_tokens": 16}, "trace_block_tokens is 16 and .* only a trace"),
-    ({"trace_speed": 2.0}, "trace_speed is 2: it needs workload trace, .* and rate_per_s 0"),
-    ({"workload": "prompts"}, "takes both, e.g. -p workload prompts -p prompts_file"),
-    ({"prompts_file": "a.jsonl"}, "workload is 'reference' and prompts_file 'a.jsonl'"),
-    ({**TURNS, "rate_per_s": 2.0}, "a turn of multi_turn_conversation .* arrivals at closed"),
-    ({**TURNS, "api": "chat"}, "answers, which chat cannot carry"),
-    ({"arrivals": "constant"}, "an open loop needs its rate, e.g. -p rate_per_s 2"),
-    ({"arrivals": "closed", "rate_per_s": 2}, "rate_per_s is 2 and arrivals is 'closed'"),
-    ({"arrivals": "trace"}, "only a trace has times"),
-    ({"arrivals": "ramp", "rate_per_s": 1}, "a ramp takes both, e.g. -p arrivals ramp"),
-    ({"burstiness": 0.5}, "burstiness is 0.5 and arrivals is 'closed': only gamma has one"),
-    ({"text": "poetry"}, "text is 'poetry': write one of astrophysics, "),
-    ({"prompt_tokens": 24_560}, "do not fit context_tokens 24576; raise"),
-    ({"search": True}, "give one, e.g. -p ttft_limit_ms 500"),
-    ({"rates_per_s": [1, 1]}, "it takes different rates above 0"),
-    ({"rates_per_s": [0, 1]}, "it takes different rates above 0"),
-    ({**SEARCHED, "rates_per_s": [1]}, "leave search and rate_per_s"),
-    ({"rates_per_s": [1], "arrivals": "closed"}, "takes constant, poisson or gamma"),
-    ({**TURNS, "rates_per_s": [1]}, "a turn of multi_turn_conversation may only be sent when"),
-    ({"engine": "attach"}, "base_url is '': engine attach needs the address"),
-    ({**ATTACH, "prefill_urls": ["http://127.0.0.1:1"]}, "give both, e.g. -p decode_urls"),
-    ({**ATTACH, "base_url": "127.0.0.1:8000"}, "e.g. http://127.0.0.1:8000"),
-    ({**ATTACH, "decode_urls": ["h:8200"]}, "decode_urls is 'h:8200': .* e.g. http://127"),
-    ({**ATTACH, "lmcache_url": "h:8080"}, "lmcache_url is 'h:8080': .* e.g. http://127"),
-    ({"tokenizer": "/m"}, "tokenizer is '/m' and engine is 'vllm': .* -p engine attach"),
-    ({"extra_body": "top_k"}, "extra_body is 'top_k': it takes a JSON object, e.g. -p extra"),
-    ({"extra_body": "[1]"}, r"extra_body is '\[1\]': it takes a JSON object"),
-    ({"extra_body": [1]}, r"extra_body is \[1\]: it takes a JSON object, e.g. {"),
-    ({"extra_body": "{"}, "extra_body is '{': it takes a JSON object"),
-    ({"extra_body": '{"max_tokens": 5}'}, "'max_tokens', which .* use -p output_tokens"),
-    ({"extra_body": '{"model": "a"}'}, "'model', which the workbench sets .* use -p model"),
-    ({"extra_body": {"temperature": 1}}, "'temperature', .* leave it out"),
-]
-
-
-@pytest.mark.parametrize(("given", "sentence"), REFUSED)
-def test_bad_input_is_refused_in_one_sentence(given, sentence):
-    with pytest.raises(ParameterError, match=sentence) as refused:
-        check_params("pd_sweep", given)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -149,23 +87,7 @@ def test_server_lists_are_read_as_a_shell_writes_them():
     assert check_params("pd_sweep", ATTACH | {"decode_urls": urls}).decode_urls == urls.split(",")
 
 
-PREFIX, HITS = "single_instance_prefix_cache", "lmcache_hit_analysis"
-
-
-@pytest.mark.parametrize(
-    ("notebook", "given", "sentence"),
-    [
-        (PREFIX, {"shares": [0.5, 1.0]}, r"shares is \[0.5, 1.0\]: each is between 0 and 1"),
-        (PREFIX, {"shares": [0.5, 0.501]}, "two of them are the same percentage"),
-        (PREFIX, {"prompt_tokens": 24_576}, "do not fit context_tokens 24576"),
-        (PREFIX, {"engine": "attach"}, "engine is 'attach': this notebook starts its servers"),
-        (HITS, {"tokenizer": "/m"}, "tokenizer is '/m' and engine is 'vllm'"),
-        ("pd_swep", {}, "did you mean 'pd_sweep'"),
-    ],
-)
-def test_other_notebooks_have_rules_of_their_own(notebook, given, sentence):
-    with pytest.raises(ParameterError, match=sentence):
-        check_params(notebook, given)
+PREFIX = "single_instance_prefix_cache"
 
 
 def test_a_notebooks_globals_are_searched_for_parameters_only():
@@ -177,13 +99,13 @@ def test_a_notebooks_globals_are_searched_for_parameters_only():
 
 @pytest.mark.parametrize("junk", ["text", 5, 0.5, True, None, [1], {"a": 1}, [""], {}])
 def test_every_unknown_value_that_papermill_can_inject_is_caught(junk):
-    with pytest.raises(ParameterError, match="'junk' is not known"):
+    with pytest.raises(ParameterError, match="pd_sweep has no parameter 'junk'"):
         check_params("pd_sweep", {"junk": junk})
 
 
 def test_a_known_parameter_is_never_passed_over():
     assert check_params(PREFIX, {"shares": (0.5,)}) == PrefixCache(shares=[0.5])
-    with pytest.raises(ParameterError, match="model is"):
+    with pytest.raises(ParameterError, match="model must be text"):
         check_params("pd_sweep", {"model": ROOT})
 
 

@@ -17,7 +17,7 @@ def effect(**changed):
     fields = {
         "name": "TTFT", "cells": 1, "cell": "", "quantifier": "lower", "unit": "x",
         "estimate": 0.21, "low": 0.19, "high": 0.24, "runs": 5,
-        "exact": False, "confidence": 0.95, "claimed": "lower than 1 x", "value": 1.0,
+        "exact": False, "confidence": 0.95, "claimed": "below 1x", "value": 1.0,
         "confirms_from": None, "confirms_to": 1.0, "code": "confirmed", "noise_floor": 0.03,
     }  # fmt: skip
     return {**fields, **changed}
@@ -30,17 +30,18 @@ def row(name="VLLM-APC", **changed):
     fields = {
         "id": name, "group": "literature", "source": "vLLM docs", "confirmation": "primary: read",
         "withdrawn": "", "own": False, "statement": "TTFT falls <b>a lot</b>.",
-        "says": ["TTFT: lower than 1 x"], "conditions": "any model; any hardware",
+        "says": ["TTFT: below 1x"], "conditions": "any model; any hardware",
         "subject": "vLLM", "comparator": "the same without", "ours": "Prompts of 512 tokens.",
         "number": number, "effects": effects, "measured": True, "shown_only": False,
         "recipe": "prefix_cache",
-        "verdict": "confirmed (shape)", "kind": "confirmed", "code": "confirmed", "gate": "G4",
-        "tier": "shape", "reason": "0.21 (0.19 to 0.24) x against lower than 1 x.", "needed": "",
+        "verdict": "confirmed (on CPU)", "kind": "confirmed", "code": "confirmed", "gate": "G4",
+        "reason": "The whole interval agrees with the claim. Measured 0.21x (0.19 to 0.24).",
+        "tier": "shape", "needed": "",
         "skipped": "", "checked": [
             {"state": "pass", "check": "equal models", "by": "our run", "why": ""},
             {"state": "unknown", "check": "a tuned baseline", "by": "its source", "why": "Old."},
         ],
-        "sums": [], "curves": [], "doubts": ["A doubt."], "limits": ["A limit."], "note": "",
+        "sums": [], "curves": [], "doubts": ["A caveat."], "limits": ["A limit."], "note": "",
         "versions": {"vllm": "0.32.0"},
     }  # fmt: skip
     return {**fields, **changed}
@@ -67,7 +68,7 @@ def page(result):
 
 def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page):
     cells = page(KINDS).select("table.claims .verdict")
-    assert [cell.get_text() for cell in cells] == [
+    assert [cell.get_text().replace("\u00a0", " ") for cell in cells] == [
         f"{mark} {kind.replace('-', ' ')}" for kind, mark in MARKS.items()
     ]
     assert len(set(MARKS.values())) == len(MARKS)
@@ -78,9 +79,31 @@ def test_number_interval_conditions_and_reason_stand_in_the_row(page):
     (body,) = page([row()]).select("table.claims tbody")
     text = " ".join(body.get_text(" ").split())
     assert "0.210x [0.190, 0.240]" in text
-    for words in ("VLLM-APC", "vLLM docs", "any model; any hardware", "confirmed (shape)", "5 runs",
-                  "against lower than 1 x."):  # fmt: skip
+    for words in ("VLLM-APC", "vLLM docs", "below 1x", "confirmed (on CPU)", "5 launches per arm",
+                  "The whole interval agrees with the claim."):  # fmt: skip
         assert words in text
+    assert "Measured" not in text  # the panel has the whole reason
+
+
+def test_parts_follow_one_another_and_long_ones_are_folded(page):
+    rows = [
+        row(name, **changed)
+        for name, changed in {
+            **{f"R{place}": {"measured": False, "kind": "contradicted"} for place in range(40)},
+            "OWN": {"own": True},
+            "LEFT": {"measured": False, "kind": "not-tested"},
+            "UNFAIR": {"measured": False, "kind": "not-comparable"},
+            "HERE": {},
+        }.items()
+    ]
+    parts = page(rows).select("details.claims-part")
+    assert [(part.summary.get_text(), part.has_attr("open")) for part in parts] == [
+        ("Measured here: 1 (1 confirmed)", True),
+        ("Decided from their source: 40 (40 contradicted)", False),
+        ("Not comparable: 1 (1 not comparable)", False),
+        ("Not tested: 1 (1 not tested)", False),
+        ("Controls: claims of our own: 1 (1 confirmed)", False),
+    ]
 
 
 def test_the_table_stands_on_the_first_screen_and_links_its_panels(page):
@@ -97,8 +120,8 @@ def test_it_sorts_with_a_few_lines_that_load_nothing(page):
     (script,) = [s for s in soup("script") if "aria-sort" in s.get_text()]
     assert "http" not in script.get_text() and not script.get("src")
     assert all(cell.has_attr("data-key") for cell in soup.select("table.claims tbody td"))
-    keys = [cell["data-key"] for cell in soup.select('td[data-label="verdict"]')]
-    assert sorted(keys) == keys  # by what was found, not by the alphabet
+    keys = {cell["data-key"]: cell.get_text() for cell in soup.select('td[data-label="verdict"]')}
+    assert [keys[key][0] for key in sorted(keys)] == list(MARKS.values())  # not by the alphabet
 
 
 def test_text_of_claims_is_text(page):
@@ -107,14 +130,14 @@ def test_text_of_claims_is_text(page):
 
 def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page):
     panel = page([row()]).find(id="claim-VLLM-APC")
-    text = " ".join(panel.get_text().split())
-    assert "◆ not known a tuned baseline (its source): Old." in text
-    assert "● 1 check holds" in text
-    assert "A limit." in text and "A doubt." in text and "vllm 0.32.0" in text
+    text = " ".join(panel.get_text(" ").split())
+    assert "◆ unknown whether a tuned baseline (its source): Old." in text
+    assert "● 1 check passed" in text
+    assert "A limit." in text and "A caveat." in text and "vllm 0.32.0" in text
     assert panel.has_attr("open")
     (figure,) = panel("figure")
     assert figure.svg["aria-label"].startswith(
-        "VLLM-APC, confirmed (shape). TTFT: 0.210 [0.190, 0.24"
+        "VLLM-APC, confirmed (on CPU). TTFT: 0.210x [0.190, 0.24"
     )
 
 
@@ -146,9 +169,9 @@ def test_a_corrected_comparison_is_a_table_of_cells(page):
         ({"estimate": 0.0, "low": 0.0, "high": 0.0, "exact": True, "unit": "tokens"},
          ("0 tokens", "exact")),
         ({"cells": 3, "least": 0.1, "most": 0.21},
-         ("0.100 to 0.210x", "in 3 cells, the weakest [0.190, 0.240]")),
+         ("0.100 to 0.210x", "3 cases, weakest [0.190, 0.240]")),
         ({"cells": 3, "least": 0.2101, "most": 0.2102},
-         ("0.210x", "in 3 cells, the weakest [0.190, 0.240]")),
+         ("0.210x", "3 cases, weakest [0.190, 0.240]")),
         ({"kind": "recomputed", "low": 4095.7, "high": 4102.7, "unit": "tokens"},
          ("4100 tokens", "")),
         ({"unit": "bool", "estimate": 1.0, "exact": True}, ("yes", "exact")),
@@ -174,21 +197,21 @@ def test_effects_of_different_units_have_axes_of_their_own():
     other = effect(name="TPOT", unit="%", value=5.0, confirms_from=-5.0, confirms_to=5.0)
     chart = claim_intervals(row(effects=[effect(), other]))
     assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 2
-    assert "TTFT (times): 0.210 [0.190, 0.240] x" in chart.svg
-    assert "claimed: lower than 1 x" in chart.svg
+    assert "TTFT: 0.210x [0.190, 0.240]" in chart.svg
+    assert "claimed: below 1x" in chart.svg
 
 
 def test_cells_of_one_effect_share_its_axis():
     cells = [effect(cells=2), effect(cells=2, estimate=0.5, low=0.4, high=0.6)]
     chart = claim_intervals(row(effects=cells))
     assert len(re.findall(r'id="axes_\d+"', chart.svg)) == 1
-    assert "TTFT (times): 2 cells" in chart.svg
-    assert "0.500 [0.400, 0.600] x" in chart.alt
+    assert "TTFT: 2 cases" in chart.svg
+    assert "0.500x [0.400, 0.600]" in chart.alt
 
 
 def test_a_number_without_interval_is_drawn_hollow_and_said():
     chart = claim_intervals(row(effects=[effect(low=None, high=None)]))
-    assert "0.210 x, no interval" in chart.svg
+    assert "0.210x, no CI" in chart.svg
 
 
 @pytest.mark.parametrize("xs", [[128, 512, 2048, 8192], [1, 60, 92, 2049], ["naive", "SDPA"]])

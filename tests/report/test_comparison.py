@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import workbench as wb
+from tests.metrics.peers.peer_files import guidellm_report
 from workbench.cli import main
 from workbench.errors import ResultError
 from workbench.metrics.latency import latencies
@@ -28,18 +29,12 @@ def a_run(folder, *, first_s, n=40, simulated=False, labels=("1a",), **facts):
         shape = mean_s * draw.uniform(0.9, 1.1, n)
         rows = [
             RequestRecord(
-                index=index,
-                request_id=f"{index}",
-                prompt_tokens=550,
-                ideal_reuse_tokens=0,
-                max_tokens=8,
-                scheduled_s=100.0 + index,
-                sent_s=100.0 + index,
+                index=index, request_id=f"{index}", prompt_tokens=550, ideal_reuse_tokens=0,
+                max_tokens=8, scheduled_s=100.0 + index, sent_s=100.0 + index, output_tokens=8,
                 chunk_s=tuple(100.0 + index + shape[index] + 0.01 * np.arange(8)),
-                output_tokens=8,
             )
             for index in range(n)
-        ]
+        ]  # fmt: skip
         frames += [to_frame(rows, arm=arm, round=0, **{"pass": name}) for arm in labels]
     latencies(pd.concat(frames)).to_parquet(folder / "requests.parquet")
     run = {"schema": 1, "notebook": "pd_sweep", "run_id": folder.name, "status": "success"}
@@ -62,10 +57,8 @@ def bench(tmp_path):
 def test_a_run_beside_vllm_bench(tmp_path, bench):
     found = wb.compare_results([a_run(tmp_path / "run", first_s=30.0), bench], cache_state="cold")
     table = found.table
-    assert table[["arm", "pass"]].drop_duplicates().to_numpy().tolist() == [
-        ["1a", "cold"],
-        ["vLLM bench", "measured"],
-    ]
+    kinds = table[["arm", "pass"]].drop_duplicates().to_numpy().tolist()
+    assert kinds == [["1a", "cold"], ["vLLM bench", "measured"]]
     assert set(table["metric"]) == {"TTFT, ms", "TPOT, ms", "E2E, ms", "ICL, ms"}
     assert re.fullmatch(r"[\d.,]+ \[[\d.,]+, [\d.,]+\]", table["p50"].iloc[0])
     assert set(table["p99"]) == {"needs n of 368"}
@@ -170,30 +163,12 @@ def test_unlike_work_and_too_few_requests_are_told(tmp_path):
 
 def guidellm_part(folder):
     """A GuideLLM report that keeps 10 of 22 requests, TTFT 0.5 s; over all 22 its p50 is 0.8 s."""
-    requests = [
-        {
-            "request_id": f"{n}",
-            "info": {
-                "timings": {
-                    "request_start": 10.0 + n,
-                    "first_token_iteration": 10.5 + n,
-                    "last_token_iteration": 10.9 + n,
-                    "request_end": 11.0 + n,
-                }
-            },
-            "prompt_tokens": 550,
-            "output_tokens": 8,
-            "time_to_first_token_ms": 500.0,
-        }
-        for n in range(10)
-    ]
-    metrics = {
-        "request_totals": {"successful": 22, "errored": 0, "incomplete": 0, "total": 22},
+    report = guidellm_report()
+    (benchmark,) = report["benchmarks"]
+    benchmark["requests"] = {"successful": benchmark["requests"]["successful"] * 10}
+    benchmark["metrics"] = {
+        "request_totals": {"total": 22},
         "time_to_first_token_ms": {"successful": {"percentiles": {"p50": 800.0}}},
-    }
-    report = {
-        "metadata": {"version": 2, "guidellm_version": "0.8.1"},
-        "benchmarks": [{"requests": {"successful": requests}, "metrics": metrics}],
     }
     folder.mkdir()
     (folder / "benchmarks.json").write_text(json.dumps(report))
@@ -206,10 +181,8 @@ def test_a_part_of_the_requests_never_passes_for_all(tmp_path, bench):
     assert found.sentences[1] == part
     assert part in found.figure.svg
     assert part in found.figure.caption
-    assert found.table.set_index("arm")["in the file"].to_dict() == {
-        "vLLM bench": "all",
-        "GuideLLM": "10 of 22",
-    }
+    held = found.table.set_index("arm")["in the file"].to_dict()
+    assert held == {"vLLM bench": "all", "GuideLLM": "10 of 22"}
     told = " ".join(found.sentences)
     assert "GuideLLM, measured (10 of 22 requests) 500 ms" in told
     assert "GuideLLM, the tool's own summary of all requests: TTFT p50 800 ms." in told

@@ -316,7 +316,7 @@ async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
 
 async def test_a_dead_engine_does_not_take_a_reset():
     instance = Instance(name="decode-0", role="decode", url="http://127.0.0.1:9")
-    with pytest.raises(DeploymentError, match="decode-0 did not take a reset: ConnectError"):
+    with pytest.raises(DeploymentError, match="did not reset its prefix cache: ConnectError"):
         await Deployment(url="", instances=(instance,)).reset_engines()
 
 

@@ -156,7 +156,7 @@ def test_what_is_planned_can_be_read_and_typed_again():
 def test_a_split_that_moves_no_kv_and_what_the_machine_lacks_are_refused():
     with pytest.raises(PlanError, match="both roles would prefill"):
         plan("1p4d", "none")
-    with pytest.raises(PlanError, match="100p100d has 200 instances"):
+    with pytest.raises(PlanError, match="at most 16 instances on a CPU, got '100p100d'"):
         plan("100p100d", "lmcache")
 
 

@@ -157,7 +157,7 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         judge(
             "packages",
             holds=f"Tested versions: {', '.join(map(' '.join, versions.items()))}",
-            problems=[f"Not installed: {', '.join(missing)}"] if missing else [],
+            problems=[f"{' and '.join(missing)} not installed"] if missing else [],
             unknown=[f"Untested versions: {'; '.join(other)}"] if other else [],
             next_step="run make setup",
             if_unknown="run make setup, or rely on the smoke run",

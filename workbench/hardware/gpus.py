@@ -1,7 +1,7 @@
-"""The GPUs of this machine, as the tools of their vendors describe them.
+"""The GPUs of this machine, as reported by their vendors' tools.
 
-Looking never fails: a tool that is absent, fails, hangs or prints what we cannot read finds no
-GPU. 1 GB here is 2^30 bytes, as those tools and vLLM count.
+This never fails: a tool that is missing, fails, hangs or prints an unknown format
+finds no GPU. 1 GB here is 2^30 bytes, as those tools and vLLM count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MB = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU as its vendor's tool describes it."""
+    """One GPU as reported by its vendor's tool."""
 
     index: int
     name: str
@@ -31,9 +31,9 @@ class Gpu:
 
 
 def find(*, timeout_s: float = 10.0) -> tuple[tuple[Gpu, ...], Platform]:
-    """The GPUs, and the platform that they make: cuda, rocm, or cpu when no tool finds one.
+    """The GPUs and their platform: cuda, rocm, or cpu if no tool finds one.
 
-    `timeout_s` is for each tool: nvidia-smi takes seconds where the driver is not kept loaded.
+    `timeout_s` is per tool: nvidia-smi takes seconds if the driver is not kept loaded.
     """
     tools: tuple[tuple[Callable[[float], tuple[Gpu, ...]], Platform], ...] = (
         (_nvidia_smi, "cuda"),
@@ -44,7 +44,7 @@ def find(*, timeout_s: float = 10.0) -> tuple[tuple[Gpu, ...], Platform]:
         try:
             gpus = look(timeout_s)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # printed in a shape that we do not know
+            # an unknown output format
             continue
         if gpus:
             return gpus, platform
@@ -103,7 +103,7 @@ def _amd_smi(timeout_s: float) -> tuple[Gpu, ...]:
 
 
 def _number(value: Any) -> float:
-    """A number that a tool printed; NaN for `[N/A]` and for nothing."""
+    """A number printed by a tool; NaN for `[N/A]` and for nothing."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -111,7 +111,7 @@ def _number(value: Any) -> float:
 
 
 def printed(timeout_s: float, *command: str) -> str | None:
-    """What a tool prints; None when it is absent, fails or hangs."""
+    """The output of a tool; None if it is missing, fails or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, check=True

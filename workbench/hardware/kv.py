@@ -1,15 +1,15 @@
-"""Arithmetic of the KV cache: bytes per token, blocks, chunks, and the hits that they allow."""
+"""Arithmetic of the KV cache: bytes per token, and the hits that blocks and chunks allow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.errors import ParameterError
+from workbench.errors import check_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:
-    """What decides the size of a token's KV entry in a model with grouped-query attention."""
+    """The shape of a token's KV entry in a model with grouped-query attention."""
 
     layers: int
     kv_heads: int
@@ -17,8 +17,8 @@ class KvShape:
     element_bytes: float = 2.0
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.kv_heads, self.head_dim, self.element_bytes) <= 0:
-            raise ParameterError(f"{self!r}: layers, heads, width and bytes are all above zero")
+        names = ("layers", "kv_heads", "head_dim", "element_bytes")
+        check_positive(**{name: getattr(self, name) for name in names})
 
     @property
     def bytes_per_token(self) -> float:
@@ -30,7 +30,7 @@ class KvShape:
 
 
 def engine_hit_tokens(prompt_tokens: int, *, block_tokens: int) -> int:
-    """Most prompt tokens that vLLM's prefix cache serves of a prompt it has seen before.
+    """The most prompt tokens that vLLM's prefix cache can hit of a prompt it has seen before.
 
     Whole blocks only, and never the last token, whose logits are needed:
     floor((L - 1) / block) * block (vLLM, v1 KV cache manager, `get_computed_blocks`).
@@ -39,7 +39,7 @@ def engine_hit_tokens(prompt_tokens: int, *, block_tokens: int) -> int:
 
 
 def chunk_hit_tokens(prompt_tokens: int, *, chunk_tokens: int) -> int:
-    """Most prompt tokens that a store of whole chunks (LMCache) holds of a prompt."""
+    """The most prompt tokens that a store of whole chunks (LMCache) holds of a prompt."""
     return prompt_tokens // chunk_tokens * chunk_tokens
 
 
@@ -51,11 +51,10 @@ def quantisation_ratio(
     zero_bits: float = 0.0,
     original_bits: float = 16.0,
 ) -> float:
-    """How many times smaller a quantised KV cache is, with the scales that it needs.
+    """The compression ratio of a quantised KV cache, scales included.
 
     original / (bits + (scale + zero) / group), a scale for each `group` elements (Liu et al.,
     KIVI, ICML 2024, section 3): int8 with a scale for 128 elements is 1.97 times smaller.
     """
-    if not (bits > 0 and group > 0):
-        raise ParameterError(f"bits is {bits} and group {group}: both are above zero")
+    check_positive(bits=bits, group=group)
     return original_bits / (bits + (scale_bits + zero_bits) / group)

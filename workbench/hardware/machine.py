@@ -1,7 +1,7 @@
-"""The machine and the software that a result came from: hardware, drivers, versions, commit.
+"""The machine and software of a result: hardware, drivers, versions, commit.
 
-Looking never fails: what cannot be found is NaN, empty or None, and `Machine.as_dict` writes it as
-null. 1 GB here is 2^30 bytes, as vLLM counts. No hostname and no path is recorded.
+This never fails: unknown values are NaN, empty or None, and `Machine.as_dict` writes them as null.
+1 GB here is 2^30 bytes, as vLLM counts. No hostname and no path is recorded.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _ALSO = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a result must say about where it was measured."""
+    """The machine that a result was measured on."""
 
     cpu: str
     cores: int
     """Logical cores that this process may use."""
     fast_bf16: bool
-    """Whether the processor has vector instructions that oneDNN's bf16 kernels need."""
+    """Whether the CPU has the vector instructions that oneDNN's bf16 kernels need."""
     memory_gb: float
     memory_free_gb: float
-    """What can be had without swapping."""
+    """Memory available without swapping."""
     shm_free_gb: float
     gpus: tuple[Gpu, ...]
     platform: Platform
@@ -62,16 +62,16 @@ class Machine:
     versions: Mapping[str, str] = field(default_factory=dict)
     git_commit: str = ""
     git_dirty: bool | None = None
-    """None when the code is not in a git repository."""
+    """None if the code is not in a git repository."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For result.json: lists and plain values, null for what is not known."""
+        """For result.json: lists and plain values, null if unknown."""
         plain: dict[str, Any] = orjson.loads(orjson.dumps(self))
         return plain
 
 
 def facts() -> Machine:
-    """Look at this machine now; takes well under a second without a GPU, a few with one."""
+    """Inspect this machine; takes well under a second without a GPU, a few with one."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -126,7 +126,7 @@ class ProcessorLoad:
 
     @classmethod
     def now(cls) -> Self:
-        """Read the clocks. Children that ended count as long as a living parent waited for them."""
+        """Read the CPU times. Ended children count if a living parent waited for them."""
         import psutil
 
         times = psutil.cpu_times()
@@ -145,7 +145,7 @@ class ProcessorLoad:
         )
 
     def others_since(self, before: ProcessorLoad) -> float:
-        """Share (0 to 1) of all cores that others kept busy since `before`; NaN within 0.1 s."""
+        """Fraction (0 to 1) of all cores used by others since `before`; NaN within 0.1 s."""
         wall_s = self.at_s - before.at_s
         if wall_s < 0.1:  # the clocks of /proc tick every 10 ms
             return nan
@@ -154,11 +154,11 @@ class ProcessorLoad:
 
 
 def fast_bf16() -> bool:
-    """Whether a bf16 matrix product on this processor is no slower than one in float32.
+    """Whether a bf16 matrix product on this CPU is no slower than one in float32.
 
     oneDNN has bf16 kernels from AVX-512 (BW, DQ and VL) on, and on Arm with the `bf16` feature
     (oneDNN, "Data types"). Without them PyTorch falls back to a loop that is 3 to 5 times slower
-    than float32. ONEDNN_MAX_CPU_ISA, oneDNN's own limit, is heeded.
+    than float32. ONEDNN_MAX_CPU_ISA, oneDNN's own limit, is respected.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit.startswith(("SSE", "AVX")) and not limit.startswith("AVX512_CORE"):
@@ -168,7 +168,7 @@ def fast_bf16() -> bool:
 
 
 def _cpu_info(name: str) -> str:
-    """A field of the first processor in /proc/cpuinfo; empty where it has none."""
+    """A field of the first CPU in /proc/cpuinfo; empty if missing."""
     try:
         lines = CPU_INFO.read_text("utf-8").splitlines()
     except OSError:
@@ -193,7 +193,7 @@ def _os_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that decide a result; those not installed are left out."""
+    """Versions of the packages that affect results; those not installed are left out."""
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str] = {}
@@ -205,8 +205,8 @@ def _versions() -> dict[str, str]:
 
 
 def _git(root: Path) -> tuple[str, bool | None]:
-    """Commit and whether the working tree differs from it; ("", None) without git."""
-    # Without optional locks `status` writes nothing, so it disturbs no other git.
+    """Commit, and whether the working tree differs from it; ("", None) without git."""
+    # Without optional locks `status` writes nothing and disturbs no other git command.
     git = partial(printed, _GIT_TIMEOUT_S, "git", "--no-optional-locks", "-C", str(root))
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return (commit or "").strip(), None if commit is None or changes is None else bool(changes)

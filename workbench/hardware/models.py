@@ -1,7 +1,7 @@
-"""Sizes of well-known models, for arithmetic that refutes the impossible.
+"""Sizes of well-known models, to check measured numbers against hardware limits.
 
-Widths and vocabularies are those of each model's config.json; `source` says how a row was
-confirmed. Parameter counts marked "from memory" were not read in a source.
+Widths and vocabularies are from each model's config.json; `source` says how a row was verified.
+Parameter counts marked "from memory" were not verified.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """What the time to read a model's weights follows from."""
+    """The parameter counts of a model."""
 
     name: str
     parameters: float
@@ -19,7 +19,7 @@ class ModelSize:
     """Parameters of the input embedding and the output head together."""
     source: str
     active_parameters: float = 0.0
-    """Those that one token passes; 0 for a dense model, where it passes all."""
+    """Parameters used per token; 0 for a dense model, which uses all."""
 
     @property
     def active(self) -> float:
@@ -27,7 +27,7 @@ class ModelSize:
 
 
 def model_size(name: str) -> ModelSize | None:
-    """The model of that name, or None: a size is never guessed from a likeness."""
+    """The model of exactly that name, or None."""
     wanted = name.strip().casefold()
     return next((model for model in MODELS if model.name.casefold() == wanted), None)
 

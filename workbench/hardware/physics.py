@@ -1,19 +1,19 @@
-"""Ceilings that no measured number may exceed: roofline arithmetic of prefill and decode.
+"""Upper limits for measured numbers: roofline arithmetic of prefill and decode.
 
-Upper bounds only (Williams et al., Roofline, CACM 2009): attention, launches, communication and
-the KV cache's own traffic are left out unless given, so a real server stays well below.
+Upper bounds only (Williams et al., Roofline, CACM 2009): attention, kernel launches, communication
+and KV cache traffic are left out unless given, so a real server stays well below.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.errors import ParameterError
+from workbench.errors import check_positive
 
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """What the vendor promises of one GPU: dense rates, without structured sparsity."""
+    """The vendor's specification of one GPU: dense rates, without structured sparsity."""
 
     name: str
     bf16_tflops: float
@@ -22,7 +22,7 @@ class Accelerator:
     """Memory bandwidth in 10^12 bytes per second."""
     memory_gb: float
     product_names: tuple[str, ...]
-    """As nvidia-smi, rocm-smi or amd-smi write it."""
+    """As printed by nvidia-smi, rocm-smi or amd-smi."""
 
 
 _FORMS = ("", " OAM", " VF")
@@ -47,7 +47,7 @@ ACCELERATORS = (
 
 
 def accelerator(product_name: str) -> Accelerator | None:
-    """The accelerator of that product name, or None: a ceiling is never guessed from a likeness."""
+    """The accelerator of exactly that product name, or None."""
     wanted = product_name.strip().casefold()
     names = {
         name.casefold(): gpu for gpu in ACCELERATORS for name in (gpu.name, *gpu.product_names)
@@ -56,38 +56,32 @@ def accelerator(product_name: str) -> Accelerator | None:
 
 
 def prefill_ceiling_tps(*, parameters: float, gpu: Accelerator, gpus: int = 1) -> float:
-    """Most prompt tokens per second: peak FLOP/s / (2 x parameters).
+    """The highest possible prefill throughput, in tokens/s: peak FLOP/s / (2 x parameters).
 
-    `parameters` are those that multiply every prompt token: without input embedding and output
-    head, and only the active experts. 2 FLOP per parameter and token: Kaplan et al., Scaling
+    `parameters` are those used for every prompt token: without input embedding and output head, and
+    only the active experts. 2 FLOP per parameter and token: Kaplan et al., Scaling
     Laws (2020), section 2.1. Holds for bf16 and computed tokens; cached ones cost nothing.
     """
-    _positive(parameters=parameters, gpus=gpus)
+    check_positive(parameters=parameters, gpus=gpus)
     return gpus * gpu.bf16_tflops * 1e12 / (2 * parameters)
 
 
 def decode_ceiling_tps(*, weight_bytes: float, gpu: Accelerator, gpus: int = 1) -> float:
-    """Most tokens per second of one request decoded alone: bandwidth / weight bytes.
+    """The highest possible decode rate of a single request, in tokens/s: bandwidth / weight bytes.
 
     Each token reads every weight once (Pope et al., Efficiently Scaling Transformer Inference,
     2022): without the input embedding, and only the active experts. Add the context's KV bytes
     for a tighter bound. Holds without speculative decoding, which makes several tokens per read.
     """
-    _positive(weight_bytes=weight_bytes, gpus=gpus)
+    check_positive(weight_bytes=weight_bytes, gpus=gpus)
     return gpus * gpu.hbm_tb_s * 1e12 / weight_bytes
 
 
 def memory_share(*, parameters: float, gpu: Accelerator, gpus: int = 1, bits: float = 16) -> float:
-    """Weights over the memory of the GPUs; above 1 the model cannot be resident.
+    """Weights / memory of the GPUs; above 1 the model does not fit.
 
     Every expert counts. Memory is in 10^9 bytes, as vendors write it: KV and activations need
     room as well, so a share under 1 does not yet fit.
     """
-    _positive(parameters=parameters, gpus=gpus, bits=bits)
+    check_positive(parameters=parameters, gpus=gpus, bits=bits)
     return parameters * bits / 8 / (gpus * gpu.memory_gb * 1e9)
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ParameterError(f"{name} is {value}: a ceiling needs a number above zero")

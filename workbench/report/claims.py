@@ -1,19 +1,28 @@
-"""The claim table and the panel of each claim, from their accounts; HTML that needs no net."""
+"""The claim table and the panel of each claim, as HTML that needs no network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any
 
-from workbench.experiment.result.claim_account import ClaimAccount, FoundEffect, ShownNumber
+from workbench.experiment.result.claim_account import (
+    SECTIONS,
+    ClaimAccount,
+    FoundEffect,
+    ShownNumber,
+)
 from workbench.experiment.result.result import Result
+from workbench.report.figures.chart import Chart
 from workbench.report.figures.claims import claim_curve, claim_intervals
 from workbench.report.numbers import UNKNOWN, exactly, number
 from workbench.report.templating import fill
 
 MARKS = {
-    # kind of verdict: its shape; the colour is the page's
+    # kind of verdict: its mark, so that nobody needs to see the colour
     "confirmed": "●",
     "contradicted": "▲",
     "no-evidence": "▽",
@@ -21,6 +30,11 @@ MARKS = {
     "not-comparable": "■",
     "not-tested": "○",
 }
+
+
+_OPEN_ROWS = 30
+"""Parts of the table are unfolded up to about this many claims."""
+_SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z0-9\"“])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +49,7 @@ class ClaimView:
 
 
 def claim_table(result: Result) -> ClaimView:
-    """The table of all claims, for a notebook; the page has its own, sortable one."""
+    """The table of all claims for a notebook; the page can also sort it."""
     return _view("claim_table.html.j2", result)
 
 
@@ -45,44 +59,72 @@ def claim_panels(result: Result) -> ClaimView:
 
 
 def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
-    """The claims with what the templates show of them: mark, numbers in words, drawings."""
+    """The claims as the templates show them, in the parts of the table."""
+    ordered = sorted(claims, key=lambda claim: list(SECTIONS).index(claim.section))
     rows: list[dict[str, Any]] = []
     drawn_in: dict[str, str] = {}
-    for place, claim in enumerate(claims):
-        drawn = [asdict(effect) for effect in claim.effects if _has_width(effect)]
-        # A number that judges nothing is not drawn over a band that would confirm the claim.
-        judges = claim.measured and claim.gate == "G4" and claim.code != "hardware"
-        charts = [claim_intervals(asdict(claim) | {"effects": drawn})] if drawn and judges else []
-        elsewhere = []
-        for curve in claim.curves:
-            if (known := repr(curve)) in drawn_in:
-                elsewhere.append((curve.title, drawn_in[known]))
-            elif curve.points:
-                charts.append(claim_curve(asdict(curve)))
-                drawn_in[known] = claim.id
-        rows.append(
-            {
-                **{field.name: getattr(claim, field.name) for field in fields(claim)},
-                "place": place,
-                "rank": list(MARKS).index(claim.kind) if claim.kind in MARKS else len(MARKS),
-                "mark": MARKS.get(claim.kind, "◆"),
-                "numbers": [shown_number(each) for each in claim.number],
-                "elsewhere": elsewhere,
-                "charts": charts,
-            }
-        )
+    for section, group in groupby(ordered, key=lambda claim: claim.section):
+        members = list(group)
+        part = {
+            "title": SECTIONS[section],
+            "count": len(members),
+            "said": _counts(members),
+            "open": not rows or len(rows) + len(members) <= _OPEN_ROWS,
+        }
+        for claim in members:
+            charts, elsewhere = _charts(claim, drawn_in)
+            rows.append(
+                {
+                    **{field.name: getattr(claim, field.name) for field in fields(claim)},
+                    "part": part,
+                    "place": len(rows),
+                    "rank": _rank(claim.kind),
+                    "mark": MARKS.get(claim.kind, "◆"),
+                    "claimed": [each.split(": ", 1) for each in claim.says],
+                    "short": _SENTENCE.split(claim.skipped or claim.reason)[0],
+                    "numbers": [shown_number(each) for each in claim.number],
+                    "elsewhere": elsewhere,
+                    "charts": charts,
+                }
+            )
     return rows
 
 
+def _rank(kind: str) -> int:
+    return list(MARKS).index(kind) if kind in MARKS else len(MARKS)
+
+
+def _counts(claims: Sequence[ClaimAccount]) -> str:
+    """`1 confirmed, 2 not comparable`."""
+    count = Counter(claim.kind for claim in claims)
+    return ", ".join(f"{count[kind]} {kind.replace('-', ' ')}" for kind in sorted(count, key=_rank))
+
+
+def _charts(claim: ClaimAccount, drawn_in: dict[str, str]) -> tuple[list[Chart], list[Any]]:
+    """The figures of a panel, and titles of those that another panel has; `drawn_in` grows."""
+    drawn = [asdict(effect) for effect in claim.effects if _has_width(effect)]
+    # A number that judges nothing is not drawn over the range that would confirm the claim.
+    judges = claim.measured and claim.gate == "G4" and claim.code != "hardware"
+    charts = [claim_intervals(asdict(claim) | {"effects": drawn})] if drawn and judges else []
+    elsewhere = []
+    for curve in claim.curves:
+        if (known := repr(curve)) in drawn_in:
+            elsewhere.append((curve.title, drawn_in[known]))
+        elif curve.points:
+            charts.append(claim_curve(asdict(curve)))
+            drawn_in[known] = claim.id
+    return charts, elsewhere
+
+
 def _has_width(effect: FoundEffect) -> bool:
-    """A count that came out the same every time has nothing to draw."""
+    """A count that was always the same has nothing to draw."""
     return effect.estimate is not None and not (
         effect.exact and effect.low == effect.high == effect.value
     )
 
 
 def shown_number(value: ShownNumber) -> dict[str, str]:
-    """`0.213x [0.20, 0.22]`, a count alone, `2.00 to 2.35x` where it was recomputed."""
+    """`0.213x [0.20, 0.22]`, `0 tokens` for a count, `2.00 to 2.35x` for several cases."""
     tail = value.unit if value.unit in ("x", "") else f" {value.unit}"
     low, high, text, interval = value.low, value.high, UNKNOWN, ""
     if value.kind == "recomputed":
@@ -97,16 +139,18 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
             interval = f"[{number(low)},\u00a0{number(high)}]"
         if value.cells > 1 and value.least != value.most:
             text = f"{_span(value.least, value.most)}{tail}"
-            interval = f"in {value.cells} cells, the weakest {interval}"
+            interval = f"{value.cells} cases, weakest {interval}"
     return {"name": value.name, "value": text, "interval": interval}
 
 
 def _span(low: float | None, high: float | None) -> str:
-    """From where to where, as shown: one number where both round to the same."""
+    """A range as shown: one number if both ends round to the same."""
     return " to ".join(dict.fromkeys((number(low), number(high))))
 
 
 def _view(template: str, result: Result) -> ClaimView:
     rows = shown_rows(result.run.claims)
     lines = [f"{row['mark']} {row['id']}: {row['verdict']}. {row['reason']}" for row in rows]
-    return ClaimView(html=fill(template, claims=rows, linked=False), text="\n".join(lines))
+    return ClaimView(
+        html=fill(template, claims=rows, marks=MARKS, linked=False), text="\n".join(lines)
+    )

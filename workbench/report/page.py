@@ -132,10 +132,14 @@ def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
         title if facts.finding else facts.notebook.replace("_", " "),
         ", ".join(topologies) if len(topologies) < 5 else f"{len(topologies)} topologies",
         ", ".join(name for name in connectors if name not in ("", "none")),
-        moment(facts.started_at or run.get("start_time")),
-        duration(facts.duration_s or run.get("duration")),
+        _unbroken(moment(facts.started_at or run.get("start_time"))),
+        _unbroken(duration(facts.duration_s or run.get("duration"))),
     ]
     return [part for part in parts if part]
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _shown_gate(gate: Gate) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Servers that somebody else started, behind the same deployment record."""
+"""Attach to running servers, behind the same deployment record."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 
 from workbench.control import connect_problem, control_client, server_address, tls_context
-from workbench.errors import DeploymentError
+from workbench.errors import DeploymentError, must_be
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
 
 API_KEY = "OPENAI_API_KEY"
 
 Models = dict[str, str]
-"""What a server lists: the name of each model, and the path or name of its weights."""
+"""Models of a server: the name of each, and the path or name of its weights."""
 
 
 async def attach(
@@ -28,13 +28,13 @@ async def attach(
     decode_urls: Sequence[str] = (),
     lmcache_url: str = "",
 ) -> Deployment:
-    """The deployment behind `base_url`. Nothing of it is started, stopped or changed.
+    """The deployment behind `base_url`. Nothing is started, stopped or changed.
 
     `decode_urls` without `prefill_urls` are aggregated servers. The model is `model`, by the name
-    or the path that /v1/models lists, or the first listed one. A proxy may have no such list: then
-    the listed servers say what they serve, or `model` is taken as it stands. A key is taken from
-    the environment, OPENAI_API_KEY, and goes to these servers but the store. Raises DeploymentError
-    when nobody answers there, when they want another key, or when no server lists `model`.
+    or path in /v1/models, or the first one listed. A proxy may have no such list: then the models
+    are those of the listed servers, or `model` is used as given. The API key is OPENAI_API_KEY of
+    the environment; the store does not get it. Raises DeploymentError if no server responds, the
+    key is rejected, or no server lists `model`.
     """
     base = server_address(base_url)
     answering: Role = "decode" if prefill_urls else "aggregated"
@@ -50,7 +50,7 @@ async def attach(
         ),
     )
     if base.startswith("https://"):
-        tls_context()  # says what is wrong with the certificates that we are to trust
+        tls_context()  # raises if the trusted certificates cannot be read
     async with control_client(headers=deployment.headers) as client:
         chosen, doubts = await _choose_model(client, deployment, model)
     return replace(deployment, model=chosen, doubts=doubts)
@@ -59,46 +59,44 @@ async def attach(
 async def _choose_model(
     client: httpx.AsyncClient, deployment: Deployment, wanted: str
 ) -> tuple[str, tuple[str, ...]]:
-    """The name under which requests ask for the model, and what is doubtful about it."""
+    """The model name for requests, and doubts about it."""
     url = deployment.url
     models = await _models(client, url, deployment.api_key)
     if isinstance(models, str):
         silent, models = models, await _models_in_common(client, deployment, wanted)
         if not models and not wanted:
             raise DeploymentError(
-                f"no OpenAI-compatible server answers at {url}/v1/models ({silent}); give the"
-                " address of one as base_url, e.g. http://127.0.0.1:8000; of a proxy without a list"
-                " name the servers or the model, e.g. -p model Qwen/Qwen2.5-7B-Instruct"
+                f"base_url must be an OpenAI-compatible server, but {url}/v1/models {silent}; for a"
+                " proxy without a model list name the model (example: -p model"
+                " Qwen/Qwen2.5-7B-Instruct)"
             )
         if not models:
-            return wanted, (f"No server lists its models, so {wanted!r} was asked for as given.",)
+            return wanted, (f"No server lists its models; model {wanted!r} was not verified.",)
     first, *others = models
     if wanted:
         found = _named(models, wanted)
         if not found:
-            folder = "; the folder of its tokenizer is -p tokenizer" * Path(wanted).is_dir()
-            raise DeploymentError(
-                f"model is {wanted!r} and the server at {url} does not serve it: write one of"
-                f" {', '.join(models)}, e.g. -p model {first}{folder}"
-            )
+            folder = " (for a tokenizer folder use -p tokenizer)" * Path(wanted).is_dir()
+            allowed = f"one that {url} serves: {', '.join(models)}{folder}"
+            raise DeploymentError(must_be("model", allowed, wanted, first))
         return found, ()
     doubt = (
-        f"The server lists {len(models)} models and the first, {first!r}, was measured; choose with"
-        " -p model."
+        f"The server lists {len(models)} models; the first one, {first!r}, was measured. Choose"
+        " another with -p model."
     )
     return first, (doubt,) * bool(others)
 
 
 def _named(models: Models, wanted: str) -> str:
-    """The name of the model that is meant, by name or by the path of its weights; empty if none."""
+    """The listed name of a model given by name or path of its weights; empty if none."""
     by_root = (name for name, root in models.items() if root and root == wanted)
     return wanted if wanted in models else next(by_root, "")
 
 
 async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str:
-    """The models that a server lists, at least one; or what it answered instead.
+    """The models that a server lists, at least one, or what it responded instead.
 
-    Raises DeploymentError where nobody answers, or does not let us in.
+    Raises DeploymentError if the server does not respond or rejects the API key.
     """
     try:
         answer = await client.get(f"{url}/v1/models")
@@ -106,37 +104,36 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str
         if reason := connect_problem(error):
             raise DeploymentError(f"no connection to {url}: {reason}") from error
         raise DeploymentError(
-            f"no OpenAI-compatible server answers at {url}/v1/models ({error!r}); start one,"
-            " or give its address as base_url, e.g. http://127.0.0.1:8000"
+            f"base_url must be a running OpenAI-compatible server, but {url}/v1/models did not"
+            f" respond ({error!r}); start it or correct the URL (example: base_url"
+            " http://127.0.0.1:8000)"
         ) from error
     if answer.status_code in (401, 403):
         raise DeploymentError(
-            f"the server at {url}/v1/models does not let us in ({answer.status_code}):"
-            f" {'give another' if key else 'it wants a'} key in the"
-            f" environment, e.g. export {API_KEY}=..."
+            f"{API_KEY} in the environment must be {'another' if key else 'an'} API key, since"
+            f" {url}/v1/models responded {answer.status_code} (example: export {API_KEY}=...)"
         )
     said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
     if answer.status_code in (502, 503, 504):
         raise DeploymentError(
-            f"no OpenAI-compatible server answers at {url}/v1/models ({said}): it is not ready, or"
-            f" what is behind it does not run; try curl {url}/v1/models"
+            f"base_url must be a ready OpenAI-compatible server, but {url}/v1/models responded"
+            f" {said}; wait for it or start its backend (example: curl {url}/v1/models)"
         )
     if answer.status_code != 200:
-        return f"it answers {said}"
+        return f"responded {said}"
     try:
         models = {str(row["id"]): str(row.get("root") or "") for row in answer.json()["data"]}
     except (ValueError, LookupError, TypeError, AttributeError):
-        return "its answer is no list of models"
-    return models or "its list of models is empty"
+        return "did not respond with a list of models"
+    return models or "lists no models"
 
 
 async def _models_in_common(
     client: httpx.AsyncClient, deployment: Deployment, wanted: str
 ) -> Models:
-    """The models of the listed servers, of those that list any; in the order of decode.
+    """The models that all listed servers have in common, in the order of decode.
 
-    One that is not reached from here is passed over if another says what it serves, or `wanted`
-    does.
+    A server that cannot be reached is ignored if another lists its models, or if `wanted` is given.
     """
     found: list[Models] = []
     away: DeploymentError | None = None
@@ -159,18 +156,18 @@ async def _models_in_common(
     if not common:
         each = "; ".join(", ".join(models) for models in found)
         raise DeploymentError(
-            f"the listed servers serve no model in common ({each}): start all with one"
-            " --served-model-name, or list the servers of one deployment"
+            f"decode_urls and prefill_urls must serve a common model, got {each}; list the servers"
+            " of one deployment (example: --served-model-name llama on all)"
         )
     return common
 
 
 def _api_key() -> str:
-    """The key, empty for none. One that no header can hold is refused without being shown."""
+    """The API key, empty for none. An invalid one is refused and not shown."""
     key = os.environ.get(API_KEY, "").strip()
     if not key.isascii() or not key.isprintable():
         raise DeploymentError(
-            f"{API_KEY} in the environment holds a line break or a letter that no key has: set it"
-            f" again, e.g. export {API_KEY}=..."
+            f"{API_KEY} in the environment must be printable ASCII in one line, got other"
+            f" characters (example: export {API_KEY}=...)"
         )
     return key

@@ -1,7 +1,7 @@
-"""What vLLM 0.32.0 and its connectors need to run on a machine without a GPU.
+"""Patches for vLLM 0.32.0 and its connectors on a machine without a GPU.
 
 `register` is a vLLM plugin (entry point group `vllm.general_plugins`): vLLM calls it in each of its
-processes. Where a GPU is present it does nothing.
+processes. With a GPU it does nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def register() -> None:
 def shield_kernel_overrides() -> None:
     """Hide llvmlite while vLLM scans every loaded module for Triton kernels.
 
-    The scan reads `vars(value).get(...)` and dies on llvmlite's function wrapper, which is loaded
-    as soon as LMCache has brought numba.
+    The scan reads `vars(value).get(...)` and fails on llvmlite's function wrapper, which is loaded
+    with numba by LMCache.
     """
     from vllm.triton_utils import dispatcher
 

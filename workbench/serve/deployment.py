@@ -1,7 +1,7 @@
-"""A deployment: the plan of its processes, and once it runs, one URL to ask, reset and count.
+"""A deployment: the plan of its processes, and the running servers behind one URL.
 
-`plan_deployment` is pure, so that a plan can be printed and tested on any machine; `deploy` carries
-it out.
+`plan_deployment` is pure, so that a plan can be printed and tested on any machine; `deploy` starts
+it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from workbench.serve.vllm import EngineSettings
 from workbench.topology import Role, TensorParallel, Topology
 
 PORT_RACES = 3
-"""How often a start is tried again when another program took a chosen port."""
+"""Attempts to start when another program takes a chosen port."""
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
-"""On a GPU large weights are loaded and graphs are captured."""
+"""A GPU start loads large weights and captures graphs."""
 RESET_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentPlan:
-    """Every process of one deployment, in the order in which they must be ready."""
+    """Every process of one deployment, in start order."""
 
     topology: Topology
     connector: Connector
@@ -56,7 +56,7 @@ class DeploymentPlan:
 
     @property
     def store_http_url(self) -> str:
-        """Where the store answers /metrics and takes resets; empty without a store."""
+        """URL of the store's /metrics and resets; empty without a store."""
         first = self.processes[0]
         return first.ready_url.rpartition("/")[0] if first.role == "store" else ""
 
@@ -86,9 +86,9 @@ def plan_deployment(
 ) -> DeploymentPlan:
     """The processes of one deployment: store, instances by role, proxy.
 
-    `ports` are free ones, taken from the front. The store has `store_gb` of memory, and a second
-    tier in `disk_folder` unless that is empty. Raises PlanError when connector, topology and
-    machine do not fit.
+    `ports` are free ones, used in order. The store has `store_gb` of memory, and a disk tier in
+    `disk_folder` unless that is empty. Raises PlanError if connector, topology and machine do not
+    fit together.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
@@ -173,10 +173,10 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """Servers that run, started here or by somebody else, behind one URL.
+    """Running servers behind one URL, started here or attached.
 
-    `instances` is empty where nothing is known of them (attach without lists); `store_url` and
-    `proxy_url` are empty where there is none. `started_s` is the time from nothing to healthy.
+    `instances` is empty if they are unknown (attach without lists); `store_url` and `proxy_url` are
+    empty if there is none. `started_s` is the start-up time until all are healthy.
     """
 
     url: str
@@ -184,26 +184,26 @@ class Deployment:
     instances: tuple[Instance, ...] = ()
     store_url: str = ""
     store: Store = lmcache.STORE
-    """Its kind; an attached one is LMCache's."""
+    """The kind of store; an attached one is LMCache's."""
     proxy_url: str = ""
     processes: tuple[Process, ...] = ()
     plan: DeploymentPlan | None = None
     started_s: float = nan
     api_key: str = field(default="", repr=False)
-    """What attached servers ask for; not shown, and written nowhere."""
+    """API key of attached servers; never shown or written."""
     doubts: tuple[str, ...] = ()
-    """What is not certain about attached servers."""
+    """What is uncertain about attached servers."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request to `url` or to an instance carries; the store has no key."""
+        """Headers for requests to `url` and the instances; the store gets no key."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     async def reset_engines(self) -> bool:
-        """Empty the prefix cache of every instance; False where that cannot be asked.
+        """Empty the prefix cache of every instance; False if an instance has no such endpoint.
 
-        An engine refuses while blocks are held (a NIXL transfer not yet fetched), so it is asked
-        again. Raises ResetRefusedError when it still refuses after 20 s.
+        An engine refuses while blocks are in use (a pending NIXL transfer), so this retries.
+        Raises ResetRefusedError if it still refuses after 20 s.
         """
         if not self.instances:
             return False
@@ -212,7 +212,7 @@ class Deployment:
         return all(done)
 
     async def reset_store(self) -> bool:
-        """Empty the KV store; False where there is none."""
+        """Empty the KV store; False if there is none."""
         if not self.store_url:
             return False
         asked = self.store_url if self.store.cleared_by == "store" else self.instances[0].url
@@ -226,12 +226,13 @@ class Deployment:
                     )
             except httpx.HTTPError as error:
                 raise DeploymentError(
-                    f"the KV store at {self.store_url} did not clear its cache: {error!r}"
+                    f"the KV store at {self.store_url} did not clear its cache: {error!r};"
+                    " check that it is running"
                 ) from error
         return True
 
     async def legs(self) -> list[LegRecord]:
-        """What the proxy saw since it was last asked; empty without a proxy of ours."""
+        """Legs that the proxy recorded since the last call; empty without our proxy."""
         rows = await self._of_proxy("/legs") or []
         cleaned: list[dict[str, Any]] = [
             {name: nan if value is None else value for name, value in row.items()} for row in rows
@@ -239,7 +240,7 @@ class Deployment:
         return [LegRecord(**row) for row in cleaned]
 
     async def proxy_stats(self) -> dict[str, Any]:
-        """CPU seconds and requests of the proxy; empty without a proxy of ours."""
+        """CPU seconds and requests of the proxy; empty without our proxy."""
         return await self._of_proxy("/stats") or {}
 
     async def _of_proxy(self, path: str) -> Any:
@@ -252,7 +253,7 @@ class Deployment:
                 return None
 
     def dead(self) -> list[Process]:
-        """Processes of this deployment that have ended by themselves."""
+        """Processes of this deployment that have exited on their own."""
         return [process for process in self.processes if not process.alive]
 
 
@@ -263,7 +264,9 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
             answer = await client.post(f"{instance.url}/reset_prefix_cache")
         except httpx.HTTPError as error:
             why = connect_problem(error) or repr(error)
-            raise DeploymentError(f"{instance.name} did not take a reset: {why}") from error
+            raise DeploymentError(
+                f"{instance.name} at {instance.url} did not reset its prefix cache: {why}"
+            ) from error
         if answer.status_code in (404, 405):
             return False
         if answer.status_code == 200 and _succeeded(answer):
@@ -271,13 +274,13 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         if time.monotonic() > ends_s:
             raise ResetRefusedError(
                 f"{instance.name} refuses to reset its prefix cache ({answer.status_code}"
-                f" {answer.text[:100]}): some of its blocks are still in use"
+                f" {answer.text[:100]}): some KV blocks are still in use"
             )
         await asyncio.sleep(0.1)
 
 
 def _succeeded(answer: httpx.Response) -> bool:
-    """vLLM says `{"success": false}` inside HTTP 200; an old one sends an empty body."""
+    """vLLM reports a refusal as `{"success": false}` in HTTP 200; old ones send no body."""
     try:
         said = answer.json()
     except ValueError:
@@ -288,14 +291,14 @@ def _succeeded(answer: httpx.Response) -> bool:
 def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) -> LocalLauncher:
     """The launcher of deployments with these settings; use it as an `async with` block.
 
-    Instances are forked where no GPU is, unless `fork` is False: importing is most of their start.
+    Without a GPU instances are forked unless `fork` is False: imports dominate their start-up time.
     """
     if not fork or settings.on_gpu:
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
     connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed]
-    # OpenMP reads the environment once, so that the fork server needs that of its instances.
+    # OpenMP reads the environment once, so the fork server needs that of its instances.
     env = vllm.instance_env("cpu", offline=settings.local)
     return LocalLauncher(log_dir, loads=(*connectors, vllm.LOAD), env=env)
 
@@ -308,10 +311,10 @@ async def deploy(
     log_dir: Path,
     ports: Callable[[], Iterator[int]] = unused_ports,
 ) -> AsyncIterator[Deployment]:
-    """Start what `make_plan` makes of free ports, and end it when the block is left.
+    """Start the plan that `make_plan` makes for free ports; leaving the block ends it.
 
-    Raises LaunchError with the reason and the log's path when a process does not become ready. A
-    port that another program took in the meantime is the one reason to try again.
+    Raises LaunchError with the reason and the log's path if a process does not become ready. It
+    retries only if another program took a port in the meantime.
     """
     for attempt in range(1, PORT_RACES + 1):
         plan = make_plan(ports())
@@ -321,7 +324,7 @@ async def deploy(
             await _start_all(launcher, plan, log_dir, running)
         except BaseException as error:
             await launcher.stop(running)
-            # The system's sentence begins with a capital; asyncio, and uvicorn, write it small.
+            # The system writes "Address", asyncio and uvicorn "address".
             if attempt < PORT_RACES and "address already in use" in str(error).lower():
                 continue
             raise
@@ -346,9 +349,9 @@ async def deploy(
 async def _start_all(
     launcher: Launcher, plan: DeploymentPlan, log_dir: Path, running: list[Process]
 ) -> None:
-    """Store first, since an engine that looks for it must find it; then all instances at once.
+    """Start the store first, since engines connect to it; then all other processes at once.
 
-    A store that ends meanwhile ends the start: engines may wait for it for minutes.
+    If the store ends meanwhile, the start fails at once: engines may wait minutes for it.
     """
     timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
     for with_store in (True, False):

@@ -1,9 +1,9 @@
-"""The tiny Llama for machines without a GPU, and the facts of any model's configuration.
+"""The tiny Llama for machines without a GPU, and the sizes in any model's configuration.
 
-The tiny model is made on this machine: 12 million parameters with seeded weights, scaled so that
-greedy decoding has a clear winner, and a tokenizer trained on Python's standard library. It says
-nothing sensible, but vLLM runs it as it runs any Llama, and a prefix hit is 28 to 110 times
-cheaper than its prefill (5,000 to 22,000 tokens, on one core), which is what is measured.
+The tiny model is built on this machine: 12 million parameters with seeded weights, scaled so that
+greedy decoding has a clear winner, and a tokenizer trained on Python's standard library. Its text
+makes no sense, but vLLM runs it like any Llama, and a prefix hit is 28 to 110 times cheaper than
+its prefill (5,000 to 22,000 tokens on one core), which is what is measured.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError, PlanError
+from workbench.errors import ParameterError, PlanError, must_be
 from workbench.hardware.kv import KvShape
 
 LAYERS = 3
-"""Of the tiny model, where the machine is not slow."""
+"""Layers of the tiny model on a machine that is not slow."""
 
 _CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -34,7 +34,7 @@ _CONFIG: dict[str, Any] = {
     "hidden_size": 320,
     "intermediate_size": 1280,
     "num_hidden_layers": LAYERS,
-    # Two narrow heads keep long prompts affordable: attention grows with the square.
+    # Two narrow heads keep long prompts affordable: attention cost is quadratic.
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -60,7 +60,7 @@ _TOKENIZER_CONFIG: dict[str, Any] = {
 _SEED = 20260101
 _TRAINING_FILES = 150
 _RECIPE = 1
-"""Raise it when `_weights` or `_tokenizer` changes, so that nobody gets the old model."""
+"""Increment it when `_weights` or `_tokenizer` changes, so that the model is rebuilt."""
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -73,35 +73,35 @@ _KEYS = {
 _ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 
 _HEADER_BYTES = 100_000_000
-"""Most that safetensors itself accepts."""
+"""The limit of safetensors itself."""
 
 _NOT_PLAIN = ("num_experts", "num_local_experts", "n_routed_experts", "quantization_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a model's configuration says about its KV entries and the lengths it takes."""
+    """Sizes of a model's KV cache and its context length, from its configuration."""
 
     layers: int
     kv_heads: int
     head_dim: int
     vocab_tokens: int
     context_tokens: int
-    """Longest prompt plus output; rope scaling given to the engine can raise it."""
+    """Longest prompt plus output; rope scaling in the engine can raise it."""
     hidden: int = 0
     plain: bool = False
-    """Dense and not quantised: every weight works on every token."""
+    """Dense and not quantised: every weight is used for every token."""
 
     element_bytes: float = 2.0
-    """Bytes of a KV element. vLLM runs weights of float32 in 16 bits too, unless told otherwise
+    """Bytes of a KV element. vLLM runs float32 weights in 16 bits too unless a dtype is given
     (vllm/config/model.py: _resolve_auto_dtype)."""
     parameters: float = 0.0
-    """Those that every token passes, without embedding table and output head; 0 where the folder
-    has no weight files, or the model is not `plain`."""
+    """Parameters used by every token, without embedding and output head; 0 without weight files or
+    if the model is not `plain`."""
 
     @property
     def kv_shape(self) -> KvShape:
-        """What decides the size of a token's KV, in the number format that the model runs in."""
+        """The shape of a token's KV entry, in the dtype that the model runs in."""
         return KvShape(
             layers=self.layers,
             kv_heads=self.kv_heads,
@@ -110,17 +110,17 @@ class ModelFacts:
         )
 
     def run_as(self, dtype: str) -> ModelFacts:
-        """The same model in another number format; empty leaves it as it is."""
+        """The same model in another dtype; empty changes nothing."""
         return replace(self, element_bytes=_ELEMENT_BYTES.get(dtype, self.element_bytes))
 
 
 def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
-    """Folder of the tiny model in Hugging Face format; made on the first call (seconds, 25 MB).
+    """Folder of the tiny model in Hugging Face format, built on the first call (seconds, 25 MB).
 
-    Fewer `layers` than LAYERS make a model for slow machines. It lies in `cache_folder`; its name
-    has a hash of the recipe and of the Python version, whose standard library the tokenizer is
-    trained on. Several processes may call this at once: each builds beside the place, and the first
-    to finish wins. Raises PlanError when it can't be made.
+    Fewer `layers` than LAYERS make a model for slow machines. It is in `cache_folder`; its name has
+    a hash of the recipe and of the Python version, whose standard library the tokenizer is trained
+    on. Several processes may call this at once: the first to finish wins. Raises PlanError if it
+    cannot be built.
     """
     config = _CONFIG | {"num_hidden_layers": layers}
     place = (cache_dir or cache_folder()) / f"tiny-llama-{_recipe_hash(config)}"
@@ -135,15 +135,15 @@ def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
         building.rename(place)
     except ModuleNotFoundError as error:
         raise PlanError(
-            f"the tiny model needs {error.name}, which comes with vLLM; install the engine first,"
-            " or give a model folder"
+            f"the tiny model needs the package {error.name}, which comes with vLLM; run make setup"
+            " or give a model (example: -p model /models/Qwen2.5-7B-Instruct)"
         ) from error
     except OSError as error:
         # A folder cannot be renamed onto one with files in it: then another process was first.
         if not place.is_dir():
             raise PlanError(
-                f"the tiny model cannot be written to {place.parent}: {error};"
-                " set WORKBENCH_CACHE to a folder with 30 MB free"
+                f"WORKBENCH_CACHE in the environment must be a writable folder with 30 MB free, got"
+                f" {place.parent}: {error} (example: export WORKBENCH_CACHE=/tmp/workbench)"
             ) from error
     finally:
         if building is not None:
@@ -152,30 +152,32 @@ def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
 
 
 def model_facts(path: Path | str) -> ModelFacts:
-    """Read `config.json` in a local model folder, of any architecture that states its sizes.
+    """Read `config.json` in a local model folder, for any architecture that states its sizes.
 
-    Text models inside multimodal ones (`text_config`) are followed; a missing head width is
-    hidden size / heads, and missing KV heads are all heads, as in transformers. Raises
-    ParameterError when the folder, the file or a size is missing.
+    The text model of a multimodal one (`text_config`) is used. A missing head width is hidden size
+    / heads, and missing KV heads are all heads, as in transformers. Raises ParameterError if the
+    folder, the file or a size is missing.
     """
     folder = Path(path).expanduser()
-    hint = "give a folder with config.json, or leave model empty for the tiny model"
+    allowed = "an existing folder with config.json, or empty for the tiny model"
+    example = "/models/Qwen2.5-7B-Instruct"
     if not folder.is_dir():
-        raise ParameterError(f"model folder {folder} does not exist; {hint}")
+        raise ParameterError(must_be("model", allowed, str(path), example))
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
         config = config.get("text_config") or config
     except FileNotFoundError:
-        raise ParameterError(f"model folder {folder} has no config.json; {hint}") from None
+        raise ParameterError(must_be("model", allowed, str(path), example)) from None
     except (ValueError, AttributeError) as error:
-        raise ParameterError(f"{file} is not a model configuration: {error}; {hint}") from error
+        allowed = f"a folder whose config.json is a model configuration ({error})"
+        raise ParameterError(must_be("model", allowed, str(path), example)) from error
     sizes = {name: _size(config, keys, file) for name, keys in _KEYS.items()}
     kv_heads = config.get("num_key_value_heads") or sizes["heads"]
     head_dim = config.get("head_dim") or sizes["hidden"] // sizes["heads"]
     if latent := config.get("kv_lora_rank"):
         # Multi-head latent attention caches one shared vector per token instead of K and V of
-        # each head: one head of half its width gives the same bytes.
+        # each head: one head of half that width has the same bytes.
         kv_heads, head_dim = 1, (latent + config.get("qk_rope_head_dim", 0)) // 2
     plain = not any(key in config for key in _NOT_PLAIN)
     weights = sum(map(_numbers_in, folder.glob("model*.safetensors")))
@@ -193,9 +195,9 @@ def model_facts(path: Path | str) -> ModelFacts:
 
 
 def _numbers_in(file: Path) -> int:
-    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON with shapes.
+    """Number of values in a safetensors file, by its header: 8 bytes of length, JSON with shapes.
 
-    0 without such a header: the engine will say what is wrong with the file.
+    0 without such a header: the engine will report what is wrong with the file.
     """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -212,11 +214,12 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:
     for key in keys:
         if isinstance(config.get(key), int):
             return int(config[key])
-    raise ParameterError(f"{file} does not say {' or '.join(keys)}: its model is not known here")
+    allowed = f"a folder whose config.json has {' or '.join(keys)}"
+    raise ParameterError(must_be("model", allowed, str(file.parent), "/models/Qwen2.5-7B-Instruct"))
 
 
 def cache_folder() -> Path:
-    """Where the tiny model and what is known of this machine's speed are kept."""
+    """The folder of the tiny model and of this machine's measured speed."""
     if own := os.environ.get("WORKBENCH_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -235,9 +238,10 @@ def _build(folder: Path, config: Mapping[str, Any]) -> None:
     tokenizer = _tokenizer()
     if tokenizer.get_vocab_size() != _CONFIG["vocab_size"]:
         raise PlanError(
-            f"the tiny model's tokenizer has {tokenizer.get_vocab_size()} tokens, not"
-            f" {_CONFIG['vocab_size']}: {sysconfig.get_path('stdlib')} lacks the sources of the"
-            " standard library; use a full Python, or give a model folder"
+            f"the tiny model's tokenizer must have {_CONFIG['vocab_size']} tokens, got"
+            f" {tokenizer.get_vocab_size()}: {sysconfig.get_path('stdlib')} lacks the standard"
+            " library's sources; use a full Python, or give a model (example: -p model"
+            " /models/Qwen2.5-7B-Instruct)"
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG, indent=2))
@@ -268,7 +272,7 @@ def _tokenizer() -> Any:
 
 
 def _weights(layers: int) -> dict[str, Any]:
-    """Seeded normal weights, each scaled by its fan-in; queries, keys and logits a bit sharper."""
+    """Seeded normal weights, scaled by fan-in; queries, keys and logits slightly larger."""
     import torch
 
     generator = torch.Generator().manual_seed(_SEED)

@@ -1,6 +1,6 @@
-"""vLLM as a program: how an instance is started, what it is told, what a fork server loads of it.
+"""vLLM as a program: its command line, its environment, and what the fork server loads.
 
-Whatever depends on vLLM's version is here and in `cpu_patches`; docs/engine.md has the reasons.
+Everything that depends on vLLM's version is here and in `cpu_patches`; docs/engine.md has reasons.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any, Literal
 from workbench.serve.cpu_patches import register
 
 PACKAGES = {"vllm": "0.32.0"}
-"""The version whose private parts fork server and patches use, and that was measured."""
+"""The measured version, whose private parts the fork server and the patches use."""
 PROCESS_MARKS = ("VLLM::", "vllm.entrypoints", "vllm serve")
-"""One of these is in the command line of each of its processes."""
+"""Each of its processes has one of these in its command line."""
 FATAL = ("To serve at least one request with the model's max seq len",)
-"""In its log: it will not get ready, though its API server lives on for a while."""
+"""Log text after which it never becomes ready, though its API server runs on for a while."""
 FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
-"""What a fork server loads for CPU instances, and what a fork of it then calls."""
+"""What a fork of the fork server calls for a CPU instance, and what the fork server loads."""
 
-# The CPU build is its own distribution and the `vllm` command asks for one called vllm: there the
-# module behind it is run.
+# The CPU build is a distribution of another name, which the `vllm` command does not find, so the
+# module behind the command is run.
 _MODULE = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
 _COMMAND = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
-"""What instances run on; `simulated` ones are pretended (`workbench.serve.simulated`)."""
+"""What instances run on; `simulated` ones are in `workbench.serve.simulated`."""
 
 SERVED_MODEL = "workbench"
-"""The name under which every instance offers its model."""
+"""The name under which every instance serves its model."""
 
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
-# A model in a folder needs no hub, and nothing may wait for one that cannot be reached.
+# A model in a folder needs no hub, and nothing may wait for an unreachable one.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
-# One executor process and one OpenMP thread for each instance: more threads win only for a single
-# lone prefill and ruin the inter-token latency of every neighbour.
+# One executor process and one OpenMP thread per instance: more threads speed up only a single
+# prefill alone on the machine and ruin the inter-token latency of all other instances.
 _CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -65,21 +65,21 @@ class EngineSettings:
     model: Path
     platform: Platform
     dtype: str = ""
-    """Number format of weights and KV as vLLM names it; empty for the model's own."""
+    """dtype of weights and KV as vLLM names it; empty for the model's own."""
     context_tokens: int = 24_576
     kv_cache_mib: int = 256
     """KV space of a CPU instance; on a GPU `gpu_memory_share` decides."""
     gpu_memory_share: float = 0.9
     prefix_caching: bool = True
     fault: str = ""
-    """Of simulated instances: what goes wrong on purpose."""
+    """Simulated instances: the injected fault."""
     seed: int = 0
-    """Of simulated instances: of their latencies."""
+    """Simulated instances: seed of their latencies."""
     extra_args: tuple[str, ...] = ()
 
     @property
     def weights_gb(self) -> float:
-        """Weights of a local model in memory: float32 doubles its files; 0 where not known."""
+        """Memory of a local model's weights (float32 doubles the files); 0 if unknown."""
         files_gb = sum(file.stat().st_size for file in self.model.glob("*.safetensors")) / 2**30
         return files_gb * (2 if self.dtype == "float32" else 1)
 
@@ -94,9 +94,9 @@ class EngineSettings:
 
 
 def number_format(asked: str, platform: Platform, *, fast_bf16: bool) -> str:
-    """The dtype to start vLLM with; empty for the model's own, which is bfloat16 as a rule.
+    """The dtype to start vLLM with; empty for the model's own, usually bfloat16.
 
-    `auto` is float32 on a processor that has no fast bf16 kernels.
+    `auto` is float32 on a processor without fast bf16 kernels.
     """
     if asked != "auto":
         return asked
@@ -106,8 +106,8 @@ def number_format(asked: str, platform: Platform, *, fast_bf16: bool) -> str:
 def instance_argv(
     settings: EngineSettings, *, port: int, tp: int, share_of_gpu: float = 1.0
 ) -> list[str]:
-    """Arguments of `vllm serve` after the program's name, without the connector."""
-    # `vllm serve` takes the model as its first word, the module behind it as an option.
+    """Arguments of `vllm serve`, without those of the connector."""
+    # `vllm serve` takes the model as its first argument, the module behind it as an option.
     model = ["--model"] if settings.platform == "cpu" else []
     argv = [
         *model, str(settings.model), "--served-model-name", SERVED_MODEL,
@@ -119,7 +119,7 @@ def instance_argv(
     if settings.dtype:
         argv += ["--dtype", settings.dtype]
     if settings.platform == "cpu":
-        # Eager and a given KV size together skip the warm-up forward pass.
+        # Eager mode with a given KV size skips the warm-up forward pass.
         argv += [
             "--enforce-eager", "--distributed-executor-backend", "uni",
             "--kv-cache-memory-bytes", str(settings.kv_cache_mib * 2**20),
@@ -138,28 +138,28 @@ def instance_argv(
 def instance_env(
     platform: Platform, *, devices: tuple[str, ...] = (), offline: bool = True
 ) -> dict[str, str]:
-    """Variables that an instance needs beside those of the notebook's own environment.
+    """Environment variables of an instance, in addition to the notebook's own.
 
-    `devices` are the GPUs of this instance, `offline` says that its model is a local folder;
-    VLLM_SERVER_DEV_MODE opens /reset_prefix_cache.
+    `devices` are the GPUs of this instance; `offline` means that its model is a local folder.
+    VLLM_SERVER_DEV_MODE enables /reset_prefix_cache.
     """
     env = {**_QUIET, **(_OFFLINE if offline else {}), "VLLM_SERVER_DEV_MODE": "1"}
     if platform == "cpu":
         return env | _CPU
     visible = ",".join(devices)
     if platform == "rocm":
-        # vLLM refuses to start when the two differ, and the shell may have set either.
+        # vLLM refuses to start if the two differ, and the shell may have set either.
         return env | _ROCM | {"HIP_VISIBLE_DEVICES": visible, "CUDA_VISIBLE_DEVICES": visible}
     return env | {"CUDA_VISIBLE_DEVICES": visible}
 
 
 def program(platform: Platform) -> tuple[str, ...]:
-    """How an instance is started when it is not forked, by this interpreter."""
+    """The command that starts an instance without the fork server."""
     return _MODULE if platform == "cpu" else _COMMAND
 
 
 def load() -> None:
-    """Import what a CPU instance imports, and undo the CPU platform's choice of spawn."""
+    """Import what a CPU instance needs, and make the CPU platform fork, not spawn."""
     import vllm.entrypoints.launchers.api_server.entry
     import vllm.entrypoints.serve.utils.api_utils
     import vllm.model_executor.models.llama
@@ -181,7 +181,7 @@ def load() -> None:
 
 
 def scan_kernels_once() -> None:
-    """Let vLLM scan all loaded modules for kernels now, which takes a while, and in no fork."""
+    """Make vLLM scan loaded modules for kernels once now, which is slow, and not in forks."""
     from vllm.platforms.cpu import CpuPlatform
 
     register()
@@ -190,7 +190,7 @@ def scan_kernels_once() -> None:
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Be an API server with these arguments, in a fork."""
+    """Run an API server with these arguments, in a fork."""
     import uvloop
     from vllm.entrypoints.launchers import cli_args
     from vllm.entrypoints.launchers.api_server import entry

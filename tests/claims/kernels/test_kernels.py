@@ -68,7 +68,7 @@ def test_attention_keeps_outputs_and_says_which_lengths_are_missing(cpu, judged)
     parts = judged(outcome, "OWN-FUSED").parts
     assert parts["same outputs"].code == "confirmed"
     assert [cell.runs for cell in parts["causal prefill"].cells] == [5]
-    assert outcome.doubts[-1].startswith("The budget had no room for lengths 256, 512")
+    assert outcome.doubts[-1].startswith("No time for lengths 256, 512")
     assert judged(outcome, "S003-ATTN-SPEEDUP").code == "subject_is_measured"
     without = replace(rows, table=rows.table[rows.table["arm"] != "flash"])
     assert judged(attention.read(without, cpu), "OWN-FUSED").verdict == "not_tested"

@@ -60,7 +60,7 @@ async def test_a_failure_is_one_sentence_with_its_cause_and_the_next_launch_goes
 async def test_a_launch_that_takes_too_long_is_ended_with_its_parent(launches):
     before = set(psutil.Process().children(recursive=True))
     async with launches("sleep") as started:
-        with pytest.raises(DeploymentError, match=r"'sleep' was not done after 1 s"):
+        with pytest.raises(DeploymentError, match=r"'sleep' did not finish within 1 s"):
             await started.run({}, timeout_s=0.6)
     assert set(psutil.Process().children(recursive=True)) == before
 

@@ -89,5 +89,5 @@ async def test_a_launch_that_takes_too_long_leaves_the_whole_rounds_before_it(
 
 async def test_a_first_launch_that_takes_too_long_is_a_sentence(launched, tmp_path):
     launched(0)
-    with pytest.raises(DeploymentError, match="before its first launch had ended"):
+    with pytest.raises(DeploymentError, match="before its first launch finished"):
         await asked(tmp_path, TimeLimit())

@@ -29,6 +29,10 @@ def effect(**changed):
     return {"effects": [{k: v for k, v in (entry()["effects"][0] | changed).items() if v != ...}]}
 
 
+def sums(**fields):
+    return entry(arithmetic=[fields])
+
+
 def read(folder: Path, *claims, **source):
     content = {"source": {"title": "T", "ref": "R"} | source, "claims": list(claims)}
     (folder / "mine.yaml").write_text(yaml.safe_dump(content))
@@ -48,7 +52,9 @@ def test_all_claims_of_the_repository_can_be_read(registry):
 
 
 def test_an_unknown_claim_gets_the_nearest_id(registry):
-    with pytest.raises(ParameterError, match="'LLMIR-AVE' is not known: did you mean 'LLMIR-AVG'"):
+    with pytest.raises(
+        ParameterError, match="'LLMIR-AVE' does not exist; did you mean 'LLMIR-AVG'"
+    ):
         registry.claim("LLMIR-AVE")
 
 
@@ -65,7 +71,7 @@ def test_all_groups_and_ids_are_selected_once_in_the_order_of_the_registry(regis
         ("VLLM-APCC", "did you mean 'VLLM-APC'"),
         ("vllm-apc", "did you mean 'VLLM-APC'"),
         ("litrature", "did you mean 'literature'"),
-        ("qqq", "write all, a group or an id"),
+        ("qqq", "must be all, a group or an id, got 'qqq'; `workbench claims list` shows all"),
     ],
 )
 def test_an_unknown_word_gets_the_nearest_claim_or_group(registry, word, sentence):
@@ -79,47 +85,47 @@ def test_an_unknown_word_gets_the_nearest_claim_or_group(registry, word, sentenc
         (entry(metric=...), "ONE: metric is missing (example: metric: longest ICL)"),
         (entry(id=...), "claim number 1: id is missing"),
         (entry(level=..., phase=...), "ONE: level, phase are missing (example: level: server)"),
-        (entry(modle="x"), "ONE: modle is not known: did you mean 'model'?"),
-        (entry(statement=5), "statement should be a valid string, got 5 (example: statement: Ch"),
-        (entry(level="chip"), "level should be 'op', 'layer', 'model'"),
+        (entry(modle="x"), "ONE: modle is not a known field; did you mean 'model'?"),
+        (entry(statement=5), "statement must be a valid string, got 5 (example: statement: Ch"),
+        (entry(level="chip"), "level must be 'op', 'layer', 'model'"),
         (entry(level="chip"), "or 'document', got 'chip' (example: level: server)"),
-        (entry(comparator=None), "comparator is missing: effect 'all' is a ratio"),
+        (entry(comparator=None), "comparator is missing for the ratio 'all'"),
         (entry(effects=[]), "effects is empty"),
         (entry(workload={"prompts": "long", "asked twice": None}), "workload.asked twice has no"),
-        (entry(effects=entry()["effects"] * 2), "effects have one name twice"),
-        (entry(**effect(unit="tok/s")), "effects[1]: unit is 'tok/s'; an effect of type ratio"),
-        (entry(**effect(unit="%")), "effects[1]: unit is '%'; an effect of type ratio is written"),
-        (entry(**effect(value="2x")), "effects[1].value should be a valid"),
-        (
-            entry(**effect(value=float("nan"))),
-            "effects[1].value should be a finite number, got nan",
-        ),
-        (entry(**effect(value=True)), "effects[1]: value is True; it is a number"),
+        (entry(effects=entry()["effects"] * 2), "effects must have different names"),
+        (entry(**effect(unit="tok/s")), "effects[1]: unit must be x for type ratio, got 'tok/s'"),
+        (entry(**effect(value="2x")), "effects[1].value must be a valid"),
+        (entry(**effect(value=float("nan"))), "effects[1].value must be a finite number, got nan"),
+        (entry(**effect(value=True)), "effects[1]: value must be a number, got True"),
         (entry(**effect(value=...)), "effects[1].value is missing (example: value: 0.5)"),
-        (entry(**effect(quantifier="about")), "effects[1].quantifier should be 'typical', 'exact'"),
-        (entry(**effect(quantifier="range")), "effects[1]: high is None; for a range"),
-        (entry(**effect(quantifier="range", high=1)), "high is 1.0; for a range it is at least"),
-        (entry(**effect(quantifier="unchanged", margin=2)), "margin is 2.0; it is between 0 and 1"),
-        (entry(**effect(type="boolean", unit="bool")), "value is 2.0; a boolean is true or false"),
-        (entry(effects=[7]), "effects[1] should be a valid dictionary"),
-        (entry(evidence={"kind": "hope"}), "evidence.kind should be 'measurement', 'simulation'"),
+        (entry(**effect(quantifier="about")), "effects[1].quantifier must be 'typical', 'exact'"),
+        (entry(**effect(quantifier="range")), "high must be at least value for a range, got None"),
+        (entry(**effect(quantifier="range", high=1)), "high must be at least value for a range"),
+        (
+            entry(**effect(quantifier="unchanged", margin=2)),
+            "margin must be between 0 and 1, got 2",
+        ),
+        (entry(**effect(type="boolean", unit="bool")), "value must be true or false, got 2.0"),
+        (entry(effects=[7]), "effects[1] must be a valid dictionary"),
+        (entry(evidence={"kind": "hope"}), "evidence.kind must be 'measurement', 'simulation'"),
         (
             entry(checks={"same_modl": {"state": "pass", "why": "-"}}),
-            "'same_modl' is no check: did you mean",
+            "'same_modl' is not known: did",
         ),
-        (entry(checks={"same_dtype": "fail"}), "checks.same_dtype should be a valid dictionary"),
-        (entry(checks={"same_dtype": {"state": "no", "why": "-"}}), "should be 'pass', 'fail' or"),
-        (entry(bounds=[{"limit": "speed", "gpu": "A100"}]), "bounds[1].limit should be"),
-        (entry(bounds=[{"limit": "matrix_rate", "gpu": "A100"}]), "the value of matrix_rate is 0"),
-        (entry(source={"location": "p", "how": "-"}), "source.confirmation is missing (example:"),
-        (entry(arithmetic=[{"kind": "guess"}]), "arithmetic[1].kind should be one of 'ratio', "),
-        (entry(arithmetic=[{"of": "1"}]), "arithmetic[1].kind is missing (example: kind: ratio)"),
-        (entry(arithmetic=[{"kind": "ratio", "of": "1", "over": "2"}]), "arithmetic[1].said is"),
+        (entry(checks={"same_dtype": "fail"}), "checks.same_dtype must be a valid dictionary"),
+        (entry(checks={"same_dtype": {"state": "no", "why": "-"}}), "must be 'pass', 'fail' or"),
+        (entry(bounds=[{"limit": "speed", "gpu": "A100"}]), "bounds[1].limit must be"),
         (
-            entry(arithmetic=[{"kind": "ratio", "of": "1", "over": "two", "said": "3"}]),
-            "arithmetic[1].over: 'two' is no number; write it as published",
+            entry(bounds=[{"limit": "matrix_rate", "gpu": "A100"}]),
+            "matrix_rate must be above 0, got",
         ),
-        ("ONE", "claim number 1: it should be a valid dictionary"),
+        (entry(source={"location": "p", "how": "-"}), "source.confirmation is missing (example:"),
+        (entry(test={"tpu": "-"}), "test.tpu must be 'gpu', 'cpu_shape' or 'analytic'"),
+        (sums(kind="guess"), "arithmetic[1].kind must be one of 'ratio', "),
+        (sums(of="1"), "arithmetic[1].kind is missing (example: kind: ratio)"),
+        (sums(kind="ratio", of="1", over="2"), "arithmetic[1].said is missing"),
+        (sums(kind="ratio", of="1", over="two", said="3"), "over must be a number, quoted as"),
+        ("ONE", "claim number 1: it must be a valid dictionary"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_the_other_claims_go_on(tmp_path, claim, sentence):
@@ -187,17 +193,17 @@ def replaced(value, path, new):
 
 def test_an_id_is_used_once(tmp_path):
     (mistake,) = read(tmp_path, entry(), entry()).mistakes
-    assert "ONE: id is also that of a claim in mine.yaml" in mistake
+    assert "ONE: id must be unique; mine.yaml has it" in mistake
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: [", "mine.yaml: cannot be read as YAML"),
-        ("[]", "mine.yaml: it should be a valid dictionary"),
+        ("a: [", "mine.yaml: not valid YAML"),
+        ("[]", "mine.yaml: it must be a valid dictionary"),
         ("source: {title: T, ref: R}", "mine.yaml: claims is missing"),
         ("claims: []", "mine.yaml: source is missing"),
-        ("{source: {title: T, ref: 5}, claims: []}", "source.ref should be a valid string, got 5"),
+        ("{source: {title: T, ref: 5}, claims: []}", "source.ref must be a valid string, got 5"),
         ("{source: {title: T}, claims: []}", "mine.yaml: source.ref is missing"),
     ],
 )
@@ -207,4 +213,4 @@ def test_a_file_that_is_no_list_of_claims(tmp_path, text, sentence):
 
 
 def test_an_empty_folder_says_so(tmp_path):
-    assert "no YAML file is in it" in read_registry(tmp_path).mistakes[0]
+    assert "it has no YAML file" in read_registry(tmp_path).mistakes[0]

@@ -1,9 +1,8 @@
-"""The run of the referee with pretended recipes: what is written, and what a failure leaves."""
+"""The run of the validation with invented recipes: what is written, and what a failure leaves."""
 
 import asyncio
 import contextlib
 import json
-from collections import Counter
 from dataclasses import replace
 from math import inf, isnan, nan
 from types import SimpleNamespace
@@ -107,7 +106,7 @@ async def judged(made):
 async def test_every_verdict_has_its_number_interval_conditions_and_reason(referee):
     result, claims = await judged(referee(CACHE))
     apc = claims["VLLM-APC"]
-    assert (apc["verdict"], apc["kind"]) == ("confirmed (shape)", "confirmed")
+    assert (apc["verdict"], apc["kind"]) == ("confirmed (on CPU)", "confirmed")
     assert [(n["name"], n["estimate"], n["low"]) for n in apc["number"]] == [
         ("TTFT", 0.2, 0.18), ("TPOT", 1.0, 0.97),
     ]  # fmt: skip
@@ -118,12 +117,15 @@ async def test_every_verdict_has_its_number_interval_conditions_and_reason(refer
     assert (cost["verdict"], cost["kind"]) == ("inconclusive", "inconclusive")
     assert all(row["reason"] and row["conditions"] and row["source"] for row in claims.values())
     assert result.claims["id"].tolist()[:2] == ["VLLM-APC", "VLLM-APC-COST"]  # measured ones first
-    kinds = Counter(row["kind"] for row in claims.values())
-    assert Counter({card["kind"]: card["value"] for card in result.facts["numbers"]}) == kinds
-    assert (
-        "2 measured here: 1 confirmed (shape), 1 inconclusive; by reading,"
-        in (result.facts["finding"])
+    assert [(card["label"], card["value"], card["note"]) for card in result.facts["numbers"]] == [
+        ("measured here", 2, "1 confirmed, 1 inconclusive"),
+        ("decided from their source", 34, "16 contradicted, 2 without evidence, 16 not comparable"),
+        ("not tested", 39, "the table says why"),
+    ]
+    assert result.facts["finding"] == (
+        "2 published claims measured here: 1 confirmed, 1 inconclusive"
     )
+    assert result.facts["scope"].endswith("Our own 16 control claims: 16 not tested.")
 
 
 async def test_the_run_folder_holds_rows_and_result(referee):
@@ -164,14 +166,16 @@ async def test_a_measurement_that_failed_is_a_sentence_and_the_others_go_on(
     row = claims["VLLM-APC"]
     assert (row["verdict"], row["code"], row["number"]) == ("not comparable", "unreliable_run", [])
     assert row["reason"].startswith(sentence)
-    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
+    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (on CPU)"
     assert any(doubt.startswith(sentence) for doubt in result.facts["doubts"])
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["measurements ended"] == "INCONCLUSIVE"
 
 
 def test_a_model_folder_that_is_none_is_refused_before_anything_starts():
-    with pytest.raises(ParameterError, match="/no/such/model does not exist"):
+    with pytest.raises(
+        ParameterError, match=r"model must be an existing folder.* got '/no/such/model'"
+    ):
         validate(PaperClaimValidation(model="/no/such/model"))
 
 
@@ -179,9 +183,9 @@ async def test_what_found_no_room_is_measured_where_the_others_leave_the_time(re
     hits = recipe("hits", ("OWN-HIT-TOKENS",), HITS, seconds=70)
     made = referee(CACHE, hits, time_budget_s=75)
     assert [step.recipe.name for step in made.schedule.steps] == ["cache"]
-    assert "hits takes about 70 s" in made.schedule.skipped["OWN-HIT-TOKENS"]
+    assert "Not enough time: hits takes about 70 s" in made.schedule.skipped["OWN-HIT-TOKENS"]
     _, claims = await judged(made)
-    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (shape)"
+    assert claims["OWN-HIT-TOKENS"]["verdict"] == "confirmed (on CPU)"
     assert claims["OWN-HIT-TOKENS"]["skipped"] == ""
 
 
@@ -195,8 +199,9 @@ async def test_what_our_own_code_fixes_is_counted_apart_and_is_no_evidence(refer
     result, claims = await judged(referee(CACHE, bytes_))
     row = claims["OWN-KV-BYTES"]
     assert (row["verdict"], row["measured"]) == ("holds by construction", False)
-    assert "no evidence about any engine" in row["limits"][0]
-    assert "1 inconclusive; 1 by construction;" in result.facts["finding"]
+    assert "checks our arithmetic and no engine" in row["limits"][0]
+    assert row["id"] not in {claim["id"] for claim in claims.values() if claim["measured"]}
+    assert "control claims: 1 confirmed, " in result.facts["scope"]
 
 
 @pytest.mark.parametrize(
@@ -306,10 +311,10 @@ async def test_a_recipe_that_turns_out_slow_stops_and_leaves_the_time_to_the_oth
     assert (claims["VLLM-APC"]["kind"], claims["VLLM-APC"]["measured"]) == ("inconclusive", True)
     assert claims["OWN-POOL"]["measured"] and claims["OWN-FUSED"]["measured"]
     (doubt,) = (d for d in result.facts["doubts"] if d.startswith("prefix_cache was stopped"))
-    assert "after 1 of 5 rounds" in doubt and doubt.endswith("raise time_budget_s.")
+    assert "after 1 of 5 rounds" in doubt and doubt.endswith("Set a larger time_budget_s.")
     assert doubt in said
     assert doubt in claims["VLLM-APC"]["doubts"]
-    assert "store takes about" in claims["OWN-STORE-TTFT"]["skipped"]
+    assert "Not enough time: store takes about" in claims["OWN-STORE-TTFT"]["skipped"]
     spent = {row["recipe"]: row for row in result.facts["time_spent"]}
     assert (spent["prefix_cache"]["rounds"], spent["prefix_cache"]["planned_rounds"]) == (1, 5)
 
@@ -322,10 +327,10 @@ async def test_the_lines_say_how_far_the_measuring_is_and_the_budget_bounds_what
     assert (far[-1].total, far[-1].left_s, far[-1].unit) == (recipes_run, 0, "recipes")
     assert all(standing.elapsed_s + standing.left_s <= 1.2 * 180 for standing in far)
     doubts = result.facts["doubts"]
-    assert doubts[0].startswith("This machine took 3.0 times as long as planned: no time for ")
+    assert doubts[0].startswith("This machine took 3.0x the planned time; not measured: ")
     cut = [doubt for doubt in doubts if doubt.startswith("prefix_cache was cut to ")]
     assert len(cut) == 1 and cut[0] in said
-    assert any(" of 180 s are gone; the plan was made anew: " in line for line in said)
+    assert any(" of 180 s used; new plan: " in line for line in said)
 
 
 async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothing(slow):
@@ -334,7 +339,7 @@ async def test_what_is_broken_off_with_nothing_to_show_says_so_and_failed_nothin
     claims = {row["id"]: row for row in result.facts["claims"]}
     row = claims["OWN-PAGED"]
     assert (row["kind"], row["number"]) == ("not-tested", [])
-    assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds: it took 135 s, and")
+    assert row["skipped"].startswith("paging was stopped after 0 of 5 rounds, after 135 of")
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["measurements ended"] == "INCONCLUSIVE"
 
@@ -366,7 +371,7 @@ async def test_mistakes_of_a_registry_are_doubts_and_the_other_claims_go_on(refe
     result, claims = await judged(referee(registry=str(folder)))
     assert list(claims) == ["GOOD"]
     assert "a.yaml: BAD: metric, effects, subject," in result.facts["doubts"][0]
-    assert claims["GOOD"]["doubts"][0].startswith("GPU 'TPU v9' is not in workbench/hardware")
+    assert "GPU 'TPU v9' is not in workbench/hardware" in claims["GOOD"]["doubts"][0]
     gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
     assert gates["registry is readable"] == "INCONCLUSIVE"
 
@@ -374,30 +379,16 @@ async def test_mistakes_of_a_registry_are_doubts_and_the_other_claims_go_on(refe
 def test_unknown_claims_and_empty_registries_stop_before_anything_starts(referee, tmp_path):
     with pytest.raises(ParameterError, match="did you mean 'VLLM-APC'"):
         referee(claims=["VLLM-APCC"])
-    with pytest.raises(ParameterError, match="no claim in it can be read"):
+    with pytest.raises(ParameterError, match="must be a folder with valid claims"):
         referee(registry=str(tmp_path))
 
 
 def test_a_plan_prints_and_its_run_id_follows_the_registry(referee, tmp_path):
     made = referee(CACHE, claims=["literature"])
-    assert f"claims on {made.setting.hardware} (cpu): 28\n" in str(made) and "cache" in str(made)
+    assert f"28 claims on {made.setting.hardware} (cpu)\n" in str(made) and "cache" in str(made)
     one = run_id(made.params)
     assert one.startswith("literature-420s-")
     assert run_id(PaperClaimValidation(claims=["literature"], registry=str(tmp_path))) != one
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"tiers": ["kernl"]}, "tiers has 'kernl': write some of source, kernel"),
-        ({"tiers": []}, "tiers is empty"),
-        ({"claims": []}, "claims is empty: write all"),
-        ({"engine": "attach"}, "engine is 'attach': a claim is tested with set-ups"),
-    ],
-)
-def test_bad_parameters(given, sentence):
-    with pytest.raises(ParameterError, match=sentence):
-        PaperClaimValidation(**given)
 
 
 async def test_a_number_beside_a_verdict_by_reading_is_shown_and_judges_nothing(referee):
@@ -407,7 +398,7 @@ async def test_a_number_beside_a_verdict_by_reading_is_shown_and_judges_nothing(
     assert (row["verdict"], row["code"]) == ("not comparable", "same_metric_definition")
     assert row["shown_only"] and not row["measured"]
     assert row["number"][0]["estimate"] == 2.0
-    assert any("judges nothing" in limit for limit in row["limits"])
+    assert any("does not change it" in limit for limit in row["limits"])
 
 
 async def test_reading_alone_starts_nothing(referee):
@@ -415,9 +406,9 @@ async def test_reading_alone_starts_nothing(referee):
     result, claims = await judged(referee(never, claims=["llmir", "VLLM-APC"], tiers=["source"]))
     assert len(claims) == 17
     assert result.facts["finding"] == (
-        "17 claims; by reading, 13 fall by their own source or physics, 2 have no evidence"
+        "17 published claims read, none measured: 13 contradicted, 2 without evidence"
     )
-    assert claims["VLLM-APC"]["skipped"].endswith("tiers allows source; add serving.")
+    assert claims["VLLM-APC"]["skipped"].startswith("tiers excludes serving. Add it")
 
 
 async def test_a_corrected_comparison_stands_beside_our_number(referee):
@@ -433,7 +424,7 @@ async def test_a_claim_of_which_a_part_was_left_out_is_not_tested_and_shows_the_
     half = outcome({"VLLM-APC": Measurement(effects={"TTFT": (interval(0.2, 0.18, 0.22),)})})
     result, claims = await judged(referee(recipe("cache", ("VLLM-APC",), half)))
     row = claims["VLLM-APC"]
-    assert (row["verdict"], row["reason"]) == ("not tested", "TPOT: It was not measured.")
+    assert (row["verdict"], row["reason"]) == ("not tested", "TPOT: Not measured.")
     assert row["shown_only"] and row["number"][0]["estimate"] == 0.2
     assert "measured here" not in result.facts["finding"]
 
@@ -444,4 +435,4 @@ async def test_number_and_reason_name_the_same_cell_as_the_weakest(referee):
     _, claims = await judged(referee(recipe("cache", ("OWN-TTFT-MONOTONE",), made)))
     row = claims["OWN-TTFT-MONOTONE"]
     assert (row["number"][0]["low"], row["number"][0]["high"]) == (0.66, 0.8)
-    assert "0.73 (0.66 to 0.8) x in the weakest of 3 cells" in row["reason"]
+    assert "0.73x (0.66 to 0.8) in the weakest of 3 cases" in row["reason"]

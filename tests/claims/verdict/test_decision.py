@@ -57,8 +57,8 @@ def test_no_significant_difference_is_no_equivalence(effect, bounds, code):
 def test_an_open_answer_says_what_the_run_could_have_told(effect):
     decision = decide(effect("unchanged", 1.0, margin=0.01), cells((0.95, 1.05)))
     assert decision.reason == (
-        "1 (0.95 to 1.05) x, claimed unchanged within 1%; 0.05 of the value is the least effect"
-        " that this run can tell."
+        "The interval is too wide to decide. Measured 1x (0.95 to 1.05); claimed unchanged within"
+        " 1 %. Effects below 5 % are not visible here."
     )
 
 
@@ -100,13 +100,13 @@ def test_equal_sides_that_differ_2_2_fold_leave_a_doubling_open(effect):
     floor = noise_floor([math.exp(0.79)])
     assert floor == pytest.approx(1.203, abs=1e-3)
     decision = decide(effect("higher", 1.0), doubled, noise_floor=floor)
-    assert decision.code == "inconclusive" and "equal sides differ by 120.3%" in decision.reason
+    assert decision.code == "inconclusive" and "Identical arms differ by 120 %" in decision.reason
 
 
 def test_where_the_noise_is_not_known_no_direction_is_confirmed(effect):
     decision = decide(effect("higher"), cells((2.5, 2.6)), noise_floor=math.nan)
     assert decision.code == "inconclusive"
-    assert "equal sides differ by an unknown share" in decision.reason
+    assert "Identical arms differ by an unknown amount" in decision.reason
 
 
 def test_nothing_measured_is_not_an_answer(effect):

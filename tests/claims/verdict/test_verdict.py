@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from workbench.claims.registry.claim import UNSTATED, Bound, Evidence
@@ -62,6 +64,13 @@ def test_expected_verdicts_come_out_for_the_right_reason(claim):
     assert verdict.reason.endswith(".") and verdict.needed.endswith(".")
 
 
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_statements_and_the_reasons_in_the_table_are_short_sentences(claim):
+    assert len(claim.statement.split()) <= 22 and claim.statement[-1] == "."
+    first = re.split(r"(?<=[.!?]) (?=[A-Z0-9\"“])", judge(claim).reason)[0]
+    assert len(first.split()) <= 15, first
+
+
 def test_nothing_is_confirmed_by_reading():
     assert {judge(claim).verdict for claim in CLAIMS.values()} == {
         "not_confirmed", "not_comparable", "not_tested",
@@ -78,7 +87,7 @@ def test_incomplete_comes_before_unfair(claim):
     vague = claim(comparator=UNSTATED, model=None, checks={"same_dtype": "fail"})
     verdict = judge(vague)
     assert (verdict.gate, verdict.code) == ("G0", "underspecified")
-    assert verdict.reason == "The source does not say what it is compared with and the model."
+    assert verdict.reason == "The source does not name its baseline and its model."
     assert verdict.failed_checks == ("same_dtype",)
 
 
@@ -103,9 +112,7 @@ def test_what_the_source_left_open_our_run_must_settle(claim):
     assert judge(open_).verdict == "not_tested"
     left = judge(open_, H200, measured(1.9, 2.1))
     assert (left.verdict, left.code) == ("not_comparable", "same_dtype")
-    assert left.reason.startswith(
-        "It is not known, of our run either, whether weights, activations"
-    )
+    assert left.reason.startswith("Unknown whether weights, activations and KV have the same")
     assert left.reason.endswith("formats. So.")
     settled = Conditions(platform="cuda", hardware="H200", checks={"same_dtype": "pass"})
     assert judge(open_, settled, measured(1.9, 2.1)).verdict == "confirmed"
@@ -127,7 +134,7 @@ def test_physics_holds_for_our_own_runs_too(claim):
     bound = Bound(limit="prefill_throughput", gpu="H200", model="Qwen3-8B", value=1e6)
     verdict = judge(claim(), H200, measured(1.9, 2.1, bounds=(bound,)))
     assert verdict.code == "unreliable_run"
-    assert verdict.reason.endswith("so the run is void.")
+    assert verdict.reason.startswith("Our own number is impossible: 1e+06 tokens/s is")
 
 
 @pytest.mark.parametrize(
@@ -152,16 +159,16 @@ def test_a_cpu_judges_shapes_and_counts_only(claim, effect):
     magnitude = judge(claim(), CPU, measured(1.9, 2.1))
     assert (magnitude.verdict, magnitude.code) == ("not_comparable", "hardware")
     falls = claim(effects=(effect("lower", 1.0),))
-    assert judge(falls, CPU, measured(0.4, 0.5)).word == "confirmed (shape)"
+    assert judge(falls, CPU, measured(0.4, 0.5)).word == "confirmed (on CPU)"
     hits = claim(effects=(effect("exact", 496, type="absolute", unit="tokens"),))
-    assert judge(hits, CPU, measured(496, 496)).word == "confirmed (shape)"
+    assert judge(hits, CPU, measured(496, 496)).word == "confirmed (on CPU)"
 
 
 def test_several_parts_take_the_weakest(claim, effect):
     two = claim(effects=(effect(name="TTFT"), effect("unchanged", 1.0, name="TPOT", margin=0.1)))
     good = {"TTFT": (Interval(estimate=2, low=1.9, high=2.1),)}
     half = judge(two, H200, Measurement(effects=good))
-    assert (half.verdict, half.reason) == ("not_tested", "TPOT: It was not measured.")
+    assert (half.verdict, half.reason) == ("not_tested", "TPOT: Not measured.")
     worse = good | {"TPOT": (Interval(estimate=1.5, low=1.4, high=1.6),)}
     verdict = judge(two, H200, Measurement(effects=worse))
     assert verdict.word == "contradicted"
@@ -172,7 +179,7 @@ def test_an_unknown_gpu_is_a_doubt_and_the_claim_goes_on(claim):
     bound = Bound(limit="memory_bandwidth", gpu="TPU v9", value=99)
     verdict = judge(claim(bounds=(bound,)))
     assert verdict.verdict == "not_tested"
-    assert verdict.doubts[0].startswith("GPU 'TPU v9' is not in workbench/hardware")
+    assert "GPU 'TPU v9' is not in workbench/hardware" in verdict.doubts[0]
 
 
 def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):
@@ -185,7 +192,7 @@ def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):
 def test_too_few_launches_of_ours_leave_counts_and_make_times_inconclusive(claim, effect):
     few = Conditions(platform="cpu", hardware="2 cores", checks={"replicated_runs_with_ci": "fail"})
     count = claim(effects=(effect("exact", 496, type="absolute", unit="tokens"),))
-    assert judge(count, few, measured(496, 496)).word == "confirmed (shape)"
+    assert judge(count, few, measured(496, 496)).word == "confirmed (on CPU)"
     falls = claim(effects=(effect("lower", 1.0),), checks={"replicated_runs_with_ci": "unknown"})
     two = Interval(estimate=0.5, low=0.4, high=0.6, runs=2)
     verdict = judge(falls, few, Measurement(effects={"all": (two,)}))
@@ -196,8 +203,8 @@ def test_a_claim_about_another_model_is_a_shape_with_a_doubt_or_nothing(claim, e
     named = claim(model="Llama-3.3-70B", hardware="any", effects=(effect("lower", 1.0),))
     here = Conditions(platform="cpu", hardware="2 cores", model="tiny")
     shape = judge(named, here, measured(0.4, 0.5))
-    assert shape.word == "confirmed (shape)"
-    assert shape.doubts == ("The claim is about Llama-3.3-70B, and ours was measured with tiny.",)
+    assert shape.word == "confirmed (on CPU)"
+    assert shape.doubts == ("The claim is about Llama-3.3-70B; we measured tiny.",)
     gpu = Conditions(platform="cuda", hardware="H200", model="Qwen3-8B")
     assert judge(named, gpu, measured(0.4, 0.5)).code == "same_model_and_weights"
     same = Conditions(platform="cuda", hardware="H200", model="llama-3.3-70b")
@@ -206,6 +213,6 @@ def test_a_claim_about_another_model_is_a_shape_with_a_doubt_or_nothing(claim, e
 
 def test_a_bound_at_one_is_a_direction_and_any_other_a_size(claim, effect):
     direction = claim(effects=(effect("at_most", 1.0),))
-    assert judge(direction, CPU, measured(0.8, 0.9)).word == "confirmed (shape)"
-    assert judge(direction, CPU, measured(1.2, 1.3)).word == "contradicted (shape)"
+    assert judge(direction, CPU, measured(0.8, 0.9)).word == "confirmed (on CPU)"
+    assert judge(direction, CPU, measured(1.2, 1.3)).word == "contradicted (on CPU)"
     assert judge(claim(effects=(effect("at_most", 1.5),)), CPU, measured(1, 1.1)).code == "hardware"

@@ -117,7 +117,7 @@ def test_an_instance_that_spans_more_gpus_than_the_subject_is_no_opponent(sweep,
     plan = sweep(topology="1p1d", aggregated_tp=4, connector="nixl")
     requests = pd.concat([rows(arm.label, "cold", [1.0]) for arm in plan.arms], ignore_index=True)
     assert compare(plan, requests) == ()
-    assert any("its aggregated opponents have 4" in doubt for doubt in plan.doubts)
+    assert any("its aggregated baseline only" in doubt for doubt in plan.doubts)
 
 
 def test_what_was_not_measured_is_not_compared(sweep, rows):

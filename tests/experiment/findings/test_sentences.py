@@ -297,7 +297,8 @@ def test_totals_say_how_many_comparisons_had_each_verdict(sweep):
     ]  # fmt: skip
     lead = "Compared to aggregated instances on the same number of GPUs,"
     assert sentences.sentences(sweep(topology="1p1d,1p4d"), [], rows)[:3] == [
-        "Compared to cold, TTFT with a warm KV store is faster in 2 of 2 arms (speed-up 9x to 18x).",
+        "Compared to cold, TTFT with a warm KV store is faster in 2 of 2 arms"
+        " (speed-up 9x to 18x).",
         f"{lead} cold TTFT of the PD split is slower in 1, not significantly different in 1 of"
         " 2 comparisons (speed-up 0.5x to 1.05x).",
         f"{lead} warm TTFT of the PD split is slower in 2 of 2 comparisons (speed-up 0.8x).",

@@ -130,8 +130,7 @@ def test_a_hit_that_the_engine_had_too_is_claimed_and_not_credited() -> None:
     rows = as_served(requests(MAIN, "engine-warm", [("a", 400, 384)]))
     rows = rows.assign(engine=384.0, l1=0.0, held=256.0, idle=256.0)
     (tier,) = tiers(rows, counted(requested=256.0, claimed=256.0))
-    row = tier.as_row()
-    assert (row["hit_share"], row["claimed_share"], row["idle"]) == (0.96, 1.0, 256)
+    assert (tier["hit_share"], tier["claimed_share"], tier["idle"]) == (0.96, 1.0, 256)
     assert "reports 256 hits (100 % of the tokens looked up)" in sentences([], [tier])[0]
     assert cards([], [tier])[0].value == 100
 

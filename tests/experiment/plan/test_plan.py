@@ -94,13 +94,13 @@ def test_a_plan_shows_every_process_it_would_start(sweep):
     for name in ("store", "prefill-0", "decode-0", "aggregated-1", "proxy"):
         assert f"\n  {name} " in text
     assert "--max-model-len 24576" in text
-    assert "minutes with nothing else running" in text.splitlines()[-1]
+    assert "minutes on an idle machine" in text.splitlines()[-1]
 
 
 def test_an_attached_arm_has_no_processes_to_show(sweep):
     plan = sweep(**ATTACH)
-    assert str(plan).endswith("duration: not known beforehand")
-    with pytest.raises(PlanError, match="its servers are not started here"):
+    assert str(plan).endswith("duration: unknown for this model")
+    with pytest.raises(PlanError, match="its servers run already"):
         plan.arms[0].deployment(range(9))
 
 

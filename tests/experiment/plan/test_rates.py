@@ -58,8 +58,10 @@ def test_a_search_finds_where_the_queue_begins_to_grow():
     # The n-th request at rate r waits n (1/10 - 1/r) s: 360 of 400 wait up to 0.4 s at 10.11.
     assert 9.0 <= answer.met_per_s <= 10.11 <= answer.missed_per_s <= 1.3 * answer.met_per_s
     (said,) = rate_sentences(rates, rate_rows(rates, rows), {"1a": answer})
-    assert said.startswith(f"1a: {answer.met_per_s:g} requests/s is the highest rate tried with at")
-    assert "at least 90% of requests with TTFT up to 500 ms (100% [" in said
+    assert said.startswith(
+        "1a: the highest tested rate at which 90 % of requests meet TTFT at most 500 ms is"
+        f" {answer.met_per_s:g} req/s (100 % ["
+    )
 
 
 def test_every_round_repeats_the_rates_of_the_first():
@@ -84,8 +86,8 @@ def test_a_sweep_shows_offered_and_achieved_and_goodput():
     assert above.share < 0.3 and above.goodput_per_s == pytest.approx(10 * above.share)
     (said,) = rate_sentences(rates, rows, {})
     assert said == (
-        "1a: answers ended at 10 a second at most, with 20 requests/s offered; goodput was 5"
-        " requests/s at most, at 5 offered (TTFT up to 500 ms)."
+        "1a: throughput peaked at 10 req/s with 20 req/s offered; goodput peaked at 5 req/s with"
+        " 5 req/s offered (TTFT at most 500 ms)."
     )
 
 
@@ -93,7 +95,7 @@ def test_a_sweep_that_never_overtook_the_server_has_no_most():
     rates = Rates(given=(5.0, 8.0), limits=Limits())
     rows = rate_rows(rates, pd.concat([queue(5), queue(8)], ignore_index=True))
     (said,) = rate_sentences(rates, rows, {})
-    assert said == "1a: answers kept up with every rate, the highest 8 requests/s."
+    assert said == "1a: throughput matched every offered rate, up to 8 req/s."
 
 
 def test_failed_requests_do_not_meet_limits_and_make_no_rate():
@@ -131,10 +133,10 @@ async def test_a_sweep_over_rates_sends_new_prompts_at_each(attached, vllm):
     assert result.rates["rate_per_s"].tolist() == [40.0, 80.0]
     assert result.rates["share"].tolist() == [1.0, 1.0]
     found = result.facts["unproven"] or result.facts["finding"]  # a busy machine fails a gate
-    assert found.startswith("attached: answers ")
+    assert found.startswith("Throughput ") and "(attached)" in found
     assert len(result.rate_table()) == 2 and len(result.facts["numbers"]) == 3
     # An attached server of this machine is none of the other programs.
     assert "others_cpu_share" not in result.facts["client"]
-    assert "cannot be told apart" in " ".join(result.doubts)
+    assert "cannot be separated" in " ".join(result.doubts)
     assert vllm.counted("local_cache_hit") == 0
     assert result.speedup("ttft").empty  # one arm, in one state at each rate

@@ -10,6 +10,7 @@ from workbench.experiment.result.facts import Comparison, RunFacts, SummaryRow
 from workbench.experiment.result.result import MIME, Result, load_result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.statistics import Estimate, Ratio
 
 
@@ -143,17 +144,17 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     medians = found.waterfall_medians().set_index("median, ms")
     assert medians.loc["prefill compute", "1p1d nixl"] == "100"
     assert found.why() == [
-        "2a beside 1p1d nixl, cold: no difference of TTFT detectable at this n (0 ms [0, 0]), and"
-        " no part stands out."
+        "2a vs 1p1d nixl, cold: no significant difference in TTFT (0 ms [0, 0]). No part differs"
+        " significantly."
     ]
     spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [
-        "Not valid: gate “cold was cold” failed: what follows may have other causes.",
+        "Not valid: gate “cold was cold” failed. These differences may have other causes.",
         *found.why(),
     ]
     busy = replace(found, run=facts(gates=(gate("client kept up"),)))
     assert busy.why()[1:] == found.why()
-    assert busy.why()[0].endswith("Intervals of ratios contain this noise.")
+    assert busy.why()[0] == GATES["client kept up"].doubt
 
 
 def test_a_result_of_many_requests_is_loaded_without_their_stamps(tmp_path, monkeypatch):

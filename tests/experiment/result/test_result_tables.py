@@ -61,8 +61,8 @@ def test_the_page_lists_what_differs_and_reddens_what_is_open():
         account("store", observed=0.0, closes=False, role="all"),
     ]
     html = styled(ledger_table(rows)).to_html()
-    assert "1 more accounts are even" in html
-    assert "sent, counted" not in html
+    assert "1 more accounts match" in html
+    assert "sent vs counted" not in html
     assert "#b3261e" in html and "#b3261e" not in styled(ledger_table(rows[:2])).to_html()
     assert "1p1d lmcache, cold<" in html
 
@@ -127,18 +127,18 @@ def test_the_table_has_limits_only_where_there_were_some():
     found = rate_table([rate()], limited=True).iloc[0].to_dict()
     assert found == {
         "arm": "1p1d",
-        "asked for, /s": "2",
-        "offered, /s": "1.80",
-        "ended, /s": "1.80",
+        "requested, req/s": "2",
+        "offered, req/s": "1.80",
+        "throughput, req/s": "1.80",
         "requests": "80 in 2 rounds",
-        "within the limits": "95% [88%, 98%]",
-        "goodput, /s": "1.71",
+        "within limits": "95 % [88, 98]",
+        "goodput, req/s": "1.71",
         "TTFT p50, ms": "40.0 [36.0, 44.0]",
         "TTFT p90, ms": "80.0",
         "TPOT p50, ms": "4.00",
     }
     free = rate_table([rate(ttft_low_s=nan)], limited=False)
-    assert "goodput, /s" not in free and "within the limits" not in free
+    assert "goodput, req/s" not in free and "within limits" not in free
     assert free["TTFT p50, ms"].item() == "40.0"
     assert rate_table([], limited=True).empty
 

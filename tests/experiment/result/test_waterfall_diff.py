@@ -40,16 +40,16 @@ def one(*frames, pairs=PAIR):
 def test_the_parts_that_make_the_difference_are_named_with_their_sizes():
     later = split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=180, prefill_queue_s=60)
     assert one(later, split("2a", prefill_compute_s=300, prefill_queue_s=10)) == (
-        "1p1d nixl beside 2a, cold: first token 230 ms [230, 230] later: KV transfer + decode queue"
-        " +180 ms [180, 180], prefill queue +50.0 ms [50.0, 50.0]."
+        "1p1d nixl vs 2a, cold: TTFT is longer by 230 ms [230, 230]. Cause: KV transfer + decode"
+        " queue +180 ms [180, 180], prefill queue +50.0 ms [50.0, 50.0]."
     )
 
 
 def test_a_gain_is_explained_and_what_works_against_it_is_said():
     sooner = split("1p1d nixl", prefill_queue_s=10, transfer_queue_s=30)
     assert one(sooner, split("2a", prefill_queue_s=200)) == (
-        "1p1d nixl beside 2a, cold: first token 160 ms [160, 160] sooner: prefill queue -190 ms"
-        " [-190, -190]; against it KV transfer + decode queue +30.0 ms [30.0, 30.0]."
+        "1p1d nixl vs 2a, cold: TTFT is shorter by 160 ms [160, 160]. Cause: prefill queue -190 ms"
+        " [-190, -190]. Offset by: KV transfer + decode queue +30.0 ms [30.0, 30.0]."
     )
 
 
@@ -57,20 +57,16 @@ def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
     split_arm = noisy(split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=20),
                       "prefill_compute_s", 100)  # fmt: skip
     text = one(split_arm, split("2a", prefill_compute_s=300))
-    assert text.startswith(
-        "1p1d nixl beside 2a, cold: no difference of TTFT detectable at this n ("
-    )
-    assert text.endswith("), yet KV transfer + decode queue +20.0 ms [20.0, 20.0].")
+    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in TTFT (")
+    assert text.endswith("). Parts that differ: KV transfer + decode queue +20.0 ms [20.0, 20.0].")
     assert "prefill compute" not in text
 
 
 def test_no_part_is_blamed_where_none_stands_out():
     luck = noisy(split("1p1d nixl", prefill_compute_s=300), "prefill_compute_s", 50)
     text = one(luck, split("2a", prefill_compute_s=300))
-    assert text.startswith(
-        "1p1d nixl beside 2a, cold: no difference of TTFT detectable at this n ("
-    )
-    assert text.endswith("]), and no part stands out.")
+    assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in TTFT (")
+    assert text.endswith("]). No part differs significantly.")
 
 
 def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained():
@@ -79,7 +75,7 @@ def test_a_sure_total_of_parts_that_are_not_sure_is_not_explained():
     swing = subject["prefill_compute_s"] - 0.32
     subject = subject.assign(prefill_queue_s=-swing, ttft_s=subject["ttft_s"] - swing)
     text = one(subject, split("2a", prefill_compute_s=300))
-    assert "20.0 ms [20.0, 20.0] later, but no part explains it at this n" in text
+    assert "longer by 20.0 ms [20.0, 20.0]. No single part explains it significantly." in text
 
 
 def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not():
@@ -90,19 +86,19 @@ def test_the_smallest_parts_are_counted_and_the_tiny_ones_are_not():
     assert "proxy" not in text
 
 
-@pytest.mark.parametrize(("rounds", "words"), [(1, "1 round gives"), (2, "2 rounds give")])
-def test_too_few_rounds_explain_nothing(rounds, words):
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_too_few_rounds_explain_nothing(rounds):
     frames = (split(arm, rounds=rounds, prefill_compute_s=9) for arm in ("1p1d nixl", "2a"))
-    assert f"not explained, since {words} no interval (it takes 3)" in one(*frames)
+    assert f"no interval from {rounds} of the 3 rounds needed" in one(*frames)
 
 
 def test_requests_without_a_whole_waterfall_are_left_out_and_counted():
     subject, rival = split("1p1d nixl", transfer_queue_s=20), split("2a")
     subject.loc[0, "residual_s"] = math.nan
-    assert one(subject, rival).endswith("+20.0 ms [20.0, 20.0] (1 pairs left out).")
+    assert one(subject, rival).endswith("+20.0 ms [20.0, 20.0]. Pairs left out: 1.")
     subject["residual_s"] = math.nan
     assert one(subject, rival) == (
-        "1p1d nixl beside 2a, cold: not explained, since no request of both has a whole waterfall."
+        "1p1d nixl vs 2a, cold: no pair of requests has a complete waterfall."
     )
 
 
@@ -116,7 +112,7 @@ def test_without_opponents_topologies_are_set_beside_the_first():
     )
     for pairs in (PAIR[2:], []):
         assert why(frames, pairs) == [
-            "2p1d nixl beside 1p1d nixl, cold: first token 80.0 ms [80.0, 80.0] sooner: prefill"
+            "2p1d nixl vs 1p1d nixl, cold: TTFT is shorter by 80.0 ms [80.0, 80.0]. Cause: prefill"
             " queue -80.0 ms [-80.0, -80.0]."
         ]
     assert why(frames.iloc[:0], []) == []

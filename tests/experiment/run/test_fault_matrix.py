@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from tests.conftest import TOKEN, left_running, marked_processes
 from tests.runs import causes, lend, not_passed
+from tests.wording import check_words
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run import measure
@@ -23,7 +24,7 @@ from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import KINDS, spoil
 from workbench.params.notebooks import PdSweep
-from workbench.report.figures import token_sources, tps_by_topology
+from workbench.report.figures import requests_over_time, token_sources
 from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
 from workbench.serve.processes.local import LocalLauncher
@@ -136,7 +137,7 @@ def spoilt(result: Result) -> dict[str, str]:
     assert bool(result.run.unproven) == (spoil(failed, "ratios").effect == "struck")
     for shown, kind in (
         (token_sources(result.token_sources), "counts"),
-        (tps_by_topology(result.summary), "times"),
+        (requests_over_time(result.requests), "times"),
     ):
         assert ("grayscale" in shown.svg) == (spoil(failed, kind).effect == "struck")
     for card in result.run.numbers:
@@ -164,10 +165,12 @@ async def test_a_fault_does_what_the_table_says_and_nothing_else(
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
     result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)
     assert not_passed(result.facts) == row.gates
+    for gate in result.run.gates:
+        check_words(gate)
     assert spoilt(result) == row.spoils
     assert causes(result.facts) - RULES == row.causes
     assert result.facts["simulated"]
-    assert any("go wrong on purpose" in doubt for doubt in result.doubts)
+    assert any("injected on purpose" in doubt for doubt in result.doubts)
 
 
 @in_one_loop
@@ -198,7 +201,7 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     assert outcome_of(result.run).word == "checks failed"
     ratio = result.run.numbers[0]
     assert ratio.low > 1 and ratio.spoilt == "doubt"
-    assert any("Intervals of ratios contain this noise" in doubt for doubt in result.doubts)
+    assert any("ratios keep their intervals" in doubt for doubt in result.doubts)
 
 
 @in_one_loop

@@ -46,7 +46,7 @@ async def test_every_pass_is_on_disk_when_it_has_ended(measure):
 
 async def test_a_pass_of_which_nothing_was_answered_has_no_ttft(measure):
     _, said, _ = await measure(url="http://127.0.0.1:9")
-    assert all("TTFT not known" in line and "2 of 2 failed" in line for line in said)
+    assert all("TTFT unknown" in line and "2 of 2 failed" in line for line in said)
 
 
 async def test_a_launch_is_noted_with_its_arm(measure):
@@ -99,7 +99,7 @@ async def test_a_server_that_ended_by_itself_ends_its_launch(measure, vllm, tmp_
 async def test_a_busy_proxy_is_a_doubt(measure, vllm):
     vllm.cpu_s = [0.0, 100.0]
     log, _, _ = await measure(proxy_url=vllm.url)
-    assert any("of a core in a pass: it may be part of TTFT" in doubt for doubt in log.doubts)
+    assert any("of a core in a pass and may add to TTFT" in doubt for doubt in log.doubts)
 
 
 async def test_an_idle_proxy_is_none(measure, vllm):

@@ -47,7 +47,7 @@ def test_other_programs_that_keep_the_machine_busy_are_a_doubt():
     assert log.doubts == []
     watch_client(Health(), 0.5, log)
     (doubt,) = log.doubts
-    assert "other programs kept more than 10%" in doubt
+    assert "Other programs used more than 10 %" in doubt
 
 
 def test_the_worst_of_the_clients_health_is_kept():
@@ -69,7 +69,7 @@ def test_a_client_that_was_too_busy_gets_one_process_more(monkeypatch):
     for _ in range(3):
         watch_client(Health(share=0.7), nan, log, most=4)
     assert log.workers == 2  # a core is left for the servers
-    assert "later passes were sent by 2. Measure again with client_workers 2" in log.doubts[0]
+    assert "later passes used 2 processes. Rerun with client_workers 2" in log.doubts[0]
 
 
 def test_a_busy_client_that_no_process_more_can_help_is_told_why(monkeypatch):
@@ -78,8 +78,8 @@ def test_a_busy_client_that_no_process_more_can_help_is_told_why(monkeypatch):
     for _ in range(3):
         watch_client(Health(share=0.7), nan, log, most=2)
     assert log.workers == 2
-    assert "later passes were sent by 2." in log.doubts[0]
-    assert "and 2 is the most that can send the load: no more than requests" in log.doubts[1]
+    assert "later passes used 2 processes." in log.doubts[0]
+    assert "and no more than 2 can be used: " in log.doubts[1]
 
 
 def test_a_number_of_workers_that_was_asked_for_stays_or_is_cut_with_a_doubt(attached):
@@ -87,4 +87,4 @@ def test_a_number_of_workers_that_was_asked_for_stays_or_is_cut_with_a_doubt(att
     plans = [attached(client_workers=n, concurrency=4) for n in (0, 1, 2, 9)]
     assert [worker_count(plan, 4, log) for plan in plans] == [3, 1, 2, 4]
     (doubt,) = log.doubts
-    assert doubt.startswith("client_workers is 9 and 4 sent the load: no more than")
+    assert doubt.startswith("client_workers is 9, but at most 4 can be used: ")

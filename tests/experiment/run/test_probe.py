@@ -46,7 +46,7 @@ async def test_one_model_is_asked_for_and_stands_in_the_result(
     result = await run(attached(model=named), echo=lambda _: None)
     assert {body["model"] for body in vllm.bodies} == {measured_model}
     assert result.facts["arms"][0]["model"] == measured_model
-    told = "The server lists 2 models and the first, 'base', was measured"
+    told = "The server lists 2 models; the first one, 'base', was measured"
     assert (told in "".join(result.facts["doubts"])) == (not named)
 
 
@@ -67,11 +67,15 @@ async def test_a_live_analysis_asks_like_a_sweep(vllm, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("refused", "left", "sentence"),
     [
-        ("temperature", {"stream_options", "ignore_eos"}, "answers are drawn"),
-        ("ignore_eos", {"stream_options"}, "The server refuses ignore_eos: answers may end early"),
+        ("temperature", {"stream_options", "ignore_eos"}, "output is sampled"),
+        (
+            "ignore_eos",
+            {"stream_options"},
+            "The server rejects ignore_eos, so output lengths may differ",
+        ),
         ("continuous_usage_stats", {"stream_options", "ignore_eos"}, "tokens per chunk are known"),
-        ("stream_options", {"ignore_eos"}, "token counts are not known, and TPOT is missing"),
-        ("ignore_eos stream_options temperature", set(), "answers are drawn"),
+        ("stream_options", {"ignore_eos"}, "token counts are unknown and TPOT is missing"),
+        ("ignore_eos stream_options temperature", set(), "output is sampled"),
     ],
 )
 async def test_a_refused_field_is_left_out_and_told(refused, left, sentence, attached, vllm):
@@ -80,7 +84,7 @@ async def test_a_refused_field_is_left_out_and_told(refused, left, sentence, att
     assert rows["error"].tolist() == [""] * 4
     assert {"ignore_eos", "stream_options"} & vllm.bodies[-1].keys() == left
     assert sentence in doubts
-    assert doubts.count("refuses") == len(vllm.refuses)
+    assert doubts.count("rejects") == len(vllm.refuses)
     assert (rows["output_tokens"] == (-1 if "stream_options" in vllm.refuses else 4)).all()
 
 
@@ -114,8 +118,8 @@ async def test_the_first_token_from_prefill_is_counted_as_the_clients_token(atta
     assert rows["tpot_s"].notna().all()
     assert gate(result, "nothing impossible")["outcome"] == "PASS"
     doubts = "\n".join(result.facts["doubts"])
-    assert "decode counts prompt + 1 and completion - 1. Both are corrected." in doubts
-    assert "So TTFT ends with prefill" in doubts
+    assert "decode counts it as a prompt token. Both counts are corrected." in doubts
+    assert "TTFT ends at prefill here" in doubts
 
 
 async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, tokenizer):
@@ -127,8 +131,8 @@ async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, to
     assert rows["usage_prompt_tokens"].tolist() == rows["prompt_tokens"].tolist() == [500] * 4
     assert (rows.loc[rows["pass"] == "engine-warm", "cached_tokens"] > 350).all()
     doubts = "\n".join(result.facts["doubts"])
-    assert "The server refuses token ids: prompts were sent as text" in doubts
-    assert "not as long as asked for" not in doubts
+    assert "The server rejects token ids, so prompts were sent as text" in doubts
+    assert "differ from the requested length" not in doubts
     assert gate(result, "nothing impossible")["outcome"] == "PASS"
 
 
@@ -147,8 +151,8 @@ async def test_text_needs_a_tokenizer_and_says_so(attached, vllm):
     vllm.text_only = Words()
     with pytest.raises(ParameterError) as refused:
         await run(attached(), echo=lambda _: None)
-    assert "takes prompts as text, and no token ids (http_500" in str(refused.value)
-    assert "e.g. -p tokenizer /models/" in str(refused.value)
+    assert "accepts only text prompts, no token ids (http_500" in str(refused.value)
+    assert "example: -p tokenizer /models/" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -161,13 +165,13 @@ async def test_another_tokenizer_than_the_servers_is_found_out(attached, vllm, t
     result = await run(attached(tokenizer="/models/another"), echo=lambda _: None)
     assert gate(result, "nothing impossible")["outcome"] == "FAIL"
     doubts = "\n".join(result.facts["doubts"])
-    assert "The server counts 65 tokens where the tokenizer counts 64" in doubts
+    assert "The server counts 65 tokens in a short prompt but the tokenizer counts 64" in doubts
 
 
 async def test_a_conversation_cannot_be_text(attached, vllm, tokenizer):
     vllm.text_only = tokenizer
     planned = attached(workload="multi_turn_conversation", tokenizer="/models/theirs", requests=14)
-    with pytest.raises(ParameterError, match="feeds back the token ids of answers"):
+    with pytest.raises(ParameterError, match="workload must be one without conversations"):
         await run(planned, echo=lambda _: None)
 
 
@@ -176,13 +180,13 @@ async def test_a_conversation_goes_on_where_answers_have_no_ids(attached, vllm):
     options = {"requests": 14, "prompt_tokens": 1500, "workload": "multi_turn_conversation"}
     rows, doubts = await measured(attached(**options))
     assert rows["error"].eq("").all()
-    assert "turns of a conversation hold made-up answers" in doubts
-    assert doubts.count("refuses") == 1
+    assert "turns contain made-up responses" in doubts
+    assert doubts.count("rejects") == 1
 
 
 async def test_a_server_that_is_not_reached_is_not_asked_in_other_ways(attached, vllm):
     """It lists its model, and every request fails: the records say how, and no form is tried."""
     vllm.busy = True
-    with pytest.raises(DeploymentError, match="none of 4 requests succeeded; the first: http_503"):
+    with pytest.raises(DeploymentError, match="all 4 requests failed; first error: http_503"):
         await run(attached(), echo=lambda _: None)
     assert vllm.probes == 1

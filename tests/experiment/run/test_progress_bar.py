@@ -62,7 +62,7 @@ def test_in_a_terminal_the_bar_says_how_far_and_the_lines_stay_short():
     ]  # fmt: skip
     bars = [text.strip() for text in re.split(r"[\r\n]", err.getvalue()) if text.strip()]
     assert any("1 of 4 passes, 00:05 elapsed, about 0:15 left" in bar for bar in bars)
-    assert bars[-1].endswith("4 of 4 passes, 00:20 elapsed, now its figures")
+    assert bars[-1].endswith("4 of 4 passes, 00:20 elapsed, drawing figures")
 
 
 @pytest.mark.parametrize("name", ["papermill", "workbench"])

@@ -34,9 +34,13 @@ async def record_from(answer: Answer, *, reads: bool = True) -> RequestRecord:
 @pytest.mark.parametrize(
     ("sent", "error", "message"),
     [
-        (b"", "reset", "hung up without sending a response"),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", "reset", "hung up in the head of its response"),
-        (b"HTTP/1.1 102 Processing\r\n\r\n", "reset", "hung up in the head"),
+        (b"", "reset", "closed the connection before sending a response"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Le",
+            "reset",
+            "closed the connection within the response headers",
+        ),
+        (b"HTTP/1.1 102 Processing\r\n\r\n", "reset", "within the response headers"),
         (
             b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
             "protocol",
@@ -45,35 +49,35 @@ async def record_from(answer: Answer, *, reads: bool = True) -> RequestRecord:
         (
             http("307 Temporary Redirect", b"", "Location: http://127.0.0.1:1/v1"),
             "http_307",
-            "Temporary Redirect; the server is elsewhere: Location http://127.0.0.1:1/v1",
+            "Temporary Redirect; the server redirects: Location http://127.0.0.1:1/v1",
         ),
         (
             http("401 No", b'{"error": "Unauthorized"}', "WWW-Authenticate: Bearer"),
             "http_401",
-            "Unauthorized; the server wants a key: WWW-Authenticate Bearer",
+            "Unauthorized; the server requires an API key: WWW-Authenticate Bearer",
         ),
         (
             http("429 Slow", b'{"error": {"message": "busy"}}', "Retry-After: 30"),
             "http_429",
-            "busy; the server asks to wait: Retry-After 30",
+            "busy; the server asks to retry later: Retry-After 30",
         ),
         (http("500 Oh", b'{"error": {"message": "no CUDA"}}'), "http_500", "no CUDA"),
         (http("500 Oh", b"<html><p>nginx</p></html>"), "http_500", "nginx"),
         (http("500 Oh", b""), "http_500", "Internal Server Error"),
-        (http("599 Oh", b""), "http_599", "status 599 without a word"),
+        (http("599 Oh", b""), "http_599", "status 599 without a message"),
         (http("500 Oh", b"x" * 100_000), "http_500", "x" * 500),
         (http("500 Oh", b"no")[:-1], "http_500", "n"),
-        (http("200 OK", b"<html>Log in</html>"), "protocol", "is no event stream: Log in"),
+        (http("200 OK", b"<html>Log in</html>"), "protocol", "is not an event stream: Log in"),
         (
             http("200 OK", EVENT + b'data: {"error": {"message": "dead"}}\n\n' + FINISH),
             "stream_error",
             "dead",
         ),
         (http("200 OK", EVENT), "truncated", "without finish_reason and without [DONE]"),
-        (http("200 OK", EVENT + FINISH)[:-80], "truncated", "before the end"),
+        (http("200 OK", EVENT + FINISH)[:-80], "truncated", "before the response ended"),
         (http("200 OK", EVENT + b"data: \xff\n\n" + FINISH), "protocol", "not JSON"),
         (http("200 OK", OOPS), "protocol", "not JSON"),
-        (http("200 OK", b"{}"), "protocol", "is no event stream"),
+        (http("200 OK", b"{}"), "protocol", "is not an event stream"),
         (http("200 OK", b"data: {oops"), "truncated", "without finish_reason"),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -126,7 +130,7 @@ async def endless(asked: Asked, start: bytes, piece: bytes) -> None:
 async def test_a_head_without_end(start_and_piece: tuple[bytes, bytes]) -> None:
     record = await record_from(lambda asked: endless(asked, *start_and_piece))
     assert record.error == "too_large"
-    assert f"a head of more than {HEAD_BYTES:,} bytes" in record.error_message
+    assert f"headers exceeded {HEAD_BYTES:,} bytes" in record.error_message
     assert record.http_status == 0
 
 
@@ -154,7 +158,7 @@ async def test_an_answer_without_end_is_kept_up_to_a_limit(
 
     record = await record_from(pour)
     assert record.error == "too_large"
-    assert "more than 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
+    assert "exceeded 62,336 bytes" in record.error_message  # 4,096 and 16 more for each of 3
     assert len(record.text) <= 62_288 // len(EVENT) + 300_000 // len(EVENT)  # one read beyond it
     assert sent_bytes < 8e6  # the client hung up; the rest was in the sockets
 

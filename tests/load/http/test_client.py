@@ -140,9 +140,9 @@ async def test_framing_and_splitting_change_nothing(
     [
         ("error", "stream_error", "EngineCore encountered an issue."),
         ("truncated", "truncated", "without finish_reason"),
-        ("cut", "truncated", "before the end"),
+        ("cut", "truncated", "before the response ended"),
         ("reset", "reset", "lost"),
-        ("hang", "timeout", "no end after 0.25 s"),
+        ("hang", "timeout", "did not end within 0.25 s"),
     ],
 )
 async def test_a_failure_keeps_what_had_arrived(

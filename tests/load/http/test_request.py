@@ -99,7 +99,7 @@ def test_where_it_connects_to(url: str, origin: tuple[bool, str, int]) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://", "", "http://h:port"])
 def test_a_base_url_without_scheme_or_host_is_refused(url: str) -> None:
-    with pytest.raises(ParameterError, match="write it like http://127"):
+    with pytest.raises(ParameterError, match="base_url must be an http:// or https:// URL"):
         Endpoint(base_url=url, model="tiny")
 
 

@@ -58,11 +58,11 @@ def test_a_template_or_tokenizer_that_spoils_the_count_is_refused():
         def chat(self, messages):
             return super().chat(({"role": "user", "content": messages[0]["content"] * 2},))
 
-    with pytest.raises(ParameterError, match="changes the text of a message"):
+    with pytest.raises(ParameterError, match="keeps the text of messages"):
         Frame.of(Shouts())
-    with pytest.raises(ParameterError, match="joins words; take api completions"):
+    with pytest.raises(ParameterError, match="tokenizer that keeps words apart"):
         shared(Words(joins=True))
     few = Words()
     few.words = few.words[:5]
-    with pytest.raises(ParameterError, match="has 5 plain words of one token"):
+    with pytest.raises(ParameterError, match="at least 32 single-token words, got 5"):
         Frame.of(few)

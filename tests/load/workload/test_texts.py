@@ -1,7 +1,6 @@
 import pytest
 
 from tests.load.words import Words
-from workbench.errors import ParameterError
 from workbench.load.catalogue import build
 from workbench.load.workload.texts import NAMES, extended, paragraphs
 from workbench.load.workload.token_ids import SALT_TOKENS
@@ -47,8 +46,3 @@ def test_as_chat_the_template_counts_too(tokens):
     for request in made.requests:
         assert request.prompt_tokens == tokens == len(tokenizer.chat(request.messages))
     assert made.hash == again.hash
-
-
-def test_an_unknown_text_is_refused_with_the_nearest():
-    with pytest.raises(ParameterError, match="did you mean 'fiction'"):
-        build("text", text="fictions", salt="s", tokenizer=Words())

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.errors import ParameterError
 from workbench.load.workload.token_ids import SALT_TOKENS
 from workbench.load.workload.workload import (
     Workload,
@@ -135,9 +133,3 @@ def test_a_prompt_cannot_be_changed_afterwards() -> None:
 def test_an_empty_workload_has_no_share_of_reuse() -> None:
     empty = Workload(name="none", seed=0, salt="", requests=())
     assert empty.ideal_reuse != empty.ideal_reuse
-
-
-def test_two_requests_cannot_have_one_index() -> None:
-    request = short(salt="s").requests[0]
-    with pytest.raises(ParameterError, match="index 0 twice"):
-        Workload(name="twice", seed=0, salt="", requests=(request, replace(request)))

@@ -1,11 +1,7 @@
 """Prompts as text have the ids that the server will make of them, and the wanted length."""
 
-import pytest
-
 from tests.load.words import Words
-from workbench.errors import ParameterError
 from workbench.load.catalogue import build
-from workbench.load.workload.token_ids import FIRST_ID
 from workbench.load.workload.written import lengths_missed, word_ids, written
 
 
@@ -72,17 +68,3 @@ def test_a_text_of_given_length_makes_room_for_what_stands_around_its_salt():
     assert [request.prompt_tokens for request in made.requests] == [200, 200]
     _, kept = made.requests[0].prompt_text.split("\n", 1)
     assert tokenizer.decode(wanted.requests[0].prompt_ids[16:]).startswith(kept)
-
-
-def test_a_conversation_is_refused():
-    tokenizer = Words()
-    wanted = build("multi_turn_conversation", salt="a", vocab_tokens=word_ids(tokenizer))
-    with pytest.raises(ParameterError, match=r"feeds back the token ids .* e\.g\. -p workload"):
-        written(wanted, tokenizer)
-
-
-def test_a_tokenizer_without_words_is_refused():
-    tokenizer = Words()
-    tokenizer.words = tokenizer.words[: 2 * FIRST_ID - 1]
-    with pytest.raises(ParameterError, match="the tokenizer has 31 plain words"):
-        word_ids(tokenizer)

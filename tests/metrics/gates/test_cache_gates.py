@@ -190,7 +190,7 @@ def test_the_workloads_own_repeats_may_hit_in_a_cold_pass_but_no_more():
 
 def test_further_failures_are_counted_in_the_sentence():
     warm = alone("cold", FROM_OWN)
-    assert cold_was_cold([warm] * 3).sentence.endswith(" (and 2 more)")
+    assert cold_was_cold([warm] * 3).sentence.endswith(" (and 2 more cases)")
 
 
 SHORT = TokenSources(computed=600, engine_hit=0, external_hit=0)

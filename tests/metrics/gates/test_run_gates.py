@@ -26,7 +26,7 @@ def test_a_refused_reset_is_not_forgotten():
     assert gates.caches_emptied([]).outcome == "PASS"
     refused = gates.caches_emptied(["Decode-0 refused the reset", "another"])
     assert refused.outcome == "FAIL"
-    assert refused.sentence == "Decode-0 refused the reset (and 1 more)"
+    assert refused.sentence == "Decode-0 refused the reset (and 1 more case)"
 
 
 def nixl_pass(**values) -> PassCounters:

@@ -8,6 +8,7 @@ purpose; what else they may write follows the formats in the tools' sources.
 from __future__ import annotations
 
 import json
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.metrics.peers.peer_files import guidellm_report
 from workbench.errors import ResultError
 from workbench.metrics.definitions import card
 from workbench.metrics.latency import icl, system_tps
@@ -36,10 +38,6 @@ def read(tmp_path: Path, content: Any, name: str = "result.json") -> pd.DataFram
     return read_peer(saved(tmp_path, content, name))
 
 
-def without(content: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key != name}
-
-
 def aiperf_record(**change: Any) -> dict[str, Any]:
     measures = {
         "input_sequence_length": (550, "tokens"),
@@ -57,21 +55,6 @@ def aiperf_record(**change: Any) -> dict[str, Any]:
         "metrics": {name: {"value": v, "unit": unit} for name, (v, unit) in measures.items()},
         "error": None,
     } | change  # fmt: skip
-
-
-def guidellm_report(version: int = 2, **change: Any) -> dict[str, Any]:
-    timings = {
-        "targeted_start": 99.9, "request_start": 100.0, "first_token_iteration": 100.5,
-        "last_token_iteration": 100.9, "request_end": 101.0,
-    }  # fmt: skip
-    good = {
-        "request_id": "g", "info": {"timings": timings, "error": None}, "prompt_tokens": 100,
-        "output_tokens": 5, "time_to_first_token_ms": 500.0,
-    } | change  # fmt: skip
-    late = {"timings": timings | {"request_start": 99.0}, "error": "ReadTimeout: timed out"}
-    bad = good | {"info": late, "time_to_first_token_ms": None}
-    requests = {"successful": [good], "errored": [bad], "incomplete": []}
-    return {"metadata": {"version": version}, "benchmarks": [{"requests": requests}]}
 
 
 def test_vllm_bench_as_it_was_saved():
@@ -134,22 +117,6 @@ def old_vllm_bench(**change: Any) -> dict[str, Any]:
     } | change  # fmt: skip
 
 
-def test_vllm_bench_before_it_saved_when_it_sent(tmp_path):
-    frame = read(tmp_path, old_vllm_bench())
-    assert frame["ttft_s"].tolist() == [0.5, 1.0]
-    assert frame["e2e_s"].tolist() == pytest.approx([0.8, 1.5])
-    assert frame["tpot_s"].tolist() == pytest.approx([0.15, 0.25])
-    assert icl(frame).tolist() == pytest.approx([0.1, 0.2, 0.2, 0.3])
-    assert frame["sent_s"].isna().all()
-    assert "no send times" in frame.attrs["doubts"][0]
-    assert frame.attrs["version"].startswith("0.14 or older")
-
-
-def test_overlap_of_requests_is_not_known_without_send_times(tmp_path):
-    frame = read(tmp_path, old_vllm_bench())
-    assert np.isnan(system_tps(frame))
-
-
 def test_the_servers_own_times_of_vllm_bench_033(tmp_path):
     result = old_vllm_bench(
         start_times=[7.0, 8.0], server_queue_times=[0.3, None], server_ttfts=[0.15, 0.9]
@@ -164,31 +131,6 @@ def test_the_servers_own_times_of_vllm_bench_033(tmp_path):
     assert frame["chunk_s"].iloc[0] == pytest.approx((7.5, 7.6, 7.8))
 
 
-def test_vllm_bench_without_save_detailed_still_has_e2e(tmp_path):
-    """Up to 0.32 `latencies` and `queue_times` stay in the file."""
-    result = old_vllm_bench(latencies=[0.8, 1.5, 0.0], completed=2, failed=1)
-    for name in ("input_lens", "output_lens", "ttfts", "itls", "errors", "generated_texts"):
-        del result[name]
-    frame = read(tmp_path, result)
-    assert frame["error"].tolist() == ["", "", "protocol"]
-    assert frame["e2e_s"].tolist()[:2] == [0.8, 1.5]
-    assert frame["ttft_s"].isna().all()
-    assert frame["output_tokens"].tolist() == [-1, -1, -1]
-    assert "--save-detailed" in frame.attrs["doubts"][0]
-
-
-def test_a_list_that_is_missing_takes_what_rests_on_it_only(tmp_path):
-    frame = read(tmp_path, without(old_vllm_bench(), "itls"))
-    assert frame["ttft_s"].tolist() == [0.5, 1.0]
-    assert frame[["tpot_s", "e2e_s"]].isna().all(axis=None)
-    assert "no `itls`" in frame.attrs["doubts"][0]
-
-
-def test_the_rust_client_is_told_by_its_steady_state(tmp_path):
-    result = old_vllm_bench(steady_state=None, start_times=[1.0, 2.0])
-    assert "Rust" in read(tmp_path, result).attrs["doubts"][0]
-
-
 def sglang_result(**change: Any) -> dict[str, Any]:
     return {
         "tag": None, "backend": "sglang", "dataset_name": "random", "request_rate": "inf",
@@ -196,36 +138,6 @@ def sglang_result(**change: Any) -> dict[str, Any]:
         "input_lens": [4096, 4096], "output_lens": [2, 0], "ttfts": [1.0, 0.0],
         "itls": [[0.25], []], "errors": ["", ""],
     } | change  # fmt: skip
-
-
-def test_sglang_is_read_and_says_that_it_is_a_part(tmp_path):
-    frame = read(tmp_path, sglang_result(), "sglang.jsonl")
-    assert frame["arm"].tolist() == ["SGLang bench_serving"] * 2
-    assert frame["error"].tolist() == ["", "protocol"]
-    assert frame["tpot_s"].iloc[0] == pytest.approx(0.25)
-    assert frame["e2e_s"].iloc[0] == pytest.approx(1.25)
-    assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 64)
-    assert frame.attrs["own"] == {"TTFT p50": 24.0}
-    assert len(icl(frame)) == 0  # its gaps may be divided by the tokens of a chunk
-
-
-def test_sglangs_cached_tokens_are_kept(tmp_path):
-    frame = read(tmp_path, sglang_result(cached_tokens=[96, 0]), "sglang.jsonl")
-    assert frame["cached_tokens"].tolist() == [96, -1]
-
-
-def test_multi_round_qa(tmp_path):
-    table = (
-        ",prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,"
-        "finish_time\n0,900,101,0.5,2.0,1,1,10.0,12.5\n1,950,0,0.0,0.0,1,2,9.0,9.0\n"
-    )
-    frame = read(tmp_path, table, "summary.csv")
-    assert frame["request_id"].tolist() == ["1.2", "1.1"]  # in the order of sending
-    assert frame["error"].tolist() == ["protocol", ""]
-    good = frame.iloc[1]
-    assert (good["ttft_s"], good["e2e_s"]) == (0.5, 2.5)
-    assert good["tpot_s"] == pytest.approx(0.02)
-    assert "finished requests only" in frame.attrs["doubts"][0]
 
 
 def test_what_a_file_cannot_tell_of_one_record_leaves_the_others(tmp_path):
@@ -272,27 +184,6 @@ def test_a_folder_is_its_one_result_file(tmp_path):
         read_peer(tmp_path)
 
 
-def test_lmcache_bench_in_the_order_of_sending():
-    frame = read_peer(PEERS / "lmcache_bench_0.5.6.csv")
-    assert frame["request_id"].tolist() == ["doc0", "doc1", "doc2"]
-    assert frame["ttft_s"].tolist()[:2] == [0.5, 0.25]
-    assert frame["tpot_s"].tolist()[:2] == pytest.approx([0.4 / 8, 0.4 / 8])
-    assert frame["error"].tolist() == ["", "", "http_503"]
-    assert "stopped" in frame["error_message"].iloc[2]  # the message has a line break in it
-    assert len(icl(frame)) == 0
-
-
-def test_guidellm_by_its_timings(tmp_path):
-    frame = read(tmp_path, guidellm_report())
-    assert frame["error"].tolist() == ["timeout", ""]  # the failed one was sent first
-    good = frame.iloc[1]
-    assert good["ttft_s"] == pytest.approx(0.5)
-    assert good["ttft_scheduled_s"] == pytest.approx(0.6)
-    assert good["tpot_s"] == pytest.approx(0.4 / 4)  # its ITL, not its TPOT
-    assert good["e2e_s"] == pytest.approx(0.9)
-    assert good["stream_end_s"] - good["sent_s"] == pytest.approx(1.0)
-
-
 def test_guidellm_as_it_was_saved():
     frame = read_peer(PEERS / "guidellm_0.8.1.json")
     assert sorted(frame["error"]) == ["", "", "stream_error", "stream_error"]
@@ -316,57 +207,13 @@ def guidellm_03_report(**change: Any) -> dict[str, Any]:
         "scheduler_info": {"targeted_start_time": -1}, "error": "ReadTimeout: timed out",
         "first_token_time": None, "time_to_first_token_ms": None,
     }  # fmt: skip
-    percentiles = {"p50": 510.0, "p90": 700.0, "p99": 900.0}
+    percentiles = {"p50": 510.0, "p90": 750.0, "p99": 900.0}
     benchmark = {
         "request_totals": {"successful": 21, "errored": 1, "incomplete": 0, "total": 22},
         "requests": {"successful": [good] * 9, "errored": [bad], "incomplete": []},
         "metrics": {"time_to_first_token_ms": {"successful": {"percentiles": percentiles}}},
     }
     return {"benchmarks": [benchmark | change]}
-
-
-def test_guidellm_03_and_the_part_of_its_requests_that_it_keeps(tmp_path):
-    frame = read(tmp_path, guidellm_03_report())
-    good = frame[frame["error"] == ""].iloc[0]
-    assert good["ttft_s"] == pytest.approx(0.5)
-    assert good["ttft_scheduled_s"] == pytest.approx(0.6)
-    assert good["tpot_s"] == pytest.approx(0.1)  # its ITL; its TPOT of 0.3 divides by 5
-    assert good["e2e_s"] == pytest.approx(0.9)
-    assert frame["error"].value_counts().to_dict() == {"": 9, "timeout": 1}
-    assert (frame.attrs["kept"], frame.attrs["total"]) == (10, 22)
-    assert frame.attrs["own"] == pytest.approx({"TTFT p50": 0.51, "TTFT p90": 0.7, "TTFT p99": 0.9})
-
-
-def test_guidellm_04_has_no_metadata_and_later_ones_count_in_their_metrics(tmp_path):
-    report = guidellm_report()
-    report["benchmarks"][0]["metrics"] = {"request_totals": {"successful": 30, "errored": 2}}
-    frame = read(tmp_path, {"args": {}, "benchmarks": report["benchmarks"]})
-    assert frame.attrs["version"] == "0.4"
-    assert (frame.attrs["kept"], frame.attrs["total"]) == (2, 32)
-
-
-def test_guidellm_without_streaming(tmp_path):
-    report = guidellm_report(time_to_first_token_ms=None)
-    timings = report["benchmarks"][0]["requests"]["successful"][0]["info"]["timings"]
-    timings["first_token_iteration"] = timings["last_token_iteration"] = None
-    frame = read(tmp_path, report)
-    good = frame[frame["error"] == ""].iloc[0]
-    assert np.isnan(good["ttft_s"])
-    assert good["e2e_s"] == pytest.approx(1.0)
-    assert "not streamed" in frame.attrs["doubts"][0]
-
-
-def test_aiperf_without_streaming(tmp_path):
-    """As AIPerf 0.2 wrote it in 2025: no x_request_id, no first token."""
-    record = aiperf_record()
-    for name in ("time_to_first_token", "inter_chunk_latency"):
-        del record["metrics"][name]
-    record["metadata"]["x_request_id"] = None
-    frame = read(tmp_path, json.dumps(record), "profile_export.jsonl")
-    assert frame["e2e_s"].tolist() == pytest.approx([0.31])
-    assert frame[["ttft_s", "tpot_s"]].isna().all(axis=None)
-    assert frame["chunk_s"].map(len).tolist() == [0]
-    assert "without --streaming" in frame.attrs["doubts"][0]
 
 
 def test_aiperf_counts_all_its_requests_in_the_summary_beside_the_records(tmp_path):
@@ -398,21 +245,147 @@ def test_aiperf_requests_that_failed_have_no_metrics(tmp_path, failed):
     assert frame.attrs["doubts"] == ()
 
 
-def test_aiperf_by_its_records(tmp_path):
-    warm = aiperf_record()
-    warm["metadata"] = warm["metadata"] | {"benchmark_phase": "warmup"}
-    cut = aiperf_record(
-        metrics={"error_isl": {"value": 550, "unit": "tokens"}},
-        error={"code": 503, "type": "HTTPError", "message": "no engine"},
-    )
-    lines = "\n".join(json.dumps(record) for record in (warm, aiperf_record(), cut))
-    frame = read(tmp_path, lines, "profile_export.jsonl")
-    assert frame["error"].tolist() == ["", "http_503"]
-    good = frame.iloc[0]
-    assert good["ttft_s"] == pytest.approx(0.25)
-    assert good["e2e_s"] == pytest.approx(0.31)
-    assert good["tpot_s"] == pytest.approx(0.02)
-    assert icl(frame) == pytest.approx([0.01, 0.02, 0.03], abs=1e-6)  # epoch stamps are coarse
+def less(content: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in names}
+
+
+def guidellm_with(timings: dict[str, Any], **benchmark: Any) -> list[dict[str, Any]]:
+    """The benchmarks of a report whose good request has no TTFT and these timings."""
+    (made,) = guidellm_report(time_to_first_token_ms=None)["benchmarks"]
+    made["requests"]["successful"][0]["info"]["timings"] |= timings
+    return [made | benchmark]
+
+
+def aiperf_lines(*records: dict[str, Any]) -> str:
+    return "\n".join(map(json.dumps, records))
+
+
+def aiperf_unstreamed() -> dict[str, Any]:
+    """As AIPerf 0.2 wrote it in 2025: no x_request_id, no first token."""
+    record = aiperf_record()
+    metrics = less(record["metrics"], "time_to_first_token", "inter_chunk_latency")
+    return record | {"metrics": metrics, "metadata": record["metadata"] | {"x_request_id": None}}
+
+
+WARM = aiperf_record()["metadata"] | {"benchmark_phase": "warmup"}
+REFUSED = aiperf_record(
+    metrics={"error_isl": {"value": 550, "unit": "tokens"}},
+    error={"code": 503, "type": "HTTPError", "message": "no engine"},
+)
+NO_DETAIL = less(
+    old_vllm_bench(latencies=[0.8, 1.5, 0.0], completed=2, failed=1),
+    "input_lens", "output_lens", "ttfts", "itls", "errors", "generated_texts",
+)  # fmt: skip
+"""Without --save-detailed, `latencies` and `queue_times` stay in the file up to 0.32."""
+MULTI_ROUND = (
+    ",prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,"
+    "finish_time\n0,900,101,0.5,2.0,1,1,10.0,12.5\n1,950,0,0.0,0.0,1,2,9.0,9.0\n"
+)
+COUNTS = {"request_totals": {"successful": 30, "errored": 2}}
+UNSTREAMED = {"first_token_iteration": None, "last_token_iteration": None}
+DERIVED = {
+    "icl": lambda frame: icl(frame).tolist(),
+    "system_tps": lambda frame: [system_tps(frame)],
+    "chunks": lambda frame: frame["chunk_s"].map(len).tolist(),
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "attrs", "doubt"),
+    [
+        pytest.param(
+            old_vllm_bench(),
+            {"ttft_s": [0.5, 1.0], "e2e_s": [0.8, 1.5], "tpot_s": [0.15, 0.25],
+             "icl": [0.1, 0.2, 0.2, 0.3], "sent_s": [nan, nan], "system_tps": [nan]},
+            {"version": "0.14 or older, without start_times"}, "no send times",
+            id="vllm bench before it saved when it sent: overlap is unknown",
+        ),
+        pytest.param(
+            less(old_vllm_bench(), "itls"),
+            {"ttft_s": [0.5, 1.0], "tpot_s": [nan, nan], "e2e_s": [nan, nan]},
+            {}, "no `itls`", id="a missing list takes what rests on it only",
+        ),
+        pytest.param(
+            NO_DETAIL,
+            {"error": ["", "", "protocol"], "e2e_s": [0.8, 1.5, nan], "ttft_s": [nan] * 3,
+             "output_tokens": [-1, -1, -1]},
+            {}, "--save-detailed", id="vllm bench without --save-detailed",
+        ),
+        pytest.param(
+            old_vllm_bench(steady_state=None, start_times=[1.0, 2.0]), {}, {}, "Rust",
+            id="the Rust client, by its steady_state",
+        ),
+        pytest.param(
+            sglang_result(),
+            {"arm": ["SGLang bench_serving"] * 2, "error": ["", "protocol"], "tpot_s": [0.25, nan],
+             "e2e_s": [1.25, nan], "icl": []},
+            {"kept": 2, "total": 64, "own": {"TTFT p50": 24.0}}, "no send times",
+            id="sglang, whose gaps may be divided by the tokens of a chunk",
+        ),
+        pytest.param(
+            sglang_result(cached_tokens=[96, 0]), {"cached_tokens": [96, -1]}, {}, "no send times",
+            id="sglang's cached tokens",
+        ),
+        pytest.param(
+            MULTI_ROUND,
+            {"request_id": ["1.2", "1.1"], "error": ["protocol", ""], "ttft_s": [nan, 0.5],
+             "e2e_s": [nan, 2.5], "tpot_s": [nan, 0.02]},
+            {}, "finished requests only", id="multi-round-qa in the order of sending",
+        ),
+        pytest.param(
+            (PEERS / "lmcache_bench_0.5.6.csv").read_text(),
+            {"request_id": ["doc0", "doc1", "doc2"], "ttft_s": [0.5, 0.25, nan], "icl": [],
+             "tpot_s": [0.05, 0.05, nan], "error": ["", "", "http_503"],
+             "error_message": ["", "", "Error code: 503 - {'error': \"engine\nstopped\"}"]},
+            {}, "", id="lmcache bench in the order of sending",
+        ),
+        pytest.param(
+            guidellm_report(),  # the failed request was sent first; TPOT is GuideLLM's ITL
+            {"error": ["timeout", ""], "ttft_s": [nan, 0.5], "ttft_scheduled_s": [nan, 0.6],
+             "tpot_s": [nan, 0.1], "e2e_s": [nan, 0.9], "sent_s": [99, 100],
+             "stream_end_s": [101, 101]},
+            {}, "", id="guidellm by its timings",
+        ),
+        pytest.param(
+            guidellm_03_report(),
+            {"error": [*[""] * 9, "timeout"], "ttft_s": [*[0.5] * 9, nan],
+             "ttft_scheduled_s": [*[0.6] * 9, nan], "tpot_s": [*[0.1] * 9, nan],
+             "e2e_s": [*[0.9] * 9, nan]},
+            {"kept": 10, "total": 22,
+             "own": {"TTFT p50": 0.51, "TTFT p90": 0.75, "TTFT p99": 0.9}},
+            "", id="guidellm 0.3 and the part of its requests that it keeps",
+        ),
+        pytest.param(
+            {"args": {}, "benchmarks": guidellm_with({}, metrics=COUNTS)}, {},
+            {"version": "0.4", "kept": 2, "total": 32}, "",
+            id="guidellm 0.4 has no metadata, later ones count in their metrics",
+        ),
+        pytest.param(
+            {"metadata": {"version": 2}, "benchmarks": guidellm_with(UNSTREAMED)},
+            {"ttft_s": [nan, nan], "e2e_s": [nan, 1.0]},
+            {}, "not streamed", id="guidellm without streaming",
+        ),
+        pytest.param(
+            aiperf_unstreamed(),
+            {"e2e_s": [0.31], "ttft_s": [nan], "tpot_s": [nan], "chunks": [0]},
+            {}, "without --streaming", id="aiperf without streaming",
+        ),
+        pytest.param(
+            aiperf_lines(aiperf_record(metadata=WARM), aiperf_record(), REFUSED),
+            {"error": ["", "http_503"], "ttft_s": [0.25, nan], "e2e_s": [0.31, nan],
+             "tpot_s": [0.02, nan], "icl": [0.01, 0.02, 0.03]},
+            {}, "", id="aiperf by its records, without the warm-up",
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_is_read_in_our_definitions(tmp_path, content, columns, attrs, doubt):
+    frame = read(tmp_path, content)
+    for name, values in columns.items():
+        found = DERIVED[name](frame) if name in DERIVED else frame[name].tolist()
+        texts = name in ("error", "error_message", "arm", "request_id")
+        assert found == (values if texts else pytest.approx(values, abs=1e-6, nan_ok=True)), name
+    assert {name: frame.attrs[name] for name in attrs} == attrs
+    assert doubt in " ".join(frame.attrs["doubts"]) and bool(doubt) == bool(frame.attrs["doubts"])
 
 
 GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []})
@@ -430,7 +403,7 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
         ("[" * 100_000, "is damaged JSON"),
         (json.dumps(old_vllm_bench(), indent=1)[:-90], "cut off or edited. Copy the whole"),
         (json.dumps(old_vllm_bench())[:-90], "cut off or edited. Copy the whole"),
-        (without(old_vllm_bench(), "ttfts"), "vLLM bench result without.*--save-detailed"),
+        (less(old_vllm_bench(), "ttfts"), "vLLM bench result without.*--save-detailed"),
         (old_vllm_bench(errors=[""]), "vLLM bench, but of an unknown version.*errors 1"),
         ([old_vllm_bench(), old_vllm_bench()], "one result, got 2 .*a sweep's summary.*run=0.json"),
         (json.dumps(old_vllm_bench()) + "\n{}", "--append-result"),
@@ -462,7 +435,7 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
         ({"input_config": {"model": ["m"]}, "request_latency": {}}, "is a genai-perf summary"),
         ({"service_kind": "openai", "experiments": []}, "genai-perf's raw profile"),
         ("Metric,avg,min\nTime To First Token (ms),1,1\n", "AIPerf or genai-perf"),
-        (without(sglang_result(), "ttfts"), "SGLang bench_serving.*--output-details"),
+        (less(sglang_result(), "ttfts"), "SGLang bench_serving.*--output-details"),
         ({"config": {}, "results": {}}, "bench_results.csv"),
         ({"avg_latency": 1.0, "latencies": [1.0], "percentiles": {}}, "vllm bench latency"),
         ({"elapsed_time": 1.0, "total_num_tokens": 9}, "vllm bench latency or throughput"),

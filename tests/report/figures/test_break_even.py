@@ -32,34 +32,44 @@ def ratios() -> pd.DataFrame:
 
 def test_the_cost_of_storing_is_a_change_of_ttft(ratios):
     chart = figures.cost_of_storing(ratios)
-    assert "LMCache changes cold TTFT by +11.1 % [+1.0, +23.5]" in text(chart)
+    assert "Storing in LMCache changes cold TTFT by +11.1 % [+1.0, +23.5]" in text(chart)
     assert {"all prompts", "400 tokens", "3,900 tokens"} <= set(words(chart))
 
 
 def test_a_cost_that_may_be_none_is_called_so(ratios):
     chart = figures.cost_of_storing(ratios.assign(high=1.2))
-    assert "What LMCache costs a cold prompt is not told from noise" in text(chart)
+    assert "No significant effect of storing on cold TTFT" in text(chart)
 
 
 def test_break_even_has_a_line_for_each_state(ratios):
     chart = figures.break_even(ratios)
     shown = words(chart)
     assert {"store-warm", "50% in LMCache", "as fast as recomputing", "400", "3900"} <= set(shown)
-    assert "store-warm 2x" in text(chart)
-    assert "50% in LMCache 1.2x" in text(chart)
+    assert "50% in LMCache at 3,900 tokens 1.2x" in chart.alt
 
 
-def test_without_intervals_marks_are_hollow_and_the_title_says_so(ratios):
-    chart = figures.break_even(ratios.assign(low=nan, high=nan))
-    assert "(no interval)" in text(chart)
+@pytest.mark.parametrize(
+    ("judged", "title"),
+    [
+        ({}, "Loading 3,900 tokens is 2x faster than recomputing (store-warm)"),
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6}, "Loading 3,900 tokens is 2x slower than"),
+        ({"low": 0.5}, "No significant speed-up of loading 3,900 tokens (store-warm)"),
+        ({"low": nan, "high": nan}, "Loading 3,900 tokens: too few rounds to judge"),
+    ],
+)
+def test_the_title_says_what_the_interval_of_the_longest_prompt_allows(ratios, judged, title):
+    assert title in text(figures.break_even(ratios.assign(**judged)))
 
 
 def test_the_chunk_shows_share_and_ttft(ratios):
     chart = figures.chunk_effect(ratios)
-    assert "80.0% with 256, 50.0% with 512" in text(chart)
-    assert "against chunk 256" in chart.caption
+    assert (
+        "LMCache loads 80 % of prompt tokens with chunk 256, 50 % of prompt tokens with chunk 512"
+        in text(chart)
+    )
+    assert "over 256-token chunks" in chart.caption
 
 
 def test_a_log_has_none_of_these():
     chart = figures.break_even(pd.DataFrame())
-    assert "No data: a log has no TTFT; a live run measures it." in chart.alt
+    assert "No data: a log has no TTFT. Run without log_file to measure it." in chart.alt

@@ -16,13 +16,15 @@ def swept() -> pd.DataFrame:
 
 def test_rates_say_what_was_achieved_of_what_was_offered(swept):
     chart = rates(swept)
-    assert "Answers end at 5 a second at most (1p1d, with 8 offered)" in chart.alt
-    assert "1p1d at 8/s: TTFT 20.0 ms, 5 achieved, 20% within the limits" in chart.alt
+    assert "Throughput peaks at 5 req/s (1p1d, 8 req/s offered)" in chart.alt
+    assert (
+        "1p1d at 8 req/s: TTFT 20.0 ms, 5.00 req/s completed, 20 % within the limits" in chart.alt
+    )
 
 
 def test_answers_that_keep_up_have_shown_no_end(swept):
     chart = rates(swept[:1])
-    assert chart.alt.startswith("Answers keep up with 2 requests a second (1p1d)")
+    assert chart.alt.startswith("1p1d keeps up with 2 req/s, the highest rate offered")
 
 
 def test_without_limits_there_is_no_goodput(swept):
@@ -42,7 +44,7 @@ def test_rates_at_which_nothing_ended_can_be_drawn(swept):
 
 def test_a_median_without_an_interval_is_drawn(swept):
     few = swept.assign(ttft_low_s=None, ttft_high_s=None)  # as a result has it: of type object
-    assert "1p1d at 2/s: TTFT 20.0 ms" in rates(few).alt
+    assert "1p1d at 2 req/s: TTFT 20.0 ms" in rates(few).alt
 
 
 def test_without_rates_or_sharing_there_is_no_figure(swept):
@@ -54,6 +56,4 @@ def test_the_cache_that_is_enough_is_the_title():
     frame = pd.DataFrame({"cache_tokens": [128, 1280, 12_800], "hit_rate": [0.1, 0.78, 0.8]})
     frame.attrs |= {"ideal_reuse": 0.85, "requests": 40, "block_tokens": 128, "workload": "batch"}
     chart = cache_size(frame)
-    assert chart.alt.endswith(
-        "One cache of 1280 tokens could serve 78% of the prompt tokens of batch."
-    )
+    assert chart.alt.endswith("A cache of 1280 tokens reaches 78 % of 85 % ideal reuse.")

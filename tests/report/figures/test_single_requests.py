@@ -7,27 +7,26 @@ import pytest
 from tests.report.conftest import text, words
 from workbench.report import figures
 
-LOG_TPS = "TPS, tokens per second of a request (log scale)"
-
 
 def test_the_four_panels_have_units_and_count_the_failed(requests):
     chart = figures.latency_panels(requests)
     assert {
         "TTFT, ms (log scale)",
-        "TPS, tokens per second of a request",
-        "E2E, ms (log scale)",
+        "throughput per request, tok/s",
+        "end-to-end latency, ms (log scale)",
         "output length, tokens",
         "off",
         "cold",
         "warm",
     } < set(words(chart))
-    assert chart.caption == "Requests: 23 off, 24 cold, 24 warm. 1 failed, not drawn."
+    assert chart.caption == "Requests: 23 off, 24 cold, 24 warm. 1 failed (not drawn)."
 
 
-def test_an_answer_of_one_read_does_not_hide_the_rates_of_the_others(requests):
+def test_a_response_of_one_read_does_not_hide_the_rates_of_the_others(requests):
     burst = requests.assign(request_tps=[700_000.0, *requests["request_tps"][1:]])
-    assert LOG_TPS in words(figures.latency_panels(burst))
-    assert LOG_TPS not in words(figures.latency_panels(requests))
+    chart = figures.latency_panels(burst)
+    assert "throughput per request, tok/s" in words(chart)  # no log scale
+    assert "Throughput leaves out responses that arrived in one read (1)." in chart.caption
 
 
 def test_lines_are_told_apart_by_arm_where_there_are_several(requests):
@@ -37,8 +36,8 @@ def test_lines_are_told_apart_by_arm_where_there_are_several(requests):
 
 def test_cached_share_gives_the_medians_at_both_ends(requests):
     chart = figures.ttft_against_cached_share(requests)
-    assert re.search(r"\d+ ms with at most 20 % of the prompt cached, 1\d\d ms with", chart.alt)
-    assert "cached share of the prompt, %" in words(chart)
+    assert re.search(r"\d+ ms with at most 20 % cached, 1\d\d ms with", chart.alt)
+    assert "cached fraction of the prompt, %" in words(chart)
 
 
 def test_points_of_many_groups_are_told_apart_by_their_state(requests):
@@ -58,8 +57,8 @@ def test_hits_are_a_share_of_the_ideal():
         }
     )
     chart = figures.hit_against_ideal(frame)
-    assert "Hits are 80.0 % of the ideal reuse: 2,000 of 2,500 tokens" in words(chart)
-    assert "up to 2" in chart.caption
+    assert "The cache served 80.0 % of the ideal reuse (2,000 of 2,500 tokens)" in words(chart)
+    assert "at most 2" in chart.caption
     assert "no prompt repeats another" in text(figures.hit_against_ideal(frame[:1]))
 
 
@@ -67,8 +66,8 @@ def test_a_slow_start_of_a_pass_is_called_a_warm_up(requests):
     off = requests[requests["pass"] == "off"]
     slow = off.assign(ttft_s=off["ttft_s"].where(off["index"] > 4, 4 * off["ttft_s"]))
     for rows, found in (
-        (off, "No warm-up seen"),
-        (slow, "Warm-up in off: the first 5 requests have"),
+        (off, "No warm-up: the first 5 requests take at most"),
+        (slow, "Warm-up in off: the first 5 requests take"),
         (off[:10], "too short to see a warm-up"),
     ):
         assert found in figures.requests_over_time(rows).alt
@@ -76,9 +75,9 @@ def test_a_slow_start_of_a_pass_is_called_a_warm_up(requests):
 
 def test_no_data_names_the_most_frequent_error(requests):
     failed = requests.assign(error="timeout", ttft_s=np.nan, e2e_s=np.nan)
-    assert "the most frequent error is timeout." in figures.latency_panels(failed).alt
+    assert "Most frequent error: timeout." in figures.latency_panels(failed).alt
     silent = requests.assign(cached_tokens=-1)
-    assert "the server did not say" in figures.ttft_against_cached_share(silent).alt
+    assert "the server did not report" in figures.ttft_against_cached_share(silent).alt
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def many() -> pd.DataFrame:
         # 750 of the common state, all 100 of the rare one, and the two extremes
         (figures.requests_over_time, "a sample of 852 of 200,000 requests"),
         (figures.ttft_against_cached_share, "a sample of 852 of 200,000 requests"),
-        (figures.hit_against_ideal, "token counts rounded to 1,200."),
+        (figures.hit_against_ideal, "Token counts are rounded to 1,200."),
     ],
 )
 def test_many_requests_are_drawn_from_reduced_data_and_the_caption_says_so(many, figure, sentence):

@@ -42,9 +42,20 @@ def test_each_arm_has_a_panel_and_each_pass_its_name(served):
     shown = words(chart)
     assert shown.count("engine-warm") == 2
     assert [name for name in shown if name in ("small", "lmcache")] == ["small", "lmcache"]
-    for name in ("engine's own cache", "LMCache, L1", "LMCache, L2", "computed"):
+    for name in ("engine prefix cache", "LMCache memory (L1)", "LMCache disk (L2)", "computed"):
         assert name in shown
-    assert "lmcache, disk-warm: engine's own cache 0, LMCache, L1 0, LMCache, L2 3,000" in chart.alt
+    assert (
+        "disk-warm: engine prefix cache 0, LMCache memory (L1) 0, LMCache disk (L2) 3,000"
+        in chart.alt
+    )
+
+
+def test_the_title_says_what_lmcache_served(served):
+    lmcache = served[served["arm"] == "lmcache"]
+    chart = figures.served_over_requests(lmcache)
+    assert "LMCache served 100 % of store-warm prompt tokens (lmcache)" in text(chart)
+    other = lmcache[lmcache["pass"] != "store-warm"]
+    assert "Who served each prompt token, by pass" in text(figures.served_over_requests(other))
 
 
 def test_without_the_named_arms_all_are_drawn(served):
@@ -65,31 +76,29 @@ def test_what_a_log_does_not_say_is_named_and_not_drawn(served):
         arm="log", engine=nan, computed=nan, prompt_tokens=nan, **{"pass": "mp"}
     )
     chart = figures.served_over_requests(log)
-    assert chart.caption.endswith("Not known for every request: engine's own cache, computed.")
+    assert chart.caption.endswith("Unknown for some requests: engine prefix cache, computed.")
     assert "computed" not in words(chart)
-    assert "Tokens found: LMCache, L1 6,000" in text(chart)
+    assert "Hit tokens: LMCache memory (L1) 6,000" in text(chart)
 
 
 def test_hits_stand_beside_the_ideal_and_what_lmcache_claims(tiers):
     chart = figures.hits_by_tier(tiers)
     shown = words(chart)
-    assert "Engine-warm, LMCache calls 100% of its lookups hits, and the engine needed" in text(
-        chart
-    )
-    assert "98.0%; 100.0%" in shown and "90.0%; 100.0%" in shown
+    assert "Engine-warm: LMCache reports 100 % hits, the engine needed none" in text(chart)
+    assert "98 %; 100 %" in shown and "90 %; 100 %" in shown
     assert "lmcache, cold" not in shown
-    assert "upright mark" in chart.caption
+    assert "Black mark: an infinite cache." in chart.caption
 
 
 def test_a_log_has_no_counters_of_lmcache_beside_it(tiers):
     chart = figures.hits_by_tier(tiers.assign(ideal_share=nan, claimed_share=nan))
-    assert chart.caption == "At the right the share served from any cache."
-    assert "LMCache says" not in text(chart)
+    assert chart.caption == "Right: hit rate of all caches."
+    assert "LMCache reports" not in text(chart)
 
 
 def test_a_log_without_lengths_has_no_hit_rate(tiers):
     chart = figures.hits_by_tier(tiers.assign(prompt_tokens=nan, engine=nan))
-    assert "No data: the log does not say how long prompts were" in chart.alt
+    assert "No data: the log has no prompt lengths" in chart.alt
 
 
 def test_each_role_has_a_bar_and_decode_its_own_share_as_title():
@@ -101,7 +110,7 @@ def test_each_role_has_a_bar_and_decode_its_own_share_as_title():
         ]
     )
     chart = figures.token_sources(sources)
-    assert "Decode instances computed 10.0% of their prompt tokens themselves" in text(chart)
+    assert "Decode instances recomputed 10 % of their prompt tokens" in text(chart)
     assert {"1p1d, cold: prefill", "1p1d, cold: decode", "900"} < set(words(chart))
     silent = figures.token_sources(sources.assign(computed=nan))
-    assert "No data: no server says" in silent.alt
+    assert "No data: no server reports" in silent.alt

@@ -6,68 +6,118 @@ from tests.report.conftest import text, words
 from workbench.report import figures
 
 
-def test_ttft_has_arms_states_unit_and_speed_up(summary, comparisons):
-    chart = figures.ttft_by_topology(summary, comparisons)
+@pytest.fixture
+def swept(summary, comparisons):
+    """1p4d and its baseline with and without the store; throughput is compared too."""
+    plain = summary[summary["arm"] == "5a lmcache"].assign(arm="5a", connector="none")
+    rows = comparisons.iloc[[2]].assign(baseline_arm="5a")
+    both = pd.concat([comparisons, rows])
+    tps = both.assign(metric="system_tps", ratio=3.0, low=2.0, high=4.0)
+    return pd.concat([summary, plain]), pd.concat([both, tps])
+
+
+def test_the_four_charts_stand_in_one_figure(swept):
+    chart = figures.topology_overview(*swept)
     shown = words(chart)
-    assert shown.count("15.0x [14.0, 16.0]") == 2
-    assert "TTFT is 15.0 times lower store-warm than cold" in shown
-    assert {"1p4d lmcache", "5a lmcache", "cold", "engine-warm", "store-warm speed-up"} < set(shown)
-    assert "TTFT, ms (log scale)" in shown
-    assert "1p4d lmcache store-warm 200 ms" in chart.alt
-    assert "30 requests in 5 rounds" in chart.caption
+    assert [name for name in shown if name.startswith(("TTFT", "Throughput"))] == [
+        "TTFT, ms", "TTFT speed-up over cold", "Throughput, tok/s", "Throughput speed-up over cold",
+    ]  # fmt: skip
+    assert shown.count("lower is better") == 1 and shown.count("higher is better") == 3
+    assert "Store-warm TTFT is 15.0x lower than cold" in shown
+    assert {"3000", "200", "15.0x", "3.00x"} <= set(shown)
+    assert "TTFT, ms: 1p4d lmcache cold 3000; 1p4d lmcache engine-warm 30.0;" in chart.alt
+    assert chart.caption.startswith("Medians of 30 requests in 5 rounds, with 95 % CI.")
+
+
+def test_a_baseline_is_a_mark_in_the_column_of_its_topology(swept):
+    chart = figures.topology_overview(*swept)
+    shown = words(chart)
+    assert shown.count("1p4d") == 4 and shown.count("vs 5a") == 4
+    assert "5a" not in shown and "5a lmcache" not in shown  # no columns of their own
+    assert "aggregated (same GPU count)" in shown
+    assert "Line and grey box: median and CI of the aggregated baseline." in chart.caption
+    alone = figures.topology_overview(swept[0], pd.DataFrame())
+    assert {"1p4d", "5a", "5a lmcache"} <= set(words(alone))  # now each has one
+    assert "aggregated (same GPU count)" not in words(alone)
+    assert words(alone).count("not measured") == 2  # no speed-up
+
+
+def test_the_baseline_has_the_same_connector_where_there_is_one(swept):
+    summary, comparisons = swept
+    slow = summary["arm"].eq("5a") & summary["metric"].eq("ttft_s")
+    far = summary.assign(median=summary["median"].mask(slow, 90.0), low=np.nan)
+    only = comparisons[comparisons["baseline_arm"] != "5a lmcache"]
+    both, alone = (words(figures.topology_overview(far, frame)) for frame in (comparisons, only))
+    assert "100" not in both[: both.index("TTFT, s")]
+    assert "100" in alone[: alone.index("TTFT, s")]  # the axis reaches to the other one
+
+
+def test_columns_of_one_topology_are_told_apart_by_their_arm(swept):
+    summary, comparisons = swept
+    nixl = summary[summary["arm"] == "1p4d lmcache"].assign(arm="1p4d nixl", connector="nixl")
+    shown = words(figures.topology_overview(pd.concat([summary, nixl]), comparisons))
+    assert {"1p4d lmcache", "1p4d nixl"} <= set(shown)
+
+
+def test_several_models_stand_below_one_another(swept):
+    summary, comparisons = (
+        pd.concat([frame.assign(model=name) for name in ("llama-8b", "llama-70b")])
+        for frame in swept
+    )
+    shown = words(figures.topology_overview(summary, comparisons))
+    assert {"llama-8b", "llama-70b"} <= set(shown)
+    assert shown.count("TTFT, ms") == 2
+    assert "llama-8b" not in words(figures.topology_overview(*swept))
 
 
 def test_ttft_of_ten_seconds_and_more_is_in_seconds(summary):
     slow = summary.assign(**{key: 10 * summary[key] for key in ("median", "low", "high")})
-    assert "TTFT, s (log scale)" in words(figures.ttft_by_topology(slow, pd.DataFrame()))
+    assert "TTFT, s" in words(figures.topology_overview(slow, pd.DataFrame()))
 
 
 @pytest.mark.parametrize(
     ("judged", "title"),
     [
-        ({"ratio": 1.01, "low": 0.9, "high": 1.1}, "no difference detectable"),
-        ({"low": [0.9, 14, 0.9]}, "TTFT is 15.0 times lower store-warm than cold in 1 of 2 arms"),
-        ({"low": np.nan, "high": np.nan}, "too few rounds to judge a difference"),
+        ({}, "Store-warm TTFT is 15.0x lower than cold"),
+        (
+            {"ratio": [12.0, 15.0, 1.0], "low": [9.0, 0.9, 0.9]},
+            "Store-warm TTFT is 12.0x lower than cold",
+        ),
+        ({"ratio": 1.01, "low": 0.9, "high": 1.1}, "No significant difference between store-warm"),
+        ({"low": np.nan, "high": np.nan}, "Too few rounds to compare store-warm with cold TTFT"),
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6}, "TTFT and throughput by topology"),
     ],
 )
-def test_an_undecided_speed_up_is_not_a_finding(summary, comparisons, judged, title):
-    assert title in text(figures.ttft_by_topology(summary, comparisons.assign(**judged)))
+def test_the_title_says_what_the_intervals_allow(summary, comparisons, judged, title):
+    assert title in text(figures.topology_overview(summary, comparisons.assign(**judged)))
 
 
-def test_without_an_interval_the_caption_explains_hollow_marks(summary):
-    bare = figures.ttft_by_topology(summary.assign(low=None, high=np.nan), pd.DataFrame())
-    assert "Hollow: too few requests for an interval." in bare.caption
-    assert "Hollow" not in figures.ttft_by_topology(summary, pd.DataFrame()).caption
+def test_hollow_marks_are_explained_where_there_are_any(summary):
+    bare = figures.topology_overview(summary.assign(low=None, high=np.nan), pd.DataFrame())
+    assert "Hollow: too few requests or rounds for a CI." in bare.caption
+    assert "Hollow" not in figures.topology_overview(summary, pd.DataFrame()).caption
 
 
-def test_tps_starts_at_zero_and_names_both_ends(summary):
-    summary.loc[summary["pass"] == "cold", "median"] = 30.0
-    chart = figures.tps_by_topology(summary)
-    assert "0" in words(chart)
-    assert "TPS per request is from 30.0 (1p4d lmcache, cold)" in text(chart)
-    system = figures.tps_by_topology(summary, metric="system_tps")
-    assert "output tokens per second of all requests together" in words(system)
-
-
-def test_a_ratio_whose_interval_holds_one_is_no_difference(comparisons):
+def test_ratios_stand_in_rows_with_their_verdict(comparisons):
     chart = figures.speedups(comparisons, "ttft_s")
     shown = words(chart)
-    assert shown.count("no difference detectable") == 1
-    assert "TTFT differs detectably in 2 of 3 comparisons" in shown
-    assert "1p4d lmcache, cold, against 5a lmcache: 0.970x [0.930, 1.02]" in chart.alt
+    assert shown.count("15.0x [14.0, 16.0]") == 2
+    assert shown.count("not significant") == 1
+    assert "TTFT in 3 comparisons: 2 better, 1 without a significant difference" in shown
+    assert "1p4d lmcache, cold, vs 5a lmcache: 0.970x [0.930, 1.02]" in chart.alt
     warm = figures.speedups(comparisons, "ttft_s", kind="cache-state")
-    assert "no difference detectable" not in words(warm)
+    assert "not significant" not in words(warm)
 
 
 def test_a_ratio_of_too_few_rounds_says_so(comparisons):
     chart = figures.speedups(comparisons.assign(low=None, high=None, n_rounds=1), "ttft_s")
-    assert words(chart).count("too few rounds for an interval") == 3
+    assert words(chart).count("too few rounds for a CI") == 3
     assert "TTFT: too few rounds to judge 3 comparisons" in words(chart)
     assert "over 1 round," in chart.caption
 
 
 def test_a_sweep_over_rates_has_no_empty_panel_of_ratios():
     nothing = pd.DataFrame()
-    assert "as many aggregated" in figures.speedups(nothing, "ttft_s", kind="opponent").alt
+    assert "aggregated baseline" in figures.speedups(nothing, "ttft_s", kind="opponent").alt
     nothing.attrs["swept"] = True
     assert figures.speedups(nothing, "ttft_s", kind="opponent") is None

@@ -27,8 +27,8 @@ def test_transfer_parameters_are_handed_over_as_they_are():
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        (None, "returned no transfer parameters: it runs without a KV connector"),
-        ({}, "returned no transfer parameters: it runs without a KV connector"),
+        (None, "returned no transfer parameters, so it runs without a KV connector"),
+        ({}, "returned no transfer parameters, so it runs without a KV connector"),
         (PARAMS | {"do_remote_prefill": False}, "returned no transfer parameters"),
         (PARAMS | {"remote_block_ids": []}, "returned transfer parameters without KV blocks"),
         (PARAMS | {"remote_block_ids": [[], []]}, "returned transfer parameters without KV blocks"),

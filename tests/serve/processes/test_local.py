@@ -77,7 +77,7 @@ async def test_a_program_that_is_not_there_is_a_start_that_failed(launcher, spec
 
 async def test_a_server_that_never_answers_is_given_up(launcher, spec, tmp_path):
     process = await launcher.start(spec(code="import time; time.sleep(60)"), tmp_path)
-    with pytest.raises(LaunchError, match="decode-0 was not ready after 0 s: it wrote nothing"):
+    with pytest.raises(LaunchError, match="decode-0 was not ready after 0 s: its log is empty"):
         await ready([process], timeout_s=0.2)
 
 
@@ -122,7 +122,7 @@ async def test_without_its_supervisor_nothing_waits_for_ever(launcher, spec, tmp
     asking = asyncio.create_task(launcher.stop([process], grace_s=30))
     supervisor = psutil.Process(process.pid).parent()
     supervisor.kill()
-    with pytest.raises(DeploymentError, match="the supervisor of the servers ended by itself"):
+    with pytest.raises(DeploymentError, match="the supervisor process exited unexpectedly"):
         await asyncio.wait_for(asking, 10)
     assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
     with pytest.raises(DeploymentError, match="run again"):
@@ -192,7 +192,7 @@ async def test_the_end_of_the_fork_server_is_the_end_of_what_it_forked(forking, 
         lost = await asyncio.wait_for(fatal, 10)
         assert not lost.alive and not process.alive
         (note,) = launcher.notes
-        assert "fork server ended by itself" in note
+        assert "fork server exited" in note
         # From now on servers start plainly.
         (plain,) = await start(launcher, tmp_path, spec("decode-1", forks="a:server"))
         assert "supervisor" in parent(plain)
@@ -203,6 +203,6 @@ async def test_a_fork_server_that_cannot_load_leaves_the_plain_start(forking, sp
         (process,) = await start(launcher, tmp_path, spec(forks="a:server"))
         assert "supervisor" in parent(process)
     (note,) = launcher.notes
-    assert "The fork server did not load" in note
+    assert "The fork server did not start" in note
     log = Path(note.rpartition("log: ")[2])
     assert "ImportError: vllm is of another version" in log.read_text()

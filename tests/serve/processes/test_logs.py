@@ -70,7 +70,7 @@ answer at tcp://127.0.0.1:5555
         "RuntimeError: Engine core initialization failed. See root cause above.",
     ),
     "no error at all": ("loading\n\n  Killed\n\n", "  Killed"),
-    "silence": ("", "it wrote nothing"),
+    "silence": ("", "its log is empty"),
 }
 
 
@@ -82,7 +82,7 @@ def test_the_reason_is_the_line_that_tells(case, tmp_path):
 
 
 def test_a_log_that_was_never_made_gives_no_reason(tmp_path):
-    assert logs.reason(logs.lines(tmp_path / "none.log")) == "it wrote nothing"
+    assert logs.reason(logs.lines(tmp_path / "none.log")) == "its log is empty"
 
 
 def test_only_what_cannot_be_recovered_from_is_fatal():

@@ -73,8 +73,8 @@ async def test_a_client_that_leaves_frees_its_blocks():
     [
         ({"model": "nope", "prompt": [1]}, 404, "`nope` does not exist"),
         ({"prompt": [1] * 30_000}, 400, "maximum context length is 24576"),
-        ({"prompt": [["x"]]}, 400, "not a request"),
-        ({}, 400, "not a request"),
+        ({"prompt": [["x"]]}, 400, "invalid request"),
+        ({}, 400, "invalid request"),
     ],
 )
 async def test_what_vllm_refuses_is_refused(body: Any, status: int, sentence: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import nan
 from typing import TYPE_CHECKING
@@ -171,7 +172,8 @@ def _ttft_steps(requests: pd.DataFrame) -> tuple[tuple[Interval, ...], Curve]:
     for less, more in steps:
         grew = cached.index[cached[more] > cached[less]]
         part = rows[rows["index"].isin(grew)]
-        cells.append(latency_ratio(part, (ON, more), (ON, less), "ttft_s", confidence=confidence))
+        found = latency_ratio(part, (ON, more), (ON, less), "ttft_s", confidence=confidence)
+        cells.append(replace(found, cell=f"{more} / {less}"))
     points = []
     known = rows[rows["cached_tokens"].ge(0)]
     for (tokens, _), group in known.groupby(["prompt_tokens", "pass"]):

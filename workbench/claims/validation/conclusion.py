@@ -93,7 +93,7 @@ def _finding(accounts: Sequence[ClaimAccount]) -> str:
         return f"{len(measured)} {whose} measured here: {_counts(measured)}"
     judged = [row for row in rows if row.kind != "not-tested"]
     if judged:
-        return f"None of {len(rows)} {whose} measured; by reading, {_counts(judged)}"
+        return f"{len(rows)} {whose} read, none measured: {_counts(judged)}"
     return f"{len(rows)} {whose}, none of them could be judged"
 
 
@@ -119,7 +119,12 @@ def _cards(accounts: Sequence[ClaimAccount]) -> list[Card]:
     untested = [row for row in rows if row.kind == "not-tested"]
     read = [row for row in rows if row not in measured and row not in untested]
     return [
-        Card(label=label, value=len(some), note=_counts(some) if notes else "", rests_on="counts")
+        Card(
+            label=label,
+            value=len(some),
+            note=_counts(some) if notes else "the table says why",
+            rests_on="counts",
+        )
         for label, some, notes in (
             ("measured here", measured, True),
             ("decided from their source", read, True),

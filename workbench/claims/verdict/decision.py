@@ -100,21 +100,20 @@ def decide(
         "contradicted": "The whole interval contradicts the claim.",
         "inconclusive": "The interval is too wide to decide.",
     }[code]
-    noise = ""
-    if noise_floor != 0 and effect.quantifier in ("higher", "lower"):
-        noise = f" Identical arms differ by {difference(noise_floor)}."
-        if code == "inconclusive" and _code(effect, kept, tolerance, 0.0) == "confirmed":
-            meaning = "The effect does not exceed the noise of identical arms."
     shown, which = _shown(effect, kept)
     unit = unit_suffix(effect.unit)
-    told = ""
+    note = ""
     if code == "inconclusive":
         width = max(shown.high - shown.estimate, shown.estimate - shown.low)
-        least = f"{width / abs(shown.estimate):.2g} of the value"
-        told = f" Effects below {least if shown.estimate else f'{width:.2g}'} are not visible here."
+        least = f"{_rounded(100 * width / abs(shown.estimate))} %" if shown.estimate else width
+        note = f" Effects below {least} are not visible here."
+    if noise_floor != 0 and effect.quantifier in ("higher", "lower"):
+        if code == "inconclusive" and _code(effect, kept, tolerance, 0.0) == "confirmed":
+            meaning, note = "The effect does not exceed the noise of identical arms.", ""
+        note += f" Identical arms differ by {difference(noise_floor)}."
     reason = (
         f"{meaning} Measured {_rounded(shown.estimate)}{unit} ({_rounded(shown.low)} to"
-        f" {_rounded(shown.high)}){which}; claimed {effect}.{noise}{told}"
+        f" {_rounded(shown.high)}){which}; claimed {effect}.{note}"
     )
     return Decision(code=code, reason=reason, cells=kept)
 
@@ -145,7 +144,7 @@ def band(effect: Effect, tolerance: float) -> tuple[float, float]:
 
 def difference(noise_floor: float) -> str:
     """A noise floor in words: `1.2 %`."""
-    return "an unknown amount" if isnan(noise_floor) else f"{100 * noise_floor:.1f} %"
+    return "an unknown amount" if isnan(noise_floor) else f"{100 * noise_floor:.3g} %"
 
 
 def _code(effect: Effect, cells: Sequence[Interval], tolerance: float, noise_floor: float) -> str:

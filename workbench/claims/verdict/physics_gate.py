@@ -27,7 +27,7 @@ _OF_THE_GPU = {
 
 
 def impossible(bounds: Iterable[Bound]) -> str:
-    """A clause on the bound that is exceeded most; empty if none is."""
+    """What exceeds its limit most, without the last full stop; empty if nothing does."""
     excesses = [excess for excess in map(_excess, bounds) if not isnan(excess[0])]
     times, sentence = max(excesses, default=(0.0, ""))
     return sentence if times > SLACK else ""
@@ -67,7 +67,7 @@ def _excess(bound: Bound) -> tuple[float, str]:
     what = "prefill" if bound.limit == "prefill_throughput" else "batch-1 decode"
     return bound.value / looser, (
         f"{bound.value:,.6g} tokens/s is {bound.value / ceiling:.1f}x the {what} limit of"
-        f" {model.name} on {on} ({ceiling:,.0f} tokens/s)"
+        f" {model.name} on {on}. The limit is {ceiling:,.0f} tokens/s"
     )
 
 

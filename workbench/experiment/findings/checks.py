@@ -1,4 +1,4 @@
-"""Which gates a run is asked, and what each is asked with."""
+"""Which gates apply to a run, and their inputs."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def _rate_passes(plan: ExperimentPlan, requests: pd.DataFrame, arm: str) -> list
 def _caches(
     plan: ExperimentPlan, passes: Sequence[PassCounters], refusals: Sequence[str]
 ) -> Iterator[Gate]:
-    """Whether caches were emptied, each pass had its state, and KV arrived.
+    """Gates on cache state: caches were emptied, each pass had its state, and KV arrived.
 
-    States that no pass has need no gate; PD has one even when no pass of it could run.
+    A state without a pass needs no gate; PD has one even if none of its passes ran.
     """
     if any(arm.kv_connector and arm.kv_connector.pulls for arm in plan.arms):
         yield run_gates.no_failed_transfers(passes)
@@ -128,11 +128,11 @@ def _responses(
 
 
 def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str) -> pd.DataFrame:
-    """The rows whose prompts are those of the reference arm in the same round.
+    """The rows whose prompts equal those of the reference arm in the same round.
 
-    A turn's prompt holds the cold answers to the turns before it. Where one of these differs from
-    the reference's, at a tie of two tokens say, the later turns of that arm and round were asked
-    something else, in every pass.
+    A turn's prompt contains the cold responses to earlier turns. If one of these differs from the
+    reference's, for example at a tie of two tokens, later turns of that arm and round had other
+    prompts, in every pass.
     """
     before = {r.index: r.after for r in workload.requests if r.after is not None}
     if not before or requests.empty:
@@ -153,7 +153,7 @@ def with_same_history(requests: pd.DataFrame, workload: Workload, reference: str
 
 
 def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], str]:
-    """Rooflines by arm, and why there are none.
+    """Rooflines by arm, and the reason if there are none.
 
     Only for dense models in a local folder that are not quantised: a ceiling is never guessed. The
     embedding table and the output head are left out, which makes the prefill ceiling too high

@@ -55,11 +55,11 @@ def summarise(requests: pd.DataFrame) -> tuple[SummaryRow, ...]:
 
 
 def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, ...]:
-    """Every speed-up that the plan allows, each a ratio above 1 when better than its baseline.
+    """Every speed-up of the plan, each a ratio above 1 if better than its baseline.
 
-    `cache-state`: a warm pass beside the cold pass of the same arm. `opponent`: a subject beside
-    an aggregated arm of as many GPUs, in the same state. `cache-off`: an arm with the prefix
-    cache beside the one without. Where a stream was buffered no ratio of TTFT or TPOT is made.
+    `cache-state`: a warm pass against the cold pass of the same arm. `opponent`: a subject against
+    an aggregated arm with the same number of GPUs, in the same state. `cache-off`: an arm with the
+    prefix cache against one without. A buffered stream has no ratio of TTFT or TPOT.
     """
     held_back = set(requests.loc[buffered(requests), "arm"])
     usable = comparable(requests)
@@ -90,7 +90,7 @@ def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind,
 
 
 def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
-    """Each disaggregated subject with the aggregated arms of as many GPUs (rounded down)."""
+    """Each disaggregated subject with the aggregated arms of the same GPU count (rounded down)."""
     return [
         (subject, rival)
         for subject in arms

@@ -139,7 +139,7 @@ def rate_sentences(
 
 
 def _found(limits: Limits, answer: Answer, rows: Sequence[RateRow]) -> str:
-    wanted = f"{percent(limits.share)} of requests with {limits}"
+    wanted = f"rate at which {percent(limits.share)} of requests meet {limits}"
     if not answer.resolved:
         ends = []
         if not isnan(answer.met_per_s):
@@ -147,14 +147,14 @@ def _found(limits: Limits, answer: Answer, rows: Sequence[RateRow]) -> str:
         if not isnan(answer.missed_per_s):
             ends.append(f"{answer.missed_per_s:g} req/s missed the limits")
         known = f". {', '.join(ends)}" if ends else ""
-        return f"the highest rate with {wanted} is not resolved{known}. Reason: {answer.reason}"
+        return f"the highest {wanted} is not resolved{known}. Reason: {answer.reason}"
     by_rate = {row.rate_per_s: row for row in rows}
     met, missed = (
-        f"{row.rate_per_s:g} req/s ({percent(row.share)} met them [{percent(row.share_low)},"
-        f" {percent(row.share_high)}])"
+        f"{row.rate_per_s:g} req/s ({percent(row.share)} [{percent(row.share_low)},"
+        f" {percent(row.share_high)}] met them)"
         for row in (by_rate[answer.met_per_s], by_rate[answer.missed_per_s])
     )
-    return f"the highest tested rate with {wanted} is {met}; the lowest too high is {missed}"
+    return f"the highest tested {wanted} is {met}; the lowest that fails is {missed}"
 
 
 def rate_cards(

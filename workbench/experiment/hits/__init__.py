@@ -1,4 +1,4 @@
 """Which cache served each prompt token, in a live run or an existing log.
 
-Start at `hit_analysis`. `served_tokens` counts, `hit_findings` compares, the others put it in words.
+Start at `hit_analysis`. `served_tokens` counts, `hit_findings` compares, the others write.
 """

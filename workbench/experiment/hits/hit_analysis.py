@@ -159,7 +159,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     facts = replace(
         result.run,
         explained=tuple(explained(rows)),
-        tiers=tuple(tier.as_row() for tier in table),
+        tiers=tuple(table),
         ratios=tuple(ratio.as_row() for ratio in compared),
         doubts=tuple(dict.fromkeys(doubts)),
         limits=(*result.run.limits, *_LIMITS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,73 +22,42 @@ def percent(fraction: float, digits: int = 1) -> str:
     return "unknown" if isnan(fraction) else f"{100 * fraction:.{digits}f} %"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiers:
-    """Prompt tokens of one arm and pass by the cache that served them, over all rounds.
+Tier = Mapping[str, Any]
+"""Prompt tokens of one arm and pass by the cache that served them, a row of result.json.
 
-    NaN for a count that is unknown.
-    """
-
-    arm: str
-    pass_name: str
-    requests: int
-    prompt_tokens: float
-    engine: float
-    l1: float
-    l2: float
-    computed: float
-    held: float
-    """Tokens that LMCache held (the LMCache hit)."""
-    idle: float
-    """Tokens held in LMCache but not needed, because the engine had them too."""
-    ideal: float
-    """Tokens that an infinite cache would have served."""
-    counted: Mapping[str, float] = field(default_factory=dict)
-    """The servers' own counters, see `served_tokens.pass_counts`; empty for a log."""
-
-    @property
-    def loaded(self) -> float:
-        """Tokens loaded from LMCache."""
-        return self.l1 + self.l2
-
-    @property
-    def claimed_share(self) -> float:
-        """LMCache's own hit rate: hits by its counter, of the tokens looked up."""
-        return self.counted.get("claimed", nan) / (self.counted.get("requested") or nan)
-
-    def as_row(self) -> dict[str, Any]:
-        """The row of result.json; its shares are of the prompt tokens."""
-        row = {"arm": self.arm, "pass": self.pass_name, "requests": self.requests}
-        row |= {name: getattr(self, name) for name in _TOKENS}
-        row |= {f"counted_{name}": value for name, value in self.counted.items()}
-        prompts = self.prompt_tokens or nan
-        return row | {
-            "hit_share": (self.engine + self.loaded) / prompts,
-            "ideal_share": self.ideal / prompts,
-            "claimed_share": self.claimed_share,
-        }
+`engine`, `l1`, `l2` and `computed` add up to `prompt_tokens`. `held` is the LMCache hit, `idle` the
+part of it that was not needed, because the engine had it too, `ideal` the hit of an infinite cache.
+`hit_share` and `ideal_share` are fractions of the prompt tokens, `claimed_share` is LMCache's own
+hit rate. `counted_...` are the servers' counters (`served_tokens.pass_counts`), missing for a log.
+NaN for what is unknown."""
 
 
-def tiers(served: pd.DataFrame, counts: pd.DataFrame) -> list[Tiers]:
-    """The tiers of each arm and pass of a live run, with LMCache's own counters."""
+def tiers(served: pd.DataFrame, counts: pd.DataFrame) -> list[Tier]:
+    """The tiers of each arm and pass of a live run, over all rounds."""
     rows = []
     for (arm, name), group in served.groupby(["arm", "pass"], sort=False):
         mine = counts[(counts["arm"] == arm) & (counts["pass"] == name)]
-        counted = mine.drop(columns=list(_KEYS)).sum(skipna=False).astype(float).to_dict()
-        rows.append(_tiers(group, str(arm), str(name), skipna=False, counted=counted))
+        counted = mine.drop(columns=list(_KEYS)).sum(skipna=False).astype(float)
+        rows.append(_tier(group, arm, name, skipna=False, **counted.add_prefix("counted_")))
     return rows
 
 
-def log_tiers(tokens: pd.DataFrame) -> list[Tiers]:
+def log_tiers(tokens: pd.DataFrame) -> list[Tier]:
     """The tiers of each generation of a log, from `served_tokens.log_tokens`."""
     groups = tokens.groupby("generation", sort=False)
-    return [_tiers(group, "log", str(name), skipna=True) for name, group in groups]
+    return [_tier(group, "log", name, skipna=True) for name, group in groups]
 
 
-def _tiers(group: pd.DataFrame, arm: str, name: str, *, skipna: bool, **more: Any) -> Tiers:
-    tokens = group[list(_TOKENS)].astype(float).sum(skipna=skipna, min_count=1)
-    sums: dict[str, Any] = {column: float(tokens[column]) for column in _TOKENS}
-    return Tiers(arm=arm, pass_name=name, requests=len(group), **sums, **more)
+def _tier(group: pd.DataFrame, arm: object, name: object, *, skipna: bool, **counted: Any) -> Tier:
+    sums = group[list(_TOKENS)].astype(float).sum(skipna=skipna, min_count=1)
+    row = {"arm": str(arm), "pass": str(name), "requests": len(group), **sums, **counted}
+    prompts = row["prompt_tokens"] or nan
+    return row | {
+        "hit_share": (row["engine"] + row["l1"] + row["l2"]) / prompts,
+        "ideal_share": row["ideal"] / prompts,
+        "claimed_share": counted.get("counted_claimed", nan)
+        / (counted.get("counted_requested") or nan),
+    }
 
 
 What = Literal["storing", "loading", "chunk", "engine cache off", "disk"]

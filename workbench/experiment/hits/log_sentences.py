@@ -103,7 +103,7 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
         explained=tuple(examples(log)),
-        tiers=tuple(row.as_row() for row in log_tiers(log_tokens(log))),
+        tiers=tuple(log_tiers(log_tokens(log))),
         doubts=tuple(doubt(log, found) for found in log.doubts),
         limits=(
             "A log has no TTFT and no prompts. The cost of storing, break-even, the effect of the"
@@ -128,8 +128,8 @@ def _finding(log: LogSummary) -> str:
     credit = log.credit
     if credit.total > 0:
         return (
-            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt tokens, the"
-            f" engine's prefix cache {percent(credit.engine / credit.total)}"
+            f"LMCache served {_at_most(log)}{percent(credit.lmcache / credit.total)} of prompt"
+            f" tokens, the engine's prefix cache {percent(credit.engine / credit.total)}"
         )
     stored, loaded = log.moved("stored"), log.moved("retrieved")
     lookups = _mp(log)

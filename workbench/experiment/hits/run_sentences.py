@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from workbench.experiment.findings.sentences import first, told
-from workbench.experiment.hits.hit_findings import HitRatio, Tiers, percent
+from workbench.experiment.hits.hit_findings import HitRatio, Tier, percent
 from workbench.experiment.plan.hit_plan import MAIN, SMALL
 from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
@@ -36,7 +36,7 @@ def headline(ratios: Sequence[HitRatio]) -> str:
 
 
 def sentences(
-    ratios: Sequence[HitRatio], tiers: Sequence[Tiers], failed_gates: Sequence[str] = ()
+    ratios: Sequence[HitRatio], tiers: Sequence[Tier], failed_gates: Sequence[str] = ()
 ) -> list[str]:
     """What was found, each sentence with its numbers and with what failed gates do to them."""
     counts, times = spoil(failed_gates, "counts"), spoil(failed_gates, "ratios")
@@ -54,18 +54,18 @@ def sentences(
     return [told(text, does) for text, does in found]
 
 
-def by_counters(tiers: Sequence[Tiers]) -> list[str]:
+def by_counters(tiers: Sequence[Tier]) -> list[str]:
     """Who served the tokens of each pass, by the counters of servers that ran before."""
     said = []
     for row in tiers:
-        engine, loaded, claimed = (row.counted[name] for name in ("engine", "loaded", "claimed"))
+        engine, loaded, claimed = (
+            row[f"counted_{name}"] for name in ("engine", "loaded", "claimed")
+        )
         if isnan(engine + loaded):
-            said.append(
-                f"{row.pass_name}: the servers do not report which cache served its tokens."
-            )
+            said.append(f"{row['pass']}: the servers do not report which cache served its tokens.")
             continue
         text = (
-            f"{row.pass_name}: of {row.prompt_tokens:,.0f} prompt tokens, {engine:,.0f} hit the"
+            f"{row['pass']}: of {row['prompt_tokens']:,.0f} prompt tokens, {engine:,.0f} hit the"
             f" engine's prefix cache and {loaded:,.0f} were loaded from LMCache."
         )
         if claimed > loaded:
@@ -89,15 +89,15 @@ def _effect(row: HitRatio, cause: str) -> str:
     return f"{text} ({size}; {ratio.sample})."
 
 
-def _not_needed(tiers: Sequence[Tiers]) -> list[str]:
-    row = first(tiers, arm=MAIN, pass_name="engine-warm")
-    if row is None or not row.idle:
+def _not_needed(tiers: Sequence[Tier]) -> list[str]:
+    row = _tier(tiers, MAIN, "engine-warm")
+    if row is None or not row["idle"]:
         return []
     return [
-        f"Sent again at once, {row.engine:,.0f} of {row.prompt_tokens:,.0f} prompt tokens hit the"
-        f" engine's prefix cache and {row.loaded:,.0f} were loaded from LMCache. LMCache's own"
-        f" counter still reports {row.counted['claimed']:,.0f} hits"
-        f" ({percent(row.claimed_share, 0)} of the tokens looked up): cached in LMCache, but not"
+        f"Sent again at once, {row['engine']:,.0f} of {row['prompt_tokens']:,.0f} prompt tokens hit"
+        f" the engine's prefix cache and {row['l1'] + row['l2']:,.0f} were loaded from LMCache."
+        f" LMCache's own counter still reports {row['counted_claimed']:,.0f} hits"
+        f" ({percent(row['claimed_share'], 0)} of the tokens looked up): cached in LMCache, but not"
         " needed."
     ]
 
@@ -204,25 +204,24 @@ def _chunks(ratios: Sequence[HitRatio]) -> list[str]:
     return said
 
 
-def _evicted(tiers: Sequence[Tiers]) -> list[str]:
-    cold, again = (first(tiers, arm=SMALL, pass_name=name) for name in ("cold", "asked again"))
-    whole = first(tiers, arm=MAIN, pass_name="store-warm")
+def _evicted(tiers: Sequence[Tier]) -> list[str]:
+    cold, again = (_tier(tiers, SMALL, name) for name in ("cold", "asked again"))
+    whole = _tier(tiers, MAIN, "store-warm")
     if cold is None or again is None or whole is None:
         return []
     kept, lost, gone = (
-        cold.counted[f"{name}_chunks"] for name in ("written", "dropped", "evicted")
+        cold[f"counted_{name}_chunks"] for name in ("written", "dropped", "evicted")
     )
     if isnan(kept) or not lost + gone:
         return ["The small L1 held the whole workload: no chunk was evicted or dropped."]
     return [
         f"The small L1 stored {kept:,.0f} chunks in the cold pass, dropped {lost:,.0f} because it"
         f" was full, and evicted {gone:,.0f} (LMCache evicts once a second). When sent again,"
-        f" {percent(again.loaded / again.prompt_tokens)} of prompt tokens came from LMCache (large"
-        f" L1: {percent(whole.loaded / whole.prompt_tokens)})."
+        f" {_loaded(again)} of prompt tokens came from LMCache (large L1: {_loaded(whole)})."
     ]
 
 
-def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
+def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tier]) -> list[Card]:
     """Up to three key numbers with their intervals."""
     found = []
     gain = _longest(ratios, what="loading", pass_name="store-warm")
@@ -233,10 +232,10 @@ def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tiers]) -> list[Card]:
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost.ratio.value):
         found.append(_card("change of cold TTFT by storing", _change(cost), "%", cost))
-    idle = first(tiers, arm=MAIN, pass_name="engine-warm")
-    if idle is not None and idle.held:
-        note = f"{idle.requests} requests sent again at once; exact count"
-        share = 100 * idle.idle / idle.held
+    idle = _tier(tiers, MAIN, "engine-warm")
+    if idle is not None and idle["held"]:
+        note = f"{idle['requests']} requests sent again at once; exact count"
+        share = 100 * idle["idle"] / idle["held"]
         label = "LMCache hits that were not needed"
         found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
@@ -257,6 +256,14 @@ def _change(row: HitRatio) -> tuple[float, float, float]:
         100 * (1 / ratio - 1) for ratio in (row.ratio.value, row.ratio.high, row.ratio.low)
     )
     return value, low, high
+
+
+def _tier(tiers: Sequence[Tier], arm: str, name: str) -> Tier | None:
+    return next((row for row in tiers if (row["arm"], row["pass"]) == (arm, name)), None)
+
+
+def _loaded(row: Tier) -> str:
+    return percent((row["l1"] + row["l2"]) / row["prompt_tokens"])
 
 
 def _longest(rows: Sequence[HitRatio], *, what: str, pass_name: str) -> HitRatio | None:

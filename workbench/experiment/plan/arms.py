@@ -83,15 +83,15 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_fault(params.fault, asked.name, topology)
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
-            "an instance on a CPU is one process: leave prefill_tp, decode_tp and aggregated_tp"
-            " at 1, and change the topology instead, e.g. 2p4d"
+            "prefill_tp, decode_tp and aggregated_tp must be 1 on a CPU, where an instance is one"
+            " process; use more instances instead (example: topology 2p4d)"
         )
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
     for topology in topologies:
         wanted[topology, asked.name] = "subject"
     for topology in topologies if params.opponents else ():
         if topology.disaggregated:
-            # As many GPUs, rounded down.
+            # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
             for rival in ("none", asked.name if asked.store else "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
@@ -138,7 +138,7 @@ def _check_stores(made: ExperimentPlan) -> None:
 def _with_load(
     notebook: str, params: PdSweep | PrefixCache, arms: tuple[Arm, ...], workload: WorkloadSpec
 ) -> ExperimentPlan:
-    """The plan of these arms; what it says of itself is added last."""
+    """The plan of these arms, still without its notes and doubts."""
     requests = len(workload.sample.requests)
     rates = rates_of(params, requests) if isinstance(params, PdSweep) else None
     return ExperimentPlan(
@@ -154,10 +154,9 @@ def _with_load(
 
 
 def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
-    """The same with fewer requests where the reference workload would take long on this machine.
+    """The plan with fewer requests if the reference workload would take long on this machine.
 
-    Rounds are what an interval rests on, so they stay. So do requests that are sent at a rate: each
-    has its time.
+    Rounds stay, since intervals come from them, and so do requests that are sent at a rate.
     """
     params = made.params
     if not isinstance(params, PdSweep) or params.workload != "reference" or params.requests:
@@ -168,15 +167,15 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     options = made.workload.options | {"requests": FEWER_REQUESTS}
     shorter = replace(made, workload=replace(made.workload, options=options))
     note = (
-        f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}: about"
-        f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Choose"
+        f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}, to take about"
+        f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Override"
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))
 
 
 def _layout(label: str) -> Topology | None:
-    """What the label of attached servers says about their layout: any text is allowed."""
+    """The layout that the label of attached servers names; None for any other text."""
     try:
         return Topology.parse(label)
     except ParameterError:
@@ -186,13 +185,13 @@ def _layout(label: str) -> Topology | None:
 def _attached_plan(params: PdSweep) -> ExperimentPlan:
     states = ["cold", "engine-warm"]
     doubts = [
-        "The servers were started by somebody else: rounds are not launches, and nothing was"
-        " warmed up, so first requests may pay for connections and handshakes."
+        "This run did not start the servers: rounds reuse one launch, and first requests may"
+        " include connection set-up."
     ]
     if not (params.prefill_urls or params.decode_urls):
         doubts.append(
-            "No server lists were given, so nothing is reset and no counter is read: cold rests on"
-            " the salt alone. Give prefill_urls, decode_urls and lmcache_url."
+            "Without server URLs nothing is reset or counted: only unique prompts keep cold passes"
+            " cold. Set prefill_urls, decode_urls and lmcache_url."
         )
     elif params.lmcache_url:
         states.append("store-warm")
@@ -230,17 +229,17 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
 
 
 def _doubts(made: ExperimentPlan) -> Iterator[str]:
-    """What weakens the result before anything has run."""
+    """What weakens the result, known before anything has run."""
     params, settings = made.params, made.settings
     if settings is not None:
         if settings.fault:
             shows = FAULTS[settings.fault].shows
-            yield f"The simulated servers go wrong on purpose, {settings.fault}: {shows}."
+            yield f"Fault {settings.fault} is injected on purpose: {shows}."
         sharing = made.arms[0].capacity.instances_per_gpu
         if settings.on_gpu and sharing > 1:
             yield (
-                f"Up to {sharing} instances share a GPU: they wait for one another, so no role is"
-                " as fast as it would be alone."
+                f"Up to {sharing} instances share a GPU, so each is slower than it would be on its"
+                " own GPU."
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
@@ -254,14 +253,13 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
     space_tokens = made.kv_space_tokens
     if sent_tokens > space_tokens:
         yield (
-            f"The workload has {sent_tokens:,} tokens and an instance's KV space holds"
-            f" {space_tokens:,.0f}: warm passes will find evicted blocks. Raise"
-            " kv_cache_mib."
+            f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
+            f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."
         )
     for arm in made.arms:
         each = arm.tp.aggregated
         if arm.role == "subject" and arm.disaggregated and arm.gpus % each:
             yield (
-                f"{arm.label} has {arm.gpus} GPUs, which {each} a piece do not divide: its"
-                f" aggregated opponents have {max(1, arm.gpus // each) * each}."
+                f"{arm.label} uses {arm.gpus} GPUs, but its aggregated baseline only"
+                f" {max(1, arm.gpus // each) * each}, in instances of {each}."
             )

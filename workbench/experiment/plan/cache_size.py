@@ -1,4 +1,4 @@
-"""How much of a workload a cache of each size could serve, before anything is run."""
+"""The hit rate that a cache of each size could reach on a workload, before anything is run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SIZES = 24
 
 
 def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
-    """Hit rate of one cache that forgets the least recently used: `cache_tokens`, `hit_rate`.
+    """Hit rate of one LRU cache of each size: columns `cache_tokens` and `hit_rate`.
 
-    The requests come one after the other, so a real cache cannot do better, and does worse where
+    Requests come one after the other, so a real LRU cache cannot do better, and does worse if
     requests overlap. `attrs` has `ideal_reuse` (an infinite cache of single tokens), `block_tokens`
-    and, where it is known, `kv_space_tokens` of an instance. Empty where prompts share nothing.
+    and, if known, `kv_space_tokens` of an instance. Empty if prompts share nothing.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What the engine, its model and this machine allow, before anything is planned for them."""
+"""The engine's settings, its model and what this machine can give, before arms are planned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, Capacity]:
-    """Settings, what is known of the model (None on a hub), and what the machine can give."""
+    """Settings, facts of the model (None for one on a hub), and what the machine can give."""
     if params.engine == "simulated":
         return _simulated(params)
     facts = machine.facts()
@@ -48,12 +48,12 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
 
 
 def own_model(platform: Platform, dtype: str) -> Path:
-    """The tiny model, with fewer layers where this machine's processor is slow."""
+    """The tiny model, with fewer layers on a slow CPU."""
     return tiny_model(layers=layers_for(machine_speed(dtype)) if platform == "cpu" else LAYERS)
 
 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
-    """A pretended engine needs nothing of this machine."""
+    """A simulated engine needs nothing of this machine."""
     model = Path(simulated.__file__).parent
     kv_cache_mib = params.kv_cache_mib
     if params.fault == "eviction" and isinstance(params, PdSweep | PrefixCache):
@@ -70,7 +70,7 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
 
 
 def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
-    """How fast this machine runs the tiny model; None where another model or engine runs."""
+    """How fast this machine runs the tiny model; None for another model or engine."""
     own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
     return machine_speed(settings.dtype) if own else None
 
@@ -80,23 +80,23 @@ def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
     notes = []
     if settings.dtype == "float32" and params.dtype == "auto":
         notes.append(
-            "This processor has no fast bf16 kernels (no AVX-512), so weights and KV are float32:"
-            " KV takes twice the bytes. Choose with dtype."
+            "This CPU has no fast bf16 kernels (no AVX-512), so weights and KV use float32 and"
+            " twice the bytes. Override with dtype."
         )
     speed = own_speed(params, settings)
     if speed is not None and (layers := model_facts(settings.model).layers) < LAYERS:
         cold_s = speed.prefill_s(REFERENCE_TOKENS)
         notes.append(
-            f"This processor is slow, so the tiny model has {layers} of {LAYERS} layers: with all,"
-            f" a cold prompt of {REFERENCE_TOKENS:,} tokens would take {cold_s:.1f} s."
+            f"This CPU is slow, so the tiny model uses {layers} of {LAYERS} layers. With all, a"
+            f" cold {REFERENCE_TOKENS:,}-token prompt would take {cold_s:.1f} s."
         )
     return notes
 
 
 def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
-    """Refuse GPUs that somebody else has filled: vLLM would fail after minutes of loading.
+    """Refuse GPUs with too little free memory: vLLM would fail after minutes of loading.
 
-    Of the visible GPUs the first `gpus`, which are the ones that instances get.
+    Checks the first `gpus` visible ones, which are those that instances get.
     """
     if not settings.on_gpu:
         return
@@ -106,16 +106,16 @@ def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
         if gpu.memory_free_gb < wanted_gb:
             raise PlanError(
                 f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_gb:.1f} of"
-                f" {gpu.memory_gb:.1f} GB free and gpu_memory_share {share:g} takes"
-                f" {wanted_gb:.1f} GB; end what runs there, or lower gpu_memory_share, e.g. to"
-                f" {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f}"
+                f" {gpu.memory_gb:.1f} GB free, but gpu_memory_share {share:g} needs"
+                f" {wanted_gb:.1f} GB; stop what runs there, or lower it (example:"
+                f" gpu_memory_share {max(0.05, 0.95 * gpu.memory_free_gb / gpu.memory_gb):.2f})"
             )
 
 
 def one_instance(
     params: PrefixCache | LMCacheHitAnalysis, settings: EngineSettings, capacity: Capacity
 ) -> partial[Arm]:
-    """Makes arms of one aggregated instance, for which the machine has room."""
+    """Makes arms of one aggregated instance. Raises PlanError if the machine has no room for it."""
     topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
     gpus = topology.gpus(tp)
     check_capacity(topology, tp, capacity, settings)

@@ -26,7 +26,7 @@ DISK = "lmcache, L2 on disk"
 
 _COLD, _ENGINE, _STORE, _DISK = map(pass_in, ("cold", "engine-warm", "store-warm", "disk-warm"))
 _AGAIN = Pass(name="asked again", state="store-warm")
-"""As store-warm, where the store is not expected to have it all: no gate asks for it."""
+"""As store-warm, but without a gate: the store is not expected to hold everything."""
 
 
 def chunk_label(chunk_tokens: int) -> str:
@@ -38,8 +38,8 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
     """The arms of a live analysis. Raises PlanError for what this machine cannot have."""
     if params.log_file:
         raise PlanError(
-            f"log_file is {params.log_file!r}: a log is read and nothing is measured, so there is"
-            " no plan; leave log_file empty for a live run"
+            f"log_file is {params.log_file!r}, so an existing log is analysed and nothing is"
+            " measured; leave log_file empty to plan a live run"
         )
     if params.engine == "attach":
         return _attached(params)
@@ -54,8 +54,8 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         kept_mb = sent * model.kv_shape.bytes_per_token / 2**20
         if params.small_store_mb > kept_mb:
             doubts.append(
-                f"A pass has {kept_mb:.1f} MB of KV, which small_store_mb {params.small_store_mb:g}"
-                " holds: nothing will be evicted. Lower it, or send more."
+                f"A pass has {kept_mb:.1f} MB of KV, which fits small_store_mb"
+                f" {params.small_store_mb:g}: nothing will be evicted. Lower small_store_mb."
             )
     main = 256 if 256 in params.chunk_tokens else params.chunk_tokens[0]
     make = partial(
@@ -107,7 +107,7 @@ def _plan(
 
 
 def _chunk_of(url: str) -> int:
-    """The chunk of a running LMCache server, asked of it; 0 where it does not say."""
+    """The chunk size that a running LMCache server reports; 0 if it does not."""
     try:
         asked = httpx.get(
             f"{server_address(url)}/status", timeout=3.0, trust_env=False,
@@ -120,24 +120,24 @@ def _chunk_of(url: str) -> int:
 
 
 def _attached(params: LMCacheHitAnalysis) -> ExperimentPlan:
-    """One arm of servers that run already; counters before and after say who served what."""
+    """One arm of attached servers; their counters before and after say who served what."""
     states = ["cold", "engine-warm"]
     if params.decode_urls and params.lmcache_url:
         states.append("store-warm")
     doubts = [
-        "The servers were started by somebody else: rounds are not launches, and whoever else used"
-        " them is in their counters too."
+        "This run did not start the servers: rounds reuse one launch, and counters include other"
+        " clients."
     ]
     if not (params.decode_urls and params.lmcache_url):
         doubts.append(
-            "Without decode_urls and lmcache_url no counter is read and nothing is reset: who"
-            " served a token is not known. Give both."
+            "Without decode_urls and lmcache_url nothing is reset or counted, so who served a token"
+            " is unknown. Set both."
         )
     chunk_tokens = _chunk_of(params.lmcache_url) if params.lmcache_url else 0
     if params.lmcache_url and not chunk_tokens:
         doubts.append(
-            f"The LMCache server at {params.lmcache_url} does not say how long its chunk is, so"
-            " what it could have served is not known."
+            f"The LMCache server at {params.lmcache_url} does not report its chunk size, so"
+            " expected hits are unknown."
         )
     arm = Arm(
         label="attached",

@@ -1,6 +1,6 @@
-"""What will be measured: arms, their passes, the order of rounds, and about how long it takes.
+"""What will be measured: arms, their passes, the order of rounds, and the estimated duration.
 
-A plan starts none of its servers, and it prints every process that a run would start.
+Printing a plan shows every process that a run would start; planning starts none of them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-war
 class Pass:
     """One run of the workload in a declared cache state.
 
-    `share` of each prompt is what the cold pass has sent before; the rest is new. `decode_shift`
-    routes every request to another decode (or aggregated) instance than before.
+    `share` is the fraction of each prompt that the cold pass has sent before; the rest is new.
+    `decode_shift` routes every request to another decode (or aggregated) instance than before.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Pass:
     share: float = 1.0
     decode_shift: int = 0
     rate_per_s: float = 0.0
-    """Of a sweep over rates: the offered one; 0 for the plan's own arrivals."""
+    """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
 
 
 def pass_in(state: str) -> Pass:
@@ -65,7 +65,7 @@ def rate_pass(rate_per_s: float) -> Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One configuration being compared; `subject` is what was asked for."""
+    """One configuration that is measured; a `subject` was requested, an `opponent` was added."""
 
     label: str
     role: Literal["subject", "opponent", "attached"]
@@ -83,14 +83,16 @@ class Arm:
     disk: bool = False
     """The store has a second tier on the disk."""
     may_fail: bool = False
-    """What the engine does not accept leaves this arm out, with its reason as a doubt."""
+    """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
     def deployment(
         self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
-            raise PlanError(f"arm {self.label!r} is attached: its servers are not started here")
+            raise PlanError(
+                f"arm {self.label!r} is attached: its servers run already and are not started here"
+            )
         return plan_deployment(
             self.topology,
             connector(self.connector),
@@ -106,7 +108,7 @@ class Arm:
 
     @property
     def kv_connector(self) -> Connector | None:
-        """All that is known of its connector; None of attached servers that do not say."""
+        """Its connector; None for attached servers whose connector is unknown."""
         return CONNECTORS.get(self.connector)
 
     @property
@@ -130,7 +132,7 @@ class ExperimentPlan:
     rounds: int
     workload: WorkloadSpec
     arrivals: Arrivals
-    """Of a sweep over rates: those of its highest."""
+    """In a sweep over rates, those of its highest rate."""
     rates: Rates | None = None
     """A sweep over rates, or a search; each rate is a cold pass with prompts of its own."""
     doubts: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ class ExperimentPlan:
     notes: tuple[str, ...] = ()
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
-    """How requests are put; of attached servers it is found out when the run begins."""
+    """The form of requests; for attached servers it is found out when the run begins."""
 
     @property
     def settings(self) -> EngineSettings | None:
@@ -160,7 +162,7 @@ class ExperimentPlan:
 
     @property
     def kv_space_tokens(self) -> float:
-        """Tokens that an instance holds; NaN on a GPU, where only vLLM knows what memory leaves."""
+        """Tokens that fit an instance's KV cache; NaN on a GPU, where only vLLM knows it."""
         settings = self.settings
         if settings is None or settings.on_gpu:
             return nan
@@ -177,15 +179,15 @@ class ExperimentPlan:
 
     @property
     def text_reference(self) -> str:
-        """The arm whose cold answers all others are held to: an aggregated one if there is one."""
+        """The arm whose cold responses all others must equal: an aggregated one if there is one."""
         aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
         return next(aggregated, self.arms[0].label)
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
         """The arms of a round: each second round mirrors the one before, each pair rotates by one.
 
-        So that no arm is always first, or always behind the same neighbour, while the machine
-        drifts. (Rotating every round would undo the mirror: of two arms the same is first.)
+        While the machine drifts, no arm is always first or always behind the same neighbour.
+        (Rotating every round would undo the mirror: of two arms the same would be first.)
         """
         turn = round_number // 2 % len(self.arms)
         rotated = (*self.arms[turn:], *self.arms[:turn])
@@ -213,7 +215,7 @@ class ExperimentPlan:
 
     @property
     def estimate_s(self) -> float:
-        """About how long the run takes with nothing else running here; NaN where not known."""
+        """About how long the run takes on an idle machine; NaN if unknown."""
         rates = self.rates.expected if self.rates is not None else ()
         sent_s = sum(len(self.workload.sample.requests) / rate for rate in rates)
         if self.platform == "simulated":
@@ -249,7 +251,7 @@ class ExperimentPlan:
         if self.rates is None:
             return self.arrivals.describe()
         kind = self.arrivals.kind.capitalize()
-        return f"open loop, {kind} at each rate (seed {self.arrivals.seed})"
+        return f"open loop, {kind} arrivals at each rate (seed {self.arrivals.seed})"
 
     def __str__(self) -> str:
         arms, rounds = len(self.arms), self.rounds
@@ -263,26 +265,26 @@ class ExperimentPlan:
             if arm.settings is not None:
                 lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s
-        about = "not known beforehand" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
+        about = "unknown for this model" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
         if self.speed is not None:
-            about += f" with nothing else running (this machine: {self.speed})"
+            about += f" on an idle machine ({self.speed})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
 LAUNCH_S, LAUNCH_INSTANCE_S = 1.6, 1.0
-"""Start, warm-up and stop: of a launch, and of each instance, where the fork server loads in
-TYPICAL.fork_server_s (a quiet `make report` of 2026-11-29)."""
+"""Start, warm-up and stop of a launch and of each instance, if the fork server loads in
+TYPICAL.fork_server_s (`make report` on an idle machine, 2026-11-29)."""
 PASS_S, WARM_SHARE = 0.4, 0.05
-"""Of every pass: resets and counters, and what a warm prefill takes of a cold one."""
+"""Resets and counters of every pass, and the cost of a warm prefill as a fraction of a cold one."""
 
 
 def run_id(params: EngineParams) -> str:
-    """Slug and hash of the resolved parameters: equal before a run and after it."""
+    """Slug and hash of the resolved parameters, equal before and after a run."""
     values = asdict(params)
     values.pop("output_dir")
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
-    # Files that have grown, and a registry with another claim, are others.
+    # A file that has grown, or a registry with another claim, makes another run.
     logs = [Path(name) for name in getattr(params, "log_files", [])]
     if seen := [_seen(log) for log in logs if log.is_file()]:
         values["log_seen"] = seen

@@ -1,4 +1,4 @@
-"""Rates: the passes of a sweep or search, and what each has met so far."""
+"""The rates of a sweep or search, and how many requests met the limits at each so far."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LONGEST_S = 300.0
-"""A search goes down to a rate at which a pass takes so long."""
+"""A search stops going down at the rate at which a pass takes this long."""
 _SEARCHED_RATES = 7
-"""About as many does a search try."""
+"""How many a search tries, roughly."""
 
 
 def rate_name(rate_per_s: float) -> str:
@@ -36,16 +36,19 @@ class Rates:
     def __str__(self) -> str:
         if self.search is None:
             return ", ".join(map(rate_name, self.given))
-        return f"a search for the highest rate with {self.limits.share:.0%} within {self.limits}"
+        return (
+            f"a search for the highest rate with {100 * self.limits.share:.0f} % of requests within"
+            f" {self.limits}"
+        )
 
     @property
     def top_per_s(self) -> float:
-        """The highest rate that can be sent: what open files have to suffice for."""
+        """The highest rate that can be sent, for which open files are reserved."""
         return self.search.top_per_s if self.search else max(self.given)
 
     @property
     def expected(self) -> tuple[float, ...]:
-        """The rates that its duration is told by: those given, or a search that always doubles."""
+        """The rates that the estimated duration is based on: those given, or a doubling search."""
         if (search := self.search) is None:
             return self.given
         doubled = (search.first_per_s * 2**n for n in range(_SEARCHED_RATES))
@@ -54,8 +57,8 @@ class Rates:
     def of_round(self, number: int, arm: str, rows: Callable[[], pd.DataFrame]) -> Iterator[float]:
         """The rates of an arm in one round; `rows` has the requests measured so far.
 
-        A search chooses each rate by what the ones before it gave, in the first round. Later
-        rounds repeat its rates.
+        In the first round a search chooses each rate from the results so far. Later rounds
+        repeat its rates.
         """
         if self.search is None:
             yield from self.given
@@ -71,7 +74,7 @@ class Rates:
             yield rate
 
     def points(self, rows: pd.DataFrame, arm: str) -> list[Point]:
-        """An arm's rates so far in the order in which they were tried first."""
+        """An arm's rates so far, in the order of their first use."""
         if "rate_per_s" not in rows:
             return []
         mine = rows[(rows["arm"] == arm) & rows["rate_per_s"].gt(0)]
@@ -88,7 +91,7 @@ class Rates:
 
 
 def rates_of(params: PdSweep, requests: int) -> Rates | None:
-    """What the parameters ask for; None without rates to sweep or search."""
+    """The rates of the parameters; None without a sweep or search."""
     limits = Limits(
         ttft_s=params.ttft_limit_ms / 1000 or np.inf,
         tpot_s=params.tpot_limit_ms / 1000 or np.inf,

@@ -1,9 +1,9 @@
-"""Which rate is tried next, and what the rates tried say: the highest one that meets the limits.
+"""Finds the highest rate that meets the limits: which rate to try next, and what all rates show.
 
-Pure decisions: nothing is run here. A rate meets the limits when at least a share of its requests
-has TTFT and TPOT within them. The first round looks for the edge (doubling or halving until it is
-bracketed, then bisecting); later rounds repeat the same rates, each on a fresh launch. The answer
-rests on intervals of all rounds, and says "not resolved" where they do not carry one.
+Nothing is run here. A rate meets the limits if a wanted fraction of its requests has TTFT and TPOT
+within them. The first round doubles or halves the rate until the highest one is bracketed, then
+bisects. Later rounds repeat the same rates, each on a fresh launch. The answer is based on the
+intervals of all rounds, and is "not resolved" if they are too wide.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request has to keep to, in seconds, and how large a share of them."""
+    """TTFT and TPOT limits in seconds, and the fraction of requests that must meet them."""
 
     ttft_s: float = inf
     tpot_s: float = inf
     share: float = 0.9
 
     def met(self, ttft_s: pd.Series[float], tpot_s: pd.Series[float]) -> pd.Series[bool]:
-        """Which requests met both; one that failed has no TTFT, one of one token no TPOT."""
+        """Which requests met both. A failed one has no TTFT, and one of a single token no TPOT."""
         return (ttft_s <= self.ttft_s) & (tpot_s.isna() | (tpot_s <= self.tpot_s))
 
     def __str__(self) -> str:
@@ -50,14 +50,14 @@ class Point:
 
     @property
     def share(self) -> float:
-        """Share of all requests that met the limits; NaN without any."""
+        """Fraction of all requests that met the limits; NaN without any."""
         return sum(self.met) / sum(self.sent) if sum(self.sent) else nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % of the share: Wilson's over requests, or wider where rounds differ by more.
+        """95 % interval of the fraction: Wilson's over requests, or wider if rounds differ more.
 
-        Requests of one launch share its queue, so they alone would promise too much.
+        Requests of one launch share its queue, so an interval over requests alone is too narrow.
         Source: E. B. Wilson, JASA 22 (1927), 209-212; the t interval of the rounds' shares.
         """
         n = sum(self.sent)
@@ -75,15 +75,15 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The highest rate that certainly meets the limits and the lowest that certainly does not."""
+    """The highest rate whose interval meets the limits, and the lowest one that misses them."""
 
     met_per_s: float
-    """NaN where no rate certainly meets them."""
+    """NaN if there is none."""
     missed_per_s: float
-    """NaN where no rate certainly misses them."""
+    """NaN if there is none."""
     resolved: bool
     reason: str
-    """Why it is not resolved; empty when it is."""
+    """Why it is not resolved; empty if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,17 +94,17 @@ class Search:
     first_per_s: float
     bottom_per_s: float
     top_per_s: float
-    """Above it all requests arrive within one TTFT limit: a burst, and no rate."""
+    """Above it all requests arrive within one TTFT limit: a burst, not a rate."""
     resolution: float = 0.1
-    """The bracket is closed when its ends differ by no more than this share."""
+    """The search ends when both sides differ by at most this fraction."""
     wide: float = 0.3
-    """An answer is one when its ends differ by no more than this share."""
+    """The result is resolved if both sides differ by at most this fraction."""
     most_points: int = 9
 
     def next_rate(self, points: Sequence[Point]) -> float | None:
-        """The rate to try after these of the first round, or None when there is none.
+        """The rate to try after these of the first round, or None at the end.
 
-        A rate counts as met by its share alone; intervals come later, with more rounds.
+        Here the fraction alone decides whether a rate met the limits; intervals need more rounds.
         """
         met = [p.rate_per_s for p in points if p.share >= self.limits.share]
         missed = [p.rate_per_s for p in points if not p.share >= self.limits.share]
@@ -124,7 +124,7 @@ class Search:
         return None if any(rate == p.rate_per_s for p in points) else rate
 
     def answer(self, points: Sequence[Point]) -> Answer:
-        """What the rates of all rounds say."""
+        """What the rates of all rounds show together."""
         share = self.limits.share
         met = [p.rate_per_s for p in points if p.interval[0] >= share]
         missed = [p.rate_per_s for p in points if p.interval[1] < share]
@@ -138,8 +138,8 @@ class Search:
             return "no rate was measured"
         if highest > lowest:
             return (
-                f"{highest:g} requests/s met the limits and {lowest:g} missed them, which no single"
-                " edge can do: measure again with more requests"
+                f"{highest:g} req/s met the limits but the lower {lowest:g} req/s missed them;"
+                " measure again with more requests"
             )
         straddling = ""
         for p in points:
@@ -147,25 +147,25 @@ class Search:
             outside = p.rate_per_s < highest or p.rate_per_s > lowest
             if low < share <= high and not outside and not straddling:
                 straddling = (
-                    f"at {p.rate_per_s:g} requests/s {p.share:.0%} of {sum(p.sent)} requests met"
-                    f" the limits, of which the interval, {low:.0%} to {high:.0%}, holds the wanted"
-                    f" {share:.0%}: send more requests or take more rounds"
+                    f"at {p.rate_per_s:g} req/s {100 * p.share:.0f} % of {sum(p.sent)} requests met"
+                    f" the limits (95 % CI {100 * low:.0f} to {100 * high:.0f} %), which does not"
+                    f" settle {100 * share:.0f} %; use more requests or rounds"
                 )
         if isnan(highest) and isnan(lowest):
             return straddling
         if isnan(lowest):
             return straddling or (
-                f"all rates up to {highest:g} requests/s met the limits, and at a higher one than"
-                f" {self.top_per_s:.3g} all requests would arrive at once: send more requests"
+                f"all rates up to {highest:g} req/s met the limits, and above {self.top_per_s:.3g}"
+                " req/s all requests arrive at once; use more requests"
             )
         if isnan(highest):
             return straddling or (
-                f"even {lowest:g} requests/s missed the limits: raise the limits, or begin lower"
-                " with rate_per_s"
+                f"even {lowest:g} req/s missed the limits; raise the limits or start with a lower"
+                " rate_per_s"
             )
         if lowest > (1 + self.wide) * highest:
             return straddling or (
-                f"between {highest:g} and {lowest:g} requests/s nothing was measured: begin"
-                f" there, e.g. -p rate_per_s {sqrt(highest * lowest):.3g}"
+                f"nothing was measured between {highest:g} and {lowest:g} req/s; start there"
+                f" (example: -p rate_per_s {sqrt(highest * lowest):.3g})"
             )
         return ""

@@ -2,8 +2,8 @@
 
     python -m workbench.experiment.plan.speed float32     measures, and prints one JSON line
 
-What it is for: the duration that a plan announces, and the size of the tiny model. No result is
-made from it. It holds for one processor, number format and version of vLLM.
+Used for a plan's estimated duration and for the size of the tiny model, never for a result. Valid
+for one CPU, number format and vLLM version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workbench.serve.tiny_model import LAYERS, cache_folder, tiny_model
 
 REFERENCE_TOKENS = 22_660
 SLOW_PREFILL_S = 6.0
-"""A cold prompt of REFERENCE_TOKENS may take this long before the tiny model gets fewer layers."""
+"""The tiny model gets fewer layers if a cold prompt of REFERENCE_TOKENS takes longer than this."""
 TOKEN_S, PAIR_S = 6.9e-5, 4.8e-9
 """Prefill of a token, and of a token squared (attention), where this was written: 2 cores with
 AVX-512, bf16, a fit of 5,000 and 22,660 tokens. Their ratio is the same in float32 with AVX2."""
@@ -39,30 +39,32 @@ TIMEOUT_S = 300.0
 class Speed:
     """CPU seconds of this machine's work, of the tiny model with all its layers on one core.
 
-    CPU seconds, so that other programs on the machine do not count. With nothing else running they
-    are the seconds that pass.
+    CPU seconds do not include other programs; on an idle machine they equal elapsed seconds.
     """
 
     dtype: str
     prefill_times: float
-    """How many times as long a prefill takes as TOKEN_S and PAIR_S say."""
+    """Prefill time relative to what TOKEN_S and PAIR_S give."""
     step_s: float
     """One decode step."""
     fork_server_s: float
     """Until the fork server has loaded vLLM."""
     at: str
-    """When it was measured, ISO 8601; empty for figures of another machine."""
+    """When it was measured, ISO 8601; empty for another machine's figures."""
 
     def prefill_s(self, tokens: int, *, reused_tokens: int = 0, layers: int = LAYERS) -> float:
-        """Seconds of a lone prefill of `tokens`, of which a cache has the first."""
+        """Seconds of a single prefill of `tokens`, the first `reused_tokens` being cached."""
         typical_s = _typical_prefill_s(tokens) - _typical_prefill_s(reused_tokens)
         return layers / LAYERS * self.prefill_times * typical_s
 
     def __str__(self) -> str:
         if not self.at:
-            return "not measured here; figures of another machine"
+            return "based on another machine's speed"
         cold_s = self.prefill_s(REFERENCE_TOKENS)
-        return f"measured {self.at[:10]}: {REFERENCE_TOKENS:,} tokens take {cold_s:.1f} s cold"
+        return (
+            f"a cold {REFERENCE_TOKENS:,}-token prompt takes {cold_s:.1f} s, measured"
+            f" {self.at[:10]}"
+        )
 
 
 def _typical_prefill_s(tokens: int) -> float:
@@ -70,11 +72,11 @@ def _typical_prefill_s(tokens: int) -> float:
 
 
 TYPICAL = Speed(dtype="bfloat16", prefill_times=1.0, step_s=0.004, fork_server_s=11.0, at="")
-"""Of the machine that this was written on, where none was measured."""
+"""Of the machine that this was written on; used where nothing was measured."""
 
 
 def layers_for(speed: Speed) -> int:
-    """Layers of the tiny model: as many as keep a cold reference prompt under SLOW_PREFILL_S."""
+    """Layers of the tiny model: the most that keep a cold reference prompt under SLOW_PREFILL_S."""
     fits = (n for n in range(LAYERS, 0, -1) if speed.prefill_s(REFERENCE_TOKENS, layers=n)
             <= SLOW_PREFILL_S)  # fmt: skip
     return next(fits, 1)
@@ -86,8 +88,8 @@ _not_measured: set[str] = set()
 def machine_speed(dtype: str) -> Speed:
     """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
 
-    TYPICAL where vLLM is not installed or does not run here: then the run itself will say why. A
-    process that could not measure does not try again, so that all its plans have one model.
+    TYPICAL if vLLM is not installed or does not run here; the run itself will say why. A process
+    that could not measure does not try again, so that all its plans use the same model.
     """
     if find_spec("vllm") is None or dtype in _not_measured:
         return TYPICAL
@@ -99,7 +101,7 @@ def machine_speed(dtype: str) -> Speed:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (known := _read(file)) is not None:
                 return known
-            print("measuring this machine's speed, once: about 15 s", flush=True)
+            print("measuring the speed of this CPU once (about 15 s)", flush=True)
             if (speed := _measured(dtype)) is None:
                 _not_measured.add(dtype)
                 return TYPICAL
@@ -126,7 +128,7 @@ def _key(dtype: str) -> str:
 
 
 def _measured(dtype: str) -> Speed | None:
-    """Measure in a process of its own: a notebook's loop runs already, and stays free."""
+    """Measure in a separate process, since a notebook's event loop is already running."""
     command = [sys.executable, "-m", "workbench.experiment.plan.speed", dtype]
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""From a notebook's parameters to what is sent and when: the workload's spec and its arrivals."""
+"""What is sent and when, from a notebook's parameters: the workload's spec and its arrivals."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
 UNKNOWN_VOCAB_TOKENS = 5_000
-"""Ids below it exist in every model in use; what a hub or an attached server has is not known."""
+"""Token ids below it exist in every model in use; used where the vocabulary is unknown."""
 _OF_TEXT = ("prompts", "text")
 _ON_A_CPU = {"long_context_high_reuse": 16_384}
-"""Longest prompts where a workload's own would take minutes each, or more memory than there is."""
+"""Longest prompts on a CPU, where a workload's own would take minutes each or too much memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class WorkloadSpec:
     name: str
     options: dict[str, Any]
     lengths: tuple[int, ...] = ()
-    """To which unique prompts are cut in turn, of a workload of several lengths."""
+    """Of a workload of several lengths: unique prompts are cut to these in turn."""
     tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
     """For prompts of text, and for chat."""
     chat: bool = False
@@ -89,7 +89,7 @@ class WorkloadSpec:
 
     @cached_property
     def sample(self) -> Workload:
-        """The workload behind some salt: for what does not depend on it."""
+        """The workload with some salt, for what does not depend on it."""
         return self.build("plan")
 
     @property
@@ -110,13 +110,13 @@ class WorkloadSpec:
 
     @property
     def writing_doubt(self) -> str:
-        """What the text did to the prompts' lengths; empty where they are as wanted."""
+        """How many prompts have another length as text than requested; empty if none has."""
         wanted = self._of_ids("plan")
         if self.name == "prompts" or not (missed := lengths_missed(wanted, self.sample)):
             return ""
         return (
-            f"As text {missed} of {len(wanted.requests)} prompts are not as long as asked for; the"
-            " lengths shown are those sent."
+            f"As text, {missed} of {len(wanted.requests)} prompts differ from the requested length."
+            " The lengths shown are those sent."
         )
 
     def __str__(self) -> str:
@@ -180,8 +180,8 @@ def attached_tokenizer(params: EngineParams, served: str = "") -> ModelTokenizer
     name = given or params.model or (served if Path(served).is_dir() else "")
     if not name:
         raise ParameterError(
-            "attached servers do not give their tokenizer, and prompts of text need it to be"
-            " counted: name it, e.g. -p tokenizer /models/Qwen2.5-7B-Instruct"
+            "attached servers do not give their tokenizer, which is needed to count the tokens of"
+            " text prompts; set it (example: -p tokenizer /models/Qwen2.5-7B-Instruct)"
         )
     return model_tokenizer(name)
 
@@ -192,18 +192,18 @@ def _is_shortened(params: LoadParams, settings: EngineSettings | None) -> bool:
 
 
 def length_doubts(params: LoadParams, settings: EngineSettings) -> list[str]:
-    """What was made smaller because this is no GPU."""
+    """What was made smaller for a CPU."""
     if not _is_shortened(params, settings):
         return []
     longest, usual = _ON_A_CPU[params.workload], params.lengths[0]
     return [
-        f"{params.workload} has prompts of {longest // 2:,} to {longest:,} tokens here, since this"
-        f" is a CPU; on a GPU they have {usual // 2:,} to {usual:,}. Give prompt_tokens to choose."
+        f"On a CPU {params.workload} uses prompts of {longest // 2:,} to {longest:,} tokens, on a"
+        f" GPU {usual // 2:,} to {usual:,}. Override with prompt_tokens."
     ]
 
 
 def arrivals_of(params: LoadParams, requests: int, *, rate_per_s: float = 0.0) -> Arrivals:
-    """When so many requests are sent; `rate_per_s` replaces the one of the parameters."""
+    """When the requests are sent; `rate_per_s` replaces the one of the parameters."""
     rate_per_s = rate_per_s or params.rate_per_s
     kind = params.arrival_kind
     if kind == "closed" and rate_per_s:
@@ -225,8 +225,8 @@ def arrivals_of(params: LoadParams, requests: int, *, rate_per_s: float = 0.0) -
             )
             if trace.untimed:
                 raise ParameterError(
-                    f"arrivals is 'trace' and {trace.untimed} of {len(trace.rows)} lines of"
-                    f" trace_file {params.trace_file} have no time: leave trace_speed at 0, or send"
-                    " them at a rate, e.g. -p rate_per_s 2"
+                    f"arrivals is 'trace', but {trace.untimed} of {len(trace.rows)} lines of"
+                    f" trace_file {params.trace_file} have no timestamp; set trace_speed to 0, or"
+                    " send the requests at a rate (example: -p rate_per_s 2)"
                 )
             return at_times(row.arrival_s / (params.trace_speed or 1.0) for row in trace.rows)

@@ -1,6 +1,6 @@
-"""All of result.json, as records: what a run is told by, from the measuring to the page.
+"""All of result.json as records, written and read only here.
 
-Written and read here alone. `python -m workbench.experiment.result.facts` prints its JSON schema.
+`python -m workbench.experiment.result.facts` prints its JSON schema.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Card:
     low: Number = nan
     high: Number = nan
     note: str = ""
-    """What it rests on, and what failed gates do to it."""
+    """Its sample, and a word on what failed gates do to it."""
     rests_on: Kind | Literal[""] = ""
-    """The kind of number; empty where no gate touches it."""
+    """The kind of number; empty if no gate touches it."""
     passes: tuple[str, ...] = ()
-    """The passes that it comes from; none where it comes from all."""
+    """The passes that it comes from; empty for all."""
     spoilt: Effect | Literal[""] = ""
     """What failed gates do to it."""
     kind: str = ""
@@ -60,13 +60,13 @@ def spoilt_note(effect: str, note: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """How a run came out, in the words that page, index and terminal share."""
+    """How a run ended, in the words of page, index and terminal."""
 
     word: str
     """`checks passed`, `checks failed`, `checks undecided`, `not valid`, `run failed`, ..."""
     severity: Literal["ok", "unsure", "bad"]
     why: str = ""
-    """One sentence; empty where every check holds."""
+    """One sentence; empty if every check passed."""
 
     @property
     def mark(self) -> str:
@@ -115,19 +115,19 @@ class RateRow:
 
     arm: str
     rate_per_s: Number
-    """As it was asked for."""
+    """The requested rate."""
     n_requests: int
     n_rounds: int
     share: Number
-    """Of requests that met the limits."""
+    """Fraction of requests that met the limits."""
     share_low: Number
     share_high: Number
     offered_per_s: Number
-    """That of the times drawn for it."""
+    """The rate of the arrival times drawn for it."""
     achieved_per_s: Number
-    """The rate at which answers ended, between the first and the last of a round."""
+    """Throughput: responses per second, from the first to the last end of a round."""
     goodput_per_s: Number
-    """The last times the share that met the limits."""
+    """`achieved_per_s` times `share`."""
     ttft_s: Number
     ttft_low_s: Number
     ttft_high_s: Number
@@ -172,7 +172,7 @@ class ArmFacts:
     gpus: int = 0
     instances: int = 0
     model: str = ""
-    """The name that requests ask for."""
+    """The model name in requests."""
     passes: tuple[str, ...] = ()
     command_lines: tuple[str, ...] = ()
     """Of the first launch."""
@@ -180,7 +180,7 @@ class ArmFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """Model and number format of servers that were started here; empty for attached ones."""
+    """Model and number format of servers started here; empty for attached ones."""
 
     model: str = ""
     layers: int | None = None
@@ -204,9 +204,9 @@ class WorkloadFacts:
     """Without the salt."""
     seed: int = 0
     ideal_reuse: Number = nan
-    """Share of the prompt tokens of the list."""
+    """Fraction of the planned prompt tokens that an infinite cache would hold."""
     ideal_reuse_sent: Number = nan
-    """Of what was sent cold: conversations hold real answers."""
+    """The same of what was sent cold: conversations contain real responses."""
 
 
 def _name_in_file(name: str) -> str:
@@ -237,7 +237,7 @@ class RunFacts:
     machine: Mapping[str, Any] = field(default_factory=dict)
     finding: str = ""
     unproven: str = ""
-    """The finding as it would be without the gates that failed; empty when none strikes it."""
+    """The finding without the failed gates; empty if none takes it away."""
     scope: str = ""
     outcome: RunOutcome | None = None
     """Own words of a result in place of `checks passed` and the like."""
@@ -279,7 +279,7 @@ class RunFacts:
 
 
 def to_plain(facts: RunFacts) -> dict[str, Any]:
-    """The facts as result.json has them: dictionaries and lists, null for what is not known."""
+    """The facts as in result.json: dictionaries and lists, null for what is unknown."""
     plain: dict[str, Any] = jsonable(facts)
     return plain
 
@@ -306,32 +306,37 @@ def _named(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_facts(path: Path) -> RunFacts:
-    """Read a result.json. Raises ResultError that names the field which cannot be used."""
+    """Read a result.json. Raises ResultError with the name of an invalid field."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:
-        raise ResultError(f"{path} does not exist: no run has succeeded in this folder") from error
+        raise ResultError(
+            f"{path} does not exist, so no run has succeeded in this folder"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"{path} cannot be read: {error}") from error
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is not JSON ({error}): the file was cut or edited") from error
+        raise ResultError(
+            f"{path} is not valid JSON ({error}); the file may be cut off or edited"
+        ) from error
     return from_plain(plain, str(path))
 
 
 def from_plain(plain: Any, source: str) -> RunFacts:
-    """The facts in parsed JSON of this schema or an earlier one; `source` is named in an error."""
+    """The facts in parsed JSON of this schema or an earlier one; errors name `source`."""
     from pydantic import ValidationError
 
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if schema is None:
-        raise ResultError(f"{source} names no schema: it was not written by the workbench")
+        raise ResultError(f"{source} has no field schema, so the workbench did not write it")
     if type(schema) is not int or schema < 1:
-        raise ResultError(f"{source}: schema is {schema!r}, but it must be a number from 1 on")
+        raise ResultError(f"{source}: schema must be an integer of at least 1, got {schema!r}")
     if schema > SCHEMA:
         raise ResultError(
-            f"{source} has schema {schema} and this workbench reads up to {SCHEMA}: update it"
+            f"{source} has schema {schema}, but this workbench reads at most {SCHEMA}; update the"
+            " workbench"
         )
     try:
         current = plain if schema == SCHEMA else _from_schema_1(plain)
@@ -350,7 +355,7 @@ def _adapter() -> TypeAdapter[RunFacts]:
 
 
 def _mistake(error: Any) -> str:
-    """The first field that cannot be used: what was found, and what is allowed."""
+    """The first invalid field: what was found, and what is allowed."""
     first, *others = error.errors()
     where = ".".join(map(str, first["loc"]))
     more = f" (and {len(others)} more mistake{'s' * (len(others) > 1)})" if others else ""
@@ -368,7 +373,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema 2 nests the estimate of a median and the ratio of a comparison."""
+    """The fields of schema 2, which nests estimates of medians and ratios of comparisons."""
     gates = plain.get("gates")
     failed = [
         str(gate.get("name"))
@@ -393,14 +398,14 @@ def _from_schema_1(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _each(rows: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-    """The rows, changed; what is no row stays as it is, for the schema to name."""
+    """The rows, changed; anything else stays as it is and fails the schema."""
     if not isinstance(rows, list):
         return rows
     return [change(row) if isinstance(row, dict) else row for row in rows]
 
 
 def _nested(row: Mapping[str, Any], into: str, moved: Mapping[str, str]) -> dict[str, Any]:
-    """A row of which the `moved` columns stand in one of their own, by other names."""
+    """A row with its `moved` columns nested in the column `into`, under other names."""
     kept = {name: value for name, value in row.items() if name not in moved}
     return kept | {into: _moved(row, moved)}
 
@@ -410,13 +415,13 @@ def _moved(row: Mapping[str, Any], moved: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _card_of_schema_1(card: Mapping[str, Any], failed: list[str]) -> dict[str, Any]:
-    """Earlier cards do not say what failed gates do to them."""
+    """A card with what failed gates do to it, which earlier cards lack."""
     if "spoilt" in card:
         return dict(card)
     of_unit: dict[Any, Kind] = {"x": "ratios", "tokens": "counts"}
     kind = card.get("rests_on") or of_unit.get(str(card.get("unit")), "times")
     if kind not in get_args(Kind) or not isinstance(card.get("note") or "", str):
-        return dict(card)  # the schema names what is wrong
+        return dict(card)  # the schema rejects it
     effect = spoil(failed, kind).effect
     note = (card.get("note") or "").removeprefix("not proven: a gate failed; ")
     return {**card, "spoilt": effect, "note": spoilt_note(effect, note)}

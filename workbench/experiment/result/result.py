@@ -1,4 +1,4 @@
-"""A run's result, as notebooks hold it: what it found, and the frames behind every number."""
+"""The result of a run for notebooks: what it found, and the frames behind every number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIME = "application/vnd.workbench.result+json"
-"""An output of this type in a notebook holds a result's facts, and its folder under `folder`."""
+"""A notebook output of this type has the facts of a result, and its folder under `folder`."""
 FRAMES = ("requests", "legs", "counters", "gauges")
 
 _METRICS = ("ttft", "tpot", "e2e", "system_tps")
@@ -108,7 +108,7 @@ class Result:
 
     @property
     def _limited(self) -> bool:
-        """Whether requests had a TTFT or TPOT limit to keep."""
+        """Whether requests had a TTFT or TPOT limit."""
         return any(self.run.parameters.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
 
     @property
@@ -118,7 +118,7 @@ class Result:
 
     @property
     def request_ledger(self) -> pd.DataFrame:
-        """The ledger of each answer: expected and cached prompt tokens, and their difference."""
+        """The ledger of each response: expected and cached prompt tokens, and their difference."""
         return tables.by_request(self.requests)
 
     @property
@@ -140,11 +140,11 @@ class Result:
         return self._showing(rows.drop(columns=["kind", "metric", "sentence"]), "ratios")
 
     def medians(self, *metrics: str) -> pd.DataFrame:
-        """The summary of some metrics as one wide table, in milliseconds and tokens per second."""
+        """Medians of some metrics as one wide table, in milliseconds and tokens per second."""
         known = dict.fromkeys(row.metric.removesuffix("_s") for row in self.run.summary)
         unknown = [metric for metric in metrics if metric not in known]
         if unknown:
-            raise ResultError(f"no metric {unknown[0]!r}: it has {', '.join(known)}")
+            raise ResultError(f"no metric {unknown[0]!r}; this result has {', '.join(known)}")
         return self._showing(tables.median_table(self.run.summary, metrics), "times")
 
     def waterfall(self) -> pd.DataFrame:
@@ -156,17 +156,17 @@ class Result:
         return self._showing(tables.waterfall_table(self.waterfall()), "times")
 
     def why(self) -> list[str]:
-        """A sentence for each pair of arms and cache state: which parts of TTFT differ."""
+        """Which parts of TTFT differ, a sentence per pair of arms and cache state."""
         does = spoil(self.run.failed_gates, "ratios")
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
-            doubts = [f"{said}: what follows may have other causes."]
+            doubts = [f"{said}. These differences may have other causes."]
         return doubts + why(self.waterfall(), self.run.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
-        """The requests of passes that find nothing or everything cached."""
+        """The requests of passes in which nothing or everything is cached."""
         rows = self.requests
         whole = rows[rows["pass"].isin(["cold", "engine-warm"])]
         failed = touching(rows.attrs["failed_gates"], set(whole["pass"]))
@@ -175,7 +175,7 @@ class Result:
 
     @property
     def hits(self) -> pd.DataFrame:
-        """Cached tokens of each request beside what an infinite cache would have held."""
+        """Cached tokens of each request, and what an infinite cache would have held."""
         rows = self.requests
         known = rows[(rows["cached_tokens"] >= 0) & (rows["arm"] != "cache off")]
         return known.rename(columns={"ideal_reuse_tokens": "ideal_tokens"})[
@@ -192,17 +192,17 @@ class Result:
             found = [f"{v:.1f}" if isinstance(v, float) else str(v) for v in flat]
             return pd.DataFrame({"what": flat.index, "found": found})
         frame = pd.DataFrame(value)
-        # A column of which nothing is known is one of numbers here, not of nulls.
+        # A column without any value becomes one of numbers, not of nulls.
         return frame.astype({name: float for name in frame if frame[name].isna().all()})
 
     def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
-        """A table for readers, with the kinds of number in it."""
+        """A table for readers, marked with the kinds of number in it."""
         frame = self._marked(frame)
         frame.attrs["shows"] = kinds
         return frame
 
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with what its figures must say: simulated, and gates that failed."""
+        """The frame, marked with what its figures must say: simulated, and failed gates."""
         frame.attrs["simulated"] = self.run.simulated
         frame.attrs["failed_gates"] = self.run.failed_gates
         frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
@@ -211,7 +211,7 @@ class Result:
 
     def _frame(self, name: str) -> pd.DataFrame:
         if name not in self.frames:
-            raise ResultError(f"{self.folder} has no {name}.parquet: it holds no such rows")
+            raise ResultError(f"{self.folder} has no {name}.parquet, so these rows are missing")
         return self.frames[name]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class Result:
 
 
 def load_result(folder: Path | str) -> Result:
-    """Read a run folder. Raises ResultError with a sentence for what is missing or unreadable."""
+    """Read a run folder. Raises ResultError for what is missing or unreadable."""
     folder = Path(folder)
     run = read_facts(folder / "result.json")
     return Result(run=run, folder=folder, frames=FrameFiles(folder, FRAMES))

@@ -1,4 +1,4 @@
-"""Tables of a result as a reader wants them, each made of its records or rows."""
+"""The tables of a result, each made of its records or rows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
 def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
     """The table of `metrics.percentiles` in milliseconds: `123 [110, 140]`, and n.
 
-    A percentile of too few values is not shown, but how many it needs.
+    A percentile of too few values is replaced by the number that it needs.
     """
     import pandas as pd
 
@@ -91,7 +91,7 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
         value, low, high = (
             three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
         )
-        few = row["note"].replace("needs n >= ", "needs n of ")
+        few = row["note"].replace("needs n >=", "needs n of")
         cells = rows.setdefault(tuple(row[name] for name in index), {})
         cells[f"p{100 * row['quantile']:g}"] = (
             few if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
@@ -100,7 +100,7 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def no_p99(gates: Iterable[Gate]) -> str:
-    """Why no p99 may be printed: the client itself was late. Empty where it may."""
+    """Why no p99 may be printed, namely a late client; empty if it may."""
     for gate in gates:
         if gate.name == "client kept up" and gate.outcome != "PASS":
             return f"gate 'client kept up' is {gate.outcome}: {gate.sentence}"
@@ -110,8 +110,8 @@ def no_p99(gates: Iterable[Gate]) -> str:
 def without_tails(found: pd.DataFrame) -> pd.DataFrame:
     """The percentiles without those that gates take away; their notes say so.
 
-    Gates that failed (`attrs["failed_gates"]`) take p99 and single gaps of the passes that they
-    touch, and a client of which it is not known whether it kept up (`attrs["no_p99"]`) p99.
+    Failed gates (`attrs["failed_gates"]`) take away p99 and single gaps of the passes that they
+    touch. A client that may have fallen behind (`attrs["no_p99"]`) takes away p99.
     """
     far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
@@ -125,9 +125,9 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_struck(found: pd.DataFrame) -> pd.DataFrame:
-    """The percentiles without those of passes whose times a failed gate strikes; notes say so.
+    """The percentiles without passes whose times a failed gate takes away; notes say so.
 
-    For a table of plain text, in which nothing can be struck out.
+    For a table of plain text, which cannot strike anything out.
     """
     found = found.copy()
     for name in found["pass"].unique():
@@ -145,7 +145,7 @@ def _withhold(found: pd.DataFrame, rows: pd.Series[bool], gate: str) -> None:
 def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
     """One row for each arm and offered rate, with units and intervals in the cells.
 
-    `limited` says that there were TTFT or TPOT limits to keep.
+    `limited` says that there were TTFT or TPOT limits.
     """
     import pandas as pd
 
@@ -157,14 +157,19 @@ def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
         )
         cells = {
             "arm": row.arm,
-            "asked for, /s": f"{row.rate_per_s:g}",
-            "offered, /s": three_digits(row.offered_per_s),
-            "ended, /s": three_digits(row.achieved_per_s),
+            "requested, req/s": f"{row.rate_per_s:g}",
+            "offered, req/s": three_digits(row.offered_per_s),
+            "throughput, req/s": three_digits(row.achieved_per_s),
             "requests": f"{row.n_requests} in {row.n_rounds} round{'s' * (row.n_rounds != 1)}",
         }
         if limited:
-            share = f"{row.share:.0%} [{row.share_low:.0%}, {row.share_high:.0%}]"
-            cells |= {"within the limits": share, "goodput, /s": three_digits(row.goodput_per_s)}
+            share, low_share, high_share = (
+                f"{100 * each:.0f}" for each in (row.share, row.share_low, row.share_high)
+            )
+            cells |= {
+                "within limits": f"{share} % [{low_share}, {high_share}]",
+                "goodput, req/s": three_digits(row.goodput_per_s),
+            }
         cells["TTFT p50, ms"] = middle if few else f"{middle} [{low}, {high}]"
         cells["TTFT p90, ms"] = three_digits(1000 * row.ttft_p90_s)
         cells["TPOT p50, ms"] = three_digits(1000 * row.tpot_s)
@@ -175,8 +180,8 @@ def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
 def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
     """Median of every part in milliseconds, a row per cache state and part, a column per arm.
 
-    Cells read `28.8 [25.1, 32.4]`, without an interval where the sample is too small for one,
-    and are empty where an arm has no such pass. Parts that no arm of a pass has are left out.
+    Cells are `28.8 [25.1, 32.4]`, without brackets if the sample is too small for an interval, and
+    empty if an arm has no such pass. Parts that no arm of a pass has are left out.
     """
     import pandas as pd
 
@@ -200,19 +205,19 @@ def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
 
 
 _ACCOUNTS = {
-    "counted": "sent, counted",
-    "reused": "reusable, served",
-    "moved": "fetched, moved",
-    "store": "loaded, store hits",
+    "counted": "sent vs counted",
+    "reused": "reusable vs served",
+    "moved": "fetched vs moved",
+    "store": "loaded vs store hits",
 }
-"""What is expected and what is observed in each account."""
+"""The expected and the observed number of each account."""
 
 
 def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
     """One row for each arm, cache state, role and account, over all rounds, in prompt tokens.
 
-    `unexplained` adds absolute values, so that rounds cannot make up for one another; `closes`
-    holds when every round does.
+    `unexplained` adds absolute values, so that rounds do not cancel out; `closes` holds if every
+    round closes.
     """
     import pandas as pd
 
@@ -247,10 +252,10 @@ def _causes(accounts: Sequence[Account]) -> str:
 
 
 def by_request(requests: pd.DataFrame) -> pd.DataFrame:
-    """The ledger of each answer, in prompt tokens, where server and yardstick both say.
+    """The ledger of each response in prompt tokens, if both of its sides are known.
 
-    `cached` is the server's own word in its usage, `expected` what perfect caches would have given
-    the answering instance; where KV is pulled (NIXL) that word counts what the prefill instance had
+    `cached` is what the server's usage reports, `expected` what ideal caches would have held for
+    the responding instance. Where KV is pulled (NIXL) usage counts what the prefill instance had
     cached, so these rows are left out.
     """
     pulling = [name for name, known in CONNECTORS.items() if known.pulls]
@@ -269,7 +274,7 @@ def by_request(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def styled(table: pd.DataFrame) -> Styler:
-    """The ledger for a page: accounts in which anything differs, in red those that do not close."""
+    """The ledger for a page: the accounts that do not match, in red those that do not close."""
     import pandas as pd
 
     even = table["closes"] & table["expected"].eq(table["observed"])
@@ -278,9 +283,11 @@ def styled(table: pd.DataFrame) -> Styler:
     names = shown[["arm", "pass", "role"]].itertuples(index=False)
     where = [", ".join(name).removesuffix(", all") for name in names]
     shown = shown.drop(columns=["arm", "pass", "role", "closes"]).assign(
-        **{"arm, state, role": where}
+        **{"arm, pass, role": where}
     )
-    shown = shown[["arm, state, role", "account", "expected", "observed", "causes", "unexplained"]]
+    numbers = ["expected", "observed"]
+    shown = shown.rename(columns={"unexplained": "no known source"})
+    shown = shown[["arm, pass, role", "account", *numbers, "causes", "no known source"]]
 
     colours = pd.DataFrame("", index=shown.index, columns=shown.columns)
     colours.loc[open_[shown.index]] = "color: #b3261e; font-weight: bold"
@@ -290,7 +297,7 @@ def styled(table: pd.DataFrame) -> Styler:
         .set_properties(subset=["account", "causes"], **{"text-align": "left"})
         .format(precision=0, thousands=",", na_rep="not known")
         .set_caption(
-            f"Prompt tokens, all rounds together. {int(even.sum())} more accounts are even to the"
-            " token and not listed."
+            f"Prompt tokens over all rounds. {int(even.sum())} more accounts match to the token"
+            " and are not listed."
         )
     )

@@ -1,7 +1,7 @@
-"""The folder of a run: written as an attempt, and moved up only when the run has succeeded.
+"""The folder of a run: written as an attempt, and moved up only if the run succeeds.
 
     outputs/<notebook>/<run_id>/            the newest good result: result.json, *.parquet, logs/
-    outputs/<notebook>/<run_id>/attempt-*   a run under way, or one that did not end well
+    outputs/<notebook>/<run_id>/attempt-*   a run in progress, or one that failed
 
 A failed rerun never touches the result of an earlier one, and two at a time do not collide. Frames
 are parquet files, written so that a million requests can be read back in seconds.
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
-"""What is not read from a file of more than GROUP_ROWS rows: stamps and texts stay there."""
+"""Columns that are not read from a file of more than GROUP_ROWS rows."""
 
 
 def output_root(output_dir: str) -> Path:
-    """`output_dir` as a path: relative ones start at the repository's root, not where one stands.
+    """`output_dir` as a path; relative ones start at the root of the repository.
 
-    Papermill works in the shell's folder and JupyterLab in the notebook's.
+    The working folder differs: papermill uses the shell's, JupyterLab the notebook's.
     """
     return repository_root() / output_dir
 
@@ -55,7 +55,7 @@ class RunFolder:
     @classmethod
     def open(cls, output_dir: str, notebook: str, run_id: str) -> Self:
         home = output_root(output_dir) / notebook / run_id
-        # Prompts are salted with this name: no two runs of a shared server may ever agree on it.
+        # Prompts are salted with this name, so two runs on a shared server must never share it.
         own = f"{os.getpid()}-{secrets.token_hex(2)}"
         attempt = home / f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
         (attempt / "logs").mkdir(parents=True)
@@ -66,7 +66,7 @@ class RunFolder:
         return self.attempt / "logs"
 
     def promote(self) -> None:
-        """Make this attempt the run's result; result.json goes last, since it says success."""
+        """Make this attempt the run's result; result.json goes last, since it marks success."""
         names = sorted(self.attempt.iterdir(), key=lambda path: path.name == "result.json")
         with open(self.home / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of one id may end at the same moment
@@ -80,7 +80,7 @@ class RunFolder:
                 (self.home / stale).unlink(missing_ok=True)
 
     def write(self, name: str, frame: pd.DataFrame) -> None:
-        """Save a frame as parquet, whole or not at all."""
+        """Save a frame as parquet, atomically."""
         partial = self.attempt / f".{name}.partial"
         write_frame(partial, frame)
         os.replace(partial, self.attempt / f"{name}.parquet")
@@ -92,7 +92,7 @@ class RunFolder:
         write_trace(trace, folder / f"{re.sub(r'[^a-zA-Z0-9]+', '-', arm).strip('-')}.jsonl")
 
     def write_facts(self, facts: RunFacts) -> None:
-        """Save result.json, whole or not at all."""
+        """Save result.json, atomically."""
         partial = self.attempt / ".result.partial"
         partial.write_text(json.dumps(to_plain(facts), indent=1, allow_nan=False) + "\n")
         os.replace(partial, self.attempt / "result.json")
@@ -108,10 +108,10 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 
 def write_options(schema: pa.Schema) -> dict[str, object]:
-    """How `pyarrow.parquet` shall write such a table.
+    """Options of `pyarrow.parquet.write_table` for such a table.
 
-    Stamps are split into the bytes that change and those that hardly do: of a million answers of
-    128 chunks the file is a third smaller, and read with 0.7 s less CPU (2026-11-25).
+    Stamps are byte-stream split: with a million responses of 128 chunks the file is a third smaller
+    and takes 0.7 s less CPU to read (2026-11-25).
     """
     import pyarrow as pa
 
@@ -127,7 +127,7 @@ def write_options(schema: pa.Schema) -> dict[str, object]:
 def read_frame(path: Path) -> pd.DataFrame:
     """Read a frame; one of more than GROUP_ROWS rows without the BULKY columns.
 
-    Raises ResultError for a file that is cut or no parquet file.
+    Raises ResultError for a file that is cut off or no parquet file.
     """
     import pandas as pd
     import pyarrow as pa
@@ -144,7 +144,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 
 class FrameFiles(Mapping[str, "pd.DataFrame"]):
-    """The frames of a run folder, of those called `names`; each is read when first asked for."""
+    """The frames `names` of a run folder, each read on first use."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         paths = {name: folder / f"{name}.parquet" for name in names}

@@ -1,4 +1,4 @@
-"""Why one arm's first token comes sooner or later than another's, part by part of the waterfall.
+"""Why TTFT differs between two arms, part by part of the waterfall.
 
 A part's difference is the mean over rounds of each round's mean over paired requests, with a t
 interval over rounds: means of parts add up to the mean of TTFT, which medians would not.
@@ -18,11 +18,11 @@ from workbench.metrics.waterfall import PARTS
 if TYPE_CHECKING:
     import pandas as pd
 
-_PIECES = PARTS | {"residual_s": "the way to the proxy"}
+_PIECES = PARTS | {"residual_s": "client to proxy"}
 _NAMED = 3
-"""Parts that a sentence names at most."""
+"""The most parts that a sentence names."""
 _SMALL = 0.05
-"""A part is not named below this share of the largest one, however sure it is."""
+"""A part below this fraction of the largest one is not named, even if it is significant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def sure(self) -> bool:
-        """True when the interval leaves 0 out; every interval stands for itself."""
+        """Whether the interval excludes 0; not corrected for several parts."""
         return self.low_s > 0 or self.high_s < 0
 
     @property
@@ -62,17 +62,17 @@ class Difference:
     rounds: int
     pairs: int
     left_out: int
-    """Pairs of which a side has no whole waterfall."""
+    """Pairs with an incomplete waterfall."""
 
 
 def why(waterfall: pd.DataFrame, comparisons: Sequence[Comparison]) -> list[str]:
-    """One sentence for each pair of arms and cache state; only what its interval supports.
+    """What makes TTFT differ, for each pair of arms and cache state.
 
-    `waterfall` is `metrics.waterfall.waterfall` of the run. The pairs are those of subjects and
-    their opponents; in a run without opponents every other arm is set beside the first one.
+    `waterfall` is `metrics.waterfall.waterfall` of the run. The pairs are subjects and their
+    opponents; in a run without opponents every other arm is compared with the first one.
     """
     return [
-        f"{arm} beside {baseline}, {name}:"
+        f"{arm} vs {baseline}, {name}:"
         f" {_explained(difference(waterfall, arm=arm, baseline=baseline, name=name))}."
         for arm, name, baseline in _pairs(waterfall, comparisons)
     ]
@@ -108,7 +108,7 @@ def difference(waterfall: pd.DataFrame, *, arm: str, baseline: str, name: str) -
 def _pairs(
     waterfall: pd.DataFrame, comparisons: Sequence[Comparison]
 ) -> list[tuple[str, str, str]]:
-    """(arm, cache state, baseline arm) of everything that is to be explained."""
+    """(arm, cache state, baseline arm) of every difference."""
     rivals = [row for row in comparisons if row.kind == "opponent" and row.metric == "ttft_s"]
     if rivals:
         return [(row.arm, row.pass_name, row.baseline_arm) for row in rivals]
@@ -126,28 +126,27 @@ def _pairs(
 
 def _explained(found: Difference) -> str:
     if not found.pairs:
-        return "not explained, since no request of both has a whole waterfall"
+        return "no pair of requests has a complete waterfall"
     if isnan(found.total.low_s):
-        rounds = "1 round gives" if found.rounds == 1 else f"{found.rounds} rounds give"
-        return f"not explained, since {rounds} no interval (it takes {ROUNDS_FOR_INTERVAL})"
+        return f"no interval from {found.rounds} of the {ROUNDS_FOR_INTERVAL} rounds needed"
     least_s = _SMALL * max(abs(part.mean_s) for part in found.parts)
     sure = [part for part in found.parts if part.sure and abs(part.mean_s) >= least_s]
     sure.sort(key=lambda part: -abs(part.mean_s))
     text = _said(found.total, sure)
-    return f"{text} ({found.left_out} pairs left out)" if found.left_out else text
+    return f"{text}. Pairs left out: {found.left_out}" if found.left_out else text
 
 
 def _said(total: Part, sure: Sequence[Part]) -> str:
-    """What TTFT does, and the parts that the intervals vouch for, those that drive it first."""
+    """How TTFT differs, and the parts that differ significantly, those that cause it first."""
     if not total.sure:
-        head = f"no difference of TTFT detectable at this n ({total.signed})"
-        return f"{head}, yet {_listed(sure)}" if sure else f"{head}, and no part stands out"
-    later = total.mean_s > 0
-    text = f"first token {total.size} {'later' if later else 'sooner'}"
-    driving = [part for part in sure if (part.mean_s > 0) == later]
-    against = [part for part in sure if (part.mean_s > 0) != later]
-    text += f": {_listed(driving)}" if driving else ", but no part explains it at this n"
-    return f"{text}; against it {_listed(against)}" if against else text
+        parts = f"Parts that differ: {_listed(sure)}" if sure else "No part differs significantly"
+        return f"no significant difference in TTFT ({total.signed}). {parts}"
+    longer = total.mean_s > 0
+    driving = [part for part in sure if (part.mean_s > 0) == longer]
+    against = [part for part in sure if (part.mean_s > 0) != longer]
+    text = f"TTFT is {'longer' if longer else 'shorter'} by {total.size}. "
+    text += f"Cause: {_listed(driving)}" if driving else "No single part explains it significantly"
+    return f"{text}. Offset by: {_listed(against)}" if against else text
 
 
 def _listed(parts: Sequence[Part]) -> str:

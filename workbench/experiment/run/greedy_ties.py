@@ -1,10 +1,10 @@
-"""Where two greedy answers part, was the choice of the token a tie?
+"""Where two greedy responses diverge, were the two tokens a tie?
 
 Engines compute in 16 bits, and a prefix that is loaded instead of computed is summed in another
-order. Where the model's two best tokens are that close, the last bit decides which one is taken,
-and the answers part although no KV was damaged. So a request whose answers differ is asked once
-more, with the log-probabilities of its tokens: two tokens that are both among the best there, and
-hardly apart, are a tie. Another prompt's KV gives no such pair.
+order. If the model's two best tokens are nearly equal, the last bit decides, and the responses
+diverge although no KV was damaged. So a request whose responses differ is sent once more with
+log-probabilities: two tokens that are both among the best and nearly equal are a tie. The KV of
+another prompt gives no such pair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.metrics.latency import succeeded
 from workbench.serve.deployment import Deployment
 
 ASKED_PER_LAUNCH = 8
-"""Each costs about as long as a cold request; what is not asked stays unexplained."""
+"""Each costs about as much as a cold request; differences that are not checked stay open."""
 CANDIDATES = 5
 
 
@@ -40,12 +40,12 @@ async def ask_where_answers_part(
     deployment: Deployment,
     frames: Sequence[pd.DataFrame],
 ) -> int:
-    """Fill `parting_nat` of the rows of this round whose answer differs from the reference's.
+    """Fill `parting_nat` of the rows of this round whose response differs from the reference's.
 
-    Called when an arm's passes have ended and its servers still run: for its own rows, or, of the
+    Called after an arm's passes, while its servers still run: for its own rows, and if it is the
     reference, for those of the arms before it. `frames` are the passes measured so far; their rows
-    are changed in place. A server that gives no log-probabilities leaves NaN. Returns how many
-    answers were apart.
+    are changed in place. Without log-probabilities the value stays NaN. Returns the number of
+    differing responses.
     """
     apart = _apart(plan, arm, [f for f in frames if len(f) and (f["round"] == number).all()])
     if not apart:
@@ -53,7 +53,7 @@ async def ask_where_answers_part(
     try:
         await make_state(deployment, Pass(name="text", state="cold"))
     except DeploymentError:
-        pass  # asked on warm caches the tie shows as well
+        pass  # a tie shows on warm caches too
     requests = {request.index: request for request in prompts.requests}
     answers: dict[int, Mapping[str, Any]] = {}
     async with control_client(plan.params.timeout_s, headers=deployment.headers) as client:
@@ -61,7 +61,7 @@ async def ask_where_answers_part(
             if answer.index not in answers:
                 if len(answers) == ASKED_PER_LAUNCH:
                     continue
-                # A chat is asked by its token ids too: only completions tell candidates.
+                # A chat is sent as token ids too: only completions return candidates.
                 request = replace(requests[answer.index], messages=())
                 body = orjson.loads(request_body(request, model=deployment.model, form=plan.form))
                 answers[answer.index] = await _with_candidates(client, deployment.url, body)
@@ -72,7 +72,7 @@ async def ask_where_answers_part(
 
 @dataclass(frozen=True, slots=True)
 class _Apart:
-    """An answer that differs: its frame and row, the request's index, its and the other text."""
+    """A response that differs: its frame and row, the request's index, its and the other text."""
 
     frame: pd.DataFrame
     row: int
@@ -82,7 +82,7 @@ class _Apart:
 
 
 def _apart(plan: ExperimentPlan, arm: str, frames: Sequence[pd.DataFrame]) -> list[_Apart]:
-    """The answers of one round that differ from the reference's and have not been looked at."""
+    """The responses of one round that differ from the reference's and were not checked yet."""
     partly = {p.name for a in plan.arms for p in a.passes if p.share < 1}
     reference = plan.text_reference
     cold = next((f for f in frames if _is(f, reference, "cold")), None)
@@ -92,7 +92,7 @@ def _apart(plan: ExperimentPlan, arm: str, frames: Sequence[pd.DataFrame]) -> li
     texts = dict(zip(told["index"].tolist(), told["text"].tolist(), strict=True))
     found = []
     for frame in frames:
-        # Of the reference's launch also the arms before it, which had nothing to be held to.
+        # The reference also checks the arms before it, which had no reference then.
         if frame is cold or frame["pass"].iat[0] in partly:
             continue
         if arm not in (reference, frame["arm"].iat[0]):
@@ -107,17 +107,17 @@ def _apart(plan: ExperimentPlan, arm: str, frames: Sequence[pd.DataFrame]) -> li
 
 
 def parting_nat(text: str, other: str, logprobs: Mapping[str, Any]) -> float:
-    """How far below the best token the lesser of the two is, where two texts part; in nats.
+    """How far below the best token the lesser of the two is where two texts diverge, in nats.
 
-    `logprobs` is that object of an answer of the completions API: `tokens`, and for each of them
-    `top_logprobs`, the best candidates. NaN where it does not hold both tokens.
+    `logprobs` is that object of the completions API: `tokens`, and for each of them `top_logprobs`,
+    the best candidates. NaN if these do not include both tokens.
     """
     start, shared = 0, _shared(text, other)
     for token, best in zip(
         logprobs.get("tokens") or (), logprobs.get("top_logprobs") or (), strict=False
     ):
         if not text.startswith(token, start):
-            # A token of half a character is told as nothing, and stands in the text all the same.
+            # A token of half a character is reported as empty, but is in the text.
             start += len(text[start:shared]) - len(text[start:shared].lstrip("\ufffd"))
         if not text.startswith(token, start) or start + len(token) > shared:
             if not isinstance(best, Mapping) or not best:
@@ -129,20 +129,20 @@ def parting_nat(text: str, other: str, logprobs: Mapping[str, Any]) -> float:
 
 
 def _shared(text: str, other: str) -> int:
-    """Characters with which both begin."""
+    """The number of leading characters that both share."""
     pairs = enumerate(zip(text, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
 def _candidate(text: str, start: int, best: Mapping[str, float]) -> str:
-    """The longest candidate with which the text goes on; empty if none does."""
+    """The longest candidate that continues the text; empty if none does."""
     return max((t for t in best if t and text.startswith(t, start)), key=len, default="")
 
 
 async def _with_candidates(
     client: httpx.AsyncClient, url: str, body: dict[str, Any]
 ) -> Mapping[str, Any]:
-    """The answer's logprobs; empty where the server gives none."""
+    """The logprobs of the response; empty if the server gives none."""
     if "prompt" not in body:
         return {}
     body.pop("stream_options", None)

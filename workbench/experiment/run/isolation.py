@@ -1,4 +1,4 @@
-"""Put a deployment into a declared cache state, and read the counters that prove it."""
+"""Puts a deployment into a declared cache state, and reads the counters that prove it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from workbench.serve.deployment import Deployment
 from workbench.topology import Role
 
 WARM_UP_TOKENS = 600
-"""More than two chunks of the store and two blocks of the engine: the whole path is walked."""
+"""More than two chunks of the store and two blocks of the engine, to use the whole path."""
 STORE_QUIET_S = 0.3
 STORE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What was really emptied to make a state, and what could not be, as doubts."""
+    """What was emptied to make a state, and what could not be, as doubts."""
 
     engines_empty: bool = False
     store_empty: bool = False
@@ -48,15 +48,15 @@ class Made:
 async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     """Reset what the state needs to be empty.
 
-    A cold pass goes on when an engine refuses, since its salt alone keeps its prompts new; for any
-    other state ResetRefusedError is raised.
+    A cold pass goes on if an engine refuses, since its salt makes its prompts unique. For any other
+    state ResetRefusedError is raised.
     """
     doubts: list[str] = []
     refused = ""
     engines_empty = store_empty = False
     if wanted.state in ("cold", "store-warm", "disk-warm"):
         if not await _store_is_quiet(deployment):
-            doubts.append(f"The KV store was still writing before a {wanted.name} pass.")
+            doubts.append(f"The KV store was still writing when a {wanted.name} pass began.")
         try:
             engines_empty = await deployment.reset_engines()
         except ResetRefusedError as error:
@@ -64,13 +64,13 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
                 raise
             refused = str(error)
         if not engines_empty:
-            rests = (
-                "the salt alone keeps its prompts new"
+            effect = (
+                "only unique prompts keep it cold"
                 if wanted.state == "cold"
-                else "the engines' own caches served it too"
+                else "they may have served it too"
             )
             doubts.append(
-                f"The engines' caches could not be reset before a {wanted.name} pass: {rests}."
+                f"Engine caches could not be reset before a {wanted.name} pass, so {effect}."
             )
     if wanted.state == "cold":
         store_empty = await deployment.reset_store()
@@ -85,7 +85,7 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
 
 
 async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs: int) -> None:
-    """Walk every prefill-decode pair once with a short prompt, so that no pass pays a handshake."""
+    """Send a short prompt over every prefill-decode pair, so that no pass includes a handshake."""
     workload = reference(
         requests=pairs,
         prompt_tokens=WARM_UP_TOKENS,
@@ -105,9 +105,9 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
 
 
 async def _store_is_quiet(deployment: Deployment) -> bool:
-    """Wait until the store has written what the engines gave it: it writes behind the answer.
+    """Wait until the store has written what the engines gave it, which it does asynchronously.
 
-    False when it still writes after 30 s; True without a store, or with one that counts nothing.
+    False if it still writes after 30 s; True without a store, or with one that has no counters.
     """
     if not deployment.store_url:
         return True
@@ -150,8 +150,8 @@ class CounterReading:
             doubts += change.doubts
             if (engines := engine_count(change)) > 1:
                 doubts.append(
-                    f"{instance.name} runs {engines} data-parallel engines, each with a cache of"
-                    " its own: a repeated prompt may reach another one."
+                    f"{instance.name} runs {engines} data-parallel engines with separate caches, so"
+                    " a repeated prompt may miss."
                 )
         if self.store is not None and before.store is not None:
             doubts += prometheus.difference(before.store, self.store).doubts
@@ -171,7 +171,7 @@ class CounterReading:
     def transfers_since(
         self, before: CounterReading, series: Mapping[str, str]
     ) -> NixlCounters | None:
-        """The KV that was pulled after `before`, and what failed; None where nobody says."""
+        """The KV that was pulled after `before`, and what failed; None without such counters."""
         return NixlCounters.of(self._changes(before).values(), series)
 
     def _changes(self, before: CounterReading) -> dict[str, prometheus.Counters]:
@@ -182,12 +182,12 @@ class CounterReading:
 
     @property
     def capacity_tokens(self) -> dict[str, float]:
-        """Tokens that the KV space of each instance holds; NaN where it does not say."""
+        """Tokens that fit the KV cache of each instance; NaN if it does not report it."""
         return {name: kv_capacity_tokens(counters) for name, counters in self.engines.items()}
 
     @property
     def block_tokens(self) -> int:
-        """KV block of the engines as they report it; vLLM's default where they do not."""
+        """The KV block size that the engines report, else vLLM's default."""
         sizes = map(block_tokens, self.engines.values())
         return next((int(size) for size in sizes if not isnan(size)), 16)
 
@@ -218,8 +218,8 @@ class Counted:
     doubts: tuple[str, ...] = ()
 
     def without_first_tokens(self) -> Counted:
-        """The prompt tokens that the client sent, where a proxy puts the first token of the answer
-        behind each prompt for the decode instances: one is taken from what they computed."""
+        """The counts without the token that a proxy appends to each prompt for decode instances,
+        the first of the response: one per request is taken from what they computed."""
         decode = self.sources.get("decode")
         if decode is None:
             return self

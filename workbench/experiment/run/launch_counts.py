@@ -1,4 +1,4 @@
-"""What one launch was sent and what it counted: from two readings to the counters of a pass."""
+"""What one launch was sent and what it counted: two counter readings become those of a pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workbench.topology import Role
 
 
 class LaunchCounts:
-    """Follows one deployment from pass to pass: its perfect caches, and when it was emptied."""
+    """Follows one deployment from pass to pass: its ideal caches, and when it was emptied."""
 
     def __init__(self, arm: Arm, number: int, deployment: Deployment) -> None:
         self._arm, self._number, self._deployment = arm, number, deployment
@@ -39,10 +39,10 @@ class LaunchCounts:
         self._answer_tokens: dict[str, int] = {}
         self._failed_tokens = 0
         self.expected_cached: dict[int, int] = {}
-        """Of the last pass: what the answering instance could have had, by request index."""
+        """For the last pass, by request index: what the responding instance could have cached."""
 
     def begins(self, made: Made, reading: CounterReading) -> None:
-        """A pass begins: what was emptied for it is empty from here on."""
+        """A pass begins; what was emptied for it is empty from here on."""
         self._block_tokens = reading.block_tokens
         if self._stores and self._deployment.store.keeps_blocks:
             self._chunk_tokens = reading.block_tokens
@@ -90,11 +90,11 @@ class LaunchCounts:
         loaded = sum(seen.external_hit for seen in sources.values())
         several = any(engine_count(counters) > 1 for counters in reading.engines.values())
         if several or (self._arm.kv_connector is None and loaded > 0):
-            # Attached servers have a connector whose chunks are not known; and which of several
-            # engines got a prompt, each with a cache of its own, is not known either.
+            # The chunk size of attached servers is unknown, and so is which of several engines,
+            # each with a cache of its own, got a prompt.
             reuse, self.expected_cached = {}, {}
         failed = [record for record in records if not record.ok]
-        # What a broken request left in a cache shows in later passes too.
+        # What a failed request left in a cache shows in later passes too.
         self._failed_tokens += sum(record.prompt_tokens for record in failed)
         return PassCounters(
             arm=self._arm.label,
@@ -126,8 +126,8 @@ class LaunchCounts:
     def _loads_nothing(
         self, role: Role, sources: TokenSources, records: Sequence[RequestRecord]
     ) -> bool:
-        """Whether it is certain that no connector loaded KV: there is none, or each answer's own
-        count of cached tokens leaves nothing over that the engine's cache did not serve."""
+        """Whether no connector can have loaded KV: there is none, or the responses' cached tokens
+        add up to what the engine's own cache served."""
         if self._arm.kv_connector is not None and not self._arm.kv_connector.loads:
             return True
         told = all(record.ok and record.cached_tokens >= 0 for record in records)
@@ -137,7 +137,7 @@ class LaunchCounts:
     def _reuse(
         self, sent: Workload, records: Sequence[RequestRecord], legs: Sequence[LegRecord]
     ) -> dict[Role, Reuse]:
-        """Empty where it is not known which instance got which prompt."""
+        """Empty if it is unknown which instance got which prompt."""
         self.expected_cached = {}
         leg_of = {leg.request_id: leg for leg in legs}
         prompts = {request.index: request for request in sent.requests}
@@ -166,7 +166,7 @@ class LaunchCounts:
         return reuse_by_role(served)
 
     def _calls(self, record: RequestRecord, leg: LegRecord | None) -> tuple[Call, ...] | None:
-        """The legs that a request had, also one that failed; None where that is not known."""
+        """The legs of a request, failed or not; None if unknown."""
         first_s = record.chunk_s[0] if record.chunk_s else record.stream_end_s
         if leg is None:
             if len(self._names) != 1:
@@ -180,7 +180,7 @@ class LaunchCounts:
             ]
         for url, _, _ in legs:
             if url:
-                # Each answer fills the prompt's last block and blocks of its own.
+                # Each response fills the prompt's last block and its own blocks.
                 name = self._names[url].name
                 self._answer_tokens[name] = (
                     self._answer_tokens.get(name, 0) + record.max_tokens + 2 * self._block_tokens
@@ -190,7 +190,7 @@ class LaunchCounts:
                 role=self._names[url].role,
                 instance=self._names[url].name,
                 asked_s=asked_s,
-                # A leg that broke off may have left its KV behind at any time.
+                # A leg that broke off may have left its KV at any time.
                 held_s=asked_s if isnan(held_s) else held_s,
             )
             for url, asked_s, held_s in legs
@@ -198,7 +198,7 @@ class LaunchCounts:
         )
 
     def _overflowed(self, reading: CounterReading) -> frozenset[Role]:
-        """Roles of which an instance was given more than fits, its answers' blocks included."""
+        """Roles with an instance that was sent more than fits, including the responses' blocks."""
         assert self._ideal is not None
         held = self._ideal.held_tokens()
         return frozenset(

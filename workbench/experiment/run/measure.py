@@ -1,4 +1,4 @@
-"""One launch of one arm: warm up, and for each pass make its state, drive, count, write down."""
+"""One launch of one arm: warm up, then for each pass make its state, send the load, count."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def measure_arm(
     echo: Echo = echo_line,
     far: Progress | None = None,
 ) -> None:
-    """All passes of an arm in one round. A server that ends by itself ends only this launch."""
+    """All passes of an arm in one round. A server that dies ends only this launch."""
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
     if deployment.plan is not None:
@@ -53,17 +53,17 @@ async def measure_arm(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
             salt=f"{folder.attempt.name}-warm-up-{number}",
-            # Routing by index can make so many prefill-decode pairs.
+            # The number of prefill-decode pairs that routing by index can make.
             pairs=lcm(topology.prefill or 1, topology.decode or topology.aggregated),
         )
-    # All arms of a round get the same prompts, so that they can be paired; the salt of the
-    # attempt keeps rounds and reruns apart.
+    # All arms of a round get the same prompts, so that they can be paired. The attempt's salt
+    # makes the prompts of other rounds and reruns different.
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
     launch = _Launched(plan, arm, number, deployment, folder, log)
     where = f"{arm.label}, round {number + 1}"
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
         if measured.rate_per_s:
-            # What one rate has left in a cache must not serve the next.
+            # What one rate left in a cache must not serve the next.
             prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
         try:
             prompts, line = await launch.measure(measured, prompts)
@@ -85,7 +85,7 @@ async def measure_arm(
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
-        asked = plan.rates is None  # side by side answers part by the shape of their batch
+        asked = plan.rates is None  # concurrent responses differ by the shape of their batch
         if asked and await ask_where_answers_part(
             plan, arm.label, number, prompts, deployment, log.requests
         ):
@@ -152,10 +152,10 @@ class _Launched:
         }
 
     async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
-        """Make the state, drive the workload, read the counters; returns the line to print.
+        """Make the state, send the workload, read the counters; returns the line to print.
 
-        With it come the prompts that later passes ask again: after a cold pass those that it sent,
-        since the turns of a conversation hold the answers that they got.
+        It also returns the prompts that later passes repeat. After a cold pass these are the ones
+        that it sent, since the turns of a conversation contain the responses.
         """
         plan, deployment, log = self.plan, self.deployment, self.log
         made = await make_state(deployment, measured)
@@ -166,7 +166,7 @@ class _Launched:
             log.refusals.append(f"{where}: {made.refused}")
         cold = measured.state == "cold"
         workload = prompts if cold else asked_again(prompts, share=measured.share, seed=self.number)
-        await deployment.legs()  # those of the warm-up, or of a pass that broke off
+        await deployment.legs()  # discards those of the warm-up, or of a pass that broke off
         before = await read_counters(deployment)
         self.counting.begins(made, before)
         proxy_before = await deployment.proxy_stats()
@@ -205,7 +205,7 @@ class _Launched:
     async def _drive(
         self, measured: Pass, workload: Workload, columns: Mapping[str, Any]
     ) -> tuple[LoadRun, pd.DataFrame, float]:
-        """Send the workload; the load, its rows, and the share of the cores that others took."""
+        """Send the workload; the load, its rows, and the fraction of the CPU that others used."""
         plan, deployment, log = self.plan, self.deployment, self.log
         workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
         ended: list[RequestRecord] = []
@@ -229,7 +229,7 @@ class _Launched:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
                 load = await _while_store_lives(deployment, driving)
         finally:
-            # Kept whatever happened: a cancelled drive has made a record of every request too.
+            # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
             rows = latencies(to_frame(ended, **columns)).assign(
                 expected_cached_tokens=-1, parting_nat=nan, rate_per_s=measured.rate_per_s
@@ -241,8 +241,8 @@ class _Launched:
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan
             log.doubt(
-                "The attached server runs on this machine: what it took of the cores and what other"
-                " programs took cannot be told apart."
+                "The attached server runs on this machine, so its CPU use cannot be separated from"
+                " that of other programs."
             )
         return load, rows, others_share
 

@@ -1,4 +1,4 @@
-"""What is watched beside a pass: gauges, and whether proxy, client or others were too busy."""
+"""Watches gauges during a pass, and whether proxy, client or other programs were too busy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SHORTEST_WATCHED_S = 0.1
 
 
 def worker_count(plan: ExperimentPlan, most: int, log: Log) -> int:
-    """Processes that send the next pass: as asked, or one until a pass has shown it too busy."""
+    """Client processes of the next pass: as requested, or one until a pass shows it too busy."""
     asked = plan.params.client_workers
     if asked > most:
-        log.doubt(f"client_workers is {asked} and {most} sent the load: {WHY_NO_MORE}.")
+        log.doubt(f"client_workers is {asked}, but at most {most} can be used: {WHY_NO_MORE}.")
     return min(asked or log.workers, most)
 
 
@@ -49,40 +49,40 @@ async def watched_gauges(deployment: Deployment) -> AsyncIterator[list[dict[str,
 
 
 def watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: Log) -> None:
-    """Doubt a pass whose proxy was busy; `before` and `after` are its stats, empty without one."""
+    """Add a doubt if the proxy was busy; `before` and `after` are its stats, empty without one."""
     if before and after:
         share = (after["cpu_s"] - before["cpu_s"]) / max(load.ended_s - load.started_s, 1e-9)
         if share > PROXY_BUSY_SHARE:
-            log.doubt(f"The proxy took {share:.0%} of a core in a pass: it may be part of TTFT.")
+            log.doubt(
+                f"The proxy used {100 * share:.0f} % of a core in a pass and may add to TTFT."
+            )
 
 
 def watch_client(load: LoadRun, others_share: float, log: Log, *, most: int = 0) -> None:
-    """Keep the worst of the client's health for its gate, and say when others were busy.
+    """Keep the worst of the client's health for its gate, and add a doubt if others were busy.
 
-    A client that was too busy gets one process more for the passes to come, up to `most`; 0 where
-    their number was asked for.
+    A client that was too busy gets one more process for later passes, up to `most`; 0 if their
+    number was requested.
     """
-    # A pass that fails at once is all client, and so short that no beat was due in it.
+    # A pass that fails at once is all client, and too short for a reading of its loop.
     brief = load.ended_s - load.started_s < SHORTEST_WATCHED_S
     for name, value in (*asdict(load.health).items(), ("others_cpu_share", others_share)):
         if not isnan(value) and not (brief and name.endswith("cpu_share")):
             worst = min if name == "kernel_stamped_share" else max
             log.client[name] = worst(value, log.client.get(name, value))
     busy = load.health.thread_cpu_share > CLIENT_BUSY_SHARE and not brief
-    seen = (
-        f"A pass kept the client's busiest process {load.health.thread_cpu_share:.0%} of the time"
-        " on its core"
-    )
+    used = 100 * load.health.thread_cpu_share
+    seen = f"The client's busiest process used {used:.0f} % of a core in a pass"
     if busy and 0 < most <= log.workers:
-        log.doubt(f"{seen}, and {most} is the most that can send the load: {WHY_NO_MORE}.")
+        log.doubt(f"{seen}, and no more than {most} can be used: {WHY_NO_MORE}.")
     elif busy and most and log.workers < max(1, (os.cpu_count() or 1) - 1):
         log.workers += 1
         log.doubt(
-            f"{seen}: later passes were sent by {log.workers}. Measure again with client_workers"
-            f" {log.workers}, so that all passes are alike."
+            f"{seen}, so later passes used {log.workers} processes. Rerun with client_workers"
+            f" {log.workers} to make all passes equal."
         )
     if others_share > OTHERS_BUSY_SHARE:
         log.doubt(
-            "In some passes other programs kept more than"
-            f" {OTHERS_BUSY_SHARE:.0%} of this machine's cores busy; end them and measure again."
+            f"Other programs used more than {100 * OTHERS_BUSY_SHARE:.0f} % of the CPU in some"
+            " passes. Stop them and measure again."
         )

@@ -1,7 +1,7 @@
-"""Short requests before a run that find out which fields an attached server takes.
+"""Sends short requests before a run to find out which fields an attached server accepts.
 
-vLLM takes all. Proxies and other servers may refuse a field, want prompts as text, or count tokens
-another way. Whatever is left out or corrected is told as a doubt.
+vLLM accepts all. Proxies and other servers may reject a field, need prompts as text, or count
+tokens in another way. Whatever is left out or corrected becomes a doubt.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from workbench.records import RequestRecord
 from workbench.serve.deployment import Deployment
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 4
-"""Of a probe: short, and with a token for the decode instance beside that of the prefill."""
+"""Lengths of a probe: short, with at least one token from the decode instance."""
 TIMEOUT_S = 120.0
 _NO_REFUSAL = frozenset(
     {"connect", "timeout", "reset", "http_401", "http_403", "http_404", "http_429", "http_503"}
 )
-"""Failures in which the form of a request has no part."""
+"""Failures that do not come from the form of a request."""
 _REFUSED = {
-    "temperature": "The server refuses temperature 0: answers are drawn, so texts of two passes may"
-    " differ.",
-    "ignore_eos": "The server refuses ignore_eos: answers may end early, so their lengths may"
-    " differ. Where it knows min_tokens, give that as extra_body.",
-    "continuous_usage_stats": "The server refuses continuous_usage_stats: tokens per chunk are"
-    " known only where each chunk is one token.",
-    "stream_options": "The server refuses stream_options, so it gives no usage: token counts are"
-    " not known, and TPOT is missing.",
-    RETURN_IDS: "The server refuses return_token_ids: turns of a conversation hold made-up"
-    " answers, not those of the model.",
+    "temperature": "The server rejects temperature 0, so output is sampled and texts of two passes"
+    " may differ.",
+    "ignore_eos": "The server rejects ignore_eos, so output lengths may differ. If it supports"
+    " min_tokens, set that in extra_body.",
+    "continuous_usage_stats": "The server rejects continuous_usage_stats, so tokens per chunk are"
+    " known only if each chunk is one token.",
+    "stream_options": "The server rejects stream_options and reports no usage, so token counts are"
+    " unknown and TPOT is missing.",
+    RETURN_IDS: "The server rejects return_token_ids, so conversation turns contain made-up"
+    " responses instead of the model's.",
 }
 
 
 async def fitted(
     plan: ExperimentPlan, deployment: Deployment, doubt: Callable[[str], None]
 ) -> ExperimentPlan:
-    """The plan with requests as this deployment takes them; `doubt` is told what that costs.
+    """The plan with requests as this deployment accepts them; `doubt` gets what that costs.
 
-    Servers that we started take all. One that refuses even the plainest request is measured as it
-    is: its words are in the records. Raises ParameterError where prompts have to be text and no
+    Servers that we started accept all. One that rejects even the plainest request is measured as it
+    is, and its errors are in the records. Raises ParameterError if prompts must be text and no
     tokenizer is known.
     """
     for sentence in deployment.doubts:
@@ -78,37 +78,37 @@ async def fitted(
             doubt(_REFUSED[name])
     if form.prompts_as_text:
         doubt(
-            "The server refuses token ids: prompts were sent as text. Their lengths come from the"
-            " tokenizer and are checked against usage."
+            "The server rejects token ids, so prompts were sent as text. Their lengths come from"
+            " the tokenizer, checked against usage."
         )
         if answer.usage_prompt_tokens < 0:
-            doubt("The server gives no usage, so the lengths of text prompts could not be checked.")
+            doubt("The server reports no usage, so lengths of text prompts could not be checked.")
         elif answer.usage_prompt_tokens != answer.prompt_tokens and not shifted:
             doubt(
-                f"The server counts {answer.usage_prompt_tokens} tokens where the tokenizer counts"
-                f" {answer.prompt_tokens} of a short prompt: name the server's own tokenizer."
+                f"The server counts {answer.usage_prompt_tokens} tokens in a short prompt but the"
+                f" tokenizer counts {answer.prompt_tokens}. Set tokenizer to the server's own."
             )
         if told := plan.workload.writing_doubt:
             doubt(told)
     if shifted:
         doubt(
-            "The proxy takes the first token from prefill, so decode counts prompt + 1 and"
-            " completion - 1. Both are corrected."
+            "The proxy takes the first token from prefill, so decode counts it as a prompt token."
+            " Both counts are corrected."
         )
         doubt(
-            "So TTFT ends with prefill: KV transfer and the wait for a decode instance are in the"
-            " gap behind the first token."
+            "TTFT ends at prefill here: KV transfer and the wait for decode are in the gap after"
+            " the first token."
         )
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)
 
 
 def _unknown(record: RequestRecord) -> str:
-    return f"A short request before the run failed ({_said(record)})."
+    return f"A short test request before the run failed ({_said(record)})."
 
 
 def _said(record: RequestRecord) -> str:
-    return f"{record.error}: {' '.join(record.error_message.split())[:120]}"
+    return f"{record.error}: {' '.join(record.error_message.split())[:80]}"
 
 
 def _with_text(
@@ -119,15 +119,15 @@ def _with_text(
         return replace(plan, workload=plan.workload.as_text(writer))
     except ParameterError as error:
         raise ParameterError(
-            f"the server at {deployment.url} takes prompts as text, and no token ids"
+            f"the server at {deployment.url} accepts only text prompts, no token ids"
             f" ({_said(refused)}); {error}"
         ) from error
 
 
 def _first_token_from_prefill(record: RequestRecord) -> bool:
-    """Usage counts the first token as part of the prompt, though it came as a chunk.
+    """Whether usage counts the first token as part of the prompt, though it came as a chunk.
 
-    The chunks that had text tell the tokens that the client got, one each.
+    Each chunk with text is one token that the client got.
     """
     return (
         record.ok
@@ -139,14 +139,14 @@ def _first_token_from_prefill(record: RequestRecord) -> bool:
 
 @dataclass(slots=True)
 class _Probe:
-    """Asks a deployment short requests, each with a prompt of its own."""
+    """Sends short requests to a deployment, each with a unique prompt."""
 
     plan: ExperimentPlan
     deployment: Deployment
     writer: TextTokenizer | None = None
 
     async def ask(self, form: RequestForm) -> RequestRecord:
-        """What becomes of a request of this form."""
+        """The record of a request of this form."""
         endpoint = Endpoint(
             base_url=self.deployment.url,
             model=self.deployment.model,
@@ -158,7 +158,7 @@ class _Probe:
         return await ask(self._request(form), endpoint, request_id=request_id)
 
     async def plainest(self, form: RequestForm) -> tuple[RequestForm, RequestRecord]:
-        """The form without anything optional, with text where token ids are refused."""
+        """The form without optional fields, with text if token ids are rejected."""
         bare = replace(form, left_out=frozenset({*OPTIONAL_FIELDS, RETURN_IDS}))
         answer = await self.ask(bare)
         if answer.ok or self._sample.messages:
@@ -169,7 +169,7 @@ class _Probe:
     async def with_most(
         self, form: RequestForm, answer: RequestRecord
     ) -> tuple[RequestForm, RequestRecord]:
-        """Each optional field tried once with; those stay that are taken. And the last success."""
+        """The form with each optional field that is accepted, and the last successful record."""
         for name in (*OPTIONAL_FIELDS, RETURN_IDS):
             if name == "continuous_usage_stats" and "stream_options" in form.left_out:
                 continue

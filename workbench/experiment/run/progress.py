@@ -1,7 +1,7 @@
-"""How far a run is: passes done of all, the time gone, and the time left.
+"""Progress of a run: passes done, time elapsed, time left.
 
 It is part of the line that a run prints after each pass, so that a log without a terminal has it
-too; `progress_bar` draws a bar from those same lines.
+too; `progress_bar` draws a bar from those lines.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from math import inf, isnan, nan
 from statistics import mean
 
 FAR_OFF = 1.3
-"""A run that takes so many times its planned duration is told so."""
+"""A run that takes more than this many times its planned duration says so."""
 
 ANY_RATE = "any rate"
-"""The name of a pass whose rate a search has still to choose."""
+"""The name of a pass whose rate a search has not chosen yet."""
 
 
 def spell_s(seconds: float) -> str:
-    """`4:05` or `1:02:03`; empty where the time is not known."""
+    """`4:05` or `1:02:03`; empty if the time is unknown."""
     if isnan(seconds):
         return ""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
@@ -32,13 +32,13 @@ def spell_s(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How far a run is at one moment."""
+    """The progress of a run at one moment."""
 
     done: int
     total: int
     elapsed_s: float
     left_s: float
-    """NaN where it cannot be told yet."""
+    """NaN if unknown yet."""
     unit: str = "passes"
 
     def __str__(self) -> str:
@@ -73,16 +73,16 @@ def _seconds(text: str) -> float:
 
 @dataclass(slots=True)
 class Progress:
-    """Counts the passes of a run and tells what is left from those that this machine has done.
+    """Counts the passes of a run and estimates the time left from the passes measured so far.
 
-    Until the first launch has ended the plan's estimate, `planned_s`, is all that is known.
+    Until the first launch has ended it uses the plan's estimate, `planned_s`.
     """
 
     waiting: list[tuple[int, str, str]]
     """Round, arm and pass of each that has not ended."""
     planned_s: float = nan
     once_s: float = 0.0
-    """Part of the first pass that no other has: loading the fork server."""
+    """Part of the first pass only: loading the fork server."""
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     _took_s: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Progress:
         self._began_s = self._last_s = self.clock()
 
     def pass_ended(self, number: int, arm: str, name: str) -> Standing:
-        """One pass has ended, measured or not. One that was not planned is one more."""
+        """One pass has ended, measured or not; one that was not planned adds to the total."""
         if (number, arm, name) not in self.waiting:
             name = ANY_RATE  # a search chooses its rates as it goes: this is one of those expected
         with suppress(ValueError):
@@ -108,7 +108,7 @@ class Progress:
         return self.standing
 
     def launch_ended(self, number: int, arm: str, *, left_out: bool = False) -> None:
-        """A launch is over; what it has not measured will not be. `left_out`: in no round."""
+        """A launch is over and its remaining passes are dropped; `left_out`: in every round."""
         self._launches += not left_out
         self.waiting = [
             step for step in self.waiting if step[1] != arm or not (left_out or step[0] == number)
@@ -116,10 +116,7 @@ class Progress:
 
     @property
     def replanned(self) -> str:
-        """A sentence once the first launch shows that the plan's duration is far off, else empty.
-
-        Programs that came or went since the plan was made are the usual reason.
-        """
+        """A sentence if the first launch shows that the run takes much longer than planned."""
         now = self.standing
         whole_s = now.elapsed_s + now.left_s
         if self._launches != 1 or not whole_s > FAR_OFF * self.planned_s:
@@ -131,7 +128,7 @@ class Progress:
 
     @property
     def standing(self) -> Standing:
-        """How far the run is now."""
+        """The progress now."""
         elapsed_s = self.clock() - self._began_s
         return Standing(
             done=self.done,
@@ -149,7 +146,7 @@ class Progress:
         return sum(self._pass_s(arm, name) for _, arm, name in self.waiting)
 
     def _pass_s(self, arm: str, name: str) -> float:
-        """What a pass will take: as this one did, or that of another arm, or all did."""
+        """The expected time of a pass: the mean of the same pass, of other arms', or of all."""
         every = self._took_s.items()
         same = [s for (_, known), seconds in every if known == name for s in seconds]
         took_s = self._took_s.get((arm, name)) or same or [s for _, each in every for s in each]

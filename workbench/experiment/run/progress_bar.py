@@ -1,8 +1,7 @@
-"""A bar below the lines of a run: in a terminal, or as a widget in JupyterLab.
+"""A progress bar below the lines of a run: in a terminal, or as a widget in JupyterLab.
 
-Both are drawn from the lines themselves (see `progress`). Where there is neither a terminal nor
-JupyterLab, as in a log or under papermill, the lines are all there is, and nothing dead is left
-behind in a notebook.
+Both are drawn from the lines themselves (see `progress`). Without a terminal or JupyterLab, as in a
+log or under papermill, only the lines are printed.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class _Bar:
         left_s = max(0.0, self._ends_s - time.monotonic())
         left = "" if isnan(self._ends_s) else f"about {spell_s(left_s)} left"
         if self.drawn.n == self.drawn.total:
-            left = "now its figures"  # a loaded machine takes half a minute for them
+            left = "drawing figures"  # up to half a minute on a busy machine
         self.drawn.set_postfix_str(left)
 
     def _tick(self) -> None:
@@ -70,14 +69,14 @@ class _Bar:
 
 
 _COMMAND_LINE = re.compile(r"  (?:store|proxy|(?:prefill|decode|aggregated)-\d+) +\S")
-"""What a plan prints of each process: hundreds of lines, which the page has too."""
+"""What a plan prints of each process: hundreds of lines, which are also on the page."""
 
 
 class LineWriter:
     """A text stream for what a notebook prints: shows each whole line at once, and the bar below.
 
-    In a terminal the bar says how far the run is; elsewhere each line keeps its own standing. The
-    processes' command lines are left to the page.
+    In a terminal the bar shows the progress; elsewhere each line keeps its own. The command lines
+    of the processes are only on the page.
     """
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
@@ -90,7 +89,7 @@ class LineWriter:
             self._bar = _Bar(tqdm, file=self._err, leave=False, dynamic_ncols=True)
 
     def write(self, text: str) -> int:
-        """Take a piece of text, which need not end with its line."""
+        """Take a piece of text, which may end within a line."""
         *lines, self._part = (self._part + text).split("\n")
         for line in lines:
             self._line(line)
@@ -114,7 +113,7 @@ class LineWriter:
             self._bar.move(standing)
 
     def close(self) -> None:
-        """End the bar, and show what came without an end of line."""
+        """End the bar, and show what came without a line break."""
         if self._bar is not None:
             self._bar.close()
         if self._part:
@@ -123,7 +122,7 @@ class LineWriter:
 
 
 def has_front_end() -> bool:
-    """Whether somebody sees this kernel's widgets: JupyterLab does, papermill does not."""
+    """Whether this kernel's widgets are shown: in JupyterLab, but not under papermill."""
     if "JPY_SESSION_NAME" not in os.environ:  # Jupyter's server says so to the kernels it starts
         return False
     import psutil
@@ -137,9 +136,9 @@ def has_front_end() -> bool:
 
 @contextmanager
 def bar_in_lab(echo: Echo) -> Iterator[Echo]:
-    """The same echo, with a bar above its lines where JupyterLab shows this kernel's output.
+    """The same echo, with a bar above its lines if JupyterLab shows this kernel's output.
 
-    When the run has ended a line of text stands in the bar's place: a widget needs its kernel.
+    After the run a line of text replaces the bar, since a widget needs a running kernel.
     """
     if echo is not echo_line or not has_front_end() or find_spec("ipywidgets") is None:
         yield echo

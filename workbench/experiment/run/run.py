@@ -1,7 +1,7 @@
-"""Carry out a plan: for each round and arm a fresh deployment, then its passes.
+"""Runs a plan: for each round and arm a fresh deployment, then its passes.
 
-The requests of a pass are written to disk when it ends, counters and gauges when its launch does,
-so that a run which breaks off keeps what it measured.
+Requests are written to disk after each pass, counters and gauges after each launch, so that a run
+that breaks off keeps what it measured.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ async def run(
 ) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
-    Returns the result when every round ended, or as many as `limit` has room for. An error or an
-    interrupt ends all servers, saves what was measured with status `failed` or `cancelled`, and is
-    raised again; an earlier good result of the same run id stays as it is. `progress` False leaves
-    out of the lines how far it is, for a run that is a part of another.
+    Returns the result after the last round, or after as many as `limit` allows. An error or an
+    interrupt stops all servers, saves what was measured with status `failed` or `cancelled`, and is
+    raised again; an earlier good result of the same run id stays. `progress` False prints lines
+    without progress, for a run that is part of another.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
@@ -69,7 +69,7 @@ async def _run(
     limit: TimeLimit,
 ) -> Result:
     began, began_s = datetime.now(UTC), time.monotonic()
-    # A killed kernel cannot write its end: what it leaves says that it had started.
+    # A killed kernel writes nothing at its end, so its result says "started".
     folder.write_facts(_facts(plan, log, "started", began, 0.0))
     status: Status = "failed"
     left_out: set[str] = set()
@@ -91,7 +91,7 @@ async def _run(
                             raise
                         left_out.add(arm.label)
                         reason = str(error).splitlines()[0].rstrip(".")
-                        log.doubt(f"{arm.label} is left out: {reason}.")
+                        log.doubt(f"{arm.label} was skipped: {reason}.")
                         echo(log.doubts[-1])
                     if far is not None:
                         far.launch_ended(number, arm.label, left_out=arm.label in left_out)
@@ -117,7 +117,7 @@ async def _run(
 
 
 def _progress(plan: ExperimentPlan) -> Progress:
-    """All passes of the plan; a search tries about as many rates as others did."""
+    """All passes of the plan; a search is expected to try the usual number of rates."""
     steps = []
     for number in range(plan.rounds):
         for arm in plan.order(number):
@@ -139,7 +139,7 @@ def _must_have_measured(log: Log) -> None:
     if not succeeded(requests).any():
         first = requests.iloc[0]
         raise DeploymentError(
-            f"none of {len(requests)} requests succeeded; the first: {first['error']}"
+            f"all {len(requests)} requests failed; first error: {first['error']}"
             f" {first['error_message']}"
         )
 
@@ -148,7 +148,7 @@ def _must_have_measured(log: Log) -> None:
 async def _launcher(
     plan: ExperimentPlan, folder: RunFolder, log: Log
 ) -> AsyncIterator[Launcher | None]:
-    """The launcher of a run, warming up while the first arm is prepared; None for attach."""
+    """The launcher of a run, which loads while the first arm is prepared; None for attach."""
     settings = plan.arms[0].settings
     if settings is None:
         yield None
@@ -172,13 +172,23 @@ async def _deployment(
             yield deployment
         return
     assert isinstance(plan.params, PdSweep | LMCacheHitAnalysis)
-    yield await attach(
-        plan.params.base_url,
-        model=plan.params.model,
-        prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
-        decode_urls=plan.params.decode_urls,
-        lmcache_url=plan.params.lmcache_url,
-    )
+    try:
+        found = await attach(
+            plan.params.base_url,
+            model=plan.params.model,
+            prefill_urls=plan.params.prefill_urls if isinstance(plan.params, PdSweep) else [],
+            decode_urls=plan.params.decode_urls,
+            lmcache_url=plan.params.lmcache_url,
+        )
+    except DeploymentError as error:
+        if not number:
+            raise
+        raise DeploymentError(
+            f"the attached server failed after round {number} of {plan.rounds}:"
+            f" {str(error).partition(';')[0]}; the rounds before are kept in {folder.attempt}; see"
+            " the server's log, then run again"
+        ) from error
+    yield found
 
 
 def _facts(
@@ -213,12 +223,12 @@ def _facts(
             refusals=log.refusals,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
-        found = f"The rows could not be concluded: {error!r}"
+        found = f"The rows could not be analysed: {error!r}"
         return replace(facts, status="failed", finding=found)
 
 
 def _engine(plan: ExperimentPlan) -> EngineFacts:
-    """The model and number format of all arms; empty for attached servers, which do not say."""
+    """The model and number format of all arms; empty for attached servers."""
     settings = plan.arms[0].settings
     if settings is None:
         return EngineFacts()
@@ -234,5 +244,5 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
 
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:
-    """Where servers that we started ran; of attached ones this machine knows nothing."""
+    """The platform of servers that we started; `attached` for others."""
     return {"platform": "attached" if plan.params.engine == "attach" else plan.platform}

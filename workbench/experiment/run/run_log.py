@@ -1,4 +1,4 @@
-"""What a run gathers while it measures, and the lines that it prints meanwhile."""
+"""What a run collects while it measures, and how it prints lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def echo_line(line: str) -> None:
 
 @dataclass(slots=True)
 class Log:
-    """What a run has gathered so far."""
+    """What a run has collected so far."""
 
     requests: list[pd.DataFrame] = field(default_factory=list)
     legs: list[pd.DataFrame] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Log:
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)
     workers: int = 1
-    """Processes that send the load, where the plan leaves that open."""
+    """Client processes, if the plan leaves their number open."""
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)

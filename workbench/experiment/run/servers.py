@@ -1,4 +1,4 @@
-"""The servers of an arm: for one launch of a run, and by hand for a notebook's next cell."""
+"""Starts and stops the servers of an arm: for one launch of a run, or by hand in a notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.serve.processes.launcher import Launcher
 
 
 def check_installed(arm: Arm) -> None:
-    """Refuse an arm whose connector this machine lacks. Raises LaunchError."""
+    """Refuse an arm whose connector is not installed. Raises LaunchError."""
     simulated = arm.settings is not None and arm.settings.platform == "simulated"
     if arm.kv_connector is not None and not simulated:
         arm.kv_connector.check_installed()
@@ -26,7 +26,7 @@ def check_installed(arm: Arm) -> None:
 async def deployed(
     arm: Arm, launcher: Launcher, *, log_dir: Path
 ) -> AsyncIterator[serve.Deployment]:
-    """Start the servers of an arm; leaving ends them, and removes what their store has on disk.
+    """Start the servers of an arm; leaving stops them and deletes what their store has on disk.
 
     Raises LaunchError with the reason and the log's path.
     """
@@ -48,9 +48,9 @@ async def deployed(
 
 @asynccontextmanager
 async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serve.Deployment]:
-    """`async with wb.deploy(plan.arms[0]) as deployment:` starts an arm; leaving ends it.
+    """`async with wb.deploy(plan.arms[0]) as deployment:` starts an arm; leaving stops it.
 
-    `deployment.url` takes OpenAI requests. Raises PlanError for attached servers, and LaunchError
+    `deployment.url` accepts OpenAI requests. Raises PlanError for attached servers, and LaunchError
     with the reason and the log's path.
     """
     arm.deployment(count(1))  # refuses what cannot be started before anything is

@@ -1,7 +1,6 @@
-"""How long a measurement may take: which rounds it begins, and when it is broken off.
+"""How long a measurement may take: which rounds it starts, and when it is stopped.
 
-The speed of a machine shows only while it measures. After the first round it is known how long the
-others take, and a round is begun only where that is worth it.
+The first round shows how long the others take; a further round starts only if there is time.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class TimeLimit:
-    """The time of one measurement of several rounds; without fields it has no end."""
+    """The time limit of one measurement of several rounds; by default there is none."""
 
     most_s: float = inf
-    """What is under way after so long is broken off."""
+    """After this time whatever is running is stopped."""
     goes_on: Callable[[TimeLimit, int], bool] = lambda limit, planned: True
-    """Whether the next of so many planned rounds is worth its time; asked from the second on."""
+    """Whether another round should start, given the planned number; asked from the second on."""
     fixed_s: float = 0.0
-    """Planned for what is done once, before the first round."""
+    """Planned time of what is done once, before the first round."""
     round_s: float = 0.0
-    """Planned for each round."""
+    """Planned time of each round."""
     clock: Callable[[], float] = time.monotonic
     rounds_s: list[float] = field(default_factory=list)
-    """What each round that ended took, the first with what is done once."""
+    """The time of each round that ended; the first includes what is done once."""
     cut: bool = False
-    """Fewer rounds were begun than planned, or one was broken off."""
+    """Fewer rounds were started than planned, or one was stopped."""
     broken_off: bool = False
     _began_s: float = nan
 
@@ -53,7 +52,7 @@ class TimeLimit:
 
     @property
     def each_s(self) -> float:
-        """What a further round takes, by those that ended; 0 where none did."""
+        """Expected time of a further round, from those that ended; 0 without any."""
         if len(self.rounds_s) > 1:
             return median(self.rounds_s[1:])
         planned_s = self.fixed_s + self.round_s
@@ -62,12 +61,12 @@ class TimeLimit:
 
     @property
     def slowness(self) -> float:
-        """How many times as long as planned the rounds took; NaN where none ended."""
+        """Actual over planned time of the rounds so far; NaN without any."""
         planned_s = self.fixed_s + self.rounds * self.round_s
         return sum(self.rounds_s) / planned_s if self.rounds and planned_s > 0 else nan
 
     def rounds_of(self, planned: int) -> Iterator[int]:
-        """The numbers of the rounds that are begun; each ends where the next is asked for."""
+        """The numbers of the rounds to start; a round ends when the next number is requested."""
         self._begin()
         for number in range(planned):
             if number and not self.goes_on(self, planned):
@@ -79,7 +78,7 @@ class TimeLimit:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """Break off what runs inside after `most_s`; a cancellation from outside goes on."""
+        """Stop what runs inside after `most_s`; a cancellation from outside is passed on."""
         self._begin()
         left_s = None if self.most_s == inf else max(0.0, self.most_s - self.elapsed_s)
         try:
@@ -98,10 +97,10 @@ class TimeLimit:
 def keep_whole_rounds(
     plan: ExperimentPlan, log: Log, limit: TimeLimit, folder: RunFolder
 ) -> ExperimentPlan:
-    """The plan as far as it was carried out; `log` loses what a round that broke off left.
+    """The plan as far as it was measured; rows of an unfinished round are removed from `log`.
 
-    Of a first round that broke off the passes that ended are kept. Requests that do not count stay
-    on the disk, in `requests_broken_off`.
+    If the first round is unfinished, its finished passes are kept. Requests that do not count stay
+    on disk, in `requests_broken_off`.
     """
     if not limit.broken_off:
         return replace(plan, rounds=limit.rounds) if limit.cut else plan

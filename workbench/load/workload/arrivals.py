@@ -118,10 +118,11 @@ def at_times(offsets_s: Iterable[float]) -> Arrivals:
     if not times_s:
         raise ParameterError(must_be("offsets_s", "one time per request", times_s, "0,0.5,1"))
     before_s = 0.0
-    for index, offset_s in enumerate(times_s):
+    for offset_s in times_s:
         if not (isfinite(offset_s) and offset_s >= before_s):
-            allowed = f"ascending times from 0 ({before_s} s before request {index})"
-            raise ParameterError(must_be("offsets_s", allowed, offset_s, "0,0.5,1"))
+            got = (before_s, offset_s)
+            allowed = "ascending times from 0, in seconds"
+            raise ParameterError(must_be("offsets_s", allowed, got, "0,0.5,1"))
         before_s = offset_s
     rate_per_s = (len(times_s) - 1) / span_s if (span_s := times_s[-1] - times_s[0]) else 0.0
     return Arrivals(kind="trace", offsets_s=times_s, rate_per_s=rate_per_s)

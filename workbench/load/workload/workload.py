@@ -163,7 +163,7 @@ def shared_prefix(
     `shared_tokens`, or prompt_tokens - 1 if the prompts are identical (see `ideal_reuse`).
     """
     if not SALT_TOKENS <= shared_tokens <= prompt_tokens:
-        allowed = f"between {SALT_TOKENS} (the salt) and prompt_tokens ({prompt_tokens})"
+        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens}); shared_share sets it"
         raise ParameterError(must_be("shared_tokens", allowed, shared_tokens, prompt_tokens // 2))
     lengths = (prompt_tokens, shared_tokens, output_tokens)
     return _grouped("shared_prefix", requests, groups, lengths, vocab_tokens, seed, salt)
@@ -232,8 +232,11 @@ def check_numbers(salt: str, **least: tuple[int, int]) -> None:
         raise ParameterError(must_be("salt", "a string that no earlier run used", salt, "run-42"))
     for parameter, (value, low) in least.items():
         if value < low:
-            why = f", one per request plus {FIRST_ID}" if parameter == "vocab_tokens" else ""
-            raise ParameterError(must_be(parameter, f"at least {low}{why}", value, low))
+            if parameter == "vocab_tokens":  # each request has a token of its own
+                most = max(1, value - FIRST_ID)
+                allowed = f"at most {most:,} with a vocabulary of {value:,} tokens"
+                raise ParameterError(must_be("requests", allowed, low - FIRST_ID, most))
+            raise ParameterError(must_be(parameter, f"at least {low}", value, low))
 
 
 def assemble(

@@ -51,4 +51,4 @@ def judge(
 
 def _first(reasons: Sequence[str]) -> str:
     more = len(reasons) - 1
-    return reasons[0] + (f" (and {more} more)" if more else "")
+    return reasons[0] + (f" (and {more} more case{'s' * (more > 1)})" if more else "")

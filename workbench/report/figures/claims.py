@@ -106,14 +106,15 @@ def _geometric(xs: Sequence[float]) -> bool:
 
 
 def _range(effect: Mapping[str, Any]) -> str:
-    """`0.213 [0.20, 0.22] x`; a count has no interval."""
+    """`0.213x [0.20, 0.22]`; a count has no interval."""
     unit = effect["unit"]
     text = number(effect["estimate"])
+    tail = unit if unit in ("x", "") else f" {unit}"
     if effect["exact"] and effect["low"] == effect["high"]:
-        return f"{exactly(effect['estimate'])} {unit}".strip()
+        return f"{exactly(effect['estimate'])}{tail}"
     if not marks.has_interval(effect["low"], effect["high"]):
-        return f"{text} {unit}, no CI".strip()
-    return f"{text} [{number(effect['low'])}, {number(effect['high'])}] {unit}".strip()
+        return f"{text}{tail}, no CI"
+    return f"{text}{tail} [{number(effect['low'])}, {number(effect['high'])}]"
 
 
 def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
@@ -137,8 +138,8 @@ def _effect(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     axes.axvline(first["value"], color=marks.BLACK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     for at, cell in enumerate(cells, 1):
         marks.mark(axes, cell["estimate"], at - 0.5, (cell["low"], cell["high"]), _DOT)
-    unit = {"x": " (times)", "%": ", %"}.get(first["unit"], f", {first['unit']}")
-    shown = _range(first) if len(cells) == 1 else f"{len(cells)} cells"
+    unit = {"x": "", "%": ", %"}.get(first["unit"], f", {first['unit']}")
+    shown = _range(first) if len(cells) == 1 else f"{len(cells)} cases"
     axes.set_title(f"{first['name']}{unit}: {shown}", size=13, weight="normal", loc="left")
     axes.set_title(f"claimed: {first['claimed']}", size=12, color=marks.GREY, loc="right",
                    weight="normal")  # fmt: skip

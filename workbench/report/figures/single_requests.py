@@ -55,7 +55,7 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
     found = _median_ttft(rows)
     caption = _counted(rows, requests)
     if at_once := int(_in_one_read(rows).sum()):
-        caption += f" Throughput without {at_once:,} responses that arrived in one read."
+        caption += f" Throughput leaves out responses that arrived in one read ({at_once:,})."
     return draw(
         paint,
         title=f"{note} {found}".lstrip(),

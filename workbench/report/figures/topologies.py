@@ -175,20 +175,20 @@ def _panel(
             if row and labelled:
                 _label(axes, x, row, other, panel)
     ends = marks.ends(shown, panel.key)
-    if panel.log:
-        speed = panel.unit == "x"
+    speed, room = panel.unit == "x", 0.14 if labelled else 0.0
+    if not ends:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "not measured", color=marks.GREY, ha="center", transform=axes.transAxes)
+    elif panel.log:
         marks.log_axis(axes, [*ends, *((0.9, 1.2) if speed else ())], axis="y", most=6)
         low, high = axes.get_ylim()
-        room = (high / low) ** 0.14 if labelled else 1.0
-        axes.set_ylim(low if speed else low / room, high * room)
+        axes.set_ylim(low / (1 if speed else (high / low) ** room), high * (high / low) ** room)
         if speed:
             axes.axhline(1, color=marks.BLACK, linewidth=1.2, zorder=1)
-    elif ends:
-        axes.set_ylim(0, (1.22 if labelled else 1.08) * max(ends))
+    else:
+        axes.set_ylim(0, (1.08 + room) * max(ends))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(marks.NUMBERS)
-    else:
-        axes.text(0.5, 0.5, "not measured", color=marks.GREY, ha="center", transform=axes.transAxes)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
@@ -249,7 +249,7 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
         pairs = marks.span(ratios, "n_pairs", "pair")
         said.append(f"Speed-up: cold / warm TTFT of the same prompts ({pairs}).")
     if compared:
-        said.append("Grey box: the aggregated baseline's CI, with its median as a black line.")
+        said.append("Line and grey box: median and CI of the aggregated baseline.")
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
         said.append("Hollow: too few requests or rounds for a CI.")
     return " ".join(said)

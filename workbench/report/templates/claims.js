@@ -1,11 +1,4 @@
 document.querySelectorAll("table.claims").forEach((table) => {
-  if (table.matches(".short")) {
-    const all = document.createElement("button");
-    all.type = "button";
-    all.textContent = `Show all ${table.tBodies[0].rows.length} claims`;
-    all.onclick = () => { table.classList.remove("short"); all.remove(); };
-    table.closest(".claims-wide").nextElementSibling.prepend(all);
-  }
   const body = table.tBodies[0];
   const sortBy = (column, down) => {
     const key = (row) => column < 0 ? row.dataset.place.padStart(6, "0") : row.cells[column].dataset.key;

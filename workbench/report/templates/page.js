@@ -138,26 +138,27 @@
   // glossary words: shown by mouse, keyboard and touch, within the window
   const tip = make("div", { className: "tip", hidden: true });
   document.body.append(tip);
-  const hide = () => { tip.hidden = true; };
-  const show = (event) => {
-    const term = event.target.closest("dfn");
-    if (!term) {
-      if (event.type === "click") hide();
-      return;
-    }
-    tip.textContent = document.getElementById(term.getAttribute("aria-describedby")).textContent;
-    tip.hidden = false;
+  let term = null;
+  const place = () => {
+    if (!term) return;
     const at = term.getBoundingClientRect();
     const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
     const below = at.bottom + 6 + tip.offsetHeight < innerHeight;
     tip.style.left = `${Math.max(8, Math.min(at.left, room))}px`;
     tip.style.top = `${below ? at.bottom + 6 : at.top - tip.offsetHeight - 6}px`;
   };
-  for (const kind of ["mouseover", "focusin", "click"]) document.addEventListener(kind, show);
-  document.addEventListener("mouseout", (event) => { if (event.target.closest("dfn")) hide(); });
-  document.addEventListener("focusout", hide);
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
+  const explain = (node) => {
+    term = node;
+    tip.hidden = !term;
+    if (!term) return;
+    tip.textContent = document.getElementById(term.getAttribute("aria-describedby")).textContent;
+    place();
+  };
+  const from = (event) => explain(event.target.closest("dfn"));
+  for (const kind of ["mouseover", "focusin", "click"]) document.addEventListener(kind, from);
+  document.addEventListener("focusout", () => explain(null));
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") explain(null); });
+  addEventListener("scroll", place, { passive: true });
 
   // on paper nothing can be unfolded
   const folded = () => document.querySelectorAll("details[data-print]");

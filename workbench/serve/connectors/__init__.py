@@ -1,6 +1,6 @@
-"""Connectors: how KV moves between instances, one module for each; all that is known of one.
+"""Connectors: how KV moves between instances, with one module for each.
 
-To add one: write a module here that has CONNECTOR, and its name into `params.notebooks.CONNECTORS`.
+To add one: write a module with CONNECTOR here, and add its name to `params.notebooks.CONNECTORS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONNECTORS: dict[str, Connector] = {
 
 
 def connector(name: str) -> Connector:
-    """The connector of that name. Raises ParameterError naming the nearest one."""
+    """The connector of that name. Raises ParameterError with the nearest name."""
     if name not in CONNECTORS:
-        raise ParameterError(f"connector {name!r} is not known: {nearest(name, CONNECTORS)}")
+        raise ParameterError(f"unknown connector {name!r}; {nearest(name, CONNECTORS)}")
     return CONNECTORS[name]

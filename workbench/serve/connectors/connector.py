@@ -1,4 +1,4 @@
-"""What a connector is: its engines' settings, its store, both legs of a request, its counters."""
+"""A connector: engine settings, KV store, both legs of a request, and counters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from workbench.errors import LaunchError, PlanError
+from workbench.errors import LaunchError, PlanError, must_be
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """The instance that a connector sets up, and the ports that it is given."""
+    """The instance that a connector configures, and its ports."""
 
     role: Role
     cpu: bool
@@ -28,25 +28,25 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Servers beside the engines that keep KV longer than their caches."""
+    """Servers that keep KV outside the engines' own caches."""
 
     processes: Callable[..., tuple[ProcessSpec, ...]]
-    """Made of free `ports`, and `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder`, `cpu`. The
-    first one's port is the `store_port` of instances; /metrics lies where its ready URL does."""
+    """Made from free `ports`, `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder` and `cpu`. The
+    first one's port is the `store_port` of instances; its ready URL also serves /metrics."""
     clear_path: str
-    """A POST there empties its memory."""
+    """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
-    """Who takes that POST: the store itself, or any one instance on its behalf."""
+    """Who receives that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
-    """The series of each field of `metrics.counters.StoreCounters`."""
+    """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
     keeps_blocks: bool = False
-    """It keeps whole KV blocks of the engine and counts them, in place of chunks and tokens."""
+    """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
     counts_lookups: bool = True
-    """Its hits are what engines looked up; else what they loaded."""
+    """Its hits are what engines looked up; otherwise what they loaded."""
     stalls_when_dead: bool = False
-    """Without it every request waits for seconds and succeeds, so a pass is broken off."""
+    """If it dies, each request waits for seconds and then succeeds; a pass is stopped at once."""
     instance_start_s: float
-    """What its connection adds to the start of an instance on a CPU."""
+    """Additional start-up time of an instance on a CPU."""
 
 
 def _nothing(*_: object) -> dict[str, Any]:
@@ -55,55 +55,52 @@ def _nothing(*_: object) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connector:
-    """One way to move KV. What a connector does not have is left out."""
+    """One way to move KV. Fields that do not apply keep their defaults."""
 
     name: str
     transfers: bool = False
-    """KV gets from prefill to decode, so that PD topologies can be served."""
+    """KV moves from prefill to decode, so PD topologies can be served."""
     pulls: bool = False
-    """Decode instances fetch it from the prefill instance: a transfer can fail, or KV expire."""
+    """Decode instances pull KV from prefill instances: a transfer can fail, or KV can expire."""
     store: Store | None = None
     transfer_config: Callable[[Wiring], dict[str, Any]] = _nothing
-    """What vLLM's `--kv-transfer-config` takes."""
+    """The value of vLLM's `--kv-transfer-config`."""
     env: Callable[[Wiring], dict[str, str]] = _nothing
-    """Of an instance."""
+    """Environment variables of an instance."""
     env_files: Callable[[Wiring], dict[str, str]] = _nothing
-    """Variables of an instance that name a file, with its text."""
+    """Environment variables that name a file, with the text of that file."""
     prefill_asks: Mapping[str, Any] = field(default_factory=dict)
-    """What the proxy adds to the body of the prefill leg."""
+    """Fields that the proxy adds to the body of the prefill leg."""
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
-    """What the prefill's answer adds to the body of the decode leg. Raises ValueError when it has
-    nothing that makes the decode instance fetch KV."""
+    """Fields of the prefill response that go into the body of the decode leg. Raises ValueError if
+    there are none that make the decode instance fetch KV."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
-    """The series of each field of `metrics.counters.NixlCounters`."""
+    """The Prometheus series of each field of `metrics.counters.NixlCounters`."""
     fatal: tuple[str, ...] = ()
-    """Texts in an instance's log after which it will not get ready."""
+    """Log texts after which an instance never becomes ready."""
     patch_cpu: Callable[[], object] = _nothing
-    """Changes what a process of vLLM needs changed for it where there is no GPU."""
+    """Patches a vLLM process on a machine without a GPU."""
     load: str = ""
-    """What a fork server loads for it, as `module:function`."""
+    """What the fork server loads for it, as `module:function`."""
     simulated: bool = True
-    """Whether engine simulated has it."""
+    """Whether engine=simulated models it."""
     packages: Mapping[str, str] = field(default_factory=dict)
-    """What it needs on the machine, with the version that was measured."""
+    """Packages it needs, with the measured version."""
     modules: tuple[str, ...] = ()
-    """One of these is there where it is installed."""
+    """It is installed if one of these can be imported."""
     install: str = ""
-    """What to do where none is."""
+    """How to install it."""
 
     def check(self, topology: Topology) -> None:
         """Refuse a topology that this connector cannot serve. Raises PlanError."""
         if topology.disaggregated and not self.transfers:
-            raise PlanError(
-                f"connector {self.name!r} cannot serve {topology}: no KV would move and both roles"
-                " would prefill; take connector lmcache or nixl, or an aggregated topology such as"
-                f" {topology.instances}a"
+            allowed = (
+                f"lmcache or nixl with {topology} (without KV transfer both roles would prefill)"
             )
+            raise PlanError(must_be("connector", allowed, self.name, "lmcache"))
         if not topology.disaggregated and self.transfers and not self.store:
-            raise PlanError(
-                f"connector {self.name!r} moves KV from prefill to decode and {topology} has"
-                " neither; take connector none or lmcache, or a topology such as 1p4d"
-            )
+            allowed = f"none or lmcache with {topology}, which has no prefill and decode instances"
+            raise PlanError(must_be("connector", allowed, self.name, "lmcache"))
 
     @property
     def loads(self) -> bool:
@@ -112,20 +109,20 @@ class Connector:
 
     @property
     def installed(self) -> bool:
-        """Whether this machine has what it needs."""
+        """Whether its packages are installed."""
         return not self.modules or any(map(find_spec, self.modules))
 
     def check_installed(self) -> None:
-        """Refuse to start what cannot run here. Raises LaunchError."""
+        """Raises LaunchError if its packages are missing."""
         if not self.installed:
             raise LaunchError(
                 f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
-                f" installed: {self.install}, or measure without it, e.g. -p connector none"
-                " -p topology 2a"
+                f" installed; {self.install}, or measure without it (example: -p connector none"
+                " -p topology 2a)"
             )
 
     def passes(self, topology: Topology) -> tuple[str, ...]:
-        """The cache states that this connector and topology can have, in measuring order."""
+        """The cache states of this connector and topology, in the order of measurement."""
         states = ["cold", "engine-warm"]
         answering = topology.decode or topology.aggregated
         if self.transfers and answering > 1:
@@ -135,6 +132,6 @@ class Connector:
         return tuple(states)
 
     def engine_args(self, wiring: Wiring) -> tuple[str, ...]:
-        """Its arguments of an instance."""
+        """Its command-line arguments of an instance."""
         config = self.transfer_config(wiring)
         return ("--kv-transfer-config", json.dumps(config)) if config else ()

@@ -1,6 +1,6 @@
-"""LMCache in multi-process mode: one server with a store, which all instances write and read.
+"""LMCache in multi-process mode: one server with a KV store that all instances write and read.
 
-The settings were measured with LMCache 0.5.6; docs/engine.md says what each one cures.
+The settings were measured with LMCache 0.5.6; docs/engine.md explains each one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
 CHUNK_TOKENS = 256
-"""LMCache's default; a prompt's tail below one chunk is never stored."""
+"""LMCache's default; the end of a prompt below one chunk is never stored."""
 
 _PROGRAM = (sys.executable, "-m", "lmcache.cli.main", "server")
 _ENV = {"LMCACHE_TRACK_USAGE": "false"}
@@ -27,7 +27,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
         "kv_connector_extra_config": {
             "lmcache.mp.host": "tcp://127.0.0.1",
             "lmcache.mp.port": wiring.store_port,
-            # The defaults (300 s, 10 s) freeze an engine for minutes when the store dies.
+            # With the defaults (300 s, 10 s) an engine hangs for minutes when the store dies.
             "lmcache.mp.mq_timeout": 3,
             "lmcache.mp.heartbeat_interval": 1,
         },
@@ -43,7 +43,7 @@ def _server(
     disk_folder: str = "",
     cpu: bool = True,
 ) -> tuple[ProcessSpec, ...]:
-    """`lmcache server`; with `disk_folder` a second tier below the memory, for every chunk."""
+    """`lmcache server`; with `disk_folder` a disk tier for every chunk."""
     port, http_port = next(ports), next(ports)
     args = [
         "--host", "127.0.0.1", "--port", str(port),
@@ -70,12 +70,12 @@ def _server(
 
 
 def load() -> None:
-    """Import what the server and its connector in vLLM need, for forks."""
+    """Import what the server and its vLLM connector need, for forks."""
     import vllm.distributed.kv_transfer.kv_connector.v1.lmcache_mp_connector  # noqa: F401
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Be `lmcache server` with these arguments, in a fork."""
+    """Run `lmcache server` with these arguments, in a fork."""
     from lmcache.cli.main import main
 
     sys.argv = ["lmcache", "server", *arguments]

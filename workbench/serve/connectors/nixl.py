@@ -1,6 +1,6 @@
-"""NIXL: a decode instance pulls the KV from the prefill instance, and nothing is kept beside them.
+"""NIXL: a decode instance pulls the KV from the prefill instance; there is no KV store.
 
-The settings were measured with NIXL 1.5.1; docs/engine.md says what each one cures.
+The settings were measured with NIXL 1.5.1; docs/engine.md explains each one.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def _env(wiring: Wiring) -> dict[str, str]:
 
 
 def _hand_over(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The transfer parameters of a prefill's answer, as they are.
+    """The unchanged transfer parameters of a prefill response.
 
-    An instance without a connector ignores what it is asked and returns null: passing that on would
-    prefill twice and look like a slow transfer. Empty block ids are refused even for a short
-    prompt: vLLM counts the partly filled block too, so a prompt of one token has one block (v1
-    scheduler, `_connector_finished`), and its decode side asserts on an empty list, which ends the
-    engine (`NixlPullConnectorScheduler.update_state_after_alloc`, vLLM 0.32).
+    An instance without a connector ignores the request for them and returns null: passing that on
+    would prefill twice and look like a slow transfer. Empty block ids are refused even for a short
+    prompt: vLLM counts a partly filled block too, so a prompt of one token has one block (v1
+    scheduler, `_connector_finished`), and an empty list makes the decode engine fail an assertion
+    and exit (`NixlPullConnectorScheduler.update_state_after_alloc`, vLLM 0.32).
     """
     params = answer.get("kv_transfer_params")
     if not isinstance(params, dict) or not params.get("do_remote_prefill"):
         raise ValueError(
-            "returned no transfer parameters: it runs without a KV connector; start it with"
-            " NixlConnector, or run the proxy with another --mode"
+            "returned no transfer parameters, so it runs without a KV connector; start it with"
+            " NixlConnector, or start the proxy with another --mode"
         )
     groups = params.get("remote_block_ids")
     # One list of ids, or one list per KV cache group.
@@ -60,9 +60,9 @@ def _hand_over(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _patch_cpu() -> None:
-    """Give the progress thread of an instance that uses NIXL a poll interval of 1 ms.
+    """Set the poll interval of NIXL's progress thread to 1 ms.
 
-    The agent hard-codes 0: UCX then polls without pause and burns one core for each agent.
+    NIXL hard-codes 0: UCX then polls without a pause and each agent takes a whole core.
     """
     if _SIDE_PORT not in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Processes: what one is, and how this machine starts, watches and ends them.
+"""Processes: how this machine starts, monitors and ends them.
 
-`launcher` is the seam that another place (containers, other hosts) implements; `local` is here.
+`launcher` is the interface for other places (containers, other hosts); `local` is this machine.
 """

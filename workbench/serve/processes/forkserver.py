@@ -2,12 +2,12 @@
 
     python -m workbench.serve.processes.forkserver workbench.serve.vllm:load
 
-Importing is nine tenths of the start of an instance on a CPU. This program loads each name that it
-is given (`module`, or a function to call: `module:function`), then reads one JSON object a line
-from stdin, `{"fork": "module:function", "name", "args": [...], "env": {}, "log": path}`, forks, and
-the child calls that function with those arguments: it serves until it is told to end.
-It answers on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
-When stdin closes it ends, and so does all that it forked.
+Imports are 90 % of the start-up time of an instance on a CPU. This program loads each given name (a
+`module`, or a function to call: `module:function`), then reads one JSON object per line from stdin,
+`{"fork": "module:function", "name", "args": [...], "env": {}, "log": path}`, and forks. The child
+calls that function with those arguments and serves until it is stopped.
+It reports on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
+When stdin closes it ends, and so do all its forks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def named(name: str) -> Any:
 
 
 def _serve(job: dict[str, Any]) -> None:
-    """Become the server that `job` describes; returns when it has ended."""
+    """Run the server that `job` describes; returns when it has ended."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(name, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -48,7 +48,7 @@ def _serve(job: dict[str, Any]) -> None:
 
 def _fork(job: dict[str, Any]) -> int:
     pid = os.fork()
-    # Both sides set the group, so that it exists for whoever looks first.
+    # Both processes set the group, so that it exists for whichever runs first.
     os.setpgid(pid, pid or os.getpid())
     if pid:
         return pid
@@ -72,15 +72,15 @@ def _say(**event: Any) -> None:
 
 
 def main() -> None:
-    """Serve fork orders until stdin closes."""
+    """Serve fork requests until stdin closes."""
     started_s = time.monotonic()
     for name in sys.argv[1:]:
         loaded = named(name)
         if callable(loaded):
             loaded()
-    # Every later fork, the engine cores' included, ends with the process that forked it.
+    # Every later fork, engine cores included, ends with the process that forked it.
     os.register_at_fork(after_in_child=die_with_parent)
-    # Frozen objects are not scanned by the children's collector, so their pages stay shared.
+    # The children's garbage collector skips frozen objects, so their pages stay shared.
     gc.collect()
     gc.freeze()
     children: dict[int, str] = {}

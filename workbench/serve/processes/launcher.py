@@ -1,6 +1,6 @@
-"""The seam between a deployment and the place where its processes run.
+"""The interface between a deployment and the place where its processes run.
 
-Four verbs: a launcher can `start` and `stop`, a process is `alive` and has a `log`.
+A launcher can `start` and `stop`; a process is `alive` and has a `log`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ProcessSpec:
     name: str
     role: Role | Literal["store", "proxy"]
     program: tuple[str, ...]
-    """How a plain start begins; `args` follow."""
+    """The command, without `args`."""
     args: tuple[str, ...]
     port: int
     ready_url: str
@@ -30,9 +30,9 @@ class ProcessSpec:
     env_files: dict[str, str] = field(default_factory=dict)
     """Variables that name a file, with its text; the launcher writes it beside the log."""
     forks: str = ""
-    """`module:function` that serves `args` in a fork of a warm process; empty where none can."""
+    """`module:function` that serves `args` in a fork; empty if it cannot be forked."""
     fatal: tuple[str, ...] = ()
-    """Texts in its log after which it will not get ready, though it may live on."""
+    """Log texts after which it never becomes ready, though it may keep running."""
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -49,14 +49,14 @@ class ProcessSpec:
 
 @dataclass(slots=True)
 class Process:
-    """A process that was started; its launcher resolves `exited` with its status."""
+    """A started process; its launcher resolves `exited` with the exit status."""
 
     spec: ProcessSpec
     log: Path
-    """The file that gets all it prints."""
+    """The file with all its output."""
     exited: asyncio.Future[int]
     pid: int = 0
-    """Its id on this machine; 0 where it runs elsewhere."""
+    """Its id on this machine; 0 if it runs elsewhere."""
 
     @property
     def alive(self) -> bool:
@@ -64,13 +64,13 @@ class Process:
 
 
 class Launcher(Protocol):
-    """A place where processes run. Whoever opens one leaves nothing behind when it is closed."""
+    """A place where processes run. Closing it ends all of them."""
 
     notes: list[str]
-    """What went otherwise than planned, for the doubts of a run."""
+    """Deviations from the plan, for the doubts of a run."""
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
-        """Start one process, whose log lies in `log_dir`; it need not be ready yet."""
+        """Start one process with its log in `log_dir`, without waiting until it is ready."""
         ...
 
     async def stop(self, processes: Iterable[Process]) -> None:

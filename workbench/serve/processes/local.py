@@ -1,4 +1,4 @@
-"""The launcher of this machine: through a supervisor, so that no process outlives the notebook."""
+"""The launcher of this machine, with a supervisor so that no process outlives the notebook."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from workbench.serve.processes.launcher import Process, ProcessSpec
 FORK_SERVER = "fork-server"
 _LOADED = f"{FORK_SERVER} ready"
 STOP_GRACE_S = 0.5
-"""Servers end on TERM within a second or two; what they would tidy, the supervisor tidies."""
+"""Servers need a second or two to end on TERM; the supervisor cleans up after them."""
 _GONE = object()
-"""The answer to every question when the supervisor has ended."""
+"""The reply to every request after the supervisor has ended."""
 
 
 @dataclass(slots=True)
 class LocalLauncher:
-    """Owns a supervisor process, and the fork server behind it where something is loaded.
+    """Owns a supervisor process, and a fork server if `loads` is given.
 
-    Use as `async with LocalLauncher(log_dir) as launcher`; leaving it ends all that it started.
+    Use as `async with LocalLauncher(log_dir) as launcher`; leaving it ends all started processes.
     """
 
     log_dir: Path
     loads: Sequence[str] = ()
-    """What the fork server loads, as `module` or `module:function`; without it there is none."""
+    """What the fork server loads, as `module` or `module:function`; empty: no fork server."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Of the fork server."""
+    """Environment of the fork server."""
     notes: list[str] = field(default_factory=list)
     _supervisor: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
@@ -47,7 +47,7 @@ class LocalLauncher:
 
     async def __aenter__(self) -> Self:
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        # Servers read their byte code from disk, whatever the notebook's shell prefers.
+        # Servers use cached byte code, whatever the notebook's shell prefers.
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         self._supervisor = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "workbench.serve.processes.supervisor",
@@ -65,17 +65,17 @@ class LocalLauncher:
         self._supervisor.stdin.close()
         if self._fork_server is not None:
             self._fork_server.cancel()
-        # The supervisor ends everything below itself; an interrupt must not cut that short.
+        # The supervisor ends everything below itself; an interrupt must not stop that.
         await asyncio.shield(self._supervisor.wait())
         if self._reader is not None:
             self._reader.cancel()
 
     async def loaded(self) -> bool:
-        """Wait for the fork server; False where there is none and instances start plainly."""
+        """Wait for the fork server; False if there is none and instances start without it."""
         return self._fork_server is not None and await self._fork_server
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
-        """Start one process, forked where that is possible; it need not be ready yet."""
+        """Start one process, forked if possible, without waiting until it is ready."""
         log_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
@@ -108,8 +108,8 @@ class LocalLauncher:
         value = _GONE if self._reader.done() else await answer
         if value is _GONE:
             raise DeploymentError(
-                "the supervisor of the servers ended by itself, and every server with it; was it"
-                " killed? run again"
+                "the supervisor process exited unexpectedly, and all servers with it; check whether"
+                " it was killed (out of memory?) and run again"
             )
         return value
 
@@ -129,7 +129,7 @@ class LocalLauncher:
         async for raw in self._supervisor.stdout:
             event = json.loads(raw)
             if "line" in event:
-                # What a library prints on the fork server's stdout is none of its events.
+                # Libraries may print other lines on the fork server's stdout.
                 with suppress(ValueError, LookupError, TypeError):
                     self._fork_event(json.loads(event["text"]))
             elif "started" in event:
@@ -154,18 +154,18 @@ class LocalLauncher:
             self._ended(event["exited"], event["status"])
 
     def _fork_server_ended(self, status: int) -> None:
-        """What it forked ends with it, and nobody else would report that."""
+        """Its forks end with it, and nothing else would report that."""
         assert self._supervisor is not None and self._supervisor.stdin is not None
         leaving = self._supervisor.stdin.is_closing()
         if _LOADED not in self._waiting and not leaving:
-            self.notes.append("The fork server ended by itself; later instances started plainly.")
+            self.notes.append("The fork server exited; later instances started without it.")
         self._answer(_LOADED, False)
         self._ended(FORK_SERVER, status)
         for name in self._forked:
             self._ended(name, -signal.SIGKILL)
 
     async def _start_fork_server(self) -> bool:
-        """True when the fork server has loaded; False when instances must start plainly."""
+        """True when the fork server is ready; False if instances must start without it."""
         loop = asyncio.get_running_loop()
         log = self.log_dir / f"{FORK_SERVER}.log"
         self._exits[FORK_SERVER] = loop.create_future()
@@ -177,6 +177,6 @@ class LocalLauncher:
         if await ready is True:
             return True
         self.notes.append(
-            f"The fork server did not load, so instances start one by one; log: {log}"
+            f"The fork server did not start, so instances start without it; log: {log}"
         )
         return False

@@ -1,4 +1,4 @@
-"""What the log of a server says about its end."""
+"""Find the reason for a server's end in its log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?\w*(?:Error|Exception)\b.*|^ERROR:\s+\[
 
 
 def lines(log: Path) -> list[str]:
-    """A log without colours and without vLLM's line prefixes; empty where there is none."""
+    """The lines of a log without colours and vLLM's prefixes; empty if there is none."""
     text = log.read_text(errors="replace") if log.exists() else ""
     plain = (_ANSI.sub("", line) for line in text.splitlines())
     return [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in plain]
 
 
 def fatal(log_lines: Iterable[str], texts: Iterable[str] = ()) -> str:
-    """A line after which a server will not get ready, though it may live on; or nothing.
+    """A line after which a server never becomes ready, though it may keep running; or empty.
 
-    Such a line holds one of `texts`, or is the error of an engine core that failed: under fork an
-    API server takes 30 s to notice that.
+    Such a line has one of `texts`, or is the error of a failed engine core: under fork an API
+    server takes 30 s to notice that.
     """
     core_failed = False
     for line in log_lines:
@@ -33,13 +33,13 @@ def fatal(log_lines: Iterable[str], texts: Iterable[str] = ()) -> str:
 
 
 def reason(log_lines: Sequence[str], texts: Iterable[str] = (), *, otherwise: str = "") -> str:
-    """The line of a log that tells why its server ended, at most 400 characters of it.
+    """The log line that best explains why a server ended, at most 400 characters.
 
-    Without an error in it that is `otherwise`, or the last line.
+    If the log has no error it is `otherwise`, or the last line.
     """
     said = [line for line in log_lines if line]
     errors = [line for line in said if _ERROR_LINE.match(line)]
-    # vLLM ends with a general line that points at the root cause above it.
+    # vLLM ends with a general line that points to the root cause above it.
     telling = [line for line in errors if "root cause" not in line] or errors
-    last = (telling or [otherwise or (said or ["it wrote nothing"])[-1]])[-1]
+    last = (telling or [otherwise or (said or ["its log is empty"])[-1]])[-1]
     return (fatal(said, texts) or last)[:400]

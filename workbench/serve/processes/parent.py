@@ -1,4 +1,4 @@
-"""What ties a process to the one that started it."""
+"""Tie a process to the one that started it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports of the loopback interface: which are free, and who listens."""
+"""Ports of the loopback interface: which are free, and which process listens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PORTS = range(20_000, 32_000)
 
 
 def unused_ports() -> Iterator[int]:
-    """Ports that nobody listens on at this moment, at random, so that two runs rarely meet.
+    """Free ports in random order, so that two runs rarely collide.
 
-    Raises DeploymentError when there is none any more.
+    Raises DeploymentError if none is left.
     """
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe:
@@ -27,18 +27,18 @@ def unused_ports() -> Iterator[int]:
                 continue
         yield port
     raise DeploymentError(
-        f"no more free ports between {_PORTS.start} and {_PORTS.stop} on this machine; end what"
-        " listens there: ss -ltnp lists it"
+        f"no free port between {_PORTS.start} and {_PORTS.stop} on this machine; end programs that"
+        " listen there (example: ss -ltnp lists them)"
     )
 
 
 def free_ports(count: int) -> list[int]:
-    """So many unused ports."""
+    """`count` unused ports."""
     return list(islice(unused_ports(), count))
 
 
 def listens(pid: int, port: int) -> bool:
-    """True when this process, or one below it, listens on the port."""
+    """True if this process or one of its children listens on the port."""
     import psutil
 
     def listens_itself(process: psutil.Process) -> bool:
@@ -49,6 +49,6 @@ def listens(pid: int, port: int) -> bool:
 
     with suppress(psutil.Error):
         process = psutil.Process(pid)
-        # Its children come last: to find them, psutil looks at every process of the machine.
+        # Children come last: to find them, psutil scans every process of the machine.
         return listens_itself(process) or any(map(listens_itself, process.children(recursive=True)))
     return False

@@ -1,4 +1,4 @@
-"""When a process that was started is ready, and why it is not."""
+"""Wait until started processes are ready, or report why they are not."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ LOG_PERIOD_S = 0.5
 async def ready(
     processes: Iterable[Process], *, timeout_s: float, beside: Sequence[Process] = ()
 ) -> None:
-    """Wait until each answers its ready URL. Raises LaunchError with the reason and the log.
+    """Wait until each responds at its ready URL. Raises LaunchError with reason and log.
 
-    Those `beside` are ready already, and must stay so: an engine may wait minutes for its store.
+    The processes in `beside` are ready and must stay alive: an engine may wait minutes for its
+    store.
     """
     failed: LaunchError | None = None
     try:
@@ -33,9 +34,9 @@ async def ready(
             for process in processes:
                 group.create_task(_ready(client, process, timeout_s, beside))
     except* LaunchError as several:
-        # The first reason tells; the others are its consequences.
+        # The first failure is the cause; the others follow from it.
         failed = next(error for error in several.exceptions if isinstance(error, LaunchError))
-    # Not inside the handler: IPython shows no error at all when a group is in its context.
+    # Not inside the handler: IPython shows no error if its context is an exception group.
     if failed is not None:
         raise failed
 
@@ -49,7 +50,7 @@ async def _ready(
         now_s = time.monotonic()
         doomed = ""
         if now_s > look_s:
-            # Servers that start want the cores: their logs are read twice a second, not always.
+            # Starting servers need the cores, so their logs are read only twice a second.
             doomed = logs.fatal(logs.lines(process.log), process.spec.fatal)
             look_s = now_s + LOG_PERIOD_S
         if not process.alive or doomed:
@@ -60,7 +61,7 @@ async def _ready(
         if now_s > ends_s:
             raise LaunchError(failure(process, f"was not ready after {timeout_s:.0f} s"))
         await asyncio.sleep(pause_s)
-        # Forked servers answer within a tenth of a second, those that import within seconds.
+        # Forked servers are ready within a tenth of a second, others within seconds.
         pause_s = min(2 * pause_s, POLL_PERIOD_S)
 
 
@@ -71,12 +72,12 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
         return False
     if answer.status_code != 200:
         return False
-    # Another program that was faster to take the port may answer as well.
+    # Another program that took the port may respond as well.
     return not process.pid or listens(process.pid, answer.url.port or 80)
 
 
 def failure(process: Process, what: str) -> str:
-    """What happened to a process, the reason that its log gives, and the log's end."""
+    """What happened to a process, the reason from its log, and the end of the log."""
     lines = logs.lines(process.log)
     tail = "\n".join(f"    {line}" for line in lines[-8:])
     reason = logs.reason(lines, process.spec.fatal, otherwise=_killed(process))

@@ -1,16 +1,16 @@
-"""The supervisor: a small process that owns every server of one notebook and outlives none.
+"""The supervisor: a small process that owns every server of one notebook.
 
-It reads orders from stdin, one JSON object a line, and reports on stdout:
+It reads commands from stdin, one JSON object per line, and reports on stdout:
 
     {"start": name, "argv", "env", "log", "talks": bool}   -> {"started": name, "pid"}
-    {"send": name, "line"}                                 a line to the stdin of one that talks
+    {"send": name, "line"}                                 a line to the stdin of a process
     {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
                                                             -> {"exited": name, "status"}
                                                             -> {"line": name, "text"}
 
-When its stdin closes, because the notebook ended it or because the kernel was killed, it ends every
-process below itself and removes the shared-memory segments that they had mapped and the folder of
-their sockets. It is a subreaper, so that nothing below it can escape by losing its parent.
+When its stdin closes, because the notebook is done or its kernel was killed, it ends every process
+below itself and removes their shared-memory segments and the folder of their sockets. It is a
+subreaper, so that no process can escape by losing its parent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHM = "/dev/shm/"
 
 
 def _members(groups: set[int] | None) -> dict[int, int]:
-    """Live processes below this one as pid -> process group, all or those of `groups`."""
+    """Live descendants as pid -> process group, all or those of `groups`."""
     found: dict[int, int] = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error, OSError):
@@ -54,8 +54,8 @@ def _segments() -> dict[int, str]:
 def _mapped_segments(pids: set[int]) -> dict[int, str]:
     """Existing shared-memory files that these processes have mapped, as inode -> path.
 
-    By inode, since a semaphore's maker has it mapped under a passing name: sem_open(3) makes it as
-    one, links it to its real name and removes the first.
+    By inode, since the creator of a semaphore has it mapped under a temporary name: sem_open(3)
+    creates that, links it to the real name and removes it.
     """
     mapped: set[int] = set()
     for pid in pids:
@@ -73,9 +73,9 @@ def _signal(members: dict[int, int], number: signal.Signals) -> None:
 
 
 class Supervisor:
-    """Children by name, the segments seen below them, and the folder of their sockets.
+    """Children by name, their shared-memory segments, and the folder of their sockets.
 
-    vLLM binds a socket in VLLM_RPC_BASE_PATH for each server and leaves it when it is killed.
+    vLLM binds a socket per server in VLLM_RPC_BASE_PATH and leaves it when it is killed.
     """
 
     def __init__(self, sockets: str) -> None:
@@ -112,9 +112,9 @@ class Supervisor:
         self.say(exited=name, status=await child.wait())
 
     async def look_after(self) -> None:
-        """Note segments while they are mapped, and bury orphans that came to us as subreaper.
+        """Note segments while they are mapped, and reap orphans.
 
-        A process that is killed leaves segments behind that nobody has mapped any more.
+        A killed process leaves segments that no process has mapped any more.
         """
         while True:
             self.segments |= _mapped_segments(set(_members(None)))
@@ -126,7 +126,7 @@ class Supervisor:
             await asyncio.sleep(1.0)
 
     async def stop(self, groups: set[int] | None, grace_s: float) -> None:
-        """TERM, wait, KILL, until no process of the groups (or below us) is left."""
+        """TERM, wait, KILL, until no process of the groups (None: no descendant) is left."""
         members = _members(groups)
         self.segments |= _mapped_segments(set(members))
         _signal(members, signal.SIGTERM)
@@ -183,7 +183,7 @@ class Supervisor:
 
 
 def main() -> None:
-    """Supervise until stdin closes or a signal asks to end."""
+    """Supervise until stdin closes or a signal arrives."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="workbench-", ignore_cleanup_errors=True) as sockets:
         asyncio.run(Supervisor(sockets).run())

@@ -1,1 +1,1 @@
-"""The PD proxy: one address in front of all instances; `legs` carries a request to two of them."""
+"""The PD proxy: one URL in front of all instances; `legs` sends a request to two of them."""

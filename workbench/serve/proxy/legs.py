@@ -1,7 +1,7 @@
-"""The two legs of one request behind the PD proxy, and the connections that carry them.
+"""The two legs of one request behind the PD proxy, and their connections.
 
-A request is prefilled on one instance (one token, thrown away) and then decoded on another; its
-connector says what the first is asked beside that, and what its answer hands over to the second.
+A request is prefilled on one instance (one token, discarded) and then decoded on another. The
+connector defines additional fields of the first leg, and what its response passes to the second.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from workbench.serve.connectors import Connector
 Leg = Literal["prefill", "decode"]
 
 _KEEPALIVE_S = 4.0
-"""Below the 5 s after which vLLM's HTTP server (uvicorn) closes an idle connection."""
+"""Below the 5 s after which vLLM's HTTP server (uvicorn) closes idle connections."""
 _CONNECT_S = 10.0
-"""For a host that swallows packets; a closed port is refused at once."""
+"""For a host that drops packets; a closed port is refused at once."""
 _MESSAGE_CHARS = 2000
 _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 
 class LegFailed(DeploymentError):
-    """An instance refused its leg, broke it off, or answered what cannot be used.
+    """An instance refused its leg, ended it early, or sent an unusable response.
 
-    `status` is the HTTP status that the instance sent, None when none came.
+    `status` is the HTTP status of the instance, None if there was none.
     """
 
     def __init__(self, leg: Leg, instance: str, what: str, status: int | None = None) -> None:
@@ -47,12 +47,12 @@ class LegFailed(DeploymentError):
 
     @property
     def http_status(self) -> int:
-        """What the client gets: the instance's own 4xx, else 502 Bad Gateway."""
+        """The status for the client: the instance's own 4xx, else 502 Bad Gateway."""
         return self.status if self.status is not None and 400 <= self.status < 500 else 502
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The JSON body, and the error event of a stream that had already begun."""
+        """The JSON body, or the error event in a stream that had already begun."""
         return {
             "error": {
                 "message": str(self),
@@ -79,11 +79,10 @@ class Upstream:
     async def answer(
         self, leg: Leg, instance: str, path: str, headers: Mapping[str, str], data: bytes | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The instance's answer, once its head came with status 200: POST, or GET without `data`.
+        """The instance's response after its headers with status 200: POST, or GET without `data`.
 
-        Raises LegFailed for any other status, for a connection that cannot be made, and for one
-        that breaks while the caller reads. Leaving early closes the connection, by which vLLM
-        knows to abort the request.
+        Raises LegFailed for any other status, a failed connection, and one that breaks while the
+        caller reads. Leaving early closes the connection, so that vLLM aborts the request.
         """
         response: aiohttp.ClientResponse | None = None
         try:
@@ -92,11 +91,11 @@ class Upstream:
                 if response.status != 200:
                     said = _sentence(await response.read())
                     raise LegFailed(
-                        leg, instance, f"answered {response.status}: {said}", response.status
+                        leg, instance, f"responded {response.status}: {said}", response.status
                     )
                 yield response
         except _BROKEN as error:
-            what = "broke off" if response else "did not answer"
+            what = "ended its response early" if response else "did not respond"
             raise LegFailed(
                 leg, instance, f"{what}: {_reason(error)}", response.status if response else None
             ) from error
@@ -104,10 +103,10 @@ class Upstream:
     async def _request(
         self, url: str, headers: Mapping[str, str], data: bytes | None
     ) -> aiohttp.ClientResponse:
-        """Send once; a second time only if a kept connection turned out to be closed.
+        """Send once, and again only if a reused connection was already closed.
 
-        The server may close an idle connection in the moment we write to it. It has then not
-        seen the request, so the second try, on a new connection, repeats nothing.
+        The server may close an idle connection just as we write to it. It has then not seen the
+        request, so the second try, on a new connection, repeats nothing.
         """
         reused: list[bool] = []
         method = "GET" if data is None else "POST"
@@ -128,7 +127,7 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
-        # Bytes pass as they are: nothing is compressed for us, nothing unpacked.
+        # Bytes pass unchanged: nothing is compressed or decompressed.
         skip_auto_headers=("Accept-Encoding", "User-Agent"),
         auto_decompress=False,
         trace_configs=[trace],
@@ -145,16 +144,16 @@ async def _note_reuse(
 
 
 def _reason(error: Exception) -> str:
-    """What the network says, without the library's words around it."""
+    """The network error, without the library's wording."""
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "the connection ended before the answer did"
+        return "the connection closed before the response ended"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 
 def _sentence(body: bytes) -> str:
-    """The message inside an OpenAI-style error body, else the body itself, shortened."""
+    """The message of an OpenAI-style error body, else the start of the body."""
     try:
         text = str(orjson.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -163,10 +162,10 @@ def _sentence(body: bytes) -> str:
 
 
 class Trip:
-    """One request on its way through both legs; `record` collects its stamps.
+    """One request through both legs; `record` collects its timestamps.
 
-    `routed` says who asks and which instances serve; without a prefill instance (aggregated) only
-    `decode` is called. Both legs raise LegFailed as long as the client has no head of an answer.
+    `routed` has the request and its instances; without a prefill instance (aggregated) only
+    `decode` is called. Both legs raise LegFailed until the client has the response headers.
     """
 
     def __init__(self, request: web.Request, upstream: Upstream, routed: LegRecord) -> None:
@@ -178,17 +177,17 @@ class Trip:
             self._headers["Authorization"] = key
 
     def failed(self, failure: LegFailed) -> None:
-        """Note which leg failed, and how."""
+        """Record which leg failed, and how."""
         self.record = replace(self.record, error=str(failure))
 
     def cancelled(self) -> None:
-        """Note that the client went away, and during which leg."""
+        """Record that the client disconnected, and during which leg."""
         leg = "decode" if self.record.decode_sent_s > 0 else "prefill"
-        why = "the client closed the connection, or the proxy was stopped"
+        why = "the client disconnected, or the proxy was stopped"
         self.record = replace(self.record, error=f"{leg} cancelled: {why}")
 
     async def prefill(self, body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
-        """Run the prefill leg; returns what its answer adds to the body of the decode leg."""
+        """Run the prefill leg; returns the fields that its response adds to the decode leg."""
         instance = self.record.prefill_instance
         data = orjson.dumps(prefill_body(body, connector))
         self.record = replace(self.record, prefill_sent_s=monotonic())
@@ -200,7 +199,7 @@ class Trip:
         try:
             answer = json_object(said)
         except ValueError as error:
-            raise LegFailed("prefill", instance, f"answered 200, but {error}", 200) from error
+            raise LegFailed("prefill", instance, f"responded 200, but {error}", 200) from error
         if answer.get("metrics"):
             metrics = orjson.dumps(answer["metrics"]).decode()
             self.record = replace(self.record, prefill_engine_metrics=metrics)
@@ -210,7 +209,7 @@ class Trip:
             raise LegFailed("prefill", instance, str(error), 200) from error
 
     async def decode(self, body: bytes) -> web.StreamResponse:
-        """Run the decode leg and pass its answer on, chunk by chunk, as it comes."""
+        """Run the decode leg and pass its response on, chunk by chunk."""
         out = web.StreamResponse(headers={"X-Request-Id": self.record.request_id})
         last = b""
         self.record = replace(self.record, decode_sent_s=monotonic())
@@ -233,24 +232,24 @@ class Trip:
             self.failed(failure)
             await self._break_off(out, failure, last)
         # aiohttp ends the response after this returns, so the leg is recorded before the client
-        # can know that it is done and ask for it.
+        # can ask for it.
         return out
 
     async def _break_off(self, out: web.StreamResponse, failure: LegFailed, last: bytes) -> None:
-        """End an answer whose instance failed so that no client takes it for a whole one."""
+        """End the response of a failed instance so that no client takes it as complete."""
         if out.content_type == "text/event-stream":
             event = b"data: " + orjson.dumps(failure.payload) + b"\n\n"
             whole = not last or last.endswith((b"\n\n", b"\r\n\r\n"))
             await _to_client(out.write(event if whole else b"\n\n" + event))
         elif self._request.transport is not None:
-            # Closed without a last chunk: the client sees the body break.
+            # Closed without the last chunk, so that the client sees an incomplete body.
             self._request.transport.close()
 
 
 def prefill_body(body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
-    """The client's request as the prefill instance gets it: one token, not streamed.
+    """The client's request as sent to the prefill instance: one token, not streamed.
 
-    `stream_options` and `min_tokens` go, as they contradict that; sampling fields stay.
+    `stream_options` and `min_tokens` contradict that and are removed; sampling fields stay.
     """
     leg = {key: body[key] for key in body if key not in ("stream_options", "min_tokens")}
     leg |= {"stream": False, "max_tokens": 1}
@@ -260,18 +259,18 @@ def prefill_body(body: Mapping[str, Any], connector: Connector) -> dict[str, Any
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """Raises ValueError with a sentence when `text` is no JSON object."""
+    """Parse a JSON object. Raises ValueError with a sentence."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"the body is not JSON: {error}") from error
+        raise ValueError(f"the body must be a JSON object, got invalid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError("the body is JSON, but not an object")
+        raise ValueError(f"the body must be a JSON object, got a {type(value).__name__}")
     return value
 
 
 async def _to_client(writing: Awaitable[object]) -> None:
-    """Await a write; a client that has gone ends the request as its cancellation would."""
+    """Await a write; a disconnected client cancels the request."""
     try:
         await writing
     except ConnectionResetError as error:

@@ -1,16 +1,16 @@
-"""The PD proxy: one URL in front of all instances, that routes by index and stamps both legs.
+"""The PD proxy: one URL in front of all instances; it routes by index and timestamps both legs.
 
     python -m workbench.serve.proxy.proxy --port 8000 --mode lmcache \\
         --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200
 
-Aggregated instances are given as `--decode` alone: one leg, the same process and hop, so that an
-opponent pays what the subject pays. The stream passes byte for byte as it arrives; nothing on
-its way reads it. Beside `/v1/completions` and `/v1/chat/completions` there are
+Aggregated instances are given as `--decode` alone: one leg through the same proxy, so that the
+baseline has the same overhead. The stream passes unchanged and is not parsed. Besides
+`/v1/completions` and `/v1/chat/completions` there are
 
-    GET /health      the proxy itself listens
-    GET /v1/models   as the first decode instance answers
-    GET /legs        records.LegRecord of each finished request, as JSON (NaN is null), then
-                     forgotten
+    GET /health      the proxy itself is ready
+    GET /v1/models   the response of the first decode instance
+    GET /legs        records.LegRecord of each finished request since the last call, as JSON (NaN
+                     is null)
     GET /stats       {"cpu_s", "uptime_s", "requests", "failed"} of this process
 """
 
@@ -29,21 +29,21 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, must_be
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
-"""The request's position in the workload; without it the proxy deals round robin."""
+"""The request's position in the workload; without it the proxy routes round robin."""
 DECODE_SHIFT_HEADER = "X-Workbench-Decode-Shift"
-"""Moves the decode leg this many instances on, for the cross-instance pass; default 0."""
+"""Shifts the decode leg by this many instances, for the cross-instance pass; default 0."""
 
 _BODY_BYTES = 64 * 2**20
 _SHUTDOWN_S = 1.0
 _BACKLOG = 4096
-"""Connections that may wait to be accepted: a burst above it is delayed by a second of SYN retry,
-which would look like a slow prefill."""
+"""Connections waiting to be accepted: a larger burst is delayed by a SYN retry of one second, which
+looks like a slow prefill."""
 
 
 def create_app(
@@ -52,10 +52,10 @@ def create_app(
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
     `mode` is the name of their connector.
 
-    `fault` makes it do one thing wrong: `transfer_params_lost` keeps from the decode instance what
-    it needs to fetch the KV. Serve it with `handler_cancellation=True`, by which a client that goes
-    away ends its legs. Raises ParameterError for a URL that cannot be used, no decode instance, or
-    a PD set-up without a connector, where both roles would prefill.
+    `fault` injects one fault: `transfer_params_lost` drops what the decode instance needs to fetch
+    the KV. Serve it with `handler_cancellation=True`, so that a disconnecting client ends its legs.
+    Raises ParameterError for an invalid URL, no decode instance, or prefill instances without a
+    connector.
     """
     routes = Routes(
         prefill=tuple(url.rstrip("/") for url in prefill),
@@ -63,10 +63,8 @@ def create_app(
     )
     moves = connector(mode)
     if routes.prefill and not moves.transfers:
-        raise ParameterError(
-            f"mode {mode} with prefill instances: both roles would prefill; choose lmcache or nixl,"
-            " or give aggregated instances as --decode alone"
-        )
+        allowed = "lmcache or nixl with --prefill (without KV transfer both roles would prefill)"
+        raise ParameterError(must_be("--mode", allowed, mode, "lmcache"))
     proxy = _Proxy(moves, routes, fault)
     app = web.Application(client_max_size=_BODY_BYTES)
     app.cleanup_ctx.append(proxy.connections)
@@ -80,7 +78,7 @@ def create_app(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight then get one more second."""
+    """Serve until SIGTERM or SIGINT; requests in flight then have one more second."""
     parser = argparse.ArgumentParser(prog="python -m workbench.serve.proxy.proxy")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
@@ -115,36 +113,37 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """Base URLs of the instances. No prefill instance means aggregated ones: a single leg."""
+    """Base URLs of the instances. Without prefill instances they are aggregated: one leg."""
 
     prefill: tuple[str, ...] = ()
     decode: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.decode:
-            raise ParameterError("the proxy has no decode instance; give at least one --decode URL")
+            raise ParameterError(
+                must_be("--decode", "one URL or more", [], "http://127.0.0.1:8200")
+            )
         for url in self.prefill + self.decode:
             if not url.startswith(("http://", "https://")):
-                raise ParameterError(
-                    f"instance URL {url!r}: write scheme, host and port, as in"
-                    " http://127.0.0.1:8100"
-                )
+                allowed = "http:// or https:// URLs"
+                example = "--decode http://127.0.0.1:8200"
+                raise ParameterError(must_be("--prefill and --decode", allowed, url, example))
 
     def at(self, index: int, *, shift: int = 0) -> tuple[str, str]:
-        """Prefill (empty when aggregated) and decode instance of the request at `index`.
+        """Prefill (empty if aggregated) and decode instance of the request at `index`.
 
-        The same index always meets the same pair, so a repeated workload finds what it left
-        there; `shift` moves the decode side (the only leg when aggregated) to a neighbour.
+        The same index always gets the same pair, so a repeated workload hits its own cache entries;
+        `shift` moves the decode leg (the only one if aggregated) to another instance.
         """
         prefill = self.prefill[index % len(self.prefill)] if self.prefill else ""
         return prefill, self.decode[(index + shift) % len(self.decode)]
 
 
 class _Proxy:
-    """What one proxy process knows: its routes, its connections, the legs it has seen."""
+    """State of one proxy process: its routes, connections and recorded legs."""
 
     upstream: Upstream
-    """Made by `connections`, inside the event loop."""
+    """Created by `connections`, inside the event loop."""
 
     def __init__(self, moves: Connector, routes: Routes, fault: str) -> None:
         self.moves, self.routes, self.fault = moves, routes, fault
@@ -160,7 +159,7 @@ class _Proxy:
         await self.upstream.close()
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """Both legs of one request; once it is routed it leaves one LegRecord, however it ends."""
+        """Both legs of one request; every routed request leaves one LegRecord."""
         received_s = monotonic()
         body = await request.read()
         try:
@@ -232,7 +231,7 @@ def _whole_number(request: web.Request, header: str) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise ValueError(f"{header} is {text!r}: give a whole number from 0 up")
+        raise ValueError(f"{header} must be an integer from 0, got {text!r} (example: {header}: 3)")
     return int(text)
 
 

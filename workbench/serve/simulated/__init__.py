@@ -1,4 +1,4 @@
-"""A pretend vLLM and a pretend LMCache store: true counters, seeded times, faults on demand.
+"""Simulated vLLM and LMCache servers: real counters, seeded times, fault injection.
 
-`pretend` puts them in place of the real processes of a deployment; `faults` has what can go wrong.
+`pretend` substitutes them for the real processes of a deployment; `faults` lists the faults.
 """

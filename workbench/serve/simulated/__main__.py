@@ -1,4 +1,4 @@
-"""Start a pretend instance or a pretend store:
+"""Start a simulated instance or a simulated store:
 
 python -m workbench.serve.simulated engine --name decode-0 --port 8200
 python -m workbench.serve.simulated store --port 6600 --http-port 6680
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             runner.run(_until_ended(made))
         except OSError as error:
-            sys.exit(f"the pretend server cannot listen on 127.0.0.1: {error}")
+            sys.exit(f"the simulated server cannot listen on 127.0.0.1: {error}")
 
 
 def apps(argv: Sequence[str] | None) -> Apps:
-    """The web applications that these arguments ask for."""
-    # What is not given stays with the defaults of InstanceSettings.
+    """The web applications for these arguments."""
+    # Missing arguments keep the defaults of InstanceSettings.
     parser = argparse.ArgumentParser(prog="python -m workbench.serve.simulated")
     kinds = parser.add_subparsers(dest="kind", required=True)
     engine = kinds.add_parser("engine", argument_default=argparse.SUPPRESS)
@@ -66,7 +66,7 @@ def apps(argv: Sequence[str] | None) -> Apps:
 
 @asynccontextmanager
 async def serving(made: Apps) -> AsyncIterator[None]:
-    """Listen on 127.0.0.1 as long as the context lasts."""
+    """Listen on 127.0.0.1 inside the context."""
     async with AsyncExitStack() as stack:
         for app, port in made:
             runner = web.AppRunner(

@@ -1,6 +1,6 @@
-"""What vLLM 0.32 puts on the wire: completions whole and streamed, chat likewise, errors.
+"""Response bodies of vLLM 0.32: completions and chat, whole and streamed, and errors.
 
-Shapes were copied from a real server's answers; the values are the pretend engine's.
+The format was copied from a real server; the values are those of the simulated engine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class BadRequest(Exception):
-    """A request that vLLM refuses: HTTP status and the error body."""
+    """A request that vLLM refuses: HTTP status and error body."""
 
     def __init__(self, status: int, message: str, kind: str, parameter: str) -> None:
         super().__init__(message)
@@ -48,14 +48,14 @@ class Asked:
     stream: bool
     usage: bool
     usage_always: bool
-    """Usage in each chunk, not in the last event alone."""
+    """Usage in each chunk, not only in the last event."""
     return_ids: bool
     transfer: Mapping[str, Any]
     """kv_transfer_params, empty without."""
 
 
 class PretendTokenizer:
-    """How a pretend server counts text: one id for each word and each other sign."""
+    """The simulated tokenizer: one id per word and per other character."""
 
     def encode(self, text: str) -> list[int]:
         return [16 + crc32(word.encode()) % (VOCAB_TOKENS - 16) for word in _WORD.findall(text)]
@@ -66,7 +66,7 @@ class PretendTokenizer:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Words of three syllables, each with an id of its own."""
+        """Words of three syllables with different ids."""
         by_id: dict[int, str] = {}
         for parts in product(_SYLLABLES, _SYLLABLES[::4], _SYLLABLES):
             word = "".join(parts)
@@ -78,11 +78,11 @@ _TOKENIZER = PretendTokenizer()
 
 
 def read_request(data: bytes, *, chat: bool, context_tokens: int) -> Asked:
-    """The request in a body. Raises BadRequest for what vLLM would refuse."""
+    """Parse a request body. Raises BadRequest for what vLLM would refuse."""
     try:
         return _asked(orjson.loads(data), chat=chat, context_tokens=context_tokens)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise BadRequest(400, f"not a request: {error!r}", "BadRequestError", "body") from error
+        raise BadRequest(400, f"invalid request: {error!r}", "BadRequestError", "body") from error
 
 
 def _asked(body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> Asked:
@@ -123,7 +123,7 @@ def _asked(body: Mapping[str, Any], *, chat: bool, context_tokens: int) -> Asked
 def chunk(
     sequence: Sequence, asked: Asked, tokens: list[int], made: int, *, finished: bool
 ) -> bytes:
-    """An event with some tokens (none: a chunk without text), `made` in all so far."""
+    """An event with tokens (none: a chunk without text); `made` is the total so far."""
     text = words(tokens)
     choice: dict[str, Any] = {"index": 0, "logprobs": None}
     choice["finish_reason"] = "length" if finished else None
@@ -140,14 +140,14 @@ def chunk(
 
 
 def usage_chunk(sequence: Sequence, asked: Asked) -> bytes:
-    """The last event before [DONE]: usage with cached tokens, and the engine's own metrics."""
+    """The last event before [DONE]: usage with cached tokens, and engine metrics."""
     return _event(_head(sequence, asked) | {"choices": []} | _tail(sequence))
 
 
 def whole(
     sequence: Sequence, asked: Asked, transfer: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The body of an answer that is not streamed, with the transfer parameters of a prefill."""
+    """The body of a response that is not streamed, with a prefill's transfer parameters."""
     choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
     text = words(sequence.outputs)
     if asked.chat:
@@ -159,7 +159,7 @@ def whole(
 
 
 def error_event() -> bytes:
-    """What a stream says when the engine behind it has died."""
+    """The error event of a stream whose engine has died."""
     message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
     error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
     return _event({"error": error})
@@ -179,7 +179,7 @@ def _head(sequence: Sequence, asked: Asked) -> dict[str, Any]:
 
 
 def _tail(sequence: Sequence) -> dict[str, Any]:
-    """Usage, and metrics as --enable-per-request-metrics has them; TTFT counts from scheduling."""
+    """Usage, and the metrics of --enable-per-request-metrics; TTFT starts at scheduling."""
     ttft_s = sequence.first_s - sequence.scheduled_s
     generation_s = sequence.last_s - sequence.first_s
     made = len(sequence.outputs)
@@ -199,7 +199,7 @@ def _tail(sequence: Sequence) -> dict[str, Any]:
 
 
 def usage(sequence: Sequence, made: int) -> dict[str, Any]:
-    """Tokens of the prompt, and of the answer so far."""
+    """Tokens of the prompt, and of the output so far."""
     prompt = len(sequence.prompt)
     return {"prompt_tokens": prompt, "total_tokens": prompt + made, "completion_tokens": made}
 

@@ -1,4 +1,4 @@
-"""Counters of a pretend server, and their page in Prometheus's text format."""
+"""Counters of a simulated server, and their page in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ _STARTED_S = time.time()
 
 
 class Series:
-    """Series by name and labels, each shown from its first mention on.
-
-    `constant` labels stand on all of them.
-    """
+    """Series by name and labels; all have the `constant` labels."""
 
     def __init__(self, **constant: str) -> None:
         self._constant = constant
@@ -26,23 +23,23 @@ class Series:
         self._values: dict[tuple[str, _Labels], float] = defaultdict(float)
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """Count up; by 0 to show a counter before anything has been counted."""
+        """Increase a counter; by 0 to show it before the first count."""
         self._kinds[name] = "counter"
         self._values[name, self._labels(labels)] += value
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
-        """What something is now."""
+        """Set a gauge."""
         self._kinds[name] = "gauge"
         self._values[name, self._labels(labels)] = value
 
     def observe(self, name: str, *values: float) -> None:
-        """Add to sum and count of a histogram; without a value it is only shown."""
+        """Add to sum and count of a histogram; without values only show it."""
         self._kinds[name] = "histogram"
         self._values[f"{name}_count", self._labels({})] += len(values)
         self._values[f"{name}_sum", self._labels({})] += sum(values)
 
     def page(self) -> str:
-        """All of them, and what every process says about itself."""
+        """All series, and those that every process has."""
         lines = [
             "# TYPE process_start_time_seconds gauge",
             f"process_start_time_seconds {_STARTED_S!r}",
@@ -63,7 +60,7 @@ class Series:
 
 
 def vllm_series(*, nixl: bool) -> Series:
-    """The counters that vLLM shows before anything has happened."""
+    """The counters that vLLM shows before the first request."""
     series = Series(engine="0", model_name=SERVED_MODEL)
     for name in (
         "prefix_cache_queries", "prefix_cache_hits", "external_prefix_cache_queries",

@@ -1,6 +1,6 @@
-"""A pretend vLLM instance in time: its steps, its loads, and what it holds for others.
+"""A simulated vLLM instance: its engine steps, KV loads, and blocks held for other instances.
 
-Times come from a seeded model; its constants are round numbers in the size of a small model's and
+Times come from a seeded model; its constants are round numbers like those of a small model and
 measure nothing.
 """
 
@@ -33,32 +33,31 @@ from workbench.serve.simulated.scheduler import Scheduler, Sequence
 from workbench.serve.simulated.store import BROKEN, TIMEOUT_S, StoreClient
 
 SPEED = 10.0
-"""How many times faster than its constants the pretend engine runs, so that tests are short."""
+"""Speed-up over the constants, so that tests are short."""
 STEP_S = 0.010
 TOKEN_S = 20e-6
 PAIR_S = 8e-10
-"""For each new token and each token that it attends to."""
+"""Per new token and per token it attends to."""
 NEIGHBOUR_S = 0.0005
-"""What each further sequence of a batch adds."""
+"""Additional time per further sequence of a batch."""
 TRANSFER_S = 0.002
 TRANSFER_BYTES_PER_S = 1e9
 SPREAD = 0.03
 """Standard deviation of the logarithm."""
 CATCH_UP_S = 0.005
-"""Timers come late; the steps' own clock makes up for that much, so that rates stay true."""
+"""Timers are late; the step clock compensates for this much, so that rates are right."""
 LAYERS = 3
-"""Descriptors of a NIXL transfer whose blocks lie side by side: one a layer, as in the tiny
-model."""
+"""Descriptors of a NIXL transfer with contiguous blocks: one per layer, as in the tiny model."""
 LEASE_S = 30.0
-"""How long a prefill instance holds blocks that nobody fetches (as vLLM's NIXL lease), unless
-kv_connector_extra_config says otherwise with vLLM's own `kv_lease_duration`."""
+"""How long a prefill instance holds blocks that are not fetched (vLLM's NIXL lease), unless
+kv_connector_extra_config has vLLM's `kv_lease_duration`."""
 FAILED_PULL_S = 0.05
 SLOWDOWN = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSettings:
-    """What one pretend instance is started with."""
+    """Settings of one simulated instance."""
 
     name: str = "engine"
     port: int
@@ -85,28 +84,28 @@ class InstanceSettings:
 
     @property
     def store_url(self) -> str:
-        """Where the pretend store listens; empty without one."""
+        """URL of the simulated store; empty without one."""
         extra = self.transfer.get("kv_connector_extra_config") or {}
         host = str(extra.get("lmcache.mp.host", "")).replace("tcp://", "http://")
         return f"{host}:{extra.get('lmcache.mp.port')}" if host else ""
 
 
 class Latency:
-    """Seconds of steps and transfers; the same seed gives the same ones in the same order."""
+    """Seeded durations of steps and transfers."""
 
     def __init__(self, *, seed: int, speed: float = SPEED) -> None:
         self._random = random.Random(seed)
         self._speed = speed
 
     def step_s(self, batch: Iterable[tuple[int, int]]) -> float:
-        """One engine step over (tokens to compute, tokens before them) of each sequence."""
+        """One engine step for (tokens to compute, tokens before them) of each sequence."""
         seconds = STEP_S - NEIGHBOUR_S
         for new, before in batch:
             seconds += NEIGHBOUR_S + new * TOKEN_S + new * (before + new / 2) * PAIR_S
         return self._drawn(seconds)
 
     def transfer_s(self, moved_bytes: float) -> float:
-        """Moving KV into the instance."""
+        """Loading KV into the instance."""
         return self._drawn(TRANSFER_S + moved_bytes / TRANSFER_BYTES_PER_S)
 
     def _drawn(self, seconds: float) -> float:
@@ -114,7 +113,7 @@ class Latency:
 
 
 class Instance:
-    """The scheduler with its clock; it runs while `alive`, a cleanup context of aiohttp, is."""
+    """The scheduler with its clock; it runs inside `alive`, a cleanup context of aiohttp."""
 
     _session: aiohttp.ClientSession
     _store: StoreClient
@@ -132,7 +131,7 @@ class Instance:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def alive(self, _app: web.Application) -> AsyncIterator[None]:
-        """Work, and have connections to store and peers, as long as the server runs."""
+        """Run steps and keep connections to store and peers while the server runs."""
         seed = self.settings.name.encode() if self.settings.fault == "hash_seed_mismatch" else b""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as self._session:
@@ -142,7 +141,7 @@ class Instance:
             working.cancel()
 
     async def submit(self, asked: Asked, request_id: str) -> Sequence:
-        """Let a request in."""
+        """Accept a request."""
         sequence = Sequence(
             id=f"{'chatcmpl' if asked.chat else 'cmpl'}-{request_id or uuid4().hex}",
             prompt=asked.prompt,
@@ -160,17 +159,17 @@ class Instance:
         return sequence
 
     async def stored(self, sequence: Sequence) -> None:
-        """Wait until the store has the prompt, so that whoever is asked next finds it."""
+        """Wait until the store has the prompt, so that the next request hits it."""
         if sequence.write is not None:
             await sequence.write
 
     def end(self, sequence: Sequence) -> None:
-        """Forget a request, ended or not."""
+        """Remove a request, ended or not."""
         self.scheduler.abort(sequence)
         self._wake.set()
 
     def preempt(self, sequence: Sequence) -> None:
-        """Let a running request start over."""
+        """Preempt a running request."""
         if sequence in self.scheduler.running:
             self.scheduler.preempt(sequence)
             self._wake.set()
@@ -200,9 +199,9 @@ class Instance:
         return params
 
     def pulled(self, request_id: str) -> Sequence | None:
-        """A decode instance fetches what was held: blocks are free again. None: not known here.
+        """A decode instance fetches held blocks, which frees them. None: unknown request.
 
-        Expired blocks are read all the same: nobody tells the reader.
+        Expired blocks can be read too, since the reader is not told.
         """
         sequence = self.scheduler.release(request_id)
         if sequence is None and request_id in self._expired:
@@ -216,7 +215,7 @@ class Instance:
         return self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
 
     async def _work(self) -> None:
-        """Do one step after the other, for ever."""
+        """Run engine steps forever."""
         clock_s = monotonic()
         while True:
             self._wake.clear()
@@ -225,7 +224,7 @@ class Instance:
                 self._spawn(self._load(sequence))
             again, self.scheduler.preempted = self.scheduler.preempted, []
             for sequence in again:
-                # A preempted request is looked up again, and nothing is loaded.
+                # A preempted request is looked up again, but nothing is loaded.
                 self._spawn(self._store.lookup(sequence))
             if not step.batch:
                 await self._wake.wait()
@@ -240,12 +239,12 @@ class Instance:
                 sequence.tokens.put_nowait(sequence.outputs[-1])
 
     async def _look_elsewhere(self, sequence: Sequence) -> None:
-        """What of the prompt lies in the store or in a prefill instance."""
+        """Find the part of the prompt that the store or a prefill instance has."""
         blind = self.settings.fault == "prefilled_again" and sequence.number > 0
         prompt = len(sequence.prompt)
         if self.settings.nixl and sequence.transfer.get("do_remote_prefill"):
             if blind:
-                # As vLLM does that loads nothing: the prefill instance is told, and lets go.
+                # Like vLLM without a load: the prefill instance is told and frees the blocks.
                 self._spawn(self._pull(sequence.transfer))
             else:
                 sequence.offered, sequence.tier = prompt, "p2p"
@@ -259,7 +258,7 @@ class Instance:
                 sequence.offered = min(len(contents) * BLOCK_TOKENS, prompt - 1)
 
     async def _load(self, sequence: Sequence) -> None:
-        """Bring in the offered prefix."""
+        """Load the offered prefix."""
         first = sequence.local // BLOCK_TOKENS
         moved = blocks_of(sequence.local + sequence.external) - first
         moved_bytes = moved * BLOCK_TOKENS * TOKEN_BYTES
@@ -290,7 +289,7 @@ class Instance:
         self._wake.set()
 
     async def _pull(self, transfer: Mapping[str, Any]) -> tuple[list[bytes], bytes] | None:
-        """The contents that a prefill instance holds for us, and the whole prompt's; or None."""
+        """The block contents that a prefill instance holds, and the prompt's; or None."""
         url = f"http://{transfer['remote_host']}:{transfer['remote_port']}/simulated/pull"
         body = orjson.dumps({"request_id": transfer["remote_request_id"]})
         try:

@@ -1,7 +1,7 @@
-"""The KV space of one instance: blocks, prefix cache and eviction, as vLLM 0.32 keeps them.
+"""The KV cache of one instance: blocks, prefix cache and eviction, as in vLLM 0.32.
 
-A prompt finds a block by its hash; its content says what KV really lies in it. Both are the same
-chain over the tokens, unless a block was filled with another prompt's KV.
+A prompt finds a block by its hash; the block's content identifies the KV in it. Both are the same
+hash chain over the tokens, unless a block was filled with another prompt's KV.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOKEN_BYTES = 768
 
 
 def chain(before: bytes, tokens: Sequence[int]) -> bytes:
-    """The hash of tokens that follow on what `before` stands for."""
+    """The hash of tokens that follow those of the hash `before`."""
     return blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
@@ -31,12 +31,12 @@ def chain_of(tokens: Sequence[int]) -> list[bytes]:
 
 
 def blocks_of(tokens: int) -> int:
-    """Blocks that hold so many tokens, the last one perhaps in part."""
+    """Blocks needed for this many tokens."""
     return -(-tokens // BLOCK_TOKENS)
 
 
 class BlockPool:
-    """The blocks of an instance. The free ones stand in a queue, the next to be used in front.
+    """The blocks of an instance. The free ones are in a queue, the next one first.
 
     Source of the order: vLLM 0.32, `v1/core/block_pool.py`. A freed block that is cached goes to
     the end, any other to the front. Block 0 is never handed out (vLLM's null block).
@@ -49,17 +49,17 @@ class BlockPool:
         self._free = OrderedDict.fromkeys(range(1, blocks))
         self._users: Counter[int] = Counter()
         self._hash: dict[int, bytes] = {}
-        # A hash may have several blocks, filled at the same time; the first of them is found.
+        # A hash may have several blocks, filled at the same time; the first one is found.
         self._cached: dict[bytes, dict[int, None]] = {}
 
     @property
     def free(self) -> int:
-        """Blocks that nobody uses; most of them are cached."""
+        """Unused blocks, cached ones included."""
         return len(self._free)
 
     @property
     def usage(self) -> float:
-        """Share of the blocks in use, 0 to 1."""
+        """Fraction of the blocks in use, 0 to 1."""
         return 1 - self.free / self._usable
 
     def find(self, hashes: Iterable[bytes]) -> list[int]:
@@ -72,7 +72,7 @@ class BlockPool:
         return found
 
     def idle(self, blocks: Iterable[int]) -> int:
-        """How many of these blocks nobody uses: taking them shortens the queue."""
+        """How many of these blocks are unused: taking them shortens the queue."""
         return sum(block in self._free for block in blocks)
 
     def take(self, blocks: Iterable[int]) -> None:
@@ -82,7 +82,7 @@ class BlockPool:
             self._users[block] += 1
 
     def new(self, count: int) -> list[int]:
-        """The next blocks of the queue, forgotten by the cache. There must be so many."""
+        """The next `count` blocks of the queue, removed from the cache. There must be enough."""
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._users[block] = 1
@@ -93,14 +93,14 @@ class BlockPool:
         return blocks
 
     def cache(self, block: int, key: bytes, content: bytes) -> None:
-        """Let prompts find a block by `key` from now on."""
+        """Make a block findable by `key`."""
         self.content[block] = content
         if self.caching and block not in self._hash:
             self._hash[block] = key
             self._cached.setdefault(key, {})[block] = None
 
     def give_back(self, blocks: Sequence[int]) -> None:
-        """A request's blocks, in its order: the last one will be evicted first."""
+        """Free a request's blocks, in its order: the last one will be evicted first."""
         self._users.subtract(blocks)
         freed = [block for block in blocks if not self._users[block]]
         for block in reversed(freed):
@@ -112,7 +112,7 @@ class BlockPool:
                 self._free.move_to_end(block, last=False)
 
     def reset(self) -> bool:
-        """Forget everything; False, and nothing done, while a block is in use."""
+        """Empty the cache; False, and nothing is done, while a block is in use."""
         if self.free < self._usable:
             return False
         self._hash.clear()

@@ -1,7 +1,7 @@
-"""From the processes of a real deployment to those of a pretended one. Pure: nothing is started.
+"""From the processes of a real deployment to those of a simulated one. Nothing is started here.
 
-Names, roles, ports, order and the proxy stay; instances and store become other programs, and each
-process gets the fault that it is to have.
+Names, roles, ports, order and the proxy stay the same; instances and store become simulated ones,
+and the affected processes get the fault.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pretend(
     *,
     store_gb: float,
 ) -> list[ProcessSpec]:
-    """The same processes, pretended, with `settings.fault` where it belongs."""
+    """The same processes, simulated, with `settings.fault` in the affected ones."""
     made: list[ProcessSpec] = []
     store_port = 0
     fault = settings.fault
@@ -52,7 +52,7 @@ def pretend(
 
 
 def _places(spec: ProcessSpec, topology: Topology) -> set[str]:
-    """What this process is for a fault that acts on some of them."""
+    """Which values of `Fault.acts_on` include this process."""
     places: set[str] = {spec.role}
     counts = {str(role): count for role, count in topology.roles}
     if spec.role in counts:
@@ -73,7 +73,7 @@ def _store_args(spec: ProcessSpec, store_gb: float) -> tuple[str, ...]:
 
 
 def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -> tuple[str, ...]:
-    """The few options that a pretend instance has, called as vLLM calls them."""
+    """The options of a simulated instance, named as in vLLM."""
     caching = "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
     return (
         "engine", "--name", spec.name, "--port", str(spec.port),

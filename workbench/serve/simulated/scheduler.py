@@ -1,12 +1,12 @@
-"""What a vLLM instance decides and counts, step by step, without clock or network.
+"""The scheduler and counters of a simulated vLLM instance, without clock or network.
 
-The rules are those of vLLM 0.32 (`v1/core/sched/scheduler.py`, `v1/metrics/stats.py`), and
-tests/engine/test_simulated_semantics.py holds the counters against a real one:
+The rules are those of vLLM 0.32 (`v1/core/sched/scheduler.py`, `v1/metrics/stats.py`);
+tests/engine/test_simulated_semantics.py compares the counters with a real one:
 
-- the own cache is asked before anything external, for whole blocks and never the last token;
-- what comes from outside is counted when a request is admitted, and again when it is admitted
-  again because its transfer failed; a preempted request is not counted a second time;
-- where a prompt's tokens came from is counted with its first output.
+- the local prefix cache is looked up before external ones, for whole blocks without the last token;
+- external hits are counted when a request is admitted, and again if its transfer failed and it is
+  admitted again; a preempted request is not counted twice;
+- the source of the prompt tokens is counted with the first output token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workbench.serve.simulated.exposition import Series
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
 
 STEP_TOKENS = 8192
-"""Tokens that one step computes at most; longer prompts take several."""
+"""Token limit of one step; longer prompts take several."""
 STEP_SEQUENCES = 256
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
@@ -31,29 +31,29 @@ _TIER = "vllm:prompt_tokens_cached_by_source_total"
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """One request inside the engine: what it is, how far it has come, what it holds."""
+    """One request inside the engine: its prompt, progress and blocks."""
 
     id: str
     prompt: Tokens[int]
     max_tokens: int
     arrived_s: float
     offered: int = 0
-    """Tokens of a prefix of the prompt that lies outside the instance."""
+    """Prefix tokens that are available outside the instance."""
     tier: str = "external_unspecified"
-    """Where that lies, as vLLM calls it: this for a store, `p2p` for another instance."""
+    """vLLM's name of that source: this for a store, `p2p` for another instance."""
     reported_cached: int = -1
-    """What usage calls cached, where the prefill instance has said it; else -1."""
+    """`cached_tokens` of usage, if the prefill instance reported it; else -1."""
     hold: bool = False
-    """Keep the blocks after the end, for a decode instance to fetch."""
+    """Keep the blocks after the end for a decode instance."""
     outputs: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
     final: bytes = b""
-    """The content of the whole prompt: the text is made from it."""
+    """The content of the whole prompt, from which the text is derived."""
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     sealed: int = 0
-    """Blocks, from the first on, that the cache knows."""
+    """Number of leading blocks that are in the cache."""
     loading: bool = False
     local: int = 0
     external: int = 0
@@ -62,17 +62,17 @@ class Sequence:
     first_s: float = nan
     last_s: float = nan
     ended: bool = False
-    # What the instance keeps of it.
+    # Set by the instance.
     number: int = 0
-    """Among the requests that faults may strike, from 1 on; 0 for one that is spared."""
+    """Position among the requests that faults may affect, from 1; 0: never affected."""
     transfer: Mapping[str, Any] = field(default_factory=dict)
-    """kv_transfer_params with which it came."""
+    """kv_transfer_params of the request."""
     found: list[bytes] = field(default_factory=list)
-    """Contents of the blocks that the store has of it."""
+    """Contents of the blocks that the store has."""
     write: asyncio.Task[None] | None = None
-    """Its chunks on their way to the store."""
+    """The write of its chunks to the store."""
     tokens: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
-    """Outputs on their way to the client."""
+    """Output tokens for the client."""
 
     def __post_init__(self) -> None:
         self.hashes = chain_of(self.prompt)
@@ -83,18 +83,18 @@ class Sequence:
 
     @property
     def cached(self) -> int:
-        """`cached_tokens` of the answer's usage."""
+        """`cached_tokens` of the usage."""
         return self.local + self.external if self.reported_cached < 0 else self.reported_cached
 
     @property
     def struck(self) -> bool:
-        """Whether it is one of those that faults of single requests strike."""
+        """Whether faults of single requests affect it."""
         return self.number > 0 and self.number % 2 == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step computes, as (sequence, new tokens, tokens before), and loads to begin."""
+    """The batch of one step, as (sequence, new tokens, tokens before), and loads to begin."""
 
     batch: list[tuple[Sequence, int, int]] = field(default_factory=list)
     loads: list[Sequence] = field(default_factory=list)
@@ -109,13 +109,13 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.held: dict[str, Sequence] = {}
-        """Ended prefills whose blocks wait to be fetched."""
+        """Ended prefills whose blocks are not yet fetched."""
         self.preempted: list[Sequence] = []
-        """For whoever has to look their prompts up again, and takes them from here."""
+        """Preempted requests, whose prompts the instance looks up again."""
         self._connector = connector
 
     def schedule(self, now_s: float) -> Step:
-        """Choose what the next step computes: running requests first, then waiting ones."""
+        """Choose the next step's batch: running requests first, then waiting ones."""
         step = Step()
         budget, preempted = STEP_TOKENS, False
         position = 0
@@ -153,7 +153,7 @@ class Scheduler:
         return step
 
     def complete(self, step: Step, now_s: float) -> list[Sequence]:
-        """End a step; returns the sequences that got a token, their last in `outputs`."""
+        """End a step; returns the sequences with a new token, the last of `outputs`."""
         answered = []
         for sequence, new, before in step.batch:
             if sequence.ended or sequence not in self.running or sequence.computed != before:
@@ -172,9 +172,9 @@ class Scheduler:
         return answered
 
     def loaded(self, sequence: Sequence, contents: Tokens[bytes], final: bytes = b"") -> None:
-        """The offered prefix has arrived: `contents` of its whole blocks behind the own hit.
+        """The offered prefix was loaded: `contents` of its whole blocks after the local hit.
 
-        `final` is given where the whole prompt came.
+        `final` is given if the whole prompt was loaded.
         """
         if sequence.ended:
             return
@@ -189,14 +189,14 @@ class Scheduler:
             self._free(sequence)
 
     def lost(self, sequence: Sequence) -> None:
-        """The offered prefix did not arrive: the prompt is computed here."""
+        """The load failed: the prompt is computed here."""
         if not sequence.ended:
             sequence.loading = False
             sequence.offered = 0
             self._free(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running request's blocks and let it wait in front; it starts over."""
+        """Free a running request's blocks and put it first in the queue; it starts over."""
         self.running.remove(sequence)
         self._free(sequence)
         sequence.preemptions += 1
@@ -205,7 +205,7 @@ class Scheduler:
         self.series.add("vllm:num_preemptions_total", 1)
 
     def abort(self, sequence: Sequence) -> None:
-        """The client has gone: nothing is counted, as in vLLM."""
+        """The client disconnected: nothing is counted, as in vLLM."""
         if sequence.ended:
             return
         sequence.ended = True
@@ -215,17 +215,17 @@ class Scheduler:
         self._free(sequence)
 
     def release(self, request_id: str) -> Sequence | None:
-        """Give back the blocks that were held for a decode instance; None when there are none."""
+        """Free the blocks held for a decode instance; None if there are none."""
         sequence = self.held.pop(request_id, None)
         if sequence is not None:
             self._free(sequence)
         return sequence
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Look the prompt up, take its blocks and count; False while they do not fit."""
+        """Look up the prompt, take its blocks and count; False while they do not fit."""
         blocks = self.pool.find(sequence.hashes[: (sequence.length - 1) // BLOCK_TOKENS])
         local = len(blocks) * BLOCK_TOKENS
-        # Connectors load nothing for a request that was preempted.
+        # Connectors load nothing for a preempted request.
         external = 0 if sequence.preemptions else max(0, sequence.offered - local)
         space = self.pool.free - self.pool.idle(blocks)
         if blocks_of(sequence.length) - len(blocks) > space:
@@ -255,7 +255,7 @@ class Scheduler:
         add(_TIER, sequence.external, source=sequence.tier)
 
     def _first(self, sequence: Sequence, now_s: float) -> None:
-        """Count the prompt: its first token is there."""
+        """Count the prompt with its first output token."""
         sequence.first_s = now_s
         prompt = len(sequence.prompt)
         cached = sequence.local + sequence.external
@@ -290,7 +290,7 @@ class Scheduler:
             self.series.observe(f"vllm:{name}", value)
 
     def _grow(self, sequence: Sequence, new: int) -> bool:
-        """Blocks for `new` more tokens; False when there are not enough."""
+        """Take blocks for `new` more tokens; False if there are not enough."""
         missing = blocks_of(sequence.computed + new) - len(sequence.blocks)
         if missing > self.pool.free:
             return False
@@ -299,7 +299,7 @@ class Scheduler:
         return True
 
     def _seal(self, sequence: Sequence, tokens: int) -> None:
-        """Cache the blocks that are full with so many tokens."""
+        """Cache the blocks that are full after this many tokens."""
         for number in range(sequence.sealed, tokens // BLOCK_TOKENS):
             for known in (sequence.hashes, sequence.contents):
                 if number >= len(known):
@@ -316,7 +316,7 @@ class Scheduler:
 
 
 def _block(sequence: Sequence, number: int) -> Tokens[int]:
-    """The tokens of one block, the last of them perhaps outputs."""
+    """The tokens of one block, which may include outputs."""
     span = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
     if span.stop <= len(sequence.prompt):
         return sequence.prompt[span]
@@ -324,5 +324,5 @@ def _block(sequence: Sequence, number: int) -> Tokens[int]:
 
 
 def _token(final: bytes, number: int) -> int:
-    """The id of an output token: a function of the KV that was there, and of nothing else."""
+    """The id of an output token: a function of the KV alone."""
     return 16 + int.from_bytes(chain(final, [number])[:4], "little") % 12_000

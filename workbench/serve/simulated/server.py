@@ -1,4 +1,4 @@
-"""The HTTP front of a pretend instance: vLLM's endpoints, and the faults of its streams."""
+"""The HTTP server of a simulated instance: vLLM's endpoints, and faults in streams."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from workbench.serve.vllm import SERVED_MODEL
 BULK_TOKENS = 4
 LATE_FINISH_S = 0.05
 BREAKS_AFTER = 2
-"""Tokens of a struck stream before it breaks, stalls or is preempted."""
+"""Tokens of an affected stream before it breaks, stalls or is preempted."""
 STALLS_AT = 4
-"""Which of its requests a stalled instance never answers to the end."""
+"""The request that a stalled instance never finishes."""
 
 
 def instance_app(instance: Instance) -> web.Application:
@@ -112,7 +112,7 @@ class _Front:
         return json_response({"success": self.instance.reset()})
 
     async def pull(self, request: web.Request) -> web.Response:
-        """Private: what a prefill leg has left here for a decode instance."""
+        """Private: blocks that a prefill leg holds for a decode instance."""
         sequence = self.instance.pulled(orjson.loads(await request.read())["request_id"])
         if sequence is None:
             return json_response({}, status=404)
@@ -126,7 +126,7 @@ class _Front:
         return json_response(whole(sequence, asked, self.instance.hand_over(sequence)))
 
     async def _stream(self, sequence: Sequence, asked: Asked) -> AsyncIterator[bytes]:
-        # Faults of every answer leave warm-ups alone, those of single requests strike each second.
+        # Faults do not affect warm-ups; those of single requests affect every second one.
         fault = self.settings.fault if sequence.number else ""
         strikes = fault if sequence.struck else ""
         if fault == "role_chunk_first":

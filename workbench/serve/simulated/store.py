@@ -1,6 +1,6 @@
-"""A pretend LMCache server: whole chunks, LRU, and the counters of LMCache 0.5.6.
+"""A simulated LMCache server: whole chunks, LRU, and the counters of LMCache 0.5.6.
 
-Engines reach it by `StoreClient`; its HTTP port has what the real one has and the workbench uses.
+Engines use `StoreClient`; its HTTP port has the endpoints that the workbench uses.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CHUNK_BYTES = CHUNK_TOKENS * TOKEN_BYTES
 BLOCKS_IN_CHUNK = CHUNK_TOKENS // BLOCK_TOKENS
 DIES_AT_LOOKUP = 12
 WATERMARK = 0.8
-"""Share of the capacity from which on LMCache evicts, and the share that it then evicts."""
+"""Fill fraction above which LMCache evicts, and the fraction that it then evicts."""
 EVICTED_SHARE = 0.2
 TIMEOUT_S = 1.5
-"""How long a silent store or peer is waited for; then the prompt is computed by the engine."""
+"""Timeout of a store or peer; after it the engine computes the prompt."""
 DEGRADED_S = 1.0
-"""How long a store that did not answer is left alone, as LMCache's heartbeat does."""
+"""Pause after a store timed out, like LMCache's heartbeat."""
 BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 _P = "lmcache_mp_"
@@ -38,11 +38,11 @@ _MODEL = {"model_name": "simulated", "cache_salt": ""}
 _L1 = {"l1_tag": "_default"}
 
 Chunks = dict[str, list[str]]
-"""By key, what lies in the blocks of each chunk (see `kv_blocks`), in hexadecimal digits."""
+"""By key, the block contents of each chunk (see `kv_blocks`), in hexadecimal."""
 
 
 class ChunkStore:
-    """Chunks by key, the least recently used first, and what is counted about them."""
+    """Chunks by key, the least recently used first, and their counters."""
 
     def __init__(self, capacity: int, *, fault: str = "") -> None:
         self.series = Series()
@@ -52,14 +52,14 @@ class ChunkStore:
         self._lookups = self._longest = 0
 
     def lookup(self, asked: Chunks) -> list[list[str]] | None:
-        """The chunks of the longest prefix; None when the store dies instead of answering.
+        """The chunks of the longest prefix; None if the store dies instead of responding.
 
-        Counted whatever the engine's own cache has, and read whether it needs them or not.
+        Counted and read whether or not the engine's own cache already has them.
         """
         self._lookups += 1
         self._longest = max(self._longest, len(asked))
         if self.fault == "store_left_warm":
-            self._chunks |= asked  # an earlier run has left there whatever is asked for
+            self._chunks |= asked  # as if an earlier run had stored all chunks
         if self.fault == "store_dead" and self._lookups >= DIES_AT_LOOKUP:
             return None
         self._count("lookups_requests", 1, _MODEL)
@@ -83,7 +83,7 @@ class ChunkStore:
         return found
 
     def write(self, chunks: Chunks) -> None:
-        """Keep chunks; one that is there already is not written again."""
+        """Store chunks; one that is already stored is not written again."""
         new = {key: value for key, value in chunks.items() if key not in self._chunks}
         self._chunks |= new
         if new:
@@ -94,18 +94,18 @@ class ChunkStore:
             self._evict(len(self._chunks) - self._longest)
 
     def clear(self) -> None:
-        """Forget all chunks. LMCache counts them as evicted."""
+        """Remove all chunks. LMCache counts them as evicted."""
         if self.fault != "store_left_warm":
             self._evict(len(self._chunks))
 
     def status(self) -> dict[str, Any]:
-        """What /status says."""
+        """The body of /status."""
         count = len(self._chunks)
         used = {"total_object_count": count, "memory_used_bytes": count * CHUNK_BYTES}
         return {"is_healthy": True, "chunk_size": CHUNK_TOKENS, "l1_manager": used}
 
     def page(self) -> str:
-        """What /metrics shows."""
+        """The page of /metrics."""
         count = len(self._chunks)
         self.series.gauge(f"{_P}l1_memory_usage_bytes", count * CHUNK_BYTES)
         self.series.gauge(f"{_P}l1_usage_ratio", count / self.capacity)
@@ -122,12 +122,12 @@ class ChunkStore:
 
 
 def private_app(store: ChunkStore) -> web.Application:
-    """What engines talk to."""
+    """The server for engines."""
 
     async def lookup(request: web.Request) -> web.Response:
         found = store.lookup(orjson.loads(await request.read())["chunks"])
         if found is None:
-            print("simulated fault store_dead: the store ends here", file=sys.stderr, flush=True)
+            print("injected fault store_dead: the store exits", file=sys.stderr, flush=True)
             os._exit(1)
         return json_response({"found": found})
 
@@ -141,7 +141,7 @@ def private_app(store: ChunkStore) -> web.Application:
 
 
 def http_app(store: ChunkStore) -> web.Application:
-    """What the workbench talks to."""
+    """The server for the workbench."""
 
     async def healthcheck(_: web.Request) -> web.Response:
         return json_response({"status": "healthy"})
@@ -165,7 +165,7 @@ def http_app(store: ChunkStore) -> web.Application:
 
 
 class StoreClient:
-    """The store as one engine reaches it; without a URL nothing is asked and nothing found."""
+    """The store's client in an engine; without a URL every lookup misses."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, *, key_seed: bytes = b"") -> None:
         self._session = session
@@ -174,12 +174,12 @@ class StoreClient:
         self._degraded_until_s = 0.0
 
     async def lookup(self, sequence: Sequence) -> list[bytes]:
-        """What the store has in the blocks of the prompt's longest prefix of whole chunks."""
+        """Block contents of the prompt's longest prefix of chunks in the store."""
         answer = await self._ask("lookup", self._chunks(sequence, sequence.hashes))
         return [bytes.fromhex(block) for chunk in answer.get("found", []) for block in chunk]
 
     async def write(self, sequence: Sequence) -> None:
-        """Give the store the prompt's whole chunks behind those that it was found to have."""
+        """Store the prompt's whole chunks after those that were hits."""
         chunks = list(self._chunks(sequence, sequence.contents).items())
         if missing := dict(chunks[len(sequence.found) // BLOCKS_IN_CHUNK :]):
             await self._ask("store", missing)
@@ -210,10 +210,10 @@ class StoreClient:
 
 
 def json_response(value: object, *, status: int = 200) -> web.Response:
-    """Some JSON."""
+    """A JSON response."""
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
 
 
 def page_response(page: str) -> web.Response:
-    """A page of counters."""
+    """A response with a metrics page."""
     return web.Response(body=page.encode(), headers={"Content-Type": CONTENT_TYPE})

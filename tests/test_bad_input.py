@@ -1,0 +1,268 @@
+"""Every error of bad input says what was wrong, what is allowed, and gives a good example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.load.words import Words
+from workbench.control import tls_context
+from workbench.errors import WorkbenchError
+from workbench.experiment.plan.arms import plan
+from workbench.hardware import kv, physics
+from workbench.load.catalogue import build
+from workbench.load.drive.workers import drive_in_workers
+from workbench.load.http.request import Endpoint
+from workbench.load.workload import arrivals
+from workbench.load.workload.tokenizer import model_tokenizer
+from workbench.load.workload.workload import Workload, asked_again, short
+from workbench.load.workload.written import word_ids, written
+from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.serve.capacity import Capacity, check_capacity, check_store
+from workbench.serve.connectors import connector
+from workbench.serve.proxy.proxy import create_app
+from workbench.serve.simulated.faults import applies
+from workbench.serve.tiny_model import model_facts
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import TensorParallel, Topology
+
+SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
+CLAIMS = "paper_claim_validation"
+ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
+TURNS = {"workload": "multi_turn_conversation"}
+LIMIT = {"search": True, "ttft_limit_ms": 5}
+
+PARAMETERS = [
+    # notebook, parameters, what the message begins with, the value given, what else it says
+    (SWEEP, {"promt_tokens": 5}, "pd_sweep has no parameter", "'promt_tokens'", "mean 'prompt_tok"),
+    (SWEEP, {"zz": 5}, "pd_sweep has no parameter", "'zz'", "notebooks/pd_sweep.ipynb lists them"),
+    ("pd_swep", {}, "unknown notebook", "'pd_swep'", "did you mean 'pd_sweep'?"),
+    (SWEEP, {"topology": "p4d"}, "topology must be like 1p4d", "'p4d'", "5a (5 aggregated)"),
+    (SWEEP, {"topology": "0p0d"}, "topology must be like 1p4d", "'0p0d'", "counts from 1"),
+    (SWEEP, {"topology": 5}, "topology must be like 1p4d", "'5'", "topology 1p4d"),
+    (SWEEP, {"topology": None}, "topology must be text", "None", "topology 1p4d"),
+    (SWEEP, {"connector": "lmcash"}, "connector must be one of none, lmcache", "'lmcash'", ""),
+    (SWEEP, {"engine": "sglang"}, "engine must be one of vllm, attach", "'sglang'", "engine vllm"),
+    (SWEEP, {"prompt_tokens": 5}, "prompt_tokens must be at least 32, or 0", "5", ""),
+    (SWEEP, {"prompt_tokens": "5k"}, "prompt_tokens must be an integer", "'5k'", "22660"),
+    (SWEEP, {"requests": {"cold": 3}}, "requests must be an integer", "{'cold': 3}", ""),
+    (SWEEP, {"requests": {}}, "requests must be an integer", "{}", "requests 3"),
+    (SWEEP, {"rounds": "none"}, "rounds must be an integer", "'none'", "(example: rounds 3)"),
+    (SWEEP, {"decode_tp": 0}, "decode_tp must be between 1 and 64", "0", "decode_tp 1"),
+    (SWEEP, {"shared_share": 1.5}, "shared_share must be between 0.0 and 1.0", "1.5", ""),
+    (SWEEP, {"fork": "perhaps"}, "fork must be True or False", "'perhaps'", "fork True"),
+    (SWEEP, {"text": "poetry"}, "text must be one of astrophysics", "'poetry'", ""),
+    (SWEEP, {"fault": "smoke"}, "fault must be one of role_chunk_first", "'smoke'", "wrong_kv"),
+    (SWEEP, {"fault": "wrong_kv"}, "fault must be empty with engine vllm", "'wrong_kv'", "simula"),
+    (SWEEP, {"engine": "simulated", "model": "a/b"}, "model must be empty", "'a/b'", "vllm"),
+    (SWEEP, {**ATTACH, "dtype": "float16"}, "dtype must be auto with eng", "'float16'", ""),
+    (SWEEP, {"tokenizer": "/m"}, "tokenizer must be empty with", "'/m'", "-p engine attach"),
+    (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24576", "28672"),
+    (SWEEP, {"target_reuse": 0.5}, "target_reuse must be 0 with", "0.5", "batch_processing"),
+    (SWEEP, {"workload": "trace"}, "trace_file must be a file with workload trace", "''", ""),
+    (SWEEP, {"workload": "prompts"}, "prompts_file must be a file", "''", "prompts.jsonl"),
+    (SWEEP, {"prompts_file": "a.csv"}, "workload must be prompts with", "'reference'", "a.csv"),
+    (SWEEP, {"trace_block_tokens": 16}, "trace_block_tokens must be 0 with", "16", "-p trace_file"),
+    (SWEEP, {"trace_speed": 2.0}, "trace_speed must be 0 unless workload is trace", "2.0", ""),
+    (SWEEP, {**TURNS, "api": "chat"}, "api must be completions with", "'chat'", "token ids"),
+    (SWEEP, {**TURNS, "rate_per_s": 2}, "arrivals must be closed, without r", "'poisson'", ""),
+    (SWEEP, {**TURNS, "rates_per_s": [1]}, "arrivals must be closed, without", "'closed'", ""),
+    (SWEEP, {"arrivals": "constant"}, "rate_per_s must be above 0 with", "0.0", "rate_per_s 2"),
+    (SWEEP, {"arrivals": "closed", "rate_per_s": 2}, "rate_per_s must be 0 with", "2.0", ""),
+    (SWEEP, {"arrivals": "trace"}, "workload must be trace with", "'reference'", "trace.jsonl"),
+    (SWEEP, {"arrivals": "ramp", "rate_per_s": 1}, "end_rate_per_s must be above 0", "0.0", ""),
+    (SWEEP, {"end_rate_per_s": 4}, "end_rate_per_s must be 0 with arrivals closed", "4.0", ""),
+    (SWEEP, {"burstiness": 0.5}, "burstiness must be 1 with arrivals closed", "0.5", "gamma"),
+    (SWEEP, {"search": True}, "search must be False without", "True", "-p ttft_limit_ms 500"),
+    (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
+    (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
+    (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
+    (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search must be False with rates_per_s", "True", ""),
+    (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s must be 0 with", "2.0", ""),
+    (SWEEP, {"rates_per_s": [1], "arrivals": "closed"}, "arrivals must be auto", "'closed'", ""),
+    (SWEEP, {"engine": "attach"}, "base_url must be the http://", "''", "http://127.0.0.1:8000"),
+    (SWEEP, {**ATTACH, "base_url": "h:80"}, "base_url must be the http", "'h:80'", "https://"),
+    (SWEEP, {**ATTACH, "decode_urls": ["h:82"]}, "decode_urls must be the http", "'h:82'", ""),
+    (SWEEP, {**ATTACH, "lmcache_url": "h:1"}, "lmcache_url must be the http", "'h:1'", ""),
+    (SWEEP, {**ATTACH, "prefill_urls": ["http://h"]}, "decode_urls must be given", "[]", ""),
+    (SWEEP, {"extra_body": "top_k"}, "extra_body must be a JSON object", "'top_k'", '\'{"top_k"'),
+    (SWEEP, {"extra_body": "[1]"}, "extra_body must be a JSON object", "'[1]'", ""),
+    (SWEEP, {"extra_body": [1]}, "extra_body must be a JSON object", "[1]", ""),
+    (SWEEP, {"extra_body": "{"}, "extra_body must be a JSON object", "'{'", ""),
+    (SWEEP, {"extra_body": '{"max_tokens": 5}'}, "extra_body must be", "5", "use -p output_tokens"),
+    (SWEEP, {"extra_body": '{"model": "a"}'}, "extra_body must be", "'a'", "use -p model"),
+    (SWEEP, {"extra_body": {"n": 2}}, "extra_body must be a JSON object without 'n'", "2", "leave"),
+    (PREFIX, {"shares": [0.5, 1.0]}, "shares must be fractions above 0", "[0.5, 1.0]", "0.25,0.5"),
+    (PREFIX, {"shares": [0.5, 0.501]}, "shares must be", "0.501", "a different percentage"),
+    (PREFIX, {"prompt_tokens": 24_576}, "context_tokens must be at least", "24576", ""),
+    (PREFIX, {"engine": "attach"}, "engine must be vllm or simulated", "'attach'", "cache"),
+    (HITS, {"tokenizer": "/m"}, "tokenizer must be empty with engine vllm", "'/m'", ""),
+    (HITS, {"engine": "simulated"}, "engine must be vllm or attach", "'simulated'", "LMCache's t"),
+    (HITS, {"engine": "attach"}, "base_url must be the http", "''", ""),
+    (HITS, {**ATTACH, "log_file": "a"}, "log_file must be empty with engine attach", "'a'", ""),
+    (HITS, {"prompt_tokens": [8]}, "prompt_tokens must be different numbers", "[8]", "at least 32"),
+    (HITS, {"prompt_tokens": []}, "prompt_tokens must be different numbers", "[]", "128,512"),
+    (HITS, {"chunk_tokens": [64, 64]}, "chunk_tokens must be different", "[64, 64]", "64,256"),
+    (HITS, {"shares": [1.0]}, "shares must be fractions above 0 and below 1", "[1.0]", ""),
+    (HITS, {"prompt_tokens": [30_000]}, "context_tokens must be at least", "24576", "30,008"),
+    (CLAIMS, {"engine": "attach"}, "engine must be vllm", "'attach'", "started here"),
+    (CLAIMS, {"claims": []}, "claims must be all, or ids", "[]", "VLLM-APC"),
+    (CLAIMS, {"tiers": ["guess"]}, "tiers must be some of source, kernel", "['guess']", ""),
+    (CLAIMS, {"tiers": []}, "tiers must be some of source, kernel", "[]", "source,kernel"),
+]
+
+PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
+ONE_GPU = Capacity(devices=("0",), instances_per_gpu=2)
+
+
+def needs(topology: str, platform: Any, capacity: Capacity = ONE_GPU, **tp: int) -> None:
+    settings = EngineSettings(model=Path("/none"), platform=platform)
+    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
+
+
+def made(name: str, **options: Any) -> Workload:
+    return build(name, **{"salt": "s", **options})
+
+
+class FewWords(Words):
+    """A tokenizer with five words of one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = self.words[:5]
+
+
+OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
+    # topology, GPUs, connectors, faults
+    (lambda: Topology.parse("4"), "topology must be like 1p4d", "'4'", "5a (5 aggregated)"),
+    (lambda: Topology(prefill=1), "topology must be like 1p4d", "'1p0d0a'", ""),
+    (lambda: TensorParallel(decode=0), "decode_tp must be at least 1", "0", ""),
+    (lambda: needs("100p100d", "cpu"), "topology must be at most 16 inst", "'100p100d'", "1p4d"),
+    (lambda: needs("4p4d", "cuda"), "topology 4p4d needs 8 GPUs", "1 visible", "instances_per_gpu"),
+    (lambda: needs("1a", "cuda", aggregated=2), "aggregated_tp must be at most", "2", "GPUs (1)"),
+    (lambda: needs("1a", "cuda", Capacity()), "aggregated_tp must be at", "1", "-p platform cpu"),
+    (lambda: needs("5a", "cpu", Capacity(free_memory_gb=3.0)), "topology 5a needs about 4.0 GB",
+     "3.0 GB free", "5 instances x 0.8 GB"),
+    (lambda: check_store(2.0, Capacity(free_shm_gb=1.0)), "store_gb must be at most", "2.0",
+     "1.0 GB"),
+    (lambda: connector("lmcash"), "unknown connector", "'lmcash'", "did you mean 'lmcache'?"),
+    (lambda: connector("none").check(PD), "connector must be lmcache or nixl with 1p4d", "'none'",
+     "both roles would prefill"),
+    (lambda: connector("nixl").check(AGGREGATED), "connector must be none or lmcache with 5a",
+     "'nixl'", "no prefill and decode instances"),
+    (lambda: applies("wrong_vk", "lmcache", PD), "unknown fault", "'wrong_vk'", "mean 'wrong_kv'"),
+    (lambda: plan(check_params(PREFIX, {"engine": "simulated", "fault": "store_dead"})),
+     "fault must be one that can happen in 1a", "'store_dead'", "-p connector lmcache"),
+    (lambda: create_app(mode="none", prefill=["http://p"], decode=["http://d"]),
+     "--mode must be lmcache or nixl", "'none'", "both roles would prefill"),
+    (lambda: create_app(mode="lmcache", prefill=["http://p"], decode=[]), "--decode must be",
+     "[]", "http://127.0.0.1:8200"),
+    (lambda: create_app(mode="none", decode=["h:8100"]), "--prefill and --decode must be http",
+     "'h:8100'", "--decode http://127.0.0.1:8200"),
+    # model folders and certificates
+    (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
+     "empty for the tiny model"),
+    (lambda: model_tokenizer("/nowhere/llama"), "model (engine attach: tokenizer) must",
+     "'/nowhere/llama'", "/models/"),
+    (tls_context, "SSL_CERT_FILE in the environment must be an existing file", "'/none.pem'", ""),
+    # workloads
+    (lambda: made("shrot"), "unknown workload", "'shrot'", "did you mean 'short'?"),
+    (lambda: made("short", prompt_token=9), "workload short has no option", "'prompt_token'",
+     "did you mean"),
+    (lambda: made("shared_prefix", requests=2), "workload shared_prefix needs a value for",
+     "prompt_tokens, shared_tokens", ""),
+    (lambda: made("short", prompt_tokens=16), "prompt_tokens must be at least 17", "16", ""),
+    (lambda: made("short", requests=0), "requests must be at least 1", "0", ""),
+    (lambda: made("short", output_tokens=0), "output_tokens must be at least 1", "0", ""),
+    (lambda: made("short", requests=100, vocab_tokens=100), "requests must be at most 84", "100",
+     "a vocabulary of 100 tokens"),
+    (lambda: made("short", seed=-1), "seed must be at least 0", "-1", ""),
+    (lambda: made("short", salt=""), "salt must be a string that no earlier run used", "''", ""),
+    (lambda: made("shared_prefix", requests=2, prompt_tokens=20, shared_tokens=21),
+     "shared_tokens must be between 16 and prompt_tokens (20)", "21", "shared_share sets it"),
+    (lambda: made("batch_processing", requests=3), "target_reuse must be at most", "0.95",
+     "3 requests"),
+    (lambda: made("code_generation", reuse=1.0), "target_reuse must be above 0 and below 1", "1.0",
+     ""),
+    (lambda: made("code_generation", projects=0), "projects must be at least 1", "0", ""),
+    (lambda: made("multi_turn_conversation", requests=1), "requests must be at least 2", "1",
+     "two turns"),
+    (lambda: made("multi_turn_conversation", conversations=1, prompt_tokens=300),
+     "prompt_tokens must be at least 446 for 14 turns", "300", ""),
+    (lambda: made("multi_turn_conversation", conversations=1, reuse=0.3),
+     "target_reuse must be at least", "0.3", "prompts this short"),
+    (lambda: made("text", text="fictions", tokenizer=Words()), "unknown text", "'fictions'",
+     "did you mean 'fiction'?"),
+    (lambda: word_ids(FewWords()), "text prompts need a tokenizer", "5", "at least 32 single"),
+    (lambda: written(made("multi_turn_conversation"), Words()), "workload must be one without conv",
+     "'multi_turn_conversation'", "batch_processing"),
+    (lambda: asked_again(short(salt="s"), share=0), "share must be above 0 and at most 1", "0", ""),
+    (lambda: Workload(name="w", seed=0, salt="", requests=short(salt="s").requests[:1] * 2),
+     "index must be different", "2 x 0", ""),
+    # arrivals, the client and its processes
+    (lambda: arrivals.closed(0), "concurrency must be at least 1", "0", "concurrency 4"),
+    (lambda: arrivals.gamma(1.0, 1, 0, burstiness=0), "burstiness must be a number above 0", "0",
+     ""),
+    (lambda: arrivals.ramp(1.0, 0.0, 5), "rate_per_s must be a number above 0", "0.0", ""),
+    (lambda: arrivals.poisson(nan, 1, seed=0), "rate_per_s must be a number above 0", "nan", ""),
+    (lambda: arrivals.poisson(1.0, 0, seed=0), "n must be at least 1", "0", ""),
+    (lambda: arrivals.poisson(1.0, 1, seed=-1), "seed must be at least 0", "-1", ""),
+    (lambda: arrivals.at_times([]), "offsets_s must be one time per request", "()", ""),
+    (lambda: arrivals.at_times([1.0, 0.5]), "offsets_s must be ascending times", "(1.0, 0.5)", ""),
+    (lambda: Endpoint(base_url="ftp://x", model="m"), "base_url must be an http:// or https:// URL",
+     "'ftp://x'", ""),
+    (lambda: drive_in_workers(short(salt="s"), arrivals.closed(1), workers=9).send(None),
+     "client_workers must be between 1 and 1 for short", "9", "one per request in flight"),
+    # arithmetic
+    (lambda: kv.KvShape(layers=0, kv_heads=1, head_dim=1), "layers must be above 0", "0", ""),
+    (lambda: kv.quantisation_ratio(bits=4, group=0), "group must be above 0", "0", ""),
+    (lambda: physics.memory_share(parameters=-1, gpu=physics.ACCELERATORS[0]),
+     "parameters must be above 0", "-1", ""),
+]  # fmt: skip
+
+ROWS = [
+    (lambda notebook=notebook, given=given: check_params(notebook, given), *said)
+    for notebook, given, *said in PARAMETERS
+] + OTHERS
+
+
+@pytest.mark.parametrize(
+    ("act", "begins", "got", "says"), ROWS, ids=[f"{row[1]}-{row[2]}"[:60] for row in ROWS]
+)
+def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
+    act: Callable[[], Any], begins: str, got: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
+    with pytest.raises(WorkbenchError) as refused:
+        act()
+    sentence = str(refused.value)
+    assert sentence.startswith(begins)
+    assert got in sentence[len(begins.split()[0]) :] and says in sentence
+    assert re.search(
+        r"\(example: .+\)$|did you mean '.+'\?$|needs a value for| lists them$", sentence
+    )
+    assert len(sentence.split()) <= 45 and "\n" not in sentence
+
+
+def test_the_examples_for_one_parameter_are_themselves_accepted() -> None:
+    """`(example: rounds 3)` can be typed as it stands, next to what made the error."""
+    tried = 0
+    for notebook, given, begins, *_ in PARAMETERS:
+        with pytest.raises(WorkbenchError) as refused:
+            check_params(notebook, given)
+        name = begins.split()[0]
+        example = re.search(rf"\(example: {name} ([^' ]+)\)$", str(refused.value))
+        if notebook in NOTEBOOKS and example and name in given and name != "fault":
+            check_params(notebook, given | {name: example[1]})
+            tried += 1
+    assert tried > 15
+
+
+def test_errors_cover_every_room_that_reads_input() -> None:
+    assert len(ROWS) >= 60
+    assert len({row[1] for row in ROWS}) > 60
