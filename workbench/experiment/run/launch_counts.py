@@ -53,6 +53,7 @@ class LaunchCounts:
                 chunk_tokens=self._chunk_tokens,
                 prefix_caching=settings is None or settings.prefix_caching,
                 pulls=self._pulls,
+                loads_blocks=self._stores and self._deployment.store.keeps_blocks,
             )
         if made.engines_empty:
             self._ideal.forget_engines()

@@ -29,7 +29,7 @@ from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
-from workbench.serve.processes.readiness import failure
+from workbench.serve.processes.readiness import failure_line
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
@@ -79,7 +79,7 @@ async def measure_arm(
         )
         if dead := deployment.dead():
             for process in dead:
-                reason = f"{where}: {failure(process, 'ended by itself')}"
+                reason = f"{where}: {failure_line(process, 'ended by itself')}"
                 log.reasons.append(reason)
                 log.doubt(reason)
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
@@ -109,7 +109,7 @@ async def _while_store_lives(deployment: Deployment, driving: Awaitable[LoadRun]
             load.cancel()
             await asyncio.wait([load])
     if load.cancelled():
-        raise DeploymentError(failure(stores[0], "ended by itself, and the pass was broken off"))
+        raise DeploymentError(failure_line(stores[0], "ended by itself, and the pass was stopped"))
     return load.result()
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
+_SMALLEST_SEGMENT = 2**24
+"""Bytes; Mooncake refuses less."""
 _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
@@ -50,7 +52,7 @@ def _config(wiring: Wiring) -> dict[str, str]:
         "mode": "embedded",
         "metadata_server": "P2PHANDSHAKE",
         "master_server_address": f"127.0.0.1:{wiring.store_port}",
-        "global_segment_size": int(wiring.store_gb * 2**30),
+        "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
         "local_buffer_size": _LOCAL_BUFFER,
         "protocol": "tcp",
         "device_name": "",

@@ -78,10 +78,18 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
 
 def failure(process: Process, what: str) -> str:
     """What happened to a process, the reason from its log, and the end of the log."""
+    tail = "\n".join(f"    {line}" for line in logs.lines(process.log)[-8:])
+    return f"{process.spec.name} {what}: {_reason(process)}\n  log: {process.log}\n{tail}"
+
+
+def failure_line(process: Process, what: str) -> str:
+    """The same on one line, with the path of the log instead of its end."""
+    return f"{process.spec.name} {what}: {_reason(process)} (log: {process.log})"
+
+
+def _reason(process: Process) -> str:
     lines = logs.lines(process.log)
-    tail = "\n".join(f"    {line}" for line in lines[-8:])
-    reason = logs.reason(lines, process.spec.fatal, otherwise=_killed(process))
-    return f"{process.spec.name} {what}: {reason}\n  log: {process.log}\n{tail}"
+    return logs.reason(lines, process.spec.fatal, otherwise=_killed(process))
 
 
 def _killed(process: Process) -> str:
