@@ -155,8 +155,11 @@ class StoreCounters:
     disk_chunks: float = 0.0
 
     @classmethod
-    def of(cls, counters: Counters, names: Mapping[str, str]) -> Self:
-        """From the store's series for each field."""
+    def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:
+        """From the store's series for each field.
+
+        `block_tokens` converts to tokens where the store counts KV blocks.
+        """
         if counters.doubts:  # restarted or not read: missing counters are not zero
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
@@ -166,8 +169,14 @@ class StoreCounters:
             unborn = set()
         elif names["requested_tokens"] in present:
             unborn -= {names["hit_tokens"]}
+        found = {
+            key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()
+        }
         return cls(
-            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
+            **{
+                key: value * block_tokens if key.endswith("_tokens") else value
+                for key, value in found.items()
+            }
         )
 
 

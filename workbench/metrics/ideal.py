@@ -139,10 +139,13 @@ class IdealCaches:
     - the store serves whole chunks, of a prompt of whole chunks all but the last token, and loads
       only what lies beyond the instance's own hit (LMCacheMPConnector,
       `get_num_new_matched_tokens`);
+    - a store of whole blocks (Mooncake's) loads none that holds the last token, as the instance's
+      own cache (MooncakeStoreConnector, vLLM 0.32.0; tests/engine/test_mooncake.py);
     - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
     `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines without a prefix
-    cache; with `pulls` decode instances fetch whole prompts from their prefill instance (NIXL).
+    cache; with `loads_blocks` the store's chunks are whole blocks and loaded as such; with `pulls`
+    decode instances fetch whole prompts from their prefill instance (NIXL).
     """
 
     def __init__(
@@ -152,9 +155,11 @@ class IdealCaches:
         chunk_tokens: int = 0,
         prefix_caching: bool = True,
         pulls: bool = False,
+        loads_blocks: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens
         self._prefix_caching, self._pulls = prefix_caching, pulls
+        self._loads_blocks = loads_blocks
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
         self._stored_by: dict[str, _Held] = {}
@@ -211,6 +216,8 @@ class IdealCaches:
         length = len(asked.prompt)
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
+        if self._loads_blocks:
+            chunks = chunks[: (length - 1) // self._chunk]
         engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
         fetched = self._pulls and not first
         if fetched:

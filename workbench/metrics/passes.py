@@ -26,6 +26,8 @@ class PassCounters:
     """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    counts_lookups: bool = True
+    """The store's hits are what engines looked up; else what they loaded."""
     pulls: bool = False
     """Decode instances pull KV, so that transfers can fail and KV can expire."""
     requests_sent: int

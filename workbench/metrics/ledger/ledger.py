@@ -214,7 +214,9 @@ def _store(p: PassCounters) -> Account:
     if isnan(loaded):
         unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
-    twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
+    twice = 0.0
+    if p.counts_lookups:
+        twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
     if twice:
         why = "the engine's own hit was as long, so nothing was loaded from the store"
