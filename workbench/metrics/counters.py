@@ -169,9 +169,7 @@ class StoreCounters:
             unborn = set()
         elif names["requested_tokens"] in present:
             unborn -= {names["hit_tokens"]}
-        found = {
-            key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()
-        }
+        found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
         return cls(
             **{
                 key: value * block_tokens if key.endswith("_tokens") else value
