@@ -87,7 +87,7 @@ async def test_a_gpu_has_half_an_hour_to_load_its_weights(
 ):
     waited = []
 
-    async def ready_at_once(_: Any, *, timeout_s: float) -> None:
+    async def ready_at_once(_: Any, *, timeout_s: float, beside: Any) -> None:
         waited.append(timeout_s)
 
     monkeypatch.setattr(serve, "ready", ready_at_once)

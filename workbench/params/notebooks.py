@@ -19,7 +19,7 @@ from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.topology import TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
