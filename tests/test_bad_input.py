@@ -229,6 +229,10 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: kv.quantisation_ratio(bits=4, group=0), "group must be above 0", "0", ""),
     (lambda: physics.memory_share(parameters=-1, gpu=physics.ACCELERATORS[0]),
      "parameters must be above 0", "-1", ""),
+    (lambda: physics.prefill_ceiling_tps(parameters=nan, gpu=physics.ACCELERATORS[0]),
+     "parameters must be above 0", "nan", ""),
+    (lambda: physics.decode_ceiling_tps(weight_bytes=1, gpu=physics.ACCELERATORS[0], gpus=0),
+     "gpus must be above 0", "0", ""),
 ]  # fmt: skip
 
 ROWS = [
