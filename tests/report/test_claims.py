@@ -165,7 +165,7 @@ def test_a_corrected_comparison_is_a_table_of_cells(page):
     [
         ({}, ("0.210x", "[0.190, 0.240]")),
         ({"low": None, "high": None}, ("0.210x", "no interval")),
-        ({"estimate": None}, ("not known", "")),
+        ({"estimate": None}, ("unknown", "")),
         ({"estimate": 0.0, "low": 0.0, "high": 0.0, "exact": True, "unit": "tokens"},
          ("0 tokens", "exact")),
         ({"cells": 3, "least": 0.1, "most": 0.21},
