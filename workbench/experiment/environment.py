@@ -184,7 +184,7 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
             "stale servers",
             holds="No vLLM or LMCache server is running",
             unknown=[
-                f"{len(stale)} vLLM, LMCache or workbench processes are running:"
+                f"{len(stale)} vLLM, LMCache or workbench server{'s' * (len(stale) > 1)} running:"
                 f" {'; '.join(stale[:6])}"
             ][: len(stale)],
             if_unknown="end them if nobody needs them; they take CPU and memory from every"

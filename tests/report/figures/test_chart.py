@@ -115,7 +115,7 @@ def boxes(chart: Chart) -> list[tuple[float, float, float, float, str]]:
     """Left, right, top, bottom of every level text, in the font that it was laid out in."""
     found = []
     for node in ElementTree.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text"):
-        style = dict(part.split(": ", 1) for part in node.attrib["style"].split("; "))
+        style = dict(part.split(":", 1) for part in node.attrib["style"].split(";"))
         line, moved = "".join(node.itertext()), node.get("transform", "")
         if "rotate(-90" in moved or not line.strip():
             continue

@@ -19,7 +19,7 @@ def test_the_four_panels_have_units_and_count_the_failed(requests):
         "cold",
         "warm",
     } < set(words(chart))
-    assert chart.caption == "Requests: 23 off, 24 cold, 24 warm. 1 failed (not drawn)."
+    assert chart.caption == "Requests: 23 off; 24 cold; 24 warm. 1 failed (not drawn)."
 
 
 def test_a_response_of_one_read_does_not_hide_the_rates_of_the_others(requests):
@@ -66,8 +66,8 @@ def test_a_slow_start_of_a_pass_is_called_a_warm_up(requests):
     off = requests[requests["pass"] == "off"]
     slow = off.assign(ttft_s=off["ttft_s"].where(off["index"] > 4, 4 * off["ttft_s"]))
     for rows, found in (
-        (off, "No warm-up: the first 5 requests take at most"),
-        (slow, "Warm-up in off: the first 5 requests take"),
+        (off, "No warm-up: TTFT of the first 5 requests is at most"),
+        (slow, "Warm-up in off: TTFT of the first 5 requests is"),
         (off[:10], "too short to see a warm-up"),
     ):
         assert found in figures.requests_over_time(rows).alt

@@ -60,8 +60,8 @@ def _length(row: marks.Row) -> str:
 
 
 def _change(row: marks.Row) -> str:
-    text = f"{row['change']:+.1f} %"
-    return text if isnan(row["low"]) else f"{text} [{row['low']:+.1f}, {row['high']:+.1f}]"
+    text = f"{row['change']:+.3g} %"
+    return text if isnan(row["low"]) else f"{text} [{row['low']:+.3g}, {row['high']:+.3g}]"
 
 
 def break_even(ratios: pd.DataFrame) -> Chart:
@@ -172,7 +172,7 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
     beside = f" over {main[0]}-token chunks" if main else ""
     return draw(
         paint,
-        title=f"LMCache loads {_loaded(whole[0])}, {_loaded(whole[-1])}",
+        title=f"Prompt tokens loaded: {_loaded(whole[0])}, {_loaded(whole[-1])}",
         body_px=310,
         alt=f"{heading}: LMCache loads {shares}. TTFT speed-up{beside}: {speeds}.",
         caption="Left: fraction of each prompt loaded (exact). Right: store-warm TTFT of all"
@@ -185,5 +185,4 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
 
 
 def _loaded(row: marks.Row) -> str:
-    share = 100 * row["loaded_share"]
-    return f"{share:.3g} % of prompt tokens with chunk {int(row['chunk_tokens'])}"
+    return f"{100 * row['loaded_share']:.3g} % with chunk {int(row['chunk_tokens'])}"

@@ -200,6 +200,9 @@ _ROOT = {
     "stroke-linejoin": "round",
     "font-family": 'system-ui, "Noto Sans", sans-serif',
 }
+_SAID_ABOVE = ("font-family", "stroke-linejoin", "stroke-opacity: 0")
+"""Styles that each drawn thing repeats, and that the root has or nobody sees."""
+_TENTHS = re.compile(r"(\.\d)\d+")
 ElementTree.register_namespace("", _SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
@@ -229,8 +232,8 @@ def _page_svg(text: str, *, struck: bool) -> str:
         if node.get("transform", "").startswith("rotate(-0 "):
             del node.attrib["transform"]
         for numbers in node.attrib.keys() & {"d", "x", "y", "transform"}:
-            node.set(numbers, re.sub(r"(\.\d\d)\d+", r"\1", " ".join(node.attrib[numbers].split())))
+            node.set(numbers, _TENTHS.sub(r"\1", " ".join(node.attrib[numbers].split())))
         if style := node.get("style"):
-            parts = [part for part in style.split("; ") if not part.startswith("font-family")]
-            node.set("style", "; ".join(parts))
+            parts = [part for part in style.split("; ") if not part.startswith(_SAID_ABOVE)]
+            node.set("style", ";".join(parts).replace(": ", ":"))
     return ElementTree.tostring(root, encoding="unicode")

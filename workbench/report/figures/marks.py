@@ -29,16 +29,6 @@ BLACK, GREY, RULE, SHADE = "#1b2430", "#5c6773", "#e6ebf0", "#cfd6dd"
 RED, AMBER = "#b3261e", "#8a5a00"
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
-NAMES = {
-    "ttft_s": "TTFT",
-    "ttft_scheduled_s": "TTFT from the scheduled time",
-    "tpot_s": "TPOT",
-    "e2e_s": "E2E",
-    "request_tps": "Throughput per request",
-    "system_tps": "Throughput",
-}
-"""How each metric is called in a figure."""
-
 NUMBERS = FuncFormatter(lambda tick, _: number(round(tick)))
 """Ticks that are counts."""
 
@@ -240,8 +230,9 @@ def stacked_rows(
     for y, widths in enumerate(parts[list(areas)].to_numpy(float)):
         left = 0.0
         for width, area in zip(widths, areas.values(), strict=True):
-            axes.barh(y, width, left=left, height=0.7, **area.style())
-            left += width
+            if width > 0:
+                axes.barh(y, width, left=left, height=0.7, clip_on=False, **area.style())
+                left += width
     row_axis(axes, labels)
     column_at_right(axes, heading, texts)
 

@@ -58,13 +58,12 @@ def rates(frame: pd.DataFrame) -> Chart | None:
 
     found = "TTFT and throughput by offered rate"
     if rows["achieved_per_s"].notna().any():
-        best = rows.iloc[int(rows["achieved_per_s"].argmax())]
-        offered, reached = f"{best['offered_per_s']:.3g}", f"{best['achieved_per_s']:.3g}"
-        found = f"Throughput peaks at {reached} req/s ({best['arm']}, {offered} req/s offered)"
-        if best["achieved_per_s"] >= _KEPT_UP * best["offered_per_s"]:
-            found = f"{best['arm']} keeps up with {offered} req/s, the highest rate offered"
-            if best["offered_per_s"] < rows["offered_per_s"].max():
-                found = f"{best['arm']} keeps up with {offered} req/s"
+        best = rows.nlargest(1, "achieved_per_s").iloc[0]
+        found = f"Throughput peaks at {best['achieved_per_s']:.3g} req/s ({best['arm']})"
+        fastest = rows.loc[rows.groupby("arm")["offered_per_s"].idxmax()]
+        if (fastest["achieved_per_s"] >= _KEPT_UP * fastest["offered_per_s"]).all():
+            highest = f"{rows['offered_per_s'].max():.3g}"
+            found = f"Throughput matches every offered rate up to {highest} req/s"
     spoken = "; ".join(
         f"{row['arm']} at {row['offered_per_s']:.3g} req/s: TTFT {quantity(row['ttft_s'], 's')},"
         f" {number(row['achieved_per_s'])} req/s completed"

@@ -124,14 +124,13 @@ def _median_ttft(rows: pd.DataFrame) -> str:
     return f"Median TTFT: {', '.join(parts) or 'not measured'}"
 
 
-def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Chart:
-    """A latency of every request by the time it was sent, a panel per cache state (and arm)."""
-    name = marks.NAMES.get(metric, metric)
-    rows = _with(requests, metric)
+def requests_over_time(requests: pd.DataFrame) -> Chart:
+    """TTFT of every request by the time it was sent, a panel per cache state (and arm)."""
+    rows = _with(requests, "ttft_s")
     if rows.empty:
-        return no_data(f"{name} over time", _why_none(requests))
-    factor, unit = time_scale(rows[metric].max())
-    rows["y"] = rows[metric] * factor
+        return no_data("TTFT over time", _why_none(requests))
+    factor, unit = time_scale(rows["ttft_s"].max())
+    rows["y"] = rows["ttft_s"] * factor
     rows["since_s"] = rows["sent_s"] - rows.groupby(_pass_keys(rows))["sent_s"].transform("min")
     panels, states = list(rows["series"].unique()), list(rows["pass"].unique())
     look = marks.looks(states, "point")
@@ -149,18 +148,18 @@ def requests_over_time(requests: pd.DataFrame, *, metric: str = "ttft_s") -> Cha
             axes.set_title(wrapped(panel, 0.88 * WIDTH_PX / columns, weight="bold"))
             axes.tick_params(labelbottom=i + columns >= len(panels))
         for axes in grid[:, 0]:
-            _time_axis(axes, rows["y"], f"{name}, {unit}")
+            _time_axis(axes, rows["y"], f"TTFT, {unit}")
         end = max(float(rows["since_s"].max()), 0.1)
         grid[0, 0].set_xlim(-0.04 * end, 1.04 * end)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         figure.supxlabel("time since the pass began, s", color=marks.BLACK)
 
-    found = _warm_up(rows, metric, name)
+    found = _warm_up(rows)
     return draw(
         paint,
         title=found,
         body_px=40 + 250 * lines,
-        alt=f"{name} of every request over the time of its pass. {found}.",
+        alt=f"TTFT of every request over the time of its pass. {found}.",
         caption=f"One point per request, all rounds overlaid. {_counted(rows, requests)}{reduced}",
         shows=("times",),
         attrs=requests.attrs,
@@ -171,20 +170,20 @@ def _pass_keys(rows: pd.DataFrame) -> list[str]:
     return [key for key in ("arm", "pass", "round") if key in rows]
 
 
-def _warm_up(rows: pd.DataFrame, metric: str, name: str) -> str:
+def _warm_up(rows: pd.DataFrame) -> str:
     """Whether the first requests of a pass were slower than its rest, in the worst panel."""
     ratios: dict[str, list[float]] = {}
     for _, group in rows.sort_values("sent_s").groupby(_pass_keys(rows), sort=False):
         if len(group) >= _ENOUGH:
-            first, rest = group[metric].iloc[:_FIRST], group[metric].iloc[_FIRST:]
+            first, rest = group["ttft_s"].iloc[:_FIRST], group["ttft_s"].iloc[_FIRST:]
             ratios.setdefault(group["series"].iloc[0], []).append(first.median() / rest.median())
     if not ratios:
-        return f"{name} over time: passes too short to see a warm-up"
+        return "TTFT over time: passes too short to see a warm-up"
     worst = max(ratios, key=lambda panel: median(ratios[panel]))
     times = quantity(median(ratios[worst]), "x")
     if median(ratios[worst]) > _WARMING:
-        return f"Warm-up in {worst}: the first {_FIRST} requests take {times} the {name}"
-    return f"No warm-up: the first {_FIRST} requests take at most {times} the {name}"
+        return f"Warm-up in {worst}: TTFT of the first {_FIRST} requests is {times} the rest"
+    return f"No warm-up: TTFT of the first {_FIRST} requests is at most {times} the rest"
 
 
 def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
@@ -320,10 +319,12 @@ def _with(requests: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
-    """`Requests: 30 cold, 29 store-warm. 1 failed (not drawn).`"""
+    """`Requests: 30 cold; 29 store-warm. 1 failed (not drawn).`"""
     counts = rows["series"].value_counts(sort=False)
-    text = "Requests: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    if len(counts) > 4:
+    text = "Requests: " + "; ".join(f"{count:,} {name}" for name, count in counts.items())
+    if len(counts) > 1 and counts.nunique() == 1:
+        text = f"{counts.iloc[0]:,} requests in each of {len(counts)} groups"
+    elif len(counts) > 4:
         text = f"{len(rows):,} requests in {len(counts)} groups"
     failed = int((requests["error"] != "").sum()) if "error" in requests else 0
     return f"{text}.{f' {failed:,} failed (not drawn).' if failed else ''}"

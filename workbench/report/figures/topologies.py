@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log10
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,11 +20,12 @@ from workbench.report.figures.chart import Chart, draw, no_data, text_px
 from workbench.report.numbers import number, quantity, time_scale
 
 _WARM = ("store-warm", "cross-instance", "engine-warm", "warm")
-_WHY_NONE = {
-    "": "fewer than two arms or cache states were measured.",
-    "cache-state": "no arm was measured both cold and warm.",
-    "opponent": "no PD topology was measured beside its aggregated baseline.",
+_AGAINST = {
+    "cache-state": ("cold", "no arm was measured both cold and warm."),
+    "opponent": ("aggregated baseline", "no PD topology was measured beside its baseline."),
 }
+"""What each kind of comparison is against, and why there may be none."""
+_NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "system_tps": "Throughput"}
 _PANEL_PX, _PLOT_PX = 222, 330
 """Height of a panel with its titles, and about the width of its axes."""
 _LABELLED = 8
@@ -159,21 +160,21 @@ def _panel(
     at = {(row["arm"], row["pass"]): row for row in panel.rows}
     states = [state for state in look if any((arm, state) in at for arm in columns)]
     step = 0.8 / max(1, len(states))
-    shown = []
+    places = {
+        (arm, state): nth + step * (place - (len(states) - 1) / 2)
+        for nth, arm in enumerate(columns)
+        for place, state in enumerate(states)
+        if (arm, state) in at
+    }
     labelled = len(columns) * len(states) <= _LABELLED
-    for nth, arm in enumerate(columns):
-        for place, state in enumerate(states):
-            row, other = at.get((arm, state)), at.get((rivals.get(arm, ""), state))
-            x = nth + step * (place - (len(states) - 1) / 2)
-            if row and other:
-                shown.append(other)
-                marks.reference(axes, x, other, panel.key, width=0.8 * step)
-            if row:
-                shown.append(row)
-                bounds = (row["low"], row["high"])
-                marks.mark(axes, x, row[panel.key], bounds, look[state], upright=True)
-            if row and labelled:
-                _label(axes, x, row, other, panel)
+    shown = []
+    beside = {key: at.get((rivals.get(key[0], ""), key[1])) for key in places}
+    for key, x in places.items():
+        row, other = at[key], beside[key]
+        if other:
+            marks.reference(axes, x, other, panel.key, width=0.8 * step)
+        marks.mark(axes, x, row[panel.key], (row["low"], row["high"]), look[key[1]], upright=True)
+        shown += [row, other] if other else [row]
     ends = marks.ends(shown, panel.key)
     speed, room = panel.unit == "x", 0.14 if labelled else 0.0
     if not ends:
@@ -189,6 +190,9 @@ def _panel(
         axes.set_ylim(0, (1.08 + room) * max(ends))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(marks.NUMBERS)
+    if labelled:
+        for key, x in places.items():
+            _label(axes, x, at[key], beside[key], panel)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
@@ -202,11 +206,14 @@ def _panel(
 
 
 def _label(axes: Axes, x: float, row: marks.Row, other: marks.Row | None, panel: _Panel) -> None:
-    """The number of a mark, on the side of it where its baseline is not."""
+    """The number of a mark, below it where its baseline is above it and there is room."""
     value = row[panel.key]
-    low = not panel.log and value < 0.15 * max(each[panel.key] for each in panel.rows)
-    below = other is not None and other[panel.key] > value and not low
     known = [end for end in (row["low"], value, row["high"]) if isfinite(end)]
+    scale = log10 if panel.log else float
+    floor, top = (scale(end) for end in axes.get_ylim())
+    floor = scale(1) if panel.unit == "x" and min(known) > 1 else floor
+    room = (scale(min(known)) - floor) / (top - floor)
+    below = other is not None and other[panel.key] > value and room > 0.15
     axes.annotate(
         quantity(value, panel.unit), (x, min(known) if below else max(known)),
         xytext=(0, -7 if below else 7), textcoords="offset points", ha="center",
@@ -255,19 +262,19 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     return " ".join(said)
 
 
-def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart | None:
+def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") -> Chart | None:
     """Ratios of one metric with their intervals, a row each; above 1 the first named is better.
 
-    `kind` keeps one kind of comparison: `cache-state` or `opponent`. None for a sweep over rates,
-    which compares nothing.
+    `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
+    a sweep over rates, which compares nothing.
     """
-    name = marks.NAMES.get(metric, metric)
-    rows = marks.ratio_rows(comparisons, metric=metric, **({"kind": kind} if kind else {}))
-    rows.sort(key=lambda row: str(row["kind"]))
+    name = _NAMES.get(metric, metric)
+    other, why_none = _AGAINST[kind]
+    rows = marks.ratio_rows(comparisons, metric=metric, kind=kind)
     if not rows and comparisons.attrs.get("swept"):
         return None
     if not rows:
-        return no_data(f"{name} speed-ups", _WHY_NONE[kind])
+        return no_data(f"{name} vs {other}", why_none)
     subjects, verdicts = [_subject(row) for row in rows], [_verdict(row) for row in rows]
     look = marks.looks(marks.unique(rows, "pass"))
 
@@ -281,7 +288,7 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
         axes.set_xlabel(f"{name} speed-up (log scale): above 1 is better")
 
     judged = any(row["verdict"] != "no_interval" for row in rows)
-    found = _compared(name, rows, judged=judged)
+    found = f"{name} vs {other}: {_compared(name, rows)}"
     spoken = (f"{s}: {v}".replace("\n", ", ") for s, v in zip(subjects, verdicts, strict=True))
     return draw(
         paint,
@@ -297,19 +304,17 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "") -> Chart
     )
 
 
-def _compared(name: str, rows: Sequence[marks.Row], *, judged: bool) -> str:
-    """`TTFT: 3 of 8 comparisons better, 2 worse`: what the intervals decide."""
-    many = f"{len(rows)} comparison{'s' * (len(rows) > 1)}"
-    if not judged:
-        return f"{name}: too few rounds to judge {many}"
+def _compared(name: str, rows: Sequence[marks.Row]) -> str:
+    """`3 of 8 faster, 1 slower, 4 not significant`: what the intervals decide."""
     clear = [row["ratio"] for row in rows if not marks.undecided(row)]
+    if all(row["verdict"] == "no_interval" for row in rows):
+        return "too few rounds to judge"
     better = sum(ratio > 1 for ratio in clear)
-    if not clear:
-        return f"{name}: no significant difference in {many}"
-    parts = {"better": better, "worse": len(clear) - better,
-             "without a significant difference": len(rows) - len(clear)}  # fmt: skip
-    said = ", ".join(f"{count} {word}" for word, count in parts.items() if count)
-    return f"{name} in {many}: {said}"
+    words = ("higher", "lower") if name.startswith("Throughput") else ("faster", "slower")
+    counts = (better, len(clear) - better, len(rows) - len(clear))
+    parts = zip(counts, (*words, "not significant"), strict=True)
+    first, *more = [f"{count} {word}" for count, word in parts if count]
+    return ", ".join([first.replace(" ", f" of {len(rows)} ", 1), *more])
 
 
 def _subject(row: marks.Row) -> str:

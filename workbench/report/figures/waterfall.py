@@ -52,7 +52,7 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
     if "slowest" in tails:
         sample += f" (p99 needs {needed_n(0.99)} requests)"
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
-        sample += f". No slow request is shown: {withheld}"
+        sample += f". No slow request is shown: {withheld.partition(':')[0]}"
     shown = [part for part in PARTS if (rows[part] > 0).any()]
     return draw(
         paint,
