@@ -40,7 +40,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     log = folder / "vllm.log"
     log.write_text("".join(
-        lookup(f"r{n}", 1000, 768, 640, engine=128 * (n % 2)) + stored(f"r{n}", 256)
+        lookup(f"r{n}", 1000, 768, 640, engine=128) + stored(f"r{n}", 256)
         for n in range(8)
     ))  # fmt: skip
     more = {"lmcache_hit_analysis": {"log_file": str(log)}}
@@ -154,12 +154,14 @@ OVERLAPS = """() => {
   document.querySelectorAll("figure svg").forEach(
     (svg) => compare([...svg.querySelectorAll("text")], 0.25));
   document.querySelectorAll(".card").forEach((card) => compare([...card.children], 0));
+  document.querySelectorAll(".runs tr").forEach(
+    (row) => compare([...row.querySelectorAll("td > *")], 0.1));
   compare([...document.querySelectorAll("main > *")], 0.001);
   return found;
 }"""
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_no_text_lies_over_another(show: Open, notebook: str) -> None:
     tab = show(notebook)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
