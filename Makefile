@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
 
-# Two tests at a time (those that share a browser in one process), but for those that measure time or take every core (the marker `alone`).
+# Two tests at a time, but for those that measure time or take every core (the marker `alone`).
 check: setup
 	ruff check .
 	ruff format --check .
@@ -32,7 +32,12 @@ test: check
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-setup: $(VENV)/installed
+setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake)
+
+# For connector mooncake-store; it needs system libraries, which install.py names.
+$(VENV)/mooncake: $(VENV)/installed requirements/mooncake.txt
+	@$(BIN)/python requirements/install.py mooncake --log outputs/install-mooncake.log
+	@touch $@
 
 # The CUDA set where an NVIDIA driver answers, else the CPU set; docs/gpu.md tells of ROCm.
 $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 PICTURE = ROOT / "docs" / "report.png"
 LOOKS = ("workbench/report/templates/page.css", "workbench/report/templates/page.html.j2")
 WORDS, END = "tests/golden/pd_sweep.txt", "\n## "
-WIDTH, HEIGHT, SHRUNK_TO = 1280, 976, 1520
+WIDTH, HEIGHT, SHRUNK_TO = 1280, 990, 1520
 STAMP = "Looks"
 
 

@@ -1,6 +1,6 @@
 """Install a set of packages by pip: hundreds of lines to a log, one line of progress to the reader.
 
-    python requirements/install.py cpu|cuda [--log outputs/install.log]
+    python requirements/install.py cpu|cuda|mooncake [--log outputs/install.log]
 
 It runs before anything is installed, so it takes nothing but Python itself. Of an install that
 fails it shows pip's last lines and where the log is.
@@ -9,6 +9,7 @@ fails it shows pip's last lines and where the log is.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import subprocess
@@ -33,7 +34,15 @@ SETS = {
         ),
     ),
     "cuda": ("the CUDA set", (("-e", ".[cuda,notebooks,dev]"),)),
+    "mooncake": ("Mooncake (100 MB)", (("--no-deps", "-r", "requirements/mooncake.txt"),)),
 }
+MOONCAKE_LIBRARIES = {
+    "libibverbs.so.1": "libibverbs1",
+    "librdmacm.so.1": "librdmacm1",
+    "libnuma.so.1": "libnuma1",
+    "liburing.so.2": "liburing2",
+}
+"""Shared libraries that Mooncake's wheel loads, with the Debian packages that have them."""
 LAST_LINES = 12
 TERMINAL_PERIOD_S, LOG_PERIOD_S = 0.5, 15.0
 
@@ -79,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, default=ROOT / "outputs" / "install.log")
     options = parser.parse_args(arguments)
     what, steps = SETS[options.set]
+    if options.set == "mooncake" and (missing := missing_packages()):
+        print("Mooncake needs system libraries that are not installed. As root:\n")
+        print(f"    apt-get install -y {' '.join(missing)}\n")
+        print("Without root, use connector none, lmcache or nixl: they work as before.")
+        return 1
     options.log.parent.mkdir(parents=True, exist_ok=True)
     began_s = time.monotonic()
     with (
@@ -98,6 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     took = int(time.monotonic() - began_s)
     print(f"installed {what} in {took // 60}:{took % 60:02}; the log is {_short(options.log)}")
     return 0
+
+
+def missing_packages() -> list[str]:
+    """Debian packages with the libraries that Mooncake needs and this machine does not have.
+
+    Checked before pip: with Mooncake but without them, `lmcache server` does not start any more.
+    """
+    missing = []
+    for library, package in MOONCAKE_LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            missing.append(package)
+    return missing
 
 
 def _pip(step: Sequence[str], log: TextIO, line: _Line, scratch: Path) -> int:

@@ -86,7 +86,7 @@ def executed(monkeypatch):
         ("report {tmp}/none.ipynb", "none.ipynb does not exist; give an executed notebook"),
         ("report {tmp}/list.yaml", "cannot be read as a notebook"),
         ("report {tmp}", "is a folder; give an executed notebook"),
-        ("index --output-dir {tmp}/nowhere", "nowhere is no folder; run a notebook first"),
+        ("index --output-dir {tmp}/nowhere", "nowhere is not a folder: run a notebook first"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_starts(

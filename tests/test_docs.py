@@ -190,7 +190,7 @@ WRONG = [
     ("make report FORCED_=1", "no such target or variable"),
     ("papermill notebooks/pd_swep.ipynb out.ipynb", "does not exist"),
     ("papermill notebooks/pd_sweep.ipynb out.ipynb -p topologie 1p4d", "'topologie'"),
-    ("papermill notebooks/pd_sweep.ipynb out.ipynb -p connector none", "'none' cannot"),
+    ("papermill notebooks/pd_sweep.ipynb out.ipynb -p connector none", "got 'none'"),
     (f"{RUN} --forced", "--forced"),
     (f"{RUN} -p workload novel", "novel"),
     (f"{RUN} -f params/cpu_demo/none.yaml", "No such file"),

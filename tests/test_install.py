@@ -30,14 +30,14 @@ echo 'Installing collected packages: numpy, torch'
 def install(tmp_path):
     """Run the installer with a pretended pip, which ends as told, from `tmp_path`."""
 
-    def run(set_="cpu", end="echo 'Successfully installed numpy-2.2.6 torch-2.13.0'"):
+    def run(set_="cpu", end="echo 'Successfully installed numpy-2.2.6 torch-2.13.0'", **env):
         pip = tmp_path / "bin" / "pip"
         pip.parent.mkdir(exist_ok=True)
         pip.write_text(PIP.replace("{end}", end).replace(">> calls", f">> {tmp_path}/calls"))
         pip.chmod(0o755)
         return subprocess.run(
             [sys.executable, INSTALL, set_, "--log", tmp_path / "out" / "install.log"],
-            env=os.environ | {"PATH": f"{pip.parent}{os.pathsep}{os.environ['PATH']}"},
+            env=os.environ | {"PATH": f"{pip.parent}{os.pathsep}{os.environ['PATH']}"} | env,
             cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
 
@@ -114,3 +114,14 @@ def test_make_names_the_installer_and_nothing_that_it_does_itself():
     makefile = Path(repository_root() / "Makefile").read_text()
     assert "requirements/install.py cpu" in makefile
     assert "pip install" not in makefile
+
+
+def test_mooncake_is_not_installed_where_its_system_libraries_are_missing(install, tmp_path):
+    """With Mooncake but without them, `lmcache server` would not start any more."""
+    hide = tmp_path / "hide" / "sitecustomize.py"
+    hide.parent.mkdir()
+    hide.write_text("import ctypes\ndef fail(name, *_): raise OSError(name)\nctypes.CDLL = fail\n")
+    done = install("mooncake", PYTHONPATH=str(hide.parent))
+    assert done.returncode == 1
+    assert "apt-get install -y libibverbs1 librdmacm1 libnuma1 liburing2" in done.stdout
+    assert not (tmp_path / "calls").exists()

@@ -21,17 +21,21 @@ def words(text: str) -> int:
     return len(flat.replace(" %", "%").split())
 
 
+def plain(text: str, *, most_words: int) -> None:
+    """Raises AssertionError with the text where its words break a rule."""
+    assert words(text) <= most_words, f"{words(text)} words, at most {most_words}: {text}"
+    found = [word for word in PRIVATE if re.search(rf"\b{word}\b", text)]
+    assert not found, f"{found} in: {text}"
+    assert text.count("(") == text.count(")"), text
+
+
 def check_words(gate: Gate) -> None:
     """Raises AssertionError with the sentence where a gate's words break a rule."""
-    most = {gate.sentence: MOST_WORDS[gate.outcome], gate.next_step: MOST_WORDS_OF_A_STEP}
-    for text, limit in most.items():
-        assert words(text) <= limit, f"{words(text)} words, at most {limit}: {text}"
-        assert text == "" or text[0].isupper() or text[0].isdigit(), text
+    plain(gate.sentence, most_words=MOST_WORDS[gate.outcome])
+    plain(gate.next_step, most_words=MOST_WORDS_OF_A_STEP)
+    for text in filter(None, (gate.sentence, gate.next_step)):
+        assert text[0].isupper() or text[0].isdigit(), text
         assert not text.endswith("."), text
-        assert text.count("(") == text.count(")"), text
-        found = [word for word in PRIVATE if re.search(rf"\b{word}\b", text)]
-        assert not found, f"{found} in: {text}"
     assert gate.sentence
-    assert gate.outcome != "PASS" or not gate.next_step
-    assert gate.outcome == "PASS" or gate.next_step, f"no next step: {gate.sentence}"
+    assert bool(gate.next_step) == (gate.outcome != "PASS"), f"next step of: {gate.sentence}"
     assert ". " not in gate.next_step

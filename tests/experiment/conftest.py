@@ -1,6 +1,7 @@
 """Described machines, invented rows, and a pretended vLLM server, so that no engine is needed."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from math import nan
@@ -12,8 +13,13 @@ import pytest
 from aiohttp import web
 
 from tests.experiment.door import Door
+from tests.wording import PRIVATE
+from workbench.experiment.findings import findings
+from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan import arms, engine_setup
 from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.run import run
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
 from workbench.metrics.latency import latencies
@@ -26,6 +32,26 @@ from workbench.serve.simulated.instance import Instance, InstanceSettings
 from workbench.serve.simulated.server import instance_app
 
 REAL = machine.facts()
+
+
+@pytest.fixture(autouse=True)
+def short_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever a test concludes a headline has at most 14 words, a doubt or limit 25."""
+
+    def concluded(*args: Any, **given: Any) -> RunFacts:
+        facts = conclude(*args, **given)
+        # A doubt with lines of a log has them below its own.
+        others = (text.partition("\n")[0] for text in (*facts.doubts, *facts.limits))
+        for most, texts in ((14, (facts.finding, facts.unproven)), (25, others)):
+            assert [text for text in texts if len(text.split()) > most] == []
+        notes = (f"{card.label} {card.note}" for card in facts.numbers)
+        texts = (facts.finding, facts.scope, facts.break_even, *facts.sentences, *notes)
+        for text in (*texts, *facts.doubts, *facts.limits):
+            assert [word for word in PRIVATE if re.search(rf"\b{word}\b", text)] == [], text
+        return facts
+
+    for module in (findings, run):
+        monkeypatch.setattr(module, "conclude", concluded)
 
 
 @pytest.fixture

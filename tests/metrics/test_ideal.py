@@ -80,6 +80,14 @@ def test_of_a_prompt_of_whole_chunks_the_store_serves_all_but_the_last_token():
     assert (decode.held_twice, decode.rest) == (1, 0)
 
 
+def test_a_store_of_whole_blocks_loads_none_with_the_last_token():
+    caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=BLOCK, loads_blocks=True)
+    _, whole = caches.serve([asked(0, prompt(512), *split())])
+    assert (hits(whole), whole.rest, whole.why_rest) == ((0, 384), 127, "chunk rounding")
+    _, longer = caches.serve([asked(1, prompt(1000, seed=1), *split(1))])
+    assert hits(longer) == (0, 896)
+
+
 def test_a_decode_instance_fetches_what_its_prefill_instance_made():
     lmcache = IdealCaches(block_tokens=BLOCK, chunk_tokens=CHUNK)
     nixl = IdealCaches(block_tokens=BLOCK, pulls=True)

@@ -147,7 +147,7 @@ def test_pairs_meet_by_round_and_index():
 
 def test_a_request_that_occurs_twice_is_refused():
     twice = pd.DataFrame({"round": [1, 1], "index": [3, 3], "ttft_s": [1.0, 2.0]})
-    with pytest.raises(ValueError, match="round 1, index 3 occurs twice in the baseline frame"):
+    with pytest.raises(ValueError, match="not unique"):
         pair(twice, twice, "ttft_s")
 
 
@@ -175,7 +175,7 @@ def test_rounds_that_one_side_lacks_are_dropped():
         ),
         (
             Ratio(value=1.014, low=0.968, high=1.062, rounds=5, pairs=30),
-            "no difference detectable at this n: 1.01x [0.968, 1.06], 5 rounds of 6 pairs",
+            "no significant difference: 1.01x [0.968, 1.06], 5 rounds of 6 pairs",
         ),
         (
             Ratio(value=0.5, low=0.4, high=0.6, rounds=3, pairs=3, note="few rounds"),
@@ -194,8 +194,8 @@ def test_a_ratio_in_one_sentence(ratio, sentence):
 @pytest.mark.parametrize(
     ("rounds", "sentence"),
     [
-        (1, "2.00x, 1 round of 6 pairs (few rounds: no interval under 3)"),
-        (2, "2.00x, 2 rounds of 6 pairs (few rounds: no interval under 3)"),
+        (1, "2.00x, 1 round of 6 pairs (few rounds: an interval needs 3)"),
+        (2, "2.00x, 2 rounds of 6 pairs (few rounds: an interval needs 3)"),
         (4, "2.00x [2.00, 2.00], 4 rounds of 6 pairs (few rounds)"),
         (5, "2.00x [2.00, 2.00], 5 rounds of 6 pairs"),
     ],
@@ -206,8 +206,8 @@ def test_few_rounds_are_said(rounds, sentence):
 
 def test_no_pair_at_all_is_not_known():
     empty = rounds_of().reindex(columns=["round", "baseline_s", "value_s"])
-    assert describe(paired_ratio(empty)) == "not known: no pair with two values"
-    assert describe(ratio_of_rounds({}, {})) == "not known: no pair with two values"
+    assert describe(paired_ratio(empty)) == "not known: no complete pair"
+    assert describe(ratio_of_rounds({}, {})) == "not known: no complete pair"
 
 
 @pytest.mark.parametrize(

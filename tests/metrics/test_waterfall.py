@@ -7,11 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from tests.wording import plain
 from workbench.metrics.waterfall import (
+    CARD,
     PARTS,
     closes,
     doubts,
-    parts,
     representatives,
     summarise,
     waterfall,
@@ -158,6 +159,7 @@ def test_what_is_missing_is_said_and_never_drawn(request_, legs, known, note):
     assert math.isnan(row["residual_s"])
     assert (1000 * row["proxy_s"] > 0) if known else row[[*PARTS]].isna().all()
     assert row["note"].startswith(note)
+    plain(doubts(waterfall(*frames(request_, *legs)))[0], most_words=25)
 
 
 def clock_ahead(leg: LegRecord, by_s: float) -> LegRecord:
@@ -313,6 +315,7 @@ def test_a_waterfall_closes_within_2_ms_or_2_percent():
 
 
 def test_the_card_defines_every_bar():
-    card = parts()
-    assert card["part"].to_list() == [*PARTS.values(), "residual"]
-    assert card["definition"].str.len().min() > 10
+    names, labels, formulas, _ = zip(*CARD, strict=True)
+    assert dict(zip(names, labels, strict=True)).pop("residual") == "client to proxy (residual)"
+    assert list(labels[:-1]) == [*PARTS.values()]
+    assert min(map(len, formulas)) > 10

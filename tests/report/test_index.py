@@ -35,7 +35,7 @@ def test_a_run_shows_outcome_finding_gates_and_link(tmp_path, result):
     assert cells == [
         "◆ checks failed",
         "Simulated. A warm KV store cuts TTFT 18 times run one",
-        "▲ 1 fail ◆ 1 inconclusive ● 1 pass",
+        "▲ 1 of 3 checks passed, 1 failed, 1 undecided",
         "2026-11-20 11:02 UTC 14 min",
     ]
     assert row.a["href"] == "pd_sweep/run%20one/report.html"
@@ -46,7 +46,7 @@ def test_a_broken_result_is_listed_with_the_reason(tmp_path, text):
     add(tmp_path, "broken", text)
     (run,) = runs_of(tmp_path / "pd_sweep")
     assert run.outcome.word == "unreadable"
-    assert run.finding.startswith("Its result.json cannot be read: ")
+    assert run.finding.startswith("result.json cannot be read: ")
     assert run.link.endswith("broken/report.html")
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(tmp
     assert run.link == "pd_sweep/one/report.failed.html"
     (folder / "run.failed.ipynb").write_text("cut")
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert run.finding == "The notebook ended early."
+    assert run.finding == "The notebook ended before its last cell."
     # The page is of a notebook whose figures failed behind a good measurement.
     (folder / "result.json").write_text(json.dumps(result | {"finding": "PD halves TTFT"}))
     (run,) = runs_of(tmp_path / "pd_sweep")
@@ -89,7 +89,7 @@ def test_a_run_that_could_not_be_carried_out_says_why_and_links_its_own_page(tmp
 def test_a_run_that_wrote_no_result_is_listed(tmp_path):
     (tmp_path / "pd_sweep" / "early").mkdir(parents=True)
     (run,) = runs_of(tmp_path / "pd_sweep")
-    assert "no result.json" in run.finding
+    assert run.finding.startswith("result.json is missing")
     assert run.link == ""
 
 
@@ -98,7 +98,7 @@ def test_the_notebooks_stand_in_the_order_in_which_they_run(tmp_path):
         (tmp_path / name / "one").mkdir(parents=True)
     soup = BeautifulSoup(write_index(tmp_path).read_text(encoding="utf-8"), "html.parser")
     assert [heading.text for heading in soup("h2")] == [
-        "environment check", "pd sweep", "paper claim validation", "somebody elses"
+        "environment_check", "pd_sweep", "paper_claim_validation", "somebody_elses"
     ]  # fmt: skip
 
 
@@ -111,6 +111,6 @@ def test_text_is_escaped_and_nothing_is_loaded(tmp_path, result):
 
 def test_an_empty_folder_has_an_index_and_a_missing_one_an_error(tmp_path):
     (tmp_path / ".gitkeep").touch()
-    assert "No run yet." in write_index(tmp_path).read_text(encoding="utf-8")
-    with pytest.raises(ResultError, match="is no folder"):
+    assert "No runs yet." in write_index(tmp_path).read_text(encoding="utf-8")
+    with pytest.raises(ResultError, match="is not a folder"):
         write_index(tmp_path / "nowhere")

@@ -31,8 +31,8 @@ def test_a_number_has_three_significant_digits_and_a_count_has_all(value: float,
 
 @pytest.mark.parametrize("value", [None, nan, inf])
 def test_what_is_not_known_is_never_zero(value: float | None) -> None:
-    assert number(value) == "not known"
-    assert quantity(value, "s") == "not known"
+    assert number(value) == "unknown"
+    assert quantity(value, "s") == "unknown"
 
 
 @pytest.mark.parametrize(

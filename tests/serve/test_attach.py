@@ -149,7 +149,7 @@ async def test_a_key_that_is_none_is_refused_without_being_shown(models, monkeyp
 
 async def test_nobody_there_is_refused_likewise():
     with pytest.raises(
-        DeploymentError, match=r"http://127\.0\.0\.1:9/v1/models did not respond \(ConnectError"
+        DeploymentError, match=r"http://127\.0\.0\.1:9/v1/models did not respond \(All connection"
     ):
         await attach("http://127.0.0.1:9")
 

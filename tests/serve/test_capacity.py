@@ -18,7 +18,7 @@ def check(topology: str, platform: str, capacity: Capacity, kv_mib: int = 256, *
 @pytest.mark.parametrize(
     ("topology", "platform", "capacity", "more", "sentence"),
     [
-        ("4p4d", "cuda", EIGHT, {"prefill": 2}, "4p4d needs 12 GPUs, got 8 visible"),
+        ("4p4d", "cuda", EIGHT, {"prefill": 2}, "4p4d needs 12 GPUs, got 8 "),
         ("1p1d", "cuda", EIGHT, {"decode": 16}, r"decode_tp .* visible GPUs \(8\), got 16"),
         # A KV cache of its own size counts.
         ("5a", "cpu", Capacity(free_memory_gb=4.1), {"kv_mib": 512}, r"needs about 5.2 GB"),

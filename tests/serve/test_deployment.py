@@ -22,7 +22,7 @@ from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, DeploymentPlan, Instance, deploy
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.ports import free_ports, unused_ports
-from workbench.serve.processes.readiness import ready
+from workbench.serve.processes.startup import ready
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
@@ -87,7 +87,7 @@ async def test_a_gpu_has_half_an_hour_to_load_its_weights(
 ):
     waited = []
 
-    async def ready_at_once(_: Any, *, timeout_s: float) -> None:
+    async def ready_at_once(_: Any, *, timeout_s: float, beside: Any) -> None:
         waited.append(timeout_s)
 
     monkeypatch.setattr(serve, "ready", ready_at_once)
@@ -316,7 +316,7 @@ async def test_one_engine_that_cannot_be_reset_is_enough(server, deployment):
 
 async def test_a_dead_engine_does_not_take_a_reset():
     instance = Instance(name="decode-0", role="decode", url="http://127.0.0.1:9")
-    with pytest.raises(DeploymentError, match="did not reset its prefix cache: ConnectError"):
+    with pytest.raises(DeploymentError, match="did not reset its prefix cache: All connection"):
         await Deployment(url="", instances=(instance,)).reset_engines()
 
 

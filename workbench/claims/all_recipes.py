@@ -8,13 +8,7 @@ from workbench.claims.recipes.recipe import Recipe
 from workbench.claims.serving import disaggregation, kv_store, prefix_cache
 from workbench.params.notebooks import EngineParams
 
-KERNELS = (
-    attention.RECIPE,
-    paging.RECIPE,
-    allocation.RECIPE,
-    quantisation.RECIPE,
-    copying.RECIPE,
-)
+KERNELS = (attention.RECIPE, paging.RECIPE, allocation.RECIPE, quantisation.RECIPE, copying.RECIPE)
 ENGINES = (generation.RECIPE, blocks.RECIPE, published.RECIPE)
 
 

@@ -35,9 +35,9 @@ _NOT_SERVED = ("abort", "error")
 class TokenSources:
     """Sources of prompt tokens. NaN where the server does not report one.
 
-    vLLM counts a request once, when it is first admitted. A pull that fails as a whole is then
-    counted as computed (policy recompute); KV that expired and was read all the same stays under
-    `external_hit`, and so do tokens that a preempted request computes again.
+    vLLM counts a request once, when it is first admitted. A pull that fails as a whole counts as
+    computed (policy recompute). KV that was read after it expired stays under `external_hit`, and
+    so do tokens that a preempted request recomputes.
     """
 
     computed: float = nan
@@ -46,7 +46,7 @@ class TokenSources:
     external_hit: float = nan
     """Loaded through the connector: from a store or from another instance."""
     all_tokens: float = nan
-    """All prompt tokens, where they are counted but one of their sources is not."""
+    """All prompt tokens, where the total is counted but one source is not."""
     unknown: str = ""
     """Why a source is unknown, and which version reports it."""
 
@@ -80,11 +80,11 @@ class TokenSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:
-    """What one vLLM instance did; of a difference, what it did in between."""
+    """What one vLLM instance did; for a difference of readings, what it did in between."""
 
     sources: TokenSources
     requests_finished: float
-    """Requests that ended by themselves (not `abort`, not `error`)."""
+    """Requests that finished normally (not `abort`, not `error`)."""
     preemptions: float
 
     @classmethod
@@ -113,10 +113,10 @@ class NixlCounters:
 
     @classmethod
     def of(cls, instances: Iterable[Counters], series: Mapping[str, str]) -> Self | None:
-        """All instances together, from the series that a connector has for each field.
+        """All instances together, from the connector's series for each field.
 
-        None where none of them has one of these series. A series that only the other role has
-        counts as nothing there.
+        None where no instance has any of these series. A series that only one role has counts
+        nothing for the other.
         """
         seen = list(instances)
         present = {name for counters in seen for name, _ in counters.values}
@@ -134,12 +134,12 @@ class NixlCounters:
 class StoreCounters:
     """What the KV store did.
 
-    LMCache exports a counter from its first addition on, so one that is absent beside others of its
-    exporter is zero. Hits are added at every lookup, so lookups without them are NaN.
+    LMCache exports a counter after its first increment, so a missing one is zero if the exporter
+    has others. Hits are added at every lookup, so lookups without them are NaN.
     """
 
     requested_tokens: float
-    """Tokens that engines looked up: all whole chunks of a prompt, also those that they hold."""
+    """Tokens that engines looked up: all whole chunks of a prompt, including those they hold."""
     hit_tokens: float
     hit_l1_tokens: float
     """Of those, in memory."""
@@ -149,15 +149,18 @@ class StoreCounters:
     read_chunks: float
     evicted_chunks: float
     dropped_chunks: float = 0.0
-    """Chunks for which memory had no room when they came: neither kept nor loaded from below."""
+    """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
     disk_sent_chunks: float = 0.0
-    """Chunks handed to the tier below, and those of them that have been written there."""
+    """Chunks sent to the tier below, and the number written there."""
     disk_chunks: float = 0.0
 
     @classmethod
-    def of(cls, counters: Counters, names: Mapping[str, str]) -> Self:
-        """From the series that the store has for each field."""
-        if counters.doubts:  # restarted, or not read: what it has not counted since is not zero
+    def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:
+        """From the store's series for each field.
+
+        `block_tokens` converts to tokens where the store counts KV blocks.
+        """
+        if counters.doubts:  # restarted or not read: missing counters are not zero
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
@@ -166,8 +169,12 @@ class StoreCounters:
             unborn = set()
         elif names["requested_tokens"] in present:
             unborn -= {names["hit_tokens"]}
+        found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
         return cls(
-            **{key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
+            **{
+                key: value * block_tokens if key.endswith("_tokens") else value
+                for key, value in found.items()
+            }
         )
 
 
@@ -202,10 +209,10 @@ def _sources(counters: Counters) -> TokenSources:
 
 
 def _hits(counters: Counters, name: str, prompt_tokens: float) -> tuple[float, str] | None:
-    """Tokens that a cache served, or NaN and why not; None where it has no counters.
+    """Tokens that a cache served, or NaN and the reason; None where it has no counters.
 
-    It counts each look-up: where there were more than prompts, as when one waits for room, hits
-    are not what was served. Before 0.9 vLLM counts in blocks, and says so.
+    It counts each lookup: with more lookups than prompts (one waited for free blocks), hits are
+    not the tokens served. Before 0.9 vLLM counts in blocks, as its HELP text says.
     """
     queries, hits = (_either(counters, f"{name}_{kind}") for kind in ("queries", "hits"))
     if isnan(queries + hits):
@@ -254,13 +261,13 @@ def _kv_spaces(counters: Counters) -> list[tuple[int, int]]:
 
 
 def engine_count(counters: Counters) -> int:
-    """Data-parallel engines of an instance, each with a cache of its own; all are added up here."""
+    """Data-parallel engines of an instance, each with its own cache; their counters are summed."""
     engines = {dict(labels).get("engine") for name, labels in counters.values if name == _RUNNING}
     return max(1, len(engines))
 
 
 def kv_usage(counters: Counters) -> float:
-    """Share (0 to 1) of vLLM's KV blocks in use: the fullest engine's; NaN when unknown."""
+    """Fraction (0 to 1) of vLLM's KV blocks in use, of the fullest engine; NaN when unknown."""
     return max(
         (value for (name, _), value in counters.values.items() if name in _KV_USAGE), default=nan
     )
@@ -275,13 +282,13 @@ async def sample(
     """Read gauges of each instance (name -> URL) every `period_s`, and once when `stop` is set.
 
     Rows for gauges.parquet: instance, at_s (monotonic), running, waiting (requests) and
-    kv_usage (0 to 1). At least one row per instance; NaN where a server did not answer.
+    kv_usage (0 to 1). At least one row per instance; NaN where a server did not respond.
     """
     rows: list[dict[str, Any]] = []
     gauges = (_RUNNING, _WAITING, *_KV_USAGE)
     stopped = False
     while not stopped:
-        # The first reading waits: a scrape in the first request's way would be part of its TTFT.
+        # The first reading waits: a scrape during the first request would add to its TTFT.
         with suppress(TimeoutError):
             stopped = await asyncio.wait_for(stop.wait(), period_s)
         readings = [read(client, url, name, only=gauges) for name, url in urls.items()]

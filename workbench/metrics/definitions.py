@@ -90,7 +90,7 @@ def _timed(requests: pd.DataFrame, tool: str) -> pd.DataFrame:
     good = succeeded(requests)
     counted = requests["error"].isin(_LIKE_SUCCESS.get(tool, ()))
     good |= counted & (requests["chunk_s"].map(len) > 0)
-    # The tool's view of the error goes in: otherwise the stamps of its "successes" become NaN.
+    # Without the error, as the tool sees it; else the timestamps of its "successes" become NaN.
     return latencies(requests[good].assign(error=""))
 
 
@@ -132,21 +132,21 @@ def _decoding_s(frame: pd.DataFrame) -> Values:
 
 
 def _after_first(frame: pd.DataFrame) -> Values:
-    """(last chunk - first chunk) / (output tokens - 1): one token is assumed in the first chunk."""
+    """(last chunk - first chunk) / (output tokens - 1), assuming one token in the first chunk."""
     later = _tokens(frame) - 1
     return np.asarray(_decoding_s(frame) / np.where(later > 0, later, np.nan))
 
 
 def _with_first(frame: pd.DataFrame) -> Values:
-    """(last chunk - sent) / output tokens: the wait for the first token is in it."""
+    """(last chunk - sent) / output tokens, which includes TTFT."""
     return np.asarray(_to_last(frame) / _tokens(frame))
 
 
 def _after_first_chunk(frame: pd.DataFrame) -> Values:
-    """As `_after_first`, less the tokens of the first chunk where the stream tells them."""
+    """As `_after_first`, minus all tokens of the first chunk if the stream reports them."""
     told = frame["chunk_tokens"].map(lambda counts: counts[0] if len(counts) else 1)
     first, tokens = told.to_numpy(float), _tokens(frame)
-    # A count that cannot be (none, or all tokens) is taken for one token, as AIPerf does.
+    # An impossible count (none, or all tokens) is taken as one token, as AIPerf does.
     later = tokens - np.where((first > 0) & (tokens - first >= 1), first, 1.0)
     return np.asarray(_decoding_s(frame) / np.where(tokens >= 2, later, np.nan))
 

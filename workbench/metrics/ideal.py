@@ -1,4 +1,4 @@
-"""What caches that never forget would serve: the yardstick of the ledger, exact to the token."""
+"""What infinite caches, which never evict, would serve: the ledger's reference, to the token."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ class Asked:
     index: int
     prompt: NDArray[np.integer]
     ideal_tokens: int
-    """Prefix that a cache of single tokens would have had for its first leg."""
+    """Prefix tokens that a cache of single tokens would have for its first leg."""
     calls: tuple[Call, ...]
     answer: NDArray[np.integer] | None = None
-    """Ids of the answer, where a later prompt may hold them: its instance has their KV, too."""
+    """Token ids of the response if a later prompt may contain them: its instance has their KV."""
     ended_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tokens:
-    """What caches that never forget would serve, in tokens."""
+    """What infinite caches would serve, in tokens."""
 
     prompt_tokens: int
     ideal: int
-    """Prefix that a cache of single tokens would have, at most all but the last token."""
+    """Prefix tokens that a cache of single tokens would have, without the last token."""
     engine_hit: int
     external_hit: int
     """Loaded through the connector, beyond the engine's own hit."""
     held_twice: int
-    """Hits of the store for which nothing is loaded: of the engine's own, or the last token."""
+    """Hits of the store that are not loaded: the engine has them, or the last token."""
     alone_external_hit: int
-    """What it could load if it found only chunks that it had stored itself."""
+    """What it could load if it hit only chunks that it had stored itself."""
     alone_held_twice: int
     """`held_twice`, likewise."""
     in_flight: int
-    """Hits that are missed only because the prompt that brings them was not yet held."""
+    """Hits missed because the request that computes them was still running."""
     own_in_flight: int
-    """Hits of the engine that are missed so: it may have them all the same, instead of loading."""
+    """Engine hits that may be missed for that reason, and then be loaded instead."""
     moved_tokens: int
     """Tokens of the whole blocks that NIXL pulls for it; 0 for others."""
 
@@ -76,22 +76,22 @@ class Served(_Tokens):
     role: Role
     instance: str
     rest: int
-    """Of `ideal`, what no cache can serve; -1 where a fetched last token counts as served."""
+    """Tokens of `ideal` that no cache can serve; -1 where a fetched last token counts."""
     why_rest: str
     """`last token`, `block rounding`, `chunk rounding` or `held by another instance`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse(_Tokens):
-    """The legs of one role in a pass, added up."""
+    """The legs of one role in a pass, summed."""
 
     legs: int
     rest: tuple[tuple[str, int], ...]
-    """What no cache can serve, by its reason."""
+    """Tokens that no cache can serve, by reason."""
 
 
 def reuse_by_role(served: Iterable[Served]) -> dict[Role, Reuse]:
-    """The legs of a pass added up for each role that has one."""
+    """The legs of a pass, summed for each role."""
     by_role: dict[Role, list[Served]] = {}
     for leg in served:
         by_role.setdefault(leg.role, []).append(leg)
@@ -108,13 +108,13 @@ def _added(legs: Sequence[Served]) -> Reuse:
 
 @dataclass(slots=True)
 class _Held:
-    """Prefixes that one cache holds, in units of a block or a chunk, and since when."""
+    """Prefixes that one cache holds, in blocks or chunks, and since when."""
 
     unit: int
     since_s: dict[int, float] = field(default_factory=dict)
 
     def tokens(self, keys: Sequence[int], asked_s: float) -> tuple[int, int]:
-        """Tokens of the longest prefix held at that time, and of the longest that will be."""
+        """Tokens of the longest prefix held then, and of the longest held later."""
         now = later = 0
         for number, key in enumerate(keys, 1):
             since_s = self.since_s.get(key)
@@ -131,18 +131,21 @@ class _Held:
 
 
 class IdealCaches:
-    """The caches of one deployment, none of which ever forgets or fails, by the rules of vLLM
-    0.32.0 and LMCache (tests/engine/test_ledger.py proves them there):
+    """The caches of one deployment if none of them ever evicts or fails, by the rules of vLLM
+    0.32.0 and LMCache (tests/engine/test_ledger.py checks them on real servers):
 
     - an instance's cache serves whole blocks and never the last token (v1 KVCacheManager,
       `get_computed_blocks`);
-    - the store serves whole chunks, of a prompt of whole chunks all but the last token, and earns
+    - the store serves whole chunks, of a prompt of whole chunks all but the last token, and loads
       only what lies beyond the instance's own hit (LMCacheMPConnector,
       `get_num_new_matched_tokens`);
+    - a store of whole blocks (Mooncake's) loads none that holds the last token, as the instance's
+      own cache (MooncakeStoreConnector, vLLM 0.32.0; tests/engine/test_mooncake.py);
     - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
-    `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines that keep nothing;
-    `pulls` says that decode instances fetch whole prompts from their prefill instance (NIXL).
+    `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines without a prefix
+    cache; with `loads_blocks` the store's chunks are whole blocks and loaded as such; with `pulls`
+    decode instances fetch whole prompts from their prefill instance (NIXL).
     """
 
     def __init__(
@@ -152,9 +155,11 @@ class IdealCaches:
         chunk_tokens: int = 0,
         prefix_caching: bool = True,
         pulls: bool = False,
+        loads_blocks: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens
         self._prefix_caching, self._pulls = prefix_caching, pulls
+        self._loads_blocks = loads_blocks
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
         self._stored_by: dict[str, _Held] = {}
@@ -173,10 +178,10 @@ class IdealCaches:
         return {name: len(held.since_s) * held.unit for name, held in self._engines.items()}
 
     def serve(self, pass_: Sequence[Asked]) -> list[Served]:
-        """What each leg of these requests can have, in the order in which they were asked.
+        """What each leg of these requests can hit, in the order of the requests.
 
-        A prompt serves others from the moment on at which an instance held it; requests in flight
-        beside it can miss it, which `in_flight` counts.
+        A prompt serves others from the moment an instance holds it; concurrent requests can miss
+        it, which `in_flight` counts.
         """
         legs = [(call, asked, n) for asked in pass_ for n, call in enumerate(asked.calls)]
         keys = {
@@ -193,7 +198,7 @@ class IdealCaches:
             self._stored_alone(call.instance).add(chunks, call.held_s)
             last = number == len(asked.calls) - 1
             if last and asked.answer is not None and self._prefix_caching:
-                # The KV of an answer's last token is never computed. The store has none of it.
+                # The KV of a response's last token is never computed, and the store has none of it.
                 computed = asked.answer[:-1].astype(asked.prompt.dtype)
                 more = _keys(np.concatenate([asked.prompt, computed]), self._block)
                 self._held_by(call.instance).add(more, asked.ended_s)
@@ -211,6 +216,8 @@ class IdealCaches:
         length = len(asked.prompt)
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
+        if self._loads_blocks:
+            chunks = chunks[: (length - 1) // self._chunk]
         engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
         fetched = self._pulls and not first
         if fetched:
@@ -255,7 +262,7 @@ class IdealCaches:
 
 
 def _keys(prompt: NDArray[np.integer], unit: int) -> list[int]:
-    """One key for each whole unit of a prompt, which stands for all tokens up to its end."""
+    """One key for each whole unit of a prompt, for all tokens up to its end."""
     if not unit:
         return []
     keys, before = [], 0

@@ -1,6 +1,6 @@
 """Latency and throughput, recomputed from the raw stamps of the `requests` frame.
 
-Seconds everywhere. A failed request keeps its row and has no latency (NaN). `definitions` lists
+Seconds everywhere. A failed request keeps its row and has no latency (NaN). `DEFINITIONS` says
 what each name means; `metrics.definitions` has the definitions of other tools.
 """
 
@@ -51,18 +51,8 @@ DEFINITIONS = (
         "no request succeeded, or a token count is unknown",
     ),
 )
-"""Name, definition, and when it is NaN."""
-
-
-def definitions() -> pd.DataFrame:
-    """The definition card: one row per metric, and when it is NaN.
-
-    E2E ignores finish-only chunks and the end of the stream; TTFT ignores chunks with a role but no
-    token.
-    """
-    import pandas as pd
-
-    return pd.DataFrame(DEFINITIONS, columns=["metric", "definition", "NaN when"])
+"""Name, definition, and when it is NaN. E2E ignores finish-only chunks and the end of the stream;
+TTFT ignores chunks with a role but no token."""
 
 
 def succeeded(frame: pd.DataFrame) -> pd.Series[bool]:
@@ -124,7 +114,7 @@ def _many(frame: pd.DataFrame) -> NDArray[np.bool_]:
 def latencies(frame: pd.DataFrame) -> pd.DataFrame:
     """The `requests` frame with ttft_s, ttft_scheduled_s, tpot_s, e2e_s and request_tps added.
 
-    The formulas are those of `definitions`. The tokens of the first chunk come from
+    The formulas are those of `DEFINITIONS`. The tokens of the first chunk come from
     `chunk_tokens`; without it, equal numbers of chunks and output tokens mean one token each.
     Otherwise they are unknown and tpot_s is NaN, as for responses that were `buffered`.
     request_tps is NaN, not infinite, where all chunks arrived in one read.

@@ -1,4 +1,4 @@
-"""What one pass sent and what the servers counted in it: what gates and ledger are made from."""
+"""What one pass sent and what the servers counted in it: the input of gates and ledger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FETCHED: Source = "external_hit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassCounters:
-    """What was sent in one pass, and what the servers counted in it, added up per role."""
+    """What was sent in one pass, and what the servers counted in it, summed per role."""
 
     arm: str
     round: int
@@ -26,36 +26,38 @@ class PassCounters:
     """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    counts_lookups: bool = True
+    """The store's hits are what engines looked up; else what they loaded."""
     pulls: bool = False
     """Decode instances pull KV, so that transfers can fail and KV can expire."""
     requests_sent: int
     prompt_tokens_sent: int
     longest_prompt_tokens: int = 0
     ideal_reuse_tokens: int = 0
-    """Tokens that the workload itself repeats: hits that even a cold pass may have."""
+    """Tokens that the workload itself repeats, so that even a cold pass may hit them."""
     sources: Mapping[Role, TokenSources] = field(default_factory=dict)
-    """Every role that the deployment has; `TokenSources()` where its counters are not known."""
+    """Every role of the deployment; `TokenSources()` where its counters are unknown."""
     requests: Mapping[Role, float] = field(default_factory=dict)
-    """Requests that ended by themselves, per role."""
+    """Requests that finished normally, per role."""
     preemptions: Mapping[Role, float] = field(default_factory=dict)
     store: StoreCounters | None = None
-    """What the store did in this pass, for all roles together; None without a store."""
+    """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
     nixl: NixlCounters | None = None
-    """KV that decode instances pulled, and what failed on either side; None without NIXL."""
+    """KV that decode instances pulled, and failures on either side; None without NIXL."""
     expired_before: float = 0.0
-    """Prompts whose KV expired between the end of the pass before and the begin of this one."""
+    """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)
-    """What caches that never forget would have served; empty where that is not known."""
+    """What infinite caches would have served; empty where that is unknown."""
     requests_failed: int = 0
     failed_prompt_tokens: int = 0
-    """Prompt tokens of requests that failed: servers may have counted them or not."""
+    """Prompt tokens of failed requests, which servers may or may not have counted."""
     overflowed: frozenset[Role] = frozenset()
-    """Roles of which an instance was given more prompt tokens than its KV space holds."""
+    """Roles with an instance that received more prompt tokens than its KV cache holds."""
     kv_bytes_per_token: float = nan
     block_tokens: int = 16
-    """vLLM's KV block: what is left of a prompt after whole blocks is always computed."""
+    """vLLM's KV block: the rest of a prompt after whole blocks is always computed."""
     chunk_tokens: int = 256
     """The store's chunk, likewise."""
 
@@ -69,6 +71,6 @@ class PassCounters:
         return f"{self.arm}, round {self.round + 1}, {self.pass_name}"
 
     def grain_tokens(self, source: Source) -> int:
-        """The unit in which a source serves a prompt; what is left over is computed."""
+        """The unit in which a source serves a prompt; the rest is computed."""
         by_chunk = source == _FETCHED and self.stores
         return self.chunk_tokens if by_chunk else self.block_tokens

@@ -1,7 +1,7 @@
-"""Percentiles of any number of requests, from a frame or, without loading it, from its file.
+"""Percentiles of any number of requests, from a frame or, in batches, from its file.
 
-A million requests are read batch by batch: of each only its latencies are kept. The gaps between
-chunks (127 million for answers of 128) are counted in bins of 1 us: quantiles are exact to that.
+Of a million requests only the latencies are kept in memory. The gaps between chunks (127 million
+for 128 chunks each) are counted in bins of 1 us, which is the precision of their quantiles.
 """
 
 from __future__ import annotations
@@ -50,14 +50,13 @@ class GapCounts:
         """Count the gaps of some requests, or of those where `keep` is true.
 
         `stamps_s` are their chunks' stamps one after another; request i has those from
-        `offsets[i]` to `offsets[i + 1]`, as Arrow stores a list column. A request of no chunk or
-        of one has no gap.
+        `offsets[i]` to `offsets[i + 1]`, as Arrow stores a list column.
         """
         if len(stamps_s) < 2:
             return
         gaps_s = np.diff(stamps_s)
-        # From the last chunk of one request to the first of the next is no gap. Nothing is cut
-        # out, since that would copy all: these count as gaps of 0 and are taken off afterwards.
+        # Between the last chunk of one request and the first of the next is no gap. Cutting it out
+        # would copy all, so it counts as a gap of 0 that is subtracted afterwards.
         none = np.zeros(len(gaps_s), bool)
         none[offsets[(offsets > 0) & (offsets < len(stamps_s))] - 1] = True
         if keep is not None and not keep.all():
@@ -77,8 +76,8 @@ class GapCounts:
     def quantile(self, q: float) -> Estimate:
         """The q-quantile with its 95 % interval, as `statistics.quantile` gives it.
 
-        The interval takes gaps for independent. Those of one answer are not quite, so it is too
-        narrow where few requests have many chunks.
+        The interval assumes independent gaps. Those of one response are not quite, so it is too
+        narrow for few requests with many chunks.
         """
         if not self.n:
             return Estimate(value=nan, low=nan, high=nan, n=0, note="no values")
@@ -119,7 +118,7 @@ def percentiles(
     `requests` has latencies: a frame, or the path of a requests.parquet. `by` names the columns
     that tell kinds apart. Failed requests are left out. Columns: those of `by`, metric, quantile,
     value_s, low_s and high_s (95 %, by order statistics; NaN under the number of values that the
-    note names), n, note. A metric that nobody has a value of has NaN.
+    note names), n, note. A metric without values is NaN.
 
     Raises ResultError for a file that cannot be read or lacks a column.
     """
@@ -186,7 +185,7 @@ def _by_kind(
 
 
 def _encoded(column: Any) -> tuple[NDArray[np.int64], list[Any]]:
-    """A code for each row, and what the codes mean; null is the last."""
+    """A code for each row, and the values of the codes; null is the last."""
     import pyarrow as pa
 
     if not pa.types.is_dictionary(column.type):
@@ -201,6 +200,6 @@ def _stamps(column: Any) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     import pyarrow as pa
 
     if pa.types.is_null(column.type.value_type):
-        column = column.cast(pa.list_(pa.float64()))  # nobody has a chunk
+        column = column.cast(pa.list_(pa.float64()))  # no request has a chunk
     offsets = column.offsets.to_numpy()
     return column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0]

@@ -1,6 +1,6 @@
 """The /metrics page of one instance: read, parsed, and subtracted from a later one.
 
-Own parser, since the workbench also runs on machines without prometheus_client.
+The parser is our own because the workbench also runs on machines without prometheus_client.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Counters:
 
     instance: str
     read_at_s: float
-    """`time.monotonic()` when the text had arrived."""
+    """`time.monotonic()` when the text arrived."""
     values: Mapping[tuple[str, Labels], float]
     """(series name, labels sorted by name) -> value."""
     cumulative: frozenset[str] = frozenset()
     """Names of the series that only grow; all others are gauges."""
     helps: Mapping[str, str] = field(default_factory=dict)
-    """What the page itself says of a series, by its name without `_total`: also its unit."""
+    """HELP text of a series, which may name its unit, by its name without `_total`."""
     doubts: tuple[str, ...] = ()
 
     def sum(self, name: str, **labels: str) -> float:
-        """Sum over the series with that name and those labels; NaN when there is none."""
+        """Sum over the series with that name and those labels; NaN without one."""
         wanted = labels.items()
         found = [
             value
@@ -54,8 +54,7 @@ class Counters:
 def parse(text: str, instance: str, *, only: Iterable[str] = ()) -> Counters:
     """Read Prometheus text (exposition format 0.0.4); `only` keeps series of those names.
 
-    Histogram buckets and `_created` stamps are left out, and a line that cannot be read is
-    skipped. `read_at_s` is now.
+    Skips histogram buckets, `_created` stamps and lines that cannot be parsed. `read_at_s` is now.
     """
     starts = tuple(only)
     values: dict[tuple[str, Labels], float] = {}
@@ -78,8 +77,8 @@ def parse(text: str, instance: str, *, only: Iterable[str] = ()) -> Counters:
             values[match[1], tuple(sorted(labels.items()))] = float(match[3])
         except ValueError:
             continue
-    # A histogram's TYPE line names the family, its samples carry a suffix; OpenMetrics also
-    # leaves `_total` out of a counter's TYPE line. A gateway may leave out the line itself.
+    # A histogram's TYPE line names the family, its samples have a suffix; OpenMetrics also
+    # omits `_total` in a counter's TYPE line. A gateway may omit the line itself.
     grown = {
         name
         for name, _ in values
@@ -98,9 +97,9 @@ def parse(text: str, instance: str, *, only: Iterable[str] = ()) -> Counters:
 def difference(before: Counters, after: Counters) -> Counters:
     """What `after` counted since `before`; gauges as they are in `after`.
 
-    A series that was born in between counts from zero. When a counter went backwards, vanished,
-    or the process is another one, the server was restarted: every counter is NaN and a doubt
-    says so. Raises ValueError for two instances.
+    A series that appeared in between counts from zero. If a counter decreased or vanished, or the
+    process is another one, the server was restarted: every counter is NaN, with a doubt. Raises
+    ValueError for two instances.
     """
     if before.instance != after.instance:
         raise ValueError(f"counters of {before.instance!r} and {after.instance!r} do not compare")
@@ -108,9 +107,9 @@ def difference(before: Counters, after: Counters) -> Counters:
     lost = next((key for key in before.values if _went_back(key, before, after)), None)
     if lost and not doubts:
         doubts = (
-            f"{after.instance}: {lost[0]} went from {before.values[lost]:,.0f} to"
-            f" {after.values.get(lost, nan):,.0f}, so the server was restarted within the pass;"
-            " its counters are not known",
+            f"{after.instance} restarted during the pass ({lost[0]} went from"
+            f" {before.values[lost]:,.0f} to {after.values.get(lost, nan):,.0f}), so its counters"
+            " are unknown",
         )
     values = dict(after.values)
     for key in values:
@@ -124,20 +123,20 @@ async def read(
 ) -> Counters:
     """GET {url}/metrics of the instance called `name`; `only` as for `parse`.
 
-    A server that does not answer, or has no /metrics, gives no values and a doubt: attached
-    servers may hide theirs, and what they counted is then not known.
+    A server that does not respond, or has no /metrics, gives no values and a doubt: attached
+    servers may hide theirs, and their counters are then unknown.
     """
     try:
         response = await client.get(f"{url.rstrip('/')}/metrics")
         response.raise_for_status()
     except httpx.HTTPStatusError as error:
-        reason = f"answered {error.response.status_code}"
+        reason = f"returned HTTP {error.response.status_code}"
     except httpx.HTTPError as error:
         problem = connect_problem(error).partition(";")[0] or type(error).__name__
-        reason = f"did not answer ({problem})"
+        reason = f"did not respond ({problem})"
     else:
         return parse(response.text, name, only=only)
-    doubt = f"{name}: {url.rstrip('/')}/metrics {reason}; its counters are not known"
+    doubt = f"{name}: {url.rstrip('/')}/metrics {reason}, so its counters are unknown"
     return Counters(instance=name, read_at_s=time.monotonic(), values={}, doubts=(doubt,))
 
 

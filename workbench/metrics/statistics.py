@@ -1,7 +1,7 @@
 """Numbers with their uncertainty: quantiles of requests, ratios of arms.
 
-Two units of replication, never mixed: a quantile counts requests of like kind, a ratio counts
-rounds, since every round starts its deployments anew and requests within one are not independent.
+Two units of replication, never mixed: a quantile counts requests of one kind. A ratio counts
+rounds, since each round launches fresh servers and requests within one are not independent.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ ROUNDS_FOR_INTERVAL = 3
 _ROUNDS_ENOUGH = 5
 
 Verdict = Literal["faster", "slower", "undecided", "no_interval"]
-"""What a ratio says: better or worse than its baseline, an interval with 1 in it, or no interval.
-"""
+"""A ratio is better or worse than its baseline, its interval contains 1, or it has no interval."""
 
 
 class _NullIsNan:
-    """How pydantic reads a number that JSON cannot hold; whole ones stay whole."""
+    """How pydantic reads NaN, which JSON stores as null; integers stay integers."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic import WrapValidator
@@ -43,43 +42,43 @@ class _NullIsNan:
 
 
 Number = Annotated[float, _NullIsNan()]
-"""A number of a result: null in its file and NaN here where it is not known."""
+"""A number of a result; unknown is null in its file and NaN here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A quantile with its 95 % interval; `low` and `high` are NaN where `note` says why."""
+    """A quantile with its 95 % interval; `low` and `high` are NaN if `note` gives a reason."""
 
     value: Number
     low: Number
     high: Number
     n: int = -1
-    """Values that it rests on; -1 where a file does not say."""
+    """Number of values; -1 where a file does not have it."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times better than the baseline; above 1 is better. NaN bounds without interval."""
+    """How many times better than the baseline: above 1 is better. NaN bounds: no interval."""
 
     value: Number
     low: Number
     high: Number
     rounds: int
     pairs: int
-    """Pairs that were used, over all rounds."""
+    """Pairs used, over all rounds."""
     dropped: int = 0
-    """Pairs left out because a side failed, is missing or is not above zero."""
+    """Pairs left out: a side failed, is missing or is not above zero."""
     note: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """What its interval allows to say."""
+        """What its interval supports."""
         return verdict_of(self.value, self.low, self.high)
 
     @property
     def sample(self) -> str:
-        """What it rests on: `5 rounds of 6 pairs`."""
+        """Its sample: `5 rounds of 6 pairs`."""
         rounds = f"{self.rounds} round{'s' if self.rounds != 1 else ''}"
         if self.pairs == self.rounds:
             return rounds
@@ -89,7 +88,7 @@ class Ratio:
 
 
 def verdict_of(value: float, low: float, high: float) -> Verdict:
-    """What a ratio with this interval says; NaN bounds are no interval."""
+    """The verdict of a ratio with this interval; NaN bounds are no interval."""
     if isnan(low) or isnan(high):
         return "no_interval"
     if low <= 1 <= high:
@@ -158,20 +157,15 @@ def _binomial_rank(probability: float, n: int, q: float) -> int:
 def pair(baseline: pd.DataFrame, value: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Pair the requests of two passes by (round, index): columns round, baseline_s, value_s.
 
-    Both are `requests` frames of one arm and one pass, over all rounds. A request that only one
-    side has stays as a pair with NaN. Raises ValueError when a (round, index) occurs twice.
+    Both are `requests` frames of one arm and one pass, over all rounds. A request without a
+    counterpart stays as a pair with NaN. Raises ValueError when a (round, index) occurs twice.
     """
     keys = ["round", "index"]
-    sides = []
-    for side, frame in (("baseline", baseline), ("value", value)):
-        twice = frame[frame.duplicated(keys)]
-        if len(twice):
-            where = f"round {twice['round'].iloc[0]}, index {twice['index'].iloc[0]}"
-            raise ValueError(
-                f"{where} occurs twice in the {side} frame; give one arm and one pass at a time"
-            )
-        sides.append(frame[[*keys, metric]].rename(columns={metric: f"{side}_s"}))
-    return sides[0].merge(sides[1], on=keys, how="outer")
+    sides = [
+        frame[[*keys, metric]].rename(columns={metric: f"{side}_s"})
+        for side, frame in (("baseline", baseline), ("value", value))
+    ]
+    return sides[0].merge(sides[1], on=keys, how="outer", validate="one_to_one")
 
 
 def paired_ratio(pairs: pd.DataFrame, *, confidence: float = 0.95) -> Ratio:
@@ -200,8 +194,8 @@ def ratio_of_rounds(
 ) -> Ratio:
     """a / b of one number per round (round -> system TPS, say), with the same t interval.
 
-    For a metric where more is better, give the baseline as b. Rounds that one side lacks, or
-    where it is NaN or not above zero, are dropped and counted.
+    For a metric where more is better, give the baseline as b. Rounds where a side is missing, NaN
+    or not above zero are dropped and counted.
     """
     a, b = dict(a_per_round), dict(b_per_round)
     both = [(a.get(r, nan), b.get(r, nan)) for r in sorted({*a, *b})]
@@ -224,9 +218,9 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
 
 
 def noise_floor(ratios: ArrayLike) -> float:
-    """How far ratios of equal arms are from 1 in 95 % of cases, as a ratio - 1.
+    """How far ratios of equal arms are from 1 in 95 % of cases, as ratio - 1; NaN without ratios.
 
-    0.25 is a factor of 1.25, either way. NaN where no ratio is known.
+    0.25 is a factor of 1.25 in either direction.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.abs(np.log(np.asarray(ratios, dtype=float)))
@@ -237,7 +231,7 @@ def noise_floor(ratios: ArrayLike) -> float:
 def describe(ratio: Ratio) -> str:
     """One sentence: `18.1x [16.9, 19.4], 5 rounds of 6 pairs`.
 
-    An interval that includes 1 reads `no difference detectable at this n`, with the numbers.
+    An interval that includes 1 reads `no significant difference`, with the numbers.
     """
     if isnan(ratio.value):
         return f"not known: {ratio.note}"
@@ -246,7 +240,7 @@ def describe(ratio: Ratio) -> str:
     if ratio.verdict == "no_interval":
         ends = ""
     text = f"{three_digits(ratio.value)}x{ends}, {ratio.sample}{note}"
-    return f"no difference detectable at this n: {text}" if ratio.verdict == "undecided" else text
+    return f"no significant difference: {text}" if ratio.verdict == "undecided" else text
 
 
 def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence: float) -> Ratio:
@@ -255,10 +249,10 @@ def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence:
     notes = [f"{dropped} of {pairs + dropped} pairs left out"] if dropped else []
     value, low, high = map(exp, t_interval(log_means, confidence))
     if rounds == 0:
-        notes.insert(0, "no pair with two values")
+        notes.insert(0, "no complete pair")
     elif rounds < ROUNDS_FOR_INTERVAL:
         low = high = nan
-        notes.insert(0, f"few rounds: no interval under {ROUNDS_FOR_INTERVAL}")
+        notes.insert(0, f"few rounds: an interval needs {ROUNDS_FOR_INTERVAL}")
     elif rounds < _ROUNDS_ENOUGH:
         notes.insert(0, "few rounds")
     return Ratio(

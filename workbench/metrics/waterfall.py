@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-_CARD = (
+CARD = (
     ("proxy", "proxy", "request received -> first leg sent: reading and parsing", "proxy"),
     (
         "prefill_server",
@@ -56,10 +56,11 @@ _CARD = (
         "engine",
     ),
     ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
-    ("residual", "residual", "TTFT - all parts: client to proxy", "difference"),
+    ("residual", "client to proxy (residual)", "TTFT - all other parts", "difference"),
 )
-PARTS = {f"{name}_s": label for name, label, *_ in _CARD[:-1]}
-"""Column -> name of each part, in the order in which a request passes them."""
+PARTS = {f"{name}_s": label for name, label, *_ in CARD[:-1]}
+"""Column -> name of each part, in the order in which a request passes them. `CARD` adds the formula
+of each, and whose timestamps it uses."""
 
 _KEYS = ("arm", "round", "pass", "request_id")
 _STAMPS = (
@@ -78,7 +79,7 @@ def parts() -> pd.DataFrame:
     """The definition card: name of each part, its formula, and whose timestamps it uses."""
     import pandas as pd
 
-    return pd.DataFrame([row[1:] for row in _CARD], columns=["part", "definition", "from"])
+    return pd.DataFrame([row[1:] for row in CARD], columns=["part", "definition", "timed by"])
 
 
 def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:

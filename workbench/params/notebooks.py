@@ -19,7 +19,7 @@ from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.topology import TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
@@ -104,7 +104,7 @@ class PdSweep(LoadParams):
         yield from LoadParams.mistakes(self)
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
+            yield must_be("rates_per_s", "distinct numbers above 0", rates, [1, 2, 4])
         if rates and self.search:
             yield must_be("search", "False with rates_per_s", self.search, limits)
         if rates and self.rate_per_s:
@@ -151,7 +151,7 @@ class PrefixCache(LoadParams):
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            allowed = "vllm or simulated: this notebook starts servers with and without cache"
+            allowed = "vllm or simulated (this notebook starts its own servers)"
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from LoadParams.mistakes(self)
         yield from share_mistakes(self.shares)
@@ -221,7 +221,7 @@ class LMCacheHitAnalysis(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            allowed = "vllm or attach: engine simulated does not model LMCache's tiers"
+            allowed = "vllm or attach (engine simulated does not model LMCache's tiers)"
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if self.engine == "attach":
@@ -240,7 +240,7 @@ class LMCacheHitAnalysis(EngineParams):
         for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                allowed = f"different numbers, each at least {least}"
+                allowed = f"distinct numbers, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
@@ -252,9 +252,13 @@ class PaperClaimValidation(EngineParams):
     """Parameters of `paper_claim_validation`."""
 
     claims: list[str] = param(
-        ["all"], "all, or ids and groups of claims", example="VLLM-APC,own_runs"
+        ["all"],
+        "all, or ids and groups of claims (workbench claims list)",
+        example="VLLM-APC,own_runs",
     )
-    tiers: list[str] = param(list(CLAIM_TIERS), "ways to test a claim")
+    tiers: list[str] = param(
+        list(CLAIM_TIERS), "source: read and compute; kernel, engine, serving: measure there"
+    )
     time_budget_s: float = param(
         420.0, "time for measurements, in seconds (0: only read sources)", low=0, high=1_000_000
     )
@@ -267,7 +271,7 @@ class PaperClaimValidation(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "attach":
-            allowed = "vllm or simulated: claims compare servers that are started here"
+            allowed = "vllm or simulated (this notebook starts its own servers)"
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if not self.claims:

@@ -43,7 +43,7 @@ class Rule:
         elif self.choices and read not in self.choices:
             allowed = f"one of {', '.join(filter(None, self.choices))}"
         elif wanted in (int, float) and not self.low <= read <= self.high:
-            allowed = f"between {self.low:,} and {self.high:,}"
+            allowed = f"between {self.low:,.9g} and {self.high:,.9g}"
         if allowed:
             raise ParameterError(must_be(name, allowed, got, self.example))
         return read
@@ -70,7 +70,7 @@ def address_mistakes(**given: str | Sequence[str]) -> Iterator[str]:
     for name, urls in given.items():
         for url in [urls] if isinstance(urls, str) else urls:
             if not url.startswith(("http://", "https://")):
-                allowed = "the http:// or https:// URL of a running server with engine attach"
+                allowed = "the URL of a running server (http:// or https://) with engine attach"
                 yield must_be(name, allowed, url, "http://127.0.0.1:8000")
 
 

@@ -56,7 +56,7 @@ class EngineParams:
     fork: bool = param(True, "CPU, simulated: start servers faster by forking a preloaded process")
     fault: str = param(
         "",
-        "simulated: inject this fault, listed in docs/simulated.md (empty: none)",
+        "simulated: inject this fault, listed in docs/faults.md (empty: none)",
         choices=("", *FAULTS),
         example="wrong_kv",
     )
@@ -284,6 +284,9 @@ class LoadParams(EngineParams):
             allowed = f"{'above 0' if kind == 'ramp' else '0'} with arrivals {kind}"
             example = "-p arrivals ramp -p rate_per_s 1 -p end_rate_per_s 4"
             yield must_be("end_rate_per_s", allowed, self.end_rate_per_s, example)
-        if turns and (kind != "closed" or self.swept):
-            allowed = f"closed, without rates, with workload {workload} (turns wait for responses)"
-            yield must_be("arrivals", allowed, kind, "closed")
+        if turns and kind != "closed":
+            allowed = f"closed with workload {workload}, whose turns wait for responses"
+            yield must_be("arrivals", allowed, kind, "-p arrivals closed -p rate_per_s 0")
+        if turns and self.swept:
+            allowed = "one without conversations in a rate sweep or search"
+            yield must_be("workload", allowed, workload, SCENARIOS[1])

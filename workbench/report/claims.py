@@ -76,6 +76,7 @@ def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     **{field.name: getattr(claim, field.name) for field in fields(claim)},
+                    "statement": claim.statement.replace(" %", "\u00a0%"),
                     "part": part,
                     "place": len(rows),
                     "rank": _rank(claim.kind),
@@ -139,7 +140,7 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
             interval = f"[{number(low)},\u00a0{number(high)}]"
         if value.cells > 1 and value.least != value.most:
             text = f"{_span(value.least, value.most)}{tail}"
-            interval = f"{value.cells} cases, weakest {interval}"
+            interval = f"in {value.cells} cases, weakest {interval}"
     return {"name": value.name, "value": text, "interval": interval}
 
 

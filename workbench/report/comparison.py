@@ -39,7 +39,7 @@ _OTHERS = {
     },
     "LMCache bench": {
         "version": "0.5.6",
-        "TTFT": "first text (reasoning only where there is no content) - time before the call",
+        "TTFT": "first text (reasoning only if there is no content) - time before the call",
         "E2E": "end of the stream - time before the call",
     },
     "SGLang bench_serving": {
@@ -245,7 +245,7 @@ def _settings(sides: Sequence[_Side]) -> Iterable[str]:
             yield f"No setting differs{where}."
         elif len(differ) == 1:
             (name,) = differ
-            yield f"1 setting differs{where}: {name} ({one[name]} and {other[name]})."
+            yield f"1 setting differs{where}: {name} ({one[name]!s:.60} and {other[name]!s:.60})."
         else:
             names = ", ".join(differ[:6]) + f" and {len(differ) - 6} more" * (len(differ) > 6)
             yield f"{len(differ)} settings differ{where}, so no cause can be named: {names}."
@@ -380,7 +380,7 @@ def _parts_told(parts: Mapping[str, tuple[int, int]]) -> Iterable[str]:
 
 
 def _told_by_file(requests: pd.DataFrame) -> Iterable[str]:
-    """What a tool's file lacks, and what it holds beside requests."""
+    """What a tool's file lacks, and what it holds in addition to requests."""
     arm, marks = str(requests["arm"].iloc[0]), requests.attrs
     version = f" ({marks['version']})" if marks["version"] else ""
     for doubt in marks["doubts"]:

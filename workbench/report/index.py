@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts, RunOutcome, read_facts
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import duration, moment
-from workbench.report.outcome import failure_of, outcome_of
+from workbench.report.outcome import failure_of, gates_line, outcome_of, worst_outcome
 from workbench.report.templating import fill
 
 
@@ -24,11 +23,11 @@ class Run:
 
     run_id: str
     outcome: RunOutcome
-    """How it came out, in the words of its own page."""
+    """The outcome, in the words of its own page."""
     finding: str
-    """The finding; for an unreadable run the reason why there is none."""
-    gates: tuple[tuple[str, int], ...]
-    """(outcome, how many), those that failed first."""
+    """The headline; for a run without a readable result, the reason."""
+    checks: tuple[str, str]
+    """The worst outcome of its gates, and how many passed; empty without gates."""
     simulated: bool
     started: str
     duration: str
@@ -47,7 +46,7 @@ def write_index(outputs_dir: str | Path) -> Path:
     folder = Path(outputs_dir)
     if not folder.is_dir():
         raise ResultError(
-            f"{folder} is no folder; run a notebook first, or name the outputs folder"
+            f"{folder} is not a folder: run a notebook first, or give its outputs folder"
         )
     notebooks = {
         path.name: runs_of(path)
@@ -61,7 +60,7 @@ def write_index(outputs_dir: str | Path) -> Path:
 
 
 def _as_run_all(path: Path) -> tuple[int, str]:
-    """The notebooks in the order in which they are run; folders of others behind them."""
+    """Sort key: notebooks in the order of `run-all`, then other folders."""
     known = list(NOTEBOOKS)
     return known.index(path.name) if path.name in known else len(known), path.name
 
@@ -77,34 +76,36 @@ def _read(folder: Path) -> Run:
     if (folder / "run.failed.ipynb").is_file() and not (folder / "report.html").is_file():
         return _run(folder, None, _why_failed(folder), page="report.failed.html")
     if not (folder / "result.json").is_file():
-        return _run(folder, None, "There is no result.json; the run ended before it wrote one.")
+        return _run(folder, None, "result.json is missing: the run ended before writing it.")
     try:
         facts = read_facts(folder / "result.json")
     except (OSError, ResultError) as error:
-        return _run(folder, None, f"Its result.json cannot be read: {error}")
+        return _run(folder, None, f"result.json cannot be read: {error}")
     return _run(folder, facts, facts.finding or "No finding.")
 
 
 def _why_failed(folder: Path) -> str:
-    """What the index tells of a run that could not be carried out: the notebook's own error."""
+    """The error that ended the notebook of a failed run."""
     try:
         failure = failure_of(nbformat.read(folder / "run.failed.ipynb", as_version=4))
     except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError):
         failure = None
-    return f"{failure.name}: {failure.sentence}" if failure else "The notebook ended early."
+    return (
+        f"{failure.name}: {failure.sentence}"
+        if failure
+        else "The notebook ended before its last cell."
+    )
 
 
 def _run(folder: Path, facts: RunFacts | None, finding: str, *, page: str = "report.html") -> Run:
-    outcomes = Counter(gate.outcome for gate in facts.gates) if facts else Counter()
+    gates = facts.gates if facts else ()
     started = facts.started_at if facts else ""
     report = folder / page
     return Run(
         run_id=folder.name,
         outcome=outcome_of(facts, "failed" if page == "report.failed.html" else ""),
         finding=finding,
-        gates=tuple(
-            (name, outcomes[name]) for name in ("FAIL", "INCONCLUSIVE", "PASS") if outcomes[name]
-        ),
+        checks=(worst_outcome(gates), gates_line(gates)),
         simulated=facts is not None and facts.simulated,
         started=moment(started),
         duration=duration(facts.duration_s) if facts else "",

@@ -20,9 +20,9 @@ _HEADING = re.compile(r"h[1-6]")
 _NUMBER = re.compile(
     r"[<>≤≥~±+−-]? ?\d[\d,. ]*(?![\w.])|[\d.]+(?:x|e[+-]?\d+)\b|nan\b|[-–—]$", re.IGNORECASE
 )
-"""How a cell that holds a number begins, or one that has none; `1p4d` is a word."""
-
-
+"""How a cell with a number begins, or one without a value; `1p4d` is a word."""
+_ONE_LINE = 28
+"""Names of at most this length are not broken."""
 _INTERVAL = re.compile(r"(\[[-+\d.,]+,) (?=[-+\d.,]+\])")
 
 
@@ -144,7 +144,10 @@ def _make_readable(soup: BeautifulSoup, table: Tag) -> None:
 
 
 def _align_words(table: Tag) -> None:
-    """Mark columns of words after the first: they read from the left; say `none` without a row."""
+    """Mark columns of words: they read from the left, and names stay on one line.
+
+    The first column reads from the left in any case. A body without a row says `none`.
+    """
     head, body = table.find("thead"), table.find("tbody")
     if head is None or body is None:
         return
@@ -154,6 +157,9 @@ def _align_words(table: Tag) -> None:
         body.append(BeautifulSoup(f'<tr><td colspan="{width}">none</td></tr>', "html.parser"))
     for position, cells in enumerate(zip(*rows, strict=False)):
         said = [text for cell in cells if (text := cell.get_text().strip())]
-        if position and said and not any(_NUMBER.match(text) for text in said):
-            for cell in (*(row[position] for row in above if len(row) > position), *cells):
-                cell["class"] = [*cell.get_attribute_list("class"), "words"]
+        if not said or any(_NUMBER.match(text) for text in said):
+            continue
+        look = ["words"] * (position > 0) + ["line"] * (max(map(len, said)) <= _ONE_LINE)
+        for cell in (*(row[position] for row in above if len(row) > position), *cells):
+            if look:
+                cell["class"] = [*filter(None, cell.get_attribute_list("class")), *look]

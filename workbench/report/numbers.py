@@ -1,4 +1,4 @@
-"""How a number is written for a reader: 3 significant digits, its unit, and "not known" for none.
+"""How a number is written for a reader: 3 significant digits and its unit, or "unknown".
 
 Times come in seconds and are shown in milliseconds below 10 s. Counts (int) are shown exactly.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from math import floor, isfinite, log10
 
-UNKNOWN = "not known"
+UNKNOWN = "unknown"
 
 
 def number(value: float | None) -> str:

@@ -92,6 +92,12 @@ def gates_line(gates: Sequence[Gate]) -> str:
     return ", ".join(parts) if gates else ""
 
 
+def worst_outcome(gates: Sequence[Gate]) -> str:
+    """`FAIL` if any gate failed, else `INCONCLUSIVE`, else `PASS`; empty without gates."""
+    outcomes = {gate.outcome for gate in gates}
+    return next((name for name in ("FAIL", "INCONCLUSIVE", "PASS") if name in outcomes), "")
+
+
 _ENDED = {
     "failed": RunOutcome(word="run failed", severity="bad", why="The run ended with an error."),
     "cancelled": RunOutcome(word="cancelled", severity="unsure", why="The run was cancelled."),

@@ -8,7 +8,6 @@ page of a notebook that failed says why at once.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,15 @@ from workbench.report.definition_card import definition_card
 from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
 from workbench.report.numbers import duration, moment
-from workbench.report.outcome import cut_off, failure_of, outcome_of, result_of, status_of
+from workbench.report.outcome import (
+    cut_off,
+    failure_of,
+    gates_line,
+    outcome_of,
+    result_of,
+    status_of,
+    worst_outcome,
+)
 from workbench.report.templating import fill
 
 _OUTCOMES = ("FAIL", "INCONCLUSIVE", "PASS")
@@ -46,7 +53,8 @@ def write_page(notebook_path: str | Path, html_path: str | Path | None = None) -
     # nbformat takes any JSON for a notebook of some version and stumbles over it in many ways
     except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError) as error:
         raise ResultError(
-            f"{source} cannot be read as a notebook ({error}); name an executed one, e.g. out.ipynb"
+            f"{source} cannot be read as a notebook ({error}); give an executed one (example:"
+            " out.ipynb)"
         ) from error
     target = Path(html_path) if html_path is not None else source.with_suffix(".html")
     card = definition_card(result, source) if result else None
@@ -83,7 +91,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         "page.html.j2",
         result=facts,
         name="-".join(filter(None, (facts.notebook or "notebook", facts.run_id))),
-        heading=facts.finding or (f"{title}: {stopped}" if stopped else title),
+        heading=_headline(facts.finding or (f"{title}: {stopped}" if stopped else title)),
         status=status,
         outcome=outcome_of(facts, status) if status else None,
         cards=facts.numbers,
@@ -94,7 +102,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         kicker=_kicker(notebook, facts, title),
         open_gates=[_shown_gate(gate) for gate in gates if gate.outcome != "PASS"],
         passed=[_shown_gate(gate) for gate in gates if gate.outcome == "PASS"],
-        verdict=_verdict(facts),
+        checks=(worst_outcome(facts.gates), gates_line(facts.gates)),
         left=_what_is_left(facts) if facts.failed_gates else [],
         trust=trust,
         claims=claims,
@@ -110,6 +118,11 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         glossary=GLOSSARY,
     )
     return with_tooltips(page) if result else page
+
+
+def _headline(text: str) -> str:
+    """A line of large type, not broken between a number and its `%`."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _title(notebook: Any, facts: RunFacts) -> str:
@@ -132,14 +145,10 @@ def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
         title if facts.finding else facts.notebook.replace("_", " "),
         ", ".join(topologies) if len(topologies) < 5 else f"{len(topologies)} topologies",
         ", ".join(name for name in connectors if name not in ("", "none")),
-        _unbroken(moment(facts.started_at or run.get("start_time"))),
-        _unbroken(duration(facts.duration_s or run.get("duration"))),
+        moment(facts.started_at or run.get("start_time")),
+        duration(facts.duration_s or run.get("duration")),
     ]
     return [part for part in parts if part]
-
-
-def _unbroken(text: str) -> str:
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _shown_gate(gate: Gate) -> dict[str, str]:
@@ -157,20 +166,6 @@ def _shown_gate(gate: Gate) -> dict[str, str]:
         "outcome": gate.outcome, "lead": lead, "sentence": sentence, "taken": taken,
         "next_step": step,
     }  # fmt: skip
-
-
-def _verdict(facts: RunFacts) -> tuple[str, str]:
-    """The worst outcome of all gates, and one sentence that counts them; empty without gates."""
-    counted = Counter(gate.outcome for gate in facts.gates)
-    total, passed = len(facts.gates), counted["PASS"]
-    if not total:
-        return "", ""
-    if passed == total:
-        return "PASS", f"All {total} checks passed." if total > 1 else "The only check passed."
-    others = [(counted["FAIL"], "failed"), (counted["INCONCLUSIVE"], "undecided")]
-    said = ", ".join(f"{n} {word}" for n, word in others if n)
-    worst = "FAIL" if counted["FAIL"] else "INCONCLUSIVE"
-    return worst, f"{passed} of {total} checks passed, {said}."
 
 
 _LEFT = {

@@ -16,6 +16,11 @@ _LABELS = frozenset(
     " requests note".split()
 ) | {"arm and state", "median, ms"}
 """Columns that say what a row is, and hold no number that a gate could take away."""
+_HEADERS = {
+    "ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "n": "requests", "n_requests": "requests",
+    "n_rounds": "rounds", "n_pairs": "pairs", "request_tps": "throughput per request",
+    "system_tps": "system throughput",
+}  # fmt: skip
 _STRUCK = "text-decoration: line-through; opacity: .6"
 
 
@@ -27,7 +32,9 @@ def table(frame: pd.DataFrame, precision: int = 3) -> Styler | None:
     """
     if frame.empty:
         return None
+    headers = [_HEADERS.get(name, name.replace("_", " ")) for name in map(str, frame.columns)]
     shown = frame.style.hide(axis="index").format(precision=precision)
+    shown = shown.relabel_index(headers, axis="columns")
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
         return shown

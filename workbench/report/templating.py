@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from workbench.report.numbers import UNKNOWN, duration, interval, moment, quantity
 
@@ -26,10 +26,9 @@ def fill(template: str, **context: Any) -> str:
     return environment.get_template(template).render(**context)
 
 
-def labelled(svg: str, alt: str) -> Markup:
+def labelled(svg: str, alt: str) -> str:
     """A drawing with its alternative text, as an image for screen readers."""
-    named = Markup('<svg role="img" aria-label="{}"').format(alt)
-    return Markup(svg.replace("<svg", named, 1))  # the page's own drawing
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 
 def _plain(value: Any) -> str:

@@ -59,9 +59,9 @@ def check_capacity(
     needed_gpus, slots = topology.gpus(tp), len(capacity.devices) * capacity.instances_per_gpu
     if needed_gpus > slots:
         raise PlanError(
-            f"topology {topology} needs {needed_gpus} GPUs, got {len(capacity.devices)} visible"
-            f" with {capacity.instances_per_gpu} instance(s) each; use a smaller topology or raise"
-            " instances_per_gpu (example: topology 1p1d)"
+            f"topology {topology} needs {needed_gpus} GPUs, got {slots}"
+            f" ({len(capacity.devices)} visible x {capacity.instances_per_gpu} instances_per_gpu);"
+            " use a smaller topology or raise instances_per_gpu (example: topology 1p1d)"
         )
 
 

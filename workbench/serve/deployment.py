@@ -27,9 +27,9 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
-from workbench.serve.processes.readiness import ready
-from workbench.serve.simulated.pretend import LOADS as SIMULATED_LOADS
-from workbench.serve.simulated.pretend import pretend
+from workbench.serve.processes.startup import ready
+from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
+from workbench.serve.simulated.substitution import simulated_processes
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Role, TensorParallel, Topology
 
@@ -106,7 +106,10 @@ def plan_deployment(
     devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
-        wiring = Wiring(role=role, cpu=cpu, store_port=store_port, side_port=side_port)
+        wiring = Wiring(
+            role=role, cpu=cpu, store_port=store_port, side_port=side_port,
+            store_gb=store_gb / topology.instances,
+        )  # fmt: skip
         args = vllm.instance_argv(
             settings,
             port=port,
@@ -122,6 +125,7 @@ def plan_deployment(
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
                 env=env | connector.env(wiring),
+                env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
@@ -130,7 +134,7 @@ def plan_deployment(
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
-        processes = pretend(processes, topology, connector, settings, store_gb=store_gb)
+        processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
         topology=topology,
         connector=connector,
@@ -211,10 +215,15 @@ class Deployment:
         """Empty the KV store; False if there is none."""
         if not self.store_url:
             return False
-        async with control_client() as client:
+        asked = self.store_url if self.store.cleared_by == "store" else self.instances[0].url
+        async with control_client(RESET_TIMEOUT_S, headers=self.headers) as client:
             try:
-                answer = await client.post(self.store_url + self.store.clear_path)
+                answer = await client.post(asked + self.store.clear_path)
                 answer.raise_for_status()
+                if not _succeeded(answer):
+                    raise DeploymentError(
+                        f"the KV store at {self.store_url} was not emptied: {answer.text[:100]}"
+                    )
             except httpx.HTTPError as error:
                 raise DeploymentError(
                     f"the KV store at {self.store_url} did not clear its cache: {error!r};"
@@ -254,7 +263,7 @@ async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
         try:
             answer = await client.post(f"{instance.url}/reset_prefix_cache")
         except httpx.HTTPError as error:
-            why = connect_problem(error) or repr(error)
+            why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(
                 f"{instance.name} at {instance.url} did not reset its prefix cache: {why}"
             ) from error
@@ -340,11 +349,14 @@ async def deploy(
 async def _start_all(
     launcher: Launcher, plan: DeploymentPlan, log_dir: Path, running: list[Process]
 ) -> None:
-    """Start the store first, since engines connect to it; then all other processes at once."""
+    """Start the store first, since engines connect to it; then all other processes at once.
+
+    If the store ends meanwhile, the start fails at once: engines may wait minutes for it.
+    """
     timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
     for with_store in (True, False):
         first = len(running)
         for spec in plan.processes:
             if (spec.role == "store") is with_store:
                 running.append(await launcher.start(spec, log_dir))
-        await ready(running[first:], timeout_s=timeout_s)
+        await ready(running[first:], timeout_s=timeout_s, beside=running[:first])

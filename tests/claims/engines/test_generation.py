@@ -119,17 +119,19 @@ def test_an_unsound_run_confirms_nothing(read, judged, rows, code):
     assert judged(read(rows), "OWN-VLLM-HF").code == code
 
 
-def test_answers_that_are_too_short_fail_the_check_of_lengths(read, judged):
+@pytest.mark.parametrize(
+    ("quantity", "change", "check"),
+    [
+        ("output tokens", -1, "same_token_lengths_ignore_eos"),
+        ("cached tokens", 128, "cache_state_controlled"),
+    ],
+)
+def test_one_wrong_count_fails_its_check(read, judged, quantity, change, check):
     rows = launches()
-    rows.table.loc[rows.table["quantity"].eq("output tokens").idxmax(), "value"] -= 1
+    rows.table.loc[rows.table["quantity"].eq(quantity).idxmax(), "value"] += change
     outcome = read(rows)
-    assert judged(outcome, "OWN-VLLM-HF").code == "same_token_lengths_ignore_eos"
-
-
-def test_a_cache_that_found_something_fails_the_check_of_cache_states(read):
-    rows = launches()
-    rows.table.loc[rows.table["quantity"].eq("cached tokens").idxmax(), "value"] = 128
-    assert read(rows).checks["cache_state_controlled"] == "fail"
+    assert outcome.checks[check] == "fail"
+    assert judged(outcome, "OWN-VLLM-HF").code == check
 
 
 def test_a_peak_that_falls_behind_in_most_runs_is_a_loss(read):

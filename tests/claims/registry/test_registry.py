@@ -51,13 +51,6 @@ def test_all_claims_of_the_repository_can_be_read(registry):
     assert expected.count("not_confirmed") == 18
 
 
-def test_an_unknown_claim_gets_the_nearest_id(registry):
-    with pytest.raises(
-        ParameterError, match="'LLMIR-AVE' does not exist; did you mean 'LLMIR-AVG'"
-    ):
-        registry.claim("LLMIR-AVE")
-
-
 def test_all_groups_and_ids_are_selected_once_in_the_order_of_the_registry(registry):
     assert len(registry.select(["all"])) == len(registry.claims)
     chosen = registry.select(["VLLM-APC", "rocm_notes", "S001-LAT"])

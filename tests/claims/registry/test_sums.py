@@ -64,7 +64,7 @@ def test_peaks_of_unequal_batches_are_corrected_on_the_common_grid(published):
     assert not cells.holds
     assert (round(cells.low, 2), round(cells.high, 2)) == (2.00, 2.35)
     assert [row["batch"] for row in cells.rows] == [1, 4, 8, 16, 32, 64]
-    assert "compares batch 128 with batch 64" in cells.sentence
+    assert "compares batch 128 with 64" in cells.sentence
 
 
 def test_a_warm_up_row_shows_in_time_that_falls_while_work_grows(published):

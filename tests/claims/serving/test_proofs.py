@@ -64,10 +64,7 @@ def test_rows_prove_rounds_equal_prompts_and_turns():
         (OFF, set()),
         (arm("off", "--enable-prefix-caching --kv-transfer-config x"), set()),
         (arm("off"), {"one_factor_changed"}),  # nothing differs
-        (
-            arm("off", "--no-enable-prefix-caching --kv-transfer-config x"),
-            {"one_factor_changed"},
-        ),
+        (arm("off", "--no-enable-prefix-caching --kv-transfer-config x"), {"one_factor_changed"}),
         (
             arm("off", "--no-enable-prefix-caching --block-size 16"),
             {"one_factor_changed", "same_engine_knobs"},
@@ -76,10 +73,7 @@ def test_rows_prove_rounds_equal_prompts_and_turns():
             arm("off", "--no-enable-prefix-caching --dtype float32"),
             {"one_factor_changed", "same_engine_knobs", "same_dtype"},
         ),
-        (
-            arm("off", "--no-enable-prefix-caching", instances=2),
-            {"same_gpu_count_or_per_gpu"},
-        ),
+        (arm("off", "--no-enable-prefix-caching", instances=2), {"same_gpu_count_or_per_gpu"}),
     ],
 )
 def test_command_lines_prove_what_differs(other, failed):

@@ -3,7 +3,7 @@ from math import isnan
 import pandas as pd
 import pytest
 
-from workbench.claims.serving.readings import latency_ratio, noise_of_rounds, throughput_ratio
+from workbench.claims.serving.served import latency_ratio, noise_of_rounds, throughput_ratio
 from workbench.metrics.latency import latencies
 from workbench.records import RequestRecord, to_frame
 
@@ -12,28 +12,17 @@ def rows(arm, name, ttft_s, rounds=5):
     """Two requests a round with that TTFT, a little more in each round, and 10 ms a token."""
     frames = []
     for number in range(rounds):
-        records = []
-        for index in range(2):
-            sent = 100.0 + index
-            first = sent + ttft_s * (1 + 0.01 * number)
-            stamps = tuple(first + 0.01 * i for i in range(11))
-            records.append(
-                RequestRecord(
-                    index=index,
-                    request_id=f"{arm}{name}{number}{index}",
-                    prompt_tokens=1000,
-                    ideal_reuse_tokens=0,
-                    max_tokens=11,
-                    scheduled_s=sent,
-                    sent_s=sent,
-                    chunk_s=stamps,
-                    chunk_tokens=(1,) * 11,
-                    output_tokens=11,
-                    text="t",
-                )
+        first = ttft_s * (1 + 0.01 * number)
+        records = [
+            RequestRecord(
+                index=index, request_id=f"{number} {index}", prompt_tokens=1000,
+                ideal_reuse_tokens=0, max_tokens=11, scheduled_s=index, sent_s=index,
+                chunk_s=tuple(index + first + 0.01 * token for token in range(11)),
+                chunk_tokens=(1,) * 11, output_tokens=11, text="t",
             )
-        constants = {"arm": arm, "round": number, "pass": name}
-        frames.append(latencies(to_frame(records, **constants)))
+            for index in (100, 101)
+        ]  # fmt: skip
+        frames.append(latencies(to_frame(records, **{"arm": arm, "round": number, "pass": name})))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -123,7 +123,7 @@ def test_exact_counts_of_the_prefix_cache(cached, published):
     assert found.checks["aa_noise_floor"] == "unknown"
     curve, against = found.curves
     assert against.claims == ("OWN-HIT-TOKENS",)
-    assert set(curve.points["series"]) == {f"{n:,} tokens" for n in prefix_cache.LENGTHS}
+    assert {point[0] for point in curve.points} == {f"{n:,} tokens" for n in prefix_cache.LENGTHS}
     assert list(found.table.columns[:3]) == ["quantity", "arm", "cell"]
 
 

@@ -175,7 +175,7 @@ def test_reasons_for_not_measuring_are_sentences(falls):
     assert made.skipped == {
         "KERNEL": "tiers excludes kernel. Add it to measure this with attention.",
         "GPU": "rdma needs cuda; this machine has cpu.",
-        "NONE": "The workbench has no measurement for it. Two pinned versions on H200.",
+        "NONE": "This run has no measurement for it. To test it: Two pinned versions on H200.",
         "DOCS": "Nothing to run: it is a configuration or a definition.",
         "BROKEN": "pd cannot run here: 5 instances need 4.0 GB and 1.2 GB are free",
     }

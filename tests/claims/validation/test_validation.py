@@ -34,7 +34,7 @@ def interval(estimate, low, high, runs=5):
 
 
 def outcome(measurements, **changed):
-    points = pd.DataFrame([{"series": "a", "x": 1, "value": 2.0, "low": nan, "high": nan}])
+    points = [("a", 1, 2.0, nan, nan)]
     fields = {
         "table": pd.DataFrame([{"quantity": "ttft_s", "arm": "on", "value": 0.1}]),
         "says": "Prompts of 512 tokens.",
@@ -324,7 +324,7 @@ async def test_the_lines_say_how_far_the_measuring_is_and_the_budget_bounds_what
     far = [standing for line in said if (standing := read_standing(line)[1])]
     recipes_run = len(result.facts["time_spent"])
     assert [standing.done for standing in far] == list(range(recipes_run + 1))
-    assert (far[-1].total, far[-1].left_s, far[-1].unit) == (recipes_run, 0, "recipes")
+    assert (far[-1].total, far[-1].left_s, far[-1].unit) == (recipes_run, 0, "measurements")
     assert all(standing.elapsed_s + standing.left_s <= 1.2 * 180 for standing in far)
     doubts = result.facts["doubts"]
     assert doubts[0].startswith("This machine took 3.0x the planned time; not measured: ")

@@ -40,18 +40,50 @@ def test_intervals_against_two_times(effect, quantifier, bounds, code):
     assert decide(effect(quantifier), cells(*bounds)).code == code
 
 
+NO_CHANGE = {"quantifier": "unchanged", "value": 1.0, "margin": 0.01}
+RANGE = {"quantifier": "range", "value": 2.0, "high": 4.0}
+COUNT = {"quantifier": "exact", "value": 496, "type": "absolute", "unit": "tokens"}
+HIGHER, LOWER = {"quantifier": "higher"}, {"quantifier": "lower", "value": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("bounds", "code"),
+    ("given", "bounds", "noise_floor", "code"),
     [
-        ((0.995, 1.005), "confirmed"),
-        ((0.97, 0.985), "contradicted"),
+        (NO_CHANGE, [(0.995, 1.005)], 0, "confirmed"),
+        (NO_CHANGE, [(0.97, 0.985)], 0, "contradicted"),
         # No difference is seen, but one of 5 % would not be seen either.
-        ((0.95, 1.05), "inconclusive"),
+        (NO_CHANGE, [(0.95, 1.05)], 0, "inconclusive"),
+        # A range is met by most cells.
+        (RANGE, [(2.0, 2.5), (3.0, 3.5), (3.5, 4.2)], 0, "confirmed"),
+        (RANGE, [(1.0, 1.1), (1.2, 1.3), (3.5, 4.2)], 0, "contradicted"),  # the median cell
+        (RANGE, [(1.0, 1.1), (3.0, 3.5), (3.5, 4.2)], 0, "inconclusive"),  # only two of three
+        (RANGE, [(4.1, 4.2)], 0, "contradicted"),
+        # A difference within the noise has no direction.
+        (HIGHER, [(2.01, 2.03)], 0, "confirmed"),
+        (HIGHER, [(2.01, 2.03)], 0.02, "inconclusive"),
+        # Half as fast is as far from equal as twice as fast; equal arms differ by a factor of 1.6.
+        (LOWER, [(0.45, 0.6)], 0.6, "confirmed"),
+        (LOWER, [(0.5, 0.7)], 0.6, "inconclusive"),
+        (HIGHER | {"value": 1.0}, [(1.7, 2.3)], 0.6, "confirmed"),
+        ({}, [], 0, "not_measured"),
+        ({}, [(math.nan, math.nan)], 0, "inconclusive"),
     ],
 )
-def test_no_significant_difference_is_no_equivalence(effect, bounds, code):
-    unchanged = effect("unchanged", 1.0, margin=0.01)
-    assert decide(unchanged, cells(bounds)).code == code
+def test_intervals_against_other_claims(effect, given, bounds, noise_floor, code):
+    assert decide(effect(**given), cells(*bounds), noise_floor=noise_floor).code == code
+
+
+@pytest.mark.parametrize(
+    ("given", "bounds", "runs", "code"),
+    [
+        (COUNT, (496, 496), 1, "confirmed"),
+        (COUNT, (480, 480), 1, "contradicted"),
+        (COUNT, (480, 500), 1, "inconclusive"),
+        ({}, (1.9, 2.1), 4, "too_few_runs"),
+    ],
+)
+def test_a_count_needs_one_run_and_a_time_five(effect, given, bounds, runs, code):
+    assert decide(effect(**given), cells(bounds, runs=runs)).code == code
 
 
 def test_an_open_answer_says_what_the_run_could_have_told(effect):
@@ -60,39 +92,6 @@ def test_an_open_answer_says_what_the_run_could_have_told(effect):
         "The interval is too wide to decide. Measured 1x (0.95 to 1.05); claimed unchanged within"
         " 1 %. Effects below 5 % are not visible here."
     )
-
-
-@pytest.mark.parametrize(
-    ("bounds", "code"),
-    [
-        ([(2.0, 2.5), (3.0, 3.5), (3.5, 4.2)], "confirmed"),
-        ([(1.0, 1.1), (1.2, 1.3), (3.5, 4.2)], "contradicted"),  # the median cell is below
-        ([(1.0, 1.1), (3.0, 3.5), (3.5, 4.2)], "inconclusive"),  # only two of three meet it
-        ([(4.1, 4.2)], "contradicted"),
-    ],
-)
-def test_a_range_is_met_by_most_cells(effect, bounds, code):
-    assert decide(effect("range", 2.0, high=4.0), cells(*bounds)).code == code
-
-
-@pytest.mark.parametrize(
-    ("measured", "code"),
-    [((496, 496), "confirmed"), ((480, 480), "contradicted"), ((480, 500), "inconclusive")],
-)
-def test_a_count_is_exact_after_one_run(effect, measured, code):
-    count = effect("exact", 496, type="absolute", unit="tokens")
-    assert decide(count, cells(measured, runs=1)).code == code
-
-
-def test_few_launches_are_no_verdict(effect):
-    decision = decide(effect(), cells((1.9, 2.1), runs=4))
-    assert decision.code == "too_few_runs"
-
-
-def test_a_difference_within_the_noise_has_no_direction(effect):
-    above = cells((2.01, 2.03))
-    assert decide(effect("higher"), above).code == "confirmed"
-    assert decide(effect("higher"), above, noise_floor=0.02).code == "inconclusive"
 
 
 def test_equal_sides_that_differ_2_2_fold_leave_a_doubling_open(effect):
@@ -107,27 +106,6 @@ def test_where_the_noise_is_not_known_no_direction_is_confirmed(effect):
     decision = decide(effect("higher"), cells((2.5, 2.6)), noise_floor=math.nan)
     assert decision.code == "inconclusive"
     assert "Identical arms differ by an unknown amount" in decision.reason
-
-
-def test_nothing_measured_is_not_an_answer(effect):
-    assert decide(effect(), []).code == "not_measured"
-    assert decide(effect(), cells((math.nan, math.nan))).code == "inconclusive"
-
-
-@pytest.mark.parametrize(
-    ("quantifier", "estimate", "low", "high", "code"),
-    [
-        # equal arms differ by a factor of 1.6
-        ("lower", 0.5, 0.45, 0.6, "confirmed"),
-        ("lower", 0.6, 0.5, 0.7, "inconclusive"),
-        ("higher", 2.0, 1.7, 2.3, "confirmed"),
-    ],
-)
-def test_half_as_fast_is_as_far_from_equal_as_twice_as_fast(
-    effect, quantifier, estimate, low, high, code
-):
-    cell = Interval(estimate=estimate, low=low, high=high)
-    assert decide(effect(quantifier, 1.0), [cell], noise_floor=0.6).code == code
 
 
 def test_a_count_shows_its_worst_value_and_nothing_is_not_none():

@@ -13,42 +13,23 @@ CLAIMS = read_registry(repository_root() / "params" / "claims").claims
 FIXTURES = [claim for claim in CLAIMS.values() if claim.expected_verdict]
 H200 = Conditions(platform="cuda", hardware="H200", versions={"vllm": "0.32.0"})
 CPU = Conditions(platform="cpu", hardware="2 cores")
-REASONS = {
-    # id: the right reason, as a code
-    "S003-VLLM-VS-HF-PEAK": "same_batch_and_concurrency",
-    "S003-ATTN-SPEEDUP": "subject_is_measured",
-    "S003-ATTN-RANGE": "same_metric_definition",
-    "S003-SLIDING": "subject_is_measured",
-    "S003-MEMBW": "unit_and_iteration_accounting",
-    "S003-KVOPS": "same_layer_scope",
-    "S003-KVTPUT": "same_layer_scope",
-    "S003-PEAK": "same_layer_scope",
-    "S003-SIM": "same_model_and_weights",
-    "S003-POOL": "same_metric_definition",
-    "S003-UNIT-TESTS": "same_metric_definition",
-    "S003-QUANT": "contradicted_by_source",
-    "S003-VERDICT": "contradicted_by_source",
-    "S000-L70-TPS": "underspecified",
-    "S000-GPTOSS": "underspecified",
-    "S001-LMCACHE-HIT": "subject_is_measured",
-    "S004-TTFT": "one_factor_changed",
-    "S004-P2P": "contradicted_by_source",
-    "LLMIR-AVG": "impossible",
-    "LLMIR-PEAK": "impossible",
-    "LLMIR-VS": "no_evidence",
-    "LLMIR-TAB-BATCH": "impossible",
-    "LLMIR-MEM": "contradicted_by_source",
-    "LLMIR-BLOCK": "contradicted_by_source",
-    "LLMIR-SCALE": "impossible",
-    "LLMIR-ABL": "impossible",
-    "LLMIR-ATTN": "contradicted_by_source",
-    "LLMIR-ATTN-TAB": "no_evidence",
-    "LLMIR-MODELS": "impossible",
-    "LLMIR-QUALITY": "contradicted_by_source",
-    "LLMIR-QUANT": "contradicted_by_source",
-    "LLMIR-SPEC": "contradicted_by_source",
-    "LLMIR-E2": "contradicted_by_source",
+TOO_FAST = Bound(limit="prefill_throughput", gpu="H200", model="Qwen3-8B", value=1e6)
+FIXTURES_BY_CODE = {
+    "impossible": "LLMIR-AVG LLMIR-PEAK LLMIR-TAB-BATCH LLMIR-SCALE LLMIR-ABL LLMIR-MODELS",
+    "no_evidence": "LLMIR-VS LLMIR-ATTN-TAB",
+    "contradicted_by_source": "LLMIR-MEM LLMIR-BLOCK LLMIR-ATTN LLMIR-QUALITY LLMIR-QUANT"
+    " LLMIR-SPEC LLMIR-E2 S003-QUANT S003-VERDICT S004-P2P",
+    "underspecified": "S000-L70-TPS S000-GPTOSS",
+    "subject_is_measured": "S003-ATTN-SPEEDUP S003-SLIDING S001-LMCACHE-HIT",
+    "same_metric_definition": "S003-ATTN-RANGE S003-POOL S003-UNIT-TESTS",
+    "same_layer_scope": "S003-KVOPS S003-KVTPUT S003-PEAK",
+    "same_batch_and_concurrency": "S003-VLLM-VS-HF-PEAK",
+    "unit_and_iteration_accounting": "S003-MEMBW",
+    "same_model_and_weights": "S003-SIM",
+    "one_factor_changed": "S004-TTFT",
 }
+COUNT = {"quantifier": "exact", "value": 496, "type": "absolute", "unit": "tokens"}
+REASONS = {name: code for code, names in FIXTURES_BY_CODE.items() for name in names.split()}
 
 
 def measured(low, high, name="all", **fields):
@@ -95,16 +76,30 @@ def test_a_speed_in_an_operation_needs_no_model(claim):
     assert judge(claim(level="op", model=None)).verdict == "not_tested"
 
 
-@pytest.mark.parametrize("kind", ["constant", "none"])
-def test_a_constant_is_no_evidence(claim, kind):
-    verdict = judge(claim(evidence=Evidence(kind=kind)), H200, measured(1.9, 2.1))
-    assert (verdict.verdict, verdict.code) == ("not_confirmed", "no_evidence")
+def ours(**checks):
+    return Conditions(platform="cuda", hardware="H200", checks=checks)
 
 
-def test_our_fair_run_does_not_mend_their_unfair_one(claim):
-    unfair = claim(checks={"same_dtype": "fail"})
-    ours = Conditions(platform="cuda", hardware="H200", checks={"same_dtype": "pass"})
-    assert judge(unfair, ours, measured(1.9, 2.1)).code == "same_dtype"
+@pytest.mark.parametrize(
+    ("changed", "conditions", "fields", "gate", "code"),
+    [
+        ({"evidence": Evidence(kind="constant")}, H200, {}, "G1", "no_evidence"),
+        ({"evidence": Evidence(kind="none")}, H200, {}, "G1", "no_evidence"),
+        # Our fair run does not repair an unfair one of the source, and our unfair one counts.
+        ({"checks": {"same_dtype": "fail"}}, ours(same_dtype="pass"), {}, "G2", "same_dtype"),
+        ({}, ours(cache_state_controlled="fail"), {}, "G2", "cache_state_controlled"),
+        ({}, H200, {"faults": ("2 % of the requests failed.",)}, "G3", "unreliable_run"),
+        ({}, H200, {"bounds": (TOO_FAST,)}, "G3", "unreliable_run"),
+        ({}, H200, {}, "G4", "confirmed"),
+    ],
+)
+def test_the_first_gate_that_fires_decides(claim, changed, conditions, fields, gate, code):
+    verdict = judge(claim(**changed), conditions, measured(1.9, 2.1, **fields))
+    assert (verdict.gate, verdict.code) == (gate, code)
+    if "faults" in fields:
+        assert verdict.reason == "2 % of the requests failed."
+    if "bounds" in fields:
+        assert verdict.reason.startswith("Our own number is impossible: 1e+06 tokens/s is")
 
 
 def test_what_the_source_left_open_our_run_must_settle(claim):
@@ -114,27 +109,7 @@ def test_what_the_source_left_open_our_run_must_settle(claim):
     assert (left.verdict, left.code) == ("not_comparable", "same_dtype")
     assert left.reason.startswith("Unknown whether weights, activations and KV have the same")
     assert left.reason.endswith("formats. So.")
-    settled = Conditions(platform="cuda", hardware="H200", checks={"same_dtype": "pass"})
-    assert judge(open_, settled, measured(1.9, 2.1)).verdict == "confirmed"
-
-
-def test_our_own_unfair_run_gives_no_verdict(claim):
-    ours = Conditions(platform="cuda", hardware="H200", checks={"cache_state_controlled": "fail"})
-    verdict = judge(claim(), ours, measured(1.9, 2.1))
-    assert (verdict.verdict, verdict.code) == ("not_comparable", "cache_state_controlled")
-
-
-def test_a_run_with_a_failed_gate_is_void(claim):
-    verdict = judge(claim(), H200, measured(1.9, 2.1, faults=("2 % of the requests failed.",)))
-    assert (verdict.gate, verdict.code) == ("G3", "unreliable_run")
-    assert verdict.reason == "2 % of the requests failed."
-
-
-def test_physics_holds_for_our_own_runs_too(claim):
-    bound = Bound(limit="prefill_throughput", gpu="H200", model="Qwen3-8B", value=1e6)
-    verdict = judge(claim(), H200, measured(1.9, 2.1, bounds=(bound,)))
-    assert verdict.code == "unreliable_run"
-    assert verdict.reason.startswith("Our own number is impossible: 1e+06 tokens/s is")
+    assert judge(open_, ours(same_dtype="pass"), measured(1.9, 2.1)).verdict == "confirmed"
 
 
 @pytest.mark.parametrize(
@@ -155,13 +130,22 @@ def test_a_ratio_may_be_tested_on_another_gpu_and_an_absolute_value_not(claim, e
     assert (absolute.verdict, absolute.code) == ("not_comparable", "hardware")
 
 
-def test_a_cpu_judges_shapes_and_counts_only(claim, effect):
-    magnitude = judge(claim(), CPU, measured(1.9, 2.1))
-    assert (magnitude.verdict, magnitude.code) == ("not_comparable", "hardware")
-    falls = claim(effects=(effect("lower", 1.0),))
-    assert judge(falls, CPU, measured(0.4, 0.5)).word == "confirmed (on CPU)"
-    hits = claim(effects=(effect("exact", 496, type="absolute", unit="tokens"),))
-    assert judge(hits, CPU, measured(496, 496)).word == "confirmed (on CPU)"
+@pytest.mark.parametrize(
+    ("given", "bounds", "word"),
+    [
+        ({}, (1.9, 2.1), "not comparable"),
+        ({"quantifier": "lower", "value": 1.0}, (0.4, 0.5), "confirmed (on CPU)"),
+        # A bound at 1 is a direction, any other a size.
+        ({"quantifier": "at_most", "value": 1.0}, (0.8, 0.9), "confirmed (on CPU)"),
+        ({"quantifier": "at_most", "value": 1.0}, (1.2, 1.3), "contradicted (on CPU)"),
+        ({"quantifier": "at_most", "value": 1.5}, (1.0, 1.1), "not comparable"),
+        (COUNT, (496, 496), "confirmed (on CPU)"),
+    ],
+)
+def test_a_cpu_judges_directions_and_counts_only(claim, effect, given, bounds, word):
+    verdict = judge(claim(effects=(effect(**given),)), CPU, measured(*bounds))
+    assert verdict.word == word
+    assert (verdict.code == "hardware") == (word == "not comparable")
 
 
 def test_several_parts_take_the_weakest(claim, effect):
@@ -191,7 +175,7 @@ def test_what_is_counted_holds_on_any_hardware_and_in_one_run(claim):
 
 def test_too_few_launches_of_ours_leave_counts_and_make_times_inconclusive(claim, effect):
     few = Conditions(platform="cpu", hardware="2 cores", checks={"replicated_runs_with_ci": "fail"})
-    count = claim(effects=(effect("exact", 496, type="absolute", unit="tokens"),))
+    count = claim(effects=(effect(**COUNT),))
     assert judge(count, few, measured(496, 496)).word == "confirmed (on CPU)"
     falls = claim(effects=(effect("lower", 1.0),), checks={"replicated_runs_with_ci": "unknown"})
     two = Interval(estimate=0.5, low=0.4, high=0.6, runs=2)
@@ -209,10 +193,3 @@ def test_a_claim_about_another_model_is_a_shape_with_a_doubt_or_nothing(claim, e
     assert judge(named, gpu, measured(0.4, 0.5)).code == "same_model_and_weights"
     same = Conditions(platform="cuda", hardware="H200", model="llama-3.3-70b")
     assert judge(named, same, measured(0.4, 0.5)).word == "confirmed"
-
-
-def test_a_bound_at_one_is_a_direction_and_any_other_a_size(claim, effect):
-    direction = claim(effects=(effect("at_most", 1.0),))
-    assert judge(direction, CPU, measured(0.8, 0.9)).word == "confirmed (on CPU)"
-    assert judge(direction, CPU, measured(1.2, 1.3)).word == "contradicted (on CPU)"
-    assert judge(claim(effects=(effect("at_most", 1.5),)), CPU, measured(1, 1.1)).code == "hardware"

@@ -30,15 +30,15 @@ SWEEP = Rates(given=(2, 8, 20), limits=Limits(ttft_s=0.5))
 def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
     ended, slow, fast = rate_cards(SWEEP, ROWS, {})
     assert (ended.label, ended.value, ended.unit) == (
-        "peak throughput, 1p1d",
+        "Peak throughput, 1p1d",
         5,
         "req/s",
     )
     assert ended.note == "with 7.2 req/s offered; 2 rounds"
-    assert (slow.label, slow.value) == ("median TTFT at 2 req/s, 1p1d", 40)
+    assert (slow.label, slow.value) == ("Median TTFT at 2 req/s, 1p1d", 40)
     assert (fast.value, fast.low, fast.high) == pytest.approx((2000, 1800, 2200))
     easy = rate_cards(SWEEP, [row(2, 1.8, 0.04), row(8, 7.5, 0.05)], {})[0]
-    assert (easy.label, easy.value) == ("highest offered rate, 1p1d", 7.2)
+    assert (easy.label, easy.value) == ("Highest offered rate, 1p1d", 7.2)
     assert easy.note == "throughput kept up; 2 rounds"
     spoiled = rate_cards(SWEEP, ROWS, {}, ["client kept up"])
     assert all(card.note.startswith("rough; ") for card in spoiled)
@@ -46,29 +46,29 @@ def test_a_sweep_is_told_by_its_top_and_by_ttft_at_both_ends():
 
 def test_a_resolved_search_is_told_by_its_answer_and_another_is_not():
     card = rate_cards(SWEEP, ROWS, {"1p1d": ANSWER})[0]
-    assert (card.label, card.value) == ("highest rate within the limits, 1p1d", 2)
+    assert (card.label, card.value) == ("Highest rate within the limits, 1p1d", 2)
     assert card.note == "TTFT at most 500 ms; missed at 2.4 req/s"
     card = rate_cards(SWEEP, ROWS, {"1p1d": replace(ANSWER, resolved=False, reason="few")})[0]
-    assert card.label == "peak throughput, 1p1d"
+    assert card.label == "Peak throughput, 1p1d"
 
 
 @pytest.mark.parametrize(
     ("rows", "answer", "said"),
     [
-        (ROWS, None, "Throughput peaked at 5 req/s with 7.2 req/s offered (1p1d)"),
-        (ROWS[:1], None, "Throughput matched every rate up to 1.8 req/s (1p1d)"),
-        (ROWS, ANSWER, "Highest rate within the limits: 2 req/s (1p1d)"),
+        (ROWS, None, "1p1d: throughput peaked at 5 req/s with 7.2 req/s offered"),
+        (ROWS[:1], None, "1p1d: throughput matched every rate up to 1.8 req/s"),
+        (ROWS, ANSWER, "1p1d: the highest rate within the limits is 2 req/s"),
         (
             ROWS,
             replace(ANSWER, resolved=False),
-            "Highest rate within the limits not resolved (1p1d)",
+            "1p1d: the highest rate within the limits was not resolved",
         ),
         ([], None, ""),
     ],
 )
 def test_the_headline_is_what_the_first_arm_reached(rows, answer, said):
     assert rate_headline(rows, {"1p1d": answer} if answer else {}) == said
-    assert len(said.replace("1p1d", "1p4d lmcache, 1+4 GPU (rough)").split()) <= 14
+    assert len(said.replace("1p1d", "(rough) 1p4d lmcache, 1+4 GPU").split()) <= 14
 
 
 def test_without_rates_or_answers_there_are_no_cards():

@@ -88,7 +88,7 @@ SMALL = "1p1d lmcache"
         ),
         (
             [ratio("cache-state", "store-warm", nan, note="the stream was buffered")],
-            "TTFT cannot be compared: the stream was buffered",
+            "No TTFT comparison: the stream was buffered",
         ),
         # An opponent's own warm pass is not what the sweep is about.
         ([warm(99.0, arm=RIVAL)], "TTFT was measured in one cache state, without a baseline"),
@@ -148,6 +148,9 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
         found |= {sentences.finding(plan, [g, off(*v)]) for g in gains for v in verdicts}
     words_at_most(14, found)
     words_at_most(14, (sentences.headline(text, ["client kept up"])[0] for text in found))
+    struck = [name for name, row in GATES.items() if "struck" in row.takes.values()]
+    kinds = ("ratios", "times", "counts")
+    words_at_most(14, (sentences.headline("", [name], k)[0] for name in struck for k in kinds))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_key_numbers_come_with_their_intervals_and_what_they_rest_on(sweep):
     assert [card.label for card in cards] == [
         "TTFT speed-up, warm KV store vs cold (1p4d lmcache)",
         "TTFT speed-up, warm engine cache vs cold (1p4d lmcache)",
-        "cold TTFT speed-up, 1p4d lmcache vs 5a lmcache",
+        "Cold TTFT speed-up, 1p4d lmcache vs 5a lmcache",
     ]
     assert (cards[0].value, cards[0].unit, cards[0].rests_on) == (18.0, "x", "ratios")
     assert (cards[0].low, cards[0].high) == (store.ratio.low, store.ratio.high)
@@ -258,7 +261,7 @@ def test_the_cold_ttft_fills_up_the_key_numbers_and_there_are_three_at_most(swee
     plan, cold = sweep(topology="1p1d,1p4d"), median(SUBJECT, "cold", 3.0)
     (card,) = sentences.cards(plan, [cold], [])
     assert (card.label, card.unit, card.note) == (
-        "median cold TTFT, 1p4d lmcache", "ms", "30 requests"
+        "Median cold TTFT, 1p4d lmcache", "ms", "30 requests"
     )  # fmt: skip
     assert card.value == pytest.approx(3000)
     found = [warm(9.0, arm="1p1d lmcache"), warm(18.0), warm(25.0, "engine-warm"), beside(*FASTER)]
@@ -352,7 +355,7 @@ COUNT = Card(label="", value=3, rests_on="counts")
 def test_a_gate_that_failed_spoils_the_key_numbers_that_it_touches_and_no_other():
     cards = marked([RATIO, FEW, TIME, COUNT], ["client kept up"])
     assert [(card.spoilt, card.note) for card in cards] == [
-        ("doubt", "see doubts; 3 rounds"),
+        ("doubt", "3 rounds; see doubts"),
         ("rough", "rough; 1 round"),
         ("rough", "rough; 24 requests"),
         ("", ""),

@@ -22,7 +22,8 @@ from tests.metrics.lmcache_log.log_lines import (
 from workbench.errors import ResultError
 from workbench.experiment.hits.hit_analysis import hit_analysis
 from workbench.experiment.hits.log_sentences import doubt
-from workbench.experiment.hits.need_to_load import LEVELS, examples
+from workbench.experiment.hits.need_to_load import LEVELS, explained
+from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.plan.plan import run_id
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt
 from workbench.params.notebooks import LMCacheHitAnalysis
@@ -78,7 +79,7 @@ def test_several_logs_are_one_result(tmp_path: Path) -> None:
         (tmp_path / f"{name}.log").write_text(IN_PROCESS)
     files = f"{tmp_path}/prefill.log, {tmp_path}/decode.log"
     analysis = hit_analysis(LMCacheHitAnalysis(log_file=files, output_dir=str(tmp_path)))
-    assert str(analysis).count("log (0.0 MB)") == 2
+    assert str(analysis).count(" bytes)") == 2
     result = asyncio.run(analysis.run(echo=lambda _: None))
     assert "Of 2,794 prompt tokens" in result.facts["sentences"][0]
     assert result.facts["run_id"].startswith("log-prefill-decode-")
@@ -204,10 +205,10 @@ def test_a_doubt_has_its_numbers(lines: tuple[str, ...], words: str) -> None:
     ],
 )  # fmt: skip
 def test_need_to_load_is_explained(lines: tuple[str, ...], words: str) -> None:
-    assert words in " ".join(examples(read(*lines)))
+    assert words in " ".join(explained(log_tokens(read(*lines))))
 
 
 def test_a_load_too_small_to_be_worth_it_is_explained() -> None:
     text = "Reqid: a, Total tokens 600, LMCache hit tokens: 512, but need to load: 128"
-    said = examples(read(line(f"{text} < min_retrieve 256, skip retrieve")))
+    said = explained(log_tokens(read(line(f"{text} < min_retrieve 256, skip retrieve"))))
     assert "below LMCache's min_retrieve" in said[-1]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests.experiment.hits.hit_rows import requests
+from workbench.experiment.hits.hit_analysis import HitResult
 from workbench.experiment.hits.hit_findings import HitRatio, ratios, tiers
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.hit_plan import MAIN, NO_STORE
+from workbench.experiment.result.facts import RunFacts
 from workbench.metrics.statistics import Ratio
 
 PROMPTS = [("a", 400, 0), ("b", 4000, 0)]
@@ -61,6 +65,22 @@ def test_ratios_are_paired_by_prompt(measured: pd.DataFrame) -> None:
     assert (row["pass"], row["ratio"], row["low"]) == (
         "store-warm", loading.ratio.value, loading.ratio.low
     )  # fmt: skip
+
+
+def test_the_tables_for_a_reader(measured: pd.DataFrame, tmp_path: Path) -> None:
+    rows = as_served(measured)
+    counts = pd.DataFrame(columns=["arm", "round", "pass"])
+    run = RunFacts(
+        notebook="lmcache_hit_analysis", run_id="r", status="success",
+        tiers=tuple(tiers(rows, counts)), ratios=tuple(row.as_row() for row in found(measured)),
+    )  # fmt: skip
+    result = HitResult(run=run, folder=tmp_path, frames={"served": rows})
+    shown = result.ratios_table.iloc[0]
+    assert (shown["compared"], shown["baseline"]) == ("lmcache, cold", "no store, cold")
+    assert (shown["TTFT speed-up"], shown["verdict"]) == ("0.909x [0.909, 0.909]", "slower")
+    warm = result.tiers_table.set_index("arm, pass").loc["lmcache, store-warm"]
+    assert (warm["LMCache L1"], warm["hit rate"]) == ("10,560", "80.0 %")
+    assert warm["LMCache's own hit rate"] == "not reported"
 
 
 def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
@@ -115,9 +135,24 @@ def test_break_even_is_where_loading_begins_to_win(
     assert said.startswith("Break-even, whole prompt in L1") and words in said
 
 
+NONE = (nan, nan)
+
+
+@pytest.mark.parametrize("gain", [FASTER, (0.5, 0.7), UNCLEAR, NONE])
+@pytest.mark.parametrize("cost", [FASTER, (0.5, 0.7), UNCLEAR, NONE])
+def test_a_headline_has_at_most_14_words(
+    gain: tuple[float, float], cost: tuple[float, float]
+) -> None:
+    loading, storing = ratio(10_000, *gain), ratio(0, *cost)
+    if gain is NONE:
+        loading = replace(loading, ratio=replace(loading.ratio, value=1.2))
+    storing = replace(storing, what="storing", pass_name="cold")
+    assert len(headline([loading, storing]).split()) <= 14
+
+
 def test_two_rounds_judge_nothing(measured: pd.DataFrame) -> None:
     rows = found(measured[measured["round"] < 2])
-    assert "Too few rounds to judge loading a 4,000-token prompt" in headline(rows)
+    assert "Too few rounds to judge loading from LMCache" in headline(rows)
     said = " ".join(sentences(rows, []))
     assert "not judged, because" in said and "Too few rounds to compare TTFT" in said
 

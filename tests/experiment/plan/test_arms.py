@@ -157,9 +157,9 @@ def test_open_files_are_checked_for_the_highest_rate_of_a_sweep(sweep, monkeypat
     monkeypatch.setattr("workbench.load.drive.open_files._hard_limit", lambda: 1024)
     many = {"topology": "1a", "requests": 2000, "prompt_tokens": 64}
     sweep(**many, rates_per_s=[1.0])
-    with pytest.raises(ParameterError, match="for 2,000 requests in flight"):
+    with pytest.raises(ParameterError, match="2,000 requests in flight need"):
         sweep(**many, rates_per_s=[1.0, 200.0])
-    with pytest.raises(ParameterError, match="for 2,000 requests in flight"):
+    with pytest.raises(ParameterError, match="2,000 requests in flight need"):
         sweep(**many, search=True, rate_per_s=1.0, ttft_limit_ms=500.0)
 
 
@@ -263,3 +263,18 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
     assert (off.settings.prefix_caching, on.settings.prefix_caching) == (False, True)
     assert [p.share for p in on.passes] == [1.0, 0.25, 0.5, 1.0]
     assert {p.state for p in on.passes[1:]} == {"engine-warm"}
+
+
+def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
+    with pytest.raises(PlanError, match="connector must be none, lmcache or nixl with engine sim"):
+        sweep(engine="simulated", connector="mooncake-store")
+
+
+def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(sweep):
+    with pytest.raises(PlanError, match=r"22,660 tokens have .* GB of KV, got 0.01 \(example: "):
+        sweep(connector="lmcache", store_gb=0.01)
+
+
+def test_the_opponent_of_a_store_has_the_same_store(sweep):
+    arms = [arm.label for arm in sweep(topology="1p1d", connector="mooncake-store").arms]
+    assert arms == ["1p1d mooncake-store", "2a", "2a mooncake-store"]

@@ -29,7 +29,7 @@ from workbench.report.outcome import outcome_of
 from workbench.serve import deployment
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.simulated.faults import FAULTS, applies
-from workbench.serve.simulated.pretend import LOADS
+from workbench.serve.simulated.substitution import LOADS
 from workbench.topology import Topology
 
 pytestmark = pytest.mark.servers

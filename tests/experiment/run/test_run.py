@@ -180,7 +180,7 @@ async def test_a_server_that_goes_away_ends_the_run_with_what_was_measured(
 ):
     plan = attached(rounds=3)
     vllm.models_left = 2  # it answers in the first two rounds
-    with pytest.raises(DeploymentError, match="server failed after round 2 of 3: "):
+    with pytest.raises(DeploymentError, match="attached server failed after round 2 of 3"):
         await run(plan, echo=said.append)
     result = only_attempt(tmp_path, plan.run_id)
     assert result.facts["status"] == "failed"

@@ -58,14 +58,14 @@ def test_a_limit_is_raised_for_the_client_and_for_the_proxies_it_starts(few_file
 
 
 def test_more_than_can_be_is_refused_with_the_number(few_files: None) -> None:
-    with pytest.raises(ParameterError, match=r"got 1,\d+ for 1,000 requests in flight"):
+    with pytest.raises(ParameterError, match=r"1,000 requests in flight need 1,\d+ open files"):
         check_files(1000)
     assert soft_limit() == 200
 
 
 async def test_a_drive_is_refused_before_its_first_request(few_files: None, vllm: Any) -> None:
     workload = short(requests=500, prompt_tokens=17, output_tokens=1, salt="run")
-    with pytest.raises(ParameterError, match="at most 400 open files"):
+    with pytest.raises(ParameterError, match="more than the hard limit of 400"):
         await drive(workload, closed(500), base_url=vllm.url, model="tiny")
     assert vllm.accepts == 0
 

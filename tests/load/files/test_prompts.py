@@ -238,7 +238,7 @@ def test_a_line_that_is_no_prompt_is_told_with_its_number(file, row, sentence):
     with pytest.raises(ParameterError, match=sentence) as refused:
         read_prompts(file({"prompt": "fine"}, row))
     assert "prompts_file" in str(refused.value) and "own.jsonl" in str(refused.value)
-    assert len(str(refused.value)) < 400
+    assert len(str(refused.value)) < 400 and len(str(refused.value).split()) <= 45
 
 
 def test_what_is_wrong_with_the_file_itself(file, tmp_path):

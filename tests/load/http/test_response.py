@@ -20,29 +20,21 @@ COUNTED = b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n0\r\n\r\ndata: x\n\n"
 BODY = b"0\r\n\r\ndata: x\n\n"
 
 
-def fed(*reads: bytes) -> Response:
-    """An answer after these reads, at 1.0, 2.0, ... s."""
+def fed(*reads: bytes, then: str = "", limit_bytes: int = 2**20) -> Response:
+    """A response after these reads, at 1.0, 2.0, ... s; `then` its connection is lost, or it is
+    looked at after a second of silence."""
 
     async def feed() -> Response:
-        answer = Response(2**20)
+        answer = Response(limit_bytes)
         for number, data in enumerate(reads, start=1):
             answer.feed(data, float(number))
+        if then == "lost":
+            answer.lost(None)
+        elif then == "look":
+            answer.look()
         return answer
 
     return asyncio.run(feed())
-
-
-def lost(*reads: bytes, error: Exception | None = None) -> Response:
-    """An answer after these reads and the loss of its connection."""
-
-    async def lose() -> Response:
-        answer = Response(2**20)
-        for data in reads:
-            answer.feed(data, 1.0)
-        answer.lost(error)
-        return answer
-
-    return asyncio.run(lose())
 
 
 @pytest.mark.parametrize("message", [CHUNKED, COUNTED])
@@ -104,14 +96,14 @@ def test_whether_the_connection_may_be_used_again(message: bytes, keep_alive: bo
 
 
 def test_a_body_without_length_ends_with_the_connection() -> None:
-    answer = lost(b"HTTP/1.1 200 OK\r\n\r\nhalf", b" and half")
+    answer = fed(b"HTTP/1.1 200 OK\r\n\r\nhalf", b" and half", then="lost")
     assert answer.finished.done() and not answer.error
     assert b"".join(answer.reads) == b"half and half"
     assert len(answer.stamps) == len(answer.reads) == 3  # the end is a read of nothing
 
 
 def test_what_came_before_a_failure_is_kept() -> None:
-    answer = lost(CHUNKED[:-1])
+    answer = fed(CHUNKED[:-1], then="lost")
     assert answer.reads == [BODY]
     assert answer.status == 200
 
@@ -131,27 +123,14 @@ def test_reads_of_one_event_each_are_unframed_together() -> None:
 
 
 def test_what_has_waited_is_not_lost_with_the_connection() -> None:
-    answer = lost(HEAD, EVENT, EVENT)
+    answer = fed(HEAD, EVENT, EVENT, then="lost")
     assert answer.error == "truncated"
     assert answer.reads == [b"", b"data: x\n\n", b"data: x\n\n"]
     assert len(answer.stamps) == 3
 
 
-def looked_at(*reads: bytes) -> Response:
-    """An answer after these reads and a second of silence."""
-
-    async def look() -> Response:
-        answer = Response(2**20)
-        for data in reads:
-            answer.feed(data, 1.0)
-        answer.look()
-        return answer
-
-    return asyncio.run(look())
-
-
 def test_a_broken_chunk_that_ends_like_an_event_is_found_when_it_is_looked_at() -> None:
-    answer = looked_at(HEAD, EVENT, b"zz\r\ndata: x\n\n\r\n", EVENT)
+    answer = fed(HEAD, EVENT, b"zz\r\ndata: x\n\n\r\n", EVENT, then="look")
     assert answer.error == "protocol"
     assert len(answer.stamps) == len(answer.reads) == 4
 
@@ -165,7 +144,7 @@ def test_the_end_is_found_at_once(last: bytes) -> None:
 
 @pytest.mark.parametrize("last", [END + EVENT, EVENT + END + EVENT])
 def test_an_end_that_ends_like_an_event_is_found_when_it_is_looked_at(last: bytes) -> None:
-    answer = looked_at(HEAD, EVENT, last)
+    answer = fed(HEAD, EVENT, last, then="look")
     assert answer.finished.done() and not answer.error
     assert not answer.keep_alive
     assert answer.reads == [b"", b"data: x\n\n", b"data: x\n\n" * last.startswith(EVENT)]
@@ -173,13 +152,5 @@ def test_an_end_that_ends_like_an_event_is_found_when_it_is_looked_at(last: byte
 
 
 def test_more_than_the_limit_is_found_with_the_lot() -> None:
-    async def feed() -> Response:
-        answer = Response(200)
-        for data in (HEAD, *[EVENT] * 31):
-            answer.feed(data, 1.0)
-        assert not answer.ended
-        answer.feed(EVENT, 1.0)
-        return answer
-
-    answer = asyncio.run(feed())
-    assert answer.error == "too_large"
+    assert not fed(HEAD, *[EVENT] * 31, limit_bytes=200).ended
+    assert fed(HEAD, *[EVENT] * 32, limit_bytes=200).error == "too_large"

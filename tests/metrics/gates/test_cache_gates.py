@@ -319,7 +319,7 @@ def test_a_state_says_how_much_its_source_could_serve():
     gate = store_warm([alone("store-warm", little, stores=True, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The connector served 100 % of cacheable tokens (aggregated; 2.6 % of all)"
+        "The connector served 100 % of cacheable tokens (aggregated; 2.6 % of the prompts)"
     )
 
 
@@ -330,5 +330,5 @@ def test_the_role_with_the_lowest_fraction_comes_first():
     assert gate.outcome == "PASS"
     assert gate.sentence == (
         "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; 96.6 %"
-        " of all)"
+        " of the prompts)"
     )

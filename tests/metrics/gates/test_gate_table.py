@@ -1,4 +1,4 @@
-"""What each gate takes away: the table, and the one function that reads it."""
+"""The effect of each gate: the table, and the one function that reads it."""
 
 import ast
 from collections.abc import Iterator
@@ -44,24 +44,24 @@ def test_every_gate_that_the_workbench_makes_is_in_the_table_and_no_other():
     assert names() == set(GATES)
 
 
-def test_a_late_client_or_busy_machine_takes_tails_and_no_count():
-    effects = {kind: spoil([BUSY], kind).effect for kind in KINDS}
-    assert effects == {
-        "counts": "", "ratios": "doubt", "times": "rough", "tails": "struck", "text": "",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "effects"),
+    [
+        (BUSY, {"ratios": "doubt", "times": "rough", "tails": "struck"}),
+        ("cold was cold", dict.fromkeys(["counts", "ratios", "times", "tails"], "struck")),
+        ("caches were emptied", dict.fromkeys(["counts", "ratios", "times", "tails"], "struck")),
+        # Wrong text is no gain, however fast.
+        ("same text", dict.fromkeys(["ratios", "times", "tails", "text"], "struck")
+         | {"counts": "doubt"}),
+        ("of a later version", dict.fromkeys(KINDS, "struck")),
+    ],
+)  # fmt: skip
+def test_a_failed_gate_affects_what_depends_on_it(name: str, effects: dict[str, str]):
+    assert {kind: did for kind in KINDS if (did := spoil([name], kind).effect)} == effects
+
+
+def test_a_ratio_without_an_interval_does_not_contain_the_noise():
     assert spoil([BUSY], "ratios", interval=False).effect == "rough"
-
-
-@pytest.mark.parametrize("name", ["cold was cold", FAR, "caches were emptied"])
-def test_a_cache_state_that_was_none_takes_all_that_rests_on_it(name: str):
-    for kind in ("counts", "ratios", "times", "tails"):
-        assert spoil([name], kind) == Spoil(effect="struck", gates=(name,))
-
-
-def test_other_text_takes_the_times_too_since_wrong_answers_are_no_gain():
-    assert spoil(["same text"], "text").effect == "struck"
-    assert spoil(["same text"], "ratios").effect == "struck"
-    assert spoil(["same text"], "counts").effect == "doubt"
 
 
 def test_the_worst_effect_counts_and_names_its_gates():
@@ -78,12 +78,11 @@ def test_a_warm_pass_that_was_not_warm_spoils_its_own_numbers_only():
     assert spoil(failed, "ratios").effect == "struck"
 
 
-def test_a_gate_that_is_not_known_takes_everything():
-    assert all(spoil(["of a later version"], kind).effect == "struck" for kind in KINDS)
+def test_gates_of_a_smoke_run_have_the_effects_of_a_run():
     assert gate_row("smoke run: KV moved") == gate_row(FAR)
 
 
-def test_what_a_gate_takes_is_said_in_one_line():
+def test_the_effect_of_a_gate_in_one_line():
     effect = "do not use p99 or ITL; absolute times are rough; use ratios with care"
     assert taken_away(BUSY) == effect
     assert taken_away("nothing impossible") == "do not use any number or text of this run"

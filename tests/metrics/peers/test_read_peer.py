@@ -385,6 +385,7 @@ def test_a_file_is_read_in_our_definitions(tmp_path, content, columns, attrs, do
         texts = name in ("error", "error_message", "arm", "request_id")
         assert found == (values if texts else pytest.approx(values, abs=1e-6, nan_ok=True)), name
     assert {name: frame.attrs[name] for name in attrs} == attrs
+    assert all(len(said.split()) <= 25 for said in frame.attrs["doubts"])
     assert doubt in " ".join(frame.attrs["doubts"]) and bool(doubt) == bool(frame.attrs["doubts"])
 
 
@@ -444,8 +445,9 @@ GUIDELLM_SUMMARY = guidellm_03_report(requests={"successful": [], "errored": []}
     ],
 )
 def test_what_is_not_known_gets_a_sentence(tmp_path, content, sentence):
-    with pytest.raises(ResultError, match=sentence):
+    with pytest.raises(ResultError, match=sentence) as refused:
         read(tmp_path, content)
+    assert len(str(refused.value).split()) <= 60  # the longest list every tool that is supported
 
 
 def test_a_file_that_is_not_there(tmp_path):

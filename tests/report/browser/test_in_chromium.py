@@ -21,6 +21,7 @@ from tests.golden.test_golden import PARAMETERS, page_of
 from tests.metrics.lmcache_log.log_lines import lookup, stored
 from workbench.experiment.result.result import Result
 from workbench.report.glossary import GLOSSARY
+from workbench.report.index import write_index
 from workbench.report.page import render
 
 CHROMIUM = shutil.which("chromium")
@@ -35,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of each notebook."""
+    """The page of each notebook, and their index."""
     folder = tmp_path_factory.mktemp("pages")
     log = folder / "vllm.log"
     log.write_text("".join(
@@ -48,7 +49,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return page_of(notebook, folder, **more.get(notebook, {}))
 
     with ThreadPoolExecutor(2) as two:
-        return dict(zip(NOTEBOOKS, two.map(make, NOTEBOOKS), strict=True))
+        made = dict(zip(NOTEBOOKS, two.map(make, NOTEBOOKS), strict=True))
+    return made | {"index": write_index(folder)}
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def test_the_answer_stands_on_the_first_screen(show: Open, notebook: str) -> Non
 
 
 @pytest.mark.parametrize("window", [PHONE, {"width": 800, "height": 900}, DESK], ids=str)
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, int]) -> None:
     tab = show(notebook, window)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -123,6 +125,18 @@ def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, i
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide[0] <= wide[1]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_paper_cuts_nothing_off(show: Open, notebook: str) -> None:
+    tab = show(notebook, {"width": 700, "height": 1000})
+    tab.emulate_media(media="print")
+    tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    cut = tab.evaluate(
+        "[...document.querySelectorAll('main *')].filter((part) => part.checkVisibility()"
+        " && part.getBoundingClientRect().right > 701).map((part) => part.outerHTML.slice(0, 200))"
+    )
+    assert cut == []
 
 
 OVERLAPS = """() => {
@@ -178,7 +192,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_text_can_be_read_in_both_schemes(show: Open, notebook: str, scheme: str) -> None:
     tab = show(notebook, color_scheme=scheme)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -323,16 +337,15 @@ def test_paper_has_failed_gates_and_parameters_and_no_buttons(
     assert not gates.last.is_visible()
 
 
-def test_many_claims_are_shown_on_request_and_all_on_paper(show: Open) -> None:
-    tab = show("paper_claim_validation")
-    rows = tab.locator(".claims tbody tr")
-    shown = (
-        "[...document.querySelectorAll('.claims tbody tr')]"
-        ".filter((row) => row.checkVisibility()).length"
-    )
-    assert tab.evaluate(shown) == 12 < rows.count()
+def test_a_long_table_is_shown_in_full_on_request_and_on_paper(show: Open) -> None:
+    tab = show("pd_sweep")
+    button = tab.get_by_role("button", name="Show all").first
+    rows = int((button.text_content() or "").split()[2])
+    table = button.locator("xpath=../preceding-sibling::div[1]//tbody").element_handle()
+    shown = "(body) => [...body.rows].filter((row) => row.checkVisibility()).length"
+    assert table.evaluate(shown) == 12 < rows
     tab.emulate_media(media="print")
-    assert tab.evaluate(shown) == rows.count()
+    assert table.evaluate(shown) == rows
     tab.emulate_media(media="screen")
-    tab.get_by_role("button", name="Show all").click()
-    assert tab.evaluate(shown) == rows.count()
+    button.click()
+    assert table.evaluate(shown) == rows

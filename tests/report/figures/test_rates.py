@@ -39,7 +39,7 @@ def test_without_limits_there_is_no_goodput(swept):
 def test_rates_at_which_nothing_ended_can_be_drawn(swept):
     nothing = swept.assign(achieved_per_s=None, goodput_per_s=0.0, ttft_s=None, ttft_low_s=None)
     chart = rates(nothing)
-    assert "not known" in chart.alt
+    assert "unknown" in chart.alt
 
 
 def test_a_median_without_an_interval_is_drawn(swept):

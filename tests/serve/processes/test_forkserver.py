@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import left_running
 from workbench.serve.processes.ports import free_ports
-from workbench.serve.simulated.pretend import LOADS
+from workbench.serve.simulated.substitution import LOADS
 
 SIMULATED, PROXY = (f"{module}:main" for module in LOADS)
 

@@ -13,7 +13,7 @@ from workbench.errors import DeploymentError, LaunchError
 from workbench.serve.processes import local, logs
 from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.readiness import failure, ready
+from workbench.serve.processes.startup import failure, ready
 
 FAMILY = """
 import subprocess, sys

@@ -1,4 +1,4 @@
-"""The proxy between a real HTTP client and pretended instances that are real HTTP servers."""
+"""The proxy between a real HTTP client and simulated instances that are real HTTP servers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Instance:
-    """A pretended vLLM server: notes what it is asked, then does what `answer` says."""
+    """A simulated vLLM server: notes what it is asked, then does what `answer` says."""
 
     def __init__(self, answer: Handler) -> None:
         self.answer = answer

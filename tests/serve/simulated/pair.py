@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {"model": Path(simulated.__file__).parent, "platform"
 
 
 @asynccontextmanager
-async def pretend(topology: str, name: str, **settings: Any) -> AsyncIterator["Pair"]:
+async def simulated_deployment(topology: str, name: str, **settings: Any) -> AsyncIterator["Pair"]:
     """Everything that `plan_deployment` lists, from its own command lines."""
     known = Topology.parse(topology)
     plan = plan_deployment(

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.runs import start
-from tests.serve.simulated.pair import SETTINGS, Pair, pretend
+from tests.serve.simulated.pair import SETTINGS, Pair, simulated_deployment
 from workbench.params.shared import FAULTS
 from workbench.serve.deployment import launcher_for
 from workbench.serve.processes import logs
@@ -24,7 +24,7 @@ BROKEN = {"error_in_stream": "stream_error", "truncated_stream": "truncated"}
 
 
 async def test_an_answer_streams_one_token_a_chunk_with_usage_and_metrics():
-    async with pretend("1a", "none") as pair:
+    async with simulated_deployment("1a", "none") as pair:
         (record,) = await pair.ask(1)
     assert record.ok and record.finish_reason == "length"
     assert record.chunk_tokens == (1,) * 8
@@ -36,9 +36,9 @@ async def test_an_answer_streams_one_token_a_chunk_with_usage_and_metrics():
 
 @pytest.mark.parametrize("name", ["lmcache", "nixl"])
 async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_instance(name: str):
-    async with pretend("1a", "none") as alone:
+    async with simulated_deployment("1a", "none") as alone:
         expected = [record.text for record in await alone.ask()]
-    async with pretend("1p2d", name) as pair:
+    async with simulated_deployment("1p2d", name) as pair:
         before = await pair.counters()
         cold = [record.text for record in await pair.ask()]
         moved = await pair.counted(before, "decode-1 fetched")
@@ -49,7 +49,7 @@ async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_insta
 
 
 async def test_concurrent_prefills_wait_for_one_another():
-    async with pretend("1a", "none") as pair:
+    async with simulated_deployment("1a", "none") as pair:
         # The least of five, since a busy machine delays one that is alone as well.
         alone = [(await pair.ask(1, prompt_tokens=8000, salt=f"a{n}"))[0] for n in range(5)]
         both = await asyncio.gather(
@@ -60,7 +60,7 @@ async def test_concurrent_prefills_wait_for_one_another():
 
 
 async def test_a_client_that_leaves_frees_its_blocks():
-    async with pretend("1a", "none") as pair:
+    async with simulated_deployment("1a", "none") as pair:
         (record,) = await pair.ask(1, output_tokens=5000, timeout_s=0.1)
         await asyncio.sleep(0.05)
         reset = await pair.post("/reset_prefix_cache")
@@ -78,7 +78,7 @@ async def test_a_client_that_leaves_frees_its_blocks():
     ],
 )
 async def test_what_vllm_refuses_is_refused(body: Any, status: int, sentence: str):
-    async with pretend("1a", "none") as pair:
+    async with simulated_deployment("1a", "none") as pair:
         answer = await pair.post("/v1/completions", json=body)
     assert answer.status_code == status
     assert sentence in answer.json()["error"]["message"]
@@ -87,7 +87,7 @@ async def test_what_vllm_refuses_is_refused(body: Any, status: int, sentence: st
 async def test_chat_answers_too():
     messages = [{"role": "user", "content": "How long is a chunk?"}]
     body = {"messages": messages, "max_tokens": 3}
-    async with pretend("1a", "none") as pair:
+    async with simulated_deployment("1a", "none") as pair:
         whole = await pair.post("/v1/chat/completions", json=body)
         streamed = await pair.post("/v1/chat/completions", json=body | {"stream": True})
     content = whole.json()["choices"][0]["message"]["content"]
@@ -100,7 +100,7 @@ async def test_chat_answers_too():
 
 
 async def test_role_chunk_first():
-    async with pretend("1a", "none", fault="role_chunk_first") as pair:
+    async with simulated_deployment("1a", "none", fault="role_chunk_first") as pair:
         body = {"prompt": [7] * 300, "max_tokens": 4, "stream": True}
         answer = await pair.post("/v1/completions", json=body)
         (record,) = await pair.ask(1, prompt_tokens=8000)
@@ -110,7 +110,7 @@ async def test_role_chunk_first():
 
 
 async def test_tokens_in_bulk():
-    async with pretend("1a", "none", fault="tokens_in_bulk") as pair:
+    async with simulated_deployment("1a", "none", fault="tokens_in_bulk") as pair:
         (record,) = await pair.ask(1, output_tokens=10)
     assert record.ok
     assert record.chunk_tokens == (4, 4, 2)
@@ -118,7 +118,7 @@ async def test_tokens_in_bulk():
 
 @pytest.mark.parametrize(("fault", "error"), BROKEN.items())
 async def test_broken_streams(fault: str, error: str):
-    async with pretend("1p1d", "lmcache", fault=fault) as pair:
+    async with simulated_deployment("1p1d", "lmcache", fault=fault) as pair:
         records = await pair.ask(4)
         (short,) = await pair.ask(1, output_tokens=2, salt="b")
     assert [record.error for record in records] == ["", error, "", error]
@@ -127,14 +127,14 @@ async def test_broken_streams(fault: str, error: str):
 
 
 async def test_late_finish():
-    async with pretend("1a", "none", fault="late_finish") as pair:
+    async with simulated_deployment("1a", "none", fault="late_finish") as pair:
         (record,) = await pair.ask(1)
     assert record.ok and record.finish_reason == "length" and len(record.chunk_s) == 8
     assert record.stream_end_s - record.chunk_s[-1] > 0.045
 
 
 async def test_buffered_stream():
-    async with pretend("1a", "none", fault="buffered_stream") as pair:
+    async with simulated_deployment("1a", "none", fault="buffered_stream") as pair:
         (record,) = await pair.ask(1, output_tokens=16)
         (short,) = await pair.ask(1, output_tokens=2, salt="b")
     assert record.ok and len(record.chunk_s) == 16
@@ -144,20 +144,20 @@ async def test_buffered_stream():
 
 
 async def test_usage_all_cached():
-    async with pretend("1a", "none", fault="usage_all_cached") as pair:
+    async with simulated_deployment("1a", "none", fault="usage_all_cached") as pair:
         (record,) = await pair.ask(1)
     assert record.ok and record.cached_tokens == record.prompt_tokens
 
 
 async def test_stalled_instance():
-    async with pretend("1p2d", "lmcache", fault="stalled_instance") as pair:
+    async with simulated_deployment("1p2d", "lmcache", fault="stalled_instance") as pair:
         records = await pair.ask(8, timeout_s=0.5)
     assert [record.error for record in records] == [""] * 7 + ["timeout"]
     assert len(records[-1].chunk_s) == 2
 
 
 async def test_slow_instance():
-    async with pretend("2a", "none", fault="slow_instance") as pair:
+    async with simulated_deployment("2a", "none", fault="slow_instance") as pair:
         records = await pair.ask(4, output_tokens=40)
     spans_s = [record.chunk_s[-1] - record.chunk_s[0] for record in records]
     assert spans_s[1] > 2.5 * spans_s[0] and spans_s[3] > 2.5 * spans_s[2]
@@ -193,7 +193,7 @@ COUNTED: list[tuple[str, str, int, dict[str, float]]] = [
 async def test_what_is_counted(
     fault: str, deployment: str, requests: int, counts: dict[str, float]
 ):
-    async with pretend(*deployment.split(), fault=fault) as pair:
+    async with simulated_deployment(*deployment.split(), fault=fault) as pair:
         await pair.deployment.reset_store()
         before = await pair.counters()
         records = await pair.ask(requests)
@@ -204,7 +204,7 @@ async def test_what_is_counted(
 
 async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(instance, "LEASE_S", 1.0)
-    async with pretend("1p1d", "nixl", fault="transfer_params_lost") as pair:
+    async with simulated_deployment("1p1d", "nixl", fault="transfer_params_lost") as pair:
         prefill = pair.deployment.instances[0].url
         before = await pair.counters()
         records = await pair.ask(2)
@@ -222,14 +222,14 @@ async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
 async def test_wrong_kv(name: str):
     texts = []
     for fault in ("", "wrong_kv"):
-        async with pretend("1p1d", name, fault=fault) as pair:
+        async with simulated_deployment("1p1d", name, fault=fault) as pair:
             texts.append([record.text for record in await pair.ask()])
     assert [a == b for a, b in zip(*texts, strict=True)] == [True, False, True, False]
 
 
 async def test_eviction():
     small = small_kv_mib(608)
-    async with pretend("1a", "lmcache", kv_cache_mib=small, fault="eviction") as pair:
+    async with simulated_deployment("1a", "lmcache", kv_cache_mib=small, fault="eviction") as pair:
         await pair.ask(3)
         before = await pair.counters()
         await pair.ask(3, again=True)
@@ -239,7 +239,7 @@ async def test_eviction():
 
 
 async def test_reset_refused():
-    async with pretend("2a", "none", fault="reset_refused") as pair:
+    async with simulated_deployment("2a", "none", fault="reset_refused") as pair:
         urls = [instance.url for instance in pair.deployment.instances]
         said = [(await pair.post("/reset_prefix_cache", url=url)).json() for url in urls]
     assert said == [{"success": True}, {"success": False}]

@@ -5,7 +5,7 @@ A recipe measures the claims that it names. It decides nothing: `judge` does, fr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -76,8 +76,7 @@ class Curve:
     """Name of the x axis, with its unit."""
     y: str
     """Name of the y axis, with its unit."""
-    points: pd.DataFrame
-    """Columns series, x, value, low and high, see Point."""
+    points: Sequence[Point]
     claims: tuple[str, ...] = ()
     """The claims whose panels show it; empty for the first claim that was measured."""
 
@@ -91,7 +90,7 @@ class Curve:
             for name, line in lines.items()
             for cell, interval in line.items()
         ]
-        return cls(title=title, x=x, y=y, points=points_frame(points))
+        return cls(title=title, x=x, y=y, points=points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +129,6 @@ class Recipe:
     fewer: tuple[float, ...] = ()
     """Fractions of its requests that still work, the largest first."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "rocm")
-
-
-def points_frame(points: Iterable[Point]) -> pd.DataFrame:
-    """The points of a Curve."""
-    import pandas as pd
-
-    return pd.DataFrame(list(points), columns=["series", "x", "value", "low", "high"])
 
 
 def left_out(what: str, values: Iterable[int]) -> tuple[str, ...]:

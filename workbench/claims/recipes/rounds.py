@@ -114,7 +114,7 @@ async def gather(
         fork=setting.platform == "cpu", env=_env(setting),
     ) as launches:  # fmt: skip
         for run in limit.rounds_of(setting.runs):
-            setting.echo(f"{name}: run {run + 1} of {setting.runs}")
+            setting.echo(f"{name}: round {run + 1} of {setting.runs}")
             for arm in arms if run % 2 == 0 else arms[::-1]:
                 try:
                     result = await launches.run(
@@ -127,7 +127,7 @@ async def gather(
                 if not results:
                     fields |= after_first(result)
                 results.append(result)
-                doubts += [f"Run {run + 1}: {note}" for note in result.get("notes", ())]
+                doubts += [f"Round {run + 1}: {note}" for note in result.get("notes", ())]
     if limit.broken_off and limit.rounds:
         frames = [frame for frame in frames if frame["run"].iloc[0] < limit.rounds]
     if not frames and limit.broken_off:

@@ -108,7 +108,7 @@ class Rows:
         """For the end of a sentence: the hardware and the number of runs."""
         threads = self.results[0]["threads"]
         on = f"{threads} thread of {setting.hardware}" if threads == 1 else setting.hardware
-        return f"on {on}, {self.runs} runs, each a fresh process"
+        return f"on {on}, {self.runs} launches of each arm in fresh processes"
 
 
 def row(

@@ -118,7 +118,7 @@ class Increase(_Equation):
 
     def result(self) -> tuple[Span, str]:
         low, high = _over(self.to, self.before)
-        return (100 * (low - 1), 100 * (high - 1)), f"{self.before} to {self.to}"
+        return (100 * (low - 1), 100 * (high - 1)), f"The increase from {self.before} to {self.to}"
 
 
 class Difference(_Equation):
@@ -190,7 +190,7 @@ class Cells(Entry):
         best, rival = max(one, key=one.__getitem__), max(other, key=other.__getitem__)
         sentence = f"At equal {self.by}, the ratio is {low:.2f}x to {high:.2f}x."
         if best != rival:
-            sentence += f" {self.said} compares {self.by} {best} with {self.by} {rival}."
+            sentence += f" The published {self.said} compares {self.by} {best} with {rival}."
         return Sum(sentence=sentence, holds=best == rival, low=low, high=high, unit="x", rows=rows)
 
 

@@ -6,13 +6,18 @@ from dataclasses import replace
 from functools import partial
 
 from workbench.claims.recipes.recipe import Outcome, Recipe, Setting
-from workbench.claims.serving.readings import (
+from workbench.claims.serving.served import (
+    AGAIN,
     EQUIVALENCE,
+    again,
     latency_ratio,
     noise_of_rounds,
+    outcome_of,
+    served_recipe,
+    swept,
     throughput_ratio,
+    timed,
 )
-from workbench.claims.serving.served import AGAIN, again, outcome_of, served_recipe, swept, timed
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.result import Result
 from workbench.params.notebooks import EngineParams

@@ -7,7 +7,6 @@ from math import nan
 
 from workbench.claims.recipes.recipe import Outcome, Recipe, Setting
 from workbench.claims.serving import served
-from workbench.claims.serving.readings import latency_ratio, noise_of_rounds, rows_of
 from workbench.claims.serving.served import AGAIN, OUTPUT_TOKENS, WARM
 from workbench.claims.verdict.decision import Interval
 from workbench.experiment.plan.plan import ExperimentPlan
@@ -50,10 +49,10 @@ def store_plan(params: EngineParams, setting: Setting) -> ExperimentPlan:
 def read(result: Result) -> Outcome:
     """The outcome of a run."""
     requests = result.requests
-    floor = noise_of_rounds(requests, ALONE + AGAIN, ALONE)
+    floor = served.noise_of_rounds(requests, ALONE + AGAIN, ALONE)
     warm, alone = (STORE, STORE_WARM), (ALONE, "cold")
-    ratio = latency_ratio(requests, warm, alone, "ttft_s")
-    inverse = latency_ratio(requests, alone, warm, "ttft_s")
+    ratio = served.latency_ratio(requests, warm, alone, "ttft_s")
+    inverse = served.latency_ratio(requests, alone, warm, "ttft_s")
     make = served.timed(result, floor)
     measurements = {
         "OWN-STORE-TTFT": make(effects={"TTFT": (ratio,)}),
@@ -76,7 +75,7 @@ def _credit(result: Result, block: int) -> dict[str, Interval]:
     """
     loaded = result.token_sources.set_index(["arm", "round", "pass"])["external_hit"]
     off: dict[str, list[float]] = {"warm in the engine": [], "warm in the store": []}
-    for number, group in rows_of(result.requests, (STORE, STORE_WARM)).groupby("round"):
+    for number, group in served.rows_of(result.requests, (STORE, STORE_WARM)).groupby("round"):
         lengths = [int(n) for n in group["prompt_tokens"]]
         offered = [min(chunk_hit_tokens(n, chunk_tokens=CHUNK_TOKENS), n - 1) for n in lengths]
         held = [engine_hit_tokens(n, block_tokens=block) if block else n for n in lengths]

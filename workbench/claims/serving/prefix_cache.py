@@ -7,16 +7,18 @@ from itertools import pairwise
 from math import nan
 from typing import TYPE_CHECKING
 
-from workbench.claims.recipes.recipe import Curve, Outcome, Point, Recipe, Setting, points_frame
+from workbench.claims.recipes.recipe import Curve, Outcome, Point, Recipe, Setting
 from workbench.claims.serving import served
-from workbench.claims.serving.readings import (
+from workbench.claims.serving.served import (
+    AGAIN,
     EQUIVALENCE,
+    OUTPUT_TOKENS,
+    WARM,
     latency_ratio,
     noise_of_rounds,
     rows_of,
     throughput_ratio,
 )
-from workbench.claims.serving.served import AGAIN, OUTPUT_TOKENS, WARM
 from workbench.claims.verdict.decision import Interval
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
@@ -125,7 +127,7 @@ def _hit_curve(requests: pd.DataFrame, block: int) -> Curve:
             points.append((f"formula, blocks of {block}", tokens, formula, nan, nan))
     return Curve(
         title="Cached tokens of a repeated prompt", x="prompt tokens", y="cached tokens",
-        points=points_frame(points), claims=("OWN-HIT-TOKENS",),
+        points=points, claims=("OWN-HIT-TOKENS",),
     )  # fmt: skip
 
 
@@ -182,5 +184,5 @@ def _ttft_steps(requests: pd.DataFrame) -> tuple[tuple[Interval, ...], Curve]:
         points.append((f"{tokens:,} tokens", uncached, seen.value, seen.low, seen.high))
     return tuple(cells), Curve(
         title="TTFT by uncached prompt tokens", x="prompt tokens computed", y="TTFT, ms",
-        points=points_frame(points), claims=("VLLM-APC", "OWN-TTFT-MONOTONE"),
+        points=points, claims=("VLLM-APC", "OWN-TTFT-MONOTONE"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What recipes of the serving level share: plans with identical arms, and how a run is read."""
+"""What recipes of the serving level share: plans with identical arms, and reading a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
 from workbench.claims.serving.proofs import faults, proofs
@@ -18,6 +20,8 @@ from workbench.experiment.plan.speed import TYPICAL
 from workbench.experiment.plan.traffic import WorkloadSpec
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
+from workbench.metrics.latency import system_tps
+from workbench.metrics.statistics import Ratio, noise_floor, pair, paired_ratio, ratio_of_rounds
 from workbench.params.notebooks import EngineParams, PdSweep
 
 if TYPE_CHECKING:
@@ -31,6 +35,11 @@ SHORT_BUDGET_S = 300.0
 _KEPT_LONGEST = (1024, 700, 2049, 1900, 512, 1500, 2048)
 """Lengths in the order in which a short run keeps them: whole blocks, others, one token more."""
 _FEWER = (0.5, 0.34)
+EQUIVALENCE = 0.90
+"""Two one-sided tests at 5 % use one interval of 90 % (Schuirmann 1987)."""
+
+Side = tuple[str, str]
+"""An arm and one of its passes."""
 _SIMULATED = "The servers were simulated, so nothing was measured."
 
 
@@ -196,3 +205,44 @@ def _table(requests: pd.DataFrame) -> pd.DataFrame:
     columns = ["quantity", "arm", "cell", "run", "order", "value", "unit"]
     unit = rows["quantity"].map(units)
     return rows.assign(cell=cell, unit=unit, run=rows["round"], order=order)[columns]
+
+
+def latency_ratio(
+    requests: pd.DataFrame, value: Side, baseline: Side, metric: str, *, confidence: float = 0.95
+) -> Interval:
+    """`metric` of `value` over `baseline`, paired by request and round; below 1 is faster."""
+    sides = pair(rows_of(requests, value), rows_of(requests, baseline), metric)
+    return _interval(paired_ratio(sides, confidence=confidence))
+
+
+def throughput_ratio(
+    requests: pd.DataFrame, value: Side, baseline: Side, *, confidence: float = 0.95
+) -> Interval:
+    """Output tokens per second of a whole pass, `value` over `baseline`, by rounds."""
+    sides = (_tps(requests, side) for side in (value, baseline))
+    return _interval(ratio_of_rounds(*sides, confidence=confidence))
+
+
+def noise_of_rounds(requests: pd.DataFrame, one: str, other: str, metric: str = "ttft_s") -> float:
+    """The noise floor of two identical arms by rounds, for a latency or `system_tps`."""
+    sides = (one, "cold"), (other, "cold")
+    if metric == "system_tps":
+        a, b = (_tps(requests, side) for side in sides)
+        return noise_floor([a[n] / b[n] for n in a if n in b and a[n] > 0 and b[n] > 0])
+    both = pair(rows_of(requests, sides[0]), rows_of(requests, sides[1]), metric)
+    logs = np.log(both["value_s"].astype(float)) - np.log(both["baseline_s"].astype(float))
+    return noise_floor(np.exp(logs.groupby(both["round"]).mean()))
+
+
+def rows_of(requests: pd.DataFrame, side: Side) -> pd.DataFrame:
+    """The rows of one arm and pass."""
+    return requests[(requests["arm"] == side[0]) & (requests["pass"] == side[1])]
+
+
+def _tps(requests: pd.DataFrame, side: Side) -> dict[int, float]:
+    rows = rows_of(requests, side)
+    return {int(n): system_tps(rows[rows["round"] == n]) for n in rows["round"].unique()}
+
+
+def _interval(ratio: Ratio) -> Interval:
+    return Interval(estimate=ratio.value, low=ratio.low, high=ratio.high, runs=ratio.rounds)

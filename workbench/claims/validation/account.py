@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from workbench.claims.recipes.recipe import Curve, Outcome, Recipe, Setting
+from workbench.claims.recipes.recipe import Outcome, Point, Recipe, Setting
 from workbench.claims.registry.claim import BUILT_IN, CHECKS, Claim
 from workbench.claims.registry.sums import Sum
 from workbench.claims.verdict.decision import band
@@ -25,6 +25,7 @@ _CPU_LIMIT = "Measured with a tiny model on a CPU: only directions and counts ca
 _OURS_ALONE = (
     "Our own code makes what is counted here, so this checks our arithmetic and no engine."
 )
+_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "from memory"}
 _MOST_DOUBTS = 4
 """Doubts of a measurement that are repeated at each of its claims."""
 
@@ -54,7 +55,7 @@ def account(
         group=source.group,
         title=_short_source(claim, claims),
         source=source.cited,
-        confirmation=f"{source.confirmation}: {source.how}",
+        confirmation=f"{_CONFIRMED[source.confirmation]} ({source.how})",
         withdrawn=source.withdrawn,
         own=source.own,
         statement=claim.statement,
@@ -121,7 +122,7 @@ def _effects(claim: Claim, measurement: Measurement, verdict: Verdict) -> tuple[
 
 
 def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
+    return float(value) if isfinite(value) else None
 
 
 def _numbers(effects: Sequence[FoundEffect], sums: Sequence[Sum]) -> tuple[ShownNumber, ...]:
@@ -237,11 +238,14 @@ def _limits(
 def _curves(claim: str, outcome: Outcome, recipe: Recipe) -> tuple[ShownCurve, ...]:
     """The curves of this claim's panel."""
     first = next((name for name in recipe.claims if name in outcome.measurements), "")
-    return tuple(_curve(each) for each in outcome.curves if claim in (each.claims or (first,)))
+    return tuple(
+        ShownCurve(title=each.title, x=each.x, y=each.y, points=tuple(map(_point, each.points)))
+        for each in outcome.curves
+        if claim in (each.claims or (first,))
+    )
 
 
-def _curve(curve: Curve) -> ShownCurve:
-    rows = curve.points.astype(object).where(curve.points.notna(), None)
-    records = rows.to_dict("records")
-    points = tuple({str(name): value for name, value in row.items()} for row in records)
-    return ShownCurve(title=curve.title, x=curve.x, y=curve.y, points=points)
+def _point(point: Point) -> dict[str, Any]:
+    series, x, *numbers = point
+    value, low, high = map(_finite, numbers)
+    return {"series": series, "x": x, "value": value, "low": low, "high": high}

@@ -319,7 +319,9 @@ def _no_recipe(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or ""
     if how.startswith("n/a"):
         return "Nothing to run: it is a configuration or a definition."
-    return "The workbench has no measurement for it." + (f" {how.rstrip('.')}." if how else "")
+    return "This run has no measurement for it." + (
+        f" To test it: {how.rstrip('.')}." if how else ""
+    )
 
 
 def _rounded_up(seconds: float) -> int:

@@ -50,7 +50,7 @@ def concluded(
     if steps:
         gates.append(_ended(steps, len(outcomes), failed))
     failed_gates = failed_names(gates)
-    finding, unproven = headline(_finding(accounts), failed_gates, "counts")
+    finding, unproven = headline(_finding(accounts, params), failed_gates, "counts")
     # The page says of each claim whether it holds, so the run as a whole is only judged.
     judged = RunOutcome(word="judged", severity="ok")
     return {
@@ -84,13 +84,14 @@ def _published(accounts: Sequence[ClaimAccount]) -> Sequence[ClaimAccount]:
     return [row for row in accounts if not row.own] or accounts
 
 
-def _finding(accounts: Sequence[ClaimAccount]) -> str:
+def _finding(accounts: Sequence[ClaimAccount], params: PaperClaimValidation) -> str:
     rows = _published(accounts)
     whose = "claims of our own" if rows[0].own else "published claims"
     measured = [row for row in rows if row.measured or row.by_construction]
     if measured:
         whose = whose if len(measured) > 1 else whose.replace("claims", "claim")
-        return f"{len(measured)} {whose} measured here: {_counts(measured)}"
+        how = "on simulated servers" if params.engine == "simulated" else "measured here"
+        return f"{len(measured)} {whose} {how}: {_counts(measured)}"
     judged = [row for row in rows if row.kind != "not-tested"]
     if judged:
         return f"{len(rows)} {whose} read, none measured: {_counts(judged)}"
@@ -105,6 +106,8 @@ def _scope(
     controls = f" Our own {len(own)} control claims: {_counts(own)}." if own else ""
     if not measured:
         return f"Nothing was measured: verdicts follow from sources, arithmetic, physics.{controls}"
+    if params.engine == "simulated":
+        return f"Simulated servers: the numbers measure nothing.{controls}"
     model = setting.model.name if params.model else "a tiny local model"
     judged = (
         ": directions and counts are judged, sizes are not" if setting.platform == "cpu" else ""

@@ -220,7 +220,7 @@ class Measuring:
             return ""
         planned_s = sum(step.estimate_s for step in steps)
         standing = Standing(
-            done=done, total=done + len(steps), elapsed_s=gone_s, unit="recipes",
+            done=done, total=done + len(steps), elapsed_s=gone_s, unit="measurements",
             left_s=min(planned_s, max(0.0, self.budget_s - gone_s)),
         )  # fmt: skip
         return f"  {standing}"

@@ -120,9 +120,7 @@ def by_construction(*names: str) -> dict[str, str]:
 
 
 def judge(
-    claim: Claim,
-    conditions: Conditions | None = None,
-    measurement: Measurement | None = None,
+    claim: Claim, conditions: Conditions | None = None, measurement: Measurement | None = None
 ) -> Verdict:
     """The verdict on `claim`; without a measurement, the one that its source alone supports."""
     ours = measurement.bounds if measurement else ()

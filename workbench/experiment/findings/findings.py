@@ -128,7 +128,7 @@ def conclude(
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:
-    """Ideal reuse of what cold passes sent: conversations hold answers that no list knew."""
+    """Ideal reuse of what cold passes sent, which in conversations includes responses."""
     if not len(requests):
         return nan
     cold = requests[requests["pass"].str.startswith("cold")]

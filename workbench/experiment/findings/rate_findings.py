@@ -92,13 +92,13 @@ def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     top, kept_up = _top([row for row in rows if row.arm == arm])
     answer = found.get(arm)
     if answer is not None:
-        known = f": {answer.met_per_s:g} req/s" if answer.resolved else " not resolved"
-        return f"Highest rate within the limits{known} ({arm})"
+        known = f"is {answer.met_per_s:g} req/s" if answer.resolved else "was not resolved"
+        return f"{arm}: the highest rate within the limits {known}"
     if kept_up:
-        return f"Throughput matched every rate up to {top.offered_per_s:.3g} req/s ({arm})"
+        return f"{arm}: throughput matched every rate up to {top.offered_per_s:.3g} req/s"
     return (
-        f"Throughput peaked at {top.achieved_per_s:.3g} req/s with {top.offered_per_s:.3g} req/s"
-        f" offered ({arm})"
+        f"{arm}: throughput peaked at {top.achieved_per_s:.3g} req/s with"
+        f" {top.offered_per_s:.3g} req/s offered"
     )
 
 
@@ -170,7 +170,7 @@ def rate_cards(
     cards = [_rate_card(rates, mine, found.get(mine[0].arm))]
     cards += [
         Card(
-            label=f"median TTFT at {row.rate_per_s:g} req/s, {row.arm}",
+            label=f"Median TTFT at {row.rate_per_s:g} req/s, {row.arm}",
             value=1000 * row.ttft_s,
             unit="ms",
             low=1000 * row.ttft_low_s,
@@ -188,13 +188,13 @@ def _rate_card(rates: Rates, rows: Sequence[RateRow], answer: Answer | None) -> 
     top, kept_up = _top(rows)
     n_rounds = count(top.n_rounds, "round")
     if answer is not None and answer.resolved:
-        label, value = "highest rate within the limits", answer.met_per_s
+        label, value = "Highest rate within the limits", answer.met_per_s
         note = f"{rates.limits}; missed at {answer.missed_per_s:g} req/s"
     elif kept_up:
-        label, value = "highest offered rate", top.offered_per_s
+        label, value = "Highest offered rate", top.offered_per_s
         note = f"throughput kept up; {n_rounds}"
     else:
-        label, value = "peak throughput", top.achieved_per_s
+        label, value = "Peak throughput", top.achieved_per_s
         note = f"with {top.offered_per_s:.3g} req/s offered; {n_rounds}"
     return Card(
         label=f"{label}, {rows[0].arm}", value=value, unit="req/s", note=note, rests_on="times"

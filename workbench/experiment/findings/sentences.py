@@ -78,9 +78,9 @@ def cards(
     ]
     rival = first(known, kind="opponent", arm=subject, pass_name="cold")
     if rival is not None:
-        label = f"cold TTFT speed-up, {subject} vs {rival.baseline_arm}"
+        label = f"Cold TTFT speed-up, {subject} vs {rival.baseline_arm}"
         wanted.append((label, {"kind": "opponent", "arm": subject, "pass_name": "cold"}))
-    label = "cold TTFT speed-up, prefix cache on vs off"
+    label = "Cold TTFT speed-up, prefix cache on vs off"
     wanted.append((label, {"kind": "cache-off", "pass_name": "cold"}))
     made = [
         Card(
@@ -100,7 +100,7 @@ def cards(
     if cold is not None:
         made.append(
             Card(
-                label=f"median cold TTFT, {subject}",
+                label=f"Median cold TTFT, {subject}",
                 value=1000 * cold.estimate.value,
                 unit="ms",
                 low=1000 * cold.estimate.low,
@@ -205,7 +205,7 @@ def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
     subjects = _subjects(plan)
     notes = [row.ratio.note for row in ttft if row.arm in subjects]
     if notes:
-        return f"TTFT cannot be compared: {notes[0]}"
+        return f"No TTFT comparison: {notes[0].partition(';')[0]}"
     return "TTFT was measured in one cache state, without a baseline"
 
 
@@ -245,7 +245,7 @@ def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
 
 
 def _split_finding(rows: Sequence[Comparison]) -> str:
-    """What the PD split does to cold TTFT, against aggregated instances on as many GPUs."""
+    """What the PD split does to cold TTFT, against aggregated instances on the same GPU count."""
     better, worse = _with("faster", rows), _with("slower", rows)
     some = better or worse
     among = f" in {len(some)} of {len(rows)} comparisons" if len(some) < len(rows) else ""

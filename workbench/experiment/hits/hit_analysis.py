@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
 from workbench.metrics.gates.gate_table import spoil
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
+from workbench.metrics.statistics import Verdict, three_digits, verdict_of
 from workbench.params.notebooks import LMCacheHitAnalysis
 
 if TYPE_CHECKING:
@@ -44,6 +46,14 @@ _SHARES = {
     "hit_share": "hit rate",
     "ideal_share": "ideal hit rate",
     "claimed_share": "LMCache's own hit rate",
+}
+
+
+_VERDICTS: Mapping[Verdict, str] = {
+    "faster": "faster",
+    "slower": "slower",
+    "undecided": "not significant",
+    "no_interval": "too few rounds",
 }
 
 
@@ -90,20 +100,30 @@ class HitResult(Result):
                 percent(value) if name in _SHARES else f"{value:,.0f}".replace("nan", "unknown")
                 for value in rows[name].astype(float)
             ]
+        own = _SHARES["claimed_share"]  # without LMCache, or in a log, nothing reports it
+        shown[own] = shown[own].replace("unknown", "not reported")
         return self._showing(shown, "counts")
 
     @property
     def ratios_table(self) -> pd.DataFrame:
         """The ratios for a reader."""
+        import pandas as pd
+
         rows = self.ratios
         if rows.empty:
             return rows
-        rows["prompts"] = [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]]
-        rows["compared"] = rows["arm"] + ", " + rows["pass"]
-        rows["baseline"] = rows["baseline_arm"] + ", " + rows["baseline_pass"]
-        rows["TTFT speed-up"] = rows["sentence"]
-        names = ["what", "compared", "baseline", "prompts", "TTFT speed-up"]
-        return self._showing(rows[names], "ratios")
+        found = list(zip(rows["ratio"], rows["low"], rows["high"], strict=True))
+        shown = {
+            "what": rows["what"],
+            "compared": rows["arm"] + ", " + rows["pass"],
+            "baseline": rows["baseline_arm"] + ", " + rows["baseline_pass"],
+            "prompts": [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]],
+            "TTFT speed-up": [_speed_up(*bounds) for bounds in found],
+            "verdict": [_VERDICTS[verdict_of(*bounds)] for bounds in found],
+            "rounds": rows["n_rounds"],
+            "pairs": rows["n_pairs"],
+        }
+        return self._showing(pd.DataFrame(shown), "ratios")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +138,7 @@ class HitAnalysis:
             return str(self.plan)
         sizes = []
         for path in map(Path, self.params.log_files):
-            size = f"{path.stat().st_size / 1e6:,.1f} MB" if path.is_file() else "file not found"
+            size = f"{path.stat().st_size:,} bytes" if path.is_file() else "file not found"
             sizes.append(f"{path} ({size})")
         return f"Reads {', '.join(sizes)}. No servers are started."
 
@@ -132,6 +152,13 @@ class HitAnalysis:
             return _read(self.params, echo)
         result = await run(self.plan, echo=echo)
         return _concluded(result, self.plan)
+
+
+def _speed_up(value: float, low: float, high: float) -> str:
+    if isnan(value):
+        return "unknown"
+    ends = "" if isnan(low) else f" [{three_digits(low)}, {three_digits(high)}]"
+    return f"{three_digits(value)}x{ends}"
 
 
 def hit_analysis(params: LMCacheHitAnalysis) -> HitAnalysis:
@@ -158,7 +185,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
     doubts = [*result.doubts, *_log_doubts(logs, rows, counts)]
     facts = replace(
         result.run,
-        explained=tuple(explained(rows)),
+        explained=tuple(explained(rows[rows["need"].notna() & (rows["held"] > 0)])),
         tiers=tuple(table),
         ratios=tuple(ratio.as_row() for ratio in compared),
         doubts=tuple(dict.fromkeys(doubts)),

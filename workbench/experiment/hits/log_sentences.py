@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import headline, marked, told
 from workbench.experiment.hits.hit_findings import log_tiers, percent
-from workbench.experiment.hits.need_to_load import examples
+from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.facts import Card, RunFacts
 from workbench.metrics.gates.gate import Gate, judge
@@ -38,8 +38,8 @@ _DOUBTS: dict[Cause, str] = {
     " tokens are not counted as served by LMCache.",
     "ranks without a retrieval": "In {n:,} request{s}, some ranks logged no retrieval. The other"
     " ranks' token count is used.",
-    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's share"
-    " is an upper limit: tokens looked up, not tokens loaded.",
+    "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's"
+    " numbers are an upper limit: tokens looked up, not tokens loaded.",
     "id came again": "{n:,} request id{s} occurred again, in another process or after a restart."
     " Each occurrence counts as its own request.",
     "lines cut": "{n:,} LMCache line{s} were left out: cut short, or overwritten by another"
@@ -88,7 +88,7 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks else [])]
     generations = " and ".join(sorted({*log.requests["generation"], *log.transfers["generation"]}))
-    gates = (_whole(log),)
+    gates, tokens = (_whole(log),), log_tokens(log)
     failed = failed_names(gates)
     does = spoil(failed, "counts")
     finding, unproven = headline(_finding(log), failed, "counts")
@@ -102,8 +102,8 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         numbers=marked(_cards(log), failed),
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
-        explained=tuple(examples(log)),
-        tiers=tuple(log_tiers(log_tokens(log))),
+        explained=tuple(explained(tokens)),
+        tiers=tuple(log_tiers(tokens)),
         doubts=tuple(doubt(log, found) for found in log.doubts),
         limits=(
             "A log has no TTFT and no prompts. The cost of storing, break-even, the effect of the"

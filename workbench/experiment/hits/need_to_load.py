@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from workbench.metrics.lmcache_log.log_summary import LogSummary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,67 +21,33 @@ LEVELS = (
 """The four numbers of a request, in the order in which they arise."""
 
 
-def explained(served: pd.DataFrame) -> list[str]:
-    """The four numbers, then one request of a live run for each sign of its need to load."""
-    rows = served[served["need"].notna() & (served["held"] > 0)]
-    first = rows[~np.sign(rows["need"]).duplicated()].sort_values("need")
-    return [
-        *(LEVELS if len(first) else ()),
-        *(
-            f"Example ({row['arm']}, {row['pass']}): "
-            + _numbers(
-                prompt=row["prompt_tokens"],
-                held=row["held"],
-                engine=row["engine"],
-                need=row["need"],
-                loaded=row["l1"] + row["l2"],
-            )
-            for _, row in first.iterrows()
-        ),
+def explained(rows: pd.DataFrame) -> list[str]:
+    """The four numbers, then one request for each sign of its need to load.
+
+    `rows` are those of `served_tokens.served` that a store's log explains, or `log_tokens`. A load
+    that did not arrive is one more kind.
+    """
+    loaded = rows["l1"] + rows["l2"]
+    rows = rows.assign(loaded=loaded, sign=np.sign(rows["need"].astype(float)))
+    rows["lost"] = loaded < rows["asked_to_load"] if "asked_to_load" in rows else False
+    first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need", "lost"])
+    said = [
+        f"Example ({row['arm']}, {row['pass']}): {_numbers(row)}" for _, row in first.iterrows()
     ]
+    return [*LEVELS, *said] if said else []
 
 
-def examples(summary: LogSummary) -> list[str]:
-    """The same for a log, where a load that did not arrive is one more kind."""
-    rows = summary.requests.assign(sign=np.sign(summary.requests["need_to_load"].astype(float)))
-    rows["lost"] = rows["loaded_tokens"] < rows["asked_to_load"]
-    first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need_to_load", "lost"])
-    return [
-        *(LEVELS if len(first) else ()),
-        *(f"Example: {_logged(row)}" for _, row in first.iterrows()),
-    ]
-
-
-def _logged(row: pd.Series) -> str:
-    if np.isnan(row["engine_hit_tokens"]):
-        what = "tokens" if row["lmcache_hit_tokens"] == row["lmcache_hit_tokens"] else "keys"
+def _numbers(row: pd.Series) -> str:
+    prompt, held, engine, need, loaded = (
+        float(row[name]) for name in ("prompt_tokens", "held", "engine", "need", "loaded")
+    )
+    if isnan(engine):
+        what = "keys" if isnan(held) else "tokens"
         l1, l2 = (float(row[f"{tier}_{what}"]) for tier in ("l1", "l2"))
         return (
             f"LMCache hit {l1 + l2:,.0f} {what} ({l1:,.0f} in L1, {l2:,.0f} in L2). LMCache's"
             " multi-process mode does not log the engine hit, so need to load is unknown."
         )
-    return _numbers(
-        prompt=row["prompt_tokens"],
-        held=row["lmcache_hit_tokens"],
-        engine=row["engine_hit_tokens"],
-        need=row["need_to_load"],
-        loaded=row["loaded_tokens"],
-        arrival=str(row["arrival"]),
-        skipped=row["skipped"] is True,
-    )
-
-
-def _numbers(
-    *,
-    prompt: float,
-    held: float,
-    engine: float,
-    need: float,
-    loaded: float,
-    arrival: str = "",
-    skipped: bool = False,
-) -> str:
-    """`held` is the LMCache hit, `need` what LMCache logged, `loaded` what arrived."""
     last = " - 1 (the last token is always computed)" if held == prompt else ""
     difference = held - engine - bool(last)
     logged = "" if need == difference else f" (logged as {need:,.0f})"
@@ -90,11 +55,11 @@ def _numbers(
         outcome = "Nothing was loaded"
     elif difference <= 0:
         outcome = "Nothing was loaded, because the engine already had these tokens"
-    elif skipped:
+    elif row.get("skipped") is True:
         outcome = "Not loaded, because this is below LMCache's min_retrieve setting"
-    elif arrival == "silent":
+    elif row.get("arrival") == "silent":
         outcome = "No log line confirms the load, so it does not count as served by LMCache"
-    elif arrival == "looked up":
+    elif row.get("arrival") == "looked up":
         outcome = "The log has no Retrieved lines, so all of these tokens are assumed to be loaded"
     elif loaded < difference:
         outcome = f"{f'Only {loaded:,.0f}' if loaded else 'None'} of these tokens arrived"

@@ -22,16 +22,17 @@ def headline(ratios: Sequence[HitRatio]) -> str:
         parts.append(
             {
                 "faster": f"Loading {what} cuts TTFT {value:.3g}x",
-                "slower": f"Loading {what} makes TTFT {1 / value:.3g}x longer",
-                "undecided": f"No significant effect of loading {what} on TTFT",
-                "no_interval": f"Too few rounds to judge loading {what} (speed-up {value:.3g}x)",
+                "slower": f"Loading {what} lengthens TTFT {1 / value:.3g}x",
+                "undecided": "No significant effect of loading from LMCache on TTFT",
+                "no_interval": "Too few rounds to judge loading from LMCache",
             }[gain.ratio.verdict]
         )
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and cost.resolved:
-        parts.append(f"storing changes cold TTFT by {_change(cost)[0]:+.0f} %")
+        added = _change(cost)[0]
+        parts.append(f"storing {'adds' if added > 0 else 'saves'} {abs(added):.0f} %")
     elif cost is not None and cost.ratio.verdict == "undecided":
-        parts.append("no significant cost of storing")
+        parts.append("no significant storing cost")
     return "; ".join(parts) or "Cache hits were counted, but no two cache states can be compared"
 
 

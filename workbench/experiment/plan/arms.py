@@ -61,6 +61,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
+    if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
+        _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -72,6 +74,11 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     for topology in topologies:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
+    if params.engine == "simulated" and not asked.simulated:
+        raise PlanError(
+            f"connector must be none, lmcache or nixl with engine simulated, got {asked.name!r}"
+            " (example: -p connector lmcache)"
+        )
     for topology in topologies:
         check_fault(params.fault, asked.name, topology)
     if not settings.on_gpu and tp != TensorParallel():
@@ -86,7 +93,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         if topology.disaggregated:
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
-            for rival in ("none", "lmcache"):
+            for rival in ("none", asked.name if asked.store else "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
@@ -114,6 +121,18 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+
+
+def _check_stores(made: ExperimentPlan) -> None:
+    """Refuse a KV store that cannot hold one prompt. Raises PlanError."""
+    longest = max(request.prompt_tokens for request in made.workload.sample.requests)
+    prompt_gb = longest * made.kv_bytes_per_token / 2**30
+    for arm in made.arms:
+        if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
+            raise PlanError(
+                f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
+                f" GB of KV, got {arm.store_gb:g} (example: store_gb {2 * prompt_gb:.1g})"
+            )
 
 
 def _with_load(

@@ -153,13 +153,20 @@ class ExperimentPlan:
         return self.settings.platform if self.settings else "cpu"
 
     @property
+    def kv_bytes_per_token(self) -> float:
+        """KV of one token in all layers; NaN for a model that is not a folder here."""
+        settings = self.settings
+        if settings is None or not settings.model.expanduser().is_dir():
+            return nan
+        return float(model_facts(settings.model).run_as(settings.dtype).kv_shape.bytes_per_token)
+
+    @property
     def kv_space_tokens(self) -> float:
         """Tokens that fit an instance's KV cache; NaN on a GPU, where only vLLM knows it."""
         settings = self.settings
-        if settings is None or settings.on_gpu or not settings.model.expanduser().is_dir():
+        if settings is None or settings.on_gpu:
             return nan
-        facts = model_facts(settings.model).run_as(settings.dtype)
-        return settings.kv_cache_mib * 2**20 / facts.kv_shape.bytes_per_token
+        return settings.kv_cache_mib * 2**20 / self.kv_bytes_per_token
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from workbench.load.workload.tokenizer import (
 from workbench.load.workload.workload import Workload
 from workbench.load.workload.written import lengths_missed, word_ids, written
 from workbench.params.shared import EngineParams, LoadParams
-from workbench.serve.simulated.answers import PretendTokenizer
+from workbench.serve.simulated.answers import SimulatedTokenizer
 from workbench.serve.tiny_model import ModelFacts
 from workbench.serve.vllm import EngineSettings
 
@@ -167,7 +167,7 @@ def workload_of(
         if settings is None:
             tokenizer = attached_tokenizer(params)
         elif settings.platform == "simulated":
-            tokenizer = PretendTokenizer()
+            tokenizer = SimulatedTokenizer()
         else:
             tokenizer = model_tokenizer(str(settings.model))
     return WorkloadSpec(name=params.workload, options=options, tokenizer=tokenizer, chat=chat)

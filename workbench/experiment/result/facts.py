@@ -50,12 +50,10 @@ class Card:
     """Of claims: the kind of verdict that is counted."""
 
 
-_SPOILT = {"struck": "not valid", "rough": "rough", "doubt": "see doubts"}
-
-
 def spoilt_note(effect: str, note: str) -> str:
-    """A card's note, led by what failed gates do to its number: `rough; 24 requests`."""
-    return "; ".join(filter(None, (_SPOILT.get(effect, ""), note)))
+    """A card's note with what failed gates do to its number: `rough; 24 requests`."""
+    lead = {"struck": "not valid", "rough": "rough"}.get(effect, "")
+    return "; ".join(filter(None, (lead, note, "see doubts" * (effect == "doubt"))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A plan carried out: launches, passes, the reading of counters, progress and the run's log.
+"""Runs a plan: launches, passes, counters, progress and the log of the run.
 
 `run` is the way in; it ends what it starts.
 """

@@ -164,7 +164,9 @@ class CounterReading:
         if self.store is None or before.store is None:
             return None
         change = prometheus.difference(before.store, self.store)
-        return StoreCounters.of(change, self.deployment.store.counters)
+        store = self.deployment.store
+        tokens = self.block_tokens if store.keeps_blocks else 1
+        return StoreCounters.of(change, store.counters, block_tokens=tokens)
 
     def transfers_since(
         self, before: CounterReading, series: Mapping[str, str]

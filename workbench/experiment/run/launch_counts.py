@@ -44,6 +44,8 @@ class LaunchCounts:
     def begins(self, made: Made, reading: CounterReading) -> None:
         """A pass begins; what was emptied for it is empty from here on."""
         self._block_tokens = reading.block_tokens
+        if self._stores and self._deployment.store.keeps_blocks:
+            self._chunk_tokens = reading.block_tokens
         if self._ideal is None:
             settings = self._arm.settings
             self._ideal = IdealCaches(
@@ -51,6 +53,7 @@ class LaunchCounts:
                 chunk_tokens=self._chunk_tokens,
                 prefix_caching=settings is None or settings.prefix_caching,
                 pulls=self._pulls,
+                loads_blocks=self._stores and self._deployment.store.keeps_blocks,
             )
         if made.engines_empty:
             self._ideal.forget_engines()
@@ -99,6 +102,7 @@ class LaunchCounts:
             round=self._number,
             pass_name=measured.name,
             stores=self._stores,
+            counts_lookups=self._deployment.store.counts_lookups,
             pulls=self._pulls,
             requests_sent=len(records),
             prompt_tokens_sent=prompts.prompt_tokens,

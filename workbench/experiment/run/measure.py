@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from math import isnan, lcm, nan
 from typing import Any
@@ -28,7 +29,7 @@ from workbench.load.workload.workload import Workload, asked_again
 from workbench.metrics.latency import latencies, succeeded, system_tps
 from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
-from workbench.serve.processes.readiness import failure
+from workbench.serve.processes.startup import failure_line
 
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
@@ -78,7 +79,7 @@ async def measure_arm(
         )
         if dead := deployment.dead():
             for process in dead:
-                reason = f"{where}: {failure(process, 'ended by itself')}"
+                reason = f"{where}: {failure_line(process, 'ended by itself')}"
                 log.reasons.append(reason)
                 log.doubt(reason)
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
@@ -92,6 +93,24 @@ async def measure_arm(
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
+
+
+async def _while_store_lives(deployment: Deployment, driving: Awaitable[LoadRun]) -> LoadRun:
+    """Break the load off when a store ends without which every request would wait for seconds."""
+    load = asyncio.ensure_future(driving)
+    stores = [p for p in deployment.processes if p.spec.role == "store"]
+    if not (stores and deployment.store.stalls_when_dead):
+        return await load
+    awaited: list[asyncio.Future[Any]] = [load, *(p.exited for p in stores)]
+    try:
+        await asyncio.wait(awaited, return_when="FIRST_COMPLETED")
+    finally:
+        if not load.done():
+            load.cancel()
+            await asyncio.wait([load])
+    if load.cancelled():
+        raise DeploymentError(failure_line(stores[0], "ended by itself, and the pass was stopped"))
+    return load.result()
 
 
 def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
@@ -205,9 +224,10 @@ class _Launched:
             async with watched_gauges(deployment) as gauges:
                 arrivals = plan.arrivals_in(measured)
                 if workers == 1:
-                    load = await drive_in_thread(workload, arrivals, **options)
+                    driving = drive_in_thread(workload, arrivals, **options)
                 else:
-                    load = await drive_in_workers(workload, arrivals, workers=workers, **options)
+                    driving = drive_in_workers(workload, arrivals, workers=workers, **options)
+                load = await _while_store_lives(deployment, driving)
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
@@ -221,8 +241,8 @@ class _Launched:
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan
             log.doubt(
-                "The attached server runs on this machine, so its CPU use cannot be separated from"
-                " that of other programs."
+                "The attached server runs on this machine, so the CPU use of other programs is"
+                " unknown."
             )
         return load, rows, others_share
 

@@ -183,10 +183,11 @@ async def _deployment(
     except DeploymentError as error:
         if not number:
             raise
+        reason = str(error).partition(";")[0]  # what follows is advice for the start of a run
         raise DeploymentError(
-            f"the attached server failed after round {number} of {plan.rounds}:"
-            f" {str(error).partition(';')[0]}; the rounds before are kept in {folder.attempt}; see"
-            " the server's log, then run again"
+            f"the attached server failed after round {number} of {plan.rounds}"
+            f" ({reason.partition(', but ')[2] or reason}); see its log and run again; measured"
+            f" rounds are kept in {folder.attempt}"
         ) from error
     yield found
 

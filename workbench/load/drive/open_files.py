@@ -35,9 +35,9 @@ def check_files(in_flight: int) -> None:
     needed, most = _needed(in_flight), _hard_limit()
     if needed > most:
         raise ParameterError(
-            f"concurrency (or rate_per_s x timeout_s) must need at most {most:,} open files, the"
-            f" hard limit, got {needed:,} for {in_flight:,} requests in flight; raise the limit"
-            f" (example: ulimit -Hn {needed})"
+            f"{in_flight:,} requests in flight need {needed:,} open files, more than the hard limit"
+            f" of {most:,}; lower concurrency, rate_per_s or timeout_s, or raise it (example:"
+            f" ulimit -Hn {needed})"
         )
 
 

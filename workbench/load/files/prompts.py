@@ -63,7 +63,7 @@ class PromptFile:
 
 @dataclass(slots=True)
 class _Seen:
-    """What rows hold beside prompts and lengths."""
+    """What rows hold in addition to prompts and lengths."""
 
     unused: set[str] = field(default_factory=set)
     doubts: dict[str, None] = field(default_factory=dict)
@@ -151,7 +151,7 @@ def _prompt(row: FileRow, seen: _Seen) -> OwnPrompt:
     if form == "body":
         body = row.fields["body"]
         if not isinstance(body, dict):
-            raise row.error(f"body must be a JSON object, got {cut(body)}")
+            raise row.error(f"body must be a JSON object, got {cut(body)} (example: {_GOOD})")
         seen.unused |= _given(row).keys() - {"body"}
         row = replace(row, fields=body)
         form = _form(row)
@@ -280,9 +280,8 @@ def _conversation(row: FileRow, given: object, max_tokens: int, seen: _Seen) -> 
 
 def _text(row: FileRow, value: object, name: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str) or not (value or may_be_empty):
-        raise row.error(
-            f"{name} must be {'text' if may_be_empty else 'non-empty text'}, got {cut(value)}"
-        )
+        kind = "text" if may_be_empty else "non-empty text"
+        raise row.error(f'{name} must be {kind}, got {cut(value)} (example: "Hello")')
     try:
         value.encode()
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but not text

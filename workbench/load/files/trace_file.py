@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, islice, pairwise
+from math import isnan, nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,10 +54,11 @@ _FORMATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """A checked row; None for a missing field."""
+    """A checked row; None for a missing length or ids."""
 
     row: FileRow
-    time_s: float | None
+    time_s: float
+    """NaN for a row without a time."""
     prompt_tokens: int
     output_tokens: int | None
     hash_ids: tuple[int, ...] | None
@@ -93,15 +95,15 @@ def read_trace(
     ]
     block, block_doubts = block_size(lengths, asked=block_tokens)
     chains, chain_doubts = _chains(found, block)
-    timed = [each for each in found if each.time_s is not None]
+    timed = [each for each in found if not isnan(each.time_s)]
     _check_order(timed)
-    start_s = _seconds(timed[0]) if timed else 0.0
+    start_s = timed[0].time_s if timed else 0.0
     used = known | {"session_id", "delay"}
     return Trace(
         name=path.stem,
         rows=tuple(
             TraceRow(
-                arrival_s=0.0 if each.time_s is None else each.time_s - start_s,
+                arrival_s=0.0 if isnan(each.time_s) else each.time_s - start_s,
                 prompt_tokens=each.prompt_tokens,
                 output_tokens=output_tokens if each.output_tokens is None else each.output_tokens,
                 hash_ids=ids,
@@ -202,13 +204,13 @@ def _request(row: FileRow, layout: _Format) -> _Request:
     )
 
 
-def _time_s(row: FileRow, layout: _Format) -> float | None:
-    """Seconds on the file's own clock; None if the row has no time."""
+def _time_s(row: FileRow, layout: _Format) -> float:
+    """Seconds on the file's own clock; NaN if the row has no time."""
     number = row.value(layout.time)
     if number is None:
-        return None
+        return nan
     if isinstance(number, str):
-        with suppress(ValueError):  # told below
+        with suppress(ValueError):  # the error follows
             moment = datetime.fromisoformat(number.strip())
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if type(number) not in (int, float) or not 0 <= number <= MOST * layout.per_second:
@@ -224,7 +226,7 @@ def _time_s(row: FileRow, layout: _Format) -> float | None:
 def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
     value = row.fields.get("hash_ids")
     if row.is_text and value:
-        with suppress(ValueError, RecursionError):  # told below
+        with suppress(ValueError, RecursionError):  # the error follows
             value = json.loads(value)
     if value is None or value == "":
         return None
@@ -237,16 +239,12 @@ def _hash_ids(row: FileRow) -> tuple[int, ...] | None:
 
 def _check_order(timed: Sequence[_Request]) -> None:
     for before, each in pairwise(timed):
-        back_s = _seconds(before) - _seconds(each)
+        back_s = before.time_s - each.time_s
         if back_s > 0:
             raise each.row.error(
                 f"its time is {back_s:g} s before that of line {before.row.line}. Sort trace_file"
                 " by time"
             )
-
-
-def _seconds(request: _Request) -> float:
-    return request.time_s or 0.0
 
 
 def _chains(
@@ -303,7 +301,7 @@ def _row_doubts(
     # Other tools write seconds under Mooncake's names, and the file does not say which it has.
     # Fractions of a millisecond are seldom written, and few servers get 1,000 requests a second.
     if len({each.time_s for each in timed}) > 2 and _layout(timed[0].row).name == "Mooncake":
-        if len(timed) - 1 >= 1000 * (_seconds(timed[-1]) - _seconds(timed[0])):
+        if len(timed) - 1 >= 1000 * (timed[-1].time_s - timed[0].time_s):
             yield (
                 "timestamp of trace_file is read as milliseconds, which gives over 1,000 req/s. If"
                 " it is in seconds, set trace_speed to 0.001."

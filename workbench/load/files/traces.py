@@ -17,7 +17,7 @@ import numpy as np
 from workbench.errors import ParameterError
 from workbench.load.workload.arrivals import Arrivals, at_times
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, TokenIds, drawn_ids, salt_ids
-from workbench.load.workload.workload import Workload, assemble, check_numbers
+from workbench.load.workload.workload import Request, Workload, assemble, check_numbers
 from workbench.records import RequestRecord
 
 BLOCK_TOKENS = 512
@@ -35,7 +35,7 @@ class TraceRow:
     hash_ids: tuple[int, ...]
     """One for each block of the prompt; the last may be shorter than the others."""
     line: int = 0
-    """Line of the file, from 1; 0 where there is none."""
+    """Line of the file, from 1; 0 without a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Trace:
                     drawn[hash_id] = drawn_ids(tokens, vocab_tokens, seed, 5, hash_id)
             ids = np.zeros(row.prompt_tokens, np.int32)
             text = np.concatenate([drawn[hash_id] for hash_id in row.hash_ids])[: len(ids)]
-            ids[: len(text)] = text  # one token is missing where even that is more than its share
+            ids[: len(text)] = text  # a fractional block may leave one token unset
             key = row.hash_ids[min(salted, len(row.hash_ids) - 1)]
             group = groups.setdefault(key, len(groups))
             ids[:SALT_TOKENS] = salt_ids(salt, group, vocab_tokens)[: len(ids)]
@@ -144,11 +144,11 @@ class Trace:
 
 
 def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
-    """The trace made small enough: its longest prompt and its longest answer have these lengths.
+    """The trace scaled down so that its longest prompt and longest output have these lengths.
 
-    Both are scaled by factors of their own and never lengthened; the prompt's factor is rounded
-    down to whole tokens of a block, so the longest prompt may be a little shorter than asked. A
-    block that would be shorter than the salt is not rounded.
+    Each has its own factor, and none is lengthened. The prompt's factor is rounded down to whole
+    tokens of a block, so the longest prompt may be a little shorter than asked. A block that would
+    be shorter than the salt is not rounded.
     """
     longest = max(row.prompt_tokens for row in trace.rows)
     block: float = trace.block_tokens * min(1.0, prompt_tokens / longest)
@@ -162,11 +162,11 @@ def fitted(trace: Trace, *, prompt_tokens: int, output_tokens: int) -> Trace:
 
 
 def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
-    """A run of ours as a trace: when each request was sent, its answer, and its blocks' ids.
+    """A workbench run as a trace: send times, output lengths, and the ids of the prompt blocks.
 
-    Requests that were never sent are left out. An id is new for every block (the last, shorter
-    one as well) that no earlier prompt has after the same blocks. Raises ParameterError for a
-    record of another workload.
+    Requests that were never sent are left out. Every block (also the last, shorter one) gets a new
+    id unless an earlier prompt has it after the same blocks. Raises ParameterError for a record of
+    another workload.
     """
     asked = {request.index: request for request in workload.requests}
     sent = sorted((r for r in records if isfinite(r.sent_s)), key=lambda r: r.sent_s)
@@ -179,49 +179,37 @@ def trace_of_run(workload: Workload, records: Iterable[RequestRecord]) -> Trace:
                 f"request {record.request_id} is not in workload {workload.name!r}. Give the"
                 " records of a run of this workload"
             )
-        rows.append(
-            TraceRow(
-                arrival_s=record.sent_s - sent[0].sent_s,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=max(record.output_tokens, 0),
-                hash_ids=blocks.ids(request.prompt_ids),
-            )
-        )
+        sent_s, tokens = record.sent_s - sent[0].sent_s, max(record.output_tokens, 0)
+        rows.append(blocks.row(request, sent_s, tokens))
     return Trace(name=workload.name, rows=tuple(rows))
 
 
 def trace_of(workload: Workload, *, block_tokens: int) -> Trace:
     """A workload before it is sent as a trace without times, in blocks of any size."""
     blocks = _Blocks(block_tokens)
-    return Trace(
-        name=workload.name,
-        rows=tuple(
-            TraceRow(
-                arrival_s=0.0,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.max_tokens,
-                hash_ids=blocks.ids(request.prompt_ids),
-            )
-            for request in workload.requests
-        ),
-        block_tokens=block_tokens,
-    )
+    rows = tuple(blocks.row(request, 0.0, request.max_tokens) for request in workload.requests)
+    return Trace(name=workload.name, rows=rows, block_tokens=block_tokens)
 
 
 class _Blocks:
-    """Gives each block an id that stands for it and all before it."""
+    """Gives each block an id that stands for it and all blocks before it."""
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._known: dict[tuple[int, bytes], int] = {}
 
-    def ids(self, prompt: TokenIds) -> tuple[int, ...]:
+    def row(self, request: Request, arrival_s: float, output_tokens: int) -> TraceRow:
         ids: list[int] = []
-        for start in range(0, len(prompt), self._block_tokens):
-            block = prompt[start : start + self._block_tokens].tobytes()
+        for start in range(0, len(request.prompt_ids), self._block_tokens):
+            block = request.prompt_ids[start : start + self._block_tokens].tobytes()
             before = ids[-1] if ids else -1
             ids.append(self._known.setdefault((before, block), len(self._known)))
-        return tuple(ids)
+        return TraceRow(
+            arrival_s=arrival_s,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=output_tokens,
+            hash_ids=tuple(ids),
+        )
 
 
 def lru_hit_rates(trace: Trace, cache_tokens: Sequence[int]) -> tuple[float, ...]:

@@ -50,9 +50,7 @@ def turn_lengths(
     """Prompt lengths of turns that grow evenly, the last turn's being `prompt_tokens`."""
     turns = ceil(requests / conversations)
     if turns < 2:
-        allowed = (
-            f"at least {2 * conversations}, two turns for each of {conversations} conversations"
-        )
+        allowed = f"at least {2 * conversations} (two turns per conversation)"
         raise ParameterError(must_be("requests", allowed, requests, 2 * conversations))
     longest_first = prompt_tokens - (turns - 1) * (output_tokens + 1)
     if longest_first <= SALT_TOKENS:

@@ -163,8 +163,8 @@ def shared_prefix(
     `shared_tokens`, or prompt_tokens - 1 if the prompts are identical (see `ideal_reuse`).
     """
     if not SALT_TOKENS <= shared_tokens <= prompt_tokens:
-        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens}); shared_share sets it"
-        raise ParameterError(must_be("shared_tokens", allowed, shared_tokens, prompt_tokens // 2))
+        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens}), set by shared_share"
+        raise ParameterError(must_be("shared_tokens", allowed, shared_tokens, SALT_TOKENS))
     lengths = (prompt_tokens, shared_tokens, output_tokens)
     return _grouped("shared_prefix", requests, groups, lengths, vocab_tokens, seed, salt)
 

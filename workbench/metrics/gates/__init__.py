@@ -1,4 +1,4 @@
-"""Checks that must hold before a number is shown, and what a failed one takes away.
+"""Checks that must hold before a number is shown, and the effect of one that failed.
 
 One module per subject; `gate` has the record and the rule, `gate_table` the kinds of number.
 """

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import isnan, nan
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from workbench.metrics.counters import TokenSources
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _STRAY_SHARE = 0.01
 """A server whose prompt tokens differ by more than this fraction from those sent also served other
@@ -71,7 +77,7 @@ def _repeated(p: PassCounters, role: Role) -> int:
 def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     """In PD passes the prefill instances served every request and decode fetched the KV.
 
-    Decode instances that compute more than a perfect cache would leave them prefilled prompts
+    Decode instances that compute more than an infinite cache would leave them prefilled prompts
     themselves. They must also have fetched tokens unless their own cache has all of them.
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
@@ -151,7 +157,7 @@ def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
 def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
     """Prompt tokens of a warm pass were served by the cache that its state names.
 
-    On every role at least `share` of what a perfect cache would serve or, where each request's
+    On every role at least `share` of what an infinite cache would serve or, where each request's
     instance is not known, of the tokens in whole blocks or chunks.
     """
     warm = [p for p in passes if p.pass_name == state]
@@ -187,37 +193,39 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
 def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
     """What each source of this state served, with its roles, the lowest fraction first.
 
-    `The prefix cache served 100 % of cacheable tokens (prefill, decode; 99.2 % of all)`; of prompt
-    tokens where it is not known which tokens are cacheable.
+    `The prefix cache served 100 % of cacheable tokens (prefill, decode; 99.2 % of the prompts)`; of
+    prompt tokens where the cacheable ones are unknown.
     """
-    served_by = {role: source for role, source in _SERVED_BY[state].items()
-                 if any(role in p.sources for p in warm)}  # fmt: skip
     exact = all(role in p.reuse for p in warm for role in p.sources)
-    for source in dict.fromkeys(served_by.values()):
-        got, due, sent = dict[str, float](), dict[str, float](), dict[str, float]()
-        for role in (role for role, its in served_by.items() if its == source):
-            mine = [p for p in warm if role in p.sources]
-            got[role] = sum(getattr(p.sources[role], source) for p in mine)
-            sent[role] = _sent(mine)
-            due[role] = sum(_expected(p, role, source) for p in mine) if exact else sent[role]
-        apart = len({_percent(got[role], due[role]) for role in got}) > 1
-        roles = [
-            f"{role} {_percent(got[role], due[role])}" if apart else role
-            for role in sorted(got, key=lambda role: got[role] / (due[role] or 1))
-        ]
-        total, name = _percent(sum(got.values()), sum(due.values())), _SOURCE_NAMES[source]
-        of_all = f"; {_percent(sum(got.values()), sum(sent.values()))} of all" if exact else ""
-        first = source == next(iter(served_by.values()))
-        what = "cacheable" if exact else "prompt"
-        yield (
-            (f"{name.capitalize()} served {total} of {what} tokens" if first else f"{name} {total}")
-            + f" ({', '.join(roles)}{of_all})"
-        )
+    tokens: dict[Source, dict[Role, NDArray[np.float64]]] = {}  # got, cacheable, sent
+    for p in warm:
+        for role, sources in p.sources.items():
+            source, sent = _SERVED_BY[state][role], p.prompt_tokens_sent
+            due = _expected(p, role, source) if exact else sent
+            by_role = tokens.setdefault(source, {})
+            row = np.array([getattr(sources, source), due, sent], float)
+            by_role[role] = by_role.get(role, np.zeros(3)) + row
+    for number, (source, by_role) in enumerate(tokens.items()):
+        lowest_first = sorted(by_role, key=lambda role: _fraction(*by_role[role][:2]))
+        each = {role: _percent(*by_role[role][:2]) for role in lowest_first}
+        got, due, sent = np.sum([*by_role.values()], axis=0)
+        roles = [f"{role} {of}" for role, of in each.items()] if len({*each.values()}) > 1 else each
+        name, what = _SOURCE_NAMES[source], "cacheable" if exact else "prompt"
+        lead = f"{name} {_percent(got, due)}"
+        if not number:
+            lead = f"{name.capitalize()} served {_percent(got, due)} of {what} tokens"
+        of_all = f"; {_percent(got, sent)} of the prompts" if exact else ""
+        yield f"{lead} ({', '.join(roles)}{of_all})"
+
+
+def _fraction(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole else 1.0
 
 
 def _percent(part: float, whole: float) -> str:
-    """`99.2 %`; more than was expected is all of it."""
-    return f"{100 * min(1.0, part / whole if whole else 1.0):.1f}".removesuffix(".0") + " %"
+    """`99.2 %`; 100 % is never rounded up to."""
+    percent = 100 * _fraction(part, whole)
+    return f"{percent if percent == 100 else min(percent, 99.9):.1f}".removesuffix(".0") + " %"
 
 
 def _expected(p: PassCounters, role: Role, source: Source) -> float:

@@ -28,8 +28,8 @@ _ALIKE_RATIO = 2.0
 _ALIKE_REQUESTS = 3
 _ALIKE_S = 0.001
 _BEYOND_NOISE = 3.0
-"""A process that takes turns with other programs may be this many times as slow, up to
-MANY_OTHERS_SHARE of the CPU; a machine with more of them has no limit."""
+"""Other programs can make a process this many times as slow while they use at most
+MANY_OTHERS_SHARE of the CPU, and any number of times beyond."""
 _BEYOND_CHANCE = 10
 """More buffered responses than a late client makes."""
 _CACHED_SLACK_SHARE, _CACHED_SLACK_TOKENS = 0.01, 16
@@ -87,7 +87,7 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
         transfers += 0 if isnan(nixl.transfers) else nixl.transfers
         if nixl.failed or nixl.expired:
             problems.append(
-                f"KV was lost: {nixl.failed:,.0f} transfers failed and {nixl.expired:,.0f} prompts"
+                f"{nixl.failed:,.0f} KV transfers failed, and the KV of {nixl.expired:,.0f} prompts"
                 f" expired ({p.requests_sent:,} requests; {p.label})"
             )
     return judge(
@@ -154,9 +154,9 @@ _END_OTHERS = "End other programs on this machine and repeat the run"
 
 def _may_be_theirs(others_share: float) -> float:
     """How many times as slow other programs can make a process; 0 where there are few."""
-    return (
-        inf if others_share > MANY_OTHERS_SHARE else _BEYOND_NOISE * (others_share > OTHERS_SHARE)
-    )
+    if others_share > MANY_OTHERS_SHARE:
+        return inf
+    return _BEYOND_NOISE if others_share > OTHERS_SHARE else 0.0
 
 
 def _or_others(others_share: float) -> str:

@@ -33,7 +33,7 @@ def of_failed(p: PassCounters, gap: float) -> Entry:
 def missing_causes(
     p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources, missing: float
 ) -> list[Entry]:
-    """Entries for the `missing` tokens of a role: those that perfect caches would have served.
+    """Entries for the `missing` tokens of a role: those that infinite caches would have served.
 
     A cause is named only when a counter of this pass shows it. One without missing tokens (a
     preemption) is an entry of 0. Negative `missing` are extra tokens.

@@ -8,7 +8,7 @@ and every entry has a cause that a counter or an exact rule shows. More unexplai
 KV block per request fail the gate `the ledger closes`.
 
 - `counted`: prompt tokens that the client sent to a role, against those that its servers counted.
-- `reused`: prefix tokens that a perfect cache would have served, against those that were served.
+- `reused`: prefix tokens that an infinite cache would have served, against those that were served.
 - `moved`: tokens that decode instances counted as fetched, against the KV bytes that NIXL moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
 """
@@ -214,7 +214,9 @@ def _store(p: PassCounters) -> Account:
     if isnan(loaded):
         unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
-    twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
+    twice = 0.0
+    if p.counts_lookups:
+        twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
     if twice:
         why = "the engine's own hit was as long, so nothing was loaded from the store"

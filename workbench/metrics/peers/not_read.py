@@ -22,10 +22,10 @@ _VLLM = (
 )
 _SGLANG = "an SGLang bench_serving result without single requests. Run it with --output-details"
 _AIPERF = (
-    "an AIPerf summary{version} without single requests. Use profile_export.jsonl beside it (AIPerf"
-    " 0.2 and later, --export-level records)"
+    "an AIPerf summary{version} without single requests. Use profile_export.jsonl from its folder"
+    " (AIPerf 0.2 and later, --export-level records)"
 )
-_AIPERF_RAW = "AIPerf's raw export. Use profile_export.jsonl beside it"
+_AIPERF_RAW = "AIPerf's raw export. Use profile_export.jsonl from its folder"
 _GENAI_PERF = "Run AIPerf, its successor, and use its profile_export.jsonl"
 _OFFLINE = (
     "a result of vllm bench latency or throughput, which send no requests to a server. Run vllm"
@@ -39,7 +39,7 @@ _SUMMARIES = (
     ("total_output_tokens_retokenized", _SGLANG),
     ("dataset_name request_rate", _SGLANG),
     ("config results", "the summary of lmcache bench engine without single requests. Use"
-     " bench_results.csv beside it"),
+     " bench_results.csv from its folder"),
     ("experiments service_kind", f"genai-perf's raw profile. {_GENAI_PERF}"),
     ("input_config aiperf_version", _AIPERF),
     ("input_config schema_version", _AIPERF),
@@ -52,8 +52,8 @@ _SUMMARIES = (
     ("metadata payload", _AIPERF_RAW),
     ("avg_latency percentiles", _OFFLINE),
     ("total_num_tokens elapsed_time", _OFFLINE),
-    ("benchmark metric", "vLLM bench's file for PyTorch's dashboard. Use the file beside it without"
-     " .pytorch in its name"),
+    ("benchmark metric", "vLLM bench's file for PyTorch's dashboard. Use the file of the same name"
+     " without .pytorch"),
     ("", _UNKNOWN),
 )  # fmt: skip
 """By the names in a document, the first that fits: what the file is, and what to use instead."""
@@ -90,7 +90,7 @@ def why_not_table(source: Path, text: str) -> str:
     """The error for a text that does not begin like JSON."""
     start = text.lstrip()[:200].lower()
     if start.startswith("<"):
-        why = "a web page. Use the JSON file that the tool writes beside it"
+        why = "a web page. Use the JSON file that the tool writes with it"
     elif {"mean_ttft_ms", "request_throughput"} <= columns_of(text):
         why = (
             "the table of a vllm bench sweep without single requests. Use run=0.json in one of its"

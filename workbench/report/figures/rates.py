@@ -58,7 +58,7 @@ def rates(frame: pd.DataFrame) -> Chart | None:
 
     found = "TTFT and throughput by offered rate"
     if rows["achieved_per_s"].notna().any():
-        best = rows.loc[rows["achieved_per_s"].idxmax()]
+        best = rows.nlargest(1, "achieved_per_s").iloc[0]
         found = f"Throughput peaks at {best['achieved_per_s']:.3g} req/s ({best['arm']})"
         fastest = rows.loc[rows.groupby("arm")["offered_per_s"].idxmax()]
         if (fastest["achieved_per_s"] >= _KEPT_UP * fastest["offered_per_s"]).all():

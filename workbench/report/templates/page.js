@@ -107,7 +107,12 @@
     .join("\r\n") + "\r\n";
   document.querySelectorAll(".table, .claims-wide").forEach((frame) => {
     const table = frame.querySelector("table");
+    const rows = table.tBodies[0]?.rows.length ?? 0;
+    const all = make("button", { type: "button", textContent: `Show all ${rows} rows` });
+    all.onclick = () => { table.classList.remove("short"); all.remove(); };
+    table.classList.toggle("short", rows > 16);
     frame.after(tools(
+      ...(rows > 16 ? [all] : []),
       button("Copy as Markdown", "Copy this table as Markdown", copying(() => copy(markdown(table)))),
       button("Copy as CSV", "Copy this table as CSV", copying(() => copy(csv(table)))),
     ));

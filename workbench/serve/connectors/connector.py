@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from workbench.errors import LaunchError, PlanError, must_be
 from workbench.serve.processes.launcher import ProcessSpec
@@ -20,6 +20,8 @@ class Wiring:
     role: Role
     cpu: bool
     store_port: int = 0
+    store_gb: float = 0.0
+    """The part of the store's memory that this instance lends it, where instances do that."""
     side_port: int = 0
     """A second port of the instance itself."""
 
@@ -33,8 +35,16 @@ class Store:
     first one's port is the `store_port` of instances; its ready URL also serves /metrics."""
     clear_path: str
     """A POST to it empties the memory."""
+    cleared_by: Literal["store", "instance"] = "store"
+    """Who receives that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
     """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
+    keeps_blocks: bool = False
+    """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
+    counts_lookups: bool = True
+    """Its hits are what engines looked up; otherwise what they loaded."""
+    stalls_when_dead: bool = False
+    """If it dies, each request waits for seconds and then succeeds; a pass is stopped at once."""
     instance_start_s: float
     """Additional start-up time of an instance on a CPU."""
 
@@ -57,6 +67,8 @@ class Connector:
     """The value of vLLM's `--kv-transfer-config`."""
     env: Callable[[Wiring], dict[str, str]] = _nothing
     """Environment variables of an instance."""
+    env_files: Callable[[Wiring], dict[str, str]] = _nothing
+    """Environment variables that name a file, with the text of that file."""
     prefill_asks: Mapping[str, Any] = field(default_factory=dict)
     """Fields that the proxy adds to the body of the prefill leg."""
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
@@ -70,6 +82,8 @@ class Connector:
     """Patches a vLLM process on a machine without a GPU."""
     load: str = ""
     """What the fork server loads for it, as `module:function`."""
+    simulated: bool = True
+    """Whether engine=simulated models it."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Packages it needs, with the measured version."""
     modules: tuple[str, ...] = ()

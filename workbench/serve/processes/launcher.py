@@ -27,6 +27,8 @@ class ProcessSpec:
     port: int
     ready_url: str
     env: dict[str, str] = field(default_factory=dict)
+    env_files: dict[str, str] = field(default_factory=dict)
+    """Variables that name a file, with its text; the launcher writes it beside the log."""
     forks: str = ""
     """`module:function` that serves `args` in a fork; empty if it cannot be forked."""
     fatal: tuple[str, ...] = ()

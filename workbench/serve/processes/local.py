@@ -80,10 +80,15 @@ class LocalLauncher:
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
-        order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": spec.env}
+        env = dict(spec.env)
+        for variable, text in spec.env_files.items():
+            file = log_dir / f"{spec.name}.{variable.lower()}"
+            file.write_text(text, encoding="utf-8")
+            env[variable] = str(file.resolve())
+        order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": env}
         if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
             self._forked.add(name)
-            job = {"fork": spec.forks, "name": name, "args": spec.args, "env": spec.env}
+            job = {"fork": spec.forks, "name": name, "args": spec.args, "env": env}
             order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": str(log)})}
         pid = await self._ask(name, **order, log=str(log))
         return Process(spec, log, self._exits[name], pid)

@@ -32,10 +32,14 @@ def fatal(log_lines: Iterable[str], texts: Iterable[str] = ()) -> str:
     return ""
 
 
-def reason(log_lines: Sequence[str], texts: Iterable[str] = ()) -> str:
-    """The log line that best explains why a server ended, at most 400 characters."""
+def reason(log_lines: Sequence[str], texts: Iterable[str] = (), *, otherwise: str = "") -> str:
+    """The log line that best explains why a server ended, at most 400 characters.
+
+    If the log has no error it is `otherwise`, or the last line.
+    """
     said = [line for line in log_lines if line]
     errors = [line for line in said if _ERROR_LINE.match(line)]
     # vLLM ends with a general line that points to the root cause above it.
     telling = [line for line in errors if "root cause" not in line] or errors
-    return (fatal(said, texts) or (telling or said or ["its log is empty"])[-1])[:400]
+    last = (telling or [otherwise or (said or ["its log is empty"])[-1]])[-1]
+    return (fatal(said, texts) or last)[:400]

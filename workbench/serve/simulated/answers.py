@@ -54,7 +54,7 @@ class Asked:
     """kv_transfer_params, empty without."""
 
 
-class PretendTokenizer:
+class SimulatedTokenizer:
     """The simulated tokenizer: one id per word and per other character."""
 
     def encode(self, text: str) -> list[int]:
@@ -74,7 +74,7 @@ class PretendTokenizer:
         return tuple(by_id.values())
 
 
-_TOKENIZER = PretendTokenizer()
+_TOKENIZER = SimulatedTokenizer()
 
 
 def read_request(data: bytes, *, chat: bool, context_tokens: int) -> Asked:

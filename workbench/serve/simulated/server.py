@@ -33,7 +33,7 @@ STALLS_AT = 4
 
 
 def instance_app(instance: Instance) -> web.Application:
-    """A pretend vLLM server as an aiohttp application, serve it with `handler_cancellation`."""
+    """A simulated vLLM server as an aiohttp application; serve it with `handler_cancellation`."""
     front = _Front(instance)
     app = web.Application(client_max_size=2**26)
     app.cleanup_ctx.append(instance.alive)

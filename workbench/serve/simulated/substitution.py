@@ -23,7 +23,7 @@ LOADS = tuple(name.partition(":")[0] for name in (_MAIN, _PROXY_MAIN))
 _PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
 
 
-def pretend(
+def simulated_processes(
     processes: Iterable[ProcessSpec],
     topology: Topology,
     connector: Connector,

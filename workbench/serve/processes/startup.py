@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import httpx
 
@@ -19,13 +20,19 @@ POLL_PERIOD_S = 0.1
 LOG_PERIOD_S = 0.5
 
 
-async def ready(processes: Iterable[Process], *, timeout_s: float) -> None:
-    """Wait until each responds at its ready URL. Raises LaunchError with reason and log."""
+async def ready(
+    processes: Iterable[Process], *, timeout_s: float, beside: Sequence[Process] = ()
+) -> None:
+    """Wait until each responds at its ready URL. Raises LaunchError with reason and log.
+
+    The processes in `beside` are ready and must stay alive: an engine may wait minutes for its
+    store.
+    """
     failed: LaunchError | None = None
     try:
         async with control_client(2.0) as client, asyncio.TaskGroup() as group:
             for process in processes:
-                group.create_task(_ready(client, process, timeout_s))
+                group.create_task(_ready(client, process, timeout_s, beside))
     except* LaunchError as several:
         # The first failure is the cause; the others follow from it.
         failed = next(error for error in several.exceptions if isinstance(error, LaunchError))
@@ -34,7 +41,9 @@ async def ready(processes: Iterable[Process], *, timeout_s: float) -> None:
         raise failed
 
 
-async def _ready(client: httpx.AsyncClient, process: Process, timeout_s: float) -> None:
+async def _ready(
+    client: httpx.AsyncClient, process: Process, timeout_s: float, beside: Sequence[Process]
+) -> None:
     ends_s = time.monotonic() + timeout_s
     look_s, pause_s = 0.0, FIRST_POLL_S
     while not await _answers(client, process):
@@ -46,6 +55,9 @@ async def _ready(client: httpx.AsyncClient, process: Process, timeout_s: float) 
             look_s = now_s + LOG_PERIOD_S
         if not process.alive or doomed:
             raise LaunchError(failure(process, "did not start"))
+        for other in beside:
+            if not other.alive:
+                raise LaunchError(failure(other, f"ended while {process.spec.name} started"))
         if now_s > ends_s:
             raise LaunchError(failure(process, f"was not ready after {timeout_s:.0f} s"))
         await asyncio.sleep(pause_s)
@@ -66,7 +78,24 @@ async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
 
 def failure(process: Process, what: str) -> str:
     """What happened to a process, the reason from its log, and the end of the log."""
+    tail = "\n".join(f"    {line}" for line in logs.lines(process.log)[-8:])
+    return f"{process.spec.name} {what}: {_reason(process)}\n  log: {process.log}\n{tail}"
+
+
+def failure_line(process: Process, what: str) -> str:
+    """The same on one line, with the path of the log instead of its end."""
+    return f"{process.spec.name} {what}: {_reason(process)} (log: {process.log})"
+
+
+def _reason(process: Process) -> str:
     lines = logs.lines(process.log)
-    tail = "\n".join(f"    {line}" for line in lines[-8:])
-    reason = logs.reason(lines, process.spec.fatal)
-    return f"{process.spec.name} {what}: {reason}\n  log: {process.log}\n{tail}"
+    return logs.reason(lines, process.spec.fatal, otherwise=_killed(process))
+
+
+def _killed(process: Process) -> str:
+    """The signal that ended it, if one did."""
+    status = 0 if process.alive else process.exited.result()
+    if status >= 0:
+        return ""
+    memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-status).name}{memory}"

@@ -1,0 +1,115 @@
+"""Mooncake's store: a master that knows where KV blocks lie, and instances that lend it memory.
+
+Measured with Mooncake 0.3.13; docs/engine.md says what each setting cures. The store's protocol is
+TCP, and each instance's transfer engine listens on all addresses: Mooncake has no setting for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.processes.launcher import ProcessSpec
+
+_SMALLEST_SEGMENT = 2**24
+"""Bytes; Mooncake refuses less."""
+_LOCAL_BUFFER = "64MB"
+"""Of each instance, beside what it lends the store."""
+
+
+def _master() -> str:
+    """The program inside the package: its command line tool would be one process more."""
+    package = find_spec("mooncake")
+    where = package.submodule_search_locations if package else None
+    return str(Path(where[0]) / "mooncake_master") if where else "mooncake_master"
+
+
+def _processes(ports: Iterator[int], **_: object) -> tuple[ProcessSpec, ...]:
+    """The master. It must be ready first: an instance that finds none waits for 90 s."""
+    port, http_port = next(ports), next(ports)
+    master = ProcessSpec(
+        name="store",
+        role="store",
+        program=(_master(),),
+        args=(
+            *("-rpc_address", "127.0.0.1", "-rpc_port", str(port)),
+            *("-metrics_host", "127.0.0.1", "-metrics_port", str(http_port)),
+            *("-enable_metric_reporting=false", "-logtostderr"),
+        ),
+        port=port,
+        ready_url=f"http://127.0.0.1:{http_port}/health",
+    )
+    return (master,)
+
+
+def _config(wiring: Wiring) -> dict[str, str]:
+    """What vLLM's connector reads (`vllm.distributed.mooncake_store.MooncakeStoreConfig`)."""
+    config = {
+        "mode": "embedded",
+        "metadata_server": "P2PHANDSHAKE",
+        "master_server_address": f"127.0.0.1:{wiring.store_port}",
+        "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
+        "local_buffer_size": _LOCAL_BUFFER,
+        "protocol": "tcp",
+        "device_name": "",
+    }
+    return {"MOONCAKE_CONFIG_PATH": json.dumps(config)}
+
+
+def _patch_cpu() -> None:
+    """Give torch an event that does nothing: there is no stream to wait for without a GPU."""
+    import torch
+
+    class Event:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def record(self, *_: Any) -> None: ...
+
+        def wait(self, *_: Any) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def query(self) -> bool:
+            return True
+
+    torch.cuda.Event = Event
+
+
+STORE = Store(
+    processes=_processes,
+    clear_path="/reset_prefix_cache?reset_external=true",
+    cleared_by="instance",
+    keeps_blocks=True,
+    counts_lookups=False,
+    stalls_when_dead=True,
+    instance_start_s=0.5,
+    counters={
+        "requested_tokens": "master_batch_exist_key_items_total",
+        "hit_tokens": "mem_cache_hit_nums_",
+        "hit_l1_tokens": "mem_cache_hit_nums_",
+        "hit_l2_tokens": "file_cache_hit_nums_",
+        "written_chunks": "master_batch_put_end_items_total",
+        "read_chunks": "mem_cache_hit_nums_",
+        "evicted_chunks": "master_evicted_key_count",
+        "dropped_chunks": "master_put_start_alloc_failures_total",
+    },
+)
+
+CONNECTOR = Connector(
+    name="mooncake-store",
+    transfers=True,
+    store=STORE,
+    transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
+    env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
+    env_files=_config,
+    patch_cpu=_patch_cpu,
+    simulated=False,
+    packages={"mooncake": "0.3.13.post1"},
+    modules=("mooncake",),
+    fatal=("Initialize MooncakeDistributedStore failed",),
+    install="run make setup MOONCAKE=1 (docs/engine.md)",
+)
