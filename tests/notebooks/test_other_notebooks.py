@@ -129,7 +129,7 @@ def test_attach_without_and_with_lists(found: Any, somebody_elses_server: str) -
     facts = found("pd_sweep", attach)
     assert [arm["label"] for arm in facts["arms"]] == ["attached"]
     assert {row["pass"] for row in facts["summary"]} == {"cold", "engine-warm"}
-    assert any("salt alone" in doubt for doubt in facts["doubts"])
+    assert any("only unique prompts" in doubt for doubt in facts["doubts"])
     assert outcomes(facts)["cold was cold"] == "INCONCLUSIVE"  # no counter was read: never green
     assert outcomes(facts)["no failures"] == "PASS"
 
