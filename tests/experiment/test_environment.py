@@ -10,9 +10,9 @@ from workbench.experiment import environment
 from workbench.experiment.environment import (
     BUSY_MEANS,
     SMOKE,
-    Quiet,
+    MachineLoad,
     check_environment,
-    quietness,
+    idleness,
     timing_gates,
     watch_machine,
 )
@@ -37,7 +37,7 @@ def check(monkeypatch, tmp_path):
 
     async def run(*, others=0.02, lag_s=0.0004, smoked=SMOKED, smoke=True, **changed):
         async def watch():
-            return Quiet(others_cpu_share=others, loop_lag_p99_s=lag_s)
+            return MachineLoad(others_cpu_share=others, loop_lag_p99_s=lag_s)
 
         async def run_smoke(plan, *, echo):
             if isinstance(smoked, Exception):
@@ -169,16 +169,18 @@ async def test_without_a_smoke_run_the_rest_is_answered(check):
         (nan, 0.5, "busy"),
     ],
 )
-def test_what_was_seen_is_quiet_busy_or_not_known(others, lag_s, answer):
-    assert quietness(timing_gates(Quiet(others_cpu_share=others, loop_lag_p99_s=lag_s))) == answer
+def test_a_load_is_quiet_busy_or_not_known(others, lag_s, answer):
+    assert (
+        idleness(timing_gates(MachineLoad(others_cpu_share=others, loop_lag_p99_s=lag_s))) == answer
+    )
 
 
 def test_without_a_check_nothing_is_known():
-    assert quietness([]) == "not known"
+    assert idleness([]) == "not known"
 
 
 def test_a_busy_machine_is_told_with_its_numbers():
-    others, lag = timing_gates(Quiet(others_cpu_share=0.51, loop_lag_p99_s=0.0312))
+    others, lag = timing_gates(MachineLoad(others_cpu_share=0.51, loop_lag_p99_s=0.0312))
     assert others.sentence == "Other programs used 51 % of the CPU (limit 25 %)"
     assert lag.sentence == "Timers fired 31.2 ms late (p99, limit 10 ms)"
 

@@ -91,9 +91,9 @@ def load(folder: Path) -> Log:
 
 def stand_in() -> None:
     """Let notebooks of this process show recorded runs on a machine that is always the same."""
-    quiet = environment.Quiet(others_cpu_share=0.02, loop_lag_p99_s=0.001)
+    quiet = environment.MachineLoad(others_cpu_share=0.02, loop_lag_p99_s=0.001)
 
-    async def watch(*_: Any) -> environment.Quiet:
+    async def watch(*_: Any) -> environment.MachineLoad:
         return quiet
 
     for module in (runs, environment, hit_analysis):

@@ -60,7 +60,7 @@ _NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quiet:
+class MachineLoad:
     """The load of the machine while the workbench ran nothing."""
 
     others_cpu_share: float
@@ -69,12 +69,12 @@ class Quiet:
     """How late a timer of 10 ms fired."""
 
 
-async def watch_machine(watched_s: float = WATCHED_S) -> Quiet:
+async def watch_machine(watched_s: float = WATCHED_S) -> MachineLoad:
     """Watch the CPU use of other programs, and how late timers fire, for a moment."""
     before = ProcessorLoad.now()
     async with Pulse() as pulse:
         await asyncio.sleep(watched_s)
-    return Quiet(
+    return MachineLoad(
         others_cpu_share=ProcessorLoad.now().others_since(before),
         loop_lag_p99_s=pulse.health((), open_loop=False).loop_lag_p99_s,
     )
@@ -215,7 +215,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def timing_gates(seen: Quiet) -> list[Gate]:
+def timing_gates(seen: MachineLoad) -> list[Gate]:
     """Whether other programs left the CPU free, and whether timers fired on time."""
     others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
     go_on = "end other programs, or use only the ratios"
@@ -247,7 +247,7 @@ def _deciding(gates: Sequence[Gate]) -> list[Gate]:
     return failed or [gate for gate in gates if gate.outcome == "INCONCLUSIVE"]
 
 
-def quietness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
+def idleness(gates: Sequence[Gate]) -> Literal["quiet", "busy", "not known"]:
     """What the gates on timing say together; "quiet" is an idle machine."""
     deciding = _deciding(gates)
     if deciding:
@@ -263,7 +263,7 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
     running = about_running(gates)
     timing = [gate for gate in gates if gate not in running]
     failed = [gate for gate in running if gate.outcome == "FAIL"]
-    ready, quiet = smoked and not failed, quietness(timing)
+    ready, quiet = smoked and not failed, idleness(timing)
     severity: Literal["ok", "unsure", "bad"] = "ok" if quiet == "quiet" else "unsure"
     scope, step, why = BUSY_MEANS if quiet == "busy" else "", _NEXT, ""
     if not ready:

@@ -339,6 +339,24 @@ def test_paper_has_failed_gates_and_parameters_and_no_buttons(
     assert not gates.last.is_visible()
 
 
+def test_parts_of_the_claims_are_folded_and_all_are_on_paper(show: Open) -> None:
+    tab = show("paper_claim_validation")
+    rows = tab.locator(".claims tbody tr")
+    shown = (
+        "[...document.querySelectorAll('.claims tbody tr')]"
+        ".filter((row) => row.checkVisibility()).length"
+    )
+    folded = tab.locator("details.claims-part:not([open])").last
+    before = tab.evaluate(shown)
+    assert 10 < before < rows.count()
+    folded.locator("summary").click()
+    assert before < tab.evaluate(shown) < rows.count()
+    tab.emulate_media(media="print")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(shown) == rows.count()
+    assert tab.get_by_text("our number").first.is_visible()
+
+
 def test_a_long_table_is_shown_in_full_on_request_and_on_paper(show: Open) -> None:
     tab = show("pd_sweep")
     button = tab.get_by_role("button", name="Show all").first
