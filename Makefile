@@ -21,7 +21,7 @@ check: setup
 	mypy
 	lint-imports
 	nbstripout --verify --keep-id notebooks/*.ipynb
-	pytest -n 2 --dist loadgroup -m "not engine and not servers and not alone"
+	pytest -n 2 -m "not engine and not servers and not alone"
 	pytest -m "alone and not engine"
 
 test: check
