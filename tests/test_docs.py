@@ -26,7 +26,7 @@ from workbench.errors import ParameterError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import GATES
-from workbench.params.notebooks import NOTEBOOKS, EngineParams, check_params
+from workbench.params.notebooks import CONNECTORS, NOTEBOOKS, EngineParams, check_params
 from workbench.report.glossary import GLOSSARY
 
 ROOT = repository_root()
@@ -263,6 +263,8 @@ def test_readme_is_read_in_two_minutes():
     assert len(README.splitlines()) <= 110
     for word, sentence in GLOSSARY.items():
         assert f"- **{word}**: {sentence}\n" in README
+    for connector in CONNECTORS:
+        assert f"`{connector}`" in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -245,22 +244,3 @@ def test_every_tpot_known_is_nothing_to_tell():
 
 def test_a_usage_of_no_tokens_beside_tokens_is_no_throughput():
     assert math.isnan(system_tps(to_frame([request(output_tokens=0)])))
-
-
-def test_a_thousand_requests_are_taken_at_once():
-    n = 1_000
-    frame = pd.DataFrame(
-        {
-            "error": [""] * n,
-            "sent_s": np.arange(n, dtype=float),
-            "scheduled_s": np.arange(n, dtype=float),
-            "chunk_s": [(i + 1.0, i + 2.0, i + 3.0, i + 4.0) for i in range(n)],
-            "chunk_tokens": [()] * n,
-            "output_tokens": [4] * n,
-        }
-    )
-    out = latencies(frame)
-    gaps = icl(frame)
-    assert out["ttft_s"].eq(1).all()
-    assert gaps.size == 3 * n
-    assert (gaps == 1).all()

@@ -212,42 +212,6 @@ def test_the_same_id_in_another_pass_is_another_request():
     assert [round(1000 * s) for s in frame["transfer_queue_s"]] == [20, 5]
 
 
-def test_requests_at_once_show_the_queue_that_they_make():
-    """Four at once on one prefill instance of 100 ms: each waits for those before it."""
-    requests, legs = [], []
-    for n in range(4):
-        later_s = 0.1 * n
-        requests.append(
-            replace(
-                REQUEST,
-                index=n,
-                request_id=f"r{n}",
-                chunk_s=(REQUEST.chunk_s[0] + later_s - 0.23,),
-            )
-        )
-        shifted = {
-            name: getattr(SPLIT, name) + later_s - 0.23
-            for name in ("prefill_done_s", "decode_sent_s", "decode_first_byte_s")
-        }
-        legs.append(
-            replace(
-                SPLIT,
-                request_id=f"r{n}",
-                prefill_engine_metrics=timing(1000 * later_s, 100),
-                **shifted,
-            )
-        )
-    constants = {"arm": "1p1d nixl", "round": 0, "pass": "cold"}
-    frame = waterfall(to_frame(requests, **constants), to_frame(legs, **constants))
-    assert [round(1000 * s) for s in frame["prefill_queue_s"]] == [0, 100, 200, 300]
-    assert frame["residual_s"].to_numpy() == pytest.approx(0.0003)
-    assert frame[[*PARTS, "residual_s"]].sum(axis=1).to_numpy() == pytest.approx(
-        frame["ttft_s"].to_numpy()
-    )
-    slowest = representatives(frame).set_index("which").loc["slowest"]
-    assert slowest["prefill_queue_s"] == pytest.approx(0.3)
-
-
 def rows(n: int, *, residual_s: float = 0.001) -> pd.DataFrame:
     """Requests whose TTFT grows with their index, all of it prefill compute but the residual."""
     ttft_s = pd.Series([0.1 + 0.001 * i for i in range(n)])

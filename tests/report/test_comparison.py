@@ -68,7 +68,7 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert "chat since 0.33: first chunk with a token" in told
     assert "In the workbench: first chunk with a generated token" in told
     assert found.figure.svg.count("vLLM bench") >= 1
-    assert "Requests: 40 1a, cold, 40 vLLM bench, measured." in found.figure.caption
+    assert "40 requests in each of 2 groups." in found.figure.caption
 
 
 def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path, bench):

@@ -54,7 +54,7 @@ async def test_what_cannot_be_emptied_is_a_doubt(state, vllm):
     made = await make_state(Deployment(url=vllm.url), Pass(name="a", state=state))
     assert not made.engines_empty
     (doubt,) = made.doubts
-    assert doubt.startswith("The engines' caches could not be reset before a a pass")
+    assert doubt.startswith("Engine caches could not be reset before a a pass")
 
 
 async def test_a_warm_up_walks_each_pair_with_and_without_the_shift(one, vllm):

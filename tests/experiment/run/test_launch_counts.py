@@ -115,7 +115,7 @@ def test_that_no_connector_loaded_anything_is_shown_by_a_second_witness(
         assert (sources.computed, sources.external_hit, sources.unknown) == (16, 0, "")
     else:
         assert isnan(sources.external_hit)
-        assert "vLLM 0.16 and later say it" in sources.unknown
+        assert "vLLM 0.16 or later" in sources.unknown
 
 
 def test_which_data_parallel_engine_got_a_prompt_is_not_known():
@@ -124,6 +124,6 @@ def test_which_data_parallel_engine_got_a_prompt_is_not_known():
     both = old_vllm(16, engines=2)
     doubts = both.since(both).doubts
     assert doubts == (
-        "aggregated-0 runs 2 data-parallel engines, each with a cache of its own: a repeated prompt"
-        " may reach another one.",
+        "aggregated-0 runs 2 data-parallel engines with separate caches, so a repeated prompt may"
+        " miss.",
     )

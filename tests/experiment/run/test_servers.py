@@ -28,7 +28,7 @@ async def test_an_arm_started_by_hand_leaves_no_process_and_no_disk(
 
 
 async def test_attached_servers_are_not_started(attached):
-    with pytest.raises(PlanError, match="its servers are not started here"):
+    with pytest.raises(PlanError, match="its servers run already"):
         async with wb.deploy(attached().arms[0]):
             pass
 

@@ -244,14 +244,6 @@ def test_what_decode_may_compute_is_one_chunk_and_a_token_or_the_last_block(
     assert kv_moved([a_pass("cold", COMPUTED, decode, stores=stores)]).outcome == outcome
 
 
-def test_aggregated_passes_say_nothing_of_moving():
-    result = kv_moved([alone("cold", COMPUTED)])
-    assert (result.outcome, result.sentence) == (
-        "INCONCLUSIVE",
-        "No prefill/decode pass was measured",
-    )
-
-
 @pytest.mark.parametrize(
     ("gate", "wrong"),
     [

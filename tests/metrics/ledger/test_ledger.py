@@ -164,22 +164,22 @@ def lost(p: PassCounters, **values) -> PassCounters:
     return replace(p, sources={"aggregated": gone}, **values)
 
 
-def test_an_engine_that_was_given_too_much_forgot():
-    p = lost(WARM, overflowed=frozenset({"aggregated"}))
-    assert causes(p)["engine eviction"] == 1280
-    assert ledger_closes([p]).outcome == "PASS"
-
-
-def test_a_store_that_dropped_chunks_is_the_cause():
-    p = lost(STORED, store=store(1024), store_since_empty=store(0, evicted=5))
-    assert causes(p)["store eviction"] == 1280
-    assert ledger_closes([p]).outcome == "PASS"
-
-
-def test_a_store_that_turned_chunks_away_is_the_cause():
-    full = replace(store(0), dropped_chunks=5)
-    p = lost(STORED, store=store(1024), store_since_empty=full)
-    assert causes(p)["store was full"] == 1280
+@pytest.mark.parametrize(
+    ("p", "cause"),
+    [
+        (lost(WARM, overflowed=frozenset({"aggregated"})), "engine eviction"),
+        (
+            lost(STORED, store=store(1024), store_since_empty=store(0, evicted=5)),
+            "store eviction",
+        ),
+        (
+            lost(STORED, store=store(1024), store_since_empty=replace(store(0), dropped_chunks=5)),
+            "store was full",
+        ),
+    ],
+)
+def test_a_cache_that_was_too_small_is_the_cause(p, cause):
+    assert causes(p)[cause] == 1280
     assert ledger_closes([p]).outcome == "PASS"
 
 

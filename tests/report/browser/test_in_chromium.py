@@ -40,7 +40,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     log = folder / "vllm.log"
     log.write_text("".join(
-        lookup(f"r{n}", 1000, 768, 640, engine=128 * (n % 2)) + stored(f"r{n}", 256)
+        lookup(f"r{n}", 1000, 768, 640, engine=128) + stored(f"r{n}", 256)
         for n in range(8)
     ))  # fmt: skip
     more = {"lmcache_hit_analysis": {"log_file": str(log)}}
@@ -154,12 +154,14 @@ OVERLAPS = """() => {
   document.querySelectorAll("figure svg").forEach(
     (svg) => compare([...svg.querySelectorAll("text")], 0.25));
   document.querySelectorAll(".card").forEach((card) => compare([...card.children], 0));
+  document.querySelectorAll(".runs tr").forEach(
+    (row) => compare([...row.querySelectorAll("td > *")], 0.1));
   compare([...document.querySelectorAll("main > *")], 0.001);
   return found;
 }"""
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
 def test_no_text_lies_over_another(show: Open, notebook: str) -> None:
     tab = show(notebook)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -335,6 +337,24 @@ def test_paper_has_failed_gates_and_parameters_and_no_buttons(
     assert not any(button.is_visible() for button in tab.locator("button, nav").all())
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert not gates.last.is_visible()
+
+
+def test_parts_of_the_claims_are_folded_and_all_are_on_paper(show: Open) -> None:
+    tab = show("paper_claim_validation")
+    rows = tab.locator(".claims tbody tr")
+    shown = (
+        "[...document.querySelectorAll('.claims tbody tr')]"
+        ".filter((row) => row.checkVisibility()).length"
+    )
+    folded = tab.locator("details.claims-part:not([open])").last
+    before = tab.evaluate(shown)
+    assert 10 < before < rows.count()
+    folded.locator("summary").click()
+    assert before < tab.evaluate(shown) < rows.count()
+    tab.emulate_media(media="print")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(shown) == rows.count()
+    assert tab.get_by_text("our number").first.is_visible()
 
 
 def test_a_long_table_is_shown_in_full_on_request_and_on_paper(show: Open) -> None:

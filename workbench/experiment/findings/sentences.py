@@ -246,18 +246,17 @@ def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
 
 def _split_finding(rows: Sequence[Comparison]) -> str:
     """What the PD split does to cold TTFT, against aggregated instances on the same GPU count."""
-    better, worse = _with("faster", rows), _with("slower", rows)
-    some = better or worse
-    among = f" in {len(some)} of {len(rows)} comparisons" if len(some) < len(rows) else ""
     verdict = overall(rows)
-    if verdict in ("faster", "sometimes_faster"):
-        return f"PD split: cold TTFT {_span(r.ratio.value for r in better)} faster{among}"
-    if verdict in ("slower", "sometimes_slower"):
-        return f"PD split: cold TTFT {_span(1 / r.ratio.value for r in worse)} slower{among}"
     if verdict == "no_interval":
         return "PD split: not judged, too few rounds for intervals"
-    effect = "mixed" if verdict == "mixed" else "no significant"
-    return f"PD split: {effect} effect on cold TTFT"
+    if verdict in ("mixed", "undecided"):
+        effect = "mixed" if verdict == "mixed" else "no significant"
+        return f"PD split: {effect} effect on cold TTFT"
+    word = verdict.removeprefix("sometimes_")
+    some = [row.ratio.value for row in rows if row.ratio.verdict == word]
+    size = _span(some if word == "faster" else [1 / value for value in some])
+    among = f" in {len(some)} of {len(rows)} comparisons" if len(some) < len(rows) else ""
+    return f"PD split: cold TTFT {size} {word}{among}"
 
 
 def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
@@ -417,10 +416,6 @@ def _warm(plan: ExperimentPlan, rows: Iterable[Comparison], state: str) -> list[
     """The subjects' warm passes in this state, each against its cold pass."""
     subjects = _subjects(plan)
     return [r for r in matching(rows, kind="cache-state", pass_name=state) if r.arm in subjects]
-
-
-def _with(verdict: Verdict, rows: Iterable[Comparison]) -> list[Comparison]:
-    return [row for row in rows if row.ratio.verdict == verdict]
 
 
 def _has_interval(rows: Iterable[Comparison]) -> bool:

@@ -76,6 +76,8 @@ class Connector:
     there are none that make the decode instance fetch KV."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
     """The Prometheus series of each field of `metrics.counters.NixlCounters`."""
+    doubt: str = ""
+    """What a result with it must say, whatever was measured."""
     fatal: tuple[str, ...] = ()
     """Log texts after which an instance never becomes ready."""
     patch_cpu: Callable[[], object] = _nothing

@@ -106,6 +106,10 @@ CONNECTOR = Connector(
     transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
+    doubt=(
+        "Mooncake's transfer ports accept connections on all addresses of this machine; it has no"
+        " setting for loopback only."
+    ),
     patch_cpu=_patch_cpu,
     simulated=False,
     packages={"mooncake": "0.3.13.post1"},
