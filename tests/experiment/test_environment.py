@@ -152,6 +152,14 @@ async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
     assert facts.outcome.severity == "unsure"
 
 
+async def test_a_long_reason_stands_in_the_list_and_not_in_the_headline(check, monkeypatch):
+    long = Gate(name="loop lag", outcome="FAIL", sentence="Timers fired late " + "and again " * 9)
+    monkeypatch.setattr(environment, "timing_gates", lambda seen: [long])
+    facts = await check()
+    assert facts.finding == "Ready. The machine was busy"
+    assert "again" in facts.questions[1]["why"]
+
+
 async def test_without_a_smoke_run_the_rest_is_answered(check):
     facts = await check(smoke=False, smoked=AssertionError("a server was started"))
     assert said(facts) == (True, "quiet", "ready")

@@ -42,6 +42,7 @@ SMALLEST_SHM_GB = 2.0
 PORTS = 16
 """The largest deployment on a CPU needs this many."""
 WATCHED_S = 2.0
+_HEADLINE_WORDS = 18
 SMOKE = "smoke run: "
 
 TIMING_GATES = {
@@ -278,7 +279,9 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
         said = _first_line(_deciding(timing)[0])
         word = "ready, busy" if quiet == "busy" else "ready, load unknown"
         state = "The machine was busy" if quiet == "busy" else "The load of the machine is unknown"
-        finding, why = f"Ready. {state}: {_lowered(said)}", f"{said}."
+        finding, why = f"Ready. {state}: {_lowered(said.partition('. ')[0])}", f"{said}."
+        if len(finding.split()) > _HEADLINE_WORDS:  # the list below the headline says why
+            finding = f"Ready. {state}"
     said_of = {
         "Can this machine run the workbench?": ("ready" if ready else "not ready", running),
         "Is it idle enough for timing?": (_SHOWN[quiet], timing),

@@ -44,7 +44,9 @@ def test_each_question_has_its_answer_its_checks_and_next_steps():
 
 def test_checks_of_the_smoke_run_that_passed_are_one_line():
     smoke = (gate("smoke run: KV moved"), gate("smoke run: same text", "FAIL", "1 <differs>"))
-    shown = figures.readiness(checked(*smoke, gate("smoke run: loop lag")))
-    assert "● smoke run: 1 of 2 checks passed on a real 1p1d deployment" in shown.text
+    shown = figures.readiness(
+        checked(*smoke, gate("smoke run: cold was cold"), gate("smoke run: loop lag"))
+    )
+    assert "● smoke run: 2 checks passed on a real 1p1d deployment" in shown.text
     assert "▲ smoke run: same text: 1 <differs>" in shown.text
     assert "1 &lt;differs&gt;" in shown.html

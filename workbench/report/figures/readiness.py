@@ -57,11 +57,10 @@ def readiness(result: Result) -> Readiness:
 
 def _shown(gates: Sequence[Gate]) -> list[Gate]:
     """The checks, worst first; those of the smoke run that passed become one line."""
-    smoke = [gate for gate in gates if gate.name.startswith(_SMOKE)]
-    passed = [gate for gate in smoke if gate.outcome == "PASS"]
+    passed = [g for g in gates if g.name.startswith(_SMOKE) and g.outcome == "PASS"]
     shown = [gate for gate in gates if gate not in passed]
     if passed:
-        sentence = f"{len(passed)} of {len(smoke)} checks passed on a real 1p1d deployment"
+        sentence = f"{len(passed)} checks passed on a real 1p1d deployment"
         shown.append(Gate(name="smoke run", outcome="PASS", sentence=sentence))
     return sorted(shown, key=lambda gate: list(_MARKS).index(gate.outcome))
 
