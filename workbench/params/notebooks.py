@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from workbench.errors import ParameterError, must_be, nearest
+from workbench.errors import ParameterError, must_be, nearest, needs, unused
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
@@ -96,27 +96,26 @@ class PdSweep(LoadParams):
                 lmcache_url=self.lmcache_url or (),
             )
             if self.prefill_urls and not self.decode_urls:
-                allowed = "given with prefill_urls"
-                yield must_be("decode_urls", allowed, self.decode_urls, "http://127.0.0.1:8200")
+                example = "http://127.0.0.1:8200"
+                yield needs("prefill_urls", "decode_urls", self.decode_urls, example)
         else:
             # A running deployment may have any label; one that is started must be a topology.
             _ = self.topologies
         yield from LoadParams.mistakes(self)
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            yield must_be("rates_per_s", "distinct numbers above 0", rates, [1, 2, 4])
-        if rates and self.search:
-            yield must_be("search", "False with rates_per_s", self.search, limits)
-        if rates and self.rate_per_s:
-            yield must_be("rate_per_s", "0 with rates_per_s", self.rate_per_s, 0)
+            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
+        for name in ("search", "rate_per_s"):
+            if rates and (value := getattr(self, name)):
+                given = f"{name}={value} and rates_per_s={','.join(f'{rate:g}' for rate in rates)}"
+                yield f"{given} exclude each other. Leave out one (example: -p rates_per_s 1,2,4)"
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
-            allowed = "False without ttft_limit_ms or tpot_limit_ms"
-            yield must_be("search", allowed, self.search, limits)
+            yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
         if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
-            allowed = "auto, constant, poisson or gamma in a rate sweep or search"
-            yield must_be("arrivals", allowed, self.arrivals, "poisson")
+            needed = "arrivals=auto, constant, poisson or gamma"
+            yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
-            yield must_be("trace_speed", "0 in a rate sweep or search", self.trace_speed, 0)
+            yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
 
     @property
     def swept(self) -> bool:
@@ -221,17 +220,13 @@ class LMCacheHitAnalysis(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            allowed = "vllm or attach (engine simulated does not model LMCache's tiers)"
+            allowed = "vllm or attach (the simulated engine has no LMCache tiers)"
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if self.engine == "attach":
             if self.log_file:
-                yield must_be(
-                    "log_file",
-                    "empty with engine attach",
-                    self.log_file,
-                    f"-p engine vllm -p log_file {self.log_file}",
-                )
+                example = f"-p engine vllm -p log_file {self.log_file}"
+                yield unused("log_file", self.log_file, "engine=attach", example)
             yield from address_mistakes(
                 base_url=self.base_url,
                 decode_urls=self.decode_urls,
@@ -240,7 +235,7 @@ class LMCacheHitAnalysis(EngineParams):
         for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                allowed = f"distinct numbers, each at least {least}"
+                allowed = f"different numbers, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
@@ -275,9 +270,11 @@ class PaperClaimValidation(EngineParams):
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if not self.claims:
-            yield must_be("claims", "all, or ids and groups of claims", self.claims, "VLLM-APC")
+            allowed = "'all', or one or more claim ids or groups"
+            yield must_be("claims", allowed, self.claims, "VLLM-APC")
         if not self.tiers or not {*self.tiers} <= {*CLAIM_TIERS}:
-            yield must_be("tiers", f"some of {', '.join(CLAIM_TIERS)}", self.tiers, "source,kernel")
+            allowed = f"one or more of {', '.join(CLAIM_TIERS)}"
+            yield must_be("tiers", allowed, self.tiers, "source,kernel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
