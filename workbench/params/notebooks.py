@@ -40,23 +40,29 @@ class PdSweep(LoadParams):
         choices=CONNECTORS,
     )
     rates_per_s: list[float] = param(
-        [], "rate sweep: one cold pass per arrival rate (requests/s)", example="1,2,4"
+        [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
     )
     search: bool = param(False, "find the highest arrival rate that meets the latency limits")
     ttft_limit_ms: float = param(
-        0.0, "goodput: highest TTFT allowed, in ms (0: any)", low=0.0, high=1e9, example=500
+        0.0, "TTFT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=500
     )
     tpot_limit_ms: float = param(
-        0.0, "goodput: highest TPOT allowed, in ms (0: any)", low=0.0, high=1e9, example=50
+        0.0, "TPOT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=50
     )
     limits_share: float = param(
-        0.9, "search: fraction of requests that must meet the limits", low=0.01, high=0.999
+        0.9,
+        "only with search: fraction of requests that must meet the limits",
+        low=0.01,
+        high=0.999,
     )
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     opponents: bool = param(
-        True, "also measure the aggregated baselines on the same number of GPUs"
+        True, "also measure the baselines (aggregated instances, same number of GPUs)"
     )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
@@ -66,24 +72,26 @@ class PdSweep(LoadParams):
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
     store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
     base_url: str = param(
-        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+        "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
     prefill_urls: list[str] = param(
         [],
-        "attach: prefill servers, for metrics and cache resets",
+        "only with engine attach: prefill servers (metrics, resets)",
         example="http://127.0.0.1:8100",
     )
     decode_urls: list[str] = param(
         [],
-        "attach: decode or aggregated servers, for metrics and cache resets",
+        "only with engine attach: decode/aggregated servers (metrics, resets)",
         example="http://127.0.0.1:8200,http://127.0.0.1:8201",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
+        "",
+        "only with engine attach: HTTP URL of the LMCache server",
+        example="http://127.0.0.1:8080",
     )
     tokenizer: str = param(
         "",
-        "attach: tokenizer folder or hub name (empty: that of model)",
+        "only with engine attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
 
@@ -139,12 +147,15 @@ class PrefixCache(LoadParams):
 
     REFERENCE: ClassVar[tuple[int, int]] = (2_048, 24)
 
-    concurrency: int = param(4, "closed loop: requests in flight", low=1, high=100_000)
+    concurrency: int = param(4, "only in a closed loop: requests in flight", low=1, high=100_000)
     shares: list[float] = param(
-        [0.25, 0.5, 0.75], "partly warm passes: fraction of each prompt in the cache"
+        [0.25, 0.5, 0.75], "cached fractions of each prompt (partly warm passes)"
     )
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
 
@@ -162,46 +173,51 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this vLLM or LMCache log and start nothing (several: a.log,b.log)",
+        "analyse this vLLM or LMCache log, start no servers (several: a.log,b.log)",
         example="logs/vllm.log",
     )
     log_ranks: int = param(
-        0, "log_file: tensor-parallel workers per instance (0: detect)", low=0, high=1024
+        0, "only with log_file: tensor-parallel workers per instance (0: detect)", low=0, high=1024
     )
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "prompt lengths in tokens")
     output_tokens: int = param(8, "output tokens of each request", low=1, high=1_000_000)
     requests: int = param(2, "requests of each prompt length per pass", low=1, high=100_000)
-    shares: list[float] = param([0.5], "fractions of the prompt that LMCache already holds")
+    shares: list[float] = param([0.5], "cached fractions of each prompt (partly warm passes)")
     chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache chunk sizes to compare (tokens)")
     block_tokens: int = param(
         64,
-        "vLLM's block size in tokens (0: its default); chunks must be multiples",
+        "vLLM's KV block size in tokens (0: its default); chunks are multiples",
         low=0,
         high=65_536,
     )
     store_gb: float = param(0.5, "LMCache's memory (L1), in GB", low=0.1, high=100_000)
     small_store_mb: float = param(
-        5.0, "LMCache's memory in the test that runs out of it, in MB", low=1, high=100_000
+        5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
     disk: bool = param(True, "also measure LMCache with a disk tier (L2)")
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
     base_url: str = param(
-        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+        "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
     decode_urls: list[str] = param(
         [],
-        "attach: the vLLM servers behind it, for metrics and cache resets",
+        "only with engine attach: vLLM servers (metrics, resets)",
         example="http://127.0.0.1:8200",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
+        "",
+        "only with engine attach: HTTP URL of the LMCache server",
+        example="http://127.0.0.1:8080",
     )
     tokenizer: str = param(
         "",
-        "attach: tokenizer folder or hub name (empty: that of model)",
+        "only with engine attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     extra_body: str = param(
@@ -248,11 +264,12 @@ class PaperClaimValidation(EngineParams):
 
     claims: list[str] = param(
         ["all"],
-        "all, or ids and groups of claims (workbench claims list)",
+        "'all', or claim ids and groups (workbench claims list)",
         example="VLLM-APC,own_runs",
     )
     tiers: list[str] = param(
-        list(CLAIM_TIERS), "source: read and compute; kernel, engine, serving: measure there"
+        list(CLAIM_TIERS),
+        "how to test: source (read and compute); kernel, engine, serving (measure)",
     )
     time_budget_s: float = param(
         420.0, "time for measurements, in seconds (0: only read sources)", low=0, high=1_000_000

@@ -28,7 +28,7 @@ class EngineParams:
 
     engine: str = param(
         "vllm",
-        "vllm starts servers, attach measures running ones, simulated needs no vLLM",
+        "vllm: start servers, attach: measure running ones, simulated: without vLLM",
         choices=("vllm", "attach", "simulated"),
     )
     platform: str = param(
@@ -36,7 +36,7 @@ class EngineParams:
     )
     model: str = param(
         "",
-        "model folder or hub name (empty: tiny built-in model; attach: first one served)",
+        "model folder or hub name (empty: tiny built-in model; attach: first served)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     dtype: str = param(
@@ -45,25 +45,32 @@ class EngineParams:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     context_tokens: int = param(
-        24576, "longest prompt plus output in tokens (--max-model-len)", low=256, high=10_000_000
+        24576,
+        "longest prompt plus output, in tokens (vLLM's --max-model-len)",
+        low=256,
+        high=10_000_000,
     )
     kv_cache_mib: int = param(
-        256, "CPU: KV cache size of each instance, in MiB", low=16, high=1_000_000
+        256, "only on a CPU: KV cache size of each instance, in MiB", low=16, high=1_000_000
     )
     gpu_memory_share: float = param(
-        0.9, "GPU: fraction of each GPU's memory that vLLM may use", low=0.05, high=0.99
+        0.9, "only on a GPU: fraction of its memory that vLLM may use", low=0.05, high=0.99
     )
-    fork: bool = param(True, "CPU, simulated: start servers faster by forking a preloaded process")
+    fork: bool = param(
+        True, "only on a CPU or simulated: start servers faster by forking a preloaded process"
+    )
     fault: str = param(
         "",
-        "simulated: inject this fault, listed in docs/faults.md (empty: none)",
+        "only with engine simulated: fault to inject (docs/faults.md; empty: none)",
         choices=("", *FAULTS),
         example="wrong_kv",
     )
     timeout_s: float = param(600.0, "timeout of a request, in seconds", low=1, high=86_400)
-    kernel_stamps: bool = param(True, "take arrival times from the Linux kernel (http only)")
+    kernel_stamps: bool = param(
+        True, "use kernel receive timestamps for response chunks (http only)"
+    )
     client_workers: int = param(
-        0, "load generator processes (0: one, and more if it cannot keep up)", low=0, high=64
+        0, "load generator processes (0: one, more if one cannot keep up)", low=0, high=64
     )
     seed: int = param(0, "random seed of prompts and arrival times", low=0, high=2**31)
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
@@ -131,7 +138,7 @@ class LoadParams(EngineParams):
 
     workload: str = param(
         "reference",
-        "reference, short, shared_prefix, trace, prompts, text or a scenario",
+        "reference, trace, prompts, text, a scenario, ... (docs/workloads.md)",
         choices=WORKLOADS,
         example="batch_processing",
     )
@@ -145,39 +152,51 @@ class LoadParams(EngineParams):
     output_tokens: int = param(32, "output tokens of each request", low=1, high=1_000_000)
     requests: int = param(
         0,
-        "requests per pass (0: the workload's default; prompts: all)",
+        "requests per pass (0: the workload's default; for workload prompts, all rows)",
         low=0,
         high=1_000_000,
         example=3,
     )
     shared_share: float = param(
-        0.9, "shared_prefix: fraction of each prompt that is shared", low=0.0, high=1.0
+        0.9,
+        "only with workload shared_prefix: shared fraction of each prompt",
+        low=0.0,
+        high=1.0,
     )
     target_reuse: float = param(
-        0.0, "scenario: fraction of prompt tokens reused (0: its default)", low=0.0, high=0.999
+        0.0,
+        "only with a scenario: fraction of tokens reused (0: scenario's default)",
+        low=0.0,
+        high=0.999,
     )
     trace_file: str = param(
         "",
-        "trace: file in the format of Mooncake, Bailian, BurstGPT, Azure or Vidur",
+        "only with workload trace: Mooncake, Bailian, BurstGPT, Azure or Vidur file",
         example="trace.jsonl",
     )
     trace_block_tokens: int = param(
-        0, "trace: tokens per hash id (0: detect)", low=0, high=1_000_000, example=512
+        0,
+        "only with workload trace: tokens per hash id (0: detect)",
+        low=0,
+        high=1_000_000,
+        example=512,
     )
     trace_speed: float = param(
         0.0,
-        "trace: replay speed (1: as recorded, 0: ignore timestamps)",
+        "only with workload trace: speed (1: as recorded, 0: ignore timestamps)",
         low=0.0,
         high=1_000_000,
         example=1,
     )
     prompts_file: str = param(
         "",
-        "prompts: JSON Lines or CSV file with a prompt or messages per row",
+        "only with workload prompts: JSON Lines or CSV, prompt or messages per row",
         example="prompts.jsonl",
     )
     text: str = param(
-        "hardware_history", "text: name of a built-in text (docs/workloads.md)", choices=TEXTS
+        "hardware_history",
+        "only with workload text: which built-in text (docs/workloads.md)",
+        choices=TEXTS,
     )
     api: str = param(
         "completions",
@@ -192,19 +211,28 @@ class LoadParams(EngineParams):
     )
     arrivals: str = param(
         "auto",
-        f"{', '.join(ARRIVALS)} or auto (by rate_per_s)",
+        f"{', '.join(ARRIVALS)} or auto (docs/workloads.md)",
         choices=("auto", *ARRIVALS),
         example="gamma",
     )
-    concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
+    concurrency: int = param(1, "only in a closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
-        0.0, "open loop: arrival rate in requests/s (0: closed loop)", low=0.0, high=1_000_000
+        0.0,
+        "arrival rate in requests/s (0: closed loop, trace or rate sweep)",
+        low=0.0,
+        high=1_000_000,
     )
     burstiness: float = param(
-        1.0, "gamma: 1 is Poisson, below 1 is more bursty, above 1 more even", low=0.01, high=10_000
+        1.0,
+        "only with arrivals gamma: 1 is Poisson, lower is more bursty",
+        low=0.01,
+        high=10_000,
     )
     end_rate_per_s: float = param(
-        0.0, "ramp: arrival rate at the end, in requests/s", low=0.0, high=1_000_000
+        0.0,
+        "only with arrivals ramp: arrival rate at the end, in requests/s",
+        low=0.0,
+        high=1_000_000,
     )
 
     @property
