@@ -65,7 +65,7 @@ def test_the_smallest_connector_is_one_record(monkeypatch):
     assert offload.passes(topology) == ("cold", "engine-warm")
     assert offload.loads and offload.installed
     with pytest.raises(
-        PlanError, match=r"connector must be lmcache or nixl with 1p4d .* got 'offload'"
+        PlanError, match=r"1p4d needs connector=lmcache or nixl .* got 'offload'"
     ):
         offload.check(PD)
 
