@@ -134,7 +134,7 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
     assert busy.sentences[1] == (
         "two: gate “client kept up” failed; do not use p99 or ITL; absolute times are rough; use"
-        " ratios with care."
+        " ratios with caution."
     )
     assert "(rough: gate “client kept up” failed). No significant" in busy.sentences[2]
     assert "grayscale" not in busy.figure.svg

@@ -89,7 +89,7 @@ def test_a_trace_is_fitted_to_the_longest_prompt_and_answer(file: File) -> None:
         ({"hash_ids": [0, -1, 2]}, r"hash_ids must be a list .*, got \[0, -1, 2\]"),
         (
             {"hash_ids": [0, 1]},
-            "input_length 1100 must have 3 hash_ids .blocks of 512 tokens., got 2.* fits 2 of 3",
+            "input_length 1,100 must have 3 hash_ids .blocks of 512 tokens., got 2.* fit 2 of 3",
         ),
     ],
 )
