@@ -55,7 +55,7 @@ def check(
         run_gates.streamed(requests, disturbed=busy or late),
         run_gates.cached_plausible(requests, passes),
         *_responses(plan, requests, legs, others_share=client.get("others_cpu_share", 0.0)),
-        client_kept_up(client, most_workers=workers),
+        client_kept_up(client, most_workers=workers, open_loop=plan.arrivals.kind != "closed"),
         clock_not_set(client),
     ]
     return tuple(gate for gate in asked if gate is not None)
