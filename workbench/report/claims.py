@@ -158,11 +158,12 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
 
 def _span(low: float | None, high: float | None) -> str:
     """A range as shown: one number if both ends round to the same."""
-    ends = (
-        number(end) if abs(end or 0) < 1000 else f"{float(f'{end:.3g}'):,.0f}"
-        for end in (low, high)
-    )
-    return " to ".join(dict.fromkeys(ends))
+    shown = []
+    for end in (low, high):
+        # Recomputed numbers are as long as they come, so they have commas from 1,000 on.
+        long = end is not None and abs(end) >= 1000
+        shown.append(f"{float(f'{end:.3g}'):,.0f}" if long else number(end))
+    return " to ".join(dict.fromkeys(shown))
 
 
 def legend(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -67,16 +67,16 @@ class _Equation(Entry):
     said: Published
     unit: str = ""
 
-    def result(self) -> tuple[Span, str]:
-        """The range that follows, and the formula as text."""
+    def result(self) -> tuple[Span, float, str]:
+        """The range that follows, the value without rounding, and the formula as text."""
         raise NotImplementedError
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        (low, high), text = self.result()
+        (low, high), exact, text = self.result()
         least, most = rounding(self.said)
         holds = least <= high and low <= most
         unit = self.unit if self.unit in ("x", "") else f" {self.unit}"
-        sentence = f"{text} = {_digits((low + high) / 2, 4)}{unit}"
+        sentence = f"{text} = {_digits(exact, 4)}{unit}"
         if low < high:
             sentence += f" ({_span(low, high)} with rounding)"
         if not holds:
@@ -95,8 +95,9 @@ class Ratio(_Equation):
     of: Published
     over: Published
 
-    def result(self) -> tuple[Span, str]:
-        return _over(self.of, self.over), f"{_grouped(self.of)} / {_grouped(self.over)}"
+    def result(self) -> tuple[Span, float, str]:
+        exact = float(self.of) / float(self.over)
+        return _over(self.of, self.over), exact, f"{_grouped(self.of)} / {_grouped(self.over)}"
 
 
 class Product(_Equation):
@@ -105,9 +106,10 @@ class Product(_Equation):
     kind: Literal["product"]
     of: Annotated[tuple[Published, ...], Field(strict=False)]
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         lows, highs = zip(*map(rounding, self.of), strict=True)
-        return (prod(lows), prod(highs)), " x ".join(map(_grouped, self.of))
+        exact = prod(map(float, self.of))
+        return (prod(lows), prod(highs)), exact, " x ".join(map(_grouped, self.of))
 
 
 class Increase(_Equation):
@@ -118,10 +120,11 @@ class Increase(_Equation):
     to: Published
     unit: str = "%"
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         low, high = _over(self.to, self.before)
         ends = f"{_grouped(self.before)} to {_grouped(self.to)}"
-        return (100 * (low - 1), 100 * (high - 1)), f"Increase from {ends}"
+        exact = 100 * (float(self.to) / float(self.before) - 1)
+        return (100 * (low - 1), 100 * (high - 1)), exact, f"Increase from {ends}"
 
 
 class Difference(_Equation):
@@ -131,9 +134,10 @@ class Difference(_Equation):
     of: Published
     less: Published
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         (low, high), (least, most) = _count(self.of), _count(self.less)
-        return (low - most, high - least), f"{_grouped(self.of)} - {_grouped(self.less)}"
+        exact = float(self.of) - float(self.less)
+        return (low - most, high - least), exact, f"{_grouped(self.of)} - {_grouped(self.less)}"
 
 
 class Rows(Entry):

@@ -248,8 +248,8 @@ class _Room:
         room_s = left_s + step.estimate_s
         wanted_s = _rounded_up(self.budget_s - room_s + full.estimate_s)
         cut = (
-            f"{step.recipe.name} was cut to {rounds}{requests} to fit {room_s:.0f} s. In full it takes"
-            f" {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
+            f"{step.recipe.name} was cut to {rounds}{requests} to fit {room_s:.0f} s. In full it"
+            f" takes {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
         )
         return replace(step, cut=cut)
 
