@@ -21,7 +21,7 @@ from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import KINDS, spoil, taken_away
 from workbench.report.cells import render_cells
-from workbench.report.claims import MARKS, shown_rows
+from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card
 from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
@@ -108,7 +108,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         claims=claims,
         claims_id=claims_id,
         panels_id=panels_id,
-        marks=MARKS,
+        legend=legend(claims),
         contents=outline.entries,
         main_figure=cells.main_figure,
         body=cells.body,
