@@ -94,7 +94,7 @@ def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
     ("params", "error", "sentence"),
     [
         ({"topology": "1p4d", "connector": "none"}, PlanError, "both roles would prefill"),
-        ({"topology": "5a", "connector": "nixl"}, PlanError, "none or lmcache with 5a"),
+        ({"topology": "5a", "connector": "nixl"}, PlanError, "5a needs connector=none or lmcache"),
         ({"topology": "1p1d,100p100d"}, PlanError, "at most 16 instances on a CPU"),
         ({"platform": "cuda"}, PlanError, "visible GPUs .0., got 1"),
         ({"store_gb": 9.0}, PlanError, "store_gb must be .*8.0 GB.* got 9"),
@@ -266,7 +266,7 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
 
 
 def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
-    with pytest.raises(PlanError, match="connector must be none, lmcache or nixl with engine sim"):
+    with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache or nixl"):
         sweep(engine="simulated", connector="mooncake-store")
 
 

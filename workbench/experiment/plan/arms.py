@@ -76,7 +76,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
     if params.engine == "simulated" and not asked.simulated:
         raise PlanError(
-            f"connector must be none, lmcache or nixl with engine simulated, got {asked.name!r}"
+            f"engine=simulated needs connector=none, lmcache or nixl, got {asked.name!r}"
             " (example: -p connector lmcache)"
         )
     for topology in topologies:
@@ -84,7 +84,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
             "prefill_tp, decode_tp and aggregated_tp must be 1 on a CPU, where an instance is one"
-            " process; use more instances instead (example: topology 2p4d)"
+            " process. Use more instances instead (example: -p topology 2p4d)"
         )
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
     for topology in topologies:
@@ -131,7 +131,7 @@ def _check_stores(made: ExperimentPlan) -> None:
         if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
             raise PlanError(
                 f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
-                f" GB of KV, got {arm.store_gb:g} (example: store_gb {2 * prompt_gb:.1g})"
+                f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
             )
 
 
