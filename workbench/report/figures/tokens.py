@@ -68,7 +68,7 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         title=found,
         body_px=24 * len(rows) + 84,
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
-        caption="Engine counters, sum of all rounds.",
+        caption="Read from the counters of the engines, summed over all rounds.",
         keys=dict(_SOURCES.values()),
         shows=("counts",),
         attrs=sources.attrs,
@@ -115,7 +115,7 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
         caption=(
             "Each bar is the mean of neighbouring requests."
             if grouped
-            else "One bar per request, first round."
+            else f"One bar per request{', first round' * (served['round'].nunique() > 1)}."
         )
         + (f" Unknown for some requests: {', '.join(silent)}." if silent else ""),
         keys={names[tier]: _TIERS[tier] for tier in known},
@@ -171,7 +171,7 @@ def _served_title(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     if rows["pass"].nunique() > 1:
         return _served_warm(rows)
     shares = (
-        f"{name} {100 * tokens / total:.0f} %" for name, tokens in parts.items() if tokens > 0
+        f"{name} {100 * tokens / total:.3g} %" for name, tokens in parts.items() if tokens > 0
     )
     return f"Who served each prompt token: {', '.join(shares)}"
 
@@ -189,7 +189,7 @@ def _served_warm(rows: pd.DataFrame) -> str:
 def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     """Hit rate of each cache tier by arm and warm pass, with the ideal as a mark.
 
-    Takes `result.tiers`. The hit rate from LMCache's own counters stands at the right.
+    Takes `result.tiers`. The hit rate that LMCache's counters report stands at the right.
     """
     heading = "Hit rate by cache tier"
     if tiers.empty:
@@ -209,7 +209,7 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"]).to_list()
-        heading = "hits; LMCache reports" if claims.any() else "hit rate"
+        heading = "hit rate; reported by LMCache" if claims.any() else "hit rate"
         marks.stacked_rows(axes, shares, areas, labels=names, texts=beside, heading=heading)
         for y, ideal in enumerate(rows["ideal_share"]):
             axes.vlines(
@@ -223,7 +223,7 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         row = idle.iloc[0]
         found = (
             f"{row['pass'][:1].upper()}{row['pass'][1:]}: LMCache reports"
-            f" {100 * row['claimed_share']:.0f} % hits, the engine needed none"
+            f" {100 * row['claimed_share']:.3g} % hits, the engine needed none"
         )
     spoken = (f"{row['arm']} {row['pass']}: {text}"
               for (_, row), text in zip(rows.iterrows(), beside, strict=True))  # fmt: skip
@@ -233,9 +233,10 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         title=found,
         body_px=34 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption="Black mark: an infinite cache. " * int(rows["ideal_share"].notna().any())
-        + "Right: hit rate of all caches"
-        + ", and LMCache's own hit rate of the tokens that it was asked for" * int(claims.any())
+        caption="Black mark: infinite cache (ideal). " * int(rows["ideal_share"].notna().any())
+        + "Right: combined hit rate"
+        + ", and the hit rate that LMCache reports for the tokens it was asked for"
+        * int(claims.any())
         + ".",
         keys={names[tier]: area for tier, area in areas.items()},
         shows=("counts",),
