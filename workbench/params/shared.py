@@ -5,11 +5,13 @@ A help text has no equals sign: papermill's `--help-notebook` skips lines with t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError, must_be
+from workbench.params.engine_args import argument_mistakes, variable_mistakes
 from workbench.params.rules import body_mistakes, param
 
 FAULTS = (
@@ -20,6 +22,10 @@ FAULTS = (
     "stalled_instance", "hash_seed_mismatch", "store_dead",
 )  # fmt: skip
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
+
+
+ROLE_ARGS = ("prefill_args", "decode_args", "aggregated_args")
+"""Parameters with further vLLM arguments of one role; not every notebook has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,18 @@ class EngineParams:
     gpu_memory_share: float = param(
         0.9, "GPU: fraction of each GPU's memory that vLLM may use", low=0.05, high=0.99
     )
+    engine_args: str = param(
+        "",
+        "further vLLM arguments of all instances, as in a shell",
+        example="--max-num-batched-tokens 2048",
+        words=True,
+    )
+    engine_env: str = param(
+        "",
+        "environment variables of all instances, as in a shell",
+        example="NCCL_MIN_NCHANNELS=112",
+        words=True,
+    )
     fork: bool = param(True, "CPU, simulated: start servers faster by forking a preloaded process")
     fault: str = param(
         "",
@@ -85,6 +103,15 @@ class EngineParams:
         if self.dtype != "auto" and engine != "vllm":
             allowed = f"auto with engine {engine}"
             yield must_be("dtype", allowed, self.dtype, f"-p engine vllm -p dtype {self.dtype}")
+        role_args: dict[str, str] = {name: getattr(self, name, "") for name in ROLE_ARGS}
+        arguments = {"engine_args": self.engine_args} | role_args
+        passed_on = arguments | {"engine_env": self.engine_env}
+        for name, text in passed_on.items():
+            if text and engine != "vllm":
+                example = f"-p engine vllm -p {name} {shlex.quote(text)}"
+                yield must_be(name, f"empty with engine {engine}", text, example)
+        yield from argument_mistakes(**arguments)
+        yield from variable_mistakes("engine_env", self.engine_env)
         tokenizer = getattr(self, "tokenizer", "")  # of notebooks that can attach
         if tokenizer and engine != "attach":
             allowed = f"empty with engine {engine}, which uses the model's own"
