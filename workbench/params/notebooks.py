@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, must_be, nearest, needs, unused
+from workbench.params.engine_args import STORE_OURS, argument_mistakes
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
@@ -64,6 +65,27 @@ class PdSweep(LoadParams):
     opponents: bool = param(
         True, "also measure the baselines (aggregated instances, same number of GPUs)"
     )
+    prefill_args: str = param(
+        "",
+        "further vLLM arguments of prefill instances only",
+        example="--max-num-batched-tokens 8192",
+        words=True,
+    )
+    decode_args: str = param(
+        "",
+        "further vLLM arguments of decode instances only",
+        example="--max-num-seqs 512",
+        words=True,
+    )
+    aggregated_args: str = param(
+        "",
+        "further vLLM arguments of aggregated instances only",
+        example="--enable-chunked-prefill",
+        words=True,
+    )
+    store_args: str = param(
+        "", "further arguments of the KV store's server", example="--max-workers 4", words=True
+    )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
     aggregated_tp: int = param(
@@ -110,6 +132,9 @@ class PdSweep(LoadParams):
             # A running deployment may have any label; one that is started must be a topology.
             _ = self.topologies
         yield from LoadParams.mistakes(self)
+        yield from argument_mistakes(
+            STORE_OURS, example="--max-workers 4", store_args=self.store_args
+        )
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
             yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
@@ -285,6 +310,9 @@ class PaperClaimValidation(EngineParams):
         if self.engine == "attach":
             allowed = "vllm or simulated (this notebook starts its own servers)"
             yield must_be("engine", allowed, self.engine, "vllm")
+        for name in ("engine_args", "engine_env"):
+            if text := getattr(self, name):
+                yield must_be(name, "empty: claims set their own arguments", text, '""')
         yield from EngineParams.mistakes(self)
         if not self.claims:
             allowed = "'all', or one or more claim ids or groups"

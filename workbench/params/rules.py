@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -34,9 +35,13 @@ class Rule:
     high: float = math.inf
     mapping: bool = False
     """The text is a JSON object; YAML and a mapping are converted to one."""
+    words: bool = False
+    """The text is as in a shell; a list of words, or a mapping of variables, is written so."""
 
     def read(self, name: str, value: Any, wanted: Any) -> Any:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
+        if self.words:
+            value = _as_words(value)
         read = _typed(_as_json(value) if self.mapping else value, wanted)
         allowed, got = "", read
         if read is None:
@@ -107,6 +112,13 @@ def body_mistakes(text: str) -> Iterator[str]:
                 f"extra_body must not contain {name!r}, which the workbench sets, got"
                 f" {shown(body)}. {instead} (example: {pasted('extra_body', example)})"
             )
+
+
+def _as_words(value: Any) -> Any:
+    """A list of words or a mapping of variables as a shell would write it."""
+    if isinstance(value, dict):
+        value = [f"{name}={item}" for name, item in value.items()]
+    return shlex.join(map(str, value)) if isinstance(value, list) else value
 
 
 def _as_json(value: Any) -> Any:

@@ -5,11 +5,13 @@ A help text has no equals sign: papermill's `--help-notebook` skips lines with t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError, must_be, needs, unused
+from workbench.params.engine_args import argument_mistakes, variable_mistakes
 from workbench.params.rules import body_mistakes, param
 
 FAULTS = (
@@ -20,6 +22,10 @@ FAULTS = (
     "stalled_instance", "hash_seed_mismatch", "store_dead",
 )  # fmt: skip
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
+
+
+ROLE_ARGS = ("prefill_args", "decode_args", "aggregated_args")
+"""Parameters with further vLLM arguments of one role; not every notebook has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,18 @@ class EngineParams:
     fork: bool = param(
         True, "only on a CPU or simulated: start servers faster by forking a preloaded process"
     )
+    engine_args: str = param(
+        "",
+        "further vLLM arguments of all instances, as in a shell",
+        example="--max-num-batched-tokens 2048",
+        words=True,
+    )
+    engine_env: str = param(
+        "",
+        "environment variables of all instances, as in a shell",
+        example="NCCL_MIN_NCHANNELS=112",
+        words=True,
+    )
     fault: str = param(
         "",
         "only with engine simulated: fault to inject (docs/faults.md; empty: none)",
@@ -82,13 +100,19 @@ class EngineParams:
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the combination of values; the first sentence is raised."""
         engine = self.engine
+        arguments: dict[str, str] = {
+            name: getattr(self, name, "") for name in ("engine_args", *ROLE_ARGS)
+        }
         others = {"fault": "simulated", "model": "vllm", "dtype": "vllm", "tokenizer": "attach"}
+        others |= dict.fromkeys((*arguments, "engine_env"), "vllm")
         for name, other in others.items():
-            value = getattr(self, name, "")  # only notebooks that attach have a tokenizer
+            value = getattr(self, name, "")  # not every notebook has each
             accepted = ("vllm", "attach") if name == "model" else (other,)
             if value not in ("", "auto") and engine not in accepted:
-                example = f"-p engine {other} -p {name} {value}"
+                example = f"-p engine {other} -p {name} {shlex.quote(value)}"
                 yield unused(name, value, f"engine={engine}", example)
+        yield from argument_mistakes(**arguments)
+        yield from variable_mistakes("engine_env", self.engine_env)
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse requests longer than the servers accept. Raises ParameterError."""

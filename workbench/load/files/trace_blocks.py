@@ -115,7 +115,7 @@ def _contradiction(lengths: Sequence[Length], asked: int) -> str:
     if least <= most:
         return f"{said}. Blocks of {_span(least, most)} fit all lines: set trace_block_tokens to 0"
     return (
-        f"{said}. Such blocks fit {fitting[size]:,} of {len(lengths):,} lines, and no size fits all."
+        f"{said}. They fit {fitting[size]:,} of {len(lengths):,} lines, and no size fits all."
         " Correct or remove the line"
     )
 

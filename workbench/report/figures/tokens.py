@@ -70,7 +70,7 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         title=found,
         body_px=24 * len(rows) + 84,
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
-        caption="Engine counters, sum of all rounds.",
+        caption="Read from the counters of the engines, summed over all rounds.",
         keys=dict(_SOURCES.values()),
         shows=("counts",),
         attrs=sources.attrs,
@@ -189,7 +189,7 @@ def _served_warm(rows: pd.DataFrame) -> str:
 def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     """Hit rate of each cache tier by arm and warm pass, with the ideal as a mark.
 
-    Takes `result.tiers`. The hit rate from LMCache's own counters stands at the right.
+    Takes `result.tiers`. The hit rate that LMCache's counters report stands at the right.
     """
     heading = "Hit rate by cache tier"
     if tiers.empty:
