@@ -61,7 +61,7 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert kinds == [["1a", "cold"], ["vLLM bench", "measured"]]
     assert set(table["metric"]) == {"TTFT, ms", "TPOT, ms", "E2E, ms", "ICL, ms"}
     assert re.fullmatch(r"[\d.,]+ \[[\d.,]+, [\d.,]+\]", table["p50"].iloc[0])
-    assert set(table["p99"]) == {"needs n of 368"}
+    assert set(table["p99"]) == {"needs 368, has 40", "needs 368, has 280"}
     told = " ".join(found.sentences)
     assert "The second is" in told and "x faster." in told
     assert "TTFT in vLLM bench (0.32.0 and 0.33.0): first message with choices" in told
@@ -145,7 +145,7 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.
     shown = wrong.table.set_index("arm")["p50"]
-    assert set(shown["2: 1a"]) == {"withheld (KV moved)"}
+    assert set(shown["2: 1a"]) == {"withheld: KV was not transferred"}
     assert not any("withheld" in cell for cell in shown["1: 1a"])
     other = wb.compare_results(
         [one, failed(warm, "engine-warm was engine-warm")], cache_state="cold"
