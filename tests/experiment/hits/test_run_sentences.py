@@ -88,7 +88,7 @@ def test_sentences_say_what_intervals_carry(measured: pd.DataFrame) -> None:
     said = sentences(rows, [])
     assert headline(rows).startswith("Loading 4,000 tokens from LMCache: TTFT 5.0x faster; storing")
     assert any("Break-even, whole prompt in L1: below 400 tokens" in s for s in said)
-    assert any("Break-even, 50% in LMCache: not reached (400 to 4,000" in s for s in said)
+    assert any("Break-even, 50 % in LMCache: not reached (400 to 4,000" in s for s in said)
     assert any("increases cold TTFT (+10.0 %, 95 % CI +10.0 to" in s for s in said)
     assert any("if at least 12.5 % of such prompts are sent again" in s for s in said)
     assert [card.label for card in cards(rows, [])] == [

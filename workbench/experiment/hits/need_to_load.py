@@ -36,7 +36,7 @@ def explained(rows: pd.DataFrame) -> list[str]:
     """The four numbers, then one request for each sign of its need to load.
 
     `rows` are those of `served_tokens.served` that a store's log explains, or `log_tokens`. A load
-    that did not arrive is one more kind.
+    that failed is one more kind.
     """
     loaded = rows["l1"] + rows["l2"]
     rows = rows.assign(loaded=loaded, sign=np.sign(rows["need"].astype(float)))

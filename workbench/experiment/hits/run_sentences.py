@@ -117,7 +117,7 @@ def _storing(ratios: Sequence[HitRatio]) -> list[str]:
     return [
         {
             "faster": f"LMCache reduces cold TTFT{size}.",
-            "slower": f"LMCache increases cold TTFT{size} by a lookup without a hit and storing.",
+            "slower": f"LMCache increases cold TTFT{size}: each prompt is looked up and stored.",
             "undecided": f"No significant effect of storing in LMCache on cold TTFT{size}.",
             "no_interval": "Too few rounds to judge the effect of storing in LMCache on cold TTFT"
             f" ({value:+.1f} %).",
@@ -135,7 +135,7 @@ def _break_even(ratios: Sequence[HitRatio]) -> list[str]:
             rows = by_state.setdefault((row.arm, row.pass_name), [])
             rows += [row] if row.prompt_tokens and row.loaded_share > 0 else []
     return [
-        f"Break-even, {_WHERE.get(name, name)}: {_crossing(rows)}"
+        f"Break-even, {_WHERE.get(name, name.replace('%', ' %'))}: {_crossing(rows)}"
         for (_, name), rows in by_state.items()
     ]
 
