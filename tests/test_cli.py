@@ -65,7 +65,10 @@ def executed(monkeypatch):
         ("run pd_sweep -p topology p4d", "topology must be like 1p4d (1 prefill, 4 decode"),
         ("run pd_sweep -p topology 0p0d", "got '0p0d'"),
         ("run pd_sweep -p topology 1p-4d", "got '1p-4d'"),
-        ("run pd_sweep -p connector lmcash", "connector must be one of none, lmcache, nixl, mooncake-store, got"),
+        (
+            "run pd_sweep -p connector lmcash",
+            "connector must be one of none, lmcache, nixl, mooncake-store, got",
+        ),
         ("run pd_sweep -p promt_tokens 5", "has no parameter 'promt_tokens'; did you mean"),
         (
             "run pd_sweep -p rounds none",

@@ -74,8 +74,8 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
         if excused:
             unknown.append(f"{found}. Batching alone can cause this")
     notes = [
-        f"{tied.sum():,} differ where two tokens were about equally likely (at most"
-        f" {both.loc[tied, 'parting_nat'].max():.2g} nat apart)"
+        f"{tied.sum():,} differ where two tokens were about equally likely, at most"
+        f" {both.loc[tied, 'parting_nat'].max():.2g} nat apart"
         if tied.any()
         else "",
         f"{left_out:,} not compared: failed or without a counterpart" if left_out else "",
