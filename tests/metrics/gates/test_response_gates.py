@@ -72,8 +72,8 @@ def test_equal_and_different_texts(frame):
     gate = same_text(frame, "5a none")
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
-        "3 of 12 responses differ from the reference (5a none, cold pass; first: 1p4d lmcache, round 3, store-warm,"
-        " request 0). The KV cache may be corrupt"
+        "3 of 12 responses differ from the reference (5a none, cold pass; first: 1p4d lmcache,"
+        " round 3, store-warm, request 0). The KV cache may be corrupt"
     )
     assert "concurrency 1" in gate.next_step
 
@@ -140,8 +140,8 @@ def test_output_counts_are_equal_between_arms(frame):
     gate = output_counts_equal(frame)
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
-        "2 of 6 requests have different output token counts in different passes (first: 5a none, round 2, cold,"
-        " request 1). TPOT and throughput compare unequal work"
+        "2 of 6 requests have different output token counts in different passes (first: 5a"
+        " none, round 2, cold, request 1). TPOT and throughput compare unequal work"
     )
     assert "ignore_eos" in gate.next_step
 

@@ -27,6 +27,15 @@ from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
 
+COMPARED = {
+    "counted": "sent vs counted",
+    "reused": "reusable vs served",
+    "moved": "fetched vs moved",
+    "store": "loaded vs store hits",
+}
+"""The expected and the observed number of each account, in words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """One comparison of a pass, in prompt tokens; NaN where a server does not report them."""
@@ -54,7 +63,7 @@ class Account:
     @property
     def label(self) -> str:
         role = "" if self.role == "all" else f", {self.role}"
-        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}: {self.name}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}; {COMPARED[self.name]}"
 
 
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:
