@@ -99,10 +99,10 @@ def test_parts_follow_one_another_and_long_ones_are_folded(page):
     parts = page(rows).select("details.claims-part")
     assert [(part.summary.get_text(), part.has_attr("open")) for part in parts] == [
         ("Measured here: 1 (1 confirmed)", True),
-        ("Decided from their source: 40 (40 contradicted)", False),
+        ("Contradicted or without evidence: 40 (40 contradicted)", False),
         ("Not comparable: 1 (1 not comparable)", False),
         ("Not tested: 1 (1 not tested)", False),
-        ("Controls: claims of our own: 1 (1 confirmed)", False),
+        ("Our own control claims: 1 (1 confirmed)", False),
     ]
 
 
@@ -131,8 +131,8 @@ def test_text_of_claims_is_text(page):
 def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page):
     panel = page([row()]).find(id="claim-VLLM-APC")
     text = " ".join(panel.get_text(" ").split())
-    assert "◆ unknown whether a tuned baseline (its source): Old." in text
-    assert "● 1 check passed" in text
+    assert "◆ Unknown whether a tuned baseline. Old." in text
+    assert "● 1 fairness check passed" in text
     assert "A limit." in text and "A caveat." in text and "vllm 0.32.0" in text
     assert panel.has_attr("open")
     (figure,) = panel("figure")
@@ -151,7 +151,7 @@ def test_a_claim_that_was_not_measured_is_folded_and_says_why(page):
 def test_a_corrected_comparison_is_a_table_of_cells(page):
     sums = [{"sentence": "At equal batch the ratio is 2.00 to 2.35 x.", "holds": False,
              "rows": [{"batch": 1, "ratio": 2.055}]}]  # fmt: skip
-    recomputed = {"name": "from its own table", "estimate": None, "low": 2.004, "high": 2.35,
+    recomputed = {"name": "recomputed from its table", "estimate": None, "low": 2.004, "high": 2.35,
                   "unit": "x", "exact": False, "kind": "recomputed"}  # fmt: skip
     soup = page([row(sums=sums, number=[recomputed], effects=[])])
     assert "2.00 to 2.35x" in soup.select_one('td[data-label="our number"]').get_text()
@@ -173,7 +173,7 @@ def test_a_corrected_comparison_is_a_table_of_cells(page):
         ({"cells": 3, "least": 0.2101, "most": 0.2102},
          ("0.210x", "in 3 cases, weakest [0.190, 0.240]")),
         ({"kind": "recomputed", "low": 4095.7, "high": 4102.7, "unit": "tokens"},
-         ("4100 tokens", "")),
+         ("about 4,100 tokens", "")),
         ({"unit": "bool", "estimate": 1.0, "exact": True}, ("yes", "exact")),
         ({"estimate": 1.969, "low": 1.969, "high": 1.969, "exact": True}, ("1.969x", "exact")),
         ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),

@@ -60,10 +60,10 @@ class RunOutcome:
     """How a run ended, in the words of page, index and terminal."""
 
     word: str
-    """`checks passed`, `checks failed`, `checks undecided`, `not valid`, `run failed`, ..."""
+    """`gates passed`, `gates failed`, `gates undecided`, `not valid`, `run failed`, ..."""
     severity: Literal["ok", "unsure", "bad"]
     why: str = ""
-    """One sentence; empty if every check passed."""
+    """One sentence; empty if every gate passed."""
 
     @property
     def mark(self) -> str:
@@ -237,7 +237,7 @@ class RunFacts:
     """The finding without the failed gates; empty if none takes it away."""
     scope: str = ""
     outcome: RunOutcome | None = None
-    """Own words of a result in place of `checks passed` and the like."""
+    """Own words of a result in place of `gates passed` and the like."""
     engine: EngineFacts = EngineFacts()
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
