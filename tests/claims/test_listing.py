@@ -64,7 +64,7 @@ def test_unknown_names(capsys, arguments, sentence):
 @pytest.mark.parametrize(
     ("effect", "words"),
     [
-        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2 to 4x"),
+        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2x to 4x"),
         ({"quantifier": "up_to", "unit": "x", "value": 15}, "up to 15x"),
         ({"quantifier": "unchanged", "unit": "x", "value": 1, "margin": 0.1},
          "unchanged within 10 %"),

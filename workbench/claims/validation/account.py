@@ -237,8 +237,10 @@ def _limits(
     if claim.source.confirmation == "memory":
         limits.append("The claim was written down from memory and not checked against its source.")
     if verdict.needed:
-        what = "Needed for another verdict" if verdict.gate in ("G0", "G1", "G2") else "Full test"
-        limits.append(f"{what}: {verdict.needed}")
+        by_source = verdict.gate in ("G0", "G1", "G2")
+        what = "Needed for another verdict: " if by_source else "Full test: "
+        what = "" if verdict.needed.startswith("Nothing to measure") else what
+        limits.append(f"{what}{verdict.needed}")
     return limits
 
 
