@@ -30,7 +30,7 @@ def test_a_claim_is_shown_with_its_conditions_and_its_failed_checks(capsys):
     code, out, _ = run(capsys, "show", "S003-VLLM-VS-HF-PEAK")
     assert code == 0
     assert "throughput: 270.3 %" in out
-    assert "check fail      both sides have the same batch size" in out
+    assert "check fail      The sides differ in batch size" in out
     assert max(map(len, out.splitlines())) <= 100
 
 

@@ -33,8 +33,12 @@ MARKS = {
 
 WORDS = {kind: kind.replace("-", " ") for kind in MARKS} | {"no-evidence": "without evidence"}
 """How kinds of verdicts are counted."""
-_LEGEND = {"contradicted": "contradicted, impossible or inconsistent"}
-"""Kinds that have several verdicts."""
+_LEGEND = {
+    "contradicted": "contradicted, impossible or inconsistent",
+    "no-evidence": "no evidence (its source measured nothing)",
+    "not-comparable": "not comparable (unfair or incomplete comparison)",
+}
+"""Kinds of verdicts that need more words."""
 
 _OPEN_ROWS = 30
 """Parts of the table are unfolded up to about this many claims."""

@@ -175,8 +175,7 @@ def test_reasons_for_not_measuring_are_sentences(falls):
     assert made.skipped == {
         "KERNEL": "The parameter “tiers” leaves out kernel. Add it to run attention.",
         "GPU": "rdma needs cuda; this machine has cpu.",
-        "NONE": "The workbench has no measurement for this claim."
-        " To test it: Two pinned versions on H200.",
+        "NONE": "This run does not measure this claim. To test it: Two pinned versions on H200.",
         "DOCS": "Nothing to measure: it is a configuration.",
         "BROKEN": "pd cannot run here: 5 instances need 4.0 GB and 1.2 GB are free",
     }

@@ -25,7 +25,7 @@ _CPU_LIMIT = "Measured with a tiny model on a CPU. Only directions and counts ho
 _OURS_ALONE = (
     "Our own code produces what is counted here. This checks our arithmetic, not an engine."
 )
-_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "from memory"}
+_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "memory"}
 _MOST_DOUBTS = 4
 """Doubts of a measurement that are repeated at each of its claims."""
 

@@ -319,7 +319,7 @@ def _no_recipe(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or ""
     if how.startswith("Nothing to measure"):
         return how
-    return "The workbench has no measurement for this claim." + (
+    return "This run does not measure this claim." + (
         f" To test it: {how.rstrip('.')}." if how else ""
     )
 
