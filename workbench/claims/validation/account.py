@@ -226,7 +226,7 @@ def _limits(
     claim: Claim, verdict: Verdict, setting: Setting, *, shown: bool, measured: bool
 ) -> list[str]:
     limits = []
-    if measured and setting.platform == "cpu":
+    if measured and setting.platform == "cpu" and verdict.code != "unreliable_run":
         alone = " Our number does not decide the verdict." if verdict.code == "hardware" else ""
         limits.append(_CPU_LIMIT + alone)
     if verdict.tier == "construction":

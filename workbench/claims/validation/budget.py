@@ -242,13 +242,13 @@ class _Room:
         """The step with a sentence on what it leaves out, if anything."""
         if step == full:
             return step
-        rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
-        share = step.requests_share
-        requests = f" and {100 * share:.0f} % of its requests" if share < 1 else ""
+        cuts = [f"{step.runs} of {full.runs} rounds"] if step.runs < full.runs else []
+        if step.requests_share < 1:
+            cuts.append(f"{100 * step.requests_share:.0f} % of its requests")
         room_s = left_s + step.estimate_s
         wanted_s = _rounded_up(self.budget_s - room_s + full.estimate_s)
         cut = (
-            f"{step.recipe.name} was cut to {rounds}{requests} to fit {room_s:.0f} s. In full it"
+            f"{step.recipe.name} was cut to {' and '.join(cuts)} to fit {room_s:.0f} s. In full it"
             f" takes {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
         )
         return replace(step, cut=cut)
