@@ -49,7 +49,7 @@ exit status:
   2  bad input; nothing was started
 
 Progress and results go to standard output, errors to standard error. Colours appear on a
-terminal only, and never where NO_COLOR is set. Ctrl-C ends a run and every server it started.
+terminal only, and not if NO_COLOR is set. Ctrl-C ends a run and every server it started.
 """
 
 
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="workbench",
         description=(
-            "Measures whether a KV-cache or prefill/decode set-up of vLLM helps, by how much, and"
-            " whether the number can be trusted."
+            "Measures whether a KV cache or a prefill/decode split speeds up vLLM, by how much,"
+            " and checks whether the numbers can be trusted."
         ),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_run)
     everything = acts.add_parser(
         "run-all",
-        help="run the five notebooks, whatever one of them finds, then outputs/index.html",
+        help="run all five notebooks, even if gates fail, and write outputs/index.html",
         epilog="exit status: 0 all completed, 1 one could not be completed, 2 bad input",
     )
     everything.add_argument(
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
     _add_verbosity(everything)
     everything.set_defaults(act=_run_all)
-    report = acts.add_parser("report", help="render an executed notebook as one offline page")
+    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
     report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
     report.set_defaults(act=_report)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = acts.add_parser(
         "compare",
         help="compare run folders, and result files of vllm bench, GuideLLM, AIPerf, SGLang,"
-        " LMCache bench and multi-round-qa",
+        " LMCache's bench and multi-round-qa",
     )
     compare.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     compare.add_argument("--arm", default="", help="compare this arm of each run only")

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from workbench.experiment.result.facts import RunFacts, jsonable
+from workbench.metrics.gates.gate_table import lead_of
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import interval, quantity
@@ -54,9 +55,8 @@ def closing_lines(run: NotebookRun) -> Iterator[str]:
         yield click.style(gates_line(facts.gates), fg=_COLOURS[run.outcome.severity])
     for gate in sorted(facts.gates, key=lambda gate: gate.outcome != "FAIL"):
         if gate.outcome != "PASS":
-            named = gate.sentence.lower().startswith(gate.name.lower())
             outcome = click.style(gate.outcome, fg=_COLOURS[gate.outcome])
-            yield f"  {outcome} {'' if named else f'{gate.name}: '}{gate.sentence}"
+            yield f"  {outcome} {lead_of(gate)}{gate.sentence}"
     if step := next_step(facts):
         yield f"next: {step}"
     yield from page

@@ -69,9 +69,9 @@ def said(facts):
 async def test_ready_and_quiet(check):
     facts = await check()
     assert said(facts) == (True, "quiet", "ready")
-    assert facts.finding == "Ready. Servers start, KV moves, and the machine is idle (cpu)"
+    assert facts.finding == "Ready: servers start, KV is transferred, and the machine is idle (cpu)"
     assert facts.next_step.startswith("papermill notebooks/pd_sweep.ipynb")
-    assert [row["answer"] for row in facts.questions] == ["ready", "idle"]
+    assert [row["answer"] for row in facts.questions] == ["yes", "yes"]
     assert facts.engine.dtype == "float32"
     assert facts.limits[-1] == "KV is float32."  # what was chosen for this machine
 
@@ -79,16 +79,16 @@ async def test_ready_and_quiet(check):
 async def test_a_busy_machine_is_ready_all_the_same_and_is_told_what_that_means(check):
     facts = await check(others=0.98, smoked=SMOKED | {"client kept up": "FAIL"})
     assert said(facts) == (True, "busy", "ready, busy")
-    assert facts.finding == (
-        "Ready. The machine was busy: other programs used 98 % of the CPU (limit 25 %)"
-    )
+    assert facts.finding == "Ready to run, but not idle enough for timing"
+    assert facts.next_step.startswith("End other programs and repeat this check")
+    assert facts.next_step.endswith("papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d")
     assert facts.scope.startswith(BUSY_MEANS)
     assert facts.status == "success"  # the check completed
     shown = {card.label: card.spoilt for card in facts.numbers}
     # Only the time of a start is rough.
-    assert shown == {"cores": "", "memory free": "", "start of a 1p1d": "rough"}
+    assert shown == {"cores": "", "memory free": "", "to start 1p1d with LMCache": "rough"}
     can, quiet = facts.questions
-    assert can["why"].startswith("all ") and can["why"].endswith(" checks passed")
+    assert can["why"].startswith("all ") and can["why"].endswith(" gates passed")
     assert "smoke run: client kept up" in quiet["why"]
 
 
@@ -108,7 +108,7 @@ async def test_a_gate_on_timing_never_makes_a_machine_unready(name, check):
 async def test_any_other_gate_of_the_smoke_run_does(name, check):
     facts = await check(smoked=SMOKED | {name: "FAIL"}, others=0.98)
     assert said(facts) == (False, "busy", "not ready")
-    assert facts.finding == "Not ready: as it should be"
+    assert facts.finding == f"Not ready: {gate_row(name).failed_name} (smoke run)"
     assert f"{SMOKE}{name}" in facts.questions[0]["why"]
     # Cores and memory are the machine's, whatever its servers do.
     assert [card.spoilt for card in facts.numbers[:2]] == ["", ""]
@@ -117,22 +117,24 @@ async def test_any_other_gate_of_the_smoke_run_does(name, check):
 async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check):
     facts = await check(smoked=LaunchError("store did not start: no room\n  log: /x/store.log"))
     assert said(facts) == (False, "quiet", "not ready")
-    assert facts.finding == "Not ready: store did not start: no room"
+    assert facts.finding == "Not ready: smoke run failed"
+    assert facts.outcome.why == "store did not start: no room."
     assert facts.next_step == "read the log named above"
 
 
 @pytest.mark.parametrize(
-    ("changed", "finding"),
+    ("changed", "finding", "why"),
     [
-        ({"versions": {"vllm": "0.32.0"}}, "Not ready: lmcache not installed"),
-        ({"memory_free_gb": 1.0}, "Not ready: 1.0 GB free: 0 CPU instances"),
-        ({"shm_free_gb": 0.06}, "Not ready: 0.1 GB free in /dev/shm (the KV store needs 2 GB)"),
+        ({"versions": {"vllm": "0.32.0"}}, "packages are missing", "Not installed: lmcache."),
+        ({"memory_free_gb": 1.0}, "too little RAM is free", "1.0 GB free, room for 0 CPU"),
+        ({"shm_free_gb": 0.06}, "shared memory is too small", "0.1 GB free in /dev/shm"),
     ],
 )
-async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, check):
+async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, why, check):
     facts = await check(**changed, smoked=AssertionError("a server was started"))
     assert said(facts)[0] is False
-    assert facts.finding.startswith(finding)
+    assert facts.finding.startswith(f"Not ready: {finding}")
+    assert facts.outcome.why.startswith(why)
     assert facts.next_step
 
 
@@ -142,22 +144,16 @@ async def test_without_a_free_port_it_is_not_ready(check, monkeypatch):
 
     monkeypatch.setattr(environment, "free_ports", none)
     facts = await check()
-    assert facts.finding.startswith("Not ready: fewer than 16 free ports")
+    assert facts.finding == "Not ready: too few ports are free"
+    assert facts.outcome.why.startswith("fewer than 16 free ports")
 
 
 async def test_quiet_that_could_not_be_decided_is_not_claimed(check):
     facts = await check(smoked=SMOKED | {"client kept up": "INCONCLUSIVE"})
     assert said(facts) == (True, "not known", "ready, load unknown")
-    assert facts.finding == "Ready. The load of the machine is unknown: as it should be"
+    assert facts.finding == "Ready to run; not yet shown to be idle enough for timing"
+    assert [row["answer"] for row in facts.questions] == ["yes", "not yet known"]
     assert facts.outcome.severity == "unsure"
-
-
-async def test_a_long_reason_stands_in_the_list_and_not_in_the_headline(check, monkeypatch):
-    long = Gate(name="loop lag", outcome="FAIL", sentence="Timers fired late " + "and again " * 9)
-    monkeypatch.setattr(environment, "timing_gates", lambda seen: [long])
-    facts = await check()
-    assert facts.finding == "Ready. The machine was busy"
-    assert "again" in facts.questions[1]["why"]
 
 
 async def test_without_a_smoke_run_the_rest_is_answered(check):

@@ -68,7 +68,7 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert "chat since 0.33: first chunk with a token" in told
     assert "In the workbench: first chunk with a generated token" in told
     assert found.figure.svg.count("vLLM bench") >= 1
-    assert "40 requests in each of 2 groups." in found.figure.caption
+    assert "40 requests in each of 2 combinations of arm and pass." in found.figure.caption
 
 
 def test_all_kinds_of_a_run_stand_beside_the_peer(tmp_path, bench):
@@ -133,14 +133,14 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     one, two, warm = (a_run(tmp_path / name, first_s=0.2) for name in ("one", "two", "warm"))
     busy = wb.compare_results([one, failed(two, "client kept up")], cache_state="cold")
     assert busy.sentences[1] == (
-        "two: gate “client kept up” failed; do not use p99 or ITL; absolute times are rough; use"
-        " ratios with care."
+        "two: client did not keep up; do not use p99 or ITL; absolute times are rough; use"
+        " ratios with caution."
     )
-    assert "(rough: gate “client kept up” failed). No significant" in busy.sentences[2]
+    assert "(rough: client did not keep up). No significant" in busy.sentences[2]
     assert "grayscale" not in busy.figure.svg
     wrong = wb.compare_results([one, failed(two, "KV moved")], cache_state="cold")
     assert wrong.sentences[2] == (
-        "TTFT of 2: 1a, cold, is not compared (not valid: gate “KV moved” failed)."
+        "TTFT of 2: 1a, cold, is not compared (not valid: KV was not transferred)."
     )
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.

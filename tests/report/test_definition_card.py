@@ -66,9 +66,9 @@ def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
         "E2E": ["900 ms", "900 ms", "1000 ms", "900 ms"],
         "requests": ["3"] * 4,
     }
-    assert "Medians of 3 requests (1a, engine-warm)" in page.text
+    assert "Medians of 3 requests (arm 1a, engine-warm pass)" in page.text
     assert "vllm/benchmarks/serve.py: calculate_metrics" in page.text
-    assert "The formulas are those of vLLM bench 0.32.0 and 0.33.0; GuideLLM 0.8.1" in page.text
+    assert "were read in vLLM bench 0.32.0 and 0.33.0, GuideLLM 0.8.1 (or 0.3.1" in page.text
 
 
 def test_a_kind_without_a_name_is_a_kind(run):
@@ -77,7 +77,7 @@ def test_a_kind_without_a_name_is_a_kind(run):
     frame = pd.read_parquet(run / "requests.parquet").assign(workload=None)
     frame.to_parquet(run / "requests.parquet")
     found = definition_card(RESULT, run / "run.ipynb")
-    assert (found["of"], found["sent"]) == ("1a, engine-warm", 3)
+    assert (found["of"], found["sent"]) == ("arm 1a, engine-warm pass", 3)
 
 
 def test_a_folder_that_moved_is_found_beside_the_notebook(run):
@@ -102,5 +102,5 @@ def test_without_the_requests_of_this_run_there_is_no_card(run, broken):
 def test_of_many_requests_the_first_are_taken_and_the_card_says_so(run, monkeypatch):
     monkeypatch.setattr("workbench.report.definition_card.MOST_ROWS", 4)
     card = definition_card(RESULT, run / "run.ipynb")
-    assert card["of"] == "1a, cold, of the first 4 requests of 5"
+    assert card["of"] == "arm 1a, cold pass, of the first 4 requests of 5"
     assert card["sent"] == 2

@@ -33,9 +33,9 @@ def test_a_run_shows_outcome_finding_gates_and_link(tmp_path, result):
     row = soup.select_one("tbody tr")
     cells = [cell.get_text(" ", strip=True) for cell in row("td")]
     assert cells == [
-        "◆ checks failed",
+        "◆ gates failed",
         "Simulated. A warm KV store cuts TTFT 18 times run one",
-        "▲ 1 of 3 checks passed, 1 failed, 1 undecided",
+        "▲ 1 of 3 gates passed, 1 failed, 1 undecided",
         "2026-11-20 11:02 UTC 14 min",
     ]
     assert row.a["href"] == "pd_sweep/run%20one/report.html"

@@ -20,11 +20,11 @@ def result(*outcomes, **facts):
 @pytest.mark.parametrize(
     ("facts", "word", "severity"),
     [
-        (result("PASS"), "checks passed", "ok"),
-        (result("PASS", "same text=INCONCLUSIVE"), "checks undecided", "unsure"),
-        (result("client kept up=FAIL"), "checks failed", "unsure"),
+        (result("PASS"), "gates passed", "ok"),
+        (result("PASS", "same text=INCONCLUSIVE"), "gates undecided", "unsure"),
+        (result("client kept up=FAIL"), "gates failed", "unsure"),
         (result("FAIL", unproven="PD halves TTFT"), "not valid", "bad"),
-        (result("memory=FAIL"), "checks failed", "unsure"),
+        (result("memory=FAIL"), "gates failed", "unsure"),
         (result(), "not checked", "unsure"),
         (result("PASS", status="failed"), "run failed", "bad"),
         (result("PASS", status="cancelled"), "cancelled", "unsure"),
@@ -39,7 +39,7 @@ def test_a_run_comes_out_as_its_gates_and_its_headline_say(facts, word, severity
 
 def test_the_reason_names_what_is_taken_away():
     found = outcome_of(result("client kept up=FAIL"))
-    assert found.why.startswith("client kept up: do not use p99 or ITL")
+    assert found.why.startswith("client did not keep up: do not use p99 or ITL")
 
 
 def test_a_result_may_bring_its_own_words():

@@ -103,7 +103,7 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
     assert [h.text for h in soup("h1")] == ["A warm KV store cuts TTFT 18 times"]
     kicker = soup.select_one(".kick")
     assert " ".join(kicker.text.split()) == (
-        "◆ checks failed PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
+        "◆ gates failed PD sweep · 1p4d · lmcache · 2026-11-20 11:02 UTC · 14 min"
     )
     for term in soup("dfn"):
         term.unwrap()
@@ -119,24 +119,24 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
 def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     gates = [" ".join(gate.text.split()) for gate in page(result=result).select(".gates li")]
     failed = (
-        "Client kept up: Another process took 31 % of its core. Effect: do not use p99 or ITL;"
-        " absolute times are rough; use ratios with care. Next: close other jobs."
+        "Client did not keep up: Another process took 31 % of its core. Effect: do not use p99"
+        " or ITL; absolute times are rough; use ratios with caution. Next: close other jobs."
     )
     assert gates == [
         f"▲ FAIL {failed}",
-        "◆ INCONCLUSIVE Steady state: Too few requests.",
-        "● PASS Cold was cold: 0 of 679,800 cached.",
+        "◆ INCONCLUSIVE Latency was steady? Too few requests.",
+        "● PASS Cold passes were cold: 0 of 679,800 cached.",
     ]
 
 
 @pytest.mark.parametrize(
     ("outcomes", "says"),
     [
-        ("PASS PASS", "● 2 of 2 checks passed."),
-        ("PASS", "● 1 of 1 checks passed."),
-        ("PASS INCONCLUSIVE", "◆ 1 of 2 checks passed, 1 undecided."),
-        ("PASS FAIL INCONCLUSIVE", "▲ 1 of 3 checks passed, 1 failed, 1 undecided."),
-        ("", "No check was made, so none of these numbers is verified."),
+        ("PASS PASS", "● 2 of 2 gates passed."),
+        ("PASS", "● The only gate passed."),
+        ("PASS INCONCLUSIVE", "◆ 1 of 2 gates passed, 1 undecided."),
+        ("PASS FAIL INCONCLUSIVE", "▲ 1 of 3 gates passed, 1 failed, 1 undecided."),
+        ("", "No gate was evaluated, so none of these numbers is verified."),
     ],
 )
 def test_one_line_says_what_all_gates_say_and_those_that_passed_are_folded(result, outcomes, says):
@@ -166,8 +166,8 @@ def test_a_gate_ends_its_sentence_before_the_next_step(result):
     gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
     (line,) = page(result={**result, "gates": [gate]}).select(".gates li")
     assert " ".join(line.text.split()) == (
-        "▲ FAIL KV moved: it did not. Effect: do not use any number of this run; use the text"
-        " comparison with care. Next: look."
+        "▲ FAIL KV was not transferred: it did not. Effect: do not use any number of this"
+        " run; use the text comparison with caution. Next: look."
     )
 
 
@@ -321,7 +321,7 @@ def test_a_failed_gate_takes_the_success_away(whole, result):
     gates = [{**gates[0], "outcome": "FAIL"}]
     spoiled = BeautifulSoup(render(whole, {**result, "gates": gates}), "html.parser")
     badges = [soup.find(class_="badge").text for soup in (sound, spoiled)]
-    assert badges == ["● checks passed", "▲ not valid"]
+    assert badges == ["● gates passed", "▲ not valid"]
     assert sound.select_one(".card.struck") is None
     assert len(spoiled.select(".card.struck")) == len(result["numbers"])
 

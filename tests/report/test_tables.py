@@ -5,11 +5,11 @@ import pandas as pd
 from workbench.report.tables import table
 
 
-def test_a_table_has_no_index_three_decimals_and_headers_in_words() -> None:
+def test_a_table_has_no_index_three_digits_and_headers_in_words() -> None:
     shown = table(pd.DataFrame({"baseline_arm": ["1a"], "ratio": [18.12345]}, index=[7]))
     assert shown is not None
     html = shown.to_html()
-    assert "18.123" in html and ">7<" not in html
+    assert ">18.1<" in html and ">7<" not in html
     assert ">baseline arm<" in html
 
 
@@ -23,7 +23,7 @@ def test_what_a_failed_gate_takes_is_struck_in_its_rows_and_said_above() -> None
     shown = table(frame)
     assert shown is not None
     html = shown.to_html()
-    assert "Not valid: gate “store-warm was store-warm” failed.</caption>" in html
+    assert "Not valid: store-warm state was not reached.</caption>" in html
     assert re.findall(r"#T_\w+_row(\d)_col(\d) {\s*text-decoration: line-through", html) == [
         ("1", "2")
     ]
@@ -36,5 +36,5 @@ def test_a_busy_machine_strikes_no_table() -> None:
     frame.attrs["shows"] = ("counts",)
     counted = table(frame)
     assert rough is not None and counted is not None
-    assert "Rough: gate “client kept up” failed." in rough.to_html()
+    assert "Rough: client did not keep up." in rough.to_html()
     assert "line-through" not in rough.to_html() and "caption" not in counted.to_html()

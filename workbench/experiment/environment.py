@@ -28,7 +28,7 @@ from workbench.hardware.machine import Machine, ProcessorLoad
 from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_names
+from workbench.metrics.gates.gate_table import failed_name, failed_names
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve import vllm
 from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
@@ -42,7 +42,6 @@ SMALLEST_SHM_GB = 2.0
 PORTS = 16
 """The largest deployment on a CPU needs this many."""
 WATCHED_S = 2.0
-_HEADLINE_WORDS = 18
 SMOKE = "smoke run: "
 
 TIMING_GATES = {
@@ -52,12 +51,13 @@ TIMING_GATES = {
 """Gates on timing, of this check and of its smoke run; all others say what the machine can run."""
 
 BUSY_MEANS = (
-    "On a busy machine absolute times are rough and p99 is withheld. Token counts and significant"
-    " ratios hold."
+    "On a busy machine, absolute times are rough and p99 is withheld. Use ratios with caution;"
+    " token counts are not affected."
 )
-_SHOWN = {"quiet": "idle", "busy": "busy", "not known": "unknown"}
-"""What a reader sees for each value of the fact `quiet`."""
+_SHOWN = {"quiet": "yes", "busy": "no", "not known": "not yet known"}
+"""The answer to the second question for each value of the fact `quiet`."""
 _NEXT = "papermill notebooks/pd_sweep.ipynb out.ipynb -p topology 1p4d"
+_FIRST = "End other programs and repeat this check before you use absolute times or p99. Then run: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,9 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
     gates = [*_static_gates(here, platform), *timing_gates(await watch_machine())]
     smoke: Result | None = None
     if params.smoke and any(g.outcome == "FAIL" for g in about_running(gates)):
-        gates.append(judge("smoke run", holds="", unknown=["Not started: a check above failed"]))
+        gates.append(
+            judge("smoke run", holds="", unknown=["Not started, because a gate above failed"])
+        )
     elif params.smoke:
         # One round of two small prompts: enough to see real KV arrive.
         sweep = PdSweep(
@@ -158,14 +160,15 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         judge(
             "packages",
             holds=f"Tested versions: {', '.join(map(' '.join, versions.items()))}",
-            problems=[f"{' and '.join(missing)} not installed"] if missing else [],
+            problems=[f"Not installed: {', '.join(missing)}"] if missing else [],
             unknown=[f"Untested versions: {'; '.join(other)}"] if other else [],
             next_step="run make setup",
             if_unknown="run make setup, or rely on the smoke run",
         ),
         _limit(
             "memory",
-            f"{free:.1f} GB free: {fits} CPU instances of {each_gb:.1f} GB and a KV store fit",
+            f"{free:.1f} GB free, room for {fits} CPU instances ({each_gb:.1f} GB each) and a KV"
+            " store",
             broken=free < 2 * each_gb + 1.5,
             step="end other programs",
         ),
@@ -200,7 +203,7 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
 
 
 def _limit(name: str, sentence: str, *, broken: bool, step: str, unknown: str = "") -> Gate:
-    """A check whose sentence has the number and its limit in both cases."""
+    """A gate whose sentence has the number and its limit in both cases."""
     return judge(
         name,
         holds=sentence,
@@ -219,7 +222,7 @@ def _listens(port: int) -> bool:
 def timing_gates(seen: MachineLoad) -> list[Gate]:
     """Whether other programs left the CPU free, and whether timers fired on time."""
     others, lag_s = seen.others_cpu_share, seen.loop_lag_p99_s
-    go_on = "end other programs, or use only the ratios"
+    go_on = "end other programs, or use only ratios, with caution"
     return [
         _limit(
             "other programs",
@@ -270,20 +273,19 @@ def answers(gates: Sequence[Gate], platform: str, *, smoked: bool) -> dict[str, 
     if not ready:
         word, severity, scope = "not ready", "bad", ""
         step = failed[0].next_step if failed else ""
-        finding = f"Not ready: {_first_line(failed[0]) if failed else 'no server was started'}"
-        why = finding
+        finding = f"Not ready: {_named(failed[0]) if failed else 'no server was started'}"
+        why = f"{_first_line(failed[0])}." if failed else f"{finding}."
     elif quiet == "quiet":
         word = "ready"
-        finding = f"Ready. Servers start, KV moves, and the machine is idle ({platform})"
+        finding = f"Ready: servers start, KV is transferred, and the machine is idle ({platform})"
     else:
-        said = _first_line(_deciding(timing)[0])
-        word = "ready, busy" if quiet == "busy" else "ready, load unknown"
-        state = "The machine was busy" if quiet == "busy" else "The load of the machine is unknown"
-        finding, why = f"Ready. {state}: {_lowered(said.partition('. ')[0])}", f"{said}."
-        if len(finding.split()) > _HEADLINE_WORDS:  # the list below the headline says why
-            finding = f"Ready. {state}"
+        word, finding = "ready, busy", "Ready to run, but not idle enough for timing"
+        if quiet != "busy":
+            word = "ready, load unknown"
+            finding = "Ready to run; not yet shown to be idle enough for timing"
+        why, step = f"{_first_line(_deciding(timing)[0])}.", f"{_FIRST}{_NEXT}"
     said_of = {
-        "Can this machine run the workbench?": ("ready" if ready else "not ready", running),
+        "Can this machine run the workbench?": ("yes" if ready else "no", running),
         "Is it idle enough for timing?": (_SHOWN[quiet], timing),
     }
     return {
@@ -304,16 +306,16 @@ def _first_line(gate: Gate) -> str:
     return gate.sentence.partition("\n")[0]
 
 
-def _lowered(sentence: str) -> str:
-    """The sentence as written after a colon; an acronym at its start keeps its capitals."""
-    capital = sentence[:1].isupper() and not sentence[1:2].isupper()
-    return sentence[0].lower() + sentence[1:] if capital else sentence
+def _named(gate: Gate) -> str:
+    """What its failure means, in a few words."""
+    name = gate.name.removeprefix(SMOKE)
+    return f"{failed_name(name)}{' (smoke run)' * (name != gate.name)}"
 
 
 def _together(gates: Sequence[Gate]) -> str:
-    """The checks that decided the answer."""
+    """The gates that decided the answer."""
     said = "; ".join(f"{gate.name}: {_first_line(gate)}" for gate in _deciding(gates))
-    return said or f"all {len(gates)} checks passed"
+    return said or f"all {len(gates)} gates passed"
 
 
 def _as_result(
@@ -332,7 +334,7 @@ def _as_result(
         Card(label="memory free", value=here.memory_free_gb, unit="GB", note=of_all),
     ]
     if seen is not None:
-        label, note = "start of a 1p1d", "one launch, with LMCache"
+        label, note = "to start 1p1d with LMCache", "one launch"
         started_s = seen.launches_s[0]
         numbers.append(Card(label=label, value=started_s, unit="s", note=note, rests_on="times"))
     engine = seen.engine if seen else EngineFacts()
@@ -351,7 +353,7 @@ def _as_result(
         gates=tuple(gates),
         engine=engine,
         limits=(
-            "Ready means that servers start and KV moves. It says nothing about speed.",
+            "Ready means that servers start and KV is transferred. It says nothing about speed.",
             *filter(None, [engine.chosen]),
         ),
         platforms=tuple(platforms(here)),
@@ -366,11 +368,11 @@ def _as_result(
 
 def platforms(here: Machine) -> list[dict[str, str]]:
     """What this machine can run on each platform, one row each."""
-    gpus = f"all notebooks on {', '.join(gpu.name for gpu in here.gpus)}"
-    with_vllm = "all notebooks with a tiny model: vLLM, LMCache, NIXL"
+    gpus = f"all notebooks, on {', '.join(gpu.name for gpu in here.gpus)}"
+    with_vllm = "all notebooks, with a tiny model (vLLM, LMCache and NIXL)"
     can = {
-        "cpu": with_vllm if here.versions.get("vllm") else "nothing: vLLM is not installed",
-        "cuda": gpus if here.platform == "cuda" else "nothing: no NVIDIA GPU was found",
-        "rocm": gpus if here.platform == "rocm" else "nothing: no AMD GPU was found",
+        "cpu": with_vllm if here.versions.get("vllm") else "nothing (vLLM is not installed)",
+        "cuda": gpus if here.platform == "cuda" else "nothing (no NVIDIA GPU was found)",
+        "rocm": gpus if here.platform == "rocm" else "nothing (no AMD GPU was found)",
     }
     return [{"platform": name, "can run": what} for name, what in can.items()]

@@ -25,7 +25,7 @@ TOOLS = ("workbench", "vllm_bench", "guidellm", "aiperf")
 VERSIONS = {
     "workbench": "",
     "vllm_bench": "0.32.0 and 0.33.0",
-    "guidellm": "0.8.1; 0.3.1 to 0.7.4 where it says so",
+    "guidellm": "0.8.1 (or 0.3.1 to 0.7.4 where marked)",
     "aiperf": "0.13.0",
 }
 """The versions whose sources were read. A formula holds for these, and names versions that differ.

@@ -18,7 +18,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from workbench.experiment.result.result import MIME
 from workbench.report.markup import Outline, clean
 from workbench.report.outcome import failure_of
-from workbench.report.templating import labelled
+from workbench.report.templating import labelled, linked
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -41,14 +41,18 @@ class Rendered:
     """Everything else, in the notebook's order."""
 
 
-def render_cells(notebook: Any, outline: Outline, *, simulated: bool = False) -> Rendered:
+def render_cells(
+    notebook: Any, outline: Outline, *, simulated: bool = False, doubts: str = ""
+) -> Rendered:
     """The cells up to the one that failed; headings go into the outline.
+
+    `doubts` is the id of the heading of the doubts, for captions that point there.
 
     The notebook's first heading of level 1 is left out: it is the page's own title.
     """
     failure = failure_of(notebook)
     last = failure.cell if failure else len(notebook.cells)
-    page = _Page(outline=outline, simulated=simulated)
+    page = _Page(outline=outline, simulated=simulated, doubts=doubts)
     for position, cell in enumerate(notebook.cells[: last + 1]):
         tags = set(cell.metadata.get("tags", []))
         if _LEFT_OUT & tags:
@@ -71,6 +75,7 @@ class _Page:
 
     outline: Outline
     simulated: bool
+    doubts: str
     parts: list[str] = field(default_factory=list)
     lifted: list[str] = field(default_factory=list)
     """What goes to the first screen."""
@@ -152,7 +157,7 @@ class _Page:
 
     def _figure(self, drawing: str, words: Any) -> str:
         self.figures += 1
-        caption = escape(str(words.get("caption", "")))
+        caption = linked(str(words.get("caption", "")), self.doubts)
         mark = '<b class="mark">Simulated.</b> ' if self.simulated else ""
         below = f"<figcaption>{mark}{caption}</figcaption>" if mark or caption else ""
         return f'<figure><div class="drawing">{drawing}</div>{below}</figure>'

@@ -19,7 +19,13 @@ from workbench.experiment.result.facts import EngineFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.result_tables import percentile_table, without_struck
 from workbench.metrics.definitions import VERSIONS, definition_of
-from workbench.metrics.gates.gate_table import Spoil, spoil, taken_away, touching
+from workbench.metrics.gates.gate_table import (
+    Spoil,
+    failed_name,
+    spoil,
+    taken_away,
+    touching,
+)
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.percentiles import percentiles
@@ -258,7 +264,7 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
             yield f"{side.label}: simulated, so its times measure nothing."
         for name in _failed(side):
             if taken := taken_away(name):
-                yield f"{side.label}: gate “{name}” failed; {taken}."
+                yield f"{side.label}: {failed_name(name)}; {taken}."
 
 
 def _pairs(sides: Sequence[_Side]) -> tuple[list[tuple[_Kind, _Kind]], list[str]]:

@@ -22,6 +22,12 @@ _NAMES = {
 MOST_ROWS = 100_000
 _KIND = ("arm", "workload", "n_requests", "pass")
 """What requests of one kind have in common, where the frame has the column."""
+_OF = {
+    "arm": "arm {}",
+    "workload": "workload {}",
+    "n_requests": "{} requests per pass",
+    "pass": "{} pass",
+}
 _STAMPS = ("error sent_s scheduled_s chunk_s chunk_tokens output_tokens stream_end_s").split()
 
 
@@ -41,7 +47,8 @@ def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
         kinds = requests.groupby(keys, sort=False, dropna=False)
         # not get_group: it finds no group whose key is missing
         requests = requests[kinds.ngroup() == int(kinds.size().to_numpy().argmax())]
-        of = ", ".join(str(value) for value in requests[keys].iloc[0].dropna().unique())
+        kind = requests[keys].iloc[0].dropna()
+        of = ", ".join(_OF.get(name, "{}").format(value) for name, value in kind.items())
     if left_out:
         of += f", of the first {MOST_ROWS:,} requests of {MOST_ROWS + left_out:,}"
     values = card(requests)
@@ -50,7 +57,7 @@ def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
         "of": of,
         "sent": len(requests),
         "tools": [_NAMES[tool] for tool in TOOLS],
-        "versions": "; ".join(f"{_NAMES[tool]} {VERSIONS[tool]}" for tool in TOOLS[1:]),
+        "versions": ", ".join(f"{_NAMES[tool]} {VERSIONS[tool]}" for tool in TOOLS[1:]),
         "rows": [
             (metric, [(values.at[metric, tool] if found[metric, tool].values else None,
                        found[metric, tool].formula) for tool in TOOLS])

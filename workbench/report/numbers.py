@@ -43,6 +43,11 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{number(value * factor)}{'' if shown == 'x' else ' '}{shown}".strip()
 
 
+def times(value: float) -> str:
+    """A factor in a title: `1.05x`, `3.5x`, `18x`."""
+    return f"{value:.{2 if value < 2 else 1 if value < 10 else 0}f}x"
+
+
 def interval(low: float | None, high: float | None, unit: str, value: float | None) -> str:
     """`[16.9, 19.4]` in the unit that `quantity(value, unit)` shows; empty where there is none."""
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
@@ -71,5 +76,5 @@ def moment(text: str | None) -> str:
 
 
 def _grouped(value: float, decimals: int) -> str:
-    comma = "," if abs(value) >= 10_000 else ""
+    comma = "," if abs(value) >= 1_000 else ""
     return f"{value:{comma}.{decimals}f}"

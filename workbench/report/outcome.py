@@ -12,7 +12,7 @@ from nbconvert.filters import strip_ansi
 from workbench.experiment.result.facts import RunFacts, RunOutcome
 from workbench.experiment.result.result import MIME, Result
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import taken_away
+from workbench.metrics.gates.gate_table import failed_name, taken_away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +84,12 @@ def _unended(metadata: Any) -> bool:
 
 
 def gates_line(gates: Sequence[Gate]) -> str:
-    """`13 of 14 checks passed, 1 undecided`; empty where there are none."""
+    """`13 of 14 gates passed, 1 undecided`; empty where there are none."""
+    if [gate.outcome for gate in gates] == ["PASS"]:
+        return "The only gate passed"
     counted = Counter(gate.outcome for gate in gates)
     others = ((counted["FAIL"], "failed"), (counted["INCONCLUSIVE"], "undecided"))
-    parts = [f"{counted['PASS']} of {len(gates)} checks passed"]
+    parts = [f"{counted['PASS']} of {len(gates)} gates passed"]
     parts += [f"{number} {word}" for number, word in others if number]
     return ", ".join(parts) if gates else ""
 
@@ -116,20 +118,21 @@ def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
     status = status or (facts.status if facts else "unreadable")
     if status != "success":
         return _ENDED[status]
-    unchecked = RunOutcome(word="not checked", severity="unsure", why="No check was made.")
+    unchecked = RunOutcome(word="not checked", severity="unsure", why="No gate was evaluated.")
     if facts is None:
         return unchecked
     if facts.outcome:
         return facts.outcome
     said = [
-        f"{name}: {taken_away(name) or 'no number depends on it'}" for name in facts.failed_gates
+        f"{failed_name(name)}: {taken_away(name) or 'no number depends on it'}"
+        for name in facts.failed_gates
     ]
     if facts.unproven:
         return RunOutcome(word="not valid", severity="bad", why=f"{'. '.join(said)}.")
     if said:
-        return RunOutcome(word="checks failed", severity="unsure", why=f"{'. '.join(said)}.")
+        return RunOutcome(word="gates failed", severity="unsure", why=f"{'. '.join(said)}.")
     open_ = sum(gate.outcome != "PASS" for gate in facts.gates)
     if open_:
-        why = f"{open_} of {len(facts.gates)} checks are undecided."
-        return RunOutcome(word="checks undecided", severity="unsure", why=why)
-    return RunOutcome(word="checks passed", severity="ok") if facts.gates else unchecked
+        why = f"{open_} of {len(facts.gates)} gates are undecided."
+        return RunOutcome(word="gates undecided", severity="unsure", why=why)
+    return RunOutcome(word="gates passed", severity="ok") if facts.gates else unchecked

@@ -1,6 +1,6 @@
 """The report: an executed notebook as one HTML file that opens without a network.
 
-The first screen has the finding, its numbers, the main figure, and which checks did not pass. The
+The first screen has the finding, its numbers, the main figure, and which gates did not pass. The
 notebook's own text and figures follow, then all that is needed to check and repeat the run. The
 page of a notebook that failed says why at once.
 """
@@ -19,13 +19,13 @@ from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import KINDS, spoil, taken_away
+from workbench.metrics.gates.gate_table import KINDS, lead_of, spoil, taken_away
 from workbench.report.cells import render_cells
 from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card
 from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
-from workbench.report.numbers import duration, moment
+from workbench.report.numbers import duration, moment, number
 from workbench.report.outcome import (
     cut_off,
     failure_of,
@@ -75,7 +75,8 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
     claims = shown_rows(facts.claims)
     claims_id = outline.add("The claims", 2)[1] if claims else ""
     trust = outline.add("Can this be trusted?", 2)[1] if result else ""
-    cells = render_cells(notebook, outline, simulated=facts.simulated)
+    doubts = outline.add("Doubts", 3)[1] if facts.doubts else ""
+    cells = render_cells(notebook, outline, simulated=facts.simulated, doubts=doubts)
     panels_id = outline.add("Each claim", 2)[1] if claims else ""
     ends = {
         name: outline.add(heading, 2)[1]
@@ -105,6 +106,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         checks=(worst_outcome(facts.gates), gates_line(facts.gates)),
         left=_what_is_left(facts) if facts.failed_gates else [],
         trust=trust,
+        doubts=doubts,
         claims=claims,
         claims_id=claims_id,
         panels_id=panels_id,
@@ -152,25 +154,22 @@ def _kicker(notebook: Any, facts: RunFacts, title: str) -> list[str]:
 
 
 def _shown_gate(gate: Gate) -> dict[str, str]:
-    """A gate as a line of the page; its name leads where the sentence does not."""
-    name, sentence, step = gate.name, gate.sentence, gate.next_step
-    lead = f"{name[:1].upper()}{name[1:]}: "
-    if sentence.lower().startswith(name.lower()):
-        lead = ""
+    """A gate as a line of the page."""
+    sentence, step = gate.sentence, gate.next_step
     if step and sentence and sentence[-1] not in ".!?":
         sentence += "."
-    taken = taken_away(name) if gate.outcome == "FAIL" else ""
+    taken = taken_away(gate.name) if gate.outcome == "FAIL" else ""
     if taken and step and step[-1] != ".":
         step += "."
     return {
-        "outcome": gate.outcome, "lead": lead, "sentence": sentence, "taken": taken,
+        "outcome": gate.outcome, "lead": lead_of(gate), "sentence": sentence, "taken": taken,
         "next_step": step,
     }  # fmt: skip
 
 
 _LEFT = {
-    "struck": "Do not use (struck out or grey)",
-    "rough": "Use only as an order of magnitude",
+    "struck": "Not valid (do not use; struck out or grey)",
+    "rough": "Rough (order of magnitude only)",
     "doubt": "Use with caution",
     "": "Not affected",
 }
@@ -181,7 +180,7 @@ def _what_is_left(facts: RunFacts) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for kind, what in KINDS.items():
         effect = spoil(facts.failed_gates, kind).effect
-        kinds.setdefault(effect, []).append(f"{kind} ({what})")
+        kinds.setdefault(effect, []).append(what)
     return [
         f"{words}: {'; '.join(kinds[effect])}."
         for effect, words in _LEFT.items()
@@ -192,12 +191,12 @@ def _what_is_left(facts: RunFacts) -> list[str]:
 def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
     """The tables of the appendix: what was asked, on what machine, with which versions."""
     facts = result.run
-    machine = dict(facts.machine)
+    machine = {name: number(value) if isinstance(value, float) else value
+               for name, value in facts.machine.items()}  # fmt: skip
     versions = machine.pop("versions", None) or {}
     commit = machine.pop("git_commit", "")
     dirty = machine.pop("git_dirty", False)
     run = {
-        "run": facts.run_id,
         "folder": str(result.folder),
         "files": ", ".join(facts.files.values()),
         "started": moment(facts.started_at),

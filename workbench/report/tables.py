@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.gates.gate_table import spoil
+from workbench.report.numbers import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,26 +16,29 @@ if TYPE_CHECKING:
 _LABELS = frozenset(
     "arm pass baseline_arm baseline_pass metric prompts what n n_requests n_rounds n_pairs"
     " requests note".split()
-) | {"arm and state", "median, ms"}
+) | {"arm and state", "part of TTFT (median, ms)"}
 """Columns that say what a row is, and hold no number that a gate could take away."""
 _HEADERS = {
     "ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "n": "requests", "n_requests": "requests",
-    "n_rounds": "rounds", "n_pairs": "pairs", "request_tps": "throughput per request",
+    "n_rounds": "rounds", "n_pairs": "pairs", "low": "95 % CI from", "high": "to",
+    "request_tps": "throughput per request",
     "system_tps": "system throughput",
 }  # fmt: skip
 _STRUCK = "text-decoration: line-through; opacity: .6"
 
 
-def table(frame: pd.DataFrame, precision: int = 3) -> Styler | None:
+def table(frame: pd.DataFrame) -> Styler | None:
     """The rows without their index; None, so that a cell shows nothing, where there are none.
 
     `attrs["shows"]` names the kinds of number in it, and `attrs["failed_gates"]` the gates that
-    failed: what they strike is struck out row by row, and the caption says why.
+    failed: what they strike is struck out row by row, and the caption says why. `attrs["headers"]`
+    has the headers of columns that have no name of their own here.
     """
     if frame.empty:
         return None
-    headers = [_HEADERS.get(name, name.replace("_", " ")) for name in map(str, frame.columns)]
-    shown = frame.style.hide(axis="index").format(precision=precision)
+    own = _HEADERS | frame.attrs.get("headers", {})
+    headers = [own.get(name, name.replace("_", " ")) for name in map(str, frame.columns)]
+    shown = frame.style.hide(axis="index").format(_cell)
     shown = shown.relabel_index(headers, axis="columns")
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
@@ -46,6 +51,13 @@ def table(frame: pd.DataFrame, precision: int = 3) -> Styler | None:
     looks = [_STRUCK if does.struck else "" for does in rows]
     numbers: list[Hashable] = [name for name in frame.columns if name not in _LABELS]
     return shown.apply(lambda _: looks, subset=numbers)
+
+
+def _cell(value: Any) -> Any:
+    """A measured value with 3 significant digits; `-` where there is none."""
+    if not isinstance(value, float):
+        return value
+    return "-" if isnan(value) else number(value)
 
 
 def _passes(row: Mapping[Any, Any]) -> set[str]:

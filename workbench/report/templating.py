@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from workbench.experiment.result.facts import ArmFacts
 from workbench.report.numbers import UNKNOWN, duration, interval, moment, quantity
+
+_POINTER = re.compile("see doubts|use with caution")
 
 
 def fill(template: str, **context: Any) -> str:
@@ -20,10 +24,24 @@ def fill(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=duration, interval=interval, labelled=labelled, moment=moment, plain=_plain,
-        quantity=quantity,
+        duration=duration, interval=interval, labelled=labelled, linked=linked, moment=moment,
+        plain=_plain, quantity=quantity, size=_size,
     )  # fmt: skip
     return environment.get_template(template).render(**context)
+
+
+def linked(text: str, doubts: str) -> str:
+    """Escaped text whose pointer to the doubts links to the heading with that id, if any."""
+    link = rf'<a href="#{doubts}">\g<0></a>'
+    return _POINTER.sub(link, escape(text)) if doubts else escape(text)
+
+
+def _size(arm: ArmFacts, platform: str | None) -> str:
+    """`2 instances, 4 GPUs`; a machine without GPUs has instances only."""
+    counted = [(arm.instances, "instance")]
+    if platform not in ("cpu", "simulated"):
+        counted.append((arm.gpus, "GPU"))
+    return ", ".join(f"{n} {noun}{'s' * (n != 1)}" for n, noun in counted if n)
 
 
 def labelled(svg: str, alt: str) -> str:

@@ -106,7 +106,7 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str
         raise DeploymentError(
             f"base_url must be a running OpenAI-compatible server, but {url}/v1/models did not"
             f" respond ({str(error) or type(error).__name__}); start it or correct the URL"
-            " (example: base_url http://127.0.0.1:8000)"
+            " (example: -p base_url http://127.0.0.1:8000)"
         ) from error
     if answer.status_code in (401, 403):
         raise DeploymentError(

@@ -198,7 +198,7 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     assert failed == ["client kept up"]  # another may be undecided where this machine is busy
     assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
     assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
-    assert outcome_of(result.run).word == "checks failed"
+    assert outcome_of(result.run).word == "gates failed"
     ratio = result.run.numbers[0]
     assert ratio.low > 1 and ratio.spoilt == "doubt"
     assert any("ratios keep their intervals" in doubt for doubt in result.doubts)

@@ -51,8 +51,8 @@ def test_break_even_has_a_line_for_each_state(ratios):
 @pytest.mark.parametrize(
     ("judged", "title"),
     [
-        ({}, "Loading 3,900 tokens is 2x faster than recomputing (store-warm)"),
-        ({"ratio": 0.5, "low": 0.4, "high": 0.6}, "Loading 3,900 tokens is 2x slower than"),
+        ({}, "Loading 3,900 tokens is 2.0x faster than recomputing (store-warm)"),
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6}, "Loading 3,900 tokens is 2.0x slower than"),
         ({"low": 0.5}, "No significant speed-up of loading 3,900 tokens (store-warm)"),
         ({"low": nan, "high": nan}, "Loading 3,900 tokens: too few rounds to judge"),
     ],

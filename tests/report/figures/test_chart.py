@@ -58,9 +58,14 @@ def test_one_arm_one_pass_one_request_is_enough(summary, requests):
 @pytest.mark.parametrize(
     ("gates", "shows", "badge", "said"),
     [
-        (["KV moved", "same text"], ("times",), "do not use", "Not valid"),
-        (["client kept up"], ("times",), "rough", "Rough"),
-        (["client kept up"], ("ratios",), "", "Doubtful"),
+        (["KV moved", "same text"], ("times",), "do not use", "Times are not valid (do not use): "),
+        (["client kept up"], ("times",), "rough", "Times are rough (order of magnitude only): "),
+        (
+            ["client kept up"],
+            ("ratios",),
+            "",
+            "Use ratios with caution: client did not keep up (see doubts).",
+        ),
         (["client kept up"], ("counts",), "", ""),
     ],
 )

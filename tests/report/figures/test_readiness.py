@@ -8,7 +8,7 @@ from workbench.metrics.gates.gate import Gate
 from workbench.report import figures
 
 
-def checked(*gates: Gate, answers: tuple[str, str] = ("ready", "busy")) -> Result:
+def checked(*gates: Gate, answers: tuple[str, str] = ("yes", "no")) -> Result:
     asked = ("Can this machine run the workbench?", "Is it idle enough for timing?")
     facts = RunFacts(
         notebook="environment_check", run_id="here", status="success", gates=gates,
@@ -32,11 +32,11 @@ def test_each_question_has_its_answer_its_checks_and_next_steps():
         )
     )
     assert shown.text.splitlines() == [
-        "Can this machine run the workbench? Ready.",
-        "▲ memory: 1 GB free. Next: end other programs",
-        "● packages: fine",
-        "Is it idle enough for timing? Busy.",
-        "◆ other programs: Not read. Next: look again",
+        "Can this machine run the workbench? Yes.",
+        "▲ Too little RAM is free: 1 GB free. Next: end other programs",
+        "● Packages fit together: fine",
+        "Is it idle enough for timing? No.",
+        "◆ Machine is idle enough? Not read. Next: look again",
         "Next step: papermill a.ipynb",
     ]
     assert shown._repr_mimebundle_()["text/html"].count("<li") == 3
@@ -47,6 +47,6 @@ def test_checks_of_the_smoke_run_that_passed_are_one_line():
     shown = figures.readiness(
         checked(*smoke, gate("smoke run: cold was cold"), gate("smoke run: loop lag"))
     )
-    assert "● smoke run: 2 checks passed on a real 1p1d deployment" in shown.text
-    assert "▲ smoke run: same text: 1 <differs>" in shown.text
+    assert "● Smoke run: 2 gates passed on a real 1p1d deployment" in shown.text
+    assert "▲ Smoke run: responses differ: 1 <differs>" in shown.text
     assert "1 &lt;differs&gt;" in shown.html

@@ -19,14 +19,17 @@ def test_the_four_panels_have_units_and_count_the_failed(requests):
         "cold",
         "warm",
     } < set(words(chart))
-    assert chart.caption == "Requests: 23 off; 24 cold; 24 warm. 1 failed (not drawn)."
+    assert chart.caption == (
+        "Requests: 23 off; 24 cold; 24 warm. 1 failed (not drawn). A speed-up is the paired ratio,"
+        " not the ratio of these medians."
+    )
 
 
 def test_a_response_of_one_read_does_not_hide_the_rates_of_the_others(requests):
     burst = requests.assign(request_tps=[700_000.0, *requests["request_tps"][1:]])
     chart = figures.latency_panels(burst)
     assert "throughput per request, tok/s" in words(chart)  # no log scale
-    assert "Throughput leaves out responses that arrived in one read (1)." in chart.caption
+    assert "Throughput leaves out responses that arrived in one socket read (1)." in chart.caption
 
 
 def test_lines_are_told_apart_by_arm_where_there_are_several(requests):
@@ -58,7 +61,7 @@ def test_hits_are_a_share_of_the_ideal():
     )
     chart = figures.hit_against_ideal(frame)
     assert "The cache served 80.0 % of the ideal reuse (2,000 of 2,500 tokens)" in words(chart)
-    assert "at most 2" in chart.caption
+    assert "(up to 2)" in chart.caption
     assert "no prompt repeats another" in text(figures.hit_against_ideal(frame[:1]))
 
 
@@ -68,7 +71,7 @@ def test_a_slow_start_of_a_pass_is_called_a_warm_up(requests):
     for rows, found in (
         (off, "No warm-up: TTFT of the first 5 requests is at most"),
         (slow, "Warm-up in off: TTFT of the first 5 requests is"),
-        (off[:10], "too short to see a warm-up"),
+        (off[:10], "too short to show a warm-up"),
     ):
         assert found in figures.requests_over_time(rows).alt
 

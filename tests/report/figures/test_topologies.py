@@ -23,10 +23,10 @@ def test_the_four_charts_stand_in_one_figure(swept):
         "TTFT, ms", "TTFT speed-up over cold", "Throughput, tok/s", "Throughput speed-up over cold",
     ]  # fmt: skip
     assert shown.count("lower is better") == 1 and shown.count("higher is better") == 3
-    assert "Store-warm TTFT is 15.0x lower than cold" in shown
+    assert "Store-warm TTFT is 15x faster than cold" in shown
     assert {"3000", "200", "15.0x", "3.00x"} <= set(shown)
     assert "TTFT, ms: 1p4d lmcache cold 3000; 1p4d lmcache engine-warm 30.0;" in chart.alt
-    assert chart.caption.startswith("Medians of 30 requests in 5 rounds, with 95 % CI.")
+    assert chart.caption.startswith("Medians with 95 % CI (30 requests in 5 rounds).")
 
 
 def test_a_baseline_is_a_mark_in_the_column_of_its_topology(swept):
@@ -34,11 +34,11 @@ def test_a_baseline_is_a_mark_in_the_column_of_its_topology(swept):
     shown = words(chart)
     assert shown.count("1p4d") == 4 and shown.count("vs 5a") == 4
     assert "5a" not in shown and "5a lmcache" not in shown  # no columns of their own
-    assert "aggregated (same GPU count)" in shown
+    assert "aggregated baseline" in shown
     assert "Line and grey box: median and CI of the aggregated baseline." in chart.caption
     alone = figures.topology_overview(swept[0], pd.DataFrame())
     assert {"1p4d", "5a", "5a lmcache"} <= set(words(alone))  # now each has one
-    assert "aggregated (same GPU count)" not in words(alone)
+    assert "aggregated baseline" not in words(alone)
     assert words(alone).count("not measured") == 2  # no speed-up
 
 
@@ -78,10 +78,10 @@ def test_ttft_of_ten_seconds_and_more_is_in_seconds(summary):
 @pytest.mark.parametrize(
     ("judged", "title"),
     [
-        ({}, "Store-warm TTFT is 15.0x lower than cold"),
+        ({}, "Store-warm TTFT is 15x faster than cold"),
         (
             {"ratio": [12.0, 15.0, 1.0], "low": [9.0, 0.9, 0.9]},
-            "Store-warm TTFT is 12.0x lower than cold",
+            "Store-warm TTFT is 12x faster than cold",
         ),
         ({"ratio": 1.01, "low": 0.9, "high": 1.1}, "No significant difference between store-warm"),
         ({"low": np.nan, "high": np.nan}, "Too few rounds to compare store-warm with cold TTFT"),
@@ -94,7 +94,7 @@ def test_the_title_says_what_the_intervals_allow(summary, comparisons, judged, t
 
 def test_hollow_marks_are_explained_where_there_are_any(summary):
     bare = figures.topology_overview(summary.assign(low=None, high=np.nan), pd.DataFrame())
-    assert "Hollow: too few requests or rounds for a CI." in bare.caption
+    assert "Hollow marker: no CI (too few requests or rounds)." in bare.caption
     assert "Hollow" not in figures.topology_overview(summary, pd.DataFrame()).caption
 
 
@@ -127,7 +127,7 @@ def test_the_title_counts_what_the_intervals_decide(comparisons, judged, title):
 def test_a_ratio_of_too_few_rounds_says_so(comparisons):
     chart = figures.speedups(comparisons.assign(low=None, high=None, n_rounds=1), "ttft_s")
     assert "too few rounds for a CI" in words(chart)
-    assert "over 1 round," in chart.caption
+    assert "95 % CI (1 round," in chart.caption
 
 
 def test_a_sweep_over_rates_has_no_empty_panel_of_ratios():

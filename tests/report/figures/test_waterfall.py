@@ -62,10 +62,10 @@ def test_each_state_has_a_panel_with_the_median_and_the_slowest_request(waterfal
         "time since the client sent the request, ms",
         "prefill compute",
         "KV transfer + decode queue",
-        "residual",
-        "2500 ms (residual 1.00 ms)",
-        "71.0 ms (residual 1.00 ms)",
-        "81.0 ms (residual 1.00 ms)",
+        "untimed residual",
+        "2500 ms (1.00 ms)",
+        "71.0 ms (1.00 ms)",
+        "81.0 ms (1.00 ms)",
     } < set(shown)
     assert shown.count("1p1d nixl, median") == shown.count("2a, slowest") == 2
     assert "prefill queue" not in shown  # no bar has it
@@ -101,13 +101,13 @@ def test_the_panels_of_cold_and_warm_have_axes_of_their_own(waterfall):
 
 def test_the_sample_and_its_tail_are_said(waterfall):
     assert figures.ttft_waterfall(waterfall).caption == (
-        "Shown: the request with the median TTFT and the slowest one (p99 needs 368 requests)."
-        " Hatched: the residual, which no clock timed (client to proxy)."
+        "Shown: the request with the median TTFT and the slowest request (a p99 needs 368"
+        " requests). Hatched: untimed residual, mostly the hop from client to proxy."
     )
     many = pd.DataFrame(split("2a", "cold", tuple(range(100, 500)), prefill_compute_s=1.0))
     chart = figures.ttft_waterfall(many)
     assert "2a, p99" in words(chart)
-    assert "and the p99 one. Hatched" in chart.caption
+    assert "and the p99 request. Hatched" in chart.caption
 
 
 def test_what_is_not_split_is_left_out_and_counted(waterfall):
@@ -126,6 +126,6 @@ def test_what_is_not_split_is_left_out_and_counted(waterfall):
 def test_the_alternative_text_has_the_median_request_in_numbers(waterfall):
     alt = figures.ttft_waterfall(waterfall).alt
     assert (
-        "1p1d nixl cold: prefill compute 2250 ms, KV transfer + decode queue 250 ms, residual"
-        " 1.00 ms." in alt
+        "1p1d nixl cold: prefill compute 2250 ms, KV transfer + decode queue 250 ms, untimed"
+        " residual 1.00 ms." in alt
     )

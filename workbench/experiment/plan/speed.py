@@ -62,7 +62,7 @@ class Speed:
             return "based on another machine's speed"
         cold_s = self.prefill_s(REFERENCE_TOKENS)
         return (
-            f"a cold {REFERENCE_TOKENS:,}-token prompt takes {cold_s:.1f} s, measured"
+            f"TTFT of a cold {REFERENCE_TOKENS:,}-token prompt: {cold_s:.1f} s, measured"
             f" {self.at[:10]}"
         )
 

@@ -32,6 +32,7 @@ MIME = "application/vnd.workbench.result+json"
 FRAMES = ("requests", "legs", "counters", "gauges")
 
 _METRICS = ("ttft", "tpot", "e2e", "system_tps")
+_RATIO_OF = {"system_tps": "throughput"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,10 @@ class Result:
         if metric.removesuffix("_s") not in known:
             raise ResultError(f"no comparison of {metric!r}: {nearest(metric, known)}")
         rows = table[table["metric"].str.removesuffix("_s") == metric.removesuffix("_s")]
-        return self._showing(rows.drop(columns=["kind", "metric", "sentence"]), "ratios")
+        shown = self._showing(rows.drop(columns=["kind", "metric", "sentence"]), "ratios")
+        name = metric.removesuffix("_s")
+        shown.attrs["headers"] = {"ratio": f"{_RATIO_OF.get(name, name.upper())} ratio"}
+        return shown
 
     def medians(self, *metrics: str) -> pd.DataFrame:
         """Medians of some metrics as one wide table, in milliseconds and tokens per second."""
@@ -161,7 +165,7 @@ class Result:
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
-            doubts = [f"{said}. These differences may have other causes."]
+            doubts = [f"{said}. Do not use these differences."]
         return doubts + why(self.waterfall(), self.run.comparisons)
 
     @property

@@ -77,7 +77,7 @@ def read_trace(
     """
     path = Path(path)
     if first is not None and first < 1:
-        raise ParameterError(f"first must be at least 1, got {first} (example: first 100)")
+        raise ParameterError(f"first must be at least 1, got {first} (example: first=100)")
     known: set[str] = set()
     names: set[str] = set()
     found = []

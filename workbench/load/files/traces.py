@@ -65,7 +65,7 @@ class Trace:
         if not (isfinite(speed) and speed > 0 and isfinite(length) and length > 0):
             raise ParameterError(
                 f"speed and length must be above 0, got speed {speed} and length {length}"
-                " (example: length 0.1 for a tenth of the tokens)"
+                " (example: length=0.1 for a tenth of the tokens)"
             )
         block: float = self.block_tokens * length
         if block >= SALT_TOKENS:

@@ -86,9 +86,9 @@ def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
         holds=(
             "Every prompt token is accounted for"
             if worst < 0.5
-            else f"At most {worst:,.0f} prompt tokens of an account have no known cause"
+            else f"Each comparison has at most {worst:,.0f} unexplained tokens, below its limit"
         )
-        + f" ({tokens:,} tokens, {len(drawn)} accounts, {len(passes)} passes)",
+        + f" ({tokens:,} tokens in {len(passes)} passes)",
         problems=[
             f"{abs(a.unexplained):,.0f} prompt tokens are"
             f" {'missing' if a.unexplained > 0 else 'extra'}, and no counter explains why (limit"

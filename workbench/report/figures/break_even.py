@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
+from workbench.report.numbers import times
 
 _ONLY_LIVE = "a log has no TTFT. Run without log_file to measure it."
 _BLUE = marks.Look(colour=marks.BLUE, marker="s")
@@ -48,8 +49,8 @@ def cost_of_storing(ratios: pd.DataFrame) -> Chart:
         body_px=40 * len(rows) + 84,
         alt=f"{found}. {'; '.join(map(': '.join, zip(lengths, changes, strict=True)))}.",
         caption="Cold TTFT of the same prompts with LMCache (lookup and store) and without a store."
-        f" Paired, 95 % CI over {marks.span(rows, 'n_rounds', 'round')},"
-        f" {marks.span(rows[:1], 'n_pairs', 'pair')}.",
+        f" Paired, with 95 % CI ({marks.span(rows, 'n_rounds', 'round')},"
+        f" {marks.span(rows[:1], 'n_pairs', 'request pair')}).",
         shows=("ratios",),
         attrs=ratios.attrs,
     )
@@ -111,8 +112,9 @@ def break_even(ratios: pd.DataFrame) -> Chart:
         title=_gain(lines.get("store-warm", rows)[-1]),
         body_px=340,
         alt=f"{heading}: {spoken}.",
-        caption="TTFT of the same prompts: recomputed without a store / loaded from LMCache."
-        f" 95 % CI over {marks.span(rows, 'n_rounds', 'round')}. Hollow: too few rounds for a CI.",
+        caption="Speed-up = TTFT when recomputed without a store / TTFT when loaded from LMCache,"
+        f" same prompts, with 95 % CI ({marks.span(rows, 'n_rounds', 'round')})."
+        " Hollow marker: no CI (too few rounds).",
         keys=look,
         shows=("ratios",),
         attrs=ratios.attrs,
@@ -126,8 +128,8 @@ def _gain(row: marks.Row) -> str:
         return f"Loading {tokens} tokens: too few rounds to judge ({name} {row['ratio']:.3g}x)"
     if marks.undecided(row):
         return f"No significant speed-up of loading {tokens} tokens ({name})"
-    word, times = ("faster", row["ratio"]) if row["ratio"] > 1 else ("slower", 1 / row["ratio"])
-    return f"Loading {tokens} tokens is {times:.3g}x {word} than recomputing ({name})"
+    word, factor = ("faster", row["ratio"]) if row["ratio"] > 1 else ("slower", 1 / row["ratio"])
+    return f"Loading {tokens} tokens is {times(factor)} {word} than recomputing ({name})"
 
 
 def chunk_effect(ratios: pd.DataFrame) -> Chart:
@@ -175,9 +177,9 @@ def chunk_effect(ratios: pd.DataFrame) -> Chart:
         title=f"Prompt tokens loaded: {_loaded(whole[0])}, {_loaded(whole[-1])}",
         body_px=310,
         alt=f"{heading}: LMCache loads {shares}. TTFT speed-up{beside}: {speeds}.",
-        caption="Left: fraction of each prompt loaded (exact). Right: store-warm TTFT of all"
-        f" prompts{beside}, paired, 95 % CI over {marks.span(whole, 'n_rounds', 'round')}."
-        " Hollow: no CI.",
+        caption="Left: fraction of each prompt that LMCache loads (a count, so without CI). Right:"
+        f" store-warm TTFT speed-up of all prompts{beside}, paired, with 95 % CI"
+        f" ({marks.span(whole, 'n_rounds', 'round')}). Hollow marker: no CI.",
         keys=look,
         shows=("counts", "ratios"),
         attrs=ratios.attrs,

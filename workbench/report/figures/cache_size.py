@@ -18,7 +18,7 @@ _NEAR = 0.95
 def cache_size(frame: pd.DataFrame) -> Chart | None:
     """Expected hit rate by cache size; None for a workload whose prompts share nothing.
 
-    Takes the frame of `experiment.plan.cache_size`. Dashed: an infinite cache without blocks.
+    Takes the frame of `experiment.plan.cache_size`. Dashed line: infinite cache without blocks.
     Vertical: the KV space of one instance.
     """
     if frame.empty:
@@ -45,8 +45,8 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
         axes.set_xlabel("cache size, tokens (log scale)")
 
     found = (
-        f"A cache of {number(int(enough['cache_tokens']))} tokens reaches"
-        f" {100 * enough['hit_rate']:.0f} % of {100 * ideal:.0f} % ideal reuse"
+        f"A cache of {number(int(enough['cache_tokens']))} tokens reaches a hit rate of"
+        f" {100 * enough['hit_rate']:.3g} % (ideal: {100 * ideal:.3g} %)"
     )
     spoken = ", ".join(
         f"{number(int(row['cache_tokens']))} tokens {100 * row['hit_rate']:.3g} %"
@@ -57,9 +57,8 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
         title=found,
         body_px=300,
         alt=f"Expected hit rate by cache size: {spoken}. {found}.",
-        caption=f"Simulated LRU cache for the {frame.attrs['requests']:,} requests of"
-        f" {frame.attrs['workload']}, one after another, in blocks of"
-        f" {frame.attrs['block_tokens']} tokens. Dashed: the limit of an infinite cache"
-        " without blocks.",
+        caption=f"Simulated LRU cache with blocks of {frame.attrs['block_tokens']} tokens. It gets"
+        f" the {frame.attrs['requests']:,} requests of workload {frame.attrs['workload']} one after"
+        " another. Dashed line: infinite cache without blocks (ideal).",
         attrs=frame.attrs,
     )

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 
-from workbench.metrics.gates.gate_table import KINDS, Kind, spoil
+from workbench.metrics.gates.gate_table import KINDS, Kind, Spoil, spoil
 from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
@@ -105,8 +105,12 @@ def draw(
     what must not be used; the caption says which gate failed.
     """
     attrs = attrs or {}
-    does = spoil(attrs.get("failed_gates", ()), *(shows or KINDS), interval=intervals)
-    said = f"{does.said[:1].upper()}{does.said[1:]}." if does.effect else ""
+    failed: Sequence[str] = attrs.get("failed_gates", ())
+    does = spoil(failed, *(shows or KINDS), interval=intervals)
+    kinds = [
+        kind for kind in shows if spoil(failed, kind, interval=intervals).effect == does.effect
+    ]
+    said = _graded(does, " and ".join(_TOLD[kind] for kind in kinds) or "numbers")
     badges = ["simulated"] if attrs.get("simulated") else []
     badges += {"struck": ["do not use"], "rough": ["rough"]}.get(does.effect, [])
     with mpl.rc_context(_STYLE):
@@ -118,6 +122,27 @@ def draw(
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
     return Chart(svg=svg, alt=f"{said} {alt}".strip(), caption=f"{caption} {said}".strip())
+
+
+_TOLD: Mapping[Kind, str] = {
+    "counts": "token counts",
+    "ratios": "ratios",
+    "times": "times",
+    "tails": "tails",
+    "text": "texts",
+}
+
+
+def _graded(does: Spoil, what: str) -> str:
+    """`Times are rough (order of magnitude only): client did not keep up.`, or nothing."""
+    form = {
+        "struck": "{} are not valid (do not use): {}.",
+        "rough": "{} are rough (order of magnitude only): {}.",
+        "doubt": "Use {} with caution: {} (see doubts).",
+        "": "",
+    }[does.effect]
+    said = form.format(what, does.why)
+    return f"{said[:1].upper()}{said[1:]}"
 
 
 def _board(title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, ink: str) -> Figure:

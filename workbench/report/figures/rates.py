@@ -75,10 +75,9 @@ def rates(frame: pd.DataFrame) -> Chart | None:
         title=found,
         body_px=330,
         alt=f"{found}. {spoken}.",
-        caption="Left: median TTFT of requests with 95 % CI. Right: filled, completed requests per"
-        " second; "
-        + "open, goodput (requests within the limits); " * limited
-        + "dotted, the offered rate.",
+        caption="Left: median TTFT with 95 % CI. Right: completed requests per second (filled),"
+        + " goodput, which counts only requests within the limits (open)," * limited
+        + " and the offered rate (dotted).",
         keys=look,
         shows=("times",),
         attrs=frame.attrs,

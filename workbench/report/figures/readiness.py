@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
+from workbench.metrics.gates.gate_table import lead_of
 
 _MARKS = {"FAIL": ("▲", "bad", "#b3261e"), "INCONCLUSIVE": ("◆", "unsure", "#8a5a00"),
           "PASS": ("●", "ok", "#0b7a4b")}  # fmt: skip
@@ -30,7 +31,7 @@ class Readiness:
 
 
 def readiness(result: Result) -> Readiness:
-    """Both questions of an environment check with their answers, checks and next steps."""
+    """Both questions of an environment check with their answers, gates and next steps."""
     from workbench.experiment.environment import about_running  # it loads all that runs servers
 
     running = about_running(result.run.gates)
@@ -43,26 +44,34 @@ def readiness(result: Result) -> Readiness:
             (mark, name, colour), said = _MARKS[gate.outcome], _said(gate)
             items.append(
                 f'<li style="margin:4px 0"><span style="color:var(--{name},{colour})">{mark}</span>'
-                f" <b>{escape(gate.name)}</b>: {escape(said)}</li>"
+                f" <b>{escape(_lead(gate))}</b> {escape(said)}</li>"
             )
-            text.append(f"{mark} {gate.name}: {said}")
+            text.append(f"{mark} {_lead(gate)} {said}")
         listed = f'<ul style="list-style:none;padding-left:0">{"".join(items)}</ul>'
         html.append(f"<p><b>{escape(head)}</b></p>{listed}")
         text.insert(len(text) - len(items), head)
     if step := result.run.next_step:
-        html.append(f"<p><b>Next step:</b> <code>{escape(step)}</code></p>")
+        first, papermill, command = step.partition("papermill ")
+        code = f"<code>{escape(papermill + command)}</code>" if command else ""
+        html.append(f"<p><b>Next step:</b> {escape(first)}{code}</p>")
         text.append(f"Next step: {step}")
     return Readiness(html=f"<div>{''.join(html)}</div>", text="\n".join(text))
 
 
 def _shown(gates: Sequence[Gate]) -> list[Gate]:
-    """The checks, worst first; those of the smoke run that passed become one line."""
+    """The gates, worst first; those of the smoke run that passed become one line."""
     passed = [g for g in gates if g.name.startswith(_SMOKE) and g.outcome == "PASS"]
     shown = [gate for gate in gates if gate not in passed]
     if passed:
-        sentence = f"{len(passed)} checks passed on a real 1p1d deployment"
+        gates_passed = f"{len(passed)} gate{'s' * (len(passed) > 1)} passed"
+        sentence = f"{gates_passed} on a real 1p1d deployment"
         shown.append(Gate(name="smoke run", outcome="PASS", sentence=sentence))
     return sorted(shown, key=lambda gate: list(_MARKS).index(gate.outcome))
+
+
+def _lead(gate: Gate) -> str:
+    """The gate's outcome as a name; the line that stands for many gates is called `Smoke run`."""
+    return "Smoke run:" if gate.name == "smoke run" else lead_of(gate).rstrip()
 
 
 def _said(gate: Gate) -> str:

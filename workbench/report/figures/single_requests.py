@@ -55,7 +55,11 @@ def latency_panels(requests: pd.DataFrame, *, note: str = "") -> Chart:
     found = _median_ttft(rows)
     caption = _counted(rows, requests)
     if at_once := int(_in_one_read(rows).sum()):
-        caption += f" Throughput leaves out responses that arrived in one read ({at_once:,})."
+        caption += (
+            f" Throughput leaves out responses that arrived in one socket read ({at_once:,})."
+        )
+    if rows["pass"].nunique() > 1:
+        caption += " A speed-up is the paired ratio, not the ratio of these medians."
     return draw(
         paint,
         title=f"{note} {found}".lstrip(),
@@ -178,12 +182,14 @@ def _warm_up(rows: pd.DataFrame) -> str:
             first, rest = group["ttft_s"].iloc[:_FIRST], group["ttft_s"].iloc[_FIRST:]
             ratios.setdefault(group["series"].iloc[0], []).append(first.median() / rest.median())
     if not ratios:
-        return "TTFT over time: passes too short to see a warm-up"
+        return "TTFT over time: passes are too short to show a warm-up"
     worst = max(ratios, key=lambda panel: median(ratios[panel]))
     times = quantity(median(ratios[worst]), "x")
     if median(ratios[worst]) > _WARMING:
-        return f"Warm-up in {worst}: TTFT of the first {_FIRST} requests is {times} the rest"
-    return f"No warm-up: TTFT of the first {_FIRST} requests is at most {times} the rest"
+        return (
+            f"Warm-up in {worst}: TTFT of the first {_FIRST} requests is {times} that of the rest"
+        )
+    return f"No warm-up: TTFT of the first {_FIRST} requests is at most {times} that of the rest"
 
 
 def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
@@ -230,7 +236,7 @@ def ttft_against_cached_share(requests: pd.DataFrame) -> Chart:
         body_px=350,
         alt=f"{heading}, one point per request. {found}.",
         caption="One point per request, with horizontal jitter."
-        f"{' Line: median per 10 %.' * with_line} {caption}{reduced}",
+        f"{' Line: median of each 10 % range.' * with_line} {caption}{reduced}",
         keys=look,
         shows=("times",),
         attrs=requests.attrs,
@@ -280,8 +286,9 @@ def hit_against_ideal(frame: pd.DataFrame) -> Chart:
         title=found,
         body_px=390,
         alt=f"{heading}, one point per request. {found}.",
-        caption=f"{_counted(rows, frame)} Larger points: several requests, at most"
-        f" {spots['requests'].max():,}.{reduced} Dashed: as an infinite cache.",
+        caption=f"{_counted(rows, frame)} Point size: number of requests (up to"
+        f" {spots['requests'].max():,}).{reduced} Dashed line: infinite cache (ideal). Points below"
+        " it: block rounding, or missed hits.",
         keys=look,
         shows=("counts",),
         attrs=frame.attrs,
@@ -323,11 +330,19 @@ def _counted(rows: pd.DataFrame, requests: pd.DataFrame) -> str:
     counts = rows["series"].value_counts(sort=False)
     text = "Requests: " + "; ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(counts) > 1 and counts.nunique() == 1:
-        text = f"{counts.iloc[0]:,} requests in each of {len(counts)} groups"
+        text = f"{counts.iloc[0]:,} requests in each of {len(counts)} {_series_are(rows)}"
     elif len(counts) > 4:
-        text = f"{len(rows):,} requests in {len(counts)} groups"
+        text = f"{len(rows):,} requests in {len(counts)} {_series_are(rows)}"
     failed = int((requests["error"] != "").sum()) if "error" in requests else 0
     return f"{text}.{f' {failed:,} failed (not drawn).' if failed else ''}"
+
+
+def _series_are(rows: pd.DataFrame) -> str:
+    """What tells the series apart: their arm, their pass, or both."""
+    arms = rows["arm"].nunique() if "arm" in rows else 1
+    if arms == 1:
+        return "passes"
+    return "arms" if rows["pass"].nunique() == 1 else "combinations of arm and pass"
 
 
 def _why_none(requests: pd.DataFrame) -> str:

@@ -17,12 +17,12 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data, text_px
-from workbench.report.numbers import number, quantity, time_scale
+from workbench.report.numbers import quantity, time_scale, times
 
 _WARM = ("store-warm", "cross-instance", "engine-warm", "warm")
 _AGAINST = {
     "cache-state": ("cold", "no arm was measured both cold and warm."),
-    "opponent": ("aggregated baseline", "no PD topology was measured beside its baseline."),
+    "opponent": ("aggregated baseline", "no PD split was measured together with its baseline."),
 }
 """What each kind of comparison is against, and why there may be none."""
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "system_tps": "Throughput"}
@@ -80,7 +80,7 @@ def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart
         body_px=(2 * _PANEL_PX + head_px) * len(models),
         alt=f"{heading}. {' '.join(_spoken(panel) for panel in drawn)}",
         caption=_explained(drawn, compared=bool(rivals)),
-        keys=look | ({"aggregated (same GPU count)": marks.REFERENCE} if rivals else {}),
+        keys=look | ({"aggregated baseline": marks.REFERENCE} if rivals else {}),
         shows=("times", "ratios"),
         attrs=summary.attrs,
     )
@@ -234,10 +234,10 @@ def _gain(comparisons: pd.DataFrame, columns: Sequence[str]) -> str:
         return f"Too few rounds to compare {warm} with cold TTFT"
     if not clear:
         return f"No significant difference between {warm} and cold TTFT"
-    low, high = number(min(clear)), number(max(clear))
-    times = f"{high}x" if low == high else f"{low}x to {high}x"
+    low, high = times(min(clear)), times(max(clear))
+    faster = high if low == high else f"{low} to {high}"
     where = f" in {len(clear)} of {len(gains)} topologies" if len(clear) < len(gains) else ""
-    return f"{warm[:1].upper()}{warm[1:]} TTFT is {times} lower than cold{where}"
+    return f"{warm[:1].upper()}{warm[1:]} TTFT is {faster} faster than cold{where}"
 
 
 def _spoken(panel: _Panel) -> str:
@@ -251,19 +251,19 @@ def _explained(panels: Sequence[_Panel], *, compared: bool) -> str:
     rows = [row for panel in panels for row in panel.rows]
     ttfts, ratios = panels[0].rows, panels[1].rows
     rounds = marks.span(ttfts, "n_rounds", "round")
-    said = [f"Medians of {marks.span(ttfts, 'n_requests', 'request')} in {rounds}, with 95 % CI."]
+    said = [f"Medians with 95 % CI ({marks.span(ttfts, 'n_requests', 'request')} in {rounds})."]
     if ratios:
-        pairs = marks.span(ratios, "n_pairs", "pair")
-        said.append(f"Speed-up: cold / warm TTFT of the same prompts ({pairs}).")
+        pairs = marks.span(ratios, "n_pairs", "request pair")
+        said.append(f"TTFT speed-up = cold / warm TTFT of the same prompts ({pairs}).")
     if compared:
         said.append("Line and grey box: median and CI of the aggregated baseline.")
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
-        said.append("Hollow: too few requests or rounds for a CI.")
+        said.append("Hollow marker: no CI (too few requests or rounds).")
     return " ".join(said)
 
 
 def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") -> Chart | None:
-    """Ratios of one metric with their intervals, a row each; above 1 the first named is better.
+    """Ratios of one metric with their intervals, a row each; above 1 the first-named arm is better.
 
     `kind` is `opponent` (against the aggregated baseline) or `cache-state` (against cold). None for
     a sweep over rates, which compares nothing.
@@ -277,15 +277,23 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") 
         return no_data(f"{name} vs {other}", why_none)
     subjects, verdicts = [_subject(row) for row in rows], [_verdict(row) for row in rows]
     look = marks.looks(marks.unique(rows, "pass"))
+    own, ratio = ("arm", "ratio") if kind == "opponent" else ("warm", "speed-up")
+    base = "baseline" if kind == "opponent" else "cold"
+    arm = "arm" if kind == "opponent" else "pass"
+    of = [marks.span(rows, "n_rounds", "round")]
+    formula, better = f"{own} / {base}", "has a higher throughput"
+    if metric != "system_tps":
+        formula, better = f"{base} / {own}", "is faster"
+        of.append(f"{marks.span(rows, 'n_pairs', 'request pair')} each")
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         styles = [look[row["pass"]] for row in rows]
         marks.interval_rows(
-            axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0, heading="speed-up"
+            axes, rows, "ratio", styles, labels=subjects, texts=verdicts, at=1.0, heading=ratio
         )
         marks.log_axis(axes, [*marks.ends(rows, "ratio"), 0.8, 1.25])
-        axes.set_xlabel(f"{name} speed-up (log scale): above 1 is better")
+        axes.set_xlabel(f"{name} {ratio}, {formula} (log scale)")
 
     judged = any(row["verdict"] != "no_interval" for row in rows)
     found = f"{name} vs {other}: {_compared(name, rows)}"
@@ -295,8 +303,8 @@ def speedups(comparisons: pd.DataFrame, metric: str, *, kind: str = "opponent") 
         title=found,
         body_px=46 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption=f"Ratios of {name} with 95 % CI over {marks.span(rows, 'n_rounds', 'round')},"
-        f" {marks.span(rows, 'n_pairs', 'pair')} each. Above 1 the first named is better.",
+        caption=f"{name} {ratio}s with 95 % CI ({', '.join(of)}). {ratio.capitalize()} = {formula}."
+        f" Above 1: the first-named {arm} {better}.",
         keys=look,
         shows=("ratios",),
         intervals=judged,

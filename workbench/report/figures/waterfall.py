@@ -26,7 +26,7 @@ _AREAS = {
     "residual_s": marks.Area(colour="white", edge=marks.GREY, hatch="////"),
 }
 """Warm colours on the prefill side and cold ones on the decode side; pale is the API server."""
-_NAMES = PARTS | {"residual_s": "residual"}
+_NAMES = PARTS | {"residual_s": "untimed residual"}
 
 
 def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
@@ -48,9 +48,11 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
             _panel(axes, name, group)
 
     tails = list(rows["which"].unique())[1:]
-    sample = " and ".join(["the request with the median TTFT", *(f"the {t} one" for t in tails)])
+    sample = " and ".join(
+        ["the request with the median TTFT", *(f"the {t} request" for t in tails)]
+    )
     if "slowest" in tails:
-        sample += f" (p99 needs {needed_n(0.99)} requests)"
+        sample += f" (a p99 needs {needed_n(0.99)} requests)"
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
         sample += f". No slow request is shown: {withheld.partition(':')[0]}"
     shown = [part for part in PARTS if (rows[part] > 0).any()]
@@ -59,7 +61,7 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         title=_finding(rows),
         body_px=sum(24 * len(group) + 74 for _, group in panels),
         alt=f"TTFT split into its parts. {_spoken(rows)}",
-        caption=f"Shown: {sample}. Hatched: the residual, which no clock timed (client to proxy)."
+        caption=f"Shown: {sample}. Hatched: untimed residual, mostly the hop from client to proxy."
         f" {why}".rstrip(),
         keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
@@ -71,11 +73,13 @@ def _panel(axes: Axes, name: str, rows: pd.DataFrame) -> None:
     factor, unit = time_scale(rows["ttft_s"].max())
     labels = (rows["arm"] + ", " + rows["which"]).to_list()
     texts = [
-        f"{quantity(ttft_s, 's')} (residual {quantity(residual_s, 's')})"
+        f"{quantity(ttft_s, 's')} ({quantity(residual_s, 's')})"
         for ttft_s, residual_s in zip(rows["ttft_s"], rows["residual_s"], strict=True)
     ]
     parts = rows[list(_AREAS)] * factor
-    marks.stacked_rows(axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT")
+    marks.stacked_rows(
+        axes, parts, _AREAS, labels=labels, texts=texts, heading="TTFT (untimed part)"
+    )
     axes.set(xlim=(0, 1.02 * factor * rows["ttft_s"].max()), title=name)
     axes.set_xlabel(f"time since the client sent the request, {unit}")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
