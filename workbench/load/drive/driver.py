@@ -155,7 +155,7 @@ def _check(workload: Workload, arrivals: Arrivals) -> None:
         example = f"arrivals=poisson(2.0, {len(requests)}, seed=0)"
         raise ParameterError(must_be("arrivals", allowed, len(arrivals.offsets_s), example))
     if any(request.after is not None for request in requests):
-        allowed = f"a closed loop for {workload.name}, whose turns wait for responses"
+        allowed = f"closed for {workload.name}, because its turns wait for responses"
         raise ParameterError(must_be("arrivals", allowed, arrivals.kind, "-p arrivals closed"))
 
 

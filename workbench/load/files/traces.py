@@ -117,8 +117,8 @@ class Trace:
             where = f"{self.name}, line {row.line}"
             if row.prompt_tokens + row.output_tokens > context_tokens:
                 raise ParameterError(
-                    f"{where}: {row.prompt_tokens} prompt + {row.output_tokens} output tokens must"
-                    f" be at most context_tokens {context_tokens}. Scale the trace or raise"
+                    f"{where}: {row.prompt_tokens:,} prompt tokens and {row.output_tokens:,} output"
+                    f" tokens exceed context_tokens ({context_tokens:,}). Scale the trace or raise"
                     " context_tokens"
                 )
         drawn: dict[int, TokenIds] = {}

@@ -163,7 +163,7 @@ def shared_prefix(
     `shared_tokens`, or prompt_tokens - 1 if the prompts are identical (see `ideal_reuse`).
     """
     if not SALT_TOKENS <= shared_tokens <= prompt_tokens:
-        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens}), set by shared_share"
+        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens:,})"
         raise ParameterError(
             must_be("shared_tokens", allowed, shared_tokens, "-p shared_share 0.9")
         )
