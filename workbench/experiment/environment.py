@@ -167,8 +167,7 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
         ),
         _limit(
             "memory",
-            f"{free:.1f} GB, room for {fits} CPU instances ({each_gb:.1f} GB each) and a KV"
-            " store",
+            f"{free:.1f} GB, room for {fits} CPU instances ({each_gb:.1f} GB each) and a KV store",
             broken=free < 2 * each_gb + 1.5,
             step="end other programs",
         ),
