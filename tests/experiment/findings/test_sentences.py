@@ -4,13 +4,12 @@ from math import nan
 
 import pytest
 
+from tests.wording import words
 from workbench.experiment.findings import sentences
 from workbench.experiment.findings.sentences import break_even, marked, told
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow
 from workbench.metrics.gates.gate_table import GATES, spoil
 from workbench.metrics.statistics import Estimate, Ratio
-
-from tests.wording import words
 
 SUBJECT, RIVAL = "1p4d lmcache", "5a lmcache"
 

@@ -26,7 +26,6 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
-
 COMPARED = {
     "counted": "sent vs counted",
     "reused": "reusable vs served",
