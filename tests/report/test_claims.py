@@ -66,6 +66,21 @@ def page(result):
     return make
 
 
+def test_the_legend_explains_only_what_the_rows_show(page):
+    def legend(*rows):
+        heading = page(list(rows)).find("h2", string="The claims")
+        return heading.find_next("p", class_="cond").get_text()
+
+    measured = legend(row())
+    assert measured.startswith("● confirmed.")
+    assert "A verdict “on CPU” is about direction and counts" in measured
+    assert "Brackets are 95 % confidence intervals." in measured
+    alike = effect(quantifier="unchanged")
+    assert "90 % for “unchanged”" in legend(row(effects=[alike]))
+    plain = row(kind="contradicted", verdict="impossible", effects=[], says=["rate: 9 tokens/s"])
+    assert legend(plain) == "▲ contradicted, impossible or inconsistent."
+
+
 def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page):
     cells = page(KINDS).select("table.claims .verdict")
     assert [cell.get_text().replace("\u00a0", " ") for cell in cells] == [

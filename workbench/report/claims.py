@@ -179,6 +179,8 @@ def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     text = f"{'; '.join(said)}."
     if any("(on CPU)" in row["verdict"] for row in rows):
         text += " A verdict “on CPU” is about direction and counts, not effect size."
+    if any(" below 1x" in each for row in rows for each in row["says"]):
+        text += " “Below 1x” means lower than the baseline, “above 1x” means higher."
     effects = [effect for row in rows for effect in row["effects"]]
     if any(not effect.exact for effect in effects):
         text += " Brackets are 95 % confidence intervals"
