@@ -58,7 +58,9 @@ def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
                       "prefill_compute_s", 100)  # fmt: skip
     text = one(split_arm, split("2a", prefill_compute_s=300))
     assert text.startswith("1p1d nixl vs 2a, cold: no significant difference in TTFT (")
-    assert text.endswith("). Significant parts: KV transfer + decode queue +20.0 ms [20.0, 20.0].")
+    assert text.endswith(
+        "). Parts that differ significantly: KV transfer + decode queue +20.0 ms [20.0, 20.0]."
+    )
     assert "prefill compute" not in text
 
 

@@ -56,8 +56,8 @@ ALL = [COLD, ENGINE_WARM, CROSS, STORE_WARM]
     [
         (
             cold_was_cold,
-            "0 of 60,000 prompt tokens hit a cache in 1 cold pass (each PD prompt counts on prefill"
-            " and on decode; KV received from prefill is no hit)",
+            "0 of 60,000 prompt tokens hit a cache in 1 cold pass (a PD prompt counts twice, on"
+            " prefill and on decode; KV received from prefill is no hit)",
         ),
         (
             kv_moved,
@@ -317,7 +317,8 @@ def test_a_state_says_how_much_its_source_could_serve():
     gate = store_warm([alone("store-warm", little, stores=True, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The connector served 100 % of cacheable tokens (aggregated; 2.6 % of all prompt tokens)"
+        "The connector served 100 % of cacheable tokens (aggregated; that is 2.6 %"
+        " of all prompt tokens)"
     )
 
 
@@ -327,6 +328,6 @@ def test_the_role_with_the_lowest_fraction_comes_first():
     gate = engine_warm([a_pass("engine-warm", FROM_OWN, less, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; 96.6 %"
-        " of all prompt tokens)"
+        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; that"
+        " is 96.6 % of all prompt tokens)"
     )

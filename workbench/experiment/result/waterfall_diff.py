@@ -142,7 +142,11 @@ def _explained(found: Difference) -> str:
 def _said(total: Part, sure: Sequence[Part]) -> str:
     """How TTFT differs, and the parts that differ significantly, those of the same sign first."""
     if not total.sure:
-        parts = f"Significant parts: {_listed(sure)}" if sure else "No part differs significantly"
+        parts = (
+            f"Parts that differ significantly: {_listed(sure)}"
+            if sure
+            else "No part differs significantly"
+        )
         return f"no significant difference in TTFT ({total.signed}). {parts}"
     longer = total.mean_s > 0
     driving = [part for part in sure if (part.mean_s > 0) == longer]

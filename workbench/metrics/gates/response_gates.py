@@ -105,8 +105,8 @@ def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: in
     found = f"{len(odd):,} of {len(known):,} requests did not hit the planned prefix"
     return judge(
         "cached as planned",
-        holds=f"All {len(known):,} partly warm requests hit the planned prefix (within {block}"
-        " tokens)",
+        holds=f"Cached tokens of all {len(known):,} partly warm requests are within {block} tokens"
+        " of the plan",
         problems=[f"{found} (first: {_where(odd)}). The pass did not have its cache state"]
         if len(odd)
         else [],
