@@ -97,7 +97,9 @@ def test_several_logs_are_one_result(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_log_tells_the_times_that_it_has(tmp_path: Path, text: str, span: str) -> None:
     result = result_of(tmp_path, text)
-    assert f"1 of 1 lines are LMCache lines with token counts. {span} " in result.facts["scope"]
+    assert (
+        f": 1 of 1 lines are LMCache lines that could be parsed. {span} " in result.facts["scope"]
+    )
     assert "NaT" not in json.dumps(result.facts, default=str)
     assert len(result.tiers_table) == ("Reqid" in text)
 
@@ -195,7 +197,7 @@ def test_a_doubt_has_its_numbers(lines: tuple[str, ...], words: str) -> None:
          "All 1,664 were loaded; 213 tokens"),
         ((lookup("a", 900, 0, 0),), "0 - 0 = 0. Nothing was loaded; 900 tokens were computed"),
         ((lookup("a", 256, 256, 255),), "256 - 0 - 1 (the last token is always computed) = 255"),
-        ((lookup("a", 2005, 1792, 1664, engine=128),), "assumed to be loaded; 213 tokens"),
+        ((lookup("a", 2005, 1792, 1664, engine=128),), "assumed to have been loaded; 213 tokens"),
         ((lookup("a", 2774, 2560, 2560), short(0, 2560)), "None of these tokens were loaded"),
         ((lookup("a", 2774, 2560, 2560), short(1024, 2560)), "Only 1,024 of these tokens"),
         ((lookup("a", 2774, 2560, 2560), lookup("b", 2774, 2560, 2560),

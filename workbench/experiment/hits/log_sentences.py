@@ -39,7 +39,7 @@ _DOUBTS: dict[Cause, str] = {
     "ranks without a retrieval": "In {n:,} request{s}, some ranks logged no retrieval. The other"
     " ranks' token count is used.",
     "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's"
-    " numbers are an upper limit: tokens looked up, not tokens loaded.",
+    " numbers are an upper limit, because tokens that were found may not have been loaded.",
     "id came again": "{n:,} request id{s} occurred again, in another process or after a restart."
     " Each occurrence counts as its own request.",
     "lines cut": "{n:,} LMCache line{s} were truncated or overwritten by another process, and are"
@@ -96,7 +96,8 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         run,
         finding=finding,
         unproven=unproven,
-        scope=f"Read from {path}. {_lines(log)}. {_span(log)}. {_server(log)}.",
+        scope=f"Read from {path}: {log.matching:,} of {log.counts.lines:,} lines are LMCache lines"
+        f" that could be parsed. {_span(log)}. {_server(log)}.",
         numbers=marked(_cards(log), failed),
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
@@ -109,13 +110,6 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         ),
         repeat=shlex.join(words),
     )
-
-
-def _lines(log: LogSummary) -> str:
-    """How many of the log's lines count tokens."""
-    total = log.counts.lines
-    many = f"All {total:,}" if log.matching == total > 1 else f"{log.matching:,} of {total:,}"
-    return f"{many} lines are LMCache lines with token counts"
 
 
 def _server(log: LogSummary) -> str:
@@ -207,7 +201,7 @@ def _served(log: LogSummary) -> list[str]:
         said.append(
             f"In {_requests(lost)}, {lost['loaded_tokens'].sum():,.0f} of"
             f" {lost['asked_to_load'].sum():,.0f} needed tokens were loaded. LMCache's own hit rate"
-            " counts all of them."
+            f" counts {lost['asked_to_load'].sum():,.0f} as hits."
         )
     idle = known[(held > 0) & (held - whole <= known["engine_hit_tokens"])]
     if len(idle):
@@ -265,7 +259,7 @@ def _speed(log: LogSummary) -> list[str]:
         if len(timed):
             rate = quantile(timed["tokens"] / timed["seconds"], 0.5)
             value, low, high = (_rounded(end) for end in (rate.value, rate.low, rate.high))
-            ends = "" if isnan(rate.low) else f"95 % CI {low} to {high}; "
+            ends = "" if isnan(rate.low) or low == high else f"95 % CI {low} to {high}; "
             said.append(f"Median {verb} rate: {value} tokens/s ({ends}{rate.n:,} log lines).")
     return said
 

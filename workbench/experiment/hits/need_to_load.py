@@ -72,7 +72,9 @@ def _numbers(row: pd.Series) -> str:
     elif row.get("arrival") == "silent":
         outcome = "No log line confirms the load, so it does not count as served by LMCache"
     elif row.get("arrival") == "looked up":
-        outcome = "The log has no Retrieved lines, so all of these tokens are assumed to be loaded"
+        outcome = (
+            "The log has no Retrieved lines, so all of these tokens are assumed to have been loaded"
+        )
     elif loaded < difference:
         outcome = f"{f'Only {loaded:,.0f}' if loaded else 'None'} of these tokens were loaded"
     else:
