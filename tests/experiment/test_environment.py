@@ -125,9 +125,9 @@ async def test_servers_that_do_not_start_are_the_reason_with_the_next_step(check
 @pytest.mark.parametrize(
     ("changed", "finding", "why"),
     [
-        ({"versions": {"vllm": "0.32.0"}}, "packages are missing", "Not installed: lmcache."),
-        ({"memory_free_gb": 1.0}, "too little RAM is free", "1.0 GB free, room for 0 CPU"),
-        ({"shm_free_gb": 0.06}, "shared memory is too small", "0.1 GB free in /dev/shm"),
+        ({"versions": {"vllm": "0.32.0"}}, "packages are missing", "lmcache must be installed."),
+        ({"memory_free_gb": 1.0}, "too little RAM is free", "1.0 GB, room for 0 CPU"),
+        ({"shm_free_gb": 0.06}, "shared memory is too small", "0.1 GB in /dev/shm"),
     ],
 )
 async def test_what_is_missing_is_said_and_no_server_is_started(changed, finding, why, check):

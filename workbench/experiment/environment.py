@@ -159,28 +159,27 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     gates = [
         judge(
             "packages",
-            holds=f"Tested versions: {', '.join(map(' '.join, versions.items()))}",
-            problems=[f"Not installed: {', '.join(missing)}"] if missing else [],
+            holds=f"{', '.join(map(' '.join, versions.items()))} (tested versions)",
+            problems=[f"{' and '.join(missing)} must be installed"] if missing else [],
             unknown=[f"Untested versions: {'; '.join(other)}"] if other else [],
             next_step="run make setup",
             if_unknown="run make setup, or rely on the smoke run",
         ),
         _limit(
             "memory",
-            f"{free:.1f} GB free, room for {fits} CPU instances ({each_gb:.1f} GB each) and a KV"
-            " store",
+            f"{free:.1f} GB, room for {fits} CPU instances ({each_gb:.1f} GB each) and a KV store",
             broken=free < 2 * each_gb + 1.5,
             step="end other programs",
         ),
         _limit(
             "shared memory",
-            f"{shm:.1f} GB free in /dev/shm (the KV store needs {SMALLEST_SHM_GB:g} GB)",
+            f"{shm:.1f} GB in /dev/shm (the KV store needs {SMALLEST_SHM_GB:g} GB)",
             broken=not shm >= SMALLEST_SHM_GB,
             step="start the container with a larger --shm-size",
         ),
         judge(
             "ports",
-            holds=f"{PORTS} free ports found{by_others}",
+            holds=f"{PORTS} free ports were found{by_others}",
             problems=no_ports,
             next_step="end the programs that listen there (ss -ltnp lists them)",
         ),

@@ -33,8 +33,12 @@ MARKS = {
 
 WORDS = {kind: kind.replace("-", " ") for kind in MARKS} | {"no-evidence": "without evidence"}
 """How kinds of verdicts are counted."""
-_LEGEND = {"contradicted": "contradicted, impossible or inconsistent"}
-"""Kinds that have several verdicts."""
+_LEGEND = {
+    "contradicted": "contradicted, impossible or inconsistent",
+    "no-evidence": "no evidence (its source measured nothing)",
+    "not-comparable": "not comparable (unfair or incomplete comparison)",
+}
+"""Kinds of verdicts that need more words."""
 
 _OPEN_ROWS = 30
 """Parts of the table are unfolded up to about this many claims."""
@@ -69,10 +73,11 @@ def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
     drawn_in: dict[str, str] = {}
     for section, group in groupby(ordered, key=lambda claim: claim.section):
         members = list(group)
+        said = _counts(members)
         part = {
             "title": SECTIONS[section],
             "count": len(members),
-            "said": _counts(members),
+            "said": said if said != f"{len(members)} {SECTIONS[section].lower()}" else "",
             "open": not rows or len(rows) + len(members) <= _OPEN_ROWS,
         }
         for claim in members:
@@ -136,12 +141,13 @@ def _has_width(effect: FoundEffect) -> bool:
 
 
 def shown_number(value: ShownNumber) -> dict[str, str]:
-    """`0.213x [0.20, 0.22]`, `0 tokens` for a count, `2.00 to 2.35x` for several cases."""
+    """`0.213x [0.20, 0.22]`, `0 tokens` for a count, `2.00x to 2.35x` for several cases."""
     tail = value.unit if value.unit in ("x", "") else f" {value.unit}"
+    between = "x to " if value.unit == "x" else " to "
     low, high, text, interval = value.low, value.high, UNKNOWN, ""
     if value.kind == "recomputed":
         same = number(low) == number(high)
-        text = f"{'about ' if same else ''}{_span(low, high)}{tail}"
+        text = f"{'about ' if same else ''}{_span(low, high, between)}{tail}"
     elif value.estimate is not None and value.unit == "bool":
         text, interval = "yes" if value.estimate else "no", "exact"
     elif value.estimate is not None and value.exact and low == high:
@@ -151,19 +157,19 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
         if low is not None and high is not None:
             interval = f"[{number(low)},\u00a0{number(high)}]"
         if value.cells > 1 and value.least != value.most:
-            text = f"{_span(value.least, value.most)}{tail}"
+            text = f"{_span(value.least, value.most, between)}{tail}"
             interval = f"in {value.cells} cases, weakest {interval}"
     return {"name": value.name, "value": text, "interval": interval}
 
 
-def _span(low: float | None, high: float | None) -> str:
+def _span(low: float | None, high: float | None, between: str) -> str:
     """A range as shown: one number if both ends round to the same."""
     shown = []
     for end in (low, high):
         # Recomputed numbers are as long as they come, so they have commas from 1,000 on.
         long = end is not None and abs(end) >= 1000
         shown.append(f"{float(f'{end:.3g}'):,.0f}" if long else number(end))
-    return " to ".join(dict.fromkeys(shown))
+    return between.join(dict.fromkeys(shown))
 
 
 def legend(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -173,6 +179,8 @@ def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     text = f"{'; '.join(said)}."
     if any("(on CPU)" in row["verdict"] for row in rows):
         text += " A verdict “on CPU” is about direction and counts, not effect size."
+    if any(" below 1x" in each for row in rows for each in row["says"]):
+        text += " “Below 1x” means lower than the baseline, “above 1x” means higher."
     effects = [effect for row in rows for effect in row["effects"]]
     if any(not effect.exact for effect in effects):
         text += " Brackets are 95 % confidence intervals"

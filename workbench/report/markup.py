@@ -23,6 +23,9 @@ _NUMBER = re.compile(
 """How a cell with a number begins, or one without a value; `1p4d` is a word."""
 _ONE_LINE = 28
 """Names of at most this length are not broken."""
+_PANDAS_CLASS = re.compile(
+    r"data|dataframe|blank|index_name|(?:col|row)_heading|(?:level|row|col)\d+"
+)
 _INTERVAL = re.compile(r"(\[[-+\d.,]+,) (?=[-+\d.,]+\])")
 
 
@@ -67,6 +70,7 @@ def clean(fragment: str, *, prefix: str, outline: Outline | None = None) -> str:
             tag.string = _CSS_LOAD.sub("", tag.decode_contents())
     for tag in soup(True):
         _keep_offline(tag)
+    _drop_unused_names(soup)
     _own_ids(soup, prefix)
     for heading in soup(_HEADING):
         _place(heading, outline)
@@ -91,6 +95,24 @@ def _keep_offline(tag: Tag) -> None:
             del tag[name]
         elif "url(" in text:
             tag[name] = _CSS_LOAD.sub("", text)
+
+
+def _drop_unused_names(soup: BeautifulSoup) -> None:
+    """Drop what pandas writes into every cell for styles that it does not have: half of a table."""
+    styles = " ".join(tag.decode_contents() for tag in soup("style"))
+    used = set(re.findall(r"[#.]([\w-]+)", styles))
+    for cell in soup(["table", "td", "th"]):
+        if str(cell.get("id", "")).startswith("T_") and cell["id"] not in used:
+            del cell["id"]
+        kept = [
+            name
+            for name in cell.get_attribute_list("class")
+            if name and (name in used or not _PANDAS_CLASS.fullmatch(name))
+        ]
+        if kept:
+            cell["class"] = " ".join(kept)
+        else:
+            cell.attrs.pop("class", None)
 
 
 def _own_ids(soup: BeautifulSoup, prefix: str) -> None:

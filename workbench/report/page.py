@@ -191,9 +191,11 @@ def _what_is_left(facts: RunFacts) -> list[str]:
 def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
     """The tables of the appendix: what was asked, on what machine, with which versions."""
     facts = result.run
-    machine = {name: number(value) if isinstance(value, float) else value
-               for name, value in facts.machine.items()}  # fmt: skip
-    versions = machine.pop("versions", None) or {}
+    machine: dict[str, Any] = {
+        name: number(value) if isinstance(value, float) else value
+        for name, value in facts.machine.items()
+    }
+    versions: dict[str, Any] = machine.pop("versions", None) or {}
     commit = machine.pop("git_commit", "")
     dirty = machine.pop("git_dirty", False)
     run = {

@@ -86,8 +86,8 @@ def test_a_recipe_is_cut_to_fewer_requests_and_then_to_fewer_rounds(falls, budge
 def test_what_was_cut_and_why_is_a_sentence(falls):
     made = plan([falls("A")], [recipe("r", ("A",), 0, **by_requests(20))], budget_s=20)
     assert made.steps[0].cut == (
-        "r was cut to 3 of 5 rounds and 25 % of its requests to fit 20 s. In full it takes 100 s; set"
-        " time_budget_s to 100."
+        "r was cut to 3 of 5 rounds and 25 % of its requests to fit 20 s. In full it takes 100 s;"
+        " set time_budget_s to 100."
     )
     assert "3 rounds, 25 % of its requests, shortened: A" in str(made)
     assert "duration: about 0.2 minutes" in str(made)
@@ -173,10 +173,9 @@ def test_reasons_for_not_measuring_are_sentences(falls):
     )
     assert made.steps == ()
     assert made.skipped == {
-        "KERNEL": "The parameter tiers leaves out kernel. Add it to run attention.",
+        "KERNEL": "The parameter “tiers” leaves out kernel. Add it to run attention.",
         "GPU": "rdma needs cuda; this machine has cpu.",
-        "NONE": "The workbench has no measurement for this claim."
-        " To test it: Two pinned versions on H200.",
+        "NONE": "This run does not measure this claim. To test it: Two pinned versions on H200.",
         "DOCS": "Nothing to measure: it is a configuration.",
         "BROKEN": "pd cannot run here: 5 instances need 4.0 GB and 1.2 GB are free",
     }

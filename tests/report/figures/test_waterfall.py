@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -46,10 +47,13 @@ def waterfall() -> pd.DataFrame:
 def bars(chart: Chart, colour: str) -> list[float]:
     """Widths in px of the bars of a colour, from the top."""
     found = []
-    for path in re.finditer(r'<path d="([^"]+)"[^>]*?fill:(#\w+)', chart.svg):
-        xs = [float(x) for x in re.findall(r"[ML] (-?[\d.]+) ", path[1])]
-        if path[2] == colour and path[1].count("L") == 3:
-            found.append(max(xs) - min(xs))
+    root = ElementTree.fromstring(chart.svg)
+    above = {child: parent for parent in root.iter() for child in parent}
+    for path in root.iter("{http://www.w3.org/2000/svg}path"):
+        style = path.get("style") or above[path].get("style", "")
+        corners = re.match(r"M(\S+) \S+H(\S+)V\S+H\1z$", path.get("d", ""))
+        if corners and f"fill:{colour}" in style:
+            found.append(float(corners[2]) - float(corners[1]))
     return found
 
 

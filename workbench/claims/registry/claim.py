@@ -31,23 +31,23 @@ BUILT_IN = "built_in"
 
 FAIRNESS = {
     "subject_is_measured": (
-        "the credited system itself was measured",
-        "The credited system itself was not measured",
-        "measures the credited system itself",
+        "the system named in the claim was measured",
+        "The system named in the claim was not measured",
+        "measures the system named in the claim",
     ),
     "same_model_and_weights": (
-        "both sides run the same checkpoint",
-        "The sides do not run the same checkpoint",
-        "runs the same checkpoint on both sides",
+        "the stated model and weights ran on both sides",
+        "The models or weights do not match",
+        "runs the same model and weights on both sides",
     ),
     "same_layer_scope": (
-        "both sides measure the same scope (operation, layer, model or server)",
-        "The sides measure different scopes (operation, layer, model or server)",
-        "measures the same scope on both sides (operation, layer, model or server)",
+        "the measured scope is the claimed one (operation, layer, model or server)",
+        "The measured scope is not the claimed one (operation, layer, model or server)",
+        "measures the claimed scope on both sides",
     ),
     "same_phase_prefill_vs_decode": (
         "both sides count tokens of the same phase",
-        "The sides count tokens of different phases (prefill, decode)",
+        "Tokens of different phases are compared (prefill, decode)",
         "counts tokens of the same phase on both sides",
     ),
     "same_batch_and_concurrency": (
@@ -71,12 +71,12 @@ FAIRNESS = {
         "excludes warm-up, compilation and the first batch",
     ),
     "cache_state_controlled": (
-        "counters confirm the state of every cache",
-        "No counters confirm the state of every cache",
-        "confirms the state of every cache with counters",
+        "counters confirm the state of all caches",
+        "The state of the caches was not controlled",
+        "confirms the state of all caches with counters",
     ),
     "same_gpu_count_or_per_gpu": (
-        "both sides have the same GPU count, or report numbers per GPU",
+        "both sides have the same GPU count or report numbers per GPU",
         "The sides have different GPU counts and do not report numbers per GPU",
         "uses the same GPU count on both sides",
     ),
@@ -102,18 +102,18 @@ FAIRNESS = {
         "alternates the sides on one machine",
     ),
     "output_quality_checked": (
-        "the outputs are identical, or their quality was measured with a CI",
+        "the outputs are identical or their quality was measured with a CI",
         "The outputs are not identical, and their quality was not measured with a CI",
         "compares the outputs, or measures their quality with a CI",
     ),
     "same_metric_definition": (
         "both sides use the same definition of the metric",
-        "The sides do not use the same definition of the metric",
+        "The metric is not defined, or not in the same way on both sides",
         "uses the same definition of the metric on both sides",
     ),
     "aa_noise_floor": (
         "two identical arms were compared to measure the noise",
-        "No two identical arms were compared to measure the noise",
+        "The noise was not measured with two identical arms",
         "compares two identical arms to measure the noise",
     ),
     "same_slo_and_arrivals": (
@@ -132,9 +132,9 @@ FAIRNESS = {
         "has a raw log or script that produces the number",
     ),
     "unit_and_iteration_accounting": (
-        "units, iteration counts and rounding are consistent",
-        "Units, iteration counts or rounding are inconsistent",
-        "uses consistent units, iteration counts and rounding",
+        "units, labels, iteration counts and rounding are consistent",
+        "Units, labels, iteration counts or rounding are inconsistent",
+        "uses consistent units, labels, iteration counts and rounding",
     ),
     "one_factor_changed": (
         "exactly one factor differs between the sides",
@@ -207,7 +207,7 @@ class Effect(Entry):
         return self
 
     def __str__(self) -> str:
-        """What it claims: `2 to 4x`, `below 1x`, `at most 4 %`."""
+        """What it claims: `2x to 4x`, `below 1x`, `at most 4 %`."""
         if self.type == "boolean":
             return "yes" if self.value else "no"
         if self.quantifier == "unchanged":
@@ -216,6 +216,8 @@ class Effect(Entry):
         if self.quantifier in ("up_to", "at_least", "at_most"):
             words = f"{self.quantifier.replace('_', ' ')} "
         until = f" to {self.high:,.6g}" if self.quantifier == "range" else ""
+        if until and self.unit == "x":
+            until = f"x{until}"
         return f"{words}{self.value:,.6g}{until}{unit_suffix(self.unit)}"
 
 

@@ -76,9 +76,11 @@ class _Equation(Entry):
         least, most = rounding(self.said)
         holds = least <= high and low <= most
         unit = self.unit if self.unit in ("x", "") else f" {self.unit}"
-        sentence = f"{text} = {_digits(exact, 4)}{unit}"
+        digits = _digits(low, high)
+        sentence = f"{text} = {_rounded(exact, digits)}{unit}"
         if low < high:
-            sentence += f" ({_span(low, high)} with rounding)"
+            ends = f"{_rounded(low, digits)} to {_rounded(high, digits)}"
+            sentence += f" ({ends} with rounding)"
         if not holds:
             sentence += f", not {_grouped(self.said)} as published."
         elif high - low > _WIDE * abs(high + low) / 2:
@@ -122,9 +124,9 @@ class Increase(_Equation):
 
     def result(self) -> tuple[Span, float, str]:
         low, high = _over(self.to, self.before)
-        ends = f"{_grouped(self.before)} to {_grouped(self.to)}"
         exact = 100 * (float(self.to) / float(self.before) - 1)
-        return (100 * (low - 1), 100 * (high - 1)), exact, f"Increase from {ends}"
+        text = f"{_grouped(self.to)} / {_grouped(self.before)} - 1"
+        return (100 * (low - 1), 100 * (high - 1)), exact, text
 
 
 class Difference(_Equation):
@@ -278,14 +280,13 @@ def _grouped(text: Any) -> str:
     return f"{int(whole):,}{point}{rest}" if whole.lstrip("-").isdecimal() else str(text)
 
 
-def _digits(value: float, digits: int) -> str:
+def _digits(low: float, high: float) -> int:
+    """The significant digits, at least four, that tell two numbers apart."""
+    return next((n for n in range(4, 12) if _rounded(low, n) != _rounded(high, n)), 4)
+
+
+def _rounded(value: float, digits: int) -> str:
     return f"{float(f'{value:.{digits}g}'):,.12g}"
-
-
-def _span(low: float, high: float) -> str:
-    """A range with as few digits as tell its ends apart, but at least four."""
-    texts = ((_digits(low, digits), _digits(high, digits)) for digits in range(4, 12))
-    return " to ".join(next((ends for ends in texts if ends[0] != ends[1]), (str(low),)))
 
 
 def _count(text: Any) -> Span:

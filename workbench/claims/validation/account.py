@@ -25,7 +25,7 @@ _CPU_LIMIT = "Measured with a tiny model on a CPU. Only directions and counts ho
 _OURS_ALONE = (
     "Our own code produces what is counted here. This checks our arithmetic, not an engine."
 )
-_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "from memory"}
+_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "memory"}
 _MOST_DOUBTS = 4
 """Doubts of a measurement that are repeated at each of its claims."""
 
@@ -226,7 +226,7 @@ def _limits(
     claim: Claim, verdict: Verdict, setting: Setting, *, shown: bool, measured: bool
 ) -> list[str]:
     limits = []
-    if measured and setting.platform == "cpu":
+    if measured and setting.platform == "cpu" and verdict.code != "unreliable_run":
         alone = " Our number does not decide the verdict." if verdict.code == "hardware" else ""
         limits.append(_CPU_LIMIT + alone)
     if verdict.tier == "construction":
@@ -237,8 +237,10 @@ def _limits(
     if claim.source.confirmation == "memory":
         limits.append("The claim was written down from memory and not checked against its source.")
     if verdict.needed:
-        what = "Needed for another verdict" if verdict.gate in ("G0", "G1", "G2") else "Full test"
-        limits.append(f"{what}: {verdict.needed}")
+        by_source = verdict.gate in ("G0", "G1", "G2")
+        what = "Needed for another verdict: " if by_source else "Full test: "
+        what = "" if verdict.needed.startswith("Nothing to measure") else what
+        limits.append(f"{what}{verdict.needed}")
     return limits
 
 

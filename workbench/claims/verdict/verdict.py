@@ -305,4 +305,6 @@ def _test(claim: Claim) -> str:
     if claim.evidence.kind == "configuration":
         return f"{how.rstrip('.')}."
     where = claim.hardware or "not stated by the source"
+    if where == "any":
+        return f"{how.rstrip('.')}."
     return f"{how.rstrip('.')}. Hardware: {where}."

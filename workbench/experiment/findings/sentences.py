@@ -233,15 +233,15 @@ def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparis
     return f"{text}; PD split: {verdict or _counted(rivals)}"
 
 
-def _counted(rows: Sequence[Comparison]) -> str:
+def _counted(rows: Sequence[Comparison], noun: str = "comparison") -> str:
     """`slower (9 of 11 comparisons)`, or only the verdict where all have the same."""
     verdicts = [row.ratio.verdict for row in rows]
     found: list[Verdict] = [v for v in ("faster", "slower") if v in verdicts]
     if len(found) > 1:
         each = ", ".join(f"{verdicts.count(v)} {v}" for v in found)
-        return f"mixed effect ({each} of {count(len(rows), 'comparison')})"
+        return f"mixed effect ({each} of {count(len(rows), noun)})"
     number = verdicts.count(found[0])
-    among = f" ({number} of {count(len(rows), 'comparison')})" if number < len(rows) else ""
+    among = f" ({number} of {count(len(rows), noun)})" if number < len(rows) else ""
     return f"{found[0]}{among}"
 
 
@@ -255,7 +255,9 @@ def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
     if verdict in ("faster", "slower"):
         sizes = [row.ratio.value if verdict == "faster" else 1 / row.ratio.value for row in rows]
         return f"{lead} {_span(sizes)} {verdict}"
-    return f"{lead} {_counted(rows).replace('comparison', 'arm')}"
+    if verdict == "mixed":
+        return f"Warm {what}: {_counted(rows, 'arm').replace('effect', 'effect on TTFT')}"
+    return f"{lead} {_counted(rows, 'arm')}"
 
 
 def _split_finding(rows: Sequence[Comparison]) -> str:
@@ -291,6 +293,8 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
             "slower": f"Prefix cache: cold TTFT {loss} slower, although {repeated}",
         }.get(cost.ratio.verdict, "No significant effect of the prefix cache on cold TTFT")
     if cost.ratio.verdict == "undecided":
+        if warm.ratio.verdict == "undecided":
+            return "No significant effect of the prefix cache on warm or cold TTFT"
         known = "not resolved" if _unresolved(cost.ratio) else "not significant"
         return f"{text}; cost on cold prompts {known} ({ratio_text(cost.ratio)})"
     more = 100 * (1 / cost.ratio.value - 1)

@@ -264,7 +264,8 @@ class ExperimentPlan:
         swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])
-            lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
+            role = "baseline" if arm.role == "opponent" else arm.role
+            lines.append(f"\narm {arm.label} ({role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s

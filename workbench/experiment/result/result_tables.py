@@ -11,7 +11,7 @@ from workbench.experiment.result.facts import Comparison, RateRow, SummaryRow
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import failed_name, spoil
-from workbench.metrics.ledger.ledger import Account
+from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import three_digits
 from workbench.metrics.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
@@ -213,15 +213,6 @@ def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(wide.reset_index()).rename_axis(columns=None)
 
 
-_ACCOUNTS = {
-    "counted": "sent vs counted",
-    "reused": "reusable vs served",
-    "moved": "fetched vs moved",
-    "store": "loaded vs store hits",
-}
-"""The expected and the observed number of each account."""
-
-
 def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
     """One row for each arm, cache state, role and account, over all rounds, in prompt tokens.
 
@@ -233,7 +224,7 @@ def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
     names = ["arm", "pass", "role", "account", "expected", "observed", "causes", "unexplained"]
     of_key: dict[tuple[str, ...], list[Account]] = {}
     for each in accounts:
-        key = (each.arm, each.pass_name, each.role, _ACCOUNTS[each.name])
+        key = (each.arm, each.pass_name, each.role, COMPARED[each.name])
         of_key.setdefault(key, []).append(each)
     lines = [
         [

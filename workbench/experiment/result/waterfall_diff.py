@@ -135,18 +135,24 @@ def _explained(found: Difference) -> str:
     text = _said(found.total, sure)
     if not found.left_out:
         return text
-    return f"{text}. Left out: {found.left_out} request pairs without a complete waterfall"
+    pairs = f"request pair{'s' * (found.left_out > 1)}"
+    return f"{text}. Left out: {found.left_out} {pairs} without a complete waterfall"
 
 
 def _said(total: Part, sure: Sequence[Part]) -> str:
     """How TTFT differs, and the parts that differ significantly, those of the same sign first."""
     if not total.sure:
-        parts = f"Significant parts: {_listed(sure)}" if sure else "No part differs significantly"
+        parts = (
+            f"Parts that differ significantly: {_listed(sure)}"
+            if sure
+            else "No part differs significantly"
+        )
         return f"no significant difference in TTFT ({total.signed}). {parts}"
     longer = total.mean_s > 0
     driving = [part for part in sure if (part.mean_s > 0) == longer]
     against = [part for part in sure if (part.mean_s > 0) != longer]
-    text = f"TTFT is {total.size} {'higher' if longer else 'lower'}. "
+    value, _, ends = total.size.partition(" [")
+    text = f"TTFT is {value} {'higher' if longer else 'lower'} [{ends}. "
     text += f"Largest parts: {_listed(driving)}" if driving else "No part differs significantly"
     return f"{text}. Partly offset by: {_listed(against)}" if against else text
 

@@ -59,7 +59,7 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
         holds=f"{cached:,.0f} of {asked:,} prompt tokens hit a cache in {_count(cold)}"
         + _in_brackets(
             f"the workload itself repeats {repeats:,}" if repeats else "",
-            "each PD prompt counts on prefill and on decode; KV received from prefill is no hit"
+            "a PD prompt counts twice, on prefill and on decode; KV received from prefill is no hit"
             if any("decode" in p.sources for p in cold)
             else "",
         ),
@@ -206,8 +206,8 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
 def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
     """What each source of this state served, with its roles, the lowest fraction first.
 
-    `The prefix cache served 100 % of cacheable tokens (prefill, decode; 99.2 % of all prompt
-    tokens)`; only of all prompt tokens where the cacheable ones are unknown.
+    `The prefix cache served 100 % of cacheable tokens (prefill, decode; that is 99.2 % of all
+    prompt tokens)`; only of all prompt tokens where the cacheable ones are unknown.
     """
     exact = all(role in p.reuse for p in warm for role in p.sources)
     tokens: dict[Source, dict[Role, NDArray[np.float64]]] = {}  # got, cacheable, sent
@@ -227,7 +227,7 @@ def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
         lead = f"{name} served {_percent(got, due)}"
         if not number:
             lead = f"{name.capitalize()} served {_percent(got, due)} of {what} tokens"
-        of_all = f"; {_percent(got, sent)} of all prompt tokens" if exact else ""
+        of_all = f"; that is {_percent(got, sent)} of all prompt tokens" if exact else ""
         yield f"{lead} ({', '.join(roles)}{of_all})"
 
 

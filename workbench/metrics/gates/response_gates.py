@@ -74,8 +74,8 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
         if excused:
             unknown.append(f"{found}. Batching alone can cause this")
     notes = [
-        f"{tied.sum():,} differ where two tokens were about equally likely (at most"
-        f" {both.loc[tied, 'parting_nat'].max():.2g} nat apart)"
+        f"{tied.sum():,} differ where two tokens were about equally likely, at most"
+        f" {both.loc[tied, 'parting_nat'].max():.2g} nat apart"
         if tied.any()
         else "",
         f"{left_out:,} not compared: failed or without a counterpart" if left_out else "",
@@ -105,8 +105,8 @@ def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: in
     found = f"{len(odd):,} of {len(known):,} requests did not hit the planned prefix"
     return judge(
         "cached as planned",
-        holds=f"All {len(known):,} partly warm requests hit the planned prefix (within {block}"
-        " tokens)",
+        holds=f"Cached tokens of all {len(known):,} partly warm requests are within {block} tokens"
+        " of the plan",
         problems=[f"{found} (first: {_where(odd)}). The pass did not have its cache state"]
         if len(odd)
         else [],

@@ -141,7 +141,7 @@ def instances_alike(
         return None
     return judge(
         "instances alike",
-        holds="No instance is far slower than its siblings (limit: best TPOT"
+        holds="No instance is far slower than the others of its arm (limit: best TPOT"
         f" {_ALIKE_RATIO:g}x their median; {compared} comparisons)",
         problems=problems,
         unknown=unknown,
@@ -322,7 +322,7 @@ def possible(requests: pd.DataFrame) -> Gate:
     }
     return judge(
         "nothing impossible",
-        holds=f"All values of {len(rows):,} successful requests are possible",
+        holds=f"Timestamps and token counts of {len(rows):,} successful requests are consistent",
         problems=[
             f"{hit.sum():,} of {len(rows):,} requests have {what}. A counter or clock is wrong"
             for what, hit in checks.items()

@@ -26,6 +26,14 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
+COMPARED = {
+    "counted": "sent vs counted",
+    "reused": "reusable vs served",
+    "moved": "fetched vs moved",
+    "store": "loaded vs store hits",
+}
+"""The expected and the observed number of each account, in words."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -54,7 +62,7 @@ class Account:
     @property
     def label(self) -> str:
         role = "" if self.role == "all" else f", {self.role}"
-        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}: {self.name}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}; {COMPARED[self.name]}"
 
 
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 from xml.etree import ElementTree
 
@@ -227,6 +228,13 @@ _ROOT = {
 }
 _SAID_ABOVE = ("font-family", "stroke-linejoin", "stroke-opacity: 0")
 """Styles that each drawn thing repeats, and that the root has or nobody sees."""
+_RECTANGLE = re.compile(
+    r"M (\S+) (\S+) L (\S+) \2 L \3 (\S+) L \1 \4 (?:L \1 \2 )?z"
+)  # fmt: skip
+_SHARED = ("style", "clip-path")
+"""What neighbours may have in common, and a group may say for them."""
+_KEPT = (f"{_SVG}g", f"{_SVG}text")
+"""Groups are not grouped again, and a text keeps its own style."""
 _TENTHS = re.compile(r"(\.\d)\d+")
 ElementTree.register_namespace("", _SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -261,4 +269,33 @@ def _page_svg(text: str, *, struck: bool) -> str:
         if style := node.get("style"):
             parts = [part for part in style.split("; ") if not part.startswith(_SAID_ABOVE)]
             node.set("style", ";".join(parts).replace(": ", ":"))
+        if path := node.get("d"):
+            node.set("d", _RECTANGLE.sub(_sides, path).replace(" L ", "L").replace("M ", "M"))
+    _flatten(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _sides(corner: re.Match[str]) -> str:
+    x, y, right, bottom = corner.groups()
+    return f"M{x} {y}H{right}V{bottom}H{x}z"
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Take out groups that say nothing, and say once what neighbours have in common."""
+    flat: list[ElementTree.Element] = []
+    for node in parent:
+        _flatten(node)
+        flat += list(node) if node.tag == f"{_SVG}g" and not node.attrib else [node]
+    parent[:] = []
+    for _, run in groupby(flat, lambda node: (node.tag, *map(node.get, _SHARED))):
+        alike = list(run)
+        shared = {name: value for name in _SHARED if (value := alike[0].get(name))}
+        moved = any("transform" in node.attrib for node in alike)  # a clip moves with its node
+        faded = "opacity:" in f";{shared.get('style', '')}".replace("-opacity:", "")
+        if len(alike) < 3 or not shared or moved or faded or alike[0].tag in _KEPT:
+            parent.extend(alike)
+            continue
+        for node in alike:
+            for name in shared:
+                del node.attrib[name]
+        ElementTree.SubElement(parent, f"{_SVG}g", shared).extend(alike)

@@ -32,6 +32,9 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 NUMBERS = FuncFormatter(lambda tick, _: number(round(tick)))
 """Ticks that are counts."""
 
+_UNSEEN = 1 / 5000
+"""A bar that is a smaller part of the axis cannot be seen, and is not drawn."""
+
 Row = dict[str, Any]
 """One row of a frame; a missing bound is NaN."""
 
@@ -227,12 +230,14 @@ def stacked_rows(
     heading: str,
 ) -> None:
     """A bar for each row of `parts`, in the order of `areas`, and its text in a column at right."""
-    for y, widths in enumerate(parts[list(areas)].to_numpy(float)):
-        left = 0.0
-        for width, area in zip(widths, areas.values(), strict=True):
-            if width > 0:
-                axes.barh(y, width, left=left, height=0.7, clip_on=False, **area.style())
-                left += width
+    widths = parts[list(areas)].clip(lower=0).fillna(0).to_numpy(float)
+    lefts = widths.cumsum(axis=1) - widths
+    seen = widths > _UNSEEN * widths.sum(axis=1).max(initial=0)
+    for nth, area in enumerate(areas.values()):  # bars of one look together: a shorter SVG
+        (at,) = seen[:, nth].nonzero()
+        axes.barh(
+            at, widths[at, nth], left=lefts[at, nth], height=0.7, clip_on=False, **area.style()
+        )
     row_axis(axes, labels)
     column_at_right(axes, heading, texts)
 
