@@ -80,13 +80,22 @@ def unused(name: str, got: Any, setting: str, example: str) -> str:
     )
 
 
+def taken(name: str, part: str, got: Any, *, instead: str, example: Any) -> str:
+    """A part of a value that the workbench sets itself; `instead` is a parameter, or empty."""
+    way = f"Use -p {instead} instead" if instead else "Leave it out"
+    return (
+        f"{name} must not contain {part}, which the workbench sets, got {shown(got)}. {way}"
+        f" (example: {pasted(name, example)})"
+    )
+
+
 def pasted(name: str, example: Any) -> str:
     """A good value as it can be pasted: `-p rounds 3`.
 
-    Options of a command, which start with `-`, and `name=value` of a function are complete.
+    Options of a command and `name=value` of a function are complete.
     """
     good = _as_word(example)
-    if good.startswith(("-", f"{name}=")):
+    if good.startswith(("-p ", f"{name}=")) or ("--" in name and good.startswith("--")):
         return good
     return f"{'' if name.startswith('-') else '-p '}{name} {shlex.quote(good)}"
 

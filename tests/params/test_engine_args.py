@@ -29,16 +29,19 @@ def test_the_last_of_equal_arguments_counts_with_dashes_or_underscores():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"engine_args": "--port 3"}, r"without --port, which the workbench sets \(leave it out"),
-        ({"engine_args": "--max_model_len=9"}, "use -p context_tokens"),
-        ({"engine_args": "--max-model 9"}, "use -p context_tokens"),  # argparse takes it
-        ({"decode_args": "-tp 2"}, "use -p prefill_tp, decode_tp or aggregated_tp"),
+        (
+            {"engine_args": "--port 3"},
+            "must not contain --port, which the workbench sets.*Leave it out",
+        ),
+        ({"engine_args": "--max_model_len=9"}, "Use -p context_tokens"),
+        ({"engine_args": "--max-model 9"}, "Use -p context_tokens"),  # argparse takes it
+        ({"decode_args": "-tp 2"}, "Use -p prefill_tp, decode_tp or aggregated_tp"),
         ({"prefill_args": "--block-size 64"}, "must be equal in all instances"),
         ({"engine_args": "chunked"}, "arguments that start with a dash"),
         ({"engine_args": "--a 'b"}, "with closed quotes"),
         ({"engine_env": "A"}, "NAME=VALUE, separated by spaces"),
-        ({"engine_env": "VLLM_PORT=3"}, "without VLLM_PORT, which the workbench sets"),
-        ({"store_args": "--l1-size-gb 4"}, "use -p store_gb"),
+        ({"engine_env": "VLLM_PORT=3"}, "must not contain VLLM_PORT, which the workbench sets"),
+        ({"store_args": "--l1-size-gb 4"}, "Use -p store_gb"),
         ({"engine_args": "--seed 3", "engine": "simulated"}, "engine_args.*engine=simulated"),
     ],
 )

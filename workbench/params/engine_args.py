@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from workbench.errors import must_be
+from workbench.errors import must_be, pasted, shown, taken
 
 SAME_FOR_ALL = ("--kv-cache-dtype", "--block-size")
 """Both ends of a KV transfer must agree on these, so they go into engine_args."""
@@ -89,12 +89,13 @@ def argument_mistakes(
             flag = _plain(word.partition("=")[0])
             # argparse also accepts the first letters of a name
             if known := next((k for k in ours if flag[2:] and k.startswith(flag)), ""):
-                instead = f"use -p {ours[known]}" if ours[known] else "leave it out"
-                allowed = f"arguments without {known}, which the workbench sets ({instead})"
-                yield must_be(name, allowed, text, example)
+                yield taken(name, known, text, instead=ours[known], example=example)
             elif flag in SAME_FOR_ALL and name not in ("engine_args", "store_args"):
-                allowed = f"arguments without {flag}, which must be equal in all instances"
-                yield must_be(name, allowed, text, f"-p engine_args {shlex.quote(word)}")
+                yield (
+                    f"{name} must not contain {flag}, which must be equal in all instances, got"
+                    f" {shown(text)}. Put it into engine_args"
+                    f" (example: {pasted('engine_args', text)})"
+                )
 
 
 def variable_mistakes(name: str, text: str) -> Iterator[str]:
@@ -110,8 +111,7 @@ def variable_mistakes(name: str, text: str) -> Iterator[str]:
         return
     for variable in variables(text):
         if variable in OUR_VARIABLES:
-            allowed = f"variables without {variable}, which the workbench sets"
-            yield must_be(name, allowed, text, example)
+            yield taken(name, variable, text, instead="", example=example)
 
 
 def _plain(flag: str) -> str:

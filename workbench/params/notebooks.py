@@ -312,7 +312,7 @@ class PaperClaimValidation(EngineParams):
             yield must_be("engine", allowed, self.engine, "vllm")
         for name in ("engine_args", "engine_env"):
             if text := getattr(self, name):
-                yield must_be(name, "empty: claims set their own arguments", text, '""')
+                yield must_be(name, "empty (claims set their own arguments)", text, f"-p {name} ''")
         yield from EngineParams.mistakes(self)
         if not self.claims:
             allowed = "'all', or one or more claim ids or groups"

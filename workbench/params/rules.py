@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, get_args, get_origin
 
-from workbench.errors import ParameterError, must_be, needs, pasted, shown
+from workbench.errors import ParameterError, must_be, needs, taken
 
 _TYPES = {
     str: "a string",
@@ -107,11 +107,7 @@ def body_mistakes(text: str) -> Iterator[str]:
         yield must_be("extra_body", "a JSON object", text, example)
     for name in body:
         if name in OURS:
-            instead = f"Use -p {OURS[name]} instead" if OURS[name] else "Leave it out"
-            yield (
-                f"extra_body must not contain {name!r}, which the workbench sets, got"
-                f" {shown(body)}. {instead} (example: {pasted('extra_body', example)})"
-            )
+            yield taken("extra_body", repr(name), body, instead=OURS[name], example=example)
 
 
 def _as_words(value: Any) -> Any:
