@@ -67,24 +67,24 @@ class PdSweep(LoadParams):
     )
     prefill_args: str = param(
         "",
-        "further vLLM arguments of prefill instances only",
+        "additional vLLM arguments of prefill instances only",
         example="--max-num-batched-tokens 8192",
         words=True,
     )
     decode_args: str = param(
         "",
-        "further vLLM arguments of decode instances only",
+        "additional vLLM arguments of decode instances only",
         example="--max-num-seqs 512",
         words=True,
     )
     aggregated_args: str = param(
         "",
-        "further vLLM arguments of aggregated instances only",
+        "additional vLLM arguments of aggregated instances only",
         example="--enable-chunked-prefill",
         words=True,
     )
     store_args: str = param(
-        "", "further arguments of the KV store's server", example="--max-workers 4", words=True
+        "", "additional arguments of the KV store's server", example="--max-workers 4", words=True
     )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)

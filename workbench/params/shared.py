@@ -25,7 +25,7 @@ FAULTS = (
 
 
 ROLE_ARGS = ("prefill_args", "decode_args", "aggregated_args")
-"""Parameters with further vLLM arguments of one role; not every notebook has them."""
+"""Parameters with additional vLLM arguments of one role; not every notebook has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class EngineParams:
     )
     engine_args: str = param(
         "",
-        "further vLLM arguments of all instances, as in a shell",
+        "additional vLLM arguments of all instances, as in a shell",
         example="--max-num-batched-tokens 2048",
         words=True,
     )
