@@ -41,22 +41,22 @@ _Kind = tuple[str, str]
 _CARD = {"vLLM bench": "vllm_bench", "GuideLLM": "guidellm", "AIPerf": "aiperf"}
 _OTHERS = {
     "GuideLLM": {
-        "E2E": "last token - request start here; the tool's own runs to the end of the stream",
+        "E2E": "from request start to the last token; the tool's own E2E ends with the stream",
     },
     "LMCache bench": {
         "version": "0.5.6",
-        "TTFT": "first text (reasoning only if there is no content) - time before the call",
-        "E2E": "end of the stream - time before the call",
+        "TTFT": "from before the call to the first text (reasoning only if there is no content)",
+        "E2E": "from before the call to the end of the stream",
     },
     "SGLang bench_serving": {
         "version": "00f9ec4",
-        "TTFT": "first chunk with text (chat: or reasoning) - time before the POST",
-        "E2E": "TTFT + all gaps; the tool's own E2E, to the last line, is not in its file",
+        "TTFT": "from before the POST to the first chunk with text (in a chat, or reasoning)",
+        "E2E": "TTFT plus all gaps; the tool's own E2E is not in its file",
     },
     "multi-round-qa": {
         "version": "production-stack 0a330da",
-        "TTFT": "first text (or reasoning, in later versions) - time before the call",
-        "E2E": "end of the stream - time before the call",
+        "TTFT": "from before the call to the first text (or reasoning, in later versions)",
+        "E2E": "from before the call to the end of the stream",
     },
 }
 """Definitions of tools that the definition card does not cover, and the version that was read:
