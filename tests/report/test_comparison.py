@@ -64,11 +64,9 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert set(table["p99"]) == {"needs 368, has 40", "needs 368, has 280"}
     told = " ".join(found.sentences)
     assert "The second is" in told and "x faster." in told
-    assert (
-        "TTFT in vLLM bench (0.32.0 and 0.33.0): from before the POST to the first message" in told
-    )
-    assert "chat since 0.33:" in told
-    assert "In the workbench: from " in told
+    assert "TTFT in vLLM bench (0.32.0 and 0.33.0): from before the POST to the first" in told
+    assert "chat since 0.33: to the first chunk with a token" in told
+    assert "In the workbench: from the first byte of the request" in told
     assert found.figure.svg.count("vLLM bench") >= 1
     assert "40 requests in each of 2 combinations of arm and pass." in found.figure.caption
 

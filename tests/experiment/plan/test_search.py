@@ -58,7 +58,12 @@ GAP = [
         (searched(0.0), nan, 0.01, "even 0.01 req/s missed the limits"),
         ([point(2, 1.0), point(4, 0.9), point(8, 0.3)], 2, 8, "at 4 req/s 90 % of 100"),
         ([point(1, 1.0, sent=20), point(1.1, 0.0, sent=20)], nan, 1.1, "95 % CI 84 to 100 %"),
-        ([point(1, 0.2), point(2, 1.0)], 2, 1, "met the limits but the lower 1 req/s missed them"),
+        (
+            [point(1, 0.2), point(2, 1.0)],
+            2,
+            1,
+            "met the limits, but a lower rate of 1 req/s missed them",
+        ),
         (GAP, 24.0, 36.0, "nothing was measured between 24 and 36 req/s; start there"),
         ([], nan, nan, "no rate was measured"),
     ],

@@ -197,7 +197,7 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     failed = [name for name, outcome in not_passed(result.facts).items() if outcome == "FAIL"]
     assert failed == ["client kept up"]  # another may be undecided where this machine is busy
     assert spoilt(result) == {"ratios": "doubt", "times": "rough", "tails": "struck"}
-    assert result.facts["finding"].startswith("A warm KV store cuts TTFT")
+    assert result.facts["finding"].startswith("Warm KV store: TTFT")
     assert outcome_of(result.run).word == "gates failed"
     ratio = result.run.numbers[0]
     assert ratio.low > 1 and ratio.spoilt == "doubt"

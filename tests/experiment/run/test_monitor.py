@@ -69,7 +69,7 @@ def test_a_client_that_was_too_busy_gets_one_process_more(monkeypatch):
     for _ in range(3):
         watch_client(Health(share=0.7), nan, log, most=4)
     assert log.workers == 2  # a core is left for the servers
-    assert "later passes used 2 processes. Rerun with client_workers 2" in log.doubts[0]
+    assert "later passes used 2 processes. Repeat the run with client_workers 2" in log.doubts[0]
 
 
 def test_a_busy_client_that_no_process_more_can_help_is_told_why(monkeypatch):

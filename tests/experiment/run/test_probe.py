@@ -171,7 +171,7 @@ async def test_another_tokenizer_than_the_servers_is_found_out(attached, vllm, t
 async def test_a_conversation_cannot_be_text(attached, vllm, tokenizer):
     vllm.text_only = tokenizer
     planned = attached(workload="multi_turn_conversation", tokenizer="/models/theirs", requests=14)
-    with pytest.raises(ParameterError, match="workload must be one without conversations"):
+    with pytest.raises(ParameterError, match="needs a single-turn workload"):
         await run(planned, echo=lambda _: None)
 
 

@@ -121,10 +121,10 @@ def test_what_is_not_split_is_left_out_and_counted(waterfall):
     chart = figures.ttft_waterfall(waterfall)
     assert "cold" not in words(chart)
     assert chart.caption.endswith(
-        "6 of 12 requests have no complete waterfall: the decode instance sent no timing."
+        "6 of 12 requests have no complete waterfall, because the decode instance sent no timing."
     )
     none = figures.ttft_waterfall(waterfall[unknown])
-    assert "No data: 6 of 6 requests have no complete waterfall:" in text(none)
+    assert "No data: 6 of 6 requests have no complete waterfall, because" in text(none)
 
 
 def test_the_alternative_text_has_the_median_request_in_numbers(waterfall):

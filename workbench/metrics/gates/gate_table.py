@@ -139,9 +139,9 @@ GATES: Mapping[str, GateRow] = {
     "the ledger closes": GateRow(
         shown="ledger closes",
         failed_name="ledger has unexplained tokens",
-        meaning="prompt tokens have no known source",
+        meaning="some prompt tokens are unexplained",
         takes=_takes(struck="counts", doubt=_TIMED),
-        doubt="Some prompt tokens have no known source. Times may belong to another cache state.",
+        doubt="Some prompt tokens are unexplained. Times may belong to another cache state.",
     ),
     "same text": GateRow(
         shown="responses are equal",
