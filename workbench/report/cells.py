@@ -29,7 +29,7 @@ _LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}
 _MAIN_FIGURE = "main-figure"
 """The tag of the cell whose output stands on the first screen."""
 _NOISE = "Kernel is running over TCP without encryption"
-_LONG_TEXT = 15_000
+_LONG_TEXT = 10_000
 """A printed text of more characters is shown without its middle."""
 _CLOSED = re.compile("></(?:path|use|rect)>")
 _OPEN_LINES = 24

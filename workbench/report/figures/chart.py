@@ -22,7 +22,7 @@ from workbench.metrics.gates.gate_table import KINDS, Kind, Spoil, spoil
 from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
-_LONG_ALT = 2400
+_LONG_ALT = 1600
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -244,6 +244,7 @@ _UPRIGHT = re.compile(r"^M (\S+) (\S+) L \1 (\S+)$")
 _LEVEL = re.compile(r"^M (\S+) (\S+) L (\S+) \2$")
 _KEPT = (f"{_SVG}g", f"{_SVG}text")
 """Groups are not grouped again, and a text keeps its own style."""
+_WHOLE = re.compile(r"\.0(?!\d)")
 _TENTHS = re.compile(r"(\.\d)\d+")
 ElementTree.register_namespace("", _SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -255,8 +256,8 @@ def _page_svg(text: str, *, struck: bool) -> str:
     Where it is `struck`, axes and key are pale and grey, so that nobody takes a number from them
     in passing.
     """
-    for nth, name in enumerate(sorted(set(re.findall(r' id="([mp][0-9a-f]{10})"', text)))):
-        text = text.replace(name, f"{name[0]}{nth}")  # a hash of ten digits is named many times
+    # its names are hashes of ten digits; five tell all drawings of a page apart
+    text = re.sub(r"\b([mp][0-9a-f]{5})[0-9a-f]{5}\b", r"\1", text).replace("xlink:href", "href")
     root = ElementTree.fromstring(text)
     # matplotlib's one style rule, `* {stroke-linejoin: round}`, would reach all drawings of a page
     root.remove(root[0])
@@ -279,7 +280,8 @@ def _page_svg(text: str, *, struck: bool) -> str:
         if node.get("transform", "").startswith("rotate(-0 "):
             del node.attrib["transform"]
         for numbers in node.attrib.keys() & {"d", "x", "y", "transform"}:
-            node.set(numbers, _TENTHS.sub(r"\1", " ".join(node.attrib[numbers].split())))
+            short = _TENTHS.sub(r"\1", " ".join(node.attrib[numbers].split()))
+            node.set(numbers, _WHOLE.sub("", short))
         if style := node.get("style"):
             parts = [part for part in style.split("; ") if not part.startswith(_SAID_ABOVE)]
             node.set("style", ";".join(parts).replace(": ", ":"))
