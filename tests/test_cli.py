@@ -69,7 +69,7 @@ def executed(monkeypatch):
         ("run pd_sweep -p promt_tokens 5", "has no parameter 'promt_tokens'; did you mean"),
         (
             "run pd_sweep -p rounds none",
-            "rounds must be an integer, got 'none' (example: rounds 3)",
+            "rounds must be an integer, got 'none' (example: -p rounds 3)",
         ),
         ("run pd_swep", "unknown notebook 'pd_swep'; did you mean 'pd_sweep'?"),
         ("run environment_check -p rounds 3", "environment_check has no parameter 'rounds'"),

@@ -300,6 +300,8 @@ def test_paths_parameters_and_gates_that_a_page_names_exist(page):
         assert set(re.findall(r"(?<!\S)-p (\w+) ", code)) <= names | {"NAME"}, code
     for gate in re.findall(r"gates? \"([^\"]+)\"", page.read_text()):
         assert gate in GATES, gate
+    for failed in re.findall(r"FAIL \"([^\"]+)\"", page.read_text()):
+        assert failed in {row.failed_name for row in GATES.values()}, failed
 
 
 def test_messages_that_troubleshooting_quotes_are_those_of_the_code():

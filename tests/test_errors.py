@@ -15,7 +15,7 @@ def test_one_except_clause_catches_every_error():
 
 
 def test_a_long_value_is_cut_and_an_example_can_be_typed():
-    assert len(must_be("log_file", "a file", "x" * 999, "a.log")) < 180
+    assert len(must_be("log_file", "a file", "x" * 999, "a.log")) < 190
     said = must_be("extra_body", "a JSON object", 5, '{"top_k": 1}')
-    assert said.endswith("""got 5 (example: extra_body '{"top_k": 1}')""")
+    assert said.endswith("""got 5 (example: -p extra_body '{"top_k": 1}')""")
     assert must_be("a", "b", 1, "-p a 2").endswith("(example: -p a 2)")

@@ -54,26 +54,61 @@ class ResultError(WorkbenchError):
 
 
 def must_be(name: str, allowed: str, got: Any, example: Any) -> str:
-    """One sentence about bad input: `rounds must be an integer, got 'none' (example: rounds 3)`.
+    """A value out of its rule: `rounds must be an integer, got 'none' (example: -p rounds 3)`."""
+    return f"{name} must be {allowed}, got {shown(got)} (example: {pasted(name, example)})"
 
-    `example` is a value of `name`, or options of a command, which start with `-`.
+
+def needs(setting: str, needed: str, got: Any, example: Any) -> str:
+    """A missing partner: `workload=trace needs trace_file, got '' (example: -p trace_file a)`.
+
+    `needed` begins with the name of the parameter that `example` is a value of.
     """
-    good = ",".join(map(str, example)) if isinstance(example, list) else str(example)
-    if not good.startswith("-"):
-        good = f"{name} {shlex.quote(good)}"
-    return f"{name} must be {allowed}, got {shown(got)} (example: {good})"
+    name = needed.split("=")[0].split()[0]
+    return f"{setting} needs {needed}, got {shown(got)} (example: {pasted(name, example)})"
+
+
+def unused(name: str, got: Any, setting: str, example: str) -> str:
+    """Two values that do not go together, and both ways out.
+
+    `fault=wrong_kv does not apply to engine=vllm. Leave out fault, or change engine (example: -p
+    engine simulated -p fault wrong_kv)`. `example` keeps `name` and changes the other.
+    """
+    value = _as_word(got)
+    return (
+        f"{name}={value} does not apply to {setting}. Leave out {name}, or change"
+        f" {setting.split('=')[0]} (example: {example})"
+    )
+
+
+def pasted(name: str, example: Any) -> str:
+    """A good value as it can be pasted: `-p rounds 3`.
+
+    Options of a command, which start with `-`, and `name=value` of a function are complete.
+    """
+    good = _as_word(example)
+    if good.startswith(("-", f"{name}=")):
+        return good
+    return f"{'' if name.startswith('-') else '-p '}{name} {shlex.quote(good)}"
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_as_word, value))
+    return f"{value:.10g}" if isinstance(value, float) else f"{value}"
 
 
 def check_positive(**values: float) -> None:
     """Raises ParameterError unless all values are above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise ParameterError(must_be(name, "above 0", value, 1))
+            raise ParameterError(must_be(name, "above 0", value, f"{name}=1"))
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: its repr, cut where it is long."""
+    """A value in a message: a number as 24,576, else its repr, cut where it is long."""
     text = repr(value)
+    if type(value) in (int, float):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

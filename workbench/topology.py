@@ -13,6 +13,7 @@ from typing import Literal, Self
 from workbench.errors import ParameterError, must_be
 
 Role = Literal["prefill", "decode", "aggregated"]
+ROLES: tuple[Role, ...] = ("prefill", "decode", "aggregated")
 
 ALL_TOPOLOGIES = "1p1d,1p2d,1p4d,2p1d,2p2d,4p1d,4p2d,4p4d"
 """What `all` stands for: the sweep of the reference report."""

@@ -30,7 +30,7 @@ def test_a_claim_is_shown_with_its_conditions_and_its_failed_checks(capsys):
     code, out, _ = run(capsys, "show", "S003-VLLM-VS-HF-PEAK")
     assert code == 0
     assert "throughput: 270.3 %" in out
-    assert "check fail      both sides have the same batch size" in out
+    assert "check fail      The sides differ in batch size" in out
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -64,7 +64,7 @@ def test_unknown_names(capsys, arguments, sentence):
 @pytest.mark.parametrize(
     ("effect", "words"),
     [
-        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2 to 4x"),
+        ({"quantifier": "range", "unit": "x", "value": 2, "high": 4}, "2x to 4x"),
         ({"quantifier": "up_to", "unit": "x", "value": 15}, "up to 15x"),
         ({"quantifier": "unchanged", "unit": "x", "value": 1, "margin": 0.1},
          "unchanged within 10 %"),

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from tests.experiment.door import Door
-from tests.wording import PRIVATE
+from tests.wording import PRIVATE, words
 from workbench.experiment.findings import findings
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan import arms, engine_setup
@@ -36,14 +36,17 @@ REAL = machine.facts()
 
 @pytest.fixture(autouse=True)
 def short_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whatever a test concludes a headline has at most 14 words, a doubt or limit 25."""
+    """In whatever a test concludes a headline has at most 14 words, a doubt or limit 25.
+
+    Words in brackets do not count.
+    """
 
     def concluded(*args: Any, **given: Any) -> RunFacts:
         facts = conclude(*args, **given)
         # A doubt with lines of a log has them below its own.
         others = (text.partition("\n")[0] for text in (*facts.doubts, *facts.limits))
         for most, texts in ((14, (facts.finding, facts.unproven)), (25, others)):
-            assert [text for text in texts if len(text.split()) > most] == []
+            assert [text for text in texts if words(text) > most] == []
         notes = (f"{card.label} {card.note}" for card in facts.numbers)
         texts = (facts.finding, facts.scope, facts.break_even, *facts.sentences, *notes)
         for text in (*texts, *facts.doubts, *facts.limits):

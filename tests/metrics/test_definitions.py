@@ -94,7 +94,7 @@ def test_a_sentence_on_another_tool_says_for_which_versions_it_holds():
     assert all(VERSIONS[tool] for tool in TOOLS[1:])
     chat = definition_of("TTFT", "vllm_bench").formula
     assert "first message with choices" in chat  # completions, all versions
-    assert "chat since 0.33: first chunk with a token" in chat
+    assert "chat since 0.33: to the first chunk with a token" in chat
     assert "up to 0.3: (last token - first token)" in definition_of("TPOT", "guidellm").formula
 
 

@@ -54,7 +54,7 @@ def test_an_interval_begins_at_needed_n(q, n):
     assert quantile(range(n), q).note == ""
     assert np.isfinite([quantile(range(n), q).low, quantile(range(n), q).high]).all()
     short = quantile(range(n - 1), q)
-    assert short.note == f"needs n >= {n}"
+    assert short.note == f"needs {n}, has {n - 1}"
     assert math.isnan(short.low)
     assert math.isnan(short.high)
     assert math.isfinite(short.value)
@@ -171,11 +171,11 @@ def test_rounds_that_one_side_lacks_are_dropped():
     [
         (
             Ratio(value=18.12, low=16.94, high=19.38, rounds=5, pairs=30),
-            "18.1x [16.9, 19.4], 5 rounds of 6 pairs",
+            "18.1x [16.9, 19.4], 5 rounds, 30 request pairs",
         ),
         (
             Ratio(value=1.014, low=0.968, high=1.062, rounds=5, pairs=30),
-            "no significant difference: 1.01x [0.968, 1.06], 5 rounds of 6 pairs",
+            "no significant difference: 1.01x [0.968, 1.06], 5 rounds, 30 request pairs",
         ),
         (
             Ratio(value=0.5, low=0.4, high=0.6, rounds=3, pairs=3, note="few rounds"),
@@ -183,7 +183,7 @@ def test_rounds_that_one_side_lacks_are_dropped():
         ),
         (
             Ratio(value=1234.5, low=1000, high=1500, rounds=6, pairs=29, dropped=1),
-            "1,234x [1,000, 1,500], 6 rounds, 29 pairs",
+            "1,234x [1,000, 1,500], 6 rounds, 29 request pairs",
         ),
     ],
 )
@@ -194,10 +194,10 @@ def test_a_ratio_in_one_sentence(ratio, sentence):
 @pytest.mark.parametrize(
     ("rounds", "sentence"),
     [
-        (1, "2.00x, 1 round of 6 pairs (few rounds: an interval needs 3)"),
-        (2, "2.00x, 2 rounds of 6 pairs (few rounds: an interval needs 3)"),
-        (4, "2.00x [2.00, 2.00], 4 rounds of 6 pairs (few rounds)"),
-        (5, "2.00x [2.00, 2.00], 5 rounds of 6 pairs"),
+        (1, "2.00x, 1 round, 6 request pairs (no interval: needs 3 rounds)"),
+        (2, "2.00x, 2 rounds, 12 request pairs (no interval: needs 3 rounds)"),
+        (4, "2.00x [2.00, 2.00], 4 rounds, 24 request pairs (few rounds)"),
+        (5, "2.00x [2.00, 2.00], 5 rounds, 30 request pairs"),
     ],
 )
 def test_few_rounds_are_said(rounds, sentence):

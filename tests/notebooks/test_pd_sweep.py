@@ -50,9 +50,9 @@ def test_open_loop_and_a_shared_prefix(found: Any) -> None:
     ("arguments", "sentence"),
     [
         ("-p topology p4d", "topology must be like 1p4d (1 prefill, 4 decode instances)"),
-        ("-p topology 100p100d", "topology must be at most 16 instances on a CPU, got '100p100d'"),
+        ("-p topology 100p100d", "topology must be one with at most 16 instances"),
         ("-p promt_tokens 5", "did you mean 'prompt_tokens'?"),
-        ("-y 'rounds: three'", "rounds must be an integer, got 'three' (example: rounds 3)"),
+        ("-y 'rounds: three'", "rounds must be an integer, got 'three' (example: -p rounds 3)"),
         ("-p model /no/such/folder", "model must be an existing folder with config.json"),
     ],
 )

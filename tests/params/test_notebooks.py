@@ -105,7 +105,7 @@ def test_every_unknown_value_that_papermill_can_inject_is_caught(junk):
 
 def test_a_known_parameter_is_never_passed_over():
     assert check_params(PREFIX, {"shares": (0.5,)}) == PrefixCache(shares=[0.5])
-    with pytest.raises(ParameterError, match="model must be text"):
+    with pytest.raises(ParameterError, match="model must be a string"):
         check_params("pd_sweep", {"model": ROOT})
 
 

@@ -54,9 +54,9 @@ def test_a_value_is_read_from_any_spelling(value, wanted, read):
         (10**400, float, "a number"),
         ("yes", bool, "True or False"),
         (1, bool, "True or False"),
-        (5.5, str, "text"),
-        (True, str, "text"),
-        (None, str, "text"),
+        (5.5, str, "a string"),
+        (True, str, "a string"),
+        (None, str, "a string"),
         ([0.5, "x"], list[float], "a list of numbers"),
         (True, list[int], "a list of integers"),
         (0.5, list[int], "a list of integers"),
@@ -65,13 +65,13 @@ def test_a_value_is_read_from_any_spelling(value, wanted, read):
 def test_a_wrong_type_is_refused_with_what_is_allowed_and_an_example(value, wanted, allowed):
     with pytest.raises(ParameterError) as refused:
         COUNT.read("n", value, wanted)
-    assert str(refused.value) == f"n must be {allowed}, got {shown(value)} (example: n 3)"
+    assert str(refused.value) == f"n must be {allowed}, got {shown(value)} (example: -p n 3)"
 
 
 @pytest.mark.parametrize("value", [0, 100_001, "-1"])
 def test_a_value_out_of_range_is_refused_with_both_ends(value):
     with pytest.raises(
-        ParameterError, match=r"must be between 1 and 100,000, got .* \(example: n 3\)"
+        ParameterError, match=r"must be between 1 and 100,000, got .* \(example: -p n 3\)"
     ):
         COUNT.read("n", value, int)
 
@@ -87,7 +87,7 @@ def test_a_word_that_is_no_choice_is_refused_with_all_of_them():
     with pytest.raises(ParameterError) as refused:
         rule.read("connector", "lmcash", str)
     assert str(refused.value) == (
-        "connector must be one of none, lmcache, nixl, got 'lmcash' (example: connector lmcache)"
+        "connector must be one of none, lmcache, nixl, got 'lmcash' (example: -p connector lmcache)"
     )
 
 

@@ -66,6 +66,21 @@ def page(result):
     return make
 
 
+def test_the_legend_explains_only_what_the_rows_show(page):
+    def legend(*rows):
+        heading = page(list(rows)).find("h2", string="The claims")
+        return heading.find_next("p", class_="cond").get_text()
+
+    measured = legend(row())
+    assert measured.startswith("● confirmed.")
+    assert "A verdict “on CPU” is about direction and counts" in measured
+    assert "Brackets are 95 % confidence intervals." in measured
+    alike = effect(quantifier="unchanged")
+    assert "90 % for “unchanged”" in legend(row(effects=[alike]))
+    plain = row(kind="contradicted", verdict="impossible", effects=[], says=["rate: 9 tokens/s"])
+    assert legend(plain) == "▲ contradicted, impossible or inconsistent."
+
+
 def test_each_kind_of_verdict_has_a_shape_and_a_word_of_its_own(page):
     cells = page(KINDS).select("table.claims .verdict")
     assert [cell.get_text().replace("\u00a0", " ") for cell in cells] == [
@@ -99,10 +114,10 @@ def test_parts_follow_one_another_and_long_ones_are_folded(page):
     parts = page(rows).select("details.claims-part")
     assert [(part.summary.get_text(), part.has_attr("open")) for part in parts] == [
         ("Measured here: 1 (1 confirmed)", True),
-        ("Decided from their source: 40 (40 contradicted)", False),
-        ("Not comparable: 1 (1 not comparable)", False),
-        ("Not tested: 1 (1 not tested)", False),
-        ("Controls: claims of our own: 1 (1 confirmed)", False),
+        ("Contradicted or without evidence: 40 (40 contradicted)", False),
+        ("Not comparable: 1 ", False),
+        ("Not tested: 1 ", False),
+        ("Our own control claims: 1 (1 confirmed)", False),
     ]
 
 
@@ -131,8 +146,8 @@ def test_text_of_claims_is_text(page):
 def test_a_panel_says_what_was_checked_and_what_it_does_not_show(page):
     panel = page([row()]).find(id="claim-VLLM-APC")
     text = " ".join(panel.get_text(" ").split())
-    assert "◆ unknown whether a tuned baseline (its source): Old." in text
-    assert "● 1 check passed" in text
+    assert "◆ Unknown whether a tuned baseline. Old." in text
+    assert "● 1 fairness check passed" in text
     assert "A limit." in text and "A caveat." in text and "vllm 0.32.0" in text
     assert panel.has_attr("open")
     (figure,) = panel("figure")
@@ -151,10 +166,10 @@ def test_a_claim_that_was_not_measured_is_folded_and_says_why(page):
 def test_a_corrected_comparison_is_a_table_of_cells(page):
     sums = [{"sentence": "At equal batch the ratio is 2.00 to 2.35 x.", "holds": False,
              "rows": [{"batch": 1, "ratio": 2.055}]}]  # fmt: skip
-    recomputed = {"name": "from its own table", "estimate": None, "low": 2.004, "high": 2.35,
+    recomputed = {"name": "recomputed from its table", "estimate": None, "low": 2.004, "high": 2.35,
                   "unit": "x", "exact": False, "kind": "recomputed"}  # fmt: skip
     soup = page([row(sums=sums, number=[recomputed], effects=[])])
-    assert "2.00 to 2.35x" in soup.select_one('td[data-label="our number"]').get_text()
+    assert "2.00x to 2.35x" in soup.select_one('td[data-label="our number"]').get_text()
     panel = soup.find(id="claim-VLLM-APC")
     assert "▲ At equal batch the ratio is" in panel.get_text()
     assert [cell.get_text() for cell in panel.select("tbody td")] == ["1", "2.055"]
@@ -169,11 +184,11 @@ def test_a_corrected_comparison_is_a_table_of_cells(page):
         ({"estimate": 0.0, "low": 0.0, "high": 0.0, "exact": True, "unit": "tokens"},
          ("0 tokens", "exact")),
         ({"cells": 3, "least": 0.1, "most": 0.21},
-         ("0.100 to 0.210x", "in 3 cases, weakest [0.190, 0.240]")),
+         ("0.100x to 0.210x", "in 3 cases, weakest [0.190, 0.240]")),
         ({"cells": 3, "least": 0.2101, "most": 0.2102},
          ("0.210x", "in 3 cases, weakest [0.190, 0.240]")),
         ({"kind": "recomputed", "low": 4095.7, "high": 4102.7, "unit": "tokens"},
-         ("4100 tokens", "")),
+         ("about 4,100 tokens", "")),
         ({"unit": "bool", "estimate": 1.0, "exact": True}, ("yes", "exact")),
         ({"estimate": 1.969, "low": 1.969, "high": 1.969, "exact": True}, ("1.969x", "exact")),
         ({"unit": "%", "estimate": 71.2, "low": 60.0, "high": 80.0}, ("71.2 %", "[60.0, 80.0]")),

@@ -61,7 +61,7 @@ def test_a_run_beside_vllm_bench(tmp_path, bench):
     assert kinds == [["1a", "cold"], ["vLLM bench", "measured"]]
     assert set(table["metric"]) == {"TTFT, ms", "TPOT, ms", "E2E, ms", "ICL, ms"}
     assert re.fullmatch(r"[\d.,]+ \[[\d.,]+, [\d.,]+\]", table["p50"].iloc[0])
-    assert set(table["p99"]) == {"needs n of 368"}
+    assert set(table["p99"]) == {"needs 368, has 40", "needs 368, has 280"}
     told = " ".join(found.sentences)
     assert "The second is" in told and "x faster." in told
     assert "TTFT in vLLM bench (0.32.0 and 0.33.0): first message with choices" in told
@@ -82,7 +82,7 @@ def test_like_runs_show_no_difference_and_unlike_ones_do(tmp_path):
     settings, same, *_ = wb.compare_results([one, two], cache_state="cold").sentences
     assert settings == "No setting differs."
     assert same.startswith("TTFT, 1a, cold: ")
-    assert same.endswith(". No significant difference (95 % intervals overlap).")
+    assert same.endswith(". No significant difference (the 95 % CIs overlap).")
     other = wb.compare_results([one, slow], cache_state="cold").sentences[1]
     assert re.search(r"\. The second is [12]\.\d\dx slower\.$", other)
 
@@ -112,12 +112,12 @@ def test_like_is_compared_with_like_only(tmp_path):
         arms = [{"label": label, "topology": label.split()[0]} for label in labels]
         runs.append(a_run(tmp_path / name, first_s=0.2, labels=labels, schema=2, arms=arms))
     _, alone, *said = wb.compare_results(runs, cache_state="cold").sentences
-    assert alone == "Not compared, because only one run has it: 1: 2a none, cold."
+    assert alone == "In one run only, so not compared: 1: 2a none, cold."
     ttft = [re.sub(r" [\d.]+ ms.*?\]", "", line) for line in said if line.startswith("TTFT")]
     assert ttft == [
-        "TTFT, 1p1d none, cold:,. No significant difference (95 % intervals overlap).",
-        "TTFT: 1: 1p1d lmcache, cold, 2: 1p1d nixl, cold. No significant difference (95 %"
-        " intervals overlap).",
+        "TTFT, 1p1d none, cold:,. No significant difference (the 95 % CIs overlap).",
+        "TTFT: 1: 1p1d lmcache, cold, 2: 1p1d nixl, cold. No significant difference (the"
+        " 95 % CIs overlap).",
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
     assert "grayscale" in wrong.figure.svg
     # The table is plain text, in which nothing can be struck out.
     shown = wrong.table.set_index("arm")["p50"]
-    assert set(shown["2: 1a"]) == {"withheld (KV moved)"}
+    assert set(shown["2: 1a"]) == {"withheld: KV was not transferred"}
     assert not any("withheld" in cell for cell in shown["1: 1a"])
     other = wb.compare_results(
         [one, failed(warm, "engine-warm was engine-warm")], cache_state="cold"
@@ -157,7 +157,7 @@ def test_a_comparison_obeys_the_gates_of_its_runs(tmp_path):
 def test_unlike_work_and_too_few_requests_are_told(tmp_path):
     told = " ".join(wb.compare_results([a_run(tmp_path / "r", first_s=1.0), LMCACHE]).sentences)
     assert "Different workload: the median prompt has 550 tokens in r and" in told
-    assert "Too few requests to judge" in told
+    assert "Too few requests for a confidence" in told
     assert "TPOT of LMCache bench is" in told
 
 
@@ -207,7 +207,7 @@ def test_what_a_file_lacks_and_the_servers_own_times_are_told(tmp_path, bench):
         for one in sentences
     )
     assert (
-        "2: vLLM bench, medians of 40 requests by the server's own times: queue 300 ms, scheduling"
+        "2: vLLM bench, medians of the server's own times of 40 requests: queue 300 ms, scheduling"
         " to first token 150 ms, TTFT outside the engine 50.0 ms." in sentences
     )
 
@@ -220,14 +220,14 @@ def test_a_metric_that_one_file_lacks_is_not_compared(tmp_path, bench):
     settings, first, *_ = wb.compare_results([bench, tmp_path / "e2e.json"]).sentences
     assert settings.startswith("Settings cannot be compared")
     assert first.startswith("TTFT, vLLM bench, measured: ")
-    assert first.endswith("], unknown. Not compared.")
+    assert first.endswith("], unknown. Not compared, because a median is unknown.")
 
 
 def test_what_is_simulated_stays_marked(tmp_path, bench):
     run = a_run(tmp_path / "run", first_s=1.0, simulated=True)
     found = wb.compare_results([run, bench])
     assert "simulated" in found.figure.svg
-    assert "run: simulated, so its times measure nothing." in found.sentences
+    assert "run is simulated. Its times are not measurements." in found.sentences
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path, bench):

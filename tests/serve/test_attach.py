@@ -128,7 +128,7 @@ async def test_a_key_is_taken_from_the_environment_and_not_shown(models, monkeyp
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
-    [("", "must be an API key.* responded 401"), ("sk-other", "must be another API key")],
+    [("", r"needs an API key \(HTTP 401\)"), ("sk-other", "rejected the API key")],
 )
 async def test_a_server_that_wants_another_key_says_so(models, monkeypatch, given, sentence):
     models.answer = wanting("sk-secret")
@@ -166,7 +166,7 @@ async def test_a_model_that_is_not_served_is_refused_with_those_that_are(models)
     with pytest.raises(DeploymentError) as refused:
         await attach(models.url, model="theirs")
     assert "serves: their-70b, their-adapter, got 'theirs'" in str(refused.value)
-    assert "(example: model their-70b)" in str(refused.value)
+    assert "(example: -p model their-70b)" in str(refused.value)
 
 
 async def test_a_folder_given_as_the_model_is_taken_for_a_tokenizers(models, tmp_path):

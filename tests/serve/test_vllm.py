@@ -10,13 +10,15 @@ from workbench.serve.vllm import (
     number_format,
     program,
 )
+from workbench.topology import TensorParallel
 
 PLATFORMS = ("cpu", "cuda", "rocm")
 
 
 def argv(platform: str, *, tp: int = 1, share_of_gpu: float = 1.0, **settings) -> str:
     engine = EngineSettings(model=Path("/models/tiny"), platform=platform, **settings)
-    return " ".join(instance_argv(engine, port=8100, tp=tp, share_of_gpu=share_of_gpu))
+    line = instance_argv(engine, role="decode", port=8100, tp=tp, share_of_gpu=share_of_gpu)
+    return " ".join(line)
 
 
 COMMON = [
@@ -50,7 +52,19 @@ def test_the_command_line_of_an_instance(platform, given, has, lacks):
 def test_the_model_comes_first_and_further_arguments_last_so_that_they_win():
     assert argv("cuda").startswith("/models/tiny ")
     assert argv("cpu").startswith("--model /models/tiny ")
-    assert argv("cpu", extra_args=("--dtype", "float32")).endswith("--dtype float32")
+    given = {"decode": ("--max-num-seqs", "9"), "prefill": ("--max-num-seqs", "1")}
+    assert argv("cpu", extra_args=("--seed", "3"), role_args=given).endswith(
+        "--seed 3 --max-num-seqs 9"
+    )
+
+
+def test_pipeline_and_data_parallelism_take_gpus_too():
+    engine = EngineSettings(
+        model=Path("/models/tiny"), platform="cuda", extra_args=("--pipeline_parallel_size=2",),
+        role_args={"decode": ("-dp", "4")},
+    )  # fmt: skip
+    gpus = engine.gpus(TensorParallel(prefill=2))
+    assert (gpus.prefill, gpus.decode, gpus.aggregated) == (4, 8, 2)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

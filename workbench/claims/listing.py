@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import fill, wrap
 
-from workbench.claims.registry.claim import CHECKS, Claim
+from workbench.claims.registry.claim import CHECKS, Claim, failed_check
 from workbench.claims.registry.registry import Registry
 from workbench.claims.verdict.verdict import judge
 from workbench.errors import ParameterError, nearest
@@ -51,13 +51,13 @@ def show_page(claim: Claim) -> str:
         ("evidence", claim.evidence.kind),
         ("contradicted", claim.evidence.contradicted_by),
         *(
-            (f"check {check.state}", f"{CHECKS[name]} ({name}): {check.why}")
+            (f"check {check.state}", f"{_said(name, check.state)} ({name}): {check.why}")
             for name, check in claim.checks.items()
         ),
         ("note", claim.note),
         *((_TESTS[tier], how) for tier, how in claim.test.items()),
         ("verdict", f"{verdict.word} ({verdict.gate}, {verdict.code}): {verdict.reason}"),
-        ("full test", verdict.needed),
+        ("needed", verdict.needed),
         *(("doubt", doubt) for doubt in verdict.doubts),
     ]
     lines = [claim.id, *wrap(claim.statement, _WIDTH), ""]
@@ -66,6 +66,10 @@ def show_page(claim: Claim) -> str:
             head = f"  {label:<15} "
             lines.append(fill(head + text, _WIDTH, subsequent_indent=" " * len(head)))
     return "\n".join(lines)
+
+
+def _said(name: str, state: str) -> str:
+    return failed_check(name) if state == "fail" else CHECKS[name]
 
 
 def check_page(registry: Registry) -> str:

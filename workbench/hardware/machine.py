@@ -65,8 +65,12 @@ class Machine:
     """None if the code is not in a git repository."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For result.json: lists and plain values, null if unknown."""
+        """For result.json: lists and plain values, GB with one decimal, null if unknown."""
         plain: dict[str, Any] = orjson.loads(orjson.dumps(self))
+        for row in (plain, *plain["gpus"]):
+            for name, value in row.items():
+                if name.endswith("_gb") and value is not None:
+                    row[name] = round(value, 1)
         return plain
 
 

@@ -160,18 +160,19 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("TTFT", "workbench",
      _OUR_WORDS["ttft_s"], _OURS + "latencies", _column("ttft_s")),
     ("TTFT", "vllm_bench",
-     "first message with choices, even without text (chat since 0.33: first chunk with a token) "
-     "- time before the POST",
+     "from before the POST to the first message with choices, even without text (chat since 0.33:"
+     " to the first chunk with a token)",
      _VLLM_SENDER, _to_first),
     ("TTFT", "guidellm",
-     "first chunk with text, reasoning or a tool call - request start (0.8: headers written; 0.3"
-     " to 0.7: before the POST)",
+     "from request start (0.8: headers written; 0.3 to 0.7: before the POST) to the first chunk"
+     " with text, reasoning or a tool call",
      _GUIDELLM + "time_to_first_token_ms", _to_first),
-    ("TTFT", "aiperf", "first response with content - request start, before the connection",
+    ("TTFT", "aiperf",
+     "from request start, before the connection, to the first response with content",
      _AIPERF + "ttft_metric.py: TTFTMetric", _to_first),
     ("TPOT", "workbench",
      _OUR_WORDS["tpot_s"], _OURS + "latencies", _column("tpot_s")),
-    ("TPOT", "vllm_bench", "(latency - TTFT) / (output tokens - 1)", _VLLM, _after_first),
+    ("TPOT", "vllm_bench", "(E2E - TTFT) / (output tokens - 1)", _VLLM, _after_first),
     ("TPOT", "guidellm",
      "(last token - request start) / output tokens, so it includes TTFT (up to 0.3: (last token - "
      "first token) / output tokens)",
@@ -191,16 +192,17 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
     ("ITL", "guidellm", "(last token - first token) / (output tokens - 1), one value per request",
      _GUIDELLM + "inter_token_latency_ms", _after_first),
     ("ITL", "aiperf",
-     "(request latency - TTFT) / (output tokens - tokens of the first chunk, 1 if unknown)",
+     "(E2E - TTFT) / (output tokens - tokens of the first chunk, 1 if unknown)",
      _AIPERF + "inter_token_latency_metric.py: InterTokenLatencyMetric", _after_first_chunk),
     ("E2E", "workbench", _OUR_WORDS["e2e_s"], _OURS + "latencies", _column("e2e_s")),
     ("E2E", "vllm_bench",
-     "last message with choices, even without a token (chat since 0.33: last chunk with one) - "
-     "time before the POST",
+     "from before the POST to the last message with choices, even without a token (chat since"
+     " 0.33: to the last chunk with one)",
      _VLLM_SENDER, _to_last),
-    ("E2E", "guidellm", "end of the stream - request start",
+    ("E2E", "guidellm", "from request start to the end of the stream",
      _GUIDELLM + "request_latency", _to_stream_end),
-    ("E2E", "aiperf", "last response with content - request start, before the connection",
+    ("E2E", "aiperf",
+     "from request start, before the connection, to the last response with content",
      _AIPERF + "request_latency_metric.py: RequestLatencyMetric", _to_last),
 )  # fmt: skip
 _BY_NAME = {

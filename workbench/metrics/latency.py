@@ -27,13 +27,13 @@ MANY_TOKENS = 8
 DEFINITIONS = (
     (
         "ttft_s",
-        "first chunk with a generated token (content, reasoning or tool call)"
-        " - first byte of the request handed to the socket",
+        "from the first byte of the request handed to the socket to the first chunk with a"
+        " generated token (content, reasoning or tool call)",
         "the request failed, or has no such chunk",
     ),
     (
         "ttft_scheduled_s",
-        "the same chunk - the time the request was due (avoids coordinated omission)",
+        "from the time the request was due to the same chunk (avoids coordinated omission)",
         "as ttft_s",
     ),
     (
@@ -43,7 +43,7 @@ DEFINITIONS = (
         " the stream was buffered",
     ),
     ("icl_s", "gaps between chunks of one request, pooled over requests", "never; may be empty"),
-    ("e2e_s", "last chunk with a generated token - first byte sent", "as ttft_s"),
+    ("e2e_s", "from the first byte sent to the last chunk with a generated token", "as ttft_s"),
     ("request_tps", "1 / tpot_s: tokens per second of one request while it decodes", "as tpot_s"),
     (
         "system_tps",

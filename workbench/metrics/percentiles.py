@@ -95,7 +95,7 @@ class GapCounts:
         value = below + (place - floor(place)) * (above - below)
         ranks = interval_ranks(self.n, q)
         if ranks is None:
-            note = f"needs n >= {needed_n(q)}"
+            note = f"needs {needed_n(q)}, has {self.n}"
             return Estimate(value=value, low=nan, high=nan, n=self.n, note=note)
         return Estimate(value=value, low=at(ranks[0]), high=at(ranks[1]), n=self.n)
 

@@ -78,13 +78,9 @@ class Ratio:
 
     @property
     def sample(self) -> str:
-        """Its sample: `5 rounds of 6 pairs`."""
-        rounds = f"{self.rounds} round{'s' if self.rounds != 1 else ''}"
-        if self.pairs == self.rounds:
-            return rounds
-        if self.dropped or self.pairs % self.rounds:
-            return f"{rounds}, {self.pairs} pairs"
-        return f"{rounds} of {self.pairs // self.rounds} pairs"
+        """Its sample: `5 rounds, 30 request pairs`; only the rounds where each has one pair."""
+        rounds = f"{self.rounds} round{'s' * (self.rounds != 1)}"
+        return rounds if self.pairs == self.rounds else f"{rounds}, {self.pairs} request pairs"
 
 
 def verdict_of(value: float, low: float, high: float) -> Verdict:
@@ -127,7 +123,7 @@ def quantile_of_sorted(sample: NDArray[np.float64], q: float) -> Estimate:
     value = float(np.quantile(sample, q))
     ranks = interval_ranks(n, q)
     if ranks is None:
-        return Estimate(value=value, low=nan, high=nan, n=n, note=f"needs n >= {needed}")
+        return Estimate(value=value, low=nan, high=nan, n=n, note=f"needs {needed}, has {n}")
     low, high = (float(sample[rank - 1]) for rank in ranks)
     return Estimate(value=value, low=low, high=high, n=n)
 
@@ -229,7 +225,7 @@ def noise_floor(ratios: ArrayLike) -> float:
 
 
 def describe(ratio: Ratio) -> str:
-    """One sentence: `18.1x [16.9, 19.4], 5 rounds of 6 pairs`.
+    """One sentence: `18.1x [16.9, 19.4], 5 rounds, 30 request pairs`.
 
     An interval that includes 1 reads `no significant difference`, with the numbers.
     """
@@ -252,7 +248,7 @@ def _ratio(log_means: NDArray[np.float64], pairs: int, dropped: int, confidence:
         notes.insert(0, "no complete pair")
     elif rounds < ROUNDS_FOR_INTERVAL:
         low = high = nan
-        notes.insert(0, f"few rounds: an interval needs {ROUNDS_FOR_INTERVAL}")
+        notes.insert(0, f"no interval: needs {ROUNDS_FOR_INTERVAL} rounds")
     elif rounds < _ROUNDS_ENOUGH:
         notes.insert(0, "few rounds")
     return Ratio(

@@ -21,42 +21,52 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CARD = (
-    ("proxy", "proxy", "request received -> first leg sent: reading and parsing", "proxy"),
+    ("proxy", "proxy", "request received until forwarded: reading and parsing", "proxy"),
     (
         "prefill_server",
         "prefill API server",
-        "prefill leg (aggregated: the only leg, to its first byte) - prefill queue - prefill"
-        " compute: HTTP, JSON, hashing and detokenizing",
-        "proxy - engine",
+        "prefill request (aggregated: time to first byte) minus prefill queue and prefill compute:"
+        " HTTP, JSON, hashing, detokenizing",
+        "proxy minus engine",
     ),
     (
         "prefill_queue",
         "prefill queue",
-        "QUEUED -> SCHEDULED; with a KV store this includes lookup and load",
+        "from QUEUED to SCHEDULED (vLLM events); includes lookup in and load from a KV store",
         "engine",
     ),
-    ("prefill_compute", "prefill compute", "SCHEDULED -> first token", "engine"),
-    ("handoff", "hand-off", "prefill leg done -> decode leg sent", "proxy"),
+    ("prefill_compute", "prefill compute", "from SCHEDULED to the first token", "engine"),
+    ("handoff", "hand-off", "prefill request done until decode request sent", "proxy"),
     (
         "decode_server",
         "decode API server",
-        "decode leg, to its first byte - the next two parts",
-        "proxy - engine",
+        "decode request until its first byte, minus the next two parts",
+        "proxy minus engine",
     ),
     (
         "transfer_queue",
         "KV transfer + decode queue",
-        "QUEUED -> SCHEDULED on the decode instance: lookup, transfer and queue together",
+        "from QUEUED to SCHEDULED on the decode instance: lookup, transfer and queue together",
         "engine",
     ),
     (
         "decode_step",
         "first decode step",
-        "SCHEDULED -> first token on the decode instance",
+        "from SCHEDULED to the first token on the decode instance",
         "engine",
     ),
-    ("stream", "stream", "first byte at the proxy -> first token at the client", "client, proxy"),
-    ("residual", "client to proxy (residual)", "TTFT - all other parts", "difference"),
+    (
+        "stream",
+        "stream",
+        "first byte at the proxy until first token at the client",
+        "client, proxy",
+    ),
+    (
+        "residual",
+        "untimed residual",
+        "TTFT minus all other parts: mostly the hop from client to proxy",
+        "difference",
+    ),
 )
 PARTS = {f"{name}_s": label for name, label, *_ in CARD[:-1]}
 """Column -> name of each part, in the order in which a request passes them. `CARD` adds the formula
@@ -177,15 +187,17 @@ def doubts(frame: pd.DataFrame) -> list[str]:
     """A sentence for each reason why requests are not split, and one on large residuals."""
     counts = frame.loc[frame["note"] != "", "note"].value_counts(sort=False)
     said = [
-        f"{n} of {len(frame)} requests have no complete waterfall: {w}." for w, n in counts.items()
+        f"{n} of {len(frame)} requests have no complete waterfall, because {w}."
+        for w, n in counts.items()
     ]
     wide = frame[frame["residual_s"].notna() & ~closes(frame)]
     if len(wide):
         worst = wide.sort_values("residual_s").iloc[-1]
         said.append(
-            f"Client to proxy took over 2 ms and 2 % of TTFT in {len(wide)} of"
+            f"The untimed residual exceeds both 2 ms and 2 % of TTFT in {len(wide)} of"
             f" {frame['residual_s'].count()} requests (at most {1000 * worst['residual_s']:.1f} ms;"
-            f" {worst['arm']}, {worst['pass']}). The proxy accepted late, or the machine was busy."
+            f" {worst['arm']}, {worst['pass']}). The proxy accepted the connection late, or the"
+            " machine was busy."
         )
     return said
 

@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from workbench.errors import ParameterError, must_be, nearest
+from workbench.errors import ParameterError, must_be, nearest, needs, unused
+from workbench.params.engine_args import STORE_OURS, argument_mistakes
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
@@ -40,23 +41,50 @@ class PdSweep(LoadParams):
         choices=CONNECTORS,
     )
     rates_per_s: list[float] = param(
-        [], "rate sweep: one cold pass per arrival rate (requests/s)", example="1,2,4"
+        [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
     )
     search: bool = param(False, "find the highest arrival rate that meets the latency limits")
     ttft_limit_ms: float = param(
-        0.0, "goodput: highest TTFT allowed, in ms (0: any)", low=0.0, high=1e9, example=500
+        0.0, "TTFT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=500
     )
     tpot_limit_ms: float = param(
-        0.0, "goodput: highest TPOT allowed, in ms (0: any)", low=0.0, high=1e9, example=50
+        0.0, "TPOT SLO for goodput, in ms (0: no limit)", low=0.0, high=1e9, example=50
     )
     limits_share: float = param(
-        0.9, "search: fraction of requests that must meet the limits", low=0.01, high=0.999
+        0.9,
+        "only with search: fraction of requests that must meet the limits",
+        low=0.01,
+        high=0.999,
     )
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     opponents: bool = param(
-        True, "also measure the aggregated baselines on the same number of GPUs"
+        True, "also measure the baselines (aggregated instances, same number of GPUs)"
+    )
+    prefill_args: str = param(
+        "",
+        "further vLLM arguments of prefill instances only",
+        example="--max-num-batched-tokens 8192",
+        words=True,
+    )
+    decode_args: str = param(
+        "",
+        "further vLLM arguments of decode instances only",
+        example="--max-num-seqs 512",
+        words=True,
+    )
+    aggregated_args: str = param(
+        "",
+        "further vLLM arguments of aggregated instances only",
+        example="--enable-chunked-prefill",
+        words=True,
+    )
+    store_args: str = param(
+        "", "further arguments of the KV store's server", example="--max-workers 4", words=True
     )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
@@ -66,24 +94,26 @@ class PdSweep(LoadParams):
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
     store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
     base_url: str = param(
-        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+        "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
     prefill_urls: list[str] = param(
         [],
-        "attach: prefill servers, for metrics and cache resets",
+        "only with engine attach: prefill servers (metrics, resets)",
         example="http://127.0.0.1:8100",
     )
     decode_urls: list[str] = param(
         [],
-        "attach: decode or aggregated servers, for metrics and cache resets",
+        "only with engine attach: decode/aggregated servers (metrics, resets)",
         example="http://127.0.0.1:8200,http://127.0.0.1:8201",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
+        "",
+        "only with engine attach: HTTP URL of the LMCache server",
+        example="http://127.0.0.1:8080",
     )
     tokenizer: str = param(
         "",
-        "attach: tokenizer folder or hub name (empty: that of model)",
+        "only with engine attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
 
@@ -96,27 +126,29 @@ class PdSweep(LoadParams):
                 lmcache_url=self.lmcache_url or (),
             )
             if self.prefill_urls and not self.decode_urls:
-                allowed = "given with prefill_urls"
-                yield must_be("decode_urls", allowed, self.decode_urls, "http://127.0.0.1:8200")
+                example = "http://127.0.0.1:8200"
+                yield needs("prefill_urls", "decode_urls", self.decode_urls, example)
         else:
             # A running deployment may have any label; one that is started must be a topology.
             _ = self.topologies
         yield from LoadParams.mistakes(self)
+        yield from argument_mistakes(
+            STORE_OURS, example="--max-workers 4", store_args=self.store_args
+        )
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
-            yield must_be("rates_per_s", "distinct numbers above 0", rates, [1, 2, 4])
-        if rates and self.search:
-            yield must_be("search", "False with rates_per_s", self.search, limits)
-        if rates and self.rate_per_s:
-            yield must_be("rate_per_s", "0 with rates_per_s", self.rate_per_s, 0)
+            yield must_be("rates_per_s", "different numbers above 0", rates, [1, 2, 4])
+        for name in ("search", "rate_per_s"):
+            if rates and (value := getattr(self, name)):
+                given = f"{name}={value} and rates_per_s={','.join(f'{rate:g}' for rate in rates)}"
+                yield f"{given} exclude each other. Leave out one (example: -p rates_per_s 1,2,4)"
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
-            allowed = "False without ttft_limit_ms or tpot_limit_ms"
-            yield must_be("search", allowed, self.search, limits)
+            yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
         if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
-            allowed = "auto, constant, poisson or gamma in a rate sweep or search"
-            yield must_be("arrivals", allowed, self.arrivals, "poisson")
+            needed = "arrivals=auto, constant, poisson or gamma"
+            yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
-            yield must_be("trace_speed", "0 in a rate sweep or search", self.trace_speed, 0)
+            yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
 
     @property
     def swept(self) -> bool:
@@ -140,12 +172,15 @@ class PrefixCache(LoadParams):
 
     REFERENCE: ClassVar[tuple[int, int]] = (2_048, 24)
 
-    concurrency: int = param(4, "closed loop: requests in flight", low=1, high=100_000)
+    concurrency: int = param(4, "only in a closed loop: requests in flight", low=1, high=100_000)
     shares: list[float] = param(
-        [0.25, 0.5, 0.75], "partly warm passes: fraction of each prompt in the cache"
+        [0.25, 0.5, 0.75], "cached fractions of each prompt (partly warm passes)"
     )
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
 
@@ -163,46 +198,51 @@ class LMCacheHitAnalysis(EngineParams):
 
     log_file: str = param(
         "",
-        "analyse this vLLM or LMCache log and start nothing (several: a.log,b.log)",
+        "analyse this vLLM or LMCache log, start no servers (several: a.log,b.log)",
         example="logs/vllm.log",
     )
     log_ranks: int = param(
-        0, "log_file: tensor-parallel workers per instance (0: detect)", low=0, high=1024
+        0, "only with log_file: tensor-parallel workers per instance (0: detect)", low=0, high=1024
     )
     prompt_tokens: list[int] = param([400, 900, 1900, 3900], "prompt lengths in tokens")
     output_tokens: int = param(8, "output tokens of each request", low=1, high=1_000_000)
     requests: int = param(2, "requests of each prompt length per pass", low=1, high=100_000)
-    shares: list[float] = param([0.5], "fractions of the prompt that LMCache already holds")
+    shares: list[float] = param([0.5], "cached fractions of each prompt (partly warm passes)")
     chunk_tokens: list[int] = param([64, 128, 256, 512], "LMCache chunk sizes to compare (tokens)")
     block_tokens: int = param(
         64,
-        "vLLM's block size in tokens (0: its default); chunks must be multiples",
+        "vLLM's KV block size in tokens (0: its default); chunks are multiples",
         low=0,
         high=65_536,
     )
     store_gb: float = param(0.5, "LMCache's memory (L1), in GB", low=0.1, high=100_000)
     small_store_mb: float = param(
-        5.0, "LMCache's memory in the test that runs out of it, in MB", low=1, high=100_000
+        5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
     disk: bool = param(True, "also measure LMCache with a disk tier (L2)")
     rounds: int = param(
-        3, "launches of each arm; confidence intervals are over rounds", low=1, high=1000
+        3,
+        "launches of each arm; confidence intervals come from the spread between them",
+        low=1,
+        high=1000,
     )
     aggregated_tp: int = param(1, "GPUs of the instance (tensor parallelism)", low=1, high=64)
     base_url: str = param(
-        "", "attach: URL that takes the requests", example="http://127.0.0.1:8000"
+        "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
     decode_urls: list[str] = param(
         [],
-        "attach: the vLLM servers behind it, for metrics and cache resets",
+        "only with engine attach: vLLM servers (metrics, resets)",
         example="http://127.0.0.1:8200",
     )
     lmcache_url: str = param(
-        "", "attach: HTTP URL of the LMCache server", example="http://127.0.0.1:8080"
+        "",
+        "only with engine attach: HTTP URL of the LMCache server",
+        example="http://127.0.0.1:8080",
     )
     tokenizer: str = param(
         "",
-        "attach: tokenizer folder or hub name (empty: that of model)",
+        "only with engine attach: tokenizer folder or hub name (empty: that of model)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     extra_body: str = param(
@@ -221,17 +261,13 @@ class LMCacheHitAnalysis(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         if self.engine == "simulated":
-            allowed = "vllm or attach (engine simulated does not model LMCache's tiers)"
+            allowed = "vllm or attach (the simulated engine has no LMCache tiers)"
             yield must_be("engine", allowed, self.engine, "vllm")
         yield from EngineParams.mistakes(self)
         if self.engine == "attach":
             if self.log_file:
-                yield must_be(
-                    "log_file",
-                    "empty with engine attach",
-                    self.log_file,
-                    f"-p engine vllm -p log_file {self.log_file}",
-                )
+                example = f"-p engine vllm -p log_file {self.log_file}"
+                yield unused("log_file", self.log_file, "engine=attach", example)
             yield from address_mistakes(
                 base_url=self.base_url,
                 decode_urls=self.decode_urls,
@@ -240,7 +276,7 @@ class LMCacheHitAnalysis(EngineParams):
         for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                allowed = f"distinct numbers, each at least {least}"
+                allowed = f"different numbers, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
@@ -253,11 +289,12 @@ class PaperClaimValidation(EngineParams):
 
     claims: list[str] = param(
         ["all"],
-        "all, or ids and groups of claims (workbench claims list)",
+        "'all', or claim ids and groups (workbench claims list)",
         example="VLLM-APC,own_runs",
     )
     tiers: list[str] = param(
-        list(CLAIM_TIERS), "source: read and compute; kernel, engine, serving: measure there"
+        list(CLAIM_TIERS),
+        "how to test: source (read and compute); kernel, engine, serving (measure)",
     )
     time_budget_s: float = param(
         420.0, "time for measurements, in seconds (0: only read sources)", low=0, high=1_000_000
@@ -273,11 +310,16 @@ class PaperClaimValidation(EngineParams):
         if self.engine == "attach":
             allowed = "vllm or simulated (this notebook starts its own servers)"
             yield must_be("engine", allowed, self.engine, "vllm")
+        for name in ("engine_args", "engine_env"):
+            if text := getattr(self, name):
+                yield must_be(name, "empty: claims set their own arguments", text, '""')
         yield from EngineParams.mistakes(self)
         if not self.claims:
-            yield must_be("claims", "all, or ids and groups of claims", self.claims, "VLLM-APC")
+            allowed = "'all', or one or more claim ids or groups"
+            yield must_be("claims", allowed, self.claims, "VLLM-APC")
         if not self.tiers or not {*self.tiers} <= {*CLAIM_TIERS}:
-            yield must_be("tiers", f"some of {', '.join(CLAIM_TIERS)}", self.tiers, "source,kernel")
+            allowed = f"one or more of {', '.join(CLAIM_TIERS)}"
+            yield must_be("tiers", allowed, self.tiers, "source,kernel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

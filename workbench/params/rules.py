@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, get_args, get_origin
 
-from workbench.errors import ParameterError, must_be
+from workbench.errors import ParameterError, must_be, needs, pasted, shown
 
 _TYPES = {
-    str: "text",
+    str: "a string",
     int: "an integer",
     float: "a number",
     bool: "True or False",
-    list[str]: "a list of texts",
+    list[str]: "a list of strings",
     list[int]: "a list of integers",
     list[float]: "a list of numbers",
 }
@@ -33,9 +35,13 @@ class Rule:
     high: float = math.inf
     mapping: bool = False
     """The text is a JSON object; YAML and a mapping are converted to one."""
+    words: bool = False
+    """The text is as in a shell; a list of words, or a mapping of variables, is written so."""
 
     def read(self, name: str, value: Any, wanted: Any) -> Any:
         """`value` as the type `wanted`, within the rule. Raises ParameterError."""
+        if self.words:
+            value = _as_words(value)
         read = _typed(_as_json(value) if self.mapping else value, wanted)
         allowed, got = "", read
         if read is None:
@@ -59,19 +65,24 @@ def param(default: Any, help: str, **rule: Any) -> Any:
 
 def share_mistakes(shares: Sequence[float]) -> Iterator[str]:
     """Fractions are between 0 and 1, and no two round to the same percentage."""
-    percentages = {f"{share:.0%}" for share in shares}
-    if any(not 0 < share < 1 for share in shares) or len(percentages) < len(shares):
-        allowed = "fractions above 0 and below 1, each a different percentage"
-        yield must_be("shares", allowed, shares, [0.25, 0.5])
+    if not all(0 < share < 1 for share in shares):
+        yield must_be("shares", "fractions above 0 and below 1", shares, [0.25, 0.5])
+    for share, other in combinations(shares, 2):
+        if f"{share:.0%}" == f"{other:.0%}":
+            allowed = f"different percentages ({share} and {other} both round to {share:.0%})"
+            yield must_be("shares", allowed.replace("%", " %"), shares, [0.25, 0.5])
 
 
 def address_mistakes(**given: str | Sequence[str]) -> Iterator[str]:
     """URLs of running servers, by parameter."""
     for name, urls in given.items():
+        each = name if isinstance(urls, str) else f"each entry of {name}"
         for url in [urls] if isinstance(urls, str) else urls:
-            if not url.startswith(("http://", "https://")):
-                allowed = "the URL of a running server (http:// or https://) with engine attach"
-                yield must_be(name, allowed, url, "http://127.0.0.1:8000")
+            if not url:
+                yield needs("engine=attach", name, url, "http://127.0.0.1:8000")
+            elif not url.startswith(("http://", "https://")):
+                allowed = "an http:// or https:// URL"
+                yield must_be(each, allowed, url, f"-p {name} http://127.0.0.1:8000")
 
 
 OURS = {
@@ -96,9 +107,18 @@ def body_mistakes(text: str) -> Iterator[str]:
         yield must_be("extra_body", "a JSON object", text, example)
     for name in body:
         if name in OURS:
-            instead = f"use -p {OURS[name]}" if OURS[name] else "leave it out"
-            allowed = f"a JSON object without {name!r}, which the workbench sets ({instead})"
-            yield must_be("extra_body", allowed, body, example)
+            instead = f"Use -p {OURS[name]} instead" if OURS[name] else "Leave it out"
+            yield (
+                f"extra_body must not contain {name!r}, which the workbench sets, got"
+                f" {shown(body)}. {instead} (example: {pasted('extra_body', example)})"
+            )
+
+
+def _as_words(value: Any) -> Any:
+    """A list of words or a mapping of variables as a shell would write it."""
+    if isinstance(value, dict):
+        value = [f"{name}={item}" for name, item in value.items()]
+    return shlex.join(map(str, value)) if isinstance(value, list) else value
 
 
 def _as_json(value: Any) -> Any:

@@ -5,11 +5,13 @@ A help text has no equals sign: papermill's `--help-notebook` skips lines with t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from workbench.errors import ParameterError, must_be
+from workbench.errors import ParameterError, must_be, needs, unused
+from workbench.params.engine_args import argument_mistakes, variable_mistakes
 from workbench.params.rules import body_mistakes, param
 
 FAULTS = (
@@ -22,13 +24,17 @@ FAULTS = (
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
 
 
+ROLE_ARGS = ("prefill_args", "decode_args", "aggregated_args")
+"""Parameters with further vLLM arguments of one role; not every notebook has them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParams:
     """Engine, machine and output of every measuring notebook."""
 
     engine: str = param(
         "vllm",
-        "vllm starts servers, attach measures running ones, simulated needs no vLLM",
+        "vllm: start servers, attach: measure running ones, simulated: without vLLM",
         choices=("vllm", "attach", "simulated"),
     )
     platform: str = param(
@@ -36,7 +42,7 @@ class EngineParams:
     )
     model: str = param(
         "",
-        "model folder or hub name (empty: tiny built-in model; attach: first one served)",
+        "model folder or hub name (empty: tiny built-in model; attach: first served)",
         example="Qwen/Qwen2.5-7B-Instruct",
     )
     dtype: str = param(
@@ -45,25 +51,44 @@ class EngineParams:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     context_tokens: int = param(
-        24576, "longest prompt plus output in tokens (--max-model-len)", low=256, high=10_000_000
+        24576,
+        "longest prompt plus output, in tokens (vLLM's --max-model-len)",
+        low=256,
+        high=10_000_000,
     )
     kv_cache_mib: int = param(
-        256, "CPU: KV cache size of each instance, in MiB", low=16, high=1_000_000
+        256, "only on a CPU: KV cache size of each instance, in MiB", low=16, high=1_000_000
     )
     gpu_memory_share: float = param(
-        0.9, "GPU: fraction of each GPU's memory that vLLM may use", low=0.05, high=0.99
+        0.9, "only on a GPU: fraction of its memory that vLLM may use", low=0.05, high=0.99
     )
-    fork: bool = param(True, "CPU, simulated: start servers faster by forking a preloaded process")
+    fork: bool = param(
+        True, "only on a CPU or simulated: start servers faster by forking a preloaded process"
+    )
+    engine_args: str = param(
+        "",
+        "further vLLM arguments of all instances, as in a shell",
+        example="--max-num-batched-tokens 2048",
+        words=True,
+    )
+    engine_env: str = param(
+        "",
+        "environment variables of all instances, as in a shell",
+        example="NCCL_MIN_NCHANNELS=112",
+        words=True,
+    )
     fault: str = param(
         "",
-        "simulated: inject this fault, listed in docs/faults.md (empty: none)",
+        "only with engine simulated: fault to inject (docs/faults.md; empty: none)",
         choices=("", *FAULTS),
         example="wrong_kv",
     )
     timeout_s: float = param(600.0, "timeout of a request, in seconds", low=1, high=86_400)
-    kernel_stamps: bool = param(True, "take arrival times from the Linux kernel (http only)")
+    kernel_stamps: bool = param(
+        True, "use kernel receive timestamps for response chunks (http only)"
+    )
     client_workers: int = param(
-        0, "load generator processes (0: one, and more if it cannot keep up)", low=0, high=64
+        0, "load generator processes (0: one, more if one cannot keep up)", low=0, high=64
     )
     seed: int = param(0, "random seed of prompts and arrival times", low=0, high=2**31)
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
@@ -75,21 +100,19 @@ class EngineParams:
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the combination of values; the first sentence is raised."""
         engine = self.engine
-        if self.fault and engine != "simulated":
-            allowed = f"empty with engine {engine}"
-            example = f"-p engine simulated -p fault {self.fault}"
-            yield must_be("fault", allowed, self.fault, example)
-        if self.model and engine == "simulated":
-            allowed = "empty with engine simulated"
-            yield must_be("model", allowed, self.model, f"-p engine vllm -p model {self.model}")
-        if self.dtype != "auto" and engine != "vllm":
-            allowed = f"auto with engine {engine}"
-            yield must_be("dtype", allowed, self.dtype, f"-p engine vllm -p dtype {self.dtype}")
-        tokenizer = getattr(self, "tokenizer", "")  # of notebooks that can attach
-        if tokenizer and engine != "attach":
-            allowed = f"empty with engine {engine}, which uses the model's own"
-            example = f"-p engine attach -p tokenizer {tokenizer}"
-            yield must_be("tokenizer", allowed, tokenizer, example)
+        arguments: dict[str, str] = {
+            name: getattr(self, name, "") for name in ("engine_args", *ROLE_ARGS)
+        }
+        others = {"fault": "simulated", "model": "vllm", "dtype": "vllm", "tokenizer": "attach"}
+        others |= dict.fromkeys((*arguments, "engine_env"), "vllm")
+        for name, other in others.items():
+            value = getattr(self, name, "")  # not every notebook has each
+            accepted = ("vllm", "attach") if name == "model" else (other,)
+            if value not in ("", "auto") and engine not in accepted:
+                example = f"-p engine {other} -p {name} {shlex.quote(value)}"
+                yield unused(name, value, f"engine={engine}", example)
+        yield from argument_mistakes(**arguments)
+        yield from variable_mistakes("engine_env", self.engine_env)
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse requests longer than the servers accept. Raises ParameterError."""
@@ -139,7 +162,7 @@ class LoadParams(EngineParams):
 
     workload: str = param(
         "reference",
-        "reference, short, shared_prefix, trace, prompts, text or a scenario",
+        "reference, trace, prompts, text, a scenario, ... (docs/workloads.md)",
         choices=WORKLOADS,
         example="batch_processing",
     )
@@ -153,39 +176,51 @@ class LoadParams(EngineParams):
     output_tokens: int = param(32, "output tokens of each request", low=1, high=1_000_000)
     requests: int = param(
         0,
-        "requests per pass (0: the workload's default; prompts: all)",
+        "requests per pass (0: the workload's default; for workload prompts, all rows)",
         low=0,
         high=1_000_000,
         example=3,
     )
     shared_share: float = param(
-        0.9, "shared_prefix: fraction of each prompt that is shared", low=0.0, high=1.0
+        0.9,
+        "only with workload shared_prefix: shared fraction of each prompt",
+        low=0.0,
+        high=1.0,
     )
     target_reuse: float = param(
-        0.0, "scenario: fraction of prompt tokens reused (0: its default)", low=0.0, high=0.999
+        0.0,
+        "only with a scenario: fraction of tokens reused (0: scenario's default)",
+        low=0.0,
+        high=0.999,
     )
     trace_file: str = param(
         "",
-        "trace: file in the format of Mooncake, Bailian, BurstGPT, Azure or Vidur",
+        "only with workload trace: Mooncake, Bailian, BurstGPT, Azure or Vidur file",
         example="trace.jsonl",
     )
     trace_block_tokens: int = param(
-        0, "trace: tokens per hash id (0: detect)", low=0, high=1_000_000, example=512
+        0,
+        "only with workload trace: tokens per hash id (0: detect)",
+        low=0,
+        high=1_000_000,
+        example=512,
     )
     trace_speed: float = param(
         0.0,
-        "trace: replay speed (1: as recorded, 0: ignore timestamps)",
+        "only with workload trace: speed (1: as recorded, 0: ignore timestamps)",
         low=0.0,
         high=1_000_000,
         example=1,
     )
     prompts_file: str = param(
         "",
-        "prompts: JSON Lines or CSV file with a prompt or messages per row",
+        "only with workload prompts: JSON Lines or CSV, prompt or messages per row",
         example="prompts.jsonl",
     )
     text: str = param(
-        "hardware_history", "text: name of a built-in text (docs/workloads.md)", choices=TEXTS
+        "hardware_history",
+        "only with workload text: which built-in text (docs/workloads.md)",
+        choices=TEXTS,
     )
     api: str = param(
         "completions",
@@ -200,19 +235,28 @@ class LoadParams(EngineParams):
     )
     arrivals: str = param(
         "auto",
-        f"{', '.join(ARRIVALS)} or auto (by rate_per_s)",
+        f"{', '.join(ARRIVALS)} or auto (docs/workloads.md)",
         choices=("auto", *ARRIVALS),
         example="gamma",
     )
-    concurrency: int = param(1, "closed loop: requests in flight", low=1, high=100_000)
+    concurrency: int = param(1, "only in a closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
-        0.0, "open loop: arrival rate in requests/s (0: closed loop)", low=0.0, high=1_000_000
+        0.0,
+        "arrival rate in requests/s (0: closed loop, trace or rate sweep)",
+        low=0.0,
+        high=1_000_000,
     )
     burstiness: float = param(
-        1.0, "gamma: 1 is Poisson, below 1 is more bursty, above 1 more even", low=0.01, high=10_000
+        1.0,
+        "only with arrivals gamma: 1 is Poisson, lower is more bursty",
+        low=0.01,
+        high=10_000,
     )
     end_rate_per_s: float = param(
-        0.0, "ramp: arrival rate at the end, in requests/s", low=0.0, high=1_000_000
+        0.0,
+        "only with arrivals ramp: arrival rate at the end, in requests/s",
+        low=0.0,
+        high=1_000_000,
     )
 
     @property
@@ -246,47 +290,53 @@ class LoadParams(EngineParams):
             # The plan knows the lengths of a file, and what is long on this machine.
             self.check_lengths(self.lengths[0], self.output_tokens)
         yield from body_mistakes(self.extra_body)
+        given = f"workload={workload}"
         if self.target_reuse and workload not in SCENARIOS[1:]:
             example = f"-p workload {SCENARIOS[1]} -p target_reuse 0.5"
-            yield must_be("target_reuse", f"0 with workload {workload}", self.target_reuse, example)
+            yield unused("target_reuse", self.target_reuse, given, example)
         for name in ("trace", "prompts"):
             file = getattr(self, f"{name}_file")
             example = f"-p workload {name} -p {name}_file {file or f'{name}.jsonl'}"
             if workload == name and not file:
-                yield must_be(f"{name}_file", f"a file with workload {name}", file, example)
+                yield needs(given, f"{name}_file", file, example)
             if file and workload != name:
-                yield must_be("workload", f"{name} with {name}_file {file}", workload, example)
+                yield unused(f"{name}_file", file, given, example)
         timed = "-p workload trace -p trace_file trace.jsonl"
-        if self.trace_block_tokens and workload != "trace":
-            allowed = f"0 with workload {workload}"
-            yield must_be("trace_block_tokens", allowed, self.trace_block_tokens, timed)
+        if (blocks := self.trace_block_tokens) and workload != "trace":
+            example = f"{timed} -p trace_block_tokens {blocks}"
+            yield unused("trace_block_tokens", blocks, given, example)
         turns = workload == "multi_turn_conversation"
         if turns and self.api == "chat":
-            allowed = f"completions with workload {workload}, since chat cannot carry token ids"
-            yield must_be("api", allowed, self.api, "completions")
-        replayed = workload == "trace" and kind == "trace" and not self.rate_per_s
-        if self.trace_speed and not replayed:
-            allowed = "0 unless workload is trace, arrivals is trace or auto, and rate_per_s is 0"
-            yield must_be("trace_speed", allowed, self.trace_speed, f"{timed} -p trace_speed 1")
+            needed = "api=completions, because chat cannot carry token ids"
+            yield needs(given, needed, self.api, "completions")
+        at_odds = {
+            given: workload != "trace",
+            f"rate_per_s={self.rate_per_s:g}": self.rate_per_s > 0,
+            f"arrivals={kind}": kind != "trace",
+        }
+        if self.trace_speed and any(at_odds.values()):
+            first = next(setting for setting, wrong in at_odds.items() if wrong)
+            yield unused("trace_speed", self.trace_speed, first, f"{timed} -p trace_speed 1")
+        arriving = f"arrivals={kind}"
         if kind == "trace" and workload != "trace":
-            allowed = "trace with arrivals trace"
-            yield must_be("workload", allowed, workload, f"{timed} -p arrivals trace")
+            yield needs(arriving, "workload=trace", workload, f"{timed} -p arrivals trace")
         at_a_rate = kind in _AT_A_RATE
         if at_a_rate and not (self.rate_per_s or self.swept):
-            yield must_be("rate_per_s", f"above 0 with arrivals {kind}", self.rate_per_s, 2)
+            yield needs(arriving, "rate_per_s above 0", self.rate_per_s, 2)
         if self.rate_per_s and not (at_a_rate or self.swept):
             example = "-p arrivals poisson -p rate_per_s 2"
-            yield must_be("rate_per_s", f"0 with arrivals {kind}", self.rate_per_s, example)
+            yield unused("rate_per_s", self.rate_per_s, arriving, example)
         if self.burstiness != 1 and kind != "gamma":
             example = "-p arrivals gamma -p rate_per_s 2 -p burstiness 0.5"
-            yield must_be("burstiness", f"1 with arrivals {kind}", self.burstiness, example)
-        if (kind == "ramp") != bool(self.end_rate_per_s):
-            allowed = f"{'above 0' if kind == 'ramp' else '0'} with arrivals {kind}"
-            example = "-p arrivals ramp -p rate_per_s 1 -p end_rate_per_s 4"
-            yield must_be("end_rate_per_s", allowed, self.end_rate_per_s, example)
+            yield unused("burstiness", self.burstiness, arriving, example)
+        example = "-p arrivals ramp -p rate_per_s 1 -p end_rate_per_s 4"
+        if kind == "ramp" and not self.end_rate_per_s:
+            yield needs(arriving, "end_rate_per_s above 0", self.end_rate_per_s, example)
+        if kind != "ramp" and self.end_rate_per_s:
+            yield unused("end_rate_per_s", self.end_rate_per_s, arriving, example)
         if turns and kind != "closed":
-            allowed = f"closed with workload {workload}, whose turns wait for responses"
-            yield must_be("arrivals", allowed, kind, "-p arrivals closed -p rate_per_s 0")
+            needed = "arrivals=closed, because its turns wait for responses"
+            yield needs(given, needed, kind, "-p arrivals closed -p rate_per_s 0")
         if turns and self.swept:
-            allowed = "one without conversations in a rate sweep or search"
-            yield must_be("workload", allowed, workload, SCENARIOS[1])
+            needed = "a single-turn workload"
+            yield needs("a rate sweep or search", needed, workload, f"-p workload {SCENARIOS[1]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any
@@ -31,6 +31,14 @@ MARKS = {
     "not-tested": "○",
 }
 
+WORDS = {kind: kind.replace("-", " ") for kind in MARKS} | {"no-evidence": "without evidence"}
+"""How kinds of verdicts are counted."""
+_LEGEND = {
+    "contradicted": "contradicted, impossible or inconsistent",
+    "no-evidence": "no evidence (its source measured nothing)",
+    "not-comparable": "not comparable (unfair or incomplete comparison)",
+}
+"""Kinds of verdicts that need more words."""
 
 _OPEN_ROWS = 30
 """Parts of the table are unfolded up to about this many claims."""
@@ -65,10 +73,11 @@ def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
     drawn_in: dict[str, str] = {}
     for section, group in groupby(ordered, key=lambda claim: claim.section):
         members = list(group)
+        said = _counts(members)
         part = {
             "title": SECTIONS[section],
             "count": len(members),
-            "said": _counts(members),
+            "said": said if said != f"{len(members)} {SECTIONS[section].lower()}" else "",
             "open": not rows or len(rows) + len(members) <= _OPEN_ROWS,
         }
         for claim in members:
@@ -81,7 +90,7 @@ def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
                     "place": len(rows),
                     "rank": _rank(claim.kind),
                     "mark": MARKS.get(claim.kind, "◆"),
-                    "claimed": [each.split(": ", 1) for each in claim.says],
+                    "claimed": _claimed(claim.says),
                     "short": _SENTENCE.split(claim.skipped or claim.reason)[0],
                     "numbers": [shown_number(each) for each in claim.number],
                     "elsewhere": elsewhere,
@@ -91,6 +100,13 @@ def shown_rows(claims: Iterable[ClaimAccount]) -> list[dict[str, Any]]:
     return rows
 
 
+def _claimed(says: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and values of what is claimed; one alone needs a name only if it is a yes or a 0."""
+    pairs = [tuple(each.split(": ", 1)) for each in says]
+    needed = len(pairs) > 1 or any(pair[-1].split()[0] in ("0", "yes", "no") for pair in pairs)
+    return [(pair[0] if needed else "", pair[-1]) for pair in pairs]
+
+
 def _rank(kind: str) -> int:
     return list(MARKS).index(kind) if kind in MARKS else len(MARKS)
 
@@ -98,7 +114,7 @@ def _rank(kind: str) -> int:
 def _counts(claims: Sequence[ClaimAccount]) -> str:
     """`1 confirmed, 2 not comparable`."""
     count = Counter(claim.kind for claim in claims)
-    return ", ".join(f"{count[kind]} {kind.replace('-', ' ')}" for kind in sorted(count, key=_rank))
+    return ", ".join(f"{count[kind]} {WORDS.get(kind, kind)}" for kind in sorted(count, key=_rank))
 
 
 def _charts(claim: ClaimAccount, drawn_in: dict[str, str]) -> tuple[list[Chart], list[Any]]:
@@ -125,11 +141,13 @@ def _has_width(effect: FoundEffect) -> bool:
 
 
 def shown_number(value: ShownNumber) -> dict[str, str]:
-    """`0.213x [0.20, 0.22]`, `0 tokens` for a count, `2.00 to 2.35x` for several cases."""
+    """`0.213x [0.20, 0.22]`, `0 tokens` for a count, `2.00x to 2.35x` for several cases."""
     tail = value.unit if value.unit in ("x", "") else f" {value.unit}"
+    between = "x to " if value.unit == "x" else " to "
     low, high, text, interval = value.low, value.high, UNKNOWN, ""
     if value.kind == "recomputed":
-        text = f"{_span(low, high)}{tail}"
+        same = number(low) == number(high)
+        text = f"{'about ' if same else ''}{_span(low, high, between)}{tail}"
     elif value.estimate is not None and value.unit == "bool":
         text, interval = "yes" if value.estimate else "no", "exact"
     elif value.estimate is not None and value.exact and low == high:
@@ -139,19 +157,41 @@ def shown_number(value: ShownNumber) -> dict[str, str]:
         if low is not None and high is not None:
             interval = f"[{number(low)},\u00a0{number(high)}]"
         if value.cells > 1 and value.least != value.most:
-            text = f"{_span(value.least, value.most)}{tail}"
+            text = f"{_span(value.least, value.most, between)}{tail}"
             interval = f"in {value.cells} cases, weakest {interval}"
     return {"name": value.name, "value": text, "interval": interval}
 
 
-def _span(low: float | None, high: float | None) -> str:
+def _span(low: float | None, high: float | None, between: str) -> str:
     """A range as shown: one number if both ends round to the same."""
-    return " to ".join(dict.fromkeys((number(low), number(high))))
+    shown = []
+    for end in (low, high):
+        # Recomputed numbers are as long as they come, so they have commas from 1,000 on.
+        long = end is not None and abs(end) >= 1000
+        shown.append(f"{float(f'{end:.3g}'):,.0f}" if long else number(end))
+    return between.join(dict.fromkeys(shown))
+
+
+def legend(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the marks of these rows mean, and what their brackets are."""
+    kinds = sorted({row["kind"] for row in rows}, key=_rank)
+    said = [f"{MARKS.get(kind, '◆')} {_LEGEND.get(kind, kind.replace('-', ' '))}" for kind in kinds]
+    text = f"{'; '.join(said)}."
+    if any("(on CPU)" in row["verdict"] for row in rows):
+        text += " A verdict “on CPU” is about direction and counts, not effect size."
+    if any(" below 1x" in each for row in rows for each in row["says"]):
+        text += " “Below 1x” means lower than the baseline, “above 1x” means higher."
+    effects = [effect for row in rows for effect in row["effects"]]
+    if any(not effect.exact for effect in effects):
+        text += " Brackets are 95 % confidence intervals"
+        unchanged = any(effect.quantifier == "unchanged" for effect in effects)
+        text += f"{'; 90 % for “unchanged”, which is an equivalence test' if unchanged else ''}."
+    return text
 
 
 def _view(template: str, result: Result) -> ClaimView:
     rows = shown_rows(result.run.claims)
     lines = [f"{row['mark']} {row['id']}: {row['verdict']}. {row['reason']}" for row in rows]
     return ClaimView(
-        html=fill(template, claims=rows, marks=MARKS, linked=False), text="\n".join(lines)
+        html=fill(template, claims=rows, legend=legend(rows), linked=False), text="\n".join(lines)
     )

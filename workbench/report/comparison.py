@@ -239,8 +239,8 @@ def _settings(sides: Sequence[_Side]) -> Iterable[str]:
     """How many settings of each run differ from those of the first run."""
     if any(side.tool for side in sides):
         yield (
-            "Settings cannot be compared: files of other tools name neither machine, server nor"
-            " cache state. Verify that these settings match."
+            "Settings cannot be compared, because files of other tools do not record the machine,"
+            " the server or the cache state. Verify that these match."
         )
     runs = [side for side in sides if not side.tool]
     for side in runs[1:]:
@@ -261,7 +261,7 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
     """What limits the use of the runs: simulated servers, and gates that failed."""
     for side in sides:
         if side.requests.attrs.get("simulated"):
-            yield f"{side.label}: simulated, so its times measure nothing."
+            yield f"{side.label} is simulated. Its times are not measurements."
         for name in _failed(side):
             if taken := taken_away(name):
                 yield f"{side.label}: {failed_name(name)}; {taken}."
@@ -297,7 +297,7 @@ def _pairs(sides: Sequence[_Side]) -> tuple[list[tuple[_Kind, _Kind]], list[str]
             )
         alone += map(", ".join, (*ours, *theirs))
     more = f" and {len(alone) - 4} more" * (len(alone) > 4)
-    told = f"Not compared, because only one run has it: {'; '.join(alone[:4])}{more}."
+    told = f"In one run only, so not compared: {'; '.join(alone[:4])}{more}."
     return pairs, [told] if alone else []
 
 
@@ -335,15 +335,15 @@ def _medians(
             if does.effect:
                 both = f"{both} ({does.said})"
             if isnan(row["value_s"]) or isnan(first["value_s"]):
-                yield f"{both}. Not compared."
+                yield f"{both}. Not compared, because a median is unknown."
             elif isnan(row["low_s"]) or isnan(first["low_s"]):
-                yield f"{both}. Too few requests to judge."
+                yield f"{both}. Too few requests for a confidence interval."
             elif row["low_s"] > first["high_s"] or row["high_s"] < first["low_s"]:
                 times = row["value_s"] / first["value_s"]
                 word, size = ("slower", times) if times > 1 else ("faster", 1 / times)
                 yield f"{both}. The second is {three_digits(size)}x {word}."
             else:
-                yield f"{both}. No significant difference (95 % intervals overlap)."
+                yield f"{both}. No significant difference (the 95 % CIs overlap)."
 
 
 def _worse(one: Spoil, other: Spoil) -> Spoil:
@@ -413,7 +413,7 @@ def _server_times(arm: str, requests: pd.DataFrame) -> Iterable[str]:
         for value in (queue_s.median(), first_s.median(), outside_s.median())
     )
     yield (
-        f"{arm}, medians of {len(told):,} requests by the server's own times: queue {queue},"
+        f"{arm}, medians of the server's own times of {len(told):,} requests: queue {queue},"
         f" scheduling to first token {first}, TTFT outside the engine {rest}."
     )
 

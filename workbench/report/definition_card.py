@@ -48,7 +48,7 @@ def definition_card(result: Result, notebook: Path) -> dict[str, Any] | None:
         # not get_group: it finds no group whose key is missing
         requests = requests[kinds.ngroup() == int(kinds.size().to_numpy().argmax())]
         kind = requests[keys].iloc[0].dropna()
-        of = ", ".join(_OF.get(name, "{}").format(value) for name, value in kind.items())
+        of = ", ".join(_OF.get(str(name), "{}").format(value) for name, value in kind.items())
     if left_out:
         of += f", of the first {MOST_ROWS:,} requests of {MOST_ROWS + left_out:,}"
     values = card(requests)

@@ -110,7 +110,7 @@ def _drop_unused_names(soup: BeautifulSoup) -> None:
             if name and (name in used or not _PANDAS_CLASS.fullmatch(name))
         ]
         if kept:
-            cell["class"] = kept
+            cell["class"] = " ".join(kept)
         else:
             cell.attrs.pop("class", None)
 

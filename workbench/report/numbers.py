@@ -76,5 +76,5 @@ def moment(text: str | None) -> str:
 
 
 def _grouped(value: float, decimals: int) -> str:
-    comma = "," if abs(value) >= 10_000 else ""
+    comma = "," if abs(value) >= 1_000 else ""
     return f"{value:{comma}.{decimals}f}"

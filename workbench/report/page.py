@@ -21,7 +21,7 @@ from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import KINDS, lead_of, spoil, taken_away
 from workbench.report.cells import render_cells
-from workbench.report.claims import MARKS, shown_rows
+from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card
 from workbench.report.glossary import GLOSSARY, with_tooltips
 from workbench.report.markup import Outline
@@ -110,7 +110,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         claims=claims,
         claims_id=claims_id,
         panels_id=panels_id,
-        marks=MARKS,
+        legend=legend(claims),
         contents=outline.entries,
         main_figure=cells.main_figure,
         body=cells.body,
@@ -191,9 +191,11 @@ def _what_is_left(facts: RunFacts) -> list[str]:
 def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
     """The tables of the appendix: what was asked, on what machine, with which versions."""
     facts = result.run
-    machine = {name: number(value) if isinstance(value, float) else value
-               for name, value in facts.machine.items()}  # fmt: skip
-    versions = machine.pop("versions", None) or {}
+    machine: dict[str, Any] = {
+        name: number(value) if isinstance(value, float) else value
+        for name, value in facts.machine.items()
+    }
+    versions: dict[str, Any] = machine.pop("versions", None) or {}
     commit = machine.pop("git_commit", "")
     dirty = machine.pop("git_dirty", False)
     run = {

@@ -66,8 +66,8 @@ async def _choose_model(
         silent, models = models, await _models_in_common(client, deployment, wanted)
         if not models and not wanted:
             raise DeploymentError(
-                f"base_url must be an OpenAI-compatible server, but {url}/v1/models {silent}; for a"
-                " proxy without a model list name the model (example: -p model"
+                f"base_url must be an OpenAI-compatible server, but {url}/v1/models {silent}. If it"
+                " is a proxy without a model list, name the model (example: -p model"
                 " Qwen/Qwen2.5-7B-Instruct)"
             )
         if not models:
@@ -105,19 +105,20 @@ async def _models(client: httpx.AsyncClient, url: str, key: str) -> Models | str
             raise DeploymentError(f"no connection to {url}: {reason}") from error
         raise DeploymentError(
             f"base_url must be a running OpenAI-compatible server, but {url}/v1/models did not"
-            f" respond ({str(error) or type(error).__name__}); start it or correct the URL"
-            " (example: base_url http://127.0.0.1:8000)"
+            f" respond ({str(error) or type(error).__name__}). Start it, or correct the URL"
+            " (example: -p base_url http://127.0.0.1:8000)"
         ) from error
     if answer.status_code in (401, 403):
         raise DeploymentError(
-            f"{API_KEY} in the environment must be {'another' if key else 'an'} API key, since"
-            f" {url}/v1/models responded {answer.status_code} (example: export {API_KEY}=...)"
+            f"{url}/v1/models {'rejected the' if key else 'needs an'} API key (HTTP"
+            f" {answer.status_code}). Set {API_KEY} in the environment (example: export"
+            f" {API_KEY}=...)"
         )
     said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
     if answer.status_code in (502, 503, 504):
         raise DeploymentError(
             f"base_url must be a ready OpenAI-compatible server, but {url}/v1/models responded"
-            f" {said}; wait for it or start its backend (example: curl {url}/v1/models)"
+            f" {said}. Wait for it, or start its backend (example: curl {url}/v1/models)"
         )
     if answer.status_code != 200:
         return f"responded {said}"
@@ -156,7 +157,7 @@ async def _models_in_common(
     if not common:
         each = "; ".join(", ".join(models) for models in found)
         raise DeploymentError(
-            f"decode_urls and prefill_urls must serve a common model, got {each}; list the servers"
+            f"decode_urls and prefill_urls must serve a common model, got {each}. List the servers"
             " of one deployment (example: --served-model-name llama on all)"
         )
     return common

@@ -37,7 +37,7 @@ def check_capacity(
         return
     if settings.platform == "cpu":
         if topology.instances > CPU_INSTANCES_AT_MOST:
-            allowed = f"at most {CPU_INSTANCES_AT_MOST} instances on a CPU"
+            allowed = f"one with at most {CPU_INSTANCES_AT_MOST} instances on a CPU"
             raise PlanError(must_be("topology", allowed, str(topology), "1p4d"))
         each_gb = instance_gb(settings)
         needed_gb = topology.instances * each_gb
@@ -46,7 +46,7 @@ def check_capacity(
                 f"topology {topology} needs about {needed_gb:.1f} GB of memory"
                 f" ({topology.instances} instances x {each_gb:.2g} GB), got"
                 f" {capacity.free_memory_gb:.1f} GB free; end other programs, lower kv_cache_mib or"
-                " use fewer instances (example: topology 1p1d)"
+                " use fewer instances (example: -p topology 1p1d)"
             )
         return
     for role, _ in topology.roles:
@@ -61,7 +61,7 @@ def check_capacity(
         raise PlanError(
             f"topology {topology} needs {needed_gpus} GPUs, got {slots}"
             f" ({len(capacity.devices)} visible x {capacity.instances_per_gpu} instances_per_gpu);"
-            " use a smaller topology or raise instances_per_gpu (example: topology 1p1d)"
+            " use a smaller topology or raise instances_per_gpu (example: -p topology 1p1d)"
         )
 
 

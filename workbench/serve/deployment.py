@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from typing import Any, cast
@@ -83,6 +83,7 @@ def plan_deployment(
     chunk_tokens: int = lmcache.CHUNK_TOKENS,
     disk_folder: str = "",
     shm_name: str = "workbench",
+    store_args: Sequence[str] = (),
 ) -> DeploymentPlan:
     """The processes of one deployment: store, instances by role, proxy.
 
@@ -92,7 +93,8 @@ def plan_deployment(
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
-    check_capacity(topology, tp, capacity, settings)
+    spans = settings.gpus(tp)
+    check_capacity(topology, spans, capacity, settings)
     free = iter(ports)
     cpu = not settings.on_gpu
     processes: list[ProcessSpec] = []
@@ -102,8 +104,11 @@ def plan_deployment(
             free, shm_name=shm_name, memory_gb=store_gb, chunk_tokens=chunk_tokens,
             disk_folder=disk_folder, cpu=cpu,
         )  # fmt: skip
+        if store_args:
+            first = processes[0]
+            processes[0] = replace(first, args=(*first.args, *store_args))
         store_port = processes[0].port
-    devices = iter([()] * topology.instances if cpu else hand_out(topology, tp, capacity))
+    devices = iter([()] * topology.instances if cpu else hand_out(topology, spans, capacity))
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(
@@ -112,6 +117,7 @@ def plan_deployment(
         )  # fmt: skip
         args = vllm.instance_argv(
             settings,
+            role=role,
             port=port,
             tp=getattr(tp, role),
             share_of_gpu=1.0 / capacity.instances_per_gpu,
@@ -124,7 +130,7 @@ def plan_deployment(
                 program=vllm.program(settings.platform),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | connector.env(wiring),
+                env=env | dict(settings.extra_env) | connector.env(wiring),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
@@ -139,7 +145,7 @@ def plan_deployment(
         topology=topology,
         connector=connector,
         settings=settings,
-        tp=tp,
+        tp=spans,
         processes=tuple(processes),
     )
 

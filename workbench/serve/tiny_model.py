@@ -70,7 +70,8 @@ _KEYS = {
     "context": ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"),
 }
 
-_ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+_ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
+"""Bytes of an element of the KV cache, by dtype; every `fp8_...` is one byte."""
 
 _HEADER_BYTES = 100_000_000
 """The limit of safetensors itself."""
@@ -109,9 +110,10 @@ class ModelFacts:
             element_bytes=self.element_bytes,
         )
 
-    def run_as(self, dtype: str) -> ModelFacts:
-        """The same model in another dtype; empty changes nothing."""
-        return replace(self, element_bytes=_ELEMENT_BYTES.get(dtype, self.element_bytes))
+    def run_as(self, dtype: str, kv_dtype: str = "") -> ModelFacts:
+        """The same model with other dtypes of weights and KV cache; empty changes nothing."""
+        kv = kv_dtype.partition("_")[0] if kv_dtype not in ("", "auto") else dtype
+        return replace(self, element_bytes=_ELEMENT_BYTES.get(kv, self.element_bytes))
 
 
 def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.params.engine_args import count_of, value_of
 from workbench.serve.cpu_patches import register
+from workbench.serve.tiny_model import ModelFacts, model_facts
+from workbench.topology import Role, TensorParallel
 
 PACKAGES = {"vllm": "0.32.0"}
 """The measured version, whose private parts the fork server and the patches use."""
@@ -76,6 +79,37 @@ class EngineSettings:
     seed: int = 0
     """Simulated instances: seed of their latencies."""
     extra_args: tuple[str, ...] = ()
+    """Arguments of every instance, after those that the workbench sets."""
+    role_args: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)
+    """More of them, for the instances of one role."""
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+    """More environment variables of every instance."""
+
+    def args_of(self, role: Role) -> tuple[str, ...]:
+        """All arguments that were passed on for instances of this role."""
+        return (*self.extra_args, *self.role_args.get(role, ()))
+
+    @property
+    def kv_dtype(self) -> str:
+        """The KV cache's own dtype, if it was given."""
+        return value_of(self.extra_args, "--kv-cache-dtype")
+
+    def gpus(self, tp: TensorParallel) -> TensorParallel:
+        """GPUs per instance by role: tensor x pipeline x data parallel size."""
+
+        def span(role: Role) -> int:
+            args = self.args_of(role)
+            pipeline = count_of(args, "--pipeline-parallel-size", "-pp")
+            return int(getattr(tp, role)) * pipeline * count_of(args, "--data-parallel-size", "-dp")
+
+        return TensorParallel(
+            prefill=span("prefill"), decode=span("decode"), aggregated=span("aggregated")
+        )
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Sizes of a local model in its dtypes. Raises PlanError if it cannot be read."""
+        return model_facts(self.model).run_as(self.dtype, self.kv_dtype)
 
     @property
     def weights_gb(self) -> float:
@@ -104,7 +138,7 @@ def number_format(asked: str, platform: Platform, *, fast_bf16: bool) -> str:
 
 
 def instance_argv(
-    settings: EngineSettings, *, port: int, tp: int, share_of_gpu: float = 1.0
+    settings: EngineSettings, *, role: Role, port: int, tp: int, share_of_gpu: float = 1.0
 ) -> list[str]:
     """Arguments of `vllm serve`, without those of the connector."""
     # `vllm serve` takes the model as its first argument, the module behind it as an option.
@@ -132,7 +166,7 @@ def instance_argv(
     argv.append(
         "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
     )
-    return [*argv, *settings.extra_args]
+    return [*argv, *settings.args_of(role)]
 
 
 def instance_env(

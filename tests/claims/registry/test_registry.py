@@ -64,7 +64,7 @@ def test_all_groups_and_ids_are_selected_once_in_the_order_of_the_registry(regis
         ("VLLM-APCC", "did you mean 'VLLM-APC'"),
         ("vllm-apc", "did you mean 'VLLM-APC'"),
         ("litrature", "did you mean 'literature'"),
-        ("qqq", "must be all, a group or an id, got 'qqq'; `workbench claims list` shows all"),
+        ("qqq", "one or more claim ids or groups, got 'qqq'; `workbench claims list` shows all"),
     ],
 )
 def test_an_unknown_word_gets_the_nearest_claim_or_group(registry, word, sentence):

@@ -47,14 +47,16 @@ def test_arithmetic_holds_as_far_as_numbers_were_rounded(claim, entry, holds):
 def test_digits_to_spare_are_named(claim):
     found = one(claim, {"kind": "ratio", "of": "1.90", "over": "0.004", "said": "475", "unit": "x"})
     assert (round(found.low), round(found.high)) == (421, 544)
-    assert "so 475 has too many digits" in found.sentence
+    assert found.sentence == (
+        "1.90 / 0.004 = 475x (421.1 to 544.3 with rounding). The published 475 has too many digits."
+    )
 
 
 def test_a_claim_whose_numbers_disagree_is_not_confirmed_whatever_we_measure(claim):
     wrong = claim(arithmetic=(READ({"kind": "ratio", "of": "4.0", "over": "2.0", "said": "3"}),))
     verdict = judge(wrong)
     assert (verdict.gate, verdict.verdict, verdict.word) == ("G1", "not_confirmed", "inconsistent")
-    assert "is 1.92683 to 2.07692, not 3 as published" in verdict.reason
+    assert "4.0 / 2.0 = 2 (1.927 to 2.077 with rounding), not 3 as published" in verdict.reason
 
 
 def test_peaks_of_unequal_batches_are_corrected_on_the_common_grid(published):
@@ -70,7 +72,7 @@ def test_peaks_of_unequal_batches_are_corrected_on_the_common_grid(published):
 def test_a_warm_up_row_shows_in_time_that_falls_while_work_grows(published):
     _, grows = published["S003-ATTN-SPEEDUP"].sums(published)
     assert not grows.holds
-    assert "falls from 2.39 at seq 128 to 0.57 at seq 256" in grows.sentence
+    assert "falls from 2.39 ms at length 128 to 0.57 ms at length 256" in grows.sentence
 
 
 def test_a_headline_that_no_table_has_is_found(published):

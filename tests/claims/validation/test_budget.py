@@ -86,8 +86,8 @@ def test_a_recipe_is_cut_to_fewer_requests_and_then_to_fewer_rounds(falls, budge
 def test_what_was_cut_and_why_is_a_sentence(falls):
     made = plan([falls("A")], [recipe("r", ("A",), 0, **by_requests(20))], budget_s=20)
     assert made.steps[0].cut == (
-        "r was cut to 3 of 5 rounds and 25 % of its requests to fit 20 s. All take 100 s; set"
-        " time_budget_s to 100."
+        "r was cut to 3 of 5 rounds and 25 % of its requests to fit 20 s. In full it takes 100 s;"
+        " set time_budget_s to 100."
     )
     assert "3 rounds, 25 % of its requests, shortened: A" in str(made)
     assert "duration: about 0.2 minutes" in str(made)
@@ -156,7 +156,7 @@ def test_claims_that_reading_decides_cost_nothing(claim):
 
 def test_reasons_for_not_measuring_are_sentences(falls):
     claims = [falls(name) for name in ("KERNEL", "GPU", "NONE", "DOCS", "BROKEN")]
-    claims[3] = falls("DOCS", test={"gpu": "n/a: configuration or definition"})
+    claims[3] = falls("DOCS", test={"gpu": "Nothing to measure: it is a configuration."})
     claims[2] = falls("NONE", test={"gpu": "Two pinned versions on H200."})
 
     def refuses(setting):
@@ -173,10 +173,10 @@ def test_reasons_for_not_measuring_are_sentences(falls):
     )
     assert made.steps == ()
     assert made.skipped == {
-        "KERNEL": "tiers excludes kernel. Add it to measure this with attention.",
+        "KERNEL": "The parameter “tiers” leaves out kernel. Add it to run attention.",
         "GPU": "rdma needs cuda; this machine has cpu.",
-        "NONE": "This run has no measurement for it. To test it: Two pinned versions on H200.",
-        "DOCS": "Nothing to run: it is a configuration or a definition.",
+        "NONE": "This run does not measure this claim. To test it: Two pinned versions on H200.",
+        "DOCS": "Nothing to measure: it is a configuration.",
         "BROKEN": "pd cannot run here: 5 instances need 4.0 GB and 1.2 GB are free",
     }
 

@@ -120,12 +120,12 @@ async def test_every_verdict_has_its_number_interval_conditions_and_reason(refer
     assert [(card["label"], card["value"], card["note"]) for card in result.facts["numbers"]] == [
         ("measured here", 2, "1 confirmed, 1 inconclusive"),
         ("decided from their source", 34, "16 contradicted, 2 without evidence, 16 not comparable"),
-        ("not tested", 39, "the table says why"),
+        ("not tested", 39, "the table gives the reasons"),
     ]
     assert result.facts["finding"] == (
         "2 published claims measured here: 1 confirmed, 1 inconclusive"
     )
-    assert result.facts["scope"].endswith("Our own 16 control claims: 16 not tested.")
+    assert result.facts["scope"].endswith("Our 16 control claims were not tested.")
 
 
 async def test_the_run_folder_holds_rows_and_result(referee):
@@ -199,7 +199,7 @@ async def test_what_our_own_code_fixes_is_counted_apart_and_is_no_evidence(refer
     result, claims = await judged(referee(CACHE, bytes_))
     row = claims["OWN-KV-BYTES"]
     assert (row["verdict"], row["measured"]) == ("holds by construction", False)
-    assert "checks our arithmetic and no engine" in row["limits"][0]
+    assert "checks our arithmetic, not an engine" in row["limits"][0]
     assert row["id"] not in {claim["id"] for claim in claims.values() if claim["measured"]}
     assert "control claims: 1 confirmed, " in result.facts["scope"]
 
@@ -406,9 +406,9 @@ async def test_reading_alone_starts_nothing(referee):
     result, claims = await judged(referee(never, claims=["llmir", "VLLM-APC"], tiers=["source"]))
     assert len(claims) == 17
     assert result.facts["finding"] == (
-        "17 published claims read, none measured: 13 contradicted, 2 without evidence"
+        "17 published claims: 13 contradicted, 2 without evidence, 2 not tested"
     )
-    assert claims["VLLM-APC"]["skipped"].startswith("tiers excludes serving. Add it")
+    assert claims["VLLM-APC"]["skipped"].startswith("The parameter “tiers” leaves out serving. Add")
 
 
 async def test_a_corrected_comparison_stands_beside_our_number(referee):

@@ -90,7 +90,7 @@ def test_an_open_answer_says_what_the_run_could_have_told(effect):
     decision = decide(effect("unchanged", 1.0, margin=0.01), cells((0.95, 1.05)))
     assert decision.reason == (
         "The interval is too wide to decide. Measured 1x (0.95 to 1.05); claimed unchanged within"
-        " 1 %. Effects below 5 % are not visible here."
+        " 1 %. This run cannot resolve effects below 5 %."
     )
 
 

@@ -18,14 +18,20 @@ def bound(value=0.0, **changed):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (bound(58_499), "is 4.9x the prefill limit of LLaMA-2-13B on one A100 80GB SXM"),
+        (
+            bound(58_499),
+            "is 4.9x the compute-bound prefill limit of LLaMA-2-13B on one A100 80GB SXM",
+        ),
         (bound(58_499, gpus=8), ""),
         # Qwen2.5-7B: 7.62 billion parameters, of which a prompt token passes 6.53.
         (bound(989.5e12 / 2 / 6.6e9, **QWEN), ""),
         (bound(989.5e12 / 2 / 6.0e9, **QWEN), "limit"),
         # A request alone cannot outrun the memory.
         (bound(93.7, gpu="A800 80GB PCIe", **ALONE), ""),
-        (bound(200, gpu="A800 80GB PCIe", **ALONE), "the batch-1 decode limit of Qwen2.5-7B"),
+        (
+            bound(200, gpu="A800 80GB PCIe", **ALONE),
+            "the bandwidth-bound decode limit at batch 1 of Qwen2.5-7B",
+        ),
         # A decoded token passes the head but not the embedding: 4.8 TB/s read them 339 times.
         (bound(339 * 1.04, gpu="H200", **ALONE), ""),
         (bound(339 * 1.06, gpu="H200", **ALONE), "limit"),

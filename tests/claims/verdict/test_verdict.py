@@ -107,8 +107,8 @@ def test_what_the_source_left_open_our_run_must_settle(claim):
     assert judge(open_).verdict == "not_tested"
     left = judge(open_, H200, measured(1.9, 2.1))
     assert (left.verdict, left.code) == ("not_comparable", "same_dtype")
-    assert left.reason.startswith("Unknown whether weights, activations and KV have the same")
-    assert left.reason.endswith("formats. So.")
+    assert left.reason.startswith("Unknown whether both sides use the same")
+    assert left.reason.endswith("KV. So.")
     assert judge(open_, ours(same_dtype="pass"), measured(1.9, 2.1)).verdict == "confirmed"
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from workbench.experiment.findings import checks
 from workbench.experiment.findings.checks import ceilings, with_same_history
 from workbench.hardware import machine
 from workbench.hardware.gpus import Gpu
 from workbench.load.workload.workload import Request, Workload, short
+from workbench.serve import vllm
 from workbench.serve.tiny_model import model_facts, tiny_model
 
 
@@ -23,7 +23,7 @@ def test_a_ceiling_is_never_guessed(sweep, monkeypatch):
     assert ceilings(plan) == ({}, "No hardware limit is known for a GPU")
     known_as(monkeypatch, "NVIDIA H200")
     mixed = replace(model_facts(tiny_model()), plain=False)
-    monkeypatch.setattr(checks, "model_facts", lambda _: mixed)
+    monkeypatch.setattr(vllm, "model_facts", lambda _: mixed)
     assert ceilings(plan) == (
         {},
         "A mixture of experts or a quantised model has no simple hardware limit",

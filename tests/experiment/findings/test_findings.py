@@ -189,7 +189,9 @@ def test_launches_that_differ_are_a_doubt(sweep, rows):
         ignore_index=True,
     )
     doubts = conclude(plan, requests).doubts
-    assert any("vary more between launches than their intervals" in doubt for doubt in doubts)
+    assert any(
+        "vary more between launches than their confidence intervals" in doubt for doubt in doubts
+    )
 
 
 def test_partly_new_prompts_need_not_have_the_same_answer(prefix_cache, rows):
@@ -204,9 +206,9 @@ def test_partly_new_prompts_need_not_have_the_same_answer(prefix_cache, rows):
 @pytest.mark.parametrize(
     ("rounds", "doubt"),
     [
-        (1, "Only 1 round, so ratios have no interval"),
-        (2, "Only 2 rounds, so ratios have no interval"),
-        (4, "Only 4 rounds, so intervals of ratios are wide"),
+        (1, "With only 1 round, ratios have no confidence interval"),
+        (2, "With only 2 rounds, ratios have no confidence interval"),
+        (4, "With only 4 rounds, confidence intervals of ratios are wide"),
     ],
 )
 def test_few_rounds_are_a_doubt(rounds, doubt, sweep):
@@ -219,7 +221,8 @@ def test_few_requests_are_a_doubt_with_the_number_needed(sweep, rows):
     plan = sweep(topology="1p1d", opponents=False, rounds=5)
     _, doubt = conclude(plan, measured(plan, rows, rounds=5)).doubts
     assert doubt == (
-        "Only 15 requests per arm and pass: no interval for p90 (needs 36) or p99 (needs 368)."
+        "15 requests per arm and pass are too few for a confidence interval of p90 (needs 36) or"
+        " p99 (needs 368)."
     )
     _, less = conclude(plan, measured(plan, rows, [1.0] * 40, rounds=1)).doubts
     assert "p90" not in less and "p99 (needs 368)" in less

@@ -4,6 +4,7 @@ from math import nan
 
 import pytest
 
+from tests.wording import words
 from workbench.experiment.findings import sentences
 from workbench.experiment.findings.sentences import break_even, marked, told
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow
@@ -67,24 +68,24 @@ SMALL = "1p1d lmcache"
     ("comparisons", "found"),
     [
         ([], "TTFT was measured in one cache state, without a baseline"),
-        ([warm(18.12)], "A warm KV store cuts TTFT 18.1x"),
+        ([warm(18.12)], "Warm KV store: TTFT 18x faster"),
         # That of the store, where there are two warm states.
-        ([warm(18.0), warm(25.0, "engine-warm")], "A warm KV store cuts TTFT 18x"),
-        ([warm(25.0, "engine-warm")], "A warm engine cache cuts TTFT 25x"),
-        ([warm(9.0, arm=SMALL), warm(18.0)], "A warm KV store cuts TTFT 9x to 18x"),
+        ([warm(18.0), warm(25.0, "engine-warm")], "Warm KV store: TTFT 18x faster"),
+        ([warm(25.0, "engine-warm")], "Warm prefix cache: TTFT 25x faster"),
+        ([warm(9.0, arm=SMALL), warm(18.0)], "Warm KV store: TTFT 9.0x to 18x faster"),
         (
             [ratio("cache-state", "store-warm", 18.0), beside(1.4)],
-            "Warm KV store: TTFT speed-up 18x (too few rounds for intervals)",
+            "Warm KV store: TTFT speed-up 18x (too few rounds for a CI)",
         ),
-        ([WARM_SLOWER], "A warm KV store lengthens TTFT 2x"),
+        ([WARM_SLOWER], "Warm KV store: TTFT 2.0x slower"),
         ([WARM_UNSURE], "No significant effect of a warm KV store on TTFT"),
         (
             [replace(WARM_SLOWER, arm=SMALL), warm(18.0)],
-            "Mixed effect of a warm KV store on TTFT",
+            "Warm KV store: mixed effect on TTFT (1 faster, 1 slower of 2 arms)",
         ),
         (
             [replace(WARM_UNSURE, arm=SMALL), warm(18.0), beside(*NOISE)],
-            "A warm KV store cuts TTFT in some arms; PD split: no significant effect",
+            "Warm KV store: TTFT faster (1 of 2 arms); PD split: no significant effect",
         ),
         (
             [ratio("cache-state", "store-warm", nan, note="the stream was buffered")],
@@ -94,25 +95,25 @@ SMALL = "1p1d lmcache"
         ([warm(99.0, arm=RIVAL)], "TTFT was measured in one cache state, without a baseline"),
         ([beside(1.4)], "PD split: not judged, too few rounds for intervals"),
         ([beside(*NOISE)], "PD split: no significant effect on cold TTFT"),
-        ([beside(*FASTER)], "PD split: cold TTFT 1.4x faster"),
+        ([beside(*FASTER)], "PD split: cold TTFT 1.40x faster"),
         (
             [beside(*FASTER, baseline="5a"), beside(1.2, 1.1, 1.3)],
-            "PD split: cold TTFT 1.2x to 1.4x faster",
+            "PD split: cold TTFT 1.20x to 1.40x faster",
         ),
-        ([beside(*SLOWER)], "PD split: cold TTFT 2x slower"),
+        ([beside(*SLOWER)], "PD split: cold TTFT 2.0x slower"),
         (
             [beside(*SLOWER, baseline="5a"), beside(*NOISE)],
-            "PD split: cold TTFT 2x slower in 1 of 2 comparisons",
+            "PD split: cold TTFT 2.0x slower in 1 of 2 comparisons",
         ),
         (
             [beside(*FASTER, baseline="5a"), beside(*SLOWER)],
             "PD split: mixed effect on cold TTFT",
         ),
-        ([warm(18.0), beside(1.4)], "A warm KV store cuts TTFT 18x; PD split: not judged"),
-        ([warm(18.0), beside(*FASTER)], "A warm KV store cuts TTFT 18x; PD split: faster"),
+        ([warm(18.0), beside(1.4)], "Warm KV store: TTFT 18x faster; PD split: not judged"),
+        ([warm(18.0), beside(*FASTER)], "Warm KV store: TTFT 18x faster; PD split: faster"),
         (
             [warm(18.0), beside(*NOISE), beside(0.8, 0.7, 0.9, "store-warm")],
-            "A warm KV store cuts TTFT 18x; PD split: sometimes slower",
+            "Warm KV store: TTFT 18x faster; PD split: slower (1 of 2 comparisons)",
         ),
         (
             [WARM_UNSURE, beside(*NOISE)],
@@ -123,11 +124,11 @@ SMALL = "1p1d lmcache"
 def test_the_finding_of_a_sweep_says_what_its_intervals_allow(comparisons, found, sweep):
     said = sentences.finding(sweep(topology="1p1d,1p4d"), comparisons)
     assert said == found
-    assert len(said.split()) <= 14
+    assert words(said) <= 14
 
 
 def words_at_most(limit, texts):
-    too_long = [text for text in texts if len(text.split()) > limit]
+    too_long = [text for text in texts if words(text) > limit]
     assert not too_long, too_long
 
 
@@ -158,10 +159,21 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
     [
         ([], "The prefix cache was measured, but no two passes can be compared"),
         ([warm(nan, "engine-warm")], "but no two passes can be compared"),
-        ([warm(30.0, "engine-warm")], "A warm prefix cache cuts TTFT 30x"),
-        ([warm(30.0, "engine-warm"), off(0.8, 0.7, 0.9)], "TTFT 30x; cold TTFT +25 %"),
-        ([warm(30.0, "engine-warm"), off(0.99, 0.9, 1.1)], "TTFT 30x; no significant cold cost"),
-        ([warm(30.0, "engine-warm"), off(0.99)], "TTFT 30x"),
+        ([warm(30.0, "engine-warm")], "Warm prefix cache: TTFT 30x faster"),
+        ([warm(30.0, "engine-warm"), off(0.8, 0.7, 0.9)], "TTFT 30x faster; cold TTFT 25 % higher"),
+        (
+            [warm(30.0, "engine-warm"), off(0.99, 0.9, 1.1)],
+            "TTFT 30x faster; cost on cold prompts not significant (0.990x [0.900, 1.10])",
+        ),
+        (
+            [warm(30.0, "engine-warm"), off(0.97, 0.39, 2.39)],
+            "TTFT 30x faster; cost on cold prompts not resolved (0.970x [0.390, 2.39])",
+        ),
+        (
+            [ratio("cache-state", "engine-warm", *NOISE), off(*NOISE)],
+            "No significant effect of the prefix cache on warm or cold TTFT",
+        ),
+        ([warm(30.0, "engine-warm"), off(0.99)], "TTFT 30x faster"),
     ],
 )
 def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said, prefix_cache):
@@ -171,11 +183,11 @@ def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said,
 @pytest.mark.parametrize(
     ("gain", "said"),
     [
-        ((3.0, 2.5, 3.5), "The prefix cache cuts cold TTFT 3x: 95 % of tokens repeat"),
+        ((3.0, 2.5, 3.5), "Prefix cache: cold TTFT 3.0x faster, since 95 % of tokens repeat"),
         ((1.0, 0.9, 1.1), "No significant effect of the prefix cache on cold TTFT"),
         (
             (0.5, 0.4, 0.6),
-            "The prefix cache lengthens cold TTFT 2x, although 95 % of tokens repeat",
+            "Prefix cache: cold TTFT 2.0x slower, although 95 % of tokens repeat",
         ),
     ],
 )
@@ -193,7 +205,7 @@ def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     assert unproven == found
     assert sentences.headline(found, []) == (found, "")
     (card,) = sentences.cards(sweep(topology="1p4d"), [], [warm(18.0)], ["cold was cold"])
-    assert (card.spoilt, card.note) == ("struck", "not valid; 5 rounds, 30 pairs")
+    assert (card.spoilt, card.note) == ("struck", "not valid; 5 rounds, 30 request pairs")
 
 
 def test_a_busy_machine_leaves_a_headline_whose_interval_is_clear():
@@ -209,9 +221,9 @@ def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
     rows = [beside(2.0, 1.8, 2.2, name) for name in ("cold", "engine-warm")]
     failed = ["engine-warm was engine-warm"]
     said = sentences.sentences(sweep(topology="1p4d"), [], rows, failed)
-    lead = "Not valid (gate “engine-warm was engine-warm” failed): "
+    lead = "Not valid (engine-warm state was not reached): "
     assert [text.startswith(lead) for text in said] == [False, True]
-    assert ["cold" in text for text in said] == [True, False]
+    assert ["Cold: " in text for text in said] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -219,11 +231,11 @@ def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
     [
         (
             {"topology": "1p1d", "rounds": 5, "requests": 6},
-            "Tiny model on a CPU: expect the direction, not the size, to hold on a GPU. 5 rounds of"
-            " 6 requests per pass, 22,660-token prompts, closed loop",
-            "Intervals are 95 %.",
+            "Tiny model on a CPU: expect the direction, not the size, to hold on a GPU. 5 rounds, 6"
+            " requests per pass, 22,660-token prompts, closed loop",
+            "Brackets are 95 % confidence intervals.",
         ),
-        ({"rounds": 1}, "Tiny model", "Too few rounds for intervals."),
+        ({"rounds": 1}, "Tiny model", "Too few rounds for confidence intervals of ratios."),
         ({"engine": "simulated"}, "Simulated servers: these numbers say nothing", ""),
         ({"engine": "attach", "base_url": "http://127.0.0.1:1"}, "Attached servers, which", ""),
     ],
@@ -244,16 +256,16 @@ def test_key_numbers_come_with_their_intervals_and_what_they_rest_on(sweep):
     cards = sentences.cards(sweep(topology="1p4d"), [], [engine, store, rival])
     assert [card.label for card in cards] == [
         "TTFT speed-up, warm KV store vs cold (1p4d lmcache)",
-        "TTFT speed-up, warm engine cache vs cold (1p4d lmcache)",
-        "Cold TTFT speed-up, 1p4d lmcache vs 5a lmcache",
+        "TTFT speed-up, warm prefix cache vs cold (1p4d lmcache)",
+        "Cold TTFT ratio, 1p4d lmcache vs 5a lmcache",
     ]
     assert (cards[0].value, cards[0].unit, cards[0].rests_on) == (18.0, "x", "ratios")
     assert (cards[0].low, cards[0].high) == (store.ratio.low, store.ratio.high)
     assert cards[0].passes == ("store-warm", "cold") and cards[2].passes == ("cold",)
-    assert cards[2].note == "no significant difference; 5 rounds, 30 pairs"
+    assert cards[2].note == "no significant difference; 5 rounds, 30 request pairs"
     few = ratio("cache-state", "store-warm", 18.0)
     (card,) = sentences.cards(sweep(topology="1p4d"), [], [few])
-    assert card.note == "too few rounds for an interval; 2 rounds, 6 pairs"
+    assert card.note == "too few rounds for a CI; 2 rounds, 6 request pairs"
     assert sentences.cards(sweep(topology="1p4d"), [], [warm(nan)]) == ()
 
 
@@ -274,18 +286,18 @@ def test_the_cold_ttft_fills_up_the_key_numbers_and_there_are_three_at_most(swee
     [
         (
             beside(*FASTER),
-            "1p4d lmcache is faster than 5a lmcache (cold): TTFT speed-up 1.40x [1.30, 1.50], 5"
-            " rounds, 30 pairs.",
+            "Cold: 1p4d lmcache is faster than 5a lmcache, TTFT ratio 1.40x [1.30, 1.50] (5 rounds,"
+            " 30 request pairs).",
         ),
-        (beside(*SLOWER), "1p4d lmcache is slower than 5a lmcache (cold): TTFT speed-up 0.500x ["),
+        (beside(*SLOWER), "Cold: 1p4d lmcache is slower than 5a lmcache, TTFT ratio 0.500x ["),
         (
             beside(*NOISE),
-            "No significant difference between 1p4d lmcache and 5a lmcache (cold): TTFT speed-up"
+            "Cold: no significant difference between 1p4d lmcache and 5a lmcache, TTFT ratio"
             " 1.05x [0.900, 1.20]",
         ),
         (
             beside(1.4),
-            "1p4d lmcache vs 5a lmcache has no interval (cold): TTFT speed-up 1.40x, 2 rounds,",
+            "Cold: 1p4d lmcache vs 5a lmcache is not judged (too few rounds), TTFT ratio 1.40x (2",
         ),
     ],
 )
@@ -298,13 +310,13 @@ def test_totals_say_how_many_comparisons_had_each_verdict(sweep):
         warm(9.0, arm=SMALL), warm(18.0), beside(*NOISE), beside(*SLOWER, baseline="5a"),
         beside(0.8, 0.7, 0.9, "store-warm"), beside(0.8, 0.7, 0.9, "engine-warm"),
     ]  # fmt: skip
-    lead = "Compared to aggregated instances on the same number of GPUs,"
+    lead = "Compared to the same number of aggregated instances,"
     assert sentences.sentences(sweep(topology="1p1d,1p4d"), [], rows)[:3] == [
-        "Compared to cold, TTFT with a warm KV store is faster in 2 of 2 arms"
-        " (speed-up 9x to 18x).",
-        f"{lead} cold TTFT of the PD split is slower in 1, not significantly different in 1 of"
-        " 2 comparisons (speed-up 0.5x to 1.05x).",
-        f"{lead} warm TTFT of the PD split is slower in 2 of 2 comparisons (speed-up 0.8x).",
+        "Compared to cold, TTFT with a warm KV store is faster in 2 of 2 PD arms"
+        " (speed-up 9.00x to 18.0x).",
+        f"{lead} cold TTFT of the PD split is slower in 1 of 2 comparisons and not significantly"
+        " different in 1 (ratio 0.500x to 1.05x).",
+        f"{lead} warm TTFT of the PD split is slower in 2 of 2 comparisons (ratio 0.800x).",
     ]
 
 
@@ -313,7 +325,7 @@ def test_scarce_decode_instances_are_set_beside_ample_ones(sweep):
     slow = {"4p1d": 0.030, "2p1d": 0.020, "1p4d": 0.010, "2p2d": 0.012}
     summary = [median(f"{name} lmcache", "cold", s, "tpot_s") for name, s in slow.items()]
     (said,) = sentences.sentences(plan, summary, [])
-    assert "at worst 30.0 ms (4p1d lmcache), otherwise at best 10.0 ms (1p4d lmcache)" in said
+    assert "is up to 30.0 ms (4p1d lmcache). The best of the other arms has 10.0 ms (1p4d" in said
     assert sentences.sentences(plan, summary[:2], []) == []  # nothing ample beside it
 
 
@@ -328,20 +340,27 @@ def prefix_summary(off_s, cold_s, warm_s):
 @pytest.mark.parametrize(
     ("cost", "said"),
     [
-        (off(0.8, 0.7, 0.9), "adds 50.0 ms full hit saves 200 ms pays off once 25.0 %"),
-        (off(0.99, 0.9, 1.1), "No significant cost saves 200 ms"),
-        (off(0.8), "No significant cost saves 200 ms"),
-        (off(1.2, 1.1, 1.3), "not slower saves 200 ms any hit pays off"),
+        (off(0.8, 0.7, 0.9), "adds 50.0 ms save 200 ms pays off once 25.0 %"),
+        (off(0.99, 0.9, 1.1), "save 200 ms The cost not significant"),
+        (off(0.8), "save 200 ms The cost not resolved"),
+        (off(1.2, 1.1, 1.3), "not slower save 200 ms any hit pays off"),
     ],
 )
 def test_break_even_is_cost_over_saving_where_both_are_known(cost, said, prefix_cache):
     text = break_even(prefix_cache(), prefix_summary(0.2, 0.25, 0.05), [cost])
     assert all(word in text for word in said.split())
+    assert "cached)" not in text
+
+
+def test_what_a_warm_prompt_hits_scales_the_break_even(prefix_cache):
+    rows = prefix_summary(0.2, 0.25, 0.05)
+    text = break_even(prefix_cache(), rows, [off(0.8, 0.7, 0.9)], cached=0.9)
+    assert "Engine-warm prompts (90 % cached) save 200 ms" in text and "once 22.5 %" in text
 
 
 def test_a_hit_that_saves_nothing_has_no_break_even_nor_has_another_notebook(prefix_cache):
     text = break_even(prefix_cache(), prefix_summary(0.2, 0.1, 0.12), [off(1.2, 1.1, 1.3)])
-    assert text.startswith("A full cache hit saved no TTFT here")
+    assert text.startswith("Engine-warm prompts saved no TTFT here")
     assert break_even(prefix_cache(), [], []) == ""
     assert break_even(prefix_cache(), prefix_summary(0.2, 0.25, 0.05), [warm(18.0)]) == ""
 
@@ -355,7 +374,7 @@ COUNT = Card(label="", value=3, rests_on="counts")
 def test_a_gate_that_failed_spoils_the_key_numbers_that_it_touches_and_no_other():
     cards = marked([RATIO, FEW, TIME, COUNT], ["client kept up"])
     assert [(card.spoilt, card.note) for card in cards] == [
-        ("doubt", "3 rounds; see doubts"),
+        ("doubt", "use with caution; 3 rounds"),
         ("rough", "rough; 1 round"),
         ("rough", "rough; 24 requests"),
         ("", ""),
@@ -375,10 +394,10 @@ def test_a_key_number_is_spoilt_by_gates_on_its_own_passes():
 def test_a_sentence_is_led_by_what_a_failed_gate_does_to_its_numbers():
     said = "1p4d keeps up."
     assert told(said, spoil(["client kept up"], "times")) == (
-        f"Rough (gate “client kept up” failed): {said}"
+        f"Rough (client did not keep up): {said}"
     )
     assert told(said, spoil(["KV moved", "same text"], "times")) == (
-        f"Not valid (gate “KV moved” and 1 more failed): {said}"
+        f"Not valid (KV was not transferred, and 1 more gate failed): {said}"
     )
     assert told(said, spoil(["client kept up"], "ratios")) == said  # a doubt stands elsewhere
     assert told(said, spoil([], "times")) == said

@@ -65,12 +65,12 @@ def test_hits_that_did_not_arrive_are_not_served(tmp_path: Path) -> None:
     lines = [lookup(name, 2774, 2560, 2560) + short(0, 2560) for name in "abcd"]
     result = result_of(tmp_path, *lines)
     facts = result.facts
-    assert facts["finding"].startswith("LMCache served 0.0 % of prompt tokens")
+    assert facts["finding"].startswith("LMCache served 0 % of prompt tokens")
     said = " ".join([*facts["sentences"], *facts["explained"]])
-    assert "0 of 10,240 tokens to load arrived" in said
+    assert "0 of 10,240 needed tokens were loaded" in said
     assert "engine already" not in said
     assert result.tiers_table["computed"].tolist() == ["11,096"]
-    assert facts["numbers"][-1]["label"] == "LMCache hits that did not arrive"
+    assert facts["numbers"][-1]["label"] == "LMCache hits that were not loaded"
     assert facts["numbers"][-1]["value"] == 100
 
 
@@ -89,15 +89,17 @@ def test_several_logs_are_one_result(tmp_path: Path) -> None:
     ("text", "span"),
     [
         ("INFO 11-07 11:03:05 [x.py:1] Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to"
-         " load: 640\n", ", 11-07 11:03:05 to 11:03:05 (log time)."),
+         " load: 640\n", "Log time: 11-07 11:03:05 to 11:03:05."),
         ("Reqid: a, Total tokens 900, LMCache hit tokens: 768, need to load: 640\n",
-         ", without timestamps."),
-        (stored("", 256), ", 2026-11-21 10:42:29 to 10:42:29 (log time)."),
+         "The lines have no timestamps."),
+        (stored("", 256), "Log time: 2026-11-21 10:42:29 to 10:42:29."),
     ],
 )  # fmt: skip
 def test_a_log_tells_the_times_that_it_has(tmp_path: Path, text: str, span: str) -> None:
     result = result_of(tmp_path, text)
-    assert result.facts["scope"].endswith(f"1 LMCache lines of 1{span}")
+    assert (
+        f": 1 of 1 lines are LMCache lines that could be parsed. {span} " in result.facts["scope"]
+    )
     assert "NaT" not in json.dumps(result.facts, default=str)
     assert len(result.tiers_table) == ("Reqid" in text)
 
@@ -114,8 +116,8 @@ def test_keys_of_several_workers_are_counted_once(tmp_path: Path) -> None:
         lines += [prefetch(f"r{n}", 12, 44), line("Retrieved 768 tokens in 0.013 seconds") * 4]
     for ranks in (0, 4):
         facts = result_of(tmp_path, *lines, log_ranks=ranks).facts
-        assert "2,304 tokens in 3 lookups and loaded 2,304 tokens (100.0 %)" in facts["finding"]
-        assert any("256 tokens is 4 keys" in sentence for sentence in facts["sentences"])
+        assert "2,304 tokens in 3 lookups and loaded 2,304 tokens (100 %)" in facts["finding"]
+        assert any("256-token chunk has 4 keys" in sentence for sentence in facts["sentences"])
     assert facts["repeat"].endswith("-p log_ranks 4")
 
 
@@ -192,12 +194,12 @@ def test_a_doubt_has_its_numbers(lines: tuple[str, ...], words: str) -> None:
         ((lookup("a", 497, 256, -240),), "256 - 496 = -240. Nothing was loaded, because"),
         ((lookup("a", 497, 256, 0, engine=496),), "256 - 496 = -240 (logged as 0). Nothing"),
         ((lookup("a", 2005, 1792, 1664, engine=128), retrieved("a", 1664, 1664)),
-         "All of these tokens were loaded; 213 tokens"),
+         "All 1,664 were loaded; 213 tokens"),
         ((lookup("a", 900, 0, 0),), "0 - 0 = 0. Nothing was loaded; 900 tokens were computed"),
         ((lookup("a", 256, 256, 255),), "256 - 0 - 1 (the last token is always computed) = 255"),
-        ((lookup("a", 2005, 1792, 1664, engine=128),), "assumed to be loaded; 213 tokens"),
-        ((lookup("a", 2774, 2560, 2560), short(0, 2560)), "None of these tokens arrived; 2,774"),
-        ((lookup("a", 2774, 2560, 2560), short(1024, 2560)), "Only 1,024 of these tokens arrived"),
+        ((lookup("a", 2005, 1792, 1664, engine=128),), "assumed to have been loaded; 213 tokens"),
+        ((lookup("a", 2774, 2560, 2560), short(0, 2560)), "None of these tokens were loaded"),
+        ((lookup("a", 2774, 2560, 2560), short(1024, 2560)), "Only 1,024 of these tokens"),
         ((lookup("a", 2774, 2560, 2560), lookup("b", 2774, 2560, 2560),
           retrieved("b", 2560, 2560)), "No log line confirms the load"),
         (MP_LINES, "22,528 tokens (20,480 in L1, 2,048 in L2)"),

@@ -59,7 +59,7 @@ def test_need_to_load_is_explained_for_each_sign(run_folder: Path) -> None:
     said = explained(served(sent, store_logs(run_folder, sent)))
     assert said[: len(LEVELS)] == [*LEVELS]
     assert "256 - 384 = -128. Nothing was loaded" in said[-2]
-    assert "All of these tokens were loaded" in said[-1]
+    assert "All 768 were loaded" in said[-1]
 
 
 def test_without_a_store_only_the_engine_serves(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_workload_that_outgrows_the_kv_space_is_a_doubt(sweep):
     ("params", "error", "sentence"),
     [
         ({"topology": "1p4d", "connector": "none"}, PlanError, "both roles would prefill"),
-        ({"topology": "5a", "connector": "nixl"}, PlanError, "none or lmcache with 5a"),
+        ({"topology": "5a", "connector": "nixl"}, PlanError, "5a needs connector=none or lmcache"),
         ({"topology": "1p1d,100p100d"}, PlanError, "at most 16 instances on a CPU"),
         ({"platform": "cuda"}, PlanError, "visible GPUs .0., got 1"),
         ({"store_gb": 9.0}, PlanError, "store_gb must be .*8.0 GB.* got 9"),
@@ -209,7 +209,9 @@ def test_a_short_trace_is_sent_whole_and_the_plan_tells_what_was_not_used(sweep,
         ParameterError, match=r"3 of 3 lines of trace_file .* have no timestamp; set"
     ):
         sweep(**asked, trace_speed=1.0)
-    with pytest.raises(ParameterError, match="requests must be at most 3, the lines of trace_file"):
+    with pytest.raises(
+        ParameterError, match=r"requests must be at most 3 .the lines of trace_file"
+    ):
         sweep(**asked, requests=4)
 
 
@@ -266,7 +268,7 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
 
 
 def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
-    with pytest.raises(PlanError, match="connector must be none, lmcache or nixl with engine sim"):
+    with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache or nixl"):
         sweep(engine="simulated", connector="mooncake-store")
 
 
@@ -278,3 +280,36 @@ def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(swe
 def test_the_opponent_of_a_store_has_the_same_store(sweep):
     arms = [arm.label for arm in sweep(topology="1p1d", connector="mooncake-store").arms]
     assert arms == ["1p1d mooncake-store", "2a", "2a mooncake-store"]
+
+
+def test_arguments_and_variables_reach_the_processes_of_their_role(sweep, monkeypatch):
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    plan = sweep(
+        topology="1p1d",
+        engine_args="--seed 7",
+        decode_args="--max-num-seqs 9",
+        engine_env="NCCL_MIN_NCHANNELS=112",
+        store_args="--max-workers 2",
+    )
+    arm = plan.arms[0]
+    store, prefill, decode, _ = arm.deployment(range(20_000, 20_100)).processes
+    assert store.args[-2:] == ("--max-workers", "2")
+    lines = [" ".join(process.args) for process in (prefill, decode)]
+    assert ["--seed 7" in line for line in lines] == [True, True]
+    assert ["--max-num-seqs 9" in line for line in lines] == [False, True]
+    assert prefill.env["NCCL_MIN_NCHANNELS"] == "112"
+
+
+def test_an_fp8_kv_cache_halves_the_bytes_of_a_token(sweep, monkeypatch):
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    usual, fp8 = (
+        sweep(dtype="bfloat16", engine_args=args) for args in ("", "--kv-cache-dtype fp8_e5m2")
+    )
+    assert fp8.kv_bytes_per_token == usual.kv_bytes_per_token / 2
+    assert fp8.run_id != usual.run_id
+
+
+def test_an_instance_on_a_cpu_is_one_process(sweep, monkeypatch):
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    with pytest.raises(PlanError, match="engine_args must leave pipeline and data parallel size"):
+        sweep(engine_args="-pp 2")

@@ -64,7 +64,7 @@ def test_medians_are_a_wide_table_in_milliseconds_and_tokens_per_second(result):
         "store-warm": "50.4 ms",
     }
     assert table.set_index("pass")["system_tps"].to_dict() == {
-        "cold": "1,234 /s [1,000, 1,500]",
+        "cold": "1,234 tok/s [1,000, 1,500]",
         "store-warm": "not known",
     }
 
@@ -141,7 +141,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     assert waterfall["prefill_compute_s"].tolist() == pytest.approx([0.1] * 6)
     assert waterfall["residual_s"].tolist() == pytest.approx([0.001] * 6)
     assert "simulated" in waterfall.attrs
-    medians = found.waterfall_medians().set_index("median, ms")
+    medians = found.waterfall_medians().set_index("part of TTFT (median, ms)")
     assert medians.loc["prefill compute", "1p1d nixl"] == "100"
     assert found.why() == [
         "2a vs 1p1d nixl, cold: no significant difference in TTFT (0 ms [0, 0]). No part differs"
@@ -149,7 +149,7 @@ def test_a_result_splits_its_ttft_and_says_why_it_differs(result):
     ]
     spoiled = replace(found, run=facts(gates=(gate("cold was cold"),)))
     assert spoiled.why() == [
-        "Not valid: gate “cold was cold” failed. These differences may have other causes.",
+        "Not valid: cold passes were not cold. Do not use these differences.",
         *found.why(),
     ]
     busy = replace(found, run=facts(gates=(gate("client kept up"),)))
@@ -185,7 +185,8 @@ def test_no_p99_is_printed_where_the_client_did_not_keep_up(tmp_path):
     for outcome in ("FAIL", "INCONCLUSIVE"):
         late = replace(kept_up, run=facts(gates=(gate("client kept up", outcome),)))
         row = late.percentile_table().set_index("metric").loc["TTFT, ms"]
-        assert row["p99"] == "withheld (client kept up)"
+        why = "did not keep up" if outcome == "FAIL" else "may not have kept up"
+        assert row["p99"] == f"withheld: client {why}"
         assert "[" in row["p50"]
         gap = late.percentile_table().set_index("metric").loc["ICL, ms", "p50"]
         assert ("withheld" in gap) == (outcome == "FAIL")

@@ -61,7 +61,7 @@ def test_the_page_lists_what_differs_and_reddens_what_is_open():
         account("store", observed=0.0, closes=False, role="all"),
     ]
     html = styled(ledger_table(rows)).to_html()
-    assert "1 more accounts match" in html
+    assert "1 more comparisons match" in html
     assert "sent vs counted" not in html
     assert "#b3261e" in html and "#b3261e" not in styled(ledger_table(rows[:2])).to_html()
     assert "1p1d lmcache, cold<" in html
@@ -69,7 +69,7 @@ def test_the_page_lists_what_differs_and_reddens_what_is_open():
 
 def test_no_account_is_an_empty_table():
     assert ledger_table([]).empty
-    assert "0 more accounts" in styled(ledger_table([])).to_html()
+    assert "0 more comparisons" in styled(ledger_table([])).to_html()
 
 
 def test_each_answer_has_a_line_where_both_sides_speak():
@@ -97,7 +97,7 @@ def test_a_row_per_metric_in_milliseconds_and_no_percentile_of_too_few():
     found = pd.DataFrame(
         [
             row("ttft_s", 0.5, 0.02, 100),
-            row("ttft_s", 0.99, 0.09, 100, "needs n >= 368"),
+            row("ttft_s", 0.99, 0.09, 100, "needs 368, has 100"),
             row("icl_s", 0.5, 1.5, 9000),
             row("icl_s", 0.99, 2.0, 9000),
             row("tpot_s", 0.5, nan, 0, "no values"),
@@ -107,7 +107,7 @@ def test_a_row_per_metric_in_milliseconds_and_no_percentile_of_too_few():
     table = percentile_table(found)
     assert table.columns.tolist() == ["arm", "pass", "metric", "n", "p50", "p99"]
     assert table.to_numpy().tolist() == [
-        ["1a", "cold", "TTFT, ms", 100, "20.0 [18.0, 22.0]", "needs n of 368"],
+        ["1a", "cold", "TTFT, ms", 100, "20.0 [18.0, 22.0]", "needs 368, has 100"],
         ["1a", "cold", "ICL, ms", 9000, "1,500 [1,350, 1,650]", "2,000 [1,800, 2,200]"],
         ["1a", "cold", "TPOT, ms", 0, "no values", "no values"],
     ]
@@ -152,14 +152,14 @@ def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_an
         ]
     )
     assert waterfall_table(frame).to_dict("records") == [
-        {"pass": name, "median, ms": part, "1p1d nixl": first, "2a": second}
+        {"pass": name, "part of TTFT (median, ms)": part, "1p1d nixl": first, "2a": second}
         for name, part, first, second in (
             ("cold", "KV transfer + decode queue", "20.0 [20.0, 20.0]", "0"),
             ("cold", "stream", "0", "2,500"),
-            ("cold", "residual", "1.00 [1.00, 1.00]", "1.00"),
+            ("cold", "untimed residual", "1.00 [1.00, 1.00]", "1.00"),
             ("cold", "TTFT", "21.0 [21.0, 21.0]", "2,501"),
             ("engine-warm", "stream", "", "0.25"),
-            ("engine-warm", "residual", "", "1.00"),
+            ("engine-warm", "untimed residual", "", "1.00"),
             ("engine-warm", "TTFT", "", "1.25"),
         )
     ]

@@ -89,9 +89,9 @@ async def test_a_server_that_ended_by_itself_ends_its_launch(measure, vllm, tmp_
     log, said, _ = await measure(processes=(Process(spec, log_file, exited),))
     assert set(log.frame("requests")["pass"]) == {"cold"}  # it is noticed after the first pass
     (doubt,) = (doubt for doubt in log.doubts if "decode-0" in doubt)
-    assert doubt.startswith(
-        "attached, round 1: decode-0 ended by itself: RuntimeError: NIXL_ERR_REMOTE_DISCONNECT\n"
-        f"  log: {log_file}"
+    assert doubt == (
+        "attached, round 1: decode-0 ended by itself: RuntimeError: NIXL_ERR_REMOTE_DISCONNECT"
+        f" (log: {log_file})"
     )
     assert said[-1] == f"decode-0 ended by itself; log: {log_file}"
 

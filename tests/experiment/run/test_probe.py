@@ -119,7 +119,7 @@ async def test_the_first_token_from_prefill_is_counted_as_the_clients_token(atta
     assert gate(result, "nothing impossible")["outcome"] == "PASS"
     doubts = "\n".join(result.facts["doubts"])
     assert "decode counts it as a prompt token. Both counts are corrected." in doubts
-    assert "TTFT ends at prefill here" in doubts
+    assert "The first token comes from the prefill instance" in doubts
 
 
 async def test_prompts_go_as_text_where_token_ids_are_refused(attached, vllm, tokenizer):

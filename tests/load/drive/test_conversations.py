@@ -91,5 +91,5 @@ async def test_asked_again_a_conversation_is_what_was_sent(vllm: Any) -> None:
 
 
 async def test_turns_cannot_wait_in_an_open_loop() -> None:
-    with pytest.raises(ParameterError, match="arrivals must be a closed loop"):
+    with pytest.raises(ParameterError, match="arrivals must be closed for"):
         await drive(conversations(), poisson(5, 12, 0), base_url="http://x", model="tiny")

@@ -230,9 +230,7 @@ def _runs(pid: int) -> bool:
 async def test_workers_without_work_are_refused(
     work: Workload, arrivals: Any, workers: int, most: int
 ) -> None:
-    with pytest.raises(
-        ParameterError, match=f"client_workers must be between 1 and {most} for workload"
-    ):
+    with pytest.raises(ParameterError, match=f"client_workers must be .*{most} for workload"):
         await drive_in_workers(
             work, arrivals, workers=workers, base_url="http://127.0.0.1:1", model="tiny"
         )

@@ -72,11 +72,11 @@ def test_what_is_not_used_is_a_doubt_of_the_workload(file):
     [
         (
             {"prompt": "a " * 2_000},
-            "line 2: 2017 prompt tokens .* must be at most context_tokens 1000. Shorten",
+            "line 2: 2,017 prompt tokens .* exceed context_tokens .1,000.\. Shorten",
         ),
         (
             {"prompt": "a", "max_tokens": 999},
-            "line 2: 17 prompt tokens .* 999 output tokens must be",
+            "line 2: 17 prompt tokens .* 999 output tokens exceed",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_lengths_that_contradict_one_another_are_refused(file):
 def test_rows_without_a_length_beside_others_with_one_are_counted(file):
     own = read_prompts(file({"prompt": "a", "output_len": 5}, {"prompt": "b"}, {"prompt": "c"}))
     assert own.doubts == (
-        "2 of 3 prompts in prompts_file have no output length: output_tokens is used.",
+        "2 of 3 prompts in prompts_file have no output length, so they use output_tokens.",
     )
 
 
@@ -246,5 +246,5 @@ def test_what_is_wrong_with_the_file_itself(file, tmp_path):
         read_prompts(tmp_path / "none.jsonl")
     with pytest.raises(ParameterError, match=r"has no prompts .example of a line"):
         read_prompts(file(b""))
-    with pytest.raises(ParameterError, match=r"requests must be at most 1, the prompts .* got 2"):
+    with pytest.raises(ParameterError, match=r"requests must be at most 1 .the prompts .* got 2"):
         read_prompts(file({"prompt": "a"}), first=2)

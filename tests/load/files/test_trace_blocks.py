@@ -47,7 +47,7 @@ MOST_64 = [(100 * n, -(-100 * n // 64)) for n in range(1, 9)]
         ([(1_040, 10), (1_000, 10)], r"blocks of 104 to 111 tokens .* -p trace_block_tokens 104"),
         (
             [(1_000, 5), (1_000, 7), (1_000, 5)],
-            "line 2: input_length 1000 must have 5 hash_ids .*, got 7",
+            "line 2: input_length 1,000 must have 5 hash_ids .*, got 7",
         ),
         (
             [*MOST_64[:3], (400, 9), *MOST_64[4:]],

@@ -92,7 +92,7 @@ def test_a_run_of_ours_is_a_trace(tmp_path: Path) -> None:
 
 def test_what_cannot_be_sent_is_refused_with_its_line(trace: Trace) -> None:
     with pytest.raises(
-        ParameterError, match=r"trace, line 2: 1536 prompt . 7 output tokens must be at most"
+        ParameterError, match=r"trace, line 2: 1,536 prompt tokens and 7 output tokens exceed"
     ):
         trace.workload(context_tokens=1500, salt="s")
     with pytest.raises(ParameterError, match="must be above 0, got speed 0"):

@@ -54,17 +54,21 @@ ALL = [COLD, ENGINE_WARM, CROSS, STORE_WARM]
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
-        (cold_was_cold, "0 of 60,000 prompt tokens hit a cache in 1 cold pass"),
+        (
+            cold_was_cold,
+            "0 of 60,000 prompt tokens hit a cache in 1 cold pass (a PD prompt counts twice, on"
+            " prefill and on decode; KV received from prefill is no hit)",
+        ),
         (
             kv_moved,
-            "Decode instances fetched 87,552 of 120,000 prompt tokens and computed 2,496 (limit"
-            " 6,168; 4 passes)",
+            "Decode instances fetched 87,552 prompt tokens, had 29,952 in their prefix cache and"
+            " computed 2,496 (limit 6,168; 120,000 tokens in 4 passes)",
         ),
         (engine_warm, "The prefix cache served 99.8 % of prompt tokens (prefill, decode)"),
         (
             cross_instance,
-            "The prefix cache served 99.8 % of prompt tokens (prefill) and the connector 97.3 %"
-            " (decode)",
+            "The prefix cache served 99.8 % of prompt tokens (prefill) and the connector served"
+            " 97.3 % (decode)",
         ),
         (store_warm, "The connector served 97.3 % of prompt tokens (prefill, decode)"),
     ],
@@ -120,7 +124,9 @@ def test_no_counter_at_all_is_never_taken_for_cold():
 def test_the_numbers_of_many_passes_add_up():
     rounds = [replace(COLD, round=number) for number in range(9)]
     assert cold_was_cold(rounds).sentence.startswith("0 of 540,000 prompt tokens")
-    assert cold_was_cold(rounds).sentence.endswith("in 9 cold passes")
+    assert cold_was_cold(rounds).sentence.startswith(
+        "0 of 540,000 prompt tokens hit a cache in 9 cold passes ("
+    )
 
 
 @pytest.mark.parametrize("gate", [cold_was_cold, kv_moved, engine_warm, cross_instance, store_warm])
@@ -275,7 +281,7 @@ def test_prompts_within_one_chunk_prove_nothing():
     whole = TokenSources(computed=1200, engine_hit=0, external_hit=0)
     result = store_warm([a_pass("store-warm", whole, whole, prompt_tokens_sent=1200)])
     assert result.outcome == "INCONCLUSIVE"
-    assert "are too short to hit the connector (unit 256 tokens;" in result.sentence
+    assert "are too short to hit the connector (a hit takes 256 tokens;" in result.sentence
 
 
 @pytest.mark.parametrize(
@@ -311,7 +317,8 @@ def test_a_state_says_how_much_its_source_could_serve():
     gate = store_warm([alone("store-warm", little, stores=True, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The connector served 100 % of cacheable tokens (aggregated; 2.6 % of the prompts)"
+        "The connector served 100 % of cacheable tokens (aggregated; that is 2.6 %"
+        " of all prompt tokens)"
     )
 
 
@@ -321,6 +328,6 @@ def test_the_role_with_the_lowest_fraction_comes_first():
     gate = engine_warm([a_pass("engine-warm", FROM_OWN, less, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; 96.6 %"
-        " of the prompts)"
+        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; that"
+        " is 96.6 % of all prompt tokens)"
     )

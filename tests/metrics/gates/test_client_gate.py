@@ -9,7 +9,8 @@ WELL = {"loop_lag_p99_s": 0.001, "loop_lag_max_s": 0.001, "thread_cpu_share": 0.
     ("health", "outcome", "sentence"),
     [
         (WELL, "PASS",
-         "The client sent and read on time (event loop lag 1 ms p99, client 10 % of a core)"),
+         "Requests were sent and responses read on time (event loop lag 1 ms p99, client 10 % of a"
+         " core)"),
         (WELL | {"merged_share": 0.005}, "PASS", "merged reads 0.5 %)"),
         (WELL | {"thread_cpu_share": 0.9}, "FAIL",
          "A client thread used 90 % of a core (limit 60 %)"),
@@ -22,10 +23,11 @@ WELL = {"loop_lag_p99_s": 0.001, "loop_lag_max_s": 0.001, "thread_cpu_share": 0.
         (WELL | {"others_cpu_share": 0.3}, "INCONCLUSIVE",
          "(limit 25 %). This may explain the slowest requests"),
         (WELL | {"merged_share": 0.2, "loop_lag_p99_s": 0.02}, "FAIL",
-         "; 20 % of token arrivals were merged into one read (limit 1 %) because the client read"),
+         "; 20 % of tokens arrived in the same socket read as another (limit 1 %) because the"
+         " client read"),
         (WELL | {"merged_share": 0.2}, "INCONCLUSIVE",
          "(limit 1 %). The client read late, or the server batched them"),
-        (WELL | {"merged_share": 0.02}, "INCONCLUSIVE", "2 % of token arrivals"),
+        (WELL | {"merged_share": 0.02}, "INCONCLUSIVE", "2 % of tokens arrived"),
         (WELL | {"loop_lag_p99_s": 0.02, "kernel_stamped_share": 1.0}, "INCONCLUSIVE",
          "but the kernel timestamped every read"),
         (WELL | {"loop_lag_max_s": 0.2}, "INCONCLUSIVE",
@@ -50,8 +52,8 @@ def test_every_limit_that_was_exceeded_is_told():
 @pytest.mark.parametrize(
     ("health", "most_workers", "step"),
     [
-        ({"lateness_p99_s": 1.0}, 9, "Free CPU cores for the client, or lower the rate"),
-        ({"others_cpu_share": 0.6}, 9, "End other programs on this machine, or lower the rate"),
+        ({"lateness_p99_s": 1.0}, 9, "Free CPU cores for the client"),
+        ({"others_cpu_share": 0.6}, 9, "End other programs on this machine"),
         ({"thread_cpu_share": 0.9}, 9, "Use more client processes (client_workers 2), free CPU"),
         ({"thread_cpu_share": 0.9, "workers": 3.0}, 4, "(client_workers 4)"),
         ({"thread_cpu_share": 0.9, "workers": 3.0}, 3, "Free CPU cores"),

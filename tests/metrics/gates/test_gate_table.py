@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from workbench.hardware.machine import repository_root
+from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import (
     GATES,
     KINDS,
     Spoil,
     as_markdown,
     gate_row,
+    lead_of,
     spoil,
     taken_away,
 )
@@ -68,7 +70,7 @@ def test_the_worst_effect_counts_and_names_its_gates():
     assert spoil([BUSY, FAR], "times") == Spoil(effect="struck", gates=(FAR,))
     assert spoil([BUSY], "counts", "times", "tails").effect == "struck"
     both = spoil([FAR, "cold was cold"], "counts")
-    assert both.said == "not valid: gates “KV moved” and 1 more failed"
+    assert both.said == "not valid: KV was not transferred, and 1 more gate failed"
 
 
 def test_a_warm_pass_that_was_not_warm_spoils_its_own_numbers_only():
@@ -83,11 +85,34 @@ def test_gates_of_a_smoke_run_have_the_effects_of_a_run():
 
 
 def test_the_effect_of_a_gate_in_one_line():
-    effect = "do not use p99 or ITL; absolute times are rough; use ratios with care"
+    effect = "do not use p99 or ITL; absolute times are rough; use ratios with caution"
     assert taken_away(BUSY) == effect
     assert taken_away("nothing impossible") == "do not use any number or text of this run"
     assert taken_away("disk-warm was disk-warm") == "do not use any number of disk-warm passes"
     assert taken_away("memory") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "lead"),
+    [
+        (BUSY, "PASS", "Client kept up: "),
+        (BUSY, "FAIL", "Client did not keep up: "),
+        (BUSY, "INCONCLUSIVE", "Client kept up? "),
+        (f"smoke run: {FAR}", "FAIL", "Smoke run: KV was not transferred: "),
+        ("store-warm was store-warm", "PASS", "Store-warm state was reached: "),
+        ("of a later version", "FAIL", "Gate “of a later version” failed: "),
+    ],
+)
+def test_a_line_with_a_gate_begins_with_what_its_outcome_means(name, outcome, lead):
+    step = "" if outcome == "PASS" else "Repeat the run"
+    assert lead_of(Gate(name=name, outcome=outcome, sentence="Found", next_step=step)) == lead
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_every_gate_has_a_short_name_for_each_outcome(name: str):
+    row = gate_row(name)
+    assert row.shown != row.failed_name
+    assert max(len(text.split()) for text in (row.shown, row.failed_name)) <= 6
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -67,13 +67,13 @@ def test_without_a_request_nothing_is_decided():
 def test_equal_and_different_texts(frame):
     gate = same_text(frame, "5a none")
     assert gate.outcome == "PASS"
-    assert gate.sentence == "12 of 12 responses match 5a none, cold"
+    assert gate.sentence == "12 of 12 responses match those of the reference (5a none, cold pass)"
     frame.loc[frame["pass"].eq("store-warm") & frame["round"].eq(2), "text"] = "!!!!"
     gate = same_text(frame, "5a none")
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
-        "3 of 12 responses differ from 5a none, cold (first: 1p4d lmcache, round 3, store-warm,"
-        " request 0). The KV cache may be corrupt"
+        "3 of 12 responses differ from the reference (5a none, cold pass; first: 1p4d lmcache,"
+        " round 3, store-warm, request 0). The KV cache may be corrupt"
     )
     assert "concurrency 1" in gate.next_step
 
@@ -86,7 +86,8 @@ def test_responses_that_differ_at_a_tie_are_no_damage(frame):
     gate = same_text(frame, "5a none")
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "10 of 12 responses match 5a none, cold (2 differ at a near-tie of 0.12 nat)"
+        "10 of 12 responses match those of the reference (5a none, cold pass; 2 differ where two"
+        " tokens were about equally likely, at most 0.12 nat apart)"
     )
     frame.loc[parted, "parting_nat"] = [0.125, 0.5]
     assert same_text(frame, "5a none").sentence.startswith("1 of 12 responses differ")
@@ -98,7 +99,8 @@ def test_failed_requests_have_no_text_to_compare_and_are_counted(frame):
     gate = same_text(frame, "5a none")
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "9 of 9 responses match 5a none, cold (3 not compared: failed or without a counterpart)"
+        "9 of 9 responses match those of the reference (5a none, cold pass; 3 not compared: failed"
+        " or without a counterpart)"
     )
 
 
@@ -111,7 +113,7 @@ def test_texts_that_cannot_be_compared_decide_nothing(frame):
     gate = same_text(frame, "5a lmcache")
     assert (gate.outcome, gate.sentence, gate.next_step) == (
         "INCONCLUSIVE",
-        "No response of 5a lmcache, cold, to compare with",
+        "The reference (5a lmcache, cold pass) has no response to compare with",
         "Add an aggregated arm to the run",
     )
     silent = same_text(frame.assign(text=""), "5a none")
@@ -131,15 +133,15 @@ def test_a_few_different_texts_in_batches_are_not_called_damage():
 def test_output_counts_are_equal_between_arms(frame):
     gate = output_counts_equal(frame)
     assert gate.outcome == "PASS"
-    assert gate.sentence == "All arms generated the same number of tokens for 6 requests"
+    assert gate.sentence == "All passes generated the same number of tokens for each of 6 requests"
     # Requests may differ from one another.
     assert output_counts_equal(frame.assign(output_tokens=10 + frame["index"])).outcome == "PASS"
     frame.loc[frame["pass"].eq("store-warm") & frame["index"].eq(1), "output_tokens"] = 31
     gate = output_counts_equal(frame)
     assert gate.outcome == "FAIL"
     assert gate.sentence == (
-        "2 of 6 requests generated unequal numbers of tokens (first: 5a none, round 2, cold,"
-        " request 1). TPOT and throughput compare unequal work"
+        "2 of 6 requests have different output token counts in different passes (first: 5a"
+        " none, round 2, cold, request 1). TPOT and throughput compare unequal work"
     )
     assert "ignore_eos" in gate.next_step
 

@@ -190,7 +190,7 @@ def streams(gaps_s: list[float], *, arm: str = "1a", **facts) -> pd.DataFrame:
 def test_a_stream_that_is_one_passes():
     gate = gates.streamed(streams([0.01] * 4))
     assert gate.outcome == "PASS"
-    assert gate.sentence == "4 of 4 responses were streamed token by token"
+    assert gate.sentence == "4 of 4 responses arrived token by token"
     assert gates.streamed(streams([0.01], max_tokens=4, output_tokens=4)) is None
     assert gates.streamed(streams([])) is None
 
@@ -225,7 +225,7 @@ SHORT = {"max_tokens": 4, "output_tokens": 4}
         (streams([0] * 10), True, "FAIL", "10 of 10 responses"),
         (streams([0.01] * 3), True, "PASS", ""),
         # A moment that merges some responses is no gateway.
-        (streams([0.01] * 3 + [0] * 5), False, "PASS", "3 of 8 responses were streamed"),
+        (streams([0.01] * 3 + [0] * 5), False, "PASS", "3 of 8 responses arrived"),
         (streams([0] * 3, **SHORT), False, "INCONCLUSIVE",
          "in one piece. Detecting a buffered stream takes responses of 8 tokens"),
         (streams([0] * 3, output_tokens=-1), False, "INCONCLUSIVE",

@@ -64,9 +64,7 @@ def test_the_smallest_connector_is_one_record(monkeypatch):
     assert all('"OffloadingConnector"' in process.command_line for process in made.instances)
     assert offload.passes(topology) == ("cold", "engine-warm")
     assert offload.loads and offload.installed
-    with pytest.raises(
-        PlanError, match=r"connector must be lmcache or nixl with 1p4d .* got 'offload'"
-    ):
+    with pytest.raises(PlanError, match=r"1p4d needs connector=lmcache or nixl .* got 'offload'"):
         offload.check(PD)
 
 

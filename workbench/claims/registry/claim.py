@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -29,31 +29,136 @@ UNITS = {
 BUILT_IN = "built_in"
 """A check that no run of ours can fail, because of how our code is written: no evidence."""
 
-CHECKS = {
-    "subject_is_measured": "the system that gets the credit was measured",
-    "same_model_and_weights": "both sides run the same checkpoint",
-    "same_layer_scope": "both sides measure the same scope: an op, a layer, a model or a server",
-    "same_phase_prefill_vs_decode": "both sides count tokens of the same phase",
-    "same_batch_and_concurrency": "both sides have the same batch size and concurrency",
-    "same_dtype": "weights, activations and KV have the same number formats",
-    "same_token_lengths_ignore_eos": "input and output lengths are counted and the same",
-    "warm_up_excluded": "warm-up, compilation and the first wave are excluded",
-    "cache_state_controlled": "counters confirm the state of every cache",
-    "same_gpu_count_or_per_gpu": "both sides have the same number of GPUs, or numbers are per GPU",
-    "same_engine_knobs": "limits, memory fraction, graphs and block size are the same",
-    "strong_tuned_baseline": "the baseline is tuned, current and has a version",
-    "replicated_runs_with_ci": "each side has five launches, and the ratio has an interval",
-    "interleaved_run_order": "the sides alternate on one machine",
-    "output_quality_checked": "outputs are identical, or their quality has an interval",
-    "same_metric_definition": "both sides use the same definition of the metric",
-    "aa_noise_floor": "two identical arms were compared to measure the noise",
-    "same_slo_and_arrivals": "arrivals, latency limits and attainment are the same",
-    "below_physical_ceiling": "the value is below the limit of the hardware",
-    "provenance_raw_log": "a raw log or script produces the number",
-    "unit_and_iteration_accounting": "units, iterations and rounding are consistent",
-    "one_factor_changed": "only one factor differs between the sides",
+FAIRNESS = {
+    "subject_is_measured": (
+        "the system named in the claim was measured",
+        "The system named in the claim was not measured",
+        "measures the system named in the claim",
+    ),
+    "same_model_and_weights": (
+        "the stated model and weights ran on both sides",
+        "The models or weights do not match",
+        "runs the same model and weights on both sides",
+    ),
+    "same_layer_scope": (
+        "the measured scope is the claimed one (operation, layer, model or server)",
+        "The measured scope is not the claimed one (operation, layer, model or server)",
+        "measures the claimed scope on both sides",
+    ),
+    "same_phase_prefill_vs_decode": (
+        "both sides count tokens of the same phase",
+        "Tokens of different phases are compared (prefill, decode)",
+        "counts tokens of the same phase on both sides",
+    ),
+    "same_batch_and_concurrency": (
+        "both sides have the same batch size and concurrency",
+        "The sides differ in batch size or concurrency",
+        "uses the same batch size and concurrency on both sides",
+    ),
+    "same_dtype": (
+        "both sides use the same number formats for weights, activations and KV",
+        "The sides use different number formats for weights, activations or KV",
+        "uses the same number formats on both sides",
+    ),
+    "same_token_lengths_ignore_eos": (
+        "prompt and output lengths were counted and are the same",
+        "Prompt or output lengths differ or were not counted",
+        "counts prompt and output tokens and keeps them equal",
+    ),
+    "warm_up_excluded": (
+        "the measurement excludes warm-up, compilation and the first batch",
+        "The measurement includes warm-up, compilation or the first batch",
+        "excludes warm-up, compilation and the first batch",
+    ),
+    "cache_state_controlled": (
+        "counters confirm the state of all caches",
+        "The state of the caches was not controlled",
+        "confirms the state of all caches with counters",
+    ),
+    "same_gpu_count_or_per_gpu": (
+        "both sides have the same GPU count or report numbers per GPU",
+        "The sides have different GPU counts and do not report numbers per GPU",
+        "uses the same GPU count on both sides",
+    ),
+    "same_engine_knobs": (
+        "both sides use the same engine settings (batch limits, memory fraction, CUDA graphs, block"
+        " size)",
+        "The engine settings differ (batch limits, memory fraction, CUDA graphs or block size)",
+        "uses the same engine settings on both sides",
+    ),
+    "strong_tuned_baseline": (
+        "the baseline is tuned, current and has a stated version",
+        "The baseline is untuned, outdated or has no stated version",
+        "uses a tuned, current baseline with a stated version",
+    ),
+    "replicated_runs_with_ci": (
+        "each side was launched five times and the ratio has a CI",
+        "A side has fewer than five launches, or the ratio has no CI",
+        "launches each side five times and reports a CI",
+    ),
+    "interleaved_run_order": (
+        "the sides alternate on one machine",
+        "The sides do not alternate on one machine",
+        "alternates the sides on one machine",
+    ),
+    "output_quality_checked": (
+        "the outputs are identical or their quality was measured with a CI",
+        "The outputs are not identical, and their quality was not measured with a CI",
+        "compares the outputs, or measures their quality with a CI",
+    ),
+    "same_metric_definition": (
+        "both sides use the same definition of the metric",
+        "The metric is not defined, or not in the same way on both sides",
+        "uses the same definition of the metric on both sides",
+    ),
+    "aa_noise_floor": (
+        "two identical arms were compared to measure the noise",
+        "The noise was not measured with two identical arms",
+        "compares two identical arms to measure the noise",
+    ),
+    "same_slo_and_arrivals": (
+        "both sides have the same arrivals, latency limits and required attainment",
+        "The sides differ in arrivals, latency limits or required attainment",
+        "uses the same arrivals, latency limits and required attainment on both sides",
+    ),
+    "below_physical_ceiling": (
+        "the value is below the limit of the hardware",
+        "The value is above the limit of the hardware",
+        "stays below the limit of the hardware",
+    ),
+    "provenance_raw_log": (
+        "a raw log or script produces the number",
+        "No raw log or script produces the number",
+        "has a raw log or script that produces the number",
+    ),
+    "unit_and_iteration_accounting": (
+        "units, labels, iteration counts and rounding are consistent",
+        "Units, labels, iteration counts or rounding are inconsistent",
+        "uses consistent units, labels, iteration counts and rounding",
+    ),
+    "one_factor_changed": (
+        "exactly one factor differs between the sides",
+        "The sides do not differ in exactly one factor",
+        "changes only one factor between the sides",
+    ),
 }
-"""What makes a comparison fair; each text is a clause, for "unknown whether ..."."""
+"""What makes a comparison fair: that it holds (a clause for "unknown whether ..."), that it fails
+(a sentence), and what a fair comparison does ("a comparison that ...").
+"""
+
+CHECKS = {name: holds for name, (holds, _, _) in FAIRNESS.items()}
+
+
+def failed_check(name: str) -> str:
+    """A sentence, without its full stop, that this check fails."""
+    return FAIRNESS[name][1] if name in FAIRNESS else f"The check {name} fails"
+
+
+def fair_comparison(names: Sequence[str]) -> str:
+    """What a comparison must do that passes these checks."""
+    *most, last = [FAIRNESS[name][2] if name in FAIRNESS else f"passes {name}" for name in names]
+    wanted = f"{', '.join(most)} and {last}" if most else last
+    return f"A comparison that {wanted}."
 
 
 def _known_check(name: str) -> str:
@@ -102,7 +207,7 @@ class Effect(Entry):
         return self
 
     def __str__(self) -> str:
-        """What it claims: `2 to 4x`, `below 1x`, `at most 4 %`."""
+        """What it claims: `2x to 4x`, `below 1x`, `at most 4 %`."""
         if self.type == "boolean":
             return "yes" if self.value else "no"
         if self.quantifier == "unchanged":
@@ -111,6 +216,8 @@ class Effect(Entry):
         if self.quantifier in ("up_to", "at_least", "at_most"):
             words = f"{self.quantifier.replace('_', ' ')} "
         until = f" to {self.high:,.6g}" if self.quantifier == "range" else ""
+        if until and self.unit == "x":
+            until = f"x{until}"
         return f"{words}{self.value:,.6g}{until}{unit_suffix(self.unit)}"
 
 

@@ -92,8 +92,8 @@ class Registry:
                 close = next((hint for hint in hints if hint.startswith("did you mean")), "")
                 hint = close or "`workbench claims list` shows all"
                 raise ParameterError(
-                    f"claims must be all, a group or an id, got {word!r}; {hint}"
-                    " (example: claims VLLM-APC)"
+                    f"claims must be 'all', or one or more claim ids or groups, got {word!r};"
+                    f" {hint} (example: -p claims VLLM-APC)"
                 )
         return tuple(
             claim

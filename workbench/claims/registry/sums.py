@@ -67,22 +67,26 @@ class _Equation(Entry):
     said: Published
     unit: str = ""
 
-    def result(self) -> tuple[Span, str]:
-        """The range that follows, and the formula as text."""
+    def result(self) -> tuple[Span, float, str]:
+        """The range that follows, the value without rounding, and the formula as text."""
         raise NotImplementedError
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
-        (low, high), text = self.result()
+        (low, high), exact, text = self.result()
         least, most = rounding(self.said)
         holds = least <= high and low <= most
-        shown = " to ".join(dict.fromkeys(f"{end:,.6g}" for end in (low, high)))
-        sentence = f"{text} is {shown} {self.unit}".strip()
+        unit = self.unit if self.unit in ("x", "") else f" {self.unit}"
+        digits = _digits(low, high)
+        sentence = f"{text} = {_rounded(exact, digits)}{unit}"
+        if low < high:
+            ends = f"{_rounded(low, digits)} to {_rounded(high, digits)}"
+            sentence += f" ({ends} with rounding)"
         if not holds:
-            sentence += f", not {self.said} as published."
+            sentence += f", not {_grouped(self.said)} as published."
         elif high - low > _WIDE * abs(high + low) / 2:
-            sentence += f" because of rounding, so {self.said} has too many digits."
+            sentence += f". The published {_grouped(self.said)} has too many digits."
         else:
-            sentence += f", which agrees with {self.said}."
+            sentence += f", which agrees with the published {_grouped(self.said)}."
         return Sum(sentence=sentence, holds=holds, low=low, high=high, unit=self.unit)
 
 
@@ -93,8 +97,9 @@ class Ratio(_Equation):
     of: Published
     over: Published
 
-    def result(self) -> tuple[Span, str]:
-        return _over(self.of, self.over), f"{self.of} / {self.over}"
+    def result(self) -> tuple[Span, float, str]:
+        exact = float(self.of) / float(self.over)
+        return _over(self.of, self.over), exact, f"{_grouped(self.of)} / {_grouped(self.over)}"
 
 
 class Product(_Equation):
@@ -103,9 +108,10 @@ class Product(_Equation):
     kind: Literal["product"]
     of: Annotated[tuple[Published, ...], Field(strict=False)]
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         lows, highs = zip(*map(rounding, self.of), strict=True)
-        return (prod(lows), prod(highs)), " x ".join(map(str, self.of))
+        exact = prod(map(float, self.of))
+        return (prod(lows), prod(highs)), exact, " x ".join(map(_grouped, self.of))
 
 
 class Increase(_Equation):
@@ -116,9 +122,11 @@ class Increase(_Equation):
     to: Published
     unit: str = "%"
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         low, high = _over(self.to, self.before)
-        return (100 * (low - 1), 100 * (high - 1)), f"The increase from {self.before} to {self.to}"
+        exact = 100 * (float(self.to) / float(self.before) - 1)
+        text = f"{_grouped(self.to)} / {_grouped(self.before)} - 1"
+        return (100 * (low - 1), 100 * (high - 1)), exact, text
 
 
 class Difference(_Equation):
@@ -128,9 +136,10 @@ class Difference(_Equation):
     of: Published
     less: Published
 
-    def result(self) -> tuple[Span, str]:
+    def result(self) -> tuple[Span, float, str]:
         (low, high), (least, most) = _count(self.of), _count(self.less)
-        return (low - most, high - least), f"{self.of} - {self.less}"
+        exact = float(self.of) - float(self.less)
+        return (low - most, high - least), exact, f"{_grouped(self.of)} - {_grouped(self.less)}"
 
 
 class Rows(Entry):
@@ -141,6 +150,8 @@ class Rows(Entry):
     over: str
     said: str
     factor: float = 1.0
+    words: dict[str, str] = Field(default_factory=dict)
+    """Column -> what the page calls it."""
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
         odd = []
@@ -154,11 +165,12 @@ class Rows(Entry):
             said = rounding(row[self.said])
             if not (said[0] <= high and low <= said[1]):
                 odd.append(f"{row[self.said]} instead of {low:,.4g} to {high:,.4g}")
-        of, many = f"{' x '.join(self.of)} / {self.over}", len(figures)
+        names = [self.words.get(name, name) for name in (self.said, *self.of, self.over)]
+        formula = f"{names[0]} = {' x '.join(names[1:-1])} / {names[-1]}"
         if odd:
-            sentence = f"{self.said} is not {of} in {len(odd)} of {many} rows ({odd[0]})."
+            sentence = f"Not {formula} in {len(odd)} of {len(figures)} rows ({odd[0]})."
         else:
-            sentence = f"{self.said} is {of} in all {many} rows, within rounding."
+            sentence = f"In all {len(figures)} rows, {formula} (within rounding)."
         return Sum(sentence=sentence, holds=not odd)
 
 
@@ -171,6 +183,8 @@ class Cells(Entry):
     by: str
     value: str
     said: Any
+    words: dict[str, str] = Field(default_factory=dict)
+    """Claim -> what the page calls its column."""
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
         for name in (self.of, self.over):
@@ -181,8 +195,9 @@ class Cells(Entry):
             for name in (self.of, self.over)
         )  # fmt: skip
         rows = tuple(
-            {self.by: cell, self.of: one[cell], self.over: other[cell],
-             "ratio": round(one[cell] / other[cell], 3)}
+            {self.by: cell, "ratio": round(one[cell] / other[cell], 3),
+             self.words.get(self.over, self.over): other[cell],
+             self.words.get(self.of, self.of): one[cell]}
             for cell in one
             if cell in other
         )  # fmt: skip
@@ -200,17 +215,23 @@ class Grows(Entry):
     kind: Literal["grows"]
     by: str
     value: str
+    unit: str = ""
+    words: dict[str, str] = Field(default_factory=dict)
+    """Column -> what the page calls it."""
 
     def worked_out(self, figures: Any, tables: Tables) -> Sum:
         by, value = self.by, self.value
+        x, y = (self.words.get(name, name) for name in (by, value))
+        unit = f" {self.unit}" if self.unit else ""
         for less, more in pairwise(sorted(figures, key=lambda row: row[by])):
             if more[value] < less[value]:
                 sentence = (
-                    f"{value} falls from {less[value]} at {by} {less[by]} to {more[value]} at {by}"
-                    f" {more[by]} although work grows, so the first value includes warm-up."
+                    f"The {y} falls from {less[value]}{unit} at {x} {less[by]} to"
+                    f" {more[value]}{unit} at {x} {more[by]}, although the work grows. So the"
+                    " first value includes warm-up."
                 )
                 return Sum(sentence=sentence, holds=False)
-        return Sum(sentence=f"{value} grows with {by} in all {len(figures)} rows.", holds=True)
+        return Sum(sentence=f"The {y} grows with {x} in all {len(figures)} rows.", holds=True)
 
 
 class Listed(Entry):
@@ -251,6 +272,21 @@ def worked_out(entry: Arithmetic, figures: Any, tables: Tables) -> Sum:
         reason = f"{type(error).__name__}: {error}"
         sentence = f"The sum {entry.kind!r} does not fit the claim's figures ({reason})."
         return Sum(sentence=sentence, holds=True)
+
+
+def _grouped(text: Any) -> str:
+    """A published number with commas: `699,517`; its digits stay."""
+    whole, point, rest = str(text).partition(".")
+    return f"{int(whole):,}{point}{rest}" if whole.lstrip("-").isdecimal() else str(text)
+
+
+def _digits(low: float, high: float) -> int:
+    """The significant digits, at least four, that tell two numbers apart."""
+    return next((n for n in range(4, 12) if _rounded(low, n) != _rounded(high, n)), 4)
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{float(f'{value:.{digits}g}'):,.12g}"
 
 
 def _count(text: Any) -> Span:

@@ -162,8 +162,8 @@ def outcome_of(
     return Outcome(
         measurements=measurements,
         table=_table(requests),
-        says=f"{says} {rounds} rounds, each with a launch of every arm. Identical arms differ by"
-        f" {difference(floor)} in a round.",
+        says=f"{says} {rounds} round{'s' if rounds != 1 else ''}, each with a launch of every arm."
+        f" Identical arms differ by {difference(floor)} in a round.",
         checks={**checks, "aa_noise_floor": noise},
         curves=curves,
         doubts=tuple(result.doubts),

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from workbench.claims.recipes.recipe import Outcome, Point, Recipe, Setting
-from workbench.claims.registry.claim import BUILT_IN, CHECKS, Claim
+from workbench.claims.registry.claim import BUILT_IN, CHECKS, Claim, failed_check
 from workbench.claims.registry.sums import Sum
 from workbench.claims.verdict.decision import band
 from workbench.claims.verdict.verdict import Measurement, Verdict, judge
@@ -21,11 +21,11 @@ from workbench.experiment.result.claim_account import (
     ShownSum,
 )
 
-_CPU_LIMIT = "Measured with a tiny model on a CPU: only directions and counts carry over elsewhere."
+_CPU_LIMIT = "Measured with a tiny model on a CPU. Only directions and counts hold elsewhere."
 _OURS_ALONE = (
-    "Our own code makes what is counted here, so this checks our arithmetic and no engine."
+    "Our own code produces what is counted here. This checks our arithmetic, not an engine."
 )
-_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "from memory"}
+_CONFIRMED = {"primary": "primary source", "secondary": "secondary source", "memory": "memory"}
 _MOST_DOUBTS = 4
 """Doubts of a measurement that are repeated at each of its claims."""
 
@@ -137,7 +137,7 @@ def _numbers(effects: Sequence[FoundEffect], sums: Sequence[Sum]) -> tuple[Shown
         *shown,
         *(
             ShownNumber(
-                name="from its own table", estimate=None, low=each.low, high=each.high,
+                name="recomputed from its table", estimate=None, low=each.low, high=each.high,
                 unit=each.unit, exact=False, kind="recomputed",
             )
             for each in corrected
@@ -196,42 +196,51 @@ def _plain(value: Any) -> str:
 def _checked(claim: Claim, verdict: Verdict, ours: Mapping[str, str]) -> tuple[ShownCheck, ...]:
     """The fairness checks of the source and of our own run, with their states."""
     rows = [
-        ShownCheck(state=check.state, check=CHECKS[name], by="its source", why=check.why)
+        ShownCheck(
+            state=check.state, check=_said(name, check.state), by="its source", why=check.why
+        )
         for name, check in claim.checks.items()
         if not (check.state == "unknown" and ours.get(name, "unknown") != "unknown")
     ]
     rows += [
-        ShownCheck(state=state, check=CHECKS.get(name, name), by="our run")
+        ShownCheck(state=state, check=_said(name, state), by="our run")
         for name, state in ours.items()
     ]
     if claim.bounds:
         broken = verdict.code == "impossible"
-        physics = CHECKS["below_physical_ceiling"]
+        at = "fail" if broken else "pass"
+        physics = _said("below_physical_ceiling", at)
         why = verdict.reason if broken else ""
-        rows.append(
-            ShownCheck(state="fail" if broken else "pass", check=physics, by="physics", why=why)
-        )
+        rows.append(ShownCheck(state=at, check=physics, by="physics", why=why))
     return tuple(
         sorted(rows, key=lambda row: ("fail", "unknown", "pass", BUILT_IN).index(row.state))
     )
+
+
+def _said(name: str, state: str) -> str:
+    """A check in words: a sentence if it fails, else a clause."""
+    return failed_check(name) if state == "fail" else CHECKS.get(name, name)
 
 
 def _limits(
     claim: Claim, verdict: Verdict, setting: Setting, *, shown: bool, measured: bool
 ) -> list[str]:
     limits = []
-    if measured and setting.platform == "cpu":
+    if measured and setting.platform == "cpu" and verdict.code != "unreliable_run":
         alone = " Our number does not decide the verdict." if verdict.code == "hardware" else ""
         limits.append(_CPU_LIMIT + alone)
     if verdict.tier == "construction":
         limits.append(_OURS_ALONE)
     if not measured and verdict.gate in ("G0", "G1", "G2"):
         ours = "Our number does not change it." if shown else "Nothing was measured."
-        limits.append(f"The verdict is about the claim as its source supports it. {ours}")
+        limits.append(f"The verdict rests on the claim's own source. {ours}")
     if claim.source.confirmation == "memory":
-        limits.append("The claim was written from memory and not checked again.")
+        limits.append("The claim was written down from memory and not checked against its source.")
     if verdict.needed:
-        limits.append(f"A full test needs: {verdict.needed}")
+        by_source = verdict.gate in ("G0", "G1", "G2")
+        what = "Needed for another verdict: " if by_source else "Full test: "
+        what = "" if verdict.needed.startswith("Nothing to measure") else what
+        limits.append(f"{what}{verdict.needed}")
     return limits
 
 

@@ -242,14 +242,14 @@ class _Room:
         """The step with a sentence on what it leaves out, if anything."""
         if step == full:
             return step
-        rounds = f"{step.runs} of {full.runs} rounds" if step.runs < full.runs else "all rounds"
-        share = step.requests_share
-        requests = f" and {100 * share:.0f} % of its requests" if share < 1 else ""
+        cuts = [f"{step.runs} of {full.runs} rounds"] if step.runs < full.runs else []
+        if step.requests_share < 1:
+            cuts.append(f"{100 * step.requests_share:.0f} % of its requests")
         room_s = left_s + step.estimate_s
         wanted_s = _rounded_up(self.budget_s - room_s + full.estimate_s)
         cut = (
-            f"{step.recipe.name} was cut to {rounds}{requests} to fit {room_s:.0f} s. All take"
-            f" {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
+            f"{step.recipe.name} was cut to {' and '.join(cuts)} to fit {room_s:.0f} s. In full it"
+            f" takes {full.estimate_s:.0f} s; set time_budget_s to {wanted_s}."
         )
         return replace(step, cut=cut)
 
@@ -308,7 +308,7 @@ def undecidable(claim: Claim, setting: Setting) -> bool:
 
 def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
     if recipe.level not in tiers:
-        return f"tiers excludes {recipe.level}. Add it to measure this with {recipe.name}."
+        return f"The parameter “tiers” leaves out {recipe.level}. Add it to run {recipe.name}."
     if setting.platform not in recipe.platforms:
         wanted = " or ".join(recipe.platforms)
         return f"{recipe.name} needs {wanted}; this machine has {setting.platform}."
@@ -317,9 +317,9 @@ def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
 
 def _no_recipe(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or ""
-    if how.startswith("n/a"):
-        return "Nothing to run: it is a configuration or a definition."
-    return "This run has no measurement for it." + (
+    if how.startswith("Nothing to measure"):
+        return how
+    return "This run does not measure this claim." + (
         f" To test it: {how.rstrip('.')}." if how else ""
     )
 

@@ -94,8 +94,8 @@ def _finding(accounts: Sequence[ClaimAccount], params: PaperClaimValidation) -> 
         return f"{len(measured)} {whose} {how}: {_counts(measured)}"
     judged = [row for row in rows if row.kind != "not-tested"]
     if judged:
-        return f"{len(rows)} {whose} read, none measured: {_counts(judged)}"
-    return f"{len(rows)} {whose}, none of them could be judged"
+        return f"{len(rows)} {whose}: {_counts(rows)}"
+    return f"None of {len(rows)} {whose} could be judged"
 
 
 def _scope(
@@ -103,16 +103,21 @@ def _scope(
     measured: bool,
 ) -> str:  # fmt: skip
     own = [row for row in accounts if row.own]
-    controls = f" Our own {len(own)} control claims: {_counts(own)}." if own else ""
+    controls = f" Our {len(own)} control claims: {_counts(own)}." if own else ""
+    if own and all(row.kind == "not-tested" for row in own):
+        controls = f" Our {len(own)} control claims were not tested."
     if not measured:
-        return f"Nothing was measured: verdicts follow from sources, arithmetic, physics.{controls}"
+        return (
+            "Nothing was measured: verdicts follow from sources, arithmetic and hardware limits."
+            f"{controls}"
+        )
     if params.engine == "simulated":
-        return f"Simulated servers: the numbers measure nothing.{controls}"
+        return f"The servers were simulated, so the numbers measure nothing.{controls}"
     model = setting.model.name if params.model else "a tiny local model"
     judged = (
-        ": directions and counts are judged, sizes are not" if setting.platform == "cpu" else ""
+        " Only directions and counts are judged, not sizes." if setting.platform == "cpu" else ""
     )
-    return f"Measured with {model} on {setting.hardware}{judged}.{controls}"
+    return f"Measured with {model} on {setting.hardware}.{judged}{controls}"
 
 
 def _cards(accounts: Sequence[ClaimAccount]) -> list[Card]:
@@ -125,7 +130,7 @@ def _cards(accounts: Sequence[ClaimAccount]) -> list[Card]:
         Card(
             label=label,
             value=len(some),
-            note=_counts(some) if notes else "the table says why",
+            note=_counts(some) if notes else "the table gives the reasons",
             rests_on="counts",
         )
         for label, some, notes in (
@@ -143,7 +148,8 @@ def _readable(registry: Registry, folder: str) -> Gate:
         "registry is readable",
         holds=f"{read}.",
         unknown=[
-            f"{read}, {wrong} {'is' if wrong == 1 else 'are'} not and left out: {mistake}"
+            f"{read}, {wrong} {'is invalid and was' if wrong == 1 else 'are invalid and were'} left"
+            f" out: {mistake}"
             for mistake in registry.mistakes[:1]
         ],
         if_unknown=f"Correct the files; `workbench claims check --folder {folder}` lists all"
@@ -152,14 +158,12 @@ def _readable(registry: Registry, folder: str) -> Gate:
 
 
 def _as_expected(fixtures: int, odd: Sequence[str]) -> Gate:
-    said = f"{fixtures - len(odd)} of {fixtures} claims with a known verdict got it"
+    said = f"{fixtures - len(odd)} of {fixtures} verdicts are as expected"
     return judge(
         "rules agree with their fixtures",
         holds=f"{said}.",
-        problems=[
-            f"{said}, but not {name}: do not trust other verdicts either" for name in odd[:1]
-        ],
-        next_step="Find the rule or claim that was changed; docs/claims.md has the rules.",
+        problems=[f"{said}; that of {name} is not. Do not trust the others" for name in odd[:1]],
+        next_step="Find the rule or claim that was changed (rules: docs/claims.md).",
     )
 
 
@@ -186,10 +190,10 @@ def _doubts(
 def _limits(setting: Setting, accounts: Sequence[ClaimAccount]) -> list[str]:
     limits = [
         "A verdict holds only for the versions and conditions shown with it.",
-        "A claim that its source contradicts may still be true: only its evidence is refuted.",
+        "A claim that its own source contradicts may still be true: only its evidence is refuted.",
     ]
     if setting.platform == "cpu":
-        limits.append("On a CPU, only directions and counts are judged, never sizes.")
+        limits.append("On a CPU, only directions and counts are judged, not effect sizes.")
     if any(row.own for row in accounts):
-        limits.append("Claims of our own check the measuring itself; they are marked as own.")
+        limits.append("Our own claims, marked “own”, check the workbench itself.")
     return limits

@@ -183,7 +183,7 @@ def validate(params: PaperClaimValidation) -> Validation:
     if not registry.claims:
         raise ParameterError(
             f"registry must be a folder with valid claims, got {params.registry!r}"
-            f" (example: registry params/claims): {' '.join(registry.mistakes[:3])}"
+            f" (example: -p registry params/claims): {' '.join(registry.mistakes[:3])}"
         )
     claims = registry.select(params.claims)
     setting = _setting(params)

@@ -106,10 +106,10 @@ def decide(
     if code == "inconclusive":
         width = max(shown.high - shown.estimate, shown.estimate - shown.low)
         least = f"{_rounded(100 * width / abs(shown.estimate))} %" if shown.estimate else width
-        note = f" Effects below {least} are not visible here."
+        note = f" This run cannot resolve effects below {least}."
     if noise_floor != 0 and effect.quantifier in ("higher", "lower"):
         if code == "inconclusive" and _code(effect, kept, tolerance, 0.0) == "confirmed":
-            meaning, note = "The effect does not exceed the noise of identical arms.", ""
+            meaning, note = "The effect is no larger than the noise between identical arms.", ""
         note += f" Identical arms differ by {difference(noise_floor)}."
     reason = (
         f"{meaning} Measured {_rounded(shown.estimate)}{unit} ({_rounded(shown.low)} to"

@@ -24,6 +24,13 @@ _OF_THE_GPU = {
     "matrix_rate": ("bf16_tflops", "TFLOP/s", "dense bf16 rate"),
 }
 """Limits that do not depend on a model: the GPU's field, its unit, and its name."""
+_MODEL_LIMITS = {
+    "prefill_throughput": ("compute-bound prefill limit", "peak FLOP/s over FLOPs per token"),
+    "decode_throughput": (
+        "bandwidth-bound decode limit at batch 1", "memory bandwidth over bytes of the weights",
+    ),
+}  # fmt: skip
+"""Limits that depend on a model: their name, and how they are computed."""
 
 
 def impossible(bounds: Iterable[Bound]) -> str:
@@ -64,10 +71,10 @@ def _excess(bound: Bound) -> tuple[float, str]:
             f" {on}"
         )
     ceiling, looser = _ceilings(bound, model, gpu)
-    what = "prefill" if bound.limit == "prefill_throughput" else "batch-1 decode"
+    what, of = _MODEL_LIMITS[bound.limit]
     return bound.value / looser, (
-        f"{bound.value:,.6g} tokens/s is {bound.value / ceiling:.1f}x the {what} limit of"
-        f" {model.name} on {on}. The limit is {ceiling:,.0f} tokens/s"
+        f"{bound.value:,.6g} tokens/s is {bound.value / ceiling:.1f}x the {what} of"
+        f" {model.name} on {on}. The limit ({of}) is {ceiling:,.0f} tokens/s"
     )
 
 

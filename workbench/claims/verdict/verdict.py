@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
-from workbench.claims.registry.claim import BUILT_IN, CHECKS, UNSTATED, Bound, Claim, Effect
+from workbench.claims.registry.claim import (
+    BUILT_IN,
+    CHECKS,
+    UNSTATED,
+    Bound,
+    Claim,
+    Effect,
+    failed_check,
+    fair_comparison,
+)
 from workbench.claims.verdict.decision import Decision, Interval, decide
 from workbench.claims.verdict.physics_gate import impossible, unknown_limits
 
@@ -176,22 +185,22 @@ def _complete(claim: Claim) -> Verdict | None:
     return Verdict(
         verdict="not_comparable", code="underspecified", gate="G0",
         reason=f"The source does not name {what}.", failed_checks=_failed(claim),
-        needed=f"The source would have to name {what}.",
+        needed=f"A source that names {what}.",
     )  # fmt: skip
 
 
 def _possible(claim: Claim) -> Verdict | None:
     if sentence := impossible(claim.bounds):
         code, reason = "impossible", f"{sentence}."
-        needed = "Hardware that can reach the number, or another meaning of the number."
+        needed = "Hardware that can reach the number, or a different definition of the metric."
     elif reason := claim.inconsistent:
         code, needed = "inconsistent", "A source whose numbers agree with each other."
     elif reason := claim.evidence.contradicted_by:
         code = "contradicted_by_source"
-        needed = "A measurement that agrees with the source's own text and logs."
+        needed = "A source whose text, code and logs agree with the claim."
     elif claim.evidence.kind in ("constant", "none"):
         code, reason = "no_evidence", "The source has no measurement for this claim."
-        needed = "A measurement."
+        needed = "A measurement with its raw log."
     else:
         return None
     return Verdict(
@@ -215,8 +224,7 @@ def _fair(
     skipped = {"replicated_runs_with_ci", "interleaved_run_order"} if few else set()
     for name, found in ours.items():
         if found == "fail" and name not in skipped:
-            what = CHECKS.get(name, name)
-            failed.setdefault(name, f"Our run fails the check that {what}.")
+            failed.setdefault(name, f"In our run: {failed_check(name)}.")
     if measurement is not None and measurement.effects:
         # A direction may be tested with any model, with a doubt; a size may not.
         if conditions is not None and conditions.platform != "cpu":
@@ -230,7 +238,7 @@ def _fair(
     name, why = next(iter(failed.items()))
     return Verdict(
         verdict="not_comparable", code=name, gate="G2", reason=why, failed_checks=tuple(failed),
-        needed=f"A comparison where {'; '.join(CHECKS.get(name, name) for name in failed)}.",
+        needed=fair_comparison(tuple(failed)),
     )  # fmt: skip
 
 
@@ -242,7 +250,7 @@ def _sound(measurement: Measurement) -> Verdict | None:
         return None
     return Verdict(
         verdict="not_comparable", code="unreliable_run", gate="G3", reason=faults[0],
-        needed="A run whose gates pass.", doubts=faults[1:],
+        needed="A run that passes its gates.", doubts=faults[1:],
     )  # fmt: skip
 
 
@@ -255,8 +263,8 @@ def _decided(claim: Claim, conditions: Conditions, measurement: Measurement) -> 
         counted = effect.name in measurement.counted
         fits = hardware_fits(effect, claim, platform=platform, hardware=hardware)
         if cells and not counted and not fits:
-            of = f"That is {claim.hardware}." if claim.hardware else "The source does not name it."
-            reason = f"Sizes measured on {hardware} do not transfer to the claimed hardware. {of}"
+            of = f"({claim.hardware})" if claim.hardware else "(which the source does not name)"
+            reason = f"Sizes measured on {hardware} do not hold for the claimed hardware {of}."
             parts[effect.name] = Decision(code="hardware", reason=reason)
         else:
             parts[effect.name] = decide(
@@ -294,5 +302,9 @@ def _why(parts: Mapping[str, Decision], code: str) -> str:
 
 def _test(claim: Claim) -> str:
     how = claim.test.get("gpu") or claim.test.get("analytic") or "Measure each part of the claim"
+    if claim.evidence.kind == "configuration":
+        return f"{how.rstrip('.')}."
     where = claim.hardware or "not stated by the source"
+    if where == "any":
+        return f"{how.rstrip('.')}."
     return f"{how.rstrip('.')}. Hardware: {where}."

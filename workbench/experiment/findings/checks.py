@@ -21,7 +21,6 @@ from workbench.metrics.gates.client_gate import (
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.ledger.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
-from workbench.serve.tiny_model import model_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +54,7 @@ def check(
         run_gates.streamed(requests, disturbed=busy or late),
         run_gates.cached_plausible(requests, passes),
         *_responses(plan, requests, legs, others_share=client.get("others_cpu_share", 0.0)),
-        client_kept_up(client, most_workers=workers),
+        client_kept_up(client, most_workers=workers, open_loop=plan.arrivals.kind != "closed"),
         clock_not_set(client),
     ]
     return tuple(gate for gate in asked if gate is not None)
@@ -167,7 +166,7 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], 
     for arm in plan.arms:
         if arm.settings is None or not arm.settings.local:
             return {}, "The size of a model on a hub is unknown"
-        facts = model_facts(arm.settings.model).run_as(arm.settings.dtype)
+        facts = arm.settings.facts
         if not facts.plain:
             return {}, "A mixture of experts or a quantised model has no simple hardware limit"
         parameters = facts.parameters

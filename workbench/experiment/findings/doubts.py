@@ -20,10 +20,10 @@ def round_doubts(plan: ExperimentPlan) -> list[str]:
     """What too few rounds do to intervals."""
     if plan.rounds >= ROUNDS_ENOUGH:
         return []
-    few = f"Only {count(plan.rounds, 'round')}, so"
+    few = f"With only {count(plan.rounds, 'round')},"
     if plan.rounds < ROUNDS_FOR_INTERVAL:
-        return [f"{few} ratios have no interval. Use rounds 3 or more, better 5."]
-    return [f"{few} intervals of ratios are wide. Use rounds 5 or more."]
+        return [f"{few} ratios have no confidence interval. Use at least 3 rounds, better 5."]
+    return [f"{few} confidence intervals of ratios are wide. Use at least {ROUNDS_ENOUGH} rounds."]
 
 
 def sample_doubts(requests: pd.DataFrame) -> list[str]:
@@ -33,7 +33,8 @@ def sample_doubts(requests: pd.DataFrame) -> list[str]:
     missing = [f"p{100 * q:.0f} (needs {needed_n(q)})" for q in (0.9, 0.99) if n < needed_n(q)]
     if missing:
         doubts.append(
-            f"Only {count(n, 'request')} per arm and pass: no interval for {' or '.join(missing)}."
+            f"{count(n, 'request')} per arm and pass are too few for a confidence interval of"
+            f" {' or '.join(missing)}."
         )
     return doubts
 
@@ -51,8 +52,8 @@ def _launch_doubts(requests: pd.DataFrame) -> list[str]:
         return []
     more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
     return [
-        f"Medians vary more between launches than their intervals show ({apart[0]}{more}). Trust"
-        " the ratios instead."
+        f"Medians vary more between launches than their confidence intervals show"
+        f" ({apart[0]}{more}). Use the ratios instead."
     ]
 
 
@@ -61,11 +62,11 @@ def limits_of(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
     limits, reuse = list(plan.notes), plan.workload.sample.ideal_reuse
     if plan.workload.name == "multi_turn_conversation" and not isnan(reuse_sent):
         limits.append(
-            "Later prompts contain real responses, which caches keep too: ideal reuse was"
-            f" {percent(reuse_sent, 1)} as sent and {percent(reuse, 1)} as planned."
+            "Later prompts contain real responses. An infinite cache could serve"
+            f" {percent(reuse_sent, 1)} of the tokens sent (planned: {percent(reuse, 1)})."
         )
     if reuse >= REPEATS:
-        part = "most of a cold pass. Warm passes gain only the rest" if reuse > 0.5 else ""
+        part = "most of a cold pass, and warm passes gain little" if reuse > 0.5 else ""
         limits.append(
             f"Prompts repeat {percent(reuse)} of their tokens within a pass, so caches also serve"
             f" {part or 'part of a cold pass'}."

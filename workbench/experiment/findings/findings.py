@@ -101,7 +101,7 @@ def conclude(
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
-    pays = break_even(plan, summary, comparisons)
+    pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
         finding=found,
@@ -134,6 +134,13 @@ def _reuse_sent(requests: pd.DataFrame) -> float:
     cold = requests[requests["pass"].str.startswith("cold")]
     tokens = cold["prompt_tokens"].sum()
     return float(cold["ideal_reuse_tokens"].sum() / tokens) if tokens else nan
+
+
+def _cached_when_warm(requests: pd.DataFrame) -> float:
+    """Fraction of the engine-warm prompts that responses report as cached; NaN where unknown."""
+    warm = requests[requests["pass"].eq("engine-warm") & requests["cached_tokens"].ge(0)]
+    tokens = warm["prompt_tokens"].sum()
+    return float(warm["cached_tokens"].sum() / tokens) if tokens else nan
 
 
 def _token_rows(passes: Iterable[PassCounters]) -> Iterable[TokenRow]:

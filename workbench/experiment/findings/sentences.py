@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import isnan
+from math import floor, isnan, log10, nan
 from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
-from workbench.metrics.gates.gate_table import Kind, Spoil, gate_row, spoil
-from workbench.metrics.statistics import Ratio, Verdict, three_digits
+from workbench.metrics.gates.gate_table import GRADES, Kind, Spoil, gate_row, spoil
+from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits
 
+_RESOLVED = 1.25
+"""An effect whose interval reaches further from 1 is not resolved: it may be large or absent."""
 REPEATS = 0.005
 """A workload that repeats less than this fraction of its prompt tokens counts as one without
 repeats."""
@@ -22,12 +24,12 @@ Row = TypeVar("Row")
 Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
 """What several comparisons say together."""
 
-_WARM = {"store-warm": "KV store", "engine-warm": "engine cache"}
+_WARM = {"store-warm": "KV store", "engine-warm": "prefix cache"}
 """What is warm in a pass."""
 
 
 def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
-    """What the comparisons show, in at most 14 words."""
+    """What the comparisons show, in at most 14 words outside brackets."""
     if plan.notebook == "single_instance_prefix_cache":
         return _cache_finding(plan, comparisons)
     return _sweep_finding(plan, comparisons)
@@ -55,9 +57,11 @@ def scope(plan: ExperimentPlan) -> str:
     }[plan.params.engine]
     if plan.platform == "cpu" and plan.params.engine == "vllm" and not plan.params.model:
         where = "Tiny model on a CPU: expect the direction, not the size, to hold on a GPU."
-    intervals = "Intervals are 95 %" if plan.rounds >= 3 else "Too few rounds for intervals"
+    intervals = "Brackets are 95 % confidence intervals"
+    if plan.rounds < ROUNDS_FOR_INTERVAL:
+        intervals = "Too few rounds for confidence intervals of ratios"
     return (
-        f"{where} {count(plan.rounds, 'round')} of"
+        f"{where} {count(plan.rounds, 'round')},"
         f" {count(len(plan.workload.sample.requests), 'request')} per pass, {_prompts(plan)},"
         f" {plan.describe_arrivals()}. {intervals}."
     )
@@ -78,9 +82,9 @@ def cards(
     ]
     rival = first(known, kind="opponent", arm=subject, pass_name="cold")
     if rival is not None:
-        label = f"Cold TTFT speed-up, {subject} vs {rival.baseline_arm}"
+        label = f"Cold TTFT ratio, {subject} vs {rival.baseline_arm}"
         wanted.append((label, {"kind": "opponent", "arm": subject, "pass_name": "cold"}))
-    label = "Cold TTFT speed-up, prefix cache on vs off"
+    label = "Cold TTFT ratio, prefix cache on vs off"
     wanted.append((label, {"kind": "cache-off", "pass_name": "cold"}))
     made = [
         Card(
@@ -122,11 +126,15 @@ def sentences(
     """What the headline leaves out: totals, each subject against its opponents, scarce decode."""
     ttft = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]
     rivals = matching(ttft, kind="opponent")
+    arms = "PD arm" if all(a.disaggregated for a in plan.arms if a.role == "subject") else "arm"
     groups = [
-        (f"Compared to cold, TTFT with a warm {what}", _warm(plan, ttft, state), "arm")
+        (f"Compared to cold, TTFT with a warm {what}", _warm(plan, ttft, state), arms)
         for state, what in _WARM.items()
     ]
-    lead = "Compared to aggregated instances on the same number of GPUs,"
+    hardware = "instances" if plan.platform in ("cpu", "simulated") else "GPUs"
+    lead = f"Compared to the same number of aggregated {hardware},"
+    if hardware == "GPUs":
+        lead = "Compared to aggregated instances on the same number of GPUs,"
     for temperature in ("cold", "warm"):
         rows = [r for r in rivals if r.pass_name.startswith("cold") == (temperature == "cold")]
         groups.append((f"{lead} {temperature} TTFT of the PD split", rows, "comparison"))
@@ -135,7 +143,8 @@ def sentences(
         if len(rows) > 1:
             passes = {name for row in rows for name in row.passes}
             does = spoil(failed_gates, "ratios", passes=passes, interval=_has_interval(rows))
-            said.append(told(f"{what} is {_tally(rows, noun)}.", does))
+            size = "speed-up" if noun == arms else "ratio"
+            said.append(told(f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
     for row in rivals:
         does = spoil(failed_gates, "ratios", passes=row.passes, interval=_has_interval([row]))
         said.append(told(_pair(row), does))
@@ -145,30 +154,32 @@ def sentences(
 
 
 def _pair(row: Comparison) -> str:
-    """`1p4d is faster than 5a (cold): TTFT speed-up 1.40x [1.30, 1.50], 5 rounds, 30 pairs.`"""
+    """`Cold: 1p4d is faster than 5a, TTFT ratio 1.40x [1.30, 1.50] (5 rounds, 30 request pairs).`
+
+    The ratio is TTFT of the baseline / TTFT of the arm.
+    """
     lead = {
         "faster": f"{row.arm} is faster than {row.baseline_arm}",
         "slower": f"{row.arm} is slower than {row.baseline_arm}",
-        "undecided": f"No significant difference between {row.arm} and {row.baseline_arm}",
-        "no_interval": f"{row.arm} vs {row.baseline_arm} has no interval",
+        "undecided": f"no significant difference between {row.arm} and {row.baseline_arm}",
+        "no_interval": f"{row.arm} vs {row.baseline_arm} is not judged (too few rounds)",
     }[row.ratio.verdict]
-    return f"{lead} ({row.pass_name}): TTFT speed-up {ratio_text(row.ratio)}, {_sample(row.ratio)}."
+    state = f"{row.pass_name[:1].upper()}{row.pass_name[1:]}"
+    return f"{state}: {lead}, TTFT ratio {ratio_text(row.ratio)} ({_sample(row.ratio)})."
 
 
 def _tally(rows: Sequence[Comparison], noun: str) -> str:
-    """`slower in 6, not significantly different in 1 of 7 comparisons (speed-up 0.44x to 0.62x)`"""
+    """`slower in 6 of 7 comparisons and not significantly different in 1`"""
     words: dict[Verdict, str] = {
-        "faster": "faster in",
-        "slower": "slower in",
-        "undecided": "not significantly different in",
-        "no_interval": "without an interval in",
+        "faster": "faster",
+        "slower": "slower",
+        "undecided": "not significantly different",
+        "no_interval": "not judged (too few rounds)",
     }
     verdicts = [row.ratio.verdict for row in rows]
-    parts = [f"{word} {verdicts.count(v)}" for v, word in words.items() if v in verdicts]
-    return (
-        f"{', '.join(parts)} of {count(len(rows), noun)}"
-        f" (speed-up {_span(row.ratio.value for row in rows)})"
-    )
+    first, *others = [(w, verdicts.count(v)) for v, w in words.items() if v in verdicts]
+    parts = [f"{first[0]} in {first[1]} of {count(len(rows), noun)}"]
+    return " and ".join(parts + [f"{word} in {number}" for word, number in others])
 
 
 def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
@@ -188,8 +199,9 @@ def _scarce_decode(plan: ExperimentPlan, summary: Sequence[SummaryRow]) -> str:
         return ""
     worst, best = max(scarce, key=tpot_ms.__getitem__), min(ample, key=tpot_ms.__getitem__)
     return (
-        "Cold TPOT with fewer decode than prefill instances is at worst"
-        f" {tpot_ms[worst]:.1f} ms ({worst}), otherwise at best {tpot_ms[best]:.1f} ms ({best})."
+        "With fewer decode than prefill instances, median cold TPOT is up to"
+        f" {tpot_ms[worst]:.1f} ms ({worst}). The best of the other arms has"
+        f" {tpot_ms[best]:.1f} ms ({best})."
     )
 
 
@@ -217,31 +229,35 @@ def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparis
     text = _warm_finding(what, warm)
     if not rivals or cache == "no_interval":
         return text
-    verdict = {
-        "faster": "faster",
-        "slower": "slower",
-        "undecided": "no significant effect",
-        "no_interval": "not judged",
-        "sometimes_faster": "sometimes faster",
-        "sometimes_slower": "sometimes slower",
-        "mixed": "mixed effect",
-    }[split]
-    return f"{text}; PD split: {verdict}"
+    verdict = {"undecided": "no significant effect", "no_interval": "not judged"}.get(split, "")
+    return f"{text}; PD split: {verdict or _counted(rivals)}"
+
+
+def _counted(rows: Sequence[Comparison], noun: str = "comparison") -> str:
+    """`slower (9 of 11 comparisons)`, or only the verdict where all have the same."""
+    verdicts = [row.ratio.verdict for row in rows]
+    found: list[Verdict] = [v for v in ("faster", "slower") if v in verdicts]
+    if len(found) > 1:
+        each = ", ".join(f"{verdicts.count(v)} {v}" for v in found)
+        return f"mixed effect ({each} of {count(len(rows), noun)})"
+    number = verdicts.count(found[0])
+    among = f" ({number} of {count(len(rows), noun)})" if number < len(rows) else ""
+    return f"{found[0]}{among}"
 
 
 def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
     """What a warm cache does to TTFT."""
-    gain = _span(row.ratio.value for row in rows)
-    loss = _span(1 / row.ratio.value for row in rows)
-    return {
-        "faster": f"A warm {what} cuts TTFT {gain}",
-        "slower": f"A warm {what} lengthens TTFT {loss}",
-        "undecided": f"No significant effect of a warm {what} on TTFT",
-        "no_interval": f"Warm {what}: TTFT speed-up {gain} (too few rounds for intervals)",
-        "sometimes_faster": f"A warm {what} cuts TTFT in some arms",
-        "sometimes_slower": f"A warm {what} lengthens TTFT in some arms",
-        "mixed": f"Mixed effect of a warm {what} on TTFT",
-    }[overall(rows)]
+    verdict, lead = overall(rows), f"Warm {what}: TTFT"
+    if verdict == "undecided":
+        return f"No significant effect of a warm {what} on TTFT"
+    if verdict == "no_interval":
+        return f"{lead} speed-up {_span(row.ratio.value for row in rows)} (too few rounds for a CI)"
+    if verdict in ("faster", "slower"):
+        sizes = [row.ratio.value if verdict == "faster" else 1 / row.ratio.value for row in rows]
+        return f"{lead} {_span(sizes)} {verdict}"
+    if verdict == "mixed":
+        return f"Warm {what}: {_counted(rows, 'arm').replace('effect', 'effect on TTFT')}"
+    return f"{lead} {_counted(rows, 'arm')}"
 
 
 def _split_finding(rows: Sequence[Comparison]) -> str:
@@ -273,22 +289,36 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
         repeated = f"{percent(repeats)} of tokens repeat"
         gain, loss = _span([cost.ratio.value]), _span([1 / cost.ratio.value])
         return {
-            "faster": f"The prefix cache cuts cold TTFT {gain}: {repeated}",
-            "slower": f"The prefix cache lengthens cold TTFT {loss}, although {repeated}",
+            "faster": f"Prefix cache: cold TTFT {gain} faster, since {repeated}",
+            "slower": f"Prefix cache: cold TTFT {loss} slower, although {repeated}",
         }.get(cost.ratio.verdict, "No significant effect of the prefix cache on cold TTFT")
     if cost.ratio.verdict == "undecided":
-        return f"{text}; no significant cold cost"
-    return f"{text}; cold TTFT {100 * (1 / cost.ratio.value - 1):+.3g} %"
+        if warm.ratio.verdict == "undecided":
+            return "No significant effect of the prefix cache on warm or cold TTFT"
+        known = "not resolved" if _unresolved(cost.ratio) else "not significant"
+        return f"{text}; cost on cold prompts {known} ({ratio_text(cost.ratio)})"
+    more = 100 * (1 / cost.ratio.value - 1)
+    return f"{text}; cold TTFT {abs(more):.3g} % {'higher' if more > 0 else 'lower'}"
+
+
+def _unresolved(ratio: Ratio) -> bool:
+    """Whether the interval contains both no effect and a large one."""
+    return not 1 / _RESOLVED <= ratio.low <= ratio.high <= _RESOLVED
 
 
 def break_even(
-    plan: ExperimentPlan, summary: Sequence[SummaryRow], comparisons: Sequence[Comparison]
+    plan: ExperimentPlan,
+    summary: Sequence[SummaryRow],
+    comparisons: Sequence[Comparison],
+    *,
+    cached: float = nan,
 ) -> str:
     """From which hit rate on the prefix cache pays off; empty for other runs.
 
-    A cold prompt costs TTFT(on, cold) - TTFT(off) more and a full hit saves TTFT(on, cold) -
-    TTFT(warm). TTFT falls about linearly with the hit rate, so the cache pays off from cost /
-    saving. Where prompts repeat one another the cold pass has hits too, and no cost is known.
+    A cold prompt costs TTFT(on, cold) - TTFT(off) more and an engine-warm one, of which the
+    fraction `cached` hits, saves TTFT(on, cold) - TTFT(warm). TTFT falls about linearly with the
+    hit rate, so the cache pays off from cost / saving * cached. Where prompts repeat one another
+    the cold pass has hits too, and no cost is known.
     """
     cost = first(comparisons, kind="cache-off", metric="ttft_s", pass_name="cold")
     sides = [("cache off", "cold"), ("cache on", "cold"), ("cache on", "engine-warm")]
@@ -303,15 +333,20 @@ def break_even(
         )
     off, cold, warm = medians_ms
     if not warm < cold:
-        return "A full cache hit saved no TTFT here, so the prefix cache cannot pay off."
-    saved = f"a full hit saves {cold - warm:,.0f} ms of TTFT"
+        return "Engine-warm prompts saved no TTFT here, so the prefix cache cannot pay off."
+    hit = "" if isnan(cached) else f" ({percent(cached)} cached)"
+    saved = f"Engine-warm prompts{hit} save {three_digits(cold - warm)} ms of TTFT."
     if cost.ratio.verdict in ("no_interval", "undecided"):
-        return f"No significant cost of the prefix cache for a cold prompt; {saved}."
+        known = "significant"
+        if cost.ratio.verdict == "no_interval" or _unresolved(cost.ratio):
+            known = "resolved"
+        return f"{saved} The cost of the prefix cache on a cold prompt is not {known}."
     if cost.ratio.verdict == "faster":
-        return f"A cold prompt is not slower with the cache on and {saved}: any hit pays off."
+        return f"{saved} A cold prompt is not slower with the cache on, so any hit pays off."
+    from_share = (cold - off) / (cold - warm) * (1.0 if isnan(cached) else cached)
     return (
-        f"The cache adds {cold - off:.1f} ms to a cold prompt and {saved}. It pays off once"
-        f" {percent((cold - off) / (cold - warm), 1)} of a prompt's tokens hit."
+        f"{saved} The cache adds {three_digits(cold - off)} ms to a cold prompt, so it pays off"
+        f" once {percent(from_share, 1)} of a prompt's tokens hit."
     )
 
 
@@ -332,13 +367,11 @@ def marked(cards: Iterable[Card], failed_gates: Sequence[str]) -> tuple[Card, ..
 def told(sentence: str, does: Spoil) -> str:
     """A sentence about numbers, led by what failed gates do to them if that is more than a doubt.
 
-    `Rough (gate “client kept up” failed): throughput peaked at 5 req/s.`
+    `Rough (client did not keep up): throughput peaked at 5 req/s.`
     """
     if does.effect not in ("struck", "rough"):
         return sentence
-    more = f" and {len(does.gates) - 1} more" if len(does.gates) > 1 else ""
-    lead = "Not valid" if does.struck else "Rough"
-    return f"{lead} (gate “{does.gates[0]}”{more} failed): {sentence}"
+    return f"{GRADES[does.effect].capitalize()} ({does.why}): {sentence}"
 
 
 def overall(rows: Sequence[Comparison]) -> Overall:
@@ -383,15 +416,15 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def ratio_note(ratio: Ratio) -> str:
-    """What a key number shows and rests on: `no significant difference; 3 rounds, 9 pairs`."""
+    """A key number's verdict and sample: `no significant difference; 3 rounds, 9 request pairs`."""
     words = {"slower": "slower", "undecided": "no significant difference"}
-    words["no_interval"] = "too few rounds for an interval"
+    words["no_interval"] = "too few rounds for a CI"
     return "; ".join(filter(None, (words.get(ratio.verdict), _sample(ratio))))
 
 
 def _sample(ratio: Ratio) -> str:
     dropped = f" ({ratio.dropped} more left out)" if ratio.dropped else ""
-    return f"{count(ratio.rounds, 'round')}, {count(ratio.pairs, 'pair')}{dropped}"
+    return f"{count(ratio.rounds, 'round')}, {count(ratio.pairs, 'request pair')}{dropped}"
 
 
 def _prompts(plan: ExperimentPlan) -> str:
@@ -403,9 +436,19 @@ def _prompts(plan: ExperimentPlan) -> str:
 
 
 def _span(ratios: Iterable[float]) -> str:
-    """The only ratio, or `9x to 18x`."""
-    known = [f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:,.0f}x" for ratio in sorted(ratios)]
+    """The only ratio, or `9.0x to 18x`: at most two decimals, and two digits from 2 up."""
+    known = [
+        f"{ratio:,.{max(0, 1 - floor(log10(ratio))) if ratio >= 2 else 2}f}x"
+        for ratio in sorted(ratios)
+    ]
     return known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
+
+
+def _ratios(rows: Iterable[Comparison]) -> str:
+    """`0.787x to 0.860x`, or the only one."""
+    values = sorted(row.ratio.value for row in rows)
+    ends = [f"{three_digits(value)}x" for value in (values[0], values[-1])]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _subjects(plan: ExperimentPlan) -> set[str]:

@@ -20,7 +20,7 @@ from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits import served_tokens
 from workbench.experiment.hits.hit_findings import percent, ratios, tiers
 from workbench.experiment.hits.log_sentences import doubt, log_facts
-from workbench.experiment.hits.need_to_load import explained
+from workbench.experiment.hits.need_to_load import explained, place
 from workbench.experiment.hits.run_sentences import by_counters, cards, headline, sentences
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan, run_id
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOKENS = {
-    "prompt_tokens": "prompt", "engine": "engine cache", "l1": "LMCache L1", "l2": "LMCache L2",
-    "computed": "computed", "idle": "in LMCache, not needed",
+    "prompt_tokens": "prompt", "engine": "engine prefix cache",
+    "l1": "LMCache L1", "l2": "LMCache L2",
+    "computed": "computed", "idle": "LMCache hit, already in prefix cache",
 }  # fmt: skip
 _SHARES = {
     "hit_share": "hit rate",
     "ideal_share": "ideal hit rate",
-    "claimed_share": "LMCache's own hit rate",
+    "claimed_share": "hit rate reported by LMCache",
 }
 
 
@@ -94,7 +95,8 @@ class HitResult(Result):
         rows = self.tiers
         if rows.empty:  # a log before its first hit
             return rows
-        shown = pd.DataFrame({"arm, pass": rows["arm"] + ", " + rows["pass"]})
+        places = [place(*row) for row in zip(rows["arm"], rows["pass"], strict=True)]
+        shown = pd.DataFrame({"source" if (rows["arm"] == "log").all() else "arm, pass": places})
         for name, heading in (_TOKENS | _SHARES).items():
             shown[heading] = [
                 percent(value) if name in _SHARES else f"{value:,.0f}".replace("nan", "unknown")
@@ -114,14 +116,14 @@ class HitResult(Result):
             return rows
         found = list(zip(rows["ratio"], rows["low"], rows["high"], strict=True))
         shown = {
-            "what": rows["what"],
-            "compared": rows["arm"] + ", " + rows["pass"],
-            "baseline": rows["baseline_arm"] + ", " + rows["baseline_pass"],
+            "effect of": rows["what"],
+            "arm, pass": rows["arm"] + ", " + rows["pass"],
+            "baseline arm, pass": rows["baseline_arm"] + ", " + rows["baseline_pass"],
             "prompts": [f"{n:,} tokens" if n else "all" for n in rows["prompt_tokens"]],
-            "TTFT speed-up": [_speed_up(*bounds) for bounds in found],
+            "TTFT ratio": [_speed_up(*bounds) for bounds in found],
             "verdict": [_VERDICTS[verdict_of(*bounds)] for bounds in found],
             "rounds": rows["n_rounds"],
-            "pairs": rows["n_pairs"],
+            "request pairs": rows["n_pairs"],
         }
         return self._showing(pd.DataFrame(shown), "ratios")
 
@@ -221,7 +223,7 @@ def _log_doubts(
     logs: Mapping[tuple[str, int], LogSummary], served: pd.DataFrame, counts: pd.DataFrame
 ) -> list[str]:
     """Where the store's log and the engine's counters differ."""
-    doubts = [f"{arm}, round {number + 1}: {log.counts.cut} lines of LMCache's log were cut."
+    doubts = [f"{arm}, round {number + 1}: {log.counts.cut} lines of LMCache's log were truncated."
               for (arm, number), log in logs.items() if log.counts.cut]  # fmt: skip
     keys = ["arm", "round", "pass"]
     by_log = served.assign(by_log=served["l1"] + served["l2"]).groupby(keys)["by_log"].sum()

@@ -8,7 +8,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE
-from workbench.metrics.statistics import Ratio, describe, pair, paired_ratio
+from workbench.metrics.statistics import Ratio, describe, pair, paired_ratio, three_digits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,9 +17,9 @@ _TOKENS = ("prompt_tokens", "engine", "l1", "l2", "computed", "held", "idle", "i
 _KEYS = ("arm", "round", "pass")
 
 
-def percent(fraction: float, digits: int = 1) -> str:
-    """`96.8 %` of 0.968; `unknown` for NaN."""
-    return "unknown" if isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+def percent(fraction: float) -> str:
+    """`96.8 %` of 0.968, `6.25 %` of 0.0625, as on a card; `unknown` for NaN."""
+    return "unknown" if isnan(fraction) else f"{three_digits(100 * fraction)} %"
 
 
 Tier = Mapping[str, Any]

@@ -29,24 +29,24 @@ _DOUBTS: dict[Cause, str] = {
     "empty": f"The log is empty. {_WANTED}.",
     "compressed": "The log is compressed. Unpack it first, for example with gunzip or zstd -d.",
     "not text": f"The file is not text ({{log.counts.size_bytes:,}} bytes). {_WANTED}.",
-    "nothing of LMCache": "None of its {log.counts.lines:,} lines is an LMCache line that counts"
-    f" tokens. {_WANTED}, in the log of vLLM or `lmcache server`.",
-    "retrievals failed": "{n:,} retrieval{s} failed: {tokens:,.0f} tokens found in LMCache did not"
-    " arrive. They are counted as computed.",
+    "nothing of LMCache": "None of its {log.counts.lines:,} lines is an LMCache line with token"
+    f" counts. {_WANTED}, in the log of vLLM or `lmcache server`.",
+    "retrievals failed": "{n:,} retrieval{s} failed: {tokens:,.0f} tokens found in LMCache were"
+    " not loaded. They count as computed.",
     "errors": "LMCache logged {n:,} error{s}{errors}.",
     "hit without a retrieval": "{n:,} request{s} had an LMCache hit but no Retrieved line. These"
     " tokens are not counted as served by LMCache.",
     "ranks without a retrieval": "In {n:,} request{s}, some ranks logged no retrieval. The other"
     " ranks' token count is used.",
     "no line of a retrieval": "The log has no Retrieved line for {n:,} request{s}. LMCache's"
-    " numbers are an upper limit: tokens looked up, not tokens loaded.",
+    " numbers are an upper limit, because tokens that were found may not have been loaded.",
     "id came again": "{n:,} request id{s} occurred again, in another process or after a restart."
     " Each occurrence counts as its own request.",
-    "lines cut": "{n:,} LMCache line{s} were left out: cut short, or overwritten by another"
-    " process.",
+    "lines cut": "{n:,} LMCache line{s} were truncated or overwritten by another process, and are"
+    " left out.",
     "not UTF-8": "The log has {n:,} byte sequence{s} that are not UTF-8.",
-    "restarted": "LMCache started {n} times in this log: its memory was lost at each restart, or"
-    " several servers write to one log.",
+    "restarted": "LMCache started {n} times in this log. Either its memory was lost at each"
+    " restart, or several servers write to one log.",
     "chunks differ": "The log names chunks of {chunks} tokens, so several servers write to it."
     " Chunks are not converted to tokens.",
     "transfer without a request": "{n:,} Stored or Retrieved line{s} name no request (older"
@@ -87,7 +87,6 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
     path, ranks = run.parameters["log_file"], run.parameters["log_ranks"]
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks else [])]
-    generations = " and ".join(sorted({*log.requests["generation"], *log.transfers["generation"]}))
     gates, tokens = (_whole(log),), log_tokens(log)
     failed = failed_names(gates)
     does = spoil(failed, "counts")
@@ -97,8 +96,8 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         run,
         finding=finding,
         unproven=unproven,
-        scope=f"Read from {path} ({generations}): {log.matching:,} LMCache lines of"
-        f" {log.counts.lines:,}{_span(log)}.",
+        scope=f"Read from {path}: {log.matching:,} of {log.counts.lines:,} lines are LMCache lines"
+        f" that could be parsed. {_span(log)}. {_server(log)}.",
         numbers=marked(_cards(log), failed),
         gates=gates,
         sentences=tuple(told(text, does) for text in sentences),
@@ -106,22 +105,29 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
         tiers=tuple(log_tiers(tokens)),
         doubts=tuple(doubt(log, found) for found in log.doubts),
         limits=(
-            "A log has no TTFT and no prompts. The cost of storing, break-even, the effect of the"
-            " chunk size and the ideal hit rate need a live run (leave log_file empty).",
+            "A log shows neither TTFT nor prompts. Run without log_file to measure the cost of"
+            " storing, break-even, the effect of the chunk size and the ideal hit rate.",
         ),
         repeat=shlex.join(words),
     )
+
+
+def _server(log: LogSummary) -> str:
+    """How LMCache ran: inside vLLM, or as a server of its own."""
+    ran = {"in-process": "inside vLLM (not as a separate server)", "mp": "as a separate server"}
+    found = sorted({*log.requests["generation"], *log.transfers["generation"]})
+    return f"LMCache ran {' and '.join(ran[name] for name in found)}"
 
 
 def _span(log: LogSummary) -> str:
     """The first and last timestamp of the log."""
     times = [t for rows in (log.requests, log.transfers) for t in rows["at"].dropna()]
     if not times:
-        return ", without timestamps"
+        return "The lines have no timestamps"
     first, last = min(times), max(times)
     day = "%Y-%m-%d" if log.dated else "%m-%d"
     until = "%H:%M:%S" if first.date() == last.date() else f"{day} %H:%M:%S"
-    return f", {first:{day} %H:%M:%S} to {last:{until}} (log time)"
+    return f"Log time: {first:{day} %H:%M:%S} to {last:{until}}"
 
 
 def _finding(log: LogSummary) -> str:
@@ -155,7 +161,7 @@ def _tokens(count: float) -> str:
 def _whole(log: LogSummary) -> Gate:
     """Whether the log's LMCache lines could be read, all but 1 %."""
     torn = log.counts.cut > 0.01 * log.matching
-    lines = f"{log.counts.cut:,} of {log.matching + log.counts.cut:,} LMCache lines were cut"
+    lines = f"{log.counts.cut:,} of {log.matching + log.counts.cut:,} LMCache lines were truncated"
     return judge(
         "the log is whole",
         holds=f"{lines} (limit 1 %)",
@@ -175,6 +181,10 @@ def _mp_hits(lookups: pd.DataFrame) -> float:
     return float(lookups["lmcache_hit_tokens"].sum(skipna=False))
 
 
+def _requests(rows: pd.DataFrame) -> str:
+    return f"{len(rows):,} request{'s' if len(rows) != 1 else ''}"
+
+
 def _served(log: LogSummary) -> list[str]:
     credit, known = log.credit, log.credited
     if known.empty:
@@ -182,31 +192,32 @@ def _served(log: LogSummary) -> list[str]:
     held, need = known["lmcache_hit_tokens"], known["need_to_load"]
     whole = held == known["prompt_tokens"]
     said = [
-        f"Of {credit.total:,.0f} prompt tokens in {len(known):,} requests, {credit.engine:,.0f} hit"
+        f"Of {credit.total:,.0f} prompt tokens in {_requests(known)}, {credit.engine:,.0f} hit"
         f" the engine's prefix cache and {_at_most(log)}{credit.lmcache:,.0f} were loaded from"
         f" LMCache. The other {credit.computed:,.0f} were computed."
     ]
     lost = known[known["loaded_tokens"] < known["asked_to_load"]]
     if len(lost):
         said.append(
-            f"In {len(lost):,} requests, {lost['loaded_tokens'].sum():,.0f} of"
-            f" {lost['asked_to_load'].sum():,.0f} tokens to load arrived. LMCache's own hit rate"
-            " counts all of them."
+            f"In {_requests(lost)}, {lost['loaded_tokens'].sum():,.0f} of"
+            f" {lost['asked_to_load'].sum():,.0f} needed tokens were loaded. LMCache's own hit rate"
+            f" counts {lost['asked_to_load'].sum():,.0f} as hits."
         )
     idle = known[(held > 0) & (held - whole <= known["engine_hit_tokens"])]
     if len(idle):
         negative = int((need < 0).sum())
         logged = f" ({negative:,} logged a negative need to load)" if negative else ""
         said.append(
-            f"In {len(idle):,} requests{logged}, the engine already held everything that LMCache"
-            f" held. LMCache's own hit rate counts these {idle['lmcache_hit_tokens'].sum():,.0f}"
-            " tokens: cached in LMCache, but not needed."
+            f"In {_requests(idle)}{logged}, the engine's prefix cache already had all the tokens"
+            " that LMCache had. LMCache's own hit rate still counts these"
+            f" {idle['lmcache_hit_tokens'].sum():,.0f} tokens."
         )
     skipped = known[known["skipped"].eq(True) & (need > 0)]
     if len(skipped):
         said.append(
-            f"In {len(skipped):,} requests, LMCache held {skipped['need_to_load'].sum():,.0f}"
-            " tokens more than the engine but did not load them (fewer than min_retrieve)."
+            f"In {_requests(skipped)}, LMCache held {skipped['need_to_load'].sum():,.0f} tokens"
+            " more than the engine. It did not load them, because they are fewer than its setting"
+            " min_retrieve."
         )
     return said
 
@@ -219,15 +230,15 @@ def _found(log: LogSummary) -> list[str]:
         said.append(f"{len(rows):,} lookups found {l1:,.0f} {what} in L1 and {l2:,.0f} in L2.")
         if keys.keys_per_chunk > 1:
             said.append(
-                f"In this log, a chunk of {log.counts.chunk:,} tokens is {keys.keys_per_chunk} keys"
+                f"In this log, a {log.counts.chunk:,}-token chunk has {keys.keys_per_chunk} keys,"
                 f" and {keys.retrieving or 'an unknown number of'} workers log each retrieval. Each"
                 " token is counted once."
             )
         idle = _mp_hits(rows) - log.moved("retrieved", "mp")
         if idle > 0:
             said.append(
-                f"{idle:,.0f} of the tokens found were not retrieved: the engine already held them,"
-                " or the retrieval failed. They are not counted as served by LMCache."
+                f"{idle:,.0f} of the tokens found were not retrieved, because the engine already"
+                " had them or the retrieval failed. They do not count as served by LMCache."
             )
         elif idle < 0:
             said.append(
@@ -242,21 +253,25 @@ def _found(log: LogSummary) -> list[str]:
 
 def _speed(log: LogSummary) -> list[str]:
     said = []
-    for kind, verb in (("stored", "Storing"), ("retrieved", "Retrieving")):
+    for kind, verb in (("stored", "store"), ("retrieved", "retrieve")):
         rows = log.transfers[log.transfers["kind"] == kind]
         timed = rows[rows["seconds"] > 0]
         if len(timed):
             rate = quantile(timed["tokens"] / timed["seconds"], 0.5)
-            ends = "" if isnan(rate.low) else f", 95 % CI {rate.low:,.0f} to {rate.high:,.0f}"
-            said.append(
-                f"{verb} runs at a median of {rate.value:,.0f} tokens/s ({rate.n:,} lines{ends})."
-            )
+            value, low, high = (_rounded(end) for end in (rate.value, rate.low, rate.high))
+            ends = "" if isnan(rate.low) or low == high else f"95 % CI {low} to {high}; "
+            said.append(f"Median {verb} rate: {value} tokens/s ({ends}{rate.n:,} log lines).")
     return said
+
+
+def _rounded(value: float) -> str:
+    """`299,000` of 299,369: three digits."""
+    return "unknown" if isnan(value) else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _evictions(log: LogSummary) -> list[str]:
     return [
-        f"{tier} was too small for this load: its eviction was triggered {times:,} times."
+        f"{tier} was too small for this load: eviction was triggered {times:,} times."
         for tier, times in sorted(log.counts.evictions.items())
     ]
 
@@ -264,18 +279,18 @@ def _evictions(log: LogSummary) -> list[str]:
 def _cards(log: LogSummary) -> list[Card]:
     credit = log.credit
     if credit.total > 0:
-        unused = ("LMCache hits that were not needed", credit.idle)
+        unused = ("LMCache hits already in the prefix cache", credit.idle)
         if credit.lost:
-            unused = ("LMCache hits that did not arrive", credit.lost)
+            unused = ("LMCache hits that were not loaded", credit.lost)
         held = credit.lmcache + credit.idle + credit.lost
         shares = [
-            ("prompt tokens from LMCache", credit.lmcache, credit.total),
-            ("prompt tokens from the engine's cache", credit.engine, credit.total),
-            (*unused, held),
+            ("prompt tokens from LMCache", credit.lmcache, credit.total, "prompt tokens"),
+            ("prompt tokens from the prefix cache", credit.engine, credit.total, "prompt tokens"),
+            (*unused, held, "LMCache-hit tokens"),
         ]
         return [
-            _card(label, 100 * part / whole, "%", f"of {whole:,.0f} tokens")
-            for label, part, whole in shares
+            _card(label, 100 * part / whole, "%", f"of {whole:,.0f} {tokens}")
+            for label, part, whole, tokens in shares
             if whole
         ]
     numbers = {

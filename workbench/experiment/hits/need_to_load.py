@@ -11,14 +11,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVELS = (
-    "**Engine hit**: prompt tokens in the engine's own prefix cache, which is always asked first.",
+    "**Engine hit**: prompt tokens found in the engine's own prefix cache. The engine looks there"
+    " first.",
     "**LMCache hit**: prompt tokens that LMCache holds, whether the engine needs them or not.",
     "**Need to load** = LMCache hit - engine hit: the tokens that only LMCache holds. It is"
-    " negative if the engine holds more than LMCache. Old versions log that number, new ones 0.",
-    "**Loaded**: need-to-load tokens that arrived in the engine. Only these count as served by"
+    " negative if the engine holds more than LMCache. Old LMCache versions log the negative number;"
+    " new ones log 0.",
+    "**Loaded**: those of the needed tokens that the engine received. Only these count as served by"
     " LMCache.",
 )
 """The four numbers of a request, in the order in which they arise."""
+
+
+_GENERATIONS = {"in-process": "LMCache inside vLLM", "mp": "LMCache server"}
+"""What LMCache's log says of how it runs, in words."""
+
+
+def place(arm: str, pass_name: str) -> str:
+    """Arm and pass for a reader; of a log, how LMCache ran."""
+    return _GENERATIONS.get(pass_name, pass_name) if arm == "log" else f"{arm}, {pass_name}"
 
 
 def explained(rows: pd.DataFrame) -> list[str]:
@@ -32,7 +43,8 @@ def explained(rows: pd.DataFrame) -> list[str]:
     rows["lost"] = loaded < rows["asked_to_load"] if "asked_to_load" in rows else False
     first = rows[~rows.duplicated(["sign", "lost"])].sort_values(["need", "lost"])
     said = [
-        f"Example ({row['arm']}, {row['pass']}): {_numbers(row)}" for _, row in first.iterrows()
+        f"Example ({place(row['arm'], row['pass'])}): {_numbers(row)}"
+        for _, row in first.iterrows()
     ]
     return [*LEVELS, *said] if said else []
 
@@ -56,15 +68,17 @@ def _numbers(row: pd.Series) -> str:
     elif difference <= 0:
         outcome = "Nothing was loaded, because the engine already had these tokens"
     elif row.get("skipped") is True:
-        outcome = "Not loaded, because this is below LMCache's min_retrieve setting"
+        outcome = "Nothing was loaded, because this is below LMCache's min_retrieve setting"
     elif row.get("arrival") == "silent":
         outcome = "No log line confirms the load, so it does not count as served by LMCache"
     elif row.get("arrival") == "looked up":
-        outcome = "The log has no Retrieved lines, so all of these tokens are assumed to be loaded"
+        outcome = (
+            "The log has no Retrieved lines, so all of these tokens are assumed to have been loaded"
+        )
     elif loaded < difference:
-        outcome = f"{f'Only {loaded:,.0f}' if loaded else 'None'} of these tokens arrived"
+        outcome = f"{f'Only {loaded:,.0f}' if loaded else 'None'} of these tokens were loaded"
     else:
-        outcome = "All of these tokens were loaded"
+        outcome = f"All {difference:,.0f} were loaded"
     computed = prompt - engine - loaded
     were = "token was" if computed == 1 else "tokens were"
     return (

@@ -18,22 +18,27 @@ def headline(ratios: Sequence[HitRatio]) -> str:
     parts = []
     gain = _longest(ratios, what="loading", pass_name="store-warm")
     if gain is not None and not isnan(gain.ratio.value):
-        what, value = f"a {gain.prompt_tokens:,}-token prompt from LMCache", gain.ratio.value
+        what, value = f"{gain.prompt_tokens:,} tokens from LMCache", gain.ratio.value
         parts.append(
             {
-                "faster": f"Loading {what} cuts TTFT {value:.3g}x",
-                "slower": f"Loading {what} lengthens TTFT {1 / value:.3g}x",
-                "undecided": "No significant effect of loading from LMCache on TTFT",
-                "no_interval": "Too few rounds to judge loading from LMCache",
+                "faster": f"Loading {what}: TTFT {_times(value)} faster",
+                "slower": f"Loading {what}: TTFT {_times(1 / value)} slower",
+                "undecided": "Loading from LMCache: no significant effect on TTFT",
+                "no_interval": "Loading from LMCache: too few rounds to judge",
             }[gain.ratio.verdict]
         )
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and cost.resolved:
         added = _change(cost)[0]
-        parts.append(f"storing {'adds' if added > 0 else 'saves'} {abs(added):.0f} %")
+        parts.append(f"storing: cold TTFT {abs(added):.0f} % {'higher' if added > 0 else 'lower'}")
     elif cost is not None and cost.ratio.verdict == "undecided":
-        parts.append("no significant storing cost")
+        parts.append("storing: no significant cost")
     return "; ".join(parts) or "Cache hits were counted, but no two cache states can be compared"
+
+
+def _times(value: float) -> str:
+    """`9.8x`, `18x`."""
+    return f"{value:.{int(value < 10)}f}x"
 
 
 def sentences(
@@ -78,12 +83,12 @@ def by_counters(tiers: Sequence[Tier]) -> list[str]:
 def _effect(row: HitRatio, cause: str) -> str:
     """What a cause does to TTFT, with the speed-up: one sentence for each verdict."""
     ratio = row.ratio
-    size = f"speed-up {three_digits(ratio.value)}x"
+    size = f"TTFT ratio {three_digits(ratio.value)}"
     if ratio.verdict != "no_interval":
         size += f", 95 % CI {three_digits(ratio.low)} to {three_digits(ratio.high)}"
     text = {
-        "faster": f"{cause[:1].upper()}{cause[1:]} shortens TTFT",
-        "slower": f"{cause[:1].upper()}{cause[1:]} lengthens TTFT",
+        "faster": f"{cause[:1].upper()}{cause[1:]} reduces TTFT",
+        "slower": f"{cause[:1].upper()}{cause[1:]} increases TTFT",
         "undecided": f"No significant effect of {cause} on TTFT",
         "no_interval": f"Too few rounds to judge the effect of {cause} on TTFT",
     }[ratio.verdict]
@@ -95,11 +100,11 @@ def _not_needed(tiers: Sequence[Tier]) -> list[str]:
     if row is None or not row["idle"]:
         return []
     return [
-        f"Sent again at once, {row['engine']:,.0f} of {row['prompt_tokens']:,.0f} prompt tokens hit"
-        f" the engine's prefix cache and {row['l1'] + row['l2']:,.0f} were loaded from LMCache."
-        f" LMCache's own counter still reports {row['counted_claimed']:,.0f} hits"
-        f" ({percent(row['claimed_share'], 0)} of the tokens looked up): cached in LMCache, but not"
-        " needed."
+        f"When the prompts were sent again at once, {row['engine']:,.0f} of"
+        f" {row['prompt_tokens']:,.0f} prompt tokens hit the engine's prefix cache and"
+        f" {row['l1'] + row['l2']:,.0f} were loaded from LMCache. LMCache itself reports"
+        f" {row['counted_claimed']:,.0f} hit tokens ({percent(row['claimed_share'])} of those"
+        f" looked up), but {row['idle']:,.0f} of them were already in the prefix cache."
     ]
 
 
@@ -111,8 +116,8 @@ def _storing(ratios: Sequence[HitRatio]) -> list[str]:
     size = f" ({value:+.1f} %, 95 % CI {low:+.1f} to {high:+.1f})"
     return [
         {
-            "faster": f"LMCache shortens cold TTFT{size}.",
-            "slower": f"LMCache lengthens cold TTFT{size}: one lookup without a hit, plus storing.",
+            "faster": f"LMCache reduces cold TTFT{size}.",
+            "slower": f"LMCache increases cold TTFT{size} by a lookup without a hit and storing.",
             "undecided": f"No significant effect of storing in LMCache on cold TTFT{size}.",
             "no_interval": "Too few rounds to judge the effect of storing in LMCache on cold TTFT"
             f" ({value:+.1f} %).",
@@ -186,11 +191,11 @@ def _chunks(ratios: Sequence[HitRatio]) -> list[str]:
     rows.sort(key=lambda row: row.chunk_tokens)
     if len(rows) < 2:
         return []
-    shares = ", ".join(f"{percent(row.loaded_share)} ({row.chunk_tokens})" for row in rows)
+    shares = ", ".join(f"{percent(row.loaded_share)} with {row.chunk_tokens}" for row in rows)
     main = next((row.chunk_tokens for row in rows if row.arm == MAIN), 0)
     said = [
-        "LMCache stores whole chunks only, so the rest of each prompt is recomputed. Loaded prompt"
-        f" tokens by chunk size: {shares}."
+        "LMCache stores whole chunks only, so the rest of each prompt is recomputed. Fraction"
+        f" of the prompt tokens loaded, by chunk size in tokens: {shares}."
     ]
     others = [row for row in rows if row.arm != MAIN]
     said += [
@@ -217,8 +222,9 @@ def _evicted(tiers: Sequence[Tier]) -> list[str]:
         return ["The small L1 held the whole workload: no chunk was evicted or dropped."]
     return [
         f"The small L1 stored {kept:,.0f} chunks in the cold pass, dropped {lost:,.0f} because it"
-        f" was full, and evicted {gone:,.0f} (LMCache evicts once a second). When sent again,"
-        f" {_loaded(again)} of prompt tokens came from LMCache (large L1: {_loaded(whole)})."
+        f" was full, and evicted {gone:,.0f} (LMCache evicts once a second). When the prompts"
+        f" were sent again, {_loaded(again)} of prompt tokens came from LMCache (large L1:"
+        f" {_loaded(whole)})."
     ]
 
 
@@ -232,12 +238,12 @@ def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tier]) -> list[Card]:
         found.append(_card(label, bounds, "x", gain))
     cost = first(ratios, what="storing", prompt_tokens=0)
     if cost is not None and not isnan(cost.ratio.value):
-        found.append(_card("change of cold TTFT by storing", _change(cost), "%", cost))
+        found.append(_card("change of cold TTFT with storing", _change(cost), "%", cost))
     idle = _tier(tiers, MAIN, "engine-warm")
     if idle is not None and idle["held"]:
         note = f"{idle['requests']} requests sent again at once; exact count"
         share = 100 * idle["idle"] / idle["held"]
-        label = "LMCache hits that were not needed"
+        label = "LMCache hits already in the prefix cache"
         found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
 

@@ -23,6 +23,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.load.drive.open_files import check_files, most_in_flight
+from workbench.params.engine_args import words
 from workbench.params.notebooks import (
     EngineParams,
     LMCacheHitAnalysis,
@@ -76,7 +77,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
     if params.engine == "simulated" and not asked.simulated:
         raise PlanError(
-            f"connector must be none, lmcache or nixl with engine simulated, got {asked.name!r}"
+            f"engine=simulated needs connector=none, lmcache or nixl, got {asked.name!r}"
             " (example: -p connector lmcache)"
         )
     for topology in topologies:
@@ -84,26 +85,27 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
             "prefill_tp, decode_tp and aggregated_tp must be 1 on a CPU, where an instance is one"
-            " process; use more instances instead (example: topology 2p4d)"
+            " process. Use more instances instead (example: -p topology 2p4d)"
         )
+    spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
     for topology in topologies:
         wanted[topology, asked.name] = "subject"
     for topology in topologies if params.opponents else ():
         if topology.disaggregated:
             # The same number of GPUs, rounded down.
-            equal = Topology(aggregated=max(1, topology.gpus(tp) // tp.aggregated))
+            equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in ("none", asked.name if asked.store else "lmcache"):
                 wanted.setdefault((equal, rival), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
-        check_capacity(topology, tp, capacity, settings)
+        check_capacity(topology, spans, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
         label = str(topology) if name == "none" else f"{topology} {name}"
         if settings.on_gpu:
-            gpus = "+".join(str(n * int(getattr(tp, part))) for part, n in topology.roles)
+            gpus = "+".join(str(n * int(getattr(spans, part))) for part, n in topology.roles)
             label = f"{label}, {gpus} GPU"
         arms.append(
             Arm(
@@ -112,11 +114,12 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 topology=topology,
                 connector=name,
                 passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
-                gpus=topology.gpus(tp),
+                gpus=topology.gpus(spans),
                 settings=settings,
                 tp=tp,
                 capacity=capacity,
                 store_gb=params.store_gb,
+                store_args=words(params.store_args),
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
@@ -131,7 +134,7 @@ def _check_stores(made: ExperimentPlan) -> None:
         if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
             raise PlanError(
                 f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
-                f" GB of KV, got {arm.store_gb:g} (example: store_gb {2 * prompt_gb:.1g})"
+                f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
             )
 
 
@@ -259,7 +262,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."
         )
     for arm in made.arms:
-        each = arm.tp.aggregated
+        each = arm.settings.gpus(arm.tp).aggregated if arm.settings else arm.tp.aggregated
         if arm.role == "subject" and arm.disaggregated and arm.gpus % each:
             yield (
                 f"{arm.label} uses {arm.gpus} GPUs, but its aggregated baseline only"

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from workbench.errors import PlanError
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.params.engine_args import variables, words
 from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
+from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
+from workbench.serve.argument_check import check_arguments
 from workbench.serve.capacity import Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
-from workbench.topology import TensorParallel, Topology
+from workbench.topology import ROLES, Role, TensorParallel, Topology
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -37,14 +41,29 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
+        extra_args=words(params.engine_args),
+        role_args={
+            cast(Role, name.removesuffix("_args")): words(text)
+            for name in ROLE_ARGS
+            if (text := getattr(params, name, ""))
+        },
+        extra_env=variables(params.engine_env),
     )
+    for role in ROLES:
+        names = " and ".join(["engine_args", f"{role}_args"][: 1 + (role in settings.role_args)])
+        check_arguments(names, settings.args_of(role))
+    if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
+        raise PlanError(
+            "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
+            " instance is one process; add instances instead (example: topology 2p4d)"
+        )
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
         free_shm_gb=facts.shm_free_gb,
     )
-    return settings, None if on_hub else model_facts(model).run_as(dtype), capacity
+    return settings, None if on_hub else settings.facts, capacity
 
 
 def own_model(platform: Platform, dtype: str) -> Path:
@@ -117,8 +136,8 @@ def one_instance(
 ) -> partial[Arm]:
     """Makes arms of one aggregated instance. Raises PlanError if the machine has no room for it."""
     topology, tp = Topology(aggregated=1), TensorParallel(aggregated=params.aggregated_tp)
-    gpus = topology.gpus(tp)
-    check_capacity(topology, tp, capacity, settings)
+    gpus = topology.gpus(settings.gpus(tp))
+    check_capacity(topology, settings.gpus(tp), capacity, settings)
     check_gpu_memory(gpus, settings)
     return partial(
         Arm, role="subject", topology=topology, gpus=gpus, settings=settings, tp=tp,

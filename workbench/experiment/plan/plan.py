@@ -78,6 +78,8 @@ class Arm:
     tp: TensorParallel = field(default_factory=TensorParallel)
     capacity: Capacity = field(default_factory=Capacity)
     store_gb: float = 1.0
+    store_args: tuple[str, ...] = ()
+    """Further arguments of the store's server."""
     chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
     disk: bool = False
@@ -104,6 +106,7 @@ class Arm:
             chunk_tokens=self.chunk_tokens,
             disk_folder=disk_folder if self.disk else "",
             shm_name=shm_name,
+            store_args=self.store_args,
         )
 
     @property
@@ -158,7 +161,7 @@ class ExperimentPlan:
         settings = self.settings
         if settings is None or not settings.model.expanduser().is_dir():
             return nan
-        return float(model_facts(settings.model).run_as(settings.dtype).kv_shape.bytes_per_token)
+        return float(settings.facts.kv_shape.bytes_per_token)
 
     @property
     def kv_space_tokens(self) -> float:
@@ -261,7 +264,8 @@ class ExperimentPlan:
         swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])
-            lines.append(f"\narm {arm.label} ({arm.role}): {passes}")
+            role = "baseline" if arm.role == "opponent" else arm.role
+            lines.append(f"\narm {arm.label} ({role}): {passes}")
             if arm.settings is not None:
                 lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s

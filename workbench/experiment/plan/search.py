@@ -138,8 +138,8 @@ class Search:
             return "no rate was measured"
         if highest > lowest:
             return (
-                f"{highest:g} req/s met the limits but the lower {lowest:g} req/s missed them;"
-                " measure again with more requests"
+                f"{highest:g} req/s met the limits, but a lower rate of {lowest:g} req/s missed"
+                " them; measure again with more requests"
             )
         straddling = ""
         for p in points:

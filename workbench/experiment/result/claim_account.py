@@ -10,10 +10,10 @@ from workbench.metrics.statistics import Number
 
 SECTIONS = {
     "measured": "Measured here",
-    "source": "Decided from their source",
+    "source": "Contradicted or without evidence",
     "unfair": "Not comparable",
     "untested": "Not tested",
-    "own": "Controls: claims of our own",
+    "own": "Our own control claims",
 }
 """The parts of the claim table, in order."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from workbench.errors import ResultError
 from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import Effect, Kind, failed_names, spoil
+from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_names, spoil
 from workbench.metrics.ledger.ledger import Account
 from workbench.metrics.statistics import Estimate, Number, Ratio
 
@@ -52,8 +52,7 @@ class Card:
 
 def spoilt_note(effect: str, note: str) -> str:
     """A card's note with what failed gates do to its number: `rough; 24 requests`."""
-    lead = {"struck": "not valid", "rough": "rough"}.get(effect, "")
-    return "; ".join(filter(None, (lead, note, "see doubts" * (effect == "doubt"))))
+    return "; ".join(filter(None, (GRADES.get(effect), note)))  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

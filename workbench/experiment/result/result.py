@@ -165,7 +165,7 @@ class Result:
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
-            doubts = [f"{said}. These differences may have other causes."]
+            doubts = [f"{said}. Do not use these differences."]
         return doubts + why(self.waterfall(), self.run.comparisons)
 
     @property

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.experiment.result.facts import Comparison, RateRow, SummaryRow
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import spoil
-from workbench.metrics.ledger.ledger import Account
+from workbench.metrics.gates.gate_table import failed_name, spoil
+from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import three_digits
 from workbench.metrics.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
@@ -65,10 +65,11 @@ def median_table(rows: Sequence[SummaryRow], metrics: Sequence[str]) -> pd.DataF
     table: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
         metric, found = row.metric.removesuffix("_s"), row.estimate
-        factor, unit = (1.0, "/s") if metric.endswith("tps") else (1000.0, "ms")
-        text = f"{factor * found.value:,.4g} {unit}"
-        if not isnan(found.low):
-            text += f" [{factor * found.low:,.4g}, {factor * found.high:,.4g}]"
+        factor, unit = (1.0, "tok/s") if metric.endswith("tps") else (1000.0, "ms")
+        value, low, high = (
+            three_digits(factor * each) for each in (found.value, found.low, found.high)
+        )
+        text = f"{value} {unit}" + ("" if isnan(found.low) else f" [{low}, {high}]")
         cells = table.setdefault((row.arm, row.pass_name, row.n_requests), {})
         cells.setdefault(metric, "not known" if isnan(found.value) else text)
     lines = [[*key, *(cells.get(m, nan) for m in metrics)] for key, cells in table.items()]
@@ -81,7 +82,7 @@ _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "icl_s": "ICL"}
 def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
     """The table of `metrics.percentiles` in milliseconds: `123 [110, 140]`, and n.
 
-    A percentile of too few values is replaced by the number that it needs.
+    A percentile of too few values is replaced by the number that it needs: `needs 36, has 24`.
     """
     import pandas as pd
 
@@ -91,19 +92,23 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
         value, low, high = (
             three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
         )
-        few = row["note"].replace("needs n >=", "needs n of")
         cells = rows.setdefault(tuple(row[name] for name in index), {})
         cells[f"p{100 * row['quantile']:g}"] = (
-            few if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
+            row["note"] if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
         )
     return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
 
 
 def no_p99(gates: Iterable[Gate]) -> str:
-    """Why no p99 may be printed, namely a late client; empty if it may."""
+    """Why no p99 may be printed: `client did not keep up: ...`, or that this is undecided.
+
+    Empty if it may be printed.
+    """
     for gate in gates:
         if gate.name == "client kept up" and gate.outcome != "PASS":
-            return f"gate 'client kept up' is {gate.outcome}: {gate.sentence}"
+            failed = gate.outcome == "FAIL"
+            why = failed_name(gate.name) if failed else "client may not have kept up"
+            return f"{why}: {gate.sentence}"
     return ""
 
 
@@ -115,12 +120,12 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
     """
     far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
-        _withhold(found, far, why.split("'")[1])
+        _withhold(found, far, why.partition(":")[0])
     for name in found["pass"].unique():
         does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
         if does.struck:
             tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
-            _withhold(found, tails, does.gates[0])
+            _withhold(found, tails, does.why)
     return found
 
 
@@ -133,13 +138,13 @@ def without_struck(found: pd.DataFrame) -> pd.DataFrame:
     for name in found["pass"].unique():
         does = spoil(found.attrs["failed_gates"], "times", passes={str(name)})
         if does.struck:
-            _withhold(found, found["pass"].eq(name), does.gates[0])
+            _withhold(found, found["pass"].eq(name), does.why)
     return found
 
 
-def _withhold(found: pd.DataFrame, rows: pd.Series[bool], gate: str) -> None:
+def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:
     found.loc[rows, ["value_s", "low_s", "high_s"]] = nan
-    found.loc[rows, "note"] = f"withheld ({gate})"
+    found.loc[rows, "note"] = f"withheld: {why}"
 
 
 def rate_table(rows: Iterable[RateRow], *, limited: bool) -> pd.DataFrame:
@@ -194,23 +199,18 @@ def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
         return middle if plain else f"{middle} [{milliseconds(low_s)}, {milliseconds(high_s)}]"
 
     medians = summarise(waterfall)
-    names = {**PARTS, "residual_s": "residual", "ttft_s": "TTFT"}
-    medians["median, ms"] = medians["part"].map(names)
+    names = {**PARTS, "residual_s": "untimed residual", "ttft_s": "TTFT"}
+    medians["part of TTFT (median, ms)"] = medians["part"].map(names)
     medians["cell"] = list(map(cell, medians["median"], medians["low"], medians["high"]))
     wide = medians.pivot_table(
-        index=["pass", "median, ms"], columns="arm", values="cell", aggfunc="first", sort=False
+        index=["pass", "part of TTFT (median, ms)"],
+        columns="arm",
+        values="cell",
+        aggfunc="first",
+        sort=False,
     )
     wide = wide[(wide.fillna("0") != "0").any(axis=1)].fillna("")
     return pd.DataFrame(wide.reset_index()).rename_axis(columns=None)
-
-
-_ACCOUNTS = {
-    "counted": "sent vs counted",
-    "reused": "reusable vs served",
-    "moved": "fetched vs moved",
-    "store": "loaded vs store hits",
-}
-"""The expected and the observed number of each account."""
 
 
 def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
@@ -224,7 +224,7 @@ def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
     names = ["arm", "pass", "role", "account", "expected", "observed", "causes", "unexplained"]
     of_key: dict[tuple[str, ...], list[Account]] = {}
     for each in accounts:
-        key = (each.arm, each.pass_name, each.role, _ACCOUNTS[each.name])
+        key = (each.arm, each.pass_name, each.role, COMPARED[each.name])
         of_key.setdefault(key, []).append(each)
     lines = [
         [
@@ -274,7 +274,7 @@ def by_request(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def styled(table: pd.DataFrame) -> Styler:
-    """The ledger for a page: the accounts that do not match, in red those that do not close."""
+    """The ledger for a page: the comparisons that do not match, unexplained ones in red."""
     import pandas as pd
 
     even = table["closes"] & table["expected"].eq(table["observed"])
@@ -286,18 +286,18 @@ def styled(table: pd.DataFrame) -> Styler:
         **{"arm, pass, role": where}
     )
     numbers = ["expected", "observed"]
-    shown = shown.rename(columns={"unexplained": "no known source"})
-    shown = shown[["arm, pass, role", "account", *numbers, "causes", "no known source"]]
+    shown = shown.rename(columns={"account": "comparison", "unexplained": "unexplained tokens"})
+    shown = shown[["arm, pass, role", "comparison", *numbers, "causes", "unexplained tokens"]]
 
     colours = pd.DataFrame("", index=shown.index, columns=shown.columns)
     colours.loc[open_[shown.index]] = "color: #b3261e; font-weight: bold"
     return (
         shown.style.hide(axis="index")
         .apply(lambda _: colours, axis=None)
-        .set_properties(subset=["account", "causes"], **{"text-align": "left"})
+        .set_properties(subset=["comparison", "causes"], **{"text-align": "left"})
         .format(precision=0, thousands=",", na_rep="not known")
         .set_caption(
-            f"Prompt tokens over all rounds. {int(even.sum())} more accounts match to the token"
+            f"Prompt tokens over all rounds. {int(even.sum())} more comparisons match to the token"
             " and are not listed."
         )
     )

@@ -1,4 +1,4 @@
-"""Why TTFT differs between two arms, part by part of the waterfall.
+"""By how much TTFT differs between two arms, part by part of the waterfall.
 
 A part's difference is the mean over rounds of each round's mean over paired requests, with a t
 interval over rounds: means of parts add up to the mean of TTFT, which medians would not.
@@ -18,7 +18,7 @@ from workbench.metrics.waterfall import PARTS
 if TYPE_CHECKING:
     import pandas as pd
 
-_PIECES = PARTS | {"residual_s": "client to proxy"}
+_PIECES = PARTS | {"residual_s": "untimed residual"}
 _NAMED = 3
 """The most parts that a sentence names."""
 _SMALL = 0.05
@@ -128,25 +128,33 @@ def _explained(found: Difference) -> str:
     if not found.pairs:
         return "no pair of requests has a complete waterfall"
     if isnan(found.total.low_s):
-        return f"no interval from {found.rounds} of the {ROUNDS_FOR_INTERVAL} rounds needed"
+        return f"no CI, since it needs {ROUNDS_FOR_INTERVAL} rounds and has {found.rounds}"
     least_s = _SMALL * max(abs(part.mean_s) for part in found.parts)
     sure = [part for part in found.parts if part.sure and abs(part.mean_s) >= least_s]
     sure.sort(key=lambda part: -abs(part.mean_s))
     text = _said(found.total, sure)
-    return f"{text}. Pairs left out: {found.left_out}" if found.left_out else text
+    if not found.left_out:
+        return text
+    pairs = f"request pair{'s' * (found.left_out > 1)}"
+    return f"{text}. Left out: {found.left_out} {pairs} without a complete waterfall"
 
 
 def _said(total: Part, sure: Sequence[Part]) -> str:
-    """How TTFT differs, and the parts that differ significantly, those that cause it first."""
+    """How TTFT differs, and the parts that differ significantly, those of the same sign first."""
     if not total.sure:
-        parts = f"Parts that differ: {_listed(sure)}" if sure else "No part differs significantly"
+        parts = (
+            f"Parts that differ significantly: {_listed(sure)}"
+            if sure
+            else "No part differs significantly"
+        )
         return f"no significant difference in TTFT ({total.signed}). {parts}"
     longer = total.mean_s > 0
     driving = [part for part in sure if (part.mean_s > 0) == longer]
     against = [part for part in sure if (part.mean_s > 0) != longer]
-    text = f"TTFT is {'longer' if longer else 'shorter'} by {total.size}. "
-    text += f"Cause: {_listed(driving)}" if driving else "No single part explains it significantly"
-    return f"{text}. Offset by: {_listed(against)}" if against else text
+    value, _, ends = total.size.partition(" [")
+    text = f"TTFT is {value} {'higher' if longer else 'lower'} [{ends}. "
+    text += f"Largest parts: {_listed(driving)}" if driving else "No part differs significantly"
+    return f"{text}. Partly offset by: {_listed(against)}" if against else text
 
 
 def _listed(parts: Sequence[Part]) -> str:

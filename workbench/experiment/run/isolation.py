@@ -67,7 +67,7 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
             effect = (
                 "only unique prompts keep it cold"
                 if wanted.state == "cold"
-                else "they may have served it too"
+                else "they may have served part of it"
             )
             doubts.append(
                 f"Engine caches could not be reset before a {wanted.name} pass, so {effect}."

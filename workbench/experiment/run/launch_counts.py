@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan, nan
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, RequestRecord
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import Deployment
-from workbench.serve.tiny_model import model_facts
 from workbench.topology import Role
 
 
@@ -213,5 +211,4 @@ class LaunchCounts:
         settings = self._arm.settings
         if settings is None or not settings.local:
             return nan
-        facts: Any = model_facts(settings.model).run_as(settings.dtype)
-        return float(facts.kv_shape.bytes_per_token)
+        return float(settings.facts.kv_shape.bytes_per_token)

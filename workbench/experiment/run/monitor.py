@@ -78,8 +78,8 @@ def watch_client(load: LoadRun, others_share: float, log: Log, *, most: int = 0)
     elif busy and most and log.workers < max(1, (os.cpu_count() or 1) - 1):
         log.workers += 1
         log.doubt(
-            f"{seen}, so later passes used {log.workers} processes. Rerun with client_workers"
-            f" {log.workers} to make all passes equal."
+            f"{seen}, so later passes used {log.workers} processes. Repeat the run with"
+            f" client_workers {log.workers}, so that all passes are alike."
         )
     if others_share > OTHERS_BUSY_SHARE:
         log.doubt(

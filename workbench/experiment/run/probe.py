@@ -96,8 +96,8 @@ async def fitted(
             " Both counts are corrected."
         )
         doubt(
-            "TTFT ends at prefill here: KV transfer and the wait for decode are in the gap after"
-            " the first token."
+            "The first token comes from the prefill instance. KV transfer and the wait for decode"
+            " are in the gap after it, not in TTFT."
         )
         form = replace(form, first_token_from_prefill=True)
     return replace(plan, form=form)

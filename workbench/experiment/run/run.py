@@ -33,7 +33,6 @@ from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
 from workbench.serve.attach import attach
 from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
-from workbench.serve.tiny_model import model_facts
 
 
 async def run(
@@ -233,7 +232,7 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
     settings = plan.arms[0].settings
     if settings is None:
         return EngineFacts()
-    known = model_facts(settings.model).run_as(settings.dtype) if settings.local else None
+    known = settings.facts if settings.local else None
     return EngineFacts(
         model=plan.params.model or settings.model.name,
         layers=known.layers if known else None,

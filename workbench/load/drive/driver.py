@@ -152,11 +152,11 @@ def _check(workload: Workload, arrivals: Arrivals) -> None:
         return
     if len(arrivals.offsets_s) != len(requests):
         allowed = f"{len(requests)} arrival times, one per request of {workload.name}"
-        example = f"poisson(2.0, {len(requests)}, seed=0)"
+        example = f"arrivals=poisson(2.0, {len(requests)}, seed=0)"
         raise ParameterError(must_be("arrivals", allowed, len(arrivals.offsets_s), example))
     if any(request.after is not None for request in requests):
-        allowed = f"a closed loop for {workload.name}, whose turns wait for responses"
-        raise ParameterError(must_be("arrivals", allowed, arrivals.kind, "closed"))
+        allowed = f"closed for {workload.name}, because its turns wait for responses"
+        raise ParameterError(must_be("arrivals", allowed, arrivals.kind, "-p arrivals closed"))
 
 
 @contextmanager

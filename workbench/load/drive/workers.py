@@ -68,7 +68,8 @@ async def drive_in_workers(
     """
     most = most_workers(workload, arrivals)
     if not 1 <= workers <= most:
-        allowed = f"between 1 and {most} for workload {workload.name} ({WHY_NO_MORE})"
+        numbers = f"between 1 and {most}" if most > 1 else "1"
+        allowed = f"{numbers} for workload {workload.name} ({WHY_NO_MORE})"
         raise ParameterError(must_be("client_workers", allowed, workers, most))
     headers = orjson.dumps(dict(options.pop("headers", None) or {})).decode()
     with tempfile.TemporaryDirectory(prefix="workbench-load-") as name:

@@ -106,8 +106,8 @@ def prompts(
             request = Request(index=index, prompt_ids=np.asarray(salted_ids), max_tokens=most)
         if request.prompt_tokens + most > context_tokens:
             raise ParameterError(
-                f"{row.where}: {request.prompt_tokens} prompt tokens ({SALT_TOKENS} of them salt) +"
-                f" {most} output tokens must be at most context_tokens {context_tokens}. Shorten"
+                f"{row.where}: {request.prompt_tokens:,} prompt tokens ({SALT_TOKENS} of them salt)"
+                f" and {most:,} output tokens exceed context_tokens ({context_tokens:,}). Shorten"
                 " the prompt or raise context_tokens"
             )
         made.append(request)
@@ -128,8 +128,8 @@ def read_prompts(path: Path | str, *, first: int = 0) -> PromptFile:
         raise ParameterError(f"prompts_file {path} has no prompts (example of a line: {_GOOD})")
     if len(found) < first:
         raise ParameterError(
-            f"requests must be at most {len(found)}, the prompts in prompts_file {path}, got"
-            f" {first} (0 takes all)"
+            f"requests must be at most {len(found):,} (the prompts in prompts_file {path}), got"
+            f" {first:,} (example: -p requests 0 sends all)"
         )
     ended = sum(bool(row.messages) and row.messages[-1]["role"] == "assistant" for row in found)
     if ended:
@@ -140,8 +140,8 @@ def read_prompts(path: Path | str, *, first: int = 0) -> PromptFile:
     silent = sum(not (row.max_tokens or row.answer) for row in found)
     if 0 < silent < len(found):
         seen.doubt(
-            f"{silent} of {len(found)} prompts in prompts_file have no output length: output_tokens"
-            " is used."
+            f"{silent} of {len(found)} prompts in prompts_file have no output length, so they use"
+            " output_tokens."
         )
     return PromptFile(prompts=found, doubts=(*seen.doubts, *unused(seen.unused, "prompts_file")))
 

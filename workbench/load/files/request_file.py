@@ -73,7 +73,7 @@ class FileRow:
         if value is not None and not (type(value) is int and least <= value <= MOST):
             raise self.error(
                 f"{name} must be an integer of at least {least}, got {cut(self.fields[name])}"
-                f" (example: {name} 64)"
+                f' (example: "{name}": 64)'
             )
         return value
 

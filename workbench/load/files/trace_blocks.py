@@ -49,7 +49,7 @@ def block_size(lengths: Sequence[Length], *, asked: int = 0) -> tuple[int, list[
         if not tokens:
             raise ParameterError(
                 f"trace_block_tokens must be set, because blocks of {_span(least, most)} tokens fit"
-                f" all {len(lengths)} lines of trace_file (example: -p trace_block_tokens"
+                f" all {len(lengths):,} lines of trace_file (example: -p trace_block_tokens"
                 f" {_example(least, most)})"
             )
         doubts = []
@@ -108,14 +108,14 @@ def _contradiction(lengths: Sequence[Length], asked: int) -> str:
     size = max(fitting, key=lambda size: (fitting[size], size == _PUBLISHED))
     bad = next(each for each in lengths if not _fits(each, size))
     said = (
-        f"{bad.where}: input_length {bad.prompt_tokens} must have"
+        f"{bad.where}: input_length {bad.prompt_tokens:,} must have"
         f" {-(-bad.prompt_tokens // size)} hash_ids (blocks of {size} tokens), got {bad.ids}"
     )
     least, most = _common(lengths, whole_only=False)
     if least <= most:
         return f"{said}. Blocks of {_span(least, most)} fit all lines: set trace_block_tokens to 0"
     return (
-        f"{said}. This block size fits {fitting[size]} of {len(lengths)} lines, and none fits all."
+        f"{said}. They fit {fitting[size]:,} of {len(lengths):,} lines, and no size fits all."
         " Correct or remove the line"
     )
 

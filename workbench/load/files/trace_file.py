@@ -77,7 +77,7 @@ def read_trace(
     """
     path = Path(path)
     if first is not None and first < 1:
-        raise ParameterError(f"first must be at least 1, got {first} (example: first 100)")
+        raise ParameterError(f"first must be at least 1, got {first} (example: first=100)")
     known: set[str] = set()
     names: set[str] = set()
     found = []
@@ -148,8 +148,8 @@ def trace(
     wanted = read_trace(file, first=requests, **lengths)
     if len(wanted.rows) < requests:
         raise ParameterError(
-            f"requests must be at most {len(wanted.rows)}, the lines of trace_file {file}, got"
-            f" {requests} (example: -p requests {len(wanted.rows)})"
+            f"requests must be at most {len(wanted.rows):,} (the lines of trace_file {file}), got"
+            f" {requests:,} (example: -p requests {len(wanted.rows)})"
         )
     small = fitted(wanted, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     made = small.workload(
@@ -330,8 +330,8 @@ def _size_doubts(wanted: Trace, small: Trace, made: Workload) -> Iterator[str]:
         before, after = (max(getattr(row, name) for row in each.rows) for each in (wanted, small))
         if after < before:
             yield (
-                f"The {what} of trace_file are scaled by {after / before:.2g}: the longest has"
-                f" {after:,} tokens instead of {before:,}. Raise {name} to keep them."
+                f"The {what} of trace_file are scaled by {after / before:.2g}. The longest has"
+                f" {after:,} tokens instead of {before:,}. Raise {name} to keep the recorded ones."
             )
     (ideal,) = lru_hit_rates(wanted, [10**15])
     if abs(ideal - made.ideal_reuse) > 0.02:

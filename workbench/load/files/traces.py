@@ -65,7 +65,7 @@ class Trace:
         if not (isfinite(speed) and speed > 0 and isfinite(length) and length > 0):
             raise ParameterError(
                 f"speed and length must be above 0, got speed {speed} and length {length}"
-                " (example: length 0.1 for a tenth of the tokens)"
+                " (example: length=0.1 for a tenth of the tokens)"
             )
         block: float = self.block_tokens * length
         if block >= SALT_TOKENS:
@@ -117,8 +117,8 @@ class Trace:
             where = f"{self.name}, line {row.line}"
             if row.prompt_tokens + row.output_tokens > context_tokens:
                 raise ParameterError(
-                    f"{where}: {row.prompt_tokens} prompt + {row.output_tokens} output tokens must"
-                    f" be at most context_tokens {context_tokens}. Scale the trace or raise"
+                    f"{where}: {row.prompt_tokens:,} prompt tokens and {row.output_tokens:,} output"
+                    f" tokens exceed context_tokens ({context_tokens:,}). Scale the trace or raise"
                     " context_tokens"
                 )
         drawn: dict[int, TokenIds] = {}

@@ -116,13 +116,15 @@ def at_times(offsets_s: Iterable[float]) -> Arrivals:
     """Arrivals at known times, such as those of a trace, in seconds from the start."""
     times_s = tuple(float(offset_s) for offset_s in offsets_s)
     if not times_s:
-        raise ParameterError(must_be("offsets_s", "one time per request", times_s, "0,0.5,1"))
+        raise ParameterError(
+            must_be("offsets_s", "one time per request", times_s, "offsets_s=[0, 0.5, 1]")
+        )
     before_s = 0.0
     for offset_s in times_s:
         if not (isfinite(offset_s) and offset_s >= before_s):
             got = (before_s, offset_s)
             allowed = "ascending times from 0, in seconds"
-            raise ParameterError(must_be("offsets_s", allowed, got, "0,0.5,1"))
+            raise ParameterError(must_be("offsets_s", allowed, got, "offsets_s=[0, 0.5, 1]"))
         before_s = offset_s
     rate_per_s = (len(times_s) - 1) / span_s if (span_s := times_s[-1] - times_s[0]) else 0.0
     return Arrivals(kind="trace", offsets_s=times_s, rate_per_s=rate_per_s)
@@ -132,6 +134,6 @@ def _check(rate_per_s: float, n: int, seed: int = 0) -> None:
     if not (isfinite(rate_per_s) and rate_per_s > 0):
         raise ParameterError(must_be("rate_per_s", "a number above 0", rate_per_s, 2))
     if n < 1:
-        raise ParameterError(must_be("n", "at least 1", n, 20))
+        raise ParameterError(must_be("n", "at least 1", n, "n=20"))
     if seed < 0:
         raise ParameterError(must_be("seed", "at least 0", seed, 0))

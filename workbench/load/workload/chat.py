@@ -36,14 +36,14 @@ class Frame:
         if len(words) < 2 * FIRST_ID:
             raise ParameterError(
                 f"api chat needs a tokenizer with at least {2 * FIRST_ID} single-token words, got"
-                f" {len(words)} (example: api completions)"
+                f" {len(words)} (example: -p api completions)"
             )
         one, other = (tokenizer.chat(_said(f"{BEGINNING}{word}")) for word in words[:2])
         before = first_difference(one, other)
         if len(one) != len(other) or one[before + 1 :] != other[before + 1 :]:
             raise ParameterError(
                 "api chat needs a chat template that keeps the text of messages, got one that"
-                " changes it (example: api completions)"
+                " changes it (example: -p api completions)"
             )
         return cls(before=before, tokens=len(one) - 1)
 
@@ -69,7 +69,7 @@ def spoken(
         if len(ids) != request.prompt_tokens + frame.tokens:
             raise ParameterError(
                 "api chat needs a tokenizer that keeps words apart, got one that makes"
-                f" {len(ids)} tokens of {request.prompt_tokens + frame.tokens} (example: api"
+                f" {len(ids)} tokens of {request.prompt_tokens + frame.tokens} (example: -p api"
                 " completions)"
             )
         requests.append(

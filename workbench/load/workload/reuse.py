@@ -55,7 +55,7 @@ def turn_lengths(
     longest_first = prompt_tokens - (turns - 1) * (output_tokens + 1)
     if longest_first <= SALT_TOKENS:
         least = SALT_TOKENS + 1 + (turns - 1) * (output_tokens + 1)
-        allowed = f"at least {least} for {turns} turns with {output_tokens} output tokens each"
+        allowed = f"at least {least:,} for {turns} turns with {output_tokens} output tokens each"
         raise ParameterError(must_be("prompt_tokens", allowed, prompt_tokens, least))
 
     def lengths(first: int) -> list[int]:
@@ -91,9 +91,7 @@ def reached_level(
         return nearest_level
     if reached < reuse:
         enough = max(requests + 1, ceil(1.1 * firsts / (1 - reuse)) + 1)
-        allowed = (
-            f"at most {reached:.3f} with {requests} requests, the first of which reuse nothing"
-        )
+        allowed = f"at most {reached:.3f} with {requests:,} requests (the first ones reuse nothing)"
         raise ParameterError(must_be("target_reuse", allowed, reuse, f"-p requests {enough}"))
-    allowed = f"at least {reached:.3f} with prompts this short"
+    allowed = f"at least {reached:.3f} with such short prompts"
     raise ParameterError(must_be("target_reuse", allowed, reuse, f"{min(0.99, 1.1 * reached):.2f}"))

@@ -71,7 +71,7 @@ class ModelTokenizer:
             reason = " ".join(str(error).split())[:200]
             raise ParameterError(
                 f"api chat needs a chat template that accepts these messages, got {reason!r} from"
-                f" {self._name} (example: api completions)"
+                f" {self._name} (example: -p api completions)"
             ) from error
         return self.encode(text)
 
@@ -117,11 +117,11 @@ def model_tokenizer(model: str) -> ModelTokenizer:
     except ImportError as error:
         raise ParameterError(
             f"text prompts need the package {error.name or 'transformers'}, which comes with vLLM;"
-            " run make setup, or use token ids (example: workload reference)"
+            " run make setup, or use token ids (example: -p workload reference)"
         ) from error
     except Exception as error:  # transformers and the hub raise many kinds
         reason = " ".join(str(error).split())[:200]
         raise ParameterError(
             f"model (engine attach: tokenizer) must have a readable tokenizer, got {model!r}:"
-            f" {reason} (example: model /models/Qwen2.5-7B-Instruct)"
+            f" {reason} (example: -p model /models/Qwen2.5-7B-Instruct)"
         ) from error

@@ -69,7 +69,7 @@ class Workload:
         for index, times in Counter(request.index for request in self.requests).items():
             if times > 1:
                 allowed = f"different for each request of workload {self.name!r}"
-                raise ParameterError(must_be("index", allowed, f"{times} x {index}", "0,1,2"))
+                raise ParameterError(must_be("index", allowed, f"{times} x {index}", "index=0"))
 
     @property
     def prompt_tokens(self) -> int:
@@ -163,8 +163,10 @@ def shared_prefix(
     `shared_tokens`, or prompt_tokens - 1 if the prompts are identical (see `ideal_reuse`).
     """
     if not SALT_TOKENS <= shared_tokens <= prompt_tokens:
-        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens}), set by shared_share"
-        raise ParameterError(must_be("shared_tokens", allowed, shared_tokens, SALT_TOKENS))
+        allowed = f"between {SALT_TOKENS} and prompt_tokens ({prompt_tokens:,})"
+        raise ParameterError(
+            must_be("shared_tokens", allowed, shared_tokens, "-p shared_share 0.9")
+        )
     lengths = (prompt_tokens, shared_tokens, output_tokens)
     return _grouped("shared_prefix", requests, groups, lengths, vocab_tokens, seed, salt)
 
@@ -177,7 +179,7 @@ def asked_again(workload: Workload, *, share: float = 1.0, seed: int = 0) -> Wor
     cache that saw the first pass would hit: the kept prefix, at most L - 1 tokens.
     """
     if not 0 < share <= 1:
-        raise ParameterError(must_be("share", "above 0 and at most 1", share, 0.5))
+        raise ParameterError(must_be("share", "above 0 and at most 1", share, "share=0.5"))
     again = []
     for request in workload.requests:
         ids = request.prompt_ids.copy()
@@ -226,17 +228,24 @@ def _grouped(
     return assemble(name, prompts, [output_tokens] * requests, seed=seed, salt=salt)
 
 
+_OWN_OPTIONS = ("groups", "projects", "conversations", "rows")
+"""Options of a workload that no notebook has as a parameter."""
+
+
 def check_numbers(salt: str, **least: tuple[int, int]) -> None:
     """Refuse an empty salt, and any value below its minimum. Raises ParameterError."""
     if not salt:
-        raise ParameterError(must_be("salt", "a string that no earlier run used", salt, "run-42"))
+        raise ParameterError(
+            must_be("salt", "a string that no earlier run used", salt, "salt=run-42")
+        )
     for parameter, (value, low) in least.items():
         if value < low:
             if parameter == "vocab_tokens":  # each request has a token of its own
                 most = max(1, value - FIRST_ID)
                 allowed = f"at most {most:,} with a vocabulary of {value:,} tokens"
                 raise ParameterError(must_be("requests", allowed, low - FIRST_ID, most))
-            raise ParameterError(must_be(parameter, f"at least {low}", value, low))
+            example = f"{parameter}={low}" if parameter in _OWN_OPTIONS else low
+            raise ParameterError(must_be(parameter, f"at least {low}", value, example))
 
 
 def assemble(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from workbench.errors import ParameterError, must_be
+from workbench.errors import ParameterError, needs
 from workbench.load.workload.chat import BEGINNING, with_reuse
 from workbench.load.workload.token_ids import FIRST_ID, SALT_TOKENS, first_difference, in_words
 from workbench.load.workload.tokenizer import TextTokenizer
@@ -29,7 +29,7 @@ def word_ids(tokenizer: TextTokenizer) -> int:
     if found < 2 * FIRST_ID:
         raise ParameterError(
             f"text prompts need a tokenizer with at least {2 * FIRST_ID} single-token words, got"
-            f" {found}; name the served model's (example: tokenizer Qwen/Qwen2.5-7B-Instruct)"
+            f" {found}; name the served model's (example: -p tokenizer Qwen/Qwen2.5-7B-Instruct)"
         )
     return FIRST_ID + found
 
@@ -48,8 +48,8 @@ def written(
     ParameterError for a conversation, whose turns are made of the ids of responses.
     """
     if any(request.after is not None for request in workload.requests):
-        allowed = "one without conversations for a server that takes only text prompts"
-        raise ParameterError(must_be("workload", allowed, workload.name, "batch_processing"))
+        server, needed = "a server that takes only text prompts", "a single-turn workload"
+        raise ParameterError(needs(server, needed, workload.name, "-p workload batch_processing"))
     word_ids(tokenizer)
     one, other = (tokenizer.completion(BEGINNING + word) for word in tokenizer.words[:2])
     salt_start = first_difference(one, other)

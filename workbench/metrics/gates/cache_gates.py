@@ -57,12 +57,23 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
     return judge(
         "cold was cold",
         holds=f"{cached:,.0f} of {asked:,} prompt tokens hit a cache in {_count(cold)}"
-        + (f" (the workload itself repeats {repeats:,})" if repeats else ""),
+        + _in_brackets(
+            f"the workload itself repeats {repeats:,}" if repeats else "",
+            "a PD prompt counts twice, on prefill and on decode; KV received from prefill is no hit"
+            if any("decode" in p.sources for p in cold)
+            else "",
+        ),
         problems=problems,
         unknown=_uncounted("cold", cold) or silent,
         next_step="Reset every cache tier before the pass, or give the prompts a new salt",
         if_unknown=_IF_UNCOUNTED,
     )
+
+
+def _in_brackets(*notes: str) -> str:
+    """` (first; second)` of those that are not empty."""
+    said = "; ".join(filter(None, notes))
+    return f" ({said})" if said else ""
 
 
 def _repeated(p: PassCounters, role: Role) -> int:
@@ -82,7 +93,7 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     """
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
     problems, unknown = [], _uncounted("prefill/decode", split)
-    computed, received, allowed = 0.0, 0.0, 0
+    computed, received, kept, allowed = 0.0, 0.0, 0.0, 0
     for p in split:
         for role in ("prefill", "decode"):
             finished = p.requests.get(role, nan) if role in p.sources else nan
@@ -103,7 +114,7 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
         decode = p.sources.get("decode", TokenSources())
         limit = _decode_allowance(p)
         computed, received = computed + decode.computed, received + decode.external_hit
-        allowed += limit
+        kept, allowed = kept + decode.engine_hit, allowed + limit
         if decode.computed > limit:
             problems.append(
                 f"The decode instances computed {decode.computed:,.0f} of"
@@ -120,11 +131,13 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
             )
     return judge(
         "KV moved",
-        holds=f"Decode instances fetched {received:,.0f} of {_sent(split):,} prompt tokens and"
-        f" computed {computed:,.0f} (limit {allowed:,}; {_count(split)})",
+        holds=f"Decode instances fetched {received:,.0f} prompt tokens, had {kept:,.0f} in their"
+        f" prefix cache and computed {computed:,.0f} (limit {allowed:,}; {_sent(split):,} tokens in"
+        f" {_count(split)})",
         problems=problems,
         unknown=unknown,
-        next_step="Look for the connector in the decode logs; prompts must exceed one chunk",
+        next_step="Look for connector errors in the decode logs, and use prompts longer than a"
+        " chunk",
         if_unknown=_IF_UNCOUNTED,
     )
 
@@ -171,7 +184,7 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
             elif expected <= 0 and role not in p.reuse:
                 unknown.append(
                     f"Prompts on the {role} instances are too short to hit {_SOURCE_NAMES[source]}"
-                    f" (unit {p.grain_tokens(source)} tokens; {p.label})"
+                    f" (a hit takes {p.grain_tokens(source)} tokens; {p.label})"
                 )
             # Where nothing is expected, another source holds what this one could serve.
             elif expected > 0 and tokens < share * (expected - p.failed_prompt_tokens):
@@ -193,8 +206,8 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
 def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
     """What each source of this state served, with its roles, the lowest fraction first.
 
-    `The prefix cache served 100 % of cacheable tokens (prefill, decode; 99.2 % of the prompts)`; of
-    prompt tokens where the cacheable ones are unknown.
+    `The prefix cache served 100 % of cacheable tokens (prefill, decode; that is 99.2 % of all
+    prompt tokens)`; only of all prompt tokens where the cacheable ones are unknown.
     """
     exact = all(role in p.reuse for p in warm for role in p.sources)
     tokens: dict[Source, dict[Role, NDArray[np.float64]]] = {}  # got, cacheable, sent
@@ -211,10 +224,10 @@ def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
         got, due, sent = np.sum([*by_role.values()], axis=0)
         roles = [f"{role} {of}" for role, of in each.items()] if len({*each.values()}) > 1 else each
         name, what = _SOURCE_NAMES[source], "cacheable" if exact else "prompt"
-        lead = f"{name} {_percent(got, due)}"
+        lead = f"{name} served {_percent(got, due)}"
         if not number:
             lead = f"{name.capitalize()} served {_percent(got, due)} of {what} tokens"
-        of_all = f"; {_percent(got, sent)} of the prompts" if exact else ""
+        of_all = f"; that is {_percent(got, sent)} of all prompt tokens" if exact else ""
         yield f"{lead} ({', '.join(roles)}{of_all})"
 
 

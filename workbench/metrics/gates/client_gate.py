@@ -1,4 +1,4 @@
-"""Gates on the client: did it send and read on time, and did the system clock stand.
+"""Gates on the client: did it send and read on time, and was the system clock left alone.
 
 `gate_table` says what their failures affect: latencies, not counts.
 """
@@ -31,17 +31,21 @@ _READINGS = {
         CLIENT_BUSY_SHARE, "a client thread used {} of a core (limit {})", "client {} of a core"
     ),
     "merged_share": (
-        MERGED_SHARE, "{} of token arrivals were merged into one read (limit {})", "merged reads {}"
+        MERGED_SHARE, "{} of tokens arrived in the same socket read as another (limit {})",
+        "merged reads {}"
     ),
 }  # fmt: skip
 """Each reading of the client's health: its limit, its sentence and its short form."""
 
 
-def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) -> Gate:
+def client_kept_up(
+    health: Mapping[str, float], *, most_workers: float = inf, open_loop: bool = False
+) -> Gate:
     """The client sent on time, read on time and had enough CPU, in its worst pass.
 
     `health` is that of result.json; a reading that does not apply is absent or NaN. Where this
-    gate does not PASS no p99 is printed. `most_workers` processes can share the load.
+    gate does not PASS no p99 is printed. `most_workers` processes can share the load. An
+    `open_loop` has a rate that can be lowered.
     """
     value = {name: health.get(name, nan) for name in (*_READINGS, "loop_lag_max_s")}
     over = {
@@ -77,20 +81,20 @@ def client_kept_up(health: Mapping[str, float], *, most_workers: float = inf) ->
         end = f"use more client processes (client_workers {workers}), {end}"
     return judge(
         "client kept up",
-        holds=f"The client sent and read on time ({', '.join(short.values())})",
+        holds=f"Requests were sent and responses read on time ({', '.join(short.values())})",
         problems=[_capital("; ".join([*over.values()][:2])) + f" (also {further})" * bool(further)]
         if over
         else [],
         unknown=[_capital(text) for text in unknown]
         if short
         else ["The client's health was not recorded"],
-        next_step=f"{_capital(end)}, or lower the rate",
+        next_step=_capital(end) + (", or lower the rate" if open_loop else ""),
         if_unknown="End other programs and repeat the run before using p99",
     )
 
 
 def clock_not_set(health: Mapping[str, float]) -> Gate | None:
-    """The system clock was not set during a pass: the kernel timestamps reads by that clock.
+    """The system clock was not adjusted during a pass: the kernel timestamps reads by that clock.
 
     None where no read has a kernel timestamp.
     """
@@ -100,14 +104,14 @@ def clock_not_set(health: Mapping[str, float]) -> Gate | None:
         return None
     return judge(
         "clock was not set",
-        holds="The system clock was not set during a pass",
+        holds=f"The clock never jumped by more than {_quantity(CLOCK_MOVED_S)} during a pass",
         problems=[
             f"The system clock jumped by {_quantity(moved_s)} during a pass (limit"
             f" {_quantity(CLOCK_MOVED_S)}). Kernel timestamps are off by that much"
         ]
         if moved
         else [],
-        next_step="Stop what sets the clock, for example a first NTP sync, and repeat the run",
+        next_step="Wait for the first NTP sync, or stop what adjusts the clock, and repeat the run",
     )
 
 

@@ -137,8 +137,8 @@ GATES: Mapping[str, GateRow] = {
         only_pass="disk-warm",
     ),
     "the ledger closes": GateRow(
-        shown="every prompt token is explained",
-        failed_name="unexplained prompt tokens",
+        shown="ledger closes",
+        failed_name="ledger has unexplained tokens",
         meaning="prompt tokens have no known source",
         takes=_takes(struck="counts", doubt=_TIMED),
         doubt="Some prompt tokens have no known source. Times may belong to another cache state.",
@@ -148,14 +148,14 @@ GATES: Mapping[str, GateRow] = {
         failed_name="responses differ",
         meaning="the cache changed the generated text",
         takes=_takes(struck=f"{_TIMED} text", doubt="counts"),
-        doubt="Generated text differs. A cache hit that changes the output is not useful.",
+        doubt="Responses differ. A cache hit that changes the output is not useful.",
     ),
     "output counts equal": GateRow(
         shown="output token counts are equal",
         failed_name="output token counts differ",
-        meaning="arms generated different numbers of tokens",
+        meaning="passes generated different numbers of tokens",
         takes=_takes(struck="ratios", doubt="times tails"),
-        doubt="Arms generated different numbers of tokens. Their times describe different work.",
+        doubt="Passes generated different numbers of tokens, so their times describe unequal work.",
     ),
     "nothing impossible": GateRow(
         shown="no impossible values",
@@ -168,14 +168,14 @@ GATES: Mapping[str, GateRow] = {
         failed_name="responses were buffered",
         meaning="the token stream was buffered",
         takes=_takes(struck="tails", doubt="ratios times"),
-        doubt="A stream was buffered. TTFT equals E2E there, and its ratios are withheld.",
+        doubt="The stream of an arm was buffered. Its TTFT equals E2E, so its ratios are withheld.",
     ),
     "cached tokens plausible": GateRow(
         shown="reported cached tokens are plausible",
         failed_name="reported cached tokens are not plausible",
         meaning="responses report impossible cached tokens",
         takes=_takes(doubt="counts"),
-        doubt="Responses report new prompts as cached. Ignore their cached_tokens.",
+        doubt="Responses report tokens of new prompts as cached. Ignore their cached_tokens.",
     ),
     "below the ceilings": GateRow(
         shown="rates are below the hardware limit",
@@ -200,13 +200,13 @@ GATES: Mapping[str, GateRow] = {
         failed_name="client did not keep up",
         meaning="the client fell behind, or the machine was busy",
         takes=_BUSY,
-        doubt="The machine was busy or the client late. Absolute times are rough; ratios keep their"
-        " intervals.",
+        doubt="The machine was busy or the client late. Absolute times are rough; use ratios with"
+        " caution.",
     ),
     "clock was not set": GateRow(
         shown="system clock was not adjusted",
         failed_name="system clock was adjusted",
-        meaning="the system clock was set during the run",
+        meaning="the system clock was adjusted during the run",
         takes=_takes(struck=_TIMED),
     ),
     "the log is whole": GateRow(
@@ -268,14 +268,14 @@ GATES: Mapping[str, GateRow] = {
         failed_name="other programs keep the machine busy",
         meaning="other programs keep this machine busy",
         takes=_BUSY,
-        doubt="This machine was busy. Absolute times are rough; ratios keep their intervals.",
+        doubt="This machine was busy. Absolute times are rough; use ratios with caution.",
     ),
     "loop lag": GateRow(
         shown="timers fire on time",
         failed_name="timers fire late",
         meaning="timers fire late",
         takes=_BUSY,
-        doubt="This machine was busy. Absolute times are rough; ratios keep their intervals.",
+        doubt="This machine was busy. Absolute times are rough; use ratios with caution.",
     ),
     "stale servers": GateRow(
         shown="no stale servers",
@@ -362,9 +362,9 @@ class Spoil:
 
     @property
     def why(self) -> str:
-        """`client did not keep up (and 1 more gate failed)`; empty where no gate affects it."""
+        """`client did not keep up, and 1 more gate failed`; empty where no gate affects it."""
         more = len(self.gates) - 1
-        also = f" (and {more} more gate{'s' * (more > 1)} failed)" if more > 0 else ""
+        also = f", and {more} more gate{'s' * (more > 1)} failed" if more > 0 else ""
         return f"{failed_name(self.gates[0])}{also}" if self.gates else ""
 
 

@@ -61,26 +61,30 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
     tied = apart & (both["parting_nat"].le(TIE_NAT) if "parting_nat" in both else False)
     differ = both[apart & ~tied]
     left_out = int((~is_reference).sum()) - len(both)
-    found = f"{len(differ):,} of {len(both):,} responses differ from {baseline_arm}, cold"
+    reference_pass = f"{baseline_arm}, cold pass"
+    found = f"{len(differ):,} of {len(both):,} responses differ from the reference"
     excused = batched and len(differ) <= _BATCH_SHARE * len(both)
-    unknown = [] if len(both) else [f"No response of {baseline_arm}, cold, to compare with"]
+    unknown = (
+        [] if len(both) else [f"The reference ({reference_pass}) has no response to compare with"]
+    )
     if len(both) and both["text"].eq("").all():
         unknown = ["The servers sent no text to compare"]
     if len(differ):
-        found = f"{found} (first: {_where(differ)})"
+        found = f"{found} ({reference_pass}; first: {_where(differ)})"
         if excused:
             unknown.append(f"{found}. Batching alone can cause this")
     notes = [
-        f"{tied.sum():,} differ at a near-tie of {both.loc[tied, 'parting_nat'].max():.2g} nat"
+        f"{tied.sum():,} differ where two tokens were about equally likely, at most"
+        f" {both.loc[tied, 'parting_nat'].max():.2g} nat apart"
         if tied.any()
         else "",
         f"{left_out:,} not compared: failed or without a counterpart" if left_out else "",
     ]
-    note = "; ".join(filter(None, notes))
+    note = "; ".join(filter(None, (reference_pass, *notes)))
     return judge(
         "same text",
-        holds=f"{(~apart).sum():,} of {len(both):,} responses match {baseline_arm}, cold"
-        + (f" ({note})" if note else ""),
+        holds=f"{(~apart).sum():,} of {len(both):,} responses match those of the reference"
+        f" ({note})",
         problems=[f"{found}. The KV cache may be corrupt"] if len(differ) and not excused else [],
         unknown=unknown,
         next_step="Compare at temperature 0 and concurrency 1; if responses still differ, the KV"
@@ -101,9 +105,9 @@ def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: in
     found = f"{len(odd):,} of {len(known):,} requests did not hit the planned prefix"
     return judge(
         "cached as planned",
-        holds=f"All {len(known):,} partly warm requests hit the planned prefix (within {block}"
-        " tokens)",
-        problems=[f"{found} (first: {_where(odd)}). The pass has another cache state"]
+        holds=f"Cached tokens of all {len(known):,} partly warm requests are within {block} tokens"
+        " of the plan",
+        problems=[f"{found} (first: {_where(odd)}). The pass did not have its cache state"]
         if len(odd)
         else [],
         unknown=[] if len(known) else ["No server reports the number of cached prompt tokens"],
@@ -131,13 +135,14 @@ def output_counts_equal(frame: pd.DataFrame) -> Gate:
             f"{len(unasked):,} of {len(known):,} responses do not have the requested number of"
             f" tokens (first: {_where(unasked)})"
         )
-    problem = f"{different.sum():,} of {len(different):,} requests generated unequal numbers of"
+    problem = f"{different.sum():,} of {len(different):,} requests have different output token"
     return judge(
         "output counts equal",
-        holds=f"All arms generated the same number of tokens for {len(different):,} requests"
+        holds=f"All passes generated the same number of tokens for each of {len(different):,}"
+        " requests"
         + (f" ({left_out:,} rows left out: failed or without a count)" if left_out else ""),
-        problems=[f"{problem} tokens (first: {_where(odd)}). TPOT and throughput compare unequal"
-                  " work"] if len(odd) else [],
+        problems=[f"{problem} counts in different passes (first: {_where(odd)}). TPOT and"
+                  " throughput compare unequal work"] if len(odd) else [],
         unknown=unknown,
         next_step="Send ignore_eos with a fixed max_tokens",
         if_unknown="Use a server that respects ignore_eos and max_tokens"

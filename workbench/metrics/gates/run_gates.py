@@ -66,7 +66,8 @@ def caches_emptied(refusals: Sequence[str]) -> Gate:
         "caches were emptied",
         holds="Every cache reset between passes succeeded",
         problems=refusals,
-        next_step="Find what holds the blocks, such as an unfinished request or KV never fetched",
+        next_step="Find what still uses KV blocks, such as an unfinished request or KV that was"
+        " never fetched",
     )
 
 
@@ -92,7 +93,7 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
             )
     return judge(
         "no failed transfers",
-        holds=f"All {transfers:,.0f} KV transfers succeeded, no KV expired ({len(counted)} passes)",
+        holds=f"All {transfers:,.0f} transfers succeeded and no KV expired ({len(counted)} passes)",
         problems=problems,
         unknown=unknown or ([] if counted else ["No NIXL pass was measured"]),
         next_step="Look for NIXL errors in the decode logs; affected TTFTs may include a second"
@@ -140,8 +141,8 @@ def instances_alike(
         return None
     return judge(
         "instances alike",
-        holds=f"All {compared} instances have a similar TPOT (best within {_ALIKE_RATIO:g}x of the"
-        " siblings' median)",
+        holds="No instance is far slower than the others of its arm (limit: best TPOT"
+        f" {_ALIKE_RATIO:g}x their median; {compared} comparisons)",
         problems=problems,
         unknown=unknown,
         next_step="Check what else runs on that instance's device, and repeat the run",
@@ -243,8 +244,8 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
         )
     return judge(
         "answers were streamed",
-        holds=f"{len(judged) - gathered(judged).sum():,} of {len(judged):,} responses were streamed"
-        " token by token",
+        holds=f"{len(judged) - gathered(judged).sum():,} of {len(judged):,} responses arrived token"
+        " by token",
         problems=problems,
         unknown=unknown,
         next_step="Turn buffering off in the gateway (nginx: proxy_buffering off), or bypass it",
@@ -273,7 +274,7 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
     KV. None when no response reports cached_tokens.
     """
     told = requests[succeeded(requests) & requests["cached_tokens"].ge(0)]
-    problems, cached, asked, judged = [], 0, 0, 0
+    problems, cached, judged, received = [], 0, 0, False
     for p in passes:
         is_pass = told["arm"].eq(p.arm) & told["round"].eq(p.round) & told["pass"].eq(p.pass_name)
         rows = told[is_pass]
@@ -287,7 +288,7 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
         if isnan(may):
             continue
         said, sent = int(rows["cached_tokens"].sum()), int(rows["prompt_tokens"].sum())
-        judged, cached, asked = judged + 1, cached + said, asked + sent
+        judged, cached, received = judged + 1, cached + said, received or (split and said > 0)
         slack = max(_CACHED_SLACK_SHARE * sent, _CACHED_SLACK_TOKENS * len(rows))
         if said > may + slack + p.failed_prompt_tokens:
             problems.append(
@@ -298,8 +299,9 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
         return None
     return judge(
         "cached tokens plausible",
-        holds=f"The reported cached_tokens are possible ({cached:,} of {asked:,} in {judged} cold"
-        f" {'pass' if judged == 1 else 'passes'})",
+        holds=f"Responses report {cached:,} cached tokens in {judged} cold"
+        f" {'pass' if judged == 1 else 'passes'}, no more than possible"
+        + (" (KV that decode received from prefill counts as cached)" if received else ""),
         problems=problems,
         next_step="Ignore cached_tokens of this server; behind a PD proxy it includes fetched KV",
     )
@@ -320,7 +322,7 @@ def possible(requests: pd.DataFrame) -> Gate:
     }
     return judge(
         "nothing impossible",
-        holds=f"No impossible value in {len(rows):,} successful requests",
+        holds=f"Timestamps and token counts of {len(rows):,} successful requests are consistent",
         problems=[
             f"{hit.sum():,} of {len(rows):,} requests have {what}. A counter or clock is wrong"
             for what, hit in checks.items()
@@ -328,5 +330,5 @@ def possible(requests: pd.DataFrame) -> Gate:
         ],
         unknown=[] if len(rows) else ["No request succeeded"],
         next_step="Inspect those rows of requests.parquet",
-        if_unknown="See the gate “no failures”",
+        if_unknown="Find out first why all requests failed",
     )

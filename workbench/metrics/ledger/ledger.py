@@ -26,6 +26,14 @@ from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
 from workbench.topology import Role
 
+COMPARED = {
+    "counted": "sent vs counted",
+    "reused": "reusable vs served",
+    "moved": "fetched vs moved",
+    "store": "loaded vs store hits",
+}
+"""The expected and the observed number of each account, in words."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -54,7 +62,7 @@ class Account:
     @property
     def label(self) -> str:
         role = "" if self.role == "all" else f", {self.role}"
-        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}: {self.name}"
+        return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}; {COMPARED[self.name]}"
 
 
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:
@@ -86,9 +94,9 @@ def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
         holds=(
             "Every prompt token is accounted for"
             if worst < 0.5
-            else f"At most {worst:,.0f} prompt tokens of an account have no known cause"
+            else f"Each comparison has at most {worst:,.0f} unexplained tokens, below its limit"
         )
-        + f" ({tokens:,} tokens, {len(drawn)} accounts, {len(passes)} passes)",
+        + f" ({tokens:,} tokens in {len(passes)} passes)",
         problems=[
             f"{abs(a.unexplained):,.0f} prompt tokens are"
             f" {'missing' if a.unexplained > 0 else 'extra'}, and no counter explains why (limit"

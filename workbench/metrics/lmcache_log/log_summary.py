@@ -176,7 +176,7 @@ def _events(log: Path | str | BinaryIO) -> Events:
     except OSError as error:
         raise ParameterError(
             f"log_file {str(log)!r} cannot be read ({error.strerror}). Give the log of vLLM or"
-            " `lmcache server` (example: log_file logs/vllm.log)"
+            " `lmcache server` (example: -p log_file logs/vllm.log)"
         ) from error
 
 

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from workbench.experiment.hits.hit_findings import percent
+from workbench.experiment.hits.need_to_load import place
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 
@@ -115,7 +117,7 @@ def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> C
         caption=(
             "Each bar is the mean of neighbouring requests."
             if grouped
-            else f"One bar per request{', first round' * (served['round'].nunique() > 1)}."
+            else f"One bar per request{', first round' * (chosen != ['log'])}."
         )
         + (f" Unknown for some requests: {', '.join(silent)}." if silent else ""),
         keys={names[tier]: _TIERS[tier] for tier in known},
@@ -170,9 +172,7 @@ def _served_title(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
         return "Hit tokens: " + ", ".join(f"{n} {t:,.0f}" for n, t in found.items())
     if rows["pass"].nunique() > 1:
         return _served_warm(rows)
-    shares = (
-        f"{name} {100 * tokens / total:.3g} %" for name, tokens in parts.items() if tokens > 0
-    )
+    shares = (f"{name} {percent(tokens / total)}" for name, tokens in parts.items() if tokens > 0)
     return f"Who served each prompt token: {', '.join(shares)}"
 
 
@@ -182,8 +182,8 @@ def _served_warm(rows: pd.DataFrame) -> str:
     warm = warm[warm["arm"] == warm["arm"].iloc[0]] if len(warm) else warm
     if warm.empty:
         return "Who served each prompt token, by pass"
-    share = 100 * warm[["l1", "l2"]].sum().sum() / warm["prompt_tokens"].sum()
-    return f"LMCache served {share:.3g} % of store-warm prompt tokens ({warm['arm'].iloc[0]})"
+    share = warm[["l1", "l2"]].sum().sum() / warm["prompt_tokens"].sum()
+    return f"LMCache served {percent(share)} of store-warm prompt tokens ({warm['arm'].iloc[0]})"
 
 
 def hits_by_tier(tiers: pd.DataFrame) -> Chart:
@@ -202,14 +202,14 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
     shares = rows[list(areas)].mul(100.0 / rows["prompt_tokens"], axis=0)
     claims = rows["claimed_share"].notna()  # a log has no counters
     beside = [
-        f"{100 * row['hit_share']:.3g} %" + f"; {100 * row['claimed_share']:.3g} %" * claimed
+        percent(row["hit_share"]) + f"; {percent(row['claimed_share'])}" * claimed
         for (_, row), claimed in zip(rows.iterrows(), claims, strict=True)
     ]
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        names = (rows["arm"] + ", " + rows["pass"]).to_list()
-        heading = "hit rate; reported by LMCache" if claims.any() else "hit rate"
+        names = [place(*row) for row in zip(rows["arm"], rows["pass"], strict=True)]
+        heading = "hits; LMCache reports" if claims.any() else "hit rate"
         marks.stacked_rows(axes, shares, areas, labels=names, texts=beside, heading=heading)
         for y, ideal in enumerate(rows["ideal_share"]):
             axes.vlines(
@@ -223,7 +223,7 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         row = idle.iloc[0]
         found = (
             f"{row['pass'][:1].upper()}{row['pass'][1:]}: LMCache reports"
-            f" {100 * row['claimed_share']:.3g} % hits, the engine needed none"
+            f" {percent(row['claimed_share'])} hits, the engine needed none"
         )
     spoken = (f"{row['arm']} {row['pass']}: {text}"
               for (_, row), text in zip(rows.iterrows(), beside, strict=True))  # fmt: skip
@@ -233,10 +233,9 @@ def hits_by_tier(tiers: pd.DataFrame) -> Chart:
         title=found,
         body_px=34 * len(rows) + 84,
         alt=f"{found}. {'; '.join(spoken)}.",
-        caption="Black mark: infinite cache (ideal). " * int(rows["ideal_share"].notna().any())
+        caption="Black mark: an infinite cache. " * int(rows["ideal_share"].notna().any())
         + "Right: combined hit rate"
-        + ", and the hit rate that LMCache reports for the tokens it was asked for"
-        * int(claims.any())
+        + ", and the hit rate that LMCache reports for the tokens it looked up" * int(claims.any())
         + ".",
         keys={names[tier]: area for tier, area in areas.items()},
         shows=("counts",),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from workbench.errors import LaunchError, PlanError, must_be
+from workbench.errors import LaunchError, PlanError, needs
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
@@ -96,13 +96,11 @@ class Connector:
     def check(self, topology: Topology) -> None:
         """Refuse a topology that this connector cannot serve. Raises PlanError."""
         if topology.disaggregated and not self.transfers:
-            allowed = (
-                f"lmcache or nixl with {topology} (without KV transfer both roles would prefill)"
-            )
-            raise PlanError(must_be("connector", allowed, self.name, "lmcache"))
+            needed = "connector=lmcache or nixl (without KV transfer, both roles would prefill)"
+            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
         if not topology.disaggregated and self.transfers and not self.store:
-            allowed = f"none or lmcache with {topology}, which has no prefill and decode instances"
-            raise PlanError(must_be("connector", allowed, self.name, "lmcache"))
+            needed = "connector=none or lmcache (it has no prefill instance to receive KV from)"
+            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
 
     @property
     def loads(self) -> bool:

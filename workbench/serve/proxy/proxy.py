@@ -29,7 +29,7 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from workbench.errors import ParameterError, must_be
+from workbench.errors import ParameterError, must_be, needs
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
@@ -63,8 +63,8 @@ def create_app(
     )
     moves = connector(mode)
     if routes.prefill and not moves.transfers:
-        allowed = "lmcache or nixl with --prefill (without KV transfer both roles would prefill)"
-        raise ParameterError(must_be("--mode", allowed, mode, "lmcache"))
+        needed = "--mode lmcache or nixl (without KV transfer, both roles would prefill)"
+        raise ParameterError(needs("--prefill", needed, mode, "lmcache"))
     proxy = _Proxy(moves, routes, fault)
     app = web.Application(client_max_size=_BODY_BYTES)
     app.cleanup_ctx.append(proxy.connections)
@@ -125,9 +125,11 @@ class Routes:
             )
         for url in self.prefill + self.decode:
             if not url.startswith(("http://", "https://")):
-                allowed = "http:// or https:// URLs"
+                allowed = "an http:// or https:// URL"
                 example = "--decode http://127.0.0.1:8200"
-                raise ParameterError(must_be("--prefill and --decode", allowed, url, example))
+                raise ParameterError(
+                    must_be("each entry of --prefill and --decode", allowed, url, example)
+                )
 
     def at(self, index: int, *, shift: int = 0) -> tuple[str, str]:
         """Prefill (empty if aggregated) and decode instance of the request at `index`.

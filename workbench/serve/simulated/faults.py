@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from workbench.errors import ParameterError, PlanError, must_be, nearest
+from workbench.errors import ParameterError, PlanError, nearest
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, TOKEN_BYTES, blocks_of
 from workbench.topology import Topology
 
@@ -55,8 +55,10 @@ def check_fault(fault: str, connector: str, topology: Topology) -> None:
         known = FAULTS[fault]
         moves = known.connectors.split() or [connector]
         example = f"-p fault {fault} -p connector {moves[0]} -p topology 1p1d"
-        allowed = f"one that can happen in {topology} with connector {connector}"
-        raise PlanError(must_be("fault", allowed, fault, example))
+        raise PlanError(
+            f"fault={fault} cannot happen with topology={topology} and connector={connector}"
+            f" (example: {example})"
+        )
 
 
 def small_kv_mib(tokens: int) -> int:
