@@ -110,7 +110,7 @@ def test_the_first_screen_has_finding_numbers_gates_and_doubts(whole, result):
     soup.smooth()
     cards = [" ".join(card.get_text(" ").split()) for card in soup.select(".card")]
     assert cards == [
-        "18.1x [16.9, 19.4] TTFT cold / store-warm 5 rounds of 6 pairs; see doubts",
+        "18.1x [16.9, 19.4] TTFT cold / store-warm use with caution ; 5 rounds of 6 pairs",
         "187 ms median TTFT rough",
     ]
     assert [doubt.text for doubt in soup.select(".doubt")] == result["doubts"]
