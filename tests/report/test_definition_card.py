@@ -63,7 +63,7 @@ def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
         "TPOT": ["100 ms", "100 ms", "180 ms", ""],
         "ICL": ["100 ms", "", "", "100 ms"],
         "ITL": ["", "100 ms", "100 ms", "100 ms"],
-        "E2E": ["900 ms", "900 ms", "1000 ms", "900 ms"],
+        "E2E": ["900 ms", "900 ms", "1,000 ms", "900 ms"],
         "requests": ["3"] * 4,
     }
     assert "Medians of 3 requests (arm 1a, engine-warm pass)" in page.text

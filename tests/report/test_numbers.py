@@ -15,7 +15,7 @@ from workbench.report.numbers import duration, interval, moment, number, quantit
         (0.97, "0.970"),
         (0.9996, "1.00"),
         (1.015, "1.01"),
-        (3284.0, "3280"),
+        (3284.0, "3,280"),
         (22_660.0, "22,700"),
         (679_800, "679,800"),
         (0, "0"),
@@ -39,7 +39,7 @@ def test_what_is_not_known_is_never_zero(value: float | None) -> None:
     ("value", "unit", "text"),
     [
         (0.2841, "s", "284 ms"),
-        (9.99, "s", "9990 ms"),
+        (9.99, "s", "9,990 ms"),
         (10.0, "s", "10.0 s"),
         (18.1, "x", "18.1x"),
         (2.6, "%", "2.60 %"),

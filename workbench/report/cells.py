@@ -6,9 +6,11 @@ MIME type. Printed text and code are folded, and neighbouring cells share a fold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 from nbconvert.filters import Highlight2HTML, ansi2html
@@ -27,6 +29,9 @@ _LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}
 _MAIN_FIGURE = "main-figure"
 """The tag of the cell whose output stands on the first screen."""
 _NOISE = "Kernel is running over TCP without encryption"
+_LONG_TEXT = 10_000
+"""A printed text of more characters is shown without its middle."""
+_CLOSED = re.compile("></(?:path|use|rect)>")
 _OPEN_LINES = 24
 """A longer value of a cell is folded."""
 
@@ -135,7 +140,7 @@ class _Page:
         if _PLOTLY in data:
             return self._figure(self._plotly(data[_PLOTLY]), metadata.get(_PLOTLY, {}))
         if "image/svg+xml" in data:
-            svg = self._clean(_svg(data["image/svg+xml"]))
+            svg = _CLOSED.sub("/>", self._clean(_svg(data["image/svg+xml"])))
             words = metadata.get("image/svg+xml", {})
             return self._figure(labelled(svg, _alt(words)), words)
         for mime in ("image/png", "image/jpeg", "image/gif", "image/webp"):
@@ -207,10 +212,25 @@ def _printed(text: str, name: str, *, open_lines: int = _OPEN_LINES) -> str:
     lines = [line for line in lines if _NOISE not in line]
     if not any(line.strip() for line in lines):
         return ""
-    html = f'<pre class="{escape(name)}">{ansi2html(chr(10).join(lines))}</pre>'
-    if len(lines) <= open_lines:
+    total = len(lines)
+    html = f'<pre class="{escape(name)}">{ansi2html(chr(10).join(_shortened(lines)))}</pre>'
+    if total <= open_lines:
         return html
-    return _folded(f"Printed text, {_count(len(lines), 'line')}", html, "print")
+    return _folded(f"Printed text, {_count(total, 'line')}", html, "print")
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """The first and the last lines of a very long text, with a line on what is left out."""
+    if sum(map(len, lines)) <= _LONG_TEXT:
+        return lines
+    first, last = (
+        next(n for n, so_far in enumerate(accumulate(map(len, part)), 1) if so_far > _LONG_TEXT / 3)
+        for part in (lines, lines[::-1])
+    )
+    if (left := len(lines) - first - last) < 1:
+        return lines
+    note = f"... {_count(left, 'line')} left out here; the executed notebook has them ..."
+    return [*lines[:first], note, *lines[-last:]]
 
 
 def _folded(summary: str, html: str, kind: str) -> str:

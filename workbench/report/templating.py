@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -24,8 +25,8 @@ def fill(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=duration, interval=interval, labelled=labelled, linked=linked, moment=moment,
-        plain=_plain, quantity=quantity, size=_size,
+        distinct=_distinct, duration=duration, interval=interval, labelled=labelled, linked=linked,
+        moment=moment, plain=_plain, quantity=quantity, size=_size,
     )  # fmt: skip
     return environment.get_template(template).render(**context)
 
@@ -34,6 +35,18 @@ def linked(text: str, doubts: str) -> str:
     """Escaped text whose pointer to the doubts links to the heading with that id, if any."""
     link = rf'<a href="#{doubts}">\g<0></a>'
     return _POINTER.sub(link, escape(text)) if doubts else escape(text)
+
+
+def _distinct(commands: Sequence[str]) -> list[str]:
+    """The commands, without those that differ from an earlier one only in digits."""
+    kinds: dict[str, list[str]] = {}
+    for command in commands:
+        kinds.setdefault(re.sub(r"\d+", "#", command), []).append(command)
+    shown = []
+    for first, *more in kinds.values():
+        also = f"# and {len(more)} more like it, with other names and ports (see result.json)"
+        shown.append(f"{first}\n{also}" if more else first)
+    return shown
 
 
 def _size(arm: ArmFacts, platform: str | None) -> str:

@@ -44,7 +44,7 @@ def test_a_cost_that_may_be_none_is_called_so(ratios):
 def test_break_even_has_a_line_for_each_state(ratios):
     chart = figures.break_even(ratios)
     shown = words(chart)
-    assert {"store-warm", "50% in LMCache", "as fast as recomputing", "400", "3900"} <= set(shown)
+    assert {"store-warm", "50% in LMCache", "as fast as recomputing", "400", "3,900"} <= set(shown)
     assert "50% in LMCache at 3,900 tokens 1.2x" in chart.alt
 
 

@@ -56,4 +56,4 @@ def test_the_cache_that_is_enough_is_the_title():
     frame = pd.DataFrame({"cache_tokens": [128, 1280, 12_800], "hit_rate": [0.1, 0.78, 0.8]})
     frame.attrs |= {"ideal_reuse": 0.85, "requests": 40, "block_tokens": 128, "workload": "batch"}
     chart = cache_size(frame)
-    assert chart.alt.endswith("A cache of 1280 tokens reaches a hit rate of 78 % (ideal: 85 %).")
+    assert chart.alt.endswith("A cache of 1,280 tokens reaches a hit rate of 78 % (ideal: 85 %).")

@@ -85,7 +85,7 @@ def test_hits_stand_beside_the_ideal_and_what_lmcache_claims(tiers):
     chart = figures.hits_by_tier(tiers)
     shown = words(chart)
     assert "Engine-warm: LMCache reports 100 % hits, the engine needed none" in text(chart)
-    assert "98.0 %; 100 %" in shown and "90 %; 100 %" in shown
+    assert "98.0 %; 100 %" in shown and "90.0 %; 100 %" in shown
     assert "lmcache, cold" not in shown
     assert "Black mark: infinite cache (ideal)." in chart.caption
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -22,10 +22,12 @@ from workbench.metrics.gates.gate_table import KINDS, Kind, Spoil, spoil
 from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
+_LONG_ALT = 1600
 
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": BLACK,
     "axes.labelsize": 13,
@@ -122,7 +124,7 @@ def draw(
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
-    return Chart(svg=svg, alt=f"{said} {alt}".strip(), caption=f"{caption} {said}".strip())
+    return Chart(svg=svg, alt=_short(f"{said} {alt}".strip()), caption=f"{caption} {said}".strip())
 
 
 _TOLD: Mapping[Kind, str] = {
@@ -173,6 +175,13 @@ def _board(title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, i
     assert engine is not None
     engine.set(rect=(0, 0, 1, body_px / height_px))  # type: ignore[call-arg]
     return figure
+
+
+def _short(alt: str) -> str:
+    """A text that somebody can listen to: its end is left out where it is very long."""
+    if len(alt) <= _LONG_ALT:
+        return alt
+    return f"{alt[:_LONG_ALT].rpartition(' ')[0]} ... The tables of the page have all numbers."
 
 
 def no_data(title: str, reason: str) -> Chart:
@@ -231,10 +240,11 @@ _SAID_ABOVE = ("font-family", "stroke-linejoin", "stroke-opacity: 0")
 _RECTANGLE = re.compile(
     r"M (\S+) (\S+) L (\S+) \2 L \3 (\S+) L \1 \4 (?:L \1 \2 )?z"
 )  # fmt: skip
-_SHARED = ("style", "clip-path")
-"""What neighbours may have in common, and a group may say for them."""
+_UPRIGHT = re.compile(r"^M (\S+) (\S+) L \1 (\S+)$")
+_LEVEL = re.compile(r"^M (\S+) (\S+) L (\S+) \2$")
 _KEPT = (f"{_SVG}g", f"{_SVG}text")
 """Groups are not grouped again, and a text keeps its own style."""
+_WHOLE = re.compile(r"\.0(?!\d)")
 _TENTHS = re.compile(r"(\.\d)\d+")
 ElementTree.register_namespace("", _SVG.strip("{}"))
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -246,14 +256,19 @@ def _page_svg(text: str, *, struck: bool) -> str:
     Where it is `struck`, axes and key are pale and grey, so that nobody takes a number from them
     in passing.
     """
+    # its names are hashes of ten digits; five tell all drawings of a page apart
+    text = re.sub(r"\b([mp][0-9a-f]{5})[0-9a-f]{5}\b", r"\1", text).replace("xlink:href", "href")
     root = ElementTree.fromstring(text)
     # matplotlib's one style rule, `* {stroke-linejoin: round}`, would reach all drawings of a page
     root.remove(root[0])
     root.attrib |= {side: root.attrib[side].removesuffix("pt") for side in ("width", "height")}
     root.attrib |= _ROOT
     used = set(re.findall(r"#([\w-]+)", text))
+    axes: set[ElementTree.Element] = set()
     for node in root.iter():
         name = node.attrib.pop("id", "")
+        if name.startswith("matplotlib.axis_"):
+            axes.add(node)
         drawn = name.startswith(("axes_", "legend_"))
         if drawn or name in used:
             node.set("id", name)
@@ -265,13 +280,16 @@ def _page_svg(text: str, *, struck: bool) -> str:
         if node.get("transform", "").startswith("rotate(-0 "):
             del node.attrib["transform"]
         for numbers in node.attrib.keys() & {"d", "x", "y", "transform"}:
-            node.set(numbers, _TENTHS.sub(r"\1", " ".join(node.attrib[numbers].split())))
+            short = _TENTHS.sub(r"\1", " ".join(node.attrib[numbers].split()))
+            node.set(numbers, _WHOLE.sub("", short))
         if style := node.get("style"):
             parts = [part for part in style.split("; ") if not part.startswith(_SAID_ABOVE)]
             node.set("style", ";".join(parts).replace(": ", ":"))
         if path := node.get("d"):
-            node.set("d", _RECTANGLE.sub(_sides, path).replace(" L ", "L").replace("M ", "M"))
-    _flatten(root)
+            path = _RECTANGLE.sub(_sides, path)
+            path = _LEVEL.sub(r"M\1 \2H\3", _UPRIGHT.sub(r"M\1 \2V\3", path))
+            node.set("d", path.replace(" L ", "L").replace("M ", "M"))
+    _flatten(root, axes)
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -280,22 +298,37 @@ def _sides(corner: re.Match[str]) -> str:
     return f"M{x} {y}H{right}V{bottom}H{x}z"
 
 
-def _flatten(parent: ElementTree.Element) -> None:
-    """Take out groups that say nothing, and say once what neighbours have in common."""
+def _flatten(parent: ElementTree.Element, axes: Collection[ElementTree.Element]) -> None:
+    """Take out groups that say nothing, and say once what neighbours have in common.
+
+    Within `axes`, whose things do not overlap, all lines become neighbours, and all ticks.
+    """
     flat: list[ElementTree.Element] = []
-    for node in parent:
-        _flatten(node)
-        flat += list(node) if node.tag == f"{_SVG}g" and not node.attrib else [node]
+    for node in list(parent):
+        _flatten(node, axes)
+        if node.tag == f"{_SVG}g" and not node.attrib:
+            flat += sorted(node, key=lambda child: child.tag) if node in axes else list(node)
+        else:
+            flat.append(node)
+    parent[:] = flat
+    for name in ("clip-path", "style"):
+        _group(parent, name)
+
+
+def _group(parent: ElementTree.Element, name: str) -> None:
+    """Groups of at least 3 neighbours that have the same attribute, which the group takes over."""
+    flat = list(parent)
     parent[:] = []
-    for _, run in groupby(flat, lambda node: (node.tag, *map(node.get, _SHARED))):
+    for value, run in groupby(flat, lambda node: node.get(name)):
         alike = list(run)
-        shared = {name: value for name in _SHARED if (value := alike[0].get(name))}
-        moved = any("transform" in node.attrib for node in alike)  # a clip moves with its node
-        faded = "opacity:" in f";{shared.get('style', '')}".replace("-opacity:", "")
-        if len(alike) < 3 or not shared or moved or faded or alike[0].tag in _KEPT:
+        kept = any(node.tag in _KEPT or "transform" in node.attrib for node in alike)
+        faded = ";opacity:" in f";{value}"  # a group fades as a whole
+        if value is None or len(alike) < 3 or kept or faded:
             parent.extend(alike)
             continue
         for node in alike:
-            for name in shared:
-                del node.attrib[name]
-        ElementTree.SubElement(parent, f"{_SVG}g", shared).extend(alike)
+            del node.attrib[name]
+        group = ElementTree.SubElement(parent, f"{_SVG}g", {name: value})
+        group.extend(alike)
+        if name == "clip-path":
+            _group(group, "style")
