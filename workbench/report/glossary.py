@@ -10,9 +10,9 @@ GLOSSARY = {
         "aggregated instances."
     ),
     "pass": (
-        "One run of the workload against an arm in one cache state: cold (nothing cached), "
-        "engine-warm (in vLLM's prefix cache), store-warm (only in the KV store) or cross-instance "
-        "(computed by another instance)."
+        "One run of the workload against an arm in one cache state. Cold: nothing is cached. "
+        "Engine-warm: in vLLM's prefix cache. Store-warm: only in the KV store. Cross-instance: "
+        "computed by another instance."
     ),
     "round": (
         "One launch of an arm with fresh servers, followed by all its passes. Intervals come from "
