@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -16,6 +15,7 @@ from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
 from tests.golden.replay import RECORDED
+from tests.metrics.lmcache_log.log_lines import lookup, stored
 from workbench.hardware.machine import repository_root
 from workbench.report.page import write_page
 
@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 PARAMETERS = RECORDED | {
     "environment_check": {},
     "paper_claim_validation": {"engine": "simulated", "tiers": ["source"]},
+    "lmcache_hit_analysis": {"log_file": "vllm.log"},  # engine=simulated does not model its tiers
 }
-SHOWN = ["h1", "h2", "h3", "h4", "p", "li", "tr", "summary", "figcaption", "text", ".card"]
+SHOWN = "h1, h2, h3, h4, p, li, tr, summary, figcaption, text, .card, .doubt"
 HIDDEN = "script, style, nav, pre, tbody tr:nth-of-type(n + 4)"
 """Not words of ours; and of a table the first rows say how all of them read."""
 CHANGING = {r"\b20\d\d-\d\d-\d\d( \d\d:\d\d UTC)?": "DATE", r"/tmp/\S+": "FOLDER"}
@@ -33,10 +34,16 @@ WORDS_OF_A_LABEL = 3
 """Shorter text in a figure is a name or a number at its axes."""
 
 
-def page_of(notebook: str, folder: Path, **more: Any) -> Path:
-    """The page of a notebook that shows a recorded run; `more` are parameters of one without."""
+def page_of(notebook: str, folder: Path) -> Path:
+    """The page of a notebook that shows a recorded run, or a log of eight requests."""
     source = nbformat.read(repository_root() / "notebooks" / f"{notebook}.ipynb", as_version=4)
-    given = PARAMETERS.get(notebook, {}) | more | {"output_dir": str(folder)}
+    given = PARAMETERS[notebook] | {"output_dir": str(folder)}
+    if "log_file" in given:
+        log = folder / str(given["log_file"])
+        log.write_text("".join(
+            lookup(f"r{n}", 1000, 768, 640, engine=128) + stored(f"r{n}", 256) for n in range(8)
+        ))  # fmt: skip
+        given["log_file"] = str(log)
     position = next(
         number for number, cell in enumerate(source.cells)
         if "parameters" in cell.metadata.get("tags", [])
@@ -61,7 +68,7 @@ def text_of(page: Path) -> str:
     for hidden in soup.select(HIDDEN):
         hidden.decompose()
     lines = []
-    for part in soup.select(", ".join(SHOWN)):
+    for part in soup.select(SHOWN):
         line = re.sub(r"\s+", " ", part.get_text(" ", strip=True))
         if part.name == "text" and len(line.split()) <= WORDS_OF_A_LABEL:
             continue

@@ -18,14 +18,12 @@ import nbformat
 import pytest
 
 from tests.golden.test_golden import PARAMETERS, page_of
-from tests.metrics.lmcache_log.log_lines import lookup, stored
 from workbench.experiment.result.result import Result
 from workbench.report.glossary import GLOSSARY
 from workbench.report.index import write_index
 from workbench.report.page import render
 
 CHROMIUM = shutil.which("chromium")
-NOTEBOOKS = [*PARAMETERS, "lmcache_hit_analysis"]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 pytestmark = [
@@ -38,18 +36,9 @@ pytestmark = [
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page of each notebook, and their index."""
     folder = tmp_path_factory.mktemp("pages")
-    log = folder / "vllm.log"
-    log.write_text("".join(
-        lookup(f"r{n}", 1000, 768, 640, engine=128) + stored(f"r{n}", 256)
-        for n in range(8)
-    ))  # fmt: skip
-    more = {"lmcache_hit_analysis": {"log_file": str(log)}}
-
-    def make(notebook: str) -> Path:
-        return page_of(notebook, folder, **more.get(notebook, {}))
-
     with ThreadPoolExecutor(2) as two:
-        made = dict(zip(NOTEBOOKS, two.map(make, NOTEBOOKS), strict=True))
+        done = {name: two.submit(page_of, name, folder) for name in PARAMETERS}
+    made = {name: page.result() for name, page in done.items()}
     return made | {"index": write_index(folder)}
 
 
@@ -106,7 +95,7 @@ def failed_page(result: dict[str, Any], tmp_path: Path) -> Path:
     return page
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", PARAMETERS)
 def test_the_answer_stands_on_the_first_screen(show: Open, notebook: str) -> None:
     tab = show(notebook)
     for part in ("h1", ".card >> nth=0", ".cards"):
@@ -117,7 +106,7 @@ def test_the_answer_stands_on_the_first_screen(show: Open, notebook: str) -> Non
 
 
 @pytest.mark.parametrize("window", [PHONE, {"width": 800, "height": 900}, DESK], ids=str)
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
+@pytest.mark.parametrize("notebook", [*PARAMETERS, "index"])
 def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, int]) -> None:
     tab = show(notebook, window)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -127,7 +116,7 @@ def test_no_page_scrolls_sideways(show: Open, notebook: str, window: dict[str, i
     assert wide[0] <= wide[1]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", PARAMETERS)
 def test_paper_cuts_nothing_off(show: Open, notebook: str) -> None:
     tab = show(notebook, {"width": 700, "height": 1000})
     tab.emulate_media(media="print")
@@ -161,7 +150,7 @@ OVERLAPS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
+@pytest.mark.parametrize("notebook", [*PARAMETERS, "index"])
 def test_no_text_lies_over_another(show: Open, notebook: str) -> None:
     tab = show(notebook)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -194,7 +183,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("notebook", [*NOTEBOOKS, "index"])
+@pytest.mark.parametrize("notebook", [*PARAMETERS, "index"])
 def test_text_can_be_read_in_both_schemes(show: Open, notebook: str, scheme: str) -> None:
     tab = show(notebook, color_scheme=scheme)
     tab.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
@@ -204,7 +193,7 @@ def test_text_can_be_read_in_both_schemes(show: Open, notebook: str, scheme: str
     assert (bright > 128) == (scheme == "light")
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", PARAMETERS)
 def test_a_page_is_small_and_its_figures_say_what_they_show(
     show: Open, notebook: str, pages: dict[str, Path]
 ) -> None:
