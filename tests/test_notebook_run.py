@@ -87,7 +87,7 @@ def test_failed_checks_and_a_machine_that_is_not_ready_are_findings_and_no_exit_
     assert cli.main(["run-all"]) == 0
     assert len(notebooks.ran) == 5
     shown = capsys.readouterr().out
-    assert "FAIL same text: 3 differ" in shown
+    assert "FAIL Responses differ: 3 differ" in shown
     rows = {line.split()[0]: line for line in table_lines(shown)}
     assert "not ready" in rows["environment_check"]
     assert "not valid" in rows["pd_sweep"]
@@ -146,8 +146,8 @@ def test_the_table_fits_its_terminal_and_has_all_columns():
     lines = click.unstyle(table_of(runs, index=index, width=90)).splitlines()
     assert max(map(len, lines)) <= 90
     assert lines[0].split() == ["notebook", "outcome", "minutes", "headline", "and", "page"]
-    assert lines[2].split() == ["environment_check", "checks", "passed", "1.5", "Ready,", "quiet"]
+    assert lines[2].split() == ["environment_check", "gates", "passed", "1.5", "Ready,", "quiet"]
     assert lines[3].split() == ["outputs/environment_check/x/report.html"]
-    assert lines[4].split()[:4] == ["pd_sweep", "checks", "passed", "reused"]
+    assert lines[4].split()[:4] == ["pd_sweep", "gates", "passed", "reused"]
     assert lines[5].endswith(" ...")  # two lines of a headline; the page has the rest
     assert lines[-1] == "1.5 minutes in all; all runs: outputs/index.html"

@@ -68,7 +68,7 @@ def test_the_page_of_a_run_shows_the_card_in_its_appendix(run):
     }
     assert "Medians of 3 requests (arm 1a, engine-warm pass)" in page.text
     assert "vllm/benchmarks/serve.py: calculate_metrics" in page.text
-    assert "were read in vLLM bench 0.32.0 and 0.33.0, GuideLLM 0.8.1 (or 0.3.1" in page.text
+    assert "are those of vLLM bench 0.32.0 and 0.33.0, GuideLLM 0.8.1 (or 0.3.1" in page.text
 
 
 def test_a_kind_without_a_name_is_a_kind(run):

@@ -333,7 +333,9 @@ def _as_result(
         Card(label="memory free", value=here.memory_free_gb, unit="GB", note=of_all),
     ]
     if seen is not None:
-        label, note = "to start 1p1d with LMCache", "one launch"
+        label, note = "until a 1p1d with LMCache was healthy", "forked from a preloaded process"
+        if platform != "cpu":
+            note = "one launch"
         started_s = seen.launches_s[0]
         numbers.append(Card(label=label, value=started_s, unit="s", note=note, rests_on="times"))
     engine = seen.engine if seen else EngineFacts()

@@ -177,9 +177,9 @@ _DEFINITIONS: tuple[tuple[str, str, str, str, Formula | None], ...] = (
      "(last token - request start) / output tokens, so it includes TTFT (up to 0.3: (last token - "
      "first token) / output tokens)",
      _GUIDELLM + "time_per_output_token_ms", _with_first),
-    ("TPOT", "aiperf", "not reported (its ITL is this quantity)", "", None),
+    ("TPOT", "aiperf", "reported as ITL", "", None),
     ("ICL", "workbench", _OUR_WORDS["icl_s"], _OURS + "icl", icl),
-    ("ICL", "vllm_bench", "not reported (its ITL is this quantity)", "", None),
+    ("ICL", "vllm_bench", "reported as ITL", "", None),
     ("ICL", "guidellm", "not reported", "", None),
     ("ICL", "aiperf", "gaps between responses with content, pooled",
      _AIPERF + "inter_chunk_latency_metric.py: InterChunkLatencyMetric", icl),

@@ -25,9 +25,9 @@ CARD = (
     (
         "prefill_server",
         "prefill API server",
-        "prefill request (aggregated: time to first byte) minus prefill queue and prefill compute:"
-        " HTTP, JSON, hashing, detokenizing",
-        "proxy minus engine",
+        "time of the prefill request outside queue and compute, for HTTP, JSON, hashing and"
+        " detokenizing (aggregated: until the first byte)",
+        "proxy, less the engine's times",
     ),
     (
         "prefill_queue",
@@ -40,8 +40,8 @@ CARD = (
     (
         "decode_server",
         "decode API server",
-        "decode request until its first byte, minus the next two parts",
-        "proxy minus engine",
+        "time of the decode request until its first byte, outside the next two parts",
+        "proxy, less the engine's times",
     ),
     (
         "transfer_queue",
@@ -195,9 +195,9 @@ def doubts(frame: pd.DataFrame) -> list[str]:
         worst = wide.sort_values("residual_s").iloc[-1]
         said.append(
             f"The untimed residual exceeds both 2 ms and 2 % of TTFT in {len(wide)} of"
-            f" {frame['residual_s'].count()} requests (at most {1000 * worst['residual_s']:.1f} ms;"
-            f" {worst['arm']}, {worst['pass']}). The proxy accepted the connection late, or the"
-            " machine was busy."
+            f" {frame['residual_s'].count()} requests. The largest is"
+            f" {1000 * worst['residual_s']:.1f} ms ({worst['arm']}, {worst['pass']}). The proxy"
+            " accepted the connection late, or the machine was busy."
         )
     return said
 

@@ -162,7 +162,7 @@ class LoadParams(EngineParams):
 
     workload: str = param(
         "reference",
-        "reference, trace, prompts, text, a scenario, ... (docs/workloads.md)",
+        "reference, trace, text, code_generation, ... (see docs/workloads.md)",
         choices=WORKLOADS,
         example="batch_processing",
     )
@@ -242,7 +242,7 @@ class LoadParams(EngineParams):
     concurrency: int = param(1, "only in a closed loop: requests in flight", low=1, high=100_000)
     rate_per_s: float = param(
         0.0,
-        "arrival rate in requests/s (0: closed loop, trace or rate sweep)",
+        "arrival rate in requests/s; 0 in a closed loop, a trace or a sweep",
         low=0.0,
         high=1_000_000,
     )

@@ -208,10 +208,18 @@ def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
     }
     tables: list[tuple[str, dict[str, Any]]] = [
         ("Parameters", dict(facts.parameters)),
-        ("Workload", asdict(facts.workload) if facts.workload else {}),
+        ("Workload", _workload(facts)),
         ("Run", {name: value for name, value in run.items() if value}),
         ("Model", {name: value for name, value in asdict(facts.engine).items() if value}),
         ("Machine", machine),
         ("Versions", versions),
     ]
     return [(name, table) for name, table in tables if table]
+
+
+def _workload(facts: RunFacts) -> dict[str, Any]:
+    """The workload with two names that a reader understands."""
+    shown = asdict(facts.workload) if facts.workload else {}
+    planned, sent = shown.pop("ideal_reuse", None), shown.pop("ideal_reuse_sent", None)
+    known = {"reusable fraction, as planned": planned, "reusable fraction, as sent": sent}
+    return shown | {name: value for name, value in known.items() if value is not None}

@@ -21,7 +21,7 @@ _LABELS = frozenset(
 _HEADERS = {
     "ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "n": "requests", "n_requests": "requests",
     "n_rounds": "rounds", "n_pairs": "pairs", "low": "95 % CI from", "high": "to",
-    "request_tps": "throughput per request",
+    "request_tps": "decode rate of a request (1/TPOT)",
     "system_tps": "system throughput",
 }  # fmt: skip
 _STRUCK = "text-decoration: line-through; opacity: .6"

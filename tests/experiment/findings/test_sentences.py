@@ -163,11 +163,11 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
         ([warm(30.0, "engine-warm"), off(0.8, 0.7, 0.9)], "TTFT 30x faster; cold TTFT 25 % higher"),
         (
             [warm(30.0, "engine-warm"), off(0.99, 0.9, 1.1)],
-            "TTFT 30x faster; cost on cold prompts not significant (0.990x [0.900, 1.10])",
+            "TTFT 30x faster; cost on cold prompts not significant (speed 0.990x [0.900, 1.10])",
         ),
         (
             [warm(30.0, "engine-warm"), off(0.97, 0.39, 2.39)],
-            "TTFT 30x faster; cost on cold prompts not resolved (0.970x [0.390, 2.39])",
+            "TTFT 30x faster; cost on cold prompts too noisy to tell (speed 0.970x [0.390, 2.39])",
         ),
         (
             [ratio("cache-state", "engine-warm", *NOISE), off(*NOISE)],
@@ -257,7 +257,7 @@ def test_key_numbers_come_with_their_intervals_and_what_they_rest_on(sweep):
     assert [card.label for card in cards] == [
         "TTFT speed-up, warm KV store vs cold (1p4d lmcache)",
         "TTFT speed-up, warm prefix cache vs cold (1p4d lmcache)",
-        "Cold TTFT ratio, 1p4d lmcache vs 5a lmcache",
+        "Cold TTFT speed-up, 1p4d lmcache over 5a lmcache (below 1x: slower)",
     ]
     assert (cards[0].value, cards[0].unit, cards[0].rests_on) == (18.0, "x", "ratios")
     assert (cards[0].low, cards[0].high) == (store.ratio.low, store.ratio.high)
@@ -286,18 +286,21 @@ def test_the_cold_ttft_fills_up_the_key_numbers_and_there_are_three_at_most(swee
     [
         (
             beside(*FASTER),
-            "Cold: 1p4d lmcache is faster than 5a lmcache, TTFT ratio 1.40x [1.30, 1.50] (5 rounds,"
+            "Cold: 1p4d lmcache is 1.40x faster than 5a lmcache in TTFT [1.30, 1.50] (5 rounds,"
             " 30 request pairs).",
         ),
-        (beside(*SLOWER), "Cold: 1p4d lmcache is slower than 5a lmcache, TTFT ratio 0.500x ["),
+        (
+            beside(*SLOWER),
+            "Cold: 1p4d lmcache is 2.00x slower than 5a lmcache in TTFT [1.67, 2.50]",
+        ),
         (
             beside(*NOISE),
-            "Cold: no significant difference between 1p4d lmcache and 5a lmcache, TTFT ratio"
-            " 1.05x [0.900, 1.20]",
+            "Cold: no significant TTFT difference between 1p4d lmcache and 5a lmcache, 5a lmcache /"
+            " 1p4d lmcache is 1.05x [0.900, 1.20]",
         ),
         (
             beside(1.4),
-            "Cold: 1p4d lmcache vs 5a lmcache is not judged (too few rounds), TTFT ratio 1.40x (2",
+            "Cold: too few rounds to compare TTFT of 1p4d lmcache and 5a lmcache, 5a lmcache /",
         ),
     ],
 )
@@ -315,8 +318,9 @@ def test_totals_say_how_many_comparisons_had_each_verdict(sweep):
         "Compared to cold, TTFT with a warm KV store is faster in 2 of 2 PD arms"
         " (speed-up 9.00x to 18.0x).",
         f"{lead} cold TTFT of the PD split is slower in 1 of 2 comparisons and not significantly"
-        " different in 1 (ratio 0.500x to 1.05x).",
-        f"{lead} warm TTFT of the PD split is slower in 2 of 2 comparisons (ratio 0.800x).",
+        " different in 1 (TTFT of the baseline / of the PD split: 0.500x to 1.05x).",
+        f"{lead} warm TTFT of the PD split is slower in 2 of 2 comparisons (TTFT of the"
+        " baseline / of the PD split: 0.800x).",
     ]
 
 
@@ -342,7 +346,7 @@ def prefix_summary(off_s, cold_s, warm_s):
     [
         (off(0.8, 0.7, 0.9), "adds 50.0 ms save 200 ms pays off once 25.0 %"),
         (off(0.99, 0.9, 1.1), "save 200 ms The cost not significant"),
-        (off(0.8), "save 200 ms The cost not resolved"),
+        (off(0.8), "save 200 ms The cost too noisy to tell"),
         (off(1.2, 1.1, 1.3), "not slower save 200 ms any hit pays off"),
     ],
 )

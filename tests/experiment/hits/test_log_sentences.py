@@ -70,7 +70,7 @@ def test_hits_that_did_not_arrive_are_not_served(tmp_path: Path) -> None:
     assert "0 of 10,240 needed tokens were loaded" in said
     assert "engine already" not in said
     assert result.tiers_table["computed"].tolist() == ["11,096"]
-    assert facts["numbers"][-1]["label"] == "LMCache hits that were not loaded"
+    assert facts["numbers"][-1]["label"] == "of the LMCache-hit tokens were not loaded"
     assert facts["numbers"][-1]["value"] == 100
 
 

@@ -61,16 +61,22 @@ ALL = [COLD, ENGINE_WARM, CROSS, STORE_WARM]
         ),
         (
             kv_moved,
-            "Decode instances fetched 87,552 prompt tokens, had 29,952 in their prefix cache and"
-            " computed 2,496 (limit 6,168; 120,000 tokens in 4 passes)",
+            "Decode instances fetched 87,552 prompt tokens, had 29,952 cached and computed 2,496"
+            " (at most 6,168 may be computed; 4 passes)",
         ),
-        (engine_warm, "The prefix cache served 99.8 % of prompt tokens (prefill, decode)"),
+        (
+            engine_warm,
+            "The prefix cache served 99.8 % of prompt tokens (on prefill and decode instances)",
+        ),
         (
             cross_instance,
-            "The prefix cache served 99.8 % of prompt tokens (prefill) and the connector served"
-            " 97.3 % (decode)",
+            "The prefix cache served 99.8 % of prompt tokens (on prefill instances) and the"
+            " connector served 97.3 % (on decode instances)",
         ),
-        (store_warm, "The connector served 97.3 % of prompt tokens (prefill, decode)"),
+        (
+            store_warm,
+            "The connector served 97.3 % of prompt tokens (on prefill and decode instances)",
+        ),
     ],
 )
 def test_a_sound_run_passes_with_its_numbers(gate, sentence):
@@ -317,8 +323,7 @@ def test_a_state_says_how_much_its_source_could_serve():
     gate = store_warm([alone("store-warm", little, stores=True, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The connector served 100 % of cacheable tokens (aggregated; that is 2.6 %"
-        " of all prompt tokens)"
+        "The connector served 100 % of cacheable tokens (2.6 % of all prompt tokens)"
     )
 
 
@@ -328,6 +333,6 @@ def test_the_role_with_the_lowest_fraction_comes_first():
     gate = engine_warm([a_pass("engine-warm", FROM_OWN, less, reuse=could)])
     assert gate.outcome == "PASS"
     assert gate.sentence == (
-        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %, prefill 100 %; that"
-        " is 96.6 % of all prompt tokens)"
+        "The prefix cache served 96.7 % of cacheable tokens (decode 93.5 %; prefill 100 %;"
+        " 96.6 % of all prompt tokens)"
     )

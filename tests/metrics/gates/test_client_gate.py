@@ -23,11 +23,11 @@ WELL = {"loop_lag_p99_s": 0.001, "loop_lag_max_s": 0.001, "thread_cpu_share": 0.
         (WELL | {"others_cpu_share": 0.3}, "INCONCLUSIVE",
          "(limit 25 %). This may explain the slowest requests"),
         (WELL | {"merged_share": 0.2, "loop_lag_p99_s": 0.02}, "FAIL",
-         "; 20 % of tokens arrived in the same socket read as another (limit 1 %) because the"
-         " client read"),
+         "; 20 % of tokens shared a socket read with another token (limit 1 %) because the client"
+         " read"),
         (WELL | {"merged_share": 0.2}, "INCONCLUSIVE",
          "(limit 1 %). The client read late, or the server batched them"),
-        (WELL | {"merged_share": 0.02}, "INCONCLUSIVE", "2 % of tokens arrived"),
+        (WELL | {"merged_share": 0.02}, "INCONCLUSIVE", "2 % of tokens shared a socket read"),
         (WELL | {"loop_lag_p99_s": 0.02, "kernel_stamped_share": 1.0}, "INCONCLUSIVE",
          "but the kernel timestamped every read"),
         (WELL | {"loop_lag_max_s": 0.2}, "INCONCLUSIVE",

@@ -36,7 +36,7 @@ def test_each_question_has_its_answer_its_checks_and_next_steps():
         "▲ Too little RAM is free: 1 GB free. Next: end other programs",
         "● Packages fit together: fine",
         "Is it idle enough for timing? No.",
-        "◆ Machine is idle enough? Not read. Next: look again",
+        "◆ CPU is idle? Not read. Next: look again",
         "Next step: papermill a.ipynb",
     ]
     assert shown._repr_mimebundle_()["text/html"].count("<li") == 3

@@ -87,7 +87,7 @@ def test_hits_stand_beside_the_ideal_and_what_lmcache_claims(tiers):
     assert "Engine-warm: LMCache reports 100 % hits, the engine needed none" in text(chart)
     assert "98.0 %; 100 %" in shown and "90.0 %; 100 %" in shown
     assert "lmcache, cold" not in shown
-    assert "Black mark: infinite cache (ideal)." in chart.caption
+    assert "Black mark: an infinite cache." in chart.caption
 
 
 def test_a_log_has_no_counters_of_lmcache_beside_it(tiers):

@@ -82,7 +82,7 @@ def test_a_p99_that_would_be_the_clients_is_withheld_with_its_reason() -> None:
     many.attrs["no_p99"] = "client did not keep up: requests were sent 0.5 s late (p99)"
     chart = figures.ttft_waterfall(many)
     assert "2a, p99" not in words(chart)
-    assert "No slow request is shown: client did not keep up. Hatched" in chart.caption
+    assert "No slow request is shown: client did not keep up. On the right" in chart.caption
 
 
 def test_bars_are_as_long_as_their_parts(waterfall):
@@ -106,12 +106,13 @@ def test_the_panels_of_cold_and_warm_have_axes_of_their_own(waterfall):
 def test_the_sample_and_its_tail_are_said(waterfall):
     assert figures.ttft_waterfall(waterfall).caption == (
         "Shown: the request with the median TTFT and the slowest request (a p99 needs 368"
-        " requests). Hatched: untimed residual, mostly the hop from client to proxy."
+        " requests). On the right: TTFT, and in brackets its untimed residual (hatched), mostly"
+        " the hop from client to proxy."
     )
     many = pd.DataFrame(split("2a", "cold", tuple(range(100, 500)), prefill_compute_s=1.0))
     chart = figures.ttft_waterfall(many)
     assert "2a, p99" in words(chart)
-    assert "and the p99 request. Hatched" in chart.caption
+    assert "and the p99 request. On the right" in chart.caption
 
 
 def test_what_is_not_split_is_left_out_and_counted(waterfall):

@@ -82,9 +82,9 @@ def cards(
     ]
     rival = first(known, kind="opponent", arm=subject, pass_name="cold")
     if rival is not None:
-        label = f"Cold TTFT ratio, {subject} vs {rival.baseline_arm}"
+        label = f"Cold TTFT speed-up, {subject} over {rival.baseline_arm} (below 1x: slower)"
         wanted.append((label, {"kind": "opponent", "arm": subject, "pass_name": "cold"}))
-    label = "Cold TTFT ratio, prefix cache on vs off"
+    label = "Cold TTFT speed-up, prefix cache on over off (below 1x: slower)"
     wanted.append((label, {"kind": "cache-off", "pass_name": "cold"}))
     made = [
         Card(
@@ -143,7 +143,7 @@ def sentences(
         if len(rows) > 1:
             passes = {name for row in rows for name in row.passes}
             does = spoil(failed_gates, "ratios", passes=passes, interval=_has_interval(rows))
-            size = "speed-up" if noun == arms else "ratio"
+            size = "speed-up" if noun == arms else "TTFT of the baseline / of the PD split:"
             said.append(told(f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
     for row in rivals:
         does = spoil(failed_gates, "ratios", passes=row.passes, interval=_has_interval([row]))
@@ -154,18 +154,24 @@ def sentences(
 
 
 def _pair(row: Comparison) -> str:
-    """`Cold: 1p4d is faster than 5a, TTFT ratio 1.40x [1.30, 1.50] (5 rounds, 30 request pairs).`
-
-    The ratio is TTFT of the baseline / TTFT of the arm.
-    """
-    lead = {
-        "faster": f"{row.arm} is faster than {row.baseline_arm}",
-        "slower": f"{row.arm} is slower than {row.baseline_arm}",
-        "undecided": f"no significant difference between {row.arm} and {row.baseline_arm}",
-        "no_interval": f"{row.arm} vs {row.baseline_arm} is not judged (too few rounds)",
-    }[row.ratio.verdict]
-    state = f"{row.pass_name[:1].upper()}{row.pass_name[1:]}"
-    return f"{state}: {lead}, TTFT ratio {ratio_text(row.ratio)} ({_sample(row.ratio)})."
+    """`Cold: 1p4d is 1.40x faster than 5a in TTFT [1.30, 1.50] (5 rounds, 30 request pairs).`"""
+    ratio, state = row.ratio, f"{row.pass_name[:1].upper()}{row.pass_name[1:]}"
+    if ratio.verdict in ("faster", "slower"):
+        ends = sorted((ratio.low, ratio.high) if ratio.verdict == "faster" else
+                      (1 / ratio.high, 1 / ratio.low))  # fmt: skip
+        factor = ratio.value if ratio.verdict == "faster" else 1 / ratio.value
+        said = (
+            f"{row.arm} is {three_digits(factor)}x {ratio.verdict} than {row.baseline_arm} in TTFT"
+            f" [{three_digits(ends[0])}, {three_digits(ends[1])}]"
+        )
+    else:
+        lead = {
+            "undecided": "no significant TTFT difference between",
+            "no_interval": "too few rounds to compare TTFT of",
+        }[ratio.verdict]
+        both = f"{row.arm} and {row.baseline_arm}"
+        said = f"{lead} {both}, {row.baseline_arm} / {row.arm} is {ratio_text(ratio)}"
+    return f"{state}: {said} ({_sample(ratio)})."
 
 
 def _tally(rows: Sequence[Comparison], noun: str) -> str:
@@ -295,8 +301,8 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
     if cost.ratio.verdict == "undecided":
         if warm.ratio.verdict == "undecided":
             return "No significant effect of the prefix cache on warm or cold TTFT"
-        known = "not resolved" if _unresolved(cost.ratio) else "not significant"
-        return f"{text}; cost on cold prompts {known} ({ratio_text(cost.ratio)})"
+        known = "too noisy to tell" if _unresolved(cost.ratio) else "not significant"
+        return f"{text}; cost on cold prompts {known} (speed {ratio_text(cost.ratio)})"
     more = 100 * (1 / cost.ratio.value - 1)
     return f"{text}; cold TTFT {abs(more):.3g} % {'higher' if more > 0 else 'lower'}"
 
@@ -337,10 +343,10 @@ def break_even(
     hit = "" if isnan(cached) else f" ({percent(cached)} cached)"
     saved = f"Engine-warm prompts{hit} save {three_digits(cold - warm)} ms of TTFT."
     if cost.ratio.verdict in ("no_interval", "undecided"):
-        known = "significant"
+        known = "not significant"
         if cost.ratio.verdict == "no_interval" or _unresolved(cost.ratio):
-            known = "resolved"
-        return f"{saved} The cost of the prefix cache on a cold prompt is not {known}."
+            known = "too noisy to tell"
+        return f"{saved} The cost of the prefix cache on a cold prompt is {known}."
     if cost.ratio.verdict == "faster":
         return f"{saved} A cold prompt is not slower with the cache on, so any hit pays off."
     from_share = (cold - off) / (cold - warm) * (1.0 if isnan(cached) else cached)

@@ -279,17 +279,27 @@ def _evictions(log: LogSummary) -> list[str]:
 def _cards(log: LogSummary) -> list[Card]:
     credit = log.credit
     if credit.total > 0:
-        unused = ("LMCache hits already in the prefix cache", credit.idle)
+        unused = ("of the LMCache-hit tokens were already in the prefix cache", credit.idle)
         if credit.lost:
-            unused = ("LMCache hits that were not loaded", credit.lost)
-        held = credit.lmcache + credit.idle + credit.lost
+            unused = ("of the LMCache-hit tokens were not loaded", credit.lost)
+        held, came = credit.lmcache + credit.idle + credit.lost, "of the prompt tokens came from"
         shares = [
-            ("prompt tokens from LMCache", credit.lmcache, credit.total, "prompt tokens"),
-            ("prompt tokens from the prefix cache", credit.engine, credit.total, "prompt tokens"),
+            (
+                "of the prompt tokens came from LMCache",
+                credit.lmcache,
+                credit.total,
+                "prompt tokens",
+            ),
+            (
+                "of the prompt tokens came from the prefix cache",
+                credit.engine,
+                credit.total,
+                "prompt tokens",
+            ),
             (*unused, held, "LMCache-hit tokens"),
         ]
         return [
-            _card(label, 100 * part / whole, "%", f"of {whole:,.0f} {tokens}")
+            _card(label, 100 * part / whole, "%", f"{whole:,.0f} {tokens}")
             for label, part, whole, tokens in shares
             if whole
         ]

@@ -17,7 +17,7 @@ LEVELS = (
     "**Need to load** = LMCache hit - engine hit: the tokens that only LMCache holds. It is"
     " negative if the engine holds more than LMCache. Old LMCache versions log the negative number;"
     " new ones log 0.",
-    "**Loaded**: those of the needed tokens that the engine received. Only these count as served by"
+    "**Loaded**: the part of need to load that the engine received. Only these count as served by"
     " LMCache.",
 )
 """The four numbers of a request, in the order in which they arise."""

@@ -243,7 +243,7 @@ def cards(ratios: Sequence[HitRatio], tiers: Sequence[Tier]) -> list[Card]:
     if idle is not None and idle["held"]:
         note = f"{idle['requests']} requests sent again at once; exact count"
         share = 100 * idle["idle"] / idle["held"]
-        label = "LMCache hits already in the prefix cache"
+        label = "of the LMCache-hit tokens were already in the prefix cache"
         found.append(Card(label=label, value=share, unit="%", note=note, rests_on="counts"))
     return found
 

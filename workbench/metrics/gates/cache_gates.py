@@ -131,9 +131,8 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
             )
     return judge(
         "KV moved",
-        holds=f"Decode instances fetched {received:,.0f} prompt tokens, had {kept:,.0f} in their"
-        f" prefix cache and computed {computed:,.0f} (limit {allowed:,}; {_sent(split):,} tokens in"
-        f" {_count(split)})",
+        holds=f"Decode instances fetched {received:,.0f} prompt tokens, had {kept:,.0f} cached and"
+        f" computed {computed:,.0f} (at most {allowed:,} may be computed; {_count(split)})",
         problems=problems,
         unknown=unknown,
         next_step="Look for connector errors in the decode logs, and use prompts longer than a"
@@ -206,8 +205,8 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
 def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
     """What each source of this state served, with its roles, the lowest fraction first.
 
-    `The prefix cache served 100 % of cacheable tokens (prefill, decode; that is 99.2 % of all
-    prompt tokens)`; only of all prompt tokens where the cacheable ones are unknown.
+    `The prefix cache served 100 % of cacheable tokens (on prefill and decode instances: 99.2 % of
+    all prompt tokens)`; only of all prompt tokens where the cacheable ones are unknown.
     """
     exact = all(role in p.reuse for p in warm for role in p.sources)
     tokens: dict[Source, dict[Role, NDArray[np.float64]]] = {}  # got, cacheable, sent
@@ -222,13 +221,19 @@ def _served(state: str, warm: Sequence[PassCounters]) -> Iterator[str]:
         lowest_first = sorted(by_role, key=lambda role: _fraction(*by_role[role][:2]))
         each = {role: _percent(*by_role[role][:2]) for role in lowest_first}
         got, due, sent = np.sum([*by_role.values()], axis=0)
-        roles = [f"{role} {of}" for role, of in each.items()] if len({*each.values()}) > 1 else each
         name, what = _SOURCE_NAMES[source], "cacheable" if exact else "prompt"
-        lead = f"{name} served {_percent(got, due)}"
-        if not number:
-            lead = f"{name.capitalize()} served {_percent(got, due)} of {what} tokens"
-        of_all = f"; that is {_percent(got, sent)} of all prompt tokens" if exact else ""
-        yield f"{lead} ({', '.join(roles)}{of_all})"
+        lead = f"{name.capitalize() if not number else name} served {_percent(got, due)}"
+        lead += f" of {what} tokens" if not number else ""
+        apart = [f"{role} {of}" for role, of in each.items()] if len({*each.values()}) > 1 else []
+        alone = apart or [*by_role] == ["aggregated"]
+        where = "" if alone else f"on {_listed(lowest_first)} instances: "
+        of_all = [f"{_percent(got, sent)} of all prompt tokens"] if exact else []
+        yield lead + _in_brackets((where + "; ".join([*apart, *of_all])).removesuffix(": "))
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _fraction(part: float, whole: float) -> float:

@@ -31,7 +31,7 @@ _READINGS = {
         CLIENT_BUSY_SHARE, "a client thread used {} of a core (limit {})", "client {} of a core"
     ),
     "merged_share": (
-        MERGED_SHARE, "{} of tokens arrived in the same socket read as another (limit {})",
+        MERGED_SHARE, "{} of tokens shared a socket read with another token (limit {})",
         "merged reads {}"
     ),
 }  # fmt: skip

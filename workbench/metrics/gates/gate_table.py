@@ -264,7 +264,7 @@ GATES: Mapping[str, GateRow] = {
         takes=_NOTHING,
     ),
     "other programs": GateRow(
-        shown="machine is idle enough",
+        shown="CPU is idle",
         failed_name="other programs keep the machine busy",
         meaning="other programs keep this machine busy",
         takes=_BUSY,

@@ -141,8 +141,8 @@ def instances_alike(
         return None
     return judge(
         "instances alike",
-        holds="No instance is far slower than the others of its arm (limit: best TPOT"
-        f" {_ALIKE_RATIO:g}x their median; {compared} comparisons)",
+        holds="The lowest TPOT of an instance was never above"
+        f" {_ALIKE_RATIO:g}x the median of its arm ({compared} instances compared)",
         problems=problems,
         unknown=unknown,
         next_step="Check what else runs on that instance's device, and repeat the run",
@@ -300,8 +300,8 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
     return judge(
         "cached tokens plausible",
         holds=f"Responses report {cached:,} cached tokens in {judged} cold"
-        f" {'pass' if judged == 1 else 'passes'}, no more than possible"
-        + (" (KV that decode received from prefill counts as cached)" if received else ""),
+        f" {'pass' if judged == 1 else 'passes'}"
+        + f" (possible{': here KV from prefill counts as cached' if received else ''})",
         problems=problems,
         next_step="Ignore cached_tokens of this server; behind a PD proxy it includes fetched KV",
     )

@@ -61,7 +61,8 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         title=_finding(rows),
         body_px=sum(24 * len(group) + 74 for _, group in panels),
         alt=f"TTFT split into its parts. {_spoken(rows)}",
-        caption=f"Shown: {sample}. Hatched: untimed residual, mostly the hop from client to proxy."
+        caption=f"Shown: {sample}. On the right: TTFT, and in brackets its untimed residual"
+        " (hatched), mostly the hop from client to proxy."
         f" {why}".rstrip(),
         keys={_NAMES[part]: _AREAS[part] for part in (*shown, "residual_s")},
         shows=("times",),
