@@ -284,18 +284,8 @@ def _cards(log: LogSummary) -> list[Card]:
             unused = ("of the LMCache-hit tokens were not loaded", credit.lost)
         held, came = credit.lmcache + credit.idle + credit.lost, "of the prompt tokens came from"
         shares = [
-            (
-                "of the prompt tokens came from LMCache",
-                credit.lmcache,
-                credit.total,
-                "prompt tokens",
-            ),
-            (
-                "of the prompt tokens came from the prefix cache",
-                credit.engine,
-                credit.total,
-                "prompt tokens",
-            ),
+            (f"{came} LMCache", credit.lmcache, credit.total, "prompt tokens"),
+            (f"{came} the prefix cache", credit.engine, credit.total, "prompt tokens"),
             (*unused, held, "LMCache-hit tokens"),
         ]
         return [
