@@ -84,7 +84,8 @@ class _Equation(Entry):
         if not holds:
             sentence += f", not {_grouped(self.said)} as published."
         elif high - low > _WIDE * abs(high + low) / 2:
-            sentence += f". The published {_grouped(self.said)} is more precise than its inputs allow."
+            said = _grouped(self.said)
+            sentence += f". The published {said} is more precise than its inputs allow."
         else:
             sentence += f", which agrees with the published {_grouped(self.said)}."
         return Sum(sentence=sentence, holds=holds, low=low, high=high, unit=self.unit)

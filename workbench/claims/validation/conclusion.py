@@ -162,7 +162,7 @@ def _as_expected(fixtures: int, odd: Sequence[str]) -> Gate:
     return judge(
         "rules agree with their fixtures",
         holds=f"{said}.",
-        problems=[f"{said}, but {name} was not. Do not trust the other verdicts" for name in odd[:1]],
+        problems=[f"{said}, but {name} was not. Do not trust the others" for name in odd[:1]],
         next_step="Find the rule or claim that was changed (rules: docs/claims.md).",
     )
 
