@@ -48,7 +48,8 @@ def test_digits_to_spare_are_named(claim):
     found = one(claim, {"kind": "ratio", "of": "1.90", "over": "0.004", "said": "475", "unit": "x"})
     assert (round(found.low), round(found.high)) == (421, 544)
     assert found.sentence == (
-        "1.90 / 0.004 = 475x (421.1 to 544.3 with rounding). The published 475 has too many digits."
+        "1.90 / 0.004 = 475x (421.1 to 544.3 with rounding). The published 475 is more precise"
+        " than its inputs allow."
     )
 
 

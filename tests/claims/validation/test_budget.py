@@ -173,7 +173,10 @@ def test_reasons_for_not_measuring_are_sentences(falls):
     )
     assert made.steps == ()
     assert made.skipped == {
-        "KERNEL": "The parameter “tiers” leaves out kernel. Add it to run attention.",
+        "KERNEL": (
+            "Needs the tier “kernel”, which the parameter “tiers” does not include."
+            " Add it to run attention."
+        ),
         "GPU": "rdma needs cuda; this machine has cpu.",
         "NONE": "This run does not measure this claim. To test it: Two pinned versions on H200.",
         "DOCS": "Nothing to measure: it is a configuration.",

@@ -408,7 +408,7 @@ async def test_reading_alone_starts_nothing(referee):
     assert result.facts["finding"] == (
         "17 published claims: 13 contradicted, 2 without evidence, 2 not tested"
     )
-    assert claims["VLLM-APC"]["skipped"].startswith("The parameter “tiers” leaves out serving. Add")
+    assert claims["VLLM-APC"]["skipped"].startswith("Needs the tier “serving”, which")
 
 
 async def test_a_corrected_comparison_stands_beside_our_number(referee):

@@ -41,8 +41,8 @@ FAIRNESS = {
         "runs the same model and weights on both sides",
     ),
     "same_layer_scope": (
-        "the measured scope is the claimed one (operation, layer, model or server)",
-        "The measured scope is not the claimed one (operation, layer, model or server)",
+        "claim and measurement have the same scope (operation, layer, model or server)",
+        "Claim and measurement differ in scope (operation, layer, model or server)",
         "measures the claimed scope on both sides",
     ),
     "same_phase_prefill_vs_decode": (

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 from workbench.claims.registry.entry import Entry
 
 _WIDE = 0.05
-"""If rounding leaves more than this fraction open, the published number has too many digits."""
+"""If rounding leaves more than this fraction open, the published number is too precise."""
 
 Span = tuple[float, float]
 Tables = Mapping[str, Any]
@@ -84,7 +84,8 @@ class _Equation(Entry):
         if not holds:
             sentence += f", not {_grouped(self.said)} as published."
         elif high - low > _WIDE * abs(high + low) / 2:
-            sentence += f". The published {_grouped(self.said)} has too many digits."
+            said = _grouped(self.said)
+            sentence += f". The published {said} is more precise than its inputs allow."
         else:
             sentence += f", which agrees with the published {_grouped(self.said)}."
         return Sum(sentence=sentence, holds=holds, low=low, high=high, unit=self.unit)

@@ -232,8 +232,8 @@ def _limits(
     if verdict.tier == "construction":
         limits.append(_OURS_ALONE)
     if not measured and verdict.gate in ("G0", "G1", "G2"):
-        ours = "Our number does not change it." if shown else "Nothing was measured."
-        limits.append(f"The verdict rests on the claim's own source. {ours}")
+        ours = " Our number does not change it." if shown else ""
+        limits.append(f"The verdict rests on the claim's own source.{ours}")
     if claim.source.confirmation == "memory":
         limits.append("The claim was written down from memory and not checked against its source.")
     if verdict.needed:

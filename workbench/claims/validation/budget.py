@@ -308,7 +308,10 @@ def undecidable(claim: Claim, setting: Setting) -> bool:
 
 def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
     if recipe.level not in tiers:
-        return f"The parameter “tiers” leaves out {recipe.level}. Add it to run {recipe.name}."
+        return (
+            f"Needs the tier “{recipe.level}”, which the parameter “tiers” does not include."
+            f" Add it to run {recipe.name}."
+        )
     if setting.platform not in recipe.platforms:
         wanted = " or ".join(recipe.platforms)
         return f"{recipe.name} needs {wanted}; this machine has {setting.platform}."

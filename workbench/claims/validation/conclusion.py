@@ -158,11 +158,11 @@ def _readable(registry: Registry, folder: str) -> Gate:
 
 
 def _as_expected(fixtures: int, odd: Sequence[str]) -> Gate:
-    said = f"{fixtures - len(odd)} of {fixtures} verdicts are as expected"
+    said = f"{fixtures - len(odd)} of {fixtures} claims with known verdicts were judged as expected"
     return judge(
         "rules agree with their fixtures",
         holds=f"{said}.",
-        problems=[f"{said}; that of {name} is not. Do not trust the others" for name in odd[:1]],
+        problems=[f"{said}, but {name} was not. Do not trust the others" for name in odd[:1]],
         next_step="Find the rule or claim that was changed (rules: docs/claims.md).",
     )
 

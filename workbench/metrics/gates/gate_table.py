@@ -222,8 +222,8 @@ GATES: Mapping[str, GateRow] = {
         takes=_NOTHING,
     ),
     "rules agree with their fixtures": GateRow(
-        shown="test claims got their known verdict",
-        failed_name="test claims got a wrong verdict",
+        shown="self-test of the verdict rules",
+        failed_name="the verdict rules failed their self-test",
         meaning="rules gave known claims a wrong verdict",
         takes=_takes(struck=_ALL),
     ),
