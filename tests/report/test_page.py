@@ -133,7 +133,7 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     ("outcomes", "says"),
     [
         ("PASS PASS", "● 2 of 2 gates passed."),
-        ("PASS", "● The only gate passed."),
+        ("PASS", "● 1 of 1 gates passed."),
         ("PASS INCONCLUSIVE", "◆ 1 of 2 gates passed, 1 undecided."),
         ("PASS FAIL INCONCLUSIVE", "▲ 1 of 3 gates passed, 1 failed, 1 undecided."),
         ("", "No gate was evaluated, so none of these numbers is verified."),

@@ -27,7 +27,7 @@ CARD = (
         "prefill API server",
         "time of the prefill request outside queue and compute, for HTTP, JSON, hashing and"
         " detokenizing (aggregated: until the first byte)",
-        "proxy, less the engine's times",
+        "proxy; the engine's own times are subtracted",
     ),
     (
         "prefill_queue",
@@ -41,7 +41,7 @@ CARD = (
         "decode_server",
         "decode API server",
         "time of the decode request until its first byte, outside the next two parts",
-        "proxy, less the engine's times",
+        "proxy; the engine's own times are subtracted",
     ),
     (
         "transfer_queue",

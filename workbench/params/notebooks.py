@@ -276,7 +276,7 @@ class LMCacheHitAnalysis(EngineParams):
         for name, least in (("prompt_tokens", 32), ("chunk_tokens", 16)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
-                allowed = f"different numbers, each at least {least}"
+                allowed = f"one or more numbers, none twice, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)

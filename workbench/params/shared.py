@@ -176,7 +176,7 @@ class LoadParams(EngineParams):
     output_tokens: int = param(32, "output tokens of each request", low=1, high=1_000_000)
     requests: int = param(
         0,
-        "requests per pass (0: the workload's default; for workload prompts, all rows)",
+        "requests per pass (0: the workload's default; all rows of a prompts_file)",
         low=0,
         high=1_000_000,
         example=3,
@@ -189,7 +189,7 @@ class LoadParams(EngineParams):
     )
     target_reuse: float = param(
         0.0,
-        "only with a scenario: fraction of tokens reused (0: scenario's default)",
+        "only with code_generation and the like: reused fraction (0: default)",
         low=0.0,
         high=0.999,
     )

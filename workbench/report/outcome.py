@@ -86,7 +86,7 @@ def _unended(metadata: Any) -> bool:
 def gates_line(gates: Sequence[Gate]) -> str:
     """`13 of 14 gates passed, 1 undecided`; empty where there are none."""
     if [gate.outcome for gate in gates] == ["PASS"]:
-        return "The only gate passed"
+        return "1 of 1 gates passed"
     counted = Counter(gate.outcome for gate in gates)
     others = ((counted["FAIL"], "failed"), (counted["INCONCLUSIVE"], "undecided"))
     parts = [f"{counted['PASS']} of {len(gates)} gates passed"]

@@ -163,11 +163,13 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
         ([warm(30.0, "engine-warm"), off(0.8, 0.7, 0.9)], "TTFT 30x faster; cold TTFT 25 % higher"),
         (
             [warm(30.0, "engine-warm"), off(0.99, 0.9, 1.1)],
-            "TTFT 30x faster; cost on cold prompts not significant (speed 0.990x [0.900, 1.10])",
+            "TTFT 30x faster; cost on cold prompts not significant (cache on vs off: 0.990x"
+            " [0.900, 1.10])",
         ),
         (
             [warm(30.0, "engine-warm"), off(0.97, 0.39, 2.39)],
-            "TTFT 30x faster; cost on cold prompts too noisy to tell (speed 0.970x [0.390, 2.39])",
+            "TTFT 30x faster; cost on cold prompts too noisy to tell (cache on vs off: 0.970x"
+            " [0.390, 2.39])",
         ),
         (
             [ratio("cache-state", "engine-warm", *NOISE), off(*NOISE)],
@@ -295,12 +297,12 @@ def test_the_cold_ttft_fills_up_the_key_numbers_and_there_are_three_at_most(swee
         ),
         (
             beside(*NOISE),
-            "Cold: no significant TTFT difference between 1p4d lmcache and 5a lmcache, 5a lmcache /"
-            " 1p4d lmcache is 1.05x [0.900, 1.20]",
+            "Cold: no significant TTFT difference between 1p4d lmcache and 5a lmcache, baseline /"
+            " PD split is 1.05x [0.900, 1.20]",
         ),
         (
             beside(1.4),
-            "Cold: too few rounds to compare TTFT of 1p4d lmcache and 5a lmcache, 5a lmcache /",
+            "Cold: too few rounds to compare TTFT of 1p4d lmcache and 5a lmcache, baseline /",
         ),
     ],
 )

@@ -138,7 +138,7 @@ FAIRNESS = {
     ),
     "one_factor_changed": (
         "exactly one factor differs between the sides",
-        "The sides do not differ in exactly one factor",
+        "The sides differ in more than one factor, or in none",
         "changes only one factor between the sides",
     ),
 }

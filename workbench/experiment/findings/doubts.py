@@ -50,10 +50,10 @@ def _launch_doubts(requests: pd.DataFrame) -> list[str]:
                 apart.append(f"{arm}, {name}")
     if not apart:
         return []
-    more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
+    first = f"{'for example ' if len(apart) > 1 else ''}“{apart[0]}”"
     return [
-        f"Medians vary more between launches than their confidence intervals show"
-        f" ({apart[0]}{more}). Use the ratios instead."
+        f"In {count(len(apart), 'combination')} of arm and pass ({first}) medians vary more"
+        " between launches than their confidence intervals show. Use the ratios instead."
     ]
 
 

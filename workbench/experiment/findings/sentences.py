@@ -170,7 +170,7 @@ def _pair(row: Comparison) -> str:
             "no_interval": "too few rounds to compare TTFT of",
         }[ratio.verdict]
         both = f"{row.arm} and {row.baseline_arm}"
-        said = f"{lead} {both}, {row.baseline_arm} / {row.arm} is {ratio_text(ratio)}"
+        said = f"{lead} {both}, baseline / PD split is {ratio_text(ratio)}"
     return f"{state}: {said} ({_sample(ratio)})."
 
 
@@ -302,7 +302,7 @@ def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
         if warm.ratio.verdict == "undecided":
             return "No significant effect of the prefix cache on warm or cold TTFT"
         known = "too noisy to tell" if _unresolved(cost.ratio) else "not significant"
-        return f"{text}; cost on cold prompts {known} (speed {ratio_text(cost.ratio)})"
+        return f"{text}; cost on cold prompts {known} (cache on vs off: {ratio_text(cost.ratio)})"
     more = 100 * (1 / cost.ratio.value - 1)
     return f"{text}; cold TTFT {abs(more):.3g} % {'higher' if more > 0 else 'lower'}"
 

@@ -248,6 +248,8 @@ def _found(log: LogSummary) -> list[str]:
     if log.transfers.empty:
         return [*said, "The log has no Stored or Retrieved lines."]
     stored, loaded = (_tokens(log.moved(kind)) for kind in ("stored", "retrieved"))
+    if not log.moved("retrieved") > 0:
+        return [*said, f"LMCache stored {stored}. The log has no Retrieved lines."]
     return [*said, f"LMCache stored {stored} and retrieved {loaded}."]
 
 

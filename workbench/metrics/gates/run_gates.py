@@ -141,8 +141,8 @@ def instances_alike(
         return None
     return judge(
         "instances alike",
-        holds="The lowest TPOT of an instance was never above"
-        f" {_ALIKE_RATIO:g}x the median of its arm ({compared} instances compared)",
+        holds=f"Every instance had a TPOT within {_ALIKE_RATIO:g}x the median of its arm"
+        f" ({compared} instances, by their fastest request)",
         problems=problems,
         unknown=unknown,
         next_step="Check what else runs on that instance's device, and repeat the run",
@@ -301,7 +301,7 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
         "cached tokens plausible",
         holds=f"Responses report {cached:,} cached tokens in {judged} cold"
         f" {'pass' if judged == 1 else 'passes'}"
-        + f" (possible{': here KV from prefill counts as cached' if received else ''})",
+        + (" (KV from prefill counts as cached here)" if received else ", as expected"),
         problems=problems,
         next_step="Ignore cached_tokens of this server; behind a PD proxy it includes fetched KV",
     )
