@@ -201,7 +201,7 @@ async def test_a_late_client_takes_tails_and_no_count_and_leaves_a_clear_headlin
     assert outcome_of(result.run).word == "gates failed"
     ratio = result.run.numbers[0]
     assert ratio.low > 1 and ratio.spoilt == "doubt"
-    assert any("ratios keep their intervals" in doubt for doubt in result.doubts)
+    assert any("use ratios with caution" in doubt for doubt in result.doubts)
 
 
 @in_one_loop
