@@ -87,7 +87,7 @@ def test_workbench_run_makes_a_page_and_reuses_a_finished_run(typed: Any, tmp_pa
     page = Path(first.stdout.strip().splitlines()[-1].removeprefix("page: "))
     assert page.name == "report.html"
     assert (page.parent / "run.ipynb").exists()
-    assert "has succeeded before" in typed(command, timeout_s=60).stdout
+    assert "reusing the result of an earlier run" in typed(command, timeout_s=60).stdout
     assert typed(f"workbench index --output-dir {tmp_path}").returncode == 0
     assert "report.html" in (tmp_path / "index.html").read_text()
 
@@ -101,7 +101,7 @@ def somebody_elses_server(tmp_path: Path, nothing_left: str) -> Iterator[str]:
     with (
         open(tmp_path / "server.log", "w") as log,
         subprocess.Popen(
-            [*program("cpu"), *instance_argv(settings, port=port, tp=1)],
+            [*program("cpu"), *instance_argv(settings, role="aggregated", port=port, tp=1)],
             env=os.environ | instance_env("cpu"), stdout=log, stderr=log, start_new_session=True,
         ) as server,
     ):  # fmt: skip

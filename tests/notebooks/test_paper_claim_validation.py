@@ -32,7 +32,7 @@ def test_two_rounds_judge_the_exact_claims_on_the_real_engine(found: Any, tmp_pa
     assert all(row["skipped"] for row in claims.values() if row["kind"] == "not-tested")
     assert outcomes(facts)["rules agree with their fixtures"] == "PASS"
     page = write_page(tmp_path / "out.ipynb").read_text("utf-8")
-    assert 'id="claim-VLLM-APC-COST"' in page and "2.00 to 2.35x" in page
+    assert 'id="claim-VLLM-APC-COST"' in page and "2.00x to 2.35x" in page
 
 
 def test_an_unknown_claim_is_one_sentence(papermill: Any) -> None:

@@ -32,7 +32,7 @@ def test_1p1d_over_lmcache_with_its_opponents(found: Any, tmp_path: Path) -> Non
     page = write_page(tmp_path / "out.ipynb").read_text()
     assert len(page) < 600_000
     assert not re.search(r"""(src|href)=["']?https?:|url\(["']?https?:""", page)
-    assert "KV moved" in page and "papermill notebooks/pd_sweep.ipynb" in page
+    assert "KV was transferred" in page and "papermill notebooks/pd_sweep.ipynb" in page
 
 
 def test_open_loop_and_a_shared_prefix(found: Any) -> None:

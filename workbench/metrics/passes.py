@@ -26,6 +26,8 @@ class PassCounters:
     """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    stores_late: bool = False
+    """Engines may respond before the store has all blocks of a prompt."""
     counts_lookups: bool = True
     """The store's hits are what engines looked up; else what they loaded."""
     pulls: bool = False

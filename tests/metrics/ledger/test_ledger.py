@@ -183,6 +183,15 @@ def test_a_cache_that_was_too_small_is_the_cause(p, cause):
     assert ledger_closes([p]).outcome == "PASS"
 
 
+def test_a_store_that_is_written_after_the_response_may_be_too_late_for_decode():
+    hidden = lost(STORED, stores_late=True, store=store(1024), store_since_empty=store(2304))
+    (counted,), (had,) = hidden.sources.values(), hidden.reuse.values()
+    decode = replace(hidden, sources={"decode": counted}, reuse={"decode": had})
+    assert causes(decode)["not stored yet"] == 1280
+    for other in (hidden, replace(decode, stores_late=False)):  # another role, another store
+        assert "not stored yet" not in causes(other)
+
+
 def crossed(found: float) -> PassCounters:
     """Another instance asks for what the first has stored, and finds that many tokens."""
     return a_pass(

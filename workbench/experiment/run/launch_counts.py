@@ -100,6 +100,7 @@ class LaunchCounts:
             round=self._number,
             pass_name=measured.name,
             stores=self._stores,
+            stores_late=self._stores and self._deployment.store.stores_late,
             counts_lookups=self._deployment.store.counts_lookups,
             pulls=self._pulls,
             requests_sent=len(records),

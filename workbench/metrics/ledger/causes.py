@@ -113,6 +113,11 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
         )
         most = kept.dropped_chunks * p.longest_prompt_tokens
         yield Entry(cause="store was full", tokens=min(unloaded, most), why=why)
+    elif role == "decode" and p.stores and p.stores_late and kept is not None:
+        # Nothing was evicted or rejected, so what is missing now came too late.
+        why = "decode looked the prompt up before prefill had stored all of it"
+        if kept.written_chunks > 0:
+            yield Entry(cause="not stored yet", tokens=unloaded, why=why)
     if role in p.overflowed:
         # A store may still serve what an engine evicted, but only in whole chunks.
         lost = max(0.0, reuse.engine_hit - sources.engine_hit)

@@ -41,6 +41,8 @@ class Store:
     """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
     keeps_blocks: bool = False
     """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
+    stores_late: bool = False
+    """Engines respond before it has all blocks of a prompt, so a decode instance may miss some."""
     counts_lookups: bool = True
     """Its hits are what engines looked up; otherwise what they loaded."""
     stalls_when_dead: bool = False

@@ -84,6 +84,7 @@ STORE = Store(
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
     keeps_blocks=True,
+    stores_late=True,
     counts_lookups=False,
     stalls_when_dead=True,
     instance_start_s=0.5,
