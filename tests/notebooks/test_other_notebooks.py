@@ -48,7 +48,7 @@ def test_a_machine_that_others_keep_busy_is_ready_and_is_told_what_that_means(
     (result,) = tmp_path.glob("environment_check/*/result.json")
     facts = json.loads(result.read_text())
     assert (facts["ready"], facts["quiet"]) == (True, "busy")
-    assert facts["finding"].startswith("Ready. The machine was busy: other programs used ")
+    assert facts["finding"] == "Ready to run, but not idle enough for timing"
     assert facts["finding"] in done.stdout
     for name in ("smoke run: KV moved", "smoke run: same text", "packages", "memory"):
         assert outcomes(facts)[name] == "PASS"
