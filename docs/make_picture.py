@@ -61,7 +61,9 @@ def photograph(page: Path, picture: Path) -> None:
         )  # fmt: skip
         with Image.open(shot) as image:
             size = (SHRUNK_TO, round(image.height * SHRUNK_TO / image.width))
-            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(128)
+            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            # median cut gives rare colours, those of the marks, to their neighbours
+            small = small.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         words = PngImagePlugin.PngInfo()
         words.add_text(STAMP, stamp())
         small.save(picture, optimize=True, pnginfo=words)
