@@ -74,7 +74,8 @@ def save(log: Log, folder: Path) -> None:
     plain = {name: getattr(log, name) for name in _PLAIN}
     (folder / "log.json").write_text(json.dumps(plain, indent=1) + "\n")
     (folder / "passes.json").write_bytes(_PASSES.dump_json(log.passes))
-    (folder / "arms.json").write_bytes(_ARMS.dump_json(log.arms))
+    arms = _ARMS.dump_json(log.arms).replace(sys.executable.encode(), b"python3")
+    (folder / "arms.json").write_bytes(arms)  # the same on every machine
     for name in FRAMES:
         log.frame(name).to_parquet(folder / f"{name}.parquet", compression="zstd")
 
