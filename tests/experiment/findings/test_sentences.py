@@ -5,7 +5,7 @@ from math import nan
 import pytest
 
 from tests.wording import words
-from workbench.experiment.findings import sentences
+from workbench.experiment.findings import headline, sentences
 from workbench.experiment.findings.sentences import break_even, marked, told
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow
 from workbench.metrics.gates.gate_table import GATES, spoil
@@ -122,7 +122,7 @@ SMALL = "1p1d lmcache"
     ],
 )
 def test_the_finding_of_a_sweep_says_what_its_intervals_allow(comparisons, found, sweep):
-    said = sentences.finding(sweep(topology="1p1d,1p4d"), comparisons)
+    said = headline.finding(sweep(topology="1p1d,1p4d"), comparisons)
     assert said == found
     assert words(said) <= 14
 
@@ -141,17 +141,17 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
     rivals = [beside(*v, name=n) for v in verdicts for n in ("cold", "store-warm")]
     plan = sweep(topology="1p1d,1p4d")
     caches, splits = ([[], *map(list, combinations(rows, 2))] for rows in (warms, rivals))
-    found = {sentences.finding(plan, [*w, *r]) for w in caches for r in splits}
+    found = {headline.finding(plan, [*w, *r]) for w in caches for r in splits}
     assert len(found) > 30
     for workload in ("reference", "batch_processing"):
         plan = prefix_cache(workload=workload)
         gains = [ratio("cache-state", "engine-warm", *v) for v in verdicts]
-        found |= {sentences.finding(plan, [g, off(*v)]) for g in gains for v in verdicts}
+        found |= {headline.finding(plan, [g, off(*v)]) for g in gains for v in verdicts}
     words_at_most(14, found)
-    words_at_most(14, (sentences.headline(text, ["client kept up"])[0] for text in found))
+    words_at_most(14, (headline.headline(text, ["client kept up"])[0] for text in found))
     struck = [name for name, row in GATES.items() if "struck" in row.takes.values()]
     kinds = ("ratios", "times", "counts")
-    words_at_most(14, (sentences.headline("", [name], k)[0] for name in struck for k in kinds))
+    words_at_most(14, (headline.headline("", [name], k)[0] for name in struck for k in kinds))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_every_headline_has_at_most_14_words(sweep, prefix_cache):
     ],
 )
 def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said, prefix_cache):
-    assert sentences.finding(prefix_cache(), comparisons).endswith(said)
+    assert headline.finding(prefix_cache(), comparisons).endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -195,17 +195,17 @@ def test_the_finding_of_the_prefix_cache_weighs_gain_and_cost(comparisons, said,
 )
 def test_where_prompts_repeat_the_cold_pass_shows_a_gain_and_no_cost(gain, said, prefix_cache):
     plan = prefix_cache(workload="batch_processing")
-    assert sentences.finding(plan, [warm(30.0, "engine-warm"), off(*gain)]) == said
+    assert headline.finding(plan, [warm(30.0, "engine-warm"), off(*gain)]) == said
     text = break_even(plan, prefix_summary(0.2, 0.1, 0.05), [off(*gain)])
     assert text.startswith("These prompts repeat 95 %") and "cold_start" in text
 
 
 def test_a_failed_gate_stands_before_what_it_spoils(sweep):
     found = "A warm store cuts TTFT"
-    proven, unproven = sentences.headline(found, ["cold was cold", "same text"])
+    proven, unproven = headline.headline(found, ["cold was cold", "same text"])
     assert proven == f"Not valid: {GATES['cold was cold'].meaning}"
     assert unproven == found
-    assert sentences.headline(found, []) == (found, "")
+    assert headline.headline(found, []) == (found, "")
     (card,) = sentences.cards(sweep(topology="1p4d"), [], [warm(18.0)], ["cold was cold"])
     assert (card.spoilt, card.note) == ("struck", "not valid; 5 rounds, 30 request pairs")
 
@@ -213,10 +213,10 @@ def test_a_failed_gate_stands_before_what_it_spoils(sweep):
 def test_a_busy_machine_leaves_a_headline_whose_interval_is_clear():
     found, busy = "A warm store cuts TTFT", ["client kept up"]
     rough = f"{found} (rough)", ""
-    assert sentences.headline(found, busy) == (found, "")
-    assert sentences.headline(found, busy, interval=False) == rough
-    assert sentences.headline(found, busy, "times") == rough
-    assert sentences.headline(found, busy, "counts") == (found, "")
+    assert headline.headline(found, busy) == (found, "")
+    assert headline.headline(found, busy, interval=False) == rough
+    assert headline.headline(found, busy, "times") == rough
+    assert headline.headline(found, busy, "counts") == (found, "")
 
 
 def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):

@@ -9,7 +9,8 @@ from typing import Any
 from workbench.claims.recipes.recipe import Outcome, Setting
 from workbench.claims.registry.registry import Registry
 from workbench.experiment.findings.findings import repeat_command
-from workbench.experiment.findings.sentences import headline, marked
+from workbench.experiment.findings.headline import headline
+from workbench.experiment.findings.sentences import marked
 from workbench.experiment.result.claim_account import SECTIONS, ClaimAccount
 from workbench.experiment.result.facts import Card, RunOutcome
 from workbench.metrics.gates.gate import Gate, judge

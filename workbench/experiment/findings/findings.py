@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
 from workbench.experiment.findings.doubts import limits_of, round_doubts, sample_doubts
+from workbench.experiment.findings.headline import finding, headline
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -21,8 +22,6 @@ from workbench.experiment.findings.rate_findings import (
 from workbench.experiment.findings.sentences import (
     break_even,
     cards,
-    finding,
-    headline,
     scope,
     sentences,
     told,

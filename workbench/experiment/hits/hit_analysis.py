@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import ResultError
-from workbench.experiment.findings.sentences import headline as judged
+from workbench.experiment.findings.headline import headline as judged
 from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits import served_tokens
 from workbench.experiment.hits.hit_findings import percent, ratios, tiers

@@ -8,7 +8,8 @@ from math import isnan
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from workbench.experiment.findings.sentences import headline, marked, told
+from workbench.experiment.findings.headline import headline
+from workbench.experiment.findings.sentences import marked, told
 from workbench.experiment.hits.hit_findings import log_tiers, percent
 from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens

@@ -1,0 +1,149 @@
+"""The headline of a run: what its comparisons show, in at most 14 words outside brackets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import floor, isnan, log10
+
+from workbench.experiment.findings.sentences import (
+    REPEATS,
+    WARM,
+    count,
+    first,
+    matching,
+    overall,
+    percent,
+    ratio_text,
+    subjects,
+    unresolved,
+    warm_rows,
+)
+from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.result.facts import Comparison
+from workbench.metrics.gates.gate_table import Kind, gate_row, spoil
+from workbench.metrics.statistics import Verdict
+
+
+def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
+    """What the comparisons show, in at most 14 words outside brackets."""
+    if plan.notebook == "single_instance_prefix_cache":
+        return _cache_finding(plan, comparisons)
+    return _sweep_finding(plan, comparisons)
+
+
+def headline(
+    found: str, failed_gates: Sequence[str], kind: Kind = "ratios", *, interval: bool = True
+) -> tuple[str, str]:
+    """The page's headline, and the one without the gates that failed; empty without such gates.
+
+    `kind` is that of the numbers in `found`; `interval` says whether they have one.
+    """
+    does = spoil(failed_gates, kind, interval=interval)
+    if does.struck:
+        return f"Not valid: {gate_row(does.gates[0]).meaning}", found
+    return f"{found} (rough)" if does.effect == "rough" else found, ""
+
+
+def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
+    ttft = matching(comparisons, metric="ttft_s")
+    known = [row for row in ttft if not isnan(row.ratio.value)]
+    rivals = matching(known, kind="opponent")
+    for state, what in WARM.items():
+        if warm := warm_rows(plan, known, state):
+            return _with_split(what, warm, rivals)
+    if rivals:
+        return _split_finding([row for row in rivals if row.pass_name == "cold"] or rivals)
+    own = subjects(plan)
+    notes = [row.ratio.note for row in ttft if row.arm in own]
+    if notes:
+        return f"No TTFT comparison: {notes[0].partition(';')[0]}"
+    return "TTFT was measured in one cache state, without a baseline"
+
+
+def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparison]) -> str:
+    """What a warm cache does, and what the PD split by itself does."""
+    cache, split = overall(warm), overall(rivals)
+    if cache == split == "undecided":
+        return f"No significant effect of a warm {what} or PD split on TTFT"
+    text = _warm_finding(what, warm)
+    if not rivals or cache == "no_interval":
+        return text
+    verdict = {"undecided": "no significant effect", "no_interval": "not judged"}.get(split, "")
+    return f"{text}; PD split: {verdict or _counted(rivals)}"
+
+
+def _counted(rows: Sequence[Comparison], noun: str = "comparison") -> str:
+    """`slower (9 of 11 comparisons)`, or only the verdict where all have the same."""
+    verdicts = [row.ratio.verdict for row in rows]
+    found: list[Verdict] = [v for v in ("faster", "slower") if v in verdicts]
+    if len(found) > 1:
+        each = ", ".join(f"{verdicts.count(v)} {v}" for v in found)
+        return f"mixed effect ({each} of {count(len(rows), noun)})"
+    number = verdicts.count(found[0])
+    among = f" ({number} of {count(len(rows), noun)})" if number < len(rows) else ""
+    return f"{found[0]}{among}"
+
+
+def _warm_finding(what: str, rows: Sequence[Comparison]) -> str:
+    """What a warm cache does to TTFT."""
+    verdict, lead = overall(rows), f"Warm {what}: TTFT"
+    if verdict == "undecided":
+        return f"No significant effect of a warm {what} on TTFT"
+    if verdict == "no_interval":
+        return f"{lead} speed-up {_span(row.ratio.value for row in rows)} (too few rounds for a CI)"
+    if verdict in ("faster", "slower"):
+        sizes = [row.ratio.value if verdict == "faster" else 1 / row.ratio.value for row in rows]
+        return f"{lead} {_span(sizes)} {verdict}"
+    if verdict == "mixed":
+        return f"Warm {what}: {_counted(rows, 'arm').replace('effect', 'effect on TTFT')}"
+    return f"{lead} {_counted(rows, 'arm')}"
+
+
+def _split_finding(rows: Sequence[Comparison]) -> str:
+    """What the PD split does to cold TTFT, against aggregated instances on the same GPU count."""
+    verdict = overall(rows)
+    if verdict == "no_interval":
+        return "PD split: not judged, too few rounds for intervals"
+    if verdict in ("mixed", "undecided"):
+        effect = "mixed" if verdict == "mixed" else "no significant"
+        return f"PD split: {effect} effect on cold TTFT"
+    word = verdict.removeprefix("sometimes_")
+    some = [row.ratio.value for row in rows if row.ratio.verdict == word]
+    size = _span(some if word == "faster" else [1 / value for value in some])
+    among = f" in {len(some)} of {len(rows)} comparisons" if len(some) < len(rows) else ""
+    return f"PD split: cold TTFT {size} {word}{among}"
+
+
+def _cache_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
+    """What a warm prefix cache gains, and what the cache does to cold prompts."""
+    warm = first(comparisons, kind="cache-state", metric="ttft_s", pass_name="engine-warm")
+    cost = first(comparisons, kind="cache-off", metric="ttft_s", pass_name="cold")
+    if warm is None or isnan(warm.ratio.value):
+        return "The prefix cache was measured, but no two passes can be compared"
+    text = _warm_finding("prefix cache", [warm])
+    if cost is None or "no_interval" in (warm.ratio.verdict, cost.ratio.verdict):
+        return text
+    repeats = plan.workload.sample.ideal_reuse
+    if repeats >= REPEATS:
+        repeated = f"{percent(repeats)} of tokens repeat"
+        gain, loss = _span([cost.ratio.value]), _span([1 / cost.ratio.value])
+        return {
+            "faster": f"Prefix cache: cold TTFT {gain} faster, since {repeated}",
+            "slower": f"Prefix cache: cold TTFT {loss} slower, although {repeated}",
+        }.get(cost.ratio.verdict, "No significant effect of the prefix cache on cold TTFT")
+    if cost.ratio.verdict == "undecided":
+        if warm.ratio.verdict == "undecided":
+            return "No significant effect of the prefix cache on warm or cold TTFT"
+        known = "too noisy to tell" if unresolved(cost.ratio) else "not significant"
+        return f"{text}; cost on cold prompts {known} (cache on vs off: {ratio_text(cost.ratio)})"
+    more = 100 * (1 / cost.ratio.value - 1)
+    return f"{text}; cold TTFT {abs(more):.3g} % {'higher' if more > 0 else 'lower'}"
+
+
+def _span(ratios: Iterable[float]) -> str:
+    """The only ratio, or `9.0x to 18x`: at most two decimals, and two digits from 2 up."""
+    known = [
+        f"{ratio:,.{max(0, 1 - floor(log10(ratio))) if ratio >= 2 else 2}f}x"
+        for ratio in sorted(ratios)
+    ]
+    return known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
