@@ -18,7 +18,7 @@ from tests.runs import causes, lend, not_passed
 from tests.wording import check_words
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import measure
+from workbench.experiment.run import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
@@ -37,7 +37,7 @@ in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
 """Causes that every clean ledger has."""
-DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl")
+DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl", "1p2d mooncake-store")
 
 
 class Row(NamedTuple):
@@ -104,6 +104,7 @@ def one_launcher(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
     monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(isolation, "STORE_RESET_S", 0.5)
 
     def watch(load: Any, others_share: float, log: Log, **_: Any) -> None:
         log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}

@@ -39,6 +39,8 @@ class Store:
     """Who receives that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
     """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
+    held: str
+    """The gauge of what it holds: 0 proves that it was emptied."""
     keeps_blocks: bool = False
     """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
     stores_late: bool = False

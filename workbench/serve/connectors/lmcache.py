@@ -85,6 +85,7 @@ def serve(arguments: Sequence[str]) -> None:
 STORE = Store(
     processes=_server,
     clear_path="/cache/clear",
+    held="lmcache_mp_l1_memory_usage_bytes",
     instance_start_s=0.4,
     counters={
         "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
