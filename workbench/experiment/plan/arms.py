@@ -247,7 +247,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
     known = (arm.kv_connector for arm in made.arms)
-    yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
+    if params.engine != "simulated":
+        yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)
