@@ -127,7 +127,7 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform, interpreter.path),
+                program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
                 env=env | dict(settings.extra_env) | connector.env(wiring),
