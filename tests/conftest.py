@@ -52,6 +52,14 @@ def left_running(token: str, *, within_s: float, besides: Iterable[int] = ()) ->
     return alive
 
 
+def gone(pid: int) -> bool:
+    """Whether that process has ended; its parent may not have noticed yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture
 def alive(token: str) -> Callable[[], dict[int, str]]:
     """What this test has started and still runs: pid -> command line."""

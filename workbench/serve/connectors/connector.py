@@ -24,6 +24,23 @@ class Wiring:
     """The part of the store's memory that this instance lends it, where instances do that."""
     side_port: int = 0
     """A second port of the instance itself."""
+    mooncake_protocol: str = "tcp"
+    transfer_timeout_s: int = 0
+    """How long a decode instance may wait for a prompt's KV, where it waits for prefill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegsAtOnce:
+    """The proxy sends both legs of a request at once, and decode waits for the KV of prefill."""
+
+    lookup_path: str
+    """A GET on the side port of a prefill instance, whose JSON object tells which engine runs
+    there now: a restarted instance is another engine."""
+    prefill: Callable[[str], dict[str, Any]]
+    """Fields of the prefill leg for this transfer id."""
+    decode: Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
+    """Fields of the decode leg for this transfer id, the URL of that side port, and what the lookup
+    returned. Raises ValueError if that names no engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +94,13 @@ class Connector:
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
     """Fields of the prefill response that go into the body of the decode leg. Raises ValueError if
     there are none that make the decode instance fetch KV."""
+    at_once: LegsAtOnce | None = None
+    """Both legs are sent at once, instead of decode after prefill. A prefill instance that dies
+    then stalls decode, so a pass is stopped at once."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
-    """The Prometheus series of each field of `metrics.counters.NixlCounters`."""
+    """The Prometheus series of each field of `metrics.counters.TransferCounters`."""
+    transfer_log_s: float = 0.0
+    """The period in which vLLM's log counts transfers, where no series does."""
     doubt: str = ""
     """What a result with it must say, whatever was measured."""
     fatal: tuple[str, ...] = ()

@@ -52,7 +52,7 @@ def _config(wiring: Wiring) -> dict[str, str]:
         "master_server_address": f"127.0.0.1:{wiring.store_port}",
         "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
         "local_buffer_size": _LOCAL_BUFFER,
-        "protocol": "tcp",
+        "protocol": wiring.mooncake_protocol,
         "device_name": "",
     }
     return {"MOONCAKE_CONFIG_PATH": json.dumps(config)}
