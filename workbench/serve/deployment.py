@@ -136,7 +136,7 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform, interpreter.path),
+                program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
                 env=env | connector.env(wiring) | dict(settings.extra_env),
