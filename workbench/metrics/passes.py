@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
@@ -46,8 +46,8 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
-    nixl: NixlCounters | None = None
-    """KV that decode instances pulled, and failures on either side; None without NIXL."""
+    transfers: TransferCounters | None = None
+    """KV that decode instances pulled, and failures on either side; None where nobody counts."""
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import ceil, isnan
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
@@ -22,6 +23,7 @@ from workbench.experiment.plan.hit_plan import plan_hits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
 from workbench.params.notebooks import (
@@ -33,9 +35,12 @@ from workbench.params.notebooks import (
 )
 from workbench.serve.capacity import check_capacity, check_store
 from workbench.serve.connectors import connector
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
 
+SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
+"""Of KV transfers: other programs may slow prefill down this many times."""
 LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 """A reference run longer than this sends fewer requests a pass."""
 
@@ -60,7 +65,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
     settings = made.settings
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
-        made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
+        made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
         _check_stores(made)
@@ -74,6 +79,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     tp, topologies, asked = params.tp, params.topologies, connector(params.connector)
     for topology in topologies:
         asked.check(topology)
+    _check_transport(params)
     settings, model, capacity = engine_of(params)
     if params.engine == "simulated" and not asked.simulated:
         raise PlanError(
@@ -120,10 +126,24 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 capacity=capacity,
                 store_gb=params.store_gb,
                 store_args=words(params.store_args),
+                mooncake_protocol=params.mooncake_protocol,
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+
+
+def _check_transport(params: PdSweep) -> None:
+    """Refuse RDMA where the connector or this machine has none. Raises PlanError."""
+    if params.mooncake_protocol == "tcp":
+        return
+    if not connector(params.connector).rdma:
+        other = "-p connector mooncake -p mooncake_protocol rdma"
+        setting = f"connector={params.connector}"
+        raise PlanError(unused("mooncake_protocol", params.mooncake_protocol, setting, other))
+    if not machine.rdma_devices():
+        allowed = f"tcp on a machine without RDMA devices ({machine.RDMA_DEVICES} is empty)"
+        raise PlanError(must_be("mooncake_protocol", allowed, params.mooncake_protocol, "tcp"))
 
 
 def _check_stores(made: ExperimentPlan) -> None:
@@ -175,6 +195,16 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))
+
+
+def _with_timeouts(made: ExperimentPlan) -> ExperimentPlan:
+    """The plan whose transfers wait longer than the slowest prompt queues and prefills."""
+    wait_s = made.longest_wait_s
+    if isnan(wait_s):
+        return made
+    timeout_s = ceil(min(TRANSFER_TIMEOUT_S, max(SHORTEST_TIMEOUT_S, BUSY_FACTOR * wait_s)))
+    arms = tuple(replace(arm, transfer_timeout_s=timeout_s) for arm in made.arms)
+    return replace(made, arms=arms)
 
 
 def _layout(label: str) -> Topology | None:

@@ -27,7 +27,7 @@ from workbench.serve.simulated.scheduler import Sequence
 from workbench.serve.simulated.store import BROKEN, json_response, page_response
 
 BLOCK_BYTES = BLOCK_TOKENS * TOKEN_BYTES
-DIES_AT_LOOKUP = 24
+DIES_AT_LOOKUP = 48
 """Engines look up before they compute and again before they store."""
 WATERMARK, EVICTED_SHARE = 0.9, 0.05
 """Fill fraction above which the master evicts, and how much more than the excess."""
@@ -37,7 +37,7 @@ DEAD_S = 0.43
 """How long one call waits for a master that is gone: 4.3 s, at a tenth of the time."""
 CONNECT_S = 9.0
 """How long an instance waits for its master: 90 s, at a tenth of the time."""
-LATE_S = 0.3
+LATE_S = 0.1
 
 _BATCHES = ("exist_key", "get_replica_list", "put_start", "put_end")
 _COUNTERS = (
@@ -250,9 +250,9 @@ class MasterClient:
 
     async def save(self, sequence: Sequence, tokens: int) -> None:
         """Store the whole blocks among the first `tokens`, one request after the other."""
+        if self._late:
+            await asyncio.sleep(LATE_S)
         async with self._saving:
-            if self._late:
-                await asyncio.sleep(LATE_S)
             span = slice(self._saved.get(sequence.id, 0), tokens // BLOCK_TOKENS)
             keys = _keys(sequence.hashes[span])
             exists = await self._operate("save_exists", "exist", keys, len(keys), [])
