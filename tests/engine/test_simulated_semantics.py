@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from workbench.experiment.run.isolation import read_counters
+from workbench.hardware.interpreter import interpreter
 from workbench.metrics import prometheus
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
@@ -211,7 +212,7 @@ def pretended(settings: EngineSettings) -> EngineSettings:
 
 
 needs_mooncake = pytest.mark.skipif(
-    not connector("mooncake-store").installed, reason="needs make setup MOONCAKE=1"
+    not connector("mooncake-store").installed(interpreter()), reason="needs make setup MOONCAKE=1"
 )
 
 

@@ -4,6 +4,7 @@ The gate on the client is fed a quiet clock, since a shared machine rightly trip
 """
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from math import isfinite
@@ -16,6 +17,7 @@ import pytest_asyncio
 from tests.conftest import TOKEN, left_running, marked_processes
 from tests.runs import causes, lend, not_passed
 from tests.wording import check_words
+from workbench.errors import LaunchError
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run import isolation, measure
@@ -162,6 +164,12 @@ def test_the_table_has_every_fault_wherever_it_can_happen():
 async def test_a_fault_does_what_the_table_says_and_nothing_else(
     row: Row, quiet: None, tmp_path: Path, one_launcher: None
 ):
+    if row.gates == {"the start fails": "FAIL"}:
+        began_s = time.monotonic()
+        with pytest.raises(LaunchError, match="store ended while prefill-0 started"):
+            await simulate(tmp_path, row.deployment, fault=row.fault)
+        assert time.monotonic() - began_s < 5
+        return
     split = row.deployment.startswith("1p")
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
     result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)

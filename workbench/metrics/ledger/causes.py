@@ -68,7 +68,12 @@ def hashes_apart(p: PassCounters) -> bool:
     that counts no lookups cannot show it.
     """
     store, kept = p.store, p.store_since_empty
-    if store is None or kept is None or not p.counts_lookups or not p.reuse.keys() >= p.sources.keys():
+    if (
+        store is None
+        or kept is None
+        or not p.counts_lookups
+        or not p.reuse.keys() >= p.sources.keys()
+    ):
         return False
     roles = [p.reuse[role] for role in p.sources]
     alone = sum(reuse.alone_external_hit for reuse in roles)
