@@ -1,26 +1,44 @@
-"""vLLM itself says which arguments it accepts; its answer is kept."""
-
 import json
-from types import SimpleNamespace
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from workbench.errors import PlanError
+from workbench.params.engine_args import words
 from workbench.serve import argument_check
 from workbench.serve.argument_check import check_arguments
+from workbench.serve.tiny_model import tiny_model
+from workbench.serve.vllm import Drafting, EngineSettings
+
+
+def of(text, **roles):
+    return EngineSettings(
+        model=Path("/m"),
+        platform="cuda",
+        extra_args=words(text),
+        role_args={role: words(args) for role, args in roles.items()},
+    )
 
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Each time that vLLM is asked; it knows --seed only."""
+    """Each time that vLLM is asked; it knows --seed and --max-num-seqs, and is told what to say."""
     calls = []
 
     def run(command, **_):
-        args = json.loads(command[-1])
-        calls.append(args)
-        error = "" if args[0] == "--seed" else f"unrecognized arguments: {args[0]}"
-        answer = {"error": error, "options": ["--seed"]}
-        return SimpleNamespace(returncode=0, stdout=f"a line of a library\n{json.dumps(answer)}\n")
+        calls.append(question := json.loads(command[-1]))
+        given = question["given"]
+        answer = {"error": "", "wrong": "", "options": ["--seed", "--max-num-seqs"], "read": {}}
+        if "--sede" in given:
+            answer |= {"error": "unrecognized arguments: --sede", "wrong": "--sede"}
+        if "-q" in given:
+            answer |= {"error": "method: Input should be 'ngram' or 'eagle'", "wrong": "ngrams"}
+        if "--max-num-seqs" in given:
+            answer["error"] = "max_num_seqs (9) is larger than max_model_len (8), " + "so " * 30
+        if "--spec-tokens" in given:
+            answer["read"] = {"tokens": 3, "drops_block": True}
+        return CompletedProcess(command, 0, f"a line of a library\n{json.dumps(answer)}\n")
 
     monkeypatch.setattr(argument_check.subprocess, "run", run)
     monkeypatch.setattr(argument_check, "cache_folder", lambda: tmp_path)
@@ -28,32 +46,73 @@ def asked(monkeypatch, tmp_path):
     return calls
 
 
-def test_vllm_is_asked_once_for_the_same_arguments(asked):
-    check_arguments("engine_args", ())
+def test_vllm_is_asked_once_for_the_same_instance(asked):
+    check_arguments(of(""), "decode")
     for _ in range(2):
-        check_arguments("engine_args", ("--seed", "3"))
-    assert asked == [["--seed", "3"]]
+        check_arguments(of("--seed 3"), "decode")
+    (question,) = asked
+    assert question["given"] == ["--seed", "3"]
+    assert "/m" in question["own"] and "--seed" not in question["own"]
+    check_arguments(of("--seed 3"), "decode", tp=2)
+    assert len(asked) == 2
 
 
-def test_an_unknown_argument_is_told_in_vllms_words_with_the_nearest_one(asked):
-    with pytest.raises(PlanError, match=r"accepts: unrecognized arguments: --sede; did you"):
-        check_arguments("decode_args", ("--sede", "3"))
+def test_vllm_reads_the_arguments_of_the_role_and_says_what_they_mean(asked):
+    assert check_arguments(of("", decode="--spec-tokens 3"), "prefill") == Drafting()
+    read = check_arguments(of("--seed 1", decode="--spec-tokens 3"), "decode")
+    assert (read.tokens, read.drops_block, read.kv_elements) == (3, True, 0)
+    assert asked[-1]["given"] == ["--seed", "1", "--spec-tokens", "3"]
 
 
-def test_without_vllm_nothing_is_asked(asked, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (of("--sede 3"), "engine_args must be .* accepts: unrec.* --sede; did you mean '--seed'?"),
+        (of("", decode="-q ngrams"), "engine_args and decode_args .*; did you mean 'ngram'?"),
+        (
+            of("--max-num-seqs 9"),
+            r"seqs \(9\) is .* so \.\.\.; change --max-num-seqs or -p context_tokens \(exam",
+        ),
+    ],
+)
+def test_a_refusal_is_told_in_vllms_words_with_the_way_out(asked, settings, sentence):
+    with pytest.raises(PlanError, match=sentence) as refused:
+        check_arguments(settings, "decode")
+    assert len(str(refused.value).split()) <= 45
+
+
+def test_without_vllm_or_an_answer_nothing_is_refused(asked, monkeypatch):
+    def broken(command, **_):
+        raise argument_check.subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(argument_check.subprocess, "run", broken)
+    assert check_arguments(of("--sede 3"), "decode") == Drafting()
     monkeypatch.setattr(argument_check, "_version", lambda: "")
-    check_arguments("engine_args", ("--sede", "3"))
-    assert asked == []
+    assert check_arguments(of("--sede 3"), "decode") == Drafting()
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [
-        (["--max-num-batched-tokens", "2048", "--enable-chunked-prefill"], ""),
-        (["--block-size", "x"], "argument --block-size: invalid int value: 'x'"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-    ],
-)
-def test_the_real_parser(args, error):
-    assert argument_check._answer(args)["error"] == error
+def test_the_real_engines_words():
+    """One process: importing vLLM takes 10 s."""
+
+    def answer(text):
+        settings = EngineSettings(model=tiny_model(), platform="cpu")
+        own = argument_check.instance_argv(settings, role="decode", port=1, tp=1)
+        return argument_check._answer({"own": own, "given": words(text)})
+
+    for text, error, wrong in (
+        ("--max-num-batched-tokens 2048 --enable-chunked-prefill", "", ""),
+        ("--block-size x", "argument --block-size: invalid int value: 'x'", ""),
+        ("--no-such-flag", "unrecognized arguments: --no-such-flag", "--no-such-flag"),
+        (
+            "--max-num-batched-tokens 2048 --no-enable-chunked-prefill",
+            "max_num_batched_tokens (2048) is smaller than max_model_len (24576)",
+            "",
+        ),
+    ):
+        said = answer(text)
+        assert (said["error"], said["wrong"]) == (error, wrong)
+    said = answer("""--speculative-config '{"method": "ngrams", "num_speculative_tokens": 2}'""")
+    assert said["error"].startswith("method: Input should be 'ngram'") and said["wrong"] == "ngrams"
+    read = answer("--spec-method ngram --spec-tokens 3")["read"]
+    assert read == {"tokens": 3, "drops_block": False, "kv_elements": 0}

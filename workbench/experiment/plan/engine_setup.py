@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -49,14 +50,14 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         },
         extra_env=variables(params.engine_env),
     )
-    for role in ROLES:
-        names = " and ".join(["engine_args", f"{role}_args"][: 1 + (role in settings.role_args)])
-        check_arguments(names, settings.args_of(role))
     if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
         raise PlanError(
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
             " instance is one process; add instances instead (example: topology 2p4d)"
         )
+    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
+    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
+    settings = replace(settings, drafting=drafting)
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),

@@ -17,6 +17,7 @@ from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
 from workbench.metrics import prometheus
 from workbench.metrics.counters import (
+    DraftCounters,
     EngineCounters,
     NixlCounters,
     StoreCounters,
@@ -173,6 +174,10 @@ class CounterReading:
     ) -> NixlCounters | None:
         """The KV that was pulled after `before`, and what failed; None without such counters."""
         return NixlCounters.of(self._changes(before).values(), series)
+
+    def drafts_since(self, before: CounterReading) -> DraftCounters | None:
+        """Draft tokens after `before`; None without speculative decoding."""
+        return DraftCounters.of(self._changes(before).values())
 
     def _changes(self, before: CounterReading) -> dict[str, prometheus.Counters]:
         return {
