@@ -23,7 +23,7 @@ class PassCounters:
     arm: str
     round: int
     pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    """A cache state such as `store-warm`, or the name of a pass in that state."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
     stores_late: bool = False
