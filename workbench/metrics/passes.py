@@ -17,6 +17,43 @@ _FETCHED: Source = "external_hit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierCounts:
+    """One tier of the store below its memory, at the end of a pass. NaN for what is unknown.
+
+    All but `loads` are chunks since the tier was last emptied.
+    """
+
+    name: str
+    """`disk`, `redis` or `mooncake`."""
+    shown: str
+    state: str
+    """The cache state in which it alone has the KV."""
+    loads: float = nan
+    """Loads from it in this pass, as the store counts them."""
+    sent: float = nan
+    """What the store began to write to it, and what it says it wrote."""
+    written: float = nan
+    held: float = nan
+    """What it has at its own end."""
+    evicted: float = nan
+    """What it says it dropped to make room."""
+    problem: str = ""
+    """Why it does not say what it has."""
+
+    @property
+    def lost(self) -> float:
+        return self.sent - self.held
+
+    @property
+    def why_lost(self) -> str:
+        """What the counters show about lost chunks: `3 writes failed`."""
+        failed = self.sent - self.written
+        said = [f"{failed:,.0f} were not written"] if failed > 0 else []
+        said += [f"it evicted {self.evicted:,.0f}"] if self.evicted > 0 else []
+        return " and ".join(said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassCounters:
     """What was sent in one pass, and what the servers counted in it, summed per role."""
 
@@ -46,6 +83,10 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
+    tiers: tuple[TierCounts, ...] = ()
+    """Tiers of the store below its memory."""
+    chunk_objects: int = 1
+    """Objects that the store keeps for a chunk, one for each rank; 0 if roles differ."""
     nixl: NixlCounters | None = None
     """KV that decode instances pulled, and failures on either side; None without NIXL."""
     expired_before: float = 0.0

@@ -103,6 +103,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_capacity(topology, spans, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
+        tiers = tuple(params.store_tiers[1:]) if means.store and means.store.tier_loads else ()
         label = str(topology) if name == "none" else f"{topology} {name}"
         if settings.on_gpu:
             gpus = "+".join(str(n * int(getattr(spans, part))) for part, n in topology.roles)
@@ -113,13 +114,15 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 role=role,
                 topology=topology,
                 connector=name,
-                passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
+                passes=() if params.swept else tuple(map(pass_in, means.passes(topology, tiers))),
                 gpus=topology.gpus(spans),
                 settings=settings,
                 tp=tp,
                 capacity=capacity,
                 store_gb=params.store_gb,
                 store_args=words(params.store_args),
+                tiers=tiers,
+                tier_gb=params.tier_gb,
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)

@@ -84,13 +84,14 @@ class Arm:
     """Further arguments of the store's server."""
     chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
-    disk: bool = False
-    """The store has a second tier on the disk."""
+    tiers: tuple[str, ...] = ()
+    """Where its store keeps chunks below its memory, as in `store_tiers`."""
+    tier_gb: float = 1.0
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
     def deployment(
-        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: Path = Path("disk")
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
@@ -106,7 +107,9 @@ class Arm:
             capacity=self.capacity,
             store_gb=self.store_gb,
             chunk_tokens=self.chunk_tokens,
-            disk_folder=disk_folder if self.disk else "",
+            store_tiers=self.tiers,
+            tier_gb=self.tier_gb,
+            disk_folder=disk_folder,
             shm_name=shm_name,
             store_args=self.store_args,
         )

@@ -131,6 +131,13 @@ GATES: Mapping[str, GateRow] = {
     "store-warm was store-warm": _state("store-warm"),
     "disk-warm was disk-warm": _state("disk-warm", "the disk did not serve the hits"),
     "remote-warm was remote-warm": _state("remote-warm", "the remote tier did not serve the hits"),
+    "tiers kept what was sent": GateRow(
+        shown="store tiers kept every chunk",
+        failed_name="store tiers lost chunks",
+        meaning="a tier lost chunks that LMCache stored",
+        takes=_takes(doubt=_MEASURED),
+        doubt="A store tier lost chunks. Later passes may compute what it should have served.",
+    ),
     "the ledger closes": GateRow(
         shown="ledger closes",
         failed_name="ledger has unexplained tokens",

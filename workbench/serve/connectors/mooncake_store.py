@@ -21,20 +21,20 @@ _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
 
-def _master() -> str:
+def _program() -> str:
     """The program inside the package: its command line tool would be one process more."""
     package = find_spec("mooncake")
     where = package.submodule_search_locations if package else None
     return str(Path(where[0]) / "mooncake_master") if where else "mooncake_master"
 
 
-def _processes(ports: Iterator[int], **_: object) -> tuple[ProcessSpec, ...]:
+def master(ports: Iterator[int]) -> ProcessSpec:
     """The master. It must be ready first: an instance that finds none waits for 90 s."""
     port, http_port = next(ports), next(ports)
-    master = ProcessSpec(
+    return ProcessSpec(
         name="store",
         role="store",
-        program=(_master(),),
+        program=(_program(),),
         args=(
             *("-rpc_address", "127.0.0.1", "-rpc_port", str(port)),
             *("-metrics_host", "127.0.0.1", "-metrics_port", str(http_port)),
@@ -43,7 +43,6 @@ def _processes(ports: Iterator[int], **_: object) -> tuple[ProcessSpec, ...]:
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/health",
     )
-    return (master,)
 
 
 def _config(wiring: Wiring) -> dict[str, str]:
@@ -80,7 +79,7 @@ def _patch_cpu() -> None:
 
 
 STORE = Store(
-    processes=_processes,
+    processes=lambda ports, **_: (master(ports),),
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
     keeps_blocks=True,
