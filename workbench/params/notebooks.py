@@ -99,9 +99,7 @@ class PdSweep(LoadParams):
         "LMCache's tiers: memory, disk, redis, mooncake (docs/engine.md)",
         example="memory,redis",
     )
-    tier_gb: float = param(
-        1.0, "size of a Redis or Mooncake tier, in GB", low=0.001, high=1_000_000
-    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     base_url: str = param(
         "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
@@ -236,9 +234,7 @@ class LMCacheHitAnalysis(EngineParams):
         "LMCache's tiers; all but memory get an arm (docs/engine.md)",
         example="memory,disk,redis",
     )
-    tier_gb: float = param(
-        1.0, "size of a Redis or Mooncake tier, in GB", low=0.001, high=1_000_000
-    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     rounds: int = param(
         3,
         "launches of each arm; confidence intervals come from the spread between them",

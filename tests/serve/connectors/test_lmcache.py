@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from workbench.serve.connectors import Wiring
 from workbench.serve.connectors.lmcache import CONNECTOR, STORE
+from workbench.serve.connectors.tiers.disk import disk_tier
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode", "aggregated"])
@@ -28,7 +30,7 @@ def test_the_store_listens_on_loopback_with_a_name_and_size_of_its_own():
 
 def test_a_store_with_another_chunk_and_a_disk_says_so():
     (server,) = STORE.processes(
-        iter([1, 2]), shm_name="wb", memory_gb=1, chunk_tokens=64, disk_folder="/d"
+        iter([1, 2]), shm_name="wb", memory_gb=1, chunk_tokens=64, tiers=[disk_tier(Path("/d"))]
     )
     assert ("--chunk-size", "64") == server.args[-4:-2]
     assert json.loads(server.args[-1]) == {"type": "fs", "base_path": "/d"}

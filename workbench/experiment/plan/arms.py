@@ -31,7 +31,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
-from workbench.serve.capacity import check_capacity, check_store
+from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
@@ -103,6 +103,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_capacity(topology, spans, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
+            check_tiers(params.store_tiers, params.tier_gb, capacity)
         tiers = tuple(params.store_tiers[1:]) if means.store and means.store.tier_loads else ()
         label = str(topology) if name == "none" else f"{topology} {name}"
         if settings.on_gpu:
@@ -135,10 +136,16 @@ def _check_stores(made: ExperimentPlan) -> None:
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
         if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
-            raise PlanError(
-                f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
-                f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
-            )
+            raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
+        if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
+            raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
+
+
+def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
+    return (
+        f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
+        f" got {given_gb:g} (example: -p {name} {2 * prompt_gb:.1g})"
+    )
 
 
 def _with_load(

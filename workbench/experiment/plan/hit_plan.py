@@ -15,7 +15,7 @@ from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.workload.arrivals import closed
 from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.params.store_tiers import tier_kind
-from workbench.serve.capacity import check_store
+from workbench.serve.capacity import check_store, check_tiers
 from workbench.serve.tiny_model import ModelFacts
 from workbench.topology import Topology
 
@@ -55,6 +55,7 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         return _attached(params)
     settings, model, capacity = engine_of(params)
     check_store(params.store_gb, capacity)
+    check_tiers(params.store_tiers, params.tier_gb, capacity)
     if params.block_tokens:
         block = ("--block-size", str(params.block_tokens))
         settings = replace(settings, extra_args=(*settings.extra_args, *block))
