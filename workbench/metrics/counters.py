@@ -187,9 +187,14 @@ class StoreCounters:
     evicted_chunks: float
     dropped_chunks: float = 0.0
     """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
-    disk_sent_chunks: float = 0.0
-    """Chunks sent to the tier below, and the number written there."""
-    disk_chunks: float = 0.0
+    tier_sent_chunks: float = 0.0
+    """Chunks that it began to write to tiers below its memory, and how many it says it wrote."""
+    tier_chunks: float = 0.0
+    tier_sent_tasks: float = 0.0
+    """The same in tasks; LMCache counts failed tasks as done."""
+    tier_done_tasks: float = 0.0
+    tier_loaded_chunks: float = 0.0
+    """Chunks that it read back from tiers below."""
 
     @classmethod
     def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:

@@ -17,13 +17,50 @@ _FETCHED: Source = "external_hit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierCounts:
+    """One tier of the store below its memory, at the end of a pass. NaN for what is unknown.
+
+    All but `loads` are chunks since the tier was last emptied.
+    """
+
+    name: str
+    """`disk`, `redis` or `mooncake`."""
+    shown: str
+    state: str
+    """The cache state in which it alone has the KV."""
+    loads: float = nan
+    """Loads from it in this pass, as the store counts them."""
+    sent: float = nan
+    """What the store began to write to it, and what it says it wrote."""
+    written: float = nan
+    held: float = nan
+    """What it has at its own end."""
+    evicted: float = nan
+    """What it says it dropped to make room."""
+    problem: str = ""
+    """Why it does not say what it has."""
+
+    @property
+    def lost(self) -> float:
+        return self.sent - self.held
+
+    @property
+    def why_lost(self) -> str:
+        """What the counters show about lost chunks: `3 writes failed`."""
+        failed = self.sent - self.written
+        said = [f"{failed:,.0f} were not written"] if failed > 0 else []
+        said += [f"it evicted {self.evicted:,.0f}"] if self.evicted > 0 else []
+        return " and ".join(said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassCounters:
     """What was sent in one pass, and what the servers counted in it, summed per role."""
 
     arm: str
     round: int
     pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    """A cache state such as `store-warm`, or the name of a pass in that state."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
     stores_late: bool = False
@@ -50,6 +87,10 @@ class PassCounters:
     """KV that decode instances pulled, and failures on either side; None where nobody counts."""
     drafts: DraftCounters | None = None
     """Speculative decoding of all instances; None without it."""
+    tiers: tuple[TierCounts, ...] = ()
+    """Tiers of the store below its memory."""
+    chunk_objects: int = 1
+    """Objects that the store keeps for a chunk, one for each rank; 0 if roles differ."""
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)

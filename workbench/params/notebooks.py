@@ -18,6 +18,7 @@ from workbench.params.engine_args import STORE_OURS, argument_mistakes
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
+from workbench.params.store_tiers import tier_mistakes
 from workbench.topology import TensorParallel, Topology
 
 CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store")
@@ -98,6 +99,12 @@ class PdSweep(LoadParams):
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
     store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    store_tiers: list[str] = param(
+        ["memory"],
+        "LMCache's tiers: memory, disk, redis, mooncake (docs/engine.md)",
+        example="memory,redis",
+    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     base_url: str = param(
         "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
@@ -139,6 +146,9 @@ class PdSweep(LoadParams):
         yield from LoadParams.mistakes(self)
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
+        )
+        yield from tier_mistakes(
+            self.store_tiers, engine=self.engine, connector=self.connector, together=True
         )
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
@@ -224,7 +234,12 @@ class LMCacheHitAnalysis(EngineParams):
     small_store_mb: float = param(
         5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
-    disk: bool = param(True, "also measure LMCache with a disk tier (L2)")
+    store_tiers: list[str] = param(
+        ["memory", "disk"],
+        "LMCache's tiers; all but memory get an arm (docs/engine.md)",
+        example="memory,disk,redis",
+    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     rounds: int = param(
         3,
         "launches of each arm; confidence intervals come from the spread between them",
@@ -283,6 +298,9 @@ class LMCacheHitAnalysis(EngineParams):
             if not values or min(values) < least or len(set(values)) < len(values):
                 allowed = f"one or more numbers, none twice, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
+        tiers = self.store_tiers
+        if self.engine == "vllm":  # with others nothing is started, whatever the default is
+            yield from tier_mistakes(tiers, engine="vllm", connector="lmcache")
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)

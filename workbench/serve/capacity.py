@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import PlanError, must_be
@@ -75,6 +76,13 @@ def check_store(store_gb: float, capacity: Capacity) -> None:
         free = f"{capacity.free_shm_gb:.1f} GB"
         allowed = f"at most the free space of /dev/shm ({free}; in a container raise --shm-size)"
         raise PlanError(must_be("store_gb", allowed, store_gb, 0.5))
+
+
+def check_tiers(tiers: Sequence[str], tier_gb: float, capacity: Capacity) -> None:
+    """Refuse tiers of the KV store that do not fit the free memory. Raises PlanError."""
+    if {*tiers} & {"redis", "mooncake"} and tier_gb > capacity.free_memory_gb:
+        allowed = f"at most the free memory ({capacity.free_memory_gb:.1f} GB)"
+        raise PlanError(must_be("tier_gb", allowed, tier_gb, 0.5))
 
 
 def hand_out(topology: Topology, tp: TensorParallel, capacity: Capacity) -> list[tuple[str, ...]]:

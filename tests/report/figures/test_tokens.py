@@ -42,12 +42,17 @@ def test_each_arm_has_a_panel_and_each_pass_its_name(served):
     shown = words(chart)
     assert shown.count("engine-warm") == 2
     assert [name for name in shown if name in ("small", "lmcache")] == ["small", "lmcache"]
-    for name in ("engine prefix cache", "LMCache memory (L1)", "LMCache disk (L2)", "computed"):
+    for name in ("engine prefix cache", "LMCache memory (L1)", "LMCache L2", "computed"):
         assert name in shown
-    assert (
-        "disk-warm: engine prefix cache 0, LMCache memory (L1) 0, LMCache disk (L2) 3,000"
-        in chart.alt
-    )
+    assert "disk-warm: engine prefix cache 0, LMCache memory (L1) 0, LMCache L2 3,000" in chart.alt
+
+
+def test_a_tier_is_named_if_it_is_the_only_one(served):
+    names = {"lmcache": "lmcache, L2 on disk", "small": "lmcache, L2 on Redis"}
+    tiers = served.assign(arm=served["arm"].map(names))
+    assert "LMCache L2" in words(figures.served_over_requests(tiers))
+    one = tiers[tiers["arm"] == "lmcache, L2 on Redis"]
+    assert "LMCache Redis (L2)" in words(figures.served_over_requests(one))
 
 
 def test_the_title_says_what_lmcache_served(served):

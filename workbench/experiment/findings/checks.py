@@ -100,8 +100,11 @@ def _caches(
     for state in ("engine-warm", "cross-instance", "store-warm"):
         if state in states:
             yield cache_gates.in_state(state, passes)
-    if "disk-warm" in states:
-        yield cache_gates.disk_warm(passes)
+    for state in ("disk-warm", "remote-warm"):
+        if state in states:
+            yield cache_gates.tier_warm(state, passes)
+    if any(arm.tiers for arm in plan.arms):
+        yield cache_gates.tiers_kept(passes)
 
 
 def _responses(

@@ -33,7 +33,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
-from workbench.serve.capacity import check_capacity, check_store
+from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
@@ -109,6 +109,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         check_capacity(topology, spans, capacity, settings)
         if means.store:
             check_store(params.store_gb, capacity)
+            check_tiers(params.store_tiers, params.tier_gb, capacity)
+        tiers = tuple(params.store_tiers[1:]) if means.store and means.store.tier_loads else ()
         label = str(topology) if name == "none" else f"{topology} {name}"
         if settings.on_gpu:
             gpus = "+".join(str(n * int(getattr(spans, part))) for part, n in topology.roles)
@@ -119,7 +121,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 role=role,
                 topology=topology,
                 connector=name,
-                passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
+                passes=() if params.swept else tuple(map(pass_in, means.passes(topology, tiers))),
                 gpus=topology.gpus(spans),
                 settings=settings,
                 tp=tp,
@@ -127,6 +129,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 store_gb=params.store_gb,
                 store_args=words(params.store_args),
                 mooncake_protocol=params.mooncake_protocol,
+                tiers=tiers,
+                tier_gb=params.tier_gb,
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
@@ -152,10 +156,16 @@ def _check_stores(made: ExperimentPlan) -> None:
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
         if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
-            raise PlanError(
-                f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
-                f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
-            )
+            raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
+        if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
+            raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
+
+
+def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
+    return (
+        f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
+        f" got {given_gb:g} (example: -p {name} {2 * prompt_gb:.1g})"
+    )
 
 
 def _with_load(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import isnan
+from dataclasses import dataclass, field, replace
+from math import isnan, nan
 from typing import Any
 
 from workbench.control import control_client
-from workbench.errors import ResetRefusedError
+from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Pass
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
@@ -26,7 +26,9 @@ from workbench.metrics.counters import (
     engine_count,
     kv_capacity_tokens,
 )
+from workbench.metrics.passes import TierCounts
 from workbench.metrics.transfer_log import read_transfers
+from workbench.serve.connectors.tiers import Held, Tier
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
 
@@ -44,6 +46,8 @@ class Made:
 
     engines_empty: bool = False
     store_empty: bool = False
+    emptied: frozenset[str] = frozenset()
+    """Names of the store's tiers below its memory."""
     refused: str = ""
     """Why an instance kept its cache."""
     doubts: tuple[str, ...] = ()
@@ -58,8 +62,8 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     doubts: list[str] = []
     refused = ""
     engines_empty = store_empty = False
-    if wanted.state in ("cold", "store-warm", "disk-warm"):
-        if not await _store_is_quiet(deployment):
+    if wanted.state in ("cold", "store-warm", "disk-warm", "remote-warm"):
+        if not await store_is_quiet(deployment):
             doubts.append(f"The KV store was still writing when a {wanted.name} pass began.")
         try:
             engines_empty = await deployment.reset_engines()
@@ -76,13 +80,19 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
             doubts.append(
                 f"Engine caches could not be reset before a {wanted.name} pass, so {effect}."
             )
+    emptied: tuple[Tier, ...] = ()
     if wanted.state == "cold":
         store_empty = await deployment.reset_store()
-    elif wanted.state == "disk-warm":
-        await deployment.reset_store()  # its memory alone: what the disk holds stays
+        emptied = deployment.tiers
+    elif wanted.state in ("disk-warm", "remote-warm"):
+        await deployment.reset_store()  # its memory alone: what the tiers below hold stays
+        if wanted.state == "remote-warm":
+            emptied = tuple(tier for tier in deployment.tiers if tier.state != "remote-warm")
+    await deployment.reset_tiers(emptied)
     return Made(
         engines_empty=engines_empty,
         store_empty=store_empty,
+        emptied=frozenset(tier.name for tier in emptied),
         refused=refused,
         doubts=tuple(doubts),
     )
@@ -108,7 +118,7 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
         )
 
 
-async def _store_is_quiet(deployment: Deployment) -> bool:
+async def store_is_quiet(deployment: Deployment) -> bool:
     """Wait until the store has written what the engines gave it, which it does asynchronously.
 
     False if it still writes after 30 s; True without a store, or with one that has no counters.
@@ -121,8 +131,8 @@ async def _store_is_quiet(deployment: Deployment) -> bool:
         while time.monotonic() < ends_s:
             counters = await prometheus.read(client, deployment.store_url, "store")
             store = StoreCounters.of(counters, deployment.store.counters)
-            waiting = store.disk_sent_chunks > store.disk_chunks
-            written = store.written_chunks, store.disk_chunks
+            waiting = store.tier_sent_tasks > store.tier_done_tasks  # failed ones are done too
+            written = store.written_chunks, store.tier_done_tasks
             if isnan(store.written_chunks) or (written == last and not waiting):
                 return True
             last = written
@@ -139,6 +149,10 @@ class CounterReading:
     store: prometheus.Counters | None
     logged: TransferCounters | None = None
     """KV transfers that vLLM counts in its log."""
+    held: Mapping[str, Held] = field(default_factory=dict)
+    """By name of a tier of the store: what it holds at its own end."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """By name: why a tier does not say what it holds."""
 
     def since(self, before: CounterReading) -> Counted:
         """What was counted between `before` and this reading, added up by role."""
@@ -173,6 +187,37 @@ class CounterReading:
         store = self.deployment.store
         tokens = self.block_tokens if store.keeps_blocks else 1
         return StoreCounters.of(change, store.counters, block_tokens=tokens)
+
+    def tiers_since(
+        self, begun: CounterReading, emptied: Mapping[str, CounterReading]
+    ) -> tuple[TierCounts, ...]:
+        """The tiers of the store: loads after `begun`, all else after each was emptied."""
+        return tuple(self._tier_since(tier, begun, emptied[tier.name])
+                     for tier in self.deployment.tiers)  # fmt: skip
+
+    def _tier_since(self, tier: Tier, begun: CounterReading, emptied: CounterReading) -> TierCounts:
+        store, tiers = self.store_since(emptied), len(self.deployment.tiers)
+        named = TierCounts(
+            name=tier.name, shown=tier.shown, state=tier.state,
+            problem=self.problems.get(tier.name, ""),
+        )  # fmt: skip
+        if store is None or self.store is None or begun.store is None:
+            return named
+        series = self.deployment.store.tier_loads
+        change = prometheus.difference(begun.store, self.store)
+        loads = change.sum(series, l2_name=tier.l2_name)
+        unheld = Held(chunks=nan, evicted=nan)
+        now, then = self.held.get(tier.name, unheld), emptied.held.get(tier.name, unheld)
+        return replace(
+            named,
+            # A series is exported from its first addition on.
+            loads=0.0 if isnan(loads) and not change.doubts else loads,
+            # The store writes each chunk to each tier.
+            sent=store.tier_sent_chunks / tiers,
+            written=store.tier_chunks / tiers,
+            held=now.chunks - then.chunks,
+            evicted=now.evicted - then.evicted,
+        )
 
     def transfers_since(
         self, before: CounterReading, series: Mapping[str, str]
@@ -217,7 +262,22 @@ class CounterReading:
             }
             for counters in both
             for (name, labels), value in counters.values.items()
+        ] + [
+            {
+                **columns,
+                "instance": tier,
+                "read_at_s": self.read_at_s,
+                "series": f"tier_{what}_chunks",
+                "labels": "",
+                "value": value,
+            }
+            for tier, held in self.held.items()
+            for what, value in (("held", held.chunks), ("evicted", held.evicted))
         ]
+
+    @property
+    def read_at_s(self) -> float:
+        return self.store.read_at_s if self.store else nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,11 +313,20 @@ async def read_counters(deployment: Deployment) -> CounterReading:
             if deployment.store_url
             else None
         )
+    held: dict[str, Held] = {}
+    problems: dict[str, str] = {}
+    for tier in deployment.tiers:
+        try:
+            held[tier.name] = await tier.held()
+        except DeploymentError as error:
+            problems[tier.name] = str(error).partition(";")[0]
     return CounterReading(
         deployment=deployment,
         engines={c.instance: c for c in engines},
         store=store,
         logged=await _logged_transfers(deployment, {c.instance: c for c in engines}),
+        held=held,
+        problems=problems,
     )
 
 

@@ -30,6 +30,7 @@ class LaunchCounts:
         self._chunk_tokens = arm.chunk_tokens if self._stores else 0
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
+        self._tiers_emptied: dict[str, CounterReading] = {}
         self._counted_to: CounterReading | None = None
         self._expired_before = 0.0
         self._names = {instance.url: instance for instance in deployment.instances}
@@ -68,6 +69,9 @@ class LaunchCounts:
         self._counted_to = reading
         if made.store_empty or self._emptied is None:
             self._emptied = reading
+        for tier in self._deployment.tiers:
+            if tier.name in made.emptied or tier.name not in self._tiers_emptied:
+                self._tiers_emptied[tier.name] = reading
 
     def ended(
         self,
@@ -117,6 +121,8 @@ class LaunchCounts:
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
             transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
             drafts=reading.drafts_since(begun),
+            tiers=reading.tiers_since(begun, self._tiers_emptied),
+            chunk_objects=self._chunk_objects(),
             expired_before=expired_before,
             reuse=reuse,
             requests_failed=len(failed),
@@ -211,3 +217,11 @@ class LaunchCounts:
             if not isnan(space := reading.capacity_tokens[instance.name])
             and held.get(instance.name, 0) + self._answer_tokens.get(instance.name, 0) > space
         )
+
+    def _chunk_objects(self) -> int:
+        """Each tensor-parallel rank stores its part of a chunk; 0 if roles have several ranks and
+        differ."""
+        arm = self._arm
+        roles = arm.topology.roles if arm.topology else ()
+        ranks = {int(getattr(arm.tp, role)) for role, number in roles if number}
+        return ranks.pop() if len(ranks) == 1 else 0

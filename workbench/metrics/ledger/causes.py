@@ -98,6 +98,13 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
             " same PYTHONHASHSEED and hash algorithm)"
         )
         yield Entry(cause="hash seed mismatch", tokens=unloaded, why=why)
+    elif losing := [tier for tier in p.tiers if tier.problem or tier.lost > 0]:
+        tier = losing[0]
+        why = tier.problem or (
+            f"{tier.shown} holds {tier.held:,.0f} of {tier.sent:,.0f} chunks"
+            f" ({tier.why_lost or 'no counter shows why'})"
+        )
+        yield Entry(cause="tier lost chunks", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.evicted_chunks > 0:
         why = (
             f"the store evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks;"

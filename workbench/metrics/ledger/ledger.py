@@ -11,6 +11,7 @@ KV block per request fail the gate `the ledger closes`.
 - `reused`: prefix tokens that an infinite cache would have served, against those that were served.
 - `moved`: tokens that decode instances counted as fetched, against the KV bytes that moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
+- `tiers`: hits that the store counted below its memory, against chunks that it read from there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ COMPARED = {
     "reused": "reusable vs served",
     "moved": "fetched vs moved",
     "store": "loaded vs store hits",
+    "tiers": "L2 hits vs L2 loads",
 }
 """The expected and the observed number of each account, in words."""
 
@@ -45,7 +47,7 @@ class Account:
     role: str
     """`prefill`, `decode`, `aggregated`, or `all` for the store."""
     name: str
-    """`counted`, `reused`, `moved` or `store`."""
+    """`counted`, `reused`, `moved`, `store` or `tiers`."""
     requests: int
     expected: Number
     observed: Number
@@ -76,6 +78,8 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
             drawn.append(_moved(p))
         if p.stores and p.sources:
             drawn.append(_store(p))
+        if p.tiers:
+            drawn.append(_tiers(p))
     return drawn
 
 
@@ -257,6 +261,25 @@ def _store(p: PassCounters) -> Account:
         observed=hits,
         entries=entries,
         unknown=unknown,
+    )
+
+
+def _tiers(p: PassCounters) -> Account:
+    """Hits below the store's memory against what the store read from there."""
+    hits, loaded, unknown = nan, nan, ""
+    if p.store is None or isnan(p.store.hit_l2_tokens + p.store.tier_loaded_chunks):
+        unknown = "the store's counters could not be read"
+    elif not p.chunk_objects:
+        unknown = "roles differ in tensor parallelism, and so in the chunks that they store"
+    else:
+        hits = p.store.hit_l2_tokens
+        loaded = p.store.tier_loaded_chunks / p.chunk_objects * p.chunk_tokens
+    entries = []
+    if hits > loaded and not _exact(p):
+        why = "requests in flight together share what was read once"
+        entries.append(Entry(cause="in flight", tokens=hits - loaded, why=why))
+    return _account(
+        p, "all", "tiers", expected=hits, observed=loaded, entries=entries, unknown=unknown
     )
 
 

@@ -99,6 +99,7 @@ _KNOWN = {
     "warm": Look(colour=GREEN, marker="D", dash=(0, (2, 2))),
     "cross-instance": Look(colour=PURPLE, marker="^", dash=(0, (6, 2, 1, 2))),
     "disk-warm": Look(colour=PURPLE, marker="v", dash=(0, (6, 2, 1, 2))),
+    "remote-warm": Look(colour=BLACK, marker="<", dash=(0, (4, 2))),
     "off": Look(colour=BLACK, marker="v", dash=(0, (1, 1))),
 }
 _SPARE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, BLACK, "#7f8c99")

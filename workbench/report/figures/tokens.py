@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from workbench.experiment.hits.hit_findings import percent
 from workbench.experiment.hits.need_to_load import place
+from workbench.experiment.plan.hit_plan import tier_of
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 
@@ -156,10 +157,11 @@ def _bars(axes: Axes, rows: pd.DataFrame, known: Sequence[str]) -> None:
 def _names(rows: pd.DataFrame) -> dict[str, str]:
     """What each tier is called. LMCache inside vLLM does not report which of its tiers it was."""
     in_process = rows["pass"].eq("in-process").all()
+    below = sorted(set(filter(None, map(tier_of, rows.loc[rows["l2"] > 0, "arm"].astype(str)))))
     return {
         "engine": "engine prefix cache",
         "l1": "LMCache" if in_process else "LMCache memory (L1)",
-        "l2": "LMCache disk (L2)",
+        "l2": f"LMCache {below[0]} (L2)" if len(below) == 1 else "LMCache L2",
         "computed": "computed",
     }
 

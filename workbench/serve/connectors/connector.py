@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,14 +49,16 @@ class Store:
 
     processes: Callable[..., tuple[ProcessSpec, ...]]
     """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
-    `chunk_tokens`, `disk_folder` and `cpu`. The first one's port is the `store_port` of instances;
-    its ready URL also serves /metrics."""
+    `chunk_tokens`, `tiers` and `cpu`. The first one's port is the `store_port` of instances; its
+    ready URL also serves /metrics."""
     clear_path: str
     """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
     """Who receives that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
     """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
+    tier_loads: str = ""
+    """It can keep chunks in `tiers` below its memory; the series of loads from each, by l2_name."""
     keeps_blocks: bool = False
     """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
     stores_late: bool = False
@@ -149,14 +151,17 @@ class Connector:
             " -p topology 2a)"
         )
 
-    def passes(self, topology: Topology) -> tuple[str, ...]:
-        """The cache states of this connector and topology, in the order of measurement."""
+    def passes(self, topology: Topology, tiers: Sequence[str] = ()) -> tuple[str, ...]:
+        """The cache states of this connector, topology and `store_tiers`, in their order."""
         states = ["cold", "engine-warm"]
         answering = topology.decode or topology.aggregated
         if self.transfers and answering > 1:
             states.append("cross-instance")
         if self.store:
             states.append("store-warm")
+        # A disk comes first: it is emptied before the remote tier's turn.
+        states += ["disk-warm"] if "disk" in tiers else []
+        states += ["remote-warm"] if {*tiers} - {"disk"} else []
         return tuple(states)
 
     def engine_args(self, wiring: Wiring) -> tuple[str, ...]:

@@ -44,9 +44,11 @@ def simulated_processes(
         if spec.role == "store":
             store_port = spec.port
             args = _store_args(spec, store_gb)
-        else:
+        elif spec.role != "tier":  # tiers are not simulated, and refused before
             wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
+        else:
+            continue
         made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
     return made
 
