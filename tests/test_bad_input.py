@@ -15,6 +15,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
+from workbench.hardware.interpreter import interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -212,6 +213,14 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "[]", "http://127.0.0.1:8200"),
     (lambda: create_app(mode="none", decode=["h:8100"]), "each entry of",
      "'h:8100'", "--decode http://127.0.0.1:8200"),
+    # interpreters of other environments
+    (lambda: interpreter("/nowhere/python"), "engine_python must be the path of a Python",
+     "'/nowhere/python'", "/bin/python"),
+    (lambda: interpreter("/etc/passwd"), "engine_python must be an interpreter that can be exec",
+     "'/etc/passwd'", ""),
+    (lambda: interpreter("/bin/ls"), "engine_python must be the path of a Python", "'/bin/ls'", ""),
+    (lambda: check_params(SWEEP, {"engine": "simulated", "engine_python": "/opt/vllm/bin/python"}),
+     "engine_python=/opt/vllm/bin/python does not apply", "/opt/vllm/bin/python", "engine vllm"),
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),
