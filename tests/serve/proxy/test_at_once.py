@@ -32,8 +32,9 @@ from workbench.serve.proxy.proxy import create_app
 class Mooncake(Bench):
     """A prefill and a decode instance, and a bootstrap server that names `engines`."""
 
-    engines: dict[str, Any] = {"0": {"engine_id": "engine-1", "worker_addr": {}}}
-    asked = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.engines: dict[str, Any] = {"0": {"engine_id": "engine-1", "worker_addr": {}}}
 
     async def legs(self, prefill: Handler, decode: Handler) -> tuple[Any, Instance, Instance]:
         (p,), (d,) = await self.instances(1, prefill), await self.instances(1, decode)
@@ -54,7 +55,6 @@ class Mooncake(Bench):
         return client
 
     async def _query(self, _request: web.Request) -> web.Response:
-        self.asked += 1
         return web.json_response(self.engines)
 
 
