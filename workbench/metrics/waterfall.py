@@ -93,14 +93,14 @@ def parts() -> pd.DataFrame:
     return pd.DataFrame([row[1:] for row in CARD], columns=["part", "definition", "timed by"])
 
 
-def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
+def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") -> pd.DataFrame:
     """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
 
     `requests` and `legs` are the frames of a run. An aggregated request has exactly 0 in the
     parts that only a split one has. `at_once` marks requests whose legs were sent at once.
     Unknown parts are NaN, and `note` says why: the request
     failed, has no leg or no engine timing, or its durations contradict each other (then no part of
-    it is shown). Seconds.
+    it is shown). `untimed` says why these engines send no timing, if they cannot. Seconds.
     """
     timed = requests if "ttft_s" in requests else latencies(requests)
     rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
@@ -118,7 +118,7 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
     # A microsecond is more than subtracting such floats can lose.
     impossible = (found < -1e-6).any(axis=1)
     found[impossible] = np.nan
-    notes = _notes(both, found, split, at_once, impossible)
+    notes = _notes(both, found, split, at_once, impossible, untimed or _NO_METRICS)
     head = both[["arm", "round", "pass", "index", "request_id"]]
     return head.join(found).assign(ttft_s=both["ttft_s"], at_once=at_once, note=notes)
 
@@ -172,6 +172,7 @@ def _notes(
     split: NDArray[np.bool_],
     at_once: NDArray[np.bool_],
     impossible: pd.Series[bool],
+    no_metrics: str,
 ) -> NDArray[np.object_]:
     """Why a row is not split, the first reason that applies; empty where it is."""
     missing = found.isna()
@@ -182,9 +183,9 @@ def _notes(
         (both["received_s"].isna(), _NO_LEG),
         (impossible & at_once, "decode did not wait for prefill"),
         (impossible, "their durations contradict each other, so clocks may differ"),
-        (split & prefilled, _NO_METRICS.format(role="prefill")),
-        (split & streamed, _NO_METRICS.format(role="decode")),
-        (~split & prefilled, _NO_METRICS.format(role="aggregated")),
+        (split & prefilled, no_metrics.format(role="prefill")),
+        (split & streamed, no_metrics.format(role="decode")),
+        (~split & prefilled, no_metrics.format(role="aggregated")),
         (missing.any(axis=1), "a timestamp of the proxy or the client is missing"),
     )
     notes = np.full(len(both), "", dtype=object)

