@@ -5,7 +5,7 @@ import pytest
 
 from workbench.errors import PlanError
 from workbench.serve.connectors.mooncake import CONNECTOR
-from workbench.serve.deployment import DeploymentPlan, plan_deployment
+from workbench.serve.deployment import Deployment, DeploymentPlan, plan_deployment
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
@@ -34,6 +34,11 @@ def test_instances_have_their_roles_and_wait_as_long_as_the_plan_says():
         assert config["kv_connector_extra_config"] == {"mooncake_protocol": "rdma"}
         assert instance.env["VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT"] == "45"
         assert instance.env["VLLM_HOST_IP"] == "127.0.0.1"
+
+
+def test_without_its_prefill_instance_decode_would_wait():
+    assert Deployment(url="", plan=deployment("1p1d")).stalling_roles == {"prefill"}
+    assert Deployment(url="").stalling_roles == frozenset()
 
 
 def test_a_variable_of_the_user_wins():
