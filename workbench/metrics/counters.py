@@ -6,10 +6,12 @@ A missing series is NaN, never zero; each connector names its own series.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import fsum, isnan, nan
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -29,6 +31,14 @@ _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
 _NOT_SERVED = ("abort", "error")
+
+_PERIOD = re.compile(rb"KV Transfer metrics: (.*)")
+_LOGGED = re.compile(rb"(?:Num|Avg) ([\w /]+?)(?: \(\w+\))?=([\d.]+)")
+_FAILED = re.compile(rb"Failing (\d+) request\(s\) due to KV load failure")
+_WHY = re.compile(rb"pulling kv_caches for \[.*?\] failed: (.{1,200})")
+_EXPIRED = re.compile(rb"without being sent\. Freeing its blocks")
+_ROUNDED_BYTES = 0.0005 * 2**20
+"""What the log's `Avg MB per transfer` leaves open, for each transfer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +143,42 @@ class TransferCounters:
 
         found: dict[str, Any] = {field: total(name) for field, name in series.items()}
         return cls(**found)
+
+    @classmethod
+    def logged(cls, logs: Iterable[Path]) -> Self | None:
+        """All that the logs of instances have counted so far, where no series does (Mooncake).
+
+            KV Transfer metrics: Num successful transfers=4, ..., Avg MB per transfer=8.062, ...
+
+        A line counts one period (VLLM_LOG_STATS_INTERVAL), and there is none while the engine is
+        idle (vLLM 0.32, `KVConnectorLogging.log`), so failures are read from their own lines too.
+        None without such a line.
+        """
+        text = b"\n".join(log.read_bytes() for log in logs if log.is_file())
+        periods = [
+            {name.decode(): float(value) for name, value in _LOGGED.findall(line)}
+            for line in _PERIOD.findall(text)
+        ]
+        if not periods:
+            return None
+
+        def total(name: str) -> float:
+            return fsum(period.get(name, 0.0) for period in periods)
+
+        moved_mb = fsum(
+            p.get("successful transfers", nan) * p.get("MB per transfer", nan) for p in periods
+        )
+        failing = fsum(map(float, _FAILED.findall(text)))
+        reasons = _WHY.findall(text)
+        return cls(
+            bytes_moved=moved_mb * 2**20,
+            transfers=total("successful transfers"),
+            # A transfer that prefill could not send is one that decode did not receive.
+            failed=max(total("failed transfers"), total("failed recvs"), failing),
+            expired=max(total("KV expired reqs"), len(_EXPIRED.findall(text))),
+            rounding_bytes=total("successful transfers") * _ROUNDED_BYTES,
+            reason=reasons[-1].decode(errors="replace").strip() if reasons else "",
+        )
 
     def since(self, before: TransferCounters) -> Self:
         """What was counted after `before`, by the same logs."""

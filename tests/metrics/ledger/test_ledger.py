@@ -238,6 +238,15 @@ def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
     assert ledger_closes([without]).outcome == "FAIL"
 
 
+def test_sizes_that_a_log_rounds_are_whole_blocks():
+    """Three transfers of 0.75 MB each, logged as 0.751."""
+    rounded = {"bytes_moved": 3 * 0.751 * 2**20, "rounding_bytes": 3 * 1024.0}
+    p = replace(MOVED, transfers=replace(MOVED.transfers, **rounded))
+    assert {a.name: a.unexplained for a in accounts([p])}["moved"] == 0
+    missing = replace(MOVED.transfers, **rounded | {"bytes_moved": 3 * 0.7 * 2**20})
+    assert ledger_closes([replace(MOVED, transfers=missing)]).outcome == "FAIL"
+
+
 def test_hits_of_a_cold_pass_were_there_before():
     p = a_pass("cold", sources={"aggregated": sources(2000, engine=1000)})
     assert causes(p) == {"left over from before": -1000}

@@ -27,7 +27,6 @@ from workbench.metrics.counters import (
     kv_capacity_tokens,
 )
 from workbench.metrics.passes import TierCounts
-from workbench.metrics.transfer_log import read_transfers
 from workbench.serve.connectors.tiers import Held, Tier
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
@@ -346,7 +345,7 @@ async def _logged_transfers(
     )
     ends_s = time.monotonic() + LOG_PERIODS * period_s
     while True:
-        logged = read_transfers(logs)
+        logged = TransferCounters.logged(logs)
         seen = logged.transfers + logged.failed + logged.expired if logged else 0.0
         # Prompts that are ready together are sent as one transfer, so some may never be counted.
         if seen >= prefilled or time.monotonic() > ends_s:

@@ -188,6 +188,11 @@ def _moved(p: PassCounters) -> Account:
     assert p.transfers is not None
     fetched = p.sources["decode"].external_hit
     moved = p.transfers.bytes_moved / p.kv_bytes_per_token
+    if p.transfers.rounding_bytes and not isnan(moved):
+        # A log rounds sizes, but whole blocks were moved.
+        whole_blocks = p.block_tokens * round(moved / p.block_tokens)
+        if abs(moved - whole_blocks) <= p.transfers.rounding_bytes / p.kv_bytes_per_token:
+            moved = float(whole_blocks)
     unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
     if isnan(moved):
         unknown = unknown or "the bytes that were moved, or the KV bytes per token, are unknown"
@@ -197,10 +202,7 @@ def _moved(p: PassCounters) -> Account:
         why = "whole blocks are moved, including the last, partly filled one"
         entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
     short = fetched - moved - sum(entry.tokens for entry in entries)
-    if 0 < abs(short) <= p.transfers.rounding_bytes / p.kv_bytes_per_token:
-        why = f"vLLM's log rounds the size of {p.transfers.transfers:,.0f} transfers"
-        entries.append(Entry(cause="log rounding", tokens=short, why=why))
-    elif p.failed_prompt_tokens and short:
+    if p.failed_prompt_tokens and short:
         entries.append(of_failed(p, short))
     elif p.transfers.failed > 0 and short > 0:
         short = min(short, p.transfers.failed * (p.longest_prompt_tokens + p.block_tokens))
