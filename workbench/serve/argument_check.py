@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from workbench.errors import PlanError
@@ -51,10 +52,10 @@ def check_arguments(name: str, args: Sequence[str], engine: Interpreter) -> None
 def _answer(args: list[str]) -> dict[str, Any]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_args = first_of(PARSERS)
+    cli_args = import_module(first_of(PARSERS))
     parser = cli_args.make_arg_parser(FlexibleArgumentParser())
     options = sorted(o for o in parser._option_string_actions if o.startswith("--"))
-    has = {"options": options, "server": first_of(SERVERS).__spec__.name}
+    has = {"options": options, "server": first_of(SERVERS)}
 
     class Refused(Exception): ...
 

@@ -225,9 +225,9 @@ def program(settings: EngineSettings) -> tuple[str, ...]:
     return (settings.interpreter.path, *module)
 
 
-def first_of(modules: Sequence[str]) -> Any:
+def first_of(modules: Sequence[str]) -> str:
     """The first of these modules that the vLLM of this environment has."""
-    return import_module(next(filter(_has, modules), modules[0]))
+    return next(filter(_has, modules), modules[0])
 
 
 def _has(module: str) -> bool:
@@ -279,7 +279,8 @@ def _server_parts() -> tuple[Any, Any, Any, Any]:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    return first_of(SERVERS), first_of(PARSERS), FlexibleArgumentParser, cli_env_setup
+    server, parser = (import_module(first_of(names)) for names in (SERVERS, PARSERS))
+    return server, parser, FlexibleArgumentParser, cli_env_setup
 
 
 def serve(arguments: Sequence[str]) -> None:
