@@ -155,6 +155,25 @@ class TransferCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounters:
+    """Speculative decoding of a deployment's instances."""
+
+    proposed: float
+    """Draft tokens."""
+    accepted: float
+
+    @classmethod
+    def of(cls, instances: Iterable[Counters]) -> Self | None:
+        """All instances together; None if none has proposed a draft."""
+        seen = list(instances)
+        proposed, accepted = (
+            fsum(value for c in seen if not isnan(value := c.sum(f"vllm:spec_decode_num_{name}")))
+            for name in ("draft_tokens_total", "accepted_tokens_total")
+        )
+        return cls(proposed=proposed, accepted=accepted) if proposed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCounters:
     """What the KV store did.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from workbench.metrics.counters import StoreCounters, TokenSources, TransferCounters
+from workbench.metrics.counters import DraftCounters, StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
@@ -48,6 +48,8 @@ class PassCounters:
     """The same since the store was last emptied."""
     transfers: TransferCounters | None = None
     """KV that decode instances pulled, and failures on either side; None where nobody counts."""
+    drafts: DraftCounters | None = None
+    """Speculative decoding of all instances; None without it."""
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)

@@ -54,11 +54,15 @@ def variables(text: str) -> dict[str, str]:
 
 
 def value_of(args: Sequence[str], *names: str) -> str:
-    """The value of the last of these arguments, as `--name value` or `--name=value`; else empty."""
+    """The value of the last of these arguments, as `--name value` or `--name=value`; else empty.
+
+    As to vLLM, the first letters of a name are enough.
+    """
     found = ""
     for position, word in enumerate(args):
         name, equals, value = word.partition("=")
-        if _plain(name) in names:
+        name = _plain(name)
+        if name in names or (name[2:] and any(full.startswith(name) for full in names)):
             following = args[position + 1] if position + 1 < len(args) else ""
             found = value if equals else following
     return found

@@ -54,8 +54,12 @@ def check_capacity(
         # Sharing a GPU gives more instances, never more GPUs to one of them.
         if span > len(capacity.devices):
             allowed = f"at most the number of visible GPUs ({len(capacity.devices)})"
-            example = len(capacity.devices) or "-p platform cpu"
-            raise PlanError(must_be(f"{role}_tp", allowed, span, example))
+            name, example = f"{role}_tp", len(capacity.devices) or "-p platform cpu"
+            more = int(getattr(settings.gpus(TensorParallel()), role))
+            if more > 1 and capacity.devices:
+                name += f" ({span // more}) x pipeline and data parallel size ({more})"
+                example = f"-p {role}_tp 1 -p engine_args '--pipeline-parallel-size 1'"
+            raise PlanError(must_be(name, allowed, span, example))
     needed_gpus, slots = topology.gpus(tp), len(capacity.devices) * capacity.instances_per_gpu
     if needed_gpus > slots:
         raise PlanError(

@@ -275,6 +275,14 @@ class Deployment:
             except httpx.HTTPError:
                 return None
 
+    @property
+    def stalling_roles(self) -> frozenset[str]:
+        """Roles of processes without which requests wait for a timeout instead of failing."""
+        roles = {"store"} if self.store_url and self.store.stalls_when_dead else set()
+        if self.plan is not None and self.plan.connector.at_once:
+            roles.add("prefill")
+        return frozenset(roles)
+
     def dead(self) -> list[Process]:
         """Processes of this deployment that have exited on their own."""
         return [process for process in self.processes if not process.alive]

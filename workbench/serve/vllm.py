@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from runpy import run_module
 from typing import Any, Literal
@@ -86,6 +87,19 @@ class Abilities:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """What speculative decoding of an instance changes; the defaults are those without it."""
+
+    tokens: int = 0
+    """Draft tokens of a step, all of which may be accepted."""
+    drops_block: bool = False
+    """A prefix hit is a block shorter: drafts need the hidden states of the last block (EAGLE,
+    MTP)."""
+    kv_elements: int = 0
+    """KV elements of a token in the draft model's own layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What all instances of a deployment have in common."""
 
@@ -111,6 +125,16 @@ class EngineSettings:
     """More of them, for the instances of one role."""
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """More environment variables of every instance."""
+    drafting: Mapping[Role, Drafting] = field(default_factory=dict)
+    """Speculative decoding by role, as vLLM reads it from these arguments."""
+
+    def without_arguments(self) -> EngineSettings:
+        """The same without arguments that were passed on."""
+        return replace(self, extra_args=(), role_args={})
+
+    def drafts(self, role: Role) -> Drafting:
+        """Speculative decoding of instances of this role."""
+        return self.drafting.get(role, Drafting())
 
     def args_of(self, role: Role) -> tuple[str, ...]:
         """All arguments that were passed on for instances of this role."""
@@ -142,6 +166,15 @@ class EngineSettings:
     def facts(self) -> ModelFacts:
         """Sizes of a local model in its dtypes. Raises PlanError if it cannot be read."""
         return model_facts(self.model).run_as(self.dtype, self.kv_dtype)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV of one token in all layers, a draft model's too; NaN for a model on a hub."""
+        if not self.local:
+            return nan
+        shape = self.facts.kv_shape
+        drafted = max((drafts.kv_elements for drafts in self.drafting.values()), default=0)
+        return shape.bytes_per_token + drafted * shape.element_bytes
 
     @property
     def weights_gb(self) -> float:

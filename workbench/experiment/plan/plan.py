@@ -163,10 +163,7 @@ class ExperimentPlan:
     @property
     def kv_bytes_per_token(self) -> float:
         """KV of one token in all layers; NaN for a model that is not a folder here."""
-        settings = self.settings
-        if settings is None or not settings.model.expanduser().is_dir():
-            return nan
-        return float(settings.facts.kv_shape.bytes_per_token)
+        return self.settings.kv_bytes_per_token if self.settings else nan
 
     @property
     def kv_space_tokens(self) -> float:

@@ -17,6 +17,7 @@ from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import reference
 from workbench.metrics import prometheus
 from workbench.metrics.counters import (
+    DraftCounters,
     EngineCounters,
     StoreCounters,
     TokenSources,
@@ -180,6 +181,10 @@ class CounterReading:
         if self.logged is not None:
             return self.logged if before.logged is None else self.logged.since(before.logged)
         return TransferCounters.of(self._changes(before).values(), series)
+
+    def drafts_since(self, before: CounterReading) -> DraftCounters | None:
+        """Draft tokens after `before`; None without speculative decoding."""
+        return DraftCounters.of(self._changes(before).values())
 
     def _changes(self, before: CounterReading) -> dict[str, prometheus.Counters]:
         return {

@@ -46,12 +46,14 @@ class LaunchCounts:
             self._chunk_tokens = reading.block_tokens
         if self._ideal is None:
             settings = self._arm.settings
+            drafting = settings.drafting if settings else {}
             self._ideal = IdealCaches(
                 block_tokens=reading.block_tokens,
                 chunk_tokens=self._chunk_tokens,
                 prefix_caching=settings is None or settings.prefix_caching,
                 pulls=self._pulls,
                 loads_blocks=self._stores and self._deployment.store.keeps_blocks,
+                drop_blocks={role for role, drafts in drafting.items() if drafts.drops_block},
             )
         if made.engines_empty:
             self._ideal.forget_engines()
@@ -92,6 +94,7 @@ class LaunchCounts:
             # The chunk size of attached servers is unknown, and so is which of several engines,
             # each with a cache of its own, got a prompt.
             reuse, self.expected_cached = {}, {}
+        settings = self._arm.settings
         failed = [record for record in records if not record.ok]
         # What a failed request left in a cache shows in later passes too.
         self._failed_tokens += sum(record.prompt_tokens for record in failed)
@@ -113,12 +116,13 @@ class LaunchCounts:
             store=reading.store_since(begun),
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
             transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
+            drafts=reading.drafts_since(begun),
             expired_before=expired_before,
             reuse=reuse,
             requests_failed=len(failed),
             failed_prompt_tokens=self._failed_tokens,
             overflowed=self._overflowed(reading),
-            kv_bytes_per_token=self._kv_bytes_per_token(),
+            kv_bytes_per_token=settings.kv_bytes_per_token if settings else nan,
             block_tokens=reading.block_tokens,
             chunk_tokens=self._chunk_tokens or CHUNK_TOKENS,
         )
@@ -207,9 +211,3 @@ class LaunchCounts:
             if not isnan(space := reading.capacity_tokens[instance.name])
             and held.get(instance.name, 0) + self._answer_tokens.get(instance.name, 0) > space
         )
-
-    def _kv_bytes_per_token(self) -> float:
-        settings = self._arm.settings
-        if settings is None or not settings.local:
-            return nan
-        return float(settings.facts.kv_shape.bytes_per_token)

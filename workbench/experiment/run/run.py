@@ -238,7 +238,7 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         model=plan.params.model or settings.model.name,
         layers=known.layers if known else None,
         dtype=settings.dtype or "the model's own",
-        kv_bytes_per_token=known.kv_shape.bytes_per_token if known else None,
+        kv_bytes_per_token=settings.kv_bytes_per_token if known else None,
         machine_speed=str(plan.speed) if plan.speed else None,
         chosen=" ".join(plan.notes),
         lacks=settings.abilities.losses,
