@@ -18,7 +18,6 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -38,25 +37,6 @@ SWEEP = {
     "prompt_tokens": "3000", "output_tokens": "8",
 }  # fmt: skip
 LEDGER = "tests/engine/test_ledger.py"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """What was found about one version: cells of its row."""
-
-    version: str
-    torch: str
-    day: str
-    lacks: tuple[str, ...] = ()
-    start: str = ""
-    results: Mapping[str, str] = field(default_factory=dict)
-    """Column -> result of the step."""
-
-    @property
-    def row(self) -> str:
-        lacks = ", ".join(f"`{name}`" for name in self.lacks) or "nothing"
-        cells = [self.version, self.torch, self.day, lacks, self.start, *self.results.values()]
-        return f"| {' | '.join(cells)} |"
 
 
 def with_row(page: str, row: str) -> str:
@@ -222,21 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PYTHONPATH=str(ROOT),
     )  # fmt: skip
     ended = re.findall(r"(\d+ (?:passed|failed|error)[^=\n]*?) in ", tested)
-    tried = Tried(
-        version=version,
-        torch=engine.versions.get("torch", "").partition("+")[0],
-        day=datetime.now(UTC).date().isoformat(),
-        lacks=(*lacks, *missing_series(home)),
-        start=start_of(facts),
-        results={
-            "environment_check": checked,
-            "lmcache": lmcache,
-            "nixl": nixl,
-            "ledger": ended[-1] if ended else "not completed",
-        },
-    )
-    PAGE.write_text(with_row(PAGE.read_text("utf-8"), tried.row), encoding="utf-8")
-    print(tried.row)
+    cells = [
+        version,
+        engine.versions.get("torch", "").partition("+")[0],
+        datetime.now(UTC).date().isoformat(),
+        ", ".join(f"`{name}`" for name in (*lacks, *missing_series(home))) or "nothing",
+        start_of(facts),
+        checked,
+        lmcache,
+        nixl,
+        ended[-1] if ended else "not completed",
+    ]
+    row = f"| {' | '.join(cells)} |"
+    PAGE.write_text(with_row(PAGE.read_text("utf-8"), row), encoding="utf-8")
+    print(row)
     return 0
 
 
