@@ -31,6 +31,12 @@ _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
 _NOT_SERVED = ("abort", "error")
+SERIES = (
+    _SOURCE, _PROMPT, _FINISHED, _PREEMPTED, _RUNNING, _WAITING, _KV_USAGE[0],
+    *(f"{cache}_{kind}_total" for cache in (_OWN_CACHE[0], _EXTERNAL_CACHE)
+      for kind in ("queries", "hits")),
+)  # fmt: skip
+"""What is read of vLLM, apart from the series of connectors, by today's names."""
 
 _PERIOD = re.compile(rb"KV Transfer metrics: (.*)")
 _LOGGED = re.compile(rb"(?:Num|Avg) ([\w /]+?)(?: \(\w+\))?=([\d.]+)")

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from workbench.errors import PlanError
@@ -93,16 +94,15 @@ def _with_way_out(answer: dict[str, Any], args: Sequence[str]) -> str:
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(question.get("env", {}))
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_args = first_of(PARSERS)
+    cli_args = import_module(first_of(PARSERS))
     parser = cli_args.make_arg_parser(FlexibleArgumentParser())
     options = sorted(o for o in parser._option_string_actions if o.startswith("--"))
     own = [word for word in question.get("own", ()) if word[:2] != "--" or word in options]
     given = list(question.get("given", ()))
     answer = {"error": "", "wrong": "", "options": options, "read": {}}
-    answer["server"] = first_of(SERVERS).__spec__.name
+    answer["server"] = first_of(SERVERS)
 
     class Refused(Exception): ...
 
@@ -116,6 +116,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         cli_args.validate_parsed_serve_args(parsed)
         if not own:
             return None
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
         parsed.model = getattr(parsed, "model_tag", None) or parsed.model
         return AsyncEngineArgs.from_cli_args(parsed).create_engine_config()
 
