@@ -44,8 +44,8 @@ class MooncakeTier(Tier):
     async def check(self) -> None:
         if find_spec("mooncake") is None:
             raise LaunchError(
-                "store_tiers mooncake needs the package mooncake, which is not installed; run make"
-                " setup MOONCAKE=1 (docs/engine.md), or use another tier (example: -p store_tiers"
+                "store_tiers=mooncake needs the package mooncake, not found. Run make setup"
+                " MOONCAKE=1 (docs/engine.md), or use another tier (example: -p store_tiers"
                 " memory,redis)"
             )
 
