@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
+from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.params.notebooks import NOTEBOOKS, check_params
-from workbench.serve.capacity import Capacity, check_capacity, check_store
+from workbench.serve.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
+from workbench.serve.connectors.tiers import tiers_of
 from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
@@ -63,6 +66,52 @@ PARAMETERS = [
     (SWEEP, {"fault": "wrong_kv"}, "fault=wrong_kv does not", "wrong_kv", "simula"),
     (SWEEP, {"engine": "simulated", "model": "a/b"}, "model=a/b does not", "a/b", "vllm"),
     (SWEEP, {**ATTACH, "dtype": "float16"}, "dtype=float16 does not", "float16", ""),
+    (
+        SWEEP,
+        {"store_tiers": "memory,tape"},
+        "store_tiers must be memory, then any of disk, redis",
+        "'memory,tape'",
+        "store_tiers memory,redis)",
+    ),
+    (SWEEP, {"store_tiers": "redis"}, "store_tiers must be memory, then", "'redis'", "each once"),
+    (SWEEP, {"store_tiers": "memory,disk,disk"}, "store_tiers must be memory,", "disk,disk'", ""),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis,mooncake"},
+        "store_tiers must be with redis or mooncake",
+        "'memory,redis,mooncake'",
+        "the second would never be read",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis://h"},
+        "store_tiers must be redis://HOST:PORT",
+        "'redis://h'",
+        "redis://127.0.0.1:6379",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis://:pw@h:1"},
+        "store_tiers must not contain a user or",
+        "",
+        "LMCACHE_RESP_PASSWORD in the environment",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis", "connector": "nixl"},
+        "store_tiers=memory,redis needs connector=lmcache",
+        "'nixl'",
+        "connector lmcache",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,disk", "engine": "simulated"},
+        "store_tiers=memory,disk does not",
+        "disk",
+        "-p engine vllm -p store_tiers memory,disk",
+    ),
+    (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
+    (HITS, {"store_tiers": "disk"}, "store_tiers must be memory, then any", "'disk'", ""),
     (SWEEP, {"tokenizer": "/m"}, "tokenizer=/m does not", "/m", "-p engine attach"),
     (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24,576", "28672"),
     (SWEEP, {"target_reuse": 0.5}, "target_reuse=0.5 does not", "0.5", "batch_processing"),
@@ -187,6 +236,11 @@ class FewWords(Words):
         self.words = self.words[:5]
 
 
+def tier(name: str) -> None:
+    """Use that tier on a machine without Redis and Mooncake."""
+    asyncio.run(tiers_of([name], count(1), size_gb=1, folder=Path())[0].check())
+
+
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     # topology, GPUs, connectors, faults
     (lambda: Topology.parse("4"), "topology must be like 1p4d", "'4'", "5a (5 aggregated)"),
@@ -200,6 +254,12 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "3.0 GB free", "5 instances x 0.8 GB"),
     (lambda: check_store(2.0, Capacity(free_shm_gb=1.0)), "store_gb must be at most", "2",
      "1.0 GB"),
+    (lambda: check_tiers(["redis"], 9.0, Capacity(free_memory_gb=1.0)), "tier_gb must be at most",
+     "9", "free memory (1.0 GB)"),
+    (lambda: tier("redis"), "store_tiers=redis needs redis-server", "not found", "apt-get install"),
+    (lambda: tier("mooncake"), "store_tiers=mooncake needs the package", "not found", "MOONCAKE=1"),
+    (lambda: tier("redis://127.0.0.1:1"), "the Redis server at redis://127.0.0.1:1 does not",
+     "Error 111", "LMCACHE_RESP_PASSWORD"),
     (lambda: connector("lmcash"), "unknown connector", "'lmcash'", "did you mean 'lmcache'?"),
     (lambda: connector("none").check(PD), "topology=1p4d needs connector=lmcache", "'none'",
      "both roles would prefill"),
@@ -307,6 +367,8 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
     act: Callable[[], Any], begins: str, got: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("workbench.serve.connectors.tiers.mooncake.find_spec", lambda _: None)
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)

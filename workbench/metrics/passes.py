@@ -111,6 +111,28 @@ class PassCounters:
         """Also `cold at 2/s`, of a sweep over rates."""
         return self.pass_name == "cold" or self.pass_name.startswith("cold at ")
 
+    def loaded(self, role: Role) -> dict[str, float]:
+        """Tokens that this role loaded from each tier of the store; empty where that is unknown.
+
+        The store counts hits by tier for all roles, and what an engine did not need as well. So
+        they are tokens of a role only if one tier had hits, or if all of them were loaded.
+        """
+        if self.store is None or not self.tiers:
+            return {}
+        external = self.sources[role].external_hit
+        memory, below = self.store.hit_l1_tokens, self.store.hit_l2_tokens
+        names = [tier.name for tier in self.tiers if tier.loads > 0]
+        none = {"memory": 0.0} | {tier.name: 0.0 for tier in self.tiers}
+        if below == 0:
+            return none | {"memory": external}
+        if len(names) != 1:
+            return {}
+        if memory == 0:
+            return none | {names[0]: external}
+        if len(self.sources) == 1 and memory + below == external:
+            return none | {"memory": memory, names[0]: below}
+        return {}
+
     @property
     def label(self) -> str:
         return f"{self.arm}, round {self.round + 1}, {self.pass_name}"

@@ -119,3 +119,19 @@ def test_each_role_has_a_bar_and_decode_its_own_share_as_title():
     assert {"1p1d, cold: prefill", "1p1d, cold: decode", "900"} < set(words(chart))
     silent = figures.token_sources(sources.assign(computed=nan))
     assert "No data: no server reports" in silent.alt
+
+
+def test_what_was_loaded_is_drawn_by_tier_where_every_round_knows_it():
+    row = {"arm": "1a", "role": "aggregated", "sent": 900, "engine_hit": 0.0}
+    loaded = {"computed": 90.0, "external_hit": 810.0}
+    sources = pd.DataFrame(
+        [
+            row | loaded | {"pass": name, "round": number, "memory": 0.0, "redis": redis}
+            for name, rounds in (("store-warm", [810.0, nan]), ("remote-warm", [810.0, 810.0]))
+            for number, redis in enumerate(rounds)
+        ]
+    )
+    chart = figures.token_sources(sources)
+    assert "1a store-warm aggregated: computed 180, engine prefix cache 0," in chart.alt
+    assert "loaded through the connector 1,620, loaded from Redis 0." in chart.alt
+    assert "loaded through the connector 0, loaded from Redis 1,620." in chart.alt

@@ -45,8 +45,8 @@ class MooncakeTier(Tier):
     async def check(self) -> None:
         if not self.interpreter.find("mooncake"):
             raise LaunchError(
-                "store_tiers mooncake needs the package mooncake, which is not installed; run make"
-                " setup MOONCAKE=1 (docs/engine.md), or use another tier (example: -p store_tiers"
+                "store_tiers=mooncake needs the package mooncake, not found. Run make setup"
+                " MOONCAKE=1 (docs/engine.md), or use another tier (example: -p store_tiers"
                 " memory,redis)"
             )
 

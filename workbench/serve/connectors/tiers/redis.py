@@ -47,8 +47,8 @@ class RedisTier(Tier):
         if self.own:
             if not _program():
                 raise LaunchError(
-                    "store_tiers redis needs redis-server or valkey-server, which is not installed;"
-                    " run apt-get install redis-server, or name a running server (example: -p"
+                    "store_tiers=redis needs redis-server or valkey-server, not found on PATH. Run"
+                    " apt-get install redis-server, or name a running server (example: -p"
                     " store_tiers memory,redis://127.0.0.1:6379)"
                 )
             return
