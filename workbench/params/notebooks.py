@@ -23,6 +23,8 @@ from workbench.topology import TensorParallel, Topology
 
 CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
+ALL_CONNECTORS = "all"
+"""A sweep over every connector that this machine has and that serves the topology."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
@@ -38,8 +40,8 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV transfer: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
-        choices=CONNECTORS,
+        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"

@@ -23,10 +23,12 @@ from workbench.experiment.plan.hit_plan import plan_hits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.plan.which_connectors import Chosen, chosen
 from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
 from workbench.params.notebooks import (
+    ALL_CONNECTORS,
     EngineParams,
     LMCacheHitAnalysis,
     LoadParams,
@@ -76,18 +78,14 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, topologies, asked = params.tp, params.topologies, connector(params.connector)
-    for topology in topologies:
-        asked.check(topology)
-    _check_transport(params)
+    tp, topologies = params.tp, params.topologies
     settings, model, capacity = engine_of(params)
-    if params.engine == "simulated" and not asked.simulated:
-        raise PlanError(
-            f"engine=simulated needs connector=none, lmcache or nixl, got {asked.name!r}"
-            " (example: -p connector lmcache)"
-        )
-    for topology in topologies:
-        check_fault(params.fault, asked.name, topology)
+    asked = chosen(params, topologies, settings)
+    subjects = {topology: asked.subjects(topology) for topology in topologies}
+    _check_transport(params, asked)
+    for topology, names in subjects.items():
+        for name in names if params.connector != ALL_CONNECTORS else ():
+            check_fault(params.fault, name, topology)
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
             "prefill_tp, decode_tp and aggregated_tp must be 1 on a CPU, where an instance is one"
@@ -95,13 +93,13 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
-    for topology in topologies:
-        wanted[topology, asked.name] = "subject"
+    for topology, names in subjects.items():
+        wanted |= dict.fromkeys(((topology, name) for name in names), "subject")
     for topology in topologies if params.opponents else ():
         if topology.disaggregated:
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
-            for rival in ("none", asked.name if asked.store else "lmcache"):
+            for rival in asked.rivals(equal):
                 wanted.setdefault((equal, rival), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
@@ -134,14 +132,15 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+    return replace(made, doubts=asked.left_out)
 
 
-def _check_transport(params: PdSweep) -> None:
+def _check_transport(params: PdSweep, asked: Chosen) -> None:
     """Refuse RDMA where the connector or this machine has none. Raises PlanError."""
     if params.mooncake_protocol == "tcp":
         return
-    if not connector(params.connector).rdma:
+    if not any(one.rdma for one in asked.connectors):
         other = "-p connector mooncake -p mooncake_protocol rdma"
         setting = f"connector={params.connector}"
         raise PlanError(unused("mooncake_protocol", params.mooncake_protocol, setting, other))
@@ -287,7 +286,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
     known = (arm.kv_connector for arm in made.arms)
-    yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
+    if params.engine != "simulated":
+        yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)

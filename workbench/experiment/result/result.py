@@ -114,6 +114,14 @@ class Result:
         return any(self.run.parameters.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
 
     @property
+    def connectors(self) -> pd.DataFrame:
+        """TTFT, throughput and loaded KV of each arm and pass; empty with one connector.
+
+        value, low and high per metric: `ttft_s`, `system_tps` and `kv_bytes_per_token`.
+        """
+        return self._marked(tables.connector_frame(self.run, self._frame("requests")))
+
+    @property
     def token_sources(self) -> pd.DataFrame:
         """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit, and of the
         last, where the store has tiers, what each of them served."""

@@ -35,6 +35,8 @@ WARM_UP_TOKENS = 600
 """More than two chunks of the store and two blocks of the engine, to use the whole path."""
 STORE_QUIET_S = 0.3
 STORE_TIMEOUT_S = 30.0
+STORE_RESET_S = 15.0
+"""Longer than Mooncake's lease (10 s), during which blocks that were read may outlive a reset."""
 LOG_PERIODS = 3
 """How many periods of vLLM's log to wait for the last transfers of a pass."""
 
@@ -48,15 +50,15 @@ class Made:
     emptied: frozenset[str] = frozenset()
     """Names of the store's tiers below its memory."""
     refused: str = ""
-    """Why an instance kept its cache."""
+    """Why an instance or the store kept what it had."""
     doubts: tuple[str, ...] = ()
 
 
 async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     """Reset what the state needs to be empty.
 
-    A cold pass goes on if an engine refuses, since its salt makes its prompts unique. For any other
-    state ResetRefusedError is raised.
+    A cold pass goes on if an engine or the store refuses, since its salt makes its prompts unique.
+    For any other state ResetRefusedError is raised.
     """
     doubts: list[str] = []
     refused = ""
@@ -81,7 +83,10 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
             )
     emptied: tuple[Tier, ...] = ()
     if wanted.state == "cold":
-        store_empty = await deployment.reset_store()
+        try:
+            store_empty = await _empty_store(deployment)
+        except ResetRefusedError as error:
+            refused = refused or str(error)
         emptied = deployment.tiers
     elif wanted.state in ("disk-warm", "remote-warm"):
         await deployment.reset_store()  # its memory alone: what the tiers below hold stays
@@ -115,6 +120,27 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
             timeout_s=120.0,
             decode_shift=shift,
         )
+
+
+async def _empty_store(deployment: Deployment) -> bool:
+    """Reset the store until its own gauge shows that it is empty; False if there is none.
+
+    Raises ResetRefusedError if it still holds something after 15 s.
+    """
+    ends_s = time.monotonic() + STORE_RESET_S
+    async with control_client() as client:
+        while await deployment.reset_store():
+            page = await prometheus.read(client, deployment.store_url, "store")
+            left = page.sum(deployment.store.held)
+            if not left > 0:
+                return True
+            if time.monotonic() > ends_s:
+                raise ResetRefusedError(
+                    f"the KV store confirmed its reset, but it is not empty"
+                    f" ({deployment.store.held} {left:,.0f})"
+                )
+            await asyncio.sleep(STORE_QUIET_S)
+    return False
 
 
 async def store_is_quiet(deployment: Deployment) -> bool:

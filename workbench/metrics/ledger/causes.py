@@ -64,10 +64,16 @@ def missing_causes(
 def hashes_apart(p: PassCounters) -> bool:
     """Whether every role loaded exactly the chunks that it had stored itself, and no others.
 
-    Then instances hash the same chunk differently: their hash seeds or algorithms differ.
+    Then instances hash the same chunk differently: their hash seeds or algorithms differ. A store
+    that counts no lookups cannot show it.
     """
     store, kept = p.store, p.store_since_empty
-    if store is None or kept is None or not p.reuse.keys() >= p.sources.keys():
+    if (
+        store is None
+        or kept is None
+        or not p.counts_lookups
+        or not p.reuse.keys() >= p.sources.keys()
+    ):
         return False
     roles = [p.reuse[role] for role in p.sources]
     alone = sum(reuse.alone_external_hit for reuse in roles)
@@ -121,9 +127,9 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
         most = kept.dropped_chunks * p.longest_prompt_tokens
         yield Entry(cause="store was full", tokens=min(unloaded, most), why=why)
     elif role == "decode" and p.stores and p.stores_late and kept is not None:
-        # Nothing was evicted or rejected, so what is missing now came too late.
+        # Nothing was evicted or rejected, so what was stored in this pass came too late.
         why = "decode looked the prompt up before prefill had stored all of it"
-        if kept.written_chunks > 0:
+        if store is not None and store.written_chunks > 0:
             yield Entry(cause="not stored yet", tokens=unloaded, why=why)
     if role in p.overflowed:
         # A store may still serve what an engine evicted, but only in whole chunks.

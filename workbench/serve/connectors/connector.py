@@ -57,6 +57,8 @@ class Store:
     """Who receives that POST: the store itself, or any one instance on its behalf."""
     counters: Mapping[str, str]
     """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
+    held: str
+    """The gauge of what it holds: 0 proves that it was emptied."""
     tier_loads: str = ""
     """It can keep chunks in `tiers` below its memory; the series of loads from each, by l2_name."""
     keeps_blocks: bool = False
@@ -124,12 +126,16 @@ class Connector:
 
     def check(self, topology: Topology) -> None:
         """Refuse a topology that this connector cannot serve. Raises PlanError."""
+        if needed := self.refuses(topology):
+            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+
+    def refuses(self, topology: Topology) -> str:
+        """What this topology needs instead; empty if the connector serves it."""
         if topology.disaggregated and not self.transfers:
-            needed = "connector=lmcache or nixl (without KV transfer, both roles would prefill)"
-            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+            return "connector=lmcache or nixl (without KV transfer, both roles would prefill)"
         if not topology.disaggregated and self.transfers and not self.store:
-            needed = "connector=none or lmcache (it has no prefill instance to receive KV from)"
-            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+            return "connector=none or lmcache (it has no prefill instance to receive KV from)"
+        return ""
 
     @property
     def loads(self) -> bool:

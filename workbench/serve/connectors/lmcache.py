@@ -90,6 +90,7 @@ STORE = Store(
     processes=_server,
     tier_loads="lmcache_mp_l2_load_completed_requests_total",
     clear_path="/cache/clear",
+    held="lmcache_mp_l1_memory_usage_bytes",
     instance_start_s=0.4,
     counters={
         "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",

@@ -78,6 +78,7 @@ STORE = Store(
     processes=lambda ports, *, interpreter, **_: (master(ports, interpreter),),
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
+    held="master_key_count",
     keeps_blocks=True,
     stores_late=True,
     counts_lookups=False,
@@ -108,7 +109,6 @@ CONNECTOR = Connector(
         " setting for loopback only."
     ),
     patch_cpu=_patch_cpu,
-    simulated=False,
     packages={"mooncake": "0.3.13.post1"},
     modules=("mooncake",),
     fatal=("Initialize MooncakeDistributedStore failed",),
