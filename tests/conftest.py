@@ -51,6 +51,14 @@ def left_running(token: str, *, within_s: float, besides: Iterable[int] = ()) ->
     return alive
 
 
+def gone(pid: int) -> bool:
+    """Whether that process has ended; its parent may not have noticed yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture
 def alive(token: str) -> Callable[[], dict[int, str]]:
     """What this test has started and still runs: pid -> command line."""
@@ -94,9 +102,7 @@ def orphaned_segments() -> set[str]:
 @pytest.fixture(autouse=True)
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
-    monkeypatch.setattr(
-        "workbench.experiment.plan.engine_setup.machine_speed", lambda dtype: TYPICAL
-    )
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.machine_speed", lambda *_: TYPICAL)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 from workbench.metrics.counters import (
     DraftCounters,
     EngineCounters,
-    NixlCounters,
     StoreCounters,
     TokenSources,
+    TransferCounters,
     block_tokens,
     engine_count,
     kv_capacity_tokens,
@@ -185,9 +185,9 @@ def test_nixl_says_what_it_moved():
         }
     )
     prefill = page({'vllm:nixl_num_kv_expired_reqs_total{engine="0"}': 2})
-    seen = NixlCounters.of([decode, prefill, engine(computed=5)], TRANSFERS)
-    assert seen == NixlCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
-    alone = NixlCounters.of([decode], TRANSFERS)
+    seen = TransferCounters.of([decode, prefill, engine(computed=5)], TRANSFERS)
+    assert seen == TransferCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
+    alone = TransferCounters.of([decode], TRANSFERS)
     assert alone is not None and isnan(alone.expired)
 
 
@@ -201,7 +201,7 @@ def test_draft_tokens_are_those_of_all_instances():
 
 
 def test_engines_without_nixl_say_nothing_of_it():
-    assert NixlCounters.of([engine(computed=5)], TRANSFERS) is None
+    assert TransferCounters.of([engine(computed=5)], TRANSFERS) is None
 
 
 LOOKED_UP = 'lmcache_mp_lookup_{}_tokens_total{{model_name="tiny"}}'

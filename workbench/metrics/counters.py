@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum, isnan, nan
 from typing import Any, Self
 
@@ -102,14 +102,18 @@ class EngineCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NixlCounters:
-    """KV moved by the NIXL connectors of a deployment's instances."""
+class TransferCounters:
+    """KV that the instances of a deployment sent each other."""
 
     bytes_moved: float
     transfers: float
     failed: float
     expired: float
     """Requests whose KV expired before it was fetched; counted on the prefill side."""
+    rounding_bytes: float = 0.0
+    """By this much `bytes_moved` may differ, where a log rounds it."""
+    reason: str = ""
+    """Of the last failure, where a log has one."""
 
     @classmethod
     def of(cls, instances: Iterable[Counters], series: Mapping[str, str]) -> Self | None:
@@ -127,7 +131,21 @@ class NixlCounters:
             has = [c.sum(name) for c in seen if any(name == known for known, _ in c.values)]
             return fsum(has) if has else nan
 
-        return cls(**{field: total(name) for field, name in series.items()})
+        found: dict[str, Any] = {field: total(name) for field, name in series.items()}
+        return cls(**found)
+
+    def since(self, before: TransferCounters) -> Self:
+        """What was counted after `before`, by the same logs."""
+        failed = self.failed - before.failed
+        return replace(
+            self,
+            bytes_moved=self.bytes_moved - before.bytes_moved,
+            transfers=self.transfers - before.transfers,
+            failed=failed,
+            expired=self.expired - before.expired,
+            rounding_bytes=self.rounding_bytes - before.rounding_bytes,
+            reason=self.reason if failed else "",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

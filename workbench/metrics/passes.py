@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from workbench.metrics.counters import DraftCounters, NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import DraftCounters, StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
@@ -46,8 +46,8 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
-    nixl: NixlCounters | None = None
-    """KV that decode instances pulled, and failures on either side; None without NIXL."""
+    transfers: TransferCounters | None = None
+    """KV that decode instances pulled, and failures on either side; None where nobody counts."""
     drafts: DraftCounters | None = None
     """Speculative decoding of all instances; None without it."""
     expired_before: float = 0.0

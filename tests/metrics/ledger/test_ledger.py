@@ -4,7 +4,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Asked, Call, IdealCaches, reuse_by_role
 from workbench.metrics.ledger.ledger import accounts, ledger_closes
 from workbench.metrics.passes import PassCounters
@@ -89,7 +89,7 @@ MOVED = a_pass(
     "cold",
     "nixl",
     sources={"prefill": sources(3000), "decode": sources(0, external=3000)},
-    nixl=NixlCounters(bytes_moved=3 * 1024 * 768.0, transfers=3, failed=0, expired=0),
+    transfers=TransferCounters(bytes_moved=3 * 1024 * 768.0, transfers=3, failed=0, expired=0),
 )
 
 
@@ -232,9 +232,9 @@ def test_a_preemption_is_named_though_no_counter_has_its_tokens():
     ("fate", "cause"), [({"failed": 1.0}, "failed transfer"), ({"expired": 1.0}, "expired KV")]
 )
 def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
-    nixl = replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0, **fate)
-    assert causes(replace(MOVED, nixl=nixl), "moved")[cause] == 1024
-    without = replace(MOVED, nixl=replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0))
+    nixl = replace(MOVED.transfers, bytes_moved=2 * 1024 * 768.0, **fate)
+    assert causes(replace(MOVED, transfers=nixl), "moved")[cause] == 1024
+    without = replace(MOVED, transfers=replace(MOVED.transfers, bytes_moved=2 * 1024 * 768.0))
     assert ledger_closes([without]).outcome == "FAIL"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import ceil, isnan
 from typing import Literal
 
 from workbench.errors import ParameterError, PlanError
@@ -33,9 +34,12 @@ from workbench.params.notebooks import (
 )
 from workbench.serve.capacity import check_capacity, check_store
 from workbench.serve.connectors import connector
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
 
+SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
+"""Of KV transfers: other programs may slow prefill down this many times."""
 LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 """A reference run longer than this sends fewer requests a pass."""
 
@@ -60,7 +64,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
     settings = made.settings
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
-        made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
+        made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
         _check_stores(made)
@@ -120,6 +124,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 capacity=capacity,
                 store_gb=params.store_gb,
                 store_args=words(params.store_args),
+                mooncake_protocol=params.mooncake_protocol,
             )
         )
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
@@ -175,6 +180,16 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))
+
+
+def _with_timeouts(made: ExperimentPlan) -> ExperimentPlan:
+    """The plan whose transfers wait longer than the slowest prompt queues and prefills."""
+    wait_s = made.longest_wait_s
+    if isnan(wait_s):
+        return made
+    timeout_s = ceil(min(TRANSFER_TIMEOUT_S, max(SHORTEST_TIMEOUT_S, BUSY_FACTOR * wait_s)))
+    arms = tuple(replace(arm, transfer_timeout_s=timeout_s) for arm in made.arms)
+    return replace(made, arms=arms)
 
 
 def _layout(label: str) -> Topology | None:

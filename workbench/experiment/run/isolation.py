@@ -19,13 +19,14 @@ from workbench.metrics import prometheus
 from workbench.metrics.counters import (
     DraftCounters,
     EngineCounters,
-    NixlCounters,
     StoreCounters,
     TokenSources,
+    TransferCounters,
     block_tokens,
     engine_count,
     kv_capacity_tokens,
 )
+from workbench.metrics.transfer_log import read_transfers
 from workbench.serve.deployment import Deployment
 from workbench.topology import Role
 
@@ -33,6 +34,8 @@ WARM_UP_TOKENS = 600
 """More than two chunks of the store and two blocks of the engine, to use the whole path."""
 STORE_QUIET_S = 0.3
 STORE_TIMEOUT_S = 30.0
+LOG_PERIODS = 3
+"""How many periods of vLLM's log to wait for the last transfers of a pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,8 @@ class CounterReading:
     deployment: Deployment
     engines: dict[str, prometheus.Counters]
     store: prometheus.Counters | None
+    logged: TransferCounters | None = None
+    """KV transfers that vLLM counts in its log."""
 
     def since(self, before: CounterReading) -> Counted:
         """What was counted between `before` and this reading, added up by role."""
@@ -171,9 +176,11 @@ class CounterReading:
 
     def transfers_since(
         self, before: CounterReading, series: Mapping[str, str]
-    ) -> NixlCounters | None:
+    ) -> TransferCounters | None:
         """The KV that was pulled after `before`, and what failed; None without such counters."""
-        return NixlCounters.of(self._changes(before).values(), series)
+        if self.logged is not None:
+            return self.logged if before.logged is None else self.logged.since(before.logged)
+        return TransferCounters.of(self._changes(before).values(), series)
 
     def drafts_since(self, before: CounterReading) -> DraftCounters | None:
         """Draft tokens after `before`; None without speculative decoding."""
@@ -247,5 +254,32 @@ async def read_counters(deployment: Deployment) -> CounterReading:
             else None
         )
     return CounterReading(
-        deployment=deployment, engines={c.instance: c for c in engines}, store=store
+        deployment=deployment,
+        engines={c.instance: c for c in engines},
+        store=store,
+        logged=await _logged_transfers(deployment, {c.instance: c for c in engines}),
     )
+
+
+async def _logged_transfers(
+    deployment: Deployment, engines: Mapping[str, prometheus.Counters]
+) -> TransferCounters | None:
+    """KV transfers in the logs of instances, when vLLM has logged those that have ended."""
+    period_s = deployment.plan.connector.transfer_log_s if deployment.plan else 0.0
+    if not period_s:
+        return None
+    names = [instance.name for instance in deployment.instances]
+    logs = [process.log for process in deployment.processes if process.spec.name in names]
+    prefilled = sum(
+        EngineCounters.of(engines[instance.name]).requests_finished
+        for instance in deployment.instances
+        if instance.role == "prefill"
+    )
+    ends_s = time.monotonic() + LOG_PERIODS * period_s
+    while True:
+        logged = read_transfers(logs)
+        seen = logged.transfers + logged.failed + logged.expired if logged else 0.0
+        # Prompts that are ready together are sent as one transfer, so some may never be counted.
+        if seen >= prefilled or time.monotonic() > ends_s:
+            return logged
+        await asyncio.sleep(period_s / 5)

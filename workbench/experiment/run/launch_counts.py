@@ -115,7 +115,7 @@ class LaunchCounts:
             preemptions=counted.preemptions,
             store=reading.store_since(begun),
             store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
-            nixl=reading.transfers_since(begun, self._transfers) if self._pulls else None,
+            transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
             drafts=reading.drafts_since(begun),
             expired_before=expired_before,
             reuse=reuse,

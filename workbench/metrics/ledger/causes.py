@@ -84,9 +84,9 @@ def hashes_apart(p: PassCounters) -> bool:
 def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
     """Causes that a counter shows, each with the most tokens that it can explain."""
     unloaded = max(0.0, reuse.external_hit - sources.external_hit)
-    if role == "decode" and p.nixl is not None and p.nixl.failed > 0:
-        why = f"{p.nixl.failed:,.0f} transfers failed, and their tokens were recomputed"
-        most = p.nixl.failed * p.longest_prompt_tokens
+    if role == "decode" and p.transfers is not None and p.transfers.failed > 0:
+        why = f"{p.transfers.failed:,.0f} transfers failed, and their tokens were recomputed"
+        most = p.transfers.failed * p.longest_prompt_tokens
         yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
     if p.stores and store is not None and isnan(store.requested_tokens):

@@ -9,7 +9,7 @@ KV block per request fail the gate `the ledger closes`.
 
 - `counted`: prompt tokens that the client sent to a role, against those that its servers counted.
 - `reused`: prefix tokens that an infinite cache would have served, against those that were served.
-- `moved`: tokens that decode instances counted as fetched, against the KV bytes that NIXL moved.
+- `moved`: tokens that decode instances counted as fetched, against the KV bytes that moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
 """
 
@@ -72,7 +72,7 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
         for role, sources in p.sources.items():
             drawn.append(_counted(p, role, sources))
             drawn.append(_reused(p, role, sources))
-        if p.nixl is not None and "decode" in p.sources:
+        if p.transfers is not None and "decode" in p.sources:
             drawn.append(_moved(p))
         if p.stores and p.sources:
             drawn.append(_store(p))
@@ -181,27 +181,30 @@ def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
 
 def _moved(p: PassCounters) -> Account:
     """KV bytes over the wire against tokens that decode instances counted as fetched."""
-    assert p.nixl is not None
+    assert p.transfers is not None
     fetched = p.sources["decode"].external_hit
-    moved = p.nixl.bytes_moved / p.kv_bytes_per_token
+    moved = p.transfers.bytes_moved / p.kv_bytes_per_token
     unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
     if isnan(moved):
-        unknown = unknown or "the bytes that NIXL moved, or the KV bytes per token, are unknown"
+        unknown = unknown or "the bytes that were moved, or the KV bytes per token, are unknown"
     entries = []
     reuse = p.reuse.get("decode")
     if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
-        why = "NIXL moves whole blocks, including the last, partly filled one"
+        why = "whole blocks are moved, including the last, partly filled one"
         entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
     short = fetched - moved - sum(entry.tokens for entry in entries)
-    if p.failed_prompt_tokens and short:
+    if 0 < abs(short) <= p.transfers.rounding_bytes / p.kv_bytes_per_token:
+        why = f"vLLM's log rounds the size of {p.transfers.transfers:,.0f} transfers"
+        entries.append(Entry(cause="log rounding", tokens=short, why=why))
+    elif p.failed_prompt_tokens and short:
         entries.append(of_failed(p, short))
-    elif p.nixl.failed > 0 and short > 0:
-        short = min(short, p.nixl.failed * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"{p.nixl.failed:,.0f} failed transfers, counted as fetched but recomputed"
+    elif p.transfers.failed > 0 and short > 0:
+        short = min(short, p.transfers.failed * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"{p.transfers.failed:,.0f} failed transfers, counted as fetched but recomputed"
         entries.append(Entry(cause="failed transfer", tokens=short, why=why))
-    elif p.nixl.expired > 0 and short > 0:
-        short = min(short, p.nixl.expired * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"the KV of {p.nixl.expired:,.0f} prompts expired before it was fetched"
+    elif p.transfers.expired > 0 and short > 0:
+        short = min(short, p.transfers.expired * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"the KV of {p.transfers.expired:,.0f} prompts expired before it was fetched"
         entries.append(Entry(cause="expired KV", tokens=short, why=why))
     return _account(
         p,

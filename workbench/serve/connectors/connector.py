@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from workbench.errors import LaunchError, PlanError, needs
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
@@ -24,6 +24,23 @@ class Wiring:
     """The part of the store's memory that this instance lends it, where instances do that."""
     side_port: int = 0
     """A second port of the instance itself."""
+    mooncake_protocol: str = "tcp"
+    transfer_timeout_s: int = 0
+    """How long a decode instance may wait for a prompt's KV, where it waits for prefill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegsAtOnce:
+    """The proxy sends both legs of a request at once, and decode waits for the KV of prefill."""
+
+    lookup_path: str
+    """A GET on the side port of a prefill instance, whose JSON object tells which engine runs
+    there now: a restarted instance is another engine."""
+    prefill: Callable[[str], dict[str, Any]]
+    """Fields of the prefill leg for this transfer id."""
+    decode: Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
+    """Fields of the decode leg for this transfer id, the URL of that side port, and what the lookup
+    returned. Raises ValueError if that names no engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +48,9 @@ class Store:
     """Servers that keep KV outside the engines' own caches."""
 
     processes: Callable[..., tuple[ProcessSpec, ...]]
-    """Made from free `ports`, `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder` and `cpu`. The
-    first one's port is the `store_port` of instances; its ready URL also serves /metrics."""
+    """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
+    `chunk_tokens`, `disk_folder` and `cpu`. The first one's port is the `store_port` of instances;
+    its ready URL also serves /metrics."""
     clear_path: str
     """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
@@ -76,8 +94,13 @@ class Connector:
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
     """Fields of the prefill response that go into the body of the decode leg. Raises ValueError if
     there are none that make the decode instance fetch KV."""
+    at_once: LegsAtOnce | None = None
+    """Both legs are sent at once, instead of decode after prefill. A prefill instance that dies
+    then stalls decode, so a pass is stopped at once."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
-    """The Prometheus series of each field of `metrics.counters.NixlCounters`."""
+    """The Prometheus series of each field of `metrics.counters.TransferCounters`."""
+    transfer_log_s: float = 0.0
+    """The period in which vLLM's log counts transfers, where no series does."""
     doubt: str = ""
     """What a result with it must say, whatever was measured."""
     fatal: tuple[str, ...] = ()
@@ -109,19 +132,20 @@ class Connector:
         """Whether instances can load KV that is not in their own cache."""
         return self.transfer_config is not _nothing
 
-    @property
-    def installed(self) -> bool:
-        """Whether its packages are installed."""
-        return not self.modules or any(map(find_spec, self.modules))
+    def installed(self, engine: Interpreter) -> bool:
+        """Whether its packages are installed where vLLM is."""
+        return not self.modules or any(map(engine.find, self.modules))
 
-    def check_installed(self) -> None:
+    def check_installed(self, engine: Interpreter) -> None:
         """Raises LaunchError if its packages are missing."""
-        if not self.installed:
-            raise LaunchError(
-                f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
-                f" installed; {self.install}, or measure without it (example: -p connector none"
-                " -p topology 2a)"
-            )
+        if self.installed(engine):
+            return
+        install = self.install if engine.own else f"install it next to that vLLM ({engine.path})"
+        raise LaunchError(
+            f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
+            f" installed; {install}, or measure without it (example: -p connector none"
+            " -p topology 2a)"
+        )
 
     def passes(self, topology: Topology) -> tuple[str, ...]:
         """The cache states of this connector and topology, in the order of measurement."""
