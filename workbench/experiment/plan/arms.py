@@ -6,12 +6,14 @@ the first plan on a CPU measures the machine, once.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from math import ceil, isnan
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError
+from workbench.errors import ParameterError, PlanError, unused
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
@@ -32,6 +34,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
+from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import check_capacity, check_store
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
@@ -127,12 +130,16 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 mooncake_protocol=params.mooncake_protocol,
             )
         )
+    if params.store_args and not any(arm.kv_connector and arm.kv_connector.store for arm in arms):
+        example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
+        given = shlex.quote(params.store_args), f"connector={asked.name}"
+        raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store that cannot hold one prompt. Raises PlanError."""
+    """Refuse a KV store that cannot hold one prompt or take its arguments. Raises PlanError."""
     longest = max(request.prompt_tokens for request in made.workload.sample.requests)
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
@@ -141,6 +148,9 @@ def _check_stores(made: ExperimentPlan) -> None:
                 f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
                 f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
             )
+        if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
+            store = arm.deployment(count(20_000)).processes[0]
+            check_store_arguments(arm.store_args, store.program, arm.settings.interpreter)
 
 
 def _with_load(
