@@ -1,9 +1,10 @@
-"""Asks vLLM whether it accepts arguments, before anything starts. Run in the engine's interpreter.
+"""Asks vLLM what it has and accepts, before anything starts. Run in the engine's interpreter.
 
     python -m workbench.serve.argument_check '{"given": ["--max-num-batched-tokens", "2048"]}'
 
 prints one line of JSON: `error`, empty if they are accepted; `wrong`, the word that it means, if it
-is one; the `options` that vLLM knows; and what it `read`, see `Drafting`.
+is one; the `options` that vLLM knows; the module of its API `server`; and what it `read`, see
+`Drafting`. Importing vLLM takes about 10 s; answers are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from typing import Any
 from workbench.errors import PlanError
 from workbench.hardware.interpreter import Interpreter
 from workbench.params.engine_args import OURS
-from workbench.serve.vllm import Drafting, EngineSettings, instance_argv, instance_env
+from workbench.serve.vllm import (
+    MAY_LACK,
+    PARSERS,
+    SERVERS,
+    Abilities,
+    Drafting,
+    EngineSettings,
+    first_of,
+    instance_argv,
+    instance_env,
+)
 from workbench.topology import Role
 
 _HELP_S = 60.0
@@ -28,12 +39,22 @@ _LONGEST_ERROR = 20
 """Words of vLLM's sentence that are shown."""
 
 
+def abilities(engine: Interpreter) -> Abilities:
+    """What vLLM has; what the tested version has if there is no vLLM or it cannot be asked."""
+    known = engine.versions.get("vllm", "")
+    answer = engine.ask(__name__, "{}") if known else None
+    if not answer:
+        return Abilities()
+    lacks = tuple(option for option in MAY_LACK if option not in answer["options"])
+    return Abilities(version=known, server=answer["server"], lacks=lacks)
+
+
 def check_arguments(settings: EngineSettings, role: Role, *, tp: int = 1) -> Drafting:
     """Refuse arguments that vLLM does not accept. Raises PlanError with vLLM's own sentence.
 
     vLLM parses them and makes the configuration of an instance, as at its start, so contradictions
-    are found too. Returns what it read. Importing vLLM takes about 10 s; the answer is kept.
-    Without vLLM nothing is checked: the start says then what is missing.
+    are found too. Returns what it read. Without vLLM nothing is checked: the start says then what
+    is missing.
     """
     engine, args = settings.interpreter, settings.args_of(role)
     known = engine.versions.get("vllm")
@@ -98,14 +119,16 @@ def _answer(question: dict[str, Any]) -> Any:
     if "program" in question:
         return _options(question["program"])
     os.environ.update(question.get("env", {}))
-    from vllm.entrypoints.launchers import cli_args
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    cli_args = first_of(PARSERS)
     parser = cli_args.make_arg_parser(FlexibleArgumentParser())
     options = sorted(o for o in parser._option_string_actions if o.startswith("--"))
     own = [word for word in question.get("own", ()) if word[:2] != "--" or word in options]
-    given = list(question["given"])
+    given = list(question.get("given", ()))
     answer = {"error": "", "wrong": "", "options": options, "read": {}}
+    answer["server"] = first_of(SERVERS).__spec__.name
 
     class Refused(Exception): ...
 
@@ -119,8 +142,6 @@ def _answer(question: dict[str, Any]) -> Any:
         cli_args.validate_parsed_serve_args(parsed)
         if not own:
             return None
-        from vllm.engine.arg_utils import AsyncEngineArgs
-
         parsed.model = getattr(parsed, "model_tag", None) or parsed.model
         return AsyncEngineArgs.from_cli_args(parsed).create_engine_config()
 

@@ -136,7 +136,7 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform, interpreter.path),
+                program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
                 env=env | connector.env(wiring) | dict(settings.extra_env),
@@ -274,6 +274,14 @@ class Deployment:
                 return (await client.get(self.proxy_url + path)).json()
             except httpx.HTTPError:
                 return None
+
+    @property
+    def stalling_roles(self) -> frozenset[str]:
+        """Roles of processes without which requests wait for a timeout instead of failing."""
+        roles = {"store"} if self.store_url and self.store.stalls_when_dead else set()
+        if self.plan is not None and self.plan.connector.at_once:
+            roles.add("prefill")
+        return frozenset(roles)
 
     def dead(self) -> list[Process]:
         """Processes of this deployment that have exited on their own."""

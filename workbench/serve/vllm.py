@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +30,12 @@ FATAL = ("To serve at least one request with the model's max seq len",)
 FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
 """What a fork of the fork server calls for a CPU instance, and what the fork server loads."""
 
-# The CPU build is a distribution of another name, which the `vllm` command does not find, so the
-# module behind the command is run.
-_MODULE = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
+PARSERS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+"""The modules of API server and option parser; the second name is that before 0.29."""
+MAY_LACK = {"--enable-per-request-metrics": "has no per-request metrics (they came with 0.25)"}
+"""Options that the workbench sets and an older vLLM does not know: what follows for it."""
+
 _COMMAND = ("-m", "vllm.entrypoints.cli.main", "serve")
 
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
@@ -64,6 +69,22 @@ _ROCM = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What the installed vLLM has, as it says itself; by default what the tested version has."""
+
+    version: str = ""
+    server: str = SERVERS[0]
+    """The module of its API server."""
+    lacks: tuple[str, ...] = ()
+    """Options that the workbench sets and this vLLM does not know; they are left out."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """A clause for each: `vLLM 0.24.0 has no per-request metrics (they came with 0.25)`."""
+        return tuple(f"vLLM {self.version} {MAY_LACK[option]}" for option in self.lacks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
     """What speculative decoding of an instance changes; the defaults are those without it."""
 
@@ -84,6 +105,7 @@ class EngineSettings:
     platform: Platform
     python: str = ""
     """Path of the interpreter that runs vLLM; empty for our own."""
+    abilities: Abilities = Abilities()
     dtype: str = ""
     """dtype of weights and KV as vLLM names it; empty for the model's own."""
     context_tokens: int = 24_576
@@ -189,7 +211,7 @@ def instance_argv(
         "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.context_tokens),
         "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
-        "--enable-per-request-metrics",
+        *(option for option in MAY_LACK if option not in settings.abilities.lacks),
     ]  # fmt: skip
     if settings.dtype:
         argv += ["--dtype", settings.dtype]
@@ -228,15 +250,28 @@ def instance_env(
     return env | {"CUDA_VISIBLE_DEVICES": visible}
 
 
-def program(platform: Platform, python: str = sys.executable) -> tuple[str, ...]:
+def program(settings: EngineSettings) -> tuple[str, ...]:
     """The command that starts an instance without the fork server."""
-    return (python, *(_MODULE if platform == "cpu" else _COMMAND))
+    # The CPU build is a distribution of another name, which the `vllm` command does not find, so
+    # the module behind the command is run.
+    module = ("-m", settings.abilities.server) if settings.platform == "cpu" else _COMMAND
+    return (settings.interpreter.path, *module)
+
+
+def first_of(modules: Sequence[str]) -> Any:
+    """The first of these modules that the vLLM of this environment has."""
+    return import_module(next(filter(_has, modules), modules[0]))
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
 
 
 def load() -> None:
     """Import what a CPU instance needs, and make the CPU platform fork, not spawn."""
-    import vllm.entrypoints.launchers.api_server.entry
-    import vllm.entrypoints.serve.utils.api_utils
     import vllm.model_executor.models.llama
     import vllm.v1.attention.backends.cpu_attn
     import vllm.v1.engine.async_llm
@@ -245,6 +280,7 @@ def load() -> None:
     import vllm.v1.worker.cpu_worker  # noqa: F401
     from vllm.platforms.cpu import CpuPlatform
 
+    _server_parts()
     check = CpuPlatform.check_and_update_config.__func__
 
     def check_then_fork(cls: Any, config: Any) -> None:
@@ -256,25 +292,38 @@ def load() -> None:
 
 
 def scan_kernels_once() -> None:
-    """Make vLLM scan loaded modules for kernels once now, which is slow, and not in forks."""
+    """Make vLLM scan loaded modules for kernels once now, which is slow, and not in forks.
+
+    vLLM scans them since 0.31.
+    """
     from vllm.platforms.cpu import CpuPlatform
 
     register()
-    CpuPlatform.register_triton_kernel_overrides()
-    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+    if hasattr(CpuPlatform, "register_triton_kernel_overrides"):
+        CpuPlatform.register_triton_kernel_overrides()
+        CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+
+
+def _server_parts() -> tuple[Any, Any, Any, Any]:
+    """Server, option parser, the parser's class and the set-up of the environment.
+
+    Loading them before a fork finds out whether this vLLM has them where we look.
+    """
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return first_of(SERVERS), first_of(PARSERS), FlexibleArgumentParser, cli_env_setup
 
 
 def serve(arguments: Sequence[str]) -> None:
     """Run an API server with these arguments, in a fork."""
     import uvloop
-    from vllm.entrypoints.launchers import cli_args
-    from vllm.entrypoints.launchers.api_server import entry
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    server, parser, arguments_of, set_up = _server_parts()
     sys.argv = ["vllm", *arguments]
-    cli_env_setup()
-    args = cli_args.make_arg_parser(FlexibleArgumentParser()).parse_args(list(arguments))
-    entry.configure_logging_from_args(args)
-    cli_args.validate_parsed_serve_args(args)
-    uvloop.run(entry.run_server(args))
+    set_up()
+    args = parser.make_arg_parser(arguments_of()).parse_args(list(arguments))
+    if hasattr(server, "configure_logging_from_args"):  # since 0.29
+        server.configure_logging_from_args(args)
+    parser.validate_parsed_serve_args(args)
+    uvloop.run(server.run_server(args))

@@ -13,7 +13,7 @@ from itertools import count
 from math import ceil, isnan
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError, unused
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
@@ -25,6 +25,7 @@ from workbench.experiment.plan.hit_plan import plan_hits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
 from workbench.params.notebooks import (
@@ -81,6 +82,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     tp, topologies, asked = params.tp, params.topologies, connector(params.connector)
     for topology in topologies:
         asked.check(topology)
+    _check_transport(params)
     settings, model, capacity = engine_of(params)
     if params.engine == "simulated" and not asked.simulated:
         raise PlanError(
@@ -136,6 +138,19 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+
+
+def _check_transport(params: PdSweep) -> None:
+    """Refuse RDMA where the connector or this machine has none. Raises PlanError."""
+    if params.mooncake_protocol == "tcp":
+        return
+    if not connector(params.connector).rdma:
+        other = "-p connector mooncake -p mooncake_protocol rdma"
+        setting = f"connector={params.connector}"
+        raise PlanError(unused("mooncake_protocol", params.mooncake_protocol, setting, other))
+    if not machine.rdma_devices():
+        allowed = f"tcp on a machine without RDMA devices ({machine.RDMA_DEVICES} is empty)"
+        raise PlanError(must_be("mooncake_protocol", allowed, params.mooncake_protocol, "tcp"))
 
 
 def _check_stores(made: ExperimentPlan) -> None:

@@ -17,7 +17,7 @@ from workbench.params.engine_args import variables, words
 from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
-from workbench.serve.argument_check import check_arguments
+from workbench.serve.argument_check import abilities, check_arguments
 from workbench.serve.capacity import Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
@@ -40,16 +40,13 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         model=model,
         platform=platform,
         python="" if engine.own else engine.path,
+        abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
         extra_args=words(params.engine_args),
-        role_args={
-            cast(Role, name.removesuffix("_args")): words(text)
-            for name in ROLE_ARGS
-            if (text := getattr(params, name, ""))
-        },
+        role_args=_role_args(params),
         extra_env=variables(params.engine_env),
     )
     if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
@@ -67,6 +64,28 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         free_shm_gb=facts.shm_free_gb,
     )
     return settings, None if on_hub else settings.facts, capacity
+
+
+def check_engine(params: EngineParams) -> None:
+    """Refuse an interpreter without vLLM, and arguments that its vLLM does not accept.
+
+    Raises ParameterError and PlanError. Nothing is started here, so none of it applies to attached
+    and simulated servers.
+    """
+    if params.engine != "vllm":
+        return
+    engine_interpreter(params.engine_python)
+    if params.engine_args or _role_args(params):
+        engine_of(params)
+
+
+def _role_args(params: EngineParams) -> dict[Role, tuple[str, ...]]:
+    """The arguments of each role that has some."""
+    return {
+        cast(Role, name.removesuffix("_args")): words(text)
+        for name in ROLE_ARGS
+        if (text := getattr(params, name, ""))
+    }
 
 
 def engine_interpreter(python: str) -> Interpreter:
@@ -112,8 +131,8 @@ def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
 
 
 def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
-    """What was chosen for this machine: number format and size of the tiny model."""
-    notes = []
+    """What this vLLM lacks, and what was chosen for this machine: number format, layers."""
+    notes = [f"{loss}." for loss in settings.abilities.losses]
     if settings.dtype == "float32" and params.dtype == "auto":
         notes.append(
             "This CPU has no fast bf16 kernels (no AVX-512), so weights and KV use float32 and"

@@ -153,7 +153,8 @@ class Result:
 
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
-        return self._marked(waterfall(self.requests, self.legs))
+        untimed = " and ".join(self.run.engine.lacks)
+        return self._marked(waterfall(self.requests, self.legs, untimed=untimed))
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""

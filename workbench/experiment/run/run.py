@@ -241,6 +241,7 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         kv_bytes_per_token=settings.kv_bytes_per_token if known else None,
         machine_speed=str(plan.speed) if plan.speed else None,
         chosen=" ".join(plan.notes),
+        lacks=settings.abilities.losses,
     )
 
 

@@ -101,6 +101,8 @@ class Connector:
     """The Prometheus series of each field of `metrics.counters.TransferCounters`."""
     transfer_log_s: float = 0.0
     """The period in which vLLM's log counts transfers, where no series does."""
+    rdma: bool = False
+    """It can use RDMA instead of TCP, if the machine has such a device."""
     doubt: str = ""
     """What a result with it must say, whatever was measured."""
     fatal: tuple[str, ...] = ()

@@ -78,6 +78,7 @@ CONNECTOR = Connector(
     env=_env,
     at_once=LegsAtOnce(lookup_path="/query", prefill=_prefill, decode=_decode),
     transfer_log_s=LOG_PERIOD_S,
+    rdma=True,
     doubt=(
         "Mooncake's bootstrap and transfer ports accept connections on all addresses of this"
         " machine; it has no setting for loopback only."

@@ -105,6 +105,7 @@ CONNECTOR = Connector(
     transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
+    rdma=True,
     doubt=(
         "Mooncake's transfer ports accept connections on all addresses of this machine; it has no"
         " setting for loopback only."

@@ -198,6 +198,7 @@ class Trip:
         """
         assert connector.at_once is not None
         transfer_id = uuid4().hex
+        self.record = replace(self.record, at_once=True)
         added = connector.at_once.prefill(transfer_id)
         prefill = asyncio.create_task(self.prefill(body, connector, **added))
         decode = asyncio.create_task(
