@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable
 from itertools import count
 from math import nan
@@ -26,6 +27,7 @@ from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
@@ -156,6 +158,34 @@ PARAMETERS = [
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
+    (
+        SWEEP,
+        {"topology": "5a", "prefill_args": "--seed 3"},
+        "prefill_args='--seed 3' does not",
+        "seed",
+        "-p topology 1p4d",
+    ),
+    (
+        SWEEP,
+        {"topology": "1p1d", "opponents": False, "aggregated_args": "--seed 3"},
+        "aggregated_args='--seed 3' does not",
+        "seed",
+        "-p topology 5a",
+    ),
+    (
+        SWEEP,
+        {"store_args": "-rpc_port 50051"},
+        "store_args must not contain --rpc-port",
+        "50051",
+        "Leave it out",
+    ),
+    (
+        SWEEP,
+        {"decode_args": "--block-size 64"},
+        "decode_args must not contain --block-size",
+        "64",
+        "Put it into engine_args",
+    ),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -219,9 +249,14 @@ PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
 ONE_GPU = Capacity(devices=("0",), instances_per_gpu=2)
 
 
-def needs(topology: str, platform: Any, capacity: Capacity = ONE_GPU, **tp: int) -> None:
-    settings = EngineSettings(model=Path("/none"), platform=platform)
-    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
+def needs(
+    topology: str, platform: Any, capacity: Capacity = ONE_GPU, args: str = "", **tp: int
+) -> None:
+    settings = EngineSettings(
+        model=Path("/none"), platform=platform, extra_args=tuple(args.split())
+    )
+    spans = settings.gpus(TensorParallel(**tp))
+    check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
 def made(name: str, **options: Any) -> Workload:
@@ -238,7 +273,15 @@ class FewWords(Words):
 
 def tier(name: str) -> None:
     """Use that tier on a machine without Redis and Mooncake."""
-    asyncio.run(tiers_of([name], count(1), size_gb=1, folder=Path())[0].check())
+    asyncio.run(
+        tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())[0].check()
+    )
+
+
+def store_arguments(*args: str) -> None:
+    """A store whose help names two options, in the interpreter of these tests."""
+    program = (sys.executable, "-c", "print('--max-workers N, -eviction_ratio R')")
+    check_store_arguments(args, program, interpreter())
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
@@ -260,6 +303,16 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: tier("mooncake"), "store_tiers=mooncake needs the package", "not found", "MOONCAKE=1"),
     (lambda: tier("redis://127.0.0.1:1"), "the Redis server at redis://127.0.0.1:1 does not",
      "Error 111", "LMCACHE_RESP_PASSWORD"),
+    (lambda: needs("1a", "cuda", aggregated=2, args="-pp 2"),
+     "aggregated_tp (2) x pipeline and data parallel size (2) must be at most", "got 4",
+     "--pipeline-parallel-size 1"),
+    (lambda: store_arguments("--max-wrkers", "4"), "store_args must be arguments of the store",
+     "--max-wrkers", "did you mean"),
+    (lambda: store_arguments("--zzz=4"), "store_args must be arguments of the store", "--zzz",
+     "leave it out"),
+    (lambda: plan(check_params(SWEEP, {"topology": "1a", "connector": "none",
+                                       "store_args": "--max-workers 4"})),
+     "store_args='--max-workers 4' does not", "workers", "-p connector lmcache"),
     (lambda: connector("lmcash"), "unknown connector", "'lmcash'", "did you mean 'lmcache'?"),
     (lambda: connector("none").check(PD), "topology=1p4d needs connector=lmcache", "'none'",
      "both roles would prefill"),

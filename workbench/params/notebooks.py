@@ -7,6 +7,7 @@ defaults and help; a test keeps the two equal.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from workbench.params.rules import address_mistakes, body_mistakes, param, share
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
-from workbench.topology import TensorParallel, Topology
+from workbench.topology import ROLES, TensorParallel, Topology
 
 CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
@@ -144,7 +145,7 @@ class PdSweep(LoadParams):
                 yield needs("prefill_urls", "decode_urls", self.decode_urls, example)
         else:
             # A running deployment may have any label; one that is started must be a topology.
-            _ = self.topologies
+            yield from self._role_mistakes()
         yield from LoadParams.mistakes(self)
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
@@ -166,6 +167,20 @@ class PdSweep(LoadParams):
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _role_mistakes(self) -> Iterator[str]:
+        """Arguments for a role that no measured topology has."""
+        roles = {role for topology in self.topologies for role, _ in topology.roles}
+        if self.opponents and "prefill" in roles:
+            roles.add("aggregated")
+        for role in ROLES:
+            name = f"{role}_args"
+            if role not in roles and (text := getattr(self, name)):
+                other = "5a" if role == "aggregated" else "1p4d"
+                example = f"-p topology {other} -p {name} {shlex.quote(text)}"
+                yield unused(
+                    name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
+                )
 
     @property
     def swept(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import httpx
 
 from workbench.control import connect_problem, control_client
-from workbench.errors import DeploymentError, ResetRefusedError
+from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
@@ -27,7 +27,7 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.ports import unused_ports
+from workbench.serve.processes.ports import in_use, unused_ports
 from workbench.serve.processes.startup import ready
 from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
 from workbench.serve.simulated.substitution import simulated_processes
@@ -385,9 +385,16 @@ async def deploy(
             await _start_all(launcher, plan, log_dir, running)
         except BaseException as error:
             await launcher.stop(running)
-            # The system writes "Address", asyncio and uvicorn "address".
-            if attempt < PORT_RACES and "address already in use" in str(error).lower():
+            # The system writes "Address", asyncio and uvicorn "address", Mooncake's master nothing.
+            lost = "address already in use" in str(error).lower()
+            taken = [p for p in plan.processes if p.port and isinstance(error, LaunchError)
+                     and in_use(p.port)]  # fmt: skip
+            if attempt < PORT_RACES and (lost or taken):
                 continue
+            if taken and not lost:
+                raise LaunchError(
+                    f"{error}; another program took port {taken[0].port} of {taken[0].name}"
+                ) from error
             raise
         break
     try:

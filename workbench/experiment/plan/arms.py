@@ -6,8 +6,10 @@ the first plan on a CPU measures the machine, once.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from math import ceil, isnan
 from typing import Literal
 
@@ -35,6 +37,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
+from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
@@ -131,6 +134,10 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 tier_gb=params.tier_gb,
             )
         )
+    if params.store_args and not any(arm.kv_connector and arm.kv_connector.store for arm in arms):
+        example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
+        given = shlex.quote(params.store_args), f"connector={params.connector}"
+        raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
     return replace(made, doubts=asked.left_out)
@@ -150,7 +157,7 @@ def _check_transport(params: PdSweep, asked: Chosen) -> None:
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store that cannot hold one prompt. Raises PlanError."""
+    """Refuse a KV store that cannot hold one prompt or take its arguments. Raises PlanError."""
     longest = max(request.prompt_tokens for request in made.workload.sample.requests)
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
@@ -158,6 +165,10 @@ def _check_stores(made: ExperimentPlan) -> None:
             raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
         if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
+        if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, arm.settings.interpreter)
 
 
 def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
