@@ -23,7 +23,7 @@ class PassCounters:
     arm: str
     round: int
     pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    """`cold`, `engine-warm`, `cross-instance`, `store-warm` or `offload-warm`."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
     stores_late: bool = False

@@ -54,7 +54,7 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     doubts: list[str] = []
     refused = ""
     engines_empty = store_empty = False
-    if wanted.state in ("cold", "store-warm", "disk-warm"):
+    if wanted.state in ("cold", "store-warm", "offload-warm", "disk-warm"):
         if not await _store_is_quiet(deployment):
             doubts.append(f"The KV store was still writing when a {wanted.name} pass began.")
         try:

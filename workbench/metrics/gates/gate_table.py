@@ -129,6 +129,7 @@ GATES: Mapping[str, GateRow] = {
     "engine-warm was engine-warm": _state("engine-warm"),
     "cross-instance was cross-instance": _state("cross-instance"),
     "store-warm was store-warm": _state("store-warm"),
+    "offload-warm was offload-warm": _state("offload-warm"),
     "disk-warm was disk-warm": GateRow(
         shown="disk-warm state was reached",
         failed_name="disk-warm state was not reached",
