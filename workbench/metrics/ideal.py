@@ -141,11 +141,14 @@ class IdealCaches:
       `get_num_new_matched_tokens`);
     - a store of whole blocks (Mooncake's) loads none that holds the last token, as the instance's
       own cache (MooncakeStoreConnector, vLLM 0.32.0; tests/engine/test_mooncake.py);
+    - vLLM's offloading loads whole blocks, of a prompt of whole blocks also the last token
+      (OffloadingConnectorScheduler, `_lookup_complete_chunks`; tests/engine/test_offload.py);
     - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
     `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines without a prefix
     cache; with `loads_blocks` the store's chunks are whole blocks and loaded as such; with `pulls`
-    decode instances fetch whole prompts from their prefill instance (NIXL).
+    decode instances fetch whole prompts from their prefill instance (NIXL); with `private` each
+    instance has a store of its own.
     """
 
     def __init__(
@@ -156,10 +159,11 @@ class IdealCaches:
         prefix_caching: bool = True,
         pulls: bool = False,
         loads_blocks: bool = False,
+        private: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens
         self._prefix_caching, self._pulls = prefix_caching, pulls
-        self._loads_blocks = loads_blocks
+        self._loads_blocks, self._private = loads_blocks, private
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
         self._stored_by: dict[str, _Held] = {}
@@ -216,17 +220,18 @@ class IdealCaches:
         length = len(asked.prompt)
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
-        if self._loads_blocks:
+        if self._loads_blocks and not self._private:
             chunks = chunks[: (length - 1) // self._chunk]
         engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
         fetched = self._pulls and not first
         if fetched:
             stored, stored_later = length, length
         else:
-            stored, stored_later = self._store.tokens(chunks, call.asked_s)
+            store = self._stored_alone(call.instance) if self._private else self._store
+            stored, stored_later = store.tokens(chunks, call.asked_s)
         alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
-        last = length if fetched else length - 1
+        last = length if fetched or self._private else length - 1
         offered, offered_later, offered_alone = (
             min(tokens, last) for tokens in (stored, stored_later, alone)
         )

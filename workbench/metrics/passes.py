@@ -26,6 +26,8 @@ class PassCounters:
     """`cold`, `engine-warm`, `cross-instance`, `store-warm` or `offload-warm`."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    private: bool = False
+    """Each instance has one of its own: host memory below its KV space."""
     stores_late: bool = False
     """Engines may respond before the store has all blocks of a prompt."""
     counts_lookups: bool = True

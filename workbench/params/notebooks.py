@@ -20,7 +20,7 @@ from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.topology import TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store", "offload")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
@@ -92,7 +92,9 @@ class PdSweep(LoadParams):
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
-    store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    store_gb: float = param(
+        1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
+    )
     base_url: str = param(
         "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )

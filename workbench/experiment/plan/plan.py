@@ -34,9 +34,7 @@ from workbench.topology import TensorParallel, Topology
 if TYPE_CHECKING:
     import pandas as pd
 
-State = Literal[
-    "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm"
-]
+State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
