@@ -12,6 +12,7 @@ from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import (
     RateRow,
     RunFacts,
+    TierRow,
     TokenRow,
     from_plain,
     read_facts,
@@ -122,8 +123,21 @@ class Result:
 
     @property
     def token_sources(self) -> pd.DataFrame:
-        """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
-        return self._marked(tables.frame_of(TokenRow, self.run.token_sources))
+        """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit, and of the
+        last, where the store has tiers, what each of them served."""
+        import pandas as pd
+
+        rows = tables.frame_of(TokenRow, self.run.token_sources)
+        tiers = pd.DataFrame(rows.pop("loaded").to_list(), index=rows.index)
+        return self._marked(rows.join(tiers))
+
+    @property
+    def store_tiers(self) -> pd.DataFrame:
+        """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
+        rows = tables.frame_of(TierRow, self.run.store_tiers)
+        shown = {"loads": "loads", "sent": "chunks sent", "written": "written", "held": "held"}
+        table = rows.drop(columns="problem").rename(columns=shown)
+        return self._showing(table.assign(round=table["round"] + 1), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:

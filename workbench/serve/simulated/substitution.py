@@ -44,6 +44,8 @@ def simulated_processes(
         if spec.role == "store":
             store_port = spec.port
             args = (connector.name, *_store_args(spec, store_gb))
+        elif spec.role == "tier":
+            continue  # tiers are not simulated, and refused before
         else:
             wiring = Wiring(
                 role=spec.role, cpu=True, store_port=store_port,
