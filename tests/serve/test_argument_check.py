@@ -1,15 +1,17 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.environments import environment
 from workbench.errors import PlanError
-from workbench.hardware.interpreter import Interpreter
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import words
 from workbench.serve import argument_check
-from workbench.serve.argument_check import check_arguments
+from workbench.serve.argument_check import abilities, check_arguments
 from workbench.serve.tiny_model import tiny_model
-from workbench.serve.vllm import Drafting, EngineSettings
+from workbench.serve.vllm import Abilities, Drafting, EngineSettings, instance_argv, program
 
 
 def of(text, **roles):
@@ -118,3 +120,65 @@ def test_the_real_engines_words():
     assert said["error"].startswith("method: Input should be 'ngram'") and said["wrong"] == "ngrams"
     read = answer("--spec-method ngram --spec-tokens 3")["read"]
     assert read == {"tokens": 3, "drops_block": False, "kv_elements": 0}
+
+
+PARSER = """
+def make_arg_parser(parser):
+    print("a line of a library")
+    for name in {options}:
+        parser.add_argument(name)
+    return parser
+def validate_parsed_serve_args(args): pass
+"""
+NEWER, OLDER = (
+    ("entrypoints/launchers/cli_args", "entrypoints/launchers/api_server/entry"),
+    ("entrypoints/openai/cli_args", "entrypoints/openai/api_server"),
+)
+"""Where the modules of parser and API server are, since 0.29 and before."""
+TIMINGS = "--enable-per-request-metrics"
+
+Made = Callable[..., Interpreter]
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Makes another environment with a vLLM of these modules, whose parser knows these options."""
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+
+    def made(places: tuple[str, str], *options: str, version: str = "0.27.0") -> Interpreter:
+        python = environment(tmp_path / "env", vllm=version)
+        (home,) = (tmp_path / "env").glob("lib/python*/site-packages/vllm")
+        parser = PARSER.format(options=("--model", *options))
+        uses = "from argparse import ArgumentParser as FlexibleArgumentParser"
+        sources = dict(zip(places, (parser, ""), strict=True)) | {"utils/argparse_utils": uses}
+        for name, source in sources.items():
+            file = home / f"{name}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source)
+        return interpreter(str(python))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "server", "losses"),
+    [
+        (NEWER, [TIMINGS], "vllm.entrypoints.launchers.api_server.entry", ()),
+        (OLDER, [TIMINGS], "vllm.entrypoints.openai.api_server", ()),
+        (OLDER, [], "vllm.entrypoints.openai.api_server",
+         ("vLLM 0.24.0 has no per-request metrics (they came with 0.25)",)),
+    ],
+)  # fmt: skip
+def test_an_older_vllm_says_what_it_has(vllm, places, options, server, losses):
+    has = abilities(vllm(places, *options, version="0.24.0"))
+    assert (has.version, has.server, has.losses) == ("0.24.0", server, losses)
+    settings = EngineSettings(model=Path("/m"), platform="cpu", abilities=has)
+    line = instance_argv(settings, role="decode", port=8100, tp=1)
+    assert (TIMINGS in line) is not bool(losses)
+    assert program(settings)[-1] == server
+
+
+def test_a_vllm_that_cannot_be_asked_is_taken_for_the_tested_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    python = environment(tmp_path / "env", vllm="0.22.1")  # without a parser, as if gguf is missing
+    assert abilities(interpreter(str(python))) == Abilities()

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from workbench.errors import PlanError
@@ -33,6 +35,7 @@ from workbench.serve.vllm import (
 )
 from workbench.topology import Role
 
+_HELP_S = 60.0
 _LONGEST_ERROR = 20
 """Words of vLLM's sentence that are shown."""
 
@@ -91,18 +94,41 @@ def _with_way_out(answer: dict[str, Any], args: Sequence[str]) -> str:
     return f"{said}; {change} (example: -p engine_args '--max-num-seqs 64')"
 
 
-def _answer(question: dict[str, Any]) -> dict[str, Any]:
+def check_store_arguments(args: Sequence[str], program: Sequence[str], engine: Interpreter) -> None:
+    """Refuse arguments that the help of a store's server does not name. Raises PlanError."""
+    known = engine.ask(__name__, json.dumps({"program": program})) or []
+    for flag in (word.partition("=")[0] for word in args if word.startswith("-")):
+        name = flag.lstrip("-").replace("_", "-")
+        if known and not any(option.startswith(name.removeprefix("no")) for option in known):
+            near = get_close_matches(name, known, n=1)
+            dashes, joint = ("--", "-") if "-m" in program else ("-", "_")
+            way = f"did you mean {dashes + near[0].replace('-', joint)!r}?" if near else ""
+            raise PlanError(
+                f"store_args must be arguments of the store's server, got {flag}; "
+                + (way or "leave it out (example: -p store_args '--max-workers 4')")
+            )
+
+
+def _options(program: Sequence[str]) -> list[str]:
+    """The options that a program's help names, without their dashes."""
+    told = subprocess.run([*program, "--help"], capture_output=True, text=True, timeout=_HELP_S)
+    named = re.findall(r"(?:^|[\s,\[])--?([a-z][\w-]+)", told.stdout + told.stderr)
+    return sorted({name.replace("_", "-") for name in named})
+
+
+def _answer(question: dict[str, Any]) -> Any:
+    if "program" in question:
+        return _options(question["program"])
     os.environ.update(question.get("env", {}))
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_args = first_of(PARSERS)
+    cli_args = import_module(first_of(PARSERS))
     parser = cli_args.make_arg_parser(FlexibleArgumentParser())
     options = sorted(o for o in parser._option_string_actions if o.startswith("--"))
     own = [word for word in question.get("own", ()) if word[:2] != "--" or word in options]
     given = list(question.get("given", ()))
     answer = {"error": "", "wrong": "", "options": options, "read": {}}
-    answer["server"] = first_of(SERVERS).__spec__.name
+    answer["server"] = first_of(SERVERS)
 
     class Refused(Exception): ...
 
@@ -116,6 +142,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         cli_args.validate_parsed_serve_args(parsed)
         if not own:
             return None
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
         parsed.model = getattr(parsed, "model_tag", None) or parsed.model
         return AsyncEngineArgs.from_cli_args(parsed).create_engine_config()
 
