@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from workbench.metrics.counters import (
+    DraftCounters,
     EngineCounters,
     StoreCounters,
     TokenSources,
@@ -189,6 +190,15 @@ def test_nixl_says_what_it_moved():
     assert seen == TransferCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
     alone = TransferCounters.of([decode], TRANSFERS)
     assert alone is not None and isnan(alone.expired)
+
+
+def test_draft_tokens_are_those_of_all_instances():
+    name = "vllm:spec_decode_num_{}_total"
+    drafted = page({name.format("draft_tokens"): 644.0, name.format("accepted_tokens"): 5.0})
+    idle = page({name.format("draft_tokens"): 0.0, name.format("accepted_tokens"): 0.0})
+    assert DraftCounters.of([drafted, idle, page({})]) == DraftCounters(proposed=644, accepted=5)
+    assert DraftCounters.of([idle]) is None
+    assert DraftCounters.of([page({})]) is None
 
 
 def test_engines_without_nixl_say_nothing_of_it():

@@ -151,6 +151,13 @@ def test_a_first_byte_without_a_token_is_not_the_end_of_ttft():
     assert 1000 * one(later, SPLIT)["stream_s"] == pytest.approx(100.2)
 
 
+def test_a_vllm_without_timings_is_named_instead_of_an_option_to_start_it_with():
+    untimed = replace(REQUEST, engine_metrics=""), replace(SPLIT, prefill_engine_metrics="")
+    why = "vLLM 0.24.0 has no per-request metrics (they came with 0.25)"
+    found = waterfall(*frames(*untimed), untimed=why)
+    assert doubts(found) == [f"1 of 1 requests have no complete waterfall, because {why}."]
+
+
 @pytest.mark.parametrize(
     ("request_", "legs", "known", "note"),
     [

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import fsum, isnan, nan
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,12 @@ _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
 _NOT_SERVED = ("abort", "error")
+SERIES = (
+    _SOURCE, _PROMPT, _FINISHED, _PREEMPTED, _RUNNING, _WAITING, _KV_USAGE[0],
+    *(f"{cache}_{kind}_total" for cache in (_OWN_CACHE[0], _EXTERNAL_CACHE)
+      for kind in ("queries", "hits")),
+)  # fmt: skip
+"""What is read of vLLM, apart from the series of connectors, by today's names."""
 
 _PERIOD = re.compile(rb"KV Transfer metrics: (.*)")
 _LOGGED = re.compile(rb"(?:Num|Avg) ([\w /]+?)(?: \(\w+\))?=([\d.]+)")
@@ -195,6 +201,25 @@ class TransferCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounters:
+    """Speculative decoding of a deployment's instances."""
+
+    proposed: float
+    """Draft tokens."""
+    accepted: float
+
+    @classmethod
+    def of(cls, instances: Iterable[Counters]) -> Self | None:
+        """All instances together; None if none has proposed a draft."""
+        seen = list(instances)
+        proposed, accepted = (
+            fsum(value for c in seen if not isnan(value := c.sum(f"vllm:spec_decode_num_{name}")))
+            for name in ("draft_tokens_total", "accepted_tokens_total")
+        )
+        return cls(proposed=proposed, accepted=accepted) if proposed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCounters:
     """What the KV store did.
 
@@ -202,44 +227,61 @@ class StoreCounters:
     has others. Hits are added at every lookup, so lookups without them are NaN.
     """
 
-    requested_tokens: float
+    requested_tokens: float = nan
     """Tokens that engines looked up: all whole chunks of a prompt, including those they hold."""
     hit_tokens: float
     hit_l1_tokens: float
     """Of those, in memory."""
-    hit_l2_tokens: float
+    hit_l2_tokens: float = 0.0
     """Of those, in the tier below, e.g. a disk."""
     written_chunks: float
     read_chunks: float
-    evicted_chunks: float
+    evicted_chunks: float = nan
     dropped_chunks: float = 0.0
     """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
-    disk_sent_chunks: float = 0.0
-    """Chunks sent to the tier below, and the number written there."""
-    disk_chunks: float = 0.0
+    tier_sent_chunks: float = 0.0
+    """Chunks that it began to write to tiers below its memory, and how many it says it wrote."""
+    tier_chunks: float = 0.0
+    tier_sent_tasks: float = 0.0
+    """The same in tasks; LMCache counts failed tasks as done."""
+    tier_done_tasks: float = 0.0
+    tier_loaded_chunks: float = 0.0
+    """Chunks that it read back from tiers below."""
 
     @classmethod
-    def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:
+    def of(
+        cls,
+        counters: Counters,
+        names: Mapping[str, str],
+        *,
+        block_tokens: int = 1,
+        block_bytes: float = nan,
+    ) -> Self:
         """From the store's series for each field.
 
-        `block_tokens` converts to tokens where the store counts KV blocks.
+        `block_tokens` converts to tokens where the store counts KV blocks, and `block_bytes` to
+        blocks where it counts bytes.
         """
         if counters.doubts:  # restarted or not read: missing counters are not zero
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
-        exporter = "_".join(names["requested_tokens"].split("_")[:2])
+        exporter = "_".join(names["written_chunks"].split("_")[:2])
         if not any(name.startswith(exporter) for name in present):
             unborn = set()
-        elif names["requested_tokens"] in present:
+        elif names.get("requested_tokens") in present:
             unborn -= {names["hit_tokens"]}
         found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
-        return cls(
-            **{
-                key: value * block_tokens if key.endswith("_tokens") else value
-                for key, value in found.items()
-            }
-        )
+        for key, name in names.items():
+            if name.endswith("_bytes_total"):
+                found[key] /= block_bytes
+            if key.endswith("_tokens"):
+                found[key] *= block_tokens
+        return cls(**found)
+
+    def __add__(self, other: StoreCounters) -> StoreCounters:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return StoreCounters(**sums)
 
 
 def _sources(counters: Counters) -> TokenSources:

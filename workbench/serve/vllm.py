@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
+from runpy import run_module
 from typing import Any, Literal
 
 from workbench.hardware.interpreter import Interpreter, interpreter
@@ -30,8 +32,9 @@ FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
 """What a fork of the fork server calls for a CPU instance, and what the fork server loads."""
 
 SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
-PARSERS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
-"""The modules of API server and option parser; the second name is that before 0.29."""
+"""The module of the API server; the second name is that before 0.29."""
+PARSERS = tuple(f"vllm.entrypoints.{room}.cli_args" for room in ("common", "launchers", "openai"))
+"""The module of its option parser: since 0.33, since 0.29, before."""
 MAY_LACK = {"--enable-per-request-metrics": "has no per-request metrics (they came with 0.25)"}
 """Options that the workbench sets and an older vLLM does not know: what follows for it."""
 
@@ -84,6 +87,19 @@ class Abilities:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """What speculative decoding of an instance changes; the defaults are those without it."""
+
+    tokens: int = 0
+    """Draft tokens of a step, all of which may be accepted."""
+    drops_block: bool = False
+    """A prefix hit is a block shorter: drafts need the hidden states of the last block (EAGLE,
+    MTP)."""
+    kv_elements: int = 0
+    """KV elements of a token in the draft model's own layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What all instances of a deployment have in common."""
 
@@ -109,6 +125,16 @@ class EngineSettings:
     """More of them, for the instances of one role."""
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """More environment variables of every instance."""
+    drafting: Mapping[Role, Drafting] = field(default_factory=dict)
+    """Speculative decoding by role, as vLLM reads it from these arguments."""
+
+    def without_arguments(self) -> EngineSettings:
+        """The same without arguments that were passed on."""
+        return replace(self, extra_args=(), role_args={})
+
+    def drafts(self, role: Role) -> Drafting:
+        """Speculative decoding of instances of this role."""
+        return self.drafting.get(role, Drafting())
 
     def args_of(self, role: Role) -> tuple[str, ...]:
         """All arguments that were passed on for instances of this role."""
@@ -140,6 +166,15 @@ class EngineSettings:
     def facts(self) -> ModelFacts:
         """Sizes of a local model in its dtypes. Raises PlanError if it cannot be read."""
         return model_facts(self.model).run_as(self.dtype, self.kv_dtype)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV of one token in all layers, a draft model's too; NaN for a model on a hub."""
+        if not self.local:
+            return nan
+        shape = self.facts.kv_shape
+        drafted = max((drafts.kv_elements for drafts in self.drafting.values()), default=0)
+        return shape.bytes_per_token + drafted * shape.element_bytes
 
     @property
     def weights_gb(self) -> float:
@@ -225,9 +260,9 @@ def program(settings: EngineSettings) -> tuple[str, ...]:
     return (settings.interpreter.path, *module)
 
 
-def first_of(modules: Sequence[str]) -> Any:
+def first_of(modules: Sequence[str]) -> str:
     """The first of these modules that the vLLM of this environment has."""
-    return import_module(next(filter(_has, modules), modules[0]))
+    return next(filter(_has, modules), modules[0])
 
 
 def _has(module: str) -> bool:
@@ -247,7 +282,8 @@ def load() -> None:
     import vllm.v1.worker.cpu_worker  # noqa: F401
     from vllm.platforms.cpu import CpuPlatform
 
-    _server_parts()
+    for modules in (SERVERS, PARSERS):
+        import_module(first_of(modules))
     check = CpuPlatform.check_and_update_config.__func__
 
     def check_then_fork(cls: Any, config: Any) -> None:
@@ -271,26 +307,7 @@ def scan_kernels_once() -> None:
         CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
-def _server_parts() -> tuple[Any, Any, Any, Any]:
-    """Server, option parser, the parser's class and the set-up of the environment.
-
-    Loading them before a fork finds out whether this vLLM has them where we look.
-    """
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    return first_of(SERVERS), first_of(PARSERS), FlexibleArgumentParser, cli_env_setup
-
-
 def serve(arguments: Sequence[str]) -> None:
-    """Run an API server with these arguments, in a fork."""
-    import uvloop
-
-    server, parser, arguments_of, set_up = _server_parts()
+    """Run an API server with these arguments, in a fork, as the command does."""
     sys.argv = ["vllm", *arguments]
-    set_up()
-    args = parser.make_arg_parser(arguments_of()).parse_args(list(arguments))
-    if hasattr(server, "configure_logging_from_args"):  # since 0.29
-        server.configure_logging_from_args(args)
-    parser.validate_parsed_serve_args(args)
-    uvloop.run(server.run_server(args))
+    run_module(first_of(SERVERS), run_name="__main__", alter_sys=True)

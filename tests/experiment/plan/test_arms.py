@@ -5,6 +5,7 @@ import pytest
 from workbench.errors import ParameterError, PlanError
 from workbench.hardware import machine
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
+from workbench.serve.vllm import Drafting
 from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
@@ -284,6 +285,11 @@ def test_the_opponent_of_a_store_has_the_same_store(sweep):
     assert arms == ["1p1d mooncake-store", "2a", "2a mooncake-store"]
 
 
+def accepts(settings, role, *, tp):
+    """What vLLM reads, without asking it: drafts for decode instances."""
+    return Drafting(tokens=3, kv_elements=64) if role == "decode" else Drafting()
+
+
 def test_the_opponents_of_a_connector_without_a_store_are_those_of_nixl(sweep):
     arms = [arm.label for arm in sweep(topology="1p2d", connector="mooncake").arms]
     assert arms == ["1p2d mooncake", "3a", "3a lmcache"]
@@ -314,7 +320,7 @@ def test_rdma_takes_a_device_and_a_connector_for_it(sweep, monkeypatch, tmp_path
 
 
 def test_arguments_and_variables_reach_the_processes_of_their_role(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     plan = sweep(
         topology="1p1d",
         engine_args="--seed 7",
@@ -332,15 +338,16 @@ def test_arguments_and_variables_reach_the_processes_of_their_role(sweep, monkey
 
 
 def test_an_fp8_kv_cache_halves_the_bytes_of_a_token(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     usual, fp8 = (
         sweep(dtype="bfloat16", engine_args=args) for args in ("", "--kv-cache-dtype fp8_e5m2")
     )
-    assert fp8.kv_bytes_per_token == usual.kv_bytes_per_token / 2
+    # A draft model's layers hold KV too; without arguments vLLM is not asked for drafts.
+    assert fp8.kv_bytes_per_token == (usual.kv_bytes_per_token - 2 * 64) / 2 + 64
     assert fp8.run_id != usual.run_id
 
 
 def test_an_instance_on_a_cpu_is_one_process(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     with pytest.raises(PlanError, match="engine_args must leave pipeline and data parallel size"):
         sweep(engine_args="-pp 2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -48,12 +49,14 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         role_args=_role_args(params),
         extra_env=variables(params.engine_env),
     )
-    check_engine(params)
     if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
         raise PlanError(
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
             " instance is one process; add instances instead (example: topology 2p4d)"
         )
+    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
+    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
+    settings = replace(settings, drafting=drafting)
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
@@ -71,12 +74,9 @@ def check_engine(params: EngineParams) -> None:
     """
     if params.engine != "vllm":
         return
-    engine, for_all, of_role = (
-        engine_interpreter(params.engine_python), words(params.engine_args), _role_args(params),
-    )  # fmt: skip
-    for role in ROLES:
-        names = " and ".join(["engine_args", f"{role}_args"][: 1 + (role in of_role)])
-        check_arguments(names, (*for_all, *of_role.get(role, ())), engine)
+    engine_interpreter(params.engine_python)
+    if params.engine_args or _role_args(params):
+        engine_of(params)
 
 
 def _role_args(params: EngineParams) -> dict[Role, tuple[str, ...]]:
