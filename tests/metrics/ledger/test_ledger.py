@@ -274,8 +274,8 @@ def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
 
 
 def test_sizes_that_a_log_rounds_are_whole_blocks():
-    """Three transfers of 0.75 MB each, logged as 0.751."""
-    rounded = {"bytes_moved": 3 * 0.751 * 2**20, "rounding_bytes": 3 * 1024.0}
+    """Three transfers of 0.75 MB each, logged with an error of 0.0004 MB."""
+    rounded = {"bytes_moved": 3 * 0.7504 * 2**20, "rounding_bytes": 3 * 524.0}
     p = replace(MOVED, transfers=replace(MOVED.transfers, **rounded))
     assert {a.name: a.unexplained for a in accounts([p])}["moved"] == 0
     missing = replace(MOVED.transfers, **rounded | {"bytes_moved": 3 * 0.7 * 2**20})
