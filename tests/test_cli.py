@@ -327,3 +327,11 @@ def test_an_index_lists_a_folder_of_runs(tmp_path, capsys):
     assert cli.main(["index", "--output-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
     assert (tmp_path / "index.html").is_file()
+
+
+def test_a_value_may_begin_with_a_dash(executed, tmp_path):
+    """One word after `-p NAME`, which argparse would take for an option."""
+    assert run(tmp_path, "-p", "engine_args", "--enable-chunked-prefill", "-p", "rounds", "5") == 0
+    (_, parameters), *_ = executed
+    assert parameters["engine_args"] == "--enable-chunked-prefill"
+    assert parameters["rounds"] == 5

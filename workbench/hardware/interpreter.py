@@ -92,7 +92,8 @@ class Interpreter:
     def ask(self, module: str, *words: str) -> Any:
         """The JSON that `python -m module words` prints last; None if it prints none.
 
-        The answer is kept until the interpreter, an engine package or the module changes.
+        The answer is kept until the interpreter, an engine package or the module changes. One with
+        an `error` is not kept: what caused it may be mended.
         """
         file = find_spec(module)
         source = Path(file.origin).read_bytes() if file and file.origin else b""
@@ -106,7 +107,8 @@ class Interpreter:
                 answer = json.loads(text)
             except ValueError:
                 return None
-            _write(kept, text)
+            if not (isinstance(answer, dict) and answer.get("error")):
+                _write(kept, text)
             return answer
         return json.loads(kept.read_text("utf-8"))
 

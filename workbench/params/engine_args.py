@@ -40,7 +40,9 @@ STORE_OURS = {
     "--l1-size-gb": "store_gb",
     **dict.fromkeys(("--host", "--port", "--http-host", "--http-port", "--shm-name"), ""),
     **dict.fromkeys(("--l2-adapter", "--chunk-size", "--supported-transfer-mode"), ""),
+    **dict.fromkeys(("--rpc-address", "--rpc-port", "--metrics-host", "--metrics-port"), ""),
 }
+"""The same of the servers of KV stores: LMCache's, and Mooncake's master."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -120,5 +122,7 @@ def variable_mistakes(name: str, text: str) -> Iterator[str]:
 
 
 def _plain(flag: str) -> str:
-    """vLLM takes underscores for dashes."""
+    """vLLM takes underscores for dashes, and Mooncake's master one dash for two."""
+    if not flag.startswith("--") and "_" in flag:
+        flag = f"-{flag}"
     return flag.replace("_", "-") if flag.startswith("--") else flag

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -34,6 +35,7 @@ from workbench.serve.vllm import (
 )
 from workbench.topology import Role
 
+_HELP_S = 60.0
 _LONGEST_ERROR = 20
 """Words of vLLM's sentence that are shown."""
 
@@ -92,7 +94,31 @@ def _with_way_out(answer: dict[str, Any], args: Sequence[str]) -> str:
     return f"{said}; {change} (example: -p engine_args '--max-num-seqs 64')"
 
 
-def _answer(question: dict[str, Any]) -> dict[str, Any]:
+def check_store_arguments(args: Sequence[str], program: Sequence[str], engine: Interpreter) -> None:
+    """Refuse arguments that the help of a store's server does not name. Raises PlanError."""
+    known = engine.ask(__name__, json.dumps({"program": program})) or []
+    for flag in (word.partition("=")[0] for word in args if word.startswith("-")):
+        name = flag.lstrip("-").replace("_", "-")
+        if known and not any(option.startswith(name.removeprefix("no")) for option in known):
+            near = get_close_matches(name, known, n=1)
+            dashes, joint = ("--", "-") if "-m" in program else ("-", "_")
+            way = f"did you mean {dashes + near[0].replace('-', joint)!r}?" if near else ""
+            raise PlanError(
+                f"store_args must be arguments of the store's server, got {flag}; "
+                + (way or "leave it out (example: -p store_args '--max-workers 4')")
+            )
+
+
+def _options(program: Sequence[str]) -> list[str]:
+    """The options that a program's help names, without their dashes."""
+    told = subprocess.run([*program, "--help"], capture_output=True, text=True, timeout=_HELP_S)
+    named = re.findall(r"(?:^|[\s,\[])--?([a-z][\w-]+)", told.stdout + told.stderr)
+    return sorted({name.replace("_", "-") for name in named})
+
+
+def _answer(question: dict[str, Any]) -> Any:
+    if "program" in question:
+        return _options(question["program"])
     os.environ.update(question.get("env", {}))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -26,14 +26,16 @@ from tests.serve.proxy.test_proxy import (
     prefilled,
     streamed,
 )
+from workbench.serve.proxy import legs as proxy_legs
 from workbench.serve.proxy.proxy import create_app
 
 
 class Mooncake(Bench):
     """A prefill and a decode instance, and a bootstrap server that names `engines`."""
 
-    engines: dict[str, Any] = {"0": {"engine_id": "engine-1", "worker_addr": {}}}
-    asked = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.engines: dict[str, Any] = {"0": {"engine_id": "engine-1", "worker_addr": {}}}
 
     async def legs(self, prefill: Handler, decode: Handler) -> tuple[Any, Instance, Instance]:
         (p,), (d,) = await self.instances(1, prefill), await self.instances(1, decode)
@@ -54,7 +56,6 @@ class Mooncake(Bench):
         return client
 
     async def _query(self, _request: web.Request) -> web.Response:
-        self.asked += 1
         return web.json_response(self.engines)
 
 
@@ -106,12 +107,14 @@ async def test_both_legs_run_at_once_with_one_transfer_id(bench: Mooncake) -> No
     assert leg["decode_done_s"] is not None
 
 
-async def test_the_engine_of_a_restarted_instance_is_found_with_the_next_request(
-    bench: Mooncake,
+async def test_a_restarted_instance_is_another_engine(
+    bench: Mooncake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(proxy_legs, "LOOKUP_PERIOD_S", 0.01)
     client, _, decode = await bench.legs(prefilled, streamed)
     for engine in ("engine-1", "engine-2"):
         bench.engines = {"0": {"engine_id": engine, "worker_addr": {}}}
+        await asyncio.sleep(0.2)
         await (await client.post(COMPLETIONS, json=ASKED)).read()
     params = [body["kv_transfer_params"] for body in decode.bodies]
     assert [each["remote_engine_id"] for each in params] == ["engine-1", "engine-2"]
@@ -141,6 +144,18 @@ async def test_a_prefill_that_fails_ends_the_decode_that_waits_for_it(
     await asyncio.wait_for(decode.cancelled.wait(), timeout=5)
     (leg,) = await legs_of(client)
     assert leg["error"] == error["message"]
+
+
+async def test_an_engine_is_forgotten_when_its_bootstrap_server_is_gone(
+    bench: Mooncake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_legs, "LOOKUP_PERIOD_S", 0.01)
+    client, _, decode = await bench.legs(hanging, streamed)
+    await bench.bootstrap.close()
+    await asyncio.sleep(0.2)
+    answer = await client.post(COMPLETIONS, json=ASKED)
+    assert answer.status == 502 and decode.bodies == []
+    assert "did not respond: Connection refused" in (await answer.json())["error"]["message"]
 
 
 async def test_a_dead_prefill_instance_is_named_at_once(bench: Mooncake) -> None:

@@ -97,11 +97,14 @@ def _caches(
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
         yield cache_gates.kv_moved(passes)
     states = {p.name for arm in plan.arms for p in arm.passes}
-    for state in ("engine-warm", "cross-instance", "store-warm"):
+    for state in ("engine-warm", "cross-instance", "store-warm", "offload-warm"):
         if state in states:
             yield cache_gates.in_state(state, passes)
-    if "disk-warm" in states:
-        yield cache_gates.disk_warm(passes)
+    for state in ("disk-warm", "remote-warm"):
+        if state in states:
+            yield cache_gates.tier_warm(state, passes)
+    if any(arm.tiers for arm in plan.arms):
+        yield cache_gates.tiers_kept(passes)
 
 
 def _responses(

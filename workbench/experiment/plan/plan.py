@@ -34,7 +34,10 @@ from workbench.topology import TensorParallel, Topology
 if TYPE_CHECKING:
     import pandas as pd
 
-State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
+State = Literal[
+    "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm",
+    "remote-warm",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +88,14 @@ class Arm:
     """How long decode may wait for the KV of a prompt, where both legs are sent at once."""
     chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
-    disk: bool = False
-    """The store has a second tier on the disk."""
+    tiers: tuple[str, ...] = ()
+    """Where its store keeps chunks below its memory, as in `store_tiers`."""
+    tier_gb: float = 1.0
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
     def deployment(
-        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: Path = Path("disk")
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
@@ -107,7 +111,9 @@ class Arm:
             capacity=self.capacity,
             store_gb=self.store_gb,
             chunk_tokens=self.chunk_tokens,
-            disk_folder=disk_folder if self.disk else "",
+            store_tiers=self.tiers,
+            tier_gb=self.tier_gb,
+            disk_folder=disk_folder,
             shm_name=shm_name,
             store_args=self.store_args,
             mooncake_protocol=self.mooncake_protocol,

@@ -16,7 +16,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.greedy_ties import ask_where_answers_part
-from workbench.experiment.run.isolation import make_state, read_counters, warm_up
+from workbench.experiment.run.isolation import make_state, read_counters, store_is_quiet, warm_up
 from workbench.experiment.run.launch_counts import LaunchCounts
 from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.experiment.run.progress import Progress
@@ -173,6 +173,8 @@ class _Launched:
         proxy_before = await deployment.proxy_stats()
         columns = {**self.columns, "pass": measured.name}
         load, rows, others_share = await self._drive(measured, workload, columns)
+        if deployment.tiers:  # what was sent to them is compared with what they hold
+            await store_is_quiet(deployment)
         after = await read_counters(deployment)
         log.measuring_s += load.ended_s - load.started_s
         legs = await deployment.legs()

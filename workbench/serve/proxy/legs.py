@@ -31,6 +31,8 @@ _KEEPALIVE_S = 4.0
 """Below the 5 s after which vLLM's HTTP server (uvicorn) closes idle connections."""
 _CONNECT_S = 10.0
 """For a host that drops packets; a closed port is refused at once."""
+LOOKUP_PERIOD_S = 0.25
+"""No engine is restarted within it, so what was looked up is never that of an earlier one."""
 _MESSAGE_CHARS = 2000
 _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -122,6 +124,32 @@ class Upstream:
         return await self._fresh.request(method, url, data=data, headers=headers)
 
 
+class Engines:
+    """Which engine runs behind each side port, looked up so often that no request waits for it."""
+
+    def __init__(self, upstream: Upstream, legs: LegsAtOnce) -> None:
+        self._upstream, self._legs = upstream, legs
+        self._known: dict[str, dict[str, Any]] = {}
+
+    async def at(self, side_url: str) -> dict[str, Any]:
+        """What the last lookup returned, or a new one. Raises LegFailed, or ValueError."""
+        return self._known.get(side_url) or await self._look_up(side_url)
+
+    async def watch(self, side_url: str) -> None:
+        """Look up again and again, and forget the engine when it is gone."""
+        while True:
+            try:
+                self._known[side_url] = await self._look_up(side_url)
+            except (LegFailed, ValueError):
+                self._known.pop(side_url, None)
+            await asyncio.sleep(LOOKUP_PERIOD_S)
+
+    async def _look_up(self, side_url: str) -> dict[str, Any]:
+        path = self._legs.lookup_path
+        async with self._upstream.answer("prefill", side_url, path, {}, None) as response:
+            return json_object(await response.read())
+
+
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
@@ -189,24 +217,33 @@ class Trip:
         self.record = replace(self.record, error=f"{leg} cancelled: {why}")
 
     async def at_once(
-        self, body: Mapping[str, Any], connector: Connector, side_url: str, *, lost: bool = False
+        self,
+        body: Mapping[str, Any],
+        connector: Connector,
+        engines: Engines,
+        side_url: str,
+        *,
+        lost: bool = False,
     ) -> web.StreamResponse:
         """Run both legs together; the client gets the decode leg.
 
         The leg that fails first ends the other. A prefill leg that fails after the first byte of
         decode is only recorded. With `lost` decode is not told where the KV is.
         """
-        assert connector.at_once is not None
+        legs = connector.at_once
+        assert legs is not None
+        if lost:
+            legs = replace(legs, decode=lambda *_: {})
         transfer_id = uuid4().hex
         self.record = replace(self.record, at_once=True)
-        added = connector.at_once.prefill(transfer_id)
+        added = legs.prefill(transfer_id)
         prefill = asyncio.create_task(self.prefill(body, connector, **added))
         decode = asyncio.create_task(
-            self._decode_at_once(body, connector.at_once, transfer_id, side_url, lost=lost)
+            self._decode_at_once(body, legs, transfer_id, engines, side_url)
         )
-        legs = {prefill, decode}
+        both = {prefill, decode}
         try:
-            done, _ = await asyncio.wait(legs, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             answering = self.record.decode_first_byte_s > 0
             if prefill in done and not answering and (failure := prefill.exception()):
                 raise failure
@@ -216,31 +253,25 @@ class Trip:
                 self.failed(failure)
             return out
         finally:
-            for leg in legs:
+            for leg in both:
                 leg.cancel()
-            await asyncio.wait(legs)
+            await asyncio.wait(both)
 
     async def _decode_at_once(
         self,
         body: Mapping[str, Any],
         legs: LegsAtOnce,
         transfer_id: str,
-        side_url: str,
-        *,
-        lost: bool,
+        engines: Engines,
+        url: str,
     ) -> web.StreamResponse:
-        """Find out which engine prefills, which a restart changes, and run the decode leg."""
-        instance = self.record.prefill_instance
         try:
-            async with self._upstream.answer(
-                "prefill", side_url, legs.lookup_path, {}, None
-            ) as response:
-                engines = json_object(await response.read())
-            added = legs.decode(transfer_id, side_url, engines)
+            added = legs.decode(transfer_id, url, await engines.at(url))
         except (LegFailed, ValueError) as error:
-            what = str(error).removeprefix(f"prefill instance {side_url} ")
-            raise LegFailed("prefill", instance, f"(bootstrap server {side_url}) {what}") from error
-        return await self.decode(orjson.dumps(body if lost else {**body, **added}), held=True)
+            instance = self.record.prefill_instance
+            what = str(error).removeprefix(f"prefill instance {url} ")
+            raise LegFailed("prefill", instance, f"(bootstrap server {url}) {what}") from error
+        return await self.decode(orjson.dumps({**body, **added}), held=True)
 
     async def prefill(
         self, body: Mapping[str, Any], connector: Connector, **added: Any

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from asyncio import create_task
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -33,7 +34,7 @@ from aiohttp import web
 from workbench.errors import ParameterError, must_be, needs
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
-from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
+from workbench.serve.proxy.legs import Engines, LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy routes round robin."""
@@ -163,7 +164,8 @@ class _Proxy:
     """State of one proxy process: its routes, connections and recorded legs."""
 
     upstream: Upstream
-    """Created by `connections`, inside the event loop."""
+    engines: Engines
+    """Both are created by `connections`, inside the event loop."""
 
     def __init__(self, moves: Connector, routes: Routes, fault: str) -> None:
         self.moves, self.routes, self.fault = moves, routes, fault
@@ -175,7 +177,13 @@ class _Proxy:
 
     async def connections(self, _app: web.Application) -> AsyncIterator[None]:
         self.upstream = Upstream()
+        watching = []
+        if legs := self.moves.at_once:
+            self.engines = Engines(self.upstream, legs)
+            watching = [create_task(self.engines.watch(url)) for url in self.routes.bootstrap]
         yield
+        for task in watching:
+            task.cancel()
         await self.upstream.close()
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -203,7 +211,7 @@ class _Proxy:
         try:
             if prefill and self.moves.at_once:
                 side_url = self.routes.bootstrap[turn % len(self.routes.prefill)]
-                return await trip.at_once(asked, self.moves, side_url, lost=lost)
+                return await trip.at_once(asked, self.moves, self.engines, side_url, lost=lost)
             added = await trip.prefill(asked, self.moves) if prefill else {}
             if added and not lost:
                 body = orjson.dumps(asked | added)
