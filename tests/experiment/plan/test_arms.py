@@ -298,8 +298,8 @@ def test_each_tier_below_the_stores_memory_adds_its_state(sweep, tiers, below):
 def test_a_tier_that_is_too_small_is_refused_or_a_doubt(sweep):
     tiers = {"connector": "lmcache", "store_tiers": ["memory", "redis"]}
     assert not [doubt for doubt in sweep(**tiers).doubts if "tier" in doubt]
-    (doubt,) = [doubt for doubt in sweep(**tiers, tier_gb=0.05).doubts if "tier" in doubt]
-    assert "a tier of the store holds 0.05 GB, so it will evict" in doubt
+    (doubt,) = [doubt for doubt in sweep(**tiers, tier_gb=0.03).doubts if "tier" in doubt]
+    assert "a tier of the store holds 0.03 GB, so it will evict" in doubt
     with pytest.raises(PlanError, match=r"tier_gb must hold at least one prompt: .* got 0.01 "):
         sweep(**tiers, tier_gb=0.01)
 
