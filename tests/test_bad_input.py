@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable
 from itertools import count
 from math import nan
@@ -17,6 +18,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
+from workbench.hardware.interpreter import interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -25,6 +27,7 @@ from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
@@ -50,6 +53,7 @@ PARAMETERS = [
     (SWEEP, {"topology": 5}, "topology must be like 1p4d", "'5'", "topology 1p4d"),
     (SWEEP, {"topology": None}, "topology must be a", "None", "topology 1p4d"),
     (SWEEP, {"connector": "lmcash"}, "connector must be one of none, lmcache", "'lmcash'", ""),
+    (SWEEP, {"mooncake_protocol": "ib"}, "mooncake_protocol must be one of tcp, rdma", "'ib'", ""),
     (SWEEP, {"engine": "sglang"}, "engine must be one of vllm, attach", "'sglang'", "engine vllm"),
     (SWEEP, {"prompt_tokens": 5}, "prompt_tokens must be at least 32, or 0", "5", ""),
     (SWEEP, {"prompt_tokens": "5k"}, "prompt_tokens must be an integer", "'5k'", "22660"),
@@ -154,6 +158,34 @@ PARAMETERS = [
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
+    (
+        SWEEP,
+        {"topology": "5a", "prefill_args": "--seed 3"},
+        "prefill_args='--seed 3' does not",
+        "seed",
+        "-p topology 1p4d",
+    ),
+    (
+        SWEEP,
+        {"topology": "1p1d", "opponents": False, "aggregated_args": "--seed 3"},
+        "aggregated_args='--seed 3' does not",
+        "seed",
+        "-p topology 5a",
+    ),
+    (
+        SWEEP,
+        {"store_args": "-rpc_port 50051"},
+        "store_args must not contain --rpc-port",
+        "50051",
+        "Leave it out",
+    ),
+    (
+        SWEEP,
+        {"decode_args": "--block-size 64"},
+        "decode_args must not contain --block-size",
+        "64",
+        "Put it into engine_args",
+    ),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -217,9 +249,14 @@ PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
 ONE_GPU = Capacity(devices=("0",), instances_per_gpu=2)
 
 
-def needs(topology: str, platform: Any, capacity: Capacity = ONE_GPU, **tp: int) -> None:
-    settings = EngineSettings(model=Path("/none"), platform=platform)
-    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
+def needs(
+    topology: str, platform: Any, capacity: Capacity = ONE_GPU, args: str = "", **tp: int
+) -> None:
+    settings = EngineSettings(
+        model=Path("/none"), platform=platform, extra_args=tuple(args.split())
+    )
+    spans = settings.gpus(TensorParallel(**tp))
+    check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
 def made(name: str, **options: Any) -> Workload:
@@ -236,7 +273,15 @@ class FewWords(Words):
 
 def tier(name: str) -> None:
     """Use that tier on a machine without Redis and Mooncake."""
-    asyncio.run(tiers_of([name], count(1), size_gb=1, folder=Path())[0].check())
+    asyncio.run(
+        tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())[0].check()
+    )
+
+
+def store_arguments(*args: str) -> None:
+    """A store whose help names two options, in the interpreter of these tests."""
+    program = (sys.executable, "-c", "print('--max-workers N, -eviction_ratio R')")
+    check_store_arguments(args, program, interpreter())
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
@@ -258,6 +303,16 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: tier("mooncake"), "store_tiers=mooncake needs the package", "not found", "MOONCAKE=1"),
     (lambda: tier("redis://127.0.0.1:1"), "the Redis server at redis://127.0.0.1:1 does not",
      "Error 111", "LMCACHE_RESP_PASSWORD"),
+    (lambda: needs("1a", "cuda", aggregated=2, args="-pp 2"),
+     "aggregated_tp (2) x pipeline and data parallel size (2) must be at most", "got 4",
+     "--pipeline-parallel-size 1"),
+    (lambda: store_arguments("--max-wrkers", "4"), "store_args must be arguments of the store",
+     "--max-wrkers", "did you mean"),
+    (lambda: store_arguments("--zzz=4"), "store_args must be arguments of the store", "--zzz",
+     "leave it out"),
+    (lambda: plan(check_params(SWEEP, {"topology": "1a", "connector": "none",
+                                       "store_args": "--max-workers 4"})),
+     "store_args='--max-workers 4' does not", "workers", "-p connector lmcache"),
     (lambda: connector("lmcash"), "unknown connector", "'lmcash'", "did you mean 'lmcache'?"),
     (lambda: connector("none").check(PD), "topology=1p4d needs connector=lmcache", "'none'",
      "both roles would prefill"),
@@ -272,6 +327,21 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "[]", "http://127.0.0.1:8200"),
     (lambda: create_app(mode="none", decode=["h:8100"]), "each entry of",
      "'h:8100'", "--decode http://127.0.0.1:8200"),
+    # interpreters of other environments
+    (lambda: interpreter("/nowhere/python"), "engine_python must be the path of a Python",
+     "'/nowhere/python'", "/bin/python"),
+    (lambda: interpreter("/etc/passwd"), "engine_python must be an interpreter that can be exec",
+     "'/etc/passwd'", ""),
+    (lambda: interpreter("/bin/ls"), "engine_python must be the path of a Python", "'/bin/ls'", ""),
+    (lambda: check_params(SWEEP, {"engine": "simulated", "engine_python": "/opt/vllm/bin/python"}),
+     "engine_python=/opt/vllm/bin/python does not apply", "/opt/vllm/bin/python", "engine vllm"),
+    (lambda: create_app(mode="mooncake", prefill=["http://p"], decode=["http://d"]),
+     "--bootstrap must be 1 URLs with mode mooncake", "[]", "--bootstrap http://127.0.0.1:8998"),
+    (lambda: plan(check_params(SWEEP, {"mooncake_protocol": "rdma"})),
+     "mooncake_protocol=rdma does not apply to connector=lmcache", "rdma",
+     "-p connector mooncake -p mooncake_protocol rdma"),
+    (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
+     "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import DraftCounters, StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
@@ -63,6 +63,8 @@ class PassCounters:
     """A cache state such as `store-warm`, or the name of a pass in that state."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    private: bool = False
+    """Each instance has one of its own: host memory below its KV space."""
     stores_late: bool = False
     """Engines may respond before the store has all blocks of a prompt."""
     counts_lookups: bool = True
@@ -83,12 +85,14 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
+    transfers: TransferCounters | None = None
+    """KV that decode instances pulled, and failures on either side; None where nobody counts."""
+    drafts: DraftCounters | None = None
+    """Speculative decoding of all instances; None without it."""
     tiers: tuple[TierCounts, ...] = ()
     """Tiers of the store below its memory."""
     chunk_objects: int = 1
     """Objects that the store keeps for a chunk, one for each rank; 0 if roles differ."""
-    nixl: NixlCounters | None = None
-    """KV that decode instances pulled, and failures on either side; None without NIXL."""
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)

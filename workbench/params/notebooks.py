@@ -7,6 +7,7 @@ defaults and help; a test keeps the two equal.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -19,10 +20,12 @@ from workbench.params.rules import address_mistakes, body_mistakes, param, share
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
-from workbench.topology import TensorParallel, Topology
+from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
+ALL_CONNECTORS = "all"
+"""A sweep over every connector that this machine has and that serves the topology."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
@@ -38,8 +41,8 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV transfer: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
-        choices=CONNECTORS,
+        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
@@ -87,13 +90,20 @@ class PdSweep(LoadParams):
     store_args: str = param(
         "", "additional arguments of the KV store's server", example="--max-workers 4", words=True
     )
+    mooncake_protocol: str = param(
+        "tcp",
+        "transport of connectors mooncake and mooncake-store: tcp or rdma",
+        choices=("tcp", "rdma"),
+    )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
     aggregated_tp: int = param(
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
-    store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    store_gb: float = param(
+        1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
+    )
     store_tiers: list[str] = param(
         ["memory"],
         "LMCache's tiers: memory, disk, redis, mooncake (docs/engine.md)",
@@ -137,7 +147,7 @@ class PdSweep(LoadParams):
                 yield needs("prefill_urls", "decode_urls", self.decode_urls, example)
         else:
             # A running deployment may have any label; one that is started must be a topology.
-            _ = self.topologies
+            yield from self._role_mistakes()
         yield from LoadParams.mistakes(self)
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
@@ -159,6 +169,20 @@ class PdSweep(LoadParams):
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _role_mistakes(self) -> Iterator[str]:
+        """Arguments for a role that no measured topology has."""
+        roles = {role for topology in self.topologies for role, _ in topology.roles}
+        if self.opponents and "prefill" in roles:
+            roles.add("aggregated")
+        for role in ROLES:
+            name = f"{role}_args"
+            if role not in roles and (text := getattr(self, name)):
+                other = "5a" if role == "aggregated" else "1p4d"
+                example = f"-p topology {other} -p {name} {shlex.quote(text)}"
+                yield unused(
+                    name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
+                )
 
     @property
     def swept(self) -> bool:
@@ -346,6 +370,11 @@ class EnvironmentCheck:
 
     platform: str = param(
         "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+    )
+    engine_python: str = param(
+        "",
+        "Python interpreter of another environment that has vLLM (empty: this one)",
+        example="/opt/vllm/bin/python",
     )
     smoke: bool = param(True, "start a real 1p1d deployment and send a few requests")
     output_dir: str = param("outputs", "folder for results, relative to the repository root")

@@ -20,6 +20,7 @@ FAULTS = (
     "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
     "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
     "stalled_instance", "hash_seed_mismatch", "store_dead",
+    "store_dead_at_start", "late_store", "leased_blocks",
 )  # fmt: skip
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
 
@@ -39,6 +40,11 @@ class EngineParams:
     )
     platform: str = param(
         "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
+    )
+    engine_python: str = param(
+        "",
+        "Python interpreter of another environment that has vLLM (empty: this one)",
+        example="/opt/vllm/bin/python",
     )
     model: str = param(
         "",
@@ -104,7 +110,7 @@ class EngineParams:
             name: getattr(self, name, "") for name in ("engine_args", *ROLE_ARGS)
         }
         others = {"fault": "simulated", "model": "vllm", "dtype": "vllm", "tokenizer": "attach"}
-        others |= dict.fromkeys((*arguments, "engine_env"), "vllm")
+        others |= dict.fromkeys((*arguments, "engine_env", "engine_python"), "vllm")
         for name, other in others.items():
             value = getattr(self, name, "")  # not every notebook has each
             accepted = ("vllm", "attach") if name == "model" else (other,)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import httpx
 
 from workbench.control import connect_problem, control_client
-from workbench.errors import DeploymentError, ResetRefusedError
+from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
@@ -27,7 +27,7 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.ports import unused_ports
+from workbench.serve.processes.ports import in_use, unused_ports
 from workbench.serve.processes.startup import ready
 from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
 from workbench.serve.simulated.substitution import simulated_processes
@@ -39,6 +39,9 @@ PORT_RACES = 3
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
 """A GPU start loads large weights and captures graphs."""
 RESET_TIMEOUT_S = 20.0
+TRANSFER_TIMEOUT_S = 240
+"""Of a prompt's KV, where decode waits for it and the speed of prefill is unknown. vLLM waits for
+480 s by default, and 60 s longer if prefill is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,39 +92,49 @@ def plan_deployment(
     disk_folder: Path = Path("disk"),
     shm_name: str = "workbench",
     store_args: Sequence[str] = (),
+    mooncake_protocol: str = "tcp",
+    transfer_timeout_s: int = TRANSFER_TIMEOUT_S,
 ) -> DeploymentPlan:
     """The processes of one deployment: tiers of the store, store, instances by role, proxy.
 
-    `ports` are free ones, used in order. The store has `store_gb` of memory, and each of
-    `store_tiers` below it has `tier_gb`, but for a disk (in `disk_folder`). Raises PlanError if
-    connector, topology and machine do not fit together.
+    `ports` are free ones, used in order. The store (or that of each instance) has `store_gb` of
+    memory, and each of `store_tiers` below it has `tier_gb`, but for a disk (in `disk_folder`).
+    Raises PlanError if connector, topology and machine do not fit together.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
     spans = settings.gpus(tp)
     check_capacity(topology, spans, capacity, settings)
     free = iter(ports)
-    cpu = not settings.on_gpu
+    cpu, interpreter = not settings.on_gpu, settings.interpreter
     processes: list[ProcessSpec] = []
     store_port = 0
     tiers: tuple[Tier, ...] = ()
-    if connector.store:
-        if connector.store.tier_loads:
-            tiers = tiers_of(store_tiers, free, size_gb=tier_gb, folder=disk_folder)
-        first, *others = connector.store.processes(
-            free, shm_name=shm_name, memory_gb=store_gb, chunk_tokens=chunk_tokens,
-            tiers=tiers, cpu=cpu,
+    store = connector.store
+    if store and store.processes:
+        if store.tier_loads:
+            tiers = tiers_of(
+                store_tiers, free, interpreter=interpreter, size_gb=tier_gb, folder=disk_folder
+            )
+        first, *others = store.processes(
+            free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
+            chunk_tokens=chunk_tokens, tiers=tiers, cpu=cpu,
         )  # fmt: skip
         processes += (server for tier in tiers for server in tier.processes)
         processes += (replace(first, args=(*first.args, *store_args)), *others)
         store_port = first.port
+    side_urls: list[str] = []
     devices = iter([()] * topology.instances if cpu else hand_out(topology, spans, capacity))
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(
             role=role, cpu=cpu, store_port=store_port, side_port=side_port,
-            store_gb=store_gb / topology.instances,
+            store_gb=store_gb if store and store.private else store_gb / topology.instances,
+            mooncake_protocol=mooncake_protocol,
+            transfer_timeout_s=transfer_timeout_s,
         )  # fmt: skip
+        if connector.at_once and role == "prefill":
+            side_urls.append(f"http://127.0.0.1:{side_port}")
         args = vllm.instance_argv(
             settings,
             role=role,
@@ -134,18 +147,19 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform),
+                program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | dict(settings.extra_env) | connector.env(wiring),
+                env=env | connector.env(wiring) | dict(settings.extra_env),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
             )
         )
+    processes = [replace(p, env=p.env | interpreter.env(p.env)) for p in processes]
     if topology.instances > 1:
-        processes.append(_proxy(topology, connector, processes, port=next(free)))
+        processes.append(_proxy(topology, connector, processes, side_urls, port=next(free)))
     if settings.platform == "simulated":
         processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
@@ -159,12 +173,19 @@ def plan_deployment(
 
 
 def _proxy(
-    topology: Topology, connector: Connector, others: Sequence[ProcessSpec], *, port: int
+    topology: Topology,
+    connector: Connector,
+    others: Sequence[ProcessSpec],
+    side_urls: Sequence[str],
+    *,
+    port: int,
 ) -> ProcessSpec:
     legs: list[str] = []
     for process in others:
         if process.role not in ("tier", "store"):
             legs += ["--prefill" if process.role == "prefill" else "--decode", process.url]
+    for url in side_urls:
+        legs += ["--bootstrap", url]
     mode = connector.name if topology.disaggregated else "none"
     return ProcessSpec(
         name="proxy",
@@ -213,20 +234,32 @@ class Deployment:
         """Headers for requests to `url` and the instances; the store gets no key."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    @property
+    def store_urls(self) -> dict[str, str]:
+        """Whose /metrics count what the store does: the store, or each instance; empty without."""
+        if self.store.private:
+            return {instance.name: instance.url for instance in self.instances}
+        return {"store": self.store_url} if self.store_url else {}
+
     async def reset_engines(self) -> bool:
         """Empty the prefix cache of every instance; False if an instance has no such endpoint.
 
         An engine refuses while blocks are in use (a pending NIXL transfer), so this retries.
         Raises ResetRefusedError if it still refuses after 20 s.
         """
+        return await self._reset_each("/reset_prefix_cache")
+
+    async def _reset_each(self, path: str) -> bool:
         if not self.instances:
             return False
         async with control_client(headers=self.headers) as client:
-            done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
+            done = await asyncio.gather(*(_reset(client, i, path) for i in self.instances))
         return all(done)
 
     async def reset_store(self) -> bool:
-        """Empty the KV store; False if there is none."""
+        """Empty the KV store, or that of each instance; False if there is none."""
+        if self.store.private:
+            return await self._reset_each(self.store.clear_path)
         if not self.store_url:
             return False
         asked = self.store_url if self.store.cleared_by == "store" else self.instances[0].url
@@ -284,16 +317,24 @@ class Deployment:
             except httpx.HTTPError:
                 return None
 
+    @property
+    def stalling_roles(self) -> frozenset[str]:
+        """Roles of processes without which requests wait for a timeout instead of failing."""
+        roles = {"store"} if self.store_url and self.store.stalls_when_dead else set()
+        if self.plan is not None and self.plan.connector.at_once:
+            roles.add("prefill")
+        return frozenset(roles)
+
     def dead(self) -> list[Process]:
         """Processes of this deployment that have exited on their own."""
         return [process for process in self.processes if not process.alive]
 
 
-async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
+async def _reset(client: httpx.AsyncClient, instance: Instance, path: str) -> bool:
     ends_s = time.monotonic() + RESET_TIMEOUT_S
     while True:
         try:
-            answer = await client.post(f"{instance.url}/reset_prefix_cache")
+            answer = await client.post(instance.url + path)
         except httpx.HTTPError as error:
             why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(
@@ -329,10 +370,12 @@ def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) 
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
-    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed]
+    interpreter = settings.interpreter
+    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed(interpreter)]
     # OpenMP reads the environment once, so the fork server needs that of its instances.
-    env = vllm.instance_env("cpu", offline=settings.local)
-    return LocalLauncher(log_dir, loads=(*connectors, vllm.LOAD), env=env)
+    env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
+    loads = (*connectors, vllm.LOAD)
+    return LocalLauncher(log_dir, loads=loads, python=interpreter.path, env=env)
 
 
 @asynccontextmanager
@@ -356,9 +399,16 @@ async def deploy(
             await _start_all(launcher, plan, log_dir, running)
         except BaseException as error:
             await launcher.stop(running)
-            # The system writes "Address", asyncio and uvicorn "address".
-            if attempt < PORT_RACES and "address already in use" in str(error).lower():
+            # The system writes "Address", asyncio and uvicorn "address", Mooncake's master nothing.
+            lost = "address already in use" in str(error).lower()
+            taken = [p for p in plan.processes if p.port and isinstance(error, LaunchError)
+                     and in_use(p.port)]  # fmt: skip
+            if attempt < PORT_RACES and (lost or taken):
                 continue
+            if taken and not lost:
+                raise LaunchError(
+                    f"{error}; another program took port {taken[0].port} of {taken[0].name}"
+                ) from error
             raise
         break
     try:

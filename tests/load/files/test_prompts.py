@@ -72,7 +72,7 @@ def test_what_is_not_used_is_a_doubt_of_the_workload(file):
     [
         (
             {"prompt": "a " * 2_000},
-            "line 2: 2,017 prompt tokens .* exceed context_tokens .1,000.\. Shorten",
+            r"line 2: 2,017 prompt tokens .* exceed context_tokens .1,000.\. Shorten",
         ),
         (
             {"prompt": "a", "max_tokens": 999},

@@ -14,6 +14,7 @@ from workbench.claims.registry.claim import Bound
 from workbench.claims.verdict.decision import MIN_RUNS, Interval
 from workbench.claims.verdict.verdict import Measurement
 from workbench.experiment.run.time_limit import TimeLimit
+from workbench.hardware.interpreter import Interpreter, interpreter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,8 @@ class Setting:
     """For all recipes."""
     allotted_s: float = 0.0
     """For this recipe; one that can take longer fills it with larger cells."""
+    engine: Interpreter = field(default_factory=interpreter)
+    """What runs vLLM, transformers and torch."""
     dtype: str = "bfloat16"
     """Number format of weights and KV of timed engines, the same on all sides."""
     requests_share: float = 1.0
@@ -124,6 +127,8 @@ class Recipe:
     """Its expected duration; with `allotted_s` 0, the shortest."""
     run: Callable[[Setting], Awaitable[Outcome]]
     """Raises a WorkbenchError if nothing could be measured."""
+    needs: str = ""
+    """The package that the engine's interpreter must have."""
     most_s: Callable[[Setting], float] | None = None
     """Its longest duration, if it can take longer."""
     fewer: tuple[float, ...] = ()

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
-from workbench.experiment.findings.doubts import limits_of, round_doubts, sample_doubts
+from workbench.experiment.findings.doubts import (
+    draft_doubts,
+    limits_of,
+    round_doubts,
+    sample_doubts,
+)
 from workbench.experiment.findings.headline import finding, headline
 from workbench.experiment.findings.rate_findings import (
     answers,
@@ -120,6 +125,7 @@ def conclude(
             *facts.doubts,
             *round_doubts(plan),
             *sample_doubts(requests),
+            *draft_doubts(plan, passes),
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(

@@ -213,6 +213,8 @@ class EngineFacts:
     machine_speed: str | None = None
     chosen: str = ""
     """What was chosen for this machine."""
+    lacks: tuple[str, ...] = ()
+    """What this version of vLLM does not have, e.g. per-request metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

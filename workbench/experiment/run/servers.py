@@ -13,15 +13,15 @@ from workbench.errors import DeploymentError
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
+from workbench.serve.connector_check import check_connector
 from workbench.serve.connectors.tiers import Tier
 from workbench.serve.processes.launcher import Launcher
 
 
 def check_installed(arm: Arm) -> None:
-    """Refuse an arm whose connector is not installed. Raises LaunchError."""
-    simulated = arm.settings is not None and arm.settings.platform == "simulated"
-    if arm.kv_connector is not None and not simulated:
-        arm.kv_connector.check_installed()
+    """Refuse an arm whose vLLM or connector cannot start. Raises LaunchError or PlanError."""
+    if arm.kv_connector and arm.settings and arm.settings.platform != "simulated":
+        check_connector(arm.kv_connector, arm.settings.interpreter)
 
 
 async def check_tiers(arm: Arm) -> None:

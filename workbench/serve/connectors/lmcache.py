@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.connectors.tiers import PLUGINS, Tier
 from workbench.serve.processes.launcher import ProcessSpec
@@ -17,7 +18,7 @@ from workbench.serve.processes.launcher import ProcessSpec
 CHUNK_TOKENS = 256
 """LMCache's default; the end of a prompt below one chunk is never stored."""
 
-_PROGRAM = (sys.executable, "-m", "lmcache.cli.main", "server")
+_PROGRAM = ("-m", "lmcache.cli.main", "server")
 _ENV = {"LMCACHE_TRACK_USAGE": "false"}
 
 
@@ -38,6 +39,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 def _server(
     ports: Iterator[int],
     *,
+    interpreter: Interpreter,
     shm_name: str,
     memory_gb: float,
     chunk_tokens: int = CHUNK_TOKENS,
@@ -60,7 +62,7 @@ def _server(
     server = ProcessSpec(
         name="store",
         role="store",
-        program=_PROGRAM,
+        program=(interpreter.path, *_PROGRAM),
         args=tuple(args),
         forks=f"{__name__}:serve" if cpu else "",
         env=_ENV | {name: text for tier in tiers for name, text in tier.env.items()},
@@ -88,6 +90,7 @@ STORE = Store(
     processes=_server,
     tier_loads="lmcache_mp_l2_load_completed_requests_total",
     clear_path="/cache/clear",
+    held="lmcache_mp_l1_memory_usage_bytes",
     instance_start_s=0.4,
     counters={
         "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",

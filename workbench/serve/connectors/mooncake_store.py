@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
@@ -21,20 +21,16 @@ _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
 
-def _program() -> str:
-    """The program inside the package: its command line tool would be one process more."""
-    package = find_spec("mooncake")
-    where = package.submodule_search_locations if package else None
-    return str(Path(where[0]) / "mooncake_master") if where else "mooncake_master"
+def master(ports: Iterator[int], interpreter: Interpreter) -> ProcessSpec:
+    """The master. It must be ready first: an instance that finds none waits for 90 s.
 
-
-def master(ports: Iterator[int]) -> ProcessSpec:
-    """The master. It must be ready first: an instance that finds none waits for 90 s."""
+    The program is inside the package: its command line tool would be one process more.
+    """
     port, http_port = next(ports), next(ports)
     return ProcessSpec(
         name="store",
         role="store",
-        program=(_program(),),
+        program=(str(Path(interpreter.find("mooncake")) / "mooncake_master"),),
         args=(
             *("-rpc_address", "127.0.0.1", "-rpc_port", str(port)),
             *("-metrics_host", "127.0.0.1", "-metrics_port", str(http_port)),
@@ -53,7 +49,7 @@ def _config(wiring: Wiring) -> dict[str, str]:
         "master_server_address": f"127.0.0.1:{wiring.store_port}",
         "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
         "local_buffer_size": _LOCAL_BUFFER,
-        "protocol": "tcp",
+        "protocol": wiring.mooncake_protocol,
         "device_name": "",
     }
     return {"MOONCAKE_CONFIG_PATH": json.dumps(config)}
@@ -79,9 +75,10 @@ def _patch_cpu() -> None:
 
 
 STORE = Store(
-    processes=lambda ports, **_: (master(ports),),
+    processes=lambda ports, *, interpreter, **_: (master(ports, interpreter),),
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
+    held="master_key_count",
     keeps_blocks=True,
     stores_late=True,
     counts_lookups=False,
@@ -106,12 +103,12 @@ CONNECTOR = Connector(
     transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
+    rdma=True,
     doubt=(
         "Mooncake's transfer ports accept connections on all addresses of this machine; it has no"
         " setting for loopback only."
     ),
     patch_cpu=_patch_cpu,
-    simulated=False,
     packages={"mooncake": "0.3.13.post1"},
     modules=("mooncake",),
     fatal=("Initialize MooncakeDistributedStore failed",),

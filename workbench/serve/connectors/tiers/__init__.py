@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from workbench.hardware.interpreter import Interpreter
 from workbench.params.store_tiers import tier_kind
 from workbench.serve.connectors.tiers.disk import disk_tier
 from workbench.serve.connectors.tiers.mooncake import PLUGINS, mooncake_tier
@@ -19,7 +20,12 @@ __all__ = ["PLUGINS", "Held", "Tier", "tiers_of"]
 
 
 def tiers_of(
-    names: Sequence[str], ports: Iterator[int], *, size_gb: float, folder: Path
+    names: Sequence[str],
+    ports: Iterator[int],
+    *,
+    interpreter: Interpreter,
+    size_gb: float,
+    folder: Path,
 ) -> tuple[Tier, ...]:
     """The tiers of `store_tiers` without `memory`, in order; each has `size_gb`, but for a disk."""
 
@@ -30,6 +36,6 @@ def tiers_of(
             case "redis":
                 return redis_tier(name, ports, size_gb)
             case _:
-                return mooncake_tier(ports, size_gb)
+                return mooncake_tier(ports, interpreter, size_gb)
 
     return tuple(map(tier, names))

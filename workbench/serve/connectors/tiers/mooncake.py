@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import httpx
 
 from workbench.control import control_client
 from workbench.errors import DeploymentError, LaunchError
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors import mooncake_store
 from workbench.serve.connectors.tiers.tier import Held, Tier
 
@@ -38,11 +37,13 @@ _EMPTY_MOONCAKE_TIMEOUT_S = 30.0
 class MooncakeTier(Tier):
     """A Mooncake store: a master that is started here, and memory that LMCache's server lends."""
 
+    interpreter: Interpreter
+    """Where the package is."""
     master: str
     metrics_url: str
 
     async def check(self) -> None:
-        if find_spec("mooncake") is None:
+        if not self.interpreter.find("mooncake"):
             raise LaunchError(
                 "store_tiers=mooncake needs the package mooncake, not found. Run make setup"
                 " MOONCAKE=1 (docs/engine.md), or use another tier (example: -p store_tiers"
@@ -62,7 +63,7 @@ class MooncakeTier(Tier):
 
     async def empty(self) -> None:
         run = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _EMPTY_MOONCAKE, self.master,
+            self.interpreter.path, "-c", _EMPTY_MOONCAKE, self.master,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -78,9 +79,9 @@ class MooncakeTier(Tier):
             )
 
 
-def mooncake_tier(ports: Iterator[int], size_gb: float) -> Tier:
+def mooncake_tier(ports: Iterator[int], interpreter: Interpreter, size_gb: float) -> Tier:
     """A master on free ports, and `size_gb` of the memory of LMCache's server."""
-    master = replace(mooncake_store.master(ports), name="mooncake", role="tier")
+    master = replace(mooncake_store.master(ports, interpreter), name="mooncake", role="tier")
     address = f"127.0.0.1:{master.port}"
     params = {"master": address, "segment_mb": int(size_gb * 1024)}
     return MooncakeTier(
@@ -88,7 +89,8 @@ def mooncake_tier(ports: Iterator[int], size_gb: float) -> Tier:
         adapter={"type": "plugin", "module_path": "mooncake_tier", "class_name": "MooncakeTier",
                  "adapter_params": params},
         processes=(master,), env={"PYTHONPATH": _python_path()},
-        master=address, metrics_url=master.ready_url.removesuffix("/health"),
+        interpreter=interpreter, master=address,
+        metrics_url=master.ready_url.removesuffix("/health"),
     )  # fmt: skip
 
 
