@@ -78,7 +78,7 @@ def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind,
         for measured in arm.passes[1:]:
             if measured.state != "cold":
                 yield "cache-state", (arm, measured.name), (arm, measured.after)
-    for subject, rival in _rivals(plan.arms):
+    for subject, rival in rivals(plan.arms):
         shared = [p.name for p in subject.passes if p.name in {q.name for q in rival.passes}]
         if plan.rates is not None:  # each arm of a search has rates of its own
             mine, theirs = (
@@ -97,7 +97,7 @@ def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind,
             yield "cache-off", (arms["cache on"], measured.name), (arms["cache off"], "cold")
 
 
-def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
+def rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
     """Each disaggregated subject with the aggregated arms of the same GPU count (rounded down)."""
     return [
         (subject, rival)
