@@ -182,5 +182,5 @@ def test_a_store_tells_what_it_holds_and_what_each_pass_put_read_and_evicted():
     table = store_table([arm, ArmFacts(label="2a", connector="none")], pd.DataFrame(rows))
     (line,) = table.to_dict("records")
     assert line["held"] == "40"
-    assert (line["counts"], line["put"], line["read"]) == ("blocks", "40 (20/s)", "4 (2/s)")
+    assert (line["unit"], line["put"], line["read"]) == ("blocks", "40 (20.0/s)", "4 (2.00/s)")
     assert line["evicted"] == "0"  # a counter that was never added to is not exported

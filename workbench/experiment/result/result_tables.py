@@ -294,8 +294,8 @@ def store_table(arms: Iterable[ArmFacts], counters: pd.DataFrame) -> pd.DataFram
                 for key, series in told.items()
             }
             unit = "blocks" if store and store.keeps_blocks else "chunks"
-            shown.append({"arm": arm.label, "pass": name, "counts": unit} | found)
-    known = ("arm", "pass", "counts", "held", "bytes held", "put", "read", "evicted", "rejected")
+            shown.append({"arm": arm.label, "pass": name, "unit": unit} | found)
+    known = ("arm", "pass", "unit", "held", "bytes held", "put", "read", "evicted", "rejected")
     columns = [name for name in known if any(name in cells for cells in shown)]
     return pd.DataFrame(shown, columns=columns).fillna("")
 
@@ -312,7 +312,8 @@ def _told(rows: pd.DataFrame, *, gauge: bool) -> str:
     if "before" not in at_s:
         return f"{after.median():,.0f}"
     change, took_s = after - wide["value"]["before"].fillna(0), at_s["after"] - at_s["before"]
-    return f"{change.median():,.0f} ({(change / took_s).median():,.3g}/s)"
+    count, rate = change.median(), (change / took_s).median()
+    return f"{count:,.0f} ({three_digits(rate)}/s)" if count else "0"
 
 
 def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
