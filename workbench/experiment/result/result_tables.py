@@ -114,8 +114,8 @@ def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
             value, low, high = measured[metric]
             found.append(
                 {"arm": row.arm, "topology": row.topology, "connector": row.connector,
-                 "role": arms[row.arm].role, "gpus": arms[row.arm].gpus, "pass": row.pass_name, "metric": metric,
-                 "value": value, "low": low, "high": high, **sample}
+                 "role": arms[row.arm].role, "gpus": arms[row.arm].gpus, "pass": row.pass_name,
+                 "metric": metric, "value": value, "low": low, "high": high, **sample}
             )  # fmt: skip
     return pd.DataFrame(found)
 
