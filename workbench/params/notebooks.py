@@ -22,7 +22,7 @@ from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
 from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store")
+CONNECTORS = ("none", "lmcache", "lmcache-inprocess", "nixl", "mooncake", "mooncake-store")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 ALL_CONNECTORS = "all"
 """A sweep over every connector that this machine has and that serves the topology."""
