@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import fsum, isnan, nan
 from pathlib import Path
 from typing import Any, Self
@@ -227,16 +227,16 @@ class StoreCounters:
     has others. Hits are added at every lookup, so lookups without them are NaN.
     """
 
-    requested_tokens: float
+    requested_tokens: float = nan
     """Tokens that engines looked up: all whole chunks of a prompt, including those they hold."""
     hit_tokens: float
     hit_l1_tokens: float
     """Of those, in memory."""
-    hit_l2_tokens: float
+    hit_l2_tokens: float = 0.0
     """Of those, in the tier below, e.g. a disk."""
     written_chunks: float
     read_chunks: float
-    evicted_chunks: float
+    evicted_chunks: float = nan
     dropped_chunks: float = 0.0
     """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
     tier_sent_chunks: float = 0.0
@@ -249,27 +249,39 @@ class StoreCounters:
     """Chunks that it read back from tiers below."""
 
     @classmethod
-    def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:
+    def of(
+        cls,
+        counters: Counters,
+        names: Mapping[str, str],
+        *,
+        block_tokens: int = 1,
+        block_bytes: float = nan,
+    ) -> Self:
         """From the store's series for each field.
 
-        `block_tokens` converts to tokens where the store counts KV blocks.
+        `block_tokens` converts to tokens where the store counts KV blocks, and `block_bytes` to
+        blocks where it counts bytes.
         """
         if counters.doubts:  # restarted or not read: missing counters are not zero
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
-        exporter = "_".join(names["requested_tokens"].split("_")[:2])
+        exporter = "_".join(names["written_chunks"].split("_")[:2])
         if not any(name.startswith(exporter) for name in present):
             unborn = set()
-        elif names["requested_tokens"] in present:
+        elif names.get("requested_tokens") in present:
             unborn -= {names["hit_tokens"]}
         found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
-        return cls(
-            **{
-                key: value * block_tokens if key.endswith("_tokens") else value
-                for key, value in found.items()
-            }
-        )
+        for key, name in names.items():
+            if name.endswith("_bytes_total"):
+                found[key] /= block_bytes
+            if key.endswith("_tokens"):
+                found[key] *= block_tokens
+        return cls(**found)
+
+    def __add__(self, other: StoreCounters) -> StoreCounters:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return StoreCounters(**sums)
 
 
 def _sources(counters: Counters) -> TokenSources:

@@ -144,12 +144,15 @@ class IdealCaches:
       own cache (MooncakeStoreConnector, vLLM 0.32.0; tests/engine/test_mooncake.py);
     - with speculative decoding from hidden states (EAGLE, MTP) an instance's cache drops the last
       block of its hit (FullAttentionManager, `find_longest_cache_hit`);
+    - vLLM's offloading loads whole blocks, of a prompt of whole blocks also the last token
+      (OffloadingConnectorScheduler, `_lookup_complete_chunks`; tests/engine/test_offload.py);
     - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
     `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines without a prefix
     cache; with `loads_blocks` the store's chunks are whole blocks and loaded as such; with `pulls`
     decode instances fetch whole prompts from their prefill instance (NIXL); the engines of the
-    roles in `drop_blocks` draft from hidden states.
+    roles in `drop_blocks` draft from hidden states; with `private` each instance has a store of
+    its own.
     """
 
     def __init__(
@@ -161,10 +164,12 @@ class IdealCaches:
         pulls: bool = False,
         loads_blocks: bool = False,
         drop_blocks: Container[Role] = (),
+        private: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens
         self._prefix_caching, self._pulls = prefix_caching, pulls
-        self._loads_blocks, self._drop_blocks = loads_blocks, drop_blocks
+        self._loads_blocks, self._private = loads_blocks, private
+        self._drop_blocks = drop_blocks
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
         self._stored_by: dict[str, _Held] = {}
@@ -221,7 +226,7 @@ class IdealCaches:
         length = len(asked.prompt)
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
-        if self._loads_blocks:
+        if self._loads_blocks and not self._private:
             chunks = chunks[: (length - 1) // self._chunk]
         held = self._held_by(call.instance).tokens(whole, call.asked_s)
         dropped = self._block if call.role in self._drop_blocks else 0
@@ -230,10 +235,11 @@ class IdealCaches:
         if fetched:
             stored, stored_later = length, length
         else:
-            stored, stored_later = self._store.tokens(chunks, call.asked_s)
+            store = self._stored_alone(call.instance) if self._private else self._store
+            stored, stored_later = store.tokens(chunks, call.asked_s)
         alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
-        last = length if fetched else length - 1
+        last = length if fetched or (self._private and self._loads_blocks) else length - 1
         offered, offered_later, offered_alone = (
             min(tokens, last) for tokens in (stored, stored_later, alone)
         )

@@ -63,6 +63,8 @@ class PassCounters:
     """A cache state such as `store-warm`, or the name of a pass in that state."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    private: bool = False
+    """Each instance has one of its own: host memory below its KV space."""
     stores_late: bool = False
     """Engines may respond before the store has all blocks of a prompt."""
     counts_lookups: bool = True

@@ -22,7 +22,9 @@ from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
 from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "lmcache-inprocess", "nixl", "mooncake", "mooncake-store")
+CONNECTORS = (
+    *("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload", "lmcache-inprocess"),
+)
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 ALL_CONNECTORS = "all"
 """A sweep over every connector that this machine has and that serves the topology."""
@@ -41,7 +43,7 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        f"KV by {', '.join(CONNECTORS[:4])}, ... or {ALL_CONNECTORS} (docs/engine.md)",
         choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
@@ -101,7 +103,9 @@ class PdSweep(LoadParams):
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
-    store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    store_gb: float = param(
+        1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
+    )
     store_tiers: list[str] = param(
         ["memory"],
         "LMCache's tiers: memory, disk, redis, mooncake (docs/engine.md)",

@@ -97,9 +97,9 @@ def plan_deployment(
 ) -> DeploymentPlan:
     """The processes of one deployment: tiers of the store, store, instances by role, proxy.
 
-    `ports` are free ones, used in order. The store has `store_gb` of memory, and each of
-    `store_tiers` below it has `tier_gb`, but for a disk (in `disk_folder`). Raises PlanError if
-    connector, topology and machine do not fit together.
+    `ports` are free ones, used in order. The store (or that of each instance) has `store_gb` of
+    memory, and each of `store_tiers` below it has `tier_gb`, but for a disk (in `disk_folder`).
+    Raises PlanError if connector, topology and machine do not fit together.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
@@ -110,12 +110,13 @@ def plan_deployment(
     processes: list[ProcessSpec] = []
     store_port = 0
     tiers: tuple[Tier, ...] = ()
-    if connector.store:
-        if connector.store.tier_loads:
+    store = connector.store
+    if store and store.processes:
+        if store.tier_loads:
             tiers = tiers_of(
                 store_tiers, free, interpreter=interpreter, size_gb=tier_gb, folder=disk_folder
             )
-        first, *others = connector.store.processes(
+        first, *others = store.processes(
             free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
             chunk_tokens=chunk_tokens, tiers=tiers, cpu=cpu,
         )  # fmt: skip
@@ -128,7 +129,8 @@ def plan_deployment(
         port, side_port = next(free), next(free)
         wiring = Wiring(
             role=role, cpu=cpu, store_port=store_port, side_port=side_port,
-            store_gb=store_gb / topology.instances, mooncake_protocol=mooncake_protocol,
+            store_gb=store_gb if store and store.private else store_gb / topology.instances,
+            mooncake_protocol=mooncake_protocol,
             transfer_timeout_s=transfer_timeout_s,
         )  # fmt: skip
         if connector.at_once and role == "prefill":
@@ -232,20 +234,32 @@ class Deployment:
         """Headers for requests to `url` and the instances; the store gets no key."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    @property
+    def store_urls(self) -> dict[str, str]:
+        """Whose /metrics count what the store does: the store, or each instance; empty without."""
+        if self.store.private:
+            return {instance.name: instance.url for instance in self.instances}
+        return {"store": self.store_url} if self.store_url else {}
+
     async def reset_engines(self) -> bool:
         """Empty the prefix cache of every instance; False if an instance has no such endpoint.
 
         An engine refuses while blocks are in use (a pending NIXL transfer), so this retries.
         Raises ResetRefusedError if it still refuses after 20 s.
         """
+        return await self._reset_each("/reset_prefix_cache")
+
+    async def _reset_each(self, path: str) -> bool:
         if not self.instances:
             return False
         async with control_client(headers=self.headers) as client:
-            done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
+            done = await asyncio.gather(*(_reset(client, i, path) for i in self.instances))
         return all(done)
 
     async def reset_store(self) -> bool:
-        """Empty the KV store; False if there is none."""
+        """Empty the KV store, or that of each instance; False if there is none."""
+        if self.store.private:
+            return await self._reset_each(self.store.clear_path)
         if not self.store_url:
             return False
         asked = self.store_url if self.store.cleared_by == "store" else self.instances[0].url
@@ -316,11 +330,11 @@ class Deployment:
         return [process for process in self.processes if not process.alive]
 
 
-async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
+async def _reset(client: httpx.AsyncClient, instance: Instance, path: str) -> bool:
     ends_s = time.monotonic() + RESET_TIMEOUT_S
     while True:
         try:
-            answer = await client.post(f"{instance.url}/reset_prefix_cache")
+            answer = await client.post(instance.url + path)
         except httpx.HTTPError as error:
             why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(

@@ -228,6 +228,35 @@ def test_a_store_that_does_not_answer_is_the_cause_but_its_account_stays_open():
     assert ledger_closes([p]).outcome == "INCONCLUSIVE"
 
 
+def offloaded(evicted: float, *, given: float = 0.0, dropped: float = 0.0) -> PassCounters:
+    """A pass after which both the engine's cache and its host memory have lost a prompt."""
+    caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=BLOCK, loads_blocks=True, private=True)
+    calls = [Call(role="aggregated", instance="a", asked_s=t, held_s=t + 0.1) for t in (0.0, 1.0)]
+    for call in calls:
+        asked = Asked(index=0, prompt=np.arange(1024), ideal_tokens=1023, calls=(call,))
+        reuse = reuse_by_role(caches.serve([asked]))
+    memory = replace(store(given, written=20, evicted=evicted), dropped_chunks=dropped)
+    return a_pass(
+        "engine-warm", requests_sent=1, prompt_tokens_sent=1024, stores=True, private=True,
+        counts_lookups=False, reuse=reuse, longest_prompt_tokens=1024,
+        sources={"aggregated": sources(1024 - given, 0.0, given)}, store=memory,
+        store_since_empty=memory, overflowed=frozenset({"aggregated"}),
+    )  # fmt: skip
+
+
+def test_what_host_memory_lost_is_named_before_what_the_engine_lost():
+    # A prompt of 8 whole blocks: the engine would serve 7 of them, host memory the eighth.
+    p = offloaded(12)
+    assert {cause: n for cause, n in causes(p).items() if n > 0} == {"host memory eviction": 1024}
+    assert "evicted 12 of 20 blocks; raise store_gb" in accounts([p])[1].entries[-1].why
+    assert ledger_closes([p]).outcome == "PASS"
+    assert causes(offloaded(0, dropped=2))["host memory was full"] == 1024
+    # With room for all of it, only the engine can have lost it, and the rest is not explained.
+    assert causes(offloaded(0))["engine eviction"] == 7 * BLOCK
+    # What the engine lost is served by host memory: nothing is missing.
+    assert set(causes(offloaded(12, given=1024.0))) == {"last token"}
+
+
 def test_a_preemption_is_named_though_no_counter_has_its_tokens():
     p = replace(WARM, preemptions={"aggregated": 2.0})
     assert causes(p)["preemption"] == 0

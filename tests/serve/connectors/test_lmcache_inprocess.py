@@ -26,9 +26,14 @@ def test_each_instance_keeps_kv_in_its_own_host_memory(tmp_path):
         config = json.loads(process.args[process.args.index("--kv-transfer-config") + 1])
         assert config == {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
         assert process.env["LMCACHE_LOCAL_CPU"] == "True"
-        assert process.env["LMCACHE_MAX_LOCAL_CPU_SIZE"] == "4"
+        assert process.env["LMCACHE_MAX_LOCAL_CPU_SIZE"] == "8"
         assert process.env["LMCACHE_CHUNK_SIZE"] == "256"
         assert process.env["PYTHONHASHSEED"] == "0"  # or workers hash a chunk differently
+
+
+def test_the_passes_are_those_of_host_memory():
+    passes = connector("lmcache-inprocess").passes(Topology.parse("1a"), ())
+    assert passes == ("cold", "engine-warm", "offload-warm")
 
 
 def test_no_kv_moves_between_instances():

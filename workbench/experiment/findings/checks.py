@@ -97,7 +97,7 @@ def _caches(
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
         yield cache_gates.kv_moved(passes)
     states = {p.name for arm in plan.arms for p in arm.passes}
-    for state in ("engine-warm", "cross-instance", "store-warm"):
+    for state in ("engine-warm", "cross-instance", "store-warm", "offload-warm"):
         if state in states:
             yield cache_gates.in_state(state, passes)
     for state in ("disk-warm", "remote-warm"):

@@ -107,8 +107,10 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
-        check_capacity(topology, spans, capacity, settings)
-        if means.store:
+        private = means.store is not None and means.store.private
+        host_gb = params.store_gb if private else 0.0
+        check_capacity(topology, spans, capacity, settings, host_gb=host_gb)
+        if means.store and not private:
             check_store(params.store_gb, capacity)
             check_tiers(params.store_tiers, params.tier_gb, capacity)
         tiers = tuple(params.store_tiers[1:]) if means.store and means.store.tier_loads else ()
@@ -296,9 +298,11 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
-    known = (arm.kv_connector for arm in made.arms)
+    known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
+    on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
+    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
     if params.engine != "simulated":
-        yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
+        yield from dict.fromkeys(filter(None, said))
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)

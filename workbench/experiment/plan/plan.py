@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 State = Literal[
-    "cold", "engine-warm", "cross-instance", "store-warm", "disk-warm", "remote-warm",
+    "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm",
+    "remote-warm",
 ]  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import isnan, nan
+from operator import add
 from typing import Any
 
 from workbench.control import control_client
@@ -63,7 +65,7 @@ async def make_state(deployment: Deployment, wanted: Pass) -> Made:
     doubts: list[str] = []
     refused = ""
     engines_empty = store_empty = False
-    if wanted.state in ("cold", "store-warm", "disk-warm", "remote-warm"):
+    if wanted.state in ("cold", "store-warm", "offload-warm", "disk-warm", "remote-warm"):
         if not await store_is_quiet(deployment):
             doubts.append(f"The KV store was still writing when a {wanted.name} pass began.")
         try:
@@ -125,8 +127,11 @@ async def warm_up(deployment: Deployment, *, vocab_tokens: int, salt: str, pairs
 async def _empty_store(deployment: Deployment) -> bool:
     """Reset the store until its own gauge shows that it is empty; False if there is none.
 
-    Raises ResetRefusedError if it still holds something after 15 s.
+    Raises ResetRefusedError if it still holds something after 15 s. Host memory of the instances
+    has no such gauge.
     """
+    if not deployment.store.held:
+        return await deployment.reset_store()
     ends_s = time.monotonic() + STORE_RESET_S
     async with control_client() as client:
         while await deployment.reset_store():
@@ -148,14 +153,20 @@ async def store_is_quiet(deployment: Deployment) -> bool:
 
     False if it still writes after 30 s; True without a store, or with one that has no counters.
     """
-    if not deployment.store_url:
+    if not deployment.store_urls:
         return True
     ends_s = time.monotonic() + STORE_TIMEOUT_S
     last: tuple[float, float] | None = None
     async with control_client() as client:
         while time.monotonic() < ends_s:
-            counters = await prometheus.read(client, deployment.store_url, "store")
-            store = StoreCounters.of(counters, deployment.store.counters)
+            each = [
+                StoreCounters.of(
+                    await prometheus.read(client, url, name), deployment.store.counters,
+                    block_bytes=1,  # any unit shows whether it still writes
+                )
+                for name, url in deployment.store_urls.items()
+            ]  # fmt: skip
+            store = reduce(add, each)
             waiting = store.tier_sent_tasks > store.tier_done_tasks  # failed ones are done too
             written = store.written_chunks, store.tier_done_tasks
             if isnan(store.written_chunks) or (written == last and not waiting):
@@ -204,14 +215,34 @@ class CounterReading:
             sources=sources, requests=requests, preemptions=preemptions, doubts=tuple(doubts)
         )
 
-    def store_since(self, before: CounterReading) -> StoreCounters | None:
-        """What the store did after `before`; None without a store."""
-        if self.store is None or before.store is None:
-            return None
-        change = prometheus.difference(before.store, self.store)
+    def store_since(
+        self, before: CounterReading, *, block_bytes: float = nan, held_blocks: float = nan
+    ) -> StoreCounters | None:
+        """What the store did after `before`, or those of all instances; None without a store.
+
+        Where each instance has one of its own, of `held_blocks`, which was empty at `before`, what
+        was written beyond them was evicted: no counter of vLLM says so.
+        """
         store = self.deployment.store
+        if store.private:
+            changes = list(self._changes(before).values())
+        elif self.store is not None and before.store is not None:
+            changes = [prometheus.difference(before.store, self.store)]
+        else:
+            return None
         tokens = self.block_tokens if store.keeps_blocks else 1
-        return StoreCounters.of(change, store.counters, block_tokens=tokens)
+        each = [
+            StoreCounters.of(
+                change, store.counters, block_tokens=tokens, block_bytes=block_bytes
+            )
+            for change in changes
+        ]  # fmt: skip
+        if store.private:
+            each = [
+                replace(one, evicted_chunks=max(0.0, one.written_chunks - held_blocks))
+                for one in each
+            ]
+        return reduce(add, each)
 
     def tiers_since(
         self, begun: CounterReading, emptied: Mapping[str, CounterReading]

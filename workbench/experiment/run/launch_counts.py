@@ -9,8 +9,9 @@ import numpy as np
 
 from workbench.experiment.plan.plan import Arm, Pass
 from workbench.experiment.run.isolation import Counted, CounterReading, Made
+from workbench.hardware.kv import host_memory_blocks
 from workbench.load.workload.workload import Workload
-from workbench.metrics.counters import TokenSources, engine_count
+from workbench.metrics.counters import StoreCounters, TokenSources, engine_count
 from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
 from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, RequestRecord
@@ -26,6 +27,7 @@ class LaunchCounts:
         self._arm, self._number, self._deployment = arm, number, deployment
         known = arm.kv_connector
         self._stores, self._pulls = bool(known and known.store), bool(known and known.pulls)
+        self._private = bool(known and known.store and known.store.private)
         self._transfers = known.transfer_counters if known else {}
         self._chunk_tokens = arm.chunk_tokens if self._stores else 0
         self._ideal: IdealCaches | None = None
@@ -55,6 +57,7 @@ class LaunchCounts:
                 pulls=self._pulls,
                 loads_blocks=self._stores and self._deployment.store.keeps_blocks,
                 drop_blocks={role for role, drafts in drafting.items() if drafts.drops_block},
+                private=self._private,
             )
         if made.engines_empty:
             self._ideal.forget_engines()
@@ -107,6 +110,7 @@ class LaunchCounts:
             round=self._number,
             pass_name=measured.name,
             stores=self._stores,
+            private=self._private,
             stores_late=self._stores and self._deployment.store.stores_late,
             counts_lookups=self._deployment.store.counts_lookups,
             pulls=self._pulls,
@@ -117,8 +121,8 @@ class LaunchCounts:
             sources=sources,
             requests=counted.requests,
             preemptions=counted.preemptions,
-            store=reading.store_since(begun),
-            store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
+            store=self._store_since(begun, reading),
+            store_since_empty=self._store_since(self._emptied, reading),
             transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
             drafts=reading.drafts_since(begun),
             tiers=reading.tiers_since(begun, self._tiers_emptied),
@@ -132,6 +136,22 @@ class LaunchCounts:
             block_tokens=reading.block_tokens,
             chunk_tokens=self._chunk_tokens or CHUNK_TOKENS,
         )
+
+    def _store_since(
+        self, before: CounterReading | None, reading: CounterReading
+    ) -> StoreCounters | None:
+        """What the store did since; evictions of an instance's own are known since it was empty."""
+        if before is None:
+            return None
+        if not self._private:
+            return reading.store_since(before)
+        settings = self._arm.settings
+        bytes_per_token = settings.kv_bytes_per_token if settings else nan
+        block_bytes = reading.block_tokens * bytes_per_token
+        held = nan
+        if before is self._emptied:
+            held = host_memory_blocks(self._arm.store_gb, block_bytes=block_bytes)
+        return reading.store_since(before, block_bytes=block_bytes, held_blocks=held)
 
     def _loads_nothing(
         self, role: Role, sources: TokenSources, records: Sequence[RequestRecord]

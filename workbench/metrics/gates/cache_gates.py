@@ -28,6 +28,7 @@ _SERVED_BY: dict[str, dict[Role, Source]] = {
     "engine-warm": {"prefill": _OWN, "decode": _OWN, "aggregated": _OWN},
     "cross-instance": {"prefill": _OWN, "decode": _FETCHED, "aggregated": _FETCHED},
     "store-warm": {"prefill": _FETCHED, "decode": _FETCHED, "aggregated": _FETCHED},
+    "offload-warm": {"aggregated": _FETCHED},
 }
 _IF_UNCOUNTED = "Expose /metrics of every instance, and keep other clients off the servers"
 _SOURCE_NAMES = {_OWN: "the prefix cache", _FETCHED: "the connector"}

@@ -129,6 +129,7 @@ GATES: Mapping[str, GateRow] = {
     "engine-warm was engine-warm": _state("engine-warm"),
     "cross-instance was cross-instance": _state("cross-instance"),
     "store-warm was store-warm": _state("store-warm"),
+    "offload-warm was offload-warm": _state("offload-warm"),
     "disk-warm was disk-warm": _state("disk-warm", "the disk did not serve the hits"),
     "remote-warm was remote-warm": _state("remote-warm", "the remote tier did not serve the hits"),
     "tiers kept what was sent": GateRow(

@@ -72,6 +72,7 @@ def hashes_apart(p: PassCounters) -> bool:
         store is None
         or kept is None
         or not p.counts_lookups
+        or p.private
         or not p.reuse.keys() >= p.sources.keys()
     ):
         return False
@@ -90,12 +91,14 @@ def hashes_apart(p: PassCounters) -> bool:
 def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
     """Causes that a counter shows, each with the most tokens that it can explain."""
     unloaded = max(0.0, reuse.external_hit - sources.external_hit)
+    if p.private:  # it was given all that the engine's own cache was given
+        unloaded = max(0.0, float(reuse.cached) - sources.cached)
     if role == "decode" and p.transfers is not None and p.transfers.failed > 0:
         why = f"{p.transfers.failed:,.0f} transfers failed, and their tokens were recomputed"
         most = p.transfers.failed * p.longest_prompt_tokens
         yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
-    if p.stores and store is not None and isnan(store.requested_tokens):
+    if p.stores and not p.private and store is not None and isnan(store.requested_tokens):
         why = "the store did not answer when its counters were read"
         yield Entry(cause="store did not answer", tokens=unloaded, why=why)
     elif p.stores and hashes_apart(p):
@@ -112,13 +115,20 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
         )
         yield Entry(cause="tier lost chunks", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.evicted_chunks > 0:
+        named, unit = ("host memory", "blocks") if p.private else ("store", "chunks")
         why = (
-            f"the store evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks;"
+            f"the {named} evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} {unit};"
             " raise store_gb"
         )
         # A chunk that is gone takes the rest of its prompt with it.
         most = kept.evicted_chunks * p.longest_prompt_tokens
-        yield Entry(cause="store eviction", tokens=min(unloaded, most), why=why)
+        yield Entry(cause=f"{named} eviction", tokens=min(unloaded, most), why=why)
+    elif p.private and kept is not None and kept.dropped_chunks > 0:
+        why = (
+            f"vLLM found no free host memory {kept.dropped_chunks:,.0f} times, while transfers used"
+            " it, and did not store; raise store_gb"
+        )
+        yield Entry(cause="host memory was full", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.dropped_chunks > 0:
         why = (
             f"the store was full and rejected {kept.dropped_chunks:,.0f} chunks"

@@ -230,6 +230,8 @@ def _store(p: PassCounters) -> Account:
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
     unknown = "the store's counters could not be read" if isnan(hits) else ""
+    if unknown and p.private and isnan(p.kv_bytes_per_token):
+        unknown = "the KV bytes per token are unknown, and vLLM counts the bytes that it loaded"
     if isnan(loaded):
         unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)

@@ -95,6 +95,7 @@ Key = Look | Area | Reference
 _KNOWN = {
     "cold": Look(colour=VERMILION, marker="o"),
     "store-warm": Look(colour=BLUE, marker="s", dash=(0, (5, 2))),
+    "offload-warm": Look(colour=BLUE, marker="<", dash=(0, (4, 2))),
     "engine-warm": Look(colour=GREEN, marker="D", dash=(0, (2, 2))),
     "warm": Look(colour=GREEN, marker="D", dash=(0, (2, 2))),
     "cross-instance": Look(colour=PURPLE, marker="^", dash=(0, (6, 2, 1, 2))),

@@ -21,7 +21,7 @@ class Wiring:
     cpu: bool
     store_port: int = 0
     store_gb: float = 0.0
-    """The part of the store's memory that this instance lends it, where instances do that."""
+    """Memory of this instance that the store uses, where the store's memory is in instances."""
     side_port: int = 0
     """A second port of the instance itself."""
     mooncake_protocol: str = "tcp"
@@ -45,24 +45,29 @@ class LegsAtOnce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Servers that keep KV outside the engines' own caches."""
+    """Memory that keeps KV outside the engines' own caches, in servers or in each instance."""
 
-    processes: Callable[..., tuple[ProcessSpec, ...]]
+    processes: Callable[..., tuple[ProcessSpec, ...]] | None
     """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
     `chunk_tokens`, `tiers` and `cpu`. The first one's port is the `store_port` of instances; its
-    ready URL also serves /metrics."""
+    ready URL also serves /metrics. None where each instance has a store of its own, whose counters
+    are among the instance's."""
+    state: str = "store-warm"
+    """The cache state in which only this store has the KV."""
     clear_path: str
     """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
-    """Who receives that POST: the store itself, or any one instance on its behalf."""
+    """Who receives that POST: the store itself, or any one instance on its behalf. (Where each
+    instance has a store of its own, each of them.)"""
     counters: Mapping[str, str]
-    """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
-    held: str
+    """The Prometheus series of each field of `metrics.counters.StoreCounters`. One of bytes (named
+    `_bytes_total`) is converted to the field's tokens or blocks."""
+    held: str = ""
     """The gauge of what it holds: 0 proves that it was emptied."""
     tier_loads: str = ""
     """It can keep chunks in `tiers` below its memory; the series of loads from each, by l2_name."""
     keeps_blocks: bool = False
-    """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
+    """It keeps whole KV blocks of the engine instead of chunks, and counts blocks or bytes."""
     stores_late: bool = False
     """Engines respond before it has all blocks of a prompt, so a decode instance may miss some."""
     counts_lookups: bool = True
@@ -71,6 +76,11 @@ class Store:
     """If it dies, each request waits for seconds and then succeeds; a pass is stopped at once."""
     instance_start_s: float
     """Additional start-up time of an instance on a CPU."""
+
+    @property
+    def private(self) -> bool:
+        """Whether each instance has one of its own."""
+        return self.processes is None
 
 
 def _nothing(*_: object) -> dict[str, Any]:
@@ -109,6 +119,8 @@ class Connector:
     """It can use RDMA instead of TCP, if the machine has such a device."""
     doubt: str = ""
     """What a result with it must say, whatever was measured."""
+    cpu_doubt: str = ""
+    """The same, on a machine without a GPU."""
     fatal: tuple[str, ...] = ()
     """Log texts after which an instance never becomes ready."""
     patch_cpu: Callable[[], object] = _nothing
@@ -166,7 +178,7 @@ class Connector:
         if self.transfers and answering > 1:
             states.append("cross-instance")
         if self.store:
-            states.append("store-warm")
+            states.append(self.store.state)
         # A disk comes first: it is emptied before the remote tier's turn.
         states += ["disk-warm"] if "disk" in tiers else []
         states += ["remote-warm"] if {*tiers} - {"disk"} else []
