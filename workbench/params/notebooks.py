@@ -22,7 +22,9 @@ from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
 from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload")
+CONNECTORS = (
+    *("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload", "lmcache-inprocess"),
+)
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 ALL_CONNECTORS = "all"
 """A sweep over every connector that this machine has and that serves the topology."""
@@ -41,7 +43,7 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        f"KV by {', '.join(CONNECTORS[:4])}, ... or {ALL_CONNECTORS} (docs/engine.md)",
         choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
