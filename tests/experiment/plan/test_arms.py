@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.environments import environment
 from workbench.errors import ParameterError, PlanError
 from workbench.hardware import machine
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
@@ -273,6 +274,12 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
 def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
     with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache, nixl"):
         sweep(engine="simulated", connector="mooncake")
+
+
+def test_an_interpreter_without_vllm_is_refused_with_its_version(sweep, tmp_path):
+    python = environment(tmp_path / "env", lmcache="0.5.6")
+    with pytest.raises(ParameterError, match=r"an interpreter with vLLM \(its Python 3.* has none"):
+        sweep(engine_python=str(python))
 
 
 def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(sweep):

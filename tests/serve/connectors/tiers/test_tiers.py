@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from workbench.errors import DeploymentError, LaunchError
+from workbench.hardware.interpreter import interpreter
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
 from workbench.serve.deployment import Deployment, DeploymentPlan, plan_deployment
@@ -107,7 +108,9 @@ async def test_only_chunks_are_counted_on_a_disk_and_deleted(tmp_path):
 
 
 async def test_a_redis_loses_lmcaches_chunks_and_nothing_else(port):
-    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of(
+        [f"redis://127.0.0.1:{port}"], count(1), interpreter=interpreter(), size_gb=1, folder=Path()
+    )
     await tier.check()
     with Redis(port=port) as client:
         client.mset({CHUNK.format(number): b"kv" for number in range(1200)} | {"theirs": b"1"})
@@ -120,7 +123,9 @@ async def test_a_redis_loses_lmcaches_chunks_and_nothing_else(port):
 
 
 async def test_a_chunk_that_stays_is_found_after_a_reset(port, monkeypatch):
-    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of(
+        [f"redis://127.0.0.1:{port}"], count(1), interpreter=interpreter(), size_gb=1, folder=Path()
+    )
 
     async def nothing(_: object) -> None: ...
 
@@ -133,7 +138,7 @@ async def test_a_chunk_that_stays_is_found_after_a_reset(port, monkeypatch):
 
 async def test_a_redis_that_is_gone_is_named(unused_tcp_port):
     address = f"redis://127.0.0.1:{unused_tcp_port}"
-    (tier,) = tiers_of([address], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of([address], count(1), interpreter=interpreter(), size_gb=1, folder=Path())
     with pytest.raises(LaunchError, match=f"server at {address} does not answer"):
         await tier.check()
     with pytest.raises(DeploymentError, match="does not answer"):
