@@ -18,7 +18,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
-from workbench.hardware.interpreter import interpreter
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -421,7 +421,7 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
     monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setattr("workbench.serve.connectors.tiers.mooncake.find_spec", lambda _: None)
+    monkeypatch.setattr(Interpreter, "find", lambda *_: "")
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)
