@@ -113,6 +113,13 @@ PARAMETERS = [
         "-p engine vllm -p store_tiers memory,disk",
     ),
     (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
+    (
+        HITS,
+        ATTACH | {"store_tiers": "memory,redis"},
+        "store_tiers=memory,redis does not apply to",
+        "redis",
+        "-p engine vllm -p store_tiers memory,redis",
+    ),
     (HITS, {"store_tiers": "disk"}, "store_tiers must be memory, then any", "'disk'", ""),
     (SWEEP, {"tokenizer": "/m"}, "tokenizer=/m does not", "/m", "-p engine attach"),
     (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24,576", "28672"),
