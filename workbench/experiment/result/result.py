@@ -103,6 +103,11 @@ class Result:
         frame.attrs["limited"] = self._limited
         return frame
 
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """One row per working set and pass of a sweep over them; empty without one."""
+        return self._marked(tables.size_frame(self.run.sizes))
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")

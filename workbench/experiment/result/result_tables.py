@@ -7,7 +7,14 @@ from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.result.facts import Comparison, RateRow, RunFacts, SummaryRow, TierRow
+from workbench.experiment.result.facts import (
+    Comparison,
+    RateRow,
+    RunFacts,
+    SizeRow,
+    SummaryRow,
+    TierRow,
+)
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import failed_name, spoil
@@ -41,6 +48,18 @@ def summary_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         low=[estimate.low for estimate in found],
         high=[estimate.high for estimate in found],
         note=[estimate.note for estimate in found],
+    )
+
+
+def size_frame(rows: Sequence[SizeRow]) -> pd.DataFrame:
+    """Working sets with the ratio of TTFT without and with host memory, a row each."""
+    frame = frame_of(SizeRow, rows)
+    ratios = [row.ratio for row in rows]
+    return frame.assign(
+        ratio=[ratio.value for ratio in ratios],
+        low=[ratio.low for ratio in ratios],
+        high=[ratio.high for ratio in ratios],
+        verdict=[ratio.verdict for ratio in ratios],
     )
 
 

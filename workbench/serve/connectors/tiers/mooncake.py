@@ -48,8 +48,7 @@ class MooncakeTier(Tier):
             )
 
     async def held(self) -> Held:
-        # Not at the top: the connectors are imported where an engine runs, which may lack it.
-        import httpx
+        import httpx  # the engine's interpreter, which loads this module too, may not have it
 
         from workbench.control import control_client
 
