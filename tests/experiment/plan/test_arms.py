@@ -305,6 +305,11 @@ def test_each_tier_below_the_stores_memory_adds_its_state(sweep, tiers, below):
     assert passes["2a"] == ["cold", "engine-warm"]
 
 
+def test_a_mooncake_tier_opens_the_ports_that_the_connector_opens(sweep):
+    tiers = {"connector": "lmcache", "topology": "1a", "store_tiers": ["memory", "mooncake"]}
+    assert any("accept connections on all addresses" in doubt for doubt in sweep(**tiers).doubts)
+
+
 def test_a_tier_that_is_too_small_is_refused_or_a_doubt(sweep):
     tiers = {"connector": "lmcache", "store_tiers": ["memory", "redis"]}
     assert not [doubt for doubt in sweep(**tiers).doubts if "tier" in doubt]

@@ -24,7 +24,10 @@ Row = TypeVar("Row")
 Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
 """What several comparisons say together."""
 
-WARM = {"store-warm": "KV store", "offload-warm": "host memory", "engine-warm": "prefix cache"}
+WARM = {
+    "store-warm": "KV store", "disk-warm": "disk tier", "remote-warm": "remote store tier",
+    "offload-warm": "host memory", "engine-warm": "prefix cache",
+}  # fmt: skip
 """What is warm in a pass."""
 
 

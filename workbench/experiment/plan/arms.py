@@ -312,6 +312,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
     known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
     on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
     said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if any("mooncake" in arm.tiers for arm in made.arms):
+        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
     if params.engine != "simulated":
         yield from dict.fromkeys(filter(None, said))
     yield from made.workload.sample.doubts
