@@ -109,10 +109,10 @@ def test_a_clean_pass_balances_to_the_token(p):
     assert ledger_closes([p]).outcome == "PASS"
 
 
-def test_moved_bytes_that_this_vllm_does_not_count_leave_the_ledger_open():
+def test_moved_bytes_that_nobody_counts_leave_the_ledger_open():
     gate = ledger_closes([replace(MOVED, transfers=None)])
     assert gate.outcome == "INCONCLUSIVE"
-    assert "This vLLM does not count the bytes that were moved" in gate.sentence
+    assert "The instances do not count the bytes that were moved" in gate.sentence
 
 
 def test_what_no_cache_can_serve_has_its_rule_as_cause():

@@ -127,6 +127,8 @@ class Connector:
     """Patches a vLLM process on a machine without a GPU."""
     load: str = ""
     """What the fork server loads for it, as `module:function`."""
+    gpu_only: str = ""
+    """Why it cannot run without a GPU; empty if it can."""
     simulated: bool = True
     """Whether engine=simulated models it."""
     packages: Mapping[str, str] = field(default_factory=dict)
