@@ -354,6 +354,8 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "engine_python=/opt/vllm/bin/python does not apply", "/opt/vllm/bin/python", "engine vllm"),
     (lambda: create_app(mode="mooncake", prefill=["http://p"], decode=["http://d"]),
      "--bootstrap must be 1 URLs with mode mooncake", "[]", "--bootstrap http://127.0.0.1:8998"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "connector": "mooncake"})),
+     "engine=simulated needs connector=none, lmcache", "'mooncake'", "-p connector lmcache"),
     (lambda: plan(check_params(SWEEP, {"mooncake_protocol": "rdma"})),
      "mooncake_protocol=rdma does not apply to connector=lmcache", "rdma",
      "-p connector mooncake -p mooncake_protocol rdma"),

@@ -86,6 +86,8 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
+    read_bytes: float | None = None
+    """KV that engines read from the store, as vLLM's connector counts it; None if it does not."""
     transfers: TransferCounters | None = None
     """KV that decode instances pulled, and failures on either side; None where nobody counts."""
     drafts: DraftCounters | None = None

@@ -37,3 +37,9 @@ async def test_the_bytes_of_each_connector_are_those_that_its_instances_loaded(t
     tps = result.connectors.query("metric == 'system_tps'")
     assert tps["low"].lt(tps["value"]).all() and tps["high"].gt(tps["value"]).all()
     assert set(result.connectors["role"]) == {"subject", "opponent"}
+    stores = result.store_table().set_index(["arm", "pass"])
+    assert stores.loc[("1p1d mooncake-store", "cold"), "held"] == "36"  # 3 prompts of 12 blocks
+    assert stores.loc[("1p1d mooncake-store", "cold"), "put"].startswith("36 (")
+    read = [account for account in result.run.ledger if account.name == "read"]
+    assert {account.arm for account in read} == {"1p1d mooncake-store", "2a mooncake-store"}
+    assert all(account.closes and not account.unexplained for account in read)

@@ -10,7 +10,7 @@ from workbench.report import figures
 def measured(arm, state, ttft_s, tps, kv_bytes):
     topology, _, connector = arm.partition(" ")
     role = "subject" if topology == "1p2d" else "opponent"
-    sample = {"n_requests": 30, "n_rounds": 5}
+    sample = {"n_requests": 30, "n_rounds": 5, "gpus": 3}
     metrics = {"ttft_s": ttft_s, "system_tps": tps, "kv_bytes_per_token": kv_bytes}
     return [
         {"arm": arm, "topology": topology, "connector": connector or "none", "role": role,
@@ -38,7 +38,8 @@ def test_each_state_lists_its_connectors_with_their_numbers(found):
     assert shown.count("1p2d lmcache") == 2 and shown.count("1p2d nixl") == 1
     assert {"300 ms", "120 tok/s", "768 B", "1,510 B", "0 B"} <= set(shown)
     assert {"1p2d", "3a, aggregated baseline"} <= set(shown)
-    assert {"TTFT, ms (lower is better)", "KV loaded, B (per prompt token)"} <= set(shown)
+    assert {"TTFT, ms", "lower is better", "KV loaded, B", "per prompt token"} <= set(shown)
+    assert "Each arm has 3 GPUs (on a CPU: instances)." in chart.caption
     assert "cold: 1p2d lmcache TTFT 300 ms; 1p2d nixl TTFT 200 ms;" in chart.alt
 
 

@@ -125,6 +125,19 @@ class Result:
         """
         return self._marked(tables.connector_frame(self.run, self._frame("requests")))
 
+    def store_table(self) -> pd.DataFrame:
+        """What each KV store says it held, wrote, read and evicted; empty without a store.
+
+        Read from the run's file, which has thousands of other series.
+        """
+        import pandas as pd
+
+        path = self.folder / "counters.parquet"
+        counters = pd.DataFrame(columns=["arm", "instance"])
+        if path.exists():
+            counters = pd.read_parquet(path, filters=[("instance", "==", "store")])
+        return self._showing(tables.store_table(self.run.arms, counters), "counts")
+
     @property
     def token_sources(self) -> pd.DataFrame:
         """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit, and of the
