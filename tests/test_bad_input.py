@@ -41,6 +41,7 @@ SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_a
 CLAIMS = "paper_claim_validation"
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 TURNS = {"workload": "multi_turn_conversation"}
+SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
 PARAMETERS = [
@@ -186,6 +187,11 @@ PARAMETERS = [
         "64",
         "Put it into engine_args",
     ),
+    (SWEEP, {**SIZES, "working_sets": [0, 1]}, "working_sets must be", "[0.0, 1.0]", "0.5,2,8"),
+    (SWEEP, {"working_sets": [2]}, "working_sets needs connector=offload", "'lmcache'", "offload"),
+    (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
+    (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
+    (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),

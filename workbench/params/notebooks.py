@@ -62,6 +62,9 @@ class PdSweep(LoadParams):
         low=0.01,
         high=0.999,
     )
+    working_sets: list[float] = param(
+        [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
+    )
     rounds: int = param(
         3,
         "launches of each arm; confidence intervals come from the spread between them",
@@ -166,6 +169,7 @@ class PdSweep(LoadParams):
                 yield f"{given} exclude each other. Leave out one (example: -p rates_per_s 1,2,4)"
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
             yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
+        yield from self._size_mistakes()
         if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
             needed = "arrivals=auto, constant, poisson or gamma"
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
@@ -185,6 +189,22 @@ class PdSweep(LoadParams):
                 yield unused(
                     name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
                 )
+
+    def _size_mistakes(self) -> Iterator[str]:
+        sizes, what = self.working_sets, "working_sets"
+        if not sizes:
+            return
+        if min(sizes) <= 0 or len(set(sizes)) < len(sizes):
+            yield must_be(what, "different numbers above 0", sizes, [0.5, 2, 8])
+        if self.connector != "offload":
+            yield needs(what, "connector=offload", self.connector, "offload")
+        if self.workload not in ("reference", "short"):
+            yield needs(what, "workload=reference or short", self.workload, "reference")
+        if self.arrival_kind != "closed" or self.swept:
+            yield needs(what, "a closed loop without a rate sweep", self.arrival_kind, "closed")
+        if self.requests:
+            example = "-p requests 0 -p working_sets 0.5,2,8"
+            yield unused("requests", self.requests, "a working-set sweep", example)
 
     @property
     def swept(self) -> bool:

@@ -271,13 +271,40 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
 
 
 def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
-    with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache or nixl"):
-        sweep(engine="simulated", connector="mooncake-store")
+    with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache, nixl"):
+        sweep(engine="simulated", connector="mooncake")
 
 
 def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(sweep):
     with pytest.raises(PlanError, match=r"22,660 tokens have .* GB of KV, got 0.01 \(example: "):
         sweep(connector="lmcache", store_gb=0.01)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "below"),
+    [
+        ("disk", ["disk-warm"]),
+        ("redis", ["remote-warm"]),
+        ("redis://cache:6379", ["remote-warm"]),
+        ("disk,mooncake", ["disk-warm", "remote-warm"]),
+        ("mooncake,disk", ["disk-warm", "remote-warm"]),  # the disk is emptied in between
+    ],
+)
+def test_each_tier_below_the_stores_memory_adds_its_state(sweep, tiers, below):
+    plan = sweep(topology="1p1d", connector="lmcache", store_tiers=["memory", *tiers.split(",")])
+    passes = {arm.label: [p.name for p in arm.passes] for arm in plan.arms}
+    assert passes["1p1d lmcache"] == [*ONE_DECODE, *below]
+    assert passes["2a lmcache"] == [*PASSES, *below]
+    assert passes["2a"] == ["cold", "engine-warm"]
+
+
+def test_a_tier_that_is_too_small_is_refused_or_a_doubt(sweep):
+    tiers = {"connector": "lmcache", "store_tiers": ["memory", "redis"]}
+    assert not [doubt for doubt in sweep(**tiers).doubts if "tier" in doubt]
+    (doubt,) = [doubt for doubt in sweep(**tiers, tier_gb=0.03).doubts if "tier" in doubt]
+    assert "a tier of the store holds 0.03 GB, so it will evict" in doubt
+    with pytest.raises(PlanError, match=r"tier_gb must hold at least one prompt: .* got 0.01 "):
+        sweep(**tiers, tier_gb=0.01)
 
 
 def test_the_opponent_of_a_store_has_the_same_store(sweep):

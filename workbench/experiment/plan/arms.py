@@ -26,6 +26,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.experiment.plan.which_connectors import Chosen, chosen
+from workbench.experiment.plan.working_sets import with_working_sets
 from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
@@ -37,6 +38,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
+from workbench.params.store_tiers import SIZED
 from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
@@ -72,8 +74,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
-    if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
-        _check_stores(made)
+    _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -104,6 +105,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in asked.rivals(equal):
                 wanted.setdefault((equal, rival), "opponent")
+        elif any(one.store and one.store.private for one in map(connector, subjects[topology])):
+            wanted.setdefault((topology, "none"), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
@@ -142,7 +145,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    return replace(made, doubts=asked.left_out)
+    made = replace(made, doubts=asked.left_out)
+    return with_working_sets(made) if params.working_sets else made
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
@@ -159,13 +163,18 @@ def _check_transport(params: PdSweep, asked: Chosen) -> None:
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store that cannot hold one prompt or take its arguments. Raises PlanError."""
+    """Refuse a KV store, or a tier of it, that cannot hold one prompt or take its arguments.
+
+    The hit analysis has a store that is too small on purpose. Raises PlanError.
+    """
+    small = isinstance(made.params, LMCacheHitAnalysis)
     longest = max(request.prompt_tokens for request in made.workload.sample.requests)
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
-        if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
+        stores = arm.kv_connector and arm.kv_connector.store and not small
+        if stores and prompt_gb > arm.store_gb:
             raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
-        if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
+        if {*arm.tiers} & SIZED and prompt_gb > arm.tier_gb:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
         if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
             processes = arm.deployment(count(20_000)).processes
@@ -205,6 +214,8 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     """
     params = made.params
     if not isinstance(params, PdSweep) or params.workload != "reference" or params.requests:
+        return made
+    if params.working_sets:
         return made
     closed = made.arrivals.kind == "closed"
     if made.speed is None or not closed or not made.estimate_s > LONG_RUN_S:
@@ -311,10 +322,18 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         for r in made.workload.sample.requests
     )
     space_tokens = made.kv_space_tokens
-    if sent_tokens > space_tokens:
+    too_much_is_meant = isinstance(params, PdSweep) and params.working_sets
+    if sent_tokens > space_tokens and not too_much_is_meant:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."
+        )
+    sent_gb = sent_tokens * made.kv_bytes_per_token / 2**30
+    tiers_gb = [arm.tier_gb for arm in made.arms if {*arm.tiers} & SIZED]
+    if tiers_gb and sent_gb > min(tiers_gb):
+        yield (
+            f"The workload has {sent_gb:.2g} GB of KV but a tier of the store holds"
+            f" {min(tiers_gb):.2g} GB, so it will evict. Raise tier_gb."
         )
     for arm in made.arms:
         each = arm.settings.gpus(arm.tp).aggregated if arm.settings else arm.tp.aggregated

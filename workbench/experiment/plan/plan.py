@@ -22,6 +22,7 @@ from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
 from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
+from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
@@ -54,6 +55,10 @@ class Pass:
     decode_shift: int = 0
     rate_per_s: float = 0.0
     """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
+    requests: int = 0
+    """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
+    after: str = "cold"
+    """The cold pass whose prompts it sends again."""
 
 
 def pass_in(state: str) -> Pass:
@@ -173,11 +178,23 @@ class ExperimentPlan:
 
     @property
     def kv_space_tokens(self) -> float:
-        """Tokens that fit an instance's KV cache; NaN on a GPU, where only vLLM knows it."""
+        """Tokens that fit an instance's KV cache; NaN on a GPU where only vLLM knows it."""
         settings = self.settings
-        if settings is None or settings.on_gpu:
+        if settings is None:
             return nan
+        given = value_of(settings.extra_args, "--kv-cache-memory-bytes")
+        if settings.on_gpu:
+            return int(given) / self.kv_bytes_per_token if given.isdecimal() else nan
         return settings.kv_cache_mib * 2**20 / self.kv_bytes_per_token
+
+    @property
+    def host_tokens(self) -> float:
+        """Tokens that fit the host memory of an instance that offloads; NaN without one."""
+        for arm in self.arms:
+            store = arm.kv_connector.store if arm.kv_connector else None
+            if store and store.private:
+                return arm.store_gb * 2**30 / self.kv_bytes_per_token
+        return nan
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -262,8 +279,12 @@ class ExperimentPlan:
             store = arm.kv_connector.store if arm.kv_connector else None
             instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
             launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
-            cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
-            passes_s = cold * prefill_s + len(arm.passes) * pass_s
+            parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
+            cold = sum(
+                part * (1 - p.share if p.state != "cold" else 1.0)
+                for p, part in zip(arm.passes, parts, strict=True)
+            )
+            passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
             total_s += self.rounds * (slower * launch_s + passes_s)
             total_s += self.rounds * max(sent_s, len(rates) * (prefill_s + pass_s))
         return total_s

@@ -71,7 +71,10 @@ def chosen(params: PdSweep, topologies: Sequence[Topology], settings: EngineSett
         if known.name != "none":
             left_out.append(f"Connector {known.name} was left out: {why}.")
     if not found:
-        raise PlanError(f"connector=all found none to measure. {' '.join(left_out)}")
+        raise PlanError(
+            f"connector=all needs at least one that is installed and serves the topology."
+            f" {' '.join(left_out)} (example: -p connector none -p topology 2a)"
+        )
     return Chosen(tuple(found), tuple(left_out))
 
 

@@ -12,7 +12,6 @@ from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import (
     RateRow,
     RunFacts,
-    TierRow,
     TokenRow,
     from_plain,
     read_facts,
@@ -104,6 +103,11 @@ class Result:
         frame.attrs["limited"] = self._limited
         return frame
 
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """One row per working set and pass of a sweep over them; empty without one."""
+        return self._marked(tables.size_frame(self.run.sizes))
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
@@ -134,10 +138,7 @@ class Result:
     @property
     def store_tiers(self) -> pd.DataFrame:
         """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
-        rows = tables.frame_of(TierRow, self.run.store_tiers)
-        shown = {"loads": "loads", "sent": "chunks sent", "written": "written", "held": "held"}
-        table = rows.drop(columns="problem").rename(columns=shown)
-        return self._showing(table.assign(round=table["round"] + 1), "counts")
+        return self._showing(tables.tier_table(self.run.store_tiers), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:
