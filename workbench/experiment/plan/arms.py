@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError
+from workbench.errors import ParameterError, PlanError, needs
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
@@ -33,7 +33,7 @@ from workbench.params.notebooks import (
     PrefixCache,
 )
 from workbench.serve.capacity import check_capacity, check_store
-from workbench.serve.connectors import connector
+from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
 
@@ -77,10 +77,9 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         asked.check(topology)
     settings, model, capacity = engine_of(params)
     if params.engine == "simulated" and not asked.simulated:
-        raise PlanError(
-            f"engine=simulated needs connector=none, lmcache or nixl, got {asked.name!r}"
-            " (example: -p connector lmcache)"
-        )
+        *known, last = (name for name, each in CONNECTORS.items() if each.simulated)
+        needed = f"connector={', '.join(known)} or {last}"
+        raise PlanError(needs("engine=simulated", needed, asked.name, "-p connector lmcache"))
     for topology in topologies:
         check_fault(params.fault, asked.name, topology)
     if not settings.on_gpu and tp != TensorParallel():
@@ -266,8 +265,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         for r in made.workload.sample.requests
     )
     space_tokens = made.kv_space_tokens
-    too_much_is_meant = isinstance(params, PdSweep) and params.working_sets
-    if sent_tokens > space_tokens and not too_much_is_meant:
+    if sent_tokens > space_tokens and not made.sized:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."

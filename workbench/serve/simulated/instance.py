@@ -22,6 +22,7 @@ from aiohttp import web
 from workbench.serve.simulated.answers import Asked
 from workbench.serve.simulated.exposition import vllm_series
 from workbench.serve.simulated.faults import STRUCK_TOKENS
+from workbench.serve.simulated.host_memory import HostMemory
 from workbench.serve.simulated.kv_blocks import (
     BLOCK_TOKENS,
     TOKEN_BYTES,
@@ -78,6 +79,12 @@ class InstanceSettings:
         return self.transfer.get("kv_connector") == "NixlConnector"
 
     @property
+    def host_bytes(self) -> int:
+        """Host memory to which KV is offloaded; 0 without it."""
+        extra = self.transfer.get("kv_connector_extra_config") or {}
+        return int(extra.get("cpu_bytes_to_use", 0))
+
+    @property
     def lease_s(self) -> float:
         extra = self.transfer.get("kv_connector_extra_config") or {}
         return float(extra.get("kv_lease_duration", LEASE_S))
@@ -121,6 +128,9 @@ class Instance:
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
         self.series = vllm_series(nixl=settings.nixl)
+        self.host: HostMemory | None = None
+        if settings.host_bytes:
+            self.host = HostMemory(settings.host_bytes, self.series)
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
         speed = SPEED / SLOWDOWN if settings.fault == "slow_instance" else SPEED
@@ -210,9 +220,13 @@ class Instance:
         self._wake.set()
         return sequence
 
-    def reset(self) -> bool:
-        """Empty the prefix cache, as /reset_prefix_cache does; False while blocks are in use."""
-        return self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
+    def reset(self, *, external: bool = False) -> bool:
+        """Empty the prefix cache, as /reset_prefix_cache does, and with `external` host memory too;
+        False while blocks are in use."""
+        done = self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
+        if done and external and self.host is not None:
+            self.host.clear()
+        return done
 
     async def _work(self) -> None:
         """Run engine steps forever."""
@@ -236,6 +250,8 @@ class Instance:
             for sequence in self.scheduler.complete(step, monotonic()):
                 if len(sequence.outputs) == 1 and self.settings.store_url:
                     sequence.write = self._spawn(self._store.write(sequence))
+                if len(sequence.outputs) == 1 and self.host is not None:
+                    self.host.write(sequence.hashes, sequence.contents)
                 sequence.tokens.put_nowait(sequence.outputs[-1])
 
     async def _look_elsewhere(self, sequence: Sequence) -> None:
@@ -250,6 +266,9 @@ class Instance:
                 sequence.offered, sequence.tier = prompt, "p2p"
                 cached = sequence.transfer.get("remote_prefill_cached_tokens")
                 sequence.reported_cached = int(cached or 0)
+        elif self.host is not None:
+            sequence.found, sequence.tier = self.host.lookup(sequence.hashes), "host"
+            sequence.offered = len(sequence.found) * BLOCK_TOKENS
         elif self.settings.store_url:
             contents = await self._store.lookup(sequence)
             if not blind:
@@ -277,6 +296,8 @@ class Instance:
             contents, final = pulled
         took_s = self._latency.transfer_s(moved_bytes)
         await asyncio.sleep(took_s)
+        if self.host is not None:
+            self.host.loaded(moved)
         if self.settings.nixl:
             self.series.observe("vllm:nixl_bytes_transferred", moved_bytes)
             self.series.observe("vllm:nixl_num_descriptors", LAYERS)

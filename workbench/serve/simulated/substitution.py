@@ -45,7 +45,7 @@ def simulated_processes(
             store_port = spec.port
             args = _store_args(spec, store_gb)
         else:
-            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
+            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port, store_gb=store_gb)
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
         made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
     return made
