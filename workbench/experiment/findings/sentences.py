@@ -45,7 +45,8 @@ def scope(plan: ExperimentPlan) -> str:
         intervals = "Too few rounds for confidence intervals of ratios"
     return (
         f"{where} {count(plan.rounds, 'round')},"
-        f" {count(len(plan.workload.sample.requests), 'request')} per pass, {_prompts(plan)},"
+        f" {'up to ' * plan.sized}{count(len(plan.workload.sample.requests), 'request')} per pass,"
+        f" {_prompts(plan)},"
         f" {plan.describe_arrivals()}. {intervals}."
     )
 

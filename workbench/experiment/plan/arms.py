@@ -324,8 +324,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         for r in made.workload.sample.requests
     )
     space_tokens = made.kv_space_tokens
-    too_much_is_meant = isinstance(params, PdSweep) and params.working_sets
-    if sent_tokens > space_tokens and not too_much_is_meant:
+    if sent_tokens > space_tokens and not made.sized:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."

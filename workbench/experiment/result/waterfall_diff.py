@@ -117,7 +117,11 @@ def _pairs(
     waterfall: pd.DataFrame, comparisons: Sequence[Comparison]
 ) -> list[tuple[str, str, str]]:
     """(arm, cache state, baseline arm) of every difference."""
-    rivals = [row for row in comparisons if row.kind == "opponent" and row.metric == "ttft_s"]
+    rivals = [
+        row
+        for row in comparisons
+        if row.kind in ("opponent", "no-offload") and row.metric == "ttft_s"
+    ]
     if rivals:
         return [(row.arm, row.pass_name, row.baseline_arm) for row in rivals]
     measured = waterfall[["arm", "pass"]].drop_duplicates()
