@@ -115,7 +115,7 @@ shared=("${short[@]}" -p prompt_tokens "$tokens" -p opponents False)
 [ -z "$REHEARSE" ] && shared+=(-p instances_per_gpu 2)
 
 # The command lines of a GPU run, on any machine with nvidia-smi: nothing is started.
-step plans 30 "$PYTHON" - <<'PY'
+step plans 60 "$PYTHON" - <<'PY'
 import workbench as wb
 
 MODEL = {"platform": "cuda", "model": "Qwen/Qwen2.5-7B-Instruct", "output_tokens": 32}
@@ -132,7 +132,7 @@ run prefix 100 single_instance_prefix_cache "${engine[@]}" "${short[@]}" \
     -p prompt_tokens "$tokens" -p shares 0.5
 run lmcache 80 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1p1d -p connector lmcache
 run nixl 70 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1p1d -p connector nixl
-run hits 70 lmcache_hit_analysis "${engine[@]}" -p rounds 1 -p requests 2 \
+run hits "${HITS_S:-70}" lmcache_hit_analysis "${engine[@]}" -p rounds 1 -p requests 2 \
     -p prompt_tokens 900,1900 -p chunk_tokens 256 -p disk False
 run inprocess 60 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1a -p connector lmcache-inprocess
 run kernels 40 paper_claim_validation -p tiers source,kernel -p time_budget_s 25

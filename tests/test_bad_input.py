@@ -18,7 +18,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
-from workbench.hardware.interpreter import interpreter
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -114,6 +114,13 @@ PARAMETERS = [
         "-p engine vllm -p store_tiers memory,disk",
     ),
     (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
+    (
+        HITS,
+        ATTACH | {"store_tiers": "memory,redis"},
+        "store_tiers=memory,redis does not apply to",
+        "redis",
+        "-p engine vllm -p store_tiers memory,redis",
+    ),
     (HITS, {"store_tiers": "disk"}, "store_tiers must be memory, then any", "'disk'", ""),
     (SWEEP, {"tokenizer": "/m"}, "tokenizer=/m does not", "/m", "-p engine attach"),
     (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24,576", "28672"),
@@ -433,7 +440,7 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
     monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setattr("workbench.serve.connectors.tiers.mooncake.find_spec", lambda _: None)
+    monkeypatch.setattr(Interpreter, "find", lambda *_: "")
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)

@@ -47,7 +47,8 @@ class TierCounts:
     @property
     def why_lost(self) -> str:
         """What the counters show about lost chunks: `3 writes failed`."""
-        failed = self.sent - self.written
+        # A write fails as a whole in LMCache's count, even if the tier kept a part of it.
+        failed = min(self.sent - self.written, self.lost)
         said = [f"{failed:,.0f} were not written"] if failed > 0 else []
         said += [f"it evicted {self.evicted:,.0f}"] if self.evicted > 0 else []
         return " and ".join(said)

@@ -28,6 +28,8 @@ CONNECTORS = (
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 ALL_CONNECTORS = "all"
 """A sweep over every connector that this machine has and that serves the topology."""
+_OWN_TIERS = ["memory", "disk"]
+"""What the hit analysis measures unless told otherwise."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
@@ -276,7 +278,7 @@ class LMCacheHitAnalysis(EngineParams):
         5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
     store_tiers: list[str] = param(
-        ["memory", "disk"],
+        _OWN_TIERS,
         "LMCache's tiers; all but memory get an arm (docs/engine.md)",
         example="memory,disk,redis",
     )
@@ -340,8 +342,8 @@ class LMCacheHitAnalysis(EngineParams):
                 allowed = f"one or more numbers, none twice, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         tiers = self.store_tiers
-        if self.engine == "vllm":  # with others nothing is started, whatever the default is
-            yield from tier_mistakes(tiers, engine="vllm", connector="lmcache")
+        if self.engine == "vllm" or tiers != _OWN_TIERS:  # the default is for servers started here
+            yield from tier_mistakes(tiers, engine=self.engine, connector="lmcache")
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)

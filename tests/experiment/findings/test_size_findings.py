@@ -92,8 +92,8 @@ def test_each_size_says_when_offloading_is_slower_and_what_was_hit():
 def test_the_key_numbers_are_the_best_the_worst_and_the_cost():
     cards = size_cards(rows(SLOWER, FASTER, NOISE))
     assert [(card.label, card.value) for card in cards] == [
-        ("TTFT without / with offloading, again at 1.5x KV space", 9.0),
-        ("TTFT without / with offloading, again at 0.5x KV space", 0.8),
+        ("TTFT without / with offloading, sent again at 1.5x KV space", 9.0),
+        ("TTFT without / with offloading, sent again at 0.5x KV space", 0.8),
         ("TTFT without / with offloading, cold at 0.5x KV space", 1.0),
     ]
     assert size_headline(()) == "" and size_cards(()) == ()

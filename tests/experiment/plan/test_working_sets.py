@@ -3,6 +3,7 @@
 import pytest
 
 from workbench.errors import PlanError
+from workbench.serve.vllm import Drafting
 
 # The model of these tests has 1 KiB of KV per token: a KV space of 16,384 tokens.
 SMALL = {"topology": "1a", "connector": "offload", "prompt_tokens": 1024, "kv_cache_mib": 16}
@@ -34,7 +35,9 @@ def test_a_working_set_without_a_whole_prompt_is_refused(sweep):
 
 
 def test_on_a_gpu_the_kv_space_must_be_given(sweep, machine_has, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr(
+        "workbench.experiment.plan.engine_setup.check_arguments", lambda *_, **__: Drafting()
+    )
     monkeypatch.setattr("workbench.experiment.plan.arms.check_gpu_memory", lambda *_: None)
     machine_has("cuda", gpus=1)
     with pytest.raises(PlanError, match=r"working_sets needs a known KV space .*--kv-cache-memory"):

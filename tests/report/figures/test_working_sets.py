@@ -22,10 +22,10 @@ def sizes() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_it_shows_both_limits_and_says_from_where_on_it_is_faster(sizes):
+def test_it_shows_both_limits_and_says_where_it_is_faster(sizes):
     chart = figures.working_sets(sizes)
     shown = text(chart)
-    assert "Offloading: TTFT up to 9.0x faster, from a working set of 2x KV space on" in shown
+    assert "Offloading: TTFT up to 9.0x faster, at working sets of 2x KV space" in shown
     assert {"KV space", "host memory"} <= set(words(chart))
     assert "host memory (4x) hold" in chart.caption
 

@@ -117,7 +117,7 @@ def _without_offload(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
     return [
         (arm, other)
         for arm in arms
-        if arm.kv_connector and arm.kv_connector.store and arm.kv_connector.store.private
+        if arm.store and arm.store.private
         for other in arms
         if other.topology == arm.topology and other.connector == "none"
     ]

@@ -24,7 +24,10 @@ Row = TypeVar("Row")
 Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
 """What several comparisons say together."""
 
-WARM = {"store-warm": "KV store", "offload-warm": "host memory", "engine-warm": "prefix cache"}
+WARM = {
+    "store-warm": "KV store", "disk-warm": "disk tier", "remote-warm": "remote store tier",
+    "offload-warm": "host memory", "engine-warm": "prefix cache",
+}  # fmt: skip
 """What is warm in a pass."""
 
 
@@ -42,7 +45,8 @@ def scope(plan: ExperimentPlan) -> str:
         intervals = "Too few rounds for confidence intervals of ratios"
     return (
         f"{where} {count(plan.rounds, 'round')},"
-        f" {count(len(plan.workload.sample.requests), 'request')} per pass, {_prompts(plan)},"
+        f" {'up to ' * plan.sized}{count(len(plan.workload.sample.requests), 'request')} per pass,"
+        f" {_prompts(plan)},"
         f" {plan.describe_arrivals()}. {intervals}."
     )
 

@@ -175,7 +175,8 @@ def size_cards(rows: Sequence[SizeRow], failed_gates: Sequence[str] = ()) -> tup
     wanted = list(dict.fromkeys([*again[-1:], *again[:1], *cold[:1]]))
     cards = [
         Card(
-            label=f"TTFT without / with offloading, {row.asked} at {size_name(row.times)}",
+            label=f"TTFT without / with offloading, {'sent ' * (row.asked == AGAIN)}{row.asked} at"
+            f" {size_name(row.times)}",
             value=row.ratio.value,
             unit="x",
             low=row.ratio.low,

@@ -312,6 +312,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
     known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
     on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
     said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if any("mooncake" in arm.tiers for arm in made.arms):
+        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
     if params.engine != "simulated":
         yield from dict.fromkeys(filter(None, said))
     yield from made.workload.sample.doubts
@@ -322,8 +324,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         for r in made.workload.sample.requests
     )
     space_tokens = made.kv_space_tokens
-    too_much_is_meant = isinstance(params, PdSweep) and params.working_sets
-    if sent_tokens > space_tokens and not too_much_is_meant:
+    if sent_tokens > space_tokens and not made.sized:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."

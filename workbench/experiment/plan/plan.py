@@ -25,7 +25,7 @@ from workbench.load.workload.arrivals import Arrivals
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
-from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
@@ -131,6 +131,11 @@ class Arm:
         return CONNECTORS.get(self.connector)
 
     @property
+    def store(self) -> Store | None:
+        """The KV store of its connector, or the host memory of each of its instances."""
+        return self.kv_connector.store if self.kv_connector else None
+
+    @property
     def disaggregated(self) -> bool:
         """True when prefill and decode are known to run on instances of their own."""
         return self.topology is not None and self.topology.disaggregated
@@ -188,11 +193,15 @@ class ExperimentPlan:
         return settings.kv_cache_mib * 2**20 / self.kv_bytes_per_token
 
     @property
+    def sized(self) -> bool:
+        """Whether it sweeps working sets, so that its passes have several sizes."""
+        return any(p.requests for arm in self.arms for p in arm.passes)
+
+    @property
     def host_tokens(self) -> float:
         """Tokens that fit the host memory of an instance that offloads; NaN without one."""
         for arm in self.arms:
-            store = arm.kv_connector.store if arm.kv_connector else None
-            if store and store.private:
+            if arm.store and arm.store.private:
                 return arm.store_gb * 2**30 / self.kv_bytes_per_token
         return nan
 
@@ -207,9 +216,11 @@ class ExperimentPlan:
 
     @property
     def text_reference(self) -> str:
-        """The arm whose cold responses all others must equal: an aggregated one if there is one."""
-        aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
-        return next(aggregated, self.arms[0].label)
+        """The arm whose cold responses all others must equal: an aggregated one if there is one,
+        and rather one that does not offload."""
+        aggregated = [arm for arm in self.arms if arm.topology and not arm.disaggregated]
+        kept = [arm for arm in aggregated if not (arm.store and arm.store.private)]
+        return (kept or aggregated or list(self.arms))[0].label
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
         """The arms of a round: each second round mirrors the one before, each pair rotates by one.
@@ -276,8 +287,7 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            store = arm.kv_connector.store if arm.kv_connector else None
-            instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
+            instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
             launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
             parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
             cold = sum(

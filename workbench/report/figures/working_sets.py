@@ -13,12 +13,12 @@ from workbench.report.figures.chart import Chart, draw
 from workbench.report.numbers import times
 
 _LOOKS = {
-    "sent again": marks.Look(colour=marks.BLUE, marker="s", dash="-"),
-    "cold": marks.Look(colour=marks.VERMILION, marker="o", dash="-"),
+    "TTFT, sent again": marks.Look(colour=marks.BLUE, marker="s", dash="-"),
+    "TTFT, cold": marks.Look(colour=marks.VERMILION, marker="o", dash="-"),
 }
 _HITS = {
-    "with offloading": marks.Look(colour=marks.BLUE, marker="s", dash="-"),
-    "without": marks.Look(colour=marks.BLACK, marker="v", dash=(0, (4, 2))),
+    "hits with offloading": marks.Look(colour=marks.GREEN, marker="D", dash="-"),
+    "hits without": marks.Look(colour=marks.BLACK, marker="v", dash=(0, (4, 2))),
 }
 
 
@@ -35,7 +35,7 @@ def working_sets(frame: pd.DataFrame) -> Chart | None:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        for part, look in ((cold, _LOOKS["cold"]), (again, _LOOKS["sent again"])):
+        for part, look in ((cold, _LOOKS["TTFT, cold"]), (again, _LOOKS["TTFT, sent again"])):
             left.plot(part["times"], part["ratio"], color=look.colour, linewidth=1.2, zorder=2)
             for _, row in part.iterrows():
                 marks.mark(
@@ -52,7 +52,8 @@ def working_sets(frame: pd.DataFrame) -> Chart | None:
             )  # fmt: skip
         right.set(ylim=(0, 100), ylabel="hits when sent again, % of prompt tokens")
         for axes in (left, right):
-            marks.log_axis(axes, [*rows["times"], 1.0, host], most=6)
+            sizes = [float(size) for size in again["times"]]
+            marks.log_axis(axes, [*sizes, 1.0, host], most=6, ticks=sizes)
             axes.set_xlabel("working set, x KV space (log scale)")
             _limits(axes, host, named=axes is right)
 
@@ -79,25 +80,28 @@ def working_sets(frame: pd.DataFrame) -> Chart | None:
 
 def _limits(axes: Axes, host: float, *, named: bool) -> None:
     """What the two caches hold, in multiples of the KV space."""
-    for x, name in ((1.0, "KV space"), (host, "host memory")):
+    for row, (x, name) in enumerate(((1.0, "KV space"), (host, "host memory"))):
         if not isfinite(x):
             continue
         axes.axvline(x, color=marks.GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
         if named:
+            # Above the plot, where no line runs; the later one in a row of its own.
             axes.annotate(
-                name, (x, 50), xytext=(-4, 0), textcoords="offset points", rotation=90,
-                ha="right", va="center", size=11,
+                name, (x, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4 + 15 * row),
+                textcoords="offset points", ha="center", va="bottom", size=11,
             )  # fmt: skip
 
 
 def _found(again: pd.DataFrame) -> str:
-    """From which working set on offloading is faster, as far as the intervals say."""
+    """At which working sets offloading is faster, as far as the intervals say."""
     faster, slower = (again[again["verdict"] == verdict] for verdict in ("faster", "slower"))
     if len(faster):
-        best = faster.nlargest(1, "ratio").iloc[0]
+        ends = dict.fromkeys(
+            f"{size:g}x" for size in (faster["times"].min(), faster["times"].max())
+        )
         return (
-            f"Offloading: TTFT up to {times(best['ratio'])} faster, from a working set of"
-            f" {faster['times'].min():g}x KV space on"
+            f"Offloading: TTFT up to {times(faster['ratio'].max())} faster, at working sets of"
+            f" {' to '.join(ends)} KV space"
         )
     if len(slower):
         return (
