@@ -102,9 +102,7 @@ def orphaned_segments() -> set[str]:
 @pytest.fixture(autouse=True)
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
-    monkeypatch.setattr(
-        "workbench.experiment.plan.engine_setup.machine_speed", lambda dtype: TYPICAL
-    )
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.machine_speed", lambda *_: TYPICAL)
 
 
 @pytest.fixture(scope="session")

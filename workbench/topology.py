@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from workbench.errors import ParameterError, must_be
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; engines may run on 3.10
 
 Role = Literal["prefill", "decode", "aggregated"]
 ROLES: tuple[Role, ...] = ("prefill", "decode", "aggregated")

@@ -14,13 +14,15 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo
+from workbench.hardware.interpreter import interpreter
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(
-        not connector("mooncake-store").installed, reason="needs make setup MOONCAKE=1"
+        not connector("mooncake-store").installed(interpreter()),
+        reason="needs make setup MOONCAKE=1",
     ),
 ]
 

@@ -95,7 +95,7 @@ def machine_has(monkeypatch: pytest.MonkeyPatch, model: Path) -> Callable[..., N
         monkeypatch.setattr(machine, "facts", lambda: found)
 
     say()
-    monkeypatch.setattr(engine_setup, "tiny_model", lambda layers: model)
+    monkeypatch.setattr(engine_setup, "tiny_model", lambda **_: model)
     return say
 
 

@@ -24,6 +24,7 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
+from workbench.hardware.interpreter import interpreter
 from workbench.hardware.machine import Machine, ProcessorLoad
 from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
@@ -104,7 +105,8 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
 
     The result's `facts` have `ready`, `quiet`, `questions` and `platforms` in addition.
     """
-    here = machine.facts()
+    engine = interpreter(params.engine_python)
+    here = machine.facts().with_engine(engine)
     platform = here.platform if params.platform == "auto" else params.platform
     gates = [*_static_gates(here, platform), *timing_gates(await watch_machine())]
     smoke: Result | None = None
@@ -116,7 +118,7 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
         # One round of two small prompts: enough to see real KV arrive.
         sweep = PdSweep(
             topology="1p1d", prompt_tokens=2000, output_tokens=8, requests=2, rounds=1,
-            opponents=False, platform=params.platform,
+            opponents=False, platform=params.platform, engine_python=params.engine_python,
             output_dir=str(Path(params.output_dir) / ".smoke"),
         )  # fmt: skip
         try:
@@ -156,14 +158,17 @@ def _static_gates(here: Machine, platform: str) -> list[Gate]:
     except WorkbenchError as error:
         no_ports.append(str(error))
     stale = stale_servers()
+    install = (
+        f"install them for Python {here.engine_python}" if here.engine_python else "run make setup"
+    )
     gates = [
         judge(
             "packages",
             holds=f"{', '.join(map(' '.join, versions.items()))} (tested versions)",
             problems=[f"{' and '.join(missing)} must be installed"] if missing else [],
             unknown=[f"Untested versions: {'; '.join(other)}"] if other else [],
-            next_step="run make setup",
-            if_unknown="run make setup, or rely on the smoke run",
+            next_step=f"{install}, or give another environment's interpreter as engine_python",
+            if_unknown=f"{install}, or rely on the smoke run",
         ),
         _limit(
             "memory",

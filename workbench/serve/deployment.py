@@ -96,13 +96,13 @@ def plan_deployment(
     spans = settings.gpus(tp)
     check_capacity(topology, spans, capacity, settings)
     free = iter(ports)
-    cpu = not settings.on_gpu
+    cpu, interpreter = not settings.on_gpu, settings.interpreter
     processes: list[ProcessSpec] = []
     store_port = 0
     if connector.store:
         processes += connector.store.processes(
-            free, shm_name=shm_name, memory_gb=store_gb, chunk_tokens=chunk_tokens,
-            disk_folder=disk_folder, cpu=cpu,
+            free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
+            chunk_tokens=chunk_tokens, disk_folder=disk_folder, cpu=cpu,
         )  # fmt: skip
         if store_args:
             first = processes[0]
@@ -127,7 +127,7 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform),
+                program=vllm.program(settings.platform, interpreter.path),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
                 env=env | dict(settings.extra_env) | connector.env(wiring),
@@ -137,6 +137,7 @@ def plan_deployment(
                 fatal=(*vllm.FATAL, *connector.fatal),
             )
         )
+    processes = [replace(p, env=p.env | interpreter.env(p.env)) for p in processes]
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
@@ -303,10 +304,12 @@ def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) 
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
-    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed]
+    interpreter = settings.interpreter
+    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed(interpreter)]
     # OpenMP reads the environment once, so the fork server needs that of its instances.
-    env = vllm.instance_env("cpu", offline=settings.local)
-    return LocalLauncher(log_dir, loads=(*connectors, vllm.LOAD), env=env)
+    env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
+    loads = (*connectors, vllm.LOAD)
+    return LocalLauncher(log_dir, loads=loads, python=interpreter.path, env=env)
 
 
 @asynccontextmanager

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import shutil
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ParameterError, PlanError, must_be
+from workbench.hardware.cache import cache_folder, not_writable
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.hardware.kv import KvShape
 
 LAYERS = 3
@@ -61,6 +62,8 @@ _SEED = 20260101
 _TRAINING_FILES = 150
 _RECIPE = 1
 """Increment it when `_weights` or `_tokenizer` changes, so that the model is rebuilt."""
+
+_BUILT = "built"
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -116,37 +119,41 @@ class ModelFacts:
         return replace(self, element_bytes=_ELEMENT_BYTES.get(kv, self.element_bytes))
 
 
-def tiny_model(cache_dir: Path | None = None, *, layers: int = LAYERS) -> Path:
+def tiny_model(
+    cache_dir: Path | None = None, *, layers: int = LAYERS, engine: Interpreter | None = None
+) -> Path:
     """Folder of the tiny model in Hugging Face format, built on the first call (seconds, 25 MB).
 
-    Fewer `layers` than LAYERS make a model for slow machines. It is in `cache_folder`; its name has
-    a hash of the recipe and of the Python version, whose standard library the tokenizer is trained
-    on. Several processes may call this at once: the first to finish wins. Raises PlanError if it
-    cannot be built.
+    Fewer `layers` than LAYERS make a model for slow machines. `engine` builds it, which has torch.
+    It is in `cache_folder`; its name has a hash of the recipe and of the Python version, whose
+    standard library the tokenizer is trained on. Several processes may call this at once: the first
+    to finish wins. Raises PlanError if it cannot be built.
     """
+    engine = engine or interpreter()
     config = _CONFIG | {"num_hidden_layers": layers}
-    place = (cache_dir or cache_folder()) / f"tiny-llama-{_recipe_hash(config)}"
+    place = (cache_dir or cache_folder()) / f"tiny-llama-{_recipe_hash(config, engine.python)}"
     if place.is_dir():
         return place
     building: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".tiny-llama-", dir=place.parent))
-        _build(building, config)
+        if engine.own:
+            _build(building, config)
+        else:
+            _built_by(engine, building, layers)
         building.chmod(0o755)
         building.rename(place)
     except ModuleNotFoundError as error:
         raise PlanError(
-            f"the tiny model needs the package {error.name}, which comes with vLLM; run make setup"
-            " or give a model (example: -p model /models/Qwen2.5-7B-Instruct)"
+            f"the tiny model needs the package {error.name}, which comes with vLLM; run make setup,"
+            " or give the interpreter of an environment with vLLM (example: -p engine_python"
+            " /opt/vllm/bin/python)"
         ) from error
     except OSError as error:
         # A folder cannot be renamed onto one with files in it: then another process was first.
         if not place.is_dir():
-            raise PlanError(
-                f"WORKBENCH_CACHE in the environment must be a writable folder with 30 MB free, got"
-                f" {place.parent}: {error} (example: export WORKBENCH_CACHE=/tmp/workbench)"
-            ) from error
+            raise not_writable(place.parent, error) from error
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
@@ -220,18 +227,19 @@ def _size(config: Mapping[str, Any], keys: tuple[str, ...], file: Path) -> int:
     raise ParameterError(must_be("model", allowed, str(file.parent), "/models/Qwen2.5-7B-Instruct"))
 
 
-def cache_folder() -> Path:
-    """The folder of the tiny model and of this machine's measured speed."""
-    if own := os.environ.get("WORKBENCH_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "workbench"
-
-
-def _recipe_hash(config: Mapping[str, Any]) -> str:
+def _recipe_hash(config: Mapping[str, Any], python: str) -> str:
     recipe = [_RECIPE, _SEED, _TRAINING_FILES, config, _TOKENIZER_CONFIG]
-    text = json.dumps([*recipe, platform.python_version()], sort_keys=True)
+    text = json.dumps([*recipe, python], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _built_by(engine: Interpreter, folder: Path, layers: int) -> None:
+    said = engine.run(__name__, str(folder), str(layers))
+    if said != _BUILT:
+        raise PlanError(
+            f"the tiny model could not be built by {engine.path}: {said or 'it said nothing'}; give"
+            " a model (example: -p model /models/Qwen2.5-7B-Instruct)"
+        )
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> None:
@@ -308,3 +316,11 @@ def _weights(layers: int) -> dict[str, Any]:
             name + "post_attention_layernorm.weight": ones.clone(),
         }
     return weights
+
+
+if __name__ == "__main__":
+    try:
+        _build(Path(sys.argv[1]), _CONFIG | {"num_hidden_layers": int(sys.argv[2])})
+        print(_BUILT)
+    except (ImportError, OSError, PlanError) as error:
+        print(error)

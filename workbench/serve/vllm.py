@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import count_of, value_of
 from workbench.serve.cpu_patches import register
 from workbench.serve.tiny_model import ModelFacts, model_facts
@@ -28,8 +29,8 @@ FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
 
 # The CPU build is a distribution of another name, which the `vllm` command does not find, so the
 # module behind the command is run.
-_MODULE = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
-_COMMAND = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+_MODULE = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+_COMMAND = ("-m", "vllm.entrypoints.cli.main", "serve")
 
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
 """What instances run on; `simulated` ones are in `workbench.serve.simulated`."""
@@ -67,6 +68,8 @@ class EngineSettings:
 
     model: Path
     platform: Platform
+    python: str = ""
+    """Path of the interpreter that runs vLLM; empty for our own."""
     dtype: str = ""
     """dtype of weights and KV as vLLM names it; empty for the model's own."""
     context_tokens: int = 24_576
@@ -88,6 +91,11 @@ class EngineSettings:
     def args_of(self, role: Role) -> tuple[str, ...]:
         """All arguments that were passed on for instances of this role."""
         return (*self.extra_args, *self.role_args.get(role, ()))
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """What runs vLLM, the store and their connectors."""
+        return interpreter(self.python)
 
     @property
     def kv_dtype(self) -> str:
@@ -187,9 +195,9 @@ def instance_env(
     return env | {"CUDA_VISIBLE_DEVICES": visible}
 
 
-def program(platform: Platform) -> tuple[str, ...]:
+def program(platform: Platform, python: str = sys.executable) -> tuple[str, ...]:
     """The command that starts an instance without the fork server."""
-    return _MODULE if platform == "cpu" else _COMMAND
+    return (python, *(_MODULE if platform == "cpu" else _COMMAND))
 
 
 def load() -> None:

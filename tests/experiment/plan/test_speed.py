@@ -6,10 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.environments import environment
 from workbench.experiment.plan import arms, engine_setup, speed
 from workbench.experiment.plan.speed import TYPICAL, Speed, layers_for, machine_speed
+from workbench.hardware.interpreter import interpreter
 from workbench.params.notebooks import PdSweep
 from workbench.serve.tiny_model import LAYERS, model_facts
+
+HERE = interpreter()
 
 
 def slow(cold_s: float) -> Speed:
@@ -33,10 +37,10 @@ def test_a_slow_machine_gets_fewer_layers(cold_s, layers):
 
 def test_a_plan_for_a_slow_machine_says_what_it_chose(machine_has, model, tmp_path, monkeypatch):
     machine_has("cpu", fast_bf16=False)
-    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(12.9))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda *_: slow(12.9))
     config = json.loads((model / "config.json").read_text())
 
-    def tiny(layers):
+    def tiny(layers, **_):
         (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
         return tmp_path
 
@@ -56,15 +60,15 @@ def test_a_plan_for_a_slow_machine_says_what_it_chose(machine_has, model, tmp_pa
 def test_the_estimate_follows_the_machine(machine_has, monkeypatch):
     machine_has("cpu")
     asked = PdSweep(topology="1p1d", requests=2)
-    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(3.0))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda *_: slow(3.0))
     quick_s = arms.plan(asked).estimate_s
-    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(6.0))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda *_: slow(6.0))
     assert arms.plan(asked).estimate_s > 1.3 * quick_s
 
 
 def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, monkeypatch):
     machine_has("cpu")
-    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(5.9))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda *_: slow(5.9))
     plan = arms.plan(PdSweep(topology="1p4d"))
     assert len(plan.workload.sample.requests) == 2
     assert "2 requests instead of 3" in str(plan)
@@ -78,7 +82,7 @@ def test_a_long_reference_run_sends_fewer_requests_unless_asked(machine_has, mon
 )
 def test_requests_with_a_time_or_that_take_none_are_all_sent(asked, machine_has, monkeypatch):
     machine_has("cpu")
-    monkeypatch.setattr(engine_setup, "machine_speed", lambda dtype: slow(5.9))
+    monkeypatch.setattr(engine_setup, "machine_speed", lambda *_: slow(5.9))
     plan = arms.plan(PdSweep(topology="1p4d", **asked))
     assert plan.estimate_s > arms.LONG_RUN_S
     assert len(plan.workload.sample.requests) == 3
@@ -87,31 +91,29 @@ def test_requests_with_a_time_or_that_take_none_are_all_sent(asked, machine_has,
 def test_a_speed_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     fresh = replace(TYPICAL, at=datetime.now(UTC).isoformat(timespec="seconds"))
     measured = []
-    monkeypatch.setattr(speed, "find_spec", lambda name: name)
     monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(speed, "_key", lambda dtype: dtype)
-    monkeypatch.setattr(speed, "_measured", lambda dtype: measured.append(dtype) or fresh)
-    assert machine_speed("float32") == machine_speed("float32") == fresh
+    monkeypatch.setattr(speed, "_key", lambda dtype, _: dtype)
+    monkeypatch.setattr(speed, "_measured", lambda dtype, _: measured.append(dtype) or fresh)
+    assert machine_speed("float32", HERE) == machine_speed("float32", HERE) == fresh
     assert measured == ["float32"]
     assert "once" in capsys.readouterr().out
     old = replace(fresh, at=(datetime.now(UTC) - timedelta(days=31)).isoformat())
     (tmp_path / "speed-float32.json").write_text(json.dumps(asdict(old)))
-    assert machine_speed("float32") == fresh
+    assert machine_speed("float32", HERE) == fresh
     assert measured == ["float32"] * 2
     (tmp_path / "speed-float32.json").write_text("{")
-    assert machine_speed("float32") == fresh
+    assert machine_speed("float32", HERE) == fresh
 
 
 def test_a_machine_that_cannot_be_measured_is_taken_for_a_typical_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "find_spec", lambda name: None)
-    assert machine_speed("") is TYPICAL
-    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    lacking = interpreter(str(environment(tmp_path / "env")))
+    assert machine_speed("", lacking) is TYPICAL
     monkeypatch.setattr(speed, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(speed, "_key", lambda dtype: dtype)
+    monkeypatch.setattr(speed, "_key", lambda dtype, _: dtype)
     tried = []
     monkeypatch.setattr(speed, "_not_measured", set())
-    monkeypatch.setattr(speed, "_measured", tried.append)
-    assert machine_speed("float32") is machine_speed("float32") is TYPICAL
+    monkeypatch.setattr(speed, "_measured", lambda dtype, _: tried.append(dtype))
+    assert machine_speed("float32", HERE) is machine_speed("float32", HERE) is TYPICAL
     assert tried == ["float32"]  # the next plan does not wait for it again
     assert str(TYPICAL).startswith("based on another machine")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import LaunchError, PlanError
+from workbench.hardware.interpreter import interpreter
 from workbench.params.notebooks import PdSweep
 from workbench.serve import connectors
 from workbench.serve.connectors import CONNECTORS, Connector, Wiring, connector
@@ -63,7 +64,7 @@ def test_the_smallest_connector_is_one_record(monkeypatch):
     assert [process.name for process in made.processes] == ["aggregated-0", "aggregated-1", "proxy"]
     assert all('"OffloadingConnector"' in process.command_line for process in made.instances)
     assert offload.passes(topology) == ("cold", "engine-warm")
-    assert offload.loads and offload.installed
+    assert offload.loads and offload.installed(interpreter())
     with pytest.raises(PlanError, match=r"1p4d needs connector=lmcache or nixl .* got 'offload'"):
         offload.check(PD)
 
@@ -75,11 +76,11 @@ def test_only_without_a_connector_can_an_instance_load_nothing():
 
 @pytest.mark.parametrize("name", ["lmcache", "nixl"])
 def test_what_a_connector_needs_and_this_machine_lacks_is_named_with_what_to_do(name):
-    assert connector("none").installed
+    assert connector("none").installed(interpreter())
     lacking = replace(connector(name), modules=("no_such_package",))
-    assert not lacking.installed
+    assert not lacking.installed(interpreter())
     with pytest.raises(LaunchError) as refused:
-        lacking.check_installed()
+        lacking.check_installed(interpreter())
     assert f"connector '{name}' needs the package no_such_package" in str(refused.value)
     assert str(refused.value).endswith("-p connector none -p topology 2a)")  # a pair that is served
     assert lacking.install in str(refused.value)

@@ -1,13 +1,13 @@
-import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from workbench.errors import LaunchError
+from workbench.hardware.interpreter import interpreter
 from workbench.metrics.counters import StoreCounters
 from workbench.metrics.prometheus import Counters
-from workbench.serve.connectors import Connector
 from workbench.serve.connectors.mooncake_store import CONNECTOR, STORE
 from workbench.serve.deployment import plan_deployment
 from workbench.serve.vllm import EngineSettings
@@ -73,7 +73,7 @@ def test_without_a_gpu_torch_gets_an_event_that_is_always_done(monkeypatch):
     assert event.query()
 
 
-def test_what_is_missing_is_told_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(importlib.import_module(Connector.__module__), "find_spec", lambda _: None)
-    with pytest.raises(LaunchError, match=r"needs the package mooncake.*make setup MOONCAKE=1"):
-        CONNECTOR.check_installed()
+def test_what_is_missing_is_told_before_anything_starts():
+    lacking = replace(CONNECTOR, modules=("no_such_package",))
+    with pytest.raises(LaunchError, match=r"needs the package no_such.*make setup MOONCAKE=1"):
+        lacking.check_installed(interpreter())

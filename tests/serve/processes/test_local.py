@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import gone
 from workbench.errors import DeploymentError, LaunchError
-from workbench.serve.processes import local, logs
+from workbench.serve.processes import logs
 from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.startup import failure, ready
@@ -152,13 +152,9 @@ def forking(tmp_path, monkeypatch, spec, nothing_running):
         stub, python = tmp_path / "stub.py", tmp_path / "python"
         stub.write_text(fork_server)
         monkeypatch.setenv("SERVER", spec().program[-1])
-        python.write_text(
-            f'#!/bin/sh\ncase "$2" in *forkserver) exec {sys.executable} {stub};; esac\n'
-            f'exec {sys.executable} "$@"\n'
-        )
+        python.write_text(f"#!/bin/sh\nexec {sys.executable} {stub}\n")
         python.chmod(0o755)
-        monkeypatch.setattr(local.sys, "executable", str(python))
-        return LocalLauncher(tmp_path / "logs", loads=["something"])
+        return LocalLauncher(tmp_path / "logs", loads=["something"], python=str(python))
 
     return make
 

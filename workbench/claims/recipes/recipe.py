@@ -14,6 +14,7 @@ from workbench.claims.registry.claim import Bound
 from workbench.claims.verdict.decision import MIN_RUNS, Interval
 from workbench.claims.verdict.verdict import Measurement
 from workbench.experiment.run.time_limit import TimeLimit
+from workbench.hardware.interpreter import Interpreter, interpreter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,8 @@ class Setting:
     """For all recipes."""
     allotted_s: float = 0.0
     """For this recipe; one that can take longer fills it with larger cells."""
+    engine: Interpreter = field(default_factory=interpreter)
+    """What runs vLLM, transformers and torch."""
     dtype: str = "bfloat16"
     """Number format of weights and KV of timed engines, the same on all sides."""
     requests_share: float = 1.0

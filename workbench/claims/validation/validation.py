@@ -20,7 +20,7 @@ from workbench.claims.validation.conclusion import concluded
 from workbench.claims.validation.measuring import Measuring
 from workbench.claims.verdict.verdict import Conditions, Measurement, Verdict, judge
 from workbench.errors import ParameterError
-from workbench.experiment.plan.engine_setup import own_model
+from workbench.experiment.plan.engine_setup import engine_interpreter, own_model
 from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.facts import RunFacts, Status
 from workbench.experiment.result.result import Result
@@ -63,6 +63,11 @@ class Validation:
     setting: Setting
     schedule: Schedule
 
+    @property
+    def machine(self) -> machine.Machine:
+        """This machine, with the packages of the engine's interpreter."""
+        return machine.facts().with_engine(self.setting.engine)
+
     def __str__(self) -> str:
         head = f"{len(self.claims)} claims on {self.setting.hardware} ({self.setting.platform})"
         return "\n".join([head, *self.registry.mistakes, str(self.schedule)])
@@ -97,7 +102,7 @@ class Validation:
                 measuring_s=round(sum(spent.took_s for spent in measuring.spent), 1),
                 time_spent=tuple(asdict(spent) for spent in measuring.spent),
                 parameters=asdict(self.params),
-                machine=machine.facts().as_dict() | {"platform": self.setting.platform},
+                machine=self.machine.as_dict() | {"platform": self.setting.platform},
                 **self._judged(measuring),
             )
 
@@ -123,7 +128,7 @@ class Validation:
     def _judged(self, measuring: Measuring) -> dict[str, Any]:
         """Every claim with its verdict, and the conclusion from all of them."""
         accounts, odd = [], []
-        known = machine.facts().versions
+        known = self.machine.versions
         versions = {name: known[name] for name in ("vllm", "torch", "lmcache") if known.get(name)}
         unfit = {**self.schedule.skipped, **measuring.plan.skipped}
         skipped = {**unfit, **measuring.stopped, **measuring.failed}
@@ -196,7 +201,7 @@ def validate(params: PaperClaimValidation) -> Validation:
 
 
 def _setting(params: PaperClaimValidation) -> Setting:
-    found = machine.facts()
+    found, engine = machine.facts(), engine_interpreter(params.engine_python)
     platform = found.platform if params.platform == "auto" else params.platform
     hardware = f"{found.cores} CPU cores"
     if params.engine == "vllm" and params.model.startswith(("/", ".", "~")):
@@ -208,15 +213,16 @@ def _setting(params: PaperClaimValidation) -> Setting:
     if params.model:
         model = Path(params.model)
     elif params.engine == "vllm" and set(params.tiers) != {"source"}:
-        model = own_model(platform, dtype)  # type: ignore[arg-type]
+        model = own_model(platform, dtype, engine)  # type: ignore[arg-type]
     else:  # no engine is timed, so the machine's speed does not matter
-        model = tiny_model()
+        model = tiny_model(engine=engine)
     return Setting(
         platform=platform,  # type: ignore[arg-type]
         hardware=hardware,
         model=model,
         output_dir=repository_root() / params.output_dir,
         budget_s=params.time_budget_s,
+        engine=engine,
         dtype=dtype or "bfloat16",
         seed=params.seed,
         runs=params.rounds,

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from workbench.errors import PlanError
+from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import variables, words
 from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
 from workbench.params.shared import ROLE_ARGS
@@ -29,14 +30,15 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     """Settings, facts of the model (None for one on a hub), and what the machine can give."""
     if params.engine == "simulated":
         return _simulated(params)
-    facts = machine.facts()
+    facts, engine = machine.facts(), engine_interpreter(params.engine_python)
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
-    model = Path(params.model) if params.model else own_model(platform, dtype)
+    model = Path(params.model) if params.model else own_model(platform, dtype, engine)
     on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
     settings = EngineSettings(
         model=model,
         platform=platform,
+        python="" if engine.own else engine.path,
         dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
@@ -51,7 +53,7 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     )
     for role in ROLES:
         names = " and ".join(["engine_args", f"{role}_args"][: 1 + (role in settings.role_args)])
-        check_arguments(names, settings.args_of(role))
+        check_arguments(names, settings.args_of(role), engine)
     if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
         raise PlanError(
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
@@ -66,9 +68,23 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     return settings, None if on_hub else settings.facts, capacity
 
 
-def own_model(platform: Platform, dtype: str) -> Path:
+def engine_interpreter(python: str) -> Interpreter:
+    """The interpreter of `engine_python`, with vLLM; ours, with or without, if that is empty.
+
+    Raises ParameterError if it cannot be used. Our own is checked at the start of a run, so that a
+    plan for another machine can be made.
+    """
+    found = interpreter(python)
+    if not found.own and not found.find("vllm"):
+        allowed = f"an interpreter with vLLM (its Python {found.python} has none)"
+        raise ParameterError(must_be("engine_python", allowed, python, "/opt/vllm/bin/python"))
+    return found
+
+
+def own_model(platform: Platform, dtype: str, engine: Interpreter) -> Path:
     """The tiny model, with fewer layers on a slow CPU."""
-    return tiny_model(layers=layers_for(machine_speed(dtype)) if platform == "cpu" else LAYERS)
+    layers = layers_for(machine_speed(dtype, engine)) if platform == "cpu" else LAYERS
+    return tiny_model(layers=layers, engine=engine)
 
 
 def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capacity]:
@@ -91,7 +107,7 @@ def _simulated(params: EngineParams) -> tuple[EngineSettings, ModelFacts, Capaci
 def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
     """How fast this machine runs the tiny model; None for another model or engine."""
     own = params.engine == "vllm" and settings.platform == "cpu" and not params.model
-    return machine_speed(settings.dtype) if own else None
+    return machine_speed(settings.dtype, settings.interpreter) if own else None
 
 
 def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:

@@ -18,11 +18,12 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 from workbench.hardware import machine
-from workbench.serve.tiny_model import LAYERS, cache_folder, tiny_model
+from workbench.hardware.cache import cache_folder
+from workbench.hardware.interpreter import Interpreter, interpreter
+from workbench.serve.tiny_model import LAYERS, tiny_model
 
 REFERENCE_TOKENS = 22_660
 SLOW_PREFILL_S = 6.0
@@ -82,18 +83,18 @@ def layers_for(speed: Speed) -> int:
     return next(fits, 1)
 
 
-_not_measured: set[str] = set()
+_not_measured: set[tuple[str, str]] = set()
 
 
-def machine_speed(dtype: str) -> Speed:
+def machine_speed(dtype: str, engine: Interpreter) -> Speed:
     """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
 
-    TYPICAL if vLLM is not installed or does not run here; the run itself will say why. A process
+    TYPICAL if `engine` has no vLLM or it does not run here; the run itself will say why. A process
     that could not measure does not try again, so that all its plans use the same model.
     """
-    if find_spec("vllm") is None or dtype in _not_measured:
+    if not engine.find("vllm") or (dtype, engine.path) in _not_measured:
         return TYPICAL
-    file = cache_folder() / f"speed-{_key(dtype)}.json"
+    file = cache_folder() / f"speed-{_key(dtype, engine)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / "speed.lock").open("w") as lock:
@@ -102,8 +103,8 @@ def machine_speed(dtype: str) -> Speed:
             if (known := _read(file)) is not None:
                 return known
             print("measuring the speed of this CPU once (about 15 s)", flush=True)
-            if (speed := _measured(dtype)) is None:
-                _not_measured.add(dtype)
+            if (speed := _measured(dtype, engine)) is None:
+                _not_measured.add((dtype, engine.path))
                 return TYPICAL
             file.write_text(json.dumps(asdict(speed)))
             return speed
@@ -120,16 +121,18 @@ def _read(file: Path) -> Speed | None:
     return speed if 0 <= age_s < HOLDS_S else None
 
 
-def _key(dtype: str) -> str:
-    here = machine.facts()
+def _key(dtype: str, engine: Interpreter) -> str:
+    here = machine.facts().with_engine(engine)
     versions = {name: here.versions.get(name) for name in ("vllm", "torch", "workbench")}
-    text = json.dumps([here.cpu, here.cores, dtype, versions, tiny_model().name], sort_keys=True)
+    model = tiny_model(engine=engine).name
+    text = json.dumps([here.cpu, here.cores, dtype, versions, model], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _measured(dtype: str) -> Speed | None:
+def _measured(dtype: str, engine: Interpreter) -> Speed | None:
     """Measure in a separate process, since a notebook's event loop is already running."""
-    command = [sys.executable, "-m", "workbench.experiment.plan.speed", dtype]
+    python = "" if engine.own else engine.path
+    command = [sys.executable, "-m", "workbench.experiment.plan.speed", dtype, python]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
@@ -140,7 +143,7 @@ def _measured(dtype: str) -> Speed | None:
         return None
 
 
-async def _measure(dtype: str) -> Speed:
+async def _measure(dtype: str, python: str) -> Speed:
     from workbench.load.drive.driver import drive_in_thread
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
@@ -150,7 +153,10 @@ async def _measure(dtype: str) -> Speed:
     from workbench.topology import Topology
 
     alone = Topology(aggregated=1)
-    settings = EngineSettings(model=tiny_model(), platform="cpu", dtype=dtype, kv_cache_mib=128)
+    model = tiny_model(engine=interpreter(python))
+    settings = EngineSettings(
+        model=model, platform="cpu", python=python, dtype=dtype, kv_cache_mib=128
+    )
     seen_s = machine.ProcessorLoad.now().own_s
 
     def spent() -> float:
@@ -195,4 +201,4 @@ if __name__ == "__main__":
     from workbench.serve.processes.parent import die_with_parent
 
     die_with_parent()
-    print(json.dumps(asdict(asyncio.run(_measure(sys.argv[1])))))
+    print(json.dumps(asdict(asyncio.run(_measure(*sys.argv[1:])))))

@@ -27,6 +27,7 @@ from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.servers import check_installed, deployed
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
 from workbench.hardware import machine
+from workbench.hardware.machine import Machine
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
 from workbench.params.notebooks import LMCacheHitAnalysis, PdSweep
@@ -206,7 +207,7 @@ def _facts(
         measuring_s=round(log.measuring_s, 1),
         launches_s=tuple(round(s, 2) for s in log.launches_s),
         parameters=plan.parameters,
-        machine=machine.facts().as_dict() | _platform(plan),
+        machine=_machine(plan).as_dict() | _platform(plan),
         engine=_engine(plan),
         arms=tuple(log.arms.values()),
         client=log.client,
@@ -241,6 +242,12 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         machine_speed=str(plan.speed) if plan.speed else None,
         chosen=" ".join(plan.notes),
     )
+
+
+def _machine(plan: ExperimentPlan) -> Machine:
+    """This machine, with the packages of the interpreter that ran the servers."""
+    here = machine.facts()
+    return here.with_engine(plan.settings.interpreter) if plan.settings else here
 
 
 def _platform(plan: ExperimentPlan) -> dict[str, str]:

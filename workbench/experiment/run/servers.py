@@ -17,9 +17,8 @@ from workbench.serve.processes.launcher import Launcher
 
 def check_installed(arm: Arm) -> None:
     """Refuse an arm whose connector is not installed. Raises LaunchError."""
-    simulated = arm.settings is not None and arm.settings.platform == "simulated"
-    if arm.kv_connector is not None and not simulated:
-        arm.kv_connector.check_installed()
+    if arm.kv_connector and arm.settings and arm.settings.platform != "simulated":
+        arm.kv_connector.check_installed(arm.settings.interpreter)
 
 
 @asynccontextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from workbench.errors import LaunchError, PlanError, needs
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
 
@@ -31,8 +31,9 @@ class Store:
     """Servers that keep KV outside the engines' own caches."""
 
     processes: Callable[..., tuple[ProcessSpec, ...]]
-    """Made from free `ports`, `shm_name`, `memory_gb`, `chunk_tokens`, `disk_folder` and `cpu`. The
-    first one's port is the `store_port` of instances; its ready URL also serves /metrics."""
+    """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
+    `chunk_tokens`, `disk_folder` and `cpu`. The first one's port is the `store_port` of instances;
+    its ready URL also serves /metrics."""
     clear_path: str
     """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
@@ -109,19 +110,20 @@ class Connector:
         """Whether instances can load KV that is not in their own cache."""
         return self.transfer_config is not _nothing
 
-    @property
-    def installed(self) -> bool:
-        """Whether its packages are installed."""
-        return not self.modules or any(map(find_spec, self.modules))
+    def installed(self, engine: Interpreter) -> bool:
+        """Whether its packages are installed where vLLM is."""
+        return not self.modules or any(map(engine.find, self.modules))
 
-    def check_installed(self) -> None:
+    def check_installed(self, engine: Interpreter) -> None:
         """Raises LaunchError if its packages are missing."""
-        if not self.installed:
-            raise LaunchError(
-                f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
-                f" installed; {self.install}, or measure without it (example: -p connector none"
-                " -p topology 2a)"
-            )
+        if self.installed(engine):
+            return
+        install = self.install if engine.own else f"install it next to that vLLM ({engine.path})"
+        raise LaunchError(
+            f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
+            f" installed; {install}, or measure without it (example: -p connector none"
+            " -p topology 2a)"
+        )
 
     def passes(self, topology: Topology) -> tuple[str, ...]:
         """The cache states of this connector and topology, in the order of measurement."""

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
 CHUNK_TOKENS = 256
 """LMCache's default; the end of a prompt below one chunk is never stored."""
 
-_PROGRAM = (sys.executable, "-m", "lmcache.cli.main", "server")
+_PROGRAM = ("-m", "lmcache.cli.main", "server")
 _ENV = {"LMCACHE_TRACK_USAGE": "false"}
 
 
@@ -37,6 +38,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 def _server(
     ports: Iterator[int],
     *,
+    interpreter: Interpreter,
     shm_name: str,
     memory_gb: float,
     chunk_tokens: int = CHUNK_TOKENS,
@@ -59,7 +61,7 @@ def _server(
     server = ProcessSpec(
         name="store",
         role="store",
-        program=_PROGRAM,
+        program=(interpreter.path, *_PROGRAM),
         args=tuple(args),
         forks=f"{__name__}:serve" if cpu else "",
         env=_ENV,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
@@ -21,20 +21,18 @@ _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
 
-def _master() -> str:
-    """The program inside the package: its command line tool would be one process more."""
-    package = find_spec("mooncake")
-    where = package.submodule_search_locations if package else None
-    return str(Path(where[0]) / "mooncake_master") if where else "mooncake_master"
+def _processes(
+    ports: Iterator[int], *, interpreter: Interpreter, **_: object
+) -> tuple[ProcessSpec, ...]:
+    """The master. It must be ready first: an instance that finds none waits for 90 s.
 
-
-def _processes(ports: Iterator[int], **_: object) -> tuple[ProcessSpec, ...]:
-    """The master. It must be ready first: an instance that finds none waits for 90 s."""
+    The program is inside the package: its command line tool would be one process more.
+    """
     port, http_port = next(ports), next(ports)
     master = ProcessSpec(
         name="store",
         role="store",
-        program=(_master(),),
+        program=(str(Path(interpreter.find("mooncake")) / "mooncake_master"),),
         args=(
             *("-rpc_address", "127.0.0.1", "-rpc_port", str(port)),
             *("-metrics_host", "127.0.0.1", "-metrics_port", str(http_port)),

@@ -35,6 +35,8 @@ class LocalLauncher:
     log_dir: Path
     loads: Sequence[str] = ()
     """What the fork server loads, as `module` or `module:function`; empty: no fork server."""
+    python: str = sys.executable
+    """What runs the fork server."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of the fork server."""
     notes: list[str] = field(default_factory=list)
@@ -170,7 +172,7 @@ class LocalLauncher:
         log = self.log_dir / f"{FORK_SERVER}.log"
         self._exits[FORK_SERVER] = loop.create_future()
         ready = self._waiting[_LOADED] = loop.create_future()
-        argv = [sys.executable, "-m", "workbench.serve.processes.forkserver", *self.loads]
+        argv = [self.python, "-m", "workbench.serve.processes.forkserver", *self.loads]
         await self._ask(
             FORK_SERVER, start=FORK_SERVER, argv=argv, env=dict(self.env), log=str(log), talks=True
         )
