@@ -24,6 +24,7 @@ from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
+from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import unused_ports
@@ -66,8 +67,10 @@ class DeploymentPlan:
         return self.processes[-1].url
 
     def __str__(self) -> str:
-        tp = self.tp if self.settings.on_gpu else None
+        tp, image = self.tp if self.settings.on_gpu else None, self.settings.image
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
+        if image is not None:
+            head += f"; in containers of {image.name} ({image.program} {image.version})"
         return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
 
 
@@ -108,7 +111,12 @@ def plan_deployment(
             first = processes[0]
             processes[0] = replace(first, args=(*first.args, *store_args))
         store_port = processes[0].port
-    devices = iter([()] * topology.instances if cpu else hand_out(topology, spans, capacity))
+    handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
+    # A store copies KV from and to the GPUs of all instances.
+    all_devices = tuple(dict.fromkeys(gpu for own in handed for gpu in own))
+    processes = [replace(p, devices=all_devices) for p in processes]
+    devices = iter(handed)
+    reads, writes, files_env = vllm.files(settings)
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(
@@ -122,7 +130,8 @@ def plan_deployment(
             tp=getattr(tp, role),
             share_of_gpu=1.0 / capacity.instances_per_gpu,
         )
-        env = vllm.instance_env(settings.platform, devices=next(devices), offline=settings.local)
+        own_devices = next(devices)
+        env = vllm.instance_env(settings.platform, devices=own_devices, offline=settings.local)
         processes.append(
             ProcessSpec(
                 name=f"{role}-{number}",
@@ -130,14 +139,20 @@ def plan_deployment(
                 program=vllm.program(settings.platform, interpreter.path),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | dict(settings.extra_env) | connector.env(wiring),
+                env=env | files_env | dict(settings.extra_env) | connector.env(wiring),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
+                devices=own_devices,
+                reads=reads,
+                writes=writes,
             )
         )
-    processes = [replace(p, env=p.env | interpreter.env(p.env)) for p in processes]
+    processes = [
+        replace(p, env=p.env | interpreter.env(p.env), reads=(*p.reads, *interpreter.reads))
+        for p in processes
+    ]
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, port=next(free)))
     if settings.platform == "simulated":
@@ -295,11 +310,17 @@ def _succeeded(answer: httpx.Response) -> bool:
     return not (isinstance(said, dict) and said.get("success") is False)
 
 
-def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) -> LocalLauncher:
+def launcher_for(
+    settings: EngineSettings, log_dir: Path, *, fork: bool = True
+) -> LocalLauncher | ContainerLauncher:
     """The launcher of deployments with these settings; use it as an `async with` block.
 
     Without a GPU instances are forked unless `fork` is False: imports dominate their start-up time.
+    In containers nothing is forked.
     """
+    if settings.image is not None:
+        python = settings.interpreter.path
+        return ContainerLauncher(log_dir, settings.image, python, settings.platform)
     if not fork or settings.on_gpu:
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":

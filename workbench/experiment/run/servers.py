@@ -31,7 +31,7 @@ async def deployed(
     """
     check_installed(arm)
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
-    disk = log_dir / "disk"
+    disk = (log_dir / "disk").absolute()
     if arm.disk:
         disk.mkdir(parents=True)
     try:

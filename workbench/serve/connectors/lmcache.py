@@ -67,6 +67,7 @@ def _server(
         env=_ENV,
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+        scratch=(disk_folder,) if disk_folder else (),
     )
     return (server,)
 
