@@ -1,6 +1,7 @@
 # make report   from a fresh clone to rendered pages in outputs/; what each notebook found, at the end
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
+# make test-places   real servers in containers; needs docker or podman
 # make lab      JupyterLab on the notebooks
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report check test lab setup clean
+.PHONY: report check test test-places lab setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -28,6 +29,10 @@ test: check
 	pytest -n 2 -m servers
 	pytest -n 2 --dist loadgroup -m "engine and not alone"
 	pytest -m "alone and engine"
+
+# Servers in containers of docker or podman, whichever answers.
+test-places: setup
+	pytest -m places tests/places
 
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

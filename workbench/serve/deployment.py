@@ -37,7 +37,7 @@ from workbench.topology import Role, TensorParallel, Topology
 PORT_RACES = 3
 """Attempts to start when another program takes a chosen port."""
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
-"""A GPU start loads large weights and captures graphs."""
+"""A GPU start loads large weights and captures graphs; in a container all is imported anew."""
 RESET_TIMEOUT_S = 20.0
 
 
@@ -383,7 +383,8 @@ async def _start_all(
 
     If the store ends meanwhile, the start fails at once: engines may wait minutes for it.
     """
-    timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
+    slow = plan.settings.on_gpu or plan.settings.image is not None
+    timeout_s = GPU_START_TIMEOUT_S if slow else START_TIMEOUT_S
     for with_store in (True, False):
         first = len(running)
         for spec in plan.processes:
