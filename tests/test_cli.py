@@ -14,7 +14,9 @@ from nbclient.exceptions import DeadKernelError
 
 from workbench import cli
 from workbench.experiment.plan.plan import run_id
+from workbench.hardware.interpreter import Interpreter
 from workbench.params.notebooks import PdSweep
+from workbench.serve.vllm import EngineSettings
 from workbench.terminal import say
 
 RESULT = {
@@ -102,6 +104,23 @@ def test_bad_input_is_one_sentence_and_nothing_starts(
     assert sentence in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+    assert executed == []
+
+
+def test_an_argument_that_vllm_does_not_know_is_refused_before_the_notebook_starts(
+    executed, monkeypatch, capsys
+):
+    def ask(*_):
+        return {"error": "unrecognized arguments: --sede", "wrong": "--sede", "options": ["--seed"]}
+
+    monkeypatch.setattr(Interpreter, "ask", ask)
+    monkeypatch.setattr(
+        EngineSettings,
+        "interpreter",
+        Interpreter(path="p", python="3.12", versions={"vllm": "0.32.0"}),
+    )
+    assert cli.main(["run", "pd_sweep", "-p", "engine_args", "--sede 3"]) == 2
+    assert "did you mean '--seed'?" in capsys.readouterr().err
     assert executed == []
 
 
@@ -308,3 +327,11 @@ def test_an_index_lists_a_folder_of_runs(tmp_path, capsys):
     assert cli.main(["index", "--output-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
     assert (tmp_path / "index.html").is_file()
+
+
+def test_a_value_may_begin_with_a_dash(executed, tmp_path):
+    """One word after `-p NAME`, which argparse would take for an option."""
+    assert run(tmp_path, "-p", "engine_args", "--enable-chunked-prefill", "-p", "rounds", "5") == 0
+    (_, parameters), *_ = executed
+    assert parameters["engine_args"] == "--enable-chunked-prefill"
+    assert parameters["rounds"] == 5

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A run whose checks failed was carried out; a machine that is not ready for the others is 1.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_values_kept(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         status = int(options.act(options))
@@ -32,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _values_kept(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a space before a value of `-p` that begins with a dash.
+
+    argparse takes `-p engine_args --enable-chunked-prefill` for two options.
+    """
+    names = ("-p", "--parameter")
+    return [
+        f" {word}" if word[:1] == "-" and place > 1 and arguments[place - 2] in names else word
+        for place, word in enumerate(arguments)
+    ]
 
 
 _EPILOG = """examples:
@@ -207,7 +219,10 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
 def _run(options: argparse.Namespace) -> int:
     from workbench.notebook_run import read_params, run_notebook
 
-    given = read_params(options.file) | dict(options.parameter)
+    given = read_params(options.file) | {
+        name: value.removeprefix(" ") if value[1:2] == "-" else value
+        for name, value in options.parameter
+    }
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line

@@ -82,6 +82,7 @@ def run_notebook(
     """
     params = check_params(notebook, given)
     # What takes seconds to load comes after what may be refused.
+    from workbench.experiment.plan.engine_setup import check_engine
     from workbench.experiment.plan.plan import run_id
     from workbench.experiment.result.result import load_result
     from workbench.experiment.result.run_folder import output_root
@@ -99,6 +100,8 @@ def run_notebook(
             file=progress,
         )
         return NotebookRun(notebook=notebook, page=page, facts=load_result(home).run, kept=True)
+    if isinstance(params, EngineParams):
+        check_engine(params)
     print(f"{notebook} {name}: starting the notebook", file=progress, flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"

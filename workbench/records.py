@@ -73,6 +73,8 @@ class LegRecord:
     prefill_instance: str = ""
     decode_instance: str = ""
     """The instance that streamed the answer: a decode or an aggregated one."""
+    at_once: bool = False
+    """Both legs were sent at once, and decode waits for the KV of prefill."""
     received_s: float = nan
     prefill_sent_s: float = nan
     prefill_done_s: float = nan

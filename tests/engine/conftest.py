@@ -11,7 +11,9 @@ import pytest
 import pytest_asyncio
 
 from tests.runs import lend, start
+from workbench.hardware.interpreter import interpreter
 from workbench.hardware.machine import fast_bf16
+from workbench.serve.argument_check import abilities
 from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model
@@ -29,7 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def settings() -> EngineSettings:
     dtype = number_format("auto", "cpu", fast_bf16=fast_bf16())
-    return EngineSettings(model=tiny_model(), platform="cpu", context_tokens=8192, dtype=dtype)
+    return EngineSettings(
+        model=tiny_model(), platform="cpu", abilities=abilities(interpreter()),
+        context_tokens=8192, dtype=dtype,
+    )  # fmt: skip
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")

@@ -1,6 +1,8 @@
-"""Mooncake's store under real engines: the ledger closes, and a dead master ends a run at once."""
+"""Mooncake under real engines, store and peer to peer: the ledger closes, and a dead server ends a
+run at once."""
 
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo
 from workbench.hardware.interpreter import interpreter
+from workbench.metrics.waterfall import PARTS, closes
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 
@@ -72,12 +75,7 @@ async def test_a_master_that_dies_ends_the_pass_within_seconds(
     def kill_after_the_cold_pass(line: str) -> None:
         if " cold " not in line:
             return
-        (master,) = [
-            process
-            for process in psutil.process_iter(["name"])
-            if process.info["name"] == "mooncake_master" and str(tmp_path) in _log_of(process)
-        ]
-        master.send_signal(signal.SIGKILL)
+        _kill("store", tmp_path)
         killed_s.append(time.monotonic())
 
     result = await measured({"topology": "1p1d"}, tmp_path, echo=kill_after_the_cold_pass)
@@ -86,6 +84,66 @@ async def test_a_master_that_dies_ends_the_pass_within_seconds(
     assert gate["outcome"] == "FAIL"
     assert "store ended by itself, and the pass was stopped: killed by SIGKILL" in gate["sentence"]
     assert result.requests.query("`pass` == 'cold'")["error"].eq("").all()
+
+
+async def test_peer_to_peer_every_token_and_byte_is_accounted_for(
+    tmp_path: Path, one_launcher: None
+) -> None:
+    result = await measured({"connector": "mooncake", "topology": "1p2d"}, tmp_path)
+    assert set(not_passed(result.facts)) <= {"client kept up"}
+    ledger = result.facts["ledger"]
+    assert all(account["closes"] for account in ledger)
+    assert [account for account in ledger if account["unexplained"]] == []
+    assert {account["name"] for account in ledger} == {"counted", "reused", "moved"}
+    passes = {row["pass"] for row in result.facts["summary"]}
+    assert passes == {"cold", "engine-warm", "cross-instance"}
+    split = result.waterfall()
+    assert split["at_once"].all() and split["note"].eq("").all()
+    assert (split[[*PARTS]] >= 0).all(axis=None) and closes(split).mean() > 0.5
+
+
+async def test_a_prefill_that_dies_ends_the_pass_within_seconds(
+    tmp_path: Path, one_launcher: None
+) -> None:
+    killed_s: list[float] = []
+
+    def kill_soon_after_the_cold_pass(line: str) -> None:
+        def kill() -> None:
+            _kill("prefill-0", tmp_path)
+            killed_s.append(time.monotonic())
+
+        if " cold " in line:
+            threading.Timer(0.7, kill).start()  # while requests of the next pass are in flight
+
+    given = {"connector": "mooncake", "topology": "1p1d", "prompt_tokens": 600, "requests": 60}
+    result = await measured(given, tmp_path, echo=kill_soon_after_the_cold_pass)
+    assert time.monotonic() - killed_s[0] < 15
+    (gate,) = [gate for gate in result.facts["gates"] if gate["name"] == "every pass ran"]
+    assert gate["outcome"] == "FAIL"
+    said = "prefill-0 ended by itself, and the pass was stopped: killed by SIGKILL"
+    assert said in gate["sentence"]
+
+
+async def test_a_transfer_that_waits_too_long_is_a_gate_and_a_sentence(
+    tmp_path: Path, one_launcher: None
+) -> None:
+    given = {
+        "connector": "mooncake", "topology": "1p1d", "prompt_tokens": 24_000, "requests": 1,
+        "engine_env": "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT=1",
+    }  # fmt: skip
+    result = await measured(given, tmp_path)
+    gates = {gate["name"]: gate for gate in result.facts["gates"]}
+    assert gates["no failures"]["outcome"] == "FAIL"
+    assert gates["no failed transfers"]["outcome"] == "FAIL"
+    assert "Timeout waiting for P side ready" in gates["no failed transfers"]["sentence"]
+
+
+def _kill(name: str, folder: Path) -> None:
+    """End every process whose output goes to the log of that server, below this folder."""
+    for process in psutil.process_iter():
+        log = Path(_log_of(process))
+        if log.name == f"{name}.log" and folder in log.parents:
+            process.send_signal(signal.SIGKILL)
 
 
 def _log_of(process: psutil.Process) -> str:

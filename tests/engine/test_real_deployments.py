@@ -9,7 +9,7 @@ import pytest
 from tests.runs import start
 from workbench.experiment.plan.plan import Pass
 from workbench.experiment.run.isolation import make_state, read_counters
-from workbench.metrics.counters import NixlCounters
+from workbench.metrics.counters import TransferCounters
 from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, launcher_for
@@ -56,7 +56,7 @@ async def over_nixl(deployment: Deployment, ask: Ask) -> str:
     assert [answer["status"] for answer in answers] == [200, 200]
     for name in ("decode-0", "decode-1"):
         change = difference(before.engines[name], after.engines[name])
-        moved = NixlCounters.of([change], connector("nixl").transfer_counters)
+        moved = TransferCounters.of([change], connector("nixl").transfer_counters)
         assert moved is not None and moved.failed == 0
         assert moved.bytes_moved >= TOKENS * 768  # bytes per token of the tiny model
     counted = after.since(before)

@@ -1,8 +1,11 @@
-"""The simulated pair against real vLLM, LMCache and NIXL: the same requests, the same counters."""
+"""The simulated servers against real vLLM, LMCache, NIXL and Mooncake's store: the same requests,
+the same counters."""
 
 import asyncio
 import json
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +15,10 @@ import httpx
 import pytest
 
 from workbench.experiment.run.isolation import read_counters
+from workbench.hardware.interpreter import interpreter
 from workbench.metrics import prometheus
 from workbench.serve import simulated
+from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, DeploymentPlan
 from workbench.serve.vllm import EngineSettings
 
@@ -95,6 +100,25 @@ async def settled(deployment: Deployment) -> Any:
         await asyncio.sleep(0.1)
 
 
+def held(store: prometheus.Counters | None) -> dict[str, float]:
+    """What a Mooncake master says it holds."""
+    names = ("master_key_count", "master_allocated_bytes")
+    found = {name: store.sum(name) for name in names} if store is not None else {}
+    return {name: value for name, value in found.items() if value == value}
+
+
+async def answered(
+    client: httpx.AsyncClient, deployment: Deployment, prompt: list[int], max_tokens: int
+) -> Any:
+    """The answer to a prompt. Where a store is late, decode is asked once it has the prompt."""
+    prefill, decode = deployment.instances[0], deployment.instances[-1]
+    if prefill is decode or not deployment.store.stores_late:
+        return await complete(client, deployment.url, prompt, max_tokens)
+    await complete(client, prefill.url, prompt, 1)
+    await settled(deployment)
+    return await complete(client, decode.url, prompt, max_tokens)
+
+
 async def counted_by(deployment: Deployment, steps: list[Step]) -> list[Any]:
     """For each request: its usage, and what each process counted."""
     rows: list[Any] = []
@@ -109,7 +133,7 @@ async def counted_by(deployment: Deployment, steps: list[Step]) -> list[Any]:
                 await client.post(f"{deployment.instances[-1].url}/reset_prefix_cache")
             else:
                 prompt, max_tokens = step
-                usage = (await complete(client, deployment.url, prompt, max_tokens))["usage"]
+                usage = (await answered(client, deployment, prompt, max_tokens))["usage"]
                 after = await settled(deployment)
                 rows.append(
                     {
@@ -118,6 +142,7 @@ async def counted_by(deployment: Deployment, steps: list[Step]) -> list[Any]:
                         "output": usage["completion_tokens"],
                         "cached": usage["prompt_tokens_details"]["cached_tokens"],
                         **{name: counts(before[name], after[name]) for name in after},
+                        "held": held(after.get("store")),
                     }
                 )
                 before = after
@@ -136,12 +161,12 @@ async def complete(
 def without_unknown(rows: list[Any], known: set[str]) -> list[Any]:
     """The real rows with only those series that the pretended servers show as well."""
 
-    def kept(value: Any) -> Any:
-        if not isinstance(value, dict):
+    def kept(name: str, value: Any) -> Any:
+        if not isinstance(value, dict) or name == "held":
             return value
         return {k: v for k, v in value.items() if k.split("/")[0] in known}
 
-    return [{name: kept(value) for name, value in row.items()} for row in rows]
+    return [{name: kept(name, value) for name, value in row.items()} for row in rows]
 
 
 async def shown_by(deployment: Deployment) -> set[str]:
@@ -162,6 +187,20 @@ MUST_SHOW = {
         "lmcache_mp_l1_read_chunks_total",
         "lmcache_mp_l1_evicted_chunks_total",
     },
+    "mooncake-store": {
+        "vllm:external_prefix_cache_hits_total",
+        "vllm:mooncake_store_operation_total",
+        "vllm:mooncake_store_operation_keys_total",
+        "vllm:mooncake_store_operation_bytes_total",
+        "master_batch_exist_key_items_total",
+        "master_batch_get_replica_list_items_total",
+        "master_batch_put_start_items_total",
+        "master_batch_put_end_items_total",
+        "master_remove_all_requests_total",
+        "mem_cache_hit_nums_",
+        "mem_cache_hit_bytes_total",
+        "valid_get_nums_",
+    },
     "nixl": {"vllm:nixl_bytes_transferred_sum", "vllm:external_prefix_cache_hits_total"},
 }
 
@@ -172,8 +211,13 @@ def pretended(settings: EngineSettings) -> EngineSettings:
     return replace(settings, platform="simulated", model=folder)
 
 
+needs_mooncake = pytest.mark.skipif(
+    not connector("mooncake-store").installed(interpreter()), reason="needs make setup MOONCAKE=1"
+)
+
+
 @pytest.mark.parametrize(
-    ("topology", "connector", "steps", "change"),
+    ("topology", "name", "steps", "change"),
     [
         ("1a", "none", a_part, {}),
         ("1a", "none", more_than_fits, {"kv_cache_mib": 16}),
@@ -181,29 +225,46 @@ def pretended(settings: EngineSettings) -> EngineSettings:
         ("1a", "lmcache", everything, {}),
         ("1p1d", "lmcache", everything, {}),
         ("1p1d", "nixl", everything, {}),
+        pytest.param("1a", "mooncake-store", a_part, {}, marks=needs_mooncake),
+        pytest.param("1p1d", "mooncake-store", everything, {}, marks=needs_mooncake),
     ],
-    ids=["none", "eviction", "cache off", "lmcache", "PD lmcache", "PD nixl"],
+    ids="none,eviction,cache off,lmcache,PD lmcache,PD nixl,mooncake,PD mooncake".split(","),
 )
 async def test_counters_are_equal_token_by_token(
     deployed: Any,
     settings: EngineSettings,
     pretended: EngineSettings,
     topology: str,
-    connector: str,
+    name: str,
     steps: Callable[[], list[Step]],
     change: dict[str, Any],
 ) -> None:
     async with (
-        deployed(topology, connector, settings=replace(settings, **change)) as real,
-        deployed(topology, connector, settings=replace(pretended, **change)) as pretend,
+        deployed(topology, name, settings=replace(settings, **change)) as real,
+        deployed(topology, name, settings=replace(pretended, **change)) as pretend,
     ):
         expected, found = await asyncio.gather(
             counted_by(real, steps()), counted_by(pretend, steps())
         )
         shown = await shown_by(pretend)
-    assert shown >= MUST_SHOW[connector]
+    assert shown >= MUST_SHOW[name]
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
-        assert ours == theirs
+        assert apart(ours, theirs) == {}, theirs["request"]
+
+
+def apart(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """What differs between two rows."""
+    return {
+        (name, series): (mine.get(series), real.get(series))
+        for name in ours | theirs
+        for mine, real in [(in_dict(ours[name]), in_dict(theirs[name]))]
+        for series in mine | real
+        if mine.get(series) != real.get(series)
+    }
+
+
+def in_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"": value}
 
 
 def recomputing(plan: DeploymentPlan) -> DeploymentPlan:
@@ -262,3 +323,31 @@ async def test_broken_transfers_are_counted_as_vllm_counts_them(
     assert found[-1] == {"told too late": 1}
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
         assert ours == theirs
+
+
+async def without_a_master(deployment: Deployment) -> Any:
+    """Usage of a new prompt and what the engine counted, after the master was killed."""
+    before = (await read_counters(deployment)).engines["aggregated-0"]
+    os.kill(deployment.processes[0].pid, signal.SIGKILL)
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        usage = (await complete(client, deployment.url, ids(1000, 3)))["usage"]
+        while True:
+            after = (await read_counters(deployment)).engines["aggregated-0"]
+            if after.sum("vllm:mooncake_store_operation_failed_keys_total") > 0:
+                return usage["prompt_tokens_details"]["cached_tokens"], counts(before, after)
+            await asyncio.sleep(0.2)
+
+
+@needs_mooncake
+async def test_a_dead_master_is_counted_as_vllm_counts_it(
+    deployed: Any, pretended: EngineSettings
+) -> None:
+    async with (
+        deployed("1a", "mooncake-store") as real,
+        deployed("1a", "mooncake-store", settings=pretended) as pretend,
+    ):
+        expected, found = await asyncio.gather(without_a_master(real), without_a_master(pretend))
+    assert found[1]["vllm:mooncake_store_operation_total/lookup_exists/ok"] == 1
+    assert found[1]["vllm:mooncake_store_operation_total/save_put/partial_failure"] == 1
+    assert found[0] == expected[0] == 0
+    assert found[1] == {name: expected[1].get(name) for name in found[1]}

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 from math import isnan, nan
+from pathlib import Path
 
 import httpx
 import pytest
 
 from workbench.metrics.counters import (
+    DraftCounters,
     EngineCounters,
-    NixlCounters,
     StoreCounters,
     TokenSources,
+    TransferCounters,
     block_tokens,
     engine_count,
     kv_capacity_tokens,
@@ -184,14 +186,23 @@ def test_nixl_says_what_it_moved():
         }
     )
     prefill = page({'vllm:nixl_num_kv_expired_reqs_total{engine="0"}': 2})
-    seen = NixlCounters.of([decode, prefill, engine(computed=5)], TRANSFERS)
-    assert seen == NixlCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
-    alone = NixlCounters.of([decode], TRANSFERS)
+    seen = TransferCounters.of([decode, prefill, engine(computed=5)], TRANSFERS)
+    assert seen == TransferCounters(bytes_moved=7_680_000, transfers=3, failed=1, expired=2)
+    alone = TransferCounters.of([decode], TRANSFERS)
     assert alone is not None and isnan(alone.expired)
 
 
+def test_draft_tokens_are_those_of_all_instances():
+    name = "vllm:spec_decode_num_{}_total"
+    drafted = page({name.format("draft_tokens"): 644.0, name.format("accepted_tokens"): 5.0})
+    idle = page({name.format("draft_tokens"): 0.0, name.format("accepted_tokens"): 0.0})
+    assert DraftCounters.of([drafted, idle, page({})]) == DraftCounters(proposed=644, accepted=5)
+    assert DraftCounters.of([idle]) is None
+    assert DraftCounters.of([page({})]) is None
+
+
 def test_engines_without_nixl_say_nothing_of_it():
-    assert NixlCounters.of([engine(computed=5)], TRANSFERS) is None
+    assert TransferCounters.of([engine(computed=5)], TRANSFERS) is None
 
 
 LOOKED_UP = 'lmcache_mp_lookup_{}_tokens_total{{model_name="tiny"}}'
@@ -265,3 +276,72 @@ async def test_one_reading_is_taken_even_when_the_pass_is_already_over():
     async with httpx.AsyncClient(transport=transport) as client:
         rows = await sample(client, {"decode-0": "http://127.0.0.1:1"}, 60, stop)
     assert [row["running"] for row in rows] == [2]
+
+
+HEAD = "(APIServer pid=12375) INFO 11-29 16:54:14 [metrics.py:103] KV Transfer metrics: "
+LINE = (
+    "Num successful transfers={sent}, Avg xfer time (ms)=9.373, P90 xfer time (ms)=14.663,"
+    " Avg MB per transfer={mb}, Throughput (MB/s)=205.037, Avg number of descriptors=3.0,"
+    " Num failed transfers={failed}, Num failed recvs={lost}, Num KV expired reqs={expired}"
+)
+"""A period as vLLM 0.32.0 writes it."""
+
+
+def period(sent: int = 0, mb: float = 0, failed: int = 0, lost: int = 0, expired: int = 0) -> str:
+    return HEAD + LINE.format(sent=sent, mb=mb, failed=failed, lost=lost, expired=expired)
+
+
+def logs(folder: Path, prefill: list[str], decode: list[str]) -> list[Path]:
+    files = [folder / "prefill-0.log", folder / "decode-0.log"]
+    for file, lines in zip(files, (prefill, decode), strict=True):
+        file.write_text("\n".join(["Route: /health", *lines, "bye"]))
+    return files
+
+
+def test_every_line_counts_its_own_period(tmp_path):
+    seen = TransferCounters.logged(logs(tmp_path, [period(1, 0.281), period(2, 1.922)], []))
+    assert seen is not None
+    assert (seen.transfers, seen.failed, seen.expired) == (3, 0, 0)
+    # 300, 5,000 and 8 tokens were sent in whole blocks of 128, 768 bytes each.
+    blocks = 3 + 40 + 1
+    assert seen.bytes_moved == pytest.approx(blocks * 128 * 768, abs=seen.rounding_bytes)
+    assert seen.rounding_bytes < 3 * 768
+
+
+def test_a_transfer_that_failed_on_both_sides_failed_once(tmp_path):
+    decode = [
+        "ERROR [mooncake_connector.py:2405] pulling kv_caches for ['cmpl-1-0'] failed: Timeout"
+        " waiting for P side ready.",
+        "ERROR Failing 1 request(s) due to KV load failure (failure_policy=fail, 3000 tokens"
+        " affected)",
+        period(lost=1),
+    ]
+    seen = TransferCounters.logged(logs(tmp_path, [period(1, 2.0, failed=1)], decode))
+    assert seen is not None
+    assert (seen.transfers, seen.failed) == (1, 1)
+    assert seen.reason == "Timeout waiting for P side ready."
+
+
+def test_kv_that_expired_while_the_engine_was_idle_is_in_no_period(tmp_path):
+    expired = (
+        "WARNING Request cmpl-1-0 timed out after 5 seconds without being sent. Freeing its blocks"
+        " on the producer side."
+    )
+    seen = TransferCounters.logged(logs(tmp_path, [period(1, 2.0), expired], []))
+    assert seen is not None and seen.expired == 1
+
+
+def test_what_is_counted_since_an_earlier_reading(tmp_path):
+    before = TransferCounters.logged(logs(tmp_path, [period(1, 0.281)], []))
+    now = TransferCounters.logged(
+        logs(tmp_path, [period(1, 0.281), period(4, 0.094, expired=2)], [])
+    )
+    assert before is not None and now is not None
+    change = now.since(before)
+    assert (change.transfers, change.failed, change.expired) == (4, 0, 2)
+    assert change.bytes_moved == pytest.approx(4 * 0.094 * 2**20)
+
+
+def test_a_log_without_such_lines_says_nothing(tmp_path):
+    assert TransferCounters.logged(logs(tmp_path, [], [])) is None
+    assert TransferCounters.logged([tmp_path / "missing.log"]) is None

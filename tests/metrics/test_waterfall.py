@@ -101,6 +101,42 @@ def test_an_aggregated_request_has_none_of_the_second_leg():
     assert (row[["handoff_s", "decode_server_s", "transfer_queue_s", "decode_step_s"]] == 0).all()
 
 
+AT_ONCE = replace(
+    SPLIT,
+    at_once=True,
+    decode_sent_s=SENT_S + 0.0213,  # 20 ms after prefill, which has no part in TTFT
+    decode_first_byte_s=SENT_S + 0.4003,  # 399 ms after prefill, less 30, 300 and the step of 10
+)
+
+
+def test_legs_sent_at_once_are_split_by_what_decode_waited_for():
+    row = one(replace(REQUEST, engine_metrics=timing(350, 10)), AT_ONCE)
+    apart = {"prefill_server_s": 0, "handoff_s": 0, "decode_server_s": 0, "transfer_queue_s": 59}
+    found = {name: 1000 * row[name] for name in MILLISECONDS}
+    assert found == pytest.approx(MILLISECONDS | apart)
+    assert 1000 * row["ttft_s"] == pytest.approx(sum(found.values()))
+    assert row["at_once"] and row["note"] == ""
+
+
+def test_a_decode_leg_sent_after_prefill_has_a_hand_off_though_both_were_due_at_once():
+    late = replace(AT_ONCE, decode_sent_s=AT_ONCE.prefill_done_s + 0.02)
+    row = one(REQUEST, late)
+    assert 1000 * row["handoff_s"] == pytest.approx(20)
+    assert 1000 * row["transfer_queue_s"] == pytest.approx(39)
+
+
+def test_a_prefill_response_after_the_first_byte_takes_nothing_from_another_part():
+    known = one(REQUEST, AT_ONCE)
+    row = one(REQUEST, replace(AT_ONCE, prefill_done_s=SENT_S + 0.45))
+    assert [row[name] for name in PARTS] == pytest.approx([known[name] for name in PARTS])
+
+
+def test_decode_that_did_not_wait_is_not_split():
+    row = one(replace(REQUEST, engine_metrics=timing(0, 350)), AT_ONCE)
+    assert row[[*PARTS]].isna().all()
+    assert row["note"] == "decode did not wait for prefill"
+
+
 def test_what_nobody_timed_is_in_the_residual():
     earlier = replace(REQUEST, sent_s=SENT_S - 0.05)  # sent 50 ms before the proxy took notice
     row = one(earlier, SPLIT)
@@ -113,6 +149,13 @@ def test_a_first_byte_without_a_token_is_not_the_end_of_ttft():
     """A chat stream opens with a role; its first token comes 100 ms later."""
     later = replace(REQUEST, chunk_s=tuple(stamp + 0.1 for stamp in REQUEST.chunk_s))
     assert 1000 * one(later, SPLIT)["stream_s"] == pytest.approx(100.2)
+
+
+def test_a_vllm_without_timings_is_named_instead_of_an_option_to_start_it_with():
+    untimed = replace(REQUEST, engine_metrics=""), replace(SPLIT, prefill_engine_metrics="")
+    why = "vLLM 0.24.0 has no per-request metrics (they came with 0.25)"
+    found = waterfall(*frames(*untimed), untimed=why)
+    assert doubts(found) == [f"1 of 1 requests have no complete waterfall, because {why}."]
 
 
 @pytest.mark.parametrize(

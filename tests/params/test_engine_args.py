@@ -23,6 +23,8 @@ def test_yaml_may_have_a_list_and_a_mapping(given):
 def test_the_last_of_equal_arguments_counts_with_dashes_or_underscores():
     args = words("--kv_cache_dtype=fp8 --kv-cache-dtype auto -dp 2")
     assert value_of(args, "--kv-cache-dtype") == "auto"
+    assert value_of(words("--block 64"), "--block-size") == "64"  # as vLLM reads it
+    assert value_of(words("-- 64 - 3"), "--block-size") == ""
     assert (count_of(args, "--data-parallel-size", "-dp"), count_of(args, "-pp")) == (2, 1)
 
 

@@ -10,9 +10,14 @@ from workbench.topology import TensorParallel, Topology
 EIGHT = Capacity(devices=tuple("01234567"))
 
 
-def check(topology: str, platform: str, capacity: Capacity, kv_mib: int = 256, **tp: int) -> None:
-    settings = EngineSettings(model=Path("/none"), platform=platform, kv_cache_mib=kv_mib)
-    check_capacity(Topology.parse(topology), TensorParallel(**tp), capacity, settings)
+def check(
+    topology: str, platform: str, capacity: Capacity, kv_mib: int = 256, args: str = "", **tp: int
+) -> None:
+    settings = EngineSettings(
+        model=Path("/none"), platform=platform, kv_cache_mib=kv_mib, extra_args=tuple(args.split())
+    )
+    spans = settings.gpus(TensorParallel(**tp))
+    check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,7 @@ def check(topology: str, platform: str, capacity: Capacity, kv_mib: int = 256, *
     [
         ("4p4d", "cuda", EIGHT, {"prefill": 2}, "4p4d needs 12 GPUs, got 8 "),
         ("1p1d", "cuda", EIGHT, {"decode": 16}, r"decode_tp .* visible GPUs \(8\), got 16"),
+        ("1a", "cuda", EIGHT, {"aggregated": 4, "args": "-pp 4"}, r"_tp \(4\) x pipeline and data"),
         # A KV cache of its own size counts.
         ("5a", "cpu", Capacity(free_memory_gb=4.1), {"kv_mib": 512}, r"needs about 5.2 GB"),
     ],

@@ -162,6 +162,28 @@ async def test_a_port_that_was_lost_to_another_program_is_chosen_anew(
     assert len(tries) == 2
 
 
+async def test_a_lost_port_that_a_server_does_not_tell_of_is_found(launcher, pd, tmp_path):
+    """Mooncake's master exits with 1 and no word about its port (0.3.13)."""
+    tries = []
+
+    def choose() -> Iterator[int]:
+        tries.append(free_ports(4))
+        if len(tries) == 1:
+            tries[0][1] = taken.getsockname()[1]
+        return iter(tries[-1])
+
+    def plan(ports: Iterator[int]) -> DeploymentPlan:
+        silent = pd(prefill={"code": "raise SystemExit(1)"} if not tries[1:] else {})
+        return silent(ports)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with deploy(launcher, plan, log_dir=tmp_path, ports=choose):
+            pass
+    assert len(tries) == 2
+
+
 async def test_a_stranger_on_the_port_is_not_taken_for_the_server(launcher, spec, pd, tmp_path):
     stranger = await launcher.start(spec("stranger"), tmp_path)
     await ready([stranger], timeout_s=5)

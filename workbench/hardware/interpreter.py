@@ -95,14 +95,20 @@ class Interpreter:
             return {}
         first = {"PYTHONPATH": str(_sources())}
         if self.image is not None:
-            before = {"PYTHONPATH": self.image.python_path} | dict(given or {})
-        else:
-            first["PATH"] = str(Path(self.path).parent)
-            before = os.environ | dict(given or {})
+            parts = (*first.values(), (given or {}).get("PYTHONPATH"), self.image.python_path)
+            return {"PYTHONPATH": os.pathsep.join(filter(None, parts))}
+        first["PATH"] = str(Path(self.path).parent)
+        before = os.environ | dict(given or {})
         return {
             name: os.pathsep.join(filter(None, (value, before.get(name))))
             for name, value in first.items()
         }
+
+    def line(self, *words: str) -> tuple[str, ...]:
+        """The command line that starts it with these words, to ask something of its packages."""
+        if self.image is None:
+            return (self.path, *words)
+        return self.image.run_line(self.path, *words, label="question", options=("--rm",))
 
     def run(self, module: str, *words: str) -> str:
         """The last line that `python -m module words` prints; empty if it fails."""
@@ -119,7 +125,8 @@ class Interpreter:
     def ask(self, module: str, *words: str) -> Any:
         """The JSON that `python -m module words` prints last; None if it prints none.
 
-        The answer is kept until the interpreter, an engine package or the module changes.
+        The answer is kept until the interpreter, an engine package or the module changes. One with
+        an `error` is not kept: what caused it may be mended.
         """
         started = self.image.id if self.image else os.stat(self.path).st_mtime_ns
         known = [self.path, started, self.python, dict(self.versions), words]
@@ -142,7 +149,7 @@ def _kept(known: list[Any], module: str, ask: Callable[[], str], image: Image | 
         return json.loads(kept.read_text("utf-8"))
     said = ask()
     answer = _json(said)
-    if answer is not None:
+    if answer is not None and not (isinstance(answer, dict) and answer.get("error")):
         _write(kept, said)
     return answer
 

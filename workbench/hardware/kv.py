@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, isnan, nan
 
 from workbench.errors import check_positive
+
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,16 @@ def engine_hit_tokens(prompt_tokens: int, *, block_tokens: int) -> int:
 def chunk_hit_tokens(prompt_tokens: int, *, chunk_tokens: int) -> int:
     """The most prompt tokens that a store of whole chunks (LMCache) holds of a prompt."""
     return prompt_tokens // chunk_tokens * chunk_tokens
+
+
+def host_memory_blocks(memory_gb: float, *, block_bytes: float) -> float:
+    """KV blocks that fit the host memory to which vLLM offloads; NaN if their size is unknown.
+
+    A block there takes whole memory pages (vLLM 0.32, `CPUOffloadingSpec`).
+    """
+    if isnan(block_bytes):
+        return nan
+    return memory_gb * 2**30 // (ceil(block_bytes / _PAGE_BYTES) * _PAGE_BYTES)
 
 
 def quantisation_ratio(

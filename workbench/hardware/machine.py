@@ -24,6 +24,7 @@ from workbench.hardware.gpus import Gpu, Platform, find, printed
 from workbench.hardware.interpreter import ENGINE_PACKAGES, Interpreter, versions_of
 
 CPU_INFO = Path("/proc/cpuinfo")
+RDMA_DEVICES = Path("/sys/class/infiniband")
 _GB = 2**30
 _GIT_TIMEOUT_S = 10.0
 
@@ -78,6 +79,11 @@ class Machine:
                 if name.endswith("_gb") and value is not None:
                     row[name] = round(value, 1)
         return plain
+
+
+def rdma_devices() -> tuple[str, ...]:
+    """Names of the RDMA devices of this machine."""
+    return tuple(sorted(d.name for d in RDMA_DEVICES.iterdir())) if RDMA_DEVICES.is_dir() else ()
 
 
 def facts() -> Machine:

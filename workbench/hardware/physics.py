@@ -71,7 +71,7 @@ def decode_ceiling_tps(*, weight_bytes: float, gpu: Accelerator, gpus: int = 1) 
 
     Each token reads every weight once (Pope et al., Efficiently Scaling Transformer Inference,
     2022): without the input embedding, and only the active experts. Add the context's KV bytes
-    for a tighter bound. Holds without speculative decoding, which makes several tokens per read.
+    for a tighter bound. Speculative decoding makes several tokens per read.
     """
     check_positive(weight_bytes=weight_bytes, gpus=gpus)
     return gpus * gpu.hbm_tb_s * 1e12 / weight_bytes

@@ -6,10 +6,12 @@ A missing series is NaN, never zero; each connector names its own series.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import fsum, isnan, nan
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -29,6 +31,20 @@ _WAITING = "vllm:num_requests_waiting"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
 _NOT_SERVED = ("abort", "error")
+SERIES = (
+    _SOURCE, _PROMPT, _FINISHED, _PREEMPTED, _RUNNING, _WAITING, _KV_USAGE[0],
+    *(f"{cache}_{kind}_total" for cache in (_OWN_CACHE[0], _EXTERNAL_CACHE)
+      for kind in ("queries", "hits")),
+)  # fmt: skip
+"""What is read of vLLM, apart from the series of connectors, by today's names."""
+
+_PERIOD = re.compile(rb"KV Transfer metrics: (.*)")
+_LOGGED = re.compile(rb"(?:Num|Avg) ([\w /]+?)(?: \(\w+\))?=([\d.]+)")
+_FAILED = re.compile(rb"Failing (\d+) request\(s\) due to KV load failure")
+_WHY = re.compile(rb"pulling kv_caches for \[.*?\] failed: (.{1,200})")
+_EXPIRED = re.compile(rb"without being sent\. Freeing its blocks")
+_ROUNDED_BYTES = 0.0005 * 2**20
+"""What the log's `Avg MB per transfer` leaves open, for each transfer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +118,18 @@ class EngineCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NixlCounters:
-    """KV moved by the NIXL connectors of a deployment's instances."""
+class TransferCounters:
+    """KV that the instances of a deployment sent each other."""
 
     bytes_moved: float
     transfers: float
     failed: float
     expired: float
     """Requests whose KV expired before it was fetched; counted on the prefill side."""
+    rounding_bytes: float = 0.0
+    """By this much `bytes_moved` may differ, where a log rounds it."""
+    reason: str = ""
+    """Of the last failure, where a log has one."""
 
     @classmethod
     def of(cls, instances: Iterable[Counters], series: Mapping[str, str]) -> Self | None:
@@ -127,7 +147,76 @@ class NixlCounters:
             has = [c.sum(name) for c in seen if any(name == known for known, _ in c.values)]
             return fsum(has) if has else nan
 
-        return cls(**{field: total(name) for field, name in series.items()})
+        found: dict[str, Any] = {field: total(name) for field, name in series.items()}
+        return cls(**found)
+
+    @classmethod
+    def logged(cls, logs: Iterable[Path]) -> Self | None:
+        """All that the logs of instances have counted so far, where no series does (Mooncake).
+
+            KV Transfer metrics: Num successful transfers=4, ..., Avg MB per transfer=8.062, ...
+
+        A line counts one period (VLLM_LOG_STATS_INTERVAL), and there is none while the engine is
+        idle (vLLM 0.32, `KVConnectorLogging.log`), so failures are read from their own lines too.
+        None without such a line.
+        """
+        text = b"\n".join(log.read_bytes() for log in logs if log.is_file())
+        periods = [
+            {name.decode(): float(value) for name, value in _LOGGED.findall(line)}
+            for line in _PERIOD.findall(text)
+        ]
+        if not periods:
+            return None
+
+        def total(name: str) -> float:
+            return fsum(period.get(name, 0.0) for period in periods)
+
+        moved_mb = fsum(
+            p.get("successful transfers", nan) * p.get("MB per transfer", nan) for p in periods
+        )
+        failing = fsum(map(float, _FAILED.findall(text)))
+        reasons = _WHY.findall(text)
+        return cls(
+            bytes_moved=moved_mb * 2**20,
+            transfers=total("successful transfers"),
+            # A transfer that prefill could not send is one that decode did not receive.
+            failed=max(total("failed transfers"), total("failed recvs"), failing),
+            expired=max(total("KV expired reqs"), len(_EXPIRED.findall(text))),
+            rounding_bytes=total("successful transfers") * _ROUNDED_BYTES,
+            reason=reasons[-1].decode(errors="replace").strip() if reasons else "",
+        )
+
+    def since(self, before: TransferCounters) -> Self:
+        """What was counted after `before`, by the same logs."""
+        failed = self.failed - before.failed
+        return replace(
+            self,
+            bytes_moved=self.bytes_moved - before.bytes_moved,
+            transfers=self.transfers - before.transfers,
+            failed=failed,
+            expired=self.expired - before.expired,
+            rounding_bytes=self.rounding_bytes - before.rounding_bytes,
+            reason=self.reason if failed else "",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounters:
+    """Speculative decoding of a deployment's instances."""
+
+    proposed: float
+    """Draft tokens."""
+    accepted: float
+
+    @classmethod
+    def of(cls, instances: Iterable[Counters]) -> Self | None:
+        """All instances together; None if none has proposed a draft."""
+        seen = list(instances)
+        proposed, accepted = (
+            fsum(value for c in seen if not isnan(value := c.sum(f"vllm:spec_decode_num_{name}")))
+            for name in ("draft_tokens_total", "accepted_tokens_total")
+        )
+        return cls(proposed=proposed, accepted=accepted) if proposed else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,44 +227,61 @@ class StoreCounters:
     has others. Hits are added at every lookup, so lookups without them are NaN.
     """
 
-    requested_tokens: float
+    requested_tokens: float = nan
     """Tokens that engines looked up: all whole chunks of a prompt, including those they hold."""
     hit_tokens: float
     hit_l1_tokens: float
     """Of those, in memory."""
-    hit_l2_tokens: float
+    hit_l2_tokens: float = 0.0
     """Of those, in the tier below, e.g. a disk."""
     written_chunks: float
     read_chunks: float
-    evicted_chunks: float
+    evicted_chunks: float = nan
     dropped_chunks: float = 0.0
     """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
-    disk_sent_chunks: float = 0.0
-    """Chunks sent to the tier below, and the number written there."""
-    disk_chunks: float = 0.0
+    tier_sent_chunks: float = 0.0
+    """Chunks that it began to write to tiers below its memory, and how many it says it wrote."""
+    tier_chunks: float = 0.0
+    tier_sent_tasks: float = 0.0
+    """The same in tasks; LMCache counts failed tasks as done."""
+    tier_done_tasks: float = 0.0
+    tier_loaded_chunks: float = 0.0
+    """Chunks that it read back from tiers below."""
 
     @classmethod
-    def of(cls, counters: Counters, names: Mapping[str, str], *, block_tokens: int = 1) -> Self:
+    def of(
+        cls,
+        counters: Counters,
+        names: Mapping[str, str],
+        *,
+        block_tokens: int = 1,
+        block_bytes: float = nan,
+    ) -> Self:
         """From the store's series for each field.
 
-        `block_tokens` converts to tokens where the store counts KV blocks.
+        `block_tokens` converts to tokens where the store counts KV blocks, and `block_bytes` to
+        blocks where it counts bytes.
         """
         if counters.doubts:  # restarted or not read: missing counters are not zero
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
-        exporter = "_".join(names["requested_tokens"].split("_")[:2])
+        exporter = "_".join(names["written_chunks"].split("_")[:2])
         if not any(name.startswith(exporter) for name in present):
             unborn = set()
-        elif names["requested_tokens"] in present:
+        elif names.get("requested_tokens") in present:
             unborn -= {names["hit_tokens"]}
         found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
-        return cls(
-            **{
-                key: value * block_tokens if key.endswith("_tokens") else value
-                for key, value in found.items()
-            }
-        )
+        for key, name in names.items():
+            if name.endswith("_bytes_total"):
+                found[key] /= block_bytes
+            if key.endswith("_tokens"):
+                found[key] *= block_tokens
+        return cls(**found)
+
+    def __add__(self, other: StoreCounters) -> StoreCounters:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return StoreCounters(**sums)
 
 
 def _sources(counters: Counters) -> TokenSources:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,8 @@ class Served(_Tokens):
     rest: int
     """Tokens of `ideal` that no cache can serve; -1 where a fetched last token counts."""
     why_rest: str
-    """`last token`, `block rounding`, `chunk rounding` or `held by another instance`."""
+    """`last token`, `block rounding`, `chunk rounding`, `block for drafts` or `held by another
+    instance`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +142,17 @@ class IdealCaches:
       `get_num_new_matched_tokens`);
     - a store of whole blocks (Mooncake's) loads none that holds the last token, as the instance's
       own cache (MooncakeStoreConnector, vLLM 0.32.0; tests/engine/test_mooncake.py);
+    - with speculative decoding from hidden states (EAGLE, MTP) an instance's cache drops the last
+      block of its hit (FullAttentionManager, `find_longest_cache_hit`);
+    - vLLM's offloading loads whole blocks, of a prompt of whole blocks also the last token
+      (OffloadingConnectorScheduler, `_lookup_complete_chunks`; tests/engine/test_offload.py);
     - NIXL gives a decode instance the whole prompt beyond its own hit (NixlPullConnectorScheduler).
 
     `chunk_tokens` is 0 without a store; `prefix_caching` is False for engines without a prefix
     cache; with `loads_blocks` the store's chunks are whole blocks and loaded as such; with `pulls`
-    decode instances fetch whole prompts from their prefill instance (NIXL).
+    decode instances fetch whole prompts from their prefill instance (NIXL); the engines of the
+    roles in `drop_blocks` draft from hidden states; with `private` each instance has a store of
+    its own.
     """
 
     def __init__(
@@ -156,10 +163,13 @@ class IdealCaches:
         prefix_caching: bool = True,
         pulls: bool = False,
         loads_blocks: bool = False,
+        drop_blocks: Container[Role] = (),
+        private: bool = False,
     ) -> None:
         self._block, self._chunk = block_tokens, chunk_tokens
         self._prefix_caching, self._pulls = prefix_caching, pulls
-        self._loads_blocks = loads_blocks
+        self._loads_blocks, self._private = loads_blocks, private
+        self._drop_blocks = drop_blocks
         self._engines: dict[str, _Held] = {}
         self._store = _Held(chunk_tokens)
         self._stored_by: dict[str, _Held] = {}
@@ -216,17 +226,20 @@ class IdealCaches:
         length = len(asked.prompt)
         blocks, chunks = keys
         whole = blocks[: (length - 1) // self._block]
-        if self._loads_blocks:
+        if self._loads_blocks and not self._private:
             chunks = chunks[: (length - 1) // self._chunk]
-        engine, engine_later = self._held_by(call.instance).tokens(whole, call.asked_s)
+        held = self._held_by(call.instance).tokens(whole, call.asked_s)
+        dropped = self._block if call.role in self._drop_blocks else 0
+        engine, engine_later = (max(0, tokens - dropped) for tokens in held)
         fetched = self._pulls and not first
         if fetched:
             stored, stored_later = length, length
         else:
-            stored, stored_later = self._store.tokens(chunks, call.asked_s)
+            store = self._stored_alone(call.instance) if self._private else self._store
+            stored, stored_later = store.tokens(chunks, call.asked_s)
         alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
-        last = length if fetched else length - 1
+        last = length if fetched or self._private else length - 1
         offered, offered_later, offered_alone = (
             min(tokens, last) for tokens in (stored, stored_later, alone)
         )
@@ -237,6 +250,8 @@ class IdealCaches:
         unit = self._chunk if self._chunk and engine_later < stored_later else self._block
         if rest < 0:
             why = "last token"
+        elif dropped and rest - dropped < max(unit, self._chunk) <= rest:
+            why = "block for drafts"
         elif rest >= max(unit, self._chunk):
             why = "held by another instance"
         else:

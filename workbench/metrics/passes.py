@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
 
-from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import DraftCounters, StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Reuse
 from workbench.topology import Role
 
@@ -17,15 +17,54 @@ _FETCHED: Source = "external_hit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierCounts:
+    """One tier of the store below its memory, at the end of a pass. NaN for what is unknown.
+
+    All but `loads` are chunks since the tier was last emptied.
+    """
+
+    name: str
+    """`disk`, `redis` or `mooncake`."""
+    shown: str
+    state: str
+    """The cache state in which it alone has the KV."""
+    loads: float = nan
+    """Loads from it in this pass, as the store counts them."""
+    sent: float = nan
+    """What the store began to write to it, and what it says it wrote."""
+    written: float = nan
+    held: float = nan
+    """What it has at its own end."""
+    evicted: float = nan
+    """What it says it dropped to make room."""
+    problem: str = ""
+    """Why it does not say what it has."""
+
+    @property
+    def lost(self) -> float:
+        return self.sent - self.held
+
+    @property
+    def why_lost(self) -> str:
+        """What the counters show about lost chunks: `3 writes failed`."""
+        failed = self.sent - self.written
+        said = [f"{failed:,.0f} were not written"] if failed > 0 else []
+        said += [f"it evicted {self.evicted:,.0f}"] if self.evicted > 0 else []
+        return " and ".join(said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassCounters:
     """What was sent in one pass, and what the servers counted in it, summed per role."""
 
     arm: str
     round: int
     pass_name: str
-    """`cold`, `engine-warm`, `cross-instance` or `store-warm`."""
+    """A cache state such as `store-warm`, or the name of a pass in that state."""
     stores: bool = False
     """Its connector has a store, which serves whole chunks."""
+    private: bool = False
+    """Each instance has one of its own: host memory below its KV space."""
     stores_late: bool = False
     """Engines may respond before the store has all blocks of a prompt."""
     counts_lookups: bool = True
@@ -46,8 +85,14 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
-    nixl: NixlCounters | None = None
-    """KV that decode instances pulled, and failures on either side; None without NIXL."""
+    transfers: TransferCounters | None = None
+    """KV that decode instances pulled, and failures on either side; None where nobody counts."""
+    drafts: DraftCounters | None = None
+    """Speculative decoding of all instances; None without it."""
+    tiers: tuple[TierCounts, ...] = ()
+    """Tiers of the store below its memory."""
+    chunk_objects: int = 1
+    """Objects that the store keeps for a chunk, one for each rank; 0 if roles differ."""
     expired_before: float = 0.0
     """Prompts whose KV expired between the previous pass and this one."""
     reuse: Mapping[Role, Reuse] = field(default_factory=dict)
@@ -67,6 +112,28 @@ class PassCounters:
     def is_cold(self) -> bool:
         """Also `cold at 2/s`, of a sweep over rates."""
         return self.pass_name == "cold" or self.pass_name.startswith("cold at ")
+
+    def loaded(self, role: Role) -> dict[str, float]:
+        """Tokens that this role loaded from each tier of the store; empty where that is unknown.
+
+        The store counts hits by tier for all roles, and what an engine did not need as well. So
+        they are tokens of a role only if one tier had hits, or if all of them were loaded.
+        """
+        if self.store is None or not self.tiers:
+            return {}
+        external = self.sources[role].external_hit
+        memory, below = self.store.hit_l1_tokens, self.store.hit_l2_tokens
+        names = [tier.name for tier in self.tiers if tier.loads > 0]
+        none = {"memory": 0.0} | {tier.name: 0.0 for tier in self.tiers}
+        if below == 0:
+            return none | {"memory": external}
+        if len(names) != 1:
+            return {}
+        if memory == 0:
+            return none | {names[0]: external}
+        if len(self.sources) == 1 and memory + below == external:
+            return none | {"memory": memory, names[0]: below}
+        return {}
 
     @property
     def label(self) -> str:

@@ -46,8 +46,9 @@ CARD = (
     (
         "transfer_queue",
         "KV transfer + decode queue",
-        "from QUEUED to SCHEDULED on the decode instance: lookup, transfer and queue together",
-        "engine",
+        "from QUEUED to SCHEDULED on the decode instance: lookup, transfer and queue together (both"
+        " legs at once: all until the first decode step outside prefill, so both API servers too)",
+        "engine; both legs at once: proxy, engine times are subtracted",
     ),
     (
         "decode_step",
@@ -92,34 +93,39 @@ def parts() -> pd.DataFrame:
     return pd.DataFrame([row[1:] for row in CARD], columns=["part", "definition", "timed by"])
 
 
-def waterfall(requests: pd.DataFrame, legs: pd.DataFrame) -> pd.DataFrame:
+def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") -> pd.DataFrame:
     """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
 
     `requests` and `legs` are the frames of a run. An aggregated request has exactly 0 in the
-    parts that only a split one has. Unknown parts are NaN, and `note` says why: the request
+    parts that only a split one has. `at_once` marks requests whose legs were sent at once.
+    Unknown parts are NaN, and `note` says why: the request
     failed, has no leg or no engine timing, or its durations contradict each other (then no part of
-    it is shown). Seconds.
+    it is shown). `untimed` says why these engines send no timing, if they cannot. Seconds.
     """
     timed = requests if "ttft_s" in requests else latencies(requests)
     rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
-    seen = legs.reindex(columns=[*_KEYS, *_STAMPS, "prefill_instance", "prefill_engine_metrics"])
+    names = ("prefill_instance", "prefill_engine_metrics", "at_once")
+    seen = legs.reindex(columns=[*_KEYS, *_STAMPS, *names])
     # An id that the proxy saw twice has two sets of timestamps, so neither is used.
     seen = seen.drop_duplicates([*_KEYS], keep=False)
     seen = seen.astype({key: requests[key].dtype for key in _KEYS})
     both = rows.merge(seen, on=[*_KEYS], how="left")
     split = (both["prefill_instance"].notna() & both["prefill_instance"].ne("")).to_numpy(bool)
-    found = _durations(both, split)
+    at_once = both["at_once"].eq(True).to_numpy(bool)
+    found = _durations(both, split, at_once)
     found[~succeeded(both).to_numpy(bool)] = np.nan
     found["residual_s"] = both["ttft_s"] - found[[*PARTS]].sum(axis=1, skipna=False)
     # A microsecond is more than subtracting such floats can lose.
     impossible = (found < -1e-6).any(axis=1)
     found[impossible] = np.nan
-    notes = _notes(both, found, split, impossible)
+    notes = _notes(both, found, split, at_once, impossible, untimed or _NO_METRICS)
     head = both[["arm", "round", "pass", "index", "request_id"]]
-    return head.join(found).assign(ttft_s=both["ttft_s"], note=notes)
+    return head.join(found).assign(ttft_s=both["ttft_s"], at_once=at_once, note=notes)
 
 
-def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
+def _durations(
+    both: pd.DataFrame, split: NDArray[np.bool_], at_once: NDArray[np.bool_]
+) -> pd.DataFrame:
     """The parts of each row, NaN where a timestamp is missing."""
     import pandas as pd
 
@@ -128,14 +134,19 @@ def _durations(both: pd.DataFrame, split: NDArray[np.bool_]) -> pd.DataFrame:
     queue, step = _engine_s(both["engine_metrics"])
     prefill_server = t["prefill_done_s"] - t["prefill_sent_s"] - prefill_queue - prefill_compute
     server = t["decode_first_byte_s"] - t["decode_sent_s"] - queue - step
+    handoff = t["decode_sent_s"] - t["prefill_done_s"]
+    late = np.where(at_once, np.maximum(handoff, 0.0), handoff)
+    # Of legs sent at once, both API servers and the transfer run side by side.
+    waited = t["decode_first_byte_s"] - t["prefill_sent_s"] - late
+    waited -= prefill_queue + prefill_compute + step
     columns = {
         "proxy_s": np.where(split, t["prefill_sent_s"], t["decode_sent_s"]) - t["received_s"],
-        "prefill_server_s": np.where(split, prefill_server, server),
+        "prefill_server_s": np.select([at_once, split], [0.0, prefill_server], server),
         "prefill_queue_s": np.where(split, prefill_queue, queue),
         "prefill_compute_s": np.where(split, prefill_compute, step),
-        "handoff_s": np.where(split, t["decode_sent_s"] - t["prefill_done_s"], 0.0),
-        "decode_server_s": np.where(split, server, 0.0),
-        "transfer_queue_s": np.where(split, queue, 0.0),
+        "handoff_s": np.where(split, late, 0.0),
+        "decode_server_s": np.where(split & ~at_once, server, 0.0),
+        "transfer_queue_s": np.select([at_once, split], [waited, queue], 0.0),
         "decode_step_s": np.where(split, step, 0.0),
         "stream_s": both["sent_s"] + both["ttft_s"] - t["decode_first_byte_s"],
     }
@@ -156,7 +167,12 @@ def _engine_s(texts: pd.Series[Any]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def _notes(
-    both: pd.DataFrame, found: pd.DataFrame, split: NDArray[np.bool_], impossible: pd.Series[bool]
+    both: pd.DataFrame,
+    found: pd.DataFrame,
+    split: NDArray[np.bool_],
+    at_once: NDArray[np.bool_],
+    impossible: pd.Series[bool],
+    no_metrics: str,
 ) -> NDArray[np.object_]:
     """Why a row is not split, the first reason that applies; empty where it is."""
     missing = found.isna()
@@ -165,10 +181,11 @@ def _notes(
     reasons = (
         (~succeeded(both), "they failed"),
         (both["received_s"].isna(), _NO_LEG),
+        (impossible & at_once, "decode did not wait for prefill"),
         (impossible, "their durations contradict each other, so clocks may differ"),
-        (split & prefilled, _NO_METRICS.format(role="prefill")),
-        (split & streamed, _NO_METRICS.format(role="decode")),
-        (~split & prefilled, _NO_METRICS.format(role="aggregated")),
+        (split & prefilled, no_metrics.format(role="prefill")),
+        (split & streamed, no_metrics.format(role="decode")),
+        (~split & prefilled, no_metrics.format(role="aggregated")),
         (missing.any(axis=1), "a timestamp of the proxy or the client is missing"),
     )
     notes = np.full(len(both), "", dtype=object)

@@ -34,12 +34,15 @@ OUR_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "VLLM_SERVER_DEV_MODE", "VLLM_PORT",
     "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT",
     "VLLM_ENABLE_V1_MULTIPROCESSING", "MOONCAKE_CONFIG_PATH",
+    "VLLM_MOONCAKE_BOOTSTRAP_PORT", "VLLM_LOG_STATS_INTERVAL",
 )  # fmt: skip
 STORE_OURS = {
     "--l1-size-gb": "store_gb",
     **dict.fromkeys(("--host", "--port", "--http-host", "--http-port", "--shm-name"), ""),
     **dict.fromkeys(("--l2-adapter", "--chunk-size", "--supported-transfer-mode"), ""),
+    **dict.fromkeys(("--rpc-address", "--rpc-port", "--metrics-host", "--metrics-port"), ""),
 }
+"""The same of the servers of KV stores: LMCache's, and Mooncake's master."""
 
 CONTAINER_OURS = {
     "--gpus": "prefill_tp",
@@ -62,11 +65,15 @@ def variables(text: str) -> dict[str, str]:
 
 
 def value_of(args: Sequence[str], *names: str) -> str:
-    """The value of the last of these arguments, as `--name value` or `--name=value`; else empty."""
+    """The value of the last of these arguments, as `--name value` or `--name=value`; else empty.
+
+    As to vLLM, the first letters of a name are enough.
+    """
     found = ""
     for position, word in enumerate(args):
         name, equals, value = word.partition("=")
-        if _plain(name) in names:
+        name = _plain(name)
+        if name in names or (name[2:] and any(full.startswith(name) for full in names)):
             following = args[position + 1] if position + 1 < len(args) else ""
             found = value if equals else following
     return found
@@ -139,5 +146,7 @@ def variable_mistakes(name: str, text: str) -> Iterator[str]:
 
 
 def _plain(flag: str) -> str:
-    """vLLM takes underscores for dashes."""
+    """vLLM takes underscores for dashes, and Mooncake's master one dash for two."""
+    if not flag.startswith("--") and "_" in flag:
+        flag = f"-{flag}"
     return flag.replace("_", "-") if flag.startswith("--") else flag

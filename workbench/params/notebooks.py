@@ -7,6 +7,7 @@ defaults and help; a test keeps the two equal.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -18,10 +19,13 @@ from workbench.params.engine_args import STORE_OURS, argument_mistakes, place_mi
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
-from workbench.topology import TensorParallel, Topology
+from workbench.params.store_tiers import tier_mistakes
+from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake-store")
+CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload")
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
+ALL_CONNECTORS = "all"
+"""A sweep over every connector that this machine has and that serves the topology."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
@@ -37,8 +41,8 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV transfer: {', '.join(CONNECTORS[:-1])} or {CONNECTORS[-1]}",
-        choices=CONNECTORS,
+        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
@@ -86,13 +90,26 @@ class PdSweep(LoadParams):
     store_args: str = param(
         "", "additional arguments of the KV store's server", example="--max-workers 4", words=True
     )
+    mooncake_protocol: str = param(
+        "tcp",
+        "transport of connectors mooncake and mooncake-store: tcp or rdma",
+        choices=("tcp", "rdma"),
+    )
     prefill_tp: int = param(1, "GPUs per prefill instance (tensor parallelism)", low=1, high=64)
     decode_tp: int = param(1, "GPUs per decode instance (tensor parallelism)", low=1, high=64)
     aggregated_tp: int = param(
         1, "GPUs per aggregated instance (tensor parallelism)", low=1, high=64
     )
     instances_per_gpu: int = param(1, "instances that share a GPU", low=1, high=16)
-    store_gb: float = param(1.0, "memory of the KV store (LMCache), in GB", low=0.1, high=100_000)
+    store_gb: float = param(
+        1.0, "memory of the KV store (offload: of each instance), in GB", low=0.001, high=100_000
+    )
+    store_tiers: list[str] = param(
+        ["memory"],
+        "LMCache's tiers: memory, disk, redis, mooncake (docs/engine.md)",
+        example="memory,redis",
+    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     base_url: str = param(
         "", "only with engine attach: URL to send the requests to", example="http://127.0.0.1:8000"
     )
@@ -130,10 +147,13 @@ class PdSweep(LoadParams):
                 yield needs("prefill_urls", "decode_urls", self.decode_urls, example)
         else:
             # A running deployment may have any label; one that is started must be a topology.
-            _ = self.topologies
+            yield from self._role_mistakes()
         yield from LoadParams.mistakes(self)
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
+        )
+        yield from tier_mistakes(
+            self.store_tiers, engine=self.engine, connector=self.connector, together=True
         )
         rates, limits = self.rates_per_s, "-p search True -p ttft_limit_ms 500"
         if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
@@ -149,6 +169,20 @@ class PdSweep(LoadParams):
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _role_mistakes(self) -> Iterator[str]:
+        """Arguments for a role that no measured topology has."""
+        roles = {role for topology in self.topologies for role, _ in topology.roles}
+        if self.opponents and "prefill" in roles:
+            roles.add("aggregated")
+        for role in ROLES:
+            name = f"{role}_args"
+            if role not in roles and (text := getattr(self, name)):
+                other = "5a" if role == "aggregated" else "1p4d"
+                example = f"-p topology {other} -p {name} {shlex.quote(text)}"
+                yield unused(
+                    name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
+                )
 
     @property
     def swept(self) -> bool:
@@ -219,7 +253,12 @@ class LMCacheHitAnalysis(EngineParams):
     small_store_mb: float = param(
         5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
-    disk: bool = param(True, "also measure LMCache with a disk tier (L2)")
+    store_tiers: list[str] = param(
+        ["memory", "disk"],
+        "LMCache's tiers; all but memory get an arm (docs/engine.md)",
+        example="memory,disk,redis",
+    )
+    tier_gb: float = param(1.0, "size of a Redis or Mooncake tier, in GB", low=0.02, high=1_000_000)
     rounds: int = param(
         3,
         "launches of each arm; confidence intervals come from the spread between them",
@@ -278,6 +317,9 @@ class LMCacheHitAnalysis(EngineParams):
             if not values or min(values) < least or len(set(values)) < len(values):
                 allowed = f"one or more numbers, none twice, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
+        tiers = self.store_tiers
+        if self.engine == "vllm":  # with others nothing is started, whatever the default is
+            yield from tier_mistakes(tiers, engine="vllm", connector="lmcache")
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)

@@ -20,6 +20,7 @@ FAULTS = (
     "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
     "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
     "stalled_instance", "hash_seed_mismatch", "store_dead",
+    "store_dead_at_start", "late_store", "leased_blocks",
 )  # fmt: skip
 """Faults of the simulated engine; `workbench/serve/simulated/faults.csv` explains each."""
 

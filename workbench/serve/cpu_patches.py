@@ -1,4 +1,4 @@
-"""Patches for vLLM 0.32.0 and its connectors on a machine without a GPU.
+"""Patches for vLLM and its connectors on a machine without a GPU.
 
 `register` is a vLLM plugin (entry point group `vllm.general_plugins`): vLLM calls it in each of its
 processes. With a GPU it does nothing.
@@ -27,9 +27,12 @@ def shield_kernel_overrides() -> None:
     """Hide llvmlite while vLLM scans every loaded module for Triton kernels.
 
     The scan reads `vars(value).get(...)` and fails on llvmlite's function wrapper, which is loaded
-    with numba by LMCache.
+    with numba by LMCache. vLLM scans since 0.31.
     """
-    from vllm.triton_utils import dispatcher
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:
+        return
 
     scan = dispatcher._rebind_kernels
     if getattr(scan, "shielded", False):

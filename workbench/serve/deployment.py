@@ -19,15 +19,16 @@ from typing import Any, cast
 import httpx
 
 from workbench.control import connect_problem, control_client
-from workbench.errors import DeploymentError, ResetRefusedError
+from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
+from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.ports import unused_ports
+from workbench.serve.processes.ports import in_use, unused_ports
 from workbench.serve.processes.startup import ready
 from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
 from workbench.serve.simulated.substitution import simulated_processes
@@ -39,6 +40,9 @@ PORT_RACES = 3
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
 """A GPU start loads large weights and captures graphs; in a container all is imported anew."""
 RESET_TIMEOUT_S = 20.0
+TRANSFER_TIMEOUT_S = 240
+"""Of a prompt's KV, where decode waits for it and the speed of prefill is unknown. vLLM waits for
+480 s by default, and 60 s longer if prefill is dead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +54,18 @@ class DeploymentPlan:
     settings: EngineSettings
     tp: TensorParallel
     processes: tuple[ProcessSpec, ...]
+    tiers: tuple[Tier, ...] = ()
+    """Where the store keeps chunks below its memory."""
 
     @property
     def instances(self) -> tuple[ProcessSpec, ...]:
-        return tuple(p for p in self.processes if p.role not in ("store", "proxy"))
+        return tuple(p for p in self.processes if p.role not in ("tier", "store", "proxy"))
 
     @property
     def store_http_url(self) -> str:
         """URL of the store's /metrics and resets; empty without a store."""
-        first = self.processes[0]
-        return first.ready_url.rpartition("/")[0] if first.role == "store" else ""
+        stores = (p.ready_url.rpartition("/")[0] for p in self.processes if p.role == "store")
+        return next(stores, "")
 
     @property
     def url(self) -> str:
@@ -84,15 +90,19 @@ def plan_deployment(
     capacity: Capacity | None = None,
     store_gb: float = 1.0,
     chunk_tokens: int = lmcache.CHUNK_TOKENS,
-    disk_folder: str = "",
+    store_tiers: Sequence[str] = (),
+    tier_gb: float = 1.0,
+    disk_folder: Path = Path("disk"),
     shm_name: str = "workbench",
     store_args: Sequence[str] = (),
+    mooncake_protocol: str = "tcp",
+    transfer_timeout_s: int = TRANSFER_TIMEOUT_S,
 ) -> DeploymentPlan:
-    """The processes of one deployment: store, instances by role, proxy.
+    """The processes of one deployment: tiers of the store, store, instances by role, proxy.
 
-    `ports` are free ones, used in order. The store has `store_gb` of memory, and a disk tier in
-    `disk_folder` unless that is empty. Raises PlanError if connector, topology and machine do not
-    fit together.
+    `ports` are free ones, used in order. The store (or that of each instance) has `store_gb` of
+    memory, and each of `store_tiers` below it has `tier_gb`, but for a disk (in `disk_folder`).
+    Raises PlanError if connector, topology and machine do not fit together.
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
@@ -102,15 +112,21 @@ def plan_deployment(
     cpu, interpreter = not settings.on_gpu, settings.interpreter
     processes: list[ProcessSpec] = []
     store_port = 0
-    if connector.store:
-        processes += connector.store.processes(
+    tiers: tuple[Tier, ...] = ()
+    store = connector.store
+    if store and store.processes:
+        if store.tier_loads:
+            tiers = tiers_of(
+                store_tiers, free, interpreter=interpreter, size_gb=tier_gb, folder=disk_folder
+            )
+        first, *others = store.processes(
             free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
-            chunk_tokens=chunk_tokens, disk_folder=disk_folder, cpu=cpu,
+            chunk_tokens=chunk_tokens, tiers=tiers, cpu=cpu,
         )  # fmt: skip
-        if store_args:
-            first = processes[0]
-            processes[0] = replace(first, args=(*first.args, *store_args))
-        store_port = processes[0].port
+        processes += (server for tier in tiers for server in tier.processes)
+        processes += (replace(first, args=(*first.args, *store_args)), *others)
+        store_port = first.port
+    side_urls: list[str] = []
     handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
     # A store copies KV from and to the GPUs of all instances.
     all_devices = tuple(dict.fromkeys(gpu for own in handed for gpu in own))
@@ -121,8 +137,12 @@ def plan_deployment(
         port, side_port = next(free), next(free)
         wiring = Wiring(
             role=role, cpu=cpu, store_port=store_port, side_port=side_port,
-            store_gb=store_gb / topology.instances,
+            store_gb=store_gb if store and store.private else store_gb / topology.instances,
+            mooncake_protocol=mooncake_protocol,
+            transfer_timeout_s=transfer_timeout_s,
         )  # fmt: skip
+        if connector.at_once and role == "prefill":
+            side_urls.append(f"http://127.0.0.1:{side_port}")
         args = vllm.instance_argv(
             settings,
             role=role,
@@ -136,10 +156,10 @@ def plan_deployment(
             ProcessSpec(
                 name=f"{role}-{number}",
                 role=role,
-                program=vllm.program(settings.platform, interpreter.path),
+                program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | files_env | dict(settings.extra_env) | connector.env(wiring),
+                env=env | files_env | connector.env(wiring) | dict(settings.extra_env),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
@@ -154,7 +174,7 @@ def plan_deployment(
         for p in processes
     ]
     if topology.instances > 1:
-        processes.append(_proxy(topology, connector, processes, port=next(free)))
+        processes.append(_proxy(topology, connector, processes, side_urls, port=next(free)))
     if settings.platform == "simulated":
         processes = simulated_processes(processes, topology, connector, settings, store_gb=store_gb)
     return DeploymentPlan(
@@ -163,20 +183,29 @@ def plan_deployment(
         settings=settings,
         tp=spans,
         processes=tuple(processes),
+        tiers=tiers,
     )
 
 
 def _proxy(
-    topology: Topology, connector: Connector, others: Sequence[ProcessSpec], *, port: int
+    topology: Topology,
+    connector: Connector,
+    others: Sequence[ProcessSpec],
+    side_urls: Sequence[str],
+    *,
+    port: int,
 ) -> ProcessSpec:
     legs: list[str] = []
     for process in others:
-        if process.role != "store":
+        if process.role not in ("tier", "store"):
             legs += ["--prefill" if process.role == "prefill" else "--decode", process.url]
+    for url in side_urls:
+        legs += ["--bootstrap", url]
     mode = connector.name if topology.disaggregated else "none"
     return ProcessSpec(
         name="proxy",
         role="proxy",
+        here=True,
         program=(sys.executable, "-m", "workbench.serve.proxy.proxy"),
         args=("--port", str(port), "--mode", mode, *legs),
         port=port,
@@ -221,20 +250,32 @@ class Deployment:
         """Headers for requests to `url` and the instances; the store gets no key."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    @property
+    def store_urls(self) -> dict[str, str]:
+        """Whose /metrics count what the store does: the store, or each instance; empty without."""
+        if self.store.private:
+            return {instance.name: instance.url for instance in self.instances}
+        return {"store": self.store_url} if self.store_url else {}
+
     async def reset_engines(self) -> bool:
         """Empty the prefix cache of every instance; False if an instance has no such endpoint.
 
         An engine refuses while blocks are in use (a pending NIXL transfer), so this retries.
         Raises ResetRefusedError if it still refuses after 20 s.
         """
+        return await self._reset_each("/reset_prefix_cache")
+
+    async def _reset_each(self, path: str) -> bool:
         if not self.instances:
             return False
         async with control_client(headers=self.headers) as client:
-            done = await asyncio.gather(*(_reset(client, i) for i in self.instances))
+            done = await asyncio.gather(*(_reset(client, i, path) for i in self.instances))
         return all(done)
 
     async def reset_store(self) -> bool:
-        """Empty the KV store; False if there is none."""
+        """Empty the KV store, or that of each instance; False if there is none."""
+        if self.store.private:
+            return await self._reset_each(self.store.clear_path)
         if not self.store_url:
             return False
         asked = self.store_url if self.store.cleared_by == "store" else self.instances[0].url
@@ -252,6 +293,24 @@ class Deployment:
                     " check that it is running"
                 ) from error
         return True
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Tiers of the store below its memory; none are known of an attached store."""
+        return self.plan.tiers if self.plan else ()
+
+    async def reset_tiers(self, tiers: Iterable[Tier]) -> None:
+        """Empty tiers at their own end and count what is left: LMCache can do neither.
+
+        Raises DeploymentError if one does not answer, or still holds a chunk.
+        """
+        for tier in tiers:
+            await tier.empty()
+            if left := (await tier.held()).chunks:
+                raise DeploymentError(
+                    f"{tier.shown} still holds {left:,.0f} chunks after it was emptied; check that"
+                    " nothing else writes to it"
+                )
 
     async def legs(self) -> list[LegRecord]:
         """Legs that the proxy recorded since the last call; empty without our proxy."""
@@ -274,16 +333,24 @@ class Deployment:
             except httpx.HTTPError:
                 return None
 
+    @property
+    def stalling_roles(self) -> frozenset[str]:
+        """Roles of processes without which requests wait for a timeout instead of failing."""
+        roles = {"store"} if self.store_url and self.store.stalls_when_dead else set()
+        if self.plan is not None and self.plan.connector.at_once:
+            roles.add("prefill")
+        return frozenset(roles)
+
     def dead(self) -> list[Process]:
         """Processes of this deployment that have exited on their own."""
         return [process for process in self.processes if not process.alive]
 
 
-async def _reset(client: httpx.AsyncClient, instance: Instance) -> bool:
+async def _reset(client: httpx.AsyncClient, instance: Instance, path: str) -> bool:
     ends_s = time.monotonic() + RESET_TIMEOUT_S
     while True:
         try:
-            answer = await client.post(f"{instance.url}/reset_prefix_cache")
+            answer = await client.post(instance.url + path)
         except httpx.HTTPError as error:
             why = connect_problem(error) or str(error) or type(error).__name__
             raise DeploymentError(
@@ -354,9 +421,16 @@ async def deploy(
             await _start_all(launcher, plan, log_dir, running)
         except BaseException as error:
             await launcher.stop(running)
-            # The system writes "Address", asyncio and uvicorn "address".
-            if attempt < PORT_RACES and "address already in use" in str(error).lower():
+            # The system writes "Address", asyncio and uvicorn "address", Mooncake's master nothing.
+            lost = "address already in use" in str(error).lower()
+            taken = [p for p in plan.processes if p.port and isinstance(error, LaunchError)
+                     and in_use(p.port)]  # fmt: skip
+            if attempt < PORT_RACES and (lost or taken):
                 continue
+            if taken and not lost:
+                raise LaunchError(
+                    f"{error}; another program took port {taken[0].port} of {taken[0].name}"
+                ) from error
             raise
         break
     try:
@@ -379,15 +453,15 @@ async def deploy(
 async def _start_all(
     launcher: Launcher, plan: DeploymentPlan, log_dir: Path, running: list[Process]
 ) -> None:
-    """Start the store first, since engines connect to it; then all other processes at once.
+    """Start the store's tiers, then the store, then all others: each connects to those before.
 
-    If the store ends meanwhile, the start fails at once: engines may wait minutes for it.
+    If one of the first ends meanwhile, the start fails at once: engines may wait minutes for it.
     """
     slow = plan.settings.on_gpu or plan.settings.image is not None
     timeout_s = GPU_START_TIMEOUT_S if slow else START_TIMEOUT_S
-    for with_store in (True, False):
+    for stage in ("tier", "store", ""):
         first = len(running)
         for spec in plan.processes:
-            if (spec.role == "store") is with_store:
+            if stage == (spec.role if spec.role in ("tier", "store") else ""):
                 running.append(await launcher.start(spec, log_dir))
         await ready(running[first:], timeout_s=timeout_s, beside=running[:first])

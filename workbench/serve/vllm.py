@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+from math import nan
 from pathlib import Path
+from runpy import run_module
 from typing import Any, Literal
 
 from workbench.hardware.cache import cache_folder
@@ -29,9 +33,13 @@ FATAL = ("To serve at least one request with the model's max seq len",)
 FORKS, LOAD = f"{__name__}:serve", f"{__name__}:load"
 """What a fork of the fork server calls for a CPU instance, and what the fork server loads."""
 
-# The CPU build is a distribution of another name, which the `vllm` command does not find, so the
-# module behind the command is run.
-_MODULE = ("-m", "vllm.entrypoints.launchers.api_server.entry")
+SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
+"""The module of the API server; the second name is that before 0.29."""
+PARSERS = tuple(f"vllm.entrypoints.{room}.cli_args" for room in ("common", "launchers", "openai"))
+"""The module of its option parser: since 0.33, since 0.29, before."""
+MAY_LACK = {"--enable-per-request-metrics": "has no per-request metrics (they came with 0.25)"}
+"""Options that the workbench sets and an older vLLM does not know: what follows for it."""
+
 _COMMAND = ("-m", "vllm.entrypoints.cli.main", "serve")
 
 Platform = Literal["cpu", "cuda", "rocm", "simulated"]
@@ -65,6 +73,35 @@ _ROCM = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What the installed vLLM has, as it says itself; by default what the tested version has."""
+
+    version: str = ""
+    server: str = SERVERS[0]
+    """The module of its API server."""
+    lacks: tuple[str, ...] = ()
+    """Options that the workbench sets and this vLLM does not know; they are left out."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """A clause for each: `vLLM 0.24.0 has no per-request metrics (they came with 0.25)`."""
+        return tuple(f"vLLM {self.version} {MAY_LACK[option]}" for option in self.lacks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """What speculative decoding of an instance changes; the defaults are those without it."""
+
+    tokens: int = 0
+    """Draft tokens of a step, all of which may be accepted."""
+    drops_block: bool = False
+    """A prefix hit is a block shorter: drafts need the hidden states of the last block (EAGLE,
+    MTP)."""
+    kv_elements: int = 0
+    """KV elements of a token in the draft model's own layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What all instances of a deployment have in common."""
 
@@ -74,6 +111,7 @@ class EngineSettings:
     """Path of the interpreter that runs vLLM; empty for our own, or what an image calls python3."""
     image: Image | None = None
     """The image in whose containers servers run; None for processes of this machine."""
+    abilities: Abilities = Abilities()
     dtype: str = ""
     """dtype of weights and KV as vLLM names it; empty for the model's own."""
     context_tokens: int = 24_576
@@ -91,6 +129,16 @@ class EngineSettings:
     """More of them, for the instances of one role."""
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """More environment variables of every instance."""
+    drafting: Mapping[Role, Drafting] = field(default_factory=dict)
+    """Speculative decoding by role, as vLLM reads it from these arguments."""
+
+    def without_arguments(self) -> EngineSettings:
+        """The same without arguments that were passed on."""
+        return replace(self, extra_args=(), role_args={})
+
+    def drafts(self, role: Role) -> Drafting:
+        """Speculative decoding of instances of this role."""
+        return self.drafting.get(role, Drafting())
 
     def args_of(self, role: Role) -> tuple[str, ...]:
         """All arguments that were passed on for instances of this role."""
@@ -122,6 +170,15 @@ class EngineSettings:
     def facts(self) -> ModelFacts:
         """Sizes of a local model in its dtypes. Raises PlanError if it cannot be read."""
         return model_facts(self.model).run_as(self.dtype, self.kv_dtype)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV of one token in all layers, a draft model's too; NaN for a model on a hub."""
+        if not self.local:
+            return nan
+        shape = self.facts.kv_shape
+        drafted = max((drafts.kv_elements for drafts in self.drafting.values()), default=0)
+        return shape.bytes_per_token + drafted * shape.element_bytes
 
     @property
     def weights_gb(self) -> float:
@@ -160,7 +217,7 @@ def instance_argv(
         "--host", "127.0.0.1", "--port", str(port),
         "--max-model-len", str(settings.context_tokens),
         "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
-        "--enable-per-request-metrics",
+        *(option for option in MAY_LACK if option not in settings.abilities.lacks),
     ]  # fmt: skip
     if settings.dtype:
         argv += ["--dtype", settings.dtype]
@@ -222,15 +279,28 @@ def files(settings: EngineSettings) -> tuple[tuple[str, ...], tuple[str, ...], d
     return reads, tuple(env.values()), env
 
 
-def program(platform: Platform, python: str = sys.executable) -> tuple[str, ...]:
+def program(settings: EngineSettings) -> tuple[str, ...]:
     """The command that starts an instance without the fork server."""
-    return (python, *(_MODULE if platform == "cpu" else _COMMAND))
+    # The CPU build is a distribution of another name, which the `vllm` command does not find, so
+    # the module behind the command is run.
+    module = ("-m", settings.abilities.server) if settings.platform == "cpu" else _COMMAND
+    return (settings.interpreter.path, *module)
+
+
+def first_of(modules: Sequence[str]) -> str:
+    """The first of these modules that the vLLM of this environment has."""
+    return next(filter(_has, modules), modules[0])
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
 
 
 def load() -> None:
     """Import what a CPU instance needs, and make the CPU platform fork, not spawn."""
-    import vllm.entrypoints.launchers.api_server.entry
-    import vllm.entrypoints.serve.utils.api_utils
     import vllm.model_executor.models.llama
     import vllm.v1.attention.backends.cpu_attn
     import vllm.v1.engine.async_llm
@@ -239,6 +309,8 @@ def load() -> None:
     import vllm.v1.worker.cpu_worker  # noqa: F401
     from vllm.platforms.cpu import CpuPlatform
 
+    for modules in (SERVERS, PARSERS):
+        import_module(first_of(modules))
     check = CpuPlatform.check_and_update_config.__func__
 
     def check_then_fork(cls: Any, config: Any) -> None:
@@ -250,25 +322,19 @@ def load() -> None:
 
 
 def scan_kernels_once() -> None:
-    """Make vLLM scan loaded modules for kernels once now, which is slow, and not in forks."""
+    """Make vLLM scan loaded modules for kernels once now, which is slow, and not in forks.
+
+    vLLM scans them since 0.31.
+    """
     from vllm.platforms.cpu import CpuPlatform
 
     register()
-    CpuPlatform.register_triton_kernel_overrides()
-    CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
+    if hasattr(CpuPlatform, "register_triton_kernel_overrides"):
+        CpuPlatform.register_triton_kernel_overrides()
+        CpuPlatform.register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Run an API server with these arguments, in a fork."""
-    import uvloop
-    from vllm.entrypoints.launchers import cli_args
-    from vllm.entrypoints.launchers.api_server import entry
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
+    """Run an API server with these arguments, in a fork, as the command does."""
     sys.argv = ["vllm", *arguments]
-    cli_env_setup()
-    args = cli_args.make_arg_parser(FlexibleArgumentParser()).parse_args(list(arguments))
-    entry.configure_logging_from_args(args)
-    cli_args.validate_parsed_serve_args(args)
-    uvloop.run(entry.run_server(args))
+    run_module(first_of(SERVERS), run_name="__main__", alter_sys=True)

@@ -83,7 +83,6 @@ def referee(monkeypatch, tmp_path):
 
     def make(*recipes, **params):
         monkeypatch.setattr(validation, "recipes", lambda _: recipes)
-        monkeypatch.setattr(validation, "tiny_model", lambda **_: tmp_path / "tiny")
         defaults = {"platform": "cpu", "output_dir": str(tmp_path)}
         return validate(PaperClaimValidation(**{**defaults, **params}))
 

@@ -41,6 +41,15 @@ def test_ceilings_follow_weights_and_gpus(sweep, monkeypatch):
     (wide,) = ceilings(twice)[0].values()
     assert wide.prefill_tps == pytest.approx(2 * one.prefill_tps)
     assert wide.decode_tps == one.decode_tps
+    drafting = replace(arm.settings, drafting={"decode": vllm.Drafting(tokens=3)})
+    (drafted,) = ceilings(replace(plan, arms=(replace(arm, settings=drafting),)))[0].values()
+    assert drafted.decode_tps == 4 * one.decode_tps and drafted.prefill_tps == one.prefill_tps
+    passed_on = replace(arm.settings, extra_args=("-pp", "2", "--kv-cache-dtype", "fp8"))
+    (staged,) = ceilings(replace(plan, arms=(replace(arm, settings=passed_on),)))[0].values()
+    assert staged.prefill_tps == pytest.approx(2 * one.prefill_tps)
+    assert staged.decode_tps == one.decode_tps  # a token passes the stages in turn
+    quantised = replace(arm.settings, role_args={"decode": ("--quantization", "fp8")})
+    assert ceilings(replace(plan, arms=(replace(arm, settings=quantised),)))[0] == {}
     # 2 bytes a weight: FLOP/s / (2 P) beside bytes/s / (2 P).
     assert one.prefill_tps / one.decode_tps == pytest.approx(989e12 / 4.8e12, rel=0.01)
 

@@ -1,5 +1,6 @@
 import os
 import shlex
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from papermill.cli import _resolve_type
 
 from workbench.experiment.findings import findings
+from workbench.experiment.findings.doubts import draft_doubts
 from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.plan.plan import run_id
 from workbench.experiment.result.facts import RunFacts, from_plain, to_plain
-from workbench.metrics.counters import TokenSources
+from workbench.metrics.counters import DraftCounters, TokenSources
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.passes import PassCounters
 from workbench.params.notebooks import PdSweep, PrefixCache, check_params
@@ -46,6 +48,21 @@ def cold_passes(plan, *, engine_hit=0.0):
         )
         for arm in plan.arms
     ]
+
+
+def test_the_share_of_accepted_drafts_is_a_doubt(sweep):
+    plan = sweep(topology="1a", connector="none")
+    plain = cold_passes(plan)
+    drafted = [
+        replace(p, drafts=DraftCounters(proposed=n, accepted=a))
+        for p, n, a in zip(plain * 2, (600, 44), (4, 1), strict=True)
+    ]
+    assert draft_doubts(plan, plain) == []
+    (doubt,) = draft_doubts(plan, drafted)
+    assert doubt == (
+        "Speculative decoding accepted 0.8 % of 644 draft tokens. TPOT depends on that, and random"
+        " prompts do not show it for real text."
+    )
 
 
 def every_pass(plan):

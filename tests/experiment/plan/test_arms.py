@@ -3,6 +3,9 @@ import json
 import pytest
 
 from workbench.errors import ParameterError, PlanError
+from workbench.hardware import machine
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S
+from workbench.serve.vllm import Drafting
 from workbench.topology import Topology
 
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:1"}
@@ -282,8 +285,42 @@ def test_the_opponent_of_a_store_has_the_same_store(sweep):
     assert arms == ["1p1d mooncake-store", "2a", "2a mooncake-store"]
 
 
+def accepts(settings, role, *, tp):
+    """What vLLM reads, without asking it: drafts for decode instances."""
+    return Drafting(tokens=3, kv_elements=64) if role == "decode" else Drafting()
+
+
+def test_the_opponents_of_a_connector_without_a_store_are_those_of_nixl(sweep):
+    arms = [arm.label for arm in sweep(topology="1p2d", connector="mooncake").arms]
+    assert arms == ["1p2d mooncake", "3a", "3a lmcache"]
+
+
+def test_decode_waits_for_kv_longer_than_the_slowest_prompt_of_the_plan(sweep):
+    short = sweep(connector="mooncake", prompt_tokens=100, requests=1)
+    long = sweep(connector="mooncake", requests=6)
+    assert short.arms[0].transfer_timeout_s == 30
+    assert long.longest_wait_s < long.arms[0].transfer_timeout_s <= TRANSFER_TIMEOUT_S
+    variable = "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT"
+    (prefill, *_) = short.arms[0].deployment(range(20_000, 20_100)).instances
+    assert prefill.env[variable] == "30"
+    unknown = sweep(connector="mooncake", model="Qwen/Qwen2.5-7B-Instruct", platform="cpu")
+    assert unknown.arms[0].transfer_timeout_s == TRANSFER_TIMEOUT_S
+
+
+def test_rdma_takes_a_device_and_a_connector_for_it(sweep, monkeypatch, tmp_path):
+    (tmp_path / "mlx5_0").mkdir()
+    monkeypatch.setattr(machine, "RDMA_DEVICES", tmp_path)
+    (prefill, *_) = sweep(connector="mooncake", mooncake_protocol="rdma").arms[0].deployment(
+        range(20_000, 20_100)
+    ).instances  # fmt: skip
+    assert '"mooncake_protocol": "rdma"' in prefill.command_line
+    (tmp_path / "mlx5_0").rmdir()
+    with pytest.raises(PlanError, match="mooncake_protocol must be tcp on a machine without RDMA"):
+        sweep(connector="mooncake", mooncake_protocol="rdma")
+
+
 def test_arguments_and_variables_reach_the_processes_of_their_role(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     plan = sweep(
         topology="1p1d",
         engine_args="--seed 7",
@@ -301,15 +338,16 @@ def test_arguments_and_variables_reach_the_processes_of_their_role(sweep, monkey
 
 
 def test_an_fp8_kv_cache_halves_the_bytes_of_a_token(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     usual, fp8 = (
         sweep(dtype="bfloat16", engine_args=args) for args in ("", "--kv-cache-dtype fp8_e5m2")
     )
-    assert fp8.kv_bytes_per_token == usual.kv_bytes_per_token / 2
+    # A draft model's layers hold KV too; without arguments vLLM is not asked for drafts.
+    assert fp8.kv_bytes_per_token == (usual.kv_bytes_per_token - 2 * 64) / 2 + 64
     assert fp8.run_id != usual.run_id
 
 
 def test_an_instance_on_a_cpu_is_one_process(sweep, monkeypatch):
-    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", lambda *_: None)
+    monkeypatch.setattr("workbench.experiment.plan.engine_setup.check_arguments", accepts)
     with pytest.raises(PlanError, match="engine_args must leave pipeline and data parallel size"):
         sweep(engine_args="-pp 2")

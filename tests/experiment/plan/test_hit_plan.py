@@ -10,7 +10,7 @@ import pytest
 from tests.odd_server import odd_server
 from workbench.errors import PlanError
 from workbench.experiment.plan import arms
-from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE, SMALL
+from workbench.experiment.plan.hit_plan import CACHE_OFF, MAIN, NO_STORE, SMALL, TIERS
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import LMCacheHitAnalysis
 
@@ -26,7 +26,7 @@ def test_the_arms_differ_in_one_thing_each(hits: Plan) -> None:
     plan = hits()
     by_label = {arm.label: arm for arm in plan.arms}
     assert list(by_label) == [
-        NO_STORE, MAIN, CACHE_OFF, "chunk 64", "chunk 128", "chunk 512", SMALL, DISK,
+        NO_STORE, MAIN, CACHE_OFF, "chunk 64", "chunk 128", "chunk 512", SMALL, TIERS["disk"],
     ]  # fmt: skip
     assert [p.name for p in by_label[MAIN].passes] == [
         "cold", "engine-warm", "50% in LMCache", "store-warm",
@@ -40,6 +40,16 @@ def test_the_arms_differ_in_one_thing_each(hits: Plan) -> None:
     assert lines.count("--chunk-size 64") == 1
     assert lines.count('"base_path": "disk"') == 1
     assert lines.count("--block-size 64") == len(plan.arms)
+
+
+def test_each_tier_has_an_arm_of_its_own(hits: Plan) -> None:
+    arms = hits(store_tiers=["memory", "redis", "mooncake"], tier_gb=0.25).arms[-2:]
+    assert [(arm.label, arm.tiers, arm.tier_gb) for arm in arms] == [
+        ("lmcache, L2 on Redis", ("redis",), 0.25),
+        ("lmcache, L2 on Mooncake", ("mooncake",), 0.25),
+    ]
+    for arm in arms:
+        assert [p.name for p in arm.passes] == ["cold", "store-warm", "remote-warm"]
 
 
 def test_prompts_of_each_length_take_turns_and_share_nothing(hits: Plan) -> None:

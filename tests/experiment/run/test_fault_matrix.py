@@ -4,6 +4,7 @@ The gate on the client is fed a quiet clock, since a shared machine rightly trip
 """
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from math import isfinite
@@ -16,9 +17,10 @@ import pytest_asyncio
 from tests.conftest import TOKEN, left_running, marked_processes
 from tests.runs import causes, lend, not_passed
 from tests.wording import check_words
+from workbench.errors import LaunchError
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import measure
+from workbench.experiment.run import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root
@@ -37,7 +39,7 @@ in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
 """Causes that every clean ledger has."""
-DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl")
+DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl", "1p2d mooncake-store")
 
 
 class Row(NamedTuple):
@@ -104,6 +106,7 @@ def one_launcher(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that nothing disturbs, and little patience with an instance that refuses a reset."""
     monkeypatch.setattr(deployment, "RESET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(isolation, "STORE_RESET_S", 0.5)
 
     def watch(load: Any, others_share: float, log: Log, **_: Any) -> None:
         log.client |= {"loop_lag_max_s": 0.0, "thread_cpu_share": 0.0}
@@ -161,6 +164,12 @@ def test_the_table_has_every_fault_wherever_it_can_happen():
 async def test_a_fault_does_what_the_table_says_and_nothing_else(
     row: Row, quiet: None, tmp_path: Path, one_launcher: None
 ):
+    if row.gates == {"the start fails": "FAIL"}:
+        began_s = time.monotonic()
+        with pytest.raises(LaunchError, match="store ended while prefill-0 started"):
+            await simulate(tmp_path, row.deployment, fault=row.fault)
+        assert time.monotonic() - began_s < 5
+        return
     split = row.deployment.startswith("1p")
     baseline = row.fault == "wrong_kv" and split  # a whole arm, whose text is right
     result = await simulate(tmp_path, row.deployment, fault=row.fault, opponents=baseline)

@@ -1,11 +1,19 @@
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from workbench.experiment.plan.plan import Pass
 from workbench.experiment.run import isolation
 from workbench.experiment.run.isolation import Counted, make_state, read_counters, warm_up
 from workbench.metrics.counters import TokenSources
-from workbench.serve.deployment import Deployment, Instance
+from workbench.serve.connectors import connector
+from workbench.serve.deployment import Deployment, Instance, plan_deployment
+from workbench.serve.processes.launcher import Process
+from workbench.serve.vllm import EngineSettings
+from workbench.topology import Topology
 
+LOGGED = "KV Transfer metrics: Num successful transfers=1, Avg MB per transfer=2.0\n"
 RESET, CLEAR = "POST /reset_prefix_cache", "POST /cache/clear"
 
 
@@ -104,6 +112,39 @@ async def test_readings_are_rows_of_a_table(one):
     )  # fmt: skip
     assert (row["arm"], row["when"], row["value"]) == ("1a", "before", 0.0)
     assert row["series"] == "vllm:prompt_tokens_by_source_total"
+
+
+@pytest.fixture
+def logging(vllm, tmp_path):
+    """A prefill instance with connector mooncake, whose log is `prefill-0.log`."""
+    settings = EngineSettings(model=Path("/models/tiny"), platform="cpu")
+    plan = plan_deployment(
+        Topology.parse("1p1d"), connector("mooncake"), settings, ports=range(20_000, 20_100)
+    )
+    process = Process(plan.instances[0], tmp_path / "prefill-0.log", asyncio.Future())
+    instance = Instance(name="prefill-0", role="prefill", url=vllm.url)
+    return Deployment(url=vllm.url, instances=(instance,), processes=(process,), plan=plan)
+
+
+async def test_transfers_are_read_when_vllm_has_logged_all_of_them(logging, vllm):
+    (process,) = logging.processes
+    process.log.write_text(LOGGED)
+    before = await read_counters(logging)
+    vllm.counts(2, finished_reason="length")
+
+    def log_the_rest() -> None:
+        process.log.write_text(LOGGED + LOGGED)
+
+    asyncio.get_running_loop().call_later(0.2, log_the_rest)
+    change = (await read_counters(logging)).transfers_since(before, {})
+    assert change.transfers == 1 and change.failed == change.expired == 0
+    assert change.bytes_moved == 2 * 2**20
+
+
+async def test_transfers_that_are_never_logged_are_unknown(logging, monkeypatch):
+    monkeypatch.setattr(isolation, "LOG_PERIODS", 0)
+    reading = await read_counters(logging)
+    assert reading.transfers_since(reading, {}) is None
 
 
 async def test_without_servers_there_is_nothing_to_read(vllm):

@@ -43,8 +43,8 @@ def ended(launch: LaunchCounts, at: CounterReading, begun: CounterReading) -> tu
     prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
     counted = at.since(begun)
     made = launch.ended(Pass(name="a", state="cold"), prompts, prompts, (), (), at, counted)
-    assert made.nixl is not None
-    return made.nixl.expired, made.expired_before
+    assert made.transfers is not None
+    return made.transfers.expired, made.expired_before
 
 
 def test_kv_that_expires_between_two_passes_is_told_with_the_second(launch: LaunchCounts):

@@ -17,7 +17,7 @@ async def test_an_arm_started_by_hand_leaves_no_process_and_no_disk(
 ):
     monkeypatch.chdir(tmp_path)
     logs = tmp_path / "logs"
-    async with wb.deploy(replace(arm(), disk=True), log_dir=logs) as running:
+    async with wb.deploy(replace(arm(), tiers=("disk",)), log_dir=logs) as running:
         assert [i.role for i in running.instances] == ["aggregated"]
         assert await running.reset_store()
         assert (logs / "disk").is_dir()

@@ -7,9 +7,15 @@ from math import nan
 import pytest
 
 from workbench.metrics.counters import StoreCounters, TokenSources
-from workbench.metrics.gates.cache_gates import cold_was_cold, disk_warm, in_state, kv_moved
+from workbench.metrics.gates.cache_gates import (
+    cold_was_cold,
+    in_state,
+    kv_moved,
+    tier_warm,
+    tiers_kept,
+)
 from workbench.metrics.ideal import Reuse
-from workbench.metrics.passes import PassCounters
+from workbench.metrics.passes import PassCounters, TierCounts
 
 engine_warm, cross_instance, store_warm = (
     partial(in_state, state) for state in ("engine-warm", "cross-instance", "store-warm")
@@ -290,20 +296,54 @@ def test_prompts_within_one_chunk_prove_nothing():
     assert "are too short to hit the connector (a hit takes 256 tokens;" in result.sentence
 
 
-@pytest.mark.parametrize(
-    ("below", "outcome"), [(1000.0, "PASS"), (0.0, "FAIL"), (nan, "INCONCLUSIVE")]
-)
-def test_a_disk_warm_pass_is_served_from_below_the_stores_memory(below, outcome):
+def tiered(below: float = 1000.0, **tier: float) -> PassCounters:
+    """A pass that an emptied memory could not serve; by default all came from Redis."""
     told = TokenSources(computed=24.0, engine_hit=0.0, external_hit=1000.0)
     store = StoreCounters(
         requested_tokens=1024.0, hit_tokens=1000.0, hit_l1_tokens=0.0, hit_l2_tokens=below,
         written_chunks=0.0, read_chunks=4.0, evicted_chunks=0.0,
     )  # fmt: skip
-    p = PassCounters(
-        arm="1a", round=0, pass_name="disk-warm", requests_sent=1, prompt_tokens_sent=1024,
-        sources={"aggregated": told}, store=store,
+    redis = {"loads": 1.0, "sent": 4.0, "written": 4.0, "held": 4.0, "evicted": 0.0} | tier
+    return PassCounters(
+        arm="1a", round=0, pass_name="remote-warm", requests_sent=1, prompt_tokens_sent=1024,
+        sources={"aggregated": told}, store=store, store_since_empty=store,
+        tiers=(TierCounts(name="redis", shown="Redis", state="remote-warm", **redis),),
     )  # fmt: skip
-    assert disk_warm([p]).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("below", "outcome"), [(1000.0, "PASS"), (0.0, "FAIL"), (nan, "INCONCLUSIVE")]
+)
+def test_a_remote_warm_pass_is_served_from_below_the_stores_memory(below, outcome):
+    assert tier_warm("remote-warm", [tiered(below)]).outcome == outcome
+    assert tier_warm("disk-warm", [tiered(below)]).outcome == "INCONCLUSIVE"  # none was measured
+
+
+def test_a_disk_warm_pass_that_redis_served_was_not_disk_warm():
+    gate = tier_warm("disk-warm", [replace(tiered(), pass_name="disk-warm")])
+    assert gate.outcome == "FAIL" and "also loaded from Redis" in gate.sentence
+
+
+@pytest.mark.parametrize(
+    ("counted", "outcome", "said"),
+    [
+        ({}, "PASS", "Redis held every chunk that LMCache sent"),
+        ({"held": 1, "written": 1}, "FAIL", "Redis holds 1 of 4 chunks that LMCache sent: 3 were"),
+        ({"held": 1, "evicted": 3}, "FAIL", "it evicted 3"),
+        ({"held": 3}, "FAIL", "no counter shows why"),
+        ({"held": nan}, "INCONCLUSIVE", "not counted"),
+        ({"held": nan, "problem": "no connection"}, "FAIL", "did not answer after the pass: no"),
+    ],
+)
+def test_a_tier_is_asked_for_what_lmcache_says_it_wrote(counted, outcome, said):
+    gate = tiers_kept([tiered(**counted)])
+    assert gate.outcome == outcome and said in gate.sentence
+
+
+def test_chunks_that_memory_evicted_may_be_sent_twice():
+    p = tiered(held=3)
+    evicted = replace(p.store_since_empty, evicted_chunks=2.0)
+    assert tiers_kept([replace(p, store_since_empty=evicted)]).outcome == "INCONCLUSIVE"
 
 
 def reuse(engine_hit: int = 0, external_hit: int = 0) -> Reuse:

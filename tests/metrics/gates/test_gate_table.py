@@ -18,7 +18,7 @@ from workbench.metrics.gates.gate_table import (
     taken_away,
 )
 
-STATES = ("engine-warm", "cross-instance", "store-warm")
+STATES = ("engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm", "remote-warm")
 BUSY, FAR = "client kept up", "KV moved"
 
 

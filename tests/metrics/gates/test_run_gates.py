@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.metrics.counters import NixlCounters, TokenSources
+from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.gates import run_gates as gates
 from workbench.metrics.passes import PassCounters
 
@@ -38,7 +38,7 @@ def nixl_pass(**values) -> PassCounters:
         pulls=True,
         requests_sent=3,
         prompt_tokens_sent=3000,
-        nixl=NixlCounters(**counted),
+        transfers=TransferCounters(**counted),
     )
 
 

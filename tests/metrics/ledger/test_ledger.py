@@ -4,7 +4,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from workbench.metrics.counters import NixlCounters, StoreCounters, TokenSources
+from workbench.metrics.counters import StoreCounters, TokenSources, TransferCounters
 from workbench.metrics.ideal import Asked, Call, IdealCaches, reuse_by_role
 from workbench.metrics.ledger.ledger import accounts, ledger_closes
 from workbench.metrics.passes import PassCounters
@@ -89,7 +89,7 @@ MOVED = a_pass(
     "cold",
     "nixl",
     sources={"prefill": sources(3000), "decode": sources(0, external=3000)},
-    nixl=NixlCounters(bytes_moved=3 * 1024 * 768.0, transfers=3, failed=0, expired=0),
+    transfers=TransferCounters(bytes_moved=3 * 1024 * 768.0, transfers=3, failed=0, expired=0),
 )
 
 
@@ -107,6 +107,12 @@ def causes(p: PassCounters, name: str = "reused") -> dict[str, float]:
 def test_a_clean_pass_balances_to_the_token(p):
     assert all(account.unexplained == 0 for account in accounts([p]))
     assert ledger_closes([p]).outcome == "PASS"
+
+
+def test_moved_bytes_that_this_vllm_does_not_count_leave_the_ledger_open():
+    gate = ledger_closes([replace(MOVED, transfers=None)])
+    assert gate.outcome == "INCONCLUSIVE"
+    assert "This vLLM does not count the bytes that were moved" in gate.sentence
 
 
 def test_what_no_cache_can_serve_has_its_rule_as_cause():
@@ -222,6 +228,35 @@ def test_a_store_that_does_not_answer_is_the_cause_but_its_account_stays_open():
     assert ledger_closes([p]).outcome == "INCONCLUSIVE"
 
 
+def offloaded(evicted: float, *, given: float = 0.0, dropped: float = 0.0) -> PassCounters:
+    """A pass after which both the engine's cache and its host memory have lost a prompt."""
+    caches = IdealCaches(block_tokens=BLOCK, chunk_tokens=BLOCK, loads_blocks=True, private=True)
+    calls = [Call(role="aggregated", instance="a", asked_s=t, held_s=t + 0.1) for t in (0.0, 1.0)]
+    for call in calls:
+        asked = Asked(index=0, prompt=np.arange(1024), ideal_tokens=1023, calls=(call,))
+        reuse = reuse_by_role(caches.serve([asked]))
+    memory = replace(store(given, written=20, evicted=evicted), dropped_chunks=dropped)
+    return a_pass(
+        "engine-warm", requests_sent=1, prompt_tokens_sent=1024, stores=True, private=True,
+        counts_lookups=False, reuse=reuse, longest_prompt_tokens=1024,
+        sources={"aggregated": sources(1024 - given, 0.0, given)}, store=memory,
+        store_since_empty=memory, overflowed=frozenset({"aggregated"}),
+    )  # fmt: skip
+
+
+def test_what_host_memory_lost_is_named_before_what_the_engine_lost():
+    # A prompt of 8 whole blocks: the engine would serve 7 of them, host memory the eighth.
+    p = offloaded(12)
+    assert {cause: n for cause, n in causes(p).items() if n > 0} == {"host memory eviction": 1024}
+    assert "evicted 12 of 20 blocks; raise store_gb" in accounts([p])[1].entries[-1].why
+    assert ledger_closes([p]).outcome == "PASS"
+    assert causes(offloaded(0, dropped=2))["host memory was full"] == 1024
+    # With room for all of it, only the engine can have lost it, and the rest is not explained.
+    assert causes(offloaded(0))["engine eviction"] == 7 * BLOCK
+    # What the engine lost is served by host memory: nothing is missing.
+    assert set(causes(offloaded(12, given=1024.0))) == {"last token"}
+
+
 def test_a_preemption_is_named_though_no_counter_has_its_tokens():
     p = replace(WARM, preemptions={"aggregated": 2.0})
     assert causes(p)["preemption"] == 0
@@ -232,10 +267,19 @@ def test_a_preemption_is_named_though_no_counter_has_its_tokens():
     ("fate", "cause"), [({"failed": 1.0}, "failed transfer"), ({"expired": 1.0}, "expired KV")]
 )
 def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
-    nixl = replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0, **fate)
-    assert causes(replace(MOVED, nixl=nixl), "moved")[cause] == 1024
-    without = replace(MOVED, nixl=replace(MOVED.nixl, bytes_moved=2 * 1024 * 768.0))
+    nixl = replace(MOVED.transfers, bytes_moved=2 * 1024 * 768.0, **fate)
+    assert causes(replace(MOVED, transfers=nixl), "moved")[cause] == 1024
+    without = replace(MOVED, transfers=replace(MOVED.transfers, bytes_moved=2 * 1024 * 768.0))
     assert ledger_closes([without]).outcome == "FAIL"
+
+
+def test_sizes_that_a_log_rounds_are_whole_blocks():
+    """Three transfers of 0.75 MB each, logged as 0.751."""
+    rounded = {"bytes_moved": 3 * 0.751 * 2**20, "rounding_bytes": 3 * 1024.0}
+    p = replace(MOVED, transfers=replace(MOVED.transfers, **rounded))
+    assert {a.name: a.unexplained for a in accounts([p])}["moved"] == 0
+    missing = replace(MOVED.transfers, **rounded | {"bytes_moved": 3 * 0.7 * 2**20})
+    assert ledger_closes([replace(MOVED, transfers=missing)]).outcome == "FAIL"
 
 
 def test_hits_of_a_cold_pass_were_there_before():

@@ -42,12 +42,17 @@ def test_each_arm_has_a_panel_and_each_pass_its_name(served):
     shown = words(chart)
     assert shown.count("engine-warm") == 2
     assert [name for name in shown if name in ("small", "lmcache")] == ["small", "lmcache"]
-    for name in ("engine prefix cache", "LMCache memory (L1)", "LMCache disk (L2)", "computed"):
+    for name in ("engine prefix cache", "LMCache memory (L1)", "LMCache L2", "computed"):
         assert name in shown
-    assert (
-        "disk-warm: engine prefix cache 0, LMCache memory (L1) 0, LMCache disk (L2) 3,000"
-        in chart.alt
-    )
+    assert "disk-warm: engine prefix cache 0, LMCache memory (L1) 0, LMCache L2 3,000" in chart.alt
+
+
+def test_a_tier_is_named_if_it_is_the_only_one(served):
+    names = {"lmcache": "lmcache, L2 on disk", "small": "lmcache, L2 on Redis"}
+    tiers = served.assign(arm=served["arm"].map(names))
+    assert "LMCache L2" in words(figures.served_over_requests(tiers))
+    one = tiers[tiers["arm"] == "lmcache, L2 on Redis"]
+    assert "LMCache Redis (L2)" in words(figures.served_over_requests(one))
 
 
 def test_the_title_says_what_lmcache_served(served):
@@ -114,3 +119,19 @@ def test_each_role_has_a_bar_and_decode_its_own_share_as_title():
     assert {"1p1d, cold: prefill", "1p1d, cold: decode", "900"} < set(words(chart))
     silent = figures.token_sources(sources.assign(computed=nan))
     assert "No data: no server reports" in silent.alt
+
+
+def test_what_was_loaded_is_drawn_by_tier_where_every_round_knows_it():
+    row = {"arm": "1a", "role": "aggregated", "sent": 900, "engine_hit": 0.0}
+    loaded = {"computed": 90.0, "external_hit": 810.0}
+    sources = pd.DataFrame(
+        [
+            row | loaded | {"pass": name, "round": number, "memory": 0.0, "redis": redis}
+            for name, rounds in (("store-warm", [810.0, nan]), ("remote-warm", [810.0, 810.0]))
+            for number, redis in enumerate(rounds)
+        ]
+    )
+    chart = figures.token_sources(sources)
+    assert "1a store-warm aggregated: computed 180, engine prefix cache 0," in chart.alt
+    assert "loaded through the connector 1,620, loaded from Redis 0." in chart.alt
+    assert "loaded through the connector 0, loaded from Redis 1,620." in chart.alt

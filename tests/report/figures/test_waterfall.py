@@ -115,6 +115,14 @@ def test_the_sample_and_its_tail_are_said(waterfall):
     assert "and the p99 request. On the right" in chart.caption
 
 
+def test_legs_that_were_sent_at_once_are_told(waterfall):
+    waterfall["at_once"] = waterfall["arm"].eq("1p1d nixl")
+    assert (
+        ". 1p1d nixl: prefill and decode got the request at once and decode waited, so KV transfer"
+        " + decode queue includes both API servers. On the right"
+    ) in figures.ttft_waterfall(waterfall).caption
+
+
 def test_what_is_not_split_is_left_out_and_counted(waterfall):
     unknown = waterfall["pass"] == "cold"
     waterfall.loc[unknown, [*PARTS, "residual_s"]] = math.nan

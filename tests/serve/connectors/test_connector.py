@@ -53,20 +53,25 @@ def test_a_pass_is_there_only_where_its_state_can_be(name, topology, passes):
 
 def test_the_smallest_connector_is_one_record(monkeypatch):
     """All of one that keeps KV in the engine's own process: the example of docs/architecture.md."""
-    offload = Connector(
-        name="offload",
-        transfer_config=lambda _: {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"},
+    simple = Connector(
+        name="simple-offload",
+        transfer_config=lambda _: {
+            "kv_connector": "SimpleCPUOffloadConnector",
+            "kv_role": "kv_both",
+        },
     )
-    monkeypatch.setitem(CONNECTORS, "offload", offload)
+    monkeypatch.setitem(CONNECTORS, "simple-offload", simple)
     settings = EngineSettings(model=Path("/models/tiny"), platform="cpu")
     topology = Topology.parse("2a")
-    made = plan_deployment(topology, connector("offload"), settings, ports=count(20_000))
+    made = plan_deployment(topology, connector("simple-offload"), settings, ports=count(20_000))
     assert [process.name for process in made.processes] == ["aggregated-0", "aggregated-1", "proxy"]
-    assert all('"OffloadingConnector"' in process.command_line for process in made.instances)
-    assert offload.passes(topology) == ("cold", "engine-warm")
-    assert offload.loads and offload.installed(interpreter())
-    with pytest.raises(PlanError, match=r"1p4d needs connector=lmcache or nixl .* got 'offload'"):
-        offload.check(PD)
+    assert all('"SimpleCPUOffloadConnector"' in process.command_line for process in made.instances)
+    assert simple.passes(topology) == ("cold", "engine-warm")
+    assert simple.loads and simple.installed(interpreter())
+    with pytest.raises(
+        PlanError, match=r"1p4d needs connector=lmcache or nixl .* got 'simple-offload'"
+    ):
+        simple.check(PD)
 
 
 def test_only_without_a_connector_can_an_instance_load_nothing():

@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from workbench.hardware.interpreter import interpreter
 from workbench.serve.connectors import Wiring
 from workbench.serve.connectors.lmcache import CONNECTOR, STORE
+from workbench.serve.connectors.tiers.disk import disk_tier
 
 HERE = {"interpreter": interpreter()}
 
@@ -36,8 +38,8 @@ def test_a_store_with_another_chunk_and_a_disk_says_so():
         shm_name="wb",
         memory_gb=1,
         chunk_tokens=64,
-        disk_folder="/d",
-    )
+        tiers=[disk_tier(Path("/d"))],
+    )  # fmt: skip
     assert ("--chunk-size", "64") == server.args[-4:-2]
     assert json.loads(server.args[-1]) == {"type": "fs", "base_path": "/d"}
 

@@ -68,7 +68,7 @@ async def test_servers_share_memory_and_the_network_of_this_machine(docker, spec
 
 async def test_the_proxy_stays_a_process_of_this_machine(docker, spec, tmp_path):
     async with launcher(tmp_path) as running:
-        proxy = await running.start(spec("proxy", role="proxy"), tmp_path)
+        proxy = await running.start(spec("proxy", role="proxy", here=True), tmp_path)
         await ready([proxy], timeout_s=20)
         assert proxy.pid and docker.containers == []
 
@@ -87,7 +87,7 @@ async def test_values_of_variables_are_not_in_the_command_line(docker, spec, tmp
 async def test_what_a_process_reads_is_mounted_so_that_it_cannot_be_written(docker, spec, tmp_path):
     kept = tmp_path / "kept"
     given = spec(
-        reads=("/models/llama",), writes=(str(kept),), scratch=("/run/disk",),
+        reads=("/models/llama",), writes=(str(kept),),
         env_files={"CONFIG_PATH": "{}"},
     )  # fmt: skip
     async with launcher(tmp_path) as running:
@@ -96,7 +96,7 @@ async def test_what_a_process_reads_is_mounted_so_that_it_cannot_be_written(dock
     volumes = [line[at + 1] for at, word in enumerate(line) if word == "--volume"]
     file = tmp_path / "decode-0.config_path"
     assert volumes == [
-        "/models/llama:/models/llama:ro", f"{file}:{file}:ro", f"{kept}:{kept}", "/run/disk"
+        "/models/llama:/models/llama:ro", f"{file}:{file}:ro", f"{kept}:{kept}"
     ]  # fmt: skip
     assert kept.is_dir()  # docker would make it, for root
     assert ["rm", "--force", "--volumes"] in [call[:3] for call in docker.calls]

@@ -45,6 +45,8 @@ class Launches:
     warm: Sequence[str] = ()
     """Modules to import, and functions (`module:function`) to call, before the first fork."""
     fork: bool = True
+    python: str = sys.executable
+    """The interpreter that runs it."""
     env: Mapping[str, str] = field(default_factory=dict)
     launched: int = 0
     _process: asyncio.subprocess.Process | None = None
@@ -112,7 +114,7 @@ class Launches:
     async def _started(self, module: str, *words: str) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, *words, stdin=asyncio.subprocess.PIPE,
+                self.python, "-m", module, *words, stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE if self.fork else log, stderr=log,
                 env={**os.environ, **self.env}, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip

@@ -127,6 +127,8 @@ class Recipe:
     """Its expected duration; with `allotted_s` 0, the shortest."""
     run: Callable[[Setting], Awaitable[Outcome]]
     """Raises a WorkbenchError if nothing could be measured."""
+    needs: str = ""
+    """The package that the engine's interpreter must have."""
     most_s: Callable[[Setting], float] | None = None
     """Its longest duration, if it can take longer."""
     fewer: tuple[float, ...] = ()

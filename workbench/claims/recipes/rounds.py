@@ -77,6 +77,7 @@ def launched_recipe(
 
     return Recipe(
         name=name, level=level, claims=claims, what=what, estimate_s=estimate_s, run=run,
+        needs="torch" if level == "kernel" else "vllm",
         most_s=None if most_each_s is None else most_s,
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ async def gather(
     limit = setting.limit
     async with limit.enforced(), Launches(
         target=target, output_dir=setting.output_dir, name=name, warm=warm,
-        fork=setting.platform == "cpu", env=_env(setting),
+        fork=setting.platform == "cpu", python=setting.engine.path, env=_env(setting),
     ) as launches:  # fmt: skip
         for run in limit.rounds_of(setting.runs):
             setting.echo(f"{name}: round {run + 1} of {setting.runs}")
@@ -143,9 +144,8 @@ async def gather(
 
 def _env(setting: Setting) -> dict[str, str]:
     """One thread on a CPU, as instances have: two threads waited milliseconds for each other."""
-    if setting.platform == "cpu":
-        return instance_env("cpu")
-    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    gpu = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    return (instance_env("cpu") if setting.platform == "cpu" else gpu) | setting.engine.env()
 
 
 def _unsteady(table: pd.DataFrame) -> list[str]:

@@ -79,7 +79,7 @@ def served_recipe(
 
     return Recipe(
         name=name, level="serving", claims=claims, what=what, estimate_s=estimate_s, run=measure,
-        fewer=_FEWER,
+        fewer=_FEWER, needs="" if params.engine == "simulated" else "vllm",
     )  # fmt: skip
 
 

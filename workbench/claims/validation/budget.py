@@ -315,6 +315,11 @@ def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
     if setting.platform not in recipe.platforms:
         wanted = " or ".join(recipe.platforms)
         return f"{recipe.name} needs {wanted}; this machine has {setting.platform}."
+    if recipe.needs and not setting.engine.find(recipe.needs):
+        return (
+            f"{recipe.name} needs {recipe.needs}, which Python at {setting.engine.path} does not"
+            " have. Set engine_python to an interpreter that has it."
+        )
     return ""
 
 

@@ -31,7 +31,7 @@ from workbench.hardware import machine
 from workbench.hardware.machine import repository_root
 from workbench.hardware.physics import accelerator
 from workbench.params.notebooks import PaperClaimValidation
-from workbench.serve.tiny_model import model_facts, tiny_model
+from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import number_format
 
 if TYPE_CHECKING:
@@ -212,10 +212,10 @@ def _setting(params: PaperClaimValidation) -> Setting:
     dtype = number_format(params.dtype, platform, fast_bf16=found.fast_bf16)  # type: ignore[arg-type]
     if params.model:
         model = Path(params.model)
-    elif params.engine == "vllm" and set(params.tiers) != {"source"}:
+    elif params.engine == "vllm" and set(params.tiers) != {"source"} and engine.find("torch"):
         model = own_model(platform, dtype, engine)  # type: ignore[arg-type]
-    else:  # no engine is timed, so the machine's speed does not matter
-        model = tiny_model(engine=engine)
+    else:
+        model = Path()  # nothing that reads it will run
     return Setting(
         platform=platform,  # type: ignore[arg-type]
         hardware=hardware,

@@ -21,6 +21,8 @@ from workbench.metrics.gates.client_gate import (
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.ledger.ledger import ledger_closes
 from workbench.metrics.passes import PassCounters
+from workbench.params.engine_args import count_of, value_of
+from workbench.topology import Role
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,11 +97,14 @@ def _caches(
     if split or any({"prefill", "decode"} & p.sources.keys() for p in passes):
         yield cache_gates.kv_moved(passes)
     states = {p.name for arm in plan.arms for p in arm.passes}
-    for state in ("engine-warm", "cross-instance", "store-warm"):
+    for state in ("engine-warm", "cross-instance", "store-warm", "offload-warm"):
         if state in states:
             yield cache_gates.in_state(state, passes)
-    if "disk-warm" in states:
-        yield cache_gates.disk_warm(passes)
+    for state in ("disk-warm", "remote-warm"):
+        if state in states:
+            yield cache_gates.tier_warm(state, passes)
+    if any(arm.tiers for arm in plan.arms):
+        yield cache_gates.tiers_kept(passes)
 
 
 def _responses(
@@ -156,7 +161,8 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], 
 
     Only for dense models in a local folder that are not quantised: a ceiling is never guessed. The
     embedding table and the output head are left out, which makes the prefill ceiling too high
-    rather than too low.
+    rather than too low. Stages of a pipeline prefill chunks at once and decode a token in turn; a
+    step may accept all draft tokens.
     """
     gpus = machine.facts().gpus
     known = accelerator(gpus[0].name) if gpus else None
@@ -166,17 +172,23 @@ def ceilings(plan: ExperimentPlan) -> tuple[dict[str, response_gates.Ceilings], 
     for arm in plan.arms:
         if arm.settings is None or not arm.settings.local:
             return {}, "The size of a model on a hub is unknown"
-        facts = arm.settings.facts
-        if not facts.plain:
+        facts = arm.settings.without_arguments().facts  # the KV cache may have a dtype of its own
+        roles: tuple[Role, Role] = ("aggregated", "aggregated")
+        if arm.disaggregated:
+            roles = "prefill", "decode"
+        first, last = roles
+        quantised = any(value_of(arm.settings.args_of(r), "--quantization", "-q") for r in roles)
+        if quantised or not facts.plain:
             return {}, "A mixture of experts or a quantised model has no simple hardware limit"
         parameters = facts.parameters
         if not parameters:
             return {}, f"Model {arm.settings.model.name} has no weight files"
-        prefills = arm.tp.prefill if arm.disaggregated else arm.tp.aggregated
-        answers = arm.tp.decode if arm.disaggregated else arm.tp.aggregated
+        stages = count_of(arm.settings.args_of(first), "--pipeline-parallel-size", "-pp")
+        prefills, answers = stages * getattr(arm.tp, first), getattr(arm.tp, last)
         found[arm.label] = response_gates.Ceilings(
             prefill_tps=prefill_ceiling_tps(parameters=parameters, gpu=known, gpus=prefills),
-            decode_tps=decode_ceiling_tps(
+            decode_tps=(1 + arm.settings.drafts(last).tokens)
+            * decode_ceiling_tps(
                 weight_bytes=facts.element_bytes * parameters, gpu=known, gpus=answers
             ),
         )

@@ -8,6 +8,7 @@ from math import nan
 from typing import TYPE_CHECKING, Literal
 
 from workbench.experiment.plan.plan import Arm, ExperimentPlan
+from workbench.experiment.plan.which_connectors import rivals_of
 from workbench.experiment.result.facts import Comparison, SummaryRow
 from workbench.metrics.latency import buffered, comparable, succeeded, system_tps
 from workbench.metrics.statistics import (
@@ -17,6 +18,7 @@ from workbench.metrics.statistics import (
     quantile,
     ratio_of_rounds,
 )
+from workbench.serve.connectors import CONNECTORS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +102,7 @@ def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
         and not rival.disaggregated
         # None where an aggregated instance spans more GPUs than the subject has.
         and rival.topology.aggregated == subject.gpus // subject.tp.aggregated
+        and rival.connector in rivals_of(CONNECTORS[subject.connector])
     ]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isnan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import REPEATS, count, percent
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.metrics.latency import tpot_unknown
+from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, needed_n, quantile
 
 if TYPE_CHECKING:
@@ -37,6 +39,20 @@ def sample_doubts(requests: pd.DataFrame) -> list[str]:
             f" {' or '.join(missing)}."
         )
     return doubts
+
+
+def draft_doubts(plan: ExperimentPlan, passes: Iterable[PassCounters]) -> list[str]:
+    """How many draft tokens were accepted, which decides TPOT."""
+    drafted = [p.drafts for p in passes if p.drafts is not None]
+    if not drafted:
+        return []
+    proposed, accepted = sum(d.proposed for d in drafted), sum(d.accepted for d in drafted)
+    made_up = plan.workload.name not in ("text", "prompts")
+    return [
+        f"Speculative decoding accepted {percent(accepted / proposed, 1)} of {proposed:,.0f} draft"
+        " tokens. TPOT depends on that"
+        + (", and random prompts do not show it for real text." if made_up else ".")
+    ]
 
 
 def _launch_doubts(requests: pd.DataFrame) -> list[str]:

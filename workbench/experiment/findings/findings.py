@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
-from workbench.experiment.findings.doubts import limits_of, round_doubts, sample_doubts
+from workbench.experiment.findings.doubts import (
+    draft_doubts,
+    limits_of,
+    round_doubts,
+    sample_doubts,
+)
 from workbench.experiment.findings.headline import finding, headline
 from workbench.experiment.findings.rate_findings import (
     answers,
@@ -27,7 +32,13 @@ from workbench.experiment.findings.sentences import (
     told,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import RunFacts, SearchRow, TokenRow, WorkloadFacts
+from workbench.experiment.result.facts import (
+    RunFacts,
+    SearchRow,
+    TierRow,
+    TokenRow,
+    WorkloadFacts,
+)
 from workbench.metrics.gates.gate_table import gate_doubts, spoil
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
@@ -73,6 +84,7 @@ def conclude(
             ideal_reuse_sent=_reuse_sent(requests),
         ),
         token_sources=tuple(_token_rows(passes)),
+        store_tiers=tuple(_tier_rows(passes)),
         ledger=tuple(accounts(passes)),
         files={name: f"{name}.parquet" for name in ("requests", "legs", "counters", "gauges")},
     )
@@ -113,6 +125,7 @@ def conclude(
             *facts.doubts,
             *round_doubts(plan),
             *sample_doubts(requests),
+            *draft_doubts(plan, passes),
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
@@ -154,7 +167,18 @@ def _token_rows(passes: Iterable[PassCounters]) -> Iterable[TokenRow]:
                 computed=sources.computed,
                 engine_hit=sources.engine_hit,
                 external_hit=sources.external_hit,
+                loaded=p.loaded(role),
             )
+
+
+def _tier_rows(passes: Iterable[PassCounters]) -> Iterable[TierRow]:
+    for p in passes:
+        for tier in p.tiers:
+            yield TierRow(
+                arm=p.arm, round=p.round, pass_name=p.pass_name, tier=tier.name,
+                loads=tier.loads, sent=tier.sent, written=tier.written, held=tier.held,
+                evicted=tier.evicted, problem=tier.problem,
+            )  # fmt: skip
 
 
 def repeat_command(notebook: str, params: EngineParams) -> str:

@@ -24,7 +24,7 @@ Row = TypeVar("Row")
 Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
 """What several comparisons say together."""
 
-WARM = {"store-warm": "KV store", "engine-warm": "prefix cache"}
+WARM = {"store-warm": "KV store", "offload-warm": "host memory", "engine-warm": "prefix cache"}
 """What is warm in a pass."""
 
 

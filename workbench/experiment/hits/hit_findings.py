@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.experiment.plan.hit_plan import CACHE_OFF, DISK, MAIN, NO_STORE
+from workbench.experiment.plan.hit_plan import CACHE_OFF, MAIN, NO_STORE, TIERS
 from workbench.metrics.statistics import Ratio, describe, pair, paired_ratio, three_digits
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _tier(group: pd.DataFrame, arm: object, name: object, *, skipna: bool, **cou
     }
 
 
-What = Literal["storing", "loading", "chunk", "engine cache off", "disk"]
+What = Literal["storing", "loading", "chunk", "engine cache off", "tier"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class HitRatio:
     what: What
     """`storing` (cold with LMCache / cold without), `loading` (loaded from LMCache / computed
     without it), `chunk` (store-warm / the same with the chunk of the arm `lmcache`), `engine cache
-    off` (store-warm / the same with the engine's cache on), `disk` (from L2 / from L1)."""
+    off` (store-warm / the same with the engine's cache on), `tier` (from L2 / from L1)."""
     arm: str
     pass_name: str
     baseline_arm: str
@@ -113,18 +113,19 @@ def ratios(
     lengths = (0, *sorted(int(n) for n in requests["prompt_tokens"].unique()))
     passes = dict.fromkeys(requests["pass"])
     found = [name for name in passes if name.endswith("in LMCache")] + ["store-warm"]
+    below = [(arm, state) for arm in TIERS.values() for state in ("disk-warm", "remote-warm")]
     cold = (NO_STORE, "cold")
     wanted: list[tuple[What, tuple[str, str], tuple[str, str], Sequence[int]]] = [
         ("storing", (MAIN, "cold"), cold, lengths),
         *(("loading", (MAIN, name), cold, lengths) for name in found),
-        ("loading", (DISK, "disk-warm"), cold, lengths),
+        *(("loading", (arm, state), cold, lengths) for arm, state in below),
         *(
             ("chunk", (arm, "store-warm"), (MAIN, "store-warm"), lengths)
             for arm in chunks
             if arm == MAIN or arm.startswith("chunk ")
         ),
         ("engine cache off", (CACHE_OFF, "store-warm"), (MAIN, "store-warm"), (0,)),
-        ("disk", (DISK, "disk-warm"), (DISK, "store-warm"), lengths),
+        *(("tier", (arm, state), (arm, "store-warm"), lengths) for arm, state in below),
     ]
     return [
         ratio

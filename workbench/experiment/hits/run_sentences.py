@@ -7,7 +7,7 @@ from math import isnan
 
 from workbench.experiment.findings.sentences import first, told
 from workbench.experiment.hits.hit_findings import HitRatio, Tier, percent
-from workbench.experiment.plan.hit_plan import MAIN, SMALL
+from workbench.experiment.plan.hit_plan import MAIN, SMALL, tier_of
 from workbench.experiment.result.facts import Card
 from workbench.metrics.gates.gate_table import spoil
 from workbench.metrics.statistics import three_digits
@@ -53,8 +53,11 @@ def sentences(
         *((text, both) for text in _chunks(ratios)),
         *((text, counts) for text in _evicted(tiers)),
     ]
-    if disk := first(ratios, what="disk", prompt_tokens=0):
-        found.append((_effect(disk, "loading from disk instead of memory"), times))
+    for row in ratios:
+        if row.what == "tier" and not row.prompt_tokens:
+            found.append(
+                (_effect(row, f"loading from {tier_of(row.arm)} instead of memory"), times)
+            )
     if off := first(ratios, what="engine cache off"):
         found.append((_effect(off, "turning off the engine's prefix cache (LMCache warm)"), both))
     return [told(text, does) for text, does in found]
@@ -125,7 +128,11 @@ def _storing(ratios: Sequence[HitRatio]) -> list[str]:
     ]
 
 
-_WHERE = {"store-warm": "whole prompt in L1", "disk-warm": "whole prompt on disk"}
+def _where(arm: str, name: str) -> str:
+    """Where the KV was: `whole prompt in L1`, `whole prompt on Redis`."""
+    if name in ("disk-warm", "remote-warm"):
+        return f"whole prompt on {tier_of(arm)}"
+    return "whole prompt in L1" if name == "store-warm" else name.replace("%", " %")
 
 
 def _break_even(ratios: Sequence[HitRatio]) -> list[str]:
@@ -135,8 +142,8 @@ def _break_even(ratios: Sequence[HitRatio]) -> list[str]:
             rows = by_state.setdefault((row.arm, row.pass_name), [])
             rows += [row] if row.prompt_tokens and row.loaded_share > 0 else []
     return [
-        f"Break-even, {_WHERE.get(name, name.replace('%', ' %'))}: {_crossing(rows)}"
-        for (_, name), rows in by_state.items()
+        f"Break-even, {_where(arm, name)}: {_crossing(rows)}"
+        for (arm, name), rows in by_state.items()
     ]
 
 

@@ -30,7 +30,7 @@ _STORE = {
     "written_chunks": "written_chunks",
     "evicted_chunks": "evicted_chunks",
     "dropped_chunks": "dropped_chunks",
-    "disk_chunks": "disk_chunks",
+    "tier_chunks": "tier_chunks",
 }
 """Columns, and the field of `StoreCounters` that each holds."""
 _VLLM_SUFFIX = re.compile(r"^cmpl-(.+)-\d+-[0-9a-f]{8}$")

@@ -6,11 +6,14 @@ the first plan on a CPU measures the machine, once.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from math import ceil, isnan
 from typing import Literal
 
-from workbench.errors import ParameterError, PlanError
+from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
@@ -22,20 +25,27 @@ from workbench.experiment.plan.hit_plan import plan_hits
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
+from workbench.experiment.plan.which_connectors import Chosen, chosen
+from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
 from workbench.params.notebooks import (
+    ALL_CONNECTORS,
     EngineParams,
     LMCacheHitAnalysis,
     LoadParams,
     PdSweep,
     PrefixCache,
 )
-from workbench.serve.capacity import check_capacity, check_store
+from workbench.serve.argument_check import check_store_arguments
+from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
 from workbench.topology import TensorParallel, Topology
 
+SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
+"""Of KV transfers: other programs may slow prefill down this many times."""
 LONG_RUN_S, FEWER_REQUESTS = 190.0, 2
 """A reference run longer than this sends fewer requests a pass."""
 
@@ -60,7 +70,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
     settings = made.settings
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
-        made = _within_minutes(replace(made, notes=tuple(notes), speed=speed))
+        made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
         _check_stores(made)
@@ -71,17 +81,14 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, topologies, asked = params.tp, params.topologies, connector(params.connector)
-    for topology in topologies:
-        asked.check(topology)
+    tp, topologies = params.tp, params.topologies
     settings, model, capacity = engine_of(params)
-    if params.engine == "simulated" and not asked.simulated:
-        raise PlanError(
-            f"engine=simulated needs connector=none, lmcache or nixl, got {asked.name!r}"
-            " (example: -p connector lmcache)"
-        )
-    for topology in topologies:
-        check_fault(params.fault, asked.name, topology)
+    asked = chosen(params, topologies, settings)
+    subjects = {topology: asked.subjects(topology) for topology in topologies}
+    _check_transport(params, asked)
+    for topology, names in subjects.items():
+        for name in names if params.connector != ALL_CONNECTORS else ():
+            check_fault(params.fault, name, topology)
     if not settings.on_gpu and tp != TensorParallel():
         raise PlanError(
             "prefill_tp, decode_tp and aggregated_tp must be 1 on a CPU, where an instance is one"
@@ -89,20 +96,24 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
-    for topology in topologies:
-        wanted[topology, asked.name] = "subject"
+    for topology, names in subjects.items():
+        wanted |= dict.fromkeys(((topology, name) for name in names), "subject")
     for topology in topologies if params.opponents else ():
         if topology.disaggregated:
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
-            for rival in ("none", asked.name if asked.store else "lmcache"):
+            for rival in asked.rivals(equal):
                 wanted.setdefault((equal, rival), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
-        check_capacity(topology, spans, capacity, settings)
-        if means.store:
+        private = means.store is not None and means.store.private
+        host_gb = params.store_gb if private else 0.0
+        check_capacity(topology, spans, capacity, settings, host_gb=host_gb)
+        if means.store and not private:
             check_store(params.store_gb, capacity)
+            check_tiers(params.store_tiers, params.tier_gb, capacity)
+        tiers = tuple(params.store_tiers[1:]) if means.store and means.store.tier_loads else ()
         label = str(topology) if name == "none" else f"{topology} {name}"
         if settings.on_gpu:
             gpus = "+".join(str(n * int(getattr(spans, part))) for part, n in topology.roles)
@@ -113,29 +124,60 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 role=role,
                 topology=topology,
                 connector=name,
-                passes=() if params.swept else tuple(map(pass_in, means.passes(topology))),
+                passes=() if params.swept else tuple(map(pass_in, means.passes(topology, tiers))),
                 gpus=topology.gpus(spans),
                 settings=settings,
                 tp=tp,
                 capacity=capacity,
                 store_gb=params.store_gb,
                 store_args=words(params.store_args),
+                mooncake_protocol=params.mooncake_protocol,
+                tiers=tiers,
+                tier_gb=params.tier_gb,
             )
         )
+    if params.store_args and not any(arm.kv_connector and arm.kv_connector.store for arm in arms):
+        example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
+        given = shlex.quote(params.store_args), f"connector={params.connector}"
+        raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    return _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
+    return replace(made, doubts=asked.left_out)
+
+
+def _check_transport(params: PdSweep, asked: Chosen) -> None:
+    """Refuse RDMA where the connector or this machine has none. Raises PlanError."""
+    if params.mooncake_protocol == "tcp":
+        return
+    if not any(one.rdma for one in asked.connectors):
+        other = "-p connector mooncake -p mooncake_protocol rdma"
+        setting = f"connector={params.connector}"
+        raise PlanError(unused("mooncake_protocol", params.mooncake_protocol, setting, other))
+    if not machine.rdma_devices():
+        allowed = f"tcp on a machine without RDMA devices ({machine.RDMA_DEVICES} is empty)"
+        raise PlanError(must_be("mooncake_protocol", allowed, params.mooncake_protocol, "tcp"))
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store that cannot hold one prompt. Raises PlanError."""
+    """Refuse a KV store that cannot hold one prompt or take its arguments. Raises PlanError."""
     longest = max(request.prompt_tokens for request in made.workload.sample.requests)
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
         if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
-            raise PlanError(
-                f"store_gb must hold at least one prompt: {longest:,} tokens have {prompt_gb:.2f}"
-                f" GB of KV, got {arm.store_gb:g} (example: -p store_gb {2 * prompt_gb:.1g})"
-            )
+            raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
+        if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
+            raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
+        if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, arm.settings.interpreter)
+
+
+def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
+    return (
+        f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
+        f" got {given_gb:g} (example: -p {name} {2 * prompt_gb:.1g})"
+    )
 
 
 def _with_load(
@@ -175,6 +217,16 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))
+
+
+def _with_timeouts(made: ExperimentPlan) -> ExperimentPlan:
+    """The plan whose transfers wait longer than the slowest prompt queues and prefills."""
+    wait_s = made.longest_wait_s
+    if isnan(wait_s):
+        return made
+    timeout_s = ceil(min(TRANSFER_TIMEOUT_S, max(SHORTEST_TIMEOUT_S, BUSY_FACTOR * wait_s)))
+    arms = tuple(replace(arm, transfer_timeout_s=timeout_s) for arm in made.arms)
+    return replace(made, arms=arms)
 
 
 def _layout(label: str) -> Topology | None:
@@ -246,8 +298,11 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
-    known = (arm.kv_connector for arm in made.arms)
-    yield from dict.fromkeys(one.doubt for one in known if one and one.doubt)
+    known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
+    on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
+    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if params.engine != "simulated":
+        yield from dict.fromkeys(filter(None, said))
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)

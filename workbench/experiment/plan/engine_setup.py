@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -23,7 +24,7 @@ from workbench.params.notebooks import (
 )
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
-from workbench.serve.argument_check import check_arguments
+from workbench.serve.argument_check import abilities, check_arguments
 from workbench.serve.capacity import Capacity, check_capacity
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
@@ -50,26 +51,23 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         platform=platform,
         python="" if engine.own else engine.path,
         image=used,
+        abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
         gpu_memory_share=params.gpu_memory_share,
         extra_args=words(params.engine_args),
-        role_args={
-            cast(Role, name.removesuffix("_args")): words(text)
-            for name in ROLE_ARGS
-            if (text := getattr(params, name, ""))
-        },
+        role_args=_role_args(params),
         extra_env=variables(params.engine_env),
     )
-    for role in ROLES:
-        names = " and ".join(["engine_args", f"{role}_args"][: 1 + (role in settings.role_args)])
-        check_arguments(names, settings.args_of(role), engine)
     if not settings.on_gpu and settings.gpus(TensorParallel()) != TensorParallel():
         raise PlanError(
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
             " instance is one process; add instances instead (example: topology 2p4d)"
         )
+    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
+    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
+    settings = replace(settings, drafting=drafting)
     capacity = Capacity(
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
@@ -88,6 +86,28 @@ def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
     if params.place != "container":
         return None
     return image(params.image, words(params.container_args))
+
+
+def check_engine(params: EngineParams) -> None:
+    """Refuse an interpreter without vLLM, and arguments that its vLLM does not accept.
+
+    Raises ParameterError and PlanError. Nothing is started here, so none of it applies to attached
+    and simulated servers.
+    """
+    if params.engine != "vllm":
+        return
+    engine_interpreter(params.engine_python, image_of(params))
+    if params.engine_args or _role_args(params):
+        engine_of(params)
+
+
+def _role_args(params: EngineParams) -> dict[Role, tuple[str, ...]]:
+    """The arguments of each role that has some."""
+    return {
+        cast(Role, name.removesuffix("_args")): words(text)
+        for name in ROLE_ARGS
+        if (text := getattr(params, name, ""))
+    }
 
 
 def engine_interpreter(python: str, used: Image | None = None) -> Interpreter:
@@ -136,8 +156,8 @@ def own_speed(params: EngineParams, settings: EngineSettings) -> Speed | None:
 
 
 def engine_notes(params: EngineParams, settings: EngineSettings) -> list[str]:
-    """What was chosen for this machine: number format and size of the tiny model."""
-    notes = []
+    """What this vLLM lacks, and what was chosen for this machine: number format, layers."""
+    notes = [f"{loss}." for loss in settings.abilities.losses]
     if settings.dtype == "float32" and params.dtype == "auto":
         notes.append(
             "This CPU has no fast bf16 kernels (no AVX-512), so weights and KV use float32 and"

@@ -14,7 +14,8 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.workload.arrivals import closed
 from workbench.params.notebooks import LMCacheHitAnalysis
-from workbench.serve.capacity import check_store
+from workbench.params.store_tiers import tier_kind
+from workbench.serve.capacity import check_store, check_tiers
 from workbench.serve.tiny_model import ModelFacts
 from workbench.topology import Topology
 
@@ -22,11 +23,20 @@ NO_STORE = "no store"
 MAIN = "lmcache"
 CACHE_OFF = "lmcache, engine cache off"
 SMALL = "lmcache, small L1"
-DISK = "lmcache, L2 on disk"
+TIERS = {
+    "disk": "lmcache, L2 on disk", "redis": "lmcache, L2 on Redis",
+    "mooncake": "lmcache, L2 on Mooncake",
+}  # fmt: skip
+"""The arm of each tier below LMCache's memory: arms of one tier show what that tier costs."""
 
-_COLD, _ENGINE, _STORE, _DISK = map(pass_in, ("cold", "engine-warm", "store-warm", "disk-warm"))
+_COLD, _ENGINE, _STORE = map(pass_in, ("cold", "engine-warm", "store-warm"))
 _AGAIN = Pass(name="asked again", state="store-warm")
 """As store-warm, but without a gate: the store is not expected to hold everything."""
+
+
+def tier_of(arm: str) -> str:
+    """`disk`, `Redis` or `Mooncake` of the arm of a tier; empty for other arms."""
+    return arm.partition("L2 on ")[2]
 
 
 def chunk_label(chunk_tokens: int) -> str:
@@ -45,6 +55,7 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         return _attached(params)
     settings, model, capacity = engine_of(params)
     check_store(params.store_gb, capacity)
+    check_tiers(params.store_tiers, params.tier_gb, capacity)
     if params.block_tokens:
         block = ("--block-size", str(params.block_tokens))
         settings = replace(settings, extra_args=(*settings.extra_args, *block))
@@ -80,8 +91,15 @@ def plan_hits(params: LMCacheHitAnalysis) -> ExperimentPlan:
         ),
         make(label=SMALL, store_gb=small_gb, passes=(_COLD, _AGAIN)),
     ]
-    if params.disk:
-        arms.append(perhaps(label=DISK, disk=True, passes=(_COLD, _STORE, _DISK)))
+    for tier in params.store_tiers[1:]:
+        kind = tier_kind(tier)
+        below = pass_in("disk-warm" if kind == "disk" else "remote-warm")
+        arms.append(
+            perhaps(
+                label=TIERS[kind], tiers=(tier,), tier_gb=params.tier_gb,
+                passes=(_COLD, _STORE, below),
+            )
+        )  # fmt: skip
     return _plan(params, tuple(arms), model, doubts)
 
 

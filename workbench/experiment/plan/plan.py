@@ -26,7 +26,7 @@ from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValid
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
-from workbench.serve.deployment import DeploymentPlan, plan_deployment
+from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
 from workbench.serve.vllm import EngineSettings, Platform
 from workbench.topology import TensorParallel, Topology
@@ -34,7 +34,10 @@ from workbench.topology import TensorParallel, Topology
 if TYPE_CHECKING:
     import pandas as pd
 
-State = Literal["cold", "engine-warm", "cross-instance", "store-warm", "disk-warm"]
+State = Literal[
+    "cold", "engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm",
+    "remote-warm",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +83,19 @@ class Arm:
     store_gb: float = 1.0
     store_args: tuple[str, ...] = ()
     """Further arguments of the store's server."""
+    mooncake_protocol: str = "tcp"
+    transfer_timeout_s: int = TRANSFER_TIMEOUT_S
+    """How long decode may wait for the KV of a prompt, where both legs are sent at once."""
     chunk_tokens: int = CHUNK_TOKENS
     """The store's chunk."""
-    disk: bool = False
-    """The store has a second tier on the disk."""
+    tiers: tuple[str, ...] = ()
+    """Where its store keeps chunks below its memory, as in `store_tiers`."""
+    tier_gb: float = 1.0
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
     def deployment(
-        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: str = "disk"
+        self, ports: Iterable[int], *, shm_name: str = "workbench", disk_folder: Path = Path("disk")
     ) -> DeploymentPlan:
         """The processes of this arm on these ports. Raises PlanError for an attached arm."""
         if self.settings is None or self.topology is None:
@@ -104,9 +111,13 @@ class Arm:
             capacity=self.capacity,
             store_gb=self.store_gb,
             chunk_tokens=self.chunk_tokens,
-            disk_folder=disk_folder if self.disk else "",
+            store_tiers=self.tiers,
+            tier_gb=self.tier_gb,
+            disk_folder=disk_folder,
             shm_name=shm_name,
             store_args=self.store_args,
+            mooncake_protocol=self.mooncake_protocol,
+            transfer_timeout_s=self.transfer_timeout_s,
         )
 
     @property
@@ -158,10 +169,7 @@ class ExperimentPlan:
     @property
     def kv_bytes_per_token(self) -> float:
         """KV of one token in all layers; NaN for a model that is not a folder here."""
-        settings = self.settings
-        if settings is None or not settings.model.expanduser().is_dir():
-            return nan
-        return float(settings.facts.kv_shape.bytes_per_token)
+        return self.settings.kv_bytes_per_token if self.settings else nan
 
     @property
     def kv_space_tokens(self) -> float:
@@ -215,6 +223,17 @@ class ExperimentPlan:
     def once_s(self) -> float:
         """Seconds before the first launch: loading the fork server."""
         return self.speed.fork_server_s if self.speed and self.params.fork else 0.0
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Of the last prompt if all are prefilled one after the other; NaN if unknown."""
+        if self.speed is None:
+            return nan
+        layers = model_facts(self.settings.model).layers if self.settings else LAYERS
+        return sum(
+            self.speed.prefill_s(r.prompt_tokens, layers=layers)
+            for r in self.workload.sample.requests
+        )
 
     @property
     def estimate_s(self) -> float:

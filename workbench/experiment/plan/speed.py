@@ -149,6 +149,7 @@ async def _measure(dtype: str, python: str) -> Speed:
     from workbench.load.drive.driver import drive_in_thread
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
+    from workbench.serve.argument_check import abilities
     from workbench.serve.connectors import connector
     from workbench.serve.deployment import deploy, launcher_for, plan_deployment
     from workbench.serve.processes.local import LocalLauncher
@@ -156,10 +157,11 @@ async def _measure(dtype: str, python: str) -> Speed:
     from workbench.topology import Topology
 
     alone = Topology(aggregated=1)
-    model = tiny_model(engine=interpreter(python))
+    engine = interpreter(python)
     settings = EngineSettings(
-        model=model, platform="cpu", python=python, dtype=dtype, kv_cache_mib=128
-    )
+        model=tiny_model(engine=engine), platform="cpu", python=python,
+        abilities=abilities(engine), dtype=dtype, kv_cache_mib=128,
+    )  # fmt: skip
     seen_s = machine.ProcessorLoad.now().own_s
 
     def spent() -> float:

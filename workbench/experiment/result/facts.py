@@ -155,6 +155,33 @@ class TokenRow:
     computed: Number
     engine_hit: Number
     external_hit: Number
+    loaded: Mapping[str, Number] = field(default_factory=dict)
+    """Of external_hit, what each tier of the store served; empty without tiers, or if unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierRow:
+    """One tier of the store below its memory, after one pass. Counts are of chunks.
+
+    All but `loads` are since the tier was last emptied.
+    """
+
+    arm: str
+    round: int
+    pass_name: str
+    tier: str
+    loads: Number
+    """Loads that LMCache finished from it in this pass; one can have many chunks."""
+    sent: Number
+    """What LMCache began to write to it."""
+    written: Number
+    """What LMCache says it wrote."""
+    held: Number
+    """What the tier itself has."""
+    evicted: Number
+    """What the tier says it dropped."""
+    problem: str = ""
+    """Why it did not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +213,8 @@ class EngineFacts:
     machine_speed: str | None = None
     chosen: str = ""
     """What was chosen for this machine."""
+    lacks: tuple[str, ...] = ()
+    """What this version of vLLM does not have, e.g. per-request metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +271,7 @@ class RunFacts:
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
     token_sources: tuple[TokenRow, ...] = ()
+    store_tiers: tuple[TierRow, ...] = ()
     ledger: tuple[Account, ...] = ()
     doubts: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import (
     RateRow,
     RunFacts,
+    TierRow,
     TokenRow,
     from_plain,
     read_facts,
@@ -113,9 +114,30 @@ class Result:
         return any(self.run.parameters.get(name) for name in ("ttft_limit_ms", "tpot_limit_ms"))
 
     @property
+    def connectors(self) -> pd.DataFrame:
+        """TTFT, throughput and loaded KV of each arm and pass; empty with one connector.
+
+        value, low and high per metric: `ttft_s`, `system_tps` and `kv_bytes_per_token`.
+        """
+        return self._marked(tables.connector_frame(self.run, self._frame("requests")))
+
+    @property
     def token_sources(self) -> pd.DataFrame:
-        """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit."""
-        return self._marked(tables.frame_of(TokenRow, self.run.token_sources))
+        """Prompt tokens of each role and pass: sent, computed, engine_hit, external_hit, and of the
+        last, where the store has tiers, what each of them served."""
+        import pandas as pd
+
+        rows = tables.frame_of(TokenRow, self.run.token_sources)
+        tiers = pd.DataFrame(rows.pop("loaded").to_list(), index=rows.index)
+        return self._marked(rows.join(tiers))
+
+    @property
+    def store_tiers(self) -> pd.DataFrame:
+        """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
+        rows = tables.frame_of(TierRow, self.run.store_tiers)
+        shown = {"loads": "loads", "sent": "chunks sent", "written": "written", "held": "held"}
+        table = rows.drop(columns="problem").rename(columns=shown)
+        return self._showing(table.assign(round=table["round"] + 1), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:
@@ -153,7 +175,8 @@ class Result:
 
     def waterfall(self) -> pd.DataFrame:
         """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
-        return self._marked(waterfall(self.requests, self.legs))
+        untimed = " and ".join(self.run.engine.lacks)
+        return self._marked(waterfall(self.requests, self.legs, untimed=untimed))
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""

@@ -7,12 +7,13 @@ from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.result.facts import Comparison, RateRow, SummaryRow
+from workbench.experiment.result.facts import Comparison, RateRow, RunFacts, SummaryRow
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import failed_name, spoil
+from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
-from workbench.metrics.statistics import three_digits
+from workbench.metrics.statistics import t_interval, three_digits
 from workbench.metrics.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
 
@@ -56,6 +57,47 @@ def comparison_frame(rows: Sequence[Comparison]) -> pd.DataFrame:
         note=[ratio.note for ratio in ratios],
         sentence=frame.pop("sentence"),
     )
+
+
+def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
+    """What a sweep over connectors compares; empty unless several serve the same topology.
+
+    TTFT is the median over requests. Throughput, and the KV bytes that instances loaded through the
+    connector per prompt token, are means over rounds.
+    """
+    import pandas as pd
+
+    arms = {arm.label: arm for arm in run.arms}
+    subjects = [(arm.topology, arm.connector) for arm in run.arms if arm.role == "subject"]
+    if run.rates or len(subjects) == len({topology for topology, _ in subjects}):
+        return pd.DataFrame()
+    bytes_each = run.engine.kv_bytes_per_token or nan
+    loaded: dict[tuple[str, str, int], float] = {}
+    for tokens in run.token_sources:
+        key = tokens.arm, tokens.pass_name, tokens.round
+        share = tokens.external_hit / tokens.sent if tokens.sent else nan
+        loaded[key] = loaded.get(key, 0.0) + share * bytes_each
+    found = []
+    for row in run.summary:
+        if row.metric not in ("ttft_s", "system_tps"):
+            continue
+        sample = {"n_requests": row.n_requests, "n_rounds": row.n_rounds}
+        same = requests[requests["arm"].eq(row.arm) & requests["pass"].eq(row.pass_name)]
+        rates = [system_tps(part) for _, part in same.groupby("round")]
+        moved = [v for key, v in loaded.items() if key[:2] == (row.arm, row.pass_name)]
+        measured = {
+            "ttft_s": (row.estimate.value, row.estimate.low, row.estimate.high),
+            "system_tps": t_interval(rates),
+            "kv_bytes_per_token": t_interval(moved),
+        }
+        for metric in [row.metric, *(["kv_bytes_per_token"] if row.metric == "ttft_s" else [])]:
+            value, low, high = measured[metric]
+            found.append(
+                {"arm": row.arm, "topology": row.topology, "connector": row.connector,
+                 "role": arms[row.arm].role, "pass": row.pass_name, "metric": metric,
+                 "value": value, "low": low, "high": high, **sample}
+            )  # fmt: skip
+    return pd.DataFrame(found)
 
 
 def median_table(rows: Sequence[SummaryRow], metrics: Sequence[str]) -> pd.DataFrame:

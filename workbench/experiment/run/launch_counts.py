@@ -9,8 +9,9 @@ import numpy as np
 
 from workbench.experiment.plan.plan import Arm, Pass
 from workbench.experiment.run.isolation import Counted, CounterReading, Made
+from workbench.hardware.kv import host_memory_blocks
 from workbench.load.workload.workload import Workload
-from workbench.metrics.counters import TokenSources, engine_count
+from workbench.metrics.counters import StoreCounters, TokenSources, engine_count
 from workbench.metrics.ideal import Asked, Call, IdealCaches, Reuse, reuse_by_role
 from workbench.metrics.passes import PassCounters
 from workbench.records import LegRecord, RequestRecord
@@ -26,10 +27,12 @@ class LaunchCounts:
         self._arm, self._number, self._deployment = arm, number, deployment
         known = arm.kv_connector
         self._stores, self._pulls = bool(known and known.store), bool(known and known.pulls)
+        self._private = bool(known and known.store and known.store.private)
         self._transfers = known.transfer_counters if known else {}
         self._chunk_tokens = arm.chunk_tokens if self._stores else 0
         self._ideal: IdealCaches | None = None
         self._emptied: CounterReading | None = None
+        self._tiers_emptied: dict[str, CounterReading] = {}
         self._counted_to: CounterReading | None = None
         self._expired_before = 0.0
         self._names = {instance.url: instance for instance in deployment.instances}
@@ -46,12 +49,15 @@ class LaunchCounts:
             self._chunk_tokens = reading.block_tokens
         if self._ideal is None:
             settings = self._arm.settings
+            drafting = settings.drafting if settings else {}
             self._ideal = IdealCaches(
                 block_tokens=reading.block_tokens,
                 chunk_tokens=self._chunk_tokens,
                 prefix_caching=settings is None or settings.prefix_caching,
                 pulls=self._pulls,
                 loads_blocks=self._stores and self._deployment.store.keeps_blocks,
+                drop_blocks={role for role, drafts in drafting.items() if drafts.drops_block},
+                private=self._private,
             )
         if made.engines_empty:
             self._ideal.forget_engines()
@@ -66,6 +72,9 @@ class LaunchCounts:
         self._counted_to = reading
         if made.store_empty or self._emptied is None:
             self._emptied = reading
+        for tier in self._deployment.tiers:
+            if tier.name in made.emptied or tier.name not in self._tiers_emptied:
+                self._tiers_emptied[tier.name] = reading
 
     def ended(
         self,
@@ -92,6 +101,7 @@ class LaunchCounts:
             # The chunk size of attached servers is unknown, and so is which of several engines,
             # each with a cache of its own, got a prompt.
             reuse, self.expected_cached = {}, {}
+        settings = self._arm.settings
         failed = [record for record in records if not record.ok]
         # What a failed request left in a cache shows in later passes too.
         self._failed_tokens += sum(record.prompt_tokens for record in failed)
@@ -100,6 +110,7 @@ class LaunchCounts:
             round=self._number,
             pass_name=measured.name,
             stores=self._stores,
+            private=self._private,
             stores_late=self._stores and self._deployment.store.stores_late,
             counts_lookups=self._deployment.store.counts_lookups,
             pulls=self._pulls,
@@ -110,18 +121,37 @@ class LaunchCounts:
             sources=sources,
             requests=counted.requests,
             preemptions=counted.preemptions,
-            store=reading.store_since(begun),
-            store_since_empty=reading.store_since(self._emptied) if self._emptied else None,
-            nixl=reading.transfers_since(begun, self._transfers) if self._pulls else None,
+            store=self._store_since(begun, reading),
+            store_since_empty=self._store_since(self._emptied, reading),
+            transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
+            drafts=reading.drafts_since(begun),
+            tiers=reading.tiers_since(begun, self._tiers_emptied),
+            chunk_objects=self._chunk_objects(),
             expired_before=expired_before,
             reuse=reuse,
             requests_failed=len(failed),
             failed_prompt_tokens=self._failed_tokens,
             overflowed=self._overflowed(reading),
-            kv_bytes_per_token=self._kv_bytes_per_token(),
+            kv_bytes_per_token=settings.kv_bytes_per_token if settings else nan,
             block_tokens=reading.block_tokens,
             chunk_tokens=self._chunk_tokens or CHUNK_TOKENS,
         )
+
+    def _store_since(
+        self, before: CounterReading | None, reading: CounterReading
+    ) -> StoreCounters | None:
+        """What the store did since; evictions of an instance's own are known since it was empty."""
+        if before is None:
+            return None
+        if not self._private:
+            return reading.store_since(before)
+        settings = self._arm.settings
+        bytes_per_token = settings.kv_bytes_per_token if settings else nan
+        block_bytes = reading.block_tokens * bytes_per_token
+        held = nan
+        if before is self._emptied:
+            held = host_memory_blocks(self._arm.store_gb, block_bytes=block_bytes)
+        return reading.store_since(before, block_bytes=block_bytes, held_blocks=held)
 
     def _loads_nothing(
         self, role: Role, sources: TokenSources, records: Sequence[RequestRecord]
@@ -208,8 +238,10 @@ class LaunchCounts:
             and held.get(instance.name, 0) + self._answer_tokens.get(instance.name, 0) > space
         )
 
-    def _kv_bytes_per_token(self) -> float:
-        settings = self._arm.settings
-        if settings is None or not settings.local:
-            return nan
-        return float(settings.facts.kv_shape.bytes_per_token)
+    def _chunk_objects(self) -> int:
+        """Each tensor-parallel rank stores its part of a chunk; 0 if roles have several ranks and
+        differ."""
+        arm = self._arm
+        roles = arm.topology.roles if arm.topology else ()
+        ranks = {int(getattr(arm.tp, role)) for role, number in roles if number}
+        return ranks.pop() if len(ranks) == 1 else 0

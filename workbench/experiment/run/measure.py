@@ -16,7 +16,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.greedy_ties import ask_where_answers_part
-from workbench.experiment.run.isolation import make_state, read_counters, warm_up
+from workbench.experiment.run.isolation import make_state, read_counters, store_is_quiet, warm_up
 from workbench.experiment.run.launch_counts import LaunchCounts
 from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.experiment.run.progress import Progress
@@ -95,13 +95,13 @@ async def measure_arm(
     folder.write("gauges", log.frame("gauges"))
 
 
-async def _while_store_lives(deployment: Deployment, driving: Awaitable[LoadRun]) -> LoadRun:
-    """Break the load off when a store ends without which every request would wait for seconds."""
+async def _while_servers_live(deployment: Deployment, driving: Awaitable[LoadRun]) -> LoadRun:
+    """Break the load off when a server ends without which requests would wait for a timeout."""
     load = asyncio.ensure_future(driving)
-    stores = [p for p in deployment.processes if p.spec.role == "store"]
-    if not (stores and deployment.store.stalls_when_dead):
+    needed = [p for p in deployment.processes if p.spec.role in deployment.stalling_roles]
+    if not needed:
         return await load
-    awaited: list[asyncio.Future[Any]] = [load, *(p.exited for p in stores)]
+    awaited: list[asyncio.Future[Any]] = [load, *(p.exited for p in needed)]
     try:
         await asyncio.wait(awaited, return_when="FIRST_COMPLETED")
     finally:
@@ -109,7 +109,8 @@ async def _while_store_lives(deployment: Deployment, driving: Awaitable[LoadRun]
             load.cancel()
             await asyncio.wait([load])
     if load.cancelled():
-        raise DeploymentError(failure_line(stores[0], "ended by itself, and the pass was stopped"))
+        ended = next(process for process in needed if not process.alive)
+        raise DeploymentError(failure_line(ended, "ended by itself, and the pass was stopped"))
     return load.result()
 
 
@@ -172,6 +173,8 @@ class _Launched:
         proxy_before = await deployment.proxy_stats()
         columns = {**self.columns, "pass": measured.name}
         load, rows, others_share = await self._drive(measured, workload, columns)
+        if deployment.tiers:  # what was sent to them is compared with what they hold
+            await store_is_quiet(deployment)
         after = await read_counters(deployment)
         log.measuring_s += load.ended_s - load.started_s
         legs = await deployment.legs()
@@ -228,7 +231,7 @@ class _Launched:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
-                load = await _while_store_lives(deployment, driving)
+                load = await _while_servers_live(deployment, driving)
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)

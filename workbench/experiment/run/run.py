@@ -24,7 +24,7 @@ from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
-from workbench.experiment.run.servers import check_installed, deployed
+from workbench.experiment.run.servers import check_installed, check_tiers, deployed
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
 from workbench.hardware import machine
 from workbench.hardware.machine import Machine
@@ -153,9 +153,10 @@ async def _launcher(
     if settings is None:
         yield None
         return
-    for arm in plan.arms:
+    for arm in plan.arms:  # now, not when the arms before it have been measured
+        await check_tiers(arm)
         if not arm.may_fail:
-            check_installed(arm)  # now, not when the arms before it have been measured
+            check_installed(arm)
     async with launcher_for(settings, folder.logs, fork=plan.params.fork) as launcher:
         yield launcher
         for note in launcher.notes:
@@ -238,9 +239,10 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         model=plan.params.model or settings.model.name,
         layers=known.layers if known else None,
         dtype=settings.dtype or "the model's own",
-        kv_bytes_per_token=known.kv_shape.bytes_per_token if known else None,
+        kv_bytes_per_token=settings.kv_bytes_per_token if known else None,
         machine_speed=str(plan.speed) if plan.speed else None,
         chosen=" ".join(plan.notes),
+        lacks=settings.abilities.losses,
     )
 
 

@@ -5,44 +5,61 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from workbench.errors import DeploymentError
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
+from workbench.serve.connector_check import check_connector
+from workbench.serve.connectors.tiers import Tier
 from workbench.serve.processes.launcher import Launcher
 
 
 def check_installed(arm: Arm) -> None:
-    """Refuse an arm whose connector is not installed. Raises LaunchError."""
+    """Refuse an arm whose vLLM or connector cannot start. Raises LaunchError or PlanError."""
     if arm.kv_connector and arm.settings and arm.settings.platform != "simulated":
-        arm.kv_connector.check_installed(arm.settings.interpreter)
+        check_connector(arm.kv_connector, arm.settings.interpreter)
+
+
+async def check_tiers(arm: Arm) -> None:
+    """Refuse tiers of a store that cannot be used now. Raises LaunchError."""
+    if arm.tiers:
+        for tier in arm.deployment(count(20_000)).tiers:
+            await tier.check()
 
 
 @asynccontextmanager
 async def deployed(
     arm: Arm, launcher: Launcher, *, log_dir: Path
 ) -> AsyncIterator[serve.Deployment]:
-    """Start the servers of an arm; leaving stops them and deletes what their store has on disk.
+    """Start the servers of an arm; leaving stops them and deletes what their store's tiers hold.
 
     Raises LaunchError with the reason and the log's path.
     """
     check_installed(arm)
+    await check_tiers(arm)
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
     disk = (log_dir / "disk").absolute()
-    if arm.disk:
+    tiers: tuple[Tier, ...] = ()
+    if "disk" in arm.tiers:
         disk.mkdir(parents=True)
     try:
         async with serve.deploy(
             launcher,
-            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=str(disk)),
+            lambda ports: arm.deployment(ports, shm_name=shm, disk_folder=disk),
             log_dir=log_dir,
         ) as running:
+            tiers = running.tiers
             yield running
     finally:
         shutil.rmtree(disk, ignore_errors=True)
+        for tier in tiers:
+            if not tier.processes:  # not gone with its server: the user's own
+                with suppress(DeploymentError):
+                    await tier.empty()
 
 
 @asynccontextmanager

@@ -116,8 +116,8 @@ def model_tokenizer(model: str) -> ModelTokenizer:
         return ModelTokenizer(AutoTokenizer.from_pretrained(model), model)
     except ImportError as error:
         raise ParameterError(
-            f"text prompts need the package {error.name or 'transformers'}, which comes with vLLM;"
-            " run make setup, or use token ids (example: -p workload reference)"
+            f"text prompts need the package {error.name or 'transformers'}; run pip install"
+            " transformers, or use token ids (example: -p workload reference)"
         ) from error
     except Exception as error:  # transformers and the hub raise many kinds
         reason = " ".join(str(error).split())[:200]

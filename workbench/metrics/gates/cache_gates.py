@@ -28,6 +28,7 @@ _SERVED_BY: dict[str, dict[Role, Source]] = {
     "engine-warm": {"prefill": _OWN, "decode": _OWN, "aggregated": _OWN},
     "cross-instance": {"prefill": _OWN, "decode": _FETCHED, "aggregated": _FETCHED},
     "store-warm": {"prefill": _FETCHED, "decode": _FETCHED, "aggregated": _FETCHED},
+    "offload-warm": {"aggregated": _FETCHED},
 }
 _IF_UNCOUNTED = "Expose /metrics of every instance, and keep other clients off the servers"
 _SOURCE_NAMES = {_OWN: "the prefix cache", _FETCHED: "the connector"}
@@ -141,28 +142,71 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     )
 
 
-def disk_warm(passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
-    """In disk-warm passes `share` of the store's hits came from its tier below memory."""
-    warm = [p for p in passes if p.pass_name == "disk-warm"]
-    problems, unknown, below, hits = [], _uncounted("disk-warm", warm), 0.0, 0.0
+def tier_warm(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) -> Gate:
+    """In passes of this state `share` of the store's hits came from the tier below its memory that
+    the state names, and from no other tier."""
+    warm = [p for p in passes if p.pass_name == state]
+    problems, unknown, below, hits = [], _uncounted(state, warm), 0.0, 0.0
+    shown = next((t.shown for p in warm for t in p.tiers if t.state == state), "the tier below")
     for p in warm:
         if p.store is None or isnan(p.store.hit_tokens + p.store.hit_l2_tokens):
             unknown.append(f"The store does not count its hits by tier ({p.label})")
             continue
         below, hits = below + p.store.hit_l2_tokens, hits + p.store.hit_tokens
-        if p.store.hit_l2_tokens < share * p.store.hit_tokens or not p.store.hit_tokens:
+        others = [tier.shown for tier in p.tiers if tier.state != state and tier.loads > 0]
+        if others:
+            problems.append(f"The store also loaded from {others[0]} ({p.label})")
+        elif p.store.hit_l2_tokens < share * p.store.hit_tokens or not p.store.hit_tokens:
             problems.append(
                 f"{p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that the store"
-                f" served came from disk (at least {100 * share:g} % expected; {p.label}). The pass"
-                " does not measure the disk"
+                f" served came from {shown} (at least {100 * share:g} % expected; {p.label}). The"
+                " pass does not measure it"
             )
     return judge(
-        "disk-warm was disk-warm",
-        holds=f"{below:,.0f} of {hits:,.0f} tokens that the store served came from disk",
+        f"{state} was {state}",
+        holds=f"{below:,.0f} of {hits:,.0f} tokens that the store served came from {shown}",
         problems=problems,
         unknown=unknown,
-        next_step="Check that the store's memory was emptied before the pass",
+        next_step="Check that the store's memory was emptied before the pass, and that the tier"
+        " still has the chunks",
         if_unknown=_IF_UNCOUNTED,
+    )
+
+
+def tiers_kept(passes: Iterable[PassCounters]) -> Gate:
+    """Each tier below the store's memory holds all chunks that the store sent to it.
+
+    LMCache counts failed writes as done and does not notice evictions, so its own counters are
+    compared with what each tier says at its own end.
+    """
+    kept = [(p, tier) for p in passes for tier in p.tiers]
+    problems, unknown, chunks = [], [], 0.0
+    for p, tier in kept:
+        where = f"{tier.shown[:1].upper()}{tier.shown[1:]}"
+        rewritten = p.store_since_empty is not None and p.store_since_empty.evicted_chunks > 0
+        if tier.problem:
+            problems.append(f"{where} did not answer after the pass: {tier.problem} ({p.label})")
+        elif isnan(tier.lost):
+            unknown.append(f"The chunks sent to {tier.shown} are not counted ({p.label})")
+        elif tier.lost > 0:
+            found = f"{where} holds {tier.held:,.0f} of {tier.sent:,.0f} chunks that LMCache sent"
+            if tier.why_lost:
+                problems.append(f"{found}: {tier.why_lost} ({p.label})")
+            elif rewritten:
+                unknown.append(f"{found}; what memory evicted may be sent twice ({p.label})")
+            else:
+                problems.append(f"{found}, and no counter shows why ({p.label})")
+        else:
+            chunks = max(chunks, tier.held)
+    names = " and ".join(dict.fromkeys(tier.shown for _, tier in kept))
+    return judge(
+        "tiers kept what was sent",
+        holds=f"{names[:1].upper()}{names[1:]} held every chunk that LMCache sent (at most"
+        f" {chunks:,.0f}, after each of {len({p.label for p, _ in kept})} passes)",
+        problems=problems,
+        unknown=unknown or ([] if kept else ["No pass with such a tier was measured"]),
+        next_step="Raise tier_gb, or read the logs of the store and of the tier",
+        if_unknown="Raise store_gb, or expose /metrics of the store",
     )
 
 

@@ -68,11 +68,11 @@ _NOTHING: dict[Kind, Effect] = {}
 _BUSY = _takes(struck="tails", rough="times", doubt="ratios")
 
 
-def _state(name: str) -> GateRow:
+def _state(name: str, meaning: str = "") -> GateRow:
     return GateRow(
         shown=f"{name} state was reached",
         failed_name=f"{name} state was not reached",
-        meaning=f"prompts of the {name} pass missed that cache",
+        meaning=meaning or f"prompts of the {name} pass missed that cache",
         takes=_takes(struck=_MEASURED),
         only_pass=name,
     )
@@ -129,12 +129,15 @@ GATES: Mapping[str, GateRow] = {
     "engine-warm was engine-warm": _state("engine-warm"),
     "cross-instance was cross-instance": _state("cross-instance"),
     "store-warm was store-warm": _state("store-warm"),
-    "disk-warm was disk-warm": GateRow(
-        shown="disk-warm state was reached",
-        failed_name="disk-warm state was not reached",
-        meaning="the disk did not serve the hits",
-        takes=_takes(struck=_MEASURED),
-        only_pass="disk-warm",
+    "offload-warm was offload-warm": _state("offload-warm"),
+    "disk-warm was disk-warm": _state("disk-warm", "the disk did not serve the hits"),
+    "remote-warm was remote-warm": _state("remote-warm", "the remote tier did not serve the hits"),
+    "tiers kept what was sent": GateRow(
+        shown="store tiers kept every chunk",
+        failed_name="store tiers lost chunks",
+        meaning="a tier lost chunks that LMCache stored",
+        takes=_takes(doubt=_MEASURED),
+        doubt="A store tier lost chunks. Later passes may compute what it should have served.",
     ),
     "the ledger closes": GateRow(
         shown="ledger closes",

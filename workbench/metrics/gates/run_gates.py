@@ -72,33 +72,34 @@ def caches_emptied(refusals: Sequence[str]) -> Gate:
 
 
 def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
-    """No NIXL transfer failed, and no KV expired before it was fetched.
+    """No KV transfer between instances failed, and no KV expired before it was fetched.
 
     vLLM counts a prompt as transferred when it admits it, so only these counters show that a part
     of it was recomputed.
     """
-    counted = [(p, p.nixl) for p in passes if p.pulls]
+    counted = [(p, p.transfers) for p in passes if p.pulls]
     problems, unknown, transfers = [], [], 0.0
-    for p, nixl in counted:
+    for p, seen in counted:
         if p.expired_before:
             problems.append(f"The KV of {p.expired_before:,.0f} prompts expired before {p.label}")
-        if nixl is None or isnan(nixl.failed + nixl.expired):
+        if seen is None or isnan(seen.failed + seen.expired):
             unknown.append(f"The instances do not count failed transfers ({p.label})")
             continue
-        transfers += 0 if isnan(nixl.transfers) else nixl.transfers
-        if nixl.failed or nixl.expired:
+        transfers += 0 if isnan(seen.transfers) else seen.transfers
+        if seen.failed or seen.expired:
             problems.append(
-                f"{nixl.failed:,.0f} KV transfers failed, and the KV of {nixl.expired:,.0f} prompts"
+                f"{seen.failed:,.0f} KV transfers failed, and the KV of {seen.expired:,.0f} prompts"
                 f" expired ({p.requests_sent:,} requests; {p.label})"
+                + (f": {seen.reason}" if seen.reason else "")
             )
     return judge(
         "no failed transfers",
         holds=f"All {transfers:,.0f} transfers succeeded and no KV expired ({len(counted)} passes)",
         problems=problems,
-        unknown=unknown or ([] if counted else ["No NIXL pass was measured"]),
-        next_step="Look for NIXL errors in the decode logs; affected TTFTs may include a second"
+        unknown=unknown or ([] if counted else ["No pass with KV transfers was measured"]),
+        next_step="Look for transfer errors in the decode logs; affected TTFTs may include a second"
         " prefill",
-        if_unknown="Expose /metrics of every instance",
+        if_unknown="Expose /metrics of every instance, or keep vLLM's log level at INFO",
     )
 
 

@@ -64,10 +64,17 @@ def missing_causes(
 def hashes_apart(p: PassCounters) -> bool:
     """Whether every role loaded exactly the chunks that it had stored itself, and no others.
 
-    Then instances hash the same chunk differently: their hash seeds or algorithms differ.
+    Then instances hash the same chunk differently: their hash seeds or algorithms differ. A store
+    that counts no lookups cannot show it.
     """
     store, kept = p.store, p.store_since_empty
-    if store is None or kept is None or not p.reuse.keys() >= p.sources.keys():
+    if (
+        store is None
+        or kept is None
+        or not p.counts_lookups
+        or p.private
+        or not p.reuse.keys() >= p.sources.keys()
+    ):
         return False
     roles = [p.reuse[role] for role in p.sources]
     alone = sum(reuse.alone_external_hit for reuse in roles)
@@ -84,12 +91,14 @@ def hashes_apart(p: PassCounters) -> bool:
 def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> Iterator[Entry]:
     """Causes that a counter shows, each with the most tokens that it can explain."""
     unloaded = max(0.0, reuse.external_hit - sources.external_hit)
-    if role == "decode" and p.nixl is not None and p.nixl.failed > 0:
-        why = f"{p.nixl.failed:,.0f} transfers failed, and their tokens were recomputed"
-        most = p.nixl.failed * p.longest_prompt_tokens
+    if p.private:  # it was given all that the engine's own cache was given
+        unloaded = max(0.0, float(reuse.cached) - sources.cached)
+    if role == "decode" and p.transfers is not None and p.transfers.failed > 0:
+        why = f"{p.transfers.failed:,.0f} transfers failed, and their tokens were recomputed"
+        most = p.transfers.failed * p.longest_prompt_tokens
         yield Entry(cause="failed transfer", tokens=min(unloaded, most), why=why)
     store, kept = p.store, p.store_since_empty
-    if p.stores and store is not None and isnan(store.requested_tokens):
+    if p.stores and not p.private and store is not None and isnan(store.requested_tokens):
         why = "the store did not answer when its counters were read"
         yield Entry(cause="store did not answer", tokens=unloaded, why=why)
     elif p.stores and hashes_apart(p):
@@ -98,14 +107,28 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
             " same PYTHONHASHSEED and hash algorithm)"
         )
         yield Entry(cause="hash seed mismatch", tokens=unloaded, why=why)
+    elif losing := [tier for tier in p.tiers if tier.problem or tier.lost > 0]:
+        tier = losing[0]
+        why = tier.problem or (
+            f"{tier.shown} holds {tier.held:,.0f} of {tier.sent:,.0f} chunks"
+            f" ({tier.why_lost or 'no counter shows why'})"
+        )
+        yield Entry(cause="tier lost chunks", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.evicted_chunks > 0:
+        named, unit = ("host memory", "blocks") if p.private else ("store", "chunks")
         why = (
-            f"the store evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} chunks;"
+            f"the {named} evicted {kept.evicted_chunks:,.0f} of {kept.written_chunks:,.0f} {unit};"
             " raise store_gb"
         )
         # A chunk that is gone takes the rest of its prompt with it.
         most = kept.evicted_chunks * p.longest_prompt_tokens
-        yield Entry(cause="store eviction", tokens=min(unloaded, most), why=why)
+        yield Entry(cause=f"{named} eviction", tokens=min(unloaded, most), why=why)
+    elif p.private and kept is not None and kept.dropped_chunks > 0:
+        why = (
+            f"vLLM found no free host memory {kept.dropped_chunks:,.0f} times, while transfers used"
+            " it, and did not store; raise store_gb"
+        )
+        yield Entry(cause="host memory was full", tokens=unloaded, why=why)
     elif p.stores and kept is not None and kept.dropped_chunks > 0:
         why = (
             f"the store was full and rejected {kept.dropped_chunks:,.0f} chunks"
@@ -114,9 +137,9 @@ def _shown(p: PassCounters, role: Role, reuse: Reuse, sources: TokenSources) -> 
         most = kept.dropped_chunks * p.longest_prompt_tokens
         yield Entry(cause="store was full", tokens=min(unloaded, most), why=why)
     elif role == "decode" and p.stores and p.stores_late and kept is not None:
-        # Nothing was evicted or rejected, so what is missing now came too late.
+        # Nothing was evicted or rejected, so what was stored in this pass came too late.
         why = "decode looked the prompt up before prefill had stored all of it"
-        if kept.written_chunks > 0:
+        if store is not None and store.written_chunks > 0:
             yield Entry(cause="not stored yet", tokens=unloaded, why=why)
     if role in p.overflowed:
         # A store may still serve what an engine evicted, but only in whole chunks.

@@ -9,8 +9,9 @@ KV block per request fail the gate `the ledger closes`.
 
 - `counted`: prompt tokens that the client sent to a role, against those that its servers counted.
 - `reused`: prefix tokens that an infinite cache would have served, against those that were served.
-- `moved`: tokens that decode instances counted as fetched, against the KV bytes that NIXL moved.
+- `moved`: tokens that decode instances counted as fetched, against the KV bytes that moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
+- `tiers`: hits that the store counted below its memory, against chunks that it read from there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isnan, nan
 
-from workbench.metrics.counters import TokenSources
+from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.ledger.causes import Entry, hashes_apart, missing_causes, of_failed
 from workbench.metrics.passes import PassCounters
@@ -31,6 +32,7 @@ COMPARED = {
     "reused": "reusable vs served",
     "moved": "fetched vs moved",
     "store": "loaded vs store hits",
+    "tiers": "L2 hits vs L2 loads",
 }
 """The expected and the observed number of each account, in words."""
 
@@ -45,7 +47,7 @@ class Account:
     role: str
     """`prefill`, `decode`, `aggregated`, or `all` for the store."""
     name: str
-    """`counted`, `reused`, `moved` or `store`."""
+    """`counted`, `reused`, `moved`, `store` or `tiers`."""
     requests: int
     expected: Number
     observed: Number
@@ -72,10 +74,12 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
         for role, sources in p.sources.items():
             drawn.append(_counted(p, role, sources))
             drawn.append(_reused(p, role, sources))
-        if p.nixl is not None and "decode" in p.sources:
+        if p.pulls and "decode" in p.sources:
             drawn.append(_moved(p))
         if p.stores and p.sources:
             drawn.append(_store(p))
+        if p.tiers:
+            drawn.append(_tiers(p))
     return drawn
 
 
@@ -181,27 +185,34 @@ def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
 
 def _moved(p: PassCounters) -> Account:
     """KV bytes over the wire against tokens that decode instances counted as fetched."""
-    assert p.nixl is not None
+    seen = p.transfers or TransferCounters(bytes_moved=nan, transfers=nan, failed=nan, expired=nan)
     fetched = p.sources["decode"].external_hit
-    moved = p.nixl.bytes_moved / p.kv_bytes_per_token
+    moved = seen.bytes_moved / p.kv_bytes_per_token
+    if seen.rounding_bytes and not isnan(moved):
+        # A log rounds sizes, but whole blocks were moved.
+        whole_blocks = p.block_tokens * round(moved / p.block_tokens)
+        if abs(moved - whole_blocks) <= seen.rounding_bytes / p.kv_bytes_per_token:
+            moved = float(whole_blocks)
     unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
-    if isnan(moved):
-        unknown = unknown or "the bytes that NIXL moved, or the KV bytes per token, are unknown"
+    if p.transfers is None:
+        unknown = unknown or "this vLLM does not count the bytes that were moved"
+    elif isnan(moved):
+        unknown = unknown or "the bytes that were moved, or the KV bytes per token, are unknown"
     entries = []
     reuse = p.reuse.get("decode")
     if reuse is not None and (whole := reuse.moved_tokens - reuse.external_hit):
-        why = "NIXL moves whole blocks, including the last, partly filled one"
+        why = "whole blocks are moved, including the last, partly filled one"
         entries.append(Entry(cause="block rounding", tokens=float(-whole), why=why))
     short = fetched - moved - sum(entry.tokens for entry in entries)
     if p.failed_prompt_tokens and short:
         entries.append(of_failed(p, short))
-    elif p.nixl.failed > 0 and short > 0:
-        short = min(short, p.nixl.failed * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"{p.nixl.failed:,.0f} failed transfers, counted as fetched but recomputed"
+    elif seen.failed > 0 and short > 0:
+        short = min(short, seen.failed * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"{seen.failed:,.0f} failed transfers, counted as fetched but recomputed"
         entries.append(Entry(cause="failed transfer", tokens=short, why=why))
-    elif p.nixl.expired > 0 and short > 0:
-        short = min(short, p.nixl.expired * (p.longest_prompt_tokens + p.block_tokens))
-        why = f"the KV of {p.nixl.expired:,.0f} prompts expired before it was fetched"
+    elif seen.expired > 0 and short > 0:
+        short = min(short, seen.expired * (p.longest_prompt_tokens + p.block_tokens))
+        why = f"the KV of {seen.expired:,.0f} prompts expired before it was fetched"
         entries.append(Entry(cause="expired KV", tokens=short, why=why))
     return _account(
         p,
@@ -219,6 +230,8 @@ def _store(p: PassCounters) -> Account:
     loaded = sum(sources.external_hit for sources in p.sources.values())
     hits = p.store.hit_tokens if p.store is not None else nan
     unknown = "the store's counters could not be read" if isnan(hits) else ""
+    if unknown and p.private and isnan(p.kv_bytes_per_token):
+        unknown = "the KV bytes per token are unknown, and vLLM counts the bytes that it loaded"
     if isnan(loaded):
         unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
@@ -254,6 +267,25 @@ def _store(p: PassCounters) -> Account:
         observed=hits,
         entries=entries,
         unknown=unknown,
+    )
+
+
+def _tiers(p: PassCounters) -> Account:
+    """Hits below the store's memory against what the store read from there."""
+    hits, loaded, unknown = nan, nan, ""
+    if p.store is None or isnan(p.store.hit_l2_tokens + p.store.tier_loaded_chunks):
+        unknown = "the store's counters could not be read"
+    elif not p.chunk_objects:
+        unknown = "roles differ in tensor parallelism, and so in the chunks that they store"
+    else:
+        hits = p.store.hit_l2_tokens
+        loaded = p.store.tier_loaded_chunks / p.chunk_objects * p.chunk_tokens
+    entries = []
+    if hits > loaded and not _exact(p):
+        why = "requests in flight together share what was read once"
+        entries.append(Entry(cause="in flight", tokens=hits - loaded, why=why))
+    return _account(
+        p, "all", "tiers", expected=hits, observed=loaded, entries=entries, unknown=unknown
     )
 
 

@@ -7,6 +7,7 @@ a function that returns what `chart.draw` makes of it, and a name below.
 from workbench.report.figures.break_even import break_even, chunk_effect, cost_of_storing
 from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
+from workbench.report.figures.connectors import connectors
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.single_requests import (
@@ -24,6 +25,7 @@ __all__ = [
     "break_even",
     "cache_size",
     "chunk_effect",
+    "connectors",
     "cost_of_storing",
     "hit_against_ideal",
     "hits_by_tier",

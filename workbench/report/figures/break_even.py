@@ -10,6 +10,7 @@ from math import isnan
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.experiment.plan.hit_plan import tier_of
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.numbers import times
@@ -68,8 +69,8 @@ def _change(row: marks.Row) -> str:
 def break_even(ratios: pd.DataFrame) -> Chart:
     """TTFT speed-up of loading a prompt over computing it, by prompt length.
 
-    A line for each state: all of the prompt in L1, part of it, all of it on disk. Above 1 loading
-    beats recomputing; the crossing is break-even.
+    A line for each state: all of the prompt in L1, part of it, all of it in a tier below. Above 1
+    loading beats recomputing; the crossing is break-even.
     """
     heading = "Speed-up of loading over recomputing"
     rows = [row for row in marks.ratio_rows(ratios, what="loading") if row["prompt_tokens"] > 0]
@@ -78,7 +79,9 @@ def break_even(ratios: pd.DataFrame) -> Chart:
     rows.sort(key=lambda row: row["prompt_tokens"])
     lines: dict[str, list[marks.Row]] = {}
     for row in rows:
-        lines.setdefault(str(row["pass"]), []).append(row)
+        several = len({other["arm"] for other in rows if other["pass"] == row["pass"]}) > 1
+        name = f"{row['pass']}, {tier_of(row['arm'])}" if several else str(row["pass"])
+        lines.setdefault(name, []).append(row)
     look = marks.looks(list(lines))
     lengths = sorted({float(row["prompt_tokens"]) for row in rows})
 

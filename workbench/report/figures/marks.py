@@ -95,10 +95,12 @@ Key = Look | Area | Reference
 _KNOWN = {
     "cold": Look(colour=VERMILION, marker="o"),
     "store-warm": Look(colour=BLUE, marker="s", dash=(0, (5, 2))),
+    "offload-warm": Look(colour=BLUE, marker="<", dash=(0, (4, 2))),
     "engine-warm": Look(colour=GREEN, marker="D", dash=(0, (2, 2))),
     "warm": Look(colour=GREEN, marker="D", dash=(0, (2, 2))),
     "cross-instance": Look(colour=PURPLE, marker="^", dash=(0, (6, 2, 1, 2))),
     "disk-warm": Look(colour=PURPLE, marker="v", dash=(0, (6, 2, 1, 2))),
+    "remote-warm": Look(colour=BLACK, marker="<", dash=(0, (4, 2))),
     "off": Look(colour=BLACK, marker="v", dash=(0, (1, 1))),
 }
 _SPARE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, BLACK, "#7f8c99")

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from workbench.experiment.hits.hit_findings import percent
 from workbench.experiment.hits.need_to_load import place
+from workbench.experiment.plan.hit_plan import tier_of
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 
@@ -20,6 +21,13 @@ _SOURCES = {
     "engine_hit": ("engine prefix cache", marks.Area(colour=marks.GREEN)),
     "external_hit": ("loaded through the connector", marks.Area(colour=marks.BLUE)),
 }
+_BELOW = {
+    "memory": ("loaded from the store's memory", marks.Area(colour=marks.BLUE)),
+    "disk": ("loaded from disk", marks.Area(colour=marks.PURPLE, hatch="////")),
+    "redis": ("loaded from Redis", marks.Area(colour=marks.PURPLE, hatch="....")),
+    "mooncake": ("loaded from Mooncake", marks.Area(colour=marks.PURPLE, hatch="xxxx")),
+}
+"""Tiers of the store, where a run knows which of them served what was loaded."""
 _TIERS = {
     "engine": marks.Area(colour=marks.GREEN),
     "l1": marks.Area(colour=marks.BLUE),
@@ -43,13 +51,13 @@ def token_sources(sources: pd.DataFrame) -> Chart:
     rows = rows.dropna(subset=list(_SOURCES))
     if rows.empty:
         return no_data(heading, "no server reports the source of its prompt tokens.")
-    tokens = rows[[*_SOURCES]]
+    tokens, known = _split_by_tier(sources, rows, keys)
     shares = tokens.div(tokens.sum(axis=1).clip(lower=1.0), axis=0)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = (rows["arm"] + ", " + rows["pass"] + ": " + rows["role"]).to_list()
-        areas = {source: area for source, (_, area) in _SOURCES.items()}
+        areas = {source: area for source, (_, area) in known.items()}
         texts = [f"{total:,.0f}" for total in tokens.sum(axis=1)]
         marks.stacked_rows(axes, shares, areas, labels=names, texts=texts, heading="tokens")
         axes.set(xlim=(0, 1), xlabel="% of the prompt tokens sent to that role")
@@ -60,10 +68,10 @@ def token_sources(sources: pd.DataFrame) -> Chart:
     if len(decode):
         share = decode["computed"].sum() / max(1.0, decode.sum().sum())
         found = f"Decode instances recomputed {100 * share:.3g} % of their prompt tokens"
+    whose = rows[keys].agg(" ".join, axis=1)
     spoken = [
-        f"{r['arm']} {r['pass']} {r['role']}: {r['computed']:,.0f} computed,"
-        f" {r['engine_hit']:,.0f} from the engine, {r['external_hit']:,.0f} through the connector."
-        for _, r in rows.iterrows()
+        f"{who}: {', '.join(f'{known[name][0]} {row[name]:,.0f}' for name in known)}."
+        for who, (_, row) in zip(whose, tokens.iterrows(), strict=True)
     ]
     return draw(
         paint,
@@ -71,10 +79,32 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         body_px=24 * len(rows) + 84,
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
         caption="Read from the counters of the engines, summed over all rounds.",
-        keys=dict(_SOURCES.values()),
+        keys=dict(known.values()),
         shows=("counts",),
         attrs=sources.attrs,
     )
+
+
+def _split_by_tier(
+    sources: pd.DataFrame, rows: pd.DataFrame, keys: list[str]
+) -> tuple[pd.DataFrame, dict[str, tuple[str, marks.Area]]]:
+    """Tokens of each row by source, with what was loaded by tier of the store where that is known
+    in every round; and the name and look of each source."""
+    tokens = rows[[*_SOURCES]]
+    tiers = [tier for tier in _BELOW if tier in sources]
+    if not tiers:
+        return tokens, dict(_SOURCES)
+    # What one round does not know is unknown for all.
+    sums = sources.groupby(keys, sort=False)[tiers]
+    by_tier = sums.sum().where(sums.count().eq(sums.size(), axis=0))
+    by_tier = by_tier.loc[list(rows[keys].itertuples(index=False, name=None))].set_axis(rows.index)
+    left = tokens["external_hit"].where(by_tier.isna().any(axis=1), 0.0)
+    split = tokens.assign(external_hit=left).join(by_tier.fillna(0.0))
+    looks = _SOURCES | _BELOW
+    always = ("computed", "engine_hit")
+    seen = {name: look for name, look in looks.items()
+            if name in split and (name in always or split[name].sum() > 0)}  # fmt: skip
+    return split[[*seen]], seen
 
 
 def served_over_requests(served: pd.DataFrame, *, arms: Sequence[str] = ()) -> Chart:
@@ -156,10 +186,11 @@ def _bars(axes: Axes, rows: pd.DataFrame, known: Sequence[str]) -> None:
 def _names(rows: pd.DataFrame) -> dict[str, str]:
     """What each tier is called. LMCache inside vLLM does not report which of its tiers it was."""
     in_process = rows["pass"].eq("in-process").all()
+    below = sorted(set(filter(None, map(tier_of, rows.loc[rows["l2"] > 0, "arm"].astype(str)))))
     return {
         "engine": "engine prefix cache",
         "l1": "LMCache" if in_process else "LMCache memory (L1)",
-        "l2": "LMCache disk (L2)",
+        "l2": f"LMCache {below[0]} (L2)" if len(below) == 1 else "LMCache L2",
         "computed": "computed",
     }
 

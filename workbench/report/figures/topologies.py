@@ -19,7 +19,7 @@ from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data, text_px
 from workbench.report.numbers import quantity, time_scale, times
 
-_WARM = ("store-warm", "cross-instance", "engine-warm", "warm")
+_WARM = ("store-warm", "offload-warm", "cross-instance", "engine-warm", "warm")
 _AGAINST = {
     "cache-state": ("cold", "no arm was measured both cold and warm."),
     "opponent": ("aggregated baseline", "no PD split was measured together with its baseline."),

@@ -55,6 +55,11 @@ def ttft_waterfall(waterfall: pd.DataFrame) -> Chart:
         sample += f" (a p99 needs {needed_n(0.99)} requests)"
     if (withheld := waterfall.attrs.get("no_p99")) and not tails:
         sample += f". No slow request is shown: {withheld.partition(':')[0]}"
+    if "at_once" in rows and (beside := rows.loc[rows["at_once"], "arm"].unique()).size:
+        sample += (
+            f". {', '.join(beside)}: prefill and decode got the request at once and decode waited,"
+            f" so {PARTS['transfer_queue_s']} includes both API servers"
+        )
     shown = [part for part in PARTS if (rows[part] > 0).any()]
     return draw(
         paint,

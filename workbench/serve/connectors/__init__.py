@@ -9,9 +9,9 @@ from importlib import import_module
 
 from workbench.errors import ParameterError, nearest
 from workbench.params.notebooks import CONNECTORS as NAMES
-from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.connectors.connector import Connector, LegsAtOnce, Store, Wiring
 
-__all__ = ["CONNECTORS", "Connector", "Store", "Wiring", "connector"]
+__all__ = ["CONNECTORS", "Connector", "LegsAtOnce", "Store", "Wiring", "connector"]
 
 CONNECTORS: dict[str, Connector] = {
     name: import_module(f"{__name__}.{name.replace('-', '_')}").CONNECTOR for name in NAMES

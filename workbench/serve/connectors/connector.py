@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,27 +21,53 @@ class Wiring:
     cpu: bool
     store_port: int = 0
     store_gb: float = 0.0
-    """The part of the store's memory that this instance lends it, where instances do that."""
+    """Memory of this instance that the store uses, where the store's memory is in instances."""
     side_port: int = 0
     """A second port of the instance itself."""
+    mooncake_protocol: str = "tcp"
+    transfer_timeout_s: int = 0
+    """How long a decode instance may wait for a prompt's KV, where it waits for prefill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegsAtOnce:
+    """The proxy sends both legs of a request at once, and decode waits for the KV of prefill."""
+
+    lookup_path: str
+    """A GET on the side port of a prefill instance, whose JSON object tells which engine runs
+    there now: a restarted instance is another engine."""
+    prefill: Callable[[str], dict[str, Any]]
+    """Fields of the prefill leg for this transfer id."""
+    decode: Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
+    """Fields of the decode leg for this transfer id, the URL of that side port, and what the lookup
+    returned. Raises ValueError if that names no engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Servers that keep KV outside the engines' own caches."""
+    """Memory that keeps KV outside the engines' own caches, in servers or in each instance."""
 
-    processes: Callable[..., tuple[ProcessSpec, ...]]
+    processes: Callable[..., tuple[ProcessSpec, ...]] | None
     """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
-    `chunk_tokens`, `disk_folder` and `cpu`. The first one's port is the `store_port` of instances;
-    its ready URL also serves /metrics."""
+    `chunk_tokens`, `tiers` and `cpu`. The first one's port is the `store_port` of instances; its
+    ready URL also serves /metrics. None where each instance has a store of its own, whose counters
+    are among the instance's."""
+    state: str = "store-warm"
+    """The cache state in which only this store has the KV."""
     clear_path: str
     """A POST to it empties the memory."""
     cleared_by: Literal["store", "instance"] = "store"
-    """Who receives that POST: the store itself, or any one instance on its behalf."""
+    """Who receives that POST: the store itself, or any one instance on its behalf. (Where each
+    instance has a store of its own, each of them.)"""
     counters: Mapping[str, str]
-    """The Prometheus series of each field of `metrics.counters.StoreCounters`."""
+    """The Prometheus series of each field of `metrics.counters.StoreCounters`. One of bytes (named
+    `_bytes_total`) is converted to the field's tokens or blocks."""
+    held: str = ""
+    """The gauge of what it holds: 0 proves that it was emptied."""
+    tier_loads: str = ""
+    """It can keep chunks in `tiers` below its memory; the series of loads from each, by l2_name."""
     keeps_blocks: bool = False
-    """It keeps and counts whole KV blocks of the engine, instead of chunks and tokens."""
+    """It keeps whole KV blocks of the engine instead of chunks, and counts blocks or bytes."""
     stores_late: bool = False
     """Engines respond before it has all blocks of a prompt, so a decode instance may miss some."""
     counts_lookups: bool = True
@@ -50,6 +76,11 @@ class Store:
     """If it dies, each request waits for seconds and then succeeds; a pass is stopped at once."""
     instance_start_s: float
     """Additional start-up time of an instance on a CPU."""
+
+    @property
+    def private(self) -> bool:
+        """Whether each instance has one of its own."""
+        return self.processes is None
 
 
 def _nothing(*_: object) -> dict[str, Any]:
@@ -77,10 +108,19 @@ class Connector:
     hand_over: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
     """Fields of the prefill response that go into the body of the decode leg. Raises ValueError if
     there are none that make the decode instance fetch KV."""
+    at_once: LegsAtOnce | None = None
+    """Both legs are sent at once, instead of decode after prefill. A prefill instance that dies
+    then stalls decode, so a pass is stopped at once."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
-    """The Prometheus series of each field of `metrics.counters.NixlCounters`."""
+    """The Prometheus series of each field of `metrics.counters.TransferCounters`."""
+    transfer_log_s: float = 0.0
+    """The period in which vLLM's log counts transfers, where no series does."""
+    rdma: bool = False
+    """It can use RDMA instead of TCP, if the machine has such a device."""
     doubt: str = ""
     """What a result with it must say, whatever was measured."""
+    cpu_doubt: str = ""
+    """The same, on a machine without a GPU."""
     fatal: tuple[str, ...] = ()
     """Log texts after which an instance never becomes ready."""
     patch_cpu: Callable[[], object] = _nothing
@@ -98,12 +138,16 @@ class Connector:
 
     def check(self, topology: Topology) -> None:
         """Refuse a topology that this connector cannot serve. Raises PlanError."""
+        if needed := self.refuses(topology):
+            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+
+    def refuses(self, topology: Topology) -> str:
+        """What this topology needs instead; empty if the connector serves it."""
         if topology.disaggregated and not self.transfers:
-            needed = "connector=lmcache or nixl (without KV transfer, both roles would prefill)"
-            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+            return "connector=lmcache or nixl (without KV transfer, both roles would prefill)"
         if not topology.disaggregated and self.transfers and not self.store:
-            needed = "connector=none or lmcache (it has no prefill instance to receive KV from)"
-            raise PlanError(needs(f"topology={topology}", needed, self.name, "lmcache"))
+            return "connector=none or lmcache (it has no prefill instance to receive KV from)"
+        return ""
 
     @property
     def loads(self) -> bool:
@@ -127,14 +171,17 @@ class Connector:
             " -p topology 2a)"
         )
 
-    def passes(self, topology: Topology) -> tuple[str, ...]:
-        """The cache states of this connector and topology, in the order of measurement."""
+    def passes(self, topology: Topology, tiers: Sequence[str] = ()) -> tuple[str, ...]:
+        """The cache states of this connector, topology and `store_tiers`, in their order."""
         states = ["cold", "engine-warm"]
         answering = topology.decode or topology.aggregated
         if self.transfers and answering > 1:
             states.append("cross-instance")
         if self.store:
-            states.append("store-warm")
+            states.append(self.store.state)
+        # A disk comes first: it is emptied before the remote tier's turn.
+        states += ["disk-warm"] if "disk" in tiers else []
+        states += ["remote-warm"] if {*tiers} - {"disk"} else []
         return tuple(states)
 
     def engine_args(self, wiring: Wiring) -> tuple[str, ...]:

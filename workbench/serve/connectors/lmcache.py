@@ -12,6 +12,7 @@ from typing import Any
 
 from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.connectors.tiers import PLUGINS, Tier
 from workbench.serve.processes.launcher import ProcessSpec
 
 CHUNK_TOKENS = 256
@@ -42,10 +43,10 @@ def _server(
     shm_name: str,
     memory_gb: float,
     chunk_tokens: int = CHUNK_TOKENS,
-    disk_folder: str = "",
+    tiers: Sequence[Tier] = (),
     cpu: bool = True,
 ) -> tuple[ProcessSpec, ...]:
-    """`lmcache server`; with `disk_folder` a disk tier for every chunk."""
+    """`lmcache server`; it writes every chunk to each of its tiers."""
     port, http_port = next(ports), next(ports)
     args = [
         "--host", "127.0.0.1", "--port", str(port),
@@ -56,18 +57,18 @@ def _server(
     ]  # fmt: skip
     if chunk_tokens != CHUNK_TOKENS:
         args += ["--chunk-size", str(chunk_tokens)]
-    if disk_folder:
-        args += ["--l2-adapter", json.dumps({"type": "fs", "base_path": disk_folder})]
+    for tier in tiers:
+        args += ["--l2-adapter", json.dumps(tier.adapter)]
     server = ProcessSpec(
         name="store",
         role="store",
         program=(interpreter.path, *_PROGRAM),
         args=tuple(args),
         forks=f"{__name__}:serve" if cpu else "",
-        env=_ENV,
+        env=_ENV | {name: text for tier in tiers for name, text in tier.env.items()},
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
-        scratch=(disk_folder,) if disk_folder else (),
+        writes=tuple(tier.adapter["base_path"] for tier in tiers if "base_path" in tier.adapter),
     )
     return (server,)
 
@@ -81,13 +82,16 @@ def serve(arguments: Sequence[str]) -> None:
     """Run `lmcache server` with these arguments, in a fork."""
     from lmcache.cli.main import main
 
+    sys.path.append(str(PLUGINS))  # a fork reads no PYTHONPATH
     sys.argv = ["lmcache", "server", *arguments]
     main()
 
 
 STORE = Store(
     processes=_server,
+    tier_loads="lmcache_mp_l2_load_completed_requests_total",
     clear_path="/cache/clear",
+    held="lmcache_mp_l1_memory_usage_bytes",
     instance_start_s=0.4,
     counters={
         "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",
@@ -98,8 +102,11 @@ STORE = Store(
         "read_chunks": "lmcache_mp_l1_read_chunks_total",
         "evicted_chunks": "lmcache_mp_l1_evicted_chunks_total",
         "dropped_chunks": "lmcache_mp_l1_allocation_failure_chunks_total",
-        "disk_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
-        "disk_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
+        "tier_sent_chunks": "lmcache_mp_l2_store_submitted_objects_chunks_total",
+        "tier_chunks": "lmcache_mp_l2_store_completed_objects_chunks_total",
+        "tier_sent_tasks": "lmcache_mp_l2_store_submitted_requests_total",
+        "tier_done_tasks": "lmcache_mp_l2_store_completed_requests_total",
+        "tier_loaded_chunks": "lmcache_mp_l2_prefetch_load_completed_chunks_total",
     },
 )
 

@@ -21,15 +21,13 @@ _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
 
-def _processes(
-    ports: Iterator[int], *, interpreter: Interpreter, **_: object
-) -> tuple[ProcessSpec, ...]:
+def master(ports: Iterator[int], interpreter: Interpreter) -> ProcessSpec:
     """The master. It must be ready first: an instance that finds none waits for 90 s.
 
     The program is inside the package: its command line tool would be one process more.
     """
     port, http_port = next(ports), next(ports)
-    master = ProcessSpec(
+    return ProcessSpec(
         name="store",
         role="store",
         program=(str(Path(interpreter.find("mooncake")) / "mooncake_master"),),
@@ -41,7 +39,6 @@ def _processes(
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/health",
     )
-    return (master,)
 
 
 def _config(wiring: Wiring) -> dict[str, str]:
@@ -52,7 +49,7 @@ def _config(wiring: Wiring) -> dict[str, str]:
         "master_server_address": f"127.0.0.1:{wiring.store_port}",
         "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
         "local_buffer_size": _LOCAL_BUFFER,
-        "protocol": "tcp",
+        "protocol": wiring.mooncake_protocol,
         "device_name": "",
     }
     return {"MOONCAKE_CONFIG_PATH": json.dumps(config)}
@@ -78,9 +75,10 @@ def _patch_cpu() -> None:
 
 
 STORE = Store(
-    processes=_processes,
+    processes=lambda ports, *, interpreter, **_: (master(ports, interpreter),),
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
+    held="master_key_count",
     keeps_blocks=True,
     stores_late=True,
     counts_lookups=False,
@@ -105,12 +103,12 @@ CONNECTOR = Connector(
     transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
+    rdma=True,
     doubt=(
         "Mooncake's transfer ports accept connections on all addresses of this machine; it has no"
         " setting for loopback only."
     ),
     patch_cpu=_patch_cpu,
-    simulated=False,
     packages={"mooncake": "0.3.13.post1"},
     modules=("mooncake",),
     fatal=("Initialize MooncakeDistributedStore failed",),

@@ -112,5 +112,5 @@ CONNECTOR = Connector(
     fatal=("NIXL is not avail",),
     packages={"nixl": "1.5.1"},
     modules=("nixl", "nixl_rocm"),
-    install="run make setup, or pip install nixl==1.5.1",
+    install="run make setup, or pip install transfers==1.5.1",
 )

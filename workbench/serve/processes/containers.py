@@ -4,7 +4,7 @@
 
 A container belongs to docker or podman, not to the process that asked for it. So each has the
 launcher's token as a label, and the supervisor runs the command above when it ends: also after the
-notebook's kernel was killed. The proxy stays a process of this machine.
+notebook's kernel was killed. Proxy and Redis stay processes of this machine.
 
 Containers of a deployment share memory (LMCache with its engines; CUDA's and UCX's transports) in
 the IPC namespace of a container that does nothing else. It ends with them, and with it every
@@ -104,7 +104,7 @@ class ContainerLauncher:
 
         Raises LaunchError if no container can be started.
         """
-        if spec.role == "proxy":
+        if spec.here:
             return await self.local.start(spec, log_dir)
         if not self._memory:
             self._memory = await self._share_memory(log_dir)
@@ -122,8 +122,6 @@ class ContainerLauncher:
             writes=spec.writes,
             options=(
                 *("--name", name := self._name(spec.name), "--ipc", f"container:{self._memory}"),
-                # A volume without a name ends with its container.
-                *(word for folder in spec.scratch for word in ("--volume", folder)),
                 *gpus,
             ),
         )

@@ -17,15 +17,16 @@ from workbench.topology import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """One process: `role` is an instance's role, `store` or `proxy`."""
+    """One process: `role` is an instance's role, `store`, `tier` (of a store) or `proxy`."""
 
     name: str
-    role: Role | Literal["store", "proxy"]
+    role: Role | Literal["store", "tier", "proxy"]
     program: tuple[str, ...]
     """The command, without `args`."""
     args: tuple[str, ...]
     port: int
     ready_url: str
+    """It is ready when this URL responds, or with `tcp://` when its port accepts connections."""
     env: dict[str, str] = field(default_factory=dict)
     env_files: dict[str, str] = field(default_factory=dict)
     """Variables that name a file, with its text; the launcher writes it beside the log."""
@@ -38,9 +39,9 @@ class ProcessSpec:
     reads: tuple[str, ...] = ()
     """Files and folders that it reads, beside those of its program."""
     writes: tuple[str, ...] = ()
-    """Folders that it writes and that stay."""
-    scratch: tuple[str, ...] = ()
-    """Folders that it writes and that end with it."""
+    """Folders that it writes."""
+    here: bool = False
+    """It is a program of this machine, wherever engines run."""
 
     def write_files(self, log_dir: Path) -> dict[str, str]:
         """Write `env_files` beside the log; the variables that name them."""

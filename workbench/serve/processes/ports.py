@@ -31,6 +31,12 @@ def unused_ports() -> Iterator[int]:
     )
 
 
+def in_use(port: int) -> bool:
+    """True if a program listens on this port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_ports(count: int) -> list[int]:
     """`count` unused ports."""
     return list(islice(unused_ports(), count))

@@ -66,14 +66,17 @@ async def _ready(
 
 
 async def _answers(client: httpx.AsyncClient, process: Process) -> bool:
+    url = httpx.URL(process.spec.ready_url)
     try:
-        answer = await client.get(process.spec.ready_url)
-    except httpx.HTTPError:
-        return False
-    if answer.status_code != 200:
+        if url.scheme == "tcp":
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writer.close()
+        elif (await client.get(url)).status_code != 200:
+            return False
+    except (httpx.HTTPError, OSError):
         return False
     # Another program that took the port may respond as well.
-    return not process.pid or listens(process.pid, answer.url.port or 80)
+    return not process.pid or listens(process.pid, url.port or 80)
 
 
 def failure(process: Process, what: str) -> str:

@@ -1,7 +1,8 @@
 """The two legs of one request behind the PD proxy, and their connections.
 
-A request is prefilled on one instance (one token, discarded) and then decoded on another. The
-connector defines additional fields of the first leg, and what its response passes to the second.
+A request is prefilled on one instance (one token, discarded) and decoded on another: afterwards, or
+at the same time if the connector makes decode wait. The connector defines additional fields of the
+first leg, and what its response passes to the second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Literal
+from uuid import uuid4
 
 import aiohttp
 import orjson
@@ -21,7 +23,7 @@ from aiohttp import web
 
 from workbench.errors import DeploymentError
 from workbench.records import LegRecord
-from workbench.serve.connectors import Connector
+from workbench.serve.connectors import Connector, LegsAtOnce
 
 Leg = Literal["prefill", "decode"]
 
@@ -29,6 +31,8 @@ _KEEPALIVE_S = 4.0
 """Below the 5 s after which vLLM's HTTP server (uvicorn) closes idle connections."""
 _CONNECT_S = 10.0
 """For a host that drops packets; a closed port is refused at once."""
+LOOKUP_PERIOD_S = 0.25
+"""No engine is restarted within it, so what was looked up is never that of an earlier one."""
 _MESSAGE_CHARS = 2000
 _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -120,6 +124,32 @@ class Upstream:
         return await self._fresh.request(method, url, data=data, headers=headers)
 
 
+class Engines:
+    """Which engine runs behind each side port, looked up so often that no request waits for it."""
+
+    def __init__(self, upstream: Upstream, legs: LegsAtOnce) -> None:
+        self._upstream, self._legs = upstream, legs
+        self._known: dict[str, dict[str, Any]] = {}
+
+    async def at(self, side_url: str) -> dict[str, Any]:
+        """What the last lookup returned, or a new one. Raises LegFailed, or ValueError."""
+        return self._known.get(side_url) or await self._look_up(side_url)
+
+    async def watch(self, side_url: str) -> None:
+        """Look up again and again, and forget the engine when it is gone."""
+        while True:
+            try:
+                self._known[side_url] = await self._look_up(side_url)
+            except (LegFailed, ValueError):
+                self._known.pop(side_url, None)
+            await asyncio.sleep(LOOKUP_PERIOD_S)
+
+    async def _look_up(self, side_url: str) -> dict[str, Any]:
+        path = self._legs.lookup_path
+        async with self._upstream.answer("prefill", side_url, path, {}, None) as response:
+            return json_object(await response.read())
+
+
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
@@ -186,10 +216,69 @@ class Trip:
         why = "the client disconnected, or the proxy was stopped"
         self.record = replace(self.record, error=f"{leg} cancelled: {why}")
 
-    async def prefill(self, body: Mapping[str, Any], connector: Connector) -> dict[str, Any]:
+    async def at_once(
+        self,
+        body: Mapping[str, Any],
+        connector: Connector,
+        engines: Engines,
+        side_url: str,
+        *,
+        lost: bool = False,
+    ) -> web.StreamResponse:
+        """Run both legs together; the client gets the decode leg.
+
+        The leg that fails first ends the other. A prefill leg that fails after the first byte of
+        decode is only recorded. With `lost` decode is not told where the KV is.
+        """
+        legs = connector.at_once
+        assert legs is not None
+        if lost:
+            legs = replace(legs, decode=lambda *_: {})
+        transfer_id = uuid4().hex
+        self.record = replace(self.record, at_once=True)
+        added = legs.prefill(transfer_id)
+        prefill = asyncio.create_task(self.prefill(body, connector, **added))
+        decode = asyncio.create_task(
+            self._decode_at_once(body, legs, transfer_id, engines, side_url)
+        )
+        both = {prefill, decode}
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            answering = self.record.decode_first_byte_s > 0
+            if prefill in done and not answering and (failure := prefill.exception()):
+                raise failure
+            out = await decode
+            await asyncio.wait({prefill})
+            if isinstance(failure := prefill.exception(), LegFailed):
+                self.failed(failure)
+            return out
+        finally:
+            for leg in both:
+                leg.cancel()
+            await asyncio.wait(both)
+
+    async def _decode_at_once(
+        self,
+        body: Mapping[str, Any],
+        legs: LegsAtOnce,
+        transfer_id: str,
+        engines: Engines,
+        url: str,
+    ) -> web.StreamResponse:
+        try:
+            added = legs.decode(transfer_id, url, await engines.at(url))
+        except (LegFailed, ValueError) as error:
+            instance = self.record.prefill_instance
+            what = str(error).removeprefix(f"prefill instance {url} ")
+            raise LegFailed("prefill", instance, f"(bootstrap server {url}) {what}") from error
+        return await self.decode(orjson.dumps({**body, **added}), held=True)
+
+    async def prefill(
+        self, body: Mapping[str, Any], connector: Connector, **added: Any
+    ) -> dict[str, Any]:
         """Run the prefill leg; returns the fields that its response adds to the decode leg."""
         instance = self.record.prefill_instance
-        data = orjson.dumps(prefill_body(body, connector))
+        data = orjson.dumps(prefill_body(body, connector) | added)
         self.record = replace(self.record, prefill_sent_s=monotonic())
         async with self._upstream.answer(
             "prefill", instance, self._request.path, self._headers, data
@@ -208,8 +297,11 @@ class Trip:
         except ValueError as error:
             raise LegFailed("prefill", instance, str(error), 200) from error
 
-    async def decode(self, body: bytes) -> web.StreamResponse:
-        """Run the decode leg and pass its response on, chunk by chunk."""
+    async def decode(self, body: bytes, *, held: bool = False) -> web.StreamResponse:
+        """Run the decode leg and pass its response on, chunk by chunk.
+
+        With `held` the client gets the head with the first chunk: until then another leg may fail.
+        """
         out = web.StreamResponse(headers={"X-Request-Id": self.record.request_id})
         last = b""
         self.record = replace(self.record, decode_sent_s=monotonic())
@@ -219,12 +311,15 @@ class Trip:
             ) as response:
                 self.record = replace(self.record, decode_head_s=monotonic())
                 out.headers["Content-Type"] = response.headers.get("Content-Type", "text/plain")
-                await _to_client(out.prepare(self._request))
+                if not held:
+                    await _to_client(out.prepare(self._request))
                 while chunk := await response.content.readany():
                     if not last:
                         self.record = replace(self.record, decode_first_byte_s=monotonic())
+                        await _to_client(out.prepare(self._request))  # nothing the second time
                     await _to_client(out.write(chunk))
                     last = chunk
+                await _to_client(out.prepare(self._request))
                 self.record = replace(self.record, decode_done_s=monotonic())
         except LegFailed as failure:
             if not out.prepared:

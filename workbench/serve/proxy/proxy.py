@@ -3,8 +3,9 @@
     python -m workbench.serve.proxy.proxy --port 8000 --mode lmcache \\
         --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200
 
-Aggregated instances are given as `--decode` alone: one leg through the same proxy, so that the
-baseline has the same overhead. The stream passes unchanged and is not parsed. Besides
+With mode mooncake each `--prefill` has a `--bootstrap`, the URL of its bootstrap server, in the
+same order. Aggregated instances are given as `--decode` alone: one leg through the same proxy, so
+that the baseline has the same overhead. The stream passes unchanged and is not parsed. Besides
 `/v1/completions` and `/v1/chat/completions` there are
 
     GET /health      the proxy itself is ready
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from asyncio import create_task
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -32,7 +34,7 @@ from aiohttp import web
 from workbench.errors import ParameterError, must_be, needs
 from workbench.records import LegRecord
 from workbench.serve.connectors import CONNECTORS, Connector, connector
-from workbench.serve.proxy.legs import LegFailed, Trip, Upstream, json_object
+from workbench.serve.proxy.legs import Engines, LegFailed, Trip, Upstream, json_object
 
 INDEX_HEADER = "X-Workbench-Index"
 """The request's position in the workload; without it the proxy routes round robin."""
@@ -47,10 +49,15 @@ looks like a slow prefill."""
 
 
 def create_app(
-    *, mode: str, decode: Sequence[str], prefill: Sequence[str] = (), fault: str = ""
+    *,
+    mode: str,
+    decode: Sequence[str],
+    prefill: Sequence[str] = (),
+    bootstrap: Sequence[str] = (),
+    fault: str = "",
 ) -> web.Application:
     """The proxy as an aiohttp application. `prefill` and `decode` are base URLs of instances,
-    `mode` is the name of their connector.
+    `mode` is the name of their connector, `bootstrap` are the bootstrap servers of `prefill`.
 
     `fault` injects one fault: `transfer_params_lost` drops what the decode instance needs to fetch
     the KV. Serve it with `handler_cancellation=True`, so that a disconnecting client ends its legs.
@@ -60,8 +67,13 @@ def create_app(
     routes = Routes(
         prefill=tuple(url.rstrip("/") for url in prefill),
         decode=tuple(url.rstrip("/") for url in decode),
+        bootstrap=tuple(url.rstrip("/") for url in bootstrap),
     )
     moves = connector(mode)
+    due = len(prefill) if moves.at_once else 0
+    if len(bootstrap) != due:
+        allowed = f"{due} URLs with mode {mode}, one for each --prefill"
+        raise ParameterError(must_be("--bootstrap", allowed, [*bootstrap], "http://127.0.0.1:8998"))
     if routes.prefill and not moves.transfers:
         needed = "--mode lmcache or nixl (without KV transfer, both roles would prefill)"
         raise ParameterError(needs("--prefill", needed, mode, "lmcache"))
@@ -85,13 +97,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=CONNECTORS, required=True)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", default=[], metavar="URL")
+    parser.add_argument("--bootstrap", action="append", default=[], metavar="URL")
     parser.add_argument(
         "--fault", choices=["transfer_params_lost"], default="", help=argparse.SUPPRESS
     )
     asked = parser.parse_args(argv)
     try:
         app = create_app(
-            mode=asked.mode, prefill=asked.prefill, decode=asked.decode, fault=asked.fault
+            mode=asked.mode,
+            prefill=asked.prefill,
+            decode=asked.decode,
+            bootstrap=asked.bootstrap,
+            fault=asked.fault,
         )
     except ParameterError as error:
         parser.error(str(error))
@@ -117,13 +134,15 @@ class Routes:
 
     prefill: tuple[str, ...] = ()
     decode: tuple[str, ...]
+    bootstrap: tuple[str, ...] = ()
+    """Of each prefill instance, where the connector needs it."""
 
     def __post_init__(self) -> None:
         if not self.decode:
             raise ParameterError(
                 must_be("--decode", "one URL or more", [], "http://127.0.0.1:8200")
             )
-        for url in self.prefill + self.decode:
+        for url in self.prefill + self.decode + self.bootstrap:
             if not url.startswith(("http://", "https://")):
                 allowed = "an http:// or https:// URL"
                 example = "--decode http://127.0.0.1:8200"
@@ -145,7 +164,8 @@ class _Proxy:
     """State of one proxy process: its routes, connections and recorded legs."""
 
     upstream: Upstream
-    """Created by `connections`, inside the event loop."""
+    engines: Engines
+    """Both are created by `connections`, inside the event loop."""
 
     def __init__(self, moves: Connector, routes: Routes, fault: str) -> None:
         self.moves, self.routes, self.fault = moves, routes, fault
@@ -157,7 +177,13 @@ class _Proxy:
 
     async def connections(self, _app: web.Application) -> AsyncIterator[None]:
         self.upstream = Upstream()
+        watching = []
+        if legs := self.moves.at_once:
+            self.engines = Engines(self.upstream, legs)
+            watching = [create_task(self.engines.watch(url)) for url in self.routes.bootstrap]
         yield
+        for task in watching:
+            task.cancel()
         await self.upstream.close()
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -181,9 +207,13 @@ class _Proxy:
             received_s=received_s,
         )
         trip = Trip(request, self.upstream, routed)
+        lost = self.fault == "transfer_params_lost"
         try:
+            if prefill and self.moves.at_once:
+                side_url = self.routes.bootstrap[turn % len(self.routes.prefill)]
+                return await trip.at_once(asked, self.moves, self.engines, side_url, lost=lost)
             added = await trip.prefill(asked, self.moves) if prefill else {}
-            if added and self.fault != "transfer_params_lost":
+            if added and not lost:
                 body = orjson.dumps(asked | added)
             return await trip.decode(body)
         except LegFailed as failure:

@@ -1,7 +1,8 @@
 """Start a simulated instance or a simulated store:
 
 python -m workbench.serve.simulated engine --name decode-0 --port 8200
-python -m workbench.serve.simulated store --port 6600 --http-port 6680
+python -m workbench.serve.simulated lmcache --port 6600 --http-port 6680
+python -m workbench.serve.simulated mooncake-store --port 6600 --http-port 6680
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import uvloop
 from aiohttp import web
 
+from workbench.serve.simulated import master as mooncake
 from workbench.serve.simulated.faults import FAULTS
 from workbench.serve.simulated.instance import Instance, InstanceSettings
 from workbench.serve.simulated.server import instance_app
@@ -44,8 +46,9 @@ def apps(argv: Sequence[str] | None) -> Apps:
     parser = argparse.ArgumentParser(prog="python -m workbench.serve.simulated")
     kinds = parser.add_subparsers(dest="kind", required=True)
     engine = kinds.add_parser("engine", argument_default=argparse.SUPPRESS)
-    store = kinds.add_parser("store")
-    for kind in (engine, store):
+    store = kinds.add_parser("lmcache")
+    master = kinds.add_parser("mooncake-store")
+    for kind in (engine, store, master):
         kind.add_argument("--port", type=int, required=True)
         kind.add_argument("--fault", choices=sorted(FAULTS))
     engine.add_argument("--name")
@@ -54,14 +57,23 @@ def apps(argv: Sequence[str] | None) -> Apps:
     caching = argparse.BooleanOptionalAction
     engine.add_argument("--enable-prefix-caching", dest="prefix_caching", action=caching)
     engine.add_argument("--kv-transfer-config", dest="transfer", type=json.loads)
+    engine.add_argument("--mooncake-config", dest="mooncake", type=json.loads)
     engine.add_argument("--seed", type=int)
-    store.add_argument("--http-port", type=int, required=True)
-    store.add_argument("--l1-size-gb", type=float, default=1.0)
+    for kind in (store, master):
+        kind.add_argument("--http-port", type=int, required=True)
+        kind.add_argument("--l1-size-gb", type=float, default=1.0)
     asked = vars(parser.parse_args(argv))
-    if asked.pop("kind") == "engine":
+    made = asked.pop("kind")
+    if made == "engine":
         return [(instance_app(Instance(InstanceSettings(**asked))), asked["port"])]
-    held = ChunkStore(int(asked["l1_size_gb"] * 2**30 / CHUNK_BYTES), fault=asked["fault"] or "")
-    return [(private_app(held), asked["port"]), (http_app(held), asked["http_port"])]
+    ports, fault = (asked["port"], asked["http_port"]), asked["fault"] or ""
+    if made == "mooncake-store":
+        keys = mooncake.Master(fault=fault)
+        both = mooncake.rpc_app(keys), mooncake.http_app(keys)
+    else:
+        held = ChunkStore(int(asked["l1_size_gb"] * 2**30 / CHUNK_BYTES), fault=fault)
+        both = private_app(held), http_app(held)
+    return list(zip(both, ports, strict=True))
 
 
 @asynccontextmanager

@@ -32,11 +32,11 @@ class Series:
         self._kinds[name] = "gauge"
         self._values[name, self._labels(labels)] = value
 
-    def observe(self, name: str, *values: float) -> None:
+    def observe(self, name: str, *values: float, **labels: str) -> None:
         """Add to sum and count of a histogram; without values only show it."""
         self._kinds[name] = "histogram"
-        self._values[f"{name}_count", self._labels({})] += len(values)
-        self._values[f"{name}_sum", self._labels({})] += sum(values)
+        self._values[f"{name}_count", self._labels(labels)] += len(values)
+        self._values[f"{name}_sum", self._labels(labels)] += sum(values)
 
     def page(self) -> str:
         """All series, and those that every process has."""

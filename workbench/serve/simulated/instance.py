@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -29,6 +29,7 @@ from workbench.serve.simulated.kv_blocks import (
     blocks_of,
     chain,
 )
+from workbench.serve.simulated.master import MasterClient
 from workbench.serve.simulated.scheduler import Scheduler, Sequence
 from workbench.serve.simulated.store import BROKEN, TIMEOUT_S, StoreClient
 
@@ -66,6 +67,8 @@ class InstanceSettings:
     prefix_caching: bool = True
     transfer: Mapping[str, Any] = field(default_factory=dict)
     """vLLM's kv_transfer_config; empty without a connector."""
+    mooncake: Mapping[str, Any] = field(default_factory=dict)
+    """The file that vLLM's MooncakeStoreConnector reads; empty with any other connector."""
     seed: int = 0
     fault: str = ""
 
@@ -84,7 +87,7 @@ class InstanceSettings:
 
     @property
     def store_url(self) -> str:
-        """URL of the simulated store; empty without one."""
+        """URL of the simulated LMCache server; empty without one."""
         extra = self.transfer.get("kv_connector_extra_config") or {}
         host = str(extra.get("lmcache.mp.host", "")).replace("tcp://", "http://")
         return f"{host}:{extra.get('lmcache.mp.port')}" if host else ""
@@ -116,7 +119,7 @@ class Instance:
     """The scheduler with its clock; it runs inside `alive`, a cleanup context of aiohttp."""
 
     _session: aiohttp.ClientSession
-    _store: StoreClient
+    _store: StoreClient | MasterClient
 
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
@@ -135,7 +138,13 @@ class Instance:
         seed = self.settings.name.encode() if self.settings.fault == "hash_seed_mismatch" else b""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as self._session:
-            self._store = StoreClient(self._session, self.settings.store_url, key_seed=seed)
+            if mooncake := self.settings.mooncake:
+                late = self.settings.fault == "late_store"
+                url = f"http://{mooncake['master_server_address']}"
+                self._store = MasterClient(self._session, url, self.series, late=late)
+                await self._store.mount(self.settings.name, mooncake["global_segment_size"])
+            else:
+                self._store = StoreClient(self._session, self.settings.store_url, key_seed=seed)
             working = asyncio.create_task(self._work())
             yield
             working.cancel()
@@ -159,8 +168,11 @@ class Instance:
         return sequence
 
     async def stored(self, sequence: Sequence) -> None:
-        """Wait until the store has the prompt, so that the next request hits it."""
-        if sequence.write is not None:
+        """Wait until the store has the prompt, so that the next request hits it.
+
+        Mooncake's does not promise that; here it is late only as a fault, not at random.
+        """
+        if sequence.write is not None and self.settings.fault != "late_store":
             await sequence.write
 
     def end(self, sequence: Sequence) -> None:
@@ -210,9 +222,13 @@ class Instance:
         self._wake.set()
         return sequence
 
-    def reset(self) -> bool:
-        """Empty the prefix cache, as /reset_prefix_cache does; False while blocks are in use."""
-        return self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
+    async def reset(self, *, external: bool) -> bool:
+        """Empty the prefix cache, as /reset_prefix_cache does; False while blocks are in use.
+
+        With `external` the connector's store is emptied too.
+        """
+        done = self.settings.fault != "reset_refused" and self.scheduler.pool.reset()
+        return (not external or await self._store.reset()) and done
 
     async def _work(self) -> None:
         """Run engine steps forever."""
@@ -230,12 +246,18 @@ class Instance:
                 await self._wake.wait()
                 clock_s = monotonic()
                 continue
+            saves = [
+                self._save(sequence, before + new)
+                for sequence, new, before in step.batch
+                if self._store.saves(sequence, before, new)
+            ]
             took_s = self._latency.step_s((new, before) for _, new, before in step.batch)
             clock_s = max(clock_s, monotonic() - CATCH_UP_S) + took_s
             await asyncio.sleep(max(0.0, clock_s - monotonic()))
-            for sequence in self.scheduler.complete(step, monotonic()):
-                if len(sequence.outputs) == 1 and self.settings.store_url:
-                    sequence.write = self._spawn(self._store.write(sequence))
+            answered = self.scheduler.complete(step, monotonic())
+            for save in saves:
+                save()
+            for sequence in answered:
                 sequence.tokens.put_nowait(sequence.outputs[-1])
 
     async def _look_elsewhere(self, sequence: Sequence) -> None:
@@ -250,19 +272,17 @@ class Instance:
                 sequence.offered, sequence.tier = prompt, "p2p"
                 cached = sequence.transfer.get("remote_prefill_cached_tokens")
                 sequence.reported_cached = int(cached or 0)
-        elif self.settings.store_url:
-            contents = await self._store.lookup(sequence)
-            if not blind:
-                sequence.found = contents
-                # The last token is always computed, for its logits.
-                sequence.offered = min(len(contents) * BLOCK_TOKENS, prompt - 1)
+        elif not self.settings.nixl:
+            tokens = await self._store.lookup(sequence)
+            sequence.offered = 0 if blind else tokens
 
     async def _load(self, sequence: Sequence) -> None:
         """Load the offered prefix."""
         first = sequence.local // BLOCK_TOKENS
         moved = blocks_of(sequence.local + sequence.external) - first
         moved_bytes = moved * BLOCK_TOKENS * TOKEN_BYTES
-        contents, final = sequence.found, b""
+        contents: list[bytes] | None
+        final = b""
         if self.settings.nixl:
             if self.settings.fault == "failed_transfer" and sequence.struck:
                 await asyncio.sleep(FAILED_PULL_S)
@@ -274,19 +294,43 @@ class Instance:
                 self.scheduler.lost(sequence)
                 self._wake.set()
                 return
-            contents, final = pulled
+            contents, final = pulled[0][first:], pulled[1]
+        else:
+            contents = await self._store.load(sequence, range(first, first + moved))
+            if contents is None:
+                self.scheduler.lost(sequence)
+                self._wake.set()
+                return
         took_s = self._latency.transfer_s(moved_bytes)
         await asyncio.sleep(took_s)
         if self.settings.nixl:
             self.series.observe("vllm:nixl_bytes_transferred", moved_bytes)
             self.series.observe("vllm:nixl_num_descriptors", LAYERS)
             self.series.observe("vllm:nixl_xfer_time_seconds", took_s)
-        contents = contents[first:]
         if self.settings.fault == "wrong_kv" and sequence.struck:
             contents = [chain(content, [1]) for content in contents]
             final = chain(final, [1]) if final else final
         self.scheduler.loaded(sequence, contents, final)
         self._wake.set()
+
+    def _save(self, sequence: Sequence, tokens: int) -> Callable[[], None]:
+        """What stores a sequence's first `tokens` once its step is over."""
+        pool, pinned = self.scheduler.pool, list(sequence.blocks)
+        if not self._store.pins_blocks:
+            pinned = []
+        pool.take(pinned)
+
+        async def save() -> None:
+            try:
+                await self._store.save(sequence, tokens)
+            finally:
+                pool.give_back(pinned)
+                self._wake.set()
+
+        def begin() -> None:
+            sequence.write = self._spawn(save())
+
+        return begin
 
     async def _pull(self, transfer: Mapping[str, Any]) -> tuple[list[bytes], bytes] | None:
         """The block contents that a prefill instance holds, and the prompt's; or None."""

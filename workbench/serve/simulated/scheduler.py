@@ -21,8 +21,8 @@ from typing import Any
 from workbench.serve.simulated.exposition import Series
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, BlockPool, blocks_of, chain, chain_of
 
-STEP_TOKENS = 8192
-"""Token limit of one step; longer prompts take several."""
+STEP_TOKENS = 2048
+"""Token limit of one step, vLLM's on a CPU; longer prompts take several."""
 STEP_SEQUENCES = 256
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"

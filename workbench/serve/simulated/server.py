@@ -108,8 +108,9 @@ class _Front:
         )
         return page_response(series.page())
 
-    async def reset(self, _: web.Request) -> web.Response:
-        return json_response({"success": self.instance.reset()})
+    async def reset(self, request: web.Request) -> web.Response:
+        external = request.query.get("reset_external") == "true"
+        return json_response({"success": await self.instance.reset(external=external)})
 
     async def pull(self, request: web.Request) -> web.Response:
         """Private: blocks that a prefill leg holds for a decode instance."""

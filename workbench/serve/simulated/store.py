@@ -167,22 +167,39 @@ def http_app(store: ChunkStore) -> web.Application:
 class StoreClient:
     """The store's client in an engine; without a URL every lookup misses."""
 
+    pins_blocks = False
+
     def __init__(self, session: aiohttp.ClientSession, url: str, *, key_seed: bytes = b"") -> None:
         self._session = session
         self._url = url
         self._key_seed = key_seed
         self._degraded_until_s = 0.0
 
-    async def lookup(self, sequence: Sequence) -> list[bytes]:
-        """Block contents of the prompt's longest prefix of chunks in the store."""
+    async def lookup(self, sequence: Sequence) -> int:
+        """Tokens of the prompt that can be loaded: its longest prefix of chunks in the store."""
         answer = await self._ask("lookup", self._chunks(sequence, sequence.hashes))
-        return [bytes.fromhex(block) for chunk in answer.get("found", []) for block in chunk]
+        found = [bytes.fromhex(block) for chunk in answer.get("found", []) for block in chunk]
+        sequence.found = found
+        # The last token is always computed, for its logits.
+        return min(len(found) * BLOCK_TOKENS, len(sequence.prompt) - 1)
 
-    async def write(self, sequence: Sequence) -> None:
+    async def load(self, sequence: Sequence, blocks: range) -> list[bytes] | None:
+        """The contents of these blocks of a prompt that was found; None if they are gone."""
+        return sequence.found[blocks.start : blocks.stop]
+
+    def saves(self, sequence: Sequence, before: int, new: int) -> bool:
+        """Whether blocks are stored after a step that computes `new` tokens."""
+        return bool(self._url) and not sequence.outputs and before + new == len(sequence.prompt)
+
+    async def save(self, sequence: Sequence, tokens: int) -> None:
         """Store the prompt's whole chunks after those that were hits."""
         chunks = list(self._chunks(sequence, sequence.contents).items())
         if missing := dict(chunks[len(sequence.found) // BLOCKS_IN_CHUNK :]):
             await self._ask("store", missing)
+
+    async def reset(self) -> bool:
+        """LMCache's connector leaves the store as it is."""
+        return bool(self._url)
 
     def _chunks(self, sequence: Sequence, contents: list[bytes]) -> Chunks:
         """Key and contents of each whole chunk of the prompt, in order."""

@@ -43,11 +43,20 @@ def simulated_processes(
             continue
         if spec.role == "store":
             store_port = spec.port
-            args = _store_args(spec, store_gb)
+            args = (connector.name, *_store_args(spec, store_gb))
+        elif spec.role == "tier":
+            continue  # tiers are not simulated, and refused before
         else:
-            wiring = Wiring(role=spec.role, cpu=True, store_port=store_port)
+            wiring = Wiring(
+                role=spec.role, cpu=True, store_port=store_port,
+                store_gb=store_gb / topology.instances,
+            )  # fmt: skip
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
-        made.append(replace(spec, program=_PROGRAM, args=args + faulty, env={}, forks=_MAIN))
+            for text in connector.env_files(wiring).values():
+                args += ("--mooncake-config", text)
+        made.append(
+            replace(spec, program=_PROGRAM, args=args + faulty, env={}, env_files={}, forks=_MAIN)
+        )
     return made
 
 
@@ -66,10 +75,8 @@ def _places(spec: ProcessSpec, topology: Topology) -> set[str]:
 
 def _store_args(spec: ProcessSpec, store_gb: float) -> tuple[str, ...]:
     http_port = spec.ready_url.split(":")[2].split("/")[0]
-    return (
-        "store", "--port", str(spec.port), "--http-port", http_port,
-        "--l1-size-gb", f"{store_gb:g}",
-    )  # fmt: skip
+    ports = ("--port", str(spec.port), "--http-port", http_port)
+    return (*ports, "--l1-size-gb", f"{store_gb:g}")
 
 
 def _instance_args(spec: ProcessSpec, settings: EngineSettings, transfer: str) -> tuple[str, ...]:
