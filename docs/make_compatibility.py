@@ -31,7 +31,7 @@ HEAD = (
     "| vLLM | torch | tried on | options and series it lacks | start of 1p1d | `environment_check`"
 )
 COLUMNS = f"{HEAD} | `pd_sweep` lmcache | `pd_sweep` nixl | ledger tests |"
-STEP_S = 600.0
+STEP_S = 1200.0
 SWEEP = {
     "topology": "1p1d", "opponents": "False", "rounds": "1", "requests": "3",
     "prompt_tokens": "3000", "output_tokens": "8",
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nixl, _, home = notebook("pd_sweep", "nixl", folder, python, connector="nixl", **SWEEP)
     # Here the whole workbench runs in that environment.
     tested = step(
-        "ledger", folder, str(python), "-m", "pytest", "-q", "--durations=0", LEDGER,
+        "ledger", folder, str(python), "-m", "pytest", LEDGER,
         PYTHONPATH=str(ROOT),
     )  # fmt: skip
     ended = re.findall(r"(\d+ (?:passed|failed|error)[^=\n]*?) in ", tested)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,8 @@ class Door:
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     shows: tuple[str, ...] = ("",)
     """Beginnings of the engine's series that /metrics shows."""
+    lacks: tuple[str, ...] = ()
+    """Series of the engine that it does not have."""
 
     @property
     def series(self) -> Series:
@@ -143,6 +146,7 @@ class Door:
             line
             for line in page.splitlines()
             if line.removeprefix("# TYPE ").startswith(self.shows)
+            and not re.match(rf"(# TYPE )?({'|'.join(self.lacks) or 'none'})\b", line)
         ]
         return "\n".join([
             *lines,

@@ -73,8 +73,12 @@ def test_a_missing_package_is_told_with_where_to_install_it(engine):
 def test_without_a_connector_only_vllm_must_be_there(engine, tmp_path):
     check_connector(connector("none"), engine)
     lacking = interpreter(str(environment(tmp_path / "bare")))
-    with pytest.raises(PlanError, match=r"engine=vllm needs engine_python, because this env"):
+    with pytest.raises(PlanError) as refused:
         check_connector(connector("none"), lacking)
+    assert str(refused.value) == (
+        "engine=vllm needs engine_python (this environment has no vLLM), got ''"
+        " (example: -p engine_python /opt/vllm/bin/python)"
+    )
 
 
 @pytest.mark.engine

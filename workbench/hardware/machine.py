@@ -74,6 +74,8 @@ class Machine:
     def as_dict(self) -> dict[str, Any]:
         """For result.json: lists and plain values, GB with one decimal, null if unknown."""
         plain: dict[str, Any] = orjson.loads(orjson.dumps(self))
+        if not self.engine_python:
+            del plain["engine_python"]
         for row in (plain, *plain["gpus"]):
             for name, value in row.items():
                 if name.endswith("_gb") and value is not None:

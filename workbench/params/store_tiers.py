@@ -11,6 +11,8 @@ MEMORY = "memory"
 """The store's own memory (LMCache's L1), which is always there."""
 STORE_TIERS = ("disk", "redis", "mooncake")
 """Where LMCache may keep chunks below its memory (its L2), see `serve.connectors.tiers`."""
+SIZED = frozenset({"redis", "mooncake"})
+"""Those that are started here with `tier_gb` of memory."""
 
 _REDIS = re.compile(r"redis://[\w.-]+:\d{1,5}")
 _EXAMPLE = "memory,redis"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import PlanError, must_be
+from workbench.params.store_tiers import SIZED
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
@@ -93,7 +94,7 @@ def check_store(store_gb: float, capacity: Capacity) -> None:
 
 def check_tiers(tiers: Sequence[str], tier_gb: float, capacity: Capacity) -> None:
     """Refuse tiers of the KV store that do not fit the free memory. Raises PlanError."""
-    if {*tiers} & {"redis", "mooncake"} and tier_gb > capacity.free_memory_gb:
+    if {*tiers} & SIZED and tier_gb > capacity.free_memory_gb:
         allowed = f"at most the free memory ({capacity.free_memory_gb:.1f} GB)"
         raise PlanError(must_be("tier_gb", allowed, tier_gb, 0.5))
 

@@ -20,6 +20,13 @@ from workbench.serve.connectors import Connector, Wiring
 _SHOWN_CHARACTERS = 160
 
 
+def check_vllm(engine: Interpreter) -> None:
+    """Refuse an interpreter without vLLM. Raises PlanError."""
+    if not engine.find("vllm"):
+        needed = "engine_python (this environment has no vLLM)"
+        raise PlanError(needs("engine=vllm", needed, "", "/opt/vllm/bin/python"))
+
+
 def check_connector(connector: Connector, engine: Interpreter) -> None:
     """Refuse a connector that does not run in this interpreter.
 
@@ -27,9 +34,7 @@ def check_connector(connector: Connector, engine: Interpreter) -> None:
     package do not fit each other. The latter is asked, which takes 10 to 40 s, if the versions are
     not those that were measured.
     """
-    if not engine.find("vllm"):
-        needed = "engine_python, because this environment has no vLLM"
-        raise PlanError(needs("engine=vllm", needed, "", "/opt/vllm/bin/python"))
+    check_vllm(engine)
     connector.check_installed(engine)
     measured = vllm.PACKAGES | dict(connector.packages)
     if not connector.loads or measured.items() <= dict(engine.versions).items():

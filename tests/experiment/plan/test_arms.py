@@ -280,6 +280,33 @@ def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(swe
         sweep(connector="lmcache", store_gb=0.01)
 
 
+@pytest.mark.parametrize(
+    ("tiers", "below"),
+    [
+        ("disk", ["disk-warm"]),
+        ("redis", ["remote-warm"]),
+        ("redis://cache:6379", ["remote-warm"]),
+        ("disk,mooncake", ["disk-warm", "remote-warm"]),
+        ("mooncake,disk", ["disk-warm", "remote-warm"]),  # the disk is emptied in between
+    ],
+)
+def test_each_tier_below_the_stores_memory_adds_its_state(sweep, tiers, below):
+    plan = sweep(topology="1p1d", connector="lmcache", store_tiers=["memory", *tiers.split(",")])
+    passes = {arm.label: [p.name for p in arm.passes] for arm in plan.arms}
+    assert passes["1p1d lmcache"] == [*ONE_DECODE, *below]
+    assert passes["2a lmcache"] == [*PASSES, *below]
+    assert passes["2a"] == ["cold", "engine-warm"]
+
+
+def test_a_tier_that_is_too_small_is_refused_or_a_doubt(sweep):
+    tiers = {"connector": "lmcache", "store_tiers": ["memory", "redis"]}
+    assert not [doubt for doubt in sweep(**tiers).doubts if "tier" in doubt]
+    (doubt,) = [doubt for doubt in sweep(**tiers, tier_gb=0.03).doubts if "tier" in doubt]
+    assert "a tier of the store holds 0.03 GB, so it will evict" in doubt
+    with pytest.raises(PlanError, match=r"tier_gb must hold at least one prompt: .* got 0.01 "):
+        sweep(**tiers, tier_gb=0.01)
+
+
 def test_the_opponent_of_a_store_has_the_same_store(sweep):
     arms = [arm.label for arm in sweep(topology="1p1d", connector="mooncake-store").arms]
     assert arms == ["1p1d mooncake-store", "2a", "2a mooncake-store"]

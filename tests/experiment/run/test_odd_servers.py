@@ -2,11 +2,14 @@
 
 from math import isnan
 
+import pandas as pd
 import pytest
 
 from tests.runs import outcomes
+from workbench.experiment.environment import TIMING_GATES
 from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
+from workbench.metrics.counters import SERIES
 from workbench.serve.simulated.scheduler import Sequence
 
 
@@ -85,3 +88,19 @@ async def test_where_counters_of_vllm_0_10_do_not_suffice_the_version_that_does_
     assert outcomes(result.facts)["engine-warm was engine-warm"] == "PASS"
     assert outcomes(result.facts)["cold was cold"] == "INCONCLUSIVE"
     assert "vLLM 0.16 or later" in sentence(result, "cold was cold")
+
+
+@pytest.mark.parametrize("series", SERIES)
+async def test_what_a_series_that_a_server_lacks_would_prove_is_left_open(attached, vllm, series):
+    """Each gate passes or says what is unknown, and no token is counted that nobody counted."""
+    vllm.lacks = (series,)
+    result = await run(attached(), echo=lambda _: None)
+    on_content = {
+        name: outcome
+        for name, outcome in outcomes(result.facts).items()
+        if name not in TIMING_GATES
+    }
+    assert set(on_content.values()) <= {"PASS", "INCONCLUSIVE"}
+    assert series not in set(pd.read_parquet(result.folder / "counters.parquet")["series"])
+    if series == "vllm:prompt_tokens_by_source_total":  # the hits of each cache add up to it
+        assert on_content["cold was cold"] == "PASS"

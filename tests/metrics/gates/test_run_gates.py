@@ -49,6 +49,8 @@ def nixl_pass(**values) -> PassCounters:
         ({"failed": 1.0}, "FAIL"),
         ({"expired": 2.0}, "FAIL"),
         ({"failed": nan}, "INCONCLUSIVE"),
+        ({"expired": nan}, "INCONCLUSIVE"),
+        ({"failed": 1.0, "expired": nan}, "FAIL"),
     ],
 )
 def test_a_lost_transfer_is_seen_where_vllm_hides_it(values, outcome):

@@ -109,10 +109,10 @@ def test_a_clean_pass_balances_to_the_token(p):
     assert ledger_closes([p]).outcome == "PASS"
 
 
-def test_moved_bytes_that_this_vllm_does_not_count_leave_the_ledger_open():
+def test_moved_bytes_that_nobody_counts_leave_the_ledger_open():
     gate = ledger_closes([replace(MOVED, transfers=None)])
     assert gate.outcome == "INCONCLUSIVE"
-    assert "This vLLM does not count the bytes that were moved" in gate.sentence
+    assert "The instances do not count the bytes that were moved" in gate.sentence
 
 
 def test_what_no_cache_can_serve_has_its_rule_as_cause():
@@ -274,8 +274,8 @@ def test_kv_that_was_counted_and_never_came_has_its_cause(fate, cause):
 
 
 def test_sizes_that_a_log_rounds_are_whole_blocks():
-    """Three transfers of 0.75 MB each, logged as 0.751."""
-    rounded = {"bytes_moved": 3 * 0.751 * 2**20, "rounding_bytes": 3 * 1024.0}
+    """Three transfers of 0.75 MB each, logged with an error of 0.0004 MB."""
+    rounded = {"bytes_moved": 3 * 0.7504 * 2**20, "rounding_bytes": 3 * 524.0}
     p = replace(MOVED, transfers=replace(MOVED.transfers, **rounded))
     assert {a.name: a.unexplained for a in accounts([p])}["moved"] == 0
     missing = replace(MOVED.transfers, **rounded | {"bytes_moved": 3 * 0.7 * 2**20})

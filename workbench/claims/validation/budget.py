@@ -316,9 +316,10 @@ def _not_allowed(recipe: Recipe, setting: Setting, tiers: Sequence[str]) -> str:
         wanted = " or ".join(recipe.platforms)
         return f"{recipe.name} needs {wanted}; this machine has {setting.platform}."
     if recipe.needs and not setting.engine.find(recipe.needs):
+        where = "this environment" if setting.engine.own else setting.engine.path
         return (
-            f"{recipe.name} needs {recipe.needs}, which Python at {setting.engine.path} does not"
-            " have. Set engine_python to an interpreter that has it."
+            f"{recipe.name} needs {recipe.needs}, which {where} does not have. Set engine_python to"
+            " an interpreter that has it."
         )
     return ""
 

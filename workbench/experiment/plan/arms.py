@@ -37,6 +37,7 @@ from workbench.params.notebooks import (
     PdSweep,
     PrefixCache,
 )
+from workbench.params.store_tiers import SIZED
 from workbench.serve.argument_check import check_store_arguments
 from workbench.serve.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
@@ -72,8 +73,7 @@ def plan(params: EngineParams) -> ExperimentPlan:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
-    if isinstance(params, PdSweep):  # the hit analysis has a store that is too small on purpose
-        _check_stores(made)
+    _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -159,13 +159,18 @@ def _check_transport(params: PdSweep, asked: Chosen) -> None:
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store that cannot hold one prompt or take its arguments. Raises PlanError."""
+    """Refuse a KV store, or a tier of it, that cannot hold one prompt or take its arguments.
+
+    The hit analysis has a store that is too small on purpose. Raises PlanError.
+    """
+    small = isinstance(made.params, LMCacheHitAnalysis)
     longest = max(request.prompt_tokens for request in made.workload.sample.requests)
     prompt_gb = longest * made.kv_bytes_per_token / 2**30
     for arm in made.arms:
-        if arm.kv_connector and arm.kv_connector.store and prompt_gb > arm.store_gb:
+        stores = arm.kv_connector and arm.kv_connector.store and not small
+        if stores and prompt_gb > arm.store_gb:
             raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
-        if {*arm.tiers} & {"redis", "mooncake"} and prompt_gb > arm.tier_gb:
+        if {*arm.tiers} & SIZED and prompt_gb > arm.tier_gb:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
         if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
             processes = arm.deployment(count(20_000)).processes
@@ -315,6 +320,13 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."
+        )
+    sent_gb = sent_tokens * made.kv_bytes_per_token / 2**30
+    tiers_gb = [arm.tier_gb for arm in made.arms if {*arm.tiers} & SIZED]
+    if tiers_gb and sent_gb > min(tiers_gb):
+        yield (
+            f"The workload has {sent_gb:.2g} GB of KV but a tier of the store holds"
+            f" {min(tiers_gb):.2g} GB, so it will evict. Raise tier_gb."
         )
     for arm in made.arms:
         each = arm.settings.gpus(arm.tp).aggregated if arm.settings else arm.tp.aggregated

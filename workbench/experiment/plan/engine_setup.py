@@ -26,6 +26,7 @@ from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
 from workbench.serve.argument_check import abilities, check_arguments
 from workbench.serve.capacity import Capacity, check_capacity
+from workbench.serve.connector_check import check_vllm
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
@@ -96,7 +97,9 @@ def check_engine(params: EngineParams) -> None:
     """
     if params.engine != "vllm":
         return
-    engine_interpreter(params.engine_python, image_of(params))
+    engine = engine_interpreter(params.engine_python, image_of(params))
+    if isinstance(params, PdSweep | PrefixCache):  # others can read without a vLLM
+        check_vllm(engine)
     if params.engine_args or _role_args(params):
         engine_of(params)
 

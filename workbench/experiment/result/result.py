@@ -12,7 +12,6 @@ from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import (
     RateRow,
     RunFacts,
-    TierRow,
     TokenRow,
     from_plain,
     read_facts,
@@ -134,10 +133,7 @@ class Result:
     @property
     def store_tiers(self) -> pd.DataFrame:
         """Chunks that each tier below the store's memory was sent, and has; empty without tiers."""
-        rows = tables.frame_of(TierRow, self.run.store_tiers)
-        shown = {"loads": "loads", "sent": "chunks sent", "written": "written", "held": "held"}
-        table = rows.drop(columns="problem").rename(columns=shown)
-        return self._showing(table.assign(round=table["round"] + 1), "counts")
+        return self._showing(tables.tier_table(self.run.store_tiers), "counts")
 
     @property
     def request_ledger(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.result.facts import Comparison, RateRow, RunFacts, SummaryRow
+from workbench.experiment.result.facts import Comparison, RateRow, RunFacts, SummaryRow, TierRow
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import failed_name, spoil
@@ -280,6 +280,23 @@ def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:
         for key, rounds in of_key.items()
     ]
     return pd.DataFrame(lines, columns=[*names, "closes"])
+
+
+def tier_table(rows: Sequence[TierRow]) -> pd.DataFrame:
+    """Chunks of each tier below the store's memory, after each pass, for a reader."""
+    import pandas as pd
+
+    counts = {
+        "loads": "loads in the pass", "sent": "chunks sent by LMCache",
+        "written": "written, by LMCache's count", "held": "held, by the tier's count",
+        "evicted": "evicted by the tier",
+    }  # fmt: skip
+    lines = [
+        [f"{row.arm}, {row.pass_name}", row.round + 1, row.tier]
+        + [f"{getattr(row, name):,.0f}".replace("nan", "unknown") for name in counts]
+        for row in rows
+    ]
+    return pd.DataFrame(lines, columns=["arm, pass", "round", "tier", *counts.values()])
 
 
 def _causes(accounts: Sequence[Account]) -> str:

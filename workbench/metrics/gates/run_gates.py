@@ -82,15 +82,17 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
     for p, seen in counted:
         if p.expired_before:
             problems.append(f"The KV of {p.expired_before:,.0f} prompts expired before {p.label}")
-        if seen is None or isnan(seen.failed + seen.expired):
-            unknown.append(f"The instances do not count failed transfers ({p.label})")
-            continue
-        transfers += 0 if isnan(seen.transfers) else seen.transfers
-        if seen.failed or seen.expired:
+        failed, expired = (seen.failed, seen.expired) if seen else (nan, nan)
+        if isnan(failed + expired):
+            what = "failed transfers" if isnan(failed) else "expired KV"
+            unknown.append(f"The instances do not count {what} ({p.label})")
+        transfers += 0 if seen is None or isnan(seen.transfers) else seen.transfers
+        failed, expired = (0.0 if isnan(count) else count for count in (failed, expired))
+        if failed or expired:
             problems.append(
-                f"{seen.failed:,.0f} KV transfers failed, and the KV of {seen.expired:,.0f} prompts"
+                f"{failed:,.0f} KV transfers failed, and the KV of {expired:,.0f} prompts"
                 f" expired ({p.requests_sent:,} requests; {p.label})"
-                + (f": {seen.reason}" if seen.reason else "")
+                + (f": {seen.reason}" if seen and seen.reason else "")
             )
     return judge(
         "no failed transfers",

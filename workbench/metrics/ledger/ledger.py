@@ -195,7 +195,7 @@ def _moved(p: PassCounters) -> Account:
             moved = float(whole_blocks)
     unknown = _silent(p.sources["decode"]) if isnan(fetched) else ""
     if p.transfers is None:
-        unknown = unknown or "this vLLM does not count the bytes that were moved"
+        unknown = unknown or "the instances do not count the bytes that were moved"
     elif isnan(moved):
         unknown = unknown or "the bytes that were moved, or the KV bytes per token, are unknown"
     entries = []

@@ -78,7 +78,9 @@ def token_sources(sources: pd.DataFrame) -> Chart:
         title=found,
         body_px=24 * len(rows) + 84,
         alt=f"Prompt tokens by source. {' '.join(spoken)}",
-        caption="Read from the counters of the engines, summed over all rounds.",
+        caption="Read from the counters of the engines"
+        + (", and by tier from those of the store" if {*_BELOW} & known.keys() else "")
+        + ", summed over all rounds.",
         keys=dict(known.values()),
         shows=("counts",),
         attrs=sources.attrs,

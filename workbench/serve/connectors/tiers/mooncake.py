@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 
-import httpx
-
-from workbench.control import control_client
 from workbench.errors import DeploymentError, LaunchError
 from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors import mooncake_store
@@ -51,6 +48,10 @@ class MooncakeTier(Tier):
             )
 
     async def held(self) -> Held:
+        import httpx  # the engine's interpreter, which loads this module too, may not have it
+
+        from workbench.control import control_client
+
         try:
             async with control_client() as client:
                 answer = await client.get(f"{self.metrics_url}/metrics")

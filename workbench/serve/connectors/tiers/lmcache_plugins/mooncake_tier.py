@@ -99,9 +99,11 @@ class MooncakeTier(L2AdapterInterface):  # type: ignore[misc]
             l1_memory_desc is not None
             and self._store.register_buffer(l1_memory_desc.ptr, l1_memory_desc.size) == 0
         )
-        pool = ThreadPoolExecutor(int(params.get("threads", 2)), thread_name_prefix="mooncake-tier")
-        self._pool = pool
-        self._stores, self._lookups, self._loads = _Tasks(pool), _Tasks(pool), _Tasks(pool)
+        threads = int(params.get("threads", 2))
+        # Writes may be slow, and nobody waits for them; a request waits for what is read.
+        self._pools = [ThreadPoolExecutor(threads, f"mooncake-{use}") for use in ("put", "get")]
+        puts, gets = self._pools
+        self._stores, self._lookups, self._loads = _Tasks(puts), _Tasks(gets), _Tasks(gets)
         _log.info("Mooncake tier at %s, by address: %s", params["master"], self._by_address)
 
     def get_store_event_fd(self) -> int:
@@ -147,7 +149,8 @@ class MooncakeTier(L2AdapterInterface):  # type: ignore[misc]
         return {"is_healthy": True, "type": "MooncakeTier", "by_address": self._by_address}
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        for pool in self._pools:
+            pool.shutdown(wait=True)
         self._store.close()
         for tasks in (self._stores, self._lookups, self._loads):
             tasks.close()
