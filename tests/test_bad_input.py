@@ -301,9 +301,10 @@ class FewWords(Words):
 
 def tier(name: str) -> None:
     """Use that tier on a machine without Redis and Mooncake."""
-    asyncio.run(
-        tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())[0].check()
-    )
+    (made,) = tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workbench.hardware.interpreter.Interpreter.find", lambda *_: "")
+        asyncio.run(made.check())
 
 
 def store_arguments(*args: str) -> None:
@@ -449,7 +450,6 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
     monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.setattr("workbench.serve.connectors.tiers.mooncake.find_spec", lambda _: None)
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)
