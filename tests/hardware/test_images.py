@@ -147,6 +147,13 @@ def test_an_image_whose_options_may_mount_packages_is_asked_in_each_kernel(
     assert list(tmp_path.glob("asked-*")) == []
 
 
+def test_a_question_without_an_answer_leaves_no_container(docker, tmp_path, monkeypatch):
+    docker.has(NAME)
+    with pytest.raises(WorkbenchError, match=r"no answer within 2 s"):
+        image(NAME).last_line("python3", "-c", "import time; time.sleep(60)", env={}, timeout_s=2)
+    assert docker.containers == []
+
+
 def test_an_image_without_a_python_that_can_be_asked_is_refused(docker, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     docker.has(NAME)

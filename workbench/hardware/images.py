@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ PROGRAMS = ("docker", "podman")
 LABEL = "workbench"
 """Every container has it; its value says who started it."""
 _ANSWER_S = 30.0
+_NO_ANSWER = -1
+_REMOVED_S = 60.0
 _LOCAL = "or use the programs of this machine (example: -p place local)"
 
 
@@ -44,6 +47,11 @@ class Image:
     """More options of `docker run`."""
     python_path: str = ""
     """The PYTHONPATH that the image sets."""
+
+    @property
+    def mounts(self) -> bool:
+        """Whether `args` add files to its containers."""
+        return any(re.match(r"-v|--volume|--mount|--rootfs", word) for word in self.args)
 
     def run_line(
         self,
@@ -83,12 +91,19 @@ class Image:
 
         Raises PlanError if its container cannot be run.
         """
+        name = f"{LABEL}-question-{uuid.uuid4().hex[:12]}"
         line = self.run_line(
-            program, *words, label="question", options=("--rm",), env=env, reads=reads,
-            writes=writes,
+            program, *words, label="question", options=("--rm", "--name", name), env=env,
+            reads=reads, writes=writes,
         )  # fmt: skip
-        status, out, err = _printed(line, timeout_s, env)
-        if status in (125, 126, 127):
+        ended = False
+        try:
+            status, out, err = _printed(line, timeout_s, env)
+            ended = status != _NO_ANSWER
+        finally:
+            if not ended:  # its client has, but not the container
+                remove(self.program, [name])
+        if status in (_NO_ANSWER, 125, 126, 127):
             raise PlanError(explained(err, self))
         return "" if status else (out.strip().splitlines() or [""])[-1]
 
@@ -133,6 +148,15 @@ def image(name: str, args: tuple[str, ...] = ()) -> Image:
     )
 
 
+def remove(program: str, names: Sequence[str]) -> None:
+    """End containers at once and remove them with their volumes; those that are gone are no error.
+
+    podman's `rm --force` alone would wait 10 s for programs that ignore TERM.
+    """
+    for line in (("kill",), ("rm", "--force", "--volumes")) if names else ():
+        _printed((program, *line, *names), _REMOVED_S)
+
+
 def _inspected(program: str, name: str) -> dict[str, Any] | None:
     # A name with a dash in front would be read as an option.
     status, out, _ = _printed((program, "image", "inspect", "--", name), _ANSWER_S)
@@ -143,16 +167,16 @@ def _inspected(program: str, name: str) -> dict[str, Any] | None:
 def _printed(
     line: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Exit status and output; 125 and the reason if it does not run or does not end."""
+    """Exit status and output; _NO_ANSWER and the reason if it does not run or does not end."""
     try:
         done = subprocess.run(
             line, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
             env=os.environ | dict(env or {}), stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return 125, "", f"no answer within {timeout_s:.0f} s"
+        return _NO_ANSWER, "", f"no answer within {timeout_s:.0f} s"
     except OSError as error:
-        return 125, "", str(error)
+        return _NO_ANSWER, "", str(error)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -136,9 +136,9 @@ class Interpreter:
 def _kept(known: list[Any], module: str, ask: Callable[[], str], image: Image | None) -> Any:
     """The JSON that `ask` gives, kept for what is known and the source of the module.
 
-    Not kept for an image with options of its own: what they mount is not in its digest.
+    Not kept for an image whose containers mount something: that is not in its digest.
     """
-    if image is not None and image.args:
+    if image is not None and image.mounts:
         return _json(ask())
     file = find_spec(module)
     source = Path(file.origin).read_bytes() if file and file.origin else b""

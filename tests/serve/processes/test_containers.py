@@ -173,6 +173,18 @@ async def test_a_stop_ends_servers_and_the_last_one_ends_the_shared_memory(docke
         assert len(docker.runs("shared-memory")) == 2
 
 
+async def test_without_its_supervisor_the_launcher_removes_containers_itself(
+    docker, spec, tmp_path
+):
+    async with launcher(tmp_path) as running:
+        (process,) = await start(running, tmp_path, spec())
+        supervisor = running.local._supervisor
+        os.kill(supervisor.pid, signal.SIGKILL)
+        await asyncio.wait_for(process.exited, 20)
+        assert len(docker.containers) == 2
+    assert docker.containers == []
+
+
 KILLED = """
 import asyncio, sys
 sys.path.insert(0, {root!r})

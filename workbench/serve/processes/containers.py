@@ -29,7 +29,7 @@ from typing import Any, Self
 import psutil
 
 from workbench.errors import LaunchError
-from workbench.hardware.images import LABEL, Image, explained
+from workbench.hardware.images import LABEL, Image, explained, remove
 from workbench.serve.processes import logs
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
@@ -235,14 +235,6 @@ def gpu_options(
             word for gpu in spec.devices for word in ("--device", f"nvidia.com/gpu={gpu}")
         )
     return env, ()
-
-
-def remove(program: str, names: Sequence[str]) -> None:
-    """End containers at once and remove them with their volumes."""
-    if names:
-        # podman's `rm --force` alone would wait 10 s for programs that ignore TERM.
-        for line in (("kill",), ("rm", "--force", "--volumes")):
-            subprocess.run([program, *line, *names], capture_output=True, timeout=_SWEEP_S)
 
 
 def sweep(program: str, token: str, settled_s: float = _SETTLED_S) -> list[str]:
