@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.places.conftest import Made
+from tests.serve.conftest import spec  # noqa: F401  a fixture of this file too
 from workbench.errors import LaunchError
 from workbench.experiment.environment import TIMING_GATES
 from workbench.experiment.plan.arms import plan
@@ -23,8 +24,6 @@ from workbench.params.engine_args import words
 from workbench.params.notebooks import check_params
 from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.startup import ready
-
-pytest_plugins = ["tests.serve.conftest"]
 
 
 def run_line(made: Made, connector: str, folder: Path) -> list[str]:
