@@ -1,4 +1,5 @@
 # make report   from a fresh clone to rendered pages in outputs/; what each notebook found, at the end
+# make report-all   the same, then every installed connector compared (MOONCAKE=1 installs that too)
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
 # make test-places   real servers in containers; needs docker or podman
@@ -12,10 +13,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report check test test-apart test-places lab compat setup clean
+.PHONY: report report-all check test test-apart test-places lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
+
+report-all: report
+	@workbench run pd_sweep --file params/cpu_connectors/pd_sweep.yaml $(FORCED)
 
 # Two tests at a time, but for those that measure time or take every core (the marker `alone`).
 check: setup

@@ -18,7 +18,7 @@ from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
 from workbench.hardware import kv, physics
-from workbench.hardware.interpreter import interpreter
+from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.load.catalogue import build
 from workbench.load.drive.workers import drive_in_workers
 from workbench.load.http.request import Endpoint
@@ -42,6 +42,7 @@ CLAIMS = "paper_claim_validation"
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 TURNS = {"workload": "multi_turn_conversation"}
 BOX = {"place": "container"}
+SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
 PARAMETERS = [
@@ -114,6 +115,13 @@ PARAMETERS = [
         "-p engine vllm -p store_tiers memory,disk",
     ),
     (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
+    (
+        HITS,
+        ATTACH | {"store_tiers": "memory,redis"},
+        "store_tiers=memory,redis does not apply to",
+        "redis",
+        "-p engine vllm -p store_tiers memory,redis",
+    ),
     (HITS, {"store_tiers": "disk"}, "store_tiers must be memory, then any", "'disk'", ""),
     (SWEEP, {"tokenizer": "/m"}, "tokenizer=/m does not", "/m", "-p engine attach"),
     (SWEEP, {"prompt_tokens": 24_560}, "context_tokens must be at least", "24,576", "28672"),
@@ -187,6 +195,11 @@ PARAMETERS = [
         "64",
         "Put it into engine_args",
     ),
+    (SWEEP, {**SIZES, "working_sets": [0, 1]}, "working_sets must be", "[0.0, 1.0]", "0.5,2,8"),
+    (SWEEP, {"working_sets": [2]}, "working_sets needs connector=offload", "'lmcache'", "offload"),
+    (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
+    (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
+    (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -301,10 +314,9 @@ class FewWords(Words):
 
 def tier(name: str) -> None:
     """Use that tier on a machine without Redis and Mooncake."""
-    (made,) = tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.hardware.interpreter.Interpreter.find", lambda *_: "")
-        asyncio.run(made.check())
+    asyncio.run(
+        tiers_of([name], count(1), interpreter=interpreter(), size_gb=1, folder=Path())[0].check()
+    )
 
 
 def store_arguments(*args: str) -> None:
@@ -339,6 +351,10 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "--max-wrkers", "did you mean"),
     (lambda: store_arguments("--zzz=4"), "store_args must be arguments of the store", "--zzz",
      "leave it out"),
+    (lambda: plan(check_params(SWEEP, {"topology": "1a", "connector": "lmcache-inprocess",
+                                       "platform": "cpu"})),
+     "connector=lmcache-inprocess needs platform=cuda or rocm, because LMCache inside vLLM", "cpu",
+     "-p connector lmcache"),
     (lambda: plan(check_params(SWEEP, {"topology": "1a", "connector": "none",
                                        "store_args": "--max-workers 4"})),
      "store_args='--max-workers 4' does not", "workers", "-p connector lmcache"),
@@ -366,6 +382,8 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "engine_python=/opt/vllm/bin/python does not apply", "/opt/vllm/bin/python", "engine vllm"),
     (lambda: create_app(mode="mooncake", prefill=["http://p"], decode=["http://d"]),
      "--bootstrap must be 1 URLs with mode mooncake", "[]", "--bootstrap http://127.0.0.1:8998"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "connector": "mooncake"})),
+     "engine=simulated needs connector=none, lmcache", "'mooncake'", "-p connector lmcache"),
     (lambda: plan(check_params(SWEEP, {"mooncake_protocol": "rdma"})),
      "mooncake_protocol=rdma does not apply to connector=lmcache", "rdma",
      "-p connector mooncake -p mooncake_protocol rdma"),
@@ -450,6 +468,7 @@ def test_bad_input_is_one_sentence_with_the_allowed_values_or_an_example(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none.pem")
     monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr(Interpreter, "find", lambda *_: "")
     with pytest.raises(WorkbenchError) as refused:
         act()
     sentence = str(refused.value)

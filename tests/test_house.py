@@ -17,6 +17,7 @@ TWICE = {
     "claims": "report/figures draws them",
     "rates": "report/figures draws them",
     "waterfall": "report/figures draws it",
+    "working_sets": "report/figures draws their sweep",
 }
 """Why the name of a module stands in more than one room."""
 

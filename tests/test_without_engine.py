@@ -16,10 +16,13 @@ from importlib import import_module
 from pkgutil import walk_packages
 import workbench
 names = [found.name for found in walk_packages(workbench.__path__, "workbench.")]
+names = [name for name in names if not name.startswith({there})]
 for name in names:
     import_module(name)
 print(len(names))
 """
+INSIDE = ("workbench.serve.inside_vllm.", "workbench.serve.connectors.tiers.lmcache_plugins.")
+"""Modules that only vLLM and LMCache import, and that need these."""
 MEASURED = """
 from importlib import import_module
 from pkgutil import iter_modules
@@ -59,7 +62,7 @@ def run(code: str, *, without: tuple[str, ...]) -> str:
 
 
 def test_every_module_can_be_imported_without_an_engine():
-    assert int(run(ALL, without=ENGINE)) > 200
+    assert int(run(ALL.format(there=INSIDE), without=ENGINE)) > 200
 
 
 def test_what_runs_with_the_engine_needs_none_of_our_packages():

@@ -49,8 +49,11 @@ async def test_the_ledger_closes(given: dict[str, Any], tmp_path: Path, one_laun
 async def test_host_memory_that_is_too_small_evicts_with_a_named_cause(
     tmp_path: Path, one_launcher: None
 ) -> None:
-    sizes = {"topology": "1a", "prompt_tokens": 3072, "store_gb": 0.02}
-    result = await measured(sizes, tmp_path)
+    sizes = {"topology": "1a", "prompt_tokens": 3072}
+    # Half of the 4 prompts; the bytes of a token depend on the machine.
+    bytes_per_token = plan(PdSweep(**(SIZES | sizes))).kv_bytes_per_token
+    half_gb = 2 * 3072 * bytes_per_token / 2**30
+    result = await measured(sizes | {"store_gb": half_gb}, tmp_path)
     assert "host memory eviction" in causes(result.facts)
     assert not_passed(result.facts).get("the ledger closes") is None
     assert not_passed(result.facts)["offload-warm was offload-warm"] == "FAIL"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.conftest import spec as spec
 from workbench.errors import WorkbenchError
 from workbench.hardware.images import LABEL, PROGRAMS, image
 

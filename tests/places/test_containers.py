@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from tests.places.conftest import Made
-from tests.serve.conftest import spec  # noqa: F401  a fixture of this file too
 from workbench.errors import LaunchError
 from workbench.experiment.environment import TIMING_GATES
 from workbench.experiment.plan.arms import plan

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.environments import environment
 from workbench.serve.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import DeploymentPlan, plan_deployment
@@ -53,6 +54,21 @@ def test_the_processes_of_a_topology_in_the_order_of_their_start(
     platform, topology, name, processes
 ):
     assert names(plan(topology, name, platform)) == processes.split()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_vllm_and_its_store_run_in_another_environment_and_the_proxy_in_ours(platform, tmp_path):
+    python = str(environment(tmp_path / "env", vllm="0.27.0"))
+    settings = EngineSettings(model=Path("/models/tiny"), platform=platform, python=python)
+    made = plan_deployment(
+        Topology.parse("1p1d"), connector("lmcache"), settings, ports=count(20_000), capacity=EIGHT
+    )
+    *theirs, proxy = made.processes
+    assert {process.program[0] for process in theirs} == {python}
+    for process in theirs:
+        assert Path(process.env["PYTHONPATH"].split(":")[0], "workbench").is_dir()
+        assert process.env["PATH"].startswith(str(Path(python).parent))
+    assert proxy.program[0] == sys.executable and "PYTHONPATH" not in proxy.env
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

@@ -239,7 +239,7 @@ class IdealCaches:
             stored, stored_later = store.tokens(chunks, call.asked_s)
         alone, _ = self._stored_alone(call.instance).tokens(chunks, call.asked_s)
         ideal = asked.ideal_tokens if first else length - 1
-        last = length if fetched or self._private else length - 1
+        last = length if fetched or (self._private and self._loads_blocks) else length - 1
         offered, offered_later, offered_alone = (
             min(tokens, last) for tokens in (stored, stored_later, alone)
         )

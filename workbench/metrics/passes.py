@@ -47,7 +47,8 @@ class TierCounts:
     @property
     def why_lost(self) -> str:
         """What the counters show about lost chunks: `3 writes failed`."""
-        failed = self.sent - self.written
+        # A write fails as a whole in LMCache's count, even if the tier kept a part of it.
+        failed = min(self.sent - self.written, self.lost)
         said = [f"{failed:,.0f} were not written"] if failed > 0 else []
         said += [f"it evicted {self.evicted:,.0f}"] if self.evicted > 0 else []
         return " and ".join(said)
@@ -85,6 +86,8 @@ class PassCounters:
     """What the store did in this pass, for all roles; None without a store."""
     store_since_empty: StoreCounters | None = None
     """The same since the store was last emptied."""
+    read_bytes: float | None = None
+    """KV that engines read from the store, as vLLM's connector counts it; None if it does not."""
     transfers: TransferCounters | None = None
     """KV that decode instances pulled, and failures on either side; None where nobody counts."""
     drafts: DraftCounters | None = None

@@ -22,10 +22,14 @@ from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
 from workbench.topology import ROLES, TensorParallel, Topology
 
-CONNECTORS = ("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload")
+CONNECTORS = (
+    *("none", "lmcache", "nixl", "mooncake", "mooncake-store", "offload", "lmcache-inprocess"),
+)
 """Ways to move KV; each is a module of that name in `serve.connectors`."""
 ALL_CONNECTORS = "all"
 """A sweep over every connector that this machine has and that serves the topology."""
+_OWN_TIERS = ["memory", "disk"]
+"""What the hit analysis measures unless told otherwise."""
 CLAIM_TIERS = ("source", "kernel", "engine", "serving")
 """How a claim is tested: by reading and arithmetic, or by a measurement at one of three levels."""
 
@@ -41,7 +45,7 @@ class PdSweep(LoadParams):
     )
     connector: str = param(
         "lmcache",
-        f"KV by {', '.join(CONNECTORS)} or {ALL_CONNECTORS}",
+        f"KV by {', '.join(CONNECTORS[:4])}, ... or {ALL_CONNECTORS} (docs/engine.md)",
         choices=(*CONNECTORS, ALL_CONNECTORS),
     )
     rates_per_s: list[float] = param(
@@ -59,6 +63,9 @@ class PdSweep(LoadParams):
         "only with search: fraction of requests that must meet the limits",
         low=0.01,
         high=0.999,
+    )
+    working_sets: list[float] = param(
+        [], "working-set sweep: prompts sent, as multiples of the KV space", example="0.5,2,8"
     )
     rounds: int = param(
         3,
@@ -164,6 +171,7 @@ class PdSweep(LoadParams):
                 yield f"{given} exclude each other. Leave out one (example: -p rates_per_s 1,2,4)"
         if self.search and not (self.ttft_limit_ms or self.tpot_limit_ms):
             yield needs("search=True", "ttft_limit_ms or tpot_limit_ms", 0, limits)
+        yield from self._size_mistakes()
         if self.swept and self.arrivals not in ("auto", "constant", "poisson", "gamma"):
             needed = "arrivals=auto, constant, poisson or gamma"
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
@@ -183,6 +191,22 @@ class PdSweep(LoadParams):
                 yield unused(
                     name, shlex.quote(text), f"topology={self.topology or '1p4d'}", example
                 )
+
+    def _size_mistakes(self) -> Iterator[str]:
+        sizes, what = self.working_sets, "working_sets"
+        if not sizes:
+            return
+        if min(sizes) <= 0 or len(set(sizes)) < len(sizes):
+            yield must_be(what, "different numbers above 0", sizes, [0.5, 2, 8])
+        if self.connector != "offload":
+            yield needs(what, "connector=offload", self.connector, "offload")
+        if self.workload not in ("reference", "short"):
+            yield needs(what, "workload=reference or short", self.workload, "reference")
+        if self.arrival_kind != "closed" or self.swept:
+            yield needs(what, "a closed loop without a rate sweep", self.arrival_kind, "closed")
+        if self.requests:
+            example = "-p requests 0 -p working_sets 0.5,2,8"
+            yield unused("requests", self.requests, "a working-set sweep", example)
 
     @property
     def swept(self) -> bool:
@@ -254,7 +278,7 @@ class LMCacheHitAnalysis(EngineParams):
         5.0, "LMCache's memory (L1) in the eviction test, in MB", low=1, high=100_000
     )
     store_tiers: list[str] = param(
-        ["memory", "disk"],
+        _OWN_TIERS,
         "LMCache's tiers; all but memory get an arm (docs/engine.md)",
         example="memory,disk,redis",
     )
@@ -318,8 +342,8 @@ class LMCacheHitAnalysis(EngineParams):
                 allowed = f"one or more numbers, none twice, each at least {least}"
                 yield must_be(name, allowed, values, [4 * least, 16 * least])
         tiers = self.store_tiers
-        if self.engine == "vllm":  # with others nothing is started, whatever the default is
-            yield from tier_mistakes(tiers, engine="vllm", connector="lmcache")
+        if self.engine == "vllm" or tiers != _OWN_TIERS:  # the default is for servers started here
+            yield from tier_mistakes(tiers, engine=self.engine, connector="lmcache")
         yield from share_mistakes(self.shares)
         yield from body_mistakes(self.extra_body)
         self.check_lengths(max(self.prompt_tokens), self.output_tokens)

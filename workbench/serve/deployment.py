@@ -26,6 +26,7 @@ from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.containers import ContainerLauncher
+from workbench.serve.processes.forkserver import IF_THERE
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import in_use, unused_ports
@@ -393,7 +394,9 @@ def launcher_for(
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
     interpreter = settings.interpreter
-    connectors = [c.load for c in CONNECTORS.values() if c.load and c.installed(interpreter)]
+    # An older vLLM may lack what one connector imports; that concerns no other one.
+    known = (c for c in CONNECTORS.values() if c.load and c.installed(interpreter))
+    connectors = [c.load + IF_THERE for c in known]
     # OpenMP reads the environment once, so the fork server needs that of its instances.
     env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
     loads = (*connectors, vllm.LOAD)

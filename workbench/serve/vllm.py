@@ -25,7 +25,7 @@ from workbench.serve.tiny_model import ModelFacts, model_facts
 from workbench.topology import Role, TensorParallel
 
 PACKAGES = {"vllm": "0.32.0"}
-"""The measured version, whose private parts the fork server and the patches use."""
+"""The pinned version, which is measured most; docs/compatibility.md has others."""
 PROCESS_MARKS = ("VLLM::", "vllm.entrypoints", "vllm serve")
 """Each of its processes has one of these in its command line."""
 FATAL = ("To serve at least one request with the model's max seq len",)

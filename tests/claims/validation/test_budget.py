@@ -50,6 +50,15 @@ def test_time_goes_to_what_can_be_decided_first(claim, falls):
     }
 
 
+def test_what_the_environment_lacks_is_told_with_the_parameter_that_helps(falls):
+    made = plan([falls("A")], [recipe("attention", ("A",), 1, level="kernel", needs="no_torch")])
+    assert made.steps == ()
+    assert made.skipped == {
+        "A": "attention needs no_torch, which this environment does not have. Set engine_python to"
+        " an interpreter that has it."
+    }
+
+
 def test_what_gives_a_number_without_a_verdict_comes_last_and_still_runs(claim, falls):
     made = plan([claim(id="SIZE"), falls("SHAPE")],
                 [recipe("size", ("SIZE",), 1), recipe("shape", ("SHAPE",), 9)])  # fmt: skip

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.environments import environment
 from workbench.errors import ParameterError, PlanError
 from workbench.hardware import machine
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
@@ -271,8 +272,14 @@ def test_the_prefix_cache_is_measured_off_cold_partly_and_fully_warm(prefix_cach
 
 
 def test_engine_simulated_refuses_a_connector_that_it_does_not_have(sweep):
-    with pytest.raises(PlanError, match="engine=simulated needs connector=none, lmcache or nixl"):
-        sweep(engine="simulated", connector="mooncake-store")
+    with pytest.raises(PlanError, match="lmcache, nixl, mooncake-store, offload or all with"):
+        sweep(engine="simulated", connector="mooncake")
+
+
+def test_an_interpreter_without_vllm_is_refused_with_its_version(sweep, tmp_path):
+    python = environment(tmp_path / "env", lmcache="0.5.6")
+    with pytest.raises(ParameterError, match=r"an interpreter with vLLM \(its Python 3.* has none"):
+        sweep(engine_python=str(python))
 
 
 def test_a_store_that_cannot_hold_one_prompt_is_refused_with_a_size_that_can(sweep):
@@ -296,6 +303,11 @@ def test_each_tier_below_the_stores_memory_adds_its_state(sweep, tiers, below):
     assert passes["1p1d lmcache"] == [*ONE_DECODE, *below]
     assert passes["2a lmcache"] == [*PASSES, *below]
     assert passes["2a"] == ["cold", "engine-warm"]
+
+
+def test_a_mooncake_tier_opens_the_ports_that_the_connector_opens(sweep):
+    tiers = {"connector": "lmcache", "topology": "1a", "store_tiers": ["memory", "mooncake"]}
+    assert any("accept connections on all addresses" in doubt for doubt in sweep(**tiers).doubts)
 
 
 def test_a_tier_that_is_too_small_is_refused_or_a_doubt(sweep):

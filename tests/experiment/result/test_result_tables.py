@@ -6,12 +6,13 @@ from math import isnan, nan
 import pandas as pd
 
 from tests.experiment.result.waterfalls import split
-from workbench.experiment.result.facts import RateRow
+from workbench.experiment.result.facts import ArmFacts, RateRow
 from workbench.experiment.result.result_tables import (
     by_request,
     ledger_table,
     percentile_table,
     rate_table,
+    store_table,
     styled,
     waterfall_table,
 )
@@ -165,3 +166,21 @@ def test_the_table_has_medians_in_milliseconds_with_intervals_where_there_are_an
     ]
     unknown = split("2a").assign(residual_s=math.nan)
     assert set(waterfall_table(unknown)["2a"]) == {"not known"}
+
+
+def test_a_store_tells_what_it_holds_and_what_each_pass_put_read_and_evicted():
+    arm = ArmFacts(label="2a mooncake-store", connector="mooncake-store")
+    values = {"master_key_count": (10, 40), "master_batch_put_end_items_total": (10, 50),
+              "mem_cache_hit_nums_": (0, 4)}  # fmt: skip
+    rows = [
+        {"arm": arm.label, "pass": "cold", "round": number, "when": when, "instance": "store",
+         "read_at_s": 2.0 * (when == "after"), "series": series, "value": float(value)}
+        for number in range(3)
+        for series, both in values.items()
+        for when, value in zip(("before", "after"), both, strict=True)
+    ]  # fmt: skip
+    table = store_table([arm, ArmFacts(label="2a", connector="none")], pd.DataFrame(rows))
+    (line,) = table.to_dict("records")
+    assert line["held"] == "40"
+    assert (line["unit"], line["put"], line["read"]) == ("blocks", "40 (20.0/s)", "4 (2.00/s)")
+    assert line["evicted"] == "0"  # a counter that was never added to is not exported

@@ -53,6 +53,16 @@ def test_a_gain_is_explained_and_what_works_against_it_is_said():
     )
 
 
+def test_api_servers_are_joined_with_the_transfer_where_one_arm_cannot_tell_them_apart():
+    """Else 30 ms of API server would be missing on one side and extra on the other."""
+    at_once = split("1p1d nixl", transfer_queue_s=80, prefill_compute_s=300).assign(at_once=True)
+    other = split("2a", prefill_server_s=30, prefill_compute_s=300).assign(at_once=False)
+    assert one(at_once, other) == (
+        "1p1d nixl vs 2a, cold: TTFT is 50.0 ms higher [50.0, 50.0]. Largest parts: API servers +"
+        " KV transfer + decode queue +50.0 ms [50.0, 50.0]."
+    )
+
+
 def test_a_part_stands_out_although_the_noise_of_another_hides_the_total():
     split_arm = noisy(split("1p1d nixl", prefill_compute_s=300, transfer_queue_s=20),
                       "prefill_compute_s", 100)  # fmt: skip

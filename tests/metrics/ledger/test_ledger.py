@@ -115,6 +115,20 @@ def test_moved_bytes_that_nobody_counts_leave_the_ledger_open():
     assert "The instances do not count the bytes that were moved" in gate.sentence
 
 
+def test_bytes_that_the_connector_read_are_compared_with_the_tokens_that_engines_loaded():
+    read = replace(STORED, read_bytes=2304 * 768.0)
+    assert [a.name for a in accounts([read])][-1] == "read"
+    assert ledger_closes([read]).outcome == "PASS"
+    (account,) = [a for a in accounts([replace(read, read_bytes=0.0)]) if a.name == "read"]
+    assert (account.expected, account.observed, account.unexplained) == (2304, 0, 2304)
+    again = replace(STORED, read_bytes=2 * 2304 * 768.0, preemptions={"aggregated": 3})
+    assert causes(again, "read") == {"preemption": -2304}
+    failed = replace(STORED, read_bytes=1304 * 768.0, failed_prompt_tokens=1000)
+    assert causes(failed, "read") == {"failed requests": 1000}
+    hub = replace(read, kv_bytes_per_token=nan)
+    assert ledger_closes([hub]).outcome == "INCONCLUSIVE"
+
+
 def test_what_no_cache_can_serve_has_its_rule_as_cause():
     assert causes(WARM) == {"block rounding": 3 * (999 - 896)}
     assert causes(STORED) == {"chunk rounding": 3 * (999 - 768)}

@@ -104,3 +104,12 @@ def test_its_end_is_the_end_of_what_it_forked(
     forks.process.stdin.close() if end == "stdin closes" else forks.process.kill()
     forks.process.wait(timeout=10)
     assert left_running(token, within_s=10) == {}
+
+
+@pytest.mark.parametrize(("name", "ready"), [("no_such_module?", True), ("no_such_module", False)])
+def test_what_only_one_connector_needs_may_be_missing(name: str, ready: bool) -> None:
+    words = [sys.executable, "-m", "workbench.serve.processes.forkserver", name]
+    ended = subprocess.run(words, input="", capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith('{"ready"') is ready
+    assert "No module named 'no_such_module'" in ended.stderr
+    assert (ended.returncode == 0) is ready

@@ -16,7 +16,7 @@ from workbench.load.workload.workload import asked_again, reference
 from workbench.metrics.prometheus import difference
 from workbench.records import RequestRecord
 from workbench.serve import simulated
-from workbench.serve.connectors import connector
+from workbench.serve.connectors import connector, lmcache
 from workbench.serve.deployment import Deployment, Instance, plan_deployment
 from workbench.serve.processes.ports import unused_ports
 from workbench.serve.proxy.proxy import create_app
@@ -38,6 +38,8 @@ SERIES = {
     "found": "lmcache_mp_lookup_hit_tokens",
     "written": "lmcache_mp_l1_write_chunks",
     "evicted": "lmcache_mp_l1_evicted_chunks",
+    "blocks put": "master_batch_put_end_items",
+    "failed puts": "vllm:mooncake_store_operation_failed_keys",
 }
 """What processes count, by the names of these tests: a series, and its source."""
 
@@ -62,7 +64,13 @@ async def simulated_deployment(topology: str, name: str, **settings: Any) -> Asy
     async with serving(made):
         instances = tuple(Instance(name=p.name, role=p.role, url=p.url) for p in plan.instances)
         yield Pair(
-            Deployment(url=plan.url, instances=instances, store_url=plan.store_http_url, plan=plan)
+            Deployment(
+                url=plan.url,
+                instances=instances,
+                store_url=plan.store_http_url,
+                store=plan.connector.store or lmcache.STORE,
+                plan=plan,
+            )
         )
 
 

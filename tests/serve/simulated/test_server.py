@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from tests.runs import start
 from tests.serve.simulated.pair import SETTINGS, Pair, simulated_deployment
+from workbench.errors import LaunchError
 from workbench.params.shared import FAULTS
 from workbench.serve.deployment import launcher_for
 from workbench.serve.processes import logs
 from workbench.serve.simulated import instance
 from workbench.serve.simulated.faults import small_kv_mib
+from workbench.serve.simulated.master import CONNECT_S
 from workbench.serve.vllm import EngineSettings
 
 BROKEN = {"error_in_stream": "stream_error", "truncated_stream": "truncated"}
@@ -34,7 +37,7 @@ async def test_an_answer_streams_one_token_a_chunk_with_usage_and_metrics():
     assert metrics["generation_time_ms"] == pytest.approx(7 * metrics["mean_itl_ms"])
 
 
-@pytest.mark.parametrize("name", ["lmcache", "nixl"])
+@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake-store"])
 async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_instance(name: str):
     async with simulated_deployment("1a", "none") as alone:
         expected = [record.text for record in await alone.ask()]
@@ -45,7 +48,7 @@ async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_insta
         warm = [record.text for record in await pair.ask(again=True)]
     assert cold == warm == expected
     assert len(set(cold)) == 4
-    assert moved == 2 * {"lmcache": 512, "nixl": 600}[name]
+    assert moved == 2 * {"lmcache": 512, "nixl": 600, "mooncake-store": 512}[name]
 
 
 async def test_concurrent_prefills_wait_for_one_another():
@@ -218,7 +221,7 @@ async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
     assert (held.json(), free.json()) == ({"success": False}, {"success": True})
 
 
-@pytest.mark.parametrize("name", ["lmcache", "nixl"])
+@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake-store"])
 async def test_wrong_kv(name: str):
     texts = []
     for fault in ("", "wrong_kv"):
@@ -264,6 +267,40 @@ async def test_store_dead(fork: bool, tmp_path: Path, nothing_left: str):
         assert "store_dead" in "\n".join(logs.lines(deployment.dead()[0].log))
     assert all(record.ok for record in [*records, *late])
     assert computed == 600
+
+
+async def test_store_dead_at_start(tmp_path: Path, nothing_left: str):
+    settings = EngineSettings(**SETTINGS, fault="store_dead_at_start")
+    async with launcher_for(settings, tmp_path) as launcher:
+        began_s = time.monotonic()
+        with pytest.raises(LaunchError, match=r"^store ended while .* the master exits"):
+            async with start(launcher, "1p1d", "mooncake-store", settings=settings, logs=tmp_path):
+                raise AssertionError("it started")
+    assert time.monotonic() - began_s < CONNECT_S  # how long the instances wait
+
+
+async def test_late_store():
+    computed = {}
+    for fault in ("", "late_store"):
+        async with simulated_deployment("1p1d", "mooncake-store", fault=fault) as pair:
+            before = await pair.counters()
+            await pair.ask(2)
+            computed[fault] = await pair.counted(before, "decode-0 computed")
+            while await pair.counted(before, "store blocks put") < 8:
+                await asyncio.sleep(0.05)
+            await pair.deployment.reset_engines()
+            before = await pair.counters()
+            await pair.ask(2, again=True)
+            assert await pair.counted(before, "decode-0 fetched") == 1024  # in the end all is there
+    assert computed == {"": 2 * 88, "late_store": 1200}
+
+
+async def test_leased_blocks():
+    async with simulated_deployment("1p1d", "mooncake-store", fault="leased_blocks") as pair:
+        await pair.ask(1)
+        assert await pair.deployment.reset_store()
+        page = (await pair.counters()).store
+    assert page is not None and page.sum(pair.deployment.store.held) == 4
 
 
 def test_every_fault_is_seen_here():

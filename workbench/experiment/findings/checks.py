@@ -118,6 +118,9 @@ def _responses(
         yield response_gates.cached_as_planned(requests, partly, block=unit)
     if plan.rates is None:
         same_prompts = requests[~requests["pass"].isin(partly)]
+        colds = [p.name for p in plan.arms[0].passes if p.state == "cold"]
+        if plan.sized:  # the largest size has the prompts of all others
+            same_prompts = same_prompts.replace({"pass": {colds[-1]: "cold"}})
         alike = with_same_history(same_prompts, plan.workload.sample, plan.text_reference)
         batched = plan.arrivals.kind != "closed" or plan.arrivals.concurrency > 1
         yield response_gates.same_text(alike, plan.text_reference, batched=batched)

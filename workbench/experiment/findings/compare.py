@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 Side = tuple[Arm, str]
 """An arm and one of its passes."""
-Kind = Literal["cache-state", "opponent", "cache-off"]
+Kind = Literal["cache-state", "opponent", "cache-off", "no-offload"]
 
 
 def summarise(requests: pd.DataFrame) -> tuple[SummaryRow, ...]:
@@ -61,7 +61,8 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, .
 
     `cache-state`: a warm pass against the cold pass of the same arm. `opponent`: a subject against
     an aggregated arm with the same number of GPUs, in the same state. `cache-off`: an arm with the
-    prefix cache against one without. A buffered stream has no ratio of TTFT or TPOT.
+    prefix cache against one without. `no-offload`: an arm with host memory against
+    the same without, in the same pass. A buffered stream has no ratio of TTFT or TPOT.
     """
     held_back = set(requests.loc[buffered(requests), "arm"])
     usable = comparable(requests)
@@ -75,8 +76,9 @@ def compare(plan: ExperimentPlan, requests: pd.DataFrame) -> tuple[Comparison, .
 def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind, Side, Side]]:
     for arm in plan.arms:
         for measured in arm.passes[1:]:
-            yield "cache-state", (arm, measured.name), (arm, "cold")
-    for subject, rival in _rivals(plan.arms):
+            if measured.state != "cold":
+                yield "cache-state", (arm, measured.name), (arm, measured.after)
+    for subject, rival in rivals(plan.arms):
         shared = [p.name for p in subject.passes if p.name in {q.name for q in rival.passes}]
         if plan.rates is not None:  # each arm of a search has rates of its own
             mine, theirs = (
@@ -85,13 +87,17 @@ def _pairs(plan: ExperimentPlan, requests: pd.DataFrame) -> Iterator[tuple[Kind,
             shared += [name for name in requests["pass"].unique() if name in mine & theirs]
         for name in shared:
             yield "opponent", (subject, name), (rival, name)
+    for arm, without in _without_offload(plan.arms):
+        names = {p.name for p in without.passes}
+        for name in (p.name for p in arm.passes if p.name in names):
+            yield "no-offload", (arm, name), (without, name)
     arms = {arm.label: arm for arm in plan.arms}
     if "cache off" in arms:
         for measured in arms["cache on"].passes:
             yield "cache-off", (arms["cache on"], measured.name), (arms["cache off"], "cold")
 
 
-def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
+def rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
     """Each disaggregated subject with the aggregated arms of the same GPU count (rounded down)."""
     return [
         (subject, rival)
@@ -103,6 +109,17 @@ def _rivals(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
         # None where an aggregated instance spans more GPUs than the subject has.
         and rival.topology.aggregated == subject.gpus // subject.tp.aggregated
         and rival.connector in rivals_of(CONNECTORS[subject.connector])
+    ]
+
+
+def _without_offload(arms: tuple[Arm, ...]) -> list[tuple[Arm, Arm]]:
+    """Each arm that offloads KV to host memory with the same instances that do not."""
+    return [
+        (arm, other)
+        for arm in arms
+        if arm.store and arm.store.private
+        for other in arms
+        if other.topology == arm.topology and other.connector == "none"
     ]
 
 

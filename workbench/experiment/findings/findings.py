@@ -31,6 +31,12 @@ from workbench.experiment.findings.sentences import (
     sentences,
     told,
 )
+from workbench.experiment.findings.size_findings import (
+    size_cards,
+    size_headline,
+    size_rows,
+    size_sentences,
+)
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     RunFacts,
@@ -94,6 +100,7 @@ def conclude(
     summary, comparisons = summarise(requests), compare(plan, requests)
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
     rates_said = rate_sentences(plan.rates, rates, answered)
+    sizes = size_rows(plan, requests, comparisons, passes)
     gates = check(
         plan,
         requests,
@@ -107,7 +114,7 @@ def conclude(
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
         found, unproven = headline(
-            rate_headline(rates, answered) or finding(plan, comparisons),
+            rate_headline(rates, answered) or size_headline(sizes) or finding(plan, comparisons),
             failed,
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
@@ -118,6 +125,7 @@ def conclude(
         finding=found,
         unproven=unproven,
         numbers=rate_cards(plan.rates, rates, answered, failed)
+        or size_cards(sizes, failed)
         or cards(plan, summary, comparisons, failed),
         gates=gates,
         doubts=(
@@ -130,9 +138,11 @@ def conclude(
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
             *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
-            *sentences(plan, summary, comparisons, failed),
+            *(told(sentence, spoil(failed, "ratios")) for sentence in size_sentences(sizes)),
+            *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
+        sizes=sizes,
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,

@@ -50,7 +50,8 @@ def _sweep_finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> s
     rivals = matching(known, kind="opponent")
     for state, what in WARM.items():
         if warm := warm_rows(plan, known, state):
-            return _with_split(what, warm, rivals)
+            cost = first(known, kind="no-offload", pass_name="cold")
+            return _with_split(what, warm, rivals) + (_cost_of_offloading(cost) if cost else "")
     if rivals:
         return _split_finding([row for row in rivals if row.pass_name == "cold"] or rivals)
     own = subjects(plan)
@@ -70,6 +71,16 @@ def _with_split(what: str, warm: Sequence[Comparison], rivals: Sequence[Comparis
         return text
     verdict = {"undecided": "no significant effect", "no_interval": "not judged"}.get(split, "")
     return f"{text}; PD split: {verdict or _counted(rivals)}"
+
+
+def _cost_of_offloading(cold: Comparison) -> str:
+    """What storing in host memory costs a cold prompt."""
+    more = 100 * (1 / cold.ratio.value - 1)
+    known = {
+        "undecided": "too noisy to tell" if unresolved(cold.ratio) else "not significant",
+        "no_interval": "not judged",
+    }.get(cold.ratio.verdict, f"{abs(more):.3g} % {'more' if more > 0 else 'less'}")
+    return f"; cost on cold prompts {known}"
 
 
 def _counted(rows: Sequence[Comparison], noun: str = "comparison") -> str:

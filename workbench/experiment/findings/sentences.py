@@ -24,7 +24,10 @@ Row = TypeVar("Row")
 Overall = Verdict | Literal["sometimes_faster", "sometimes_slower", "mixed"]
 """What several comparisons say together."""
 
-WARM = {"store-warm": "KV store", "offload-warm": "host memory", "engine-warm": "prefix cache"}
+WARM = {
+    "store-warm": "KV store", "disk-warm": "disk tier", "remote-warm": "remote store tier",
+    "offload-warm": "host memory", "engine-warm": "prefix cache",
+}  # fmt: skip
 """What is warm in a pass."""
 
 
@@ -42,7 +45,8 @@ def scope(plan: ExperimentPlan) -> str:
         intervals = "Too few rounds for confidence intervals of ratios"
     return (
         f"{where} {count(plan.rounds, 'round')},"
-        f" {count(len(plan.workload.sample.requests), 'request')} per pass, {_prompts(plan)},"
+        f" {'up to ' * plan.sized}{count(len(plan.workload.sample.requests), 'request')} per pass,"
+        f" {_prompts(plan)},"
         f" {plan.describe_arrivals()}. {intervals}."
     )
 
@@ -60,10 +64,11 @@ def cards(
         (f"TTFT speed-up, warm {what} vs cold ({subject})", {"arm": subject, "pass_name": state})
         for state, what in WARM.items()
     ]
-    rival = first(known, kind="opponent", arm=subject, pass_name="cold")
-    if rival is not None:
-        label = f"Cold TTFT speed-up, {subject} over {rival.baseline_arm} (below 1x: slower)"
-        wanted.append((label, {"kind": "opponent", "arm": subject, "pass_name": "cold"}))
+    for kind in ("opponent", "no-offload"):
+        rival = first(known, kind=kind, arm=subject, pass_name="cold")
+        if rival is not None:
+            label = f"Cold TTFT speed-up, {subject} over {rival.baseline_arm} (below 1x: slower)"
+            wanted.append((label, {"kind": kind, "arm": subject, "pass_name": "cold"}))
     label = "Cold TTFT speed-up, prefix cache on over off (below 1x: slower)"
     wanted.append((label, {"kind": "cache-off", "pass_name": "cold"}))
     made = [
@@ -125,7 +130,7 @@ def sentences(
             does = spoil(failed_gates, "ratios", passes=passes, interval=_has_interval(rows))
             size = "speed-up" if noun == arms else "TTFT of the baseline / of the PD split:"
             said.append(told(f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
-    for row in rivals:
+    for row in [*rivals, *matching(ttft, kind="no-offload")]:
         does = spoil(failed_gates, "ratios", passes=row.passes, interval=_has_interval([row]))
         said.append(told(_pair(row), does))
     if text := _scarce_decode(plan, summary):
@@ -150,8 +155,9 @@ def _pair(row: Comparison) -> str:
             "no_interval": "too few rounds to compare TTFT of",
         }[ratio.verdict]
         both = f"{row.arm} and {row.baseline_arm}"
-        said = f"{lead} {both}, baseline / PD split is {ratio_text(ratio)}"
-    return f"{state}: {said} ({_sample(ratio)})."
+        ours = "with offloading" if row.kind == "no-offload" else "PD split"
+        said = f"{lead} {both}, baseline / {ours} is {ratio_text(ratio)}"
+    return f"{state}: {said} ({sample_text(ratio)})."
 
 
 def _tally(rows: Sequence[Comparison], noun: str) -> str:
@@ -309,10 +315,11 @@ def ratio_note(ratio: Ratio) -> str:
     """A key number's verdict and sample: `no significant difference; 3 rounds, 9 request pairs`."""
     words = {"slower": "slower", "undecided": "no significant difference"}
     words["no_interval"] = "too few rounds for a CI"
-    return "; ".join(filter(None, (words.get(ratio.verdict), _sample(ratio))))
+    return "; ".join(filter(None, (words.get(ratio.verdict), sample_text(ratio))))
 
 
-def _sample(ratio: Ratio) -> str:
+def sample_text(ratio: Ratio) -> str:
+    """`3 rounds, 9 request pairs`, with what was left out."""
     dropped = f" ({ratio.dropped} more left out)" if ratio.dropped else ""
     return f"{count(ratio.rounds, 'round')}, {count(ratio.pairs, 'request pair')}{dropped}"
 

@@ -26,6 +26,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass, pass_in
 from workbench.experiment.plan.rates import rates_of
 from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of, length_doubts, workload_of
 from workbench.experiment.plan.which_connectors import Chosen, chosen
+from workbench.experiment.plan.working_sets import with_working_sets
 from workbench.hardware import machine
 from workbench.load.drive.open_files import check_files, most_in_flight
 from workbench.params.engine_args import words
@@ -104,6 +105,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in asked.rivals(equal):
                 wanted.setdefault((equal, rival), "opponent")
+        elif any(one.store and one.store.private for one in map(connector, subjects[topology])):
+            wanted.setdefault((topology, "none"), "opponent")
     arms = []
     for (topology, name), role in wanted.items():
         means = connector(name)
@@ -142,7 +145,8 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    return replace(made, doubts=asked.left_out)
+    made = replace(made, doubts=asked.left_out)
+    return with_working_sets(made) if params.working_sets else made
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
@@ -210,6 +214,8 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     """
     params = made.params
     if not isinstance(params, PdSweep) or params.workload != "reference" or params.requests:
+        return made
+    if params.working_sets:
         return made
     closed = made.arrivals.kind == "closed"
     if made.speed is None or not closed or not made.estimate_s > LONG_RUN_S:
@@ -306,6 +312,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
     known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
     on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
     said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if any("mooncake" in arm.tiers for arm in made.arms):
+        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
     if params.engine != "simulated":
         yield from dict.fromkeys(filter(None, said))
     yield from made.workload.sample.doubts
@@ -316,7 +324,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         for r in made.workload.sample.requests
     )
     space_tokens = made.kv_space_tokens
-    if sent_tokens > space_tokens:
+    if sent_tokens > space_tokens and not made.sized:
         yield (
             f"The workload has {sent_tokens:,} tokens but an instance's KV cache holds"
             f" {space_tokens:,.0f}, so warm passes will miss evicted blocks. Raise kv_cache_mib."

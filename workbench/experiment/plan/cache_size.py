@@ -22,7 +22,8 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
 
     Requests come one after the other, so a real LRU cache cannot do better, and does worse if
     requests overlap. `attrs` has `ideal_reuse` (an infinite cache of single tokens), `block_tokens`
-    and, if known, `kv_space_tokens` of an instance. Empty if prompts share nothing.
+    and, if known, `kv_space_tokens` and `host_tokens` of an instance. Empty if prompts share
+    nothing.
     """
     import pandas as pd
 
@@ -54,5 +55,6 @@ def cache_size(plan: ExperimentPlan) -> pd.DataFrame:
         "ideal_reuse": workload.ideal_reuse,
         "block_tokens": round(trace.block_tokens, 1),
         "kv_space_tokens": plan.kv_space_tokens,
+        "host_tokens": plan.host_tokens,
     }
     return frame

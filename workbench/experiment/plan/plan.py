@@ -23,9 +23,10 @@ from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware.machine import repository_root
 from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
+from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.capacity import Capacity
-from workbench.serve.connectors import CONNECTORS, Connector, connector
+from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment
 from workbench.serve.tiny_model import LAYERS, model_facts
@@ -55,6 +56,10 @@ class Pass:
     decode_shift: int = 0
     rate_per_s: float = 0.0
     """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
+    requests: int = 0
+    """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
+    after: str = "cold"
+    """The cold pass whose prompts it sends again."""
 
 
 def pass_in(state: str) -> Pass:
@@ -127,6 +132,11 @@ class Arm:
         return CONNECTORS.get(self.connector)
 
     @property
+    def store(self) -> Store | None:
+        """The KV store of its connector, or the host memory of each of its instances."""
+        return self.kv_connector.store if self.kv_connector else None
+
+    @property
     def disaggregated(self) -> bool:
         """True when prefill and decode are known to run on instances of their own."""
         return self.topology is not None and self.topology.disaggregated
@@ -174,11 +184,27 @@ class ExperimentPlan:
 
     @property
     def kv_space_tokens(self) -> float:
-        """Tokens that fit an instance's KV cache; NaN on a GPU, where only vLLM knows it."""
+        """Tokens that fit an instance's KV cache; NaN on a GPU where only vLLM knows it."""
         settings = self.settings
-        if settings is None or settings.on_gpu:
+        if settings is None:
             return nan
+        given = value_of(settings.extra_args, "--kv-cache-memory-bytes")
+        if settings.on_gpu:
+            return int(given) / self.kv_bytes_per_token if given.isdecimal() else nan
         return settings.kv_cache_mib * 2**20 / self.kv_bytes_per_token
+
+    @property
+    def sized(self) -> bool:
+        """Whether it sweeps working sets, so that its passes have several sizes."""
+        return any(p.requests for arm in self.arms for p in arm.passes)
+
+    @property
+    def host_tokens(self) -> float:
+        """Tokens that fit the host memory of an instance that offloads; NaN without one."""
+        for arm in self.arms:
+            if arm.store and arm.store.private:
+                return arm.store_gb * 2**30 / self.kv_bytes_per_token
+        return nan
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -191,9 +217,11 @@ class ExperimentPlan:
 
     @property
     def text_reference(self) -> str:
-        """The arm whose cold responses all others must equal: an aggregated one if there is one."""
-        aggregated = (arm.label for arm in self.arms if arm.topology and not arm.disaggregated)
-        return next(aggregated, self.arms[0].label)
+        """The arm whose cold responses all others must equal: an aggregated one if there is one,
+        and rather one that does not offload."""
+        aggregated = [arm for arm in self.arms if arm.topology and not arm.disaggregated]
+        kept = [arm for arm in aggregated if not (arm.store and arm.store.private)]
+        return (kept or aggregated or list(self.arms))[0].label
 
     def order(self, round_number: int) -> tuple[Arm, ...]:
         """The arms of a round: each second round mirrors the one before, each pair rotates by one.
@@ -265,16 +293,19 @@ class ExperimentPlan:
         slower = speed.fork_server_s / TYPICAL.fork_server_s
         total_s = self.once_s
         for arm in self.arms:
-            store = arm.kv_connector.store if arm.kv_connector else None
-            instance_s = LAUNCH_INSTANCE_S + (store.instance_start_s if store else 0.0)
+            instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
             instances = arm.topology.instances if arm.topology else 0
             launch_s = LAUNCH_S + instances * instance_s
             if not self.forked:
                 # The store is ready first; instances then share the cores.
-                turns = bool(store) + max(1.0, instances / (os.cpu_count() or 1))
+                turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
                 launch_s += turns * TYPICAL.fork_server_s
-            cold = sum(1 - p.share if p.state != "cold" else 1.0 for p in arm.passes)
-            passes_s = cold * prefill_s + len(arm.passes) * pass_s
+            parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
+            cold = sum(
+                part * (1 - p.share if p.state != "cold" else 1.0)
+                for p, part in zip(arm.passes, parts, strict=True)
+            )
+            passes_s = cold * prefill_s + PASS_S * len(parts) + sum(parts) * (pass_s - PASS_S)
             total_s += self.rounds * (slower * launch_s + passes_s)
             total_s += self.rounds * max(sent_s, len(rates) * (prefill_s + pass_s))
         return total_s

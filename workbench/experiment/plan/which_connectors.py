@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.errors import PlanError, must_be
+from workbench.errors import PlanError, must_be, needs
 from workbench.params.notebooks import ALL_CONNECTORS, PdSweep
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.vllm import EngineSettings
@@ -50,11 +50,17 @@ def chosen(params: PdSweep, topologies: Sequence[Topology], settings: EngineSett
             allowed = ", ".join(name for name, known in CONNECTORS.items() if known.simulated)
             wanted = f"{allowed} or {ALL_CONNECTORS} with engine=simulated"
             raise PlanError(must_be("connector", wanted, asked.name, "lmcache"))
+        if not simulated and asked.gpu_only and not settings.on_gpu:
+            needed = f"platform=cuda or rocm, because {asked.gpu_only}"
+            example = "-p connector lmcache"
+            raise PlanError(needs(f"connector={asked.name}", needed, settings.platform, example))
         return Chosen((asked,))
     found, left_out = [], []
     for known in CONNECTORS.values():
         if simulated and not known.simulated:
             why = "engine=simulated does not model it"
+        elif known.gpu_only and not settings.on_gpu:
+            why = f"it needs a GPU, because {known.gpu_only}"
         elif not simulated and not known.installed(settings.interpreter):
             why = f"it is not installed ({known.install})"
         elif why := _refused(known, topologies, opponents=params.opponents):
@@ -65,7 +71,10 @@ def chosen(params: PdSweep, topologies: Sequence[Topology], settings: EngineSett
         if known.name != "none":
             left_out.append(f"Connector {known.name} was left out: {why}.")
     if not found:
-        raise PlanError(f"connector=all found none to measure. {' '.join(left_out)}")
+        raise PlanError(
+            f"connector=all needs at least one that is installed and serves the topology."
+            f" {' '.join(left_out)} (example: -p connector none -p topology 2a)"
+        )
     return Chosen(tuple(found), tuple(left_out))
 
 

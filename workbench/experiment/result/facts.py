@@ -91,7 +91,7 @@ class SummaryRow:
 class Comparison:
     """A speed-up: above 1 the arm is better than its baseline."""
 
-    kind: Literal["cache-state", "opponent", "cache-off"]
+    kind: Literal["cache-state", "opponent", "cache-off", "no-offload"]
     metric: str
     arm: str
     pass_name: str
@@ -141,6 +141,31 @@ class SearchRow:
     missed_per_s: Number
     resolved: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRow:
+    """What host memory did for one working set, in the pass `cold` or `again`."""
+
+    arm: str
+    baseline_arm: str
+    """The same instances without host memory."""
+    asked: str
+    """`cold`, or `again` for the same prompts sent a second time."""
+    times: Number
+    """The working set, as a multiple of an instance's KV space."""
+    host_times: Number
+    """What host memory holds, likewise."""
+    prompts: int
+    """Requests of a pass."""
+    hit_share: Number
+    """Fraction of prompt tokens that a cache served, with host memory."""
+    baseline_hit_share: Number
+    ttft_s: Number
+    """Median."""
+    baseline_ttft_s: Number
+    ratio: Ratio
+    """TTFT without / with host memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +302,7 @@ class RunFacts:
     limits: tuple[str, ...] = ()
     rates: tuple[RateRow, ...] = ()
     searches: tuple[SearchRow, ...] = ()
+    sizes: tuple[SizeRow, ...] = ()
     sentences: tuple[str, ...] = ()
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()

@@ -103,6 +103,11 @@ class Result:
         frame.attrs["limited"] = self._limited
         return frame
 
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """One row per working set and pass of a sweep over them; empty without one."""
+        return self._marked(tables.size_frame(self.run.sizes))
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
@@ -119,6 +124,19 @@ class Result:
         value, low and high per metric: `ttft_s`, `system_tps` and `kv_bytes_per_token`.
         """
         return self._marked(tables.connector_frame(self.run, self._frame("requests")))
+
+    def store_table(self) -> pd.DataFrame:
+        """What each KV store says it held, wrote, read and evicted; empty without a store.
+
+        Read from the run's file, which has thousands of other series.
+        """
+        import pandas as pd
+
+        path = self.folder / "counters.parquet"
+        counters = pd.DataFrame(columns=["arm", "instance"])
+        if path.exists():
+            counters = pd.read_parquet(path, filters=[("instance", "==", "store")])
+        return self._showing(tables.store_table(self.run.arms, counters), "counts")
 
     @property
     def token_sources(self) -> pd.DataFrame:

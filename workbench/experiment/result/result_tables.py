@@ -7,7 +7,15 @@ from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from workbench.experiment.result.facts import Comparison, RateRow, RunFacts, SummaryRow, TierRow
+from workbench.experiment.result.facts import (
+    ArmFacts,
+    Comparison,
+    RateRow,
+    RunFacts,
+    SizeRow,
+    SummaryRow,
+    TierRow,
+)
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import failed_name, spoil
@@ -41,6 +49,18 @@ def summary_frame(rows: Sequence[SummaryRow]) -> pd.DataFrame:
         low=[estimate.low for estimate in found],
         high=[estimate.high for estimate in found],
         note=[estimate.note for estimate in found],
+    )
+
+
+def size_frame(rows: Sequence[SizeRow]) -> pd.DataFrame:
+    """Working sets with the ratio of TTFT without and with host memory, a row each."""
+    frame = frame_of(SizeRow, rows)
+    ratios = [row.ratio for row in rows]
+    return frame.assign(
+        ratio=[ratio.value for ratio in ratios],
+        low=[ratio.low for ratio in ratios],
+        high=[ratio.high for ratio in ratios],
+        verdict=[ratio.verdict for ratio in ratios],
     )
 
 
@@ -94,8 +114,8 @@ def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
             value, low, high = measured[metric]
             found.append(
                 {"arm": row.arm, "topology": row.topology, "connector": row.connector,
-                 "role": arms[row.arm].role, "pass": row.pass_name, "metric": metric,
-                 "value": value, "low": low, "high": high, **sample}
+                 "role": arms[row.arm].role, "gpus": arms[row.arm].gpus, "pass": row.pass_name,
+                 "metric": metric, "value": value, "low": low, "high": high, **sample}
             )  # fmt: skip
     return pd.DataFrame(found)
 
@@ -253,6 +273,47 @@ def waterfall_table(waterfall: pd.DataFrame) -> pd.DataFrame:
     )
     wide = wide[(wide.fillna("0") != "0").any(axis=1)].fillna("")
     return pd.DataFrame(wide.reset_index()).rename_axis(columns=None)
+
+
+def store_table(arms: Iterable[ArmFacts], counters: pd.DataFrame) -> pd.DataFrame:
+    """The store's own counters, a row per arm and pass: medians over rounds.
+
+    Counters are cells such as `39 (210/s)`, the change in a pass and its rate; the time includes
+    the reading of counters.
+    """
+    import pandas as pd
+
+    shown = []
+    for arm in arms:
+        store = CONNECTORS[arm.connector].store if arm.connector in CONNECTORS else None
+        told = store.told if store else {}
+        here = counters[counters["arm"].eq(arm.label) & counters["instance"].eq("store")]
+        for name, group in here.groupby("pass", sort=False) if told else ():
+            found = {
+                key: _told(group[group["series"].eq(series)], gauge=key.endswith("held"))
+                for key, series in told.items()
+            }
+            unit = "blocks" if store and store.keeps_blocks else "chunks"
+            shown.append({"arm": arm.label, "pass": name, "unit": unit} | found)
+    known = ("arm", "pass", "unit", "held", "bytes held", "put", "read", "evicted", "rejected")
+    columns = [name for name in known if any(name in cells for cells in shown)]
+    return pd.DataFrame(shown, columns=columns).fillna("")
+
+
+def _told(rows: pd.DataFrame, *, gauge: bool) -> str:
+    """One series of a pass over its rounds; a counter is exported from its first addition on."""
+    wide = rows.groupby(["round", "when"]).agg({"value": "sum", "read_at_s": "first"}).unstack()
+    if wide.empty:
+        return "0"
+    after = wide["value"]["after"]
+    if gauge:
+        return f"{after.median():,.0f}"
+    at_s = wide["read_at_s"]
+    if "before" not in at_s:
+        return f"{after.median():,.0f}"
+    change, took_s = after - wide["value"]["before"].fillna(0), at_s["after"] - at_s["before"]
+    count, rate = change.median(), (change / took_s).median()
+    return f"{count:,.0f} ({three_digits(rate)}/s)" if count else "0"
 
 
 def ledger_table(accounts: Sequence[Account]) -> pd.DataFrame:

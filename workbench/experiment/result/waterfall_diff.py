@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PIECES = PARTS | {"residual_s": "untimed residual"}
+_SERVERS = ("prefill_server_s", "decode_server_s")
+_JOINED = "API servers + KV transfer + decode queue"
 _NAMED = 3
 """The most parts that a sentence names."""
 _SMALL = 0.05
@@ -80,10 +82,16 @@ def why(waterfall: pd.DataFrame, comparisons: Sequence[Comparison]) -> list[str]
 
 def difference(waterfall: pd.DataFrame, *, arm: str, baseline: str, name: str) -> Difference:
     """Mean difference of TTFT and of each part in the pass `name`; requests are paired by index."""
+    rows = waterfall[waterfall["arm"].isin([arm, baseline]) & (waterfall["pass"] == name)]
+    pieces = dict(_PIECES)
+    if "at_once" in rows and rows["at_once"].any():
+        # Of legs sent at once the API servers' time is in the transfer: so for both arms.
+        joined = rows[["transfer_queue_s", *_SERVERS]].sum(axis=1, skipna=False)
+        rows = rows.assign(transfer_queue_s=joined)
+        pieces = {key: label for key, label in pieces.items() if key not in _SERVERS}
+        pieces["transfer_queue_s"] = _JOINED
     own, other = (
-        waterfall[(waterfall["arm"] == label) & (waterfall["pass"] == name)].set_index(
-            ["round", "index"]
-        )[["ttft_s", *_PIECES]]
+        rows[rows["arm"] == label].set_index(["round", "index"])[["ttft_s", *pieces]]
         for label in (arm, baseline)
     )
     apart = own - other
@@ -98,7 +106,7 @@ def difference(waterfall: pd.DataFrame, *, arm: str, baseline: str, name: str) -
 
     return Difference(
         total=part("ttft_s"),
-        parts=tuple(part(column, label) for column, label in _PIECES.items()),
+        parts=tuple(part(column, label) for column, label in pieces.items()),
         rounds=len(per_round),
         pairs=len(whole),
         left_out=len(apart) - len(whole),
@@ -109,7 +117,11 @@ def _pairs(
     waterfall: pd.DataFrame, comparisons: Sequence[Comparison]
 ) -> list[tuple[str, str, str]]:
     """(arm, cache state, baseline arm) of every difference."""
-    rivals = [row for row in comparisons if row.kind == "opponent" and row.metric == "ttft_s"]
+    rivals = [
+        row
+        for row in comparisons
+        if row.kind in ("opponent", "no-offload") and row.metric == "ttft_s"
+    ]
     if rivals:
         return [(row.arm, row.pass_name, row.baseline_arm) for row in rivals]
     measured = waterfall[["arm", "pass"]].drop_duplicates()

@@ -283,6 +283,18 @@ class CounterReading:
             return self.logged if before.logged is None else self.logged.since(before.logged)
         return TransferCounters.of(self._changes(before).values(), series)
 
+    def read_bytes_since(self, before: CounterReading) -> float | None:
+        """Bytes that engines read from the store after `before`, as vLLM's connector counts them.
+
+        None without such a counter; a series is exported from its first addition on.
+        """
+        name = self.deployment.store.read_bytes
+        changes = self._changes(before).values()
+        if not any(series == name for change in changes for series, _ in change.values):
+            return None
+        read = [change.sum(name, operation="load_get") for change in changes]
+        return sum(0.0 if isnan(each) else each for each in read)
+
     def drafts_since(self, before: CounterReading) -> DraftCounters | None:
         """Draft tokens after `before`; None without speculative decoding."""
         return DraftCounters.of(self._changes(before).values())

@@ -123,6 +123,7 @@ class LaunchCounts:
             preemptions=counted.preemptions,
             store=self._store_since(begun, reading),
             store_since_empty=self._store_since(self._emptied, reading),
+            read_bytes=reading.read_bytes_since(begun) if self._stores else None,
             transfers=reading.transfers_since(begun, self._transfers) if self._pulls else None,
             drafts=reading.drafts_since(begun),
             tiers=reading.tiers_since(begun, self._tiers_emptied),

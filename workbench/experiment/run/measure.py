@@ -61,7 +61,11 @@ async def measure_arm(
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
     launch = _Launched(plan, arm, number, deployment, folder, log)
     where = f"{arm.label}, round {number + 1}"
+    whole = prompts
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
+        if measured.requests and measured.state == "cold":
+            # The same prompts in every size, so that texts can be compared.
+            prompts = replace(whole, requests=whole.requests[: measured.requests])
         if measured.rate_per_s:
             # What one rate left in a cache must not serve the next.
             prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")

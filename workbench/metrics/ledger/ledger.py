@@ -11,6 +11,7 @@ KV block per request fail the gate `the ledger closes`.
 - `reused`: prefix tokens that an infinite cache would have served, against those that were served.
 - `moved`: tokens that decode instances counted as fetched, against the KV bytes that moved.
 - `store`: tokens that engines loaded, against the hits that the store counted.
+- `read`: tokens that engines loaded, against the bytes that vLLM's connector read from the store.
 - `tiers`: hits that the store counted below its memory, against chunks that it read from there.
 """
 
@@ -32,6 +33,7 @@ COMPARED = {
     "reused": "reusable vs served",
     "moved": "fetched vs moved",
     "store": "loaded vs store hits",
+    "read": "loaded vs bytes read",
     "tiers": "L2 hits vs L2 loads",
 }
 """The expected and the observed number of each account, in words."""
@@ -47,7 +49,7 @@ class Account:
     role: str
     """`prefill`, `decode`, `aggregated`, or `all` for the store."""
     name: str
-    """`counted`, `reused`, `moved`, `store` or `tiers`."""
+    """`counted`, `reused`, `moved`, `store`, `read` or `tiers`."""
     requests: int
     expected: Number
     observed: Number
@@ -78,6 +80,8 @@ def accounts(passes: Iterable[PassCounters]) -> list[Account]:
             drawn.append(_moved(p))
         if p.stores and p.sources:
             drawn.append(_store(p))
+            if p.read_bytes is not None:
+                drawn.append(_read(p, p.read_bytes))
         if p.tiers:
             drawn.append(_tiers(p))
     return drawn
@@ -267,6 +271,25 @@ def _store(p: PassCounters) -> Account:
         observed=hits,
         entries=entries,
         unknown=unknown,
+    )
+
+
+def _read(p: PassCounters, read_bytes: float) -> Account:
+    """Bytes that vLLM's connector read from the store against tokens that engines loaded."""
+    loaded = sum(sources.external_hit for sources in p.sources.values())
+    read = read_bytes / p.kv_bytes_per_token
+    unknown = "the KV bytes per token are unknown" if isnan(read) else ""
+    if isnan(loaded):
+        unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
+    entries, rest, times = [], loaded - read, sum(p.preemptions.values())
+    if rest < 0 and times > 0:
+        why = f"{times:,.0f} preempted requests loaded their prompts again"
+        most = times * p.longest_prompt_tokens
+        entries.append(Entry(cause="preemption", tokens=max(-most, rest), why=why))
+    elif p.failed_prompt_tokens and rest:
+        entries.append(of_failed(p, rest))
+    return _account(
+        p, "all", "read", expected=loaded, observed=read, entries=entries, unknown=unknown
     )
 
 

@@ -19,6 +19,7 @@ from workbench.report.figures.single_requests import (
 from workbench.report.figures.tokens import hits_by_tier, served_over_requests, token_sources
 from workbench.report.figures.topologies import speedups, topology_overview
 from workbench.report.figures.waterfall import ttft_waterfall
+from workbench.report.figures.working_sets import working_sets
 
 __all__ = [
     "Chart",
@@ -39,4 +40,5 @@ __all__ = [
     "topology_overview",
     "ttft_against_cached_share",
     "ttft_waterfall",
+    "working_sets",
 ]

@@ -19,11 +19,16 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
     """Expected hit rate by cache size; None for a workload whose prompts share nothing.
 
     Takes the frame of `experiment.plan.cache_size`. Dashed line: infinite cache without blocks.
-    Vertical: the KV space of one instance.
+    Vertical: what the KV space and the host memory of one instance hold.
     """
     if frame.empty:
         return None
-    ideal, space = frame.attrs["ideal_reuse"], float(frame.attrs.get("kv_space_tokens", nan))
+    ideal = frame.attrs["ideal_reuse"]
+    holds = {
+        name: float(frame.attrs.get(key, nan))
+        for name, key in (("KV space", "kv_space_tokens"), ("host memory", "host_tokens"))
+    }
+    limits = {name: tokens for name, tokens in holds.items() if isfinite(tokens)}
     enough = frame[frame["hit_rate"] >= _NEAR * frame["hit_rate"].max()].iloc[0]
     top = min(102.0, max(10.0, 125 * ideal))
 
@@ -34,11 +39,11 @@ def cache_size(frame: pd.DataFrame) -> Chart | None:
             markersize=5, drawstyle="steps-post", clip_on=False, zorder=3,
         )  # fmt: skip
         axes.axhline(100 * ideal, color=marks.GREY, linestyle=(0, (5, 3)), linewidth=1.4)
-        marks.log_axis(axes, [*frame["cache_tokens"], space])
-        if isfinite(space):
-            axes.axvline(space, color=marks.BLACK, linewidth=1.4)
+        marks.log_axis(axes, [*frame["cache_tokens"], *limits.values()])
+        for row, (name, tokens) in enumerate(limits.items()):
+            axes.axvline(tokens, color=marks.BLACK, linewidth=1.4)
             axes.annotate(
-                "KV space of one instance", (space, top), xytext=(-6, -4),
+                f"{name} of one instance", (tokens, top), xytext=(-6, -4 - 18 * row),
                 textcoords="offset points", ha="right", va="top", size=12,
             )  # fmt: skip
         axes.set(ylim=(0, top), ylabel="expected hit rate, % of prompt tokens")

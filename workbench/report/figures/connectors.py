@@ -60,7 +60,10 @@ def connectors(found: pd.DataFrame) -> Chart | None:
                 if not column:
                     axes.set_title(state, x=0, pad=6)
             unit = _scale(grid[-1, column], shown, metric)
-            grid[-1, column].set_xlabel(f"{name}, {unit} ({best})")
+            grid[-1, column].set_xlabel(f"{name}, {unit}")
+            grid[0, column].set_title(
+                best, size=12, weight="normal", loc="right", color=marks.GREY, pad=6
+            )
 
     return draw(
         paint,
@@ -150,7 +153,7 @@ def _explained(rows: Sequence[marks.Row]) -> str:
     said = (
         f"TTFT: median of {requests}. Throughput and KV loaded: mean of {rounds}. Lines: 95 % CI."
         " KV loaded: bytes that all instances took from the connector, per prompt token sent."
-        " All arms have the same number of GPUs."
+        f" Each arm has {marks.span(rows, 'gpus', 'GPU')} (on a CPU: instances)."
     )
     if not all(marks.has_interval(row["low"], row["high"]) for row in rows):
         said += " Hollow marker: no CI (too few requests or rounds)."

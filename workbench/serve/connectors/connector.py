@@ -64,6 +64,11 @@ class Store:
     `_bytes_total`) is converted to the field's tokens or blocks."""
     held: str = ""
     """The gauge of what it holds: 0 proves that it was emptied."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Its own series that a page shows for each pass, in chunks or blocks, by their names there:
+    `held` and `bytes held` as they are at the end, counters as their change and rate."""
+    read_bytes: str = ""
+    """vLLM's series of the bytes that its connector moved, by operation: `load_get` is a read."""
     tier_loads: str = ""
     """It can keep chunks in `tiers` below its memory; the series of loads from each, by l2_name."""
     keeps_blocks: bool = False
@@ -127,6 +132,8 @@ class Connector:
     """Patches a vLLM process on a machine without a GPU."""
     load: str = ""
     """What the fork server loads for it, as `module:function`."""
+    gpu_only: str = ""
+    """Why it cannot run without a GPU; empty if it can."""
     simulated: bool = True
     """Whether engine=simulated models it."""
     packages: Mapping[str, str] = field(default_factory=dict)

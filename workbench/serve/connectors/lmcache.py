@@ -92,6 +92,13 @@ STORE = Store(
     tier_loads="lmcache_mp_l2_load_completed_requests_total",
     clear_path="/cache/clear",
     held="lmcache_mp_l1_memory_usage_bytes",
+    told={
+        "bytes held": "lmcache_mp_l1_memory_usage_bytes",
+        "put": "lmcache_mp_l1_write_chunks_total",
+        "read": "lmcache_mp_l1_read_chunks_total",
+        "evicted": "lmcache_mp_l1_evicted_chunks_total",
+        "rejected": "lmcache_mp_l1_allocation_failure_chunks_total",
+    },
     instance_start_s=0.4,
     counters={
         "requested_tokens": "lmcache_mp_lookup_requested_tokens_total",

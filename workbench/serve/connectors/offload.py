@@ -69,5 +69,4 @@ CONNECTOR = Connector(
         "On a CPU, engine steps wait until offloaded KV is copied. On a GPU copies run beside them,"
         " so offloading costs less there."
     ),
-    simulated=False,
 )

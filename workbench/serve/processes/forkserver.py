@@ -3,7 +3,8 @@
     python -m workbench.serve.processes.forkserver workbench.serve.vllm:load
 
 Imports are 90 % of the start-up time of an instance on a CPU. This program loads each given name (a
-`module`, or a function to call: `module:function`), then reads one JSON object per line from stdin,
+`module`, or a function to call: `module:function`; a name with `?` at its end may lack what it
+imports), then reads one JSON object per line from stdin,
 `{"fork": "module:function", "name", "args": [...], "env": {}, "log": path}`, and forks. The child
 calls that function with those arguments and serves until it is stopped.
 It reports on stdout: `{"ready": seconds}`, `{"forked": name, "pid"}`, `{"exited": name, "status"}`.
@@ -24,6 +25,9 @@ from importlib import import_module
 from typing import Any
 
 from workbench.serve.processes.parent import die_with_parent
+
+IF_THERE = "?"
+"""At the end of a name to load: go on without it if this environment lacks what it imports."""
 
 
 def named(name: str) -> Any:
@@ -75,9 +79,14 @@ def main() -> None:
     """Serve fork requests until stdin closes."""
     started_s = time.monotonic()
     for name in sys.argv[1:]:
-        loaded = named(name)
-        if callable(loaded):
-            loaded()
+        try:
+            loaded = named(name.removesuffix(IF_THERE))
+            if callable(loaded):
+                loaded()
+        except ImportError:
+            if not name.endswith(IF_THERE):
+                raise
+            traceback.print_exc()  # what is forked for others does not need it
     # Every later fork, engine cores included, ends with the process that forked it.
     os.register_at_fork(after_in_child=die_with_parent)
     # The children's garbage collector skips frozen objects, so their pages stay shared.

@@ -22,6 +22,7 @@ from aiohttp import web
 from workbench.serve.simulated.answers import Asked
 from workbench.serve.simulated.exposition import vllm_series
 from workbench.serve.simulated.faults import STRUCK_TOKENS
+from workbench.serve.simulated.host_memory import HostMemory
 from workbench.serve.simulated.kv_blocks import (
     BLOCK_TOKENS,
     TOKEN_BYTES,
@@ -81,6 +82,12 @@ class InstanceSettings:
         return self.transfer.get("kv_connector") == "NixlConnector"
 
     @property
+    def host_bytes(self) -> int:
+        """Host memory to which KV is offloaded; 0 without it."""
+        extra = self.transfer.get("kv_connector_extra_config") or {}
+        return int(extra.get("cpu_bytes_to_use", 0))
+
+    @property
     def lease_s(self) -> float:
         extra = self.transfer.get("kv_connector_extra_config") or {}
         return float(extra.get("kv_lease_duration", LEASE_S))
@@ -119,7 +126,7 @@ class Instance:
     """The scheduler with its clock; it runs inside `alive`, a cleanup context of aiohttp."""
 
     _session: aiohttp.ClientSession
-    _store: StoreClient | MasterClient
+    _store: StoreClient | MasterClient | HostMemory
 
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
@@ -143,6 +150,8 @@ class Instance:
                 url = f"http://{mooncake['master_server_address']}"
                 self._store = MasterClient(self._session, url, self.series, late=late)
                 await self._store.mount(self.settings.name, mooncake["global_segment_size"])
+            elif host_bytes := self.settings.host_bytes:
+                self._store = HostMemory(host_bytes, self.series)
             else:
                 self._store = StoreClient(self._session, self.settings.store_url, key_seed=seed)
             working = asyncio.create_task(self._work())

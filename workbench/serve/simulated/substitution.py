@@ -34,7 +34,7 @@ def simulated_processes(
     """The same processes, simulated, with `settings.fault` in the affected ones."""
     made: list[ProcessSpec] = []
     store_port = 0
-    fault = settings.fault
+    fault, private = settings.fault, bool(connector.store and connector.store.private)
     acts_on = FAULTS[fault].acts_on if fault and applies(fault, connector.name, topology) else ""
     for spec in processes:
         faulty = ("--fault", fault) if acts_on in _places(spec, topology) else ()
@@ -49,7 +49,7 @@ def simulated_processes(
         else:
             wiring = Wiring(
                 role=spec.role, cpu=True, store_port=store_port,
-                store_gb=store_gb / topology.instances,
+                store_gb=store_gb if private else store_gb / topology.instances,
             )  # fmt: skip
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
             for text in connector.env_files(wiring).values():

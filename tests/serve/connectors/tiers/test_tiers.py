@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -13,6 +14,7 @@ import pytest
 from redis import Redis
 
 from workbench.errors import DeploymentError, LaunchError
+from workbench.hardware.interpreter import interpreter
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
 from workbench.serve.deployment import Deployment, DeploymentPlan, plan_deployment
@@ -22,6 +24,7 @@ from workbench.topology import Topology
 
 CHUNK = "/models/tiny@01000100@0@00{:014x}"
 """What LMCache calls a chunk."""
+HERE = {"interpreter": interpreter(), "size_gb": 1.0, "folder": Path()}
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ async def test_only_chunks_are_counted_on_a_disk_and_deleted(tmp_path):
 
 
 async def test_a_redis_loses_lmcaches_chunks_and_nothing_else(port):
-    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), **HERE)
     await tier.check()
     with Redis(port=port) as client:
         client.mset({CHUNK.format(number): b"kv" for number in range(1200)} | {"theirs": b"1"})
@@ -120,7 +123,7 @@ async def test_a_redis_loses_lmcaches_chunks_and_nothing_else(port):
 
 
 async def test_a_chunk_that_stays_is_found_after_a_reset(port, monkeypatch):
-    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of([f"redis://127.0.0.1:{port}"], count(1), **HERE)
 
     async def nothing(_: object) -> None: ...
 
@@ -133,8 +136,19 @@ async def test_a_chunk_that_stays_is_found_after_a_reset(port, monkeypatch):
 
 async def test_a_redis_that_is_gone_is_named(unused_tcp_port):
     address = f"redis://127.0.0.1:{unused_tcp_port}"
-    (tier,) = tiers_of([address], count(1), size_gb=1, folder=Path())
+    (tier,) = tiers_of([address], count(1), **HERE)
     with pytest.raises(LaunchError, match=f"server at {address} does not answer"):
         await tier.check()
     with pytest.raises(DeploymentError, match="does not answer"):
         await tier.held()
+
+
+def test_where_an_engine_runs_the_connectors_need_no_package_of_ours():
+    """With engine_python LMCache's server is forked in an environment without the workbench's."""
+    blocked = ("httpx", "redis", "psutil", "numpy", "pandas", "mooncake", "lmcache")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+import workbench.serve.connectors.lmcache
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
