@@ -138,6 +138,8 @@ def notebook(
     said = step(log, folder, "workbench", "run", name, "--force", "--json", *words)
     try:
         summary = json.loads(said.strip().splitlines()[-1])
+        if summary["problem"]:
+            return f"failed: {' '.join(summary['headline'].split()[:20])}", {}, folder
         home = Path(summary["page"]).parent
         facts = json.loads((home / "result.json").read_text("utf-8"))
     except (ValueError, LookupError, OSError):
@@ -149,8 +151,6 @@ def cell_of(summary: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> s
     """How a notebook came out: gates on content, then those on timing that did not pass."""
     from workbench.experiment.environment import SMOKE, TIMING_GATES
 
-    if summary["outcome"] == "failed":
-        return f"failed: {summary['headline']}"
     content = [g for g in gates if g["name"].removeprefix(SMOKE) not in TIMING_GATES]
     passed = sum(gate["outcome"] == "PASS" for gate in content)
     others = [f"{g['name']} {g['outcome']}" for g in gates if g["outcome"] != "PASS"]

@@ -18,10 +18,11 @@ def labels(plan, role):
 def test_every_connector_that_serves_a_topology_is_measured_on_it(sweep):
     plan = sweep(**ALL, topology="1p2d")
     assert labels(plan, "subject") == ["1p2d lmcache", "1p2d nixl", "1p2d mooncake-store"]
-    assert labels(plan, "opponent") == ["3a", "3a lmcache", "3a mooncake-store"]
+    aggregated = ["3a", "3a lmcache", "3a mooncake-store", "3a offload"]
+    assert labels(plan, "opponent") == aggregated
     # NIXL has no store, and no prefill instance to receive KV from.
     one = sweep(**ALL, topology="2a")
-    assert labels(one, "subject") == ["2a", "2a lmcache", "2a mooncake-store"]
+    assert labels(one, "subject") == [arm.replace("3a", "2a") for arm in aggregated]
 
 
 def test_a_connector_that_is_left_out_is_named_with_the_reason(sweep, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.errors import PlanError, must_be, needs
+from workbench.errors import PlanError, needs
 from workbench.params.notebooks import ALL_CONNECTORS, PdSweep
 from workbench.serve.connectors import CONNECTORS, Connector, connector
 from workbench.serve.vllm import EngineSettings
@@ -47,9 +47,9 @@ def chosen(params: PdSweep, topologies: Sequence[Topology], settings: EngineSett
     if params.connector != ALL_CONNECTORS:
         asked = connector(params.connector)
         if simulated and not asked.simulated:
-            allowed = ", ".join(name for name, known in CONNECTORS.items() if known.simulated)
-            wanted = f"{allowed} or {ALL_CONNECTORS} with engine=simulated"
-            raise PlanError(must_be("connector", wanted, asked.name, "lmcache"))
+            modelled = ", ".join(name for name, known in CONNECTORS.items() if known.simulated)
+            wanted = f"connector={modelled} or {ALL_CONNECTORS}"
+            raise PlanError(needs("engine=simulated", wanted, asked.name, "lmcache"))
         if not simulated and asked.gpu_only and not settings.on_gpu:
             needed = f"platform=cuda or rocm, because {asked.gpu_only}"
             example = "-p connector lmcache"
