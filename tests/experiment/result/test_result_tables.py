@@ -184,3 +184,4 @@ def test_a_store_tells_what_it_holds_and_what_each_pass_put_read_and_evicted():
     assert line["held"] == "40"
     assert (line["unit"], line["put"], line["read"]) == ("blocks", "40 (20.0/s)", "4 (2.00/s)")
     assert line["evicted"] == "0"  # a counter that was never added to is not exported
+    assert store_table([arm], pd.DataFrame({"index": []})).empty  # servers without /metrics

@@ -126,16 +126,10 @@ class Result:
         return self._marked(tables.connector_frame(self.run, self._frame("requests")))
 
     def store_table(self) -> pd.DataFrame:
-        """What each KV store says it held, wrote, read and evicted; empty without a store.
-
-        Read from the run's file, which has thousands of other series.
-        """
+        """What each KV store says it held, wrote, read and evicted; empty without a store."""
         import pandas as pd
 
-        path = self.folder / "counters.parquet"
-        counters = pd.DataFrame(columns=["arm", "instance"])
-        if path.exists():
-            counters = pd.read_parquet(path, filters=[("instance", "==", "store")])
+        counters = self.frames.get("counters", pd.DataFrame())
         return self._showing(tables.store_table(self.run.arms, counters), "counts")
 
     @property

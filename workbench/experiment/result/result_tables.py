@@ -284,7 +284,8 @@ def store_table(arms: Iterable[ArmFacts], counters: pd.DataFrame) -> pd.DataFram
     import pandas as pd
 
     shown = []
-    for arm in arms:
+    # Servers without /metrics leave a frame without these columns.
+    for arm in arms if "instance" in counters else ():
         store = CONNECTORS[arm.connector].store if arm.connector in CONNECTORS else None
         told = store.told if store else {}
         here = counters[counters["arm"].eq(arm.label) & counters["instance"].eq("store")]
