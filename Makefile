@@ -33,7 +33,7 @@ check: setup
 
 test: check
 	pytest -n 2 -m servers
-	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart"
+	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart and not places"
 	pytest -m "alone and engine"
 
 # Servers in containers of docker or podman, whichever answers.

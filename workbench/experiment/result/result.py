@@ -17,7 +17,7 @@ from workbench.experiment.result.facts import (
     read_facts,
     to_plain,
 )
-from workbench.experiment.result.run_folder import FrameFiles
+from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import Kind, gate_doubts, spoil, touching
@@ -129,7 +129,8 @@ class Result:
         """What each KV store says it held, wrote, read and evicted; empty without a store."""
         import pandas as pd
 
-        counters = self.frames.get("counters", pd.DataFrame())
+        path = self.folder / "counters.parquet"
+        counters = read_frame(path) if path.exists() else pd.DataFrame()
         return self._showing(tables.store_table(self.run.arms, counters), "counts")
 
     @property
