@@ -18,7 +18,7 @@ def words(text: str) -> int:
     flat = text
     while (less := re.sub(r"\([^()]*\)", "", flat)) != flat:
         flat = less
-    return len(flat.replace(" %", "%").split())
+    return len(re.findall(r"\S*\w\S*", flat))
 
 
 def plain(text: str, *, most_words: int) -> None:
