@@ -39,7 +39,9 @@ in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 RULES = {"block rounding", "chunk rounding", "last token", "engine had it too"}
 """Causes that every clean ledger has."""
-DEPLOYMENTS = ("2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl", "1p2d mooncake-store")
+DEPLOYMENTS = (
+    "2a none", "2a lmcache", "1p2d lmcache", "1p2d nixl", "1p2d mooncake", "1p2d mooncake-store",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
