@@ -2,6 +2,7 @@
 # make report-all   the same, then every installed connector compared (MOONCAKE=1 installs that too)
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
+# make test-places   real servers in containers; needs docker or podman
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
@@ -12,7 +13,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 FORCED := $(if $(FORCE),--force)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: report report-all check test test-apart lab compat setup clean
+.PHONY: report report-all check test test-apart test-places lab compat setup clean
 
 report: setup
 	@workbench run-all --params params/cpu_demo $(FORCED)
@@ -34,6 +35,10 @@ test: check
 	pytest -n 2 -m servers
 	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart"
 	pytest -m "alone and engine"
+
+# Servers in containers of docker or podman, whichever answers.
+test-places: setup
+	pytest -m places tests/places
 
 test-apart: setup
 	pytest -m apart

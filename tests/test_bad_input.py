@@ -41,6 +41,7 @@ SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_a
 CLAIMS = "paper_claim_validation"
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 TURNS = {"workload": "multi_turn_conversation"}
+BOX = {"place": "container"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
@@ -209,6 +210,33 @@ PARAMETERS = [
         "'closed'",
         "needs arrivals=auto",
     ),
+    (SWEEP, {"place": "moon"}, "place must be one of local, container", "'moon'", "place local"),
+    (SWEEP, BOX, "place=container needs image,", "''", "-p image vllm/vllm-openai:v0.32.0"),
+    (SWEEP, {"image": "a/b:1"}, "image=a/b:1 does not", "a/b:1", "-p place container"),
+    (SWEEP, {"container_args": "-v /a"}, "container_args=-v /a does not", "-v /a", "container"),
+    (
+        SWEEP,
+        {**BOX, "image": "a", "container_args": "--gpus all"},
+        "container_args must not contain --gpus",
+        "'--gpus all'",
+        "-p container_args '--volume /data:/data:ro'",
+    ),
+    (
+        SWEEP,
+        {**BOX, "image": "a", "container_args": "-d"},
+        "container_args must not contain -d",
+        "'-d'",
+        "Leave it out",
+    ),
+    (
+        SWEEP,
+        {**BOX, "image": "a", "engine": "simulated"},
+        "place=container does not",
+        "container",
+        "engine=simulated",
+    ),
+    ("environment_check", BOX, "place=container needs image,", "''", ""),
+    (CLAIMS, BOX, "place must be local (claims", "'container'", "-p place local"),
     (SWEEP, {"engine": "attach"}, "engine=attach needs base_url,", "''", "http://127.0.0.1:8000"),
     (SWEEP, {**ATTACH, "base_url": "h:80"}, "base_url must be an", "'h:80'", "https://"),
     (SWEEP, {**ATTACH, "decode_urls": ["h:82"]}, "each entry of", "'h:82'", "decode_urls"),

@@ -14,7 +14,7 @@ from tests.runs import causes, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import measure
+from workbench.experiment.run import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.load.workload.workload import Workload
 from workbench.params.notebooks import PdSweep
@@ -72,7 +72,7 @@ async def test_a_store_that_was_left_warm_is_found_out(
     async def pretended(_: Deployment) -> bool:
         return True
 
-    monkeypatch.setattr(Deployment, "reset_store", pretended)
+    monkeypatch.setattr(isolation, "_empty_store", pretended)  # and its gauge is not asked
     made = small(tmp_path, topology="2a", connector="lmcache")
     (arm,) = made.arms
     # The prompts are sent once before the pass that is called cold.

@@ -101,7 +101,7 @@ def somebody_elses_server(tmp_path: Path, nothing_left: str) -> Iterator[str]:
     with (
         open(tmp_path / "server.log", "w") as log,
         subprocess.Popen(
-            [*program("cpu"), *instance_argv(settings, role="aggregated", port=port, tp=1)],
+            [*program(settings), *instance_argv(settings, role="aggregated", port=port, tp=1)],
             env=os.environ | instance_env("cpu"), stdout=log, stderr=log, start_new_session=True,
         ) as server,
     ):  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from workbench.errors import WorkbenchError
 from workbench.experiment.findings.sentences import marked
 from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.engine_setup import image_of
 from workbench.experiment.result.facts import Card, EngineFacts, RunFacts, RunOutcome
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
@@ -105,7 +106,7 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
 
     The result's `facts` have `ready`, `quiet`, `questions` and `platforms` in addition.
     """
-    engine = interpreter(params.engine_python)
+    engine = interpreter(params.engine_python, image_of(params))
     here = machine.facts().with_engine(engine)
     platform = here.platform if params.platform == "auto" else params.platform
     gates = [*_static_gates(here, platform), *timing_gates(await watch_machine())]
@@ -119,6 +120,7 @@ async def check_environment(params: EnvironmentCheck, *, echo: Echo = echo_line)
         sweep = PdSweep(
             topology="1p1d", prompt_tokens=2000, output_tokens=8, requests=2, rounds=1,
             opponents=False, platform=params.platform, engine_python=params.engine_python,
+            place=params.place, image=params.image, container_args=params.container_args,
             output_dir=str(Path(params.output_dir) / ".smoke"),
         )  # fmt: skip
         try:

@@ -1,4 +1,4 @@
-"""The interpreter that runs engines: this one, or that of another environment (`engine_python`).
+"""The interpreter that runs engines: this one, another environment's, or that of a container image.
 
 What it has is asked of itself, once. Another environment needs none of the workbench's packages:
 its processes get a folder on PYTHONPATH with the workbench's sources and its vLLM plugin. So the
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -29,6 +29,7 @@ from typing import Any
 
 from workbench.errors import ParameterError, must_be
 from workbench.hardware.cache import cache_folder, not_writable
+from workbench.hardware.images import Image
 
 ENGINE_PACKAGES = ("vllm", "torch", "lmcache", "nixl", "mooncake", "transformers")
 """The packages that an engine's results depend on."""
@@ -43,9 +44,15 @@ _ALSO = {
 """Distributions that provide a package which has several."""
 
 _PARAMETER, _EXAMPLE = "engine_python", "/opt/vllm/bin/python"
+_IN_IMAGES = "python3"
+"""What the PATH of an image finds."""
 _PLUGIN = """[vllm.general_plugins]
 workbench_cpu = workbench.serve.cpu_patches:register
 """
+_USUAL = ("vllm", "lmcache", "mooncake", "nixl", "nixl_rocm")
+"""Modules that are asked about together."""
+_IMAGE_EXAMPLE = "vllm/vllm-openai:v0.32.0"
+_PACKAGE = Path(__file__).resolve().parents[1]
 _START_S = 60.0
 _RUN_S = 180.0
 
@@ -62,13 +69,21 @@ class Interpreter:
     """Versions of the engine packages that it has."""
     own: bool = False
     """It is the one that runs this."""
+    image: Image | None = None
+    """The image that it is in; None for one of this machine."""
 
     def find(self, module: str) -> str:
         """Where a top-level package or module is; empty if it is not installed."""
         if self.own:
             return _place(module)
-        found: str = _asked_about(self.path, module)["places"][module]
+        names = _USUAL if module in _USUAL else (module,)
+        found: str = _asked_about(self.path, names, self.image)["places"][module]
         return found
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Folders with the workbench's sources, which its programs read."""
+        return () if self.own else (str(_sources()), str(_PACKAGE))
 
     def env(self, given: Mapping[str, str] | None = None) -> dict[str, str]:
         """Variables with which its programs find the workbench, and commands next to it.
@@ -78,16 +93,34 @@ class Interpreter:
         """
         if self.own:
             return {}
-        first = {"PYTHONPATH": str(_sources()), "PATH": str(Path(self.path).parent)}
+        first = {"PYTHONPATH": str(_sources())}
+        if self.image is not None:
+            parts = (*first.values(), (given or {}).get("PYTHONPATH"), self.image.python_path)
+            return {"PYTHONPATH": os.pathsep.join(filter(None, parts))}
+        first["PATH"] = str(Path(self.path).parent)
         before = os.environ | dict(given or {})
         return {
             name: os.pathsep.join(filter(None, (value, before.get(name))))
             for name, value in first.items()
         }
 
+    def line(self, *words: str) -> tuple[str, ...]:
+        """The command line that starts it with these words, to ask something of its packages."""
+        if self.image is None:
+            return (self.path, *words)
+        return self.image.run_line(self.path, *words, label="question", options=("--rm",))
+
     def run(self, module: str, *words: str) -> str:
         """The last line that `python -m module words` prints; empty if it fails."""
-        return _last_line(self.path, "-m", module, *words, env=self.env(), timeout_s=_RUN_S)
+        return self._said(module, *words, timeout_s=_RUN_S, writes=(str(cache_folder()),))
+
+    def _said(self, module: str, *words: str, timeout_s: float, writes: Iterable[str] = ()) -> str:
+        line, env = (self.path, "-m", module, *words), self.env()
+        if self.image is None:
+            return _last_line(*line, env=env, timeout_s=timeout_s)
+        return self.image.last_line(
+            *line, env=env, timeout_s=timeout_s, reads=self.reads, writes=writes
+        )
 
     def ask(self, module: str, *words: str) -> Any:
         """The JSON that `python -m module words` prints last; None if it prints none.
@@ -95,29 +128,51 @@ class Interpreter:
         The answer is kept until the interpreter, an engine package or the module changes. One with
         an `error` is not kept: what caused it may be mended.
         """
-        file = find_spec(module)
-        source = Path(file.origin).read_bytes() if file and file.origin else b""
-        started = os.stat(self.path).st_mtime_ns
-        known = [self.path, started, self.python, dict(self.versions), module, words]
-        key = hashlib.sha256(json.dumps(known, sort_keys=True).encode() + source).hexdigest()[:16]
-        kept = cache_folder() / f"asked-{key}.json"
-        if not kept.is_file():
-            text = self.run(module, *words)
-            try:
-                answer = json.loads(text)
-            except ValueError:
-                return None
-            if not (isinstance(answer, dict) and answer.get("error")):
-                _write(kept, text)
-            return answer
-        return json.loads(kept.read_text("utf-8"))
+        started = self.image.id if self.image else os.stat(self.path).st_mtime_ns
+        known = [self.path, started, self.python, dict(self.versions), words]
+        return _kept(known, module, lambda: self.run(module, *words), self.image)
 
 
-def interpreter(path: str = "") -> Interpreter:
-    """The interpreter at `path`, or this one if it is empty.
+def _kept(known: list[Any], module: str, ask: Callable[[], str], image: Image | None) -> Any:
+    """The JSON that `ask` gives, kept for what is known and the source of the module.
 
-    Raises ParameterError for what is not an interpreter of Python 3.10 or newer.
+    Not kept for an image whose containers mount something: that is not in its digest.
     """
+    if image is not None and image.mounts:
+        return _json(ask())
+    file = find_spec(module)
+    source = Path(file.origin).read_bytes() if file and file.origin else b""
+    text = json.dumps([*known, module], sort_keys=True)
+    key = hashlib.sha256(text.encode() + source).hexdigest()[:16]
+    kept = cache_folder() / f"asked-{key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text("utf-8"))
+    said = ask()
+    answer = _json(said)
+    if answer is not None and not (isinstance(answer, dict) and answer.get("error")):
+        _write(kept, said)
+    return answer
+
+
+def _json(said: str) -> Any:
+    try:
+        return json.loads(said)
+    except ValueError:
+        return None
+
+
+def interpreter(path: str = "", image: Image | None = None) -> Interpreter:
+    """The interpreter at `path`, or this one if it is empty; in an image `python3`.
+
+    Raises ParameterError for what is not an interpreter of Python 3.10 or newer, and PlanError for
+    an image whose containers cannot be run.
+    """
+    if image is not None:
+        path = path or _IN_IMAGES
+        about = _asked_about(path, _USUAL, image)
+        return Interpreter(
+            path=path, python=about["python"], versions=about["versions"], image=image
+        )
     if not path:
         return Interpreter(
             path=sys.executable,
@@ -131,7 +186,7 @@ def interpreter(path: str = "") -> Interpreter:
         raise _refused("the path of a Python interpreter", path, str(inside), inside.is_file())
     if not os.access(file, os.X_OK):
         raise _refused("an interpreter that can be executed", path)
-    about = _asked_about(str(file), "vllm")
+    about = _asked_about(str(file), _USUAL)
     return Interpreter(path=str(file), python=about["python"], versions=about["versions"])
 
 
@@ -150,12 +205,24 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 @lru_cache
-def _asked_about(path: str, module: str) -> dict[str, Any]:
-    """What `main` prints in that interpreter."""
-    words = (path, "-m", __name__, module)
-    env = Interpreter(path=path, python="", versions={}).env()
+def _asked_about(path: str, modules: tuple[str, ...], image: Image | None = None) -> dict[str, Any]:
+    """What `main` prints in that interpreter; of an image it is kept."""
+    asked = Interpreter(path=path, python="", versions={}, image=image)
+    if image is not None:
+        said = _kept(
+            [image.id, path, modules],
+            __name__,
+            lambda: asked._said(__name__, *modules, timeout_s=_START_S),
+            image,
+        )
+        if said is None:
+            allowed = f"one whose {path} is Python {'.'.join(map(str, OLDEST))} or newer"
+            raise ParameterError(must_be("image", allowed, image.name, _IMAGE_EXAMPLE))
+        return dict(said)
+    words = (path, "-m", __name__, *modules)
     try:
-        about: dict[str, Any] = json.loads(_last_line(*words, env=env, timeout_s=_START_S))
+        said = _last_line(*words, env=asked.env(), timeout_s=_START_S)
+        about: dict[str, Any] = json.loads(said)
         return about
     except ValueError:
         said = _last_line(path, "--version", env={}, timeout_s=_START_S)
@@ -185,7 +252,7 @@ def _sources() -> Path:
 
     The folder above the sources may be a whole environment, whose packages would come first.
     """
-    package = Path(__file__).resolve().parents[1]
+    package = _PACKAGE
     key = hashlib.sha256(f"{package}{_PLUGIN}".encode()).hexdigest()[:10]
     place = cache_folder() / f"sources-{key}"
     if place.is_dir():

@@ -10,7 +10,8 @@ import os
 import platform as python_platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
@@ -59,10 +60,15 @@ class Machine:
     """None if the code is not in a git repository."""
 
     def with_engine(self, engine: Interpreter) -> Self:
-        """The same machine with the engine packages of another environment."""
+        """The same machine with the engine packages of another environment.
+
+        An image counts as a version too, by its digest, and so does what runs its containers.
+        """
         if engine.own:
             return self
         ours = {name: v for name, v in self.versions.items() if name in _OUR_PACKAGES}
+        if (image := engine.image) is not None:
+            ours |= {"image": image.digest, image.program: image.version}
         return replace(self, versions=dict(engine.versions) | ours, engine_python=engine.python)
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,19 +143,24 @@ class ProcessorLoad:
     own_s: float
 
     @classmethod
-    def now(cls) -> Self:
-        """Read the CPU times. Ended children count if a living parent waited for them."""
+    def now(cls, also: Iterable[int] = ()) -> Self:
+        """Read the CPU times. Ended children count if a living parent waited for them.
+
+        `also` are processes with their children that are ours, though not below this one.
+        """
         import psutil
 
         times = psutil.cpu_times()
         working = ("user", "nice", "system", "irq", "softirq", "steal")
+        ours: dict[int, psutil.Process] = {}
+        for pid in (os.getpid(), *also):
+            with suppress(psutil.Error):
+                top = psutil.Process(pid)
+                ours |= {one.pid: one for one in (top, *top.children(recursive=True))}
         own = 0.0
-        me = psutil.Process()
-        for process in (me, *me.children(recursive=True)):
-            try:
+        for process in ours.values():
+            with suppress(psutil.Error):
                 own += sum(process.cpu_times()[:4])  # user, system, and both of dead children
-            except psutil.Error:
-                continue
         return cls(
             at_s=time.monotonic(),
             busy_s=sum(getattr(times, name, 0.0) for name in working),

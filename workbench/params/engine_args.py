@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from workbench.errors import must_be, pasted, shown, taken
+from workbench.errors import must_be, needs, pasted, shown, taken, unused
 
 SAME_FOR_ALL = ("--kv-cache-dtype", "--block-size")
 """Both ends of a KV transfer must agree on these, so they go into engine_args."""
@@ -43,6 +43,15 @@ STORE_OURS = {
     **dict.fromkeys(("--rpc-address", "--rpc-port", "--metrics-host", "--metrics-port"), ""),
 }
 """The same of the servers of KV stores: LMCache's, and Mooncake's master."""
+
+CONTAINER_OURS = {
+    "--gpus": "prefill_tp",
+    "--env-file": "engine_env",
+    **dict.fromkeys(("--name", "--network", "--ipc", "--pid", "--entrypoint", "--pull"), ""),
+    **dict.fromkeys(("--detach", "-d", "--rm", "--restart", "--label", "-l", "--shm-size"), ""),
+    **dict.fromkeys(("--interactive", "-i", "--tty", "-t", "-it", "-ti"), ""),
+}
+"""Options of `docker run` that the workbench sets or relies on."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -95,7 +104,8 @@ def argument_mistakes(
         for word in args:
             flag = _plain(word.partition("=")[0])
             # argparse also accepts the first letters of a name
-            if known := next((k for k in ours if flag[2:] and k.startswith(flag)), ""):
+            known = flag if flag in ours else ""
+            if known := known or next((k for k in ours if flag[2:] and k.startswith(flag)), ""):
                 yield taken(name, known, text, instead=ours[known], example=example)
             elif flag in SAME_FOR_ALL and name not in ("engine_args", "store_args"):
                 yield (
@@ -103,6 +113,20 @@ def argument_mistakes(
                     f" {shown(text)}. Put it into engine_args"
                     f" (example: {pasted('engine_args', text)})"
                 )
+
+
+def place_mistakes(place: str, image: str, container_args: str) -> Iterator[str]:
+    """What is wrong with where servers run."""
+    given = {"image": image, "container_args": container_args}
+    for name, value in given.items():
+        if value and place != "container":
+            example = f"-p place container -p {name} {shlex.quote(value)}"
+            yield unused(name, value, f"place={place}", example)
+    if place == "container" and not image:
+        yield needs("place=container", "image", image, "vllm/vllm-openai:v0.32.0")
+    yield from argument_mistakes(
+        CONTAINER_OURS, example="--volume /data:/data:ro", container_args=container_args
+    )
 
 
 def variable_mistakes(name: str, text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from workbench.errors import ParameterError, must_be, nearest, needs, unused
-from workbench.params.engine_args import STORE_OURS, argument_mistakes
+from workbench.params.engine_args import STORE_OURS, argument_mistakes, place_mistakes
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
@@ -376,6 +376,9 @@ class PaperClaimValidation(EngineParams):
         if self.engine == "attach":
             allowed = "vllm or simulated (this notebook starts its own servers)"
             yield must_be("engine", allowed, self.engine, "vllm")
+        if self.place != "local":
+            allowed = "local (claims are measured by processes of this machine)"
+            yield must_be("place", allowed, self.place, "local")
         for name in ("engine_args", "engine_env"):
             if text := getattr(self, name):
                 yield must_be(name, "empty (claims set their own arguments)", text, f"-p {name} ''")
@@ -400,8 +403,28 @@ class EnvironmentCheck:
         "Python interpreter of another environment that has vLLM (empty: this one)",
         example="/opt/vllm/bin/python",
     )
+    place: str = param(
+        "local",
+        "local: processes of this machine, container: in docker or podman",
+        choices=("local", "container"),
+    )
+    image: str = param(
+        "",
+        "only with place container: an image with vLLM that is on this machine",
+        example="vllm/vllm-openai:v0.32.0",
+    )
+    container_args: str = param(
+        "",
+        "only with place container: more options of docker run, as in a shell",
+        example="--device /dev/infiniband --cap-add IPC_LOCK",
+        words=True,
+    )
     smoke: bool = param(True, "start a real 1p1d deployment and send a few requests")
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
+
+    def __post_init__(self) -> None:
+        if why := next(place_mistakes(self.place, self.image, self.container_args), ""):
+            raise ParameterError(why)
 
 
 NOTEBOOKS: dict[str, type[EngineParams] | type[EnvironmentCheck]] = {

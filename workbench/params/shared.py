@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError, must_be, needs, unused
-from workbench.params.engine_args import argument_mistakes, variable_mistakes
+from workbench.params.engine_args import argument_mistakes, place_mistakes, variable_mistakes
 from workbench.params.rules import body_mistakes, param
 
 FAULTS = (
@@ -46,6 +46,22 @@ class EngineParams:
         "",
         "Python interpreter of another environment that has vLLM (empty: this one)",
         example="/opt/vllm/bin/python",
+    )
+    place: str = param(
+        "local",
+        "local: processes of this machine, container: in docker or podman",
+        choices=("local", "container"),
+    )
+    image: str = param(
+        "",
+        "only with place container: an image with vLLM that is on this machine",
+        example="vllm/vllm-openai:v0.32.0",
+    )
+    container_args: str = param(
+        "",
+        "only with place container: more options of docker run, as in a shell",
+        example="--device /dev/infiniband --cap-add IPC_LOCK",
+        words=True,
     )
     model: str = param(
         "",
@@ -120,6 +136,9 @@ class EngineParams:
                 yield unused(name, value, f"engine={engine}", example)
         yield from argument_mistakes(**arguments)
         yield from variable_mistakes("engine_env", self.engine_env)
+        if engine != "vllm" and self.place != "local":
+            yield unused("place", self.place, f"engine={engine}", "-p engine vllm")
+        yield from place_mistakes(self.place, self.image, self.container_args)
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse requests longer than the servers accept. Raises ParameterError."""

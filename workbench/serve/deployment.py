@@ -25,6 +25,7 @@ from workbench.serve import vllm
 from workbench.serve.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
 from workbench.serve.connectors.tiers import Tier, tiers_of
+from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.forkserver import IF_THERE
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
@@ -38,7 +39,7 @@ from workbench.topology import Role, TensorParallel, Topology
 PORT_RACES = 3
 """Attempts to start when another program takes a chosen port."""
 START_TIMEOUT_S, GPU_START_TIMEOUT_S = 180.0, 1800.0
-"""A GPU start loads large weights and captures graphs."""
+"""A GPU start loads large weights and captures graphs; in a container all is imported anew."""
 RESET_TIMEOUT_S = 20.0
 TRANSFER_TIMEOUT_S = 240
 """Of a prompt's KV, where decode waits for it and the speed of prefill is unknown. vLLM waits for
@@ -73,8 +74,10 @@ class DeploymentPlan:
         return self.processes[-1].url
 
     def __str__(self) -> str:
-        tp = self.tp if self.settings.on_gpu else None
+        tp, image = self.tp if self.settings.on_gpu else None, self.settings.image
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
+        if image is not None:
+            head += f"; in containers of {image.name} ({image.program} {image.version})"
         return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
 
 
@@ -125,7 +128,12 @@ def plan_deployment(
         processes += (replace(first, args=(*first.args, *store_args)), *others)
         store_port = first.port
     side_urls: list[str] = []
-    devices = iter([()] * topology.instances if cpu else hand_out(topology, spans, capacity))
+    handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
+    # A store copies KV from and to the GPUs of all instances.
+    all_devices = tuple(dict.fromkeys(gpu for own in handed for gpu in own))
+    processes = [replace(p, devices=all_devices) for p in processes]
+    devices = iter(handed)
+    reads, writes, files_env = vllm.files(settings)
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
         wiring = Wiring(
@@ -143,7 +151,8 @@ def plan_deployment(
             tp=getattr(tp, role),
             share_of_gpu=1.0 / capacity.instances_per_gpu,
         )
-        env = vllm.instance_env(settings.platform, devices=next(devices), offline=settings.local)
+        own_devices = next(devices)
+        env = vllm.instance_env(settings.platform, devices=own_devices, offline=settings.local)
         processes.append(
             ProcessSpec(
                 name=f"{role}-{number}",
@@ -151,14 +160,20 @@ def plan_deployment(
                 program=vllm.program(settings),
                 args=(*args, *connector.engine_args(wiring)),
                 forks=vllm.FORKS if cpu else "",
-                env=env | connector.env(wiring) | dict(settings.extra_env),
+                env=env | files_env | connector.env(wiring) | dict(settings.extra_env),
                 env_files=connector.env_files(wiring),
                 port=port,
                 ready_url=f"http://127.0.0.1:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
+                devices=own_devices,
+                reads=reads,
+                writes=writes,
             )
         )
-    processes = [replace(p, env=p.env | interpreter.env(p.env)) for p in processes]
+    processes = [
+        replace(p, env=p.env | interpreter.env(p.env), reads=(*p.reads, *interpreter.reads))
+        for p in processes
+    ]
     if topology.instances > 1:
         processes.append(_proxy(topology, connector, processes, side_urls, port=next(free)))
     if settings.platform == "simulated":
@@ -191,6 +206,7 @@ def _proxy(
     return ProcessSpec(
         name="proxy",
         role="proxy",
+        here=True,
         program=(sys.executable, "-m", "workbench.serve.proxy.proxy"),
         args=("--port", str(port), "--mode", mode, *legs),
         port=port,
@@ -362,11 +378,17 @@ def _succeeded(answer: httpx.Response) -> bool:
     return not (isinstance(said, dict) and said.get("success") is False)
 
 
-def launcher_for(settings: EngineSettings, log_dir: Path, *, fork: bool = True) -> LocalLauncher:
+def launcher_for(
+    settings: EngineSettings, log_dir: Path, *, fork: bool = True
+) -> LocalLauncher | ContainerLauncher:
     """The launcher of deployments with these settings; use it as an `async with` block.
 
     Without a GPU instances are forked unless `fork` is False: imports dominate their start-up time.
+    In containers nothing is forked.
     """
+    if settings.image is not None:
+        python = settings.interpreter.path
+        return ContainerLauncher(log_dir, settings.image, python, settings.platform)
     if not fork or settings.on_gpu:
         return LocalLauncher(log_dir)
     if settings.platform == "simulated":
@@ -438,7 +460,8 @@ async def _start_all(
 
     If one of the first ends meanwhile, the start fails at once: engines may wait minutes for it.
     """
-    timeout_s = GPU_START_TIMEOUT_S if plan.settings.on_gpu else START_TIMEOUT_S
+    slow = plan.settings.on_gpu or plan.settings.image is not None
+    timeout_s = GPU_START_TIMEOUT_S if slow else START_TIMEOUT_S
     for stage in ("tier", "store", ""):
         first = len(running)
         for spec in plan.processes:

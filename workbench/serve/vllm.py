@@ -16,6 +16,8 @@ from pathlib import Path
 from runpy import run_module
 from typing import Any, Literal
 
+from workbench.hardware.cache import cache_folder
+from workbench.hardware.images import Image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import count_of, value_of
 from workbench.serve.cpu_patches import register
@@ -106,7 +108,9 @@ class EngineSettings:
     model: Path
     platform: Platform
     python: str = ""
-    """Path of the interpreter that runs vLLM; empty for our own."""
+    """Path of the interpreter that runs vLLM; empty for our own, or what an image calls python3."""
+    image: Image | None = None
+    """The image in whose containers servers run; None for processes of this machine."""
     abilities: Abilities = Abilities()
     dtype: str = ""
     """dtype of weights and KV as vLLM names it; empty for the model's own."""
@@ -143,7 +147,7 @@ class EngineSettings:
     @property
     def interpreter(self) -> Interpreter:
         """What runs vLLM, the store and their connectors."""
-        return interpreter(self.python)
+        return interpreter(self.python, self.image)
 
     @property
     def kv_dtype(self) -> str:
@@ -250,6 +254,29 @@ def instance_env(
         # vLLM refuses to start if the two differ, and the shell may have set either.
         return env | _ROCM | {"HIP_VISIBLE_DEVICES": visible, "CUDA_VISIBLE_DEVICES": visible}
     return env | {"CUDA_VISIBLE_DEVICES": visible}
+
+
+def files(settings: EngineSettings) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
+    """What an instance in a container reads and writes outside it, and the variables for that.
+
+    A model from a hub is downloaded into the cache of this machine. What vLLM compiles for a GPU,
+    which takes minutes, is kept for all containers of an image.
+    """
+    if settings.image is None:
+        return (), (), {}
+    env: dict[str, str] = {}
+    reads: tuple[str, ...] = ()
+    if settings.local:
+        # The hub's own cache has links to files in a folder beside the model's.
+        targets = {file.resolve().parent for file in settings.model.iterdir() if file.is_symlink()}
+        reads = tuple(sorted({str(settings.model.absolute()), *map(str, targets)}))
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        env["HF_HOME"] = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    if settings.on_gpu:
+        name = f"vllm-{settings.image.id.rpartition(':')[2][:12]}"
+        env["VLLM_CACHE_ROOT"] = str(cache_folder() / name)
+    return reads, tuple(env.values()), env
 
 
 def program(settings: EngineSettings) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def test_the_estimate_grows_with_what_is_asked(sweep):
     least = {"topology": "1p1d", "rounds": 1, "requests": 1, "opponents": False}
     least_s = sweep(**least).estimate_s
     assert 10 < least_s < 30  # the fork server, one launch, one cold prompt of 4 s
-    for more in ({"rounds": 2}, {"requests": 4}, {"opponents": True}):
+    for more in ({"rounds": 2}, {"requests": 4}, {"opponents": True}, {"fork": False}):
         assert sweep(**least | more).estimate_s > least_s
 
 

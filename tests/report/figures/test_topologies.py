@@ -42,6 +42,14 @@ def test_a_baseline_is_a_mark_in_the_column_of_its_topology(swept):
     assert words(alone).count("not measured") == 2  # no speed-up
 
 
+def test_a_state_that_only_a_baseline_has_is_not_in_the_key(swept):
+    summary, comparisons = swept
+    rival = summary[(summary["arm"] == "5a lmcache") & (summary["pass"] == "cold")]
+    found = pd.concat([summary, rival.assign(**{"pass": "remote-warm"})])
+    assert "remote-warm" not in words(figures.topology_overview(found, comparisons))
+    assert "remote-warm" in words(figures.topology_overview(found, pd.DataFrame()))
+
+
 def test_the_baseline_has_the_same_connector_where_there_is_one(swept):
     summary, comparisons = swept
     slow = summary["arm"].eq("5a") & summary["metric"].eq("ttft_s")

@@ -6,7 +6,7 @@ import pytest
 from workbench.hardware.interpreter import interpreter
 from workbench.serve.connectors import Wiring
 from workbench.serve.connectors.lmcache import CONNECTOR, STORE
-from workbench.serve.connectors.tiers.disk import disk_tier
+from workbench.serve.connectors.tiers.on_disk import disk_tier
 
 HERE = {"interpreter": interpreter()}
 

@@ -67,7 +67,7 @@ def test_instance_store_and_proxy_are_forked_and_end_when_asked(forks: Forks) ->
     decode = f"http://127.0.0.1:{engine}"
     pids = {
         "decode-0": forks.order("decode-0", "engine", "--port", engine),
-        "store": forks.order("store", "store", "--port", store, "--http-port", http),
+        "store": forks.order("store", "lmcache", "--port", store, "--http-port", http),
         "proxy": forks.order(
             "proxy",
             "--port",

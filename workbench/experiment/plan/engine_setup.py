@@ -12,9 +12,16 @@ from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.hardware.images import Image, image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import variables, words
-from workbench.params.notebooks import EngineParams, LMCacheHitAnalysis, PdSweep, PrefixCache
+from workbench.params.notebooks import (
+    EngineParams,
+    EnvironmentCheck,
+    LMCacheHitAnalysis,
+    PdSweep,
+    PrefixCache,
+)
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
 from workbench.serve.argument_check import abilities, check_arguments
@@ -32,15 +39,19 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     """Settings, facts of the model (None for one on a hub), and what the machine can give."""
     if params.engine == "simulated":
         return _simulated(params)
-    facts, engine = machine.facts(), engine_interpreter(params.engine_python)
+    facts, used = machine.facts(), image_of(params)
+    engine = engine_interpreter(params.engine_python, used)
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
     model = Path(params.model) if params.model else own_model(platform, dtype, engine)
     on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
+    if used is not None and not on_hub:
+        model = model.absolute()  # a container starts in another folder
     settings = EngineSettings(
         model=model,
         platform=platform,
         python="" if engine.own else engine.path,
+        image=used,
         abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
@@ -62,9 +73,20 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
-        free_shm_gb=facts.shm_free_gb,
+        # Containers have shared memory of their own, limited by this machine's memory.
+        free_shm_gb=facts.shm_free_gb if used is None else facts.memory_free_gb,
     )
     return settings, None if on_hub else settings.facts, capacity
+
+
+def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
+    """The image in whose containers servers run; None where place is local.
+
+    Raises PlanError or ParameterError if docker and podman do not run, or do not have it.
+    """
+    if params.place != "container":
+        return None
+    return image(params.image, words(params.container_args))
 
 
 def check_engine(params: EngineParams) -> None:
@@ -75,7 +97,7 @@ def check_engine(params: EngineParams) -> None:
     """
     if params.engine != "vllm":
         return
-    engine = engine_interpreter(params.engine_python)
+    engine = engine_interpreter(params.engine_python, image_of(params))
     if isinstance(params, PdSweep | PrefixCache):  # others can read without a vLLM
         check_vllm(engine)
     if params.engine_args or _role_args(params):
@@ -91,13 +113,16 @@ def _role_args(params: EngineParams) -> dict[Role, tuple[str, ...]]:
     }
 
 
-def engine_interpreter(python: str) -> Interpreter:
+def engine_interpreter(python: str, used: Image | None = None) -> Interpreter:
     """The interpreter of `engine_python`, with vLLM; ours, with or without, if that is empty.
 
-    Raises ParameterError if it cannot be used. Our own is checked at the start of a run, so that a
-    plan for another machine can be made.
+    With an image it is the image's own. Raises ParameterError if it cannot be used. Our own is
+    checked at the start of a run, so that a plan for another machine can be made.
     """
-    found = interpreter(python)
+    found = interpreter(python, used)
+    if used is not None and not found.find("vllm"):
+        allowed = f"one with vLLM (its {found.path} is Python {found.python} without vLLM)"
+        raise ParameterError(must_be("image", allowed, used.name, "vllm/vllm-openai:v0.32.0"))
     if not found.own and not found.find("vllm"):
         allowed = f"an interpreter with vLLM (its Python {found.python} has none)"
         raise ParameterError(must_be("engine_python", allowed, python, "/opt/vllm/bin/python"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -250,7 +251,12 @@ class ExperimentPlan:
     @property
     def once_s(self) -> float:
         """Seconds before the first launch: loading the fork server."""
-        return self.speed.fork_server_s if self.speed and self.params.fork else 0.0
+        return self.speed.fork_server_s if self.speed and self.forked else 0.0
+
+    @property
+    def forked(self) -> bool:
+        """Whether CPU instances are forked; otherwise each process imports vLLM anew."""
+        return self.params.fork and not (self.settings and self.settings.image)
 
     @property
     def longest_wait_s(self) -> float:
@@ -288,7 +294,12 @@ class ExperimentPlan:
         total_s = self.once_s
         for arm in self.arms:
             instance_s = LAUNCH_INSTANCE_S + (arm.store.instance_start_s if arm.store else 0.0)
-            launch_s = LAUNCH_S + (arm.topology.instances if arm.topology else 0) * instance_s
+            instances = arm.topology.instances if arm.topology else 0
+            launch_s = LAUNCH_S + instances * instance_s
+            if not self.forked:
+                # The store is ready first; instances then share the cores.
+                turns = bool(arm.store) + max(1.0, instances / (os.cpu_count() or 1))
+                launch_s += turns * TYPICAL.fork_server_s
             parts = [p.requests / len(requests) if p.requests else 1.0 for p in arm.passes]
             cold = sum(
                 part * (1 - p.share if p.state != "cold" else 1.0)

@@ -89,9 +89,11 @@ _not_measured: set[tuple[str, str]] = set()
 def machine_speed(dtype: str, engine: Interpreter) -> Speed:
     """The speed of this machine, measured on the first call (about 15 s) and kept for 30 days.
 
+    For an image it is that of our own interpreter, since a container computes as fast as a process.
     TYPICAL if `engine` has no vLLM or it does not run here; the run itself will say why. A process
     that could not measure does not try again, so that all its plans use the same model.
     """
+    engine = interpreter() if engine.image else engine
     if not engine.find("vllm") or (dtype, engine.path) in _not_measured:
         return TYPICAL
     file = cache_folder() / f"speed-{_key(dtype, engine)}.json"
@@ -150,6 +152,7 @@ async def _measure(dtype: str, python: str) -> Speed:
     from workbench.serve.argument_check import abilities
     from workbench.serve.connectors import connector
     from workbench.serve.deployment import deploy, launcher_for, plan_deployment
+    from workbench.serve.processes.local import LocalLauncher
     from workbench.serve.vllm import EngineSettings
     from workbench.topology import Topology
 
@@ -169,6 +172,7 @@ async def _measure(dtype: str, python: str) -> Speed:
 
     with tempfile.TemporaryDirectory(prefix="workbench-speed-") as logs:
         async with launcher_for(settings, Path(logs)) as launcher:
+            assert isinstance(launcher, LocalLauncher)
             await launcher.loaded()
             fork_server_s = spent()
             async with deploy(

@@ -216,7 +216,8 @@ class _Launched:
         plan, deployment, log = self.plan, self.deployment, self.log
         workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
         ended: list[RequestRecord] = []
-        load_before = ProcessorLoad.now()
+        servers = [process.pid for process in deployment.processes if process.pid]
+        load_before = ProcessorLoad.now(servers)
         options: dict[str, Any] = {
             "base_url": deployment.url,
             "model": deployment.model,
@@ -244,7 +245,7 @@ class _Launched:
             log.requests.append(rows)
             self.folder.write("requests", log.frame("requests"))
         log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))
-        others_share = ProcessorLoad.now().others_since(load_before)
+        others_share = ProcessorLoad.now(servers).others_since(load_before)
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan
             log.doubt(

@@ -42,7 +42,7 @@ async def deployed(
     check_installed(arm)
     await check_tiers(arm)
     shm = f"workbench-{uuid.uuid4().hex[:12]}"
-    disk = log_dir / "disk"
+    disk = (log_dir / "disk").absolute()
     tiers: tuple[Tier, ...] = ()
     if "disk" in arm.tiers:
         disk.mkdir(parents=True)

@@ -60,7 +60,9 @@ def topology_overview(summary: pd.DataFrame, comparisons: pd.DataFrame) -> Chart
     rivals, baselines = _baselines(summary, comparisons)
     columns = [arm for arm in marks.unique(rows, "arm") if arm not in baselines]
     names = _column_names(rows, columns, rivals)
-    look = marks.looks(_states(rows))
+    # A baseline has no column of its own, so a state that only it has is not drawn.
+    met = {row["pass"] for row in rows if row["arm"] in columns}
+    look = {name: one for name, one in marks.looks(_states(rows)).items() if name in met}
     models = marks.unique(rows, "model") if "model" in summary else [""]
     four = {model: _panels(_of(summary, model), _of(comparisons, model)) for model in models}
     head_px = 26 if len(models) > 1 else 0

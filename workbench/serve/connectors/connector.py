@@ -170,6 +170,8 @@ class Connector:
         if self.installed(engine):
             return
         install = self.install if engine.own else f"install it next to that vLLM ({engine.path})"
+        if engine.image is not None:
+            install = f"use another image than {engine.image.name}"
         raise LaunchError(
             f"connector {self.name!r} needs the package {self.modules[0]}, which is not"
             f" installed; {install}, or measure without it (example: -p connector none"

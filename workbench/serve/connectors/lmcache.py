@@ -68,6 +68,7 @@ def _server(
         env=_ENV | {name: text for tier in tiers for name, text in tier.env.items()},
         port=port,
         ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+        writes=tuple(tier.adapter["base_path"] for tier in tiers if "base_path" in tier.adapter),
     )
     return (server,)
 

@@ -1,4 +1,5 @@
-"""Processes: how this machine starts, monitors and ends them.
+"""Processes: how they are started, monitored and ended.
 
-`launcher` is the interface for other places (containers, other hosts); `local` is this machine.
+`launcher` is the interface of a place where they run; `local` is this machine, `containers` are
+those of docker or podman.
 """

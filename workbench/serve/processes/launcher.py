@@ -34,6 +34,23 @@ class ProcessSpec:
     """`module:function` that serves `args` in a fork; empty if it cannot be forked."""
     fatal: tuple[str, ...] = ()
     """Log texts after which it never becomes ready, though it may keep running."""
+    devices: tuple[str, ...] = ()
+    """The GPUs that it has to see."""
+    reads: tuple[str, ...] = ()
+    """Files and folders that it reads, beside those of its program."""
+    writes: tuple[str, ...] = ()
+    """Folders that it writes."""
+    here: bool = False
+    """It is a program of this machine, wherever engines run."""
+
+    def write_files(self, log_dir: Path) -> dict[str, str]:
+        """Write `env_files` beside the log; the variables that name them."""
+        paths = {}
+        for variable, text in self.env_files.items():
+            file = log_dir / f"{self.name}.{variable.lower()}"
+            file.write_text(text, encoding="utf-8")
+            paths[variable] = str(file.resolve())
+        return paths
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -57,7 +74,9 @@ class Process:
     """The file with all its output."""
     exited: asyncio.Future[int]
     pid: int = 0
-    """Its id on this machine; 0 if it runs elsewhere."""
+    """Its id on this machine; 0 if it is not known."""
+    end: str = ""
+    """What its place knows about its end, in one sentence."""
 
     @property
     def alive(self) -> bool:

@@ -82,11 +82,7 @@ class LocalLauncher:
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
-        env = dict(spec.env)
-        for variable, text in spec.env_files.items():
-            file = log_dir / f"{spec.name}.{variable.lower()}"
-            file.write_text(text, encoding="utf-8")
-            env[variable] = str(file.resolve())
+        env = spec.env | spec.write_files(log_dir)
         order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": env}
         if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
             self._forked.add(name)
@@ -101,6 +97,10 @@ class LocalLauncher:
         if groups:
             tag = f"stop-{time.monotonic_ns()}"
             await asyncio.shield(self._ask(tag, stop=tag, groups=groups, grace_s=grace_s))
+
+    async def at_the_end(self, argv: Sequence[str]) -> None:
+        """Have the supervisor run this before and after it ends everything below itself."""
+        await self._ask("finally", **{"finally": list(argv)})
 
     async def _ask(self, key: str, **order: Any) -> Any:
         assert self._supervisor is not None and self._supervisor.stdin is not None
@@ -138,6 +138,8 @@ class LocalLauncher:
                 self._answer(event["started"], event["pid"])
             elif "stopped" in event:
                 self._answer(event["stopped"], None)
+            elif "noted" in event:
+                self._answer(event["noted"], None)
             elif event["exited"] == FORK_SERVER:
                 self._fork_server_ended(event["status"])
             else:

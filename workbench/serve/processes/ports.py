@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 
 from workbench.errors import DeploymentError
@@ -44,7 +43,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(pid: int, port: int) -> bool:
-    """True if this process or one of its children listens on the port."""
+    """True if this process or one of its children listens on the port, or if nobody may know.
+
+    What another user's process has open (a container of docker is root's) is not told.
+    """
     import psutil
 
     def listens_itself(process: psutil.Process) -> bool:
@@ -53,8 +55,11 @@ def listens(pid: int, port: int) -> bool:
             for connection in process.net_connections("tcp")
         )
 
-    with suppress(psutil.Error):
+    try:
         process = psutil.Process(pid)
         # Children come last: to find them, psutil scans every process of the machine.
         return listens_itself(process) or any(map(listens_itself, process.children(recursive=True)))
-    return False
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False

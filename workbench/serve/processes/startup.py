@@ -91,6 +91,8 @@ def failure_line(process: Process, what: str) -> str:
 
 
 def _reason(process: Process) -> str:
+    if process.end:
+        return process.end
     lines = logs.lines(process.log)
     return logs.reason(lines, process.spec.fatal, otherwise=_killed(process))
 

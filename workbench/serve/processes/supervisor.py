@@ -5,12 +5,14 @@ It reads commands from stdin, one JSON object per line, and reports on stdout:
     {"start": name, "argv", "env", "log", "talks": bool}   -> {"started": name, "pid"}
     {"send": name, "line"}                                 a line to the stdin of a process
     {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
+    {"finally": argv}                                       -> {"noted": "finally"}
                                                             -> {"exited": name, "status"}
                                                             -> {"line": name, "text"}
 
 When its stdin closes, because the notebook is done or its kernel was killed, it ends every process
 below itself and removes their shared-memory segments and the folder of their sockets. It is a
-subreaper, so that no process can escape by losing its parent.
+subreaper, so that no process can escape by losing its parent. What is not below it (containers) is
+ended by the command given with `finally`, which runs before that and after.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from workbench.serve.processes.parent import die_with_parent
 
 _PR_SET_CHILD_SUBREAPER = 36
 FINAL_GRACE_S = 4.0
+LAST_S = 120.0
 SHM = "/dev/shm/"
 
 
@@ -83,6 +86,7 @@ class Supervisor:
         self.children: dict[str, asyncio.subprocess.Process] = {}
         self.segments: dict[int, str] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.last: list[str] = []
 
     def say(self, **event: Any) -> None:
         with suppress(BrokenPipeError):
@@ -157,6 +161,17 @@ class Supervisor:
         elif "stop" in order:
             await self.stop(set(order["groups"]), order["grace_s"])
             self.say(stopped=order["stop"])
+        elif "finally" in order:
+            self.last = order["finally"]
+            self.say(noted="finally")
+
+    async def run_last(self) -> None:
+        if self.last:
+            with suppress(OSError, TimeoutError):
+                last = await asyncio.create_subprocess_exec(
+                    *self.last, stdout=asyncio.subprocess.DEVNULL, start_new_session=True
+                )
+                await asyncio.wait_for(last.wait(), LAST_S)
 
     def keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -179,7 +194,11 @@ class Supervisor:
 
         self.keep(listen())
         await ended.wait()
+        if _members(None):
+            # Whoever just asks for a container should get it, so that it can be removed.
+            await self.run_last()
         await self.stop(None, FINAL_GRACE_S)
+        await self.run_last()
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from workbench.hardware.interpreter import Interpreter
 from workbench.params.store_tiers import tier_kind
-from workbench.serve.connectors.tiers.disk import disk_tier
-from workbench.serve.connectors.tiers.mooncake import PLUGINS, mooncake_tier
-from workbench.serve.connectors.tiers.redis import redis_tier
+from workbench.serve.connectors.tiers.on_disk import disk_tier
+from workbench.serve.connectors.tiers.on_mooncake import PLUGINS, mooncake_tier
+from workbench.serve.connectors.tiers.on_redis import redis_tier
 from workbench.serve.connectors.tiers.tier import Held, Tier
 
 __all__ = ["PLUGINS", "Held", "Tier", "tiers_of"]

@@ -119,6 +119,7 @@ def redis_tier(name: str, ports: Iterator[int], size_gb: float) -> Tier:
     server = ProcessSpec(
         name="redis",
         role="tier",
+        here=True,
         program=(_program() or _PROGRAMS[0],),
         args=(
             *("--bind", host, "--port", str(port)),

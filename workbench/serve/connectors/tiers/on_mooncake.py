@@ -64,7 +64,7 @@ class MooncakeTier(Tier):
 
     async def empty(self) -> None:
         run = await asyncio.create_subprocess_exec(
-            self.interpreter.path, "-c", _EMPTY_MOONCAKE, self.master,
+            *self.interpreter.line("-c", _EMPTY_MOONCAKE, self.master),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         try:
