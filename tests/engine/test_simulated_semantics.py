@@ -71,6 +71,17 @@ def a_part() -> list[Step]:
     return everything()[:36]
 
 
+def to_a_peer() -> list[Step]:
+    """Around a block's borders, all that decode has in part, and prompts that prefill still has."""
+    long = ids(1000, 1000)
+    rounds = [ask(ids(n, n)) for n in (1, 100, 127, 128, 129, 600)]
+    return [
+        *rounds, *rounds, ask(long), ask(long[:600] + ids(400, 5)), ask(ids(100, 77), 300),
+        "engines", *rounds, ask(long[:300]), ask(long),
+        "last engine", ask(long), ask(ids(5000, 10)),
+    ]  # fmt: skip
+
+
 def more_than_fits() -> list[Step]:
     """14 prompts of 16 blocks through 170 blocks: old ones are evicted, tails first."""
     prompts = [ask(ids(2000, 200 + n)) for n in range(14)]
@@ -236,7 +247,7 @@ needs_mooncake = pytest.mark.skipif(
         ("1a", "lmcache", everything, {}),
         ("1p1d", "lmcache", everything, {}),
         ("1p1d", "nixl", everything, {}),
-        pytest.param("1p1d", "mooncake", everything, {}, marks=needs_mooncake),
+        pytest.param("1p1d", "mooncake", to_a_peer, {}, marks=needs_mooncake),
         pytest.param("1a", "mooncake-store", a_part, {}, marks=needs_mooncake),
         pytest.param("1p1d", "mooncake-store", everything, {}, marks=needs_mooncake),
     ],
@@ -337,6 +348,48 @@ async def test_broken_transfers_are_counted_as_vllm_counts_them(
     assert found[-1] == {"told too late": 1}
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
         assert ours == theirs
+
+
+async def unmet(deployment: Deployment) -> Any:
+    """Counters and log of a prompt that prefill never gets, and of one that decode never wants."""
+    prefill, decode = (instance.url for instance in deployment.instances)
+    process = next(p for p in deployment.processes if p.spec.role == "proxy")
+    bootstrap_url = process.spec.args[process.spec.args.index("--bootstrap") + 1]
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        (engine,) = (await client.get(f"{bootstrap_url}/query")).json().values()
+        wanted = {
+            "do_remote_prefill": True, "transfer_id": "wanted",
+            "remote_bootstrap_addr": bootstrap_url, "remote_engine_id": engine["engine_id"],
+        }  # fmt: skip
+        before = await settled(deployment)
+        answer = await complete(client, decode, ids(1000, 1), kv_transfer_params=wanted)
+        forgotten = {"do_remote_decode": True, "transfer_id": "forgotten"}
+        await complete(client, prefill, ids(1000, 2), 1, kv_transfer_params=forgotten)
+        free = [(await client.post(f"{prefill}/reset_prefix_cache")).json()]
+        await asyncio.sleep(2)
+        free += [
+            (await client.post(f"{url}/reset_prefix_cache")).json() for url in (prefill, decode)
+        ]
+        after = await settled(deployment)
+        logged = (await read_counters(deployment)).logged
+    counted = {name: counts(before[name], after[name]) for name in after}
+    said = logged and (logged.failed, logged.expired, logged.transfers, logged.reason)
+    return {"error": answer["error"]["message"], "free": free, "logged": said} | counted
+
+
+@needs_mooncake
+async def test_transfers_that_nobody_meets_end_as_in_vllm(
+    deployed: Any, settings: EngineSettings, pretended: EngineSettings
+) -> None:
+    soon = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "1"}
+    async with (
+        deployed("1p1d", "mooncake", settings=replace(settings, extra_env=soon)) as real,
+        deployed("1p1d", "mooncake", settings=replace(pretended, extra_env=soon)) as pretend,
+    ):
+        expected, found = await asyncio.gather(unmet(real), unmet(pretend))
+        shown = await shown_by(pretend)
+    (expected,) = without_unknown([expected], shown)
+    assert found == expected
 
 
 async def without_a_master(deployment: Deployment) -> Any:
