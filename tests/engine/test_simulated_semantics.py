@@ -350,48 +350,6 @@ async def test_broken_transfers_are_counted_as_vllm_counts_them(
         assert ours == theirs
 
 
-async def unmet(deployment: Deployment) -> Any:
-    """Counters and log of a prompt that prefill never gets, and of one that decode never wants."""
-    prefill, decode = (instance.url for instance in deployment.instances)
-    process = next(p for p in deployment.processes if p.spec.role == "proxy")
-    bootstrap_url = process.spec.args[process.spec.args.index("--bootstrap") + 1]
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        (engine,) = (await client.get(f"{bootstrap_url}/query")).json().values()
-        wanted = {
-            "do_remote_prefill": True, "transfer_id": "wanted",
-            "remote_bootstrap_addr": bootstrap_url, "remote_engine_id": engine["engine_id"],
-        }  # fmt: skip
-        before = await settled(deployment)
-        answer = await complete(client, decode, ids(1000, 1), kv_transfer_params=wanted)
-        forgotten = {"do_remote_decode": True, "transfer_id": "forgotten"}
-        await complete(client, prefill, ids(1000, 2), 1, kv_transfer_params=forgotten)
-        free = [(await client.post(f"{prefill}/reset_prefix_cache")).json()]
-        await asyncio.sleep(2)
-        free += [
-            (await client.post(f"{url}/reset_prefix_cache")).json() for url in (prefill, decode)
-        ]
-        after = await settled(deployment)
-        logged = (await read_counters(deployment)).logged
-    counted = {name: counts(before[name], after[name]) for name in after}
-    said = logged and (logged.failed, logged.expired, logged.transfers, logged.reason)
-    return {"error": answer["error"]["message"], "free": free, "logged": said} | counted
-
-
-@needs_mooncake
-async def test_transfers_that_nobody_meets_end_as_in_vllm(
-    deployed: Any, settings: EngineSettings, pretended: EngineSettings
-) -> None:
-    soon = {"VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "1"}
-    async with (
-        deployed("1p1d", "mooncake", settings=replace(settings, extra_env=soon)) as real,
-        deployed("1p1d", "mooncake", settings=replace(pretended, extra_env=soon)) as pretend,
-    ):
-        expected, found = await asyncio.gather(unmet(real), unmet(pretend))
-        shown = await shown_by(pretend)
-    (expected,) = without_unknown([expected], shown)
-    assert found == expected
-
-
 async def without_a_master(deployment: Deployment) -> Any:
     """Usage of a new prompt and what the engine counted, after the master was killed."""
     before = (await read_counters(deployment)).engines["aggregated-0"]
