@@ -1,5 +1,5 @@
-"""The simulated servers against real vLLM, LMCache, NIXL and Mooncake's store: the same requests,
-the same counters."""
+"""The simulated servers against real vLLM, LMCache, NIXL and Mooncake: the same requests, the
+same counters."""
 
 import asyncio
 import json
@@ -20,6 +20,7 @@ from workbench.metrics import prometheus
 from workbench.serve import simulated
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, DeploymentPlan
+from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS, TOKEN_BYTES
 from workbench.serve.vllm import EngineSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -70,6 +71,17 @@ def a_part() -> list[Step]:
     return everything()[:36]
 
 
+def to_a_peer() -> list[Step]:
+    """Around a block's borders, all that decode has in part, and prompts that prefill still has."""
+    long = ids(1000, 1000)
+    rounds = [ask(ids(n, n)) for n in (1, 100, 127, 128, 129, 600)]
+    return [
+        *rounds, *rounds, ask(long), ask(long[:600] + ids(400, 5)), ask(ids(100, 77), 300),
+        "engines", *rounds, ask(long[:300]), ask(long),
+        "last engine", ask(long), ask(ids(5000, 10)),
+    ]  # fmt: skip
+
+
 def more_than_fits() -> list[Step]:
     """14 prompts of 16 blocks through 170 blocks: old ones are evicted, tails first."""
     prompts = [ask(ids(2000, 200 + n)) for n in range(14)]
@@ -105,6 +117,15 @@ def held(store: prometheus.Counters | None) -> dict[str, float]:
     names = ("master_key_count", "master_allocated_bytes")
     found = {name: store.sum(name) for name in names} if store is not None else {}
     return {name: value for name, value in found.items() if value == value}
+
+
+async def logged_blocks(deployment: Deployment) -> tuple[float, float]:
+    """Transfers that Mooncake's prefill has logged, and the KV blocks that they moved."""
+    logged, plan = (await read_counters(deployment)).logged, deployment.plan
+    assert logged and plan and logged.failed == logged.expired == 0
+    simulated = plan.settings.platform == "simulated"
+    token_bytes = TOKEN_BYTES if simulated else plan.settings.kv_bytes_per_token
+    return logged.transfers, round(logged.bytes_moved / (BLOCK_TOKENS * token_bytes))
 
 
 async def answered(
@@ -201,6 +222,7 @@ MUST_SHOW = {
         "mem_cache_hit_bytes_total",
         "valid_get_nums_",
     },
+    "mooncake": {"vllm:external_prefix_cache_hits_total", "vllm:request_success_total"},
     "nixl": {"vllm:nixl_bytes_transferred_sum", "vllm:external_prefix_cache_hits_total"},
 }
 
@@ -225,10 +247,11 @@ needs_mooncake = pytest.mark.skipif(
         ("1a", "lmcache", everything, {}),
         ("1p1d", "lmcache", everything, {}),
         ("1p1d", "nixl", everything, {}),
+        pytest.param("1p1d", "mooncake", to_a_peer, {}, marks=needs_mooncake),
         pytest.param("1a", "mooncake-store", a_part, {}, marks=needs_mooncake),
         pytest.param("1p1d", "mooncake-store", everything, {}, marks=needs_mooncake),
     ],
-    ids="none,eviction,cache off,lmcache,PD lmcache,PD nixl,mooncake,PD mooncake".split(","),
+    ids="none,eviction,cache off,lmcache,PD lmcache,PD nixl,PD mooncake,store,PD store".split(","),
 )
 async def test_counters_are_equal_token_by_token(
     deployed: Any,
@@ -247,6 +270,8 @@ async def test_counters_are_equal_token_by_token(
             counted_by(real, steps()), counted_by(pretend, steps())
         )
         shown = await shown_by(pretend)
+        if name == "mooncake":
+            assert await logged_blocks(pretend) == await logged_blocks(real)
     assert shown >= MUST_SHOW[name]
     for theirs, ours in zip(without_unknown(expected, shown), found, strict=True):
         assert apart(ours, theirs) == {}, theirs["request"]

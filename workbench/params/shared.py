@@ -17,7 +17,8 @@ from workbench.params.rules import body_mistakes, param
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
     "buffered_stream", "usage_all_cached",
-    "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks", "wrong_kv",
+    "prefilled_again", "transfer_params_lost", "failed_transfer", "expired_blocks",
+    "transfer_timeout", "prefill_dead", "wrong_kv",
     "store_left_warm", "reset_refused", "preemption", "eviction", "slow_instance",
     "stalled_instance", "hash_seed_mismatch", "store_dead",
     "store_dead_at_start", "late_store", "leased_blocks",

@@ -17,7 +17,8 @@ def labels(plan, role):
 
 def test_every_connector_that_serves_a_topology_is_measured_on_it(sweep):
     plan = sweep(**ALL, topology="1p2d")
-    assert labels(plan, "subject") == ["1p2d lmcache", "1p2d nixl", "1p2d mooncake-store"]
+    pairs = ["1p2d lmcache", "1p2d nixl", "1p2d mooncake", "1p2d mooncake-store"]
+    assert labels(plan, "subject") == pairs
     aggregated = ["3a", "3a lmcache", "3a mooncake-store", "3a offload"]
     assert labels(plan, "opponent") == aggregated
     # NIXL has no store, and no prefill instance to receive KV from.
@@ -59,6 +60,8 @@ def test_a_pd_arm_is_compared_with_its_own_store_and_with_none(sweep):
         ("1p2d lmcache", "3a lmcache"),
         ("1p2d nixl", "3a"),
         ("1p2d nixl", "3a lmcache"),
+        ("1p2d mooncake", "3a"),
+        ("1p2d mooncake", "3a lmcache"),
         ("1p2d mooncake-store", "3a"),
         ("1p2d mooncake-store", "3a mooncake-store"),
     ]

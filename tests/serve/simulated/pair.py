@@ -75,12 +75,12 @@ async def simulated_deployment(topology: str, name: str, **settings: Any) -> Asy
 
 
 def _proxy(args: tuple[str, ...]) -> tuple[web.Application, int]:
-    said: dict[str, list[str]] = {"--prefill": [], "--fault": [""]}
+    said: dict[str, list[str]] = {"--prefill": [], "--bootstrap": [], "--fault": [""]}
     for option, value in zip(args[::2], args[1::2], strict=True):
         said[option] = [*filter(None, said.get(option, [])), value]
     (mode,), (port,), (fault,) = said["--mode"], said["--port"], said["--fault"]
-    app = create_app(mode=mode, prefill=said["--prefill"], decode=said["--decode"], fault=fault)
-    return app, int(port)
+    urls = {role: said[f"--{role}"] for role in ("prefill", "decode", "bootstrap")}
+    return create_app(mode=mode, fault=fault, **urls), int(port)
 
 
 class Pair:

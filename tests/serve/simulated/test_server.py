@@ -37,7 +37,7 @@ async def test_an_answer_streams_one_token_a_chunk_with_usage_and_metrics():
     assert metrics["generation_time_ms"] == pytest.approx(7 * metrics["mean_itl_ms"])
 
 
-@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake-store"])
+@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake", "mooncake-store"])
 async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_instance(name: str):
     async with simulated_deployment("1a", "none") as alone:
         expected = [record.text for record in await alone.ask()]
@@ -48,7 +48,7 @@ async def test_kv_moves_from_prefill_to_decode_and_the_text_is_that_of_one_insta
         warm = [record.text for record in await pair.ask(again=True)]
     assert cold == warm == expected
     assert len(set(cold)) == 4
-    assert moved == 2 * {"lmcache": 512, "nixl": 600, "mooncake-store": 512}[name]
+    assert moved == 2 * (600 if name in ("nixl", "mooncake") else 512)
 
 
 async def test_concurrent_prefills_wait_for_one_another():
@@ -221,7 +221,39 @@ async def test_transfer_params_lost(monkeypatch: pytest.MonkeyPatch):
     assert (held.json(), free.json()) == ({"success": False}, {"success": True})
 
 
-@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake-store"])
+@pytest.mark.parametrize("fault", ["failed_transfer", "transfer_timeout"])
+async def test_transfer_timeout(fault: str):
+    """With Mooncake a transfer that fails ends its request, after it was counted as a hit."""
+    async with simulated_deployment("1p1d", "mooncake", fault=fault) as pair:
+        before = await pair.counters()
+        records = await pair.ask(4)
+        counted = [
+            await pair.counted(before, f"decode-0 {what}")
+            for what in ("external hits", "fetched", "computed")
+        ]
+    assert [record.error for record in records] == ["", "stream_error"] * 2
+    assert counted == [2400, 1200, 0]
+
+
+async def test_prefill_dead(tmp_path: Path, nothing_left: str):
+    """With Mooncake decode waits for it, and the proxy ends that."""
+    settings = EngineSettings(**SETTINGS, fault="prefill_dead")
+    async with (
+        launcher_for(settings, tmp_path) as launcher,
+        start(launcher, "1p1d", "mooncake", settings=settings, logs=tmp_path) as deployment,
+    ):
+        pair = Pair(deployment)
+        began_s = time.monotonic()
+        records = await pair.ask(16)
+        while not (dead := deployment.dead()):
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began_s < 5
+    assert [process.spec.name for process in dead] == ["prefill-0"]
+    done = [record.ok for record in records]
+    assert done == [True] * done.index(False) + [False] * (16 - done.index(False))
+
+
+@pytest.mark.parametrize("name", ["lmcache", "nixl", "mooncake", "mooncake-store"])
 async def test_wrong_kv(name: str):
     texts = []
     for fault in ("", "wrong_kv"):

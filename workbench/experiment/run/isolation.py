@@ -415,7 +415,8 @@ async def _logged_transfers(
     ends_s = time.monotonic() + LOG_PERIODS * period_s
     while True:
         logged = TransferCounters.logged(logs)
-        seen = logged.transfers + logged.failed + logged.expired if logged else 0.0
+        # A transfer that failed, e.g. that waited too long, expires in prefill as well.
+        seen = logged.transfers + max(logged.failed, logged.expired) if logged else 0.0
         # Prompts that are ready together are sent as one transfer, so some may never be counted.
         if seen >= prefilled or time.monotonic() > ends_s:
             return logged

@@ -84,7 +84,6 @@ CONNECTOR = Connector(
         " machine; it has no setting for loopback only."
     ),
     patch_cpu=_patch_cpu,
-    simulated=False,
     packages={"mooncake": "0.3.13.post1"},
     modules=("mooncake",),
     fatal=("Mooncake is not available", "Mooncake Transfer Engine initialization failed"),

@@ -21,7 +21,7 @@ from aiohttp import web
 from workbench.serve.simulated import master as mooncake
 from workbench.serve.simulated.faults import FAULTS
 from workbench.serve.simulated.instance import Instance, InstanceSettings
-from workbench.serve.simulated.server import instance_app
+from workbench.serve.simulated.server import bootstrap_app, instance_app
 from workbench.serve.simulated.store import CHUNK_BYTES, ChunkStore, http_app, private_app
 
 Apps = list[tuple[web.Application, int]]
@@ -58,6 +58,9 @@ def apps(argv: Sequence[str] | None) -> Apps:
     engine.add_argument("--enable-prefix-caching", dest="prefix_caching", action=caching)
     engine.add_argument("--kv-transfer-config", dest="transfer", type=json.loads)
     engine.add_argument("--mooncake-config", dest="mooncake", type=json.loads)
+    engine.add_argument("--bootstrap-port", type=int)
+    engine.add_argument("--transfer-timeout", dest="transfer_timeout_s", type=float)
+    engine.add_argument("--log-period", dest="log_period_s", type=float)
     engine.add_argument("--seed", type=int)
     for kind in (store, master):
         kind.add_argument("--http-port", type=int, required=True)
@@ -65,7 +68,11 @@ def apps(argv: Sequence[str] | None) -> Apps:
     asked = vars(parser.parse_args(argv))
     made = asked.pop("kind")
     if made == "engine":
-        return [(instance_app(Instance(InstanceSettings(**asked))), asked["port"])]
+        instance = Instance(InstanceSettings(**asked))
+        served = [(instance_app(instance), asked["port"])]
+        if port := instance.settings.bootstrap_port:
+            served.append((bootstrap_app(instance), port))
+        return served
     ports, fault = (asked["port"], asked["http_port"]), asked["fault"] or ""
     if made == "mooncake-store":
         keys = mooncake.Master(fault=fault)

@@ -24,6 +24,18 @@ VOCAB_TOKENS = 12_288
 
 DONE = b"data: [DONE]\n\n"
 
+
+def _failure(message: str) -> dict[str, Any]:
+    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+    return {"error": error}
+
+
+ENGINE_DIED = _failure(
+    "EngineCore encountered an issue. See stack trace (above) for the root cause."
+)
+LOAD_FAILED = _failure("Internal server error")
+"""What vLLM says of a request whose KV could not be loaded."""
+
 _SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -158,11 +170,9 @@ def whole(
     return body | _tail(sequence)
 
 
-def error_event() -> bytes:
-    """The error event of a stream whose engine has died."""
-    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
-    return _event({"error": error})
+def error_event(body: Mapping[str, Any]) -> bytes:
+    """The event of a stream that cannot go on."""
+    return _event(body)
 
 
 def words(tokens: list[int]) -> str:

@@ -17,6 +17,8 @@ from workbench.topology import Topology
 
 STRUCK_TOKENS = 4
 """Warm-ups and prefill legs have fewer output tokens."""
+SHORT_TIMEOUT_S = 1.0
+"""How long a transfer may take with the fault `transfer_timeout`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,9 @@ measure nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -16,7 +18,6 @@ from uuid import uuid4
 from zlib import crc32
 
 import aiohttp
-import orjson
 from aiohttp import web
 
 from workbench.serve.simulated.answers import Asked
@@ -31,8 +32,9 @@ from workbench.serve.simulated.kv_blocks import (
     chain,
 )
 from workbench.serve.simulated.master import MasterClient
+from workbench.serve.simulated.peers import MooncakePeer, NixlPeer, PullFailed, Side
 from workbench.serve.simulated.scheduler import Scheduler, Sequence
-from workbench.serve.simulated.store import BROKEN, TIMEOUT_S, StoreClient
+from workbench.serve.simulated.store import TIMEOUT_S, StoreClient
 
 SPEED = 10.0
 """Speed-up over the constants, so that tests are short."""
@@ -48,13 +50,11 @@ SPREAD = 0.03
 """Standard deviation of the logarithm."""
 CATCH_UP_S = 0.005
 """Timers are late; the step clock compensates for this much, so that rates are right."""
-LAYERS = 3
-"""Descriptors of a NIXL transfer with contiguous blocks: one per layer, as in the tiny model."""
 LEASE_S = 30.0
 """How long a prefill instance holds blocks that are not fetched (vLLM's NIXL lease), unless
 kv_connector_extra_config has vLLM's `kv_lease_duration`."""
-FAILED_PULL_S = 0.05
 SLOWDOWN = 4.0
+DIES_AT_REQUEST = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,12 @@ class InstanceSettings:
     """vLLM's kv_transfer_config; empty without a connector."""
     mooncake: Mapping[str, Any] = field(default_factory=dict)
     """The file that vLLM's MooncakeStoreConnector reads; empty with any other connector."""
+    bootstrap_port: int = 0
+    """Where a prefill instance says which engine it is; 0 without such a server."""
+    transfer_timeout_s: float = 480.0
+    """How long a transfer waits for its prompt, where decode waits for prefill."""
+    log_period_s: float = 10.0
+    """The period in which the log counts transfers."""
     seed: int = 0
     fault: str = ""
 
@@ -78,8 +84,9 @@ class InstanceSettings:
         return self.kv_bytes // (BLOCK_TOKENS * TOKEN_BYTES)
 
     @property
-    def nixl(self) -> bool:
-        return self.transfer.get("kv_connector") == "NixlConnector"
+    def connector(self) -> str:
+        """The class of vLLM's connector; empty without one."""
+        return str(self.transfer.get("kv_connector", ""))
 
     @property
     def host_bytes(self) -> int:
@@ -127,16 +134,17 @@ class Instance:
 
     _session: aiohttp.ClientSession
     _store: StoreClient | MasterClient | HostMemory
+    peer: NixlPeer | MooncakePeer | None = None
+    """What moves KV between instances, where these send it to each other."""
 
     def __init__(self, settings: InstanceSettings) -> None:
         self.settings = settings
-        self.series = vllm_series(nixl=settings.nixl)
+        self.series = vllm_series(nixl=settings.connector == "NixlConnector")
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
         speed = SPEED / SLOWDOWN if settings.fault == "slow_instance" else SPEED
         self._latency = Latency(seed=settings.seed ^ crc32(settings.name.encode()), speed=speed)
-        self._expired: dict[str, Sequence] = {}
-        self._strikeable = self._held_legs = 0
+        self._requests = self._strikeable = 0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -154,9 +162,13 @@ class Instance:
                 self._store = HostMemory(host_bytes, self.series)
             else:
                 self._store = StoreClient(self._session, self.settings.store_url, key_seed=seed)
-            working = asyncio.create_task(self._work())
+            self.peer = self._connect()
+            working = [asyncio.create_task(self._work())]
+            if isinstance(self.peer, MooncakePeer):
+                working.append(asyncio.create_task(self.peer.log(self.settings.log_period_s)))
             yield
-            working.cancel()
+            for task in working:
+                task.cancel()
 
     async def submit(self, asked: Asked, request_id: str) -> Sequence:
         """Accept a request."""
@@ -165,9 +177,13 @@ class Instance:
             prompt=asked.prompt,
             max_tokens=asked.max_tokens,
             arrived_s=monotonic(),
-            hold=self.settings.nixl and bool(asked.transfer.get("do_remote_decode")),
+            hold=self.peer is not None and bool(asked.transfer.get("do_remote_decode")),
             transfer=asked.transfer,
         )
+        self._requests += 1
+        if self.settings.fault == "prefill_dead" and self._requests >= DIES_AT_REQUEST:
+            print("injected fault prefill_dead: the instance exits", file=sys.stderr, flush=True)
+            os._exit(1)
         if asked.max_tokens >= STRUCK_TOKENS:
             self._strikeable += 1
             sequence.number = self._strikeable
@@ -194,42 +210,6 @@ class Instance:
         if sequence in self.scheduler.running:
             self.scheduler.preempt(sequence)
             self._wake.set()
-
-    def hand_over(self, sequence: Sequence) -> dict[str, Any] | None:
-        """The transfer parameters of an ended prefill leg; None for any other request."""
-        if sequence.id not in self.scheduler.held:
-            return None
-        params = {
-            "do_remote_prefill": True,
-            "do_remote_decode": False,
-            "remote_block_ids": [list(sequence.blocks)],
-            "remote_engine_id": self.settings.name,
-            "remote_request_id": sequence.id,
-            "remote_host": "127.0.0.1",
-            "remote_port": self.settings.port,
-            "tp_size": 1,
-            "remote_num_tokens": len(sequence.prompt),
-            "transfer_mode": "pull",
-            "remote_prefill_cached_tokens": sequence.cached,
-        }
-        self._held_legs += 1
-        if self.settings.fault == "expired_blocks" and self._held_legs % 2 == 0:
-            self._expire(sequence.id)
-        else:
-            asyncio.get_running_loop().call_later(self.settings.lease_s, self._expire, sequence.id)
-        return params
-
-    def pulled(self, request_id: str) -> Sequence | None:
-        """A decode instance fetches held blocks, which frees them. None: unknown request.
-
-        Expired blocks can be read too, since the reader is not told.
-        """
-        sequence = self.scheduler.release(request_id)
-        if sequence is None and request_id in self._expired:
-            self.series.add("vllm:nixl_num_notifications_after_expiry_total", 1)
-            sequence = self._expired.pop(request_id)
-        self._wake.set()
-        return sequence
 
     async def reset(self, *, external: bool) -> bool:
         """Empty the prefix cache, as /reset_prefix_cache does; False while blocks are in use.
@@ -267,23 +247,22 @@ class Instance:
             for save in saves:
                 save()
             for sequence in answered:
+                if self.peer and sequence.id in self.scheduler.held:
+                    self.peer.prefilled(sequence)
                 sequence.tokens.put_nowait(sequence.outputs[-1])
 
     async def _look_elsewhere(self, sequence: Sequence) -> None:
         """Find the part of the prompt that the store or a prefill instance has."""
         blind = self.settings.fault == "prefilled_again" and sequence.number > 0
-        prompt = len(sequence.prompt)
-        if self.settings.nixl and sequence.transfer.get("do_remote_prefill"):
-            if blind:
-                # Like vLLM without a load: the prefill instance is told and frees the blocks.
-                self._spawn(self._pull(sequence.transfer))
-            else:
-                sequence.offered, sequence.tier = prompt, "p2p"
-                cached = sequence.transfer.get("remote_prefill_cached_tokens")
-                sequence.reported_cached = int(cached or 0)
-        elif not self.settings.nixl:
+        if self.peer is None:
             tokens = await self._store.lookup(sequence)
             sequence.offered = 0 if blind else tokens
+        elif sequence.transfer.get("do_remote_prefill"):
+            if blind:
+                # Like vLLM without a load: the prefill instance is told and frees the blocks.
+                self._spawn(self.peer.decline(sequence))
+            else:
+                self.peer.offer(sequence)
 
     async def _load(self, sequence: Sequence) -> None:
         """Load the offered prefix."""
@@ -292,35 +271,42 @@ class Instance:
         moved_bytes = moved * BLOCK_TOKENS * TOKEN_BYTES
         contents: list[bytes] | None
         final = b""
-        if self.settings.nixl:
-            if self.settings.fault == "failed_transfer" and sequence.struck:
-                await asyncio.sleep(FAILED_PULL_S)
-                pulled = None
-            else:
-                pulled = await self._pull(sequence.transfer)
-            if pulled is None:
-                self.series.add("vllm:nixl_num_failed_transfers_total", 1)
-                self.scheduler.lost(sequence)
+        if self.peer is not None:
+            try:
+                contents, final = await self.peer.pull(sequence, moved_bytes)
+            except PullFailed as failure:
+                if failure.ends_request:
+                    self.scheduler.failed(sequence)
+                else:
+                    self.scheduler.lost(sequence)
                 self._wake.set()
                 return
-            contents, final = pulled[0][first:], pulled[1]
+            contents = contents[first:]
         else:
             contents = await self._store.load(sequence, range(first, first + moved))
             if contents is None:
                 self.scheduler.lost(sequence)
                 self._wake.set()
                 return
-        took_s = self._latency.transfer_s(moved_bytes)
-        await asyncio.sleep(took_s)
-        if self.settings.nixl:
-            self.series.observe("vllm:nixl_bytes_transferred", moved_bytes)
-            self.series.observe("vllm:nixl_num_descriptors", LAYERS)
-            self.series.observe("vllm:nixl_xfer_time_seconds", took_s)
+            await asyncio.sleep(self._latency.transfer_s(moved_bytes))
         if self.settings.fault == "wrong_kv" and sequence.struck:
             contents = [chain(content, [1]) for content in contents]
             final = chain(final, [1]) if final else final
         self.scheduler.loaded(sequence, contents, final)
         self._wake.set()
+
+    def _connect(self) -> NixlPeer | MooncakePeer | None:
+        settings = self.settings
+        side = Side(
+            name=settings.name, port=settings.port, fault=settings.fault, session=self._session,
+            scheduler=self.scheduler, transfer_s=self._latency.transfer_s, wake=self._wake.set,
+        )  # fmt: skip
+        if settings.connector == "NixlConnector":
+            return NixlPeer(side, lease_s=settings.lease_s)
+        if settings.connector == "MooncakeConnector":
+            recomputes = settings.transfer.get("kv_load_failure_policy") == "recompute"
+            return MooncakePeer(side, timeout_s=settings.transfer_timeout_s, recomputes=recomputes)
+        return None
 
     def _save(self, sequence: Sequence, tokens: int) -> Callable[[], None]:
         """What stores a sequence's first `tokens` once its step is over."""
@@ -340,26 +326,6 @@ class Instance:
             sequence.write = self._spawn(save())
 
         return begin
-
-    async def _pull(self, transfer: Mapping[str, Any]) -> tuple[list[bytes], bytes] | None:
-        """The block contents that a prefill instance holds, and the prompt's; or None."""
-        url = f"http://{transfer['remote_host']}:{transfer['remote_port']}/simulated/pull"
-        body = orjson.dumps({"request_id": transfer["remote_request_id"]})
-        try:
-            async with self._session.post(url, data=body) as response:
-                if response.status != 200:
-                    return None
-                said = orjson.loads(await response.read())
-        except BROKEN:
-            return None
-        return [bytes.fromhex(c) for c in said["contents"]], bytes.fromhex(said["final"])
-
-    def _expire(self, request_id: str) -> None:
-        sequence = self.scheduler.release(request_id)
-        if sequence is not None:
-            self.series.add("vllm:nixl_num_kv_expired_reqs_total", 1)
-            self._expired[request_id] = sequence
-            self._wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

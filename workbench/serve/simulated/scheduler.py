@@ -71,8 +71,8 @@ class Sequence:
     """Contents of the blocks that the store has."""
     write: asyncio.Task[None] | None = None
     """The write of its chunks to the store."""
-    tokens: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
-    """Output tokens for the client."""
+    tokens: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+    """Output tokens for the client; None if the request failed."""
 
     def __post_init__(self) -> None:
         self.hashes = chain_of(self.prompt)
@@ -176,9 +176,10 @@ class Scheduler:
 
         `final` is given if the whole prompt was loaded.
         """
-        if sequence.ended:
-            return
         sequence.loading = False
+        if sequence.ended:
+            self._free(sequence)
+            return
         sequence.contents += contents
         sequence.final = final
         sequence.computed = sequence.local + sequence.external
@@ -190,10 +191,18 @@ class Scheduler:
 
     def lost(self, sequence: Sequence) -> None:
         """The load failed: the prompt is computed here."""
+        sequence.loading = False
+        sequence.offered = 0
+        self._free(sequence)
+
+    def failed(self, sequence: Sequence) -> None:
+        """The load failed, and the request with it (vLLM's default policy)."""
+        self.lost(sequence)
         if not sequence.ended:
-            sequence.loading = False
-            sequence.offered = 0
-            self._free(sequence)
+            sequence.ended = True
+            self.waiting.remove(sequence)
+            self.series.add("vllm:request_success_total", 1, finished_reason="error")
+            sequence.tokens.put_nowait(None)
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a running request's blocks and put it first in the queue; it starts over."""
@@ -205,14 +214,18 @@ class Scheduler:
         self.series.add("vllm:num_preemptions_total", 1)
 
     def abort(self, sequence: Sequence) -> None:
-        """The client disconnected: nothing is counted, as in vLLM."""
+        """The client disconnected: nothing is counted, as in vLLM.
+
+        Blocks into which KV is being loaded stay in use until that ends.
+        """
         if sequence.ended:
             return
         sequence.ended = True
         for queue in (self.waiting, self.running):
             if sequence in queue:
                 queue.remove(sequence)
-        self._free(sequence)
+        if not sequence.loading:
+            self._free(sequence)
 
     def release(self, request_id: str) -> Sequence | None:
         """Free the blocks held for a decode instance; None if there are none."""

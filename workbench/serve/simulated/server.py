@@ -10,6 +10,8 @@ from aiohttp import web
 
 from workbench.serve.simulated.answers import (
     DONE,
+    ENGINE_DIED,
+    LOAD_FAILED,
     Asked,
     BadRequest,
     chunk,
@@ -20,6 +22,7 @@ from workbench.serve.simulated.answers import (
 )
 from workbench.serve.simulated.instance import Instance, InstanceSettings
 from workbench.serve.simulated.kv_blocks import BLOCK_TOKENS
+from workbench.serve.simulated.peers import MooncakePeer
 from workbench.serve.simulated.scheduler import Sequence
 from workbench.serve.simulated.store import json_response, page_response
 from workbench.serve.vllm import SERVED_MODEL
@@ -47,6 +50,18 @@ def instance_app(instance: Instance) -> web.Application:
         web.post("/reset_prefix_cache", front.reset),
         web.post("/simulated/pull", front.pull),
     ])  # fmt: skip
+    return app
+
+
+def bootstrap_app(instance: Instance) -> web.Application:
+    """Mooncake's bootstrap server of a prefill instance, on a port of its own."""
+
+    async def query(_: web.Request) -> web.Response:
+        peer = instance.peer
+        return json_response(peer.addresses() if isinstance(peer, MooncakePeer) else {})
+
+    app = web.Application()
+    app.router.add_get("/query", query)
     return app
 
 
@@ -113,18 +128,19 @@ class _Front:
         return json_response({"success": await self.instance.reset(external=external)})
 
     async def pull(self, request: web.Request) -> web.Response:
-        """Private: blocks that a prefill leg holds for a decode instance."""
-        sequence = self.instance.pulled(orjson.loads(await request.read())["request_id"])
-        if sequence is None:
-            return json_response({}, status=404)
-        contents = [content.hex() for content in sequence.contents]
-        return json_response({"contents": contents, "final": sequence.final.hex()})
+        """Private: a prompt's KV for a decode instance."""
+        peer = self.instance.peer
+        said = peer and await peer.send(orjson.loads(await request.read()))
+        return json_response(said or {}, status=200 if said else 404)
 
     async def _whole(self, sequence: Sequence, asked: Asked) -> web.Response:
         for _ in range(asked.max_tokens):
-            await sequence.tokens.get()
+            if await sequence.tokens.get() is None:
+                return json_response(LOAD_FAILED, status=500)
         await self.instance.stored(sequence)
-        return json_response(whole(sequence, asked, self.instance.hand_over(sequence)))
+        peer = self.instance.peer
+        params = peer.hand_over(sequence) if peer else None
+        return json_response(whole(sequence, asked, params))
 
     async def _stream(self, sequence: Sequence, asked: Asked) -> AsyncIterator[bytes]:
         # Faults do not affect warm-ups; those of single requests affect every second one.
@@ -135,7 +151,11 @@ class _Front:
         bulk = BULK_TOKENS if self.settings.fault == "tokens_in_bulk" else 1
         tokens: list[int] = []
         for made in range(1, asked.max_tokens + 1):
-            tokens.append(await sequence.tokens.get())
+            token = await sequence.tokens.get()
+            if token is None:
+                yield error_event(LOAD_FAILED) + DONE
+                return
+            tokens.append(token)
             if made == 1 and asked.chat:
                 yield chunk(sequence, asked, [], 0, finished=False)
             last = made == asked.max_tokens
@@ -145,7 +165,7 @@ class _Front:
                 tokens = []
             if made == BREAKS_AFTER and not last:
                 if strikes == "error_in_stream":
-                    yield error_event() + DONE
+                    yield error_event(ENGINE_DIED) + DONE
                     return
                 if strikes == "truncated_stream":
                     return

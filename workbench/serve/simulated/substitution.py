@@ -13,13 +13,19 @@ from dataclasses import replace
 
 from workbench.serve.connectors import Connector, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
-from workbench.serve.simulated.faults import FAULTS, applies
+from workbench.serve.simulated.faults import FAULTS, SHORT_TIMEOUT_S, applies
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import Topology
 
 _MAIN, _PROXY_MAIN = "workbench.serve.simulated.__main__:main", "workbench.serve.proxy.proxy:main"
 LOADS = tuple(name.partition(":")[0] for name in (_MAIN, _PROXY_MAIN))
 """What the fork server of a simulation loads."""
+_OPTIONS = {
+    "VLLM_MOONCAKE_BOOTSTRAP_PORT": "--bootstrap-port",
+    "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": "--transfer-timeout",
+    "VLLM_LOG_STATS_INTERVAL": "--log-period",
+}
+"""Options of a simulated instance that vLLM reads from its environment."""
 _PROGRAM = (sys.executable, "-m", "workbench.serve.simulated")
 
 
@@ -54,6 +60,10 @@ def simulated_processes(
             args = _instance_args(spec, settings, json.dumps(connector.transfer_config(wiring)))
             for text in connector.env_files(wiring).values():
                 args += ("--mooncake-config", text)
+            for name in _OPTIONS.keys() & spec.env.keys():
+                args += (_OPTIONS[name], spec.env[name])
+            if acts_on and fault == "transfer_timeout":
+                args += ("--transfer-timeout", f"{SHORT_TIMEOUT_S:g}")
         made.append(
             replace(spec, program=_PROGRAM, args=args + faulty, env={}, env_files={}, forks=_MAIN)
         )
