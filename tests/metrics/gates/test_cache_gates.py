@@ -263,6 +263,30 @@ def test_what_decode_may_compute_is_one_chunk_and_a_token_or_the_last_block(
 
 
 @pytest.mark.parametrize(
+    ("computed_share", "written", "evicted", "outcome"),
+    [
+        (0.2, 40, 0, "INCONCLUSIVE"),
+        (0.6, 40, 0, "FAIL"),  # more than a store that is late now and then
+        (0.2, 0, 0, "FAIL"),  # nothing was stored in this pass, so nothing was late
+        (0.2, 40, 5, "FAIL"),  # evictions explain it
+    ],
+)
+def test_a_store_that_is_written_after_the_response_may_be_too_late(
+    computed_share, written, evicted, outcome
+):
+    store = StoreCounters(
+        requested_tokens=0, hit_tokens=0, hit_l1_tokens=0, hit_l2_tokens=0, read_chunks=0,
+        written_chunks=written, evicted_chunks=evicted,
+    )  # fmt: skip
+    rest = computed_share * SENT
+    decode = TokenSources(computed=rest, engine_hit=0, external_hit=SENT - rest)
+    p = a_pass("cold", COMPUTED, decode, stores_late=True, store=store, store_since_empty=store)
+    result = kv_moved([p])
+    assert result.outcome == outcome
+    assert ("Prefill responds before" in result.sentence) == (outcome == "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize(
     ("gate", "wrong"),
     [
         (engine_warm, a_pass("engine-warm", FROM_OWN, FROM_STORE)),  # another decode instance

@@ -95,6 +95,7 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
     split = [p for p in passes if p.sources.keys() & {"prefill", "decode"}]
     problems, unknown = [], _uncounted("prefill/decode", split)
     computed, received, kept, allowed = 0.0, 0.0, 0.0, 0
+    late: list[str] = []
     for p in split:
         for role in ("prefill", "decode"):
             finished = p.requests.get(role, nan) if role in p.sources else nan
@@ -117,11 +118,14 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
         computed, received = computed + decode.computed, received + decode.external_hit
         kept, allowed = kept + decode.engine_hit, allowed + limit
         if decode.computed > limit:
-            problems.append(
+            seen = (
                 f"The decode instances computed {decode.computed:,.0f} of"
-                f" {p.prompt_tokens_sent:,} prompt tokens (limit {limit:,}; {p.label})."
-                " They prefilled instead of fetching KV"
+                f" {p.prompt_tokens_sent:,} prompt tokens (limit {limit:,}; {p.label})"
             )
+            if _may_be_late(p):
+                late.append(f"{seen}. Prefill responds before the store has a whole prompt")
+            else:
+                problems.append(f"{seen}. They prefilled instead of fetching KV")
         due = p.pass_name != "engine-warm"
         if "decode" in p.reuse:
             due = _expected(p, "decode", _FETCHED) > 0
@@ -135,10 +139,28 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
         holds=f"Decode instances fetched {received:,.0f} prompt tokens, had {kept:,.0f} cached and"
         f" computed {computed:,.0f} (at most {allowed:,} may be computed; {_count(split)})",
         problems=problems,
-        unknown=unknown,
+        unknown=[*unknown, *late],
         next_step="Look for connector errors in the decode logs, and use prompts longer than a"
         " chunk",
-        if_unknown=_IF_UNCOUNTED,
+        if_unknown=_IF_UNCOUNTED if unknown else "End other programs, or use more rounds",
+    )
+
+
+def _may_be_late(p: PassCounters) -> bool:
+    """Whether decode may have looked up what this pass was still storing.
+
+    Then it computes a part as users of that store would see it too. A decode instance that computes
+    most of the prompts, or finds none of them, has another reason.
+    """
+    store, kept, decode = p.store, p.store_since_empty, p.sources["decode"]
+    return (
+        p.stores_late
+        and store is not None
+        and kept is not None
+        and store.written_chunks > 0
+        and not kept.evicted_chunks > 0
+        and not kept.dropped_chunks > 0
+        and 0 < decode.computed < decode.external_hit
     )
 
 
