@@ -53,7 +53,7 @@ def test_the_page_has_whole_rows_of_different_versions_the_newest_first():
     page = (repository_root() / "docs/compatibility.md").read_text()
     _, _, table = page.partition(script.COLUMNS)
     rows = table.partition("\n\n")[0].strip().splitlines()[1:]
-    assert rows
+    assert len(rows) >= 4  # as many versions were tried when the page was first written
     assert {row.count("|") for row in rows} == {script.COLUMNS.count("|")}
     versions = [script._version_of(row) for row in rows]
     assert versions == sorted(versions, reverse=True)
