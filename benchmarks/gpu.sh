@@ -133,7 +133,7 @@ run prefix 100 single_instance_prefix_cache "${engine[@]}" "${short[@]}" \
 run lmcache 80 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1p1d -p connector lmcache
 run nixl 70 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1p1d -p connector nixl
 run hits "${HITS_S:-70}" lmcache_hit_analysis "${engine[@]}" -p rounds 1 -p requests 2 \
-    -p prompt_tokens 900,1900 -p chunk_tokens 256 -p disk False
+    -p prompt_tokens 900,1900 -p chunk_tokens 256
 run inprocess 60 pd_sweep "${engine[@]}" "${shared[@]}" -p topology 1a -p connector lmcache-inprocess
 run kernels 40 paper_claim_validation -p tiers source,kernel -p time_budget_s 25
 

@@ -7,9 +7,13 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from workbench.params.notebooks import NOTEBOOKS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
 NVIDIA_SMI = """#!/bin/sh
@@ -75,6 +79,17 @@ def test_each_step_runs_whatever_the_one_before_ended_with(gpu, stub, tmp_path):
     (lmcache,) = (line for line in asked if "connector lmcache " in f"{line} ")
     assert "-p model /models/7b" in lmcache and "-p instances_per_gpu 2" in lmcache
     assert "dummy" not in lmcache  # weights of your own are loaded
+
+
+def test_each_step_names_parameters_that_its_notebook_has(gpu, stub, tmp_path):
+    gpu(PYTHON=str(stub), MODEL="/models/7b", TOTAL_S="40", HITS_S="2")
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    runs = [words[words.index("run") :] for words in asked if "run" in words]
+    assert len(runs) == 7
+    for _, notebook, *words in runs:
+        given = {name for option, name in pairwise(words) if option == "-p"}
+        known = {field.name for field in fields(NOTEBOOKS[notebook])}
+        assert given and given <= known, notebook
 
 
 def test_steps_without_time_are_named(gpu, stub):

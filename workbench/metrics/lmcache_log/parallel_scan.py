@@ -108,11 +108,16 @@ def main(words: Sequence[str]) -> None:
     """`python -m ...parallel_scan DESCRIPTOR SIZE BLOCK_BYTES CHILD CHILDREN`."""
     descriptor, size, block_bytes, child, children = map(int, words)
     blocks, heads = Blocks(descriptor, size, block_bytes), dict[bytes, bytes]()
-    with suppress(BrokenPipeError, KeyboardInterrupt):
+    try:
         for number in range(child, len(blocks), children):
             part = blocks.scan(number, heads)
             sys.stdout.buffer.write(pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
             sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # What is still buffered would fail once more at exit, with status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
