@@ -10,7 +10,7 @@ import pytest
 
 from workbench import cli, notebook_run
 from workbench.errors import ParameterError
-from workbench.experiment.result.facts import from_plain
+from workbench.experiment.result.result_file import from_plain
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.terminal import table_of

@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from workbench.experiment.result.facts import RunFacts, jsonable
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result_file import jsonable
 from workbench.metrics.gates.gate_table import lead_of
 from workbench.notebook_run import NotebookRun
 from workbench.params.notebooks import NOTEBOOKS

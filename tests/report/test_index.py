@@ -7,7 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import from_plain
+from workbench.experiment.result.result_file import from_plain
 from workbench.report.index import runs_of, write_index
 from workbench.report.outcome import outcome_of
 

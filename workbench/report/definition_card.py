@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import read_facts
 from workbench.experiment.result.result import Result
+from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 
 if TYPE_CHECKING:

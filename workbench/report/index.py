@@ -10,7 +10,8 @@ from urllib.parse import quote
 import nbformat
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import RunFacts, RunOutcome, read_facts
+from workbench.experiment.result.facts import RunFacts, RunOutcome
+from workbench.experiment.result.result_file import read_facts
 from workbench.params.notebooks import NOTEBOOKS
 from workbench.report.numbers import duration, moment
 from workbench.report.outcome import failure_of, gates_line, outcome_of, worst_outcome

@@ -12,7 +12,8 @@ from workbench.experiment.findings import findings
 from workbench.experiment.findings.doubts import draft_doubts
 from workbench.experiment.findings.findings import repeat_command
 from workbench.experiment.plan.plan import run_id
-from workbench.experiment.result.facts import RunFacts, from_plain, to_plain
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result_file import from_plain, to_plain
 from workbench.metrics.counters import DraftCounters, TokenSources
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.passes import PassCounters

@@ -38,13 +38,7 @@ from workbench.experiment.findings.size_findings import (
     size_sentences,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import (
-    RunFacts,
-    SearchRow,
-    TierRow,
-    TokenRow,
-    WorkloadFacts,
-)
+from workbench.experiment.result.facts import RunFacts, SearchRow, TierRow, TokenRow, WorkloadFacts
 from workbench.metrics.gates.gate_table import gate_doubts, spoil
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import (
-    RateRow,
-    RunFacts,
-    TokenRow,
-    from_plain,
-    read_facts,
-    to_plain,
-)
+from workbench.experiment.result.facts import RateRow, RunFacts, TokenRow
+from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
 from workbench.metrics.gates.gate import Gate

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import RunFacts, to_plain
+from workbench.experiment.result.facts import RunFacts
+from workbench.experiment.result.result_file import to_plain
 from workbench.hardware.machine import repository_root
 from workbench.load.files.trace_file import write_trace
 from workbench.load.files.traces import Trace

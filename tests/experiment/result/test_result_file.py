@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import (
-    SCHEMA,
-    Card,
-    Comparison,
-    RunFacts,
+from workbench.experiment.result.facts import SCHEMA, Card, Comparison, RunFacts
+from workbench.experiment.result.result_file import (
     from_plain,
     json_schema,
     jsonable,
@@ -25,7 +22,7 @@ from workbench.metrics.statistics import Ratio
 
 HERE = Path(__file__).parent
 PAGE = repository_root() / "docs" / "result.schema.json"
-REGENERATE = "python -m workbench.experiment.result.facts > docs/result.schema.json"
+REGENERATE = "python -m workbench.experiment.result.result_file > docs/result.schema.json"
 
 
 def facts(**fields):
