@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     version = parser.parse_args(arguments).version
     python, folder = environment(version), LOGS / version
     from workbench.hardware.interpreter import interpreter
-    from workbench.serve.argument_check import abilities
+    from workbench.serve.checks.argument_check import abilities
 
     engine = interpreter(str(python))
     lacks = [*abilities(engine).lacks]

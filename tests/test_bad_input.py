@@ -27,8 +27,8 @@ from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.params.notebooks import NOTEBOOKS, check_params
-from workbench.serve.argument_check import check_store_arguments
-from workbench.serve.capacity import Capacity, check_capacity, check_store, check_tiers
+from workbench.serve.checks.argument_check import check_store_arguments
+from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.connectors.tiers import tiers_of
 from workbench.serve.proxy.proxy import create_app

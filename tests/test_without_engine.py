@@ -47,7 +47,7 @@ OURS = (
 """Our dependencies but numpy, pydantic and uvloop, which vLLM has."""
 THERE = (
     "workbench.serve.processes.forkserver", "workbench.serve.vllm",
-    "workbench.serve.argument_check", "workbench.serve.connector_check",
+    "workbench.serve.checks.argument_check", "workbench.serve.checks.connector_check",
     "workbench.serve.tiny_model", "workbench.claims.recipes.launches",
 )  # fmt: skip
 """What runs in the engine's interpreter; `serve.vllm` imports the patches and all connectors."""

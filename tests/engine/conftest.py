@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.runs import lend, start
 from workbench.hardware.interpreter import interpreter
 from workbench.hardware.machine import fast_bf16
-from workbench.serve.argument_check import abilities
+from workbench.serve.checks.argument_check import abilities
 from workbench.serve.deployment import Deployment, launcher_for
 from workbench.serve.processes.launcher import Launcher
 from workbench.serve.tiny_model import tiny_model

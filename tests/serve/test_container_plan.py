@@ -8,7 +8,7 @@ import pytest
 
 from tests.fake_docker import FakeDocker
 from workbench.hardware.images import image
-from workbench.serve.capacity import Capacity
+from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import DeploymentPlan, launcher_for, plan_deployment
 from workbench.serve.processes.containers import ContainerLauncher

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.environments import environment
-from workbench.serve.capacity import Capacity
+from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import DeploymentPlan, plan_deployment
 from workbench.serve.processes.forkserver import named

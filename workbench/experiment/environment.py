@@ -33,7 +33,7 @@ from workbench.metrics.gates.gate import Gate, judge
 from workbench.metrics.gates.gate_table import failed_name, failed_names
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve import vllm
-from workbench.serve.capacity import CPU_INSTANCES_AT_MOST, instance_gb
+from workbench.serve.checks.capacity import CPU_INSTANCES_AT_MOST, instance_gb
 from workbench.serve.connectors import CONNECTORS, connector
 from workbench.serve.processes.ports import free_ports
 

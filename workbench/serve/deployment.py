@@ -22,7 +22,7 @@ from workbench.control import connect_problem, control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
 from workbench.records import LegRecord
 from workbench.serve import vllm
-from workbench.serve.capacity import Capacity, check_capacity, hand_out
+from workbench.serve.checks.capacity import Capacity, check_capacity, hand_out
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.containers import ContainerLauncher

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from workbench.errors import PlanError
-from workbench.serve.capacity import Capacity
+from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import plan_deployment
 from workbench.serve.vllm import EngineSettings

@@ -40,6 +40,14 @@ def test_each_instance_lends_its_part_of_the_memory_and_finds_the_master():
     }
 
 
+def test_each_instance_has_a_socket_of_its_own_for_lookups():
+    configs = [
+        json.loads(p.args[p.args.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]
+        for p in deployment("1p3d").instances
+    ]
+    assert len({config["lookup_rpc_port"] for config in configs}) == 4
+
+
 @pytest.mark.parametrize(
     ("topology", "passes"),
     [

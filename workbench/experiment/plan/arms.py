@@ -39,8 +39,8 @@ from workbench.params.notebooks import (
     PrefixCache,
 )
 from workbench.params.store_tiers import SIZED
-from workbench.serve.argument_check import check_store_arguments
-from workbench.serve.capacity import check_capacity, check_store, check_tiers
+from workbench.serve.checks.argument_check import check_store_arguments
+from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault

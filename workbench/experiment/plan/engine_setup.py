@@ -24,9 +24,9 @@ from workbench.params.notebooks import (
 )
 from workbench.params.shared import ROLE_ARGS
 from workbench.serve import simulated
-from workbench.serve.argument_check import abilities, check_arguments
-from workbench.serve.capacity import Capacity, check_capacity
-from workbench.serve.connector_check import check_vllm
+from workbench.serve.checks.argument_check import abilities, check_arguments
+from workbench.serve.checks.capacity import Capacity, check_capacity
+from workbench.serve.checks.connector_check import check_vllm
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format

@@ -15,7 +15,7 @@ from workbench.experiment.plan.traffic import UNKNOWN_VOCAB_TOKENS, WorkloadSpec
 from workbench.load.workload.arrivals import closed
 from workbench.params.notebooks import LMCacheHitAnalysis
 from workbench.params.store_tiers import tier_kind
-from workbench.serve.capacity import check_store, check_tiers
+from workbench.serve.checks.capacity import check_store, check_tiers
 from workbench.serve.tiny_model import ModelFacts
 from workbench.topology import Topology
 

@@ -25,7 +25,7 @@ from workbench.load.http.request import USUAL_FORM, RequestForm
 from workbench.load.workload.arrivals import Arrivals
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
-from workbench.serve.capacity import Capacity
+from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import CONNECTORS, Connector, Store, connector
 from workbench.serve.connectors.lmcache import CHUNK_TOKENS
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S, DeploymentPlan, plan_deployment

@@ -149,7 +149,7 @@ async def _measure(dtype: str, python: str) -> Speed:
     from workbench.load.drive.driver import drive_in_thread
     from workbench.load.workload.arrivals import closed
     from workbench.load.workload.workload import reference
-    from workbench.serve.argument_check import abilities
+    from workbench.serve.checks.argument_check import abilities
     from workbench.serve.connectors import connector
     from workbench.serve.deployment import deploy, launcher_for, plan_deployment
     from workbench.serve.processes.local import LocalLauncher

@@ -13,7 +13,7 @@ from workbench.errors import DeploymentError
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.result.run_folder import output_root
 from workbench.serve import deployment as serve
-from workbench.serve.connector_check import check_connector
+from workbench.serve.checks.connector_check import check_connector
 from workbench.serve.connectors.tiers import Tier
 from workbench.serve.processes.launcher import Launcher
 

@@ -55,6 +55,16 @@ def _config(wiring: Wiring) -> dict[str, str]:
     return {"MOONCAKE_CONFIG_PATH": json.dumps(config)}
 
 
+def _transfer_config(wiring: Wiring) -> dict[str, Any]:
+    return {
+        "kv_connector": "MooncakeStoreConnector",
+        "kv_role": "kv_both",
+        # Names the socket of its lookups. By default all instances of a machine have one name, and
+        # the one that starts last looks up, and counts, for the others.
+        "kv_connector_extra_config": {"lookup_rpc_port": wiring.side_port},
+    }
+
+
 def _patch_cpu() -> None:
     """Give torch an event that does nothing: there is no stream to wait for without a GPU."""
     import torch
@@ -109,7 +119,7 @@ CONNECTOR = Connector(
     name="mooncake-store",
     transfers=True,
     store=STORE,
-    transfer_config=lambda _: {"kv_connector": "MooncakeStoreConnector", "kv_role": "kv_both"},
+    transfer_config=_transfer_config,
     env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
     env_files=_config,
     rdma=True,

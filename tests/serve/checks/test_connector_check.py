@@ -7,8 +7,8 @@ import pytest
 from tests.environments import environment
 from workbench.errors import LaunchError, PlanError
 from workbench.hardware.interpreter import Interpreter, interpreter
-from workbench.serve import connector_check
-from workbench.serve.connector_check import check_connector
+from workbench.serve.checks import connector_check
+from workbench.serve.checks.connector_check import check_connector
 from workbench.serve.connectors import connector
 
 FACTORY = """

@@ -1,6 +1,6 @@
 """Asks vLLM what it has and accepts, before anything starts. Run in the engine's interpreter.
 
-    python -m workbench.serve.argument_check '{"given": ["--max-num-batched-tokens", "2048"]}'
+    python -m workbench.serve.checks.argument_check '{"given": ["--block-size", "64"]}'
 
 prints one line of JSON: `error`, empty if they are accepted; `wrong`, the word that it means, if it
 is one; the `options` that vLLM knows; the module of its API `server`; and what it `read`, see

@@ -8,8 +8,8 @@ from tests.environments import environment
 from workbench.errors import PlanError
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import words
-from workbench.serve import argument_check
-from workbench.serve.argument_check import abilities, check_arguments
+from workbench.serve.checks import argument_check
+from workbench.serve.checks.argument_check import abilities, check_arguments
 from workbench.serve.tiny_model import tiny_model
 from workbench.serve.vllm import Abilities, Drafting, EngineSettings, instance_argv, program
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import PlanError
-from workbench.serve.capacity import Capacity, check_capacity, check_store, hand_out
+from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, hand_out
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 

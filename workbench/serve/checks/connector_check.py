@@ -1,6 +1,6 @@
 """Asks vLLM whether it can load a connector, before anything starts. Run in its interpreter.
 
-    python -m workbench.serve.connector_check '{"kv_connector": "LMCacheMPConnector"}'
+    python -m workbench.serve.checks.connector_check '{"kv_connector": "LMCacheMPConnector"}'
 
 prints one line of JSON: `error`, empty if vLLM has the connector and can import it.
 """
