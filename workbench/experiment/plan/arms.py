@@ -18,6 +18,7 @@ from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
     engine_of,
+    host_doubts,
     one_instance,
     own_speed,
 )
@@ -73,6 +74,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
+        for arm in made.arms if settings.cluster else ():
+            arm.deployment(count(20_000))  # refuses what its hosts cannot hold
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
@@ -309,6 +312,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
+        if settings.cluster is not None:
+            yield from host_doubts(settings.cluster)
     known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
     on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
     said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]

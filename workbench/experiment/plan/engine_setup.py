@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.hardware.hosts import Cluster, Spread, cluster_of, differences
 from workbench.hardware.images import Image, image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import variables, words
@@ -45,13 +47,14 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
     model = Path(params.model) if params.model else own_model(platform, dtype, engine)
     on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
-    if used is not None and not on_hub:
-        model = model.absolute()  # a container starts in another folder
+    if params.place != "local" and not on_hub:
+        model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
         model=model,
         platform=platform,
         python="" if engine.own else engine.path,
         image=used,
+        cluster=_cluster(params, "" if engine.own else engine.path, model),
         abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
@@ -73,8 +76,7 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         devices=_devices(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
-        # Containers have shared memory of their own, limited by this machine's memory.
-        free_shm_gb=facts.shm_free_gb if used is None else facts.memory_free_gb,
+        free_shm_gb=_free_shm_gb(settings, facts),
     )
     return settings, None if on_hub else settings.facts, capacity
 
@@ -87,6 +89,31 @@ def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
     if params.place != "container":
         return None
     return image(params.image, words(params.container_args))
+
+
+def _cluster(params: EngineParams, python: str, model: Path) -> Cluster | None:
+    """The hosts on which instances run; None where that is this machine. Raises PlanError."""
+    if params.place != "ray":
+        return None
+    spread = cast(Spread, params.spread)
+    return cluster_of(params.ray_address, spread, python=python, model=str(model))
+
+
+def host_doubts(cluster: Cluster) -> Iterator[str]:
+    """What several hosts mean for a result."""
+    addresses = ", ".join(facts.host.address for facts in cluster.hosts)
+    yield (
+        f"Servers accept connections from the network at {addresses}, without a password; only"
+        " trusted machines may reach them."
+    )
+    yield from differences(cluster)
+
+
+def _free_shm_gb(settings: EngineSettings, here: machine.Machine) -> float:
+    """What a store may have: containers have shared memory of their own, limited by memory."""
+    if settings.cluster is not None:
+        return min(host.machine.shm_free_gb for host in settings.cluster.hosts)
+    return here.shm_free_gb if settings.image is None else here.memory_free_gb
 
 
 def check_engine(params: EngineParams) -> None:
@@ -181,7 +208,7 @@ def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
 
     Checks the first `gpus` visible ones, which are those that instances get.
     """
-    if not settings.on_gpu:
+    if not settings.on_gpu or settings.cluster is not None:
         return
     facts, share = machine.facts(), settings.gpu_memory_share
     for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):

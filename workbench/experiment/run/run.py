@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
@@ -157,7 +158,8 @@ async def _launcher(
         await check_tiers(arm)
         if not arm.may_fail:
             check_installed(arm)
-    async with launcher_for(settings, folder.logs, fork=plan.params.fork) as launcher:
+    plans = [arm.deployment(count(20_000)) for arm in plan.arms]
+    async with launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans) as launcher:
         yield launcher
         for note in launcher.notes:
             log.doubt(note)
