@@ -7,8 +7,9 @@
 By hand, `python -m tests.hosts.hosts up --ray` makes hosts that stay, and `down` ends them.
 
 Host 1 is the head. What drives an experiment runs inside it too (`with cluster.head.entered():`, or
-`ip netns exec`), so that its own address is one of the cluster. The machine itself has the
-bridge's address, for a browser or a Prometheus. Hosts share the machine's files, /dev/shm and name.
+`ip netns exec`), so that its own address is one of the cluster. The bridge is in a namespace of its
+own, so that links can be shaped and cut from inside a host; the machine has a cable to it, for a
+browser or a Prometheus. Hosts share the machine's files, /dev/shm and name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "wbhosts"
-"""Of every bridge; N of `wbhostsN` is also the third number of the addresses, 10.77.N.1 and on."""
+"""Of every namespace; N of `wbhostsN` is also the third number of its addresses, 10.77.N.1 ..."""
+_BRIDGE = "bridge"
+_MACHINE = "to-machine"
 _KEPT = "kept"
 _NETWORKS = 200
 _CLONE_NEWNET = 0x40000000
@@ -74,7 +77,7 @@ class Host:
     @property
     def outer(self) -> str:
         """The bridge's end of this host's cable."""
-        return self.name
+        return f"to-{self.number}"
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -111,7 +114,7 @@ class Host:
 class Cluster:
     network: str
     gateway: str
-    """The machine's own address on the bridge."""
+    """The machine's own address on this network."""
     hosts: tuple[Host, ...]
 
     @property
@@ -124,24 +127,24 @@ class Cluster:
 
     def cut(self, host: Host) -> None:
         """Take a host off the network; its processes go on."""
-        _run("ip", "link", "set", host.outer, "down")
+        _on_bridge(self.network, "ip", "link", "set", host.outer, "down")
 
     def join(self, host: Host) -> None:
         """Put a host that was cut off back on the network."""
-        _run("ip", "link", "set", host.outer, "up")
+        _on_bridge(self.network, "ip", "link", "set", host.outer, "up")
 
     def shape(self, host: Host, rate_bit_s: float) -> None:
         """Limit what a host sends and what it receives to `rate_bit_s` each."""
         rate = ("tbf", "rate", f"{rate_bit_s:.0f}bit", "burst", "256kb", "latency", "50ms")
         host.run("tc", "qdisc", "replace", "dev", "eth0", "root", *rate)
-        _run("tc", "qdisc", "replace", "dev", host.outer, "root", *rate)
+        _on_bridge(self.network, "tc", "qdisc", "replace", "dev", host.outer, "root", *rate)
 
     def unshape(self, host: Host) -> None:
         """Remove the limit that `shape` set, if there is one."""
         with suppress(HostsError):
             host.run("tc", "qdisc", "del", "dev", "eth0", "root")
         with suppress(HostsError):
-            _run("tc", "qdisc", "del", "dev", host.outer, "root")
+            _on_bridge(self.network, "tc", "qdisc", "del", "dev", host.outer, "root")
 
     @property
     def ray_address(self) -> str:
@@ -217,22 +220,21 @@ def sweep(*, kept: bool = False) -> list[str]:
 def _make(count: int, *, owner: str) -> Cluster:
     if reason := why_not():
         raise HostsError(reason)
-    number = _claimed(owner)
+    number = _claimed()
     network = f"{PREFIX}{number}"
     made = []
     try:
         gateway = f"10.77.{number}.{_GATEWAY}"
+        _on_bridge(network, "ip", "link", "add", _BRIDGE, "type", "bridge")
+        _on_bridge(network, "ip", "link", "set", _BRIDGE, "up", "alias", owner)
+        _cable(network, _MACHINE, network)
         _run("ip", "address", "add", f"{gateway}/24", "dev", network)
         _run("ip", "link", "set", network, "up")
         for n in range(1, count + 1):
             folder = Path(tempfile.mkdtemp(prefix=f"{network}-{n}-"))
             host = Host(network, n, f"10.77.{number}.{n}", folder)
             _run("ip", "netns", "add", host.name)
-            _run(
-                *("ip", "link", "add", host.outer, "type", "veth"),
-                *("peer", "name", "eth0", "netns", host.name),
-            )
-            _run("ip", "link", "set", host.outer, "master", network, "up")
+            _cable(network, host.outer, "eth0", host.name)
             host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
             host.run("ip", "link", "set", "eth0", "up")
             host.run("ip", "link", "set", "lo", "up")
@@ -245,24 +247,43 @@ def _make(count: int, *, owner: str) -> Cluster:
     return Cluster(network, gateway, tuple(made))
 
 
-def _claimed(owner: str) -> int:
-    """The number of a new bridge. Making it is what takes its number and its addresses."""
+def _claimed() -> int:
+    """The number of a new network. Making its bridge's namespace takes number and addresses."""
     for number in range(_NETWORKS):
-        name = f"{PREFIX}{number}"
-        made = subprocess.run(("ip", "link", "add", name, "type", "bridge"), capture_output=True)
+        made = subprocess.run(("ip", "netns", "add", f"{PREFIX}{number}"), capture_output=True)
         if not made.returncode:
-            _run("ip", "link", "set", name, "alias", owner)
             return number
         if b"File exists" not in made.stderr:
-            raise HostsError(f"no bridge could be made: {made.stderr.decode().strip()}")
-    raise HostsError(f"{_NETWORKS} bridges {PREFIX}N exist already")
+            raise HostsError(f"no namespace could be made: {made.stderr.decode().strip()}")
+    raise HostsError(f"{_NETWORKS} namespaces {PREFIX}N exist already")
+
+
+def _on_bridge(network: str, *words: str) -> str:
+    return _run("ip", "netns", "exec", network, *words)
+
+
+def _cable(network: str, outer: str, inner: str, namespace: str = "") -> None:
+    """A cable from the bridge to an interface `inner` of a namespace, or of this one."""
+    peer = ("peer", "name", outer, "netns", network)
+    owner = ("-netns", namespace) if namespace else ()
+    _run("ip", *owner, "link", "add", inner, "type", "veth", *peer)
+    _on_bridge(network, "ip", "link", "set", outer, "master", _BRIDGE, "up")
+
+
+def _names() -> list[str]:
+    """Every namespace of hosts and bridges."""
+    named = (line.split()[0] for line in _run("ip", "netns", "list").splitlines() if line)
+    return [name for name in named if name.startswith(PREFIX)]
 
 
 def _networks() -> dict[str, str]:
     """Every network of hosts on this machine and its owner: pid and start time, or `kept`."""
-    links = json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]")
-    named = {link["ifname"]: link.get("ifalias", "") for link in links if "ifname" in link}
-    return {name: owner for name, owner in named.items() if name.startswith(PREFIX)}
+    found = {}
+    for network in (name for name in _names() if "-" not in name):
+        with suppress(HostsError):  # being made, or being ended, by another
+            (bridge,) = json.loads(_on_bridge(network, "ip", "-json", "link", "show", _BRIDGE))
+            found[network] = bridge.get("ifalias", "")
+    return found
 
 
 def _me() -> str:
@@ -285,11 +306,7 @@ def _dead(owner: str) -> bool:
 
 def _end(network: str) -> None:
     """End every process on the hosts of a network, then delete them, their files and the bridge."""
-    names = [
-        line.split()[0]
-        for line in _run("ip", "netns", "list").splitlines()
-        if line.split()[0].startswith(f"{network}-")
-    ]
+    names = [name for name in _names() if name.startswith(f"{network}-")]
     for number, wait_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline_s = time.monotonic() + wait_s
         signalled: set[int] = set()
@@ -301,13 +318,11 @@ def _end(network: str) -> None:
             if time.monotonic() > deadline_s:
                 break
             time.sleep(0.1)
-    for name in names:
-        with suppress(HostsError):
-            _run("ip", "link", "delete", name)  # its peer goes too
+    with suppress(HostsError):  # at once; a namespace takes the others with it somewhat later
+        _on_bridge(network, "ip", "link", "delete", _MACHINE)
+    for name in (*names, network):
         with suppress(HostsError):
             _run("ip", "netns", "delete", name)
-    with suppress(HostsError):
-        _run("ip", "link", "delete", network)
     for folder in Path(tempfile.gettempdir()).glob(f"{network}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -329,7 +344,8 @@ def _run(*words: str, **options: Any) -> str:
     ended = subprocess.run(words, capture_output=True, text=True, **options)
     if ended.returncode:
         raise HostsError(f"{' '.join(words)}: {(ended.stderr or ended.stdout).strip()}")
-    return ended.stdout
+    said: str = ended.stdout
+    return said
 
 
 def main(typed: Sequence[str] | None = None) -> int:
