@@ -142,7 +142,7 @@ def differences(cluster: Cluster) -> list[str]:
     for what in ("cpu", "cores", "kernel"):
         values = {f.host.name: str(getattr(f.machine, what)) for f in cluster.hosts}
         said += _unlike(what, values)
-    said += _unlike("GPUs", {f.host.name: _gpus(f.machine) for f in cluster.hosts})
+    said += _unlike("GPUs", {f.host.name: gpu_names(f.machine) for f in cluster.hosts})
     names = {name for f in cluster.hosts for name in f.machine.versions}
     for name in sorted(names - set(_MUST_EQUAL)):
         values = {f.host.name: f.machine.versions.get(name, "none") for f in cluster.hosts}
@@ -181,7 +181,8 @@ def _minor(machine: Machine) -> str:
     return ".".join((machine.engine_python or machine.python).split(".")[:2])
 
 
-def _gpus(machine: Machine) -> str:
+def gpu_names(machine: Machine) -> str:
+    """`8 x NVIDIA H200`, or `none`."""
     names = [gpu.name for gpu in machine.gpus]
     return f"{len(names)} x {names[0]}" if names else "none"
 

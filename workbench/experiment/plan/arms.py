@@ -41,10 +41,11 @@ from workbench.params.notebooks import (
 )
 from workbench.params.store_tiers import SIZED
 from workbench.serve.checks.argument_check import check_store_arguments
-from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers
+from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers, on_hosts
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
 SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
@@ -100,6 +101,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
+    left_out = list(asked.left_out)
     for topology, names in subjects.items():
         wanted |= dict.fromkeys(((topology, name) for name in names), "subject")
     for topology in topologies if params.opponents else ():
@@ -107,6 +109,12 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in asked.rivals(equal):
+                if not _beside_its_store(rival, equal, spans, settings):
+                    left_out.append(
+                        f"The baseline {equal} {rival} was left out: its store shares memory with"
+                        " instances, which are on several hosts here."
+                    )
+                    continue
                 wanted.setdefault((equal, rival), "opponent")
         elif any(one.store and one.store.private for one in map(connector, subjects[topology])):
             wanted.setdefault((topology, "none"), "opponent")
@@ -148,8 +156,19 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         raise PlanError(unused("store_args", *given, example))
     check_gpu_memory(max(arm.gpus for arm in arms), settings)
     made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    made = replace(made, doubts=asked.left_out)
+    made = replace(made, doubts=tuple(dict.fromkeys(left_out)))
     return with_working_sets(made) if params.working_sets else made
+
+
+def _beside_its_store(
+    name: str, topology: Topology, spans: TensorParallel, settings: EngineSettings
+) -> bool:
+    """Whether a store that shares memory with instances has them all on its host."""
+    store = connector(name).store
+    if settings.cluster is None or store is None or not store.shares_memory:
+        return True
+    places = on_hosts(topology, spans, settings.cluster, settings)
+    return len({place.host for place in places}) == 1
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
