@@ -143,6 +143,7 @@ class AgentLink:
         """Where what a host writes to its log of this name is kept here."""
         self.lost = ""
         """Why the host cannot be reached any more."""
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
         self._over = asyncio.Event()
@@ -153,6 +154,7 @@ class AgentLink:
         self._agent.order.remote(line)
 
     def close(self) -> None:
+        self._closed = True
         self._agent.close.remote()
 
     async def wait(self) -> None:
@@ -170,6 +172,8 @@ class AgentLink:
             except Exception as error:  # Ray raises its own, and what its sockets raise
                 self.lost = self._reason(error)
                 lines, logs, ended = [], {}, True
+            if ended and not self._closed:
+                self.lost = self.lost or f"{self._host} was lost: our supervisor there ended"
             for name, text in logs.items():
                 # A file for whose name nobody asked is none of ours.
                 if (here := self.logs.get(name)) is not None:
@@ -236,14 +240,18 @@ class HostLauncher(LocalLauncher):
             raise LaunchError(f"{spec.name} did not start: {error}") from error
         if not self.here:
             process.pid = 0
+        if not process.alive:
+            process.end = self.lost
         self._processes.append(process)
         return process
 
     async def stop(self, processes: Iterable[Process], **grace: Any) -> None:
-        """End processes; those of a lost host end by its lease."""
-        if not self.lost:
+        """End processes, and wait for the ends of their logs; a lost host ends them by its lease."""
+        given = list(processes)
+        if given and not self.lost:
             with suppress(DeploymentError):
-                await LocalLauncher.stop(self, processes, **grace)
+                await LocalLauncher.stop(self, given, **grace)
+                await asyncio.wait([process.exited for process in given], timeout=LEASE_S)
 
     async def _files_of(self, spec: ProcessSpec, log_dir: Path) -> dict[str, str]:
         texts = {f"{spec.name}.{name.lower()}": text for name, text in spec.env_files.items()}
@@ -261,7 +269,7 @@ class HostLauncher(LocalLauncher):
         return f"{self.folder}/{name}"
 
     def _why_gone(self) -> str:
-        return self.lost or f"the supervisor process on {self.host} ended, and all servers with it"
+        return self.lost
 
     def _ended(self, name: str, status: int) -> None:
         if self.lost:

@@ -6,7 +6,7 @@ It reads commands from stdin, one JSON object per line, and reports on stdout:
     {"send": name, "line"}                                 a line to the stdin of a process
     {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
     {"finally": argv}                                       -> {"noted": "finally"}
-    {"ping": any}                                          with --lease: the notebook is there
+    {"ping": any}                                          the notebook is there (--lease)
                                                             -> {"exited": name, "status"}
                                                             -> {"line": name, "text"}
 
@@ -18,7 +18,7 @@ ended by the command given with `finally`, which runs before that and after.
     python -m workbench.serve.processes.supervisor [--lease SECONDS] [--apart]
 
 On another host than the notebook's, no pipe closes when the network fails. So with a lease it also
-ends when it has read nothing for that time. Apart, it is no child of who starts it: Ray kills the
+ends when no ping has come for that time since the last one. Apart, it is no child of who starts it: Ray kills the
 children of its workers, and a killed supervisor cannot tidy up.
 """
 
@@ -28,6 +28,7 @@ import argparse
 import asyncio
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -95,7 +96,7 @@ class Supervisor:
         self.segments: dict[int, str] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.last: list[str] = []
-        self.lease_s, self.heard_s = lease_s, time.monotonic()
+        self.lease_s, self.heard_s = lease_s, math.inf
 
     def say(self, **event: Any) -> None:
         with suppress(BrokenPipeError):
@@ -170,6 +171,8 @@ class Supervisor:
         elif "stop" in order:
             await self.stop(set(order["groups"]), order["grace_s"])
             self.say(stopped=order["stop"])
+        elif "ping" in order:
+            self.heard_s = time.monotonic()
         elif "finally" in order:
             self.last = order["finally"]
             self.say(noted="finally")
@@ -198,7 +201,6 @@ class Supervisor:
 
         async def listen() -> None:
             async for line in orders:
-                self.heard_s = time.monotonic()
                 self.keep(self.obey(json.loads(line)))
             ended.set()
 
@@ -207,7 +209,7 @@ class Supervisor:
                 left_s = self.heard_s + self.lease_s - time.monotonic()
                 if left_s <= 0:
                     break
-                await asyncio.sleep(left_s)
+                await asyncio.sleep(min(left_s, self.lease_s))
             ended.set()
 
         self.keep(listen())
