@@ -246,7 +246,7 @@ class HostLauncher(LocalLauncher):
         return process
 
     async def stop(self, processes: Iterable[Process], **grace: Any) -> None:
-        """End processes, and wait for the ends of their logs; a lost host ends them by its lease."""
+        """End processes, and wait for the ends of their logs; a lost host does it by its lease."""
         given = list(processes)
         if given and not self.lost:
             with suppress(DeploymentError):

@@ -18,8 +18,8 @@ ended by the command given with `finally`, which runs before that and after.
     python -m workbench.serve.processes.supervisor [--lease SECONDS] [--apart]
 
 On another host than the notebook's, no pipe closes when the network fails. So with a lease it also
-ends when no ping has come for that time since the last one. Apart, it is no child of who starts it: Ray kills the
-children of its workers, and a killed supervisor cannot tidy up.
+ends when no ping has followed the last one for that time. Apart, it is no child of who starts it:
+Ray kills the children of its workers, and a killed supervisor cannot tidy up.
 """
 
 from __future__ import annotations
