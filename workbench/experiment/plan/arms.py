@@ -332,7 +332,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
         if settings.cluster is not None:
-            yield from host_doubts(settings.cluster)
+            plans = (arm.deployment(count(20_000)) for arm in made.arms)
+            yield from host_doubts(settings.cluster, plans)
     known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
     on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
     said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
