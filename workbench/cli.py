@@ -1,4 +1,4 @@
-"""The `workbench` command: run notebooks, render their pages, compare results, list claims."""
+"""The `workbench` command: run notebooks, render their pages, start servers, compare results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS
@@ -51,6 +51,7 @@ _EPILOG = """examples:
   workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml -p rounds 5
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
+  workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | report | index | compare | claims"
+        required=True, metavar="run | run-all | up | report | index | compare | claims"
     )
     run = acts.add_parser(
         "run",
@@ -88,11 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
-    run.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="set one parameter, as in papermill; repeat for more",
-    )  # fmt: skip
-    run.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+    _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
     _add_verbosity(run)
     run.set_defaults(act=_run)
@@ -110,6 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
     _add_verbosity(everything)
     everything.set_defaults(act=_run_all)
+    up = acts.add_parser(
+        "up",
+        help="start the servers of one topology and keep them until Ctrl-C",
+        description=(
+            "Starts the servers that pd_sweep measures first, without load. Prints their URL, a"
+            " curl line, and the command that measures them; Ctrl-C ends them. Parameters are"
+            " those of pd_sweep that concern servers."
+        ),
+        epilog="exit status: 0 ended by Ctrl-C or a signal, 1 a server did not start or ended by"
+        " itself, 2 bad input",
+    )
+    _add_parameters(up)
+    up.set_defaults(act=_up)
     report = acts.add_parser("report", help="render an executed notebook as one HTML file")
     report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
     report.set_defaults(act=_report)
@@ -196,6 +206,14 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set one parameter, as in papermill; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
@@ -216,13 +234,29 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
         yield sys.stderr if options.json else sys.stdout
 
 
-def _run(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import read_params, run_notebook
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of -f and -p."""
+    from workbench.notebook_run import read_params
 
-    given = read_params(options.file) | {
+    return read_params(options.file) | {
         name: value.removeprefix(" ") if value[1:2] == "-" else value
         for name, value in options.parameter
     }
+
+
+def _up(options: argparse.Namespace) -> int:
+    from workbench.params.serving import serving_params
+
+    params = serving_params("up", _given(options))
+    from workbench.up import up  # what takes seconds to load comes after what may be refused
+
+    return up(params)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from workbench.notebook_run import run_notebook
+
+    given = _given(options)
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line

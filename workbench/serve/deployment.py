@@ -73,12 +73,18 @@ class DeploymentPlan:
         """Where requests go: the proxy, or the only instance."""
         return self.processes[-1].url
 
-    def __str__(self) -> str:
+    @property
+    def heading(self) -> str:
+        """What runs, with which connector and where."""
         tp, image = self.tp if self.settings.on_gpu else None, self.settings.image
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
         if image is not None:
             head += f"; in containers of {image.name} ({image.program} {image.version})"
-        return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
+        return head
+
+    def __str__(self) -> str:
+        commands = (f"  {p.name:12} {p.command_line}" for p in self.processes)
+        return "\n".join([self.heading, *commands])
 
 
 def plan_deployment(
