@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import NOTEBOOKS
@@ -53,6 +53,7 @@ _EPILOG = """examples:
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | report | index | compare | claims"
+        required=True, metavar="run | run-all | report | index | compare | compose | claims"
     )
     run = acts.add_parser(
         "run",
@@ -88,11 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
-    run.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="set one parameter, as in papermill; repeat for more",
-    )  # fmt: skip
-    run.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+    _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
     _add_verbosity(run)
     run.set_defaults(act=_run)
@@ -130,6 +127,17 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
     )
     compare.set_defaults(act=_compare)
+    compose = acts.add_parser(
+        "compose",
+        help="print a file for Docker Compose with the servers of a pd_sweep, started by docker",
+        description=(
+            "Prints a compose file: instances, KV store and proxy of a topology, its aggregated"
+            " baselines on the same GPUs as further profiles, and as its first line the command"
+            " that measures it. Takes the parameters of pd_sweep."
+        ),
+    )
+    _add_parameters(compose)
+    compose.set_defaults(act=_compose)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -143,6 +151,23 @@ def _parser() -> argparse.ArgumentParser:
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
     return parser
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set one parameter, as in papermill; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    from workbench.notebook_run import read_params
+
+    return read_params(options.file) | {
+        name: value.removeprefix(" ") if value[1:2] == "-" else value
+        for name, value in options.parameter
+    }
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -177,6 +202,13 @@ def _compare(options: argparse.Namespace) -> int:
         except OSError as error:
             raise ParameterError(f"{options.figure} cannot be written: {error}") from error
         print(options.figure)
+    return 0
+
+
+def _compose(options: argparse.Namespace) -> int:
+    from workbench.compose.compose_file import compose_file
+
+    print(compose_file(_given(options)), end="")
     return 0
 
 
@@ -217,12 +249,9 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import read_params, run_notebook
+    from workbench.notebook_run import run_notebook
 
-    given = read_params(options.file) | {
-        name: value.removeprefix(" ") if value[1:2] == "-" else value
-        for name, value in options.parameter
-    }
+    given = _given(options)
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line

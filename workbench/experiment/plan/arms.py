@@ -40,10 +40,11 @@ from workbench.params.notebooks import (
 )
 from workbench.params.store_tiers import SIZED
 from workbench.serve.checks.argument_check import check_store_arguments
-from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers
+from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
 SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
@@ -82,9 +83,23 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, topologies = params.tp, params.topologies
     settings, model, capacity = engine_of(params)
-    asked = chosen(params, topologies, settings)
+    asked = chosen(params, params.topologies, settings)
+    arms = sweep_arms(params, settings, capacity, asked)
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
+    made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
+    made = replace(made, doubts=asked.left_out)
+    return with_working_sets(made) if params.working_sets else made
+
+
+def sweep_arms(
+    params: PdSweep, settings: EngineSettings, capacity: Capacity, asked: Chosen
+) -> tuple[Arm, ...]:
+    """What was asked for, then its opponents: aggregated instances on the same number of GPUs.
+
+    Raises PlanError for what does not fit connector, topology and capacity.
+    """
+    tp, topologies = params.tp, params.topologies
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -143,10 +158,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
         given = shlex.quote(params.store_args), f"connector={params.connector}"
         raise PlanError(unused("store_args", *given, example))
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    made = replace(made, doubts=asked.left_out)
-    return with_working_sets(made) if params.working_sets else made
+    return tuple(arms)
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
