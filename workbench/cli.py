@@ -54,6 +54,7 @@ _EPILOG = """examples:
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | up | report | index | compare | claims"
+        required=True,
+        metavar="run | run-all | up | report | index | compare | compose | claims",
     )
     run = acts.add_parser(
         "run",
@@ -140,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
     )
     compare.set_defaults(act=_compare)
+    compose = acts.add_parser(
+        "compose",
+        help="print a file for Docker Compose with the servers of a pd_sweep, started by docker",
+        description=(
+            "Prints a compose file: instances, KV store and proxy of a topology, its aggregated"
+            " baselines on the same GPUs as further profiles, and as its first line the command"
+            " that measures it. Takes the parameters of pd_sweep."
+        ),
+    )
+    _add_parameters(compose)
+    compose.set_defaults(act=_compose)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -153,6 +166,15 @@ def _parser() -> argparse.ArgumentParser:
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
     return parser
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    from workbench.notebook_run import read_params
+
+    return read_params(options.file) | {
+        name: value.removeprefix(" ") if value[1:2] == "-" else value
+        for name, value in options.parameter
+    }
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -187,6 +209,13 @@ def _compare(options: argparse.Namespace) -> int:
         except OSError as error:
             raise ParameterError(f"{options.figure} cannot be written: {error}") from error
         print(options.figure)
+    return 0
+
+
+def _compose(options: argparse.Namespace) -> int:
+    from workbench.compose.compose_file import compose_file
+
+    print(compose_file(_given(options)), end="")
     return 0
 
 
@@ -232,16 +261,6 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
             yield nowhere
     else:
         yield sys.stderr if options.json else sys.stdout
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The parameters of -f and -p."""
-    from workbench.notebook_run import read_params
-
-    return read_params(options.file) | {
-        name: value.removeprefix(" ") if value[1:2] == "-" else value
-        for name, value in options.parameter
-    }
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -85,9 +85,11 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    arms, doubts = _sweep_arms(params, settings, capacity)
+    asked = chosen(params, params.topologies, settings)
+    arms = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
     made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
-    made = replace(made, doubts=doubts)
+    made = replace(made, doubts=asked.left_out)
     return with_working_sets(made) if params.working_sets else made
 
 
@@ -98,16 +100,30 @@ def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
     """
     check_engine(params)
     settings, _, capacity = engine_of(params)
-    (arm, *_), _ = _sweep_arms(params, settings, capacity)
-    return arm, [*engine_notes(params, settings), *_connector_doubts([arm])]
+    asked = chosen(params, params.topologies, settings)
+    arms = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
 
 
-def _sweep_arms(
-    params: PdSweep, settings: EngineSettings, capacity: Capacity
-) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
-    """The arms of a sweep, and doubts about what was left out."""
+def _check_startable(params: PdSweep, arms: Sequence[Arm], settings: EngineSettings) -> None:
+    """Refuse what this machine's GPUs or the store's server do not accept. Raises PlanError."""
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
+    for arm in arms:
+        if params.store_args and arm.store and arm.store.processes:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, settings.interpreter)
+
+
+def sweep_arms(
+    params: PdSweep, settings: EngineSettings, capacity: Capacity, asked: Chosen
+) -> tuple[Arm, ...]:
+    """What was asked for, then its opponents: aggregated instances on the same number of GPUs.
+
+    Raises PlanError for what does not fit connector, topology and capacity.
+    """
     tp, topologies = params.tp, params.topologies
-    asked = chosen(params, topologies, settings)
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -167,12 +183,7 @@ def _sweep_arms(
         example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
         given = shlex.quote(params.store_args), f"connector={params.connector}"
         raise PlanError(unused("store_args", *given, example))
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    for arm in started:
-        processes = arm.deployment(count(20_000)).processes
-        (store,) = (process for process in processes if process.role == "store")
-        check_store_arguments(arm.store_args, store.program, settings.interpreter)
-    return tuple(arms), asked.left_out
+    return tuple(arms)
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
