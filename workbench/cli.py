@@ -1,8 +1,10 @@
-"""The `workbench` command: run notebooks, render their pages, compare results, list claims."""
+"""The `workbench` command: run notebooks, render pages, compare results, list claims, and print the
+files for Prometheus and Grafana."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | report | index | compare | claims"
+        required=True, metavar="run | run-all | report | index | compare | claims | monitoring"
     )
     run = acts.add_parser(
         "run",
@@ -142,6 +144,14 @@ def _parser() -> argparse.ArgumentParser:
         look.add_argument(
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
+    monitoring = acts.add_parser(
+        "monitoring", help="print the dashboard for Grafana, or the rules for Prometheus"
+    )
+    monitoring.add_argument("file", choices=("dashboard", "rules"), help="JSON, or YAML")
+    monitoring.add_argument(
+        "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
+    )
+    monitoring.set_defaults(act=_monitoring)
     return parser
 
 
@@ -193,6 +203,15 @@ def _claims(options: argparse.Namespace) -> int:
     else:
         print(check_page(registry))
         return 2 if registry.mistakes else 0
+    return 0
+
+
+def _monitoring(options: argparse.Namespace) -> int:
+    from workbench.monitoring.dashboard import dashboard
+    from workbench.monitoring.rules import rules
+
+    made = json.dumps(dashboard(options.connector), indent=1) + "\n"
+    print(made if options.file == "dashboard" else rules(), end="")
     return 0
 
 
