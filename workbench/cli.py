@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     acts = parser.add_subparsers(
         required=True,
-        metavar="run | run-all | up | report | index | compare | compose | claims",
+        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
     )
     run = acts.add_parser(
         "run",
@@ -165,6 +166,14 @@ def _parser() -> argparse.ArgumentParser:
         look.add_argument(
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
+    monitoring = acts.add_parser(
+        "monitoring", help="print the dashboard for Grafana, or the rules for Prometheus"
+    )
+    monitoring.add_argument("file", choices=("dashboard", "rules"), help="JSON, or YAML")
+    monitoring.add_argument(
+        "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
+    )
+    monitoring.set_defaults(act=_monitoring)
     return parser
 
 
@@ -235,12 +244,13 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="set one parameter, as in papermill; repeat for more",
-    )  # fmt: skip
-    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+def _monitoring(options: argparse.Namespace) -> int:
+    from workbench.monitoring.dashboard import dashboard
+    from workbench.monitoring.rules import rules
+
+    made = json.dumps(dashboard(options.connector), indent=1) + "\n"
+    print(made if options.file == "dashboard" else rules(), end="")
+    return 0
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
