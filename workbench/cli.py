@@ -253,6 +253,14 @@ def _monitoring(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set one parameter, as in papermill; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
