@@ -83,7 +83,9 @@ class DeploymentPlan:
         """Where requests go: the proxy, or the only instance."""
         return self.processes[-1].url
 
-    def __str__(self) -> str:
+    @property
+    def heading(self) -> str:
+        """What runs, with which connector and where."""
         tp, image = self.tp if self.settings.on_gpu else None, self.settings.image
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
         if image is not None:
@@ -91,7 +93,11 @@ class DeploymentPlan:
         if self.settings.cluster is not None:
             on = (f"{name} on {host}" for name, host in self.hosts.items())
             head += f"; spread {self.settings.cluster.spread}: {', '.join(on)}"
-        return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
+        return head
+
+    def __str__(self) -> str:
+        commands = (f"  {p.name:12} {p.command_line}" for p in self.processes)
+        return "\n".join([self.heading, *commands])
 
     @property
     def hosts(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ the first plan on a CPU measures the machine, once.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from math import ceil, isnan
@@ -15,6 +15,7 @@ from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.engine_setup import (
+    check_engine,
     check_gpu_memory,
     engine_notes,
     engine_of,
@@ -41,7 +42,13 @@ from workbench.params.notebooks import (
 )
 from workbench.params.store_tiers import SIZED
 from workbench.serve.checks.argument_check import check_store_arguments
-from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers, on_hosts
+from workbench.serve.checks.capacity import (
+    Capacity,
+    check_capacity,
+    check_store,
+    check_tiers,
+    on_hosts,
+)
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
@@ -86,9 +93,47 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, topologies = params.tp, params.topologies
     settings, model, capacity = engine_of(params)
-    asked = chosen(params, topologies, settings)
+    asked = chosen(params, params.topologies, settings)
+    arms, left_out = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
+    made = replace(made, doubts=left_out)
+    return with_working_sets(made) if params.working_sets else made
+
+
+def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
+    """The arm that the topology names, for servers without a load, and what to know about it.
+
+    Raises PlanError for what cannot be run, and for arguments that vLLM does not accept.
+    """
+    check_engine(params)
+    settings, _, capacity = engine_of(params)
+    asked = chosen(params, params.topologies, settings)
+    arms, _ = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
+
+
+def _check_startable(params: PdSweep, arms: Sequence[Arm], settings: EngineSettings) -> None:
+    """Refuse what this machine's GPUs or the store's server do not accept. Raises PlanError."""
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
+    for arm in arms:
+        if params.store_args and arm.store and arm.store.processes:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, settings.interpreter)
+
+
+def sweep_arms(
+    params: PdSweep, settings: EngineSettings, capacity: Capacity, asked: Chosen
+) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """What was asked for, then its opponents: aggregated instances on the same number of GPUs.
+
+    With them, a sentence for each connector or opponent that was left out. Raises PlanError for
+    what does not fit connector, topology and capacity.
+    """
+    tp, topologies = params.tp, params.topologies
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -150,14 +195,12 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 tier_gb=params.tier_gb,
             )
         )
-    if params.store_args and not any(arm.kv_connector and arm.kv_connector.store for arm in arms):
+    started = [arm for arm in arms if params.store_args and arm.store and arm.store.processes]
+    if params.store_args and not started:
         example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
         given = shlex.quote(params.store_args), f"connector={params.connector}"
         raise PlanError(unused("store_args", *given, example))
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    made = replace(made, doubts=tuple(dict.fromkeys(left_out)))
-    return with_working_sets(made) if params.working_sets else made
+    return tuple(arms), tuple(dict.fromkeys(left_out))
 
 
 def _beside_its_store(
@@ -185,7 +228,7 @@ def _check_transport(params: PdSweep, asked: Chosen) -> None:
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store, or a tier of it, that cannot hold one prompt or take its arguments.
+    """Refuse a KV store, or a tier of it, that cannot hold one prompt.
 
     The hit analysis has a store that is too small on purpose. Raises PlanError.
     """
@@ -198,10 +241,6 @@ def _check_stores(made: ExperimentPlan) -> None:
             raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
         if {*arm.tiers} & SIZED and prompt_gb > arm.tier_gb:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
-        if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
-            processes = arm.deployment(count(20_000)).processes
-            (store,) = (process for process in processes if process.role == "store")
-            check_store_arguments(arm.store_args, store.program, arm.settings.interpreter)
 
 
 def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
@@ -316,6 +355,19 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     return _with_load("single_instance_prefix_cache", params, arms, workload)
 
 
+def _connector_doubts(arms: Sequence[Arm]) -> Iterator[str]:
+    """What is uncertain about the connectors of these arms; simulated ones have no doubt."""
+    platform = arms[0].settings.platform if arms[0].settings else ""
+    if platform == "simulated":
+        return
+    known = [arm.kv_connector for arm in arms if arm.kv_connector]
+    on_cpu = platform == "cpu"
+    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if any("mooncake" in arm.tiers for arm in arms):
+        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
+    yield from dict.fromkeys(filter(None, said))
+
+
 def _doubts(made: ExperimentPlan) -> Iterator[str]:
     """What weakens the result, known before anything has run."""
     params, settings = made.params, made.settings
@@ -334,13 +386,7 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if settings.cluster is not None:
             plans = (arm.deployment(count(20_000)) for arm in made.arms)
             yield from host_doubts(settings.cluster, plans)
-    known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
-    on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
-    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
-    if any("mooncake" in arm.tiers for arm in made.arms):
-        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
-    if params.engine != "simulated":
-        yield from dict.fromkeys(filter(None, said))
+    yield from _connector_doubts(made.arms)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)

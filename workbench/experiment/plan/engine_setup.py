@@ -45,19 +45,43 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         return _simulated(params)
     facts, used = machine.facts(), image_of(params)
     engine = engine_interpreter(params.engine_python, used)
+    settings = settings_for(params, facts, used, maker=engine)
+    python = "" if engine.own else engine.path
+    settings = replace(
+        settings,
+        python=python,
+        abilities=abilities(engine),
+        cluster=_cluster(params, python, settings.model),
+    )
+    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
+    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
+    settings = replace(settings, drafting=drafting)
+    capacity = Capacity(
+        devices=devices_of(facts),
+        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        free_memory_gb=facts.memory_free_gb,
+        free_shm_gb=_free_shm_gb(settings, facts),
+    )
+    return settings, facts_of_model(settings), capacity
+
+
+def settings_for(
+    params: EngineParams, facts: machine.Machine, used: Image | None, *, maker: Interpreter
+) -> EngineSettings:
+    """Settings as far as the engine need not be asked; `maker` makes the tiny model.
+
+    Raises PlanError for an instance of several processes on a CPU.
+    """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
-    model = Path(params.model) if params.model else own_model(platform, dtype, engine)
-    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
-    if params.place != "local" and not on_hub:
+    model = Path(params.model) if params.model else own_model(platform, dtype, maker)
+    if (params.place != "local" or used is not None) and not _on_hub(model):
         model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
         model=model,
         platform=platform,
-        python="" if engine.own else engine.path,
+        python=params.engine_python,
         image=used,
-        cluster=_cluster(params, "" if engine.own else engine.path, model),
-        abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
@@ -71,16 +95,16 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
             " instance is one process; add instances instead (example: topology 2p4d)"
         )
-    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
-    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
-    settings = replace(settings, drafting=drafting)
-    capacity = Capacity(
-        devices=_devices(facts),
-        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
-        free_memory_gb=facts.memory_free_gb,
-        free_shm_gb=_free_shm_gb(settings, facts),
-    )
-    return settings, None if on_hub else settings.facts, capacity
+    return settings
+
+
+def facts_of_model(settings: EngineSettings) -> ModelFacts | None:
+    """None for one on a hub. Raises PlanError for a folder that has no model."""
+    return None if _on_hub(settings.model) else settings.facts
+
+
+def _on_hub(model: Path) -> bool:
+    return not model.is_dir() and bool(_HUB_NAME.fullmatch(str(model)))
 
 
 def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
@@ -217,7 +241,7 @@ def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
     if not settings.on_gpu or settings.cluster is not None:
         return
     facts, share = machine.facts(), settings.gpu_memory_share
-    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in devices_of(facts)[:gpus]):
         wanted_gb = share * gpu.memory_gb
         if gpu.memory_free_gb < wanted_gb:
             raise PlanError(
@@ -242,7 +266,7 @@ def one_instance(
     )  # fmt: skip
 
 
-def _devices(facts: machine.Machine) -> tuple[str, ...]:
+def devices_of(facts: machine.Machine) -> tuple[str, ...]:
     """GPU ids in the order in which instances take them: the visible ones, else all."""
     if facts.visible_devices:
         return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())

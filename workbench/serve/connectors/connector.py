@@ -47,6 +47,20 @@ class LegsAtOnce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """Series that only `workbench.monitoring` shows: no gate and no ledger reads them."""
+
+    fill: tuple[str, ...] = ()
+    """The gauge of the used fraction of the store's memory, or those of bytes used and in all."""
+    gets: tuple[str, ...] = ()
+    """Counters of the gets that found their block, and of all gets."""
+    transfer_s: str = ""
+    """The histogram of the duration of a transfer, without its suffix."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Counters of failures, by what failed, beside those of `transfer_counters` and the store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """Memory that keeps KV outside the engines' own caches, in servers or in each instance."""
 
@@ -123,6 +137,8 @@ class Connector:
     then stalls decode, so a pass is stopped at once."""
     transfer_counters: Mapping[str, str] = field(default_factory=dict)
     """The Prometheus series of each field of `metrics.counters.TransferCounters`."""
+    watched: Watched = Watched()
+    """More series for dashboards."""
     transfer_log_s: float = 0.0
     """The period in which vLLM's log counts transfers, where no series does."""
     rdma: bool = False

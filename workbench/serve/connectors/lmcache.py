@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.hardware.interpreter import Interpreter
-from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.connectors.connector import Connector, Store, Watched, Wiring
 from workbench.serve.connectors.tiers import PLUGINS, Tier
 from workbench.serve.processes.launcher import ProcessSpec
 
@@ -128,6 +128,7 @@ CONNECTOR = Connector(
     transfer_config=_transfer_config,
     env=lambda _: dict(_ENV),
     load=f"{__name__}:load",
+    watched=Watched(fill=("lmcache_mp_l1_usage_ratio",)),
     packages={"lmcache": "0.5.6"},
     modules=("lmcache",),
     install="run make setup (on ROCm see docs/gpu.md)",

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.hardware.interpreter import Interpreter
-from workbench.serve.connectors.connector import Connector, Store, Wiring
+from workbench.serve.connectors.connector import Connector, Store, Watched, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
 
 _SMALLEST_SEGMENT = 2**24
@@ -126,6 +126,11 @@ CONNECTOR = Connector(
     transfer_config=_transfer_config,
     env=lambda wiring: {"VLLM_HOST_IP": wiring.host.address},
     env_files=_config,
+    watched=Watched(
+        fill=("master_allocated_bytes", "master_total_capacity_bytes"),
+        gets=("valid_get_nums_", "total_get_nums_"),
+        failures={"keys": "vllm:mooncake_store_operation_failed_keys_total"},
+    ),
     rdma=True,
     doubt=(
         "Mooncake's transfer ports accept connections on all addresses of this machine; it has no"

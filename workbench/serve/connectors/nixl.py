@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from workbench.serve.connectors.connector import Connector, Wiring
+from workbench.serve.connectors.connector import Connector, Watched, Wiring
 
 _SIDE_PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
 _POLL_US = 1000
@@ -110,6 +110,7 @@ CONNECTOR = Connector(
         "failed": "vllm:nixl_num_failed_transfers_total",
         "expired": "vllm:nixl_num_kv_expired_reqs_total",
     },
+    watched=Watched(transfer_s="vllm:nixl_xfer_time_seconds"),
     fatal=("NIXL is not avail",),
     packages={"nixl": "1.5.1"},
     modules=("nixl", "nixl_rocm"),
