@@ -65,7 +65,8 @@ async def _up(arm: Arm, params: PdSweep, logs: Path, notes: list[str]) -> int:
 
 async def _until_a_server_ends(arm: Arm, params: PdSweep, logs: Path) -> None:
     assert arm.settings is not None
-    launcher = launcher_for(arm.settings, logs, fork=params.fork)
+    plans = [arm.deployment(count(20_000))]
+    launcher = launcher_for(arm.settings, logs, fork=params.fork, plans=plans)
     try:
         async with launcher, deployed(arm, launcher, log_dir=logs) as running:
             print(*_usage(running, arm, params), sep="\n", flush=True)

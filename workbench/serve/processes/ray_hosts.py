@@ -404,7 +404,14 @@ class RayLauncher:
         found = random.SystemRandom().sample(ports.PORTS, _CANDIDATES)
         for launcher in self.hosts.values():
             found = await launcher.free(found)
-        return iter(list(ports.free(found)))
+        common = list(ports.free(found))
+        if len(common) < _CANDIDATES // 4:
+            raise LaunchError(
+                f"too few ports between {ports.PORTS.start} and {ports.PORTS.stop} are free on all"
+                f" hosts ({len(common)} of {_CANDIDATES}); end programs that listen there (example:"
+                " ss -ltnp lists them)"
+            )
+        return iter(common)
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process on its host, without waiting until it is ready."""
