@@ -188,6 +188,19 @@ def test_the_end_has_limits_command_and_what_a_check_needs(result):
         assert any(text in part for part in folded), text
 
 
+def test_hosts_are_a_table_with_the_instances_that_ran_there(result):
+    has = {
+        "cpu": "a CPU", "cores": 8, "memory_free_gb": 60.0, "shm_free_gb": 8.0, "gpus": "none",
+        "python": "3.11.7", "versions": {"vllm": "0.32.0"}, "model": True,
+    }  # fmt: skip
+    hosts = [has | {"host": f"host-{n}", "address": f"10.0.0.{n}"} for n in (1, 2, 3)]
+    arm = {"label": "1p1d nixl", "hosts": {"prefill-0": "host-1", "decode-0": "host-2"}}
+    shown = page(result=result | {"arms": [arm], "hosts": hosts}).text
+    assert "host-2 (10.0.0.2)" in shown
+    assert "decode-0 (1p1d nixl). a CPU, 8 cores; 60 GB free, 8 GB of shared memory" in shown
+    assert "no instance. a CPU" in shown
+
+
 def test_the_page_is_one_small_file_without_a_network(whole, result):
     whole.cells.append(new_markdown_cell("![a](https://example.org/a.png) https://example.org"))
     html = render(whole, result)
