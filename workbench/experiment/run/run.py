@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
+from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import EngineFacts, RunFacts, Status
 from workbench.experiment.result.result import Result
@@ -53,7 +54,7 @@ async def run(
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
-    log = Log(doubts=list(plan.doubts))
+    log = Log(doubts=list(plan.doubts), earlier=earlier_links(plan))
     with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
         far = _progress(plan) if progress else None
         shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
@@ -212,6 +213,7 @@ def _facts(
         engine=_engine(plan),
         arms=tuple(log.arms.values()),
         client=log.client,
+        clocks=tuple(log.clocks),
         doubts=tuple(log.doubts),
     )
     try:
@@ -223,6 +225,8 @@ def _facts(
             legs=log.frame("legs"),
             reasons=log.reasons,
             refusals=log.refusals,
+            links=log.links,
+            earlier=log.earlier,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"
