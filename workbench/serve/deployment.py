@@ -503,6 +503,7 @@ async def deploy(
             processes=tuple(running),
             plan=plan,
             started_s=time.monotonic() - began_s,
+            probes=launcher.probes if isinstance(launcher, RayLauncher) else {},
         )
     finally:
         await launcher.stop(running)
