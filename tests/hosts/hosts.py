@@ -38,6 +38,9 @@ _KEPT = "kept"
 _NETWORKS = 200
 _CLONE_NEWNET = 0x40000000
 _GATEWAY = 254
+_PATIENCE = {"RAY_raylet_start_wait_time_s": "120"}
+"""Ray gives up after 30 s, which a busy machine needs."""
+_START_S = 240.0
 _OBJECT_STORE_BYTES = 80_000_000
 
 
@@ -158,13 +161,13 @@ class Cluster:
             for host in self.hosts[1:]
         ]
         for host, process in begun:
-            said = process.communicate(timeout=120)[0].decode()
+            said = process.communicate(timeout=_START_S)[0].decode()
             if process.returncode:
                 raise HostsError(f"ray start failed on {host.name}: {said[-2000:]}")
 
     def start_ray_on(self, host: Host, *, cpus: int = 4, env: dict[str, str] | None = None) -> None:
         process = self._ray(host, cpus, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = process.communicate(timeout=120)[0].decode()
+        said = process.communicate(timeout=_START_S)[0].decode()
         if process.returncode:
             raise HostsError(f"ray start failed on {host.name}: {said[-2000:]}")
 
@@ -189,7 +192,7 @@ class Cluster:
             f"--temp-dir={host.folder}",
             "--include-log-monitor=false",
             "--disable-usage-stats",
-            env=os.environ | (env or {}),
+            env=os.environ | _PATIENCE | (env or {}),
             **options,
         )  # fmt: skip
 
@@ -366,7 +369,11 @@ def main(typed: Sequence[str] | None = None) -> int:
             for host in cluster.hosts:
                 cluster.shape(host, given.rate_mbit * 1e6)
         if given.ray:
-            cluster.start_ray()
+            try:
+                cluster.start_ray()
+            except BaseException:
+                _end(cluster.network)
+                raise
     except HostsError as error:
         print(error, file=sys.stderr)
         return 1

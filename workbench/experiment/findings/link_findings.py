@@ -9,13 +9,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from workbench.errors import PlanError, ResultError, must_be
-from workbench.experiment.findings.sentences import first
+from workbench.experiment.findings.sentences import first, matching
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import read_facts
 from workbench.metrics.crossing import Crossing, LinkPoint, crossing
 from workbench.metrics.passes import PassCounters
-from workbench.metrics.statistics import Estimate, quantile, three_digits
+from workbench.metrics.statistics import Estimate, Ratio, quantile, three_digits
 from workbench.params.notebooks import PdSweep
 from workbench.records import LinkRate
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = "outputs/pd_sweep/1a2b3c4d"
 _MAY_DIFFER = frozenset({"link_runs", "output_dir", "ray_address", "rounds", "spread"})
+_NO_RATIO = Ratio(value=nan, low=nan, high=nan, rounds=0, pairs=0, note="no opponent")
 ACROSS = ("ttft_s", "e2e_s")
 """The metrics that a slow link makes longer."""
 
@@ -48,27 +49,28 @@ def link_rows(
     for arm in (arm for arm in plan.arms if arm.label in rates):
         all_ways = [gbit_s for gbit_s, _ in rates[arm.label]]
         mine = waterfall[waterfall["arm"].eq(arm.label) & waterfall["pass"].eq("cold")]
-        for made in comparisons:
-            if (made.kind, made.arm, made.pass_name) != ("opponent", arm.label, "cold"):
-                continue
-            if made.metric not in ACROSS:
-                continue
-            rows.append(
+        for metric in ACROSS:
+            made = matching(
+                comparisons, kind="opponent", arm=arm.label, pass_name="cold", metric=metric
+            )
+            against = {row.baseline_arm: row.ratio for row in made} or {"": _NO_RATIO}
+            rows += [
                 LinkRow(
                     run_id=run_id,
                     arm=arm.label,
-                    baseline_arm=made.baseline_arm,
-                    metric=made.metric,
+                    baseline_arm=baseline_arm,
+                    metric=metric,
                     gbit_s=median(g for g, forward in rates[arm.label] if forward),
                     gbit_low=min(all_ways),
                     gbit_high=max(all_ways),
                     kv_bytes=_kv_bytes(passes, arm.label),
                     transfer=quantile(mine["transfer_queue_s"], 0.5),
-                    value=_estimate(summary, arm.label, made.metric),
-                    baseline=_estimate(summary, made.baseline_arm, made.metric),
-                    ratio=made.ratio,
+                    value=_estimate(summary, arm.label, metric),
+                    baseline=_estimate(summary, baseline_arm, metric),
+                    ratio=ratio,
                 )
-            )
+                for baseline_arm, ratio in against.items()
+            ]
     return tuple(rows)
 
 

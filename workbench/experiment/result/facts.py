@@ -227,7 +227,7 @@ class LinkRow:
     run_id: str
     arm: str
     baseline_arm: str
-    """Aggregated instances on the same hosts, which move no KV."""
+    """Aggregated instances on the same hosts, which move no KV; empty without opponents."""
     metric: str
     """`ttft_s` or `e2e_s`."""
     gbit_s: Number
