@@ -75,7 +75,7 @@ class PdSweep(LoadParams):
     )
     link_runs: list[str] = param(
         [],
-        "runs of the same workload over other links, for the figure of links (docs/links.md)",
+        "runs over other links, for the figure of links (docs/links.md)",
         example="outputs/pd_sweep/1a2b3c4d",
     )
     opponents: bool = param(

@@ -21,8 +21,8 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SummaryRow
 from workbench.experiment.result.result_file import to_plain
+from workbench.metrics.between_hosts.crossing import Crossing
 from workbench.metrics.counters import TokenSources, TransferCounters
-from workbench.metrics.crossing import Crossing
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio
 from workbench.params.notebooks import PdSweep

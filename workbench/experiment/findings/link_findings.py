@@ -13,7 +13,7 @@ from workbench.experiment.findings.sentences import first, matching
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison, LinkRow, SummaryRow
 from workbench.experiment.result.result_file import read_facts
-from workbench.metrics.crossing import Crossing, LinkPoint, crossing
+from workbench.metrics.between_hosts.crossing import Crossing, LinkPoint, crossing
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio, quantile, three_digits
 from workbench.params.notebooks import PdSweep
