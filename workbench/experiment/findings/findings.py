@@ -17,6 +17,7 @@ from workbench.experiment.findings.doubts import (
     sample_doubts,
 )
 from workbench.experiment.findings.headline import finding, headline
+from workbench.experiment.findings.link_findings import link_rows, link_sentences
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -38,12 +39,25 @@ from workbench.experiment.findings.size_findings import (
     size_sentences,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import RunFacts, SearchRow, TierRow, TokenRow, WorkloadFacts
+from workbench.experiment.result.facts import (
+    ClockRow,
+    Comparison,
+    LinkRow,
+    RunFacts,
+    SearchRow,
+    SummaryRow,
+    TierRow,
+    TokenRow,
+    WorkloadFacts,
+)
+from workbench.experiment.result.result_tables import frame_of
 from workbench.metrics.gates.gate_table import gate_doubts, spoil
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.waterfall import waterfall
 from workbench.params.notebooks import EngineParams, as_typed, changed
+from workbench.records import LinkRate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,11 +72,14 @@ def conclude(
     legs: pd.DataFrame | None = None,
     reasons: Sequence[str] = (),
     refusals: Sequence[str] = (),
+    links: Sequence[tuple[str, LinkRate, bool]] = (),
+    earlier: Sequence[LinkRow] = (),
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
-    `facts` has the doubts and the client's readings so far; `reasons` say why passes were not run,
-    `refusals` which caches were not emptied. Requests that a cancelled run cut off do not count.
+    `facts` has the doubts, the clocks and the client's readings so far; `reasons` say why passes
+    were not run, `refusals` which caches were not emptied, `links` how fast those of an arm were,
+    `earlier` what runs over other links gave. Requests that a cancelled run cut off do not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -113,6 +130,7 @@ def conclude(
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
+    known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
     pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
@@ -133,14 +151,33 @@ def conclude(
         sentences=(
             *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
             *(told(sentence, spoil(failed, "ratios")) for sentence in size_sentences(sizes)),
+            *(told(sentence, spoil(failed, "ratios")) for sentence in link_sentences(known)),
             *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
         sizes=sizes,
+        links=known,
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
     )
+
+
+def _links(
+    facts: RunFacts,
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    legs: pd.DataFrame | None,
+    passes: Sequence[PassCounters],
+    summary: Sequence[SummaryRow],
+    comparisons: Sequence[Comparison],
+    measured: Sequence[tuple[str, LinkRate, bool]],
+) -> tuple[LinkRow, ...]:
+    """What the links of this run did; nothing where all is on one host."""
+    if not measured or legs is None:
+        return ()
+    split = waterfall(requests, legs, clocks=frame_of(ClockRow, facts.clocks))
+    return link_rows(plan, facts.run_id, summary, comparisons, passes, measured, split)
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:

@@ -201,6 +201,52 @@ class TierRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClockRow:
+    """The clock of a host that is not this one, beside ours in one pass."""
+
+    arm: str
+    round: int
+    pass_name: str
+    host: str
+    """Its address."""
+    wall_offset_s: Number
+    """Its time of day minus ours."""
+    bound_s: Number
+    """How wrong an offset, or a duration of this pass, can be."""
+    rate: Number
+    """Seconds of its clock in a second of ours."""
+    rate_bound: Number
+    factor: Number
+    """What makes its seconds ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRow:
+    """What the links between hosts did to a metric of an arm's cold pass, in one run."""
+
+    run_id: str
+    arm: str
+    baseline_arm: str
+    """Aggregated instances on the same hosts, which move no KV; empty without opponents."""
+    metric: str
+    """`ttft_s` or `e2e_s`."""
+    gbit_s: Number
+    """Payload of one TCP connection from prefill to decode hosts, before each launch's passes:
+    the median."""
+    gbit_low: Number
+    """The slowest and the fastest, of both directions."""
+    gbit_high: Number
+    kv_bytes: Number
+    """KV that a request moved from host to host."""
+    transfer: Estimate
+    """The part of TTFT with the transfer: `KV transfer + decode queue`."""
+    value: Estimate
+    baseline: Estimate
+    ratio: Ratio
+    """Paired, baseline / arm: above 1 the arm is faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmFacts:
     """One arm as it was launched."""
 
@@ -315,6 +361,9 @@ class RunFacts:
     rates: tuple[RateRow, ...] = ()
     searches: tuple[SearchRow, ...] = ()
     sizes: tuple[SizeRow, ...] = ()
+    clocks: tuple[ClockRow, ...] = ()
+    links: tuple[LinkRow, ...] = ()
+    """Of this run, and of those in `link_runs`."""
     sentences: tuple[str, ...] = ()
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()

@@ -15,6 +15,7 @@ from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts
 from workbench.experiment.result.run_folder import RunFolder
+from workbench.experiment.run.across_hosts import clock_rows, measure_links, read_clocks
 from workbench.experiment.run.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.isolation import make_state, read_counters, store_is_quiet, warm_up
 from workbench.experiment.run.launch_counts import LaunchCounts
@@ -56,6 +57,7 @@ async def measure_arm(
             # The number of prefill-decode pairs that routing by index can make.
             pairs=lcm(topology.prefill or 1, topology.decode or topology.aggregated),
         )
+    await measure_links(deployment, arm.label, log)
     # All arms of a round get the same prompts, so that they can be paired. The attempt's salt
     # makes the prompts of other rounds and reruns different.
     prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
@@ -173,6 +175,7 @@ class _Launched:
         cold = measured.state == "cold"
         workload = prompts if cold else asked_again(prompts, share=measured.share, seed=self.number)
         await deployment.legs()  # discards those of the warm-up, or of a pass that broke off
+        clocks = await read_clocks(deployment, log)
         before = await read_counters(deployment)
         self.counting.begins(made, before)
         proxy_before = await deployment.proxy_stats()
@@ -182,6 +185,10 @@ class _Launched:
             await store_is_quiet(deployment)
         after = await read_counters(deployment)
         log.measuring_s += load.ended_s - load.started_s
+        log.clocks += clock_rows(
+            clocks, await read_clocks(deployment, log),
+            arm=self.arm.label, number=self.number, pass_name=measured.name,
+        )  # fmt: skip
         legs = await deployment.legs()
         log.legs.append(to_frame(legs, **columns))
         series = before.rows(**columns, when="before") + after.rows(**columns, when="after")

@@ -16,6 +16,7 @@ from itertools import count
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
+from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, Status
 from workbench.experiment.result.result import Result
@@ -56,7 +57,7 @@ async def run(
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
-    log = Log(doubts=list(plan.doubts))
+    log = Log(doubts=list(plan.doubts), earlier=earlier_links(plan))
     with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
         far = _progress(plan) if progress else None
         shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
@@ -217,6 +218,7 @@ def _facts(
         arms=tuple(log.arms.values()),
         hosts=_hosts(plan),
         client=log.client,
+        clocks=tuple(log.clocks),
         doubts=tuple(log.doubts),
     )
     try:
@@ -228,6 +230,8 @@ def _facts(
             legs=log.frame("legs"),
             reasons=log.reasons,
             refusals=log.refusals,
+            links=log.links,
+            earlier=log.earlier,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow
 from workbench.metrics.passes import PassCounters
-from workbench.records import to_frame
+from workbench.records import LinkRate, to_frame
 
 Echo = Callable[[str], None]
 
@@ -31,6 +31,11 @@ class Log:
     doubts: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why passes could not be measured."""
+    clocks: list[ClockRow] = field(default_factory=list)
+    links: list[tuple[str, LinkRate, bool]] = field(default_factory=list)
+    """Arm, rate, and whether it is from a prefill host to a decode host."""
+    earlier: tuple[LinkRow, ...] = ()
+    """What runs over other links gave."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)
