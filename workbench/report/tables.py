@@ -43,7 +43,10 @@ def table(frame: pd.DataFrame) -> Styler | None:
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
         return shown
-    rows = [spoil(failed, *kinds, passes=_passes(row)) for row in frame.to_dict("records")]
+    rows = [
+        spoil(failed, *kinds, passes=_said(row, "pass"), arms=_said(row, "arm"))
+        for row in frame.to_dict("records")
+    ]
     said = dict.fromkeys(does.said for does in rows if does.effect)
     if said:
         text = "; ".join(said)
@@ -60,6 +63,6 @@ def _cell(value: Any) -> Any:
     return "-" if isnan(value) else number(value)
 
 
-def _passes(row: Mapping[Any, Any]) -> set[str]:
-    """The passes that a row's numbers come from; empty where it does not say."""
-    return {str(row[name]) for name in ("pass", "baseline_pass") if name in row}
+def _said(row: Mapping[Any, Any], what: str) -> set[str]:
+    """The passes or arms that a row's numbers come from; empty where it does not say."""
+    return {str(row[name]) for name in (what, f"baseline_{what}") if name in row}

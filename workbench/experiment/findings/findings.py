@@ -16,7 +16,7 @@ from workbench.experiment.findings.doubts import (
     round_doubts,
     sample_doubts,
 )
-from workbench.experiment.findings.headline import finding, headline
+from workbench.experiment.findings.headline import headline, valid_finding
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -30,6 +30,7 @@ from workbench.experiment.findings.sentences import (
     scope,
     sentences,
     told,
+    told_once,
 )
 from workbench.experiment.findings.size_findings import (
     size_cards,
@@ -38,8 +39,22 @@ from workbench.experiment.findings.size_findings import (
     size_sentences,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import RunFacts, SearchRow, TierRow, TokenRow, WorkloadFacts
-from workbench.metrics.gates.gate_table import gate_doubts, spoil
+from workbench.experiment.result.facts import (
+    RunFacts,
+    SearchRow,
+    SizeRow,
+    TierRow,
+    TokenRow,
+    WorkloadFacts,
+)
+from workbench.metrics.gates.gate_table import (
+    Failed,
+    Spoil,
+    failed_gates,
+    gate_doubts,
+    spoil,
+    touching,
+)
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
@@ -93,7 +108,8 @@ def conclude(
         return replace(facts, finding="Nothing was measured", doubts=doubts)
     summary, comparisons = summarise(requests), compare(plan, requests)
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
-    rates_said = rate_sentences(plan.rates, rates, answered)
+    each_arm = dict.fromkeys(row.arm for row in rates)
+    rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
     sizes = size_rows(plan, requests, comparisons, passes)
     gates = check(
         plan,
@@ -104,12 +120,18 @@ def conclude(
         reasons=reasons,
         refusals=refusals,
     )
-    failed = [gate.name for gate in gates if gate.outcome == "FAIL"]
+    failed = failed_gates(gates)
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
+        said, limiting = valid_finding(plan, comparisons, failed)
+        if rates:
+            said = rate_headline(rates, answered)
+            limiting = touching(failed, arms=[rates[0].arm])
+        elif sizes:
+            said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
         found, unproven = headline(
-            rate_headline(rates, answered) or size_headline(sizes) or finding(plan, comparisons),
-            failed,
+            said,
+            limiting,
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
@@ -131,8 +153,8 @@ def conclude(
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
-            *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
-            *(told(sentence, spoil(failed, "ratios")) for sentence in size_sentences(sizes)),
+            *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
+            *told_once(_sizes_said(sizes, failed)),
             *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
@@ -141,6 +163,14 @@ def conclude(
         summary=summary,
         comparisons=comparisons,
     )
+
+
+def _sizes_said(rows: Sequence[SizeRow], failed: Failed) -> Iterable[tuple[str, Spoil]]:
+    """What each arm with host memory showed, and what failed gates do to that."""
+    for arms in dict.fromkeys(row.arms for row in rows):
+        does = spoil(failed, "ratios", arms=arms)
+        for text in size_sentences([row for row in rows if row.arms == arms]):
+            yield text, does
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:
