@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +55,7 @@ _EPILOG = """examples:
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -77,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | up | report | index | compare | claims"
+        required=True,
+        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
     )
     run = acts.add_parser(
         "run",
@@ -140,6 +143,17 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
     )
     compare.set_defaults(act=_compare)
+    compose = acts.add_parser(
+        "compose",
+        help="print a file for Docker Compose with the servers of a pd_sweep, started by docker",
+        description=(
+            "Prints a compose file: instances, KV store and proxy of a topology, its aggregated"
+            " baselines on the same GPUs as further profiles, and as its first line the command"
+            " that measures it. Takes the parameters of pd_sweep."
+        ),
+    )
+    _add_parameters(compose)
+    compose.set_defaults(act=_compose)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -152,7 +166,24 @@ def _parser() -> argparse.ArgumentParser:
         look.add_argument(
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
+    monitoring = acts.add_parser(
+        "monitoring", help="print the dashboard for Grafana, or the rules for Prometheus"
+    )
+    monitoring.add_argument("file", choices=("dashboard", "rules"), help="JSON, or YAML")
+    monitoring.add_argument(
+        "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
+    )
+    monitoring.set_defaults(act=_monitoring)
     return parser
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    from workbench.notebook_run import read_params
+
+    return read_params(options.file) | {
+        name: value.removeprefix(" ") if value[1:2] == "-" else value
+        for name, value in options.parameter
+    }
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -190,6 +221,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compose(options: argparse.Namespace) -> int:
+    from workbench.compose.compose_file import compose_file
+
+    print(compose_file(_given(options)), end="")
+    return 0
+
+
 def _claims(options: argparse.Namespace) -> int:
     from workbench.claims.listing import check_page, list_page, show_page
     from workbench.claims.registry.registry import read_registry
@@ -203,6 +241,15 @@ def _claims(options: argparse.Namespace) -> int:
     else:
         print(check_page(registry))
         return 2 if registry.mistakes else 0
+    return 0
+
+
+def _monitoring(options: argparse.Namespace) -> int:
+    from workbench.monitoring.dashboard import dashboard
+    from workbench.monitoring.rules import rules
+
+    made = json.dumps(dashboard(options.connector), indent=1) + "\n"
+    print(made if options.file == "dashboard" else rules(), end="")
     return 0
 
 
@@ -232,16 +279,6 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
             yield nowhere
     else:
         yield sys.stderr if options.json else sys.stdout
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The parameters of -f and -p."""
-    from workbench.notebook_run import read_params
-
-    return read_params(options.file) | {
-        name: value.removeprefix(" ") if value[1:2] == "-" else value
-        for name, value in options.parameter
-    }
 
 
 def _up(options: argparse.Namespace) -> int:

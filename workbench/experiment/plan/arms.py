@@ -19,6 +19,7 @@ from workbench.experiment.plan.engine_setup import (
     check_gpu_memory,
     engine_notes,
     engine_of,
+    host_doubts,
     one_instance,
     own_speed,
 )
@@ -41,7 +42,13 @@ from workbench.params.notebooks import (
 )
 from workbench.params.store_tiers import SIZED
 from workbench.serve.checks.argument_check import check_store_arguments
-from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
+from workbench.serve.checks.capacity import (
+    Capacity,
+    check_capacity,
+    check_store,
+    check_tiers,
+    on_hosts,
+)
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
@@ -75,6 +82,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
+        for arm in made.arms if settings.cluster else ():
+            arm.deployment(count(20_000))  # refuses what its hosts cannot hold
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
@@ -85,9 +94,11 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
     settings, model, capacity = engine_of(params)
-    arms, doubts = _sweep_arms(params, settings, capacity)
+    asked = chosen(params, params.topologies, settings)
+    arms, left_out = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
     made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
-    made = replace(made, doubts=doubts)
+    made = replace(made, doubts=left_out)
     return with_working_sets(made) if params.working_sets else made
 
 
@@ -98,16 +109,31 @@ def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
     """
     check_engine(params)
     settings, _, capacity = engine_of(params)
-    (arm, *_), _ = _sweep_arms(params, settings, capacity)
-    return arm, [*engine_notes(params, settings), *_connector_doubts([arm])]
+    asked = chosen(params, params.topologies, settings)
+    arms, _ = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
 
 
-def _sweep_arms(
-    params: PdSweep, settings: EngineSettings, capacity: Capacity
+def _check_startable(params: PdSweep, arms: Sequence[Arm], settings: EngineSettings) -> None:
+    """Refuse what this machine's GPUs or the store's server do not accept. Raises PlanError."""
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
+    for arm in arms:
+        if params.store_args and arm.store and arm.store.processes:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, settings.interpreter)
+
+
+def sweep_arms(
+    params: PdSweep, settings: EngineSettings, capacity: Capacity, asked: Chosen
 ) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
-    """The arms of a sweep, and doubts about what was left out."""
+    """What was asked for, then its opponents: aggregated instances on the same number of GPUs.
+
+    With them, a sentence for each connector or opponent that was left out. Raises PlanError for
+    what does not fit connector, topology and capacity.
+    """
     tp, topologies = params.tp, params.topologies
-    asked = chosen(params, topologies, settings)
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -120,6 +146,7 @@ def _sweep_arms(
         )
     spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
+    left_out = list(asked.left_out)
     for topology, names in subjects.items():
         wanted |= dict.fromkeys(((topology, name) for name in names), "subject")
     for topology in topologies if params.opponents else ():
@@ -127,6 +154,12 @@ def _sweep_arms(
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in asked.rivals(equal):
+                if not _beside_its_store(rival, equal, spans, settings):
+                    left_out.append(
+                        f"The baseline {equal} {rival} was left out: its store shares memory with"
+                        " instances, which are on several hosts here."
+                    )
+                    continue
                 wanted.setdefault((equal, rival), "opponent")
         elif any(one.store and one.store.private for one in map(connector, subjects[topology])):
             wanted.setdefault((topology, "none"), "opponent")
@@ -167,12 +200,18 @@ def _sweep_arms(
         example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
         given = shlex.quote(params.store_args), f"connector={params.connector}"
         raise PlanError(unused("store_args", *given, example))
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    for arm in started:
-        processes = arm.deployment(count(20_000)).processes
-        (store,) = (process for process in processes if process.role == "store")
-        check_store_arguments(arm.store_args, store.program, settings.interpreter)
-    return tuple(arms), asked.left_out
+    return tuple(arms), tuple(dict.fromkeys(left_out))
+
+
+def _beside_its_store(
+    name: str, topology: Topology, spans: TensorParallel, settings: EngineSettings
+) -> bool:
+    """Whether a store that shares memory with instances has them all on its host."""
+    store = connector(name).store
+    if settings.cluster is None or store is None or not store.shares_memory:
+        return True
+    places = on_hosts(topology, spans, settings.cluster, settings)
+    return len({place.host for place in places}) == 1
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
@@ -344,6 +383,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
+        if settings.cluster is not None:
+            yield from host_doubts(settings.cluster)
     yield from _connector_doubts(made.arms)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
