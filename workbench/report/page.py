@@ -190,10 +190,14 @@ def _what_is_left(facts: RunFacts) -> list[str]:
     """
     failed = facts.failed_gates
     said = _left_of(of_the_run(failed), _LEFT)
+    further: dict[str, list[str]] = {}
     for arm in dict.fromkeys(arm for arms in failed.values() for arm in arms):
-        worse = _left_of(touching(failed, arms=[arm]), [*_LEFT][:-1])
-        said += [f"{arm}: {text[:1].lower()}{text[1:]}" for text in worse if text not in said]
-    return said
+        for text in _left_of(touching(failed, arms=[arm]), [*_LEFT][:-1]):
+            if text not in said:
+                further.setdefault(text, []).append(arm)
+    return said + [
+        f"{', '.join(arms)}: {text[:1].lower()}{text[1:]}" for text, arms in further.items()
+    ]
 
 
 def _left_of(failed: Failed, effects: Iterable[str]) -> list[str]:
