@@ -129,6 +129,17 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     ]
 
 
+def test_a_gate_of_some_arms_names_them_in_its_effect_and_in_what_is_left(result):
+    arms = ["1p1d nixl", "1p2d nixl"]
+    gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "so", "arms": arms}
+    soup = page(result={**result, "gates": [gate]})
+    effect = "Effect: do not use any number of 1p1d nixl and 1p2d nixl; use the text comparison of"
+    assert effect in " ".join(soup.select(".gates li")[0].text.split())
+    left = soup.find("summary", string="Which numbers can still be used").parent.text
+    assert "1p1d nixl, 1p2d nixl: not valid (do not use; struck out or grey): prompt tok" in left
+    assert "Not affected: prompt tokens" in left  # of other arms
+
+
 @pytest.mark.parametrize(
     ("outcomes", "says"),
     [

@@ -310,13 +310,14 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     chosen = []
-    for (_, name), group in frame.groupby(["arm", "pass"], sort=False):
+    failed = frame.attrs.get("failed_gates", ())
+    for (arm, name), group in frame.groupby(["arm", "pass"], sort=False):
         ordered = group[group["residual_s"].notna()].sort_values("ttft_s", kind="stable")
         n = len(ordered)
         if not n:
             continue
         picks = [("median", (n + 1) // 2)]
-        if spoil(frame.attrs.get("failed_gates", ()), "tails", passes={str(name)}).struck:
+        if spoil(failed, "tails", passes={str(name)}, arms={str(arm)}).struck:
             pass
         elif n < needed_n(0.99):
             picks.append(("slowest", n))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
@@ -16,7 +16,7 @@ from workbench.experiment.findings.doubts import (
     round_doubts,
     sample_doubts,
 )
-from workbench.experiment.findings.headline import finding, headline
+from workbench.experiment.findings.headline import headline, valid_finding
 from workbench.experiment.findings.link_findings import link_rows, link_sentences
 from workbench.experiment.findings.rate_findings import (
     answers,
@@ -31,6 +31,7 @@ from workbench.experiment.findings.sentences import (
     scope,
     sentences,
     told,
+    told_once,
 )
 from workbench.experiment.findings.size_findings import (
     size_cards,
@@ -45,13 +46,21 @@ from workbench.experiment.result.facts import (
     LinkRow,
     RunFacts,
     SearchRow,
+    SizeRow,
     SummaryRow,
     TierRow,
     TokenRow,
     WorkloadFacts,
 )
 from workbench.experiment.result.result_tables import frame_of
-from workbench.metrics.gates.gate_table import gate_doubts, spoil
+from workbench.metrics.gates.gate_table import (
+    Failed,
+    Spoil,
+    failed_gates,
+    gate_doubts,
+    spoil,
+    touching,
+)
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
@@ -61,6 +70,9 @@ from workbench.records import LinkRate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_Compared = TypeVar("_Compared", SizeRow, LinkRow)
 
 
 def conclude(
@@ -110,7 +122,8 @@ def conclude(
         return replace(facts, finding="Nothing was measured", doubts=doubts)
     summary, comparisons = summarise(requests), compare(plan, requests)
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
-    rates_said = rate_sentences(plan.rates, rates, answered)
+    each_arm = dict.fromkeys(row.arm for row in rates)
+    rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
     sizes = size_rows(plan, requests, comparisons, passes)
     gates = check(
         plan,
@@ -121,12 +134,18 @@ def conclude(
         reasons=reasons,
         refusals=refusals,
     )
-    failed = [gate.name for gate in gates if gate.outcome == "FAIL"]
+    failed = failed_gates(gates)
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
+        said, limiting = valid_finding(plan, comparisons, failed)
+        if rates:
+            said = rate_headline(rates, answered)
+            limiting = touching(failed, arms=[rates[0].arm])
+        elif sizes:
+            said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
         found, unproven = headline(
-            rate_headline(rates, answered) or size_headline(sizes) or finding(plan, comparisons),
-            failed,
+            said,
+            limiting,
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
@@ -149,9 +168,9 @@ def conclude(
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
-            *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
-            *(told(sentence, spoil(failed, "ratios")) for sentence in size_sentences(sizes)),
-            *(told(sentence, spoil(failed, "ratios")) for sentence in link_sentences(known)),
+            *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
+            *told_once(_said_of_arms(sizes, size_sentences, failed)),
+            *told_once(_said_of_arms(known, link_sentences, failed)),
             *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
@@ -178,6 +197,16 @@ def _links(
         return ()
     split = waterfall(requests, legs, clocks=frame_of(ClockRow, facts.clocks))
     return link_rows(plan, facts.run_id, summary, comparisons, passes, measured, split)
+
+
+def _said_of_arms(
+    rows: Sequence[_Compared], sentences_of: Callable[[list[_Compared]], list[str]], failed: Failed
+) -> Iterable[tuple[str, Spoil]]:
+    """What the rows of each arm and its baseline say, and what failed gates do to that."""
+    for arms in dict.fromkeys(row.arms for row in rows):
+        does = spoil(failed, "ratios", arms=arms)
+        for text in sentences_of([row for row in rows if row.arms == arms]):
+            yield text, does
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_names
+from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_gates
 from workbench.metrics.ledger.ledger import Account
 from workbench.metrics.statistics import Estimate, Number, Ratio
 
@@ -35,6 +35,8 @@ class Card:
     """The kind of number; empty if no gate touches it."""
     passes: tuple[str, ...] = ()
     """The passes that it comes from; empty for all."""
+    arms: tuple[str, ...] = ()
+    """The arms that it comes from; empty for all."""
     spoilt: Effect | Literal[""] = ""
     """What failed gates do to it."""
     kind: str = ""
@@ -95,6 +97,11 @@ class Comparison:
     def passes(self) -> tuple[str, ...]:
         """The passes that are compared."""
         return tuple(dict.fromkeys((self.pass_name, self.baseline_pass)))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return tuple(dict.fromkeys((self.arm, self.baseline_arm)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +164,11 @@ class SizeRow:
     baseline_ttft_s: Number
     ratio: Ratio
     """TTFT without / with host memory."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return self.arm, self.baseline_arm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +256,11 @@ class LinkRow:
     baseline: Estimate
     ratio: Ratio
     """Paired, baseline / arm: above 1 the arm is faster."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return tuple(filter(None, (self.arm, self.baseline_arm)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,6 +405,6 @@ class RunFacts:
     next_step: str = ""
 
     @property
-    def failed_gates(self) -> list[str]:
-        """Names of the gates that failed."""
-        return failed_names(self.gates)
+    def failed_gates(self) -> dict[str, tuple[str, ...]]:
+        """The gates that failed, with the arms that each concerns; empty: the whole run."""
+        return failed_gates(self.gates)

@@ -14,7 +14,15 @@ from workbench.experiment.result.result_file import from_plain, read_facts, to_p
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import Kind, gate_doubts, spoil, touching
+from workbench.metrics.gates.gate_table import (
+    Kind,
+    failed_name,
+    gate_doubts,
+    of_the_run,
+    spoil,
+    struck_arms,
+    touching,
+)
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall import waterfall
 
@@ -202,19 +210,25 @@ class Result:
 
     def why(self) -> list[str]:
         """Which parts of TTFT differ, a sentence per pair of arms and cache state."""
-        does = spoil(self.run.failed_gates, "ratios")
+        failed = self.run.failed_gates
+        does = spoil(of_the_run(failed), "ratios")
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
             doubts = [f"{said}. Do not use these differences."]
-        return doubts + why(self.waterfall(), self.run.comparisons)
+        bad = struck_arms(failed, "ratios")
+        if bad and not does.struck:
+            each = "; ".join(f"{arm} ({failed_name(name)})" for arm, name in bad.items())
+            doubts.append(f"Left out: {each}.")
+        rows = [row for row in self.run.comparisons if not {*row.arms} & bad.keys()]
+        return doubts + why(self.waterfall(), rows if bad else self.run.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
         """The requests of passes in which nothing or everything is cached."""
         rows = self.requests
         whole = rows[rows["pass"].isin(["cold", "engine-warm"])]
-        failed = touching(rows.attrs["failed_gates"], set(whole["pass"]))
+        failed = touching(rows.attrs["failed_gates"], passes=set(whole["pass"]))
         whole.attrs = rows.attrs | {"failed_gates": failed}
         return whole
 
@@ -249,7 +263,8 @@ class Result:
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame, marked with what its figures must say: simulated, and failed gates."""
         frame.attrs["simulated"] = self.run.simulated
-        frame.attrs["failed_gates"] = self.run.failed_gates
+        arms = {str(arm) for arm in frame["arm"].unique()} if "arm" in frame else set[str]()
+        frame.attrs["failed_gates"] = touching(self.run.failed_gates, arms=arms)
         frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
         frame.attrs["swept"] = bool(self.run.rates)
         return frame

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from workbench.experiment.result.facts import (
 )
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import failed_name, spoil
+from workbench.metrics.gates.gate_table import Kind, Spoil, failed_name, spoil
 from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import t_interval, three_digits
@@ -237,11 +237,8 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
     far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
         _withhold(found, far, why.partition(":")[0])
-    for name in found["pass"].unique():
-        does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
-        if does.struck:
-            tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
-            _withhold(found, tails, does.why)
+    for rows, does in _struck(found, "tails"):
+        _withhold(found, rows & (far | found["metric"].eq("icl_s")), does.why)
     return found
 
 
@@ -251,11 +248,17 @@ def without_struck(found: pd.DataFrame) -> pd.DataFrame:
     For a table of plain text, which cannot strike anything out.
     """
     found = found.copy()
-    for name in found["pass"].unique():
-        does = spoil(found.attrs["failed_gates"], "times", passes={str(name)})
-        if does.struck:
-            _withhold(found, found["pass"].eq(name), does.why)
+    for rows, does in _struck(found, "times"):
+        _withhold(found, rows, does.why)
     return found
+
+
+def _struck(found: pd.DataFrame, kind: Kind) -> Iterator[tuple[pd.Series[bool], Spoil]]:
+    """The rows of each arm and pass whose numbers of this kind failed gates take away."""
+    for arm, name in found[["arm", "pass"]].drop_duplicates().itertuples(index=False):
+        does = spoil(found.attrs["failed_gates"], kind, passes={str(name)}, arms={str(arm)})
+        if does.struck:
+            yield found["arm"].eq(arm) & found["pass"].eq(name), does
 
 
 def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:
