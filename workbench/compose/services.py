@@ -21,7 +21,7 @@ Service = dict[str, Any]
 
 PROXY_IMAGE, REDIS_IMAGE = "workbench-proxy", "redis:8"
 PROXY_FILE = "compose/proxy.Dockerfile"
-CONFIGS = "/etc/workbench"
+CONFIGS = "/run/workbench"
 """The folder of the files that instances read."""
 _OF_THE_MACHINE = {"network_mode": "host", "security_opt": ["label=disable"]}
 _ANSWERS = "__import__('urllib.request').request.urlopen('{url}',timeout=4)"
