@@ -217,7 +217,7 @@ def test_colours_are_for_terminals_that_want_them(no_color, monkeypatch):
 
 
 def test_the_help_says_what_it_is_for_how_to_use_it_and_the_exit_status(capsys):
-    for arguments in (["--help"], ["run", "--help"], ["run-all", "--help"]):
+    for arguments in (["--help"], ["run", "--help"], ["run-all", "--help"], ["up", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 0
@@ -335,3 +335,11 @@ def test_a_value_may_begin_with_a_dash(executed, tmp_path):
     (_, parameters), *_ = executed
     assert parameters["engine_args"] == "--enable-chunked-prefill"
     assert parameters["rounds"] == 5
+
+
+def test_the_dashboard_and_the_rules_are_printed_as_files(capsys):
+    assert cli.main(["monitoring", "dashboard", "--connector", "nixl"]) == 0
+    titles = {panel["title"] for panel in json.loads(capsys.readouterr().out)["panels"]}
+    assert "nixl: KV moved" in titles and "lmcache: lookups" not in titles
+    assert cli.main(["monitoring", "rules"]) == 0
+    assert capsys.readouterr().out.startswith("groups:\n- name: workbench\n")

@@ -16,6 +16,7 @@ TWICE = {
     "cache_size": "report/figures draws it",
     "claims": "report/figures draws them",
     "rates": "report/figures draws them",
+    "rules": "monitoring has those of Prometheus, params those of parameters",
     "waterfall": "report/figures draws it",
     "working_sets": "report/figures draws their sweep",
 }

@@ -1,8 +1,9 @@
-"""The `workbench` command: run notebooks, render their pages, compare results, list claims."""
+"""The `workbench` command: run notebooks, render their pages, start servers, compare results."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.params.notebooks import NOTEBOOKS
+from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +52,7 @@ _EPILOG = """examples:
   workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml -p rounds 5
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
+  workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
@@ -77,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | report | index | compare | compose | claims"
+        required=True,
+        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
     )
     run = acts.add_parser(
         "run",
@@ -107,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
     _add_verbosity(everything)
     everything.set_defaults(act=_run_all)
+    up = acts.add_parser(
+        "up",
+        help="start the servers of one topology and keep them until Ctrl-C",
+        description=(
+            "Starts the servers that pd_sweep measures first, without load. Prints their URL, a"
+            " curl line, and the command that measures them; Ctrl-C ends them. Parameters are"
+            " those of pd_sweep that concern servers."
+        ),
+        epilog="exit status: 0 ended by Ctrl-C or a signal, 1 a server did not start or ended by"
+        " itself, 2 bad input",
+    )
+    _add_parameters(up)
+    up.set_defaults(act=_up)
     report = acts.add_parser("report", help="render an executed notebook as one HTML file")
     report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
     report.set_defaults(act=_report)
@@ -150,15 +166,15 @@ def _parser() -> argparse.ArgumentParser:
         look.add_argument(
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
+    monitoring = acts.add_parser(
+        "monitoring", help="print the dashboard for Grafana, or the rules for Prometheus"
+    )
+    monitoring.add_argument("file", choices=("dashboard", "rules"), help="JSON, or YAML")
+    monitoring.add_argument(
+        "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
+    )
+    monitoring.set_defaults(act=_monitoring)
     return parser
-
-
-def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="set one parameter, as in papermill; repeat for more",
-    )  # fmt: skip
-    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,6 +244,23 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
+def _monitoring(options: argparse.Namespace) -> int:
+    from workbench.monitoring.dashboard import dashboard
+    from workbench.monitoring.rules import rules
+
+    made = json.dumps(dashboard(options.connector), indent=1) + "\n"
+    print(made if options.file == "dashboard" else rules(), end="")
+    return 0
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set one parameter, as in papermill; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
@@ -246,6 +279,15 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
             yield nowhere
     else:
         yield sys.stderr if options.json else sys.stdout
+
+
+def _up(options: argparse.Namespace) -> int:
+    from workbench.params.serving import serving_params
+
+    params = serving_params("up", _given(options))
+    from workbench.up import up  # what takes seconds to load comes after what may be refused
+
+    return up(params)
 
 
 def _run(options: argparse.Namespace) -> int:

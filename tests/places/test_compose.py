@@ -103,7 +103,9 @@ def test_the_file_comes_up_is_measured_by_its_first_line_and_leaves_nothing(
     (tmp_path / "compose.yaml").write_text(text)
     # The image has only links, so each container gets this machine's files.
     volumes = shlex.split(made.args)[1::2]
-    names = yaml.safe_load(text)["services"]
+    names = [
+        n for n, s in yaml.safe_load(text)["services"].items() if "disaggregated" in s["profiles"]
+    ]
     mine = {"services": {name: {"volumes": volumes} for name in names}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
 

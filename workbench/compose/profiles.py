@@ -135,7 +135,7 @@ def profiles_of(params: PdSweep) -> list[Profile]:
     capacity = Capacity(
         devices=_devices(params, settings, facts), instances_per_gpu=params.instances_per_gpu
     )
-    arms = sweep_arms(params, settings, capacity, chosen(params, params.topologies, settings))
+    arms, _ = sweep_arms(params, settings, capacity, chosen(params, params.topologies, settings))
     load = _load(params)
     found: list[Profile] = []
     for number, arm in enumerate(arms):

@@ -18,21 +18,27 @@ import httpx
 
 from workbench.metrics.prometheus import Counters, read
 
-_SOURCE = "vllm:prompt_tokens_by_source_total"
-_PROMPT = "vllm:prompt_tokens_total"
+BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+SOURCES = {
+    "computed": "local_compute",
+    "engine_hit": "local_cache_hit",
+    "external_hit": "external_kv_transfer",
+}
+"""Its label `source`, by the fields of TokenSources."""
+PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _OWN_CACHE = ("vllm:prefix_cache", "vllm:gpu_prefix_cache")
 """Of these vLLM counts `_queries` and `_hits`; the second name is that of 0.8 to 0.10."""
 _EXTERNAL_CACHE = "vllm:external_prefix_cache"
 _RATE_OF_V0 = "vllm:gpu_prefix_cache_hit_rate"
-_FINISHED = "vllm:request_success_total"
-_PREEMPTED = "vllm:num_preemptions_total"
-_RUNNING = "vllm:num_requests_running"
-_WAITING = "vllm:num_requests_waiting"
-_KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+FINISHED = "vllm:request_success_total"
+PREEMPTED = "vllm:num_preemptions_total"
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 """The second name is that of vLLM before 0.11."""
-_NOT_SERVED = ("abort", "error")
+NOT_SERVED = ("abort", "error")
 SERIES = (
-    _SOURCE, _PROMPT, _FINISHED, _PREEMPTED, _RUNNING, _WAITING, _KV_USAGE[0],
+    BY_SOURCE, PROMPT_TOKENS, FINISHED, PREEMPTED, RUNNING, WAITING, KV_USAGE[0],
     *(f"{cache}_{kind}_total" for cache in (_OWN_CACHE[0], _EXTERNAL_CACHE)
       for kind in ("queries", "hits")),
 )  # fmt: skip
@@ -108,12 +114,12 @@ class EngineCounters:
         finished = [
             value
             for (name, labels), value in counters.values.items()
-            if name == _FINISHED and dict(labels).get("finished_reason") not in _NOT_SERVED
+            if name == FINISHED and dict(labels).get("finished_reason") not in NOT_SERVED
         ]
         return cls(
             sources=_sources(counters),
             requests_finished=fsum(finished) if finished else nan,
-            preemptions=counters.sum(_PREEMPTED),
+            preemptions=counters.sum(PREEMPTED),
         )
 
 
@@ -291,13 +297,12 @@ def _sources(counters: Counters) -> TokenSources:
     since 0.12, of the connector.
     """
     present = {name for name, _ in counters.values}
-    if _SOURCE in present:
-        return TokenSources(
-            computed=counters.sum(_SOURCE, source="local_compute"),
-            engine_hit=counters.sum(_SOURCE, source="local_cache_hit"),
-            external_hit=counters.sum(_SOURCE, source="external_kv_transfer"),
-        )
-    tokens = counters.sum(_PROMPT)
+    if BY_SOURCE in present:
+        counted: dict[str, Any] = {
+            field: counters.sum(BY_SOURCE, source=source) for field, source in SOURCES.items()
+        }
+        return TokenSources(**counted)
+    tokens = counters.sum(PROMPT_TOKENS)
     nothing = nan, "prefix cache hits are not counted"
     if _RATE_OF_V0 in present:
         nothing = nan, "the V0 engine exports only a hit rate since its start"
@@ -368,14 +373,14 @@ def _kv_spaces(counters: Counters) -> list[tuple[int, int]]:
 
 def engine_count(counters: Counters) -> int:
     """Data-parallel engines of an instance, each with its own cache; their counters are summed."""
-    engines = {dict(labels).get("engine") for name, labels in counters.values if name == _RUNNING}
+    engines = {dict(labels).get("engine") for name, labels in counters.values if name == RUNNING}
     return max(1, len(engines))
 
 
 def kv_usage(counters: Counters) -> float:
     """Fraction (0 to 1) of vLLM's KV blocks in use, of the fullest engine; NaN when unknown."""
     return max(
-        (value for (name, _), value in counters.values.items() if name in _KV_USAGE), default=nan
+        (value for (name, _), value in counters.values.items() if name in KV_USAGE), default=nan
     )
 
 
@@ -391,7 +396,7 @@ async def sample(
     kv_usage (0 to 1). At least one row per instance; NaN where a server did not respond.
     """
     rows: list[dict[str, Any]] = []
-    gauges = (_RUNNING, _WAITING, *_KV_USAGE)
+    gauges = (RUNNING, WAITING, *KV_USAGE)
     stopped = False
     while not stopped:
         # The first reading waits: a scrape during the first request would add to its TTFT.
@@ -401,7 +406,7 @@ async def sample(
         for counters in await asyncio.gather(*readings):
             rows.append(
                 {"instance": counters.instance, "at_s": counters.read_at_s,
-                 "running": counters.sum(_RUNNING), "waiting": counters.sum(_WAITING),
+                 "running": counters.sum(RUNNING), "waiting": counters.sum(WAITING),
                  "kv_usage": kv_usage(counters)}
             )  # fmt: skip
     return rows

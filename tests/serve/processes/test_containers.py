@@ -178,7 +178,7 @@ async def test_without_its_supervisor_the_launcher_removes_containers_itself(
 ):
     async with launcher(tmp_path) as running:
         (process,) = await start(running, tmp_path, spec())
-        supervisor = running.local._supervisor
+        supervisor = running.local._link
         os.kill(supervisor.pid, signal.SIGKILL)
         await asyncio.wait_for(process.exited, 20)
         assert len(docker.containers) == 2

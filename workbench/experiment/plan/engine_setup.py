@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.hardware.hosts import Cluster, Spread, cluster_of, differences
 from workbench.hardware.images import Image, image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import variables, words
@@ -42,8 +44,12 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
     facts, used = machine.facts(), image_of(params)
     engine = engine_interpreter(params.engine_python, used)
     settings = settings_for(params, facts, used, maker=engine)
+    python = "" if engine.own else engine.path
     settings = replace(
-        settings, python="" if engine.own else engine.path, abilities=abilities(engine)
+        settings,
+        python=python,
+        abilities=abilities(engine),
+        cluster=_cluster(params, python, settings.model),
     )
     tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
     drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
@@ -52,8 +58,7 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         devices=devices_of(facts),
         instances_per_gpu=getattr(params, "instances_per_gpu", 1),
         free_memory_gb=facts.memory_free_gb,
-        # Containers have shared memory of their own, limited by this machine's memory.
-        free_shm_gb=facts.shm_free_gb if used is None else facts.memory_free_gb,
+        free_shm_gb=_free_shm_gb(settings, facts),
     )
     return settings, facts_of_model(settings), capacity
 
@@ -68,8 +73,8 @@ def settings_for(
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
     model = Path(params.model) if params.model else own_model(platform, dtype, maker)
-    if used is not None and not _on_hub(model):
-        model = model.absolute()  # a container starts in another folder
+    if (params.place != "local" or used is not None) and not _on_hub(model):
+        model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
         model=model,
         platform=platform,
@@ -108,6 +113,31 @@ def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
     if params.place != "container":
         return None
     return image(params.image, words(params.container_args))
+
+
+def _cluster(params: EngineParams, python: str, model: Path) -> Cluster | None:
+    """The hosts on which instances run; None where that is this machine. Raises PlanError."""
+    if params.place != "ray":
+        return None
+    spread = cast(Spread, params.spread)
+    return cluster_of(params.ray_address, spread, python=python, model=str(model))
+
+
+def host_doubts(cluster: Cluster) -> Iterator[str]:
+    """What several hosts mean for a result."""
+    addresses = ", ".join(facts.host.address for facts in cluster.hosts)
+    yield (
+        f"Servers accept connections from the network at {addresses}, without a password; only"
+        " trusted machines may reach them."
+    )
+    yield from differences(cluster)
+
+
+def _free_shm_gb(settings: EngineSettings, here: machine.Machine) -> float:
+    """What a store may have: containers have shared memory of their own, limited by memory."""
+    if settings.cluster is not None:
+        return min(host.machine.shm_free_gb for host in settings.cluster.hosts)
+    return here.shm_free_gb if settings.image is None else here.memory_free_gb
 
 
 def check_engine(params: EngineParams) -> None:
@@ -202,7 +232,7 @@ def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
 
     Checks the first `gpus` visible ones, which are those that instances get.
     """
-    if not settings.on_gpu:
+    if not settings.on_gpu or settings.cluster is not None:
         return
     facts, share = machine.facts(), settings.gpu_memory_share
     for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in devices_of(facts)[:gpus]):

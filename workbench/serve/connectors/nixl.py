@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from workbench.serve.connectors.connector import Connector, Wiring
+from workbench.serve.connectors.connector import Connector, Watched, Wiring
 
 _SIDE_PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
 _POLL_US = 1000
@@ -29,11 +29,12 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 
 def _env(wiring: Wiring) -> dict[str, str]:
     env = {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": wiring.host.address,
         _SIDE_PORT: str(wiring.side_port),
     }
     if wiring.cpu:
-        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
+        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": wiring.host.interface}
+        env |= {"UCX_RCACHE_MAX_UNRELEASED": "1024"}
     return env
 
 
@@ -109,6 +110,7 @@ CONNECTOR = Connector(
         "failed": "vllm:nixl_num_failed_transfers_total",
         "expired": "vllm:nixl_num_kv_expired_reqs_total",
     },
+    watched=Watched(transfer_s="vllm:nixl_xfer_time_seconds"),
     fatal=("NIXL is not avail",),
     packages={"nixl": "1.5.1"},
     modules=("nixl", "nixl_rocm"),

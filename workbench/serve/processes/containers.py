@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,6 +99,10 @@ class ContainerLauncher:
                 f"{len(left)} containers could not be removed; run {self.image.program} rm --force"
                 f" {' '.join(left)}."
             )
+
+    async def unused_ports(self) -> Iterator[int]:
+        """Free ports of this machine, whose network containers use."""
+        return await self.local.unused_ports()
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process in a container, without waiting until it is ready.

@@ -1,0 +1,55 @@
+"""What Prometheus reads of a deployment: its servers, and the labels that they do not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+JOB = "workbench"
+RULES_FILE = "rules.yml"
+INTERVAL_S = 5
+"""LMCache's /metrics may block under load; that costs a scrape, not a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A server with metrics."""
+
+    name: str
+    """Its label `instance`, e.g. `prefill-0`."""
+    role: str
+    connector: str
+    address: str
+    """`host:port`."""
+    path: str = "/metrics"
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """This server as a group of targets. No server knows its role or connector."""
+        labels = {"instance": self.name, "role": self.role, "connector": self.connector}
+        if self.path != "/metrics":
+            labels["__metrics_path__"] = self.path
+        return {"targets": [self.address], "labels": labels}
+
+
+def prometheus_config(targets: Iterable[Target], *, interval_s: float = INTERVAL_S) -> str:
+    """The configuration of a Prometheus for these servers, as YAML, with the rules beside it."""
+    every = f"{1000 * interval_s:.0f}ms"
+    config = {
+        "global": {"scrape_interval": every, "evaluation_interval": every},
+        "rule_files": [RULES_FILE],
+        "scrape_configs": [
+            {"job_name": JOB, "static_configs": [target.group for target in targets]}
+        ],
+    }
+    return yaml.safe_dump(config, sort_keys=False, width=1000)
+
+
+def target_file(targets: Iterable[Target], **labels: str) -> str:
+    """The same servers for `file_sd_configs`, as JSON, each with these `labels` too."""
+    groups = [target.group for target in targets]
+    return json.dumps([group | {"labels": group["labels"] | labels} for group in groups], indent=1)
