@@ -109,7 +109,8 @@ def check_workbench(command: Command, words: list[str]) -> None:
         params = serving_params("up", given | dict(asked.parameter))
         assert command.marked or servers_of(params)
     elif words[0] == "compose":
-        compose_params(cli._given(asked))
+        # What is marked is for a machine with a GPU.
+        compose_params(({"platform": "cuda"} if command.marked else {}) | cli._given(asked))
     elif words[0] == "claims":
         assert cli.main(words) == 0
     elif words[0] == "run-all":
