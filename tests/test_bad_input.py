@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.load.words import Words
+from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
@@ -422,6 +423,22 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    # what a compose file cannot have
+    (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
+     "'simulated'", "-p engine vllm"),
+    (lambda: compose_file(ATTACH), "engine must be vllm, because a compose", "'attach'", ""),
+    (lambda: compose_file({"place": "ray"}), "place must be container, because a compose", "'ray'",
+     "-p place container"),
+    (lambda: compose_file({"connector": "all", "image": "a:1"}), "connector must be one connector",
+     "'all'", "-p connector lmcache"),
+    (lambda: compose_file({"topology": "1p1d,1p4d", "image": "a:1"}), "topology must be one topol",
+     "'1p1d,1p4d'", "-p topology 1p4d"),
+    (lambda: compose_file({"platform": "cpu"}), "platform=cpu needs image", "''",
+     "-p image my/vllm-cpu:0.32.0"),
+    (lambda: compose_file({"container_args": "--cap-add IPC_LOCK"}), "container_args must be empty",
+     "'--cap-add IPC_LOCK'", "-f compose.yaml -f mine.yaml"),
+    (lambda: compose_file({"engine_env": "MY_API_KEY=x"}), "engine_env must not contain MY_API_KEY",
+     "MY_API_KEY", "export HF_TOKEN=..."),
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),

@@ -109,7 +109,7 @@ class LaunchCounts:
             arm=self._arm.label,
             round=self._number,
             pass_name=measured.name,
-            stores=self._stores,
+            stores=self._stores or bool(self._deployment.store_url),
             private=self._private,
             stores_late=self._stores and self._deployment.store.stores_late,
             counts_lookups=self._deployment.store.counts_lookups,
