@@ -201,6 +201,17 @@ class TierRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassTime:
+    """When a pass sent its requests, in Unix time."""
+
+    arm: str
+    round: int
+    pass_name: str
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmFacts:
     """One arm as it was launched."""
 
@@ -298,6 +309,7 @@ class RunFacts:
     sentences: tuple[str, ...] = ()
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()
+    pass_times: tuple[PassTime, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)

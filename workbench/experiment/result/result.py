@@ -102,6 +102,16 @@ class Result:
         """One row per working set and pass of a sweep over them; empty without one."""
         return self._marked(tables.size_frame(self.run.sizes))
 
+    @property
+    def panels(self) -> pd.DataFrame:
+        """What a Prometheus recorded: a row per panel, line and point; empty without one."""
+        import pandas as pd
+
+        path = self.folder / "panels.parquet"
+        frame = self._marked(read_frame(path) if path.exists() else pd.DataFrame())
+        frame.attrs["pass_times"] = self.run.pass_times
+        return frame
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
