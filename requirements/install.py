@@ -1,6 +1,6 @@
 """Install a set of packages by pip: hundreds of lines to a log, one line of progress to the reader.
 
-    python requirements/install.py cpu|cuda|mooncake [--log outputs/install.log]
+    python requirements/install.py cpu|cuda|mooncake|ray [--log outputs/install.log]
 
 It runs before anything is installed, so it takes nothing but Python itself. Of an install that
 fails it shows pip's last lines and where the log is.
@@ -35,6 +35,7 @@ SETS = {
     ),
     "cuda": ("the CUDA set", (("-e", ".[cuda,notebooks,dev]"),)),
     "mooncake": ("Mooncake (100 MB)", (("--no-deps", "-r", "requirements/mooncake.txt"),)),
+    "ray": ("Ray (100 MB)", (("-r", "requirements/ray.txt"),)),
 }
 MOONCAKE_LIBRARIES = {
     "libibverbs.so.1": "libibverbs1",

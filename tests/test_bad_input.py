@@ -44,6 +44,7 @@ CLAIMS = "paper_claim_validation"
 ATTACH = {"engine": "attach", "base_url": "http://127.0.0.1:8000"}
 TURNS = {"workload": "multi_turn_conversation"}
 BOX = {"place": "container"}
+HOSTS = {"place": "ray"}
 SIZES = {"topology": "1a", "connector": "offload", "working_sets": [2]}
 LIMIT = {"search": True, "ttft_limit_ms": 5}
 
@@ -245,6 +246,38 @@ PARAMETERS = [
         "container",
         "engine=simulated",
     ),
+    (
+        SWEEP,
+        {"spread": "node"},
+        "spread=node does not apply",
+        "node",
+        "-p place ray -p spread node",
+    ),
+    (SWEEP, {"ray_address": "h:1"}, "ray_address=h:1 does not apply", "h:1", "-p place ray"),
+    (
+        SWEEP,
+        {**HOSTS, "ray_address": "ray://h"},
+        "ray_address must be auto or HOST:PORT",
+        "'ray://h'",
+        "10.0.0.1:6379",
+    ),
+    (SWEEP, {**HOSTS, "spread": "far"}, "spread must be one of pack, spread, node", "'far'", ""),
+    (SWEEP, {**HOSTS, "image": "a"}, "image=a does not", "a", "-p place container"),
+    (
+        SWEEP,
+        {**HOSTS, "instances_per_gpu": 2},
+        "instances_per_gpu must be 1 with place=ray",
+        "2",
+        "",
+    ),
+    (
+        SWEEP,
+        {**HOSTS, "store_tiers": ["memory", "disk"]},
+        "store_tiers=memory,disk does not",
+        "memory,disk",
+        "-p place local",
+    ),
+    (SWEEP, {**HOSTS, "engine": "simulated"}, "place=ray does not", "ray", "engine=simulated"),
     ("environment_check", BOX, "place=container needs image,", "''", ""),
     (CLAIMS, BOX, "place must be local (claims", "'container'", "-p place local"),
     (SWEEP, {"engine": "attach"}, "engine=attach needs base_url,", "''", "http://127.0.0.1:8000"),

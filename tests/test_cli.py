@@ -217,7 +217,7 @@ def test_colours_are_for_terminals_that_want_them(no_color, monkeypatch):
 
 
 def test_the_help_says_what_it_is_for_how_to_use_it_and_the_exit_status(capsys):
-    for arguments in (["--help"], ["run", "--help"], ["run-all", "--help"]):
+    for arguments in (["--help"], ["run", "--help"], ["run-all", "--help"], ["up", "--help"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 0

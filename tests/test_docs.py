@@ -23,10 +23,11 @@ import yaml
 from tests.experiment.conftest import machine_has, model  # noqa: F401  fixtures of this file too
 from workbench import cli
 from workbench.errors import ParameterError
-from workbench.experiment.plan.arms import plan
+from workbench.experiment.plan.arms import plan, servers_of
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate_table import GATES
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS, EngineParams, check_params
+from workbench.params.serving import serving_params
 from workbench.report.glossary import GLOSSARY
 
 ROOT = repository_root()
@@ -102,6 +103,10 @@ def check_workbench(command: Command, words: list[str]) -> None:
     asked = cli._parser().parse_args(words)
     if words[0] == "run":
         check_notebook(command, asked.notebook, asked.file, asked.parameter)
+    elif words[0] == "up":
+        given = yaml.safe_load((ROOT / asked.file).read_text()) if asked.file else {}
+        params = serving_params("up", given | dict(asked.parameter))
+        assert command.marked or servers_of(params)
     elif words[0] == "claims":
         assert cli.main(words) == 0
     elif words[0] == "run-all":
@@ -191,6 +196,7 @@ WRONG = [
     ("papermill notebooks/pd_swep.ipynb out.ipynb", "does not exist"),
     ("papermill notebooks/pd_sweep.ipynb out.ipynb -p topologie 1p4d", "'topologie'"),
     ("papermill notebooks/pd_sweep.ipynb out.ipynb -p connector none", "got 'none'"),
+    ("workbench up -p rounds 3", "does not take 'rounds'"),
     (f"{RUN} --forced", "--forced"),
     (f"{RUN} -p workload novel", "novel"),
     (f"{RUN} -f params/cpu_demo/none.yaml", "No such file"),

@@ -1,5 +1,4 @@
-"""The `workbench` command: run notebooks, render pages, compare results, list claims, and print the
-files for Prometheus and Grafana."""
+"""The `workbench` command: run notebooks, render their pages, start servers, compare results."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
@@ -53,8 +52,10 @@ _EPILOG = """examples:
   workbench run pd_sweep -f params/cpu_demo/pd_sweep.yaml -p rounds 5
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
+  workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
+  workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -78,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     acts = parser.add_subparsers(
-        required=True, metavar="run | run-all | report | index | compare | claims | monitoring"
+        required=True,
+        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
     )
     run = acts.add_parser(
         "run",
@@ -90,11 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 completed, 1 could not be completed or not ready, 2 bad input",
     )
     run.add_argument("notebook", help=", ".join(NOTEBOOKS))
-    run.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="set one parameter, as in papermill; repeat for more",
-    )  # fmt: skip
-    run.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+    _add_parameters(run)
     run.add_argument("--force", action="store_true", help="measure again instead of reusing")
     _add_verbosity(run)
     run.set_defaults(act=_run)
@@ -112,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--force", action="store_true", help="measure again, reuse nothing")
     _add_verbosity(everything)
     everything.set_defaults(act=_run_all)
+    up = acts.add_parser(
+        "up",
+        help="start the servers of one topology and keep them until Ctrl-C",
+        description=(
+            "Starts the servers that pd_sweep measures first, without load. Prints their URL, a"
+            " curl line, and the command that measures them; Ctrl-C ends them. Parameters are"
+            " those of pd_sweep that concern servers."
+        ),
+        epilog="exit status: 0 ended by Ctrl-C or a signal, 1 a server did not start or ended by"
+        " itself, 2 bad input",
+    )
+    _add_parameters(up)
+    up.set_defaults(act=_up)
     report = acts.add_parser("report", help="render an executed notebook as one HTML file")
     report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
     report.set_defaults(act=_report)
@@ -132,6 +143,17 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="write the distributions as SVG to FILE"
     )
     compare.set_defaults(act=_compare)
+    compose = acts.add_parser(
+        "compose",
+        help="print a file for Docker Compose with the servers of a pd_sweep, started by docker",
+        description=(
+            "Prints a compose file: instances, KV store and proxy of a topology, its aggregated"
+            " baselines on the same GPUs as further profiles, and as its first line the command"
+            " that measures it. Takes the parameters of pd_sweep."
+        ),
+    )
+    _add_parameters(compose)
+    compose.set_defaults(act=_compose)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -158,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     monitoring.set_defaults(act=_monitoring)
     return parser
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    from workbench.notebook_run import read_params
+
+    return read_params(options.file) | {
+        name: value.removeprefix(" ") if value[1:2] == "-" else value
+        for name, value in options.parameter
+    }
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -195,6 +226,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compose(options: argparse.Namespace) -> int:
+    from workbench.compose.compose_file import compose_file
+
+    print(compose_file(_given(options)), end="")
+    return 0
+
+
 def _claims(options: argparse.Namespace) -> int:
     from workbench.claims.listing import check_page, list_page, show_page
     from workbench.claims.registry.registry import read_registry
@@ -227,6 +265,14 @@ def _monitoring(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set one parameter, as in papermill; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("-f", "--file", type=Path, help="YAML file of parameters; -p overrides it")
+
+
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     told = parser.add_mutually_exclusive_group()
     told.add_argument("-q", "--quiet", action="store_true", help="print the result only")
@@ -247,13 +293,19 @@ def _progress(options: argparse.Namespace) -> Iterator[TextIO]:
         yield sys.stderr if options.json else sys.stdout
 
 
-def _run(options: argparse.Namespace) -> int:
-    from workbench.notebook_run import read_params, run_notebook
+def _up(options: argparse.Namespace) -> int:
+    from workbench.params.serving import serving_params
 
-    given = read_params(options.file) | {
-        name: value.removeprefix(" ") if value[1:2] == "-" else value
-        for name, value in options.parameter
-    }
+    params = serving_params("up", _given(options))
+    from workbench.up import up  # what takes seconds to load comes after what may be refused
+
+    return up(params)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from workbench.notebook_run import run_notebook
+
+    given = _given(options)
     with _progress(options) as progress:
         run = run_notebook(options.notebook, given, force=options.force, progress=progress)
     from workbench.terminal import closing_lines, say, summary_line

@@ -1,7 +1,8 @@
 """The rows that a run writes: one per request, and one per request at the proxy.
 
 Every time is `time.monotonic()` in seconds (CLOCK_MONOTONIC, one clock for all processes of a
-host), so stamps of client and proxy can be subtracted. Missing times are NaN, never zero.
+host), so stamps of client and proxy can be subtracted. Missing times are NaN, never zero. Readings
+of other hosts' clocks and of links between hosts are records too.
 """
 
 from __future__ import annotations
@@ -85,6 +86,38 @@ class LegRecord:
     prefill_engine_metrics: str = ""
     error: str = ""
     """`prefill` or `decode` with the reason, empty when both legs went well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockReading:
+    """The clocks of another host beside ours, from the shortest of several round trips.
+
+    The host read its clocks between our question and its answer. So in the middle of the round trip
+    they differ from ours by the offsets, give or take half of it (Cristian, "Probabilistic clock
+    synchronization", 1989; NTP takes the shortest too: RFC 5905, section 10).
+    """
+
+    host: str
+    """Its address."""
+    at_s: float
+    """Our clock in the middle of the round trip."""
+    offset_s: float
+    """Its monotonic clock minus ours."""
+    wall_offset_s: float
+    """Its clock of the day minus ours."""
+    bound_s: float
+    """No offset is wrong by more than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRate:
+    """How fast one TCP connection took bytes from a host to another."""
+
+    sender: str
+    """Its address."""
+    receiver: str
+    bit_s: float
+    """Payload."""
 
 
 def to_frame(records: Iterable[RequestRecord | LegRecord], **columns: Any) -> pd.DataFrame:

@@ -90,6 +90,46 @@ def test_every_part_of_a_split_request_by_hand():
     assert row["note"] == ""
 
 
+def clocks(host: str, *, rate: float = 1.0, rate_bound: float = 1e-5) -> pd.DataFrame:
+    """What readings before and after the pass say about the clock of one host."""
+    given = {"arm": "1p1d nixl", "round": 0, "pass": "cold"}
+    return pd.DataFrame([given | {"host": host, "factor": 1 / rate, "rate_bound": rate_bound}])
+
+
+def test_engine_times_of_a_host_with_a_fast_clock_become_ours():
+    fast = replace(SPLIT, prefill_engine_metrics=timing(30 * 1.04, 300 * 1.04))
+    requests, legs = frames(REQUEST, fast)
+    assert waterfall(requests, legs)["note"][0].startswith("their durations contradict")
+    row = waterfall(requests, legs, clocks=clocks("p", rate=1.04)).iloc[0]
+    assert {name: 1000 * row[name] for name in MILLISECONDS} == pytest.approx(MILLISECONDS)
+
+
+def test_hosts_that_serve_no_leg_do_not_matter():
+    requests, legs = frames(REQUEST, SPLIT)
+    with_clocks = waterfall(requests, legs, clocks=clocks("other", rate=1.5))
+    pd.testing.assert_frame_equal(with_clocks, waterfall(requests, legs))
+
+
+@pytest.mark.parametrize(
+    ("host", "small", "beside"),
+    [
+        ("p", "prefill_server_s", "prefill_compute_s"),
+        ("d", "decode_server_s", "transfer_queue_s"),
+    ],
+)
+def test_a_part_below_what_clocks_leave_open_is_not_split(host, small, beside):
+    requests, legs = frames(REQUEST, SPLIT)
+    # Readings so far apart say nothing about 330 ms within 330 ms, nor 30 ms within 30 ms.
+    row = waterfall(requests, legs, clocks=clocks(host, rate_bound=1.0)).iloc[0]
+    assert row[small] == 0
+    assert 1000 * row[beside] == pytest.approx(MILLISECONDS[small] + MILLISECONDS[beside])
+    assert 1000 * row["residual_s"] == pytest.approx(MILLISECONDS["residual_s"])
+    (said,) = doubts(row.to_frame().T)
+    assert f"{PARTS[small]} is shown with {PARTS[beside]}" in said
+    wide = waterfall(requests, legs, clocks=clocks(host, rate_bound=0.02)).iloc[0]
+    assert wide["joined"] == "" and wide[small] > 0
+
+
 def test_an_aggregated_request_has_none_of_the_second_leg():
     row = one(REQUEST, AGGREGATED)
     assert 1000 * row["proxy_s"] == pytest.approx(0.2)

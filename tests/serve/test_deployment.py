@@ -108,6 +108,9 @@ class Elsewhere:
         self.notes: list[str] = []
         self.running: list[TestServer] = []
 
+    async def unused_ports(self) -> Iterator[int]:
+        return unused_ports()
+
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         async def answer(_: web.Request) -> web.Response:
             return web.Response()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from workbench.errors import ParameterError, PlanError, must_be, shown
 
@@ -40,13 +40,18 @@ class Image:
     digest: str
     """The registry's digest; the id of an image that was made here."""
     program: str
-    """The command, `docker` or `podman`."""
+    """The command, `docker` or `podman`; empty for one that was not looked for (`elsewhere`)."""
     version: str
     """Of that program's server."""
     args: tuple[str, ...] = ()
     """More options of `docker run`."""
     python_path: str = ""
     """The PYTHONPATH that the image sets."""
+
+    @classmethod
+    def elsewhere(cls, name: str) -> Self:
+        """An image that need not be on this machine, so that nothing is asked of it."""
+        return cls(name=name, id=name, digest="", program="", version="")
 
     @property
     def mounts(self) -> bool:

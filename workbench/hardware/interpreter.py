@@ -73,9 +73,14 @@ class Interpreter:
     """The image that it is in; None for one of this machine."""
 
     def find(self, module: str) -> str:
-        """Where a top-level package or module is; empty if it is not installed."""
+        """Where a top-level package or module is; empty if it is not installed.
+
+        Empty too in an image that cannot be asked.
+        """
         if self.own:
             return _place(module)
+        if self.image is not None and not self.image.program:
+            return ""
         names = _USUAL if module in _USUAL else (module,)
         found: str = _asked_about(self.path, names, self.image)["places"][module]
         return found
@@ -169,6 +174,8 @@ def interpreter(path: str = "", image: Image | None = None) -> Interpreter:
     """
     if image is not None:
         path = path or _IN_IMAGES
+        if not image.program:
+            return Interpreter(path=path, python="", versions={}, image=image)
         about = _asked_about(path, _USUAL, image)
         return Interpreter(
             path=path, python=about["python"], versions=about["versions"], image=image

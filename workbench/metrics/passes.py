@@ -144,5 +144,6 @@ class PassCounters:
 
     def grain_tokens(self, source: Source) -> int:
         """The unit in which a source serves a prompt; the rest is computed."""
-        by_chunk = source == _FETCHED and self.stores
+        # Attached servers have a store if one is counted, whatever their connector is.
+        by_chunk = source == _FETCHED and (self.stores or self.store is not None)
         return self.chunk_tokens if by_chunk else self.block_tokens

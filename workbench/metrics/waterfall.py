@@ -2,6 +2,9 @@
 
 Each part was timed by one of them, or is the proxy's duration minus the engine's; none is an
 estimate. The residual checks the join and both clocks. docs/engine.md explains vLLM's timestamps.
+
+Client and proxy are on one host and stamp by one clock. Engines say only durations, so the offset
+of another host's clock does not matter, but its rate does (`metrics.clocks`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 from math import ceil
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -93,7 +97,13 @@ def parts() -> pd.DataFrame:
     return pd.DataFrame([row[1:] for row in CARD], columns=["part", "definition", "timed by"])
 
 
-def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") -> pd.DataFrame:
+def waterfall(
+    requests: pd.DataFrame,
+    legs: pd.DataFrame,
+    *,
+    untimed: str = "",
+    clocks: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """One row per request: arm, round, pass, index, request_id, the PARTS, residual_s, ttft_s.
 
     `requests` and `legs` are the frames of a run. An aggregated request has exactly 0 in the
@@ -101,10 +111,14 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") 
     Unknown parts are NaN, and `note` says why: the request
     failed, has no leg or no engine timing, or its durations contradict each other (then no part of
     it is shown). `untimed` says why these engines send no timing, if they cannot. Seconds.
+
+    `clocks` has a row per arm, round, pass and host: `factor`, which makes its seconds ours, and
+    `rate_bound`, how wrong that can be. A part that is smaller than what clocks leave open is not
+    split from the one beside it: it is 0, the other has both, and `joined` says so.
     """
     timed = requests if "ttft_s" in requests else latencies(requests)
     rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
-    names = ("prefill_instance", "prefill_engine_metrics", "at_once")
+    names = ("prefill_instance", "decode_instance", "prefill_engine_metrics", "at_once")
     seen = legs.reindex(columns=[*_KEYS, *_STAMPS, *names])
     # An id that the proxy saw twice has two sets of timestamps, so neither is used.
     seen = seen.drop_duplicates([*_KEYS], keep=False)
@@ -112,7 +126,7 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") 
     both = rows.merge(seen, on=[*_KEYS], how="left")
     split = (both["prefill_instance"].notna() & both["prefill_instance"].ne("")).to_numpy(bool)
     at_once = both["at_once"].eq(True).to_numpy(bool)
-    found = _durations(both, split, at_once)
+    found, joined = _durations(both, split, at_once, clocks)
     found[~succeeded(both).to_numpy(bool)] = np.nan
     found["residual_s"] = both["ttft_s"] - found[[*PARTS]].sum(axis=1, skipna=False)
     # A microsecond is more than subtracting such floats can lose.
@@ -120,18 +134,31 @@ def waterfall(requests: pd.DataFrame, legs: pd.DataFrame, *, untimed: str = "") 
     found[impossible] = np.nan
     notes = _notes(both, found, split, at_once, impossible, untimed or _NO_METRICS)
     head = both[["arm", "round", "pass", "index", "request_id"]]
-    return head.join(found).assign(ttft_s=both["ttft_s"], at_once=at_once, note=notes)
+    joined[notes != ""] = ""
+    return head.join(found).assign(
+        ttft_s=both["ttft_s"], at_once=at_once, joined=joined, note=notes
+    )
 
 
 def _durations(
-    both: pd.DataFrame, split: NDArray[np.bool_], at_once: NDArray[np.bool_]
-) -> pd.DataFrame:
-    """The parts of each row, NaN where a timestamp is missing."""
+    both: pd.DataFrame,
+    split: NDArray[np.bool_],
+    at_once: NDArray[np.bool_],
+    clocks: pd.DataFrame | None,
+) -> tuple[pd.DataFrame, NDArray[np.object_]]:
+    """The parts of each row, NaN where a timestamp is missing, and what was joined."""
     import pandas as pd
 
     t = {name: both[name].to_numpy(float) for name in _STAMPS}
-    prefill_queue, prefill_compute = _engine_s(both["prefill_engine_metrics"])
-    queue, step = _engine_s(both["engine_metrics"])
+    prefill_factor, prefill_bound = _clock_of(both, "prefill_instance", clocks)
+    factor, bound = _clock_of(both, "decode_instance", clocks)
+    prefill_queue, prefill_compute = (
+        prefill_factor * seconds for seconds in _engine_s(both["prefill_engine_metrics"])
+    )
+    queue, step = (factor * seconds for seconds in _engine_s(both["engine_metrics"]))
+    # How wrong a difference between the proxy's clock and an engine's can be.
+    prefill_open_s = prefill_bound * (prefill_queue + prefill_compute)
+    open_s = bound * (queue + step)
     prefill_server = t["prefill_done_s"] - t["prefill_sent_s"] - prefill_queue - prefill_compute
     server = t["decode_first_byte_s"] - t["decode_sent_s"] - queue - step
     handoff = t["decode_sent_s"] - t["prefill_done_s"]
@@ -152,7 +179,35 @@ def _durations(
     }
     found = pd.DataFrame(columns, index=both.index)
     found[np.isnan(t["received_s"])] = np.nan  # no leg, so unknown whether it was split
-    return found
+    joined = np.full(len(both), "", dtype=object)
+    in_turn = split & ~at_once
+    for applies, part, beside, left_open_s in (
+        (in_turn, "prefill_server_s", "prefill_compute_s", prefill_open_s),
+        (~split, "prefill_server_s", "prefill_compute_s", open_s),
+        (in_turn, "decode_server_s", "transfer_queue_s", open_s),
+        (at_once, "transfer_queue_s", "prefill_compute_s", prefill_open_s + open_s),
+    ):
+        small = applies & (found[part].abs().to_numpy() < left_open_s)
+        found.loc[small, beside] += found.loc[small, part]
+        found.loc[small, part] = 0.0
+        joined[small] += f"{PARTS[part]} is shown with {PARTS[beside]}; "
+    return found, joined
+
+
+def _clock_of(
+    both: pd.DataFrame, instance: str, clocks: pd.DataFrame | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What makes each row's engine times ours, and how wrong that can be; 1 and 0 on our host."""
+    if clocks is None or clocks.empty:
+        return np.ones(len(both)), np.zeros(len(both))
+    hosts = {url: urlsplit(url).hostname for url in both[instance].dropna().unique()}
+    keys = ["arm", "round", "pass", "host"]
+    rows = both[keys[:-1]].assign(host=both[instance].map(hosts))
+    found = rows.merge(clocks[[*keys, "factor", "rate_bound"]], on=keys, how="left")
+    return (
+        found["factor"].fillna(1.0).to_numpy(float),
+        found["rate_bound"].fillna(0.0).to_numpy(float),
+    )
 
 
 def _engine_s(texts: pd.Series[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -207,6 +262,13 @@ def doubts(frame: pd.DataFrame) -> list[str]:
         f"{n} of {len(frame)} requests have no complete waterfall, because {w}."
         for w, n in counts.items()
     ]
+    if "joined" in frame:
+        joined = frame["joined"].str.removesuffix("; ")
+        said += [
+            f"In {n} of {len(frame)} requests {what}: it is smaller than what the clocks of two"
+            " hosts leave open."
+            for what, n in joined[joined != ""].value_counts(sort=False).items()
+        ]
     wide = frame[frame["residual_s"].notna() & ~closes(frame)]
     if len(wide):
         worst = wide.sort_values("residual_s").iloc[-1]

@@ -129,6 +129,16 @@ def place_mistakes(place: str, image: str, container_args: str) -> Iterator[str]
     )
 
 
+def host_mistakes(place: str, address: str, spread: str) -> Iterator[str]:
+    """What is wrong with the hosts on which servers run."""
+    for name, value, default in (("ray_address", address, "auto"), ("spread", spread, "pack")):
+        if value != default and place != "ray":
+            yield unused(name, value, f"place={place}", f"-p place ray -p {name} {value}")
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and "/" not in host and port.isdecimal()):
+        yield must_be("ray_address", "auto or HOST:PORT", address, "10.0.0.1:6379")
+
+
 def variable_mistakes(name: str, text: str) -> Iterator[str]:
     """What is wrong with environment variables."""
     example = "NCCL_MIN_NCHANNELS=112"

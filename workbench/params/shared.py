@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from workbench.errors import ParameterError, must_be, needs, unused
-from workbench.params.engine_args import argument_mistakes, place_mistakes, variable_mistakes
+from workbench.params.engine_args import (
+    argument_mistakes,
+    host_mistakes,
+    place_mistakes,
+    variable_mistakes,
+)
 from workbench.params.rules import address_mistakes, body_mistakes, param
 
 FAULTS = (
@@ -49,8 +54,8 @@ class EngineParams:
     )
     place: str = param(
         "local",
-        "local: processes of this machine, container: in docker or podman",
-        choices=("local", "container"),
+        "local: this machine, container: in docker or podman, ray: several hosts",
+        choices=("local", "container", "ray"),
     )
     image: str = param(
         "",
@@ -62,6 +67,16 @@ class EngineParams:
         "only with place container: more options of docker run, as in a shell",
         example="--device /dev/infiniband --cap-add IPC_LOCK",
         words=True,
+    )
+    ray_address: str = param(
+        "auto",
+        "only with place ray: HOST:PORT of the Ray head, or auto (docs/hosts.md)",
+        example="10.0.0.1:6379",
+    )
+    spread: str = param(
+        "pack",
+        "only with place ray: pack (few hosts), spread (many) or node (one host)",
+        choices=("pack", "spread", "node"),
     )
     model: str = param(
         "",
@@ -139,6 +154,14 @@ class EngineParams:
         if engine != "vllm" and self.place != "local":
             yield unused("place", self.place, f"engine={engine}", "-p engine vllm")
         yield from place_mistakes(self.place, self.image, self.container_args)
+        yield from host_mistakes(self.place, self.ray_address, self.spread)
+        if self.place == "ray" and getattr(self, "instances_per_gpu", 1) > 1:
+            given = getattr(self, "instances_per_gpu", 1)
+            yield must_be("instances_per_gpu", "1 with place=ray (Ray lends whole GPUs)", given, 1)
+        tiers = list(getattr(self, "store_tiers", ()))
+        if self.place == "ray" and tiers not in ([], ["memory"]):
+            example = f"-p place local -p store_tiers {','.join(tiers)}"
+            yield unused("store_tiers", tiers, "place=ray", example)
 
     def check_lengths(self, prompt_tokens: int, output_tokens: int) -> None:
         """Refuse requests longer than the servers accept. Raises ParameterError."""

@@ -212,9 +212,29 @@ def _tables(result: Result) -> list[tuple[str, dict[str, Any]]]:
         ("Run", {name: value for name, value in run.items() if value}),
         ("Model", {name: value for name, value in asdict(facts.engine).items() if value}),
         ("Machine", machine),
+        ("Hosts", _hosts(facts)),
         ("Versions", versions),
     ]
     return [(name, table) for name, table in tables if table]
+
+
+def _hosts(facts: RunFacts) -> dict[str, Any]:
+    """What each host has, and which instances ran there; empty for a run on one machine."""
+    rows = {}
+    for row in facts.hosts:
+        ran = [
+            f"{name} ({arm.label})"
+            for arm in facts.arms
+            for name, host in arm.hosts.items()
+            if host == row.host
+        ]
+        memory = f"{row.memory_free_gb:g} GB free, {row.shm_free_gb:g} GB of shared memory"
+        packages = " ".join(f"{name} {version}" for name, version in row.versions.items())
+        gpus = f"GPUs: {row.gpus}"
+        has = [f"{row.cpu}, {row.cores} cores", memory, gpus, f"Python {row.python}", packages]
+        ran_here = ", ".join(ran) or "no instance"
+        rows[f"{row.host} ({row.address})"] = f"{ran_here}. {'; '.join(filter(None, has))}"
+    return rows
 
 
 def _workload(facts: RunFacts) -> dict[str, Any]:

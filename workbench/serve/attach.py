@@ -6,11 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from workbench.control import connect_problem, control_client, server_address, tls_context
 from workbench.errors import DeploymentError, must_be
+from workbench.serve.connectors import lmcache
 from workbench.serve.deployment import Deployment, Instance
 from workbench.topology import Role
 
@@ -54,6 +56,16 @@ async def attach(
     async with control_client(headers=deployment.headers) as client:
         chosen, doubts = await _choose_model(client, deployment, model)
     return replace(deployment, model=chosen, doubts=doubts)
+
+
+def parameters_for(deployment: Deployment) -> dict[str, Any]:
+    """The parameters that attach to this deployment, with every counter and reset it has."""
+    urls: dict[str, list[str]] = {"prefill_urls": [], "decode_urls": []}
+    for instance in deployment.instances:
+        urls["prefill_urls" if instance.role == "prefill" else "decode_urls"].append(instance.url)
+    store = deployment.store_url if deployment.store is lmcache.STORE else ""
+    given = {"engine": "attach", "base_url": deployment.url, **urls, "lmcache_url": store}
+    return {name: value for name, value in given.items() if value}
 
 
 async def _choose_model(

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any, cast
@@ -20,16 +21,25 @@ import httpx
 
 from workbench.control import connect_problem, control_client
 from workbench.errors import DeploymentError, LaunchError, ResetRefusedError
+from workbench.hardware.hosts import THIS_MACHINE
 from workbench.records import LegRecord
 from workbench.serve import vllm
-from workbench.serve.checks.capacity import Capacity, check_capacity, hand_out
+from workbench.serve.checks.capacity import (
+    Capacity,
+    Place,
+    check_capacity,
+    check_one_host,
+    hand_out,
+    on_hosts,
+)
 from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmcache
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.forkserver import IF_THERE
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
-from workbench.serve.processes.ports import in_use, unused_ports
+from workbench.serve.processes.ports import in_use
+from workbench.serve.processes.ray_hosts import RayLauncher, shares
 from workbench.serve.processes.startup import ready
 from workbench.serve.simulated.substitution import LOADS as SIMULATED_LOADS
 from workbench.serve.simulated.substitution import simulated_processes
@@ -73,12 +83,27 @@ class DeploymentPlan:
         """Where requests go: the proxy, or the only instance."""
         return self.processes[-1].url
 
-    def __str__(self) -> str:
+    @property
+    def heading(self) -> str:
+        """What runs, with which connector and where."""
         tp, image = self.tp if self.settings.on_gpu else None, self.settings.image
         head = f"{self.topology.describe(tp)}; connector {self.connector.name}"
         if image is not None:
             head += f"; in containers of {image.name} ({image.program} {image.version})"
-        return "\n".join([head, *(f"  {p.name:12} {p.command_line}" for p in self.processes)])
+        if self.settings.cluster is not None:
+            on = (f"{name} on {host}" for name, host in self.hosts.items())
+            head += f"; spread {self.settings.cluster.spread}: {', '.join(on)}"
+        return head
+
+    def __str__(self) -> str:
+        commands = (f"  {p.name:12} {p.command_line}" for p in self.processes)
+        return "\n".join([self.heading, *commands])
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """The host of each instance; empty where all are processes of this machine."""
+        away = (p for p in self.instances if p.host != THIS_MACHINE)
+        return {process.name: process.host.name for process in away}
 
 
 def plan_deployment(
@@ -107,52 +132,66 @@ def plan_deployment(
     """
     tp, capacity = tp or TensorParallel(), capacity or Capacity()
     connector.check(topology)
-    spans = settings.gpus(tp)
-    check_capacity(topology, spans, capacity, settings)
+    spans, cluster = settings.gpus(tp), settings.cluster
     free = iter(ports)
     cpu, interpreter = not settings.on_gpu, settings.interpreter
+    store = connector.store
+    if cluster is not None:
+        places = on_hosts(topology, spans, cluster, settings)
+        if store and store.shares_memory:
+            check_one_host(places, cluster, connector.name, topology)
+    else:
+        check_capacity(topology, spans, capacity, settings)
+        handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
+        places = [Place(devices=own) for own in handed]
+    store_host = (
+        places[0].host if cluster is None or (store and store.shares_memory) else cluster.head
+    )
     processes: list[ProcessSpec] = []
     store_port = 0
     tiers: tuple[Tier, ...] = ()
-    store = connector.store
     if store and store.processes:
         if store.tier_loads:
             tiers = tiers_of(
                 store_tiers, free, interpreter=interpreter, size_gb=tier_gb, folder=disk_folder
             )
         first, *others = store.processes(
-            free, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
+            free, host=store_host, interpreter=interpreter, shm_name=shm_name, memory_gb=store_gb,
             chunk_tokens=chunk_tokens, tiers=tiers, cpu=cpu,
         )  # fmt: skip
         processes += (server for tier in tiers for server in tier.processes)
         processes += (replace(first, args=(*first.args, *store_args)), *others)
         store_port = first.port
     side_urls: list[str] = []
-    handed = [()] * topology.instances if cpu else hand_out(topology, spans, capacity)
     # A store copies KV from and to the GPUs of all instances.
-    all_devices = tuple(dict.fromkeys(gpu for own in handed for gpu in own))
+    all_devices = tuple(dict.fromkeys(gpu for place in places for gpu in place.devices))
     processes = [replace(p, devices=all_devices) for p in processes]
-    devices = iter(handed)
+    remaining = iter(places)
     reads, writes, files_env = vllm.files(settings)
     for role, number in ((role, n) for role, count in topology.roles for n in range(count)):
         port, side_port = next(free), next(free)
+        place = next(remaining)
+        host = place.host
         wiring = Wiring(
-            role=role, cpu=cpu, store_port=store_port, side_port=side_port,
+            role=role, cpu=cpu, host=host, side_port=side_port,
+            store_host=store_host, store_port=store_port,
             store_gb=store_gb if store and store.private else store_gb / topology.instances,
             mooncake_protocol=mooncake_protocol,
             transfer_timeout_s=transfer_timeout_s,
         )  # fmt: skip
         if connector.at_once and role == "prefill":
-            side_urls.append(f"http://127.0.0.1:{side_port}")
+            side_urls.append(f"http://{host.address}:{side_port}")
         args = vllm.instance_argv(
             settings,
             role=role,
             port=port,
             tp=getattr(tp, role),
             share_of_gpu=1.0 / capacity.instances_per_gpu,
+            host=host,
         )
-        own_devices = next(devices)
-        env = vllm.instance_env(settings.platform, devices=own_devices, offline=settings.local)
+        env = vllm.instance_env(
+            settings.platform, devices=place.devices, offline=settings.local, host=host
+        )
         processes.append(
             ProcessSpec(
                 name=f"{role}-{number}",
@@ -163,9 +202,10 @@ def plan_deployment(
                 env=env | files_env | connector.env(wiring) | dict(settings.extra_env),
                 env_files=connector.env_files(wiring),
                 port=port,
-                ready_url=f"http://127.0.0.1:{port}/health",
+                host=host,
+                ready_url=f"http://{host.address}:{port}/health",
                 fatal=(*vllm.FATAL, *connector.fatal),
-                devices=own_devices,
+                devices=place.devices,
                 reads=reads,
                 writes=writes,
             )
@@ -340,6 +380,8 @@ class Deployment:
         roles = {"store"} if self.store_url and self.store.stalls_when_dead else set()
         if self.plan is not None and self.plan.connector.at_once:
             roles.add("prefill")
+        # A host that is cut off closes no connection.
+        roles |= {p.spec.role for p in self.processes if p.spec.host != THIS_MACHINE}
         return frozenset(roles)
 
     def dead(self) -> list[Process]:
@@ -379,9 +421,15 @@ def _succeeded(answer: httpx.Response) -> bool:
 
 
 def launcher_for(
-    settings: EngineSettings, log_dir: Path, *, fork: bool = True
-) -> LocalLauncher | ContainerLauncher:
+    settings: EngineSettings,
+    log_dir: Path,
+    *,
+    fork: bool = True,
+    plans: Iterable[DeploymentPlan] = (),
+) -> LocalLauncher | ContainerLauncher | RayLauncher:
     """The launcher of deployments with these settings; use it as an `async with` block.
+
+    On several hosts it holds what the largest of `plans` needs there.
 
     Without a GPU instances are forked unless `fork` is False: imports dominate their start-up time.
     In containers nothing is forked.
@@ -389,8 +437,12 @@ def launcher_for(
     if settings.image is not None:
         python = settings.interpreter.path
         return ContainerLauncher(log_dir, settings.image, python, settings.platform)
+    start: Callable[..., LocalLauncher | RayLauncher] = LocalLauncher
+    if settings.cluster is not None:
+        needed = shares(plan.processes for plan in plans)
+        start = partial(RayLauncher, cluster=settings.cluster, needed=needed)
     if not fork or settings.on_gpu:
-        return LocalLauncher(log_dir)
+        return start(log_dir)
     if settings.platform == "simulated":
         return LocalLauncher(log_dir, loads=SIMULATED_LOADS)
     interpreter = settings.interpreter
@@ -400,7 +452,7 @@ def launcher_for(
     # OpenMP reads the environment once, so the fork server needs that of its instances.
     env = vllm.instance_env("cpu", offline=settings.local) | interpreter.env(settings.extra_env)
     loads = (*connectors, vllm.LOAD)
-    return LocalLauncher(log_dir, loads=loads, python=interpreter.path, env=env)
+    return start(log_dir, loads=loads, python=interpreter.path, env=env)
 
 
 @asynccontextmanager
@@ -409,7 +461,7 @@ async def deploy(
     make_plan: Callable[[Iterator[int]], DeploymentPlan],
     *,
     log_dir: Path,
-    ports: Callable[[], Iterator[int]] = unused_ports,
+    ports: Callable[[], Iterator[int]] | None = None,
 ) -> AsyncIterator[Deployment]:
     """Start the plan that `make_plan` makes for free ports; leaving the block ends it.
 
@@ -417,7 +469,7 @@ async def deploy(
     retries only if another program took a port in the meantime.
     """
     for attempt in range(1, PORT_RACES + 1):
-        plan = make_plan(ports())
+        plan = make_plan(ports() if ports else await launcher.unused_ports())
         running: list[Process] = []
         began_s = time.monotonic()
         try:
@@ -427,7 +479,7 @@ async def deploy(
             # The system writes "Address", asyncio and uvicorn "address", Mooncake's master nothing.
             lost = "address already in use" in str(error).lower()
             taken = [p for p in plan.processes if p.port and isinstance(error, LaunchError)
-                     and in_use(p.port)]  # fmt: skip
+                     and in_use(p.port, p.host.address)]  # fmt: skip
             if attempt < PORT_RACES and (lost or taken):
                 continue
             if taken and not lost:

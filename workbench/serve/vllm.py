@@ -17,6 +17,7 @@ from runpy import run_module
 from typing import Any, Literal
 
 from workbench.hardware.cache import cache_folder
+from workbench.hardware.hosts import THIS_MACHINE, Cluster, Host
 from workbench.hardware.images import Image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import count_of, value_of
@@ -111,6 +112,8 @@ class EngineSettings:
     """Path of the interpreter that runs vLLM; empty for our own, or what an image calls python3."""
     image: Image | None = None
     """The image in whose containers servers run; None for processes of this machine."""
+    cluster: Cluster | None = None
+    """The hosts on which instances run; None for this machine alone."""
     abilities: Abilities = Abilities()
     dtype: str = ""
     """dtype of weights and KV as vLLM names it; empty for the model's own."""
@@ -207,14 +210,20 @@ def number_format(asked: str, platform: Platform, *, fast_bf16: bool) -> str:
 
 
 def instance_argv(
-    settings: EngineSettings, *, role: Role, port: int, tp: int, share_of_gpu: float = 1.0
+    settings: EngineSettings,
+    *,
+    role: Role,
+    port: int,
+    tp: int,
+    share_of_gpu: float = 1.0,
+    host: Host = THIS_MACHINE,
 ) -> list[str]:
     """Arguments of `vllm serve`, without those of the connector."""
     # `vllm serve` takes the model as its first argument, the module behind it as an option.
     model = ["--model"] if settings.platform == "cpu" else []
     argv = [
         *model, str(settings.model), "--served-model-name", SERVED_MODEL,
-        "--host", "127.0.0.1", "--port", str(port),
+        "--host", host.address, "--port", str(port),
         "--max-model-len", str(settings.context_tokens),
         "--disable-uvicorn-access-log", "--enable-prompt-tokens-details",
         *(option for option in MAY_LACK if option not in settings.abilities.lacks),
@@ -239,7 +248,11 @@ def instance_argv(
 
 
 def instance_env(
-    platform: Platform, *, devices: tuple[str, ...] = (), offline: bool = True
+    platform: Platform,
+    *,
+    devices: tuple[str, ...] = (),
+    offline: bool = True,
+    host: Host = THIS_MACHINE,
 ) -> dict[str, str]:
     """Environment variables of an instance, in addition to the notebook's own.
 
@@ -247,6 +260,9 @@ def instance_env(
     VLLM_SERVER_DEV_MODE enables /reset_prefix_cache.
     """
     env = {**_QUIET, **(_OFFLINE if offline else {}), "VLLM_SERVER_DEV_MODE": "1"}
+    if host != THIS_MACHINE:
+        # Otherwise vLLM asks which address leads to the internet, and warns if none does.
+        env["VLLM_HOST_IP"] = host.address
     if platform == "cpu":
         return env | _CPU
     visible = ",".join(devices)

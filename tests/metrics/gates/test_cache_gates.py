@@ -260,6 +260,10 @@ def test_what_decode_may_compute_is_one_chunk_and_a_token_or_the_last_block(
     rest = 6 * rest_each
     decode = TokenSources(computed=rest, engine_hit=0, external_hit=SENT - rest)
     assert kv_moved([a_pass("cold", COMPUTED, decode, stores=stores)]).outcome == outcome
+    # Attached servers: the connector is unknown, but a store may be counted.
+    counted = StoreCounters(hit_tokens=0, hit_l1_tokens=0, written_chunks=0, read_chunks=0)
+    attached = a_pass("cold", COMPUTED, decode, stores=False, store=counted if stores else None)
+    assert kv_moved([attached]).outcome == outcome
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.conftest import gone
 from tests.fake_docker import ID, NO_GPU, NO_PROGRAM, NO_SPACE, UNKNOWN_FLAG, FakeDocker
 from workbench.errors import LaunchError
 from workbench.hardware.images import image
-from workbench.serve.processes.containers import ContainerLauncher, gpu_options
+from workbench.serve.processes.containers import ContainerLauncher, gpu_access
 from workbench.serve.processes.launcher import Process
 from workbench.serve.processes.startup import failure_line, ready
 
@@ -178,7 +178,7 @@ async def test_without_its_supervisor_the_launcher_removes_containers_itself(
 ):
     async with launcher(tmp_path) as running:
         (process,) = await start(running, tmp_path, spec())
-        supervisor = running.local._supervisor
+        supervisor = running.local._link
         os.kill(supervisor.pid, signal.SIGKILL)
         await asyncio.wait_for(process.exited, 20)
         assert len(docker.containers) == 2
@@ -229,21 +229,23 @@ async def test_after_the_kernel_is_killed_no_container_is_left(docker, tmp_path)
 
 def test_a_cuda_instance_has_its_own_gpus_only_and_counts_them_from_0(spec):
     given = spec(devices=("2", "3"), env={"CUDA_VISIBLE_DEVICES": "2,3", "A": "b"})
-    assert gpu_options(given, "cuda", "docker") == ({"A": "b"}, ("--gpus", '"device=2,3"'))
-    assert gpu_options(given, "cuda", "/usr/bin/podman") == (
-        {"A": "b"},
-        ("--device", "nvidia.com/gpu=2", "--device", "nvidia.com/gpu=3"),
+    access = gpu_access(given, "cuda")
+    assert access.env == {"A": "b"}
+    assert access.options("docker") == ("--gpus", '"device=2,3"')
+    assert access.options("/usr/bin/podman") == (
+        *("--device", "nvidia.com/gpu=2", "--device", "nvidia.com/gpu=3"),
     )
 
 
 def test_a_rocm_instance_has_all_gpus_and_a_variable_names_its_own(spec):
     given = spec(devices=("1",), env={"HIP_VISIBLE_DEVICES": "1"})
-    env, options = gpu_options(given, "rocm", "docker")
-    assert env == {"HIP_VISIBLE_DEVICES": "1"}
-    line = " ".join(options)
+    access = gpu_access(given, "rocm")
+    assert access.env == {"HIP_VISIBLE_DEVICES": "1"}
+    line = " ".join(access.options("docker"))
     for part in ("/dev/kfd", "/dev/dri", "--group-add video", "seccomp=unconfined", "SYS_PTRACE"):
         assert part in line
 
 
 def test_without_a_gpu_nothing_is_added(spec):
-    assert gpu_options(spec(env={"A": "b"}), "cpu", "docker") == ({"A": "b"}, ())
+    access = gpu_access(spec(env={"A": "b"}), "cpu")
+    assert (access.env, access.options("docker")) == ({"A": "b"}, ())

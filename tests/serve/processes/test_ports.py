@@ -22,7 +22,7 @@ def test_a_port_in_use_is_not_chosen(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        monkeypatch.setattr(ports, "_PORTS", range(port, port + 1))
+        monkeypatch.setattr(ports, "PORTS", range(port, port + 1))
         with pytest.raises(DeploymentError, match="no free port between"):
             free_ports(1)
 

@@ -7,7 +7,7 @@ the first plan on a CPU measures the machine, once.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from math import ceil, isnan
@@ -15,9 +15,11 @@ from typing import Literal
 
 from workbench.errors import ParameterError, PlanError, must_be, unused
 from workbench.experiment.plan.engine_setup import (
+    check_engine,
     check_gpu_memory,
     engine_notes,
     engine_of,
+    host_doubts,
     one_instance,
     own_speed,
 )
@@ -40,10 +42,17 @@ from workbench.params.notebooks import (
 )
 from workbench.params.store_tiers import SIZED
 from workbench.serve.checks.argument_check import check_store_arguments
-from workbench.serve.checks.capacity import check_capacity, check_store, check_tiers
+from workbench.serve.checks.capacity import (
+    Capacity,
+    check_capacity,
+    check_store,
+    check_tiers,
+    on_hosts,
+)
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import TRANSFER_TIMEOUT_S
 from workbench.serve.simulated.faults import FAULTS, check_fault
+from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
 
 SHORTEST_TIMEOUT_S, BUSY_FACTOR = 30.0, 5.0
@@ -73,6 +82,8 @@ def plan(params: EngineParams) -> ExperimentPlan:
     if settings is not None:
         notes, speed = engine_notes(params, settings), own_speed(params, settings)
         made = _with_timeouts(_within_minutes(replace(made, notes=tuple(notes), speed=speed)))
+        for arm in made.arms if settings.cluster else ():
+            arm.deployment(count(20_000))  # refuses what its hosts cannot hold
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     _check_stores(made)
     # What workload and client refuse is refused now, not when servers run.
@@ -82,9 +93,47 @@ def plan(params: EngineParams) -> ExperimentPlan:
 
 
 def _sweep_plan(params: PdSweep) -> ExperimentPlan:
-    tp, topologies = params.tp, params.topologies
     settings, model, capacity = engine_of(params)
-    asked = chosen(params, topologies, settings)
+    asked = chosen(params, params.topologies, settings)
+    arms, left_out = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    made = _with_load("pd_sweep", params, arms, workload_of(params, settings, model))
+    made = replace(made, doubts=left_out)
+    return with_working_sets(made) if params.working_sets else made
+
+
+def servers_of(params: PdSweep) -> tuple[Arm, list[str]]:
+    """The arm that the topology names, for servers without a load, and what to know about it.
+
+    Raises PlanError for what cannot be run, and for arguments that vLLM does not accept.
+    """
+    check_engine(params)
+    settings, _, capacity = engine_of(params)
+    asked = chosen(params, params.topologies, settings)
+    arms, _ = sweep_arms(params, settings, capacity, asked)
+    _check_startable(params, arms, settings)
+    return arms[0], [*engine_notes(params, settings), *_connector_doubts(arms[:1])]
+
+
+def _check_startable(params: PdSweep, arms: Sequence[Arm], settings: EngineSettings) -> None:
+    """Refuse what this machine's GPUs or the store's server do not accept. Raises PlanError."""
+    check_gpu_memory(max(arm.gpus for arm in arms), settings)
+    for arm in arms:
+        if params.store_args and arm.store and arm.store.processes:
+            processes = arm.deployment(count(20_000)).processes
+            (store,) = (process for process in processes if process.role == "store")
+            check_store_arguments(arm.store_args, store.program, settings.interpreter)
+
+
+def sweep_arms(
+    params: PdSweep, settings: EngineSettings, capacity: Capacity, asked: Chosen
+) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """What was asked for, then its opponents: aggregated instances on the same number of GPUs.
+
+    With them, a sentence for each connector or opponent that was left out. Raises PlanError for
+    what does not fit connector, topology and capacity.
+    """
+    tp, topologies = params.tp, params.topologies
     subjects = {topology: asked.subjects(topology) for topology in topologies}
     _check_transport(params, asked)
     for topology, names in subjects.items():
@@ -97,6 +146,7 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
         )
     spans = settings.gpus(tp)
     wanted: dict[tuple[Topology, str], Literal["subject", "opponent"]] = {}
+    left_out = list(asked.left_out)
     for topology, names in subjects.items():
         wanted |= dict.fromkeys(((topology, name) for name in names), "subject")
     for topology in topologies if params.opponents else ():
@@ -104,6 +154,12 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
             # The same number of GPUs, rounded down.
             equal = Topology(aggregated=max(1, topology.gpus(spans) // spans.aggregated))
             for rival in asked.rivals(equal):
+                if not _beside_its_store(rival, equal, spans, settings):
+                    left_out.append(
+                        f"The baseline {equal} {rival} was left out: its store shares memory with"
+                        " instances, which are on several hosts here."
+                    )
+                    continue
                 wanted.setdefault((equal, rival), "opponent")
         elif any(one.store and one.store.private for one in map(connector, subjects[topology])):
             wanted.setdefault((topology, "none"), "opponent")
@@ -139,14 +195,23 @@ def _sweep_plan(params: PdSweep) -> ExperimentPlan:
                 tier_gb=params.tier_gb,
             )
         )
-    if params.store_args and not any(arm.kv_connector and arm.kv_connector.store for arm in arms):
+    started = [arm for arm in arms if params.store_args and arm.store and arm.store.processes]
+    if params.store_args and not started:
         example = f"-p connector lmcache -p store_args {shlex.quote(params.store_args)}"
         given = shlex.quote(params.store_args), f"connector={params.connector}"
         raise PlanError(unused("store_args", *given, example))
-    check_gpu_memory(max(arm.gpus for arm in arms), settings)
-    made = _with_load("pd_sweep", params, tuple(arms), workload_of(params, settings, model))
-    made = replace(made, doubts=asked.left_out)
-    return with_working_sets(made) if params.working_sets else made
+    return tuple(arms), tuple(dict.fromkeys(left_out))
+
+
+def _beside_its_store(
+    name: str, topology: Topology, spans: TensorParallel, settings: EngineSettings
+) -> bool:
+    """Whether a store that shares memory with instances has them all on its host."""
+    store = connector(name).store
+    if settings.cluster is None or store is None or not store.shares_memory:
+        return True
+    places = on_hosts(topology, spans, settings.cluster, settings)
+    return len({place.host for place in places}) == 1
 
 
 def _check_transport(params: PdSweep, asked: Chosen) -> None:
@@ -163,7 +228,7 @@ def _check_transport(params: PdSweep, asked: Chosen) -> None:
 
 
 def _check_stores(made: ExperimentPlan) -> None:
-    """Refuse a KV store, or a tier of it, that cannot hold one prompt or take its arguments.
+    """Refuse a KV store, or a tier of it, that cannot hold one prompt.
 
     The hit analysis has a store that is too small on purpose. Raises PlanError.
     """
@@ -176,10 +241,6 @@ def _check_stores(made: ExperimentPlan) -> None:
             raise PlanError(_too_small("store_gb", arm.store_gb, longest, prompt_gb))
         if {*arm.tiers} & SIZED and prompt_gb > arm.tier_gb:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
-        if arm.settings and arm.store_args and arm.kv_connector and arm.kv_connector.store:
-            processes = arm.deployment(count(20_000)).processes
-            (store,) = (process for process in processes if process.role == "store")
-            check_store_arguments(arm.store_args, store.program, arm.settings.interpreter)
 
 
 def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
@@ -294,6 +355,19 @@ def _prefix_cache_plan(params: PrefixCache) -> ExperimentPlan:
     return _with_load("single_instance_prefix_cache", params, arms, workload)
 
 
+def _connector_doubts(arms: Sequence[Arm]) -> Iterator[str]:
+    """What is uncertain about the connectors of these arms; simulated ones have no doubt."""
+    platform = arms[0].settings.platform if arms[0].settings else ""
+    if platform == "simulated":
+        return
+    known = [arm.kv_connector for arm in arms if arm.kv_connector]
+    on_cpu = platform == "cpu"
+    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
+    if any("mooncake" in arm.tiers for arm in arms):
+        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
+    yield from dict.fromkeys(filter(None, said))
+
+
 def _doubts(made: ExperimentPlan) -> Iterator[str]:
     """What weakens the result, known before anything has run."""
     params, settings = made.params, made.settings
@@ -309,13 +383,9 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
             )
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
-    known = [arm.kv_connector for arm in made.arms if arm.kv_connector]
-    on_cpu = made.params.engine == "vllm" and made.platform == "cpu"
-    said = [text for one in known for text in (one.doubt, one.cpu_doubt * on_cpu)]
-    if any("mooncake" in arm.tiers for arm in made.arms):
-        said.append(connector("mooncake-store").doubt)  # the same program, the same open ports
-    if params.engine != "simulated":
-        yield from dict.fromkeys(filter(None, said))
+        if settings.cluster is not None:
+            yield from host_doubts(settings.cluster)
+    yield from _connector_doubts(made.arms)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.
     new = max(sum(1 - p.share for p in arm.passes) for arm in made.arms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from workbench.errors import ParameterError, PlanError, must_be
 from workbench.experiment.plan.plan import Arm
 from workbench.experiment.plan.speed import REFERENCE_TOKENS, Speed, layers_for, machine_speed
 from workbench.hardware import machine
+from workbench.hardware.hosts import Cluster, Spread, cluster_of, differences
 from workbench.hardware.images import Image, image
 from workbench.hardware.interpreter import Interpreter, interpreter
 from workbench.params.engine_args import variables, words
@@ -41,18 +43,43 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
         return _simulated(params)
     facts, used = machine.facts(), image_of(params)
     engine = engine_interpreter(params.engine_python, used)
+    settings = settings_for(params, facts, used, maker=engine)
+    python = "" if engine.own else engine.path
+    settings = replace(
+        settings,
+        python=python,
+        abilities=abilities(engine),
+        cluster=_cluster(params, python, settings.model),
+    )
+    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
+    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
+    settings = replace(settings, drafting=drafting)
+    capacity = Capacity(
+        devices=devices_of(facts),
+        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
+        free_memory_gb=facts.memory_free_gb,
+        free_shm_gb=_free_shm_gb(settings, facts),
+    )
+    return settings, facts_of_model(settings), capacity
+
+
+def settings_for(
+    params: EngineParams, facts: machine.Machine, used: Image | None, *, maker: Interpreter
+) -> EngineSettings:
+    """Settings as far as the engine need not be asked; `maker` makes the tiny model.
+
+    Raises PlanError for an instance of several processes on a CPU.
+    """
     platform: Platform = facts.platform if params.platform == "auto" else params.platform  # type: ignore[assignment]
     dtype = number_format(params.dtype, platform, fast_bf16=facts.fast_bf16)
-    model = Path(params.model) if params.model else own_model(platform, dtype, engine)
-    on_hub = not model.is_dir() and _HUB_NAME.fullmatch(params.model)
-    if used is not None and not on_hub:
-        model = model.absolute()  # a container starts in another folder
+    model = Path(params.model) if params.model else own_model(platform, dtype, maker)
+    if (params.place != "local" or used is not None) and not _on_hub(model):
+        model = model.absolute()  # servers start in another folder
     settings = EngineSettings(
         model=model,
         platform=platform,
-        python="" if engine.own else engine.path,
+        python=params.engine_python,
         image=used,
-        abilities=abilities(engine),
         dtype=dtype,
         context_tokens=params.context_tokens,
         kv_cache_mib=params.kv_cache_mib,
@@ -66,17 +93,16 @@ def engine_of(params: EngineParams) -> tuple[EngineSettings, ModelFacts | None, 
             "engine_args must leave pipeline and data parallel size at 1 on a CPU, where an"
             " instance is one process; add instances instead (example: topology 2p4d)"
         )
-    tp = getattr(params, "tp", TensorParallel(aggregated=getattr(params, "aggregated_tp", 1)))
-    drafting = {role: check_arguments(settings, role, tp=getattr(tp, role)) for role in ROLES}
-    settings = replace(settings, drafting=drafting)
-    capacity = Capacity(
-        devices=_devices(facts),
-        instances_per_gpu=getattr(params, "instances_per_gpu", 1),
-        free_memory_gb=facts.memory_free_gb,
-        # Containers have shared memory of their own, limited by this machine's memory.
-        free_shm_gb=facts.shm_free_gb if used is None else facts.memory_free_gb,
-    )
-    return settings, None if on_hub else settings.facts, capacity
+    return settings
+
+
+def facts_of_model(settings: EngineSettings) -> ModelFacts | None:
+    """None for one on a hub. Raises PlanError for a folder that has no model."""
+    return None if _on_hub(settings.model) else settings.facts
+
+
+def _on_hub(model: Path) -> bool:
+    return not model.is_dir() and bool(_HUB_NAME.fullmatch(str(model)))
 
 
 def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
@@ -87,6 +113,31 @@ def image_of(params: EngineParams | EnvironmentCheck) -> Image | None:
     if params.place != "container":
         return None
     return image(params.image, words(params.container_args))
+
+
+def _cluster(params: EngineParams, python: str, model: Path) -> Cluster | None:
+    """The hosts on which instances run; None where that is this machine. Raises PlanError."""
+    if params.place != "ray":
+        return None
+    spread = cast(Spread, params.spread)
+    return cluster_of(params.ray_address, spread, python=python, model=str(model))
+
+
+def host_doubts(cluster: Cluster) -> Iterator[str]:
+    """What several hosts mean for a result."""
+    addresses = ", ".join(facts.host.address for facts in cluster.hosts)
+    yield (
+        f"Servers accept connections from the network at {addresses}, without a password; only"
+        " trusted machines may reach them."
+    )
+    yield from differences(cluster)
+
+
+def _free_shm_gb(settings: EngineSettings, here: machine.Machine) -> float:
+    """What a store may have: containers have shared memory of their own, limited by memory."""
+    if settings.cluster is not None:
+        return min(host.machine.shm_free_gb for host in settings.cluster.hosts)
+    return here.shm_free_gb if settings.image is None else here.memory_free_gb
 
 
 def check_engine(params: EngineParams) -> None:
@@ -181,10 +232,10 @@ def check_gpu_memory(gpus: int, settings: EngineSettings) -> None:
 
     Checks the first `gpus` visible ones, which are those that instances get.
     """
-    if not settings.on_gpu:
+    if not settings.on_gpu or settings.cluster is not None:
         return
     facts, share = machine.facts(), settings.gpu_memory_share
-    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in _devices(facts)[:gpus]):
+    for gpu in (gpu for gpu in facts.gpus if str(gpu.index) in devices_of(facts)[:gpus]):
         wanted_gb = share * gpu.memory_gb
         if gpu.memory_free_gb < wanted_gb:
             raise PlanError(
@@ -209,7 +260,7 @@ def one_instance(
     )  # fmt: skip
 
 
-def _devices(facts: machine.Machine) -> tuple[str, ...]:
+def devices_of(facts: machine.Machine) -> tuple[str, ...]:
     """GPU ids in the order in which instances take them: the visible ones, else all."""
     if facts.visible_devices:
         return tuple(part.strip() for part in facts.visible_devices.split(",") if part.strip())

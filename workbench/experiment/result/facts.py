@@ -227,6 +227,26 @@ class ArmFacts:
     passes: tuple[str, ...] = ()
     command_lines: tuple[str, ...] = ()
     """Of the first launch."""
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """The host of each instance, by its name; empty if all ran on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    """A host of a run with `place ray`, as it was before the run."""
+
+    host: str
+    address: str
+    cpu: str
+    cores: int
+    memory_free_gb: Number
+    shm_free_gb: Number
+    gpus: str
+    python: str
+    versions: Mapping[str, str]
+    """Engine packages of the interpreter that ran the servers."""
+    model: bool
+    """Whether the model's folder was there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +330,7 @@ class RunFacts:
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()
     pass_times: tuple[PassTime, ...] = ()
+    hosts: tuple[HostRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)

@@ -135,6 +135,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
         model=deployment.model,
         passes=tuple(p.name for p in arm.passes),
         command_lines=tuple(lines or [deployment.url]),
+        hosts=deployment.plan.hosts if deployment.plan else {},
     )
 
 

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
-from workbench.experiment.result.facts import EngineFacts, RunFacts, Status
+from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.measure import measure_arm
@@ -28,6 +29,8 @@ from workbench.experiment.run.servers import check_installed, check_tiers, deplo
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
 from workbench.experiment.run.watch import Watch
 from workbench.hardware import machine
+from workbench.hardware.hosts import gpu_names
+from workbench.hardware.interpreter import ENGINE_PACKAGES
 from workbench.hardware.machine import Machine
 from workbench.load.drive.open_files import most_in_flight, reserve_files
 from workbench.metrics.latency import succeeded
@@ -165,7 +168,8 @@ async def _launcher(
         await check_tiers(arm)
         if not arm.may_fail:
             check_installed(arm)
-    async with launcher_for(settings, folder.logs, fork=plan.params.fork) as launcher:
+    plans = [arm.deployment(count(20_000)) for arm in plan.arms]
+    async with launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans) as launcher:
         yield launcher
         for note in launcher.notes:
             log.doubt(note)
@@ -220,6 +224,7 @@ def _facts(
         engine=_engine(plan),
         arms=tuple(log.arms.values()),
         pass_times=tuple(log.pass_times),
+        hosts=_hosts(plan),
         client=log.client,
         doubts=tuple(log.doubts),
     )
@@ -252,6 +257,30 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         machine_speed=str(plan.speed) if plan.speed else None,
         chosen=" ".join(plan.notes),
         lacks=settings.abilities.losses,
+    )
+
+
+def _hosts(plan: ExperimentPlan) -> tuple[HostRow, ...]:
+    """The hosts of a run on several; empty for this machine alone."""
+    cluster = plan.settings.cluster if plan.settings else None
+    return tuple(
+        HostRow(
+            host=seen.host.name,
+            address=seen.host.address,
+            cpu=seen.machine.cpu,
+            cores=seen.machine.cores,
+            memory_free_gb=round(seen.machine.memory_free_gb, 1),
+            shm_free_gb=round(seen.machine.shm_free_gb, 1),
+            gpus=gpu_names(seen.machine),
+            python=seen.machine.engine_python or seen.machine.python,
+            versions={
+                name: version
+                for name, version in seen.machine.versions.items()
+                if name in ENGINE_PACKAGES
+            },
+            model=bool(seen.model),
+        )
+        for seen in (cluster.hosts if cluster else ())
     )
 
 

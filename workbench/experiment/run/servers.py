@@ -69,12 +69,12 @@ async def deploy(arm: Arm, *, log_dir: Path | None = None) -> AsyncIterator[serv
     `deployment.url` accepts OpenAI requests. Raises PlanError for attached servers, and LaunchError
     with the reason and the log's path.
     """
-    arm.deployment(count(1))  # refuses what cannot be started before anything is
+    planned = arm.deployment(count(1))  # refuses what cannot be started before anything is
     check_installed(arm)
     assert arm.settings is not None
     logs = log_dir or output_root("outputs") / "deploy" / uuid.uuid4().hex[:8]
     async with (
-        serve.launcher_for(arm.settings, logs) as launcher,
+        serve.launcher_for(arm.settings, logs, plans=[planned]) as launcher,
         deployed(arm, launcher, log_dir=logs) as running,
     ):
         yield running

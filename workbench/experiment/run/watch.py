@@ -121,7 +121,7 @@ class Watch:
         except DeploymentError as error:
             self._lost(error, log)
 
-    def _lost(self, error: DeploymentError, log: Log) -> None:
+    def _lost(self, error: Exception, log: Log) -> None:
         log.doubt(f"Panels are missing: {str(error).partition(';')[0].partition('. ')[0]}.")
 
     async def pass_ended(self, log: Log) -> None:
@@ -148,10 +148,9 @@ class Watch:
             lines = await self.prometheus.lines(
                 self._panels(), self.servers, from_s=from_s, to_s=self.until_s
             )
-        except DeploymentError as error:
-            self._lost(error, log)
-        else:
             self.folder.write("panels", lines)
+        except Exception as error:  # what was measured must be kept
+            self._lost(error, log)
 
     def _panels(self) -> list[Panel]:
         """Those that the arms have; all for attached servers, whose connector is not known."""

@@ -1,11 +1,15 @@
-"""Whether this machine has enough GPUs or memory for a deployment. Pure functions."""
+"""Whether machines have enough GPUs or memory for a deployment, and who gets which.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.errors import PlanError, must_be
+from workbench.errors import PlanError, must_be, needs
+from workbench.hardware.hosts import THIS_MACHINE, Cluster, Host, HostFacts
 from workbench.params.store_tiers import SIZED
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
@@ -43,8 +47,8 @@ def check_capacity(
 
     `host_gb` is main memory to which each instance offloads KV.
     """
-    if settings.platform == "simulated":
-        return
+    if settings.platform == "simulated" or settings.cluster is not None:
+        return  # hosts are checked where instances get their places
     if settings.platform == "cpu":
         if topology.instances > CPU_INSTANCES_AT_MOST:
             allowed = f"one with at most {CPU_INSTANCES_AT_MOST} instances on a CPU"
@@ -109,3 +113,67 @@ def hand_out(topology: Topology, tp: TensorParallel, capacity: Capacity) -> list
             taken.append(tuple(slots[:span]))
             del slots[:span]
     return taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an instance runs, and its GPUs there."""
+
+    host: Host = THIS_MACHINE
+    devices: tuple[str, ...] = ()
+
+
+def on_hosts(
+    topology: Topology, tp: TensorParallel, cluster: Cluster, settings: EngineSettings
+) -> list[Place]:
+    """The place of each instance, in role order, by the cluster's `spread`.
+
+    pack: the first host with room; spread: the host with the fewest instances; node: all on one.
+    The same hosts and topology always give the same places. Raises PlanError if there is no room.
+    """
+    spans = [int(getattr(tp, role)) for role, count in topology.roles for _ in range(count)]
+    gpus, unit = settings.on_gpu, "GPUs" if settings.on_gpu else "CPUs"
+    wanted = spans if gpus else [1] * len(spans)
+
+    def room(host: HostFacts) -> int:
+        if gpus:
+            return host.gpus
+        fits = host.machine.memory_free_gb / instance_gb(settings)
+        return min(host.cpus, int(fits))
+
+    rooms = [room(host) for host in cluster.hosts]
+    taken, counts = [0] * len(rooms), [0] * len(rooms)
+    candidates = list(range(len(rooms)))
+    if cluster.spread == "node":
+        candidates = [n for n in candidates if rooms[n] >= sum(wanted)][:1]
+    places = []
+    for size in wanted:
+        fitting = [n for n in candidates if rooms[n] - taken[n] >= size]
+        if not fitting:
+            have = ", ".join(f"{host.host.name} {n}" for host, n in zip(cluster.hosts, rooms))  # noqa: B905
+            on_one = " on one host" * (cluster.spread == "node")
+            raise PlanError(
+                f"topology {topology} needs {sum(wanted)} {unit}{on_one} for {len(wanted)}"
+                f" instances (spread={cluster.spread}), got {have}. Use a smaller topology,"
+                " another spread, or more hosts (example: -p topology 1p1d)"
+            )
+        chosen = fitting[0]
+        if cluster.spread == "spread":
+            chosen = min(fitting, key=lambda n: counts[n])
+        devices = tuple(map(str, range(taken[chosen], taken[chosen] + size))) if gpus else ()
+        places.append(Place(host=cluster.hosts[chosen].host, devices=devices))
+        taken[chosen] += size
+        counts[chosen] += 1
+    return places
+
+
+def check_one_host(
+    places: Sequence[Place], cluster: Cluster, connector: str, topology: Topology
+) -> None:
+    """Refuse a store that shares memory with instances of several hosts. Raises PlanError."""
+    if len(names := dict.fromkeys(place.host.name for place in places)) > 1:
+        needed = (
+            f"spread=node (its store shares memory with its instances, here on {len(names)} hosts)"
+        )
+        setting = f"connector={connector} with topology={topology}"
+        raise PlanError(needs(setting, needed, cluster.spread, "node"))

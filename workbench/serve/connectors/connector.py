@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from workbench.errors import LaunchError, PlanError, needs
+from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.hardware.interpreter import Interpreter
 from workbench.serve.processes.launcher import ProcessSpec
 from workbench.topology import Role, Topology
@@ -15,10 +16,12 @@ from workbench.topology import Role, Topology
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """The instance that a connector configures, and its ports."""
+    """The instance that a connector configures, its host, and its ports."""
 
     role: Role
     cpu: bool
+    host: Host = THIS_MACHINE
+    store_host: Host = THIS_MACHINE
     store_port: int = 0
     store_gb: float = 0.0
     """Memory of this instance that the store uses, where the store's memory is in instances."""
@@ -62,10 +65,12 @@ class Store:
     """Memory that keeps KV outside the engines' own caches, in servers or in each instance."""
 
     processes: Callable[..., tuple[ProcessSpec, ...]] | None
-    """Made from free `ports`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
+    """Made from free `ports`, the `host`, the `interpreter` of the engine, `shm_name`, `memory_gb`,
     `chunk_tokens`, `tiers` and `cpu`. The first one's port is the `store_port` of instances; its
     ready URL also serves /metrics. None where each instance has a store of its own, whose counters
     are among the instance's."""
+    shares_memory: bool = False
+    """Instances exchange KV with its server by memory, so they must be on its host."""
     state: str = "store-warm"
     """The cache state in which only this store has the KV."""
     clear_path: str

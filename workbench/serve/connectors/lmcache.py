@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Watched, Wiring
 from workbench.serve.connectors.tiers import PLUGINS, Tier
@@ -27,7 +28,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
         "kv_connector": "LMCacheMPConnector",
         "kv_role": "kv_both",
         "kv_connector_extra_config": {
-            "lmcache.mp.host": "tcp://127.0.0.1",
+            "lmcache.mp.host": f"tcp://{wiring.store_host.address}",
             "lmcache.mp.port": wiring.store_port,
             # With the defaults (300 s, 10 s) an engine hangs for minutes when the store dies.
             "lmcache.mp.mq_timeout": 3,
@@ -40,6 +41,7 @@ def _server(
     ports: Iterator[int],
     *,
     interpreter: Interpreter,
+    host: Host = THIS_MACHINE,
     shm_name: str,
     memory_gb: float,
     chunk_tokens: int = CHUNK_TOKENS,
@@ -49,8 +51,8 @@ def _server(
     """`lmcache server`; it writes every chunk to each of its tiers."""
     port, http_port = next(ports), next(ports)
     args = [
-        "--host", "127.0.0.1", "--port", str(port),
-        "--http-host", "127.0.0.1", "--http-port", str(http_port),
+        "--host", host.address, "--port", str(port),
+        "--http-host", host.address, "--http-port", str(http_port),
         # Shared memory instead of pickle for the transfers.
         "--supported-transfer-mode", "auto", "--shm-name", shm_name,
         "--l1-size-gb", f"{memory_gb:g}", "--eviction-policy", "LRU",
@@ -66,8 +68,9 @@ def _server(
         args=tuple(args),
         forks=f"{__name__}:serve" if cpu else "",
         env=_ENV | {name: text for tier in tiers for name, text in tier.env.items()},
+        host=host,
         port=port,
-        ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+        ready_url=f"http://{host.address}:{http_port}/healthcheck",
         writes=tuple(tier.adapter["base_path"] for tier in tiers if "base_path" in tier.adapter),
     )
     return (server,)
@@ -89,6 +92,7 @@ def serve(arguments: Sequence[str]) -> None:
 
 STORE = Store(
     processes=_server,
+    shares_memory=True,
     tier_loads="lmcache_mp_l2_load_completed_requests_total",
     clear_path="/cache/clear",
     held="lmcache_mp_l1_memory_usage_bytes",

@@ -25,7 +25,7 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 
 def _env(wiring: Wiring) -> dict[str, str]:
     env = {
-        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_HOST_IP": wiring.host.address,
         "VLLM_LOG_STATS_INTERVAL": f"{LOG_PERIOD_S:g}",
         # A transfer waits this long for its prompt. If prefill dies, it waits 60 s more.
         "VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT": str(wiring.transfer_timeout_s),

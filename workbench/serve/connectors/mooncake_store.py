@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.hardware.interpreter import Interpreter
 from workbench.serve.connectors.connector import Connector, Store, Watched, Wiring
 from workbench.serve.processes.launcher import ProcessSpec
@@ -21,7 +22,9 @@ _LOCAL_BUFFER = "64MB"
 """Of each instance, beside what it lends the store."""
 
 
-def master(ports: Iterator[int], interpreter: Interpreter) -> ProcessSpec:
+def master(
+    ports: Iterator[int], interpreter: Interpreter, host: Host = THIS_MACHINE
+) -> ProcessSpec:
     """The master. It must be ready first: an instance that finds none waits for 90 s.
 
     The program is inside the package: its command line tool would be one process more.
@@ -32,12 +35,13 @@ def master(ports: Iterator[int], interpreter: Interpreter) -> ProcessSpec:
         role="store",
         program=(str(Path(interpreter.find("mooncake")) / "mooncake_master"),),
         args=(
-            *("-rpc_address", "127.0.0.1", "-rpc_port", str(port)),
-            *("-metrics_host", "127.0.0.1", "-metrics_port", str(http_port)),
+            *("-rpc_address", host.address, "-rpc_port", str(port)),
+            *("-metrics_host", host.address, "-metrics_port", str(http_port)),
             *("-enable_metric_reporting=false", "-logtostderr"),
         ),
+        host=host,
         port=port,
-        ready_url=f"http://127.0.0.1:{http_port}/health",
+        ready_url=f"http://{host.address}:{http_port}/health",
     )
 
 
@@ -46,7 +50,7 @@ def _config(wiring: Wiring) -> dict[str, str]:
     config = {
         "mode": "embedded",
         "metadata_server": "P2PHANDSHAKE",
-        "master_server_address": f"127.0.0.1:{wiring.store_port}",
+        "master_server_address": f"{wiring.store_host.address}:{wiring.store_port}",
         "global_segment_size": max(_SMALLEST_SEGMENT, int(wiring.store_gb * 2**30)),
         "local_buffer_size": _LOCAL_BUFFER,
         "protocol": wiring.mooncake_protocol,
@@ -85,7 +89,7 @@ def _patch_cpu() -> None:
 
 
 STORE = Store(
-    processes=lambda ports, *, interpreter, **_: (master(ports, interpreter),),
+    processes=lambda ports, *, interpreter, host, **_: (master(ports, interpreter, host),),
     clear_path="/reset_prefix_cache?reset_external=true",
     cleared_by="instance",
     held="master_key_count",
@@ -120,7 +124,7 @@ CONNECTOR = Connector(
     transfers=True,
     store=STORE,
     transfer_config=_transfer_config,
-    env=lambda _: {"VLLM_HOST_IP": "127.0.0.1"},
+    env=lambda wiring: {"VLLM_HOST_IP": wiring.host.address},
     env_files=_config,
     watched=Watched(
         fill=("master_allocated_bytes", "master_total_capacity_bytes"),

@@ -29,11 +29,12 @@ def _transfer_config(wiring: Wiring) -> dict[str, Any]:
 
 def _env(wiring: Wiring) -> dict[str, str]:
     env = {
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": wiring.host.address,
         _SIDE_PORT: str(wiring.side_port),
     }
     if wiring.cpu:
-        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_RCACHE_MAX_UNRELEASED": "1024"}
+        env |= {"UCX_TLS": "tcp", "UCX_NET_DEVICES": wiring.host.interface}
+        env |= {"UCX_RCACHE_MAX_UNRELEASED": "1024"}
     return env
 
 

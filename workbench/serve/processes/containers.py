@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,10 +42,11 @@ _SIGNALLED = 128
 """A status above it means that a signal ended the program."""
 _PERIOD_S, _LOOK_S = 0.3, 60.0
 _SETTLED_S, _SWEEP_S = 0.6, 60.0
-_PASSED_ON = ("HF_TOKEN",)
+PASSED_ON = ("HF_TOKEN",)
 """Variables of the notebook that containers get too."""
-_WAITS = ("-c", "import signal; signal.pause()")
-_MEMORY = "shared-memory"
+WAITS = ("-c", "import signal; signal.pause()")
+MEMORY = "shared-memory"
+"""The container that does nothing but keep the shared memory of the others."""
 
 
 @dataclass(slots=True)
@@ -99,6 +100,10 @@ class ContainerLauncher:
                 f" {' '.join(left)}."
             )
 
+    async def unused_ports(self) -> Iterator[int]:
+        """Free ports of this machine, whose network containers use."""
+        return await self.local.unused_ports()
+
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process in a container, without waiting until it is ready.
 
@@ -113,19 +118,19 @@ class ContainerLauncher:
         for folder in spec.writes:
             # Otherwise docker makes it, for root.
             Path(folder).mkdir(parents=True, exist_ok=True)
-        env, gpus = gpu_options(spec, self.platform, self.image.program)
+        gpus = gpu_access(spec, self.platform)
         line = self.image.run_line(
             *spec.argv,
             label=self.token,
-            env=[*env, *files, *filter(os.environ.get, _PASSED_ON)],
+            env=[*gpus.env, *files, *filter(os.environ.get, PASSED_ON)],
             reads=[*spec.reads, *files.values()],
             writes=spec.writes,
             options=(
                 *("--name", name := self._name(spec.name), "--ipc", f"container:{self._memory}"),
-                *gpus,
+                *gpus.options(self.image.program),
             ),
         )
-        client = await self._client(spec, line, env | files, log_dir)
+        client = await self._client(spec, line, gpus.env | files, log_dir)
         process = Process(spec, client.log, asyncio.get_running_loop().create_future())
         watch = asyncio.create_task(self._watch(name, process, client))
         self._running.append(_Container(name, process, client, watch))
@@ -164,16 +169,16 @@ class ContainerLauncher:
 
         Its shared memory is limited by this machine's memory alone; only what is used takes any.
         """
-        name = self._name(_MEMORY)
+        name = self._name(MEMORY)
         line = self.image.run_line(
-            self.python, *_WAITS, label=self.token,
+            self.python, *WAITS, label=self.token,
             options=(
                 *("--name", name, "--detach", "--ipc", "shareable"),
                 *("--shm-size", str(psutil.virtual_memory().total)),
             ),
         )  # fmt: skip
         spec = ProcessSpec(
-            name=_MEMORY, role="store", program=(), args=(), port=self._started, ready_url=""
+            name=MEMORY, role="store", program=(), args=(), port=self._started, ready_url=""
         )
         client = await self._client(spec, line, {}, log_dir)
         if await client.exited:
@@ -208,10 +213,35 @@ class ContainerLauncher:
         return {}
 
 
-def gpu_options(
-    spec: ProcessSpec, platform: str, program: str
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The variables of a process in a container, and the options that give it its GPUs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuAccess:
+    """How a process in a container reaches its GPUs; empty without one."""
+
+    env: dict[str, str]
+    """All variables of the process."""
+    nvidia: tuple[str, ...] = ()
+    """Ids of the only GPUs that it has."""
+    devices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    security: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+
+    def options(self, program: str) -> tuple[str, ...]:
+        """Options of `docker run`, or of podman's."""
+        named = {
+            "--device": self.devices, "--group-add": self.groups, "--security-opt": self.security,
+            "--cap-add": self.capabilities,
+        }  # fmt: skip
+        if self.nvidia and Path(program).name == "docker":
+            # The value is a line of CSV.
+            named["--gpus"] = (f'"device={",".join(self.nvidia)}"',)
+        elif self.nvidia:
+            named["--device"] = tuple(f"nvidia.com/gpu={gpu}" for gpu in self.nvidia)
+        return tuple(w for name, values in named.items() for value in values for w in (name, value))
+
+
+def gpu_access(spec: ProcessSpec, platform: str) -> GpuAccess:
+    """What a process in a container gets of this machine's GPUs.
 
     On CUDA the container has no other GPUs and counts its own from 0. On ROCm it has all, as AMD's
     and vLLM's guides do it, and a variable names its own.
@@ -219,22 +249,19 @@ def gpu_options(
     env = dict(spec.env)
     if platform == "rocm":
         nodes = [str(node) for node in sorted(Path("/dev/dri").glob("render*"))]
+        # The group that owns the nodes has another number in each distribution.
         groups = {str(os.stat(node).st_gid) for node in ("/dev/kfd", *nodes) if Path(node).exists()}
-        return env, (
-            *("--device", "/dev/kfd", "--device", "/dev/dri", "--group-add", "video"),
-            # The group that owns the nodes has another number in each distribution.
-            *(word for group in sorted(groups) for word in ("--group-add", group)),
-            *("--security-opt", "seccomp=unconfined", "--cap-add", "SYS_PTRACE"),
+        return GpuAccess(
+            env=env,
+            devices=("/dev/kfd", "/dev/dri"),
+            groups=("video", *sorted(groups)),
+            security=("seccomp=unconfined",),
+            capabilities=("SYS_PTRACE",),
         )
     if platform == "cuda" and spec.devices:
         env.pop("CUDA_VISIBLE_DEVICES", None)
-        if Path(program).name == "docker":
-            # The value is a line of CSV.
-            return env, ("--gpus", f'"device={",".join(spec.devices)}"')
-        return env, tuple(
-            word for gpu in spec.devices for word in ("--device", f"nvidia.com/gpu={gpu}")
-        )
-    return env, ()
+        return GpuAccess(env=env, nvidia=spec.devices)
+    return GpuAccess(env=env)
 
 
 def sweep(program: str, token: str, settled_s: float = _SETTLED_S) -> list[str]:

@@ -1,17 +1,18 @@
 """The interface between a deployment and the place where its processes run.
 
-A launcher can `start` and `stop`; a process is `alive` and has a `log`.
+A launcher can `start` and `stop`, and knows free ports; a process is `alive` and has a `log`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from workbench.hardware.hosts import THIS_MACHINE, Host
 from workbench.topology import Role
 
 
@@ -42,6 +43,8 @@ class ProcessSpec:
     """Folders that it writes."""
     here: bool = False
     """It is a program of this machine, wherever engines run."""
+    host: Host = THIS_MACHINE
+    """Where it runs, and listens."""
 
     def write_files(self, log_dir: Path) -> dict[str, str]:
         """Write `env_files` beside the log; the variables that name them."""
@@ -58,7 +61,7 @@ class ProcessSpec:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host.address}:{self.port}"
 
     @property
     def command_line(self) -> str:
@@ -88,6 +91,10 @@ class Launcher(Protocol):
 
     notes: list[str]
     """Deviations from the plan, for the doubts of a run."""
+
+    async def unused_ports(self) -> Iterator[int]:
+        """Ports that are free wherever processes may run."""
+        ...
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process with its log in `log_dir`, without waiting until it is ready."""

@@ -8,21 +8,56 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from workbench.errors import DeploymentError
 from workbench.serve.processes.launcher import Process, ProcessSpec
+from workbench.serve.processes.ports import unused_ports
 
 FORK_SERVER = "fork-server"
+SUPERVISOR = "workbench.serve.processes.supervisor"
 _LOADED = f"{FORK_SERVER} ready"
 STOP_GRACE_S = 0.5
 """Servers need a second or two to end on TERM; the supervisor cleans up after them."""
 _GONE = object()
 """The reply to every request after the supervisor has ended."""
+
+
+class Link(Protocol):
+    """The way to a supervisor: its orders, and what it reports, line by line."""
+
+    def write(self, line: bytes) -> None:
+        """Give an order."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """What it reports, until it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Tell it that there are no more orders, so that it ends everything."""
+        ...
+
+    async def wait(self) -> object:
+        """Wait until it has ended."""
+        ...
+
+
+class _Child:
+    """A supervisor that is a child of this process."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        assert child.stdin is not None and child.stdout is not None
+        self.pid, self.wait = child.pid, child.wait
+        self._stdin, self._stdout = child.stdin, child.stdout
+        self.write, self.close = self._stdin.write, self._stdin.close
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._stdout)
 
 
 @dataclass(slots=True)
@@ -40,22 +75,18 @@ class LocalLauncher:
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of the fork server."""
     notes: list[str] = field(default_factory=list)
-    _supervisor: asyncio.subprocess.Process | None = None
+    _link: Link | None = None
     _reader: asyncio.Task[None] | None = None
+    _leaving: bool = False
     _waiting: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     _exits: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    _groups: dict[str, int] = field(default_factory=dict)
     _forked: set[str] = field(default_factory=set)
     _fork_server: asyncio.Task[bool] | None = None
 
     async def __aenter__(self) -> Self:
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        # Servers use cached byte code, whatever the notebook's shell prefers.
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        self._supervisor = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "workbench.serve.processes.supervisor",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env=env, start_new_session=True, limit=2**20,
-        )  # fmt: skip
+        self._link = await self._open()
         self._reader = asyncio.create_task(self._listen())
         if self.loads:
             # It loads while the first arm is prepared.
@@ -63,14 +94,31 @@ class LocalLauncher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._supervisor is not None and self._supervisor.stdin is not None
-        self._supervisor.stdin.close()
+        assert self._link is not None
+        self._leaving = True
+        self._link.close()
         if self._fork_server is not None:
             self._fork_server.cancel()
         # The supervisor ends everything below itself; an interrupt must not stop that.
-        await asyncio.shield(self._supervisor.wait())
+        await asyncio.shield(self._link.wait())
         if self._reader is not None:
             self._reader.cancel()
+
+    async def _open(self) -> Link:
+        """Start the supervisor."""
+        # Servers use cached byte code, whatever the notebook's shell prefers.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        return _Child(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", SUPERVISOR,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                env=env, start_new_session=True, limit=2**20,
+            )
+        )  # fmt: skip
+
+    async def unused_ports(self) -> Iterator[int]:
+        """Free ports of this machine."""
+        return unused_ports()
 
     async def loaded(self) -> bool:
         """Wait for the fork server; False if there is none and instances start without it."""
@@ -82,18 +130,26 @@ class LocalLauncher:
         log = log_dir / f"{spec.name}.log"
         name = f"{spec.name}@{spec.port}"
         self._exits[name] = asyncio.get_running_loop().create_future()
-        env = spec.env | spec.write_files(log_dir)
+        env = spec.env | await self._files_of(spec, log_dir)
         order: dict[str, Any] = {"start": name, "argv": spec.argv, "env": env}
         if spec.forks and await self.loaded() and not self._exits[FORK_SERVER].done():
             self._forked.add(name)
             job = {"fork": spec.forks, "name": name, "args": spec.args, "env": env}
-            order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": str(log)})}
-        pid = await self._ask(name, **order, log=str(log))
-        return Process(spec, log, self._exits[name], pid)
+            order = {"send": FORK_SERVER, "line": json.dumps(job | {"log": self._log_there(log)})}
+        self._groups[name] = await self._ask(name, **order, log=self._log_there(log))
+        return Process(spec, log, self._exits[name], self._groups[name])
+
+    async def _files_of(self, spec: ProcessSpec, log_dir: Path) -> dict[str, str]:
+        """Write the files that it reads; the variables that name them."""
+        return spec.write_files(log_dir)
+
+    def _log_there(self, log: Path) -> str:
+        """Where the supervisor writes what becomes this log."""
+        return str(log)
 
     async def stop(self, processes: Iterable[Process], *, grace_s: float = STOP_GRACE_S) -> None:
         """End processes with everything they started, and remove their shared memory."""
-        groups = [process.pid for process in processes]
+        groups = [self._groups[f"{p.spec.name}@{p.spec.port}"] for p in processes]
         if groups:
             tag = f"stop-{time.monotonic_ns()}"
             await asyncio.shield(self._ask(tag, stop=tag, groups=groups, grace_s=grace_s))
@@ -103,17 +159,20 @@ class LocalLauncher:
         await self._ask("finally", **{"finally": list(argv)})
 
     async def _ask(self, key: str, **order: Any) -> Any:
-        assert self._supervisor is not None and self._supervisor.stdin is not None
+        assert self._link is not None
         answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-        self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
+        self._link.write(json.dumps(order).encode() + b"\n")
         assert self._reader is not None
         value = _GONE if self._reader.done() else await answer
         if value is _GONE:
-            raise DeploymentError(
-                "the supervisor process exited unexpectedly, and all servers with it; check whether"
-                " it was killed (out of memory?) and run again"
-            )
+            raise DeploymentError(self._why_gone())
         return value
+
+    def _why_gone(self) -> str:
+        return (
+            "the supervisor process exited unexpectedly, and all servers with it; check whether"
+            " it was killed (out of memory?) and run again"
+        )
 
     def _answer(self, key: str, value: Any) -> None:
         waiting = self._waiting.pop(key, None)
@@ -127,8 +186,8 @@ class LocalLauncher:
         self._answer(name, 0)
 
     async def _listen(self) -> None:
-        assert self._supervisor is not None and self._supervisor.stdout is not None
-        async for raw in self._supervisor.stdout:
+        assert self._link is not None
+        async for raw in self._link:
             event = json.loads(raw)
             if "line" in event:
                 # Libraries may print other lines on the fork server's stdout.
@@ -159,9 +218,7 @@ class LocalLauncher:
 
     def _fork_server_ended(self, status: int) -> None:
         """Its forks end with it, and nothing else would report that."""
-        assert self._supervisor is not None and self._supervisor.stdin is not None
-        leaving = self._supervisor.stdin.is_closing()
-        if _LOADED not in self._waiting and not leaving:
+        if _LOADED not in self._waiting and not self._leaving:
             self.notes.append("The fork server exited; later instances started without it.")
         self._answer(_LOADED, False)
         self._ended(FORK_SERVER, status)
@@ -175,9 +232,8 @@ class LocalLauncher:
         self._exits[FORK_SERVER] = loop.create_future()
         ready = self._waiting[_LOADED] = loop.create_future()
         argv = [self.python, "-m", "workbench.serve.processes.forkserver", *self.loads]
-        await self._ask(
-            FORK_SERVER, start=FORK_SERVER, argv=argv, env=dict(self.env), log=str(log), talks=True
-        )
+        order = {"start": FORK_SERVER, "argv": argv, "env": dict(self.env), "talks": True}
+        await self._ask(FORK_SERVER, **order, log=self._log_there(log))
         if await ready is True:
             return True
         self.notes.append(

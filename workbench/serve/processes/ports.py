@@ -1,40 +1,47 @@
-"""Ports of the loopback interface: which are free, and which process listens."""
+"""Ports: which are free, and which process listens."""
 
 from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from workbench.errors import DeploymentError
 
-_PORTS = range(20_000, 32_000)
+_ANSWER_S = 1.0
+PORTS = range(20_000, 32_000)
 """Below Linux's ephemeral range, so that no outgoing connection takes a chosen port."""
 
 
 def unused_ports() -> Iterator[int]:
-    """Free ports in random order, so that two runs rarely collide.
+    """Free ports of the loopback interface in random order, so that two runs rarely collide.
 
     Raises DeploymentError if none is left.
     """
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
+    yield from free(random.SystemRandom().sample(PORTS, len(PORTS)))
     raise DeploymentError(
-        f"no free port between {_PORTS.start} and {_PORTS.stop} on this machine; end programs that"
+        f"no free port between {PORTS.start} and {PORTS.stop} on this machine; end programs that"
         " listen there (example: ss -ltnp lists them)"
     )
 
 
-def in_use(port: int) -> bool:
-    """True if a program listens on this port of the loopback interface."""
+def free(ports: Iterable[int], address: str = "127.0.0.1") -> Iterator[int]:
+    """Those of these ports that a server can have at this address of this machine."""
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+        yield port
+
+
+def in_use(port: int, address: str = "127.0.0.1") -> bool:
+    """True if a program listens on this port."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        probe.settimeout(_ANSWER_S)
+        return probe.connect_ex((address, port)) == 0
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,6 +6,7 @@ It reads commands from stdin, one JSON object per line, and reports on stdout:
     {"send": name, "line"}                                 a line to the stdin of a process
     {"stop": tag, "groups": [pid, ...], "grace_s": s}       -> {"stopped": tag}
     {"finally": argv}                                       -> {"noted": "finally"}
+    {"ping": any}                                          the notebook is there (--lease)
                                                             -> {"exited": name, "status"}
                                                             -> {"line": name, "text"}
 
@@ -13,13 +14,21 @@ When its stdin closes, because the notebook is done or its kernel was killed, it
 below itself and removes their shared-memory segments and the folder of their sockets. It is a
 subreaper, so that no process can escape by losing its parent. What is not below it (containers) is
 ended by the command given with `finally`, which runs before that and after.
+
+    python -m workbench.serve.processes.supervisor [--lease SECONDS] [--apart]
+
+On another host than the notebook's, no pipe closes when the network fails. So with a lease it also
+ends when no ping has followed the last one for that time. Apart, it is no child of who starts it:
+Ray kills the children of its workers, and a killed supervisor cannot tidy up.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ctypes
 import json
+import math
 import os
 import signal
 import sys
@@ -81,12 +90,13 @@ class Supervisor:
     vLLM binds a socket per server in VLLM_RPC_BASE_PATH and leaves it when it is killed.
     """
 
-    def __init__(self, sockets: str) -> None:
+    def __init__(self, sockets: str, lease_s: float = 0.0) -> None:
         self.env = {"VLLM_RPC_BASE_PATH": sockets}
         self.children: dict[str, asyncio.subprocess.Process] = {}
         self.segments: dict[int, str] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.last: list[str] = []
+        self.lease_s, self.heard_s = lease_s, math.inf
 
     def say(self, **event: Any) -> None:
         with suppress(BrokenPipeError):
@@ -161,6 +171,8 @@ class Supervisor:
         elif "stop" in order:
             await self.stop(set(order["groups"]), order["grace_s"])
             self.say(stopped=order["stop"])
+        elif "ping" in order:
+            self.heard_s = time.monotonic()
         elif "finally" in order:
             self.last = order["finally"]
             self.say(noted="finally")
@@ -192,7 +204,17 @@ class Supervisor:
                 self.keep(self.obey(json.loads(line)))
             ended.set()
 
+        async def heed_lease() -> None:
+            while True:
+                left_s = self.heard_s + self.lease_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                await asyncio.sleep(min(left_s, self.lease_s))
+            ended.set()
+
         self.keep(listen())
+        if self.lease_s:
+            self.keep(heed_lease())
         await ended.wait()
         if _members(None):
             # Whoever just asks for a container should get it, so that it can be removed.
@@ -202,10 +224,16 @@ class Supervisor:
 
 
 def main() -> None:
-    """Supervise until stdin closes or a signal arrives."""
+    """Supervise until stdin closes, a signal arrives or the lease runs out."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.serve.processes.supervisor")
+    parser.add_argument("--lease", type=float, default=0.0)
+    parser.add_argument("--apart", action="store_true")
+    asked = parser.parse_args()
+    if asked.apart and os.fork():
+        os._exit(0)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="workbench-", ignore_cleanup_errors=True) as sockets:
-        asyncio.run(Supervisor(sockets).run())
+        asyncio.run(Supervisor(sockets, asked.lease).run())
 
 
 if __name__ == "__main__":

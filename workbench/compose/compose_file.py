@@ -1,0 +1,93 @@
+"""The text of a compose file: the commands to use it as comments, then its services.
+
+All that services read is inside, so that one file is enough.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from workbench.compose.profiles import DISK, Profile, compose_params, profiles_of
+from workbench.compose.services import escaped, services_of
+from workbench.params.notebooks import as_typed
+
+_NAME = "workbench"
+
+
+def compose_file(given: Mapping[str, Any]) -> str:
+    """The file for these parameters of `pd_sweep`.
+
+    Raises ParameterError and PlanError for what cannot be run in containers.
+    """
+    profiles = profiles_of(compose_params(given))
+    services: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    for profile in profiles:
+        own, read = services_of(profile)
+        services |= own
+        files |= read
+    content: dict[str, Any] = {"name": _NAME, "services": services}
+    mounts = [volume for service in services.values() for volume in service.get("volumes", ())]
+    if disks := dict.fromkeys(m.partition(":")[0] for m in mounts if m.endswith(f":{DISK}")):
+        content["volumes"] = {disk: {} for disk in disks}
+    if files:
+        content["configs"] = {name: {"content": escaped(text)} for name, text in files.items()}
+    return "\n".join([*_comments(profiles, given), "", _yaml(content)])
+
+
+def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str]:
+    """The first line measures what the second starts."""
+    first, *others = profiles
+    lines = [
+        f"# {first.attach_line}",
+        f"# docker compose --profile {first.name} up --build --detach --wait",
+        f"# docker compose --profile {first.name} down --volumes",
+        "#",
+        f"# Profile {first.name}: {first.plan.topology} over {first.plan.connector.name}.",
+    ]
+    for other in others:
+        plan = other.plan
+        lines += [
+            f"# Profile {other.name}: {plan.topology}, connector {plan.connector.name}, on the same"
+            " GPUs, so stop the others first.",
+            f"# {other.attach_line}",
+        ]
+    return [
+        *lines,
+        "# Paths are those of the machine on which this was written:",
+        f"# workbench compose {shlex.join(as_typed(given))}",
+    ]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of words in lines, and what another reader of YAML may take for a number in quotes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else '"' if re.match(r"[-+.]?\d", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.SequenceNode:
+    words = all(isinstance(value, str) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=words)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    text: str = yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=100
+    )
+    # An empty line before each section and service.
+    return re.sub(r"^(?=\w|  [\w.-]+:$)", "\n", text, flags=re.M).lstrip("\n")
