@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,22 +11,22 @@ import httpx
 import pytest
 
 from workbench.monitoring.rules import rules
-from workbench.monitoring.scrape import RULES_FILE, TARGETS_FOLDER, prometheus_config
+from workbench.monitoring.scrape import RULES_FILE, TARGETS_FOLDER, Target, prometheus_config
 from workbench.serve.processes.ports import unused_ports
 
 INTERVAL_S = 0.5
 
 
 @contextmanager
-def prometheus(folder: Path, outputs: Path) -> Iterator[str]:
-    """Its URL; it reads the servers of runs whose `output_dir` is `outputs`."""
+def prometheus(folder: Path, outputs: Path, targets: Iterable[Target] = ()) -> Iterator[str]:
+    """Its URL; it reads these targets, and the servers of runs whose `output_dir` is `outputs`."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("Prometheus is not installed (Debian's package prometheus)")
     folder.mkdir(parents=True, exist_ok=True)
     (outputs / TARGETS_FOLDER).mkdir(parents=True, exist_ok=True)
     files = f"{outputs / TARGETS_FOLDER}/*.json"
-    config = prometheus_config((), interval_s=INTERVAL_S, target_files=files)
+    config = prometheus_config(targets, interval_s=INTERVAL_S, target_files=files)
     (folder / "prometheus.yml").write_text(config)
     (folder / RULES_FILE).write_text(rules())
     address = f"127.0.0.1:{next(unused_ports())}"

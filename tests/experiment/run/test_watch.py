@@ -3,6 +3,7 @@
 Real servers under a real Prometheus: tests/engine/test_monitoring.py.
 """
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from workbench.errors import DeploymentError, ParameterError
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.run import watch
 from workbench.experiment.run.run import run
+from workbench.experiment.run.servers import deploy
 from workbench.monitoring.annotations import TOKEN
+from workbench.monitoring.history import Prometheus
 from workbench.params.notebooks import check_params
 from workbench.report.figures import panels
 
@@ -141,3 +144,26 @@ async def test_a_prometheus_that_does_not_read_the_targets_of_a_run_is_refused(
         with pytest.raises(DeploymentError) as raised:
             await run(simulated(tmp_path / "out", url), echo=quiet)
     assert "has not read decode-0, prefill-0 within 1 s. Let it read" in str(raised.value)
+
+
+@pytest.mark.servers
+async def test_servers_whose_metrics_are_out_of_reach_are_shown_by_their_model(tmp_path):
+    """Only `base_url` is given; Prometheus reads the instances and the store behind it."""
+    values = {"engine": "simulated", "topology": "1p1d", "connector": "lmcache"}
+    (arm, *_) = plan(check_params("pd_sweep", values)).arms
+    async with deploy(arm, log_dir=tmp_path / "logs") as running:
+        targets = watch.targets_of(arm, running)
+        with prometheus(tmp_path / "prometheus", tmp_path / "out", targets) as url:
+            values = {
+                "engine": "attach", "base_url": running.url, "prometheus_url": url, "rounds": 1,
+                "prompt_tokens": 600, "requests": 9, "output_dir": str(tmp_path / "out"),
+            }  # fmt: skip
+            while len(await Prometheus(url=url).instant("up == 1")) < len(targets):
+                await asyncio.sleep(0.2)
+            result = await run(plan(check_params("pd_sweep", values)), echo=quiet)
+    shown = result.panels
+    assert set(shown["line"]) >= {"prefill computed", "decode external hit", "store"}
+    assert "lmcache: fill" in set(shown["title"])
+    # A sample is no proof: what the run could not count itself stays so.
+    gates = {gate["name"]: gate["outcome"] for gate in result.facts["gates"]}
+    assert gates["the ledger closes"] == "INCONCLUSIVE"

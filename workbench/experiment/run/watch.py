@@ -75,7 +75,7 @@ class Watch:
                 self.servers = await self.prometheus.find(addresses, model=model)
                 names: Collection[str] = ()
             else:
-                targets = _targets(arm, deployment)
+                targets = targets_of(arm, deployment)
                 names = {target.name for target in targets}
                 told = self._tell(targets)
                 self.servers = one_of("run", [self.folder.attempt.name])
@@ -122,7 +122,8 @@ class Watch:
             self._lost(error, log)
 
     def _lost(self, error: Exception, log: Log) -> None:
-        log.doubt(f"Panels are missing: {str(error).partition(';')[0].partition('. ')[0]}.")
+        why = str(error).partition(" (example")[0].partition(". ")[0]  # the rest is advice
+        log.doubt(f"Panels are missing: {why}.")
 
     async def pass_ended(self, log: Log) -> None:
         """Mark the last pass in Grafana; the first failure is a doubt, and the last try."""
@@ -168,13 +169,12 @@ class Watch:
         ]  # fmt: skip
 
 
-def _targets(arm: Arm, deployment: Deployment) -> list[Target]:
+def targets_of(arm: Arm, deployment: Deployment) -> list[Target]:
     """The servers of an arm that have metrics: instances, and the store that is a server."""
-    urls = {instance.name: (instance.role, instance.url) for instance in deployment.instances}
-    found = {name: (str(role), url) for name, (role, url) in urls.items()}
+    found = [(one.name, str(one.role), one.url) for one in deployment.instances]
     if deployment.store_url:
-        found["store"] = ("store", deployment.store_url)
+        found.append(("store", "store", deployment.store_url))
     return [
         Target(name=name, role=role, connector=arm.connector, address=url.partition("://")[2])
-        for name, (role, url) in found.items()
+        for name, role, url in found
     ]
