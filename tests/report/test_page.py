@@ -173,6 +173,16 @@ def test_the_main_figure_stands_on_the_first_screen_and_nowhere_else(whole, resu
     assert not BeautifulSoup(render(whole, result), "html.parser").select(".main-figure")
 
 
+def test_a_folded_figure_unfolds_by_its_title(whole, result):
+    folded = whole.cells[6]
+    folded.metadata["tags"] = ["folded"]
+    soup = BeautifulSoup(render(whole, result), "html.parser")
+    (fold,) = soup.select("details.figure")
+    assert fold.select_one("figure svg") is not None
+    title = fold.summary.text
+    assert title and folded.outputs[0].metadata["image/svg+xml"]["alt"].startswith(title)
+
+
 def test_a_gate_ends_its_sentence_before_the_next_step(result):
     gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
     (line,) = page(result={**result, "gates": [gate]}).select(".gates li")

@@ -213,6 +213,17 @@ class TierRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassTime:
+    """When a pass sent its requests, in Unix time."""
+
+    arm: str
+    round: int
+    pass_name: str
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClockRow:
     """The clock of a host that is not this one, beside ours in one pass."""
 
@@ -384,6 +395,7 @@ class RunFacts:
     sentences: tuple[str, ...] = ()
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()
+    pass_times: tuple[PassTime, ...] = ()
     hosts: tuple[HostRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()

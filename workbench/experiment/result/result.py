@@ -123,6 +123,16 @@ class Result:
         """How well the clocks of other hosts agree with ours; empty without hosts."""
         return self._showing(tables.clock_table(self.run.clocks))
 
+    @property
+    def panels(self) -> pd.DataFrame:
+        """What a Prometheus recorded: a row per panel, line and point; empty without one."""
+        import pandas as pd
+
+        path = self.folder / "panels.parquet"
+        frame = self._marked(read_frame(path) if path.exists() else pd.DataFrame())
+        frame.attrs["pass_times"] = self.run.pass_times
+        return frame
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from math import isnan, lcm, nan
@@ -13,7 +14,7 @@ import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
-from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.across_hosts import clock_rows, measure_links, read_clocks
 from workbench.experiment.run.greedy_ties import ask_where_answers_part
@@ -22,6 +23,7 @@ from workbench.experiment.run.launch_counts import LaunchCounts
 from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
@@ -44,6 +46,7 @@ async def measure_arm(
     log: Log,
     echo: Echo = echo_line,
     far: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """All passes of an arm in one round. A server that dies ends only this launch."""
     log.launches_s.append(deployment.started_s)
@@ -73,6 +76,8 @@ async def measure_arm(
             prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
         try:
             prompts, line = await launch.measure(measured, prompts)
+            if watch is not None:
+                await watch.pass_ended(log)
         except DeploymentError as error:
             line = str(error)
             if isinstance(error, ResetRefusedError):
@@ -189,6 +194,7 @@ class _Launched:
             clocks, await read_clocks(deployment, log),
             arm=self.arm.label, number=self.number, pass_name=measured.name,
         )  # fmt: skip
+        log.pass_times.append(self._time(measured, load))
         legs = await deployment.legs()
         log.legs.append(to_frame(legs, **columns))
         series = before.rows(**columns, when="before") + after.rows(**columns, when="after")
@@ -216,6 +222,17 @@ class _Launched:
         most = most_workers(workload, plan.arrivals)
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         return prompts, _pass_line(rows)
+
+    def _time(self, measured: Pass, load: LoadRun) -> PassTime:
+        """When the load was sent; the clock of a load has no date."""
+        ahead_s = time.time() - time.monotonic()
+        return PassTime(
+            arm=self.arm.label,
+            round=self.number,
+            pass_name=measured.name,
+            from_s=round(load.started_s + ahead_s, 3),
+            to_s=round(load.ended_s + ahead_s, 3),
+        )
 
     async def _drive(
         self, measured: Pass, workload: Workload, columns: Mapping[str, Any]

@@ -28,6 +28,7 @@ from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
+from workbench.experiment.run.watch import Watch
 from workbench.hardware import machine
 from workbench.hardware.hosts import gpu_names
 from workbench.hardware.interpreter import ENGINE_PACKAGES
@@ -78,7 +79,9 @@ async def _run(
     status: Status = "failed"
     left_out: set[str] = set()
     fits = False
+    watch: Watch | None = None
     try:
+        watch = await Watch.begun(plan, folder)
         async with _launcher(plan, folder, log) as launcher, limit.enforced():
             for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
@@ -89,7 +92,10 @@ async def _run(
                             if not fits:
                                 plan = await fitted(plan, deployment, log.doubt)
                                 fits = True
-                            await measure_arm(plan, arm, number, deployment, folder, log, echo, far)
+                            async with watch.launch(arm, deployment, log):
+                                await measure_arm(
+                                    plan, arm, number, deployment, folder, log, echo, far, watch
+                                )
                     except LaunchError as error:
                         if not arm.may_fail:
                             raise
@@ -108,6 +114,8 @@ async def _run(
         status = "cancelled"
         raise
     finally:
+        if watch is not None:
+            await watch.ended(log)
         facts = _facts(plan, log, status, began, time.monotonic() - began_s)
         folder.write_facts(facts)
         if facts.status == "success":
@@ -216,6 +224,7 @@ def _facts(
         machine=_machine(plan).as_dict() | _platform(plan),
         engine=_engine(plan),
         arms=tuple(log.arms.values()),
+        pass_times=tuple(log.pass_times),
         hosts=_hosts(plan),
         client=log.client,
         clocks=tuple(log.clocks),

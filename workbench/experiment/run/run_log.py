@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow
+from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime
 from workbench.metrics.passes import PassCounters
 from workbench.records import LinkRate, to_frame
 
@@ -28,6 +28,7 @@ class Log:
     counters: list[pd.DataFrame] = field(default_factory=list)
     gauges: list[pd.DataFrame] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
+    pass_times: list[PassTime] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why passes could not be measured."""

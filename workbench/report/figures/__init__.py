@@ -9,6 +9,7 @@ from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
+from workbench.report.figures.panels import panels
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.single_requests import (
@@ -33,6 +34,7 @@ __all__ = [
     "hits_by_tier",
     "latency_panels",
     "links",
+    "panels",
     "rates",
     "readiness",
     "requests_over_time",
