@@ -1,17 +1,24 @@
 """A run that was interrupted goes on with the launches that are missing."""
 
 import json
+import random
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 import workbench as wb
 from workbench.errors import LaunchError
+from workbench.experiment.result.facts import SessionFacts
 from workbench.experiment.result.result import load_result
+from workbench.experiment.result.run_folder import RunFolder, output_root
 from workbench.experiment.run import run as running
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
-from workbench.experiment.run.sessions import DRIFT, compare
+from workbench.experiment.run.sessions import DRIFT, begin_session, compare
+from workbench.params.notebooks import changed
 
 
 @pytest.fixture
@@ -87,44 +94,61 @@ async def test_a_run_that_was_not_interrupted_has_no_sessions(planned):
     assert result.run.sessions == ()
 
 
-@pytest.mark.parametrize("changed", ["versions", "workload"])
-async def test_another_machine_or_workload_begins_anew(planned, breaks_in, monkeypatch, changed):
-    breaks_in(3)
+async def test_another_machine_or_workload_or_a_lost_file_begins_anew(planned, breaks_in):
+    plan = planned(rounds=1)
+    breaks_in(2)
     with pytest.raises(KeyboardInterrupt):
-        await run(planned(), echo=lambda _: None)
-    monkeypatch.undo()
-    (attempt,) = planned_home(planned).glob("attempt-*")
-    facts = json.loads((attempt / "result.json").read_text())
-    if changed == "versions":
-        facts["machine"]["versions"]["vllm"] = "0.1"
-    else:
-        facts["workload"]["hash"] = "another"
-    (attempt / "result.json").write_text(json.dumps(facts))
-    said = []
-    await run(planned(), echo=said.append)
-    assert not any("going on" in line for line in said)
+        await run(plan, echo=lambda _: None)
+    home = output_root(plan.params.output_dir) / plan.notebook / plan.run_id
+    (attempt,) = home.glob("attempt-*")
+    machine = running._machine(plan).as_dict() | running._platform(plan)
+
+    def goes_on(plan=plan, machine=machine):
+        folder, log = begin_session(plan, machine)
+        folder.let_go()
+        return folder.attempt == attempt and len(log.ended) == 1
+
+    assert goes_on()
+    assert goes_on(machine=machine | {"memory_free_gb": 0.1})
+    assert not goes_on(machine=machine | {"versions": {"vllm": "0.1"}})
+    other = planned(rounds=1, seed=1)
+    assert not goes_on(plan=replace(plan, workload=other.workload))
+    for name in ("requests.parquet", "launches.json"):
+        whole = (attempt / name).read_bytes()
+        (attempt / name).write_bytes(whole[: len(whole) // 2])
+        assert not goes_on()
+        (attempt / name).write_bytes(whole)
+    assert goes_on()
+    RunFolder.forget(plan.params.output_dir, plan.notebook, plan.run_id)
+    assert not goes_on()
 
 
-def planned_home(planned):
-    plan = planned()
-    from workbench.experiment.result.run_folder import output_root
-
-    return output_root(plan.params.output_dir) / plan.notebook / plan.run_id
+async def test_what_another_process_measures_now_is_left_to_it(planned, breaks_in):
+    plan = planned(rounds=1)
+    breaks_in(2)
+    with pytest.raises(KeyboardInterrupt):
+        await run(plan, echo=lambda _: None)
+    machine = running._machine(plan).as_dict() | running._platform(plan)
+    (first, kept), (second, new) = begin_session(plan, machine), begin_session(plan, machine)
+    assert first.attempt != second.attempt
+    assert (len(kept.ended), len(new.ended)) == (1, 0)
+    first.let_go()
+    second.let_go()
 
 
 async def test_a_launch_that_does_not_start_is_tried_once_more(planned, breaks_in):
     began = breaks_in(3, LaunchError("decode-0 did not start; log: x"), times=1)
-    result = await run(planned(), echo=lambda _: None)
-    assert len(began) == 7 and len(set(began)) == 6
+    result = await run(planned(rounds=1), echo=lambda _: None)
+    assert len(began) == 4 and len(set(began)) == 3
     assert not any("skipped" in doubt for doubt in result.doubts)
 
 
 async def test_one_that_fails_twice_is_left_out_with_its_reason(planned, breaks_in):
     began = breaks_in(3, LaunchError("decode-0 did not start\nlog"), times=2)
-    result = await run(planned(), echo=lambda _: None)
+    result = await run(planned(rounds=1), echo=lambda _: None)
     number, label = began[2]
     assert f"{label}, round {number + 1}, was skipped: decode-0 did not start." in result.doubts
-    assert len(began) == 7
+    assert len(began) == 4
 
 
 async def test_an_error_before_anything_was_measured_ends_the_run(planned, monkeypatch):
@@ -140,14 +164,42 @@ async def test_an_error_before_anything_was_measured_ends_the_run(planned, monke
 async def test_a_machine_that_became_slower_is_a_doubt(planned, factor, doubted):
     result = await run(planned(rounds=1, opponents=False), echo=lambda _: None)
     rows = result.requests
-    log = Log(requests=[rows], sessions=[replace_session()])
+    log = Log(requests=[rows], sessions=[SessionFacts(number=2, started_at="")])
     again = Log(requests=[rows.assign(ttft_s=rows["ttft_s"] * factor)])
     compare(log, again, "1p1d, round 1")
     assert bool(log.doubts) == doubted
     assert log.sessions[0].drift["cold"] == pytest.approx(factor)
 
 
-def replace_session():
-    from workbench.experiment.result.facts import SessionFacts
-
-    return replace(SessionFacts(number=2, started_at=""), repeated="")
+@pytest.mark.servers
+async def test_twenty_kills_at_random_moments_lose_and_repeat_no_launch(planned, tmp_path):
+    rng = random.Random(20)
+    whole = await run(planned(output_dir=str(tmp_path / "whole")), echo=lambda _: None)
+    plan = planned()
+    code = (
+        "import asyncio, sys, json, workbench as wb\n"
+        "plan = wb.plan(wb.check_params('pd_sweep', json.loads(sys.argv[1])))\n"
+        "asyncio.run(wb.run(plan))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(changed(plan.params))]
+    kills = 0
+    for _ in range(200):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        # Moments of the run, not of its imports: it prints a line first.
+        child.stdout.readline()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(rng.uniform(0.5, 6) if kills < 20 else 300)
+        if child.returncode is None:
+            child.kill()
+            kills += 1
+        child.communicate()
+        if child.returncode == 0:
+            break
+    assert child.returncode == 0
+    (home,) = (tmp_path / "pd_sweep").glob("*")
+    result = load_result(home)
+    launches = [name for one in result.run.sessions for name in one.launches]
+    assert len(launches) == len(set(launches)) == 6
+    assert counted(result).equals(counted(whole))
+    assert kills >= 1
