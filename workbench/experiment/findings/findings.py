@@ -99,7 +99,7 @@ def conclude(
     facts = replace(
         facts,
         scope=scope(plan),
-        limits=tuple(limits_of(plan, _reuse_sent(requests))),
+        limits=tuple(limits_of(plan, _reuse_sent(requests), facts.sessions)),
         repeat=repeat_command(plan.notebook, plan.params),
         workload=WorkloadFacts(
             name=plan.workload.name,

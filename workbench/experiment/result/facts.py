@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -313,6 +314,32 @@ class HostRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """One session of a run that was interrupted and went on; the only one of any other run."""
+
+    number: int
+    """From 1."""
+    started_at: str
+    ended_at: str = ""
+    """When its last launch ended."""
+    launches: tuple[str, ...] = ()
+    """The launches that it measured, such as `1p4d lmcache, round 2`."""
+    repeated: str = ""
+    """The launch of an earlier session that it repeated first, to see drift."""
+    drift: Mapping[str, Number] = field(default_factory=dict)
+    """By pass: median TTFT of the repeated launch / the middle one of that arm's earlier launches.
+    """
+
+    @property
+    def duration_s(self) -> float:
+        """Until its last launch ended."""
+        if not self.ended_at:
+            return 0.0
+        ended, began = map(datetime.fromisoformat, (self.ended_at, self.started_at))
+        return (ended - began).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
     """Model and number format of servers started here; empty for attached ones."""
 
@@ -401,6 +428,8 @@ class RunFacts:
     comparisons: tuple[Comparison, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
+    sessions: tuple[SessionFacts, ...] = ()
+    """Empty if the run was not interrupted."""
     repeat: str = ""
     workload: WorkloadFacts | None = None
     files: Mapping[str, str] = field(default_factory=dict)

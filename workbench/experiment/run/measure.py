@@ -62,8 +62,12 @@ async def measure_arm(
         )
     await measure_links(deployment, arm.label, log)
     # All arms of a round get the same prompts, so that they can be paired. The attempt's salt
-    # makes the prompts of other rounds and reruns different.
-    prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
+    # makes the prompts of other rounds and reruns different; servers that live longer than a
+    # session may have seen those of the one before.
+    salt = f"{folder.attempt.name}-{number}"
+    if deployment.plan is None and len(log.sessions) > 1:
+        salt += f"-session-{len(log.sessions)}"
+    prompts = plan.workload.build(salt)
     launch = _Launched(plan, arm, number, deployment, folder, log)
     where = f"{arm.label}, round {number + 1}"
     whole = prompts
@@ -73,7 +77,7 @@ async def measure_arm(
             prompts = replace(whole, requests=whole.requests[: measured.requests])
         if measured.rate_per_s:
             # What one rate left in a cache must not serve the next.
-            prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
+            prompts = plan.workload.build(f"{salt}-{measured.name}")
         try:
             prompts, line = await launch.measure(measured, prompts)
             if watch is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime
+from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime, SessionFacts
 from workbench.metrics.passes import PassCounters
 from workbench.records import LinkRate, to_frame
 
@@ -20,13 +20,9 @@ def echo_line(line: str) -> None:
 
 
 @dataclass(slots=True)
-class Log:
-    """What a run has collected so far."""
+class Collected:
+    """What a run has collected beside its frames; `sessions` writes and reads it."""
 
-    requests: list[pd.DataFrame] = field(default_factory=list)
-    legs: list[pd.DataFrame] = field(default_factory=list)
-    counters: list[pd.DataFrame] = field(default_factory=list)
-    gauges: list[pd.DataFrame] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
     pass_times: list[PassTime] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -46,10 +42,23 @@ class Log:
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
     measuring_s: float = 0.0
+    ended: list[tuple[int, str]] = field(default_factory=list)
+    """Round and arm of each launch that ended, in the order of their end."""
+    sessions: list[SessionFacts] = field(default_factory=list)
 
     def doubt(self, sentence: str) -> None:
         if sentence not in self.doubts:
             self.doubts.append(sentence)
+
+
+@dataclass(slots=True)
+class Log(Collected):
+    """All that a run has collected so far."""
+
+    requests: list[pd.DataFrame] = field(default_factory=list)
+    legs: list[pd.DataFrame] = field(default_factory=list)
+    counters: list[pd.DataFrame] = field(default_factory=list)
+    gauges: list[pd.DataFrame] = field(default_factory=list)
 
     def frame(self, name: str) -> pd.DataFrame:
         parts = [part for part in getattr(self, name) if len(part)]
