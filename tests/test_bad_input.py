@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.load.words import Words
+from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
 from workbench.experiment.plan.arms import plan
@@ -26,6 +27,8 @@ from workbench.load.workload import arrivals
 from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
+from workbench.monitoring.annotations import Grafana
+from workbench.monitoring.history import Prometheus
 from workbench.params.notebooks import NOTEBOOKS, check_params
 from workbench.serve.checks.argument_check import check_store_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
@@ -115,6 +118,14 @@ PARAMETERS = [
         "disk",
         "-p engine vllm -p store_tiers memory,disk",
     ),
+    (
+        SWEEP,
+        {"prometheus_url": "host:9090"},
+        "prometheus_url must be an http://",
+        "'host:9090'",
+        "",
+    ),
+    (SWEEP, {"grafana_url": "http://u:p@h"}, "grafana_url must not contain a user", "", "show"),
     (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
     (
         HITS,
@@ -422,12 +433,33 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    # what a compose file cannot have
+    (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
+     "'simulated'", "-p engine vllm"),
+    (lambda: compose_file(ATTACH), "engine must be vllm, because a compose", "'attach'", ""),
+    (lambda: compose_file({"place": "ray"}), "place must be container, because a compose", "'ray'",
+     "-p place container"),
+    (lambda: compose_file({"connector": "all", "image": "a:1"}), "connector must be one connector",
+     "'all'", "-p connector lmcache"),
+    (lambda: compose_file({"topology": "1p1d,1p4d", "image": "a:1"}), "topology must be one topol",
+     "'1p1d,1p4d'", "-p topology 1p4d"),
+    (lambda: compose_file({"platform": "cpu"}), "platform=cpu needs image", "''",
+     "-p image my/vllm-cpu:0.32.0"),
+    (lambda: compose_file({"container_args": "--cap-add IPC_LOCK"}), "container_args must be empty",
+     "'--cap-add IPC_LOCK'", "-f compose.yaml -f mine.yaml"),
+    (lambda: compose_file({"engine_env": "MY_API_KEY=x"}), "engine_env must not contain MY_API_KEY",
+     "MY_API_KEY", "export HF_TOKEN=..."),
     # model folders and certificates
     (lambda: model_facts("/nowhere/llama"), "model must be an existing folder", "'/nowhere/llama'",
      "empty for the tiny model"),
     (lambda: model_tokenizer("/nowhere/llama"), "model (engine attach: tokenizer) must",
      "'/nowhere/llama'", "/models/"),
     (tls_context, "SSL_CERT_FILE in the environment must be an existing file", "'/none.pem'", ""),
+    # monitoring
+    (lambda: Grafana.with_token("http://h:3000"), "grafana_url needs a service account's token",
+     "GRAFANA_TOKEN", "export"),
+    (lambda: asyncio.run(Prometheus(url="http://127.0.0.1:9").instant("up")),
+     "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
     # workloads
     (lambda: made("shrot"), "unknown workload", "'shrot'", "did you mean 'short'?"),
     (lambda: made("short", prompt_token=9), "workload short has no option", "'prompt_token'",

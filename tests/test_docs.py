@@ -22,6 +22,7 @@ import yaml
 
 from tests.experiment.conftest import machine_has, model  # noqa: F401  fixtures of this file too
 from workbench import cli
+from workbench.compose.profiles import compose_params
 from workbench.errors import ParameterError
 from workbench.experiment.plan.arms import plan, servers_of
 from workbench.hardware.machine import repository_root
@@ -107,6 +108,9 @@ def check_workbench(command: Command, words: list[str]) -> None:
         given = yaml.safe_load((ROOT / asked.file).read_text()) if asked.file else {}
         params = serving_params("up", given | dict(asked.parameter))
         assert command.marked or servers_of(params)
+    elif words[0] == "compose":
+        # What is marked is for a machine with a GPU.
+        compose_params(({"platform": "cuda"} if command.marked else {}) | cli._given(asked))
     elif words[0] == "claims":
         assert cli.main(words) == 0
     elif words[0] == "run-all":

@@ -29,11 +29,11 @@ def written(machine_has: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def read(written: Written) -> Callable[..., dict[str, Any]]:
-    """The services of such a file, by name."""
+    """The services of such a file, by name, without those of `monitoring`."""
 
     def services(**params: Any) -> dict[str, Any]:
         found: dict[str, Any] = yaml.safe_load(written(**params))["services"]
-        return found
+        return {n: service for n, service in found.items() if service["profiles"] != ["monitoring"]}
 
     return services
 

@@ -54,7 +54,12 @@ def test_services_have_the_command_lines_of_the_plan_in_its_order(given, read):
 @pytest.mark.parametrize("given", KINDS + TIERS, ids=lambda given: "-".join(given.values()))
 def test_nothing_listens_beyond_loopback_and_no_socket_is_mounted(given, written, read):
     text = written(**given)
-    assert "0.0.0.0" not in text and ".sock" not in text and "privileged" not in text
+    assert (
+        "0.0.0.0" not in text
+        and "ports:" not in text
+        and ".sock" not in text
+        and "privileged" not in text
+    )
     for service in read(**given).values():
         assert service["network_mode"] in ("host", "none")
         assert "ports" not in service

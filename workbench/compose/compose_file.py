@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from workbench.compose.profiles import DISK, Profile, compose_params, profiles_of
+from workbench.compose.observers import GRAFANA_PORT, PASSWORD, PROFILE, observers_of
+from workbench.compose.profiles import Profile, compose_params, profiles_of
 from workbench.compose.services import escaped, services_of
 from workbench.params.notebooks import as_typed
 
@@ -27,16 +28,17 @@ def compose_file(given: Mapping[str, Any]) -> str:
     profiles = profiles_of(compose_params(given))
     services: dict[str, Any] = {}
     files: dict[str, str] = {}
-    for profile in profiles:
-        own, read = services_of(profile)
+    for own, read in (*map(services_of, profiles), observers_of(profiles)):
         services |= own
         files |= read
-    content: dict[str, Any] = {"name": _NAME, "services": services}
     mounts = [volume for service in services.values() for volume in service.get("volumes", ())]
-    if disks := dict.fromkeys(m.partition(":")[0] for m in mounts if m.endswith(f":{DISK}")):
-        content["volumes"] = {disk: {} for disk in disks}
-    if files:
-        content["configs"] = {name: {"content": escaped(text)} for name, text in files.items()}
+    names = [mount.partition(":")[0] for mount in mounts]
+    content: dict[str, Any] = {
+        "name": _NAME,
+        "services": services,
+        "volumes": {name: {} for name in names if not name.startswith("/")},
+        "configs": {name: {"content": escaped(text)} for name, text in files.items()},
+    }
     return "\n".join([*_comments(profiles, given), "", _yaml(content)])
 
 
@@ -59,6 +61,9 @@ def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str
         ]
     return [
         *lines,
+        f"# Profile {PROFILE}: Prometheus and Grafana (http://127.0.0.1:{GRAFANA_PORT}, user admin,"
+        f" password from {PASSWORD}).",
+        f"# {PASSWORD}=... docker compose --profile {PROFILE} up --detach",
         "# Paths are those of the machine on which this was written:",
         f"# workbench compose {shlex.join(as_typed(given))}",
     ]

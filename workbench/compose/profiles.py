@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError, must_be, needs
+from workbench.errors import ParameterError, must_be, needs, shown
 from workbench.experiment.plan.arms import sweep_arms
 from workbench.experiment.plan.engine_setup import devices_of, facts_of_model, settings_for
 from workbench.experiment.plan.which_connectors import chosen
@@ -96,16 +96,16 @@ def compose_params(given: Mapping[str, Any]) -> PdSweep:
         if (value := given.get(name, needed)) != needed:
             allowed = f"{needed}, because a compose file starts vLLM in containers"
             raise ParameterError(must_be(name, allowed, value, needed))
-    if given.get("container_args"):
+    if options := given.get("container_args"):
         raise ParameterError(
-            "container_args does not apply to a compose file. Put what they say into a second file"
-            " (example: docker compose -f compose.yaml -f mine.yaml up)"
+            f"container_args must be empty, got {shown(options)}. Put what it says into a second"
+            " compose file (example: docker compose -f compose.yaml -f mine.yaml up)"
         )
     if secret := _SECRET.search(str(given.get("engine_env", ""))):
         raise ParameterError(
             f"engine_env must not contain {secret[1]}, because a compose file is no place for a"
-            " secret. HF_TOKEN of your shell is passed on when the file is used (example: export"
-            " HF_TOKEN=...); others go into a second file"
+            " secret. HF_TOKEN is taken from the shell that uses the file, and others go into a"
+            " second file (example: export HF_TOKEN=...)"
         )
     platform = given.get("platform", "auto")
     if platform == "auto":

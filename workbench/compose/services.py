@@ -21,9 +21,9 @@ Service = dict[str, Any]
 
 PROXY_IMAGE, REDIS_IMAGE = "workbench-proxy", "redis:8"
 PROXY_FILE = "compose/proxy.Dockerfile"
-CONFIGS = "/etc/workbench"
+CONFIGS = "/run/workbench"
 """The folder of the files that instances read."""
-_OF_THE_MACHINE = {"network_mode": "host", "security_opt": ["label=disable"]}
+OF_THE_MACHINE = {"network_mode": "host", "security_opt": ["label=disable"]}
 _ANSWERS = "__import__('urllib.request').request.urlopen('{url}',timeout=4)"
 """Python, since an image may lack curl; without a space, at which podman's API would split it."""
 
@@ -62,7 +62,7 @@ def _service(process: ProcessSpec, profile: Profile, ready: list[str]) -> Servic
     access = gpu_access(process, settings.platform)
     service: Service = {"profiles": [profile.name], **_program(process, profile)}
     service["command"] = [*process.args]
-    service |= _OF_THE_MACHINE
+    service |= OF_THE_MACHINE
     configs = {variable: f"{name}.{variable.lower()}" for variable in process.env_files}
     env = access.env | {variable: f"{CONFIGS}/{file}" for variable, file in configs.items()}
     if env:

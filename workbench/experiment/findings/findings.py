@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
@@ -17,6 +17,7 @@ from workbench.experiment.findings.doubts import (
     sample_doubts,
 )
 from workbench.experiment.findings.headline import headline, valid_finding
+from workbench.experiment.findings.link_findings import link_rows, link_sentences
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -40,13 +41,18 @@ from workbench.experiment.findings.size_findings import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
+    ClockRow,
+    Comparison,
+    LinkRow,
     RunFacts,
     SearchRow,
     SizeRow,
+    SummaryRow,
     TierRow,
     TokenRow,
     WorkloadFacts,
 )
+from workbench.experiment.result.result_tables import frame_of
 from workbench.metrics.gates.gate_table import (
     Failed,
     Spoil,
@@ -58,10 +64,15 @@ from workbench.metrics.gates.gate_table import (
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.waterfall.waterfall import waterfall
 from workbench.params.notebooks import EngineParams, as_typed, changed
+from workbench.records import LinkRate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_Compared = TypeVar("_Compared", SizeRow, LinkRow)
 
 
 def conclude(
@@ -73,11 +84,14 @@ def conclude(
     legs: pd.DataFrame | None = None,
     reasons: Sequence[str] = (),
     refusals: Sequence[str] = (),
+    links: Sequence[tuple[str, LinkRate, bool]] = (),
+    earlier: Sequence[LinkRow] = (),
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
-    `facts` has the doubts and the client's readings so far; `reasons` say why passes were not run,
-    `refusals` which caches were not emptied. Requests that a cancelled run cut off do not count.
+    `facts` has the doubts, the clocks and the client's readings so far; `reasons` say why passes
+    were not run, `refusals` which caches were not emptied, `links` how fast those of an arm were,
+    `earlier` what runs over other links gave. Requests that a cancelled run cut off do not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -85,7 +99,7 @@ def conclude(
     facts = replace(
         facts,
         scope=scope(plan),
-        limits=tuple(limits_of(plan, _reuse_sent(requests))),
+        limits=tuple(limits_of(plan, _reuse_sent(requests), facts.sessions)),
         repeat=repeat_command(plan.notebook, plan.params),
         workload=WorkloadFacts(
             name=plan.workload.name,
@@ -135,6 +149,7 @@ def conclude(
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
+    known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
     pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
@@ -154,22 +169,43 @@ def conclude(
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
-            *told_once(_sizes_said(sizes, failed)),
+            *told_once(_said_of_arms(sizes, size_sentences, failed)),
+            *told_once(_said_of_arms(known, link_sentences, failed)),
             *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
         sizes=sizes,
+        links=known,
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
     )
 
 
-def _sizes_said(rows: Sequence[SizeRow], failed: Failed) -> Iterable[tuple[str, Spoil]]:
-    """What each arm with host memory showed, and what failed gates do to that."""
+def _links(
+    facts: RunFacts,
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    legs: pd.DataFrame | None,
+    passes: Sequence[PassCounters],
+    summary: Sequence[SummaryRow],
+    comparisons: Sequence[Comparison],
+    measured: Sequence[tuple[str, LinkRate, bool]],
+) -> tuple[LinkRow, ...]:
+    """What the links of this run did; nothing where all is on one host."""
+    if not measured or legs is None:
+        return ()
+    split = waterfall(requests, legs, clocks=frame_of(ClockRow, facts.clocks))
+    return link_rows(plan, facts.run_id, summary, comparisons, passes, measured, split)
+
+
+def _said_of_arms(
+    rows: Sequence[_Compared], sentences_of: Callable[[list[_Compared]], list[str]], failed: Failed
+) -> Iterable[tuple[str, Spoil]]:
+    """What the rows of each arm and its baseline say, and what failed gates do to that."""
     for arms in dict.fromkeys(row.arms for row in rows):
         does = spoil(failed, "ratios", arms=arms)
-        for text in size_sentences([row for row in rows if row.arms == arms]):
+        for text in sentences_of([row for row in rows if row.arms == arms]):
             yield text, does
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import RateRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
@@ -24,7 +24,7 @@ from workbench.metrics.gates.gate_table import (
     touching,
 )
 from workbench.metrics.percentiles import percentiles
-from workbench.metrics.waterfall import waterfall
+from workbench.metrics.waterfall.waterfall import waterfall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +110,29 @@ class Result:
         """One row per working set and pass of a sweep over them; empty without one."""
         return self._marked(tables.size_frame(self.run.sizes))
 
+    @property
+    def links(self) -> pd.DataFrame:
+        """One row per run, arm across hosts, baseline and metric; empty without hosts."""
+        return self._marked(tables.link_frame(self.run.links))
+
+    def link_table(self) -> pd.DataFrame:
+        """The transfer over each measured link beside bytes / rate; empty without hosts."""
+        return self._showing(tables.link_table(self.run.links), "times")
+
+    def clock_table(self) -> pd.DataFrame:
+        """How well the clocks of other hosts agree with ours; empty without hosts."""
+        return self._showing(tables.clock_table(self.run.clocks))
+
+    @property
+    def panels(self) -> pd.DataFrame:
+        """What a Prometheus recorded: a row per panel, line and point; empty without one."""
+        import pandas as pd
+
+        path = self.folder / "panels.parquet"
+        frame = self._marked(read_frame(path) if path.exists() else pd.DataFrame())
+        frame.attrs["pass_times"] = self.run.pass_times
+        return frame
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
@@ -185,9 +208,11 @@ class Result:
         return self._showing(tables.median_table(self.run.summary, metrics), "times")
 
     def waterfall(self) -> pd.DataFrame:
-        """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
+        """One row per request: its TTFT in parts, as `metrics.waterfall.waterfall` defines them; seconds."""
         untimed = " and ".join(self.run.engine.lacks)
-        return self._marked(waterfall(self.requests, self.legs, untimed=untimed))
+        clocks = tables.frame_of(ClockRow, self.run.clocks)
+        found = waterfall(self.requests, self.legs, untimed=untimed, clocks=clocks)
+        return self._marked(found)
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""

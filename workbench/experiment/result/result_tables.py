@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.result.facts import (
     ArmFacts,
+    ClockRow,
     Comparison,
+    LinkRow,
     RateRow,
     RunFacts,
     SizeRow,
@@ -22,7 +24,7 @@ from workbench.metrics.gates.gate_table import Kind, Spoil, failed_name, spoil
 from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import t_interval, three_digits
-from workbench.metrics.waterfall import PARTS, summarise
+from workbench.metrics.waterfall.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
 
 if TYPE_CHECKING:
@@ -62,6 +64,58 @@ def size_frame(rows: Sequence[SizeRow]) -> pd.DataFrame:
         high=[ratio.high for ratio in ratios],
         verdict=[ratio.verdict for ratio in ratios],
     )
+
+
+def link_frame(rows: Sequence[LinkRow]) -> pd.DataFrame:
+    """Links with what was measured over each, a row per run, arm, baseline and metric."""
+    frame = frame_of(LinkRow, rows)
+    for name in ("transfer", "value", "baseline", "ratio"):
+        found = frame.pop(name)
+        frame[name] = [one.value for one in found]
+        frame[f"{name}_low"] = [one.low for one in found]
+        frame[f"{name}_high"] = [one.high for one in found]
+    return frame.assign(n_rounds=[row.ratio.rounds for row in rows])
+
+
+def link_table(rows: Sequence[LinkRow]) -> pd.DataFrame:
+    """The transfer of each run beside what its bytes need over the measured link."""
+    import pandas as pd
+
+    found = {}
+    for row in rows:
+        needed_s = 8e-9 * row.kv_bytes / row.gbit_s
+        found[row.run_id, row.arm] = {
+            "run": row.run_id,
+            "arm": row.arm,
+            "link, Gbit/s": f"{three_digits(row.gbit_s)}"
+            f" [{three_digits(row.gbit_low)}, {three_digits(row.gbit_high)}]",
+            "KV per request, MB": three_digits(1e-6 * row.kv_bytes),
+            "bytes / rate, ms": three_digits(1000 * needed_s),
+            PARTS["transfer_queue_s"] + ", ms": milliseconds(row.transfer.value),
+        }
+    return pd.DataFrame([*found.values()])
+
+
+def clock_table(rows: Sequence[ClockRow]) -> pd.DataFrame:
+    """The worst of each host's clock over all passes, beside ours."""
+    import pandas as pd
+
+    found = []
+    for host in dict.fromkeys(row.host for row in rows):
+        mine = [row for row in rows if row.host == host]
+        widest = max(mine, key=lambda row: row.bound_s)
+        apart = max(mine, key=lambda row: abs(row.rate - 1))
+        found.append(
+            {
+                "host": host,
+                "time of day, ms ahead": f"{1000 * widest.wall_offset_s:+,.2f}",
+                "known to, ms": three_digits(1000 * widest.bound_s),
+                "rate, ppm": f"{1e6 * (apart.rate - 1):+,.0f}",
+                "rate known to, ppm": f"{1e6 * apart.rate_bound:,.0f}",
+                "corrected": f"{sum(row.factor != 1 for row in mine)} of {len(mine)} passes",
+            }
+        )
+    return pd.DataFrame(found)
 
 
 def comparison_frame(rows: Sequence[Comparison]) -> pd.DataFrame:

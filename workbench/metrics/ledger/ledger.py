@@ -69,6 +69,9 @@ class Account:
         return f"{self.arm}, round {self.round + 1}, {self.pass_name}{role}; {COMPARED[self.name]}"
 
 
+_ROUTES = "it is unknown which instance got which prompt"
+
+
 def accounts(passes: Iterable[PassCounters]) -> list[Account]:
     """All accounts of these passes, without those that do not apply to a deployment."""
     drawn: list[Account] = []
@@ -169,7 +172,7 @@ def _counted(p: PassCounters, role: Role, sources: TokenSources) -> Account:
 def _reused(p: PassCounters, role: Role, sources: TokenSources) -> Account:
     reuse = p.reuse.get(role)
     if reuse is None or _silent(sources):
-        why = _silent(sources) or "it is unknown which instance got which prompt"
+        why = _silent(sources) or _ROUTES
         return _account(p, role, "reused", expected=nan, observed=sources.cached, unknown=why)
     entries = [Entry(cause=cause, tokens=tokens) for cause, tokens in reuse.rest]
     missing = reuse.cached - sources.cached
@@ -244,7 +247,9 @@ def _store(p: PassCounters) -> Account:
         unknown = unknown or next(filter(None, map(_silent, p.sources.values())), "")
     apart = hashes_apart(p)
     twice = 0.0
-    if p.counts_lookups:
+    if p.counts_lookups and not p.reuse:
+        unknown = unknown or _ROUTES  # so what engines had too is unknown
+    elif p.counts_lookups:
         twice = float(sum(r.alone_held_twice if apart else r.held_twice for r in p.reuse.values()))
     entries = []
     if twice:

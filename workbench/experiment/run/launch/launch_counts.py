@@ -8,7 +8,7 @@ from math import isnan, nan
 import numpy as np
 
 from workbench.experiment.plan.plan import Arm, Pass
-from workbench.experiment.run.isolation import Counted, CounterReading, Made
+from workbench.experiment.run.launch.isolation import Counted, CounterReading, Made
 from workbench.hardware.kv import host_memory_blocks
 from workbench.load.workload.workload import Workload
 from workbench.metrics.counters import StoreCounters, TokenSources, engine_count
@@ -109,7 +109,7 @@ class LaunchCounts:
             arm=self._arm.label,
             round=self._number,
             pass_name=measured.name,
-            stores=self._stores,
+            stores=self._stores or bool(self._deployment.store_url),
             private=self._private,
             stores_late=self._stores and self._deployment.store.stores_late,
             counts_lookups=self._deployment.store.counts_lookups,

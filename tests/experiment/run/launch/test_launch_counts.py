@@ -1,12 +1,13 @@
 """What a launch counts for its passes."""
 
+from dataclasses import replace
 from math import isnan
 
 import pytest
 
 from workbench.experiment.plan.plan import Arm, Pass
-from workbench.experiment.run.isolation import CounterReading, Made
-from workbench.experiment.run.launch_counts import LaunchCounts
+from workbench.experiment.run.launch.isolation import CounterReading, Made
+from workbench.experiment.run.launch.launch_counts import LaunchCounts
 from workbench.load.workload.workload import reference
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.prometheus import Counters, parse
@@ -127,3 +128,18 @@ def test_which_data_parallel_engine_got_a_prompt_is_not_known():
         "aggregated-0 runs 2 data-parallel engines with separate caches, so a repeated prompt may"
         " miss.",
     )
+
+
+@pytest.mark.parametrize(("store_url", "stores"), [("", False), ("http://127.0.0.1:3", True)])
+def test_an_attached_store_serves_whole_chunks(store_url: str, stores: bool):
+    """Which connector attached servers have is unknown, but not that they have a store."""
+    arm = Arm(label="attached", role="attached", topology=None, connector="unknown", passes=())
+    deployment = replace(OLD, store_url=store_url)
+    launch = LaunchCounts(arm, 0, deployment)
+    launch.begins(Made(), old_vllm(0))
+    prompts = reference(requests=1, prompt_tokens=32, output_tokens=2, vocab_tokens=100, salt="a")
+    at = old_vllm(0)
+    made = launch.ended(
+        Pass(name="cold", state="cold"), prompts, prompts, (), (), at, at.since(old_vllm(0))
+    )
+    assert made.grain_tokens("external_hit") == (made.chunk_tokens if stores else made.block_tokens)
