@@ -27,6 +27,8 @@ from workbench.load.workload import arrivals
 from workbench.load.workload.tokenizer import model_tokenizer
 from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
+from workbench.monitoring.annotations import Grafana
+from workbench.monitoring.history import Prometheus
 from workbench.params.notebooks import NOTEBOOKS, check_params
 from workbench.serve.checks.argument_check import check_store_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
@@ -116,6 +118,14 @@ PARAMETERS = [
         "disk",
         "-p engine vllm -p store_tiers memory,disk",
     ),
+    (
+        SWEEP,
+        {"prometheus_url": "host:9090"},
+        "prometheus_url must be an http://",
+        "'host:9090'",
+        "",
+    ),
+    (SWEEP, {"grafana_url": "http://u:p@h"}, "grafana_url must not contain a user", "", "show"),
     (SWEEP, {"tier_gb": 0.001}, "tier_gb must be between 0.02", "0.001", "tier_gb 1"),
     (
         HITS,
@@ -445,6 +455,11 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: model_tokenizer("/nowhere/llama"), "model (engine attach: tokenizer) must",
      "'/nowhere/llama'", "/models/"),
     (tls_context, "SSL_CERT_FILE in the environment must be an existing file", "'/none.pem'", ""),
+    # monitoring
+    (lambda: Grafana.with_token("http://h:3000"), "grafana_url needs a service account's token",
+     "GRAFANA_TOKEN", "export"),
+    (lambda: asyncio.run(Prometheus(url="http://127.0.0.1:9").instant("up")),
+     "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
     # workloads
     (lambda: made("shrot"), "unknown workload", "'shrot'", "did you mean 'short'?"),
     (lambda: made("short", prompt_token=9), "workload short has no option", "'prompt_token'",

@@ -343,3 +343,5 @@ def test_the_dashboard_and_the_rules_are_printed_as_files(capsys):
     assert "nixl: KV moved" in titles and "lmcache: lookups" not in titles
     assert cli.main(["monitoring", "rules"]) == 0
     assert capsys.readouterr().out.startswith("groups:\n- name: workbench\n")
+    assert cli.main(["monitoring", "prometheus", "--output-dir", "/data"]) == 0
+    assert "/data/prometheus/*.json" in capsys.readouterr().out

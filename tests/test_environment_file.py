@@ -82,11 +82,12 @@ def third_party(*folders: str) -> dict[str, str]:
 
 
 def names(*lists: list[str]) -> set[str]:
-    return {plain(re.split("[=<>]", line)[0]) for lines in lists for line in lines}
+    return {plain(re.split(r"[=<>\[]", line)[0]) for lines in lists for line in lines}
 
 
 def test_what_is_imported_is_declared():
-    shipped = names(PROJECT["dependencies"], EXTRAS["notebooks"], EXTRAS["cuda"])
+    extras = (EXTRAS[name] for name in ("notebooks", "cuda", "ray"))
+    shipped = names(PROJECT["dependencies"], *extras)
     used = third_party("workbench", "notebooks")
     assert {name: file for name, file in used.items() if name not in shipped} == {}
     with_tests = third_party("tests", "benchmarks", "requirements")

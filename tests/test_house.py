@@ -15,6 +15,7 @@ ROOMS = sorted(init.parent for init in HOUSE.rglob("__init__.py"))
 TWICE = {
     "cache_size": "report/figures draws it",
     "claims": "report/figures draws them",
+    "panels": "report/figures draws them",
     "rates": "report/figures draws them",
     "rules": "monitoring has those of Prometheus, params those of parameters",
     "waterfall": "report/figures draws it",

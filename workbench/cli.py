@@ -167,9 +167,14 @@ def _parser() -> argparse.ArgumentParser:
             "--folder", type=Path, help="folder of claim files (default: params/claims)"
         )
     monitoring = acts.add_parser(
-        "monitoring", help="print the dashboard for Grafana, or the rules for Prometheus"
+        "monitoring", help="print the dashboard for Grafana, or a file for Prometheus"
     )
-    monitoring.add_argument("file", choices=("dashboard", "rules"), help="JSON, or YAML")
+    monitoring.add_argument(
+        "file",
+        choices=("dashboard", "rules", "prometheus"),
+        help="the dashboard (JSON), the rules, or a configuration that reads the servers of runs",
+    )
+    monitoring.add_argument("--output-dir", default="outputs", help="of these runs")
     monitoring.add_argument(
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
     )
@@ -245,11 +250,18 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _monitoring(options: argparse.Namespace) -> int:
+    from workbench.experiment.result.run_folder import output_root
     from workbench.monitoring.dashboard import dashboard
     from workbench.monitoring.rules import rules
+    from workbench.monitoring.scrape import TARGETS_FOLDER, prometheus_config
 
-    made = json.dumps(dashboard(options.connector), indent=1) + "\n"
-    print(made if options.file == "dashboard" else rules(), end="")
+    if options.file == "dashboard":
+        print(json.dumps(dashboard(options.connector), indent=1))
+    elif options.file == "rules":
+        print(rules(), end="")
+    else:
+        targets = output_root(options.output_dir).absolute() / TARGETS_FOLDER / "*.json"
+        print(prometheus_config((), target_files=str(targets)), end="")
     return 0
 
 

@@ -85,7 +85,7 @@ def run_notebook(
     from workbench.experiment.plan.engine_setup import check_engine
     from workbench.experiment.plan.plan import run_id
     from workbench.experiment.result.result import load_result
-    from workbench.experiment.result.run_folder import output_root
+    from workbench.experiment.result.run_folder import RunFolder, output_root
     from workbench.hardware.machine import repository_root
     from workbench.report.page import write_page
 
@@ -102,6 +102,8 @@ def run_notebook(
         return NotebookRun(notebook=notebook, page=page, facts=load_result(home).run, kept=True)
     if isinstance(params, EngineParams):
         check_engine(params)
+        if force:
+            RunFolder.forget(params.output_dir, notebook, name)
     print(f"{notebook} {name}: starting the notebook", file=progress, flush=True)
     home.mkdir(parents=True, exist_ok=True)
     source = repository_root() / "notebooks" / f"{notebook}.ipynb"

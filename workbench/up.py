@@ -21,7 +21,7 @@ from workbench.experiment.run.servers import deployed
 from workbench.hardware.machine import repository_root
 from workbench.params.notebooks import PdSweep, as_typed
 from workbench.serve.attach import parameters_for
-from workbench.serve.deployment import Deployment, launcher_for
+from workbench.serve.deployment import Deployment, DeploymentPlan, launcher_for
 from workbench.serve.processes.startup import failure
 
 
@@ -37,7 +37,8 @@ def up(params: PdSweep) -> int:
 
 
 async def _up(arm: Arm, params: PdSweep, logs: Path, notes: list[str]) -> int:
-    work = asyncio.create_task(_until_a_server_ends(arm, params, logs))
+    plan = arm.deployment(count(20_000))
+    work = asyncio.create_task(_until_a_server_ends(arm, params, plan, logs))
 
     def end() -> None:
         if not work.cancelling():  # a second Ctrl-C must not cut the clean-up short
@@ -46,7 +47,6 @@ async def _up(arm: Arm, params: PdSweep, logs: Path, notes: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, end)
-    plan = arm.deployment(count(20_000))
     print(
         f"starting {plan.heading}; {plan.settings.platform}",
         f"  {', '.join(process.name for process in plan.processes)}",
@@ -63,9 +63,8 @@ async def _up(arm: Arm, params: PdSweep, logs: Path, notes: list[str]) -> int:
     return status
 
 
-async def _until_a_server_ends(arm: Arm, params: PdSweep, logs: Path) -> None:
-    assert arm.settings is not None
-    launcher = launcher_for(arm.settings, logs, fork=params.fork)
+async def _until_a_server_ends(arm: Arm, params: PdSweep, plan: DeploymentPlan, logs: Path) -> None:
+    launcher = launcher_for(plan.settings, logs, fork=params.fork, plans=[plan])
     try:
         async with launcher, deployed(arm, launcher, log_dir=logs) as running:
             print(*_usage(running, arm, params), sep="\n", flush=True)

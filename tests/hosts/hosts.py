@@ -38,6 +38,8 @@ _KEPT = "kept"
 _NETWORKS = 200
 _CLONE_NEWNET = 0x40000000
 _GATEWAY = 254
+_START_S = 240.0
+_ATTEMPTS = 3
 _OBJECT_STORE_BYTES = 80_000_000
 
 
@@ -152,21 +154,21 @@ class Cluster:
 
     def start_ray(self, *, cpus: int = 4, env: dict[str, str] | None = None) -> None:
         """Ray on every host; host N has the resource `host_N`. About 20 s."""
-        self.start_ray_on(self.head, cpus=cpus, env=env)
-        begun = [
-            (host, self._ray(host, cpus, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-            for host in self.hosts[1:]
-        ]
-        for host, process in begun:
-            said = process.communicate(timeout=120)[0].decode()
-            if process.returncode:
-                raise HostsError(f"ray start failed on {host.name}: {said[-2000:]}")
+        for host in self.hosts:
+            self.start_ray_on(host, cpus=cpus, env=env)
 
     def start_ray_on(self, host: Host, *, cpus: int = 4, env: dict[str, str] | None = None) -> None:
-        process = self._ray(host, cpus, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = process.communicate(timeout=120)[0].decode()
-        if process.returncode:
-            raise HostsError(f"ray start failed on {host.name}: {said[-2000:]}")
+        """Ray on one host. It gives a node 30 s, too little beside other work: then again."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            process = self._ray(host, cpus, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            said = process.communicate(timeout=_START_S)[0].decode()
+            if not process.returncode:
+                return
+            if attempt == _ATTEMPTS:
+                raise HostsError(f"ray start failed on {host.name}: {said[-2000:]}")
+            for pid in host.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _ray(
         self, host: Host, cpus: int, env: dict[str, str] | None, **options: Any
@@ -366,7 +368,11 @@ def main(typed: Sequence[str] | None = None) -> int:
             for host in cluster.hosts:
                 cluster.shape(host, given.rate_mbit * 1e6)
         if given.ray:
-            cluster.start_ray()
+            try:
+                cluster.start_ray()
+            except BaseException:
+                _end(cluster.network)
+                raise
     except HostsError as error:
         print(error, file=sys.stderr)
         return 1

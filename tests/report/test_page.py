@@ -129,6 +129,17 @@ def test_failed_gates_come_first_with_word_shape_and_next_step(result):
     ]
 
 
+def test_a_gate_of_some_arms_names_them_in_its_effect_and_in_what_is_left(result):
+    arms = ["1p1d nixl", "1p2d nixl"]
+    gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "so", "arms": arms}
+    soup = page(result={**result, "gates": [gate]})
+    effect = "Effect: do not use any number of 1p1d nixl and 1p2d nixl; use the text comparison of"
+    assert effect in " ".join(soup.select(".gates li")[0].text.split())
+    left = soup.find("summary", string="Which numbers can still be used").parent.text
+    assert "1p1d nixl, 1p2d nixl: not valid (do not use; struck out or grey): prompt tok" in left
+    assert "Not affected: prompt tokens" in left  # of other arms
+
+
 @pytest.mark.parametrize(
     ("outcomes", "says"),
     [
@@ -162,6 +173,16 @@ def test_the_main_figure_stands_on_the_first_screen_and_nowhere_else(whole, resu
     assert not BeautifulSoup(render(whole, result), "html.parser").select(".main-figure")
 
 
+def test_a_folded_figure_unfolds_by_its_title(whole, result):
+    folded = whole.cells[6]
+    folded.metadata["tags"] = ["folded"]
+    soup = BeautifulSoup(render(whole, result), "html.parser")
+    (fold,) = soup.select("details.figure")
+    assert fold.select_one("figure svg") is not None
+    title = fold.summary.text
+    assert title and folded.outputs[0].metadata["image/svg+xml"]["alt"].startswith(title)
+
+
 def test_a_gate_ends_its_sentence_before_the_next_step(result):
     gate = {"name": "KV moved", "outcome": "FAIL", "sentence": "it did not", "next_step": "look"}
     (line,) = page(result={**result, "gates": [gate]}).select(".gates li")
@@ -186,6 +207,19 @@ def test_the_end_has_limits_command_and_what_a_check_needs(result):
         "Time to first token",
     ):
         assert any(text in part for part in folded), text
+
+
+def test_hosts_are_a_table_with_the_instances_that_ran_there(result):
+    has = {
+        "cpu": "a CPU", "cores": 8, "memory_free_gb": 60.0, "shm_free_gb": 8.0, "gpus": "none",
+        "python": "3.11.7", "versions": {"vllm": "0.32.0"}, "model": True,
+    }  # fmt: skip
+    hosts = [has | {"host": f"host-{n}", "address": f"10.0.0.{n}"} for n in (1, 2, 3)]
+    arm = {"label": "1p1d nixl", "hosts": {"prefill-0": "host-1", "decode-0": "host-2"}}
+    shown = page(result=result | {"arms": [arm], "hosts": hosts}).text
+    assert "host-2 (10.0.0.2)" in shown
+    assert "decode-0 (1p1d nixl). a CPU, 8 cores; 60 GB free, 8 GB of shared memory" in shown
+    assert "no instance. a CPU" in shown
 
 
 def test_the_page_is_one_small_file_without_a_network(whole, result):

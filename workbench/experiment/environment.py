@@ -30,7 +30,7 @@ from workbench.hardware.machine import Machine, ProcessorLoad
 from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_name, failed_names
+from workbench.metrics.gates.gate_table import failed_gates, failed_name
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve import vllm
 from workbench.serve.checks.capacity import CPU_INSTANCES_AT_MOST, instance_gb
@@ -357,7 +357,7 @@ def _as_result(
         parameters=asdict(params),
         machine=here.as_dict() | {"platform": platform},
         **answers(gates, platform, smoked=smoke is not None or not params.smoke),
-        numbers=marked(numbers, failed_names(gates)),
+        numbers=marked(numbers, failed_gates(gates)),
         gates=tuple(gates),
         engine=engine,
         limits=(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Spread = Literal["pack", "spread", "node"]
 
 ADDRESS_EXAMPLE = "10.0.0.1:6379"
+_MUST_EQUAL = ("vllm", "lmcache", "nixl", "mooncake")
+"""Packages whose versions speak to one another across hosts."""
 _LOOK_S = 90.0
 """A host starts a Python for its answer, and may ask another environment."""
 
@@ -68,6 +70,19 @@ class Cluster:
     @property
     def head(self) -> Host:
         return self.hosts[0].host
+
+    def table(self) -> list[str]:
+        """What each host has, a line each."""
+        lines = []
+        for seen in self.hosts:
+            has, lent = seen.machine, f"{seen.gpus} GPUs" if seen.gpus else f"{seen.cpus} CPUs"
+            engine = " ".join(f"{n} {v}" for n, v in has.versions.items() if n in _MUST_EQUAL)
+            lines.append(
+                f"{seen.host.name:8} {seen.host.address:15} Ray lends {lent}; {has.cores} cores,"
+                f" GPUs: {gpu_names(has)}, {has.memory_free_gb:.0f} GB free, {has.shm_free_gb:.0f}"
+                f" GB shared memory, Python {_minor(has)}, {engine or 'no vLLM'}"
+            )
+        return lines
 
 
 @contextmanager
@@ -148,10 +163,6 @@ def differences(cluster: Cluster) -> list[str]:
         values = {f.host.name: f.machine.versions.get(name, "none") for f in cluster.hosts}
         said += _unlike(name, values)
     return said
-
-
-_MUST_EQUAL = ("vllm", "lmcache", "nixl", "mooncake")
-"""Packages whose versions speak to one another across hosts."""
 
 
 def _check_alike(cluster: Cluster, python: str, model: str) -> None:

@@ -11,6 +11,8 @@ import yaml
 
 JOB = "workbench"
 RULES_FILE = "rules.yml"
+TARGETS_FOLDER = "prometheus"
+"""Below the folder of outputs: a file for each run that uses a Prometheus."""
 INTERVAL_S = 5
 """LMCache's /metrics may block under load; that costs a scrape, not a request."""
 
@@ -36,15 +38,23 @@ class Target:
         return {"targets": [self.address], "labels": labels}
 
 
-def prometheus_config(targets: Iterable[Target], *, interval_s: float = INTERVAL_S) -> str:
-    """The configuration of a Prometheus for these servers, as YAML, with the rules beside it."""
+def prometheus_config(
+    targets: Iterable[Target], *, interval_s: float = INTERVAL_S, target_files: str = ""
+) -> str:
+    """The configuration of a Prometheus for these servers, as YAML, with the rules beside it.
+
+    `target_files` is a path with `*` of files that runs write (`target_file`).
+    """
     every = f"{1000 * interval_s:.0f}ms"
+    job: dict[str, Any] = {"job_name": JOB}
+    if groups := [target.group for target in targets]:
+        job["static_configs"] = groups
+    if target_files:
+        job["file_sd_configs"] = [{"files": [target_files], "refresh_interval": "5s"}]
     config = {
         "global": {"scrape_interval": every, "evaluation_interval": every},
         "rule_files": [RULES_FILE],
-        "scrape_configs": [
-            {"job_name": JOB, "static_configs": [target.group for target in targets]}
-        ],
+        "scrape_configs": [job],
     }
     return yaml.safe_dump(config, sort_keys=False, width=1000)
 

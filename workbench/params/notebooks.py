@@ -73,6 +73,11 @@ class PdSweep(LoadParams):
         low=1,
         high=1000,
     )
+    link_runs: list[str] = param(
+        [],
+        "runs over other links, for the figure of links (docs/links.md)",
+        example="outputs/pd_sweep/1a2b3c4d",
+    )
     opponents: bool = param(
         True, "also measure the baselines (aggregated instances, same number of GPUs)"
     )

@@ -83,6 +83,11 @@ def address_mistakes(**given: str | Sequence[str]) -> Iterator[str]:
             elif not url.startswith(("http://", "https://")):
                 allowed = "an http:// or https:// URL"
                 yield must_be(each, allowed, url, f"-p {name} http://127.0.0.1:8000")
+            elif "@" in url:
+                yield (
+                    f"{each} must not contain a user or password, which results would show"
+                    f" (example: -p {name} http://127.0.0.1:8000)"
+                )
 
 
 OURS = {

@@ -11,7 +11,8 @@ from workbench.params.notebooks import ALL_CONNECTORS, CONNECTORS, PdSweep, chec
 
 SERVING = (
     "topology", "connector",
-    "engine", "platform", "engine_python", "place", "image", "container_args",
+    "engine", "platform", "engine_python",
+    "place", "image", "container_args", "ray_address", "spread",
     "model", "dtype", "context_tokens", "kv_cache_mib", "gpu_memory_share", "fork",
     "engine_args", "prefill_args", "decode_args", "aggregated_args", "engine_env", "fault",
     "prefill_tp", "decode_tp", "aggregated_tp", "instances_per_gpu",

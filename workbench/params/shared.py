@@ -17,7 +17,7 @@ from workbench.params.engine_args import (
     place_mistakes,
     variable_mistakes,
 )
-from workbench.params.rules import body_mistakes, param
+from workbench.params.rules import address_mistakes, body_mistakes, param
 
 FAULTS = (
     "role_chunk_first", "tokens_in_bulk", "error_in_stream", "truncated_stream", "late_finish",
@@ -307,6 +307,16 @@ class LoadParams(EngineParams):
         low=0.0,
         high=1_000_000,
     )
+    prometheus_url: str = param(
+        "",
+        "a Prometheus that reads the servers, for panels on the page",
+        example="http://127.0.0.1:9090",
+    )
+    grafana_url: str = param(
+        "",
+        "a Grafana to mark the passes in; needs GRAFANA_TOKEN in the environment",
+        example="http://127.0.0.1:3000",
+    )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -331,6 +341,9 @@ class LoadParams(EngineParams):
 
     def mistakes(self) -> Iterator[str]:
         yield from EngineParams.mistakes(self)
+        yield from address_mistakes(
+            prometheus_url=self.prometheus_url or (), grafana_url=self.grafana_url or ()
+        )
         workload, kind = self.workload, self.arrival_kind
         if 0 < self.prompt_tokens < _SHORTEST_PROMPT:
             allowed = f"at least {_SHORTEST_PROMPT}, or 0 for the workload's default"

@@ -28,6 +28,8 @@ _LEFT_OUT = {"papermill-error-cell-tag", "lab-only"}
 """Tags of cells that the page leaves out: papermill's, and what its first screen shows."""
 _MAIN_FIGURE = "main-figure"
 """The tag of the cell whose output stands on the first screen."""
+_FOLDED = "folded"
+"""The tag of a cell whose figure is folded; the line to unfold it is the figure's title."""
 _NOISE = "Kernel is running over TCP without encryption"
 _LONG_TEXT = 10_000
 """A printed text of more characters is shown without its middle."""
@@ -66,7 +68,13 @@ def render_cells(
             page.text(cell.source, cell.get("attachments", {}))
         elif cell.cell_type == "code":
             cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, position)
-            page.code(cell.source, cell.outputs, position, lifted=_MAIN_FIGURE in tags)
+            page.code(
+                cell.source,
+                cell.outputs,
+                position,
+                lifted=_MAIN_FIGURE in tags,
+                folded=_FOLDED in tags,
+            )
     page.fold_code()
     left = sum(cell.cell_type == "code" for cell in notebook.cells[last + 1 :])
     if left:
@@ -102,9 +110,11 @@ class _Page:
             html = self._clean(_markdown(source, attachments=attachments), outline=self.outline)
             self.parts.append(f'<div class="text">{html}</div>')
 
-    def code(self, source: str, outputs: Any, position: int, *, lifted: bool) -> None:
+    def code(self, source: str, outputs: Any, position: int, *, lifted: bool, folded: bool) -> None:
         """What the cell showed, then its code, folded with that of neighbours that show nothing."""
         shown = "".join(self._outputs(outputs))
+        if shown and folded:
+            shown = _folded(_title_of(outputs), shown, "figure")
         if shown and self.showed and not lifted:
             self.fold_code()
         if shown:
@@ -204,6 +214,12 @@ def _svg(text: str | list[str]) -> str:
 
 def _alt(words: Any) -> str:
     return str(words.get("alt") or words.get("caption") or "A figure without a description.")
+
+
+def _title_of(outputs: Any) -> str:
+    """The first sentence of a figure's alternative text."""
+    texts = [_alt(output.get("metadata", {}).get("image/svg+xml", {})) for output in outputs]
+    return texts[0].partition(".")[0]
 
 
 def _printed(text: str, name: str, *, open_lines: int = _OPEN_LINES) -> str:

@@ -135,10 +135,13 @@ def compare_results(
     sides = _distinct(sides)
     requests = pd.concat([side.requests for side in sides], ignore_index=True)
     marks = [side.requests.attrs for side in sides]
-    failed = [name for mark in marks for name in mark.get("failed_gates", ())]
+    failed: dict[str, tuple[str, ...]] = {}
+    for name, arms in (item for side in sides for item in _failed(side).items()):
+        both = failed.get(name, arms)
+        failed[name] = tuple(dict.fromkeys((*both, *arms))) if both and arms else ()
     requests.attrs = {
         "simulated": any(mark.get("simulated") for mark in marks),
-        "failed_gates": list(dict.fromkeys(failed)),
+        "failed_gates": failed,
     }
     found = pd.concat([side.percentiles for side in sides], ignore_index=True)
     parts = {
@@ -174,8 +177,8 @@ def _side(path: Path, arm: str, cache_state: str) -> _Side:
             marks = requests.attrs
             requests, found = (rows[rows[column] == wanted] for rows in (requests, found))
             requests.attrs = marks
-    passes = set(requests["pass"])
-    requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes)
+    passes, arms = set(requests["pass"]), set(requests["arm"])
+    requests.attrs["failed_gates"] = touching(requests.attrs["failed_gates"], passes, arms)
     found.attrs = requests.attrs
     found = without_struck(found)
     run = result.run
@@ -223,7 +226,11 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     for number, side in enumerate(sides, start=1):
         frames = []
         for frame in (side.requests, side.percentiles):
-            marks = frame.attrs
+            failed = {
+                name: tuple(f"{number}: {arm}" for arm in own)
+                for name, own in _failed(side).items()
+            }
+            marks = frame.attrs | ({"failed_gates": failed} if failed else {})
             frames.append(frame.assign(arm=[f"{number}: {name}" for name in frame["arm"]]))
             frames[-1].attrs = marks
         named = {f"{number}: {name}": arm for name, arm in side.arms.items()}
@@ -231,8 +238,8 @@ def _distinct(sides: Sequence[_Side]) -> list[_Side]:
     return renamed
 
 
-def _failed(side: _Side) -> list[str]:
-    return list(side.requests.attrs.get("failed_gates", ()))
+def _failed(side: _Side) -> dict[str, tuple[str, ...]]:
+    return touching(side.requests.attrs.get("failed_gates", {}))
 
 
 def _settings(sides: Sequence[_Side]) -> Iterable[str]:
@@ -262,8 +269,8 @@ def _spoilt(sides: Sequence[_Side]) -> Iterable[str]:
     for side in sides:
         if side.requests.attrs.get("simulated"):
             yield f"{side.label} is simulated. Its times are not measurements."
-        for name in _failed(side):
-            if taken := taken_away(name):
+        for name, arms in _failed(side).items():
+            if taken := taken_away(name, arms):
                 yield f"{side.label}: {failed_name(name)}; {taken}."
 
 
@@ -327,8 +334,12 @@ def _medians(
             else:
                 texts = (f"{text} {_median(r)}" for text, r in zip(who, (first, row), strict=True))
                 both = f"{name}: {', '.join(texts)}"
-            does = _worse(*(spoil(gates[r["arm"]], "times", passes={r["pass"]})
-                            for r in (first, row)))  # fmt: skip
+            does = _worse(
+                *(
+                    spoil(gates[r["arm"]], "times", passes={r["pass"]}, arms={r["arm"]})
+                    for r in (first, row)
+                )
+            )
             if does.struck:
                 yield f"{name} of {row['arm']}, {row['pass']}, is not compared ({does.said})."
                 continue

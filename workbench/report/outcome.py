@@ -124,8 +124,8 @@ def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
     if facts.outcome:
         return facts.outcome
     said = [
-        f"{failed_name(name)}: {taken_away(name) or 'no number depends on it'}"
-        for name in facts.failed_gates
+        f"{failed_name(name)}: {taken_away(name, arms) or 'no number depends on it'}"
+        for name, arms in facts.failed_gates.items()
     ]
     if facts.unproven:
         return RunOutcome(word="not valid", severity="bad", why=f"{'. '.join(said)}.")

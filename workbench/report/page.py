@@ -8,7 +8,7 @@ page of a notebook that failed says why at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import KINDS, lead_of, spoil, taken_away
+from workbench.metrics.gates.gate_table import (
+    KINDS,
+    Failed,
+    lead_of,
+    of_the_run,
+    spoil,
+    taken_away,
+    touching,
+)
 from workbench.report.cells import render_cells
 from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card
@@ -158,7 +166,7 @@ def _shown_gate(gate: Gate) -> dict[str, str]:
     sentence, step = gate.sentence, gate.next_step
     if step and sentence and sentence[-1] not in ".!?":
         sentence += "."
-    taken = taken_away(gate.name) if gate.outcome == "FAIL" else ""
+    taken = taken_away(gate.name, gate.arms) if gate.outcome == "FAIL" else ""
     if taken and step and step[-1] != ".":
         step += "."
     return {
@@ -176,15 +184,28 @@ _LEFT = {
 
 
 def _what_is_left(facts: RunFacts) -> list[str]:
-    """What may still be used after the gates that failed, by kind of number."""
+    """What may still be used after the gates that failed, by kind of number.
+
+    First of every arm, then of the arms that further gates concern.
+    """
+    failed = facts.failed_gates
+    said = _left_of(of_the_run(failed), _LEFT)
+    further: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(arm for arms in failed.values() for arm in arms):
+        for text in _left_of(touching(failed, arms=[arm]), [*_LEFT][:-1]):
+            if text not in said:
+                further.setdefault(text, []).append(arm)
+    return said + [
+        f"{', '.join(arms)}: {text[:1].lower()}{text[1:]}" for text, arms in further.items()
+    ]
+
+
+def _left_of(failed: Failed, effects: Iterable[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for kind, what in KINDS.items():
-        effect = spoil(facts.failed_gates, kind).effect
-        kinds.setdefault(effect, []).append(what)
+        kinds.setdefault(spoil(failed, kind).effect, []).append(what)
     return [
-        f"{words}: {'; '.join(kinds[effect])}."
-        for effect, words in _LEFT.items()
-        if effect in kinds
+        f"{_LEFT[effect]}: {'; '.join(kinds[effect])}." for effect in effects if effect in kinds
     ]
 
 

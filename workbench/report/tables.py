@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.gates.gate_table import Spoil, spoil, touching
 from workbench.report.numbers import number
 
 if TYPE_CHECKING:
@@ -43,14 +43,22 @@ def table(frame: pd.DataFrame) -> Styler | None:
     failed, kinds = frame.attrs.get("failed_gates", ()), frame.attrs.get("shows", ())
     if not failed or not kinds:
         return shown
-    rows = [spoil(failed, *kinds, passes=_passes(row)) for row in frame.to_dict("records")]
-    said = dict.fromkeys(does.said for does in rows if does.effect)
-    if said:
-        text = "; ".join(said)
-        shown = shown.set_caption(f"{text[:1].upper()}{text[1:]}.")
-    looks = [_STRUCK if does.struck else "" for does in rows]
+    rows = frame.to_dict("records")
+    # A table may have a column for each arm.
+    by_column = {arm for arms in touching(failed).values() for arm in arms} & {*frame.columns}
+
+    def does(row: Mapping[Any, Any], column: Hashable) -> Spoil:
+        arms = {str(column)} if by_column else _said(row, "arm")
+        return spoil(failed, *kinds, passes=_said(row, "pass"), arms=arms)
+
     numbers: list[Hashable] = [name for name in frame.columns if name not in _LABELS]
-    return shown.apply(lambda _: looks, subset=numbers)
+    said = dict.fromkeys(does(row, name).said for row in rows for name in numbers)
+    if text := "; ".join(filter(None, said)):
+        shown = shown.set_caption(f"{text[:1].upper()}{text[1:]}.")
+    return shown.apply(
+        lambda column: [_STRUCK if does(row, column.name).struck else "" for row in rows],
+        subset=numbers,
+    )
 
 
 def _cell(value: Any) -> Any:
@@ -60,6 +68,6 @@ def _cell(value: Any) -> Any:
     return "-" if isnan(value) else number(value)
 
 
-def _passes(row: Mapping[Any, Any]) -> set[str]:
-    """The passes that a row's numbers come from; empty where it does not say."""
-    return {str(row[name]) for name in ("pass", "baseline_pass") if name in row}
+def _said(row: Mapping[Any, Any], what: str) -> set[str]:
+    """The passes or arms that a row's numbers come from; empty where it does not say."""
+    return {str(row[name]) for name in (what, f"baseline_{what}") if name in row}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +36,7 @@ from workbench.serve.connectors import CONNECTORS, Connector, Store, Wiring, lmc
 from workbench.serve.connectors.tiers import Tier, tiers_of
 from workbench.serve.processes.containers import ContainerLauncher
 from workbench.serve.processes.forkserver import IF_THERE
+from workbench.serve.processes.host_probe import Asked
 from workbench.serve.processes.launcher import Launcher, Process, ProcessSpec
 from workbench.serve.processes.local import LocalLauncher
 from workbench.serve.processes.ports import in_use
@@ -285,6 +286,8 @@ class Deployment:
     """API key of attached servers; never shown or written."""
     doubts: tuple[str, ...] = ()
     """What is uncertain about attached servers."""
+    probes: Mapping[str, Asked] = field(default_factory=dict, repr=False)
+    """Hosts of instances that can be asked for their clocks and links, by address."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -500,6 +503,7 @@ async def deploy(
             processes=tuple(running),
             plan=plan,
             started_s=time.monotonic() - began_s,
+            probes=launcher.probes if isinstance(launcher, RayLauncher) else {},
         )
     finally:
         await launcher.stop(running)

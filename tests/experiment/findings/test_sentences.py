@@ -228,6 +228,67 @@ def test_each_sentence_obeys_the_gates_on_its_own_passes(sweep):
     assert ["Cold: " in text for text in said] == [True, False]
 
 
+NIXL, LMCACHE = "1p1d nixl", "1p1d lmcache"
+
+
+@pytest.mark.parametrize(
+    ("failed", "found"),
+    [
+        ({}, "Warm KV store: TTFT 9.0x to 18x faster; PD split: slower"),
+        # The numbers of other arms stay.
+        (
+            {"KV moved": (NIXL,)},
+            "Warm KV store: TTFT 9.0x faster; PD split: slower"
+            " (left out: 1p1d nixl, KV was not transferred)",
+        ),
+        # Without its only opponent a subject cannot be judged.
+        (
+            {"no failures": ("2a",)},
+            "Warm KV store: TTFT 9.0x faster; PD split: slower (left out: 2a, requests failed)",
+        ),
+        ({"KV moved": (NIXL, LMCACHE)}, "Not valid: decode instances prefilled instead of fetc"),
+        ({"no failures": ("2a", "2a lmcache")}, "Not valid: too many requests failed"),
+        ({"KV moved": ()}, "Not valid: decode instances prefilled instead of fetching KV"),
+        ({"KV moved": (NIXL,), "steady state": ()}, "Not valid: latencies kept growing"),
+        # What only makes numbers doubtful leaves no arm out.
+        ({"cached tokens plausible": (NIXL,)}, "Warm KV store: TTFT 9.0x to 18x faster; PD spl"),
+    ],
+)
+def test_a_gate_that_failed_in_one_arm_takes_away_what_rests_on_that_arm(sweep, failed, found):
+    plan = sweep(topology="1p1d", connector="all", engine="simulated")
+    rows = [
+        warm(18.0, arm=NIXL), beside(*SLOWER, arm=NIXL, baseline="2a"),
+        warm(9.0, arm=LMCACHE), beside(*SLOWER, arm=LMCACHE, baseline="2a lmcache"),
+    ]  # fmt: skip
+    said, limiting = headline.valid_finding(plan, rows, failed)
+    assert headline.headline(said, limiting)[0].startswith(found)
+
+
+def test_key_numbers_are_of_a_valid_subject_and_its_valid_baseline(sweep):
+    plan = sweep(topology="1p1d,1p4d")
+    rows = [warm(9.0, arm=SMALL), beside(1.4, arm=SMALL, baseline="2a"), warm(18.0)]
+    medians = [median(arm.label, "cold", 0.1) for arm in plan.arms]
+    of_big = sentences.cards(plan, medians, rows, {})
+    assert all("1p4d lmcache" in card.label for card in of_big)
+    of_small = sentences.cards(plan, medians, rows, {"KV moved": ("1p4d lmcache",)})
+    assert all("1p1d lmcache" in card.label and not card.spoilt for card in of_small)
+    both = {"KV moved": ("1p4d lmcache",), "no failures": ("1p1d lmcache",)}
+    assert {card.spoilt for card in sentences.cards(plan, medians, rows, both)} == {"struck"}
+
+
+def test_what_is_not_valid_is_said_once_and_totals_are_of_valid_arms(sweep):
+    plan = sweep(topology="1p1d,1p4d")
+    rivals = {SMALL: ("2a", "2a lmcache"), "1p4d lmcache": ("5a", "5a lmcache")}
+    rows = [
+        beside(*SLOWER, arm=arm, baseline=rival) for arm, both in rivals.items() for rival in both
+    ]
+    said = sentences.sentences(plan, [], rows, {"KV moved": (SMALL,)})
+    assert "cold TTFT of the PD split is slower in 2 of 2 comparisons" in said[0]
+    (lost,) = [text for text in said if text.startswith("Not valid (KV was not transferred): ")]
+    assert lost.count("Cold: 1p1d lmcache is") == 2
+    assert sum(text.startswith("Cold: 1p4d lmcache is") for text in said) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "start", "end"),
     [

@@ -51,7 +51,7 @@ def test_a_file_of_the_first_schema_says_the_same():
     assert (old["schema"], run.schema) == (1, SCHEMA)
     for name in ("finding", "scope", "doubts", "sentences", "parameters", "client", "launches_s"):
         assert to_plain(run)[name] == old[name]
-    assert run.failed_gates == [g["name"] for g in old["gates"] if g["outcome"] == "FAIL"]
+    assert list(run.failed_gates) == [g["name"] for g in old["gates"] if g["outcome"] == "FAIL"]
     row, new = old["summary"][0], run.summary[0]
     assert (new.pass_name, new.estimate.value, new.estimate.low) == (
         row["pass"], row["median"], row["low"],

@@ -12,9 +12,12 @@ from workbench.metrics.gates.gate_table import (
     KINDS,
     Spoil,
     as_markdown,
+    gate_doubts,
     gate_row,
     lead_of,
+    of_the_run,
     spoil,
+    struck_arms,
     taken_away,
 )
 
@@ -90,6 +93,27 @@ def test_the_effect_of_a_gate_in_one_line():
     assert taken_away("nothing impossible") == "do not use any number or text of this run"
     assert taken_away("disk-warm was disk-warm") == "do not use any number of disk-warm passes"
     assert taken_away("memory") == ""
+    assert taken_away("no failures", ["1p1d nixl"]) == (
+        "do not use ratios, absolute times, p99 or ITL of 1p1d nixl; use token counts of 1p1d nixl"
+        " with caution"
+    )
+    assert taken_away("disk-warm was disk-warm", ["2a"]) == (
+        "do not use any number of disk-warm passes of 2a"
+    )
+    assert taken_away("KV moved", ["a", "b", "c"]).startswith(
+        "do not use any number of a and 2 more arms"
+    )
+
+
+def test_a_gate_of_some_arms_affects_only_numbers_of_those_arms():
+    failed = {"KV moved": ("1p1d nixl",), "no failures": ()}
+    assert spoil(failed, "times", arms=["2a"]).gates == ("no failures",)
+    assert spoil(failed, "times", arms=["2a", "1p1d nixl"]).gates == ("KV moved", "no failures")
+    assert spoil(failed, "times").gates == ("KV moved", "no failures")  # of all arms
+    assert spoil({"KV moved": ("1p1d nixl",)}, "times", arms=["2a"]).effect == ""
+    assert struck_arms(failed, "ratios") == {"1p1d nixl": "KV moved"}
+    assert of_the_run(failed) == {"no failures": ()}
+    assert gate_doubts(failed)[0].startswith("1p1d nixl: Decode instances prefilled prompts.")
 
 
 @pytest.mark.parametrize(

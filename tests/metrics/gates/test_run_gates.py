@@ -151,6 +151,7 @@ def test_requests_that_differ_by_themselves_are_no_drift():
 
 def rows(**values) -> pd.DataFrame:
     clean = {
+        "arm": "1a",
         "error": "",
         "ttft_s": 0.1,
         "e2e_s": 0.2,
@@ -179,6 +180,7 @@ def test_a_row_that_cannot_be_is_found(values, what):
     found = gates.possible(rows(**values))
     assert found.outcome == "FAIL"
     assert what in found.sentence
+    assert found.arms == ("1a",)
 
 
 def streams(gaps_s: list[float], *, arm: str = "1a", **facts) -> pd.DataFrame:

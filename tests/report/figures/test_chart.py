@@ -87,6 +87,25 @@ def test_a_failed_gate_takes_only_the_kinds_of_number_that_it_touches(gates, sho
     assert chart.svg.count("grayscale") == (3 if badge == "do not use" else 0)
 
 
+def test_a_gate_of_one_arm_names_it_and_greys_nothing():
+    chart = draw(
+        lambda figure: figure.subplots(),
+        title="Found",
+        body_px=200,
+        alt="What.",
+        shows=["times"],
+        attrs={"failed_gates": {"KV moved": ("1p1d nixl",), "client kept up": ()}},
+    )
+    assert {"rough", "do", "not", "use", "1p1d", "nixl"} <= {
+        part.strip(",") for word in words(chart) for part in word.split()
+    }
+    assert "grayscale" not in chart.svg
+    assert chart.caption == (
+        "Times are rough (order of magnitude only): client did not keep up. 1p1d nixl: Times are"
+        " not valid (do not use): KV was not transferred."
+    )
+
+
 def test_a_simulated_frame_marks_its_figures(comparisons):
     assert "simulated" not in words(figures.speedups(comparisons, "ttft_s"))
     comparisons.attrs["simulated"] = True

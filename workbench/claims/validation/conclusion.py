@@ -14,7 +14,7 @@ from workbench.experiment.findings.sentences import marked
 from workbench.experiment.result.claim_account import SECTIONS, ClaimAccount
 from workbench.experiment.result.facts import Card, RunOutcome
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_names
+from workbench.metrics.gates.gate_table import failed_gates
 from workbench.params.notebooks import PaperClaimValidation
 
 _KINDS = {
@@ -50,8 +50,8 @@ def concluded(
         gates.append(_as_expected(fixtures, odd_fixtures))
     if steps:
         gates.append(_ended(steps, len(outcomes), failed))
-    failed_gates = failed_names(gates)
-    finding, unproven = headline(_finding(accounts, params), failed_gates, "counts")
+    spoiling = failed_gates(gates)
+    finding, unproven = headline(_finding(accounts, params), spoiling, "counts")
     # The page says of each claim whether it holds, so the run as a whole is only judged.
     judged = RunOutcome(word="judged", severity="ok")
     return {
@@ -59,7 +59,7 @@ def concluded(
         "unproven": unproven,
         "outcome": judged if all(gate.outcome == "PASS" for gate in gates) else None,
         "scope": _scope(setting, params, accounts, measured=bool(outcomes)),
-        "numbers": marked(_cards(accounts), failed_gates),
+        "numbers": marked(_cards(accounts), spoiling),
         "gates": tuple(gates),
         "doubts": tuple(_doubts(registry, failed, outcomes)),
         "limits": tuple(_limits(setting, accounts)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.experiment.plan.plan import ExperimentPlan
@@ -59,7 +60,13 @@ def check(
         client_kept_up(client, most_workers=workers, open_loop=plan.arrivals.kind != "closed"),
         clock_not_set(client),
     ]
-    return tuple(gate for gate in asked if gate is not None)
+    arms = {arm.label for arm in plan.arms}
+    # What concerns each arm concerns the run.
+    return tuple(
+        replace(gate, arms=()) if {*gate.arms} >= arms else gate
+        for gate in asked
+        if gate is not None
+    )
 
 
 def _planned(plan: ExperimentPlan, requests: pd.DataFrame) -> list[tuple[str, int, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
 from workbench.experiment.findings.sentences import REPEATS, count, percent
 from workbench.experiment.plan.plan import ExperimentPlan
+from workbench.experiment.result.facts import SessionFacts
 from workbench.metrics.latency import tpot_unknown
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, needed_n, quantile
@@ -73,9 +74,16 @@ def _launch_doubts(requests: pd.DataFrame) -> list[str]:
     ]
 
 
-def limits_of(plan: ExperimentPlan, reuse_sent: float) -> list[str]:
+def limits_of(
+    plan: ExperimentPlan, reuse_sent: float, sessions: Sequence[SessionFacts] = ()
+) -> list[str]:
     """What this run does not show; `reuse_sent` is the ideal reuse of what was sent cold."""
     limits, reuse = list(plan.notes), plan.workload.sample.ideal_reuse
+    if sessions:
+        limits.append(
+            f"The run was interrupted: its launches were measured in {len(sessions)} sessions, from"
+            f" {sessions[0].started_at} to {sessions[-1].started_at} (result.json, sessions)."
+        )
     if plan.workload.name == "multi_turn_conversation" and not isnan(reuse_sent):
         limits.append(
             "Later prompts contain real responses. An infinite cache could serve"

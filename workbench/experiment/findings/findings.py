@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
@@ -16,7 +16,8 @@ from workbench.experiment.findings.doubts import (
     round_doubts,
     sample_doubts,
 )
-from workbench.experiment.findings.headline import finding, headline
+from workbench.experiment.findings.headline import headline, valid_finding
+from workbench.experiment.findings.link_findings import link_rows, link_sentences
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -30,6 +31,7 @@ from workbench.experiment.findings.sentences import (
     scope,
     sentences,
     told,
+    told_once,
 )
 from workbench.experiment.findings.size_findings import (
     size_cards,
@@ -38,15 +40,39 @@ from workbench.experiment.findings.size_findings import (
     size_sentences,
 )
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import RunFacts, SearchRow, TierRow, TokenRow, WorkloadFacts
-from workbench.metrics.gates.gate_table import gate_doubts, spoil
+from workbench.experiment.result.facts import (
+    ClockRow,
+    Comparison,
+    LinkRow,
+    RunFacts,
+    SearchRow,
+    SizeRow,
+    SummaryRow,
+    TierRow,
+    TokenRow,
+    WorkloadFacts,
+)
+from workbench.experiment.result.result_tables import frame_of
+from workbench.metrics.gates.gate_table import (
+    Failed,
+    Spoil,
+    failed_gates,
+    gate_doubts,
+    spoil,
+    touching,
+)
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
+from workbench.metrics.waterfall.waterfall import waterfall
 from workbench.params.notebooks import EngineParams, as_typed, changed
+from workbench.records import LinkRate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_Compared = TypeVar("_Compared", SizeRow, LinkRow)
 
 
 def conclude(
@@ -58,11 +84,14 @@ def conclude(
     legs: pd.DataFrame | None = None,
     reasons: Sequence[str] = (),
     refusals: Sequence[str] = (),
+    links: Sequence[tuple[str, LinkRate, bool]] = (),
+    earlier: Sequence[LinkRow] = (),
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
-    `facts` has the doubts and the client's readings so far; `reasons` say why passes were not run,
-    `refusals` which caches were not emptied. Requests that a cancelled run cut off do not count.
+    `facts` has the doubts, the clocks and the client's readings so far; `reasons` say why passes
+    were not run, `refusals` which caches were not emptied, `links` how fast those of an arm were,
+    `earlier` what runs over other links gave. Requests that a cancelled run cut off do not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -70,7 +99,7 @@ def conclude(
     facts = replace(
         facts,
         scope=scope(plan),
-        limits=tuple(limits_of(plan, _reuse_sent(requests))),
+        limits=tuple(limits_of(plan, _reuse_sent(requests), facts.sessions)),
         repeat=repeat_command(plan.notebook, plan.params),
         workload=WorkloadFacts(
             name=plan.workload.name,
@@ -93,7 +122,8 @@ def conclude(
         return replace(facts, finding="Nothing was measured", doubts=doubts)
     summary, comparisons = summarise(requests), compare(plan, requests)
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
-    rates_said = rate_sentences(plan.rates, rates, answered)
+    each_arm = dict.fromkeys(row.arm for row in rates)
+    rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
     sizes = size_rows(plan, requests, comparisons, passes)
     gates = check(
         plan,
@@ -104,15 +134,22 @@ def conclude(
         reasons=reasons,
         refusals=refusals,
     )
-    failed = [gate.name for gate in gates if gate.outcome == "FAIL"]
+    failed = failed_gates(gates)
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
+        said, limiting = valid_finding(plan, comparisons, failed)
+        if rates:
+            said = rate_headline(rates, answered)
+            limiting = touching(failed, arms=[rates[0].arm])
+        elif sizes:
+            said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
         found, unproven = headline(
-            rate_headline(rates, answered) or size_headline(sizes) or finding(plan, comparisons),
-            failed,
+            said,
+            limiting,
             "times" if rates else "ratios",
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
+    known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
     pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
@@ -131,16 +168,45 @@ def conclude(
         ),
         break_even=told(pays, spoil(failed, "ratios", "times")) if pays else "",
         sentences=(
-            *(told(sentence, spoil(failed, "times")) for sentence in rates_said),
-            *(told(sentence, spoil(failed, "ratios")) for sentence in size_sentences(sizes)),
+            *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
+            *told_once(_said_of_arms(sizes, size_sentences, failed)),
+            *told_once(_said_of_arms(known, link_sentences, failed)),
             *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
         ),
         rates=rates,
         sizes=sizes,
+        links=known,
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
     )
+
+
+def _links(
+    facts: RunFacts,
+    plan: ExperimentPlan,
+    requests: pd.DataFrame,
+    legs: pd.DataFrame | None,
+    passes: Sequence[PassCounters],
+    summary: Sequence[SummaryRow],
+    comparisons: Sequence[Comparison],
+    measured: Sequence[tuple[str, LinkRate, bool]],
+) -> tuple[LinkRow, ...]:
+    """What the links of this run did; nothing where all is on one host."""
+    if not measured or legs is None:
+        return ()
+    split = waterfall(requests, legs, clocks=frame_of(ClockRow, facts.clocks))
+    return link_rows(plan, facts.run_id, summary, comparisons, passes, measured, split)
+
+
+def _said_of_arms(
+    rows: Sequence[_Compared], sentences_of: Callable[[list[_Compared]], list[str]], failed: Failed
+) -> Iterable[tuple[str, Spoil]]:
+    """What the rows of each arm and its baseline say, and what failed gates do to that."""
+    for arms in dict.fromkeys(row.arms for row in rows):
+        does = spoil(failed, "ratios", arms=arms)
+        for text in sentences_of([row for row in rows if row.arms == arms]):
+            yield text, does
 
 
 def _reuse_sent(requests: pd.DataFrame) -> float:

@@ -20,8 +20,41 @@ from workbench.experiment.findings.sentences import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison
-from workbench.metrics.gates.gate_table import Kind, gate_row, spoil
+from workbench.metrics.gates.gate_table import (
+    Failed,
+    Kind,
+    failed_name,
+    gate_row,
+    listed,
+    spoil,
+    struck_arms,
+    touching,
+)
 from workbench.metrics.statistics import Verdict
+
+
+def valid_finding(
+    plan: ExperimentPlan, comparisons: Sequence[Comparison], failed: Failed
+) -> tuple[str, Failed]:
+    """What the comparisons of valid arms show, and which gates limit that.
+
+    Arms whose ratios a failed gate takes away are left out, and named in brackets, if other
+    subjects still have a baseline; else the gates of those arms limit the finding.
+    """
+    bad = struck_arms(failed, "ratios")
+    rows = [row for row in comparisons if not {*row.arms} & bad.keys()]
+    # A subject that had baselines and lost all of them has nothing to say about its split.
+    lost = {r.arm for r in matching(comparisons, kind="opponent")} - {
+        r.arm for r in matching(rows, kind="opponent")
+    }
+    rows = [row for row in rows if row.arm not in lost]
+    known = [r for r in matching(rows, metric="ttft_s") if not isnan(r.ratio.value)]
+    if not bad or not {row.arm for row in known} & {*subjects(plan)}:
+        return finding(plan, comparisons), failed
+    left_out = [arm for arm in dict.fromkeys(row.arm for row in comparisons) if arm in bad]
+    left_out += [arm for arm in bad if arm not in left_out]
+    text = f"{finding(plan, rows)} (left out: {listed(left_out)}, {failed_name(bad[left_out[0]])})"
+    return text, touching(failed, arms=[arm.label for arm in plan.arms if arm.label not in bad])
 
 
 def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
@@ -32,13 +65,13 @@ def finding(plan: ExperimentPlan, comparisons: Sequence[Comparison]) -> str:
 
 
 def headline(
-    found: str, failed_gates: Sequence[str], kind: Kind = "ratios", *, interval: bool = True
+    found: str, failed: Failed, kind: Kind = "ratios", *, interval: bool = True
 ) -> tuple[str, str]:
     """The page's headline, and the one without the gates that failed; empty without such gates.
 
     `kind` is that of the numbers in `found`; `interval` says whether they have one.
     """
-    does = spoil(failed_gates, kind, interval=interval)
+    does = spoil(failed, kind, interval=interval)
     if does.struck:
         return f"Not valid: {gate_row(does.gates[0]).meaning}", found
     return f"{found} (rough)" if does.effect == "rough" else found, ""

@@ -11,6 +11,7 @@ from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import Card, RateRow
+from workbench.metrics.gates.gate_table import Failed
 from workbench.metrics.statistics import quantile
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def rate_cards(
     rates: Rates | None,
     rows: Sequence[RateRow],
     found: Mapping[str, Answer],
-    failed_gates: Sequence[str] = (),
+    failed_gates: Failed = (),
 ) -> tuple[Card, ...]:
     """Up to three key numbers of the first arm: its rate, and TTFT at the lowest and highest."""
     mine = [row for row in rows if row.arm == rows[0].arm and not isnan(row.ttft_s)]
@@ -177,6 +178,7 @@ def rate_cards(
             high=1000 * row.ttft_high_s,
             note=f"{count(row.n_rounds, 'round')}, {count(row.n_requests, 'request')}",
             rests_on="times",
+            arms=(row.arm,),
         )
         for row in dict.fromkeys((mine[0], mine[-1]))
     ]
@@ -197,5 +199,10 @@ def _rate_card(rates: Rates, rows: Sequence[RateRow], answer: Answer | None) -> 
         label, value = "Peak throughput", top.achieved_per_s
         note = f"with {top.offered_per_s:.3g} req/s offered; {n_rounds}"
     return Card(
-        label=f"{label}, {rows[0].arm}", value=value, unit="req/s", note=note, rests_on="times"
+        label=f"{label}, {rows[0].arm}",
+        value=value,
+        unit="req/s",
+        note=note,
+        rests_on="times",
+        arms=(rows[0].arm,),
     )

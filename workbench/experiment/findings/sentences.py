@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
-from workbench.metrics.gates.gate_table import GRADES, Kind, Spoil, spoil
+from workbench.metrics.gates.gate_table import GRADES, Failed, Kind, Spoil, spoil, struck_arms
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits
 
 _RESOLVED = 1.25
@@ -55,11 +55,17 @@ def cards(
     plan: ExperimentPlan,
     summary: Sequence[SummaryRow],
     comparisons: Sequence[Comparison],
-    failed_gates: Sequence[str] = (),
+    failed_gates: Failed = (),
 ) -> tuple[Card, ...]:
-    """Up to three key numbers, each with its interval and sample."""
+    """Up to three key numbers, each with its interval and sample.
+
+    They are of the last subject, rather one that no failed gate takes away.
+    """
+    bad = struck_arms(failed_gates, "ratios")
     known = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]
-    subject = next((a for a in plan.arms[::-1] if a.role != "opponent"), plan.arms[0]).label
+    known.sort(key=lambda row: bool({*row.arms} & bad.keys()))
+    arms = [arm.label for arm in plan.arms[::-1] if arm.role != "opponent"] or [plan.arms[0].label]
+    subject = next((arm for arm in arms if arm not in bad), arms[0])
     wanted: list[tuple[str, dict[str, str]]] = [
         (f"TTFT speed-up, warm {what} vs cold ({subject})", {"arm": subject, "pass_name": state})
         for state, what in WARM.items()
@@ -81,6 +87,7 @@ def cards(
             note=ratio_note(row.ratio),
             rests_on="ratios",
             passes=row.passes,
+            arms=row.arms,
         )
         for label, which in wanted
         if (row := first(known, **{"kind": "cache-state"} | which))
@@ -97,6 +104,7 @@ def cards(
                 note=count(cold.n_requests, "request"),
                 rests_on="times",
                 passes=("cold",),
+                arms=(subject,),
             )
         )
     return marked(made[:3], failed_gates)
@@ -106,9 +114,13 @@ def sentences(
     plan: ExperimentPlan,
     summary: Sequence[SummaryRow],
     comparisons: Sequence[Comparison],
-    failed_gates: Sequence[str] = (),
+    failed_gates: Failed = (),
 ) -> list[str]:
-    """What the headline leaves out: totals, each subject against its opponents, scarce decode."""
+    """What the headline leaves out: totals, each subject against its opponents, scarce decode.
+
+    Totals are of the arms whose ratios are valid, if there are any.
+    """
+    bad = struck_arms(failed_gates, "ratios")
     ttft = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]
     rivals = matching(ttft, kind="opponent")
     arms = "PD arm" if all(a.disaggregated for a in plan.arms if a.role == "subject") else "arm"
@@ -123,19 +135,28 @@ def sentences(
     for temperature in ("cold", "warm"):
         rows = [r for r in rivals if r.pass_name.startswith("cold") == (temperature == "cold")]
         groups.append((f"{lead} {temperature} TTFT of the PD split", rows, "comparison"))
-    said = []
-    for what, rows, noun in groups:
+    said: list[tuple[str, Spoil]] = []
+    for what, whole, noun in groups:
+        rows = [row for row in whole if not {*row.arms} & bad.keys()] or whole
         if len(rows) > 1:
-            passes = {name for row in rows for name in row.passes}
-            does = spoil(failed_gates, "ratios", passes=passes, interval=_has_interval(rows))
+            does = _does(rows, failed_gates)
             size = "speed-up" if noun == arms else "TTFT of the baseline / of the PD split:"
-            said.append(told(f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
+            said.append((f"{what} is {_tally(rows, noun)} ({size} {_ratios(rows)}).", does))
     for row in [*rivals, *matching(ttft, kind="no-offload")]:
-        does = spoil(failed_gates, "ratios", passes=row.passes, interval=_has_interval([row]))
-        said.append(told(_pair(row), does))
-    if text := _scarce_decode(plan, summary):
-        said.append(told(text, spoil(failed_gates, "times", passes=["cold"])))
-    return said
+        said.append((_pair(row), _does([row], failed_gates)))
+    timed = struck_arms(failed_gates, "times")
+    if text := _scarce_decode(plan, [row for row in summary if row.arm not in timed]):
+        left = [arm.label for arm in plan.arms if arm.label not in timed]
+        said.append((text, spoil(failed_gates, "times", passes=["cold"], arms=left)))
+    return list(told_once(said))
+
+
+def _does(rows: Sequence[Comparison], failed_gates: Failed) -> Spoil:
+    """What failed gates do to a sentence about these comparisons."""
+    passes = {name for row in rows for name in row.passes}
+    arms = {name for row in rows for name in row.arms}
+    interval = _has_interval(rows)
+    return spoil(failed_gates, "ratios", passes=passes, arms=arms, interval=interval)
 
 
 def _pair(row: Comparison) -> str:
@@ -246,7 +267,7 @@ def break_even(
     )
 
 
-def marked(cards: Iterable[Card], failed_gates: Sequence[str]) -> tuple[Card, ...]:
+def marked(cards: Iterable[Card], failed_gates: Failed) -> tuple[Card, ...]:
     """The key numbers with what failed gates do to each: `spoilt`, and a word in its note.
 
     The reason stands once on the page, with the gates and doubts.
@@ -255,7 +276,9 @@ def marked(cards: Iterable[Card], failed_gates: Sequence[str]) -> tuple[Card, ..
     for card in cards:
         kinds: list[Kind] = [card.rests_on] if card.rests_on else []
         interval = not isnan(card.low)
-        effect = spoil(failed_gates, *kinds, passes=card.passes, interval=interval).effect
+        effect = spoil(
+            failed_gates, *kinds, passes=card.passes, arms=card.arms, interval=interval
+        ).effect
         found.append(replace(card, spoilt=effect, note=spoilt_note(effect, card.note)))
     return tuple(found)
 
@@ -268,6 +291,15 @@ def told(sentence: str, does: Spoil) -> str:
     if does.effect not in ("struck", "rough"):
         return sentence
     return f"{GRADES[does.effect].capitalize()} ({does.why}): {sentence}"
+
+
+def told_once(said: Iterable[tuple[str, Spoil]]) -> tuple[str, ...]:
+    """The same of several sentences; those with the same lead follow it in one text."""
+    texts: dict[str, list[str]] = {}
+    for sentence, does in said:
+        led = told("", does)
+        texts.setdefault(led or sentence, []).append(sentence)
+    return tuple(f"{led}{' '.join(own)}" if own[0] != led else led for led, own in texts.items())
 
 
 def overall(rows: Sequence[Comparison]) -> Overall:

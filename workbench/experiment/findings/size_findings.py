@@ -19,6 +19,7 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.plan.working_sets import AGAIN, size_name
 from workbench.experiment.result.facts import Card, Comparison, SizeRow
 from workbench.hardware.kv import host_memory_blocks
+from workbench.metrics.gates.gate_table import Failed
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import three_digits
 from workbench.params.notebooks import PdSweep
@@ -167,7 +168,7 @@ def _sentence(row: SizeRow) -> str:
     return f"{what}: {found} ({sample_text(ratio)}){hits}."
 
 
-def size_cards(rows: Sequence[SizeRow], failed_gates: Sequence[str] = ()) -> tuple[Card, ...]:
+def size_cards(rows: Sequence[SizeRow], failed_gates: Failed = ()) -> tuple[Card, ...]:
     """Up to three key numbers of the first arm: the largest gain, the smallest, and the cost."""
     mine = [row for row in rows if row.arm == rows[0].arm and not isnan(row.ratio.value)]
     again = sorted((r for r in mine if r.asked == AGAIN), key=lambda row: row.ratio.value)
@@ -184,6 +185,7 @@ def size_cards(rows: Sequence[SizeRow], failed_gates: Sequence[str] = ()) -> tup
             note=ratio_note(row.ratio),
             rests_on="ratios",
             passes=(f"{row.asked} at {size_name(row.times)}",),
+            arms=row.arms,
         )
         for row in wanted
     ]

@@ -205,7 +205,7 @@ def _concluded(result: Result, made: ExperimentPlan) -> HitResult:
             finding=found,
             unproven=unproven,
             numbers=marked(cards(compared, table), failed),
-            sentences=tuple(sentences(compared, table, failed)),
+            sentences=sentences(compared, table, failed),
         )
     return _written(
         facts, RunFolder(home=result.folder, attempt=result.folder), rows, result.frames

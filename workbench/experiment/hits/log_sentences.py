@@ -15,7 +15,7 @@ from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.facts import Card, RunFacts
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_names, spoil
+from workbench.metrics.gates.gate_table import failed_gates, spoil
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt, LogSummary
 from workbench.metrics.statistics import quantile
@@ -89,7 +89,7 @@ def log_facts(run: RunFacts, log: LogSummary) -> RunFacts:
     words = ["papermill", "notebooks/lmcache_hit_analysis.ipynb", "out.ipynb", "-p", "log_file"]
     words += [path, *(["-p", "log_ranks", str(ranks)] if ranks else [])]
     gates, tokens = (_whole(log),), log_tokens(log)
-    failed = failed_names(gates)
+    failed = failed_gates(gates)
     does = spoil(failed, "counts")
     finding, unproven = headline(_finding(log), failed, "counts")
     sentences = (*_served(log), *_found(log), *_speed(log), *_evictions(log))

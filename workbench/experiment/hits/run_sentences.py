@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-from workbench.experiment.findings.sentences import first, told
+from workbench.experiment.findings.sentences import first, told_once
 from workbench.experiment.hits.hit_findings import HitRatio, Tier, percent
 from workbench.experiment.plan.hit_plan import MAIN, SMALL, tier_of
 from workbench.experiment.result.facts import Card
-from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.gates.gate_table import Failed, spoil
 from workbench.metrics.statistics import three_digits
 
 
@@ -42,8 +42,8 @@ def _times(value: float) -> str:
 
 
 def sentences(
-    ratios: Sequence[HitRatio], tiers: Sequence[Tier], failed_gates: Sequence[str] = ()
-) -> list[str]:
+    ratios: Sequence[HitRatio], tiers: Sequence[Tier], failed_gates: Failed = ()
+) -> tuple[str, ...]:
     """What was found, each sentence with its numbers and with what failed gates do to them."""
     counts, times = spoil(failed_gates, "counts"), spoil(failed_gates, "ratios")
     both = spoil(failed_gates, "counts", "ratios")
@@ -60,7 +60,7 @@ def sentences(
             )
     if off := first(ratios, what="engine cache off"):
         found.append((_effect(off, "turning off the engine's prefix cache (LMCache warm)"), both))
-    return [told(text, does) for text, does in found]
+    return told_once(found)
 
 
 def by_counters(tiers: Sequence[Tier]) -> list[str]:

@@ -384,7 +384,8 @@ def _doubts(made: ExperimentPlan) -> Iterator[str]:
         if isinstance(params, LoadParams):
             yield from length_doubts(params, settings)
         if settings.cluster is not None:
-            yield from host_doubts(settings.cluster)
+            plans = (arm.deployment(count(20_000)) for arm in made.arms)
+            yield from host_doubts(settings.cluster, plans)
     yield from _connector_doubts(made.arms)
     yield from made.workload.sample.doubts
     # What is shared is held once; a partly warm pass leaves the new part of each prompt behind.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,13 @@ from workbench.serve import simulated
 from workbench.serve.checks.argument_check import abilities, check_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity
 from workbench.serve.checks.connector_check import check_vllm
+from workbench.serve.deployment import DeploymentPlan
 from workbench.serve.simulated.faults import small_kv_mib
 from workbench.serve.tiny_model import LAYERS, ModelFacts, model_facts, tiny_model
 from workbench.serve.vllm import EngineSettings, Platform, number_format
 from workbench.topology import ROLES, Role, TensorParallel, Topology
 
+_NAMED_ADDRESSES = 5
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -123,11 +125,15 @@ def _cluster(params: EngineParams, python: str, model: Path) -> Cluster | None:
     return cluster_of(params.ray_address, spread, python=python, model=str(model))
 
 
-def host_doubts(cluster: Cluster) -> Iterator[str]:
+def host_doubts(cluster: Cluster, plans: Iterable[DeploymentPlan]) -> Iterator[str]:
     """What several hosts mean for a result."""
-    addresses = ", ".join(facts.host.address for facts in cluster.hosts)
+    used = {p.host.address for plan in plans for p in plan.processes if not p.here}
+    first, *others = [f.host.address for f in cluster.hosts if f.host.address in used]
+    where = ", ".join([first, *others])
+    if len(others) > _NAMED_ADDRESSES:
+        where = f"{first} and {len(others)} other addresses"
     yield (
-        f"Servers accept connections from the network at {addresses}, without a password; only"
+        f"Servers accept connections from the network at {where}, without a password; only"
         " trusted machines may reach them."
     )
     yield from differences(cluster)

@@ -322,6 +322,8 @@ class ExperimentPlan:
         size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
+        if self.settings is not None and self.settings.cluster is not None:
+            lines += ["", *self.settings.cluster.table()]
         swept = [str(self.rates)] if self.rates else []
         for arm in self.arms:
             passes = ", ".join([*(p.name for p in arm.passes), *swept])

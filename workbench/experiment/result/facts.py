@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_names
+from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_gates
 from workbench.metrics.ledger.ledger import Account
 from workbench.metrics.statistics import Estimate, Number, Ratio
 
@@ -35,6 +36,8 @@ class Card:
     """The kind of number; empty if no gate touches it."""
     passes: tuple[str, ...] = ()
     """The passes that it comes from; empty for all."""
+    arms: tuple[str, ...] = ()
+    """The arms that it comes from; empty for all."""
     spoilt: Effect | Literal[""] = ""
     """What failed gates do to it."""
     kind: str = ""
@@ -95,6 +98,11 @@ class Comparison:
     def passes(self) -> tuple[str, ...]:
         """The passes that are compared."""
         return tuple(dict.fromkeys((self.pass_name, self.baseline_pass)))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return tuple(dict.fromkeys((self.arm, self.baseline_arm)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +166,11 @@ class SizeRow:
     ratio: Ratio
     """TTFT without / with host memory."""
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return self.arm, self.baseline_arm
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
@@ -201,6 +214,68 @@ class TierRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassTime:
+    """When a pass sent its requests, in Unix time."""
+
+    arm: str
+    round: int
+    pass_name: str
+    from_s: float
+    to_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockRow:
+    """The clock of a host that is not this one, beside ours in one pass."""
+
+    arm: str
+    round: int
+    pass_name: str
+    host: str
+    """Its address."""
+    wall_offset_s: Number
+    """Its time of day minus ours."""
+    bound_s: Number
+    """How wrong an offset, or a duration of this pass, can be."""
+    rate: Number
+    """Seconds of its clock in a second of ours."""
+    rate_bound: Number
+    factor: Number
+    """What makes its seconds ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRow:
+    """What the links between hosts did to a metric of an arm's cold pass, in one run."""
+
+    run_id: str
+    arm: str
+    baseline_arm: str
+    """Aggregated instances on the same hosts, which move no KV; empty without opponents."""
+    metric: str
+    """`ttft_s` or `e2e_s`."""
+    gbit_s: Number
+    """Payload of one TCP connection from prefill to decode hosts, before each launch's passes:
+    the median."""
+    gbit_low: Number
+    """The slowest and the fastest, of both directions."""
+    gbit_high: Number
+    kv_bytes: Number
+    """KV that a request moved from host to host."""
+    transfer: Estimate
+    """The part of TTFT with the transfer: `KV transfer + decode queue`."""
+    value: Estimate
+    baseline: Estimate
+    ratio: Ratio
+    """Paired, baseline / arm: above 1 the arm is faster."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are compared."""
+        return tuple(filter(None, (self.arm, self.baseline_arm)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmFacts:
     """One arm as it was launched."""
 
@@ -236,6 +311,32 @@ class HostRow:
     """Engine packages of the interpreter that ran the servers."""
     model: bool
     """Whether the model's folder was there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """One session of a run that was interrupted and went on; the only one of any other run."""
+
+    number: int
+    """From 1."""
+    started_at: str
+    ended_at: str = ""
+    """When its last launch ended."""
+    launches: tuple[str, ...] = ()
+    """The launches that it measured, such as `1p4d lmcache, round 2`."""
+    repeated: str = ""
+    """The launch of an earlier session that it repeated first, to see drift."""
+    drift: Mapping[str, Number] = field(default_factory=dict)
+    """By pass: median TTFT of the repeated launch / the middle one of that arm's earlier launches.
+    """
+
+    @property
+    def duration_s(self) -> float:
+        """Until its last launch ended."""
+        if not self.ended_at:
+            return 0.0
+        ended, began = map(datetime.fromisoformat, (self.ended_at, self.started_at))
+        return (ended - began).total_seconds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,14 +416,20 @@ class RunFacts:
     rates: tuple[RateRow, ...] = ()
     searches: tuple[SearchRow, ...] = ()
     sizes: tuple[SizeRow, ...] = ()
+    clocks: tuple[ClockRow, ...] = ()
+    links: tuple[LinkRow, ...] = ()
+    """Of this run, and of those in `link_runs`."""
     sentences: tuple[str, ...] = ()
     break_even: str = ""
     arms: tuple[ArmFacts, ...] = ()
+    pass_times: tuple[PassTime, ...] = ()
     hosts: tuple[HostRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
+    sessions: tuple[SessionFacts, ...] = ()
+    """Empty if the run was not interrupted."""
     repeat: str = ""
     workload: WorkloadFacts | None = None
     files: Mapping[str, str] = field(default_factory=dict)
@@ -339,6 +446,6 @@ class RunFacts:
     next_step: str = ""
 
     @property
-    def failed_gates(self) -> list[str]:
-        """Names of the gates that failed."""
-        return failed_names(self.gates)
+    def failed_gates(self) -> dict[str, tuple[str, ...]]:
+        """The gates that failed, with the arms that each concerns; empty: the whole run."""
+        return failed_gates(self.gates)

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
 from workbench.experiment.result import result_tables as tables
-from workbench.experiment.result.facts import RateRow, RunFacts, TokenRow
+from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import Kind, gate_doubts, spoil, touching
+from workbench.metrics.gates.gate_table import (
+    Kind,
+    failed_name,
+    gate_doubts,
+    of_the_run,
+    spoil,
+    struck_arms,
+    touching,
+)
 from workbench.metrics.percentiles import percentiles
-from workbench.metrics.waterfall import waterfall
+from workbench.metrics.waterfall.waterfall import waterfall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,6 +110,29 @@ class Result:
         """One row per working set and pass of a sweep over them; empty without one."""
         return self._marked(tables.size_frame(self.run.sizes))
 
+    @property
+    def links(self) -> pd.DataFrame:
+        """One row per run, arm across hosts, baseline and metric; empty without hosts."""
+        return self._marked(tables.link_frame(self.run.links))
+
+    def link_table(self) -> pd.DataFrame:
+        """The transfer over each measured link beside bytes / rate; empty without hosts."""
+        return self._showing(tables.link_table(self.run.links), "times")
+
+    def clock_table(self) -> pd.DataFrame:
+        """How well the clocks of other hosts agree with ours; empty without hosts."""
+        return self._showing(tables.clock_table(self.run.clocks))
+
+    @property
+    def panels(self) -> pd.DataFrame:
+        """What a Prometheus recorded: a row per panel, line and point; empty without one."""
+        import pandas as pd
+
+        path = self.folder / "panels.parquet"
+        frame = self._marked(read_frame(path) if path.exists() else pd.DataFrame())
+        frame.attrs["pass_times"] = self.run.pass_times
+        return frame
+
     def rate_table(self) -> pd.DataFrame:
         """The rates as one table with units and intervals; empty without a sweep or search."""
         return self._showing(tables.rate_table(self.run.rates, limited=self._limited), "times")
@@ -177,9 +208,11 @@ class Result:
         return self._showing(tables.median_table(self.run.summary, metrics), "times")
 
     def waterfall(self) -> pd.DataFrame:
-        """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
+        """One row per request: its TTFT in parts, as `metrics.waterfall.waterfall` defines them; seconds."""
         untimed = " and ".join(self.run.engine.lacks)
-        return self._marked(waterfall(self.requests, self.legs, untimed=untimed))
+        clocks = tables.frame_of(ClockRow, self.run.clocks)
+        found = waterfall(self.requests, self.legs, untimed=untimed, clocks=clocks)
+        return self._marked(found)
 
     def waterfall_medians(self) -> pd.DataFrame:
         """Median of every part of TTFT with its interval, in milliseconds; a column per arm."""
@@ -187,19 +220,25 @@ class Result:
 
     def why(self) -> list[str]:
         """Which parts of TTFT differ, a sentence per pair of arms and cache state."""
-        does = spoil(self.run.failed_gates, "ratios")
+        failed = self.run.failed_gates
+        does = spoil(of_the_run(failed), "ratios")
         doubts = gate_doubts(does.gates)
         if does.struck:
             said = f"{does.said[:1].upper()}{does.said[1:]}"
             doubts = [f"{said}. Do not use these differences."]
-        return doubts + why(self.waterfall(), self.run.comparisons)
+        bad = struck_arms(failed, "ratios")
+        if bad and not does.struck:
+            each = "; ".join(f"{arm} ({failed_name(name)})" for arm, name in bad.items())
+            doubts.append(f"Left out: {each}.")
+        rows = [row for row in self.run.comparisons if not {*row.arms} & bad.keys()]
+        return doubts + why(self.waterfall(), rows if bad else self.run.comparisons)
 
     @property
     def whole_passes(self) -> pd.DataFrame:
         """The requests of passes in which nothing or everything is cached."""
         rows = self.requests
         whole = rows[rows["pass"].isin(["cold", "engine-warm"])]
-        failed = touching(rows.attrs["failed_gates"], set(whole["pass"]))
+        failed = touching(rows.attrs["failed_gates"], passes=set(whole["pass"]))
         whole.attrs = rows.attrs | {"failed_gates": failed}
         return whole
 
@@ -234,7 +273,8 @@ class Result:
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame, marked with what its figures must say: simulated, and failed gates."""
         frame.attrs["simulated"] = self.run.simulated
-        frame.attrs["failed_gates"] = self.run.failed_gates
+        arms = {str(arm) for arm in frame["arm"].unique()} if "arm" in frame else set[str]()
+        frame.attrs["failed_gates"] = touching(self.run.failed_gates, arms=arms)
         frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
         frame.attrs["swept"] = bool(self.run.rates)
         return frame

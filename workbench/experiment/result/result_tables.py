@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from workbench.experiment.result.facts import (
     ArmFacts,
+    ClockRow,
     Comparison,
+    LinkRow,
     RateRow,
     RunFacts,
     SizeRow,
@@ -18,11 +20,11 @@ from workbench.experiment.result.facts import (
 )
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import failed_name, spoil
+from workbench.metrics.gates.gate_table import Kind, Spoil, failed_name, spoil
 from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import t_interval, three_digits
-from workbench.metrics.waterfall import PARTS, summarise
+from workbench.metrics.waterfall.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
 
 if TYPE_CHECKING:
@@ -62,6 +64,58 @@ def size_frame(rows: Sequence[SizeRow]) -> pd.DataFrame:
         high=[ratio.high for ratio in ratios],
         verdict=[ratio.verdict for ratio in ratios],
     )
+
+
+def link_frame(rows: Sequence[LinkRow]) -> pd.DataFrame:
+    """Links with what was measured over each, a row per run, arm, baseline and metric."""
+    frame = frame_of(LinkRow, rows)
+    for name in ("transfer", "value", "baseline", "ratio"):
+        found = frame.pop(name)
+        frame[name] = [one.value for one in found]
+        frame[f"{name}_low"] = [one.low for one in found]
+        frame[f"{name}_high"] = [one.high for one in found]
+    return frame.assign(n_rounds=[row.ratio.rounds for row in rows])
+
+
+def link_table(rows: Sequence[LinkRow]) -> pd.DataFrame:
+    """The transfer of each run beside what its bytes need over the measured link."""
+    import pandas as pd
+
+    found = {}
+    for row in rows:
+        needed_s = 8e-9 * row.kv_bytes / row.gbit_s
+        found[row.run_id, row.arm] = {
+            "run": row.run_id,
+            "arm": row.arm,
+            "link, Gbit/s": f"{three_digits(row.gbit_s)}"
+            f" [{three_digits(row.gbit_low)}, {three_digits(row.gbit_high)}]",
+            "KV per request, MB": three_digits(1e-6 * row.kv_bytes),
+            "bytes / rate, ms": three_digits(1000 * needed_s),
+            PARTS["transfer_queue_s"] + ", ms": milliseconds(row.transfer.value),
+        }
+    return pd.DataFrame([*found.values()])
+
+
+def clock_table(rows: Sequence[ClockRow]) -> pd.DataFrame:
+    """The worst of each host's clock over all passes, beside ours."""
+    import pandas as pd
+
+    found = []
+    for host in dict.fromkeys(row.host for row in rows):
+        mine = [row for row in rows if row.host == host]
+        widest = max(mine, key=lambda row: row.bound_s)
+        apart = max(mine, key=lambda row: abs(row.rate - 1))
+        found.append(
+            {
+                "host": host,
+                "time of day, ms ahead": f"{1000 * widest.wall_offset_s:+,.2f}",
+                "known to, ms": three_digits(1000 * widest.bound_s),
+                "rate, ppm": f"{1e6 * (apart.rate - 1):+,.0f}",
+                "rate known to, ppm": f"{1e6 * apart.rate_bound:,.0f}",
+                "corrected": f"{sum(row.factor != 1 for row in mine)} of {len(mine)} passes",
+            }
+        )
+    return pd.DataFrame(found)
 
 
 def comparison_frame(rows: Sequence[Comparison]) -> pd.DataFrame:
@@ -183,11 +237,8 @@ def without_tails(found: pd.DataFrame) -> pd.DataFrame:
     far = found["quantile"] >= 0.99
     if why := found.attrs["no_p99"]:
         _withhold(found, far, why.partition(":")[0])
-    for name in found["pass"].unique():
-        does = spoil(found.attrs["failed_gates"], "tails", passes={str(name)})
-        if does.struck:
-            tails = (far | found["metric"].eq("icl_s")) & found["pass"].eq(name)
-            _withhold(found, tails, does.why)
+    for rows, does in _struck(found, "tails"):
+        _withhold(found, rows & (far | found["metric"].eq("icl_s")), does.why)
     return found
 
 
@@ -197,11 +248,17 @@ def without_struck(found: pd.DataFrame) -> pd.DataFrame:
     For a table of plain text, which cannot strike anything out.
     """
     found = found.copy()
-    for name in found["pass"].unique():
-        does = spoil(found.attrs["failed_gates"], "times", passes={str(name)})
-        if does.struck:
-            _withhold(found, found["pass"].eq(name), does.why)
+    for rows, does in _struck(found, "times"):
+        _withhold(found, rows, does.why)
     return found
+
+
+def _struck(found: pd.DataFrame, kind: Kind) -> Iterator[tuple[pd.Series[bool], Spoil]]:
+    """The rows of each arm and pass whose numbers of this kind failed gates take away."""
+    for arm, name in found[["arm", "pass"]].drop_duplicates().itertuples(index=False):
+        does = spoil(found.attrs["failed_gates"], kind, passes={str(name)}, arms={str(arm)})
+        if does.struck:
+            yield found["arm"].eq(arm) & found["pass"].eq(name), does
 
 
 def _withhold(found: pd.DataFrame, rows: pd.Series[bool], why: str) -> None:

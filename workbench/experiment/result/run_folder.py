@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+KEPT = "launches.json"
+"""Beside the frames of an attempt: which launches are whole, and all else that goes with them."""
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
 """Columns that are not read from a file of more than GROUP_ROWS rows."""
@@ -52,15 +54,61 @@ class RunFolder:
 
     home: Path
     attempt: Path
+    _held: list[int] = field(default_factory=list, repr=False, compare=False)
+    """Open files whose lock tells other processes that this attempt is under way."""
+
+    @classmethod
+    def unfinished(cls, output_dir: str, notebook: str, run_id: str) -> Iterator[Self]:
+        """Attempts of this run that no living process writes, the newest first.
+
+        Each is held while the caller looks at it; `let_go` gives it back.
+        """
+        home = output_root(output_dir) / notebook / run_id
+        for attempt in sorted(home.glob("attempt-*"), reverse=True):
+            folder = cls(home=home, attempt=attempt)
+            if folder._hold():
+                yield folder
+
+    @classmethod
+    def forget(cls, output_dir: str, notebook: str, run_id: str) -> None:
+        """From now on no run goes on with what an unfinished one has measured."""
+        for folder in cls.unfinished(output_dir, notebook, run_id):
+            (folder.attempt / KEPT).unlink(missing_ok=True)
+            folder.let_go()
 
     @classmethod
     def open(cls, output_dir: str, notebook: str, run_id: str) -> Self:
+        """A new attempt."""
         home = output_root(output_dir) / notebook / run_id
         # Prompts are salted with this name, so two runs on a shared server must never share it.
         own = f"{os.getpid()}-{secrets.token_hex(2)}"
         attempt = home / f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
         (attempt / "logs").mkdir(parents=True)
-        return cls(home=home, attempt=attempt)
+        folder = cls(home=home, attempt=attempt)
+        folder._hold()
+        return folder
+
+    def _hold(self) -> bool:
+        """Lock the attempt for as long as this process lives; False if another one has it."""
+        held = os.open(self.attempt, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(held)
+            return False
+        self._held.append(held)
+        return True
+
+    def beside(self, name: str) -> Self:
+        """A folder within this attempt, for rows that are not part of the result."""
+        inner = self.attempt / name
+        (inner / "logs").mkdir(parents=True, exist_ok=True)
+        return type(self)(home=self.home, attempt=inner)
+
+    def let_go(self) -> None:
+        """End the lock."""
+        while self._held:
+            os.close(self._held.pop())
 
     @property
     def logs(self) -> Path:
@@ -125,8 +173,8 @@ def write_options(schema: pa.Schema) -> dict[str, object]:
     return {"compression": "zstd", "use_dictionary": others, "column_encoding": split or None}
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a frame; one of more than GROUP_ROWS rows without the BULKY columns.
+def read_frame(path: Path, *, whole: bool = False) -> pd.DataFrame:
+    """Read a frame; one of more than GROUP_ROWS rows without the BULKY columns, unless `whole`.
 
     Raises ResultError for a file that is cut off or no parquet file.
     """
@@ -136,7 +184,7 @@ def read_frame(path: Path) -> pd.DataFrame:
 
     try:
         about = pq.read_metadata(path)
-        if about.num_rows <= GROUP_ROWS:
+        if whole or about.num_rows <= GROUP_ROWS:
             return pd.read_parquet(path)
         names = about.schema.to_arrow_schema().names
         return pd.read_parquet(path, columns=[name for name in names if name not in BULKY])

@@ -10,23 +10,26 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 
 from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
+from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
+from workbench.experiment.run.sessions import begin_session, compare, keep, kept_so_far, launch_name
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
+from workbench.experiment.run.watch import Watch
 from workbench.hardware import machine
 from workbench.hardware.hosts import gpu_names
 from workbench.hardware.interpreter import ENGINE_PACKAGES
@@ -55,11 +58,13 @@ async def run(
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
-    folder = RunFolder.open(plan.params.output_dir, plan.notebook, plan.run_id)
-    log = Log(doubts=list(plan.doubts))
+    folder, log = begin_session(plan, _machine(plan).as_dict() | _platform(plan), limit is None)
+    log.earlier = earlier_links(plan)
     with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
-        far = _progress(plan) if progress else None
+        far = _progress(plan, log) if progress else None
         shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
+        if log.ended:
+            shown(kept_so_far(plan, log))
         return await _run(plan, folder, log, far, shown, limit or TimeLimit())
 
 
@@ -71,35 +76,21 @@ async def _run(
     echo: Echo,
     limit: TimeLimit,
 ) -> Result:
-    began, began_s = datetime.now(UTC), time.monotonic()
+    began_s = time.monotonic()
     # A killed kernel writes nothing at its end, so its result says "started".
-    folder.write_facts(_facts(plan, log, "started", began, 0.0))
+    folder.write_facts(_facts(plan, log, "started", 0.0))
     status: Status = "failed"
-    left_out: set[str] = set()
-    fits = False
+    watch: Watch | None = None
     try:
+        watch = await Watch.begun(plan, folder)
         async with _launcher(plan, folder, log) as launcher, limit.enforced():
+            launches = _Launches(plan, launcher, folder, log, watch, echo, far)
+            if log.ended and plan.params.engine != "attach":
+                await launches.repeat_first()
             for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
-                    if arm.label in left_out:
-                        continue
-                    try:
-                        async with _deployment(plan, arm, number, launcher, folder) as deployment:
-                            if not fits:
-                                plan = await fitted(plan, deployment, log.doubt)
-                                fits = True
-                            await measure_arm(plan, arm, number, deployment, folder, log, echo, far)
-                    except LaunchError as error:
-                        if not arm.may_fail:
-                            raise
-                        left_out.add(arm.label)
-                        reason = str(error).splitlines()[0].rstrip(".")
-                        log.doubt(f"{arm.label} was skipped: {reason}.")
-                        echo(log.doubts[-1])
-                    if far is not None:
-                        far.launch_ended(number, arm.label, left_out=arm.label in left_out)
-                        if far.replanned:
-                            echo(far.replanned)
+                    await launches.launch(arm, number)
+            plan = launches.plan
         plan = keep_whole_rounds(plan, log, limit, folder)
         _must_have_measured(log)
         status = "success"
@@ -107,10 +98,13 @@ async def _run(
         status = "cancelled"
         raise
     finally:
-        facts = _facts(plan, log, status, began, time.monotonic() - began_s)
+        if watch is not None:
+            await watch.ended(log)
+        facts = _facts(plan, log, status, time.monotonic() - began_s)
         folder.write_facts(facts)
         if facts.status == "success":
             folder.promote()
+        folder.let_go()
         where = folder.home if facts.status == "success" else folder.attempt
         echo(f"{facts.status} after {facts.duration_s:.0f} s: {where}")
     if facts.status != "success":
@@ -119,11 +113,108 @@ async def _run(
     return Result(run=facts, folder=folder.home, frames=frames)
 
 
-def _progress(plan: ExperimentPlan) -> Progress:
-    """All passes of the plan; a search is expected to try the usual number of rates."""
+@dataclass(slots=True)
+class _Launches:
+    """The launches of one session, one after the other."""
+
+    plan: ExperimentPlan
+    launcher: Launcher | None
+    folder: RunFolder
+    log: Log
+    watch: Watch
+    echo: Echo
+    far: Progress | None
+    left_out: set[str] = field(default_factory=set)
+    """Arms that are not launched any more."""
+    failed: set[str] = field(default_factory=set)
+    """Arms with a launch that was left out."""
+    fits: bool = False
+    """The requests have the form that the servers accept."""
+
+    async def launch(self, arm: Arm, number: int) -> None:
+        """Measure an arm in a round, unless an earlier session has done so.
+
+        Servers that do not start are tried once more. Then this launch is left out, and its arm if
+        that was its second. Raises LaunchError if nothing was measured before: most likely nothing
+        can start.
+        """
+        label, name = arm.label, launch_name(number, arm.label)
+        if label in self.left_out or (number, label) in self.log.ended:
+            return
+        try:
+            await self._started(arm, number)
+        except LaunchError as error:
+            if not arm.may_fail and not self.log.passes:
+                raise
+            reason = _first_line(error)
+            again = arm.may_fail or label in self.failed
+            self.failed.add(label)
+            if again:
+                self.left_out.add(label)
+            where = label if arm.may_fail else f"{name}{', and later ones' if again else ','}"
+            self.log.doubt(f"{where} was skipped: {reason}.")
+            self.echo(self.log.doubts[-1])
+        if self.far is not None:
+            self.far.launch_ended(number, label, left_out=label in self.left_out)
+            if self.far.replanned:
+                self.echo(self.far.replanned)
+
+    async def _started(self, arm: Arm, number: int) -> None:
+        """One launch; where something was measured before, a failed start is tried once more."""
+        try:
+            await self._measured(arm, number)
+        except LaunchError as error:
+            if arm.may_fail or not self.log.passes:
+                raise
+            self.echo(f"{_first_line(error)}; trying once more")
+            await self._measured(arm, number)
+
+    async def _measured(self, arm: Arm, number: int) -> None:
+        log, failed = self.log, len(self.log.reasons)
+        async with _deployment(self.plan, arm, number, self.launcher, self.folder) as deployment:
+            if not self.fits:
+                self.plan = await fitted(self.plan, deployment, log.doubt)
+                self.fits = True
+            async with self.watch.launch(arm, deployment, log):
+                await measure_arm(
+                    self.plan, arm, number, deployment, self.folder, log, self.echo, self.far,
+                    self.watch,
+                )  # fmt: skip
+        # What failed is measured again, if this run has another session.
+        if len(log.reasons) == failed:
+            keep(log, self.folder, number, arm.label)
+
+    async def repeat_first(self) -> None:
+        """Measure the first launch of all once more, to see whether the machine changed since."""
+        number, label = self.log.ended[0]
+        arm = next(arm for arm in self.plan.arms if arm.label == label)
+        name = launch_name(number, label)
+        folder = self.folder.beside(f"repeated-{len(self.log.sessions)}")
+        again = Log()
+        self.echo(f"{name}, is repeated first, to see whether the machine changed")
+        try:
+            async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
+                await measure_arm(self.plan, arm, number, deployment, folder, again, self.echo)
+        except LaunchError as error:
+            self.log.doubt(f"{name}, did not start again after a break: {_first_line(error)}.")
+            return
+        compare(self.log, again, name)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def _progress(plan: ExperimentPlan, log: Log) -> Progress:
+    """All passes of the plan that are not in `log` yet.
+
+    A search is expected to try the usual number of rates.
+    """
     steps = []
     for number in range(plan.rounds):
         for arm in plan.order(number):
+            if (number, arm.label) in log.ended:
+                continue
             names = [one.name for one in arm.passes]
             if plan.rates is not None:
                 searched = plan.rates.search is not None
@@ -197,26 +288,27 @@ async def _deployment(
     yield found
 
 
-def _facts(
-    plan: ExperimentPlan, log: Log, status: Status, began: datetime, duration_s: float
-) -> RunFacts:
+def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) -> RunFacts:
     """The content of result.json, also of a run that broke off."""
     facts = RunFacts(
         notebook=plan.notebook,
         run_id=plan.run_id,
         status=status,
         simulated=plan.platform == "simulated",
-        started_at=began.isoformat(timespec="seconds"),
+        started_at=log.sessions[0].started_at,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        duration_s=round(duration_s, 1),
+        duration_s=round(sum(one.duration_s for one in log.sessions[:-1]) + duration_s, 1),
         measuring_s=round(log.measuring_s, 1),
         launches_s=tuple(round(s, 2) for s in log.launches_s),
         parameters=plan.parameters,
         machine=_machine(plan).as_dict() | _platform(plan),
         engine=_engine(plan),
         arms=tuple(log.arms.values()),
+        pass_times=tuple(log.pass_times),
         hosts=_hosts(plan),
         client=log.client,
+        clocks=tuple(log.clocks),
+        sessions=tuple(log.sessions) if len(log.sessions) > 1 else (),
         doubts=tuple(log.doubts),
     )
     try:
@@ -228,6 +320,8 @@ def _facts(
             legs=log.frame("legs"),
             reasons=log.reasons,
             refusals=log.refusals,
+            links=log.links,
+            earlier=log.earlier,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime, SessionFacts
 from workbench.metrics.passes import PassCounters
-from workbench.records import to_frame
+from workbench.records import LinkRate, to_frame
 
 Echo = Callable[[str], None]
 
@@ -20,17 +20,19 @@ def echo_line(line: str) -> None:
 
 
 @dataclass(slots=True)
-class Log:
-    """What a run has collected so far."""
+class Collected:
+    """What a run has collected beside its frames; `sessions` writes and reads it."""
 
-    requests: list[pd.DataFrame] = field(default_factory=list)
-    legs: list[pd.DataFrame] = field(default_factory=list)
-    counters: list[pd.DataFrame] = field(default_factory=list)
-    gauges: list[pd.DataFrame] = field(default_factory=list)
     passes: list[PassCounters] = field(default_factory=list)
+    pass_times: list[PassTime] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why passes could not be measured."""
+    clocks: list[ClockRow] = field(default_factory=list)
+    links: list[tuple[str, LinkRate, bool]] = field(default_factory=list)
+    """Arm, rate, and whether it is from a prefill host to a decode host."""
+    earlier: tuple[LinkRow, ...] = ()
+    """What runs over other links gave."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)
@@ -40,10 +42,23 @@ class Log:
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
     measuring_s: float = 0.0
+    ended: list[tuple[int, str]] = field(default_factory=list)
+    """Round and arm of each launch that ended, in the order of their end."""
+    sessions: list[SessionFacts] = field(default_factory=list)
 
     def doubt(self, sentence: str) -> None:
         if sentence not in self.doubts:
             self.doubts.append(sentence)
+
+
+@dataclass(slots=True)
+class Log(Collected):
+    """All that a run has collected so far."""
+
+    requests: list[pd.DataFrame] = field(default_factory=list)
+    legs: list[pd.DataFrame] = field(default_factory=list)
+    counters: list[pd.DataFrame] = field(default_factory=list)
+    gauges: list[pd.DataFrame] = field(default_factory=list)
 
     def frame(self, name: str) -> pd.DataFrame:
         parts = [part for part in getattr(self, name) if len(part)]

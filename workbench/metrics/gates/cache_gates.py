@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.metrics.counters import TokenSources
-from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate import Gate, Problem, judge
 from workbench.metrics.passes import PassCounters, Source
 from workbench.topology import Role
 
@@ -52,8 +52,12 @@ def cold_was_cold(passes: Iterable[PassCounters]) -> Gate:
             cached, asked, repeats = cached + hits, asked + p.prompt_tokens_sent, repeats + allowed
             if hits > allowed + p.failed_prompt_tokens:
                 problems.append(
-                    f"{hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens hit a cache on the"
-                    f" {role} instances (limit {allowed:,}; {p.label}). The cold baseline was warm"
+                    Problem(
+                        f"{hits:,.0f} of {p.prompt_tokens_sent:,} prompt tokens hit a cache on the"
+                        f" {role} instances (limit {allowed:,}; {p.label}). The cold baseline was"
+                        " warm",
+                        (p.arm,),
+                    )
                 )
     return judge(
         "cold was cold",
@@ -104,9 +108,12 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
             elif not p.requests_sent - p.requests_failed <= finished <= p.requests_sent:
                 fewer = finished < p.requests_sent
                 problems.append(
-                    f"The {role} instances finished {finished:,.0f} requests, but"
-                    f" {p.requests_sent:,} were sent ({p.label})."
-                    f" {'Some requests bypassed them' if fewer else 'Other clients use them'}"
+                    Problem(
+                        f"The {role} instances finished {finished:,.0f} requests, but"
+                        f" {p.requests_sent:,} were sent ({p.label})."
+                        f" {'Some requests bypassed them' if fewer else 'Other clients use them'}",
+                        (p.arm,),
+                    )
                 )
         unknown += [
             _silent(p, role, sources)
@@ -125,14 +132,17 @@ def kv_moved(passes: Iterable[PassCounters]) -> Gate:
             if _may_be_late(p):
                 late.append(f"{seen}. Prefill responds before the store has a whole prompt")
             else:
-                problems.append(f"{seen}. They prefilled instead of fetching KV")
+                problems.append(Problem(f"{seen}. They prefilled instead of fetching KV", (p.arm,)))
         due = p.pass_name != "engine-warm"
         if "decode" in p.reuse:
             due = _expected(p, "decode", _FETCHED) > 0
         if decode.external_hit == 0 and due:
             problems.append(
-                f"The decode instances fetched 0 of {p.prompt_tokens_sent:,} prompt tokens through"
-                f" the connector ({p.label}). No KV was transferred"
+                Problem(
+                    f"The decode instances fetched 0 of {p.prompt_tokens_sent:,} prompt tokens"
+                    f" through the connector ({p.label}). No KV was transferred",
+                    (p.arm,),
+                )
             )
     return judge(
         "KV moved",
@@ -177,12 +187,17 @@ def tier_warm(state: str, passes: Iterable[PassCounters], *, share: float = 0.9)
         below, hits = below + p.store.hit_l2_tokens, hits + p.store.hit_tokens
         others = [tier.shown for tier in p.tiers if tier.state != state and tier.loads > 0]
         if others:
-            problems.append(f"The store also loaded from {others[0]} ({p.label})")
+            problems.append(
+                Problem(f"The store also loaded from {others[0]} ({p.label})", (p.arm,))
+            )
         elif p.store.hit_l2_tokens < share * p.store.hit_tokens or not p.store.hit_tokens:
             problems.append(
-                f"{p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that the store"
-                f" served came from {shown} (at least {100 * share:g} % expected; {p.label}). The"
-                " pass does not measure it"
+                Problem(
+                    f"{p.store.hit_l2_tokens:,.0f} of {p.store.hit_tokens:,.0f} tokens that the"
+                    f" store served came from {shown} (at least {100 * share:g} % expected;"
+                    f" {p.label}). The pass does not measure it",
+                    (p.arm,),
+                )
             )
     return judge(
         f"{state} was {state}",
@@ -207,17 +222,21 @@ def tiers_kept(passes: Iterable[PassCounters]) -> Gate:
         where = f"{tier.shown[:1].upper()}{tier.shown[1:]}"
         rewritten = p.store_since_empty is not None and p.store_since_empty.evicted_chunks > 0
         if tier.problem:
-            problems.append(f"{where} did not answer after the pass: {tier.problem} ({p.label})")
+            problems.append(
+                Problem(
+                    f"{where} did not answer after the pass: {tier.problem} ({p.label})", (p.arm,)
+                )
+            )
         elif isnan(tier.lost):
             unknown.append(f"The chunks sent to {tier.shown} are not counted ({p.label})")
         elif tier.lost > 0:
             found = f"{where} holds {tier.held:,.0f} of {tier.sent:,.0f} chunks that LMCache sent"
             if tier.why_lost:
-                problems.append(f"{found}: {tier.why_lost} ({p.label})")
+                problems.append(Problem(f"{found}: {tier.why_lost} ({p.label})", (p.arm,)))
             elif rewritten:
                 unknown.append(f"{found}; what memory evicted may be sent twice ({p.label})")
             else:
-                problems.append(f"{found}, and no counter shows why ({p.label})")
+                problems.append(Problem(f"{found}, and no counter shows why ({p.label})", (p.arm,)))
         else:
             chunks = max(chunks, tier.held)
     names = " and ".join(dict.fromkeys(tier.shown for _, tier in kept))
@@ -254,9 +273,12 @@ def in_state(state: str, passes: Iterable[PassCounters], *, share: float = 0.9) 
             # Where nothing is expected, another source holds what this one could serve.
             elif expected > 0 and tokens < share * (expected - p.failed_prompt_tokens):
                 problems.append(
-                    f"On the {role} instances {_SOURCE_NAMES[source]} served {tokens:,.0f} of"
-                    f" {p.prompt_tokens_sent:,} prompt tokens (at least {share * expected:,.0f}"
-                    f" expected; {p.label}). The pass was not {state}"
+                    Problem(
+                        f"On the {role} instances {_SOURCE_NAMES[source]} served {tokens:,.0f} of"
+                        f" {p.prompt_tokens_sent:,} prompt tokens (at least {share * expected:,.0f}"
+                        f" expected; {p.label}). The pass was not {state}",
+                        (p.arm,),
+                    )
                 )
     return judge(
         f"{state} was {state}",

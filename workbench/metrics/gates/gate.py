@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -24,13 +24,22 @@ class Gate:
     outcome: Outcome
     sentence: str
     next_step: str = ""
+    arms: tuple[str, ...] = ()
+    """Of a FAIL, the arms that it concerns; empty where it concerns the whole run."""
+
+
+class Problem(NamedTuple):
+    """A reason for a FAIL that concerns only some arms."""
+
+    sentence: str
+    arms: tuple[str, ...]
 
 
 def judge(
     name: str,
     *,
     holds: str,
-    problems: Sequence[str] = (),
+    problems: Sequence[str | Problem] = (),
     unknown: Sequence[str] = (),
     next_step: str = "",
     if_unknown: str = "",
@@ -38,10 +47,19 @@ def judge(
     """FAIL when there is a problem, else INCONCLUSIVE when something is unknown, else PASS.
 
     `holds` is the sentence of a PASS. Otherwise the first problem or unknown is shown, with the
-    number of further ones.
+    number of further ones. A problem that is no `Problem` concerns the whole run.
     """
     if problems:
-        return Gate(name=name, outcome="FAIL", sentence=_first(problems), next_step=next_step)
+        known = [p for p in problems if isinstance(p, Problem)]
+        arms = dict.fromkeys(arm for problem in known for arm in problem.arms)
+        said = [p.sentence if isinstance(p, Problem) else p for p in problems]
+        return Gate(
+            name=name,
+            outcome="FAIL",
+            sentence=_first(said),
+            next_step=next_step,
+            arms=tuple(arms) if len(known) == len(problems) else (),
+        )
     if unknown:
         return Gate(
             name=name, outcome="INCONCLUSIVE", sentence=_first(unknown), next_step=if_unknown

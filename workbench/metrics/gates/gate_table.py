@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -329,19 +329,61 @@ def lead_of(gate: Gate) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def gate_doubts(failed: Iterable[str]) -> list[str]:
+Failed = Mapping[str, tuple[str, ...]] | Sequence[str]
+"""Failed gates by name, with the arms that each concerns: all arms where there are none."""
+
+
+def failed_gates(gates: Iterable[Gate]) -> dict[str, tuple[str, ...]]:
+    """The gates that failed, with the arms that each concerns."""
+    return {gate.name: gate.arms for gate in gates if gate.outcome == "FAIL"}
+
+
+def gate_doubts(failed: Failed) -> list[str]:
     """A sentence for each failed gate that makes some kind of number doubtful."""
-    return [row.doubt for row in map(gate_row, failed) if row.doubt]
+    return [
+        f"{listed(arms)}: {doubt}" if arms else doubt
+        for name, arms in _scoped(failed).items()
+        if (doubt := gate_row(name).doubt)
+    ]
 
 
-def failed_names(gates: Iterable[Gate]) -> list[str]:
-    """Names of the gates that failed."""
-    return [gate.name for gate in gates if gate.outcome == "FAIL"]
+def touching(
+    failed: Failed, passes: Collection[str] = (), arms: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The failed gates that affect these passes and arms; empty: any."""
+    return {
+        name: own
+        for name, own in _scoped(failed).items()
+        if (not passes or gate_row(name).only_pass in ("", *passes))
+        and (not arms or not own or {*own} & {*arms})
+    }
 
 
-def touching(failed: Iterable[str], passes: Collection[str]) -> list[str]:
-    """The failed gates that affect these passes."""
-    return [name for name in failed if gate_row(name).only_pass in ("", *passes)]
+def of_the_run(failed: Failed) -> dict[str, tuple[str, ...]]:
+    """The failed gates that concern every arm."""
+    return {name: arms for name, arms in _scoped(failed).items() if not arms}
+
+
+def struck_arms(failed: Failed, kind: Kind) -> dict[str, str]:
+    """The arms whose numbers of this kind must not be used, with the gate that says so.
+
+    Without gates that concern the whole run.
+    """
+    return {
+        arm: name
+        for name, arms in reversed(_scoped(failed).items())
+        for arm in arms
+        if gate_row(name).takes.get(kind) == "struck"
+    }
+
+
+def _scoped(failed: Failed) -> dict[str, tuple[str, ...]]:
+    return dict(failed) if isinstance(failed, Mapping) else dict.fromkeys(failed, ())
+
+
+def listed(arms: Sequence[str]) -> str:
+    """`1p1d nixl and 1p2d nixl`, or how many where there are more."""
+    return " and ".join(arms) if len(arms) < 3 else f"{arms[0]} and {len(arms) - 1} more arms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,18 +414,19 @@ class Spoil:
 
 
 def spoil(
-    failed: Iterable[str],
+    failed: Failed,
     *kinds: Kind,
     passes: Collection[str] = (),
+    arms: Collection[str] = (),
     interval: bool = True,
 ) -> Spoil:
     """The worst effect of failed gates on a number of these kinds.
 
-    `passes` names the passes that the number comes from, all of them by default. A doubtful ratio
+    `passes` and `arms` say where the number comes from, all of them by default. A doubtful ratio
     keeps its value because its interval includes the noise: without an `interval` it is rough.
     """
     does: dict[Effect, list[str]] = {}
-    for name in touching(failed, passes) if passes else failed:
+    for name in touching(failed, passes, arms):
         row = gate_row(name)
         effects = [row.takes[kind] for kind in kinds if kind in row.takes]
         if effects:
@@ -411,15 +454,19 @@ _FORMS: Mapping[Effect, tuple[str, str]] = {
 }
 
 
-def taken_away(name: str) -> str:
-    """`do not use p99 or ITL; absolute times are rough; use ratios with caution`, or nothing."""
+def taken_away(name: str, arms: Sequence[str] = ()) -> str:
+    """`do not use p99 or ITL; absolute times are rough; use ratios with caution`, or nothing.
+
+    `arms` are those that it concerns.
+    """
     row = gate_row(name)
-    where = f"{row.only_pass} passes" if row.only_pass else "this run"
+    of_arms = f" of {listed(arms)}" if arms else ""
+    where = f"{row.only_pass} passes{of_arms}" if row.only_pass else of_arms[4:] or "this run"
     parts = []
     for effect, (form, conjunction) in _FORMS.items():
         kinds = [kind for kind in KINDS if row.takes.get(kind) == effect]
         *first, last = [word for kind in kinds for word in _TOLD[kind]] or [""]
-        told = f"{', '.join(first)} {conjunction} {last}" if first else last
+        told = (f"{', '.join(first)} {conjunction} {last}" if first else last) + of_arms
         if len(kinds) >= len(_MEASURED.split()):
             told = f"any {'number or text' if 'text' in kinds else 'number'} of {where}"
         if kinds:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate import Gate, Problem, judge
 from workbench.metrics.latency import succeeded
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ def no_failures(frame: pd.DataFrame, *, limit: float = 0.01) -> Gate:
         if len(errors) > limit * len(rows):
             kinds = ", ".join(f"{count} {kind}" for kind, count in errors.value_counts().items())
             problems.append(
-                f"{len(errors):,} of {len(rows):,} requests failed in {arm}, {name} ({kinds}; limit"
-                f" {100 * limit:g} %). Latencies cover only the requests that succeeded"
+                Problem(
+                    f"{len(errors):,} of {len(rows):,} requests failed in {arm}, {name} ({kinds};"
+                    f" limit {100 * limit:g} %). Latencies cover only the requests that succeeded",
+                    (str(arm),),
+                )
             )
     return judge(
         "no failures",
@@ -81,11 +84,16 @@ def same_text(frame: pd.DataFrame, baseline_arm: str, *, batched: bool = False) 
         f"{left_out:,} not compared: failed or without a counterpart" if left_out else "",
     ]
     note = "; ".join(filter(None, (reference_pass, *notes)))
+    corrupt = tuple(differ["arm"].unique())
+    if not {*both["arm"]} - {*corrupt, baseline_arm}:
+        corrupt = ()  # no other arm agrees with the reference, which may be the corrupt one
     return judge(
         "same text",
         holds=f"{(~apart).sum():,} of {len(both):,} responses match those of the reference"
         f" ({note})",
-        problems=[f"{found}. The KV cache may be corrupt"] if len(differ) and not excused else [],
+        problems=[Problem(f"{found}. The KV cache may be corrupt", corrupt)]
+        if len(differ) and not excused
+        else [],
         unknown=unknown,
         next_step="Compare at temperature 0 and concurrency 1; if responses still differ, the KV"
         " cache is corrupt",
@@ -107,7 +115,12 @@ def cached_as_planned(frame: pd.DataFrame, passes: Collection[str], *, block: in
         "cached as planned",
         holds=f"Cached tokens of all {len(known):,} partly warm requests are within {block} tokens"
         " of the plan",
-        problems=[f"{found} (first: {_where(odd)}). The pass did not have its cache state"]
+        problems=[
+            Problem(
+                f"{found} (first: {_where(odd)}). The pass did not have its cache state",
+                tuple(odd["arm"].unique()),
+            )
+        ]
         if len(odd)
         else [],
         unknown=[] if len(known) else ["No server reports the number of cached prompt tokens"],
@@ -183,8 +196,11 @@ def below_ceilings(
             nearest = max(nearest, fastest / ceiling)
             if fastest > ceiling:
                 problems.append(
-                    f"{arm} {what} at {fastest:,.0f} tokens/s, above the hardware limit of"
-                    f" {ceiling:,.0f}. Tokens were cached or miscounted"
+                    Problem(
+                        f"{arm} {what} at {fastest:,.0f} tokens/s, above the hardware limit of"
+                        f" {ceiling:,.0f}. Tokens were cached or miscounted",
+                        (arm,),
+                    )
                 )
     return judge(
         "below the ceilings",

@@ -10,7 +10,7 @@ from math import inf, isnan, nan
 from typing import TYPE_CHECKING
 
 from workbench.metrics.gates.client_gate import MANY_OTHERS_SHARE, OTHERS_SHARE
-from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate import Gate, Problem, judge
 from workbench.metrics.latency import (
     BUFFERED_SHARE,
     GATHERED_S,
@@ -52,7 +52,13 @@ def every_pass_ran(
     return judge(
         "every pass ran",
         holds=f"All {len(wanted):,} passes were measured",
-        problems=[f"{problem} ({reasons[0]})" if reasons else problem] if missing else [],
+        problems=[
+            Problem(
+                f"{problem} ({reasons[0]})" if reasons else problem, tuple(a for a, _, _ in missing)
+            )
+        ]
+        if missing
+        else [],
         next_step="Read the log of the server that the reason names",
     )
 
@@ -81,7 +87,11 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
     problems, unknown, transfers = [], [], 0.0
     for p, seen in counted:
         if p.expired_before:
-            problems.append(f"The KV of {p.expired_before:,.0f} prompts expired before {p.label}")
+            problems.append(
+                Problem(
+                    f"The KV of {p.expired_before:,.0f} prompts expired before {p.label}", (p.arm,)
+                )
+            )
         failed, expired = (seen.failed, seen.expired) if seen else (nan, nan)
         if isnan(failed + expired):
             what = "failed transfers" if isnan(failed) else "expired KV"
@@ -90,9 +100,12 @@ def no_failed_transfers(passes: Iterable[PassCounters]) -> Gate:
         failed, expired = (0.0 if isnan(count) else count for count in (failed, expired))
         if failed or expired:
             problems.append(
-                f"{failed:,.0f} KV transfers failed, and the KV of {expired:,.0f} prompts"
-                f" expired ({p.requests_sent:,} requests; {p.label})"
-                + (f": {seen.reason}" if seen and seen.reason else "")
+                Problem(
+                    f"{failed:,.0f} KV transfers failed, and the KV of {expired:,.0f} prompts"
+                    f" expired ({p.requests_sent:,} requests; {p.label})"
+                    + (f": {seen.reason}" if seen and seen.reason else ""),
+                    (p.arm,),
+                )
             )
     return judge(
         "no failed transfers",
@@ -139,7 +152,7 @@ def instances_alike(
             if worst <= _may_be_theirs(others_share) * others:
                 unknown.append(f"{found}. {_or_others(others_share)}")
             else:
-                problems.append(f"{found}. The arm mixes unequal instances")
+                problems.append(Problem(f"{found}. The arm mixes unequal instances", (str(arm),)))
     if not compared:
         return None
     return judge(
@@ -200,7 +213,7 @@ def steady(
         if last.median() <= _may_be_theirs(others_share) * first.median():
             unknown.append(f"{found}. {_or_others(others_share)}")
         else:
-            problems.append(f"{found}. The pass never reached a steady state")
+            problems.append(Problem(f"{found}. The pass never reached a steady state", (str(arm),)))
     if not judged:
         return None
     return judge(
@@ -224,7 +237,7 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
     rows = rows[rows["max_tokens"].ge(MANY_TOKENS) & rows["chunk_s"].map(len).gt(0)]
     uncounted = rows["output_tokens"].lt(0) & rows["chunk_s"].map(len).eq(1)
     judged = rows[rows["output_tokens"].ge(MANY_TOKENS) | rows["chunk_s"].map(len).gt(1)]
-    problems, unknown = list[str](), _too_short(requests)
+    problems, unknown = list[Problem](), _too_short(requests)
     if not len(judged) and not uncounted.any() and not unknown:
         return None
     held_back = judged[buffered(judged)]
@@ -237,8 +250,11 @@ def streamed(requests: pd.DataFrame, *, disturbed: bool = False) -> Gate | None:
             unknown.append(f"{found}. The stream was buffered, or the busy client read late")
         else:
             problems.append(
-                f"{found}. The stream was buffered, so TTFT"
-                f" {'equals E2E' if whole else 'is that of the first burst'}"
+                Problem(
+                    f"{found}. The stream was buffered, so TTFT"
+                    f" {'equals E2E' if whole else 'is that of the first burst'}",
+                    (str(arm),),
+                )
             )
     if uncounted.any():
         unknown.append(
@@ -295,8 +311,11 @@ def cached_plausible(requests: pd.DataFrame, passes: Iterable[PassCounters]) -> 
         slack = max(_CACHED_SLACK_SHARE * sent, _CACHED_SLACK_TOKENS * len(rows))
         if said > may + slack + p.failed_prompt_tokens:
             problems.append(
-                f"Responses report {said:,} of {sent:,} cold prompt tokens as cached, but {whose}"
-                f" {may:,.0f} ({p.label})"
+                Problem(
+                    f"Responses report {said:,} of {sent:,} cold prompt tokens as cached, but"
+                    f" {whose} {may:,.0f} ({p.label})",
+                    (p.arm,),
+                )
             )
     if not judged:
         return None
@@ -327,7 +346,10 @@ def possible(requests: pd.DataFrame) -> Gate:
         "nothing impossible",
         holds=f"Timestamps and token counts of {len(rows):,} successful requests are consistent",
         problems=[
-            f"{hit.sum():,} of {len(rows):,} requests have {what}. A counter or clock is wrong"
+            Problem(
+                f"{hit.sum():,} of {len(rows):,} requests have {what}. A counter or clock is wrong",
+                tuple(rows.loc[hit, "arm"].unique()),
+            )
             for what, hit in checks.items()
             if hit.any()
         ],

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 
 from workbench.metrics.counters import TokenSources, TransferCounters
-from workbench.metrics.gates.gate import Gate, judge
+from workbench.metrics.gates.gate import Gate, Problem, judge
 from workbench.metrics.ledger.causes import Entry, hashes_apart, missing_causes, of_failed
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Number
@@ -109,9 +109,13 @@ def ledger_closes(passes: Iterable[PassCounters]) -> Gate:
         )
         + f" ({tokens:,} tokens in {len(passes)} passes)",
         problems=[
-            f"{abs(a.unexplained):,.0f} prompt tokens are"
-            f" {'missing' if a.unexplained > 0 else 'extra'}, and no counter explains why (limit"
-            f" {a.allowed:,.0f}; expected {a.expected:,.0f}, observed {a.observed:,.0f}; {a.label})"
+            Problem(
+                f"{abs(a.unexplained):,.0f} prompt tokens are"
+                f" {'missing' if a.unexplained > 0 else 'extra'}, and no counter explains why"
+                f" (limit {a.allowed:,.0f}; expected {a.expected:,.0f}, observed"
+                f" {a.observed:,.0f}; {a.label})",
+                (a.arm,),
+            )
             for a in open_
         ],
         unknown=unknown or ([] if drawn else ["No pass was measured"]),

@@ -8,6 +8,8 @@ from workbench.report.figures.break_even import break_even, chunk_effect, cost_o
 from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
+from workbench.report.figures.links import links
+from workbench.report.figures.panels import panels
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.single_requests import (
@@ -31,6 +33,8 @@ __all__ = [
     "hit_against_ideal",
     "hits_by_tier",
     "latency_panels",
+    "links",
+    "panels",
     "rates",
     "readiness",
     "requests_over_time",

@@ -18,7 +18,15 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 
-from workbench.metrics.gates.gate_table import KINDS, Kind, Spoil, spoil
+from workbench.metrics.gates.gate_table import (
+    KINDS,
+    Failed,
+    Kind,
+    Spoil,
+    of_the_run,
+    spoil,
+    touching,
+)
 from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
@@ -105,26 +113,46 @@ def draw(
     `shows` names the kinds of number in it, `intervals` says whether any has one.
     `attrs` are those of the frame that is drawn. `simulated` writes that word into the figure, so
     that it cannot pass for a measurement. `failed_gates` writes "rough" or "do not use", and greys
-    what must not be used; the caption says which gate failed.
+    what must not be used; the caption says which gate failed. One that concerns some arms names
+    them and greys nothing.
     """
     attrs = attrs or {}
-    failed: Sequence[str] = attrs.get("failed_gates", ())
-    does = spoil(failed, *(shows or KINDS), interval=intervals)
-    kinds = [
-        kind for kind in shows if spoil(failed, kind, interval=intervals).effect == does.effect
-    ]
-    said = _graded(does, " and ".join(_TOLD[kind] for kind in kinds) or "numbers")
+    failed: Failed = attrs.get("failed_gates", ())
+    does, said = _marks(of_the_run(failed), shows, intervals=intervals)
     badges = ["simulated"] if attrs.get("simulated") else []
     badges += {"struck": ["do not use"], "rough": ["rough"]}.get(does.effect, [])
+    ink = RED if does.struck else AMBER
+    by_gates: dict[str, list[str]] = {}
+    struck: list[str] = []
+    for arm in dict.fromkeys(arm for arms in touching(failed).values() for arm in arms):
+        own, mark = _marks(touching(failed, arms=[arm]), shows, intervals=intervals)
+        if own.effect != does.effect and mark:
+            by_gates.setdefault(mark, []).append(arm)
+            struck += [arm] * own.struck
+    said = " ".join([said, *(f"{', '.join(arms)}: {mark}" for mark, arms in by_gates.items())])
+    said = said.strip()
+    if struck:
+        ink = RED
+        badges.append(f"do not use {struck[0] if len(struck) == 1 else f'{len(struck)} arms'}")
     with mpl.rc_context(_STYLE):
-        ink = RED if does.struck else AMBER
-        figure = _board(title, keys or {}, body_px, badge=", ".join(badges), ink=ink)
+        figure = _board(
+            title, keys or {}, body_px, badge=", ".join(badges), ink=ink, grey=does.struck
+        )
         paint(figure)
         text = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
     return Chart(svg=svg, alt=_short(f"{said} {alt}".strip()), caption=f"{caption} {said}".strip())
+
+
+def _marks(failed: Failed, shows: Sequence[Kind], *, intervals: bool) -> tuple[Spoil, str]:
+    """What gates do to a figure, and the sentence of its caption."""
+    does = spoil(failed, *(shows or KINDS), interval=intervals)
+    kinds = [
+        kind for kind in shows if spoil(failed, kind, interval=intervals).effect == does.effect
+    ]
+    return does, _graded(does, " and ".join(_TOLD[kind] for kind in kinds) or "numbers")
 
 
 _TOLD: Mapping[Kind, str] = {
@@ -148,7 +176,9 @@ def _graded(does: Spoil, what: str) -> str:
     return f"{said[:1].upper()}{said[1:]}"
 
 
-def _board(title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, ink: str) -> Figure:
+def _board(
+    title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, ink: str, grey: bool
+) -> Figure:
     """A figure with its title and key at the top, whose layout keeps to the room below them."""
     figure = Figure(figsize=(WIDTH_PX / 72, 1), layout="constrained")
     word = figure.text(
@@ -157,7 +187,7 @@ def _board(title: str, keys: Mapping[str, Key], body_px: float, *, badge: str, i
     free_px = WIDTH_PX - 6 - 1.2 * word.get_window_extent().width
     heading = figure.text(
         3 / WIDTH_PX, 1, wrapped(title, free_px, size=15, weight="bold"),
-        size=15, weight="bold", va="top", linespacing=1.25, color=GREY if ink == RED else BLACK,
+        size=15, weight="bold", va="top", linespacing=1.25, color=GREY if grey else BLACK,
     )  # fmt: skip
     head_px = heading.get_window_extent().height + 10
     tops_px = []

@@ -55,7 +55,7 @@ def working_sets(frame: pd.DataFrame) -> Chart | None:
             sizes = [float(size) for size in again["times"]]
             marks.log_axis(axes, [*sizes, 1.0, host], most=6, ticks=sizes)
             axes.set_xlabel("working set, x KV space (log scale)")
-            _limits(axes, host, named=axes is right)
+            _limits(axes, host)
 
     found = _found(again)
     spoken = "; ".join(
@@ -78,18 +78,17 @@ def working_sets(frame: pd.DataFrame) -> Chart | None:
     )
 
 
-def _limits(axes: Axes, host: float, *, named: bool) -> None:
+def _limits(axes: Axes, host: float) -> None:
     """What the two caches hold, in multiples of the KV space."""
     for row, (x, name) in enumerate(((1.0, "KV space"), (host, "host memory"))):
         if not isfinite(x):
             continue
         axes.axvline(x, color=marks.GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-        if named:
-            # Above the plot, where no line runs; the later one in a row of its own.
-            axes.annotate(
-                name, (x, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4 + 15 * row),
-                textcoords="offset points", ha="center", va="bottom", size=11,
-            )  # fmt: skip
+        # Above the plot, where no line runs; the later one in a row of its own.
+        axes.annotate(
+            name, (x, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4 + 15 * row),
+            textcoords="offset points", ha="center", va="bottom", size=11,
+        )  # fmt: skip
 
 
 def _found(again: pd.DataFrame) -> str:

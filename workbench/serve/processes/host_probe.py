@@ -68,6 +68,11 @@ class HostProbe:
 class Asked(Protocol):
     """A host of whose `HostProbe` something can be asked."""
 
+    @property
+    def here(self) -> bool:
+        """It is this machine, so that its clocks are ours."""
+        ...
+
     def ask(self, name: str, *arguments: Any) -> Any:
         """The answer of that method there; blocks. Raises DeploymentError if there is none."""
         ...

@@ -33,6 +33,7 @@ from typing import Any, Self
 from workbench.errors import DeploymentError, LaunchError
 from workbench.hardware.hosts import Cluster, Host, connected
 from workbench.serve.processes import ports
+from workbench.serve.processes.host_probe import Asked, HostProbe
 from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.local import SUPERVISOR, Link, LocalLauncher
 
@@ -40,6 +41,7 @@ LEASE_S = 6.0
 """A host that hears nothing for so long ends its servers; one that says nothing is given up. With
 the supervisor's grace that is less than the 15 s within which nothing may be left."""
 _PERIOD_S = 0.25
+_ANSWER_S = 15.0
 _RESERVED_S = 60.0
 """For Ray to reserve what a run needs, and to start its workers."""
 _CANDIDATES = 256
@@ -47,13 +49,14 @@ _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _SOURCES = str(Path(__file__).resolve().parents[3])
 
 
-class HostAgent:
+class HostAgent(HostProbe):
     """On a host: its supervisor, and what that says and what servers write, to be fetched.
 
     A plain class, which `RayLauncher` makes an actor of.
     """
 
     def __init__(self, lease_s: float = LEASE_S) -> None:
+        super().__init__()
         self._folder = tempfile.mkdtemp(prefix="workbench-host-")
         self._read: dict[str, int] = {}
         self._lines: SimpleQueue[bytes] = SimpleQueue()
@@ -219,6 +222,15 @@ class HostLauncher(LocalLauncher):
     def lost(self) -> str:
         """Why the host cannot be reached any more; empty if it can."""
         return self.link.lost if self.link else ""
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """What the host's probe says; blocks. Raises DeploymentError if the host is lost."""
+        try:
+            return self.ray.get(getattr(self.agent, name).remote(*arguments), timeout=_ANSWER_S)
+        except Exception as error:  # Ray raises its own, and what was raised over there
+            raise DeploymentError(
+                self.lost or f"{self.host} does not answer: {type(error).__name__}"
+            ) from error
 
     async def free(self, candidates: Sequence[int]) -> list[int]:
         """Those of these ports that are free on the host. Raises LaunchError if it is lost."""
@@ -392,6 +404,11 @@ class RayLauncher:
             raise LaunchError(f"Ray could not start its workers on the hosts: {said}") from error
         return ray, agents
 
+    @property
+    def probes(self) -> dict[str, Asked]:
+        """Every host that can be asked, by address."""
+        return {host.address: launcher for host, launcher in self.hosts.items()}
+
     def _on(self, host: Host) -> LocalLauncher:
         """The launcher of that host; this machine's own for the proxy, and where none runs."""
         return self.hosts.get(host, self.local)
@@ -404,7 +421,14 @@ class RayLauncher:
         found = random.SystemRandom().sample(ports.PORTS, _CANDIDATES)
         for launcher in self.hosts.values():
             found = await launcher.free(found)
-        return iter(list(ports.free(found)))
+        common = list(ports.free(found))
+        if len(common) < _CANDIDATES // 4:
+            raise LaunchError(
+                f"too few ports between {ports.PORTS.start} and {ports.PORTS.stop} are free on all"
+                f" hosts ({len(common)} of {_CANDIDATES}); end programs that listen there (example:"
+                " ss -ltnp lists them)"
+            )
+        return iter(common)
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
         """Start one process on its host, without waiting until it is ready."""

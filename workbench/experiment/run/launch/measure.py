@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from math import isnan, lcm, nan
@@ -13,14 +14,26 @@ import pandas as pd
 
 from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
-from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.greedy_ties import ask_where_answers_part
-from workbench.experiment.run.isolation import make_state, read_counters, store_is_quiet, warm_up
-from workbench.experiment.run.launch_counts import LaunchCounts
-from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
+from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
+from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part
+from workbench.experiment.run.launch.isolation import (
+    make_state,
+    read_counters,
+    store_is_quiet,
+    warm_up,
+)
+from workbench.experiment.run.launch.launch_counts import LaunchCounts
+from workbench.experiment.run.launch.monitor import (
+    watch_client,
+    watch_proxy,
+    watched_gauges,
+    worker_count,
+)
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
@@ -43,6 +56,7 @@ async def measure_arm(
     log: Log,
     echo: Echo = echo_line,
     far: Progress | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """All passes of an arm in one round. A server that dies ends only this launch."""
     log.launches_s.append(deployment.started_s)
@@ -56,9 +70,14 @@ async def measure_arm(
             # The number of prefill-decode pairs that routing by index can make.
             pairs=lcm(topology.prefill or 1, topology.decode or topology.aggregated),
         )
+    await measure_links(deployment, arm.label, log)
     # All arms of a round get the same prompts, so that they can be paired. The attempt's salt
-    # makes the prompts of other rounds and reruns different.
-    prompts = plan.workload.build(f"{folder.attempt.name}-{number}")
+    # makes the prompts of other rounds and reruns different; servers that live longer than a
+    # session may have seen those of the one before.
+    salt = f"{folder.attempt.name}-{number}"
+    if deployment.plan is None and len(log.sessions) > 1:
+        salt += f"-session-{len(log.sessions)}"
+    prompts = plan.workload.build(salt)
     launch = _Launched(plan, arm, number, deployment, folder, log)
     where = f"{arm.label}, round {number + 1}"
     whole = prompts
@@ -68,9 +87,11 @@ async def measure_arm(
             prompts = replace(whole, requests=whole.requests[: measured.requests])
         if measured.rate_per_s:
             # What one rate left in a cache must not serve the next.
-            prompts = plan.workload.build(f"{folder.attempt.name}-{number}-{measured.name}")
+            prompts = plan.workload.build(f"{salt}-{measured.name}")
         try:
             prompts, line = await launch.measure(measured, prompts)
+            if watch is not None:
+                await watch.pass_ended(log)
         except DeploymentError as error:
             line = str(error)
             if isinstance(error, ResetRefusedError):
@@ -173,6 +194,7 @@ class _Launched:
         cold = measured.state == "cold"
         workload = prompts if cold else asked_again(prompts, share=measured.share, seed=self.number)
         await deployment.legs()  # discards those of the warm-up, or of a pass that broke off
+        clocks = await read_clocks(deployment, log)
         before = await read_counters(deployment)
         self.counting.begins(made, before)
         proxy_before = await deployment.proxy_stats()
@@ -182,6 +204,11 @@ class _Launched:
             await store_is_quiet(deployment)
         after = await read_counters(deployment)
         log.measuring_s += load.ended_s - load.started_s
+        log.clocks += clock_rows(
+            clocks, await read_clocks(deployment, log),
+            arm=self.arm.label, number=self.number, pass_name=measured.name,
+        )  # fmt: skip
+        log.pass_times.append(self._time(measured, load))
         legs = await deployment.legs()
         log.legs.append(to_frame(legs, **columns))
         series = before.rows(**columns, when="before") + after.rows(**columns, when="after")
@@ -209,6 +236,17 @@ class _Launched:
         most = most_workers(workload, plan.arrivals)
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         return prompts, _pass_line(rows)
+
+    def _time(self, measured: Pass, load: LoadRun) -> PassTime:
+        """When the load was sent; the clock of a load has no date."""
+        ahead_s = time.time() - time.monotonic()
+        return PassTime(
+            arm=self.arm.label,
+            round=self.number,
+            pass_name=measured.name,
+            from_s=round(load.started_s + ahead_s, 3),
+            to_s=round(load.ended_s + ahead_s, 3),
+        )
 
     async def _drive(
         self, measured: Pass, workload: Workload, columns: Mapping[str, Any]

@@ -4,7 +4,7 @@ Each part was timed by one of them, or is the proxy's duration minus the engine'
 estimate. The residual checks the join and both clocks. docs/engine.md explains vLLM's timestamps.
 
 Client and proxy are on one host and stamp by one clock. Engines say only durations, so the offset
-of another host's clock does not matter, but its rate does (`metrics.clocks`).
+of another host's clock does not matter, but its rate does (`metrics.waterfall.clocks`).
 """
 
 from __future__ import annotations
@@ -310,13 +310,14 @@ def representatives(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     chosen = []
-    for (_, name), group in frame.groupby(["arm", "pass"], sort=False):
+    failed = frame.attrs.get("failed_gates", ())
+    for (arm, name), group in frame.groupby(["arm", "pass"], sort=False):
         ordered = group[group["residual_s"].notna()].sort_values("ttft_s", kind="stable")
         n = len(ordered)
         if not n:
             continue
         picks = [("median", (n + 1) // 2)]
-        if spoil(frame.attrs.get("failed_gates", ()), "tails", passes={str(name)}).struck:
+        if spoil(failed, "tails", passes={str(name)}, arms={str(arm)}).struck:
             pass
         elif n < needed_n(0.99):
             picks.append(("slowest", n))
