@@ -14,7 +14,7 @@ from tests.runs import causes, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import isolation, measure
+from workbench.experiment.run.launch import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.load.workload.workload import Workload
 from workbench.params.notebooks import PdSweep

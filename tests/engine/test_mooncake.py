@@ -17,7 +17,7 @@ from workbench.experiment.result.result import Result
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo
 from workbench.hardware.interpreter import interpreter
-from workbench.metrics.waterfall import PARTS, closes
+from workbench.metrics.waterfall.waterfall import PARTS, closes
 from workbench.params.notebooks import PdSweep
 from workbench.serve.connectors import connector
 

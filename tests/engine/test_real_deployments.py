@@ -8,7 +8,7 @@ import pytest
 
 from tests.runs import start
 from workbench.experiment.plan.plan import Pass
-from workbench.experiment.run.isolation import make_state, read_counters
+from workbench.experiment.run.launch.isolation import make_state, read_counters
 from workbench.metrics.counters import TransferCounters
 from workbench.metrics.prometheus import difference
 from workbench.serve.connectors import connector

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from workbench.experiment.run.isolation import read_counters
+from workbench.experiment.run.launch.isolation import read_counters
 from workbench.hardware.interpreter import interpreter
 from workbench.metrics import prometheus
 from workbench.serve import simulated

@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from workbench.experiment.plan.plan import Pass
-from workbench.experiment.run.isolation import make_state
+from workbench.experiment.run.launch.isolation import make_state
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Request, Workload

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.plan.plan import Pass, State
-from workbench.experiment.run.isolation import make_state, read_counters, warm_up
+from workbench.experiment.run.launch.isolation import make_state, read_counters, warm_up
 from workbench.load.drive.driver import drive_in_thread
 from workbench.load.workload.arrivals import closed
 from workbench.load.workload.workload import Workload, reference
 from workbench.metrics.prometheus import Counters, difference
-from workbench.metrics.waterfall import PARTS, closes, doubts, waterfall
+from workbench.metrics.waterfall.waterfall import PARTS, closes, doubts, waterfall
 from workbench.records import to_frame
 from workbench.serve.deployment import Deployment
 

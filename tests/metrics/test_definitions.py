@@ -9,7 +9,7 @@ import pytest
 from workbench.hardware.machine import repository_root
 from workbench.metrics.definitions import METRICS, TOOLS, VERSIONS, card, definition_of
 from workbench.metrics.latency import DEFINITIONS
-from workbench.metrics.waterfall import CARD
+from workbench.metrics.waterfall.waterfall import CARD
 from workbench.records import RequestRecord, to_frame
 
 

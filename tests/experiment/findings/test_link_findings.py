@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import PlanError
+from workbench.experiment.findings.crossing import Crossing
 from workbench.experiment.findings.link_findings import (
     crossing_text,
     earlier_links,
@@ -21,7 +22,6 @@ from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SummaryRow
 from workbench.experiment.result.result_file import to_plain
-from workbench.metrics.between_hosts.crossing import Crossing
 from workbench.metrics.counters import TokenSources, TransferCounters
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.statistics import Estimate, Ratio

@@ -11,7 +11,7 @@ from tests.experiment.result.waterfalls import split
 from workbench.experiment.result.facts import Comparison
 from workbench.experiment.result.waterfall_diff import difference, why
 from workbench.metrics.statistics import Ratio
-from workbench.metrics.waterfall import PARTS
+from workbench.metrics.waterfall.waterfall import PARTS
 
 KINDS = [("opponent", "ttft_s", "2a"), ("opponent", "tpot_s", "2a"), ("cache-state", "ttft_s", "")]
 PAIR = [

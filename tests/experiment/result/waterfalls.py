@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from workbench.metrics.waterfall import PARTS
+from workbench.metrics.waterfall.waterfall import PARTS
 
 
 def split(arm, name="cold", rounds=5, **parts_ms):

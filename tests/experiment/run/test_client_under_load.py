@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from workbench.experiment.result.result_tables import no_p99
-from workbench.experiment.run.monitor import watch_client
+from workbench.experiment.run.launch.monitor import watch_client
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import ProcessorLoad
 from workbench.load.drive.driver import LoadRun, drive

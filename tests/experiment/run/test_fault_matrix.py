@@ -20,7 +20,7 @@ from tests.wording import check_words
 from workbench.errors import LaunchError
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.result.result import Result
-from workbench.experiment.run import isolation, measure
+from workbench.experiment.run.launch import isolation, measure
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Log
 from workbench.hardware.machine import repository_root

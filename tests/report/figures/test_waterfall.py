@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.report.conftest import text, words
-from workbench.metrics.waterfall import PARTS
+from workbench.metrics.waterfall.waterfall import PARTS
 from workbench.report import figures
 from workbench.report.figures import Chart
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from workbench.errors import DeploymentError
-from workbench.metrics.between_hosts.clocks import host_clocks
+from workbench.metrics.waterfall.clocks import host_clocks
 from workbench.serve.processes.host_probe import HostProbe, link_rates, read_clock
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from aiohttp import web
 
-from workbench.experiment.run.isolation import CounterReading, read_counters
+from workbench.experiment.run.launch.isolation import CounterReading, read_counters
 from workbench.load.http.client import ask
 from workbench.load.http.request import Endpoint
 from workbench.load.workload.workload import asked_again, reference

@@ -64,7 +64,7 @@ from workbench.metrics.gates.gate_table import (
 from workbench.metrics.latency import succeeded
 from workbench.metrics.ledger.ledger import accounts
 from workbench.metrics.passes import PassCounters
-from workbench.metrics.waterfall import waterfall
+from workbench.metrics.waterfall.waterfall import waterfall
 from workbench.params.notebooks import EngineParams, as_typed, changed
 from workbench.records import LinkRate
 

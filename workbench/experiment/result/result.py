@@ -24,7 +24,7 @@ from workbench.metrics.gates.gate_table import (
     touching,
 )
 from workbench.metrics.percentiles import percentiles
-from workbench.metrics.waterfall import waterfall
+from workbench.metrics.waterfall.waterfall import waterfall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ class Result:
         return self._showing(tables.median_table(self.run.summary, metrics), "times")
 
     def waterfall(self) -> pd.DataFrame:
-        """One row per request: its TTFT in parts, as `metrics.waterfall` defines them; seconds."""
+        """One row per request: its TTFT in parts, see `metrics.waterfall.waterfall`; seconds."""
         untimed = " and ".join(self.run.engine.lacks)
         clocks = tables.frame_of(ClockRow, self.run.clocks)
         found = waterfall(self.requests, self.legs, untimed=untimed, clocks=clocks)

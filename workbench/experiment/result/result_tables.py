@@ -24,7 +24,7 @@ from workbench.metrics.gates.gate_table import Kind, Spoil, failed_name, spoil
 from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import t_interval, three_digits
-from workbench.metrics.waterfall import PARTS, summarise
+from workbench.metrics.waterfall.waterfall import PARTS, summarise
 from workbench.serve.connectors import CONNECTORS
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from workbench.experiment.result.facts import Comparison
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, t_interval
-from workbench.metrics.waterfall import PARTS
+from workbench.metrics.waterfall.waterfall import PARTS
 
 if TYPE_CHECKING:
     import pandas as pd

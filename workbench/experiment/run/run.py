@@ -21,7 +21,7 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
 from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.metrics.between_hosts.crossing import Crossing, LinkPoint, crossing, excess_at
+from workbench.experiment.findings.crossing import Crossing, LinkPoint, crossing, excess_at
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
 from workbench.report.numbers import number, quantity, time_scale

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.metrics.statistics import needed_n
-from workbench.metrics.waterfall import PARTS, doubts, representatives
+from workbench.metrics.waterfall.waterfall import PARTS, doubts, representatives
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw, no_data
 from workbench.report.numbers import quantity, time_scale

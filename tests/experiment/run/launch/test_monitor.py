@@ -4,7 +4,7 @@ from math import nan
 
 import pytest
 
-from workbench.experiment.run.monitor import watch_client, worker_count
+from workbench.experiment.run.launch.monitor import watch_client, worker_count
 from workbench.experiment.run.run_log import Log
 from workbench.load.drive.health import ClientHealth
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.measure import measure_arm
+from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.run_log import Log
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.processes.launcher import Process, ProcessSpec

@@ -16,11 +16,21 @@ from workbench.errors import DeploymentError, ResetRefusedError
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.across_hosts import clock_rows, measure_links, read_clocks
-from workbench.experiment.run.greedy_ties import ask_where_answers_part
-from workbench.experiment.run.isolation import make_state, read_counters, store_is_quiet, warm_up
-from workbench.experiment.run.launch_counts import LaunchCounts
-from workbench.experiment.run.monitor import watch_client, watch_proxy, watched_gauges, worker_count
+from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
+from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part
+from workbench.experiment.run.launch.isolation import (
+    make_state,
+    read_counters,
+    store_is_quiet,
+    warm_up,
+)
+from workbench.experiment.run.launch.launch_counts import LaunchCounts
+from workbench.experiment.run.launch.monitor import (
+    watch_client,
+    watch_proxy,
+    watched_gauges,
+    worker_count,
+)
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.watch import Watch

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.odd_server import odd_server
-from workbench.experiment.run.greedy_ties import ask_where_answers_part, parting_nat
+from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part, parting_nat
 from workbench.serve.deployment import Deployment
 
 COLD = {

@@ -21,7 +21,7 @@ import pandas as pd
 from workbench.control import control_client
 from workbench.errors import DeploymentError
 from workbench.experiment.plan.plan import ExperimentPlan, Pass
-from workbench.experiment.run.isolation import make_state
+from workbench.experiment.run.launch.isolation import make_state
 from workbench.load.http.request import request_body
 from workbench.load.workload.workload import Workload
 from workbench.metrics.latency import succeeded

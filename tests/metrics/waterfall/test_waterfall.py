@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.wording import plain
-from workbench.metrics.waterfall import (
+from workbench.metrics.waterfall.waterfall import (
     CARD,
     PARTS,
     closes,

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from workbench.experiment.plan.plan import Pass
-from workbench.experiment.run import isolation
-from workbench.experiment.run.isolation import Counted, make_state, read_counters, warm_up
+from workbench.experiment.run.launch import isolation
+from workbench.experiment.run.launch.isolation import Counted, make_state, read_counters, warm_up
 from workbench.metrics.counters import TokenSources
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import Deployment, Instance, plan_deployment

@@ -4,7 +4,7 @@ Each part was timed by one of them, or is the proxy's duration minus the engine'
 estimate. The residual checks the join and both clocks. docs/engine.md explains vLLM's timestamps.
 
 Client and proxy are on one host and stamp by one clock. Engines say only durations, so the offset
-of another host's clock does not matter, but its rate does (`metrics.between_hosts.clocks`).
+of another host's clock does not matter, but its rate does (`metrics.waterfall.clocks`).
 """
 
 from __future__ import annotations

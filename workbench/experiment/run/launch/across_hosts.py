@@ -11,7 +11,7 @@ import httpx
 from workbench.errors import DeploymentError
 from workbench.experiment.result.facts import ClockRow
 from workbench.experiment.run.run_log import Log
-from workbench.metrics.between_hosts.clocks import host_clocks
+from workbench.metrics.waterfall.clocks import host_clocks
 from workbench.records import ClockReading
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.host_probe import link_rates, read_clock

@@ -4,7 +4,7 @@ from math import inf, isnan
 
 import pytest
 
-from workbench.metrics.between_hosts.crossing import LinkPoint, crossing, excess_at
+from workbench.experiment.findings.crossing import LinkPoint, crossing, excess_at
 
 BASE_S, BASELINE_S, GBIT = 0.9, 1.0, 0.05
 CROSSING = GBIT / (BASELINE_S - BASE_S)  # 0.5 Gbit/s

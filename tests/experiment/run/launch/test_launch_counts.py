@@ -6,8 +6,8 @@ from math import isnan
 import pytest
 
 from workbench.experiment.plan.plan import Arm, Pass
-from workbench.experiment.run.isolation import CounterReading, Made
-from workbench.experiment.run.launch_counts import LaunchCounts
+from workbench.experiment.run.launch.isolation import CounterReading, Made
+from workbench.experiment.run.launch.launch_counts import LaunchCounts
 from workbench.load.workload.workload import reference
 from workbench.metrics.passes import PassCounters
 from workbench.metrics.prometheus import Counters, parse

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.metrics.between_hosts.clocks import host_clocks
+from workbench.metrics.waterfall.clocks import host_clocks
 from workbench.records import ClockReading
 
 
