@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import left_running
-from workbench.errors import LaunchError
+from workbench.errors import DeploymentError, LaunchError
 from workbench.hardware.hosts import Host
 from workbench.serve.processes import ray_hosts
 from workbench.serve.processes.ports import free_ports
@@ -133,7 +133,7 @@ async def test_a_killed_agent_leaves_nothing_and_the_error_names_the_host(
     assert line.startswith("decode-0 ended by itself: host-2 (10.0.0.2) was lost")
     with pytest.raises(LaunchError, match=r"decode-1 did not start: host-2 \(10.0.0.2\) was lost"):
         await launcher.start(spec("decode-1"), tmp_path)
-    with pytest.raises(LaunchError, match="host-2"):
+    with pytest.raises(DeploymentError, match="host-2"):
         await launcher.free([20_000])
     await launcher.stop([process])  # does not wait for the lost host
 

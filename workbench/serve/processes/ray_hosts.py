@@ -233,12 +233,15 @@ class HostLauncher(LocalLauncher):
             ) from error
 
     async def free(self, candidates: Sequence[int]) -> list[int]:
-        """Those of these ports that are free on the host. Raises LaunchError if it is lost."""
+        """Those of these ports that are free on the host.
+
+        Raises DeploymentError if it is lost: no later launch can do without it.
+        """
         asked = self.agent.free.remote(candidates, self.host.address)
         try:
             found: list[int] = await asyncio.to_thread(self.ray.get, asked, timeout=LEASE_S)
         except Exception as error:
-            raise LaunchError(self.lost or f"{self.host} does not answer: {error}") from error
+            raise DeploymentError(self.lost or f"{self.host} does not answer: {error}") from error
         return found
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
@@ -416,7 +419,7 @@ class RayLauncher:
     async def unused_ports(self) -> Iterator[int]:
         """Ports that are free on this machine and on every host, so that a number means one thing.
 
-        Raises LaunchError if a host is lost.
+        Raises DeploymentError if a host is lost.
         """
         found = random.SystemRandom().sample(ports.PORTS, _CANDIDATES)
         for launcher in self.hosts.values():
