@@ -237,6 +237,8 @@ class HostLauncher(LocalLauncher):
 
         Raises DeploymentError if it is lost: no later launch can do without it.
         """
+        if self.lost:
+            raise DeploymentError(self.lost)
         asked = self.agent.free.remote(candidates, self.host.address)
         try:
             found: list[int] = await asyncio.to_thread(self.ray.get, asked, timeout=LEASE_S)
