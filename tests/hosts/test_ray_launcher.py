@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.hosts.hosts import Cluster, Host, HostsError, hosts
+from tests.hosts.hosts import Cluster, Host, hosts
 
 WITHIN_S = 15.0
 
@@ -54,23 +54,8 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def ray_cluster(machine_makes_hosts: None) -> Iterator[Cluster]:
     pytest.importorskip("ray")
-    with hosts(3) as made:
-        for host in made.hosts:
-            start_ray(made, host)
+    with hosts(3, ray=True) as made:
         yield made
-
-
-def start_ray(cluster: Cluster, host: Host) -> None:
-    """Start Ray on a host. It gives a node 30 s, which is little beside other work."""
-    for attempt in range(3):
-        try:
-            cluster.start_ray_on(host)
-        except HostsError:
-            if attempt == 2:
-                raise
-            end_ray(host)
-        else:
-            return
 
 
 def end_ray(host: Host) -> None:
@@ -163,4 +148,4 @@ def test_a_lost_host_is_named_and_nothing_stays_anywhere(
         # Ray gives such a host up; it joins anew.
         ray_cluster.join(second)
         end_ray(second)
-        start_ray(ray_cluster, second)
+        ray_cluster.start_ray_on(second)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.hosts.hosts import Cluster, hosts
-from tests.hosts.test_ray_launcher import WITHIN_S, end_ray, start_ray
+from tests.hosts.test_ray_launcher import WITHIN_S, end_ray
 from workbench.experiment.environment import TIMING_GATES
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[2]
 def ray_cluster(machine_makes_hosts: None) -> Iterator[Cluster]:
     for package in ("ray", "vllm", "nixl"):
         pytest.importorskip(package)
-    with hosts(3) as made:
-        for host in made.hosts:
-            start_ray(made, host)
+    with hosts(3, ray=True) as made:
         yield made
 
 
@@ -114,7 +112,7 @@ def test_a_host_that_is_cut_off_in_mid_pass_is_named_and_the_same_command_runs_a
 
     ray_cluster.join(second)
     end_ray(second)
-    start_ray(ray_cluster, second)
+    ray_cluster.start_ray_on(second)
     line = run_line(ray_cluster, tmp_path, rounds=2, requests=40, output_tokens=24)
     again = subprocess.run(
         [*ray_cluster.head.inside, *line], capture_output=True, text=True, env=environment()

@@ -107,7 +107,10 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        allowed = f"a Ray cluster that this machine is part of ({reason[:160].rstrip('.')})"
+        allowed = (
+            "a Ray cluster that this machine is part of, with its token if it has one"
+            f" ({reason[:160].rstrip('.')})"
+        )
         raise PlanError(must_be("ray_address", allowed, address, ADDRESS_EXAMPLE)) from error
     try:
         yield ray

@@ -83,6 +83,21 @@ async def test_a_prometheus_that_ends_in_mid_run_is_a_doubt(attached, vllm):
     assert [doubt for doubt in result.doubts if doubt.startswith("Panels are missing: ")]
 
 
+async def test_servers_that_are_not_read_any_more_in_a_later_round_are_a_doubt(attached, vllm):
+    answer = watching(httpx.URL(vllm.url).netloc.decode())
+    asked: list[str] = []
+
+    def losing(what: str, given: dict[str, str]) -> Any:
+        asked.append(given["query"])
+        return [] if asked.count("up") > 1 else answer(what, given)
+
+    with server(losing) as url:
+        result = await run(attached(prometheus_url=url, rounds=2), echo=quiet)
+    assert result.facts["status"] == "success"
+    assert {one["round"] for one in result.facts["pass_times"]} == {0, 1}
+    assert any("has no series of aggregated-0" in doubt for doubt in result.doubts)
+
+
 async def test_each_pass_is_marked_in_grafana(attached, monkeypatch):
     monkeypatch.setenv(TOKEN, "glsa_1")
     posted: list[tuple[str, dict[str, Any]]] = []

@@ -14,7 +14,7 @@ from matplotlib.ft2font import LoadFlags
 from tests.report.conftest import text, words
 from workbench.report import figures
 from workbench.report.figures.chart import Chart, draw
-from workbench.report.figures.marks import looks
+from workbench.report.figures.marks import RED, looks
 
 
 def test_a_chart_shows_itself_with_its_description():
@@ -88,8 +88,15 @@ def test_a_failed_gate_takes_only_the_kinds_of_number_that_it_touches(gates, sho
 
 
 def test_a_gate_of_one_arm_names_it_and_greys_nothing():
+    labels = ["1p1d", "1p1d nixl", "vs 1p1d nixl", "1p1d nixl, cold", "1p1d nixl2"]
+    axes = []
+
+    def paint(figure):
+        axes.append(figure.subplots())
+        axes[0].set_yticks(range(5), labels)
+
     chart = draw(
-        lambda figure: figure.subplots(),
+        paint,
         title="Found",
         body_px=200,
         alt="What.",
@@ -100,6 +107,8 @@ def test_a_gate_of_one_arm_names_it_and_greys_nothing():
         part.strip(",") for word in words(chart) for part in word.split()
     }
     assert "grayscale" not in chart.svg
+    coloured = [label.get_color() == RED for label in axes[0].get_yticklabels()]
+    assert coloured == [False, True, True, True, False]
     assert chart.caption == (
         "Times are rough (order of magnitude only): client did not keep up. 1p1d nixl: Times are"
         " not valid (do not use): KV was not transferred."

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,8 @@ from workbench.params.shared import LoadParams
 from workbench.serve.deployment import Deployment
 
 SCRAPE_TIMEOUT_S = 30.0
+RECENT_S = 300.0
+"""In so long every Prometheus scrapes at least twice."""
 _POLL_S = 0.2
 
 
@@ -39,6 +42,8 @@ class Watch:
     grafana: Grafana | None = None
     servers: str = ""
     """Label matchers of all servers of the run."""
+    seen: bool = False
+    """The servers of a launch were there to be read."""
     until_s: float = 0.0
     """Unix time until which the servers of the last launch were there to be read."""
 
@@ -65,59 +70,78 @@ class Watch:
         if self.prometheus is None:
             yield
             return
-        told: Path | None = None
+        names: Collection[str] = ()
         try:
-            if deployment.plan is None:
-                addresses = {instance.name: instance.url for instance in deployment.instances}
-                if deployment.store_url:
-                    addresses["store"] = deployment.store_url
-                model = deployment.model
-                self.servers = await self.prometheus.find(addresses, model=model)
-                names: Collection[str] = ()
-            else:
-                targets = targets_of(arm, deployment)
-                names = {target.name for target in targets}
-                told = self._tell(targets)
-                self.servers = one_of("run", [self.folder.attempt.name])
-                if missing := await self._not_scraped(self.prometheus, names):
-                    raise DeploymentError(
-                        f"prometheus_url must scrape every server, but {self.prometheus.url} has"
-                        f" not read {', '.join(sorted(missing))} within {SCRAPE_TIMEOUT_S:.0f} s."
-                        f" Let it read {told.parent}/*.json (example: workbench monitoring"
-                        " prometheus)"
-                    )
+            names = await self._found(self.prometheus, arm, deployment)
+            self.seen = True
+        except DeploymentError as error:
+            self._forget()
+            if not self.seen:
+                raise
+            self._lost(error, log)
+        try:
             yield
-            await self._last_scrape(names, log)
+            await self._last_scrape(self.prometheus, names, log)
         finally:
             self.until_s = time.time()
-            if told is not None:
-                told.unlink(missing_ok=True)
+            self._forget()
 
-    def _tell(self, targets: Collection[Target]) -> Path:
+    async def _found(
+        self, prometheus: Prometheus, arm: Arm, deployment: Deployment
+    ) -> Collection[str]:
+        """Instances that it reads, which are all of this deployment. Raises DeploymentError."""
+        if deployment.plan is None:
+            addresses = {instance.name: instance.url for instance in deployment.instances}
+            if deployment.store_url:
+                addresses["store"] = deployment.store_url
+            self.servers = await prometheus.find(addresses, model=deployment.model)
+            return await prometheus.scraped_since(self.servers, 0.0)
+        targets = targets_of(arm, deployment)
+        names = {target.name for target in targets}
+        self._tell(targets)
+        self.servers = one_of("run", [self.folder.attempt.name])
+        if missing := await self._not_scraped(prometheus, names, timeout_s=SCRAPE_TIMEOUT_S):
+            raise DeploymentError(
+                f"prometheus_url must scrape every server, but {prometheus.url} has not read"
+                f" {', '.join(sorted(missing))} within {SCRAPE_TIMEOUT_S:.0f} s. Let it read"
+                f" {self._target_file.parent}/*.json (example: workbench monitoring prometheus)"
+            )
+        return names
+
+    @property
+    def _target_file(self) -> Path:
+        outputs = output_root(self.plan.params.output_dir).absolute()
+        return outputs / TARGETS_FOLDER / f"{self.folder.attempt.name}.json"
+
+    def _tell(self, targets: Collection[Target]) -> None:
         """Write the file that tells Prometheus where these servers are."""
-        run = self.folder.attempt.name
-        file = output_root(self.plan.params.output_dir) / TARGETS_FOLDER / f"{run}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(target_file(targets, run=run))
-        partial.replace(file)
-        return file.absolute()
+        self._target_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._target_file.with_suffix(".partial")
+        partial.write_text(target_file(targets, run=self.folder.attempt.name))
+        partial.replace(self._target_file)
 
-    async def _not_scraped(self, prometheus: Prometheus, names: Collection[str]) -> set[str]:
+    def _forget(self) -> None:
+        """Prometheus need not look for these servers any more."""
+        self._target_file.unlink(missing_ok=True)
+
+    async def _not_scraped(
+        self, prometheus: Prometheus, names: Collection[str], *, timeout_s: float
+    ) -> set[str]:
         """Servers that it has not read since now, after a time."""
         since_s = time.time()
         while True:
             missing = {*names} - await prometheus.scraped_since(self.servers, since_s)
-            if not missing or time.time() > since_s + SCRAPE_TIMEOUT_S:
+            if not missing or time.time() > since_s + timeout_s:
                 return missing
             await asyncio.sleep(_POLL_S)
 
-    async def _last_scrape(self, names: Collection[str], log: Log) -> None:
+    async def _last_scrape(self, prometheus: Prometheus, names: Collection[str], log: Log) -> None:
         """Wait for a scrape after the last pass: with the servers their last counts would go."""
-        assert self.prometheus is not None
         try:
-            found = names or await self.prometheus.scraped_since(self.servers, 0.0)
-            await self._not_scraped(self.prometheus, found)
+            every_s = await prometheus.interval_s(self.servers, RECENT_S)
+            if isfinite(every_s):
+                # One that ended cannot be read any more.
+                await self._not_scraped(prometheus, names, timeout_s=2 * every_s)
         except DeploymentError as error:
             self._lost(error, log)
 

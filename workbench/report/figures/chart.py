@@ -17,6 +17,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
+from matplotlib.text import Text
 
 from workbench.metrics.gates.gate_table import (
     KINDS,
@@ -114,7 +115,7 @@ def draw(
     `attrs` are those of the frame that is drawn. `simulated` writes that word into the figure, so
     that it cannot pass for a measurement. `failed_gates` writes "rough" or "do not use", and greys
     what must not be used; the caption says which gate failed. One that concerns some arms names
-    them and greys nothing.
+    them, colours their labels and greys nothing.
     """
     attrs = attrs or {}
     failed: Failed = attrs.get("failed_gates", ())
@@ -139,11 +140,20 @@ def draw(
             title, keys or {}, body_px, badge=", ".join(badges), ink=ink, grey=does.struck
         )
         paint(figure)
+        for label in figure.findobj(Text):
+            if any(_names(label.get_text(), arm) for arm in struck):
+                label.set_color(RED)
         text = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", dpi=144, metadata=metadata)
     svg = _page_svg(text.getvalue(), struck=does.struck)
     return Chart(svg=svg, alt=_short(f"{said} {alt}".strip()), caption=f"{caption} {said}".strip())
+
+
+def _names(label: str, arm: str) -> bool:
+    """Whether a label is that of an arm: `1p1d`, `vs 1p1d` or `1p1d, cold: decode`."""
+    rest = label.removeprefix("vs ")
+    return rest.startswith(arm) and rest[len(arm) : len(arm) + 1] in ("", ",", ":", "\n")
 
 
 def _marks(failed: Failed, shows: Sequence[Kind], *, intervals: bool) -> tuple[Spoil, str]:
