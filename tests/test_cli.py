@@ -278,7 +278,7 @@ FAILED = papermill.PapermillExecutionError(6, 3, "await wb.run(plan)", "LaunchEr
         (DeadKernelError("Kernel died"), "the notebook's kernel was killed"),
         (
             KeyboardInterrupt(),
-            "stopped\nnext: run it again, finished measurements are kept",
+            "stopped\nnext: run it again, launches that ended are kept",
         ),
     ],
 )

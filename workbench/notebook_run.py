@@ -133,7 +133,7 @@ def _advice(problem: str, notebook: str, given: Mapping[str, Any]) -> str:
     command = shlex.join(["workbench", "run", notebook, *as_typed(given)])
     again = f"then run it again: {command}"
     if problem.startswith(_STOPPED):
-        return f"run it again, finished measurements are kept: {command}"
+        return f"run it again, launches that ended are kept: {command}"
     if problem == _NO_MEMORY:
         return f"end other programs or use fewer instances, {again}"
     return f"correct what the error names (the page shows all of it), {again}"
