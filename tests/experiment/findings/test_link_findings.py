@@ -118,12 +118,16 @@ def test_the_sentence_names_the_crossing_and_what_was_measured(made: ExperimentP
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (Crossing(gbit_s=nan, low=nan, high=nan, kind="unclear"), "unclear, since it does better"),
-        (Crossing(gbit_s=float("inf"), low=1, high=2, kind="never"), "the split pays over no link"),
+        (
+            Crossing(gbit_s=nan, low=nan, high=nan, kind="unclear"),
+            "unclear, since the split does better",
+        ),
+        (Crossing(gbit_s=float("inf"), low=nan, high=nan, kind="never"), "over no link, even"),
+        (Crossing(gbit_s=float("inf"), low=2, high=float("inf"), kind="never"), "not decided: "),
         (Crossing(gbit_s=0, low=0, high=0, kind="always"), "the split pays over any link"),
         (
             Crossing(gbit_s=0.5, low=0.4, high=float("inf"), kind="extrapolated"),
-            "from 0.500 Gbit/s on [0.400, no link], beyond what was measured",
+            "from 0.500 Gbit/s on [0.400, no link] (not measured)",
         ),
         (
             Crossing(gbit_s=0.5, low=nan, high=nan, kind="measured"),

@@ -67,7 +67,7 @@ def test_a_split_that_is_slower_without_its_transfer_pays_over_no_link():
 
 def test_without_rounds_there_is_no_interval():
     chart = links(measured(0.19, 0.95, rounds=1))
-    assert "pays from 0.480 Gbit/s on." in chart.alt
+    assert "pays from 0.480 Gbit/s on [no CI: too few rounds]." in chart.alt
 
 
 def test_only_what_is_beyond_measured_links_is_dashed():

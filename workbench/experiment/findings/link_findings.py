@@ -162,14 +162,17 @@ def link_sentences(rows: Sequence[LinkRow]) -> list[str]:
 def crossing_text(found: Crossing) -> str:
     """`the split pays from 0.42 Gbit/s on [0.38, 0.50]`"""
     if found.kind == "unclear":
-        return "unclear, since it does better on a slower link"
-    if found.kind == "never":
-        return "the split pays over no link, even without time for the transfer"
+        return "unclear, since the split does better on a slower link"
+    known = not (isnan(found.low) or isnan(found.high))
     if found.kind == "always":
         return "the split pays over any link"
-    bounds = "no CI: too few rounds"
-    if not (isnan(found.low) or isnan(found.high)):
-        high = "no link" if found.high == inf else three_digits(found.high)
-        bounds = f"{three_digits(found.low)}, {high}"
-    beyond = ", beyond what was measured" * (found.kind == "extrapolated")
+    if found.kind == "never" and known and found.low < inf:
+        return (
+            f"not decided: the split pays over no link, or from {three_digits(found.low)} Gbit/s on"
+        )
+    if found.kind == "never":
+        return "the split pays over no link, even without time for the transfer"
+    high = "no link" if found.high == inf else three_digits(found.high)
+    bounds = f"{three_digits(found.low)}, {high}" if known else "no CI: too few rounds"
+    beyond = " (not measured)" * (found.kind == "extrapolated")
     return f"the split pays from {three_digits(found.gbit_s)} Gbit/s on [{bounds}]{beyond}"

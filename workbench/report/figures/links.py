@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.experiment.findings.crossing import Crossing, LinkPoint, crossing, excess_at
+from workbench.experiment.findings.link_findings import crossing_text
 from workbench.report.figures import marks
 from workbench.report.figures.chart import Chart, draw
 from workbench.report.numbers import number, quantity, time_scale
@@ -70,7 +71,7 @@ def links(frame: pd.DataFrame) -> Chart | None:
         for metric, group in of.items()
         for _, row in group.iterrows()
     )
-    said = " ".join(f"{_short(metric)}: {_crossing(c)}." for metric, c in found.items())
+    said = " ".join(f"{_short(metric)}: {crossing_text(c)}." for metric, c in found.items())
     return draw(
         paint,
         title=title,
@@ -189,19 +190,4 @@ def _finding(arm: str, baseline: str, found: dict[str, Crossing]) -> str:
     """The first metric for which the split pays somewhere, else that of TTFT."""
     pays = [m for m, c in found.items() if c.kind in ("measured", "extrapolated", "always")]
     metric = next(iter(pays), next(iter(found)))
-    return f"{arm} over {baseline}, {_short(metric)}: {_crossing(found[metric])}"
-
-
-def _crossing(where: Crossing) -> str:
-    if where.kind == "unclear":
-        return "no clear link rate from which on the split pays"
-    if where.kind == "never":
-        return "the split pays over no link"
-    if where.kind == "always":
-        return "the split pays over any link"
-    beyond = " (not measured)" * (where.kind == "extrapolated")
-    bounds = ""
-    if not (isnan(where.low) or isnan(where.high)):
-        high = "none" if where.high == inf else number(where.high)
-        bounds = f" [{number(where.low)}, {high}]"
-    return f"the split pays from {number(where.gbit_s)} Gbit/s on{bounds}{beyond}"
+    return f"{arm} over {baseline}, {_short(metric)}: {crossing_text(found[metric])}"
