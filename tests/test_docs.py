@@ -22,6 +22,7 @@ import yaml
 
 from tests.experiment.conftest import machine_has, model  # noqa: F401  fixtures of this file too
 from workbench import cli
+from workbench.compose.compose_file import compose_file
 from workbench.compose.profiles import compose_params
 from workbench.errors import ParameterError
 from workbench.experiment.plan.arms import plan, servers_of
@@ -109,8 +110,11 @@ def check_workbench(command: Command, words: list[str]) -> None:
         params = serving_params("up", given | dict(asked.parameter))
         assert command.marked or servers_of(params)
     elif words[0] == "compose":
-        # What is marked is for a machine with a GPU.
-        compose_params(({"platform": "cuda"} if command.marked else {}) | cli._given(asked))
+        given = cli._given(asked)
+        if command.marked:  # for a machine with a GPU
+            compose_params({"platform": "cuda"} | given)
+        else:
+            assert compose_file(given).startswith("# papermill")
     elif words[0] == "claims":
         assert cli.main(words) == 0
     elif words[0] == "run-all":

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from workbench.errors import DeploymentError
 from workbench.experiment.result.run_folder import RunFolder
-from workbench.experiment.run.launch.measure import measure_arm
+from workbench.experiment.run.launch.measure import _while_servers_live, measure_arm
 from workbench.experiment.run.run_log import Log
+from workbench.hardware.hosts import Host
 from workbench.serve.deployment import Deployment, Instance
 from workbench.serve.processes.launcher import Process, ProcessSpec
 
@@ -122,3 +124,18 @@ async def test_a_pass_can_be_sent_by_several_processes(measure, attached):
     assert log.client["workers"] == 2
     assert log.frame("requests")["error"].tolist() == [""] * 8
     assert log.frame("requests")["index"].tolist() == [0, 1, 2, 3] * 2
+
+
+async def test_a_host_that_is_lost_ends_a_pass_whatever_it_waits_for(tmp_path):
+    """Counters of a host that is cut off are read until a timeout, for example."""
+    spec = ProcessSpec(
+        name="decode-0", role="decode", program=(), args=(), port=1, ready_url="",
+        host=Host(name="host-2", address="10.0.0.2"),
+    )  # fmt: skip
+    exited = asyncio.get_running_loop().create_future()
+    process = Process(spec, tmp_path / "decode-0.log", exited, end="host-2 did not answer")
+    running = Deployment(url="", processes=(process,))
+    said = "decode-0 ended by itself, and the pass was stopped: host-2 did not answer"
+    asyncio.get_running_loop().call_later(0.1, exited.set_result, -9)
+    with pytest.raises(DeploymentError, match=said):
+        await asyncio.wait_for(_while_servers_live(running, asyncio.sleep(60)), 5)

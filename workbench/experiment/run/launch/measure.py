@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from math import isnan, lcm, nan
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pandas as pd
@@ -44,6 +44,7 @@ from workbench.records import RequestRecord, to_frame
 from workbench.serve.deployment import Deployment
 from workbench.serve.processes.startup import failure_line
 
+_T = TypeVar("_T")
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -89,7 +90,7 @@ async def measure_arm(
             # What one rate left in a cache must not serve the next.
             prompts = plan.workload.build(f"{salt}-{measured.name}")
         try:
-            prompts, line = await launch.measure(measured, prompts)
+            prompts, line = await _while_servers_live(deployment, launch.measure(measured, prompts))
             if watch is not None:
                 await watch.pass_ended(log)
         except DeploymentError as error:
@@ -120,9 +121,12 @@ async def measure_arm(
     folder.write("gauges", log.frame("gauges"))
 
 
-async def _while_servers_live(deployment: Deployment, driving: Awaitable[LoadRun]) -> LoadRun:
-    """Break the load off when a server ends without which requests would wait for a timeout."""
-    load = asyncio.ensure_future(driving)
+async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) -> _T:
+    """Break a pass off when a server ends without which requests would wait for a timeout.
+
+    So would a reading of the counters of a host that is cut off.
+    """
+    load = asyncio.ensure_future(measuring)
     needed = [p for p in deployment.processes if p.spec.role in deployment.stalling_roles]
     if not needed:
         return await load
@@ -274,7 +278,7 @@ class _Launched:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
-                load = await _while_servers_live(deployment, driving)
+                load = await driving
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
