@@ -25,7 +25,7 @@ from workbench.experiment import environment
 from workbench.experiment.hits import hit_analysis
 from workbench.experiment.plan.arms import plan as make_plan
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import ArmFacts
+from workbench.experiment.result.facts import ArmFacts, SessionFacts
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run import run as runs
@@ -110,7 +110,8 @@ async def replay(made: ExperimentPlan, *_: Any, **__: Any) -> Result:
     smoke = Path(made.params.output_dir).name == ".smoke"
     log = load(RECORDINGS / ("environment_check" if smoke else made.notebook))
     folder = RunFolder.open(made.params.output_dir, made.notebook, made.run_id)
-    facts = runs._facts(made, log, "success", BEGAN, 60.0)
+    log.sessions = [SessionFacts(number=1, started_at=BEGAN.isoformat())]
+    facts = runs._facts(made, log, "success", 60.0)
     for name in FRAMES:
         folder.write(name, log.frame(name))
     facts = replace(facts, finished_at="2026-01-01T12:01:00+00:00")
