@@ -171,7 +171,8 @@ def crossing_text(found: Crossing) -> str:
             f"not decided: the split pays over no link, or from {three_digits(found.low)} Gbit/s on"
         )
     if found.kind == "never":
-        return "the split pays over no link, even without time for the transfer"
+        unsure = "" if known else " (no CI: too few rounds)"
+        return f"the split pays over no link, even without time for the transfer{unsure}"
     high = "no link" if found.high == inf else three_digits(found.high)
     bounds = f"{three_digits(found.low)}, {high}" if known else "no CI: too few rounds"
     beyond = " (not measured)" * (found.kind == "extrapolated")
