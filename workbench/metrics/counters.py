@@ -230,18 +230,19 @@ class StoreCounters:
     """What the KV store did.
 
     LMCache exports a counter after its first increment, so a missing one is zero if the exporter
-    has others. Hits are added at every lookup, so lookups without them are NaN.
+    has others. Hits are added at every lookup, so lookups without them are NaN. A field of which a
+    store has no series is NaN, or 0 where other stores have what it counts.
     """
 
     requested_tokens: float = nan
     """Tokens that engines looked up: all whole chunks of a prompt, including those they hold."""
-    hit_tokens: float
-    hit_l1_tokens: float
+    hit_tokens: float = nan
+    hit_l1_tokens: float = nan
     """Of those, in memory."""
     hit_l2_tokens: float = 0.0
     """Of those, in the tier below, e.g. a disk."""
-    written_chunks: float
-    read_chunks: float
+    written_chunks: float = nan
+    read_chunks: float = nan
     evicted_chunks: float = nan
     dropped_chunks: float = 0.0
     """Chunks rejected because memory was full: neither stored nor loaded from the tier below."""
@@ -272,11 +273,11 @@ class StoreCounters:
             return cls(**dict.fromkeys(names, nan))
         present = {name for name, _ in counters.values}
         unborn = set(names.values()) - present
-        exporter = "_".join(names["written_chunks"].split("_")[:2])
+        exporter = "_".join(next(iter(names.values())).split("_")[:2])
         if not any(name.startswith(exporter) for name in present):
             unborn = set()
         elif names.get("requested_tokens") in present:
-            unborn -= {names["hit_tokens"]}
+            unborn -= {names.get("hit_tokens", "")}
         found = {key: 0.0 if name in unborn else counters.sum(name) for key, name in names.items()}
         for key, name in names.items():
             if name.endswith("_bytes_total"):

@@ -1,10 +1,13 @@
 """LMCache inside vLLM: text only, since it runs on GPUs."""
 
 import json
+from math import isnan
 
 import pytest
 
 from workbench.errors import PlanError
+from workbench.metrics.counters import StoreCounters
+from workbench.metrics.prometheus import Counters
 from workbench.serve.checks.capacity import Capacity
 from workbench.serve.connectors import connector
 from workbench.serve.deployment import plan_deployment
@@ -39,3 +42,14 @@ def test_the_passes_are_those_of_host_memory():
 def test_no_kv_moves_between_instances():
     with pytest.raises(PlanError, match="1p1d needs connector=lmcache or nixl"):
         connector("lmcache-inprocess").check(Topology.parse("1p1d"))
+
+
+def test_what_it_does_not_count_is_unknown_and_not_an_error():
+    names = connector("lmcache-inprocess").store.counters
+    page = {("vllm:prompt_tokens_total", ()): 512.0}
+    told = StoreCounters.of(Counters(instance="a", values=page, read_at_s=0.0), names)
+    assert isnan(told.hit_tokens) and isnan(told.written_chunks)
+    page |= {(names["requested_tokens"], ()): 512.0, (names["hit_tokens"], ()): 256.0}
+    told = StoreCounters.of(Counters(instance="a", values=page, read_at_s=0.0), names)
+    assert (told.requested_tokens, told.hit_tokens, told.evicted_chunks) == (512, 256, 0)
+    assert isnan(told.written_chunks)
