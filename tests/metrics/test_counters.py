@@ -261,7 +261,7 @@ async def test_gauges_are_sampled_until_told_to_stop():
 
     urls = {"prefill-0": "http://127.0.0.1:1", "decode-0": "http://127.0.0.1:2"}
     async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as client:
-        rows = await sample(client, urls, 0.001, stop)
+        await sample(client, urls, 0.001, stop, rows := [])
     assert [row["instance"] for row in rows] == ["prefill-0", "decode-0"] * 3
     gauges = {"running": 2, "waiting": 5, "kv_usage": 0.25}
     assert rows[0] == {"instance": "prefill-0", "at_s": rows[0]["at_s"], **gauges}
@@ -274,7 +274,7 @@ async def test_one_reading_is_taken_even_when_the_pass_is_already_over():
     stop.set()
     transport = httpx.MockTransport(lambda request: httpx.Response(200, text=GAUGES))
     async with httpx.AsyncClient(transport=transport) as client:
-        rows = await sample(client, {"decode-0": "http://127.0.0.1:1"}, 60, stop)
+        await sample(client, {"decode-0": "http://127.0.0.1:1"}, 60, stop, rows := [])
     assert [row["running"] for row in rows] == [2]
 
 

@@ -390,13 +390,13 @@ async def sample(
     urls: Mapping[str, str],
     period_s: float,
     stop: asyncio.Event,
-) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]],
+) -> None:
     """Read gauges of each instance (name -> URL) every `period_s`, and once when `stop` is set.
 
-    Rows for gauges.parquet: instance, at_s (monotonic), running, waiting (requests) and
+    Appends rows for gauges.parquet: instance, at_s (monotonic), running, waiting (requests) and
     kv_usage (0 to 1). At least one row per instance; NaN where a server did not respond.
     """
-    rows: list[dict[str, Any]] = []
     gauges = (RUNNING, WAITING, *KV_USAGE)
     stopped = False
     while not stopped:
@@ -410,4 +410,3 @@ async def sample(
                  "running": counters.sum(RUNNING), "waiting": counters.sum(WAITING),
                  "kv_usage": kv_usage(counters)}
             )  # fmt: skip
-    return rows

@@ -1,12 +1,16 @@
+import asyncio
 import os
+import time
 from dataclasses import MISSING, fields, replace
 from math import nan
 
 import pytest
 
-from workbench.experiment.run.launch.monitor import watch_client, worker_count
+from workbench.experiment.run.launch import monitor
+from workbench.experiment.run.launch.monitor import watch_client, watched_gauges, worker_count
 from workbench.experiment.run.run_log import Log
 from workbench.load.drive.health import ClientHealth
+from workbench.serve.deployment import Deployment, Instance
 
 
 class Health:
@@ -88,3 +92,23 @@ def test_a_number_of_workers_that_was_asked_for_stays_or_is_cut_with_a_doubt(att
     assert [worker_count(plan, 4, log) for plan in plans] == [3, 1, 2, 4]
     (doubt,) = log.doubts
     assert doubt.startswith("client_workers is 9, but at most 4 can be used: ")
+
+
+async def test_a_pass_that_is_broken_off_does_not_wait_for_a_server_that_is_silent(monkeypatch):
+    monkeypatch.setattr(monitor, "GAUGE_PERIOD_S", 0.01)
+    asked = asyncio.Event()
+
+    async def silent(reader, writer):
+        asked.set()
+        await asyncio.Event().wait()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    one = Deployment(url=url, instances=(Instance(name="decode-0", role="decode", url=url),))
+    with pytest.raises(ZeroDivisionError):
+        async with watched_gauges(one):
+            await asyncio.wait_for(asked.wait(), 10)
+            began_s = time.monotonic()
+            raise ZeroDivisionError
+    assert time.monotonic() - began_s < 5  # the timeout of a reading is 10 s
+    server.close()

@@ -40,12 +40,15 @@ async def watched_gauges(deployment: Deployment) -> AsyncIterator[list[dict[str,
     stop = asyncio.Event()
     urls = {instance.name: instance.url for instance in deployment.instances}
     async with control_client(headers=deployment.headers) as client:
-        task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop))
+        task = asyncio.create_task(sample(client, urls, GAUGE_PERIOD_S, stop, rows))
         try:
             yield rows
-        finally:
-            stop.set()
-            rows += await task
+        except BaseException:
+            # The pass was broken off. A host that is cut off would answer after a timeout only.
+            task.cancel()
+            raise
+        stop.set()
+        await task
 
 
 def watch_proxy(before: dict[str, Any], after: dict[str, Any], load: LoadRun, log: Log) -> None:
