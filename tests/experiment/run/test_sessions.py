@@ -171,35 +171,42 @@ async def test_a_machine_that_became_slower_is_a_doubt(planned, factor, doubted)
     assert log.sessions[0].drift["cold"] == pytest.approx(factor)
 
 
-@pytest.mark.servers
-async def test_twenty_kills_at_random_moments_lose_and_repeat_no_launch(planned, tmp_path):
-    rng = random.Random(20)
-    whole = await run(planned(output_dir=str(tmp_path / "whole")), echo=lambda _: None)
-    plan = planned()
-    code = (
-        "import asyncio, sys, json, workbench as wb\n"
-        "plan = wb.plan(wb.check_params('pd_sweep', json.loads(sys.argv[1])))\n"
-        "asyncio.run(wb.run(plan))"
-    )
-    command = [sys.executable, "-c", code, json.dumps(changed(plan.params))]
+def until_it_ends(plan, rng, kills_left):
+    """Run a plan in processes that are killed at random moments; how many kills it took."""
+    given = json.dumps(changed(plan.params))
     kills = 0
-    for _ in range(200):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while True:
+        child = subprocess.Popen([sys.executable, "-c", RUN, given], stdout=subprocess.PIPE)
         assert child.stdout is not None
-        # Moments of the run, not of its imports: it prints a line first.
-        child.stdout.readline()
+        child.stdout.readline()  # moments of the run, not of its imports: it prints a line first
         with suppress(subprocess.TimeoutExpired):
-            child.wait(rng.uniform(0.5, 6) if kills < 20 else 300)
+            child.wait(rng.uniform(0.2, 4) if kills < kills_left else 300)
         if child.returncode is None:
             child.kill()
             kills += 1
         child.communicate()
-        if child.returncode == 0:
-            break
-    assert child.returncode == 0
-    (home,) = (tmp_path / "pd_sweep").glob("*")
-    result = load_result(home)
-    launches = [name for one in result.run.sessions for name in one.launches]
-    assert len(launches) == len(set(launches)) == 6
-    assert counted(result).equals(counted(whole))
-    assert kills >= 1
+        if child.returncode >= 0:
+            assert child.returncode == 0
+            return kills
+
+
+RUN = (
+    "import asyncio, sys, json, workbench as wb\n"
+    "plan = wb.plan(wb.check_params('pd_sweep', json.loads(sys.argv[1])))\n"
+    "asyncio.run(wb.run(plan))"
+)
+
+
+@pytest.mark.servers
+async def test_twenty_kills_at_random_moments_lose_and_repeat_no_launch(planned, tmp_path):
+    whole = await run(planned(output_dir=str(tmp_path / "whole")), echo=lambda _: None)
+    rng, kills, number = random.Random(20), 0, 0
+    while kills < 20:
+        number += 1
+        folder = tmp_path / f"killed-{number}"
+        plan = planned(output_dir=str(folder))
+        kills += until_it_ends(plan, rng, 20 - kills)
+        result = load_result(folder / plan.notebook / plan.run_id)
+        launches = [name for one in result.run.sessions for name in one.launches]
+        assert len(launches) == len(set(launches)) and len(launches) in (0, 6)
+        assert counted(result).equals(counted(whole))
