@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 import workbench as wb
-from workbench.errors import LaunchError
+from workbench.errors import LaunchError, WorkbenchError
 from workbench.experiment.result.facts import SessionFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.run_folder import RunFolder, output_root
@@ -101,18 +101,19 @@ async def test_another_machine_or_workload_or_a_lost_file_begins_anew(planned, b
         await run(plan, echo=lambda _: None)
     home = output_root(plan.params.output_dir) / plan.notebook / plan.run_id
     (attempt,) = home.glob("attempt-*")
-    machine = running._machine(plan).as_dict() | running._platform(plan)
+    known = known_of(plan)
 
-    def goes_on(plan=plan, machine=machine):
-        folder, log = begin_session(plan, machine)
-        folder.let_go()
-        return folder.attempt == attempt and len(log.ended) == 1
+    def goes_on(plan=plan, **changed):
+        session = begin_session(plan, replace(known, **changed), echo=lambda _: None)
+        session.folder.let_go()
+        return session.folder.attempt == attempt and len(session.log.ended) == 1
 
     assert goes_on()
-    assert goes_on(machine=machine | {"memory_free_gb": 0.1})
-    assert not goes_on(machine=machine | {"versions": {"vllm": "0.1"}})
-    other = planned(rounds=1, seed=1)
-    assert not goes_on(plan=replace(plan, workload=other.workload))
+    freer = {name: 0.1 for name in known.machine if name.endswith("free_gb")}
+    assert goes_on(machine={**known.machine, **freer})
+    assert not goes_on(machine={**known.machine, "versions": {"vllm": "0.1"}})
+    assert not goes_on(engine=replace(known.engine, model="another"))
+    assert not goes_on(workload=replace(known.workload, hash="another"))
     for name in ("requests.parquet", "launches.json"):
         whole = (attempt / name).read_bytes()
         (attempt / name).write_bytes(whole[: len(whole) // 2])
@@ -123,17 +124,71 @@ async def test_another_machine_or_workload_or_a_lost_file_begins_anew(planned, b
     assert not goes_on()
 
 
+def known_of(plan):
+    log = Log(sessions=[SessionFacts(number=1, started_at="")])
+    return running._facts(plan, log, "started", 0.0)
+
+
 async def test_what_another_process_measures_now_is_left_to_it(planned, breaks_in):
     plan = planned(rounds=1)
     breaks_in(2)
     with pytest.raises(KeyboardInterrupt):
         await run(plan, echo=lambda _: None)
-    machine = running._machine(plan).as_dict() | running._platform(plan)
-    (first, kept), (second, new) = begin_session(plan, machine), begin_session(plan, machine)
-    assert first.attempt != second.attempt
-    assert (len(kept.ended), len(new.ended)) == (1, 0)
-    first.let_go()
-    second.let_go()
+    first, second = begin_session(plan, known_of(plan)), begin_session(plan, known_of(plan))
+    assert first.folder.attempt != second.folder.attempt
+    assert (len(first.log.ended), len(second.log.ended)) == (1, 0)
+    first.folder.let_go()
+    second.folder.let_go()
+
+
+async def test_a_launch_with_a_failed_pass_is_measured_again_and_leaves_nothing(
+    planned, breaks_in, monkeypatch
+):
+    """Of the first session only whole launches are kept: no doubt, no count of the other."""
+    real, began = running.measure_arm, []
+
+    async def measure(plan, arm, number, deployment, folder, log, *rest):
+        began.append(arm.label)
+        await real(plan, arm, number, deployment, folder, log, *rest)
+        if len(began) == 2:
+            log.reasons.append("it broke")
+            log.doubt("a pass broke")
+        if len(began) == 3:
+            log.requests[-1]["error"] = "http_503"  # all requests of its last pass
+        if len(began) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "measure_arm", measure)
+    with pytest.raises(KeyboardInterrupt):
+        await run(planned(rounds=1), echo=lambda _: None)
+    monkeypatch.undo()
+    said = []
+    result = await run(planned(rounds=1), echo=said.append)
+    assert any(line.startswith("going on: 1 of 3 launches") for line in said)
+    assert "a pass broke" not in result.doubts
+    rows = [(row.arm, row.round, row.pass_name, row.role) for row in result.run.token_sources]
+    assert len(rows) == len(set(rows))
+
+
+async def test_all_requests_failed_is_no_launch_to_keep(attached, vllm):
+    vllm.fails = set(range(100))
+    with pytest.raises(WorkbenchError):
+        await run(attached(), echo=lambda _: None)
+    vllm.fails = set()
+    result = await run(attached(), echo=lambda _: None)
+    assert result.run.status == "success"
+
+
+async def test_a_start_that_failed_does_not_speak_for_the_next_one(planned, monkeypatch, tmp_path):
+    folder = RunFolder.open(str(tmp_path), "pd_sweep", "x")
+    logs = folder.new_logs("round-0", "2a")
+    (logs / "disk").mkdir(parents=True)
+    (logs / "a.log").write_text("EngineCore failed to start")
+    again = folder.new_logs("round-0", "2a")
+    assert again == logs and not again.exists()
+    (aside,) = logs.parent.iterdir()
+    assert [path.name for path in aside.iterdir()] == ["a.log"]
+    folder.let_go()
 
 
 async def test_a_launch_that_does_not_start_is_tried_once_more(planned, breaks_in):

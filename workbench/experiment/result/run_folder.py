@@ -10,6 +10,7 @@ are parquet files, written so that a million requests can be read back in second
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -46,6 +47,10 @@ def output_root(output_dir: str) -> Path:
     The working folder differs: papermill uses the shell's, JupyterLab the notebook's.
     """
     return repository_root() / output_dir
+
+
+_OF_SOME = ("repeated-", "traces", KEPT)
+"""What only some results have, beside frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,10 @@ class RunFolder:
 
     def _hold(self) -> bool:
         """Lock the attempt for as long as this process lives; False if another one has it."""
-        held = os.open(self.attempt, os.O_RDONLY)
+        try:
+            held = os.open(self.attempt, os.O_RDONLY)
+        except OSError:
+            return False
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -99,9 +107,12 @@ class RunFolder:
         self._held.append(held)
         return True
 
-    def beside(self, name: str) -> Self:
-        """A folder within this attempt, for rows that are not part of the result."""
-        inner = self.attempt / name
+    def repeated(self) -> Self:
+        """A folder within this attempt, for rows that are not part of the result.
+
+        Its name is new, since prompts are salted with it.
+        """
+        inner = self.attempt / f"repeated-{secrets.token_hex(4)}"
         (inner / "logs").mkdir(parents=True, exist_ok=True)
         return type(self)(home=self.home, attempt=inner)
 
@@ -114,11 +125,28 @@ class RunFolder:
     def logs(self) -> Path:
         return self.attempt / "logs"
 
+    def new_logs(self, *names: str) -> Path:
+        """A folder for the logs of a launch; those of one that broke off are put aside.
+
+        What is read from logs must not be another launch's, and a store's disk must be empty.
+        """
+        folder = self.logs.joinpath(*names)
+        if folder.exists():
+            shutil.rmtree(folder / "disk", ignore_errors=True)
+            aside = (folder.with_name(f"{folder.name}-broken-off-{n}") for n in itertools.count(1))
+            os.replace(folder, next(path for path in aside if not path.exists()))
+        return folder
+
     def promote(self) -> None:
         """Make this attempt the run's result; result.json goes last, since it marks success."""
         names = sorted(self.attempt.iterdir(), key=lambda path: path.name == "result.json")
+        new = {path.name for path in names}
         with open(self.home / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of one id may end at the same moment
+            for path in self.home.iterdir():  # what this result does not have
+                ours = path.suffix == ".parquet" or path.name.startswith(_OF_SOME)
+                if ours and path.name not in new:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in names:
                 target = self.home / path.name
                 if target.is_dir():

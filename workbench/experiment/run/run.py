@@ -18,7 +18,7 @@ from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
-from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, Status
+from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, SessionFacts, Status
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.measure import measure_arm
@@ -27,7 +27,13 @@ from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
-from workbench.experiment.run.sessions import begin_session, compare, keep, kept_so_far, launch_name
+from workbench.experiment.run.sessions import (
+    Session,
+    begin_session,
+    compare,
+    kept_so_far,
+    launch_name,
+)
 from workbench.experiment.run.time_limit import TimeLimit, keep_whole_rounds
 from workbench.experiment.run.watch import Watch
 from workbench.hardware import machine
@@ -58,24 +64,29 @@ async def run(
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
-    folder, log = begin_session(plan, _machine(plan).as_dict() | _platform(plan), limit is None)
-    log.earlier = earlier_links(plan)
-    with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
-        far = _progress(plan, log) if progress else None
-        shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
-        if log.ended:
-            shown(kept_so_far(plan, log))
-        return await _run(plan, folder, log, far, shown, limit or TimeLimit())
+    known = _facts(plan, Log(sessions=[SessionFacts(number=1, started_at="")]), "started", 0.0)
+    session = begin_session(plan, known, resume=limit is None, echo=echo)
+    log = session.log
+    try:
+        log.earlier = earlier_links(plan)
+        with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
+            far = _progress(plan, log) if progress else None
+            shown(f"{plan.notebook} {plan.run_id}" + (f"  {far.standing}" if far else ""))
+            if log.ended:
+                shown(kept_so_far(plan, log))
+            return await _run(plan, session, far, shown, limit or TimeLimit())
+    finally:
+        session.folder.let_go()
 
 
 async def _run(
     plan: ExperimentPlan,
-    folder: RunFolder,
-    log: Log,
+    session: Session,
     far: Progress | None,
     echo: Echo,
     limit: TimeLimit,
 ) -> Result:
+    folder, log = session.folder, session.log
     began_s = time.monotonic()
     # A killed kernel writes nothing at its end, so its result says "started".
     folder.write_facts(_facts(plan, log, "started", 0.0))
@@ -84,8 +95,8 @@ async def _run(
     try:
         watch = await Watch.begun(plan, folder)
         async with _launcher(plan, folder, log) as launcher, limit.enforced():
-            launches = _Launches(plan, launcher, folder, log, watch, echo, far)
-            if log.ended and plan.params.engine != "attach":
+            launches = _Launches(plan, launcher, session, watch, echo, far)
+            if log.ended:
                 await launches.repeat_first()
             for number in limit.rounds_of(plan.rounds):
                 for arm in plan.order(number):
@@ -104,7 +115,6 @@ async def _run(
         folder.write_facts(facts)
         if facts.status == "success":
             folder.promote()
-        folder.let_go()
         where = folder.home if facts.status == "success" else folder.attempt
         echo(f"{facts.status} after {facts.duration_s:.0f} s: {where}")
     if facts.status != "success":
@@ -119,8 +129,7 @@ class _Launches:
 
     plan: ExperimentPlan
     launcher: Launcher | None
-    folder: RunFolder
-    log: Log
+    session: Session
     watch: Watch
     echo: Echo
     far: Progress | None
@@ -130,6 +139,11 @@ class _Launches:
     """Arms with a launch that was left out."""
     fits: bool = False
     """The requests have the form that the servers accept."""
+
+    @property
+    def log(self) -> Log:
+        """What the run has collected."""
+        return self.session.log
 
     async def launch(self, arm: Arm, number: int) -> None:
         """Measure an arm in a round, unless an earlier session has done so.
@@ -170,35 +184,46 @@ class _Launches:
             await self._measured(arm, number)
 
     async def _measured(self, arm: Arm, number: int) -> None:
-        log, failed = self.log, len(self.log.reasons)
-        async with _deployment(self.plan, arm, number, self.launcher, self.folder) as deployment:
+        log, folder = self.log, self.session.folder
+        self.session.launch_begins()
+        async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
+            _check_model(log, arm, deployment)
             if not self.fits:
                 self.plan = await fitted(self.plan, deployment, log.doubt)
                 self.fits = True
             async with self.watch.launch(arm, deployment, log):
                 await measure_arm(
-                    self.plan, arm, number, deployment, self.folder, log, self.echo, self.far,
+                    self.plan, arm, number, deployment, folder, log, self.echo, self.far,
                     self.watch,
                 )  # fmt: skip
-        # What failed is measured again, if this run has another session.
-        if len(log.reasons) == failed:
-            keep(log, self.folder, number, arm.label)
+        self.session.launch_ended(number, arm.label)
 
     async def repeat_first(self) -> None:
         """Measure the first launch of all once more, to see whether the machine changed since."""
         number, label = self.log.ended[0]
         arm = next(arm for arm in self.plan.arms if arm.label == label)
         name = launch_name(number, label)
-        folder = self.folder.beside(f"repeated-{len(self.log.sessions)}")
+        folder = self.session.folder.repeated()
         again = Log()
         self.echo(f"{name}, is repeated first, to see whether the machine changed")
         try:
             async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
+                _check_model(self.log, arm, deployment)
                 await measure_arm(self.plan, arm, number, deployment, folder, again, self.echo)
         except LaunchError as error:
             self.log.doubt(f"{name}, did not start again after a break: {_first_line(error)}.")
             return
         compare(self.log, again, name)
+
+
+def _check_model(log: Log, arm: Arm, deployment: Deployment) -> None:
+    """Refuse an attached server that serves another model than before. Raises DeploymentError."""
+    before = log.arms.get(arm.label)
+    if before is not None and before.model != deployment.model:
+        raise DeploymentError(
+            f"{deployment.url} serves {deployment.model}, but the launches so far are of"
+            f" {before.model}; serve that, or measure all again (example: workbench run --force)"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -263,7 +288,7 @@ async def _deployment(
     plan: ExperimentPlan, arm: Arm, number: int, launcher: Launcher | None, folder: RunFolder
 ) -> AsyncIterator[Deployment]:
     if launcher is not None:
-        logs = folder.logs / f"round-{number}" / arm.label.replace(" ", "-")
+        logs = folder.new_logs(f"round-{number}", arm.label.replace(" ", "-"))
         async with deployed(arm, launcher, log_dir=logs) as deployment:
             yield deployment
         return

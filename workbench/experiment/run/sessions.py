@@ -9,53 +9,132 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError
 from workbench.experiment.plan.plan import ExperimentPlan
-from workbench.experiment.result.facts import SessionFacts
+from workbench.experiment.result.facts import RunFacts, SessionFacts
 from workbench.experiment.result.result import FRAMES
-from workbench.experiment.result.result_file import read_facts
+from workbench.experiment.result.result_file import read_facts, to_plain
 from workbench.experiment.result.run_folder import KEPT, RunFolder, read_frame
-from workbench.experiment.run.run_log import Collected, Log
+from workbench.experiment.run.run_log import Collected, Echo, Log, echo_line
+from workbench.metrics.latency import succeeded
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_MAY_CHANGE = ("memory_free_gb", "shm_free_gb")
-"""What a machine says of itself that differs from one look to the next."""
+_MAY_CHANGE = ("memory_free_gb", "shm_free_gb", "machine_speed", "ideal_reuse_sent")
+"""What differs from one look to the next, or follows from what was measured."""
 DRIFT = 1.15
 """A median that is further than this factor from those of all earlier launches is drift."""
 
 
-def begin_session(
-    plan: ExperimentPlan, machine: Mapping[str, Any], resume: bool = True
-) -> tuple[RunFolder, Log]:
-    """The folder and the log of this session: those of the newest run that can go on, or new ones.
+@dataclass(slots=True)
+class Session:
+    """One session of a run: its folder, all that it collects, and what a later one would have.
 
-    A run can go on if it has whole launches of the same plan, from the same machine with the same
-    versions.
+    `log` has every launch; `kept` only those that were measured whole, without what a launch that
+    failed left.
+    """
+
+    folder: RunFolder
+    log: Log
+    kept: Collected
+    _before: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: RunFolder, log: Log) -> Self:
+        """Begin a session in this folder with what earlier ones kept."""
+        log.sessions.append(SessionFacts(number=len(log.sessions) + 1, started_at=_now()))
+        session = cls(folder, log, Collected(**deepcopy(_collected(log))))
+        if log.ended:  # its number is known even if it is killed before its first launch ended
+            session._write()
+        return session
+
+    def launch_begins(self) -> None:
+        """Remember what was there before a launch."""
+        self._before = {name: len(value) for name, value in _lists(self.log)}
+        self._before["requests"] = len(self.log.requests)
+
+    def launch_ended(self, number: int, arm: str) -> None:
+        """Keep a launch for later sessions, if each of its passes was measured.
+
+        One in which a pass could not be run, or all of its requests failed, is measured again.
+        """
+        log, before = self.log, self._before
+        passes = log.requests[before["requests"] :]
+        if len(log.reasons) > before["reasons"] or not all(succeeded(p).any() for p in passes):
+            return
+        log.ended.append((number, arm))
+        log.sessions[-1] = replace(
+            log.sessions[-1],
+            ended_at=_now(),
+            launches=(*log.sessions[-1].launches, launch_name(number, arm)),
+        )
+        for name, value in _collected(log).items():
+            if name in before and name != "sessions":
+                getattr(self.kept, name).extend(value[before[name] :])
+            else:
+                setattr(self.kept, name, value)
+        self._write()
+
+    def _write(self) -> None:
+        self.kept.sessions = self.log.sessions
+        partial = self.folder.attempt / f".{KEPT}.partial"
+        partial.write_text(json.dumps(_collected(self.kept), default=_plain))
+        os.replace(partial, self.folder.attempt / KEPT)
+
+
+def _collected(log: Collected) -> dict[str, Any]:
+    return {f.name: getattr(log, f.name) for f in fields(Collected)}
+
+
+def _lists(log: Collected) -> Iterator[tuple[str, list[Any]]]:
+    """What grows with each launch."""
+    yield from ((name, value) for name, value in _collected(log).items() if type(value) is list)
+
+
+def begin_session(
+    plan: ExperimentPlan, known: RunFacts, *, resume: bool = True, echo: Echo = echo_line
+) -> Session:
+    """Begin a session: of the newest run that can go on, or of a new one.
+
+    `known` is what result.json will say of this machine and its engines. A run can go on if it has
+    whole launches of the same plan, machine, hosts, engine and versions.
     """
     where = plan.params.output_dir, plan.notebook, plan.run_id
     for folder in RunFolder.unfinished(*where) if resume else ():
         with suppress(ResultError, OSError, ValueError):
-            if _same(plan, machine, folder):
-                log = _read(folder)
-                if log.ended:
-                    return folder, _next_session(log)
+            earlier = read_facts(folder.attempt / "result.json")
+            if earlier.status == "success":  # it was killed while it moved its files
+                folder.promote()
+            elif (log := _read(folder)).ended:
+                if not (differ := _differ(earlier, known)):
+                    return Session.of(folder, log)
+                echo(f"begins anew, since its {differ} differs: {folder.attempt}")
         folder.let_go()
-    folder = RunFolder.open(*where)
-    return folder, _next_session(Log(doubts=list(plan.doubts)))
+    return Session.of(RunFolder.open(*where), Log(doubts=list(plan.doubts)))
 
 
-def _next_session(log: Log) -> Log:
-    log.sessions.append(SessionFacts(number=len(log.sessions) + 1, started_at=_now()))
-    return log
+def _differ(earlier: RunFacts, now: RunFacts) -> str:
+    """What keeps a run from going on; empty if nothing does."""
+    for what in ("machine", "hosts", "engine", "workload"):
+        if _lasting(to_plain(earlier)[what]) != _lasting(to_plain(now)[what]):
+            return what
+    return ""
+
+
+def _lasting(value: Any) -> Any:
+    """Without what differs from one look to the next."""
+    if isinstance(value, dict):
+        return {name: _lasting(each) for name, each in value.items() if name not in _MAY_CHANGE}
+    return [_lasting(each) for each in value] if isinstance(value, list) else value
 
 
 def kept_so_far(plan: ExperimentPlan, log: Log) -> str:
@@ -76,35 +155,6 @@ def launch_name(number: int, arm: str) -> str:
     return f"{arm}, round {number + 1}"
 
 
-def _same(plan: ExperimentPlan, machine: Mapping[str, Any], folder: RunFolder) -> bool:
-    """Whether the attempt in a folder is of this plan, on this machine."""
-    earlier = read_facts(folder.attempt / "result.json")
-    of_machine = [
-        {name: value for name, value in one.items() if name not in _MAY_CHANGE}
-        for one in (earlier.machine, machine)
-    ]
-    sent = plan.workload.sample.hash
-    return (
-        earlier.status != "success"
-        and of_machine[0] == of_machine[1]
-        and earlier.workload is not None
-        and earlier.workload.hash == sent
-    )
-
-
-def keep(log: Log, folder: RunFolder, number: int, arm: str) -> None:
-    """Note that a launch has ended; from now on a later session has it."""
-    log.ended.append((number, arm))
-    session = log.sessions[-1]
-    log.sessions[-1] = replace(
-        session, ended_at=_now(), launches=(*session.launches, launch_name(number, arm))
-    )
-    collected = {f.name: getattr(log, f.name) for f in fields(Collected)}
-    partial = folder.attempt / f".{KEPT}.partial"
-    partial.write_text(json.dumps(collected, default=_plain))
-    os.replace(partial, folder.attempt / KEPT)
-
-
 def _plain(value: Any) -> Any:
     """For JSON, but with NaN, which `jsonable` would lose."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -118,7 +168,7 @@ def _read(folder: RunFolder) -> Log:
 
     kept = json.loads((folder.attempt / KEPT).read_text())
     collected = TypeAdapter(Collected).validate_python(kept)
-    log = Log(**{f.name: getattr(collected, f.name) for f in fields(Collected)})
+    log = Log(**_collected(collected))
     for name in FRAMES:
         path = folder.attempt / f"{name}.parquet"
         if path.exists():
