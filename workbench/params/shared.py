@@ -54,7 +54,7 @@ class EngineParams:
     )
     place: str = param(
         "local",
-        "local: this machine, container: docker or podman, ray: hosts of a Ray cluster",
+        "local: this machine, container: docker or podman, ray: a Ray cluster",
         choices=("local", "container", "ray"),
     )
     image: str = param(
@@ -157,7 +157,7 @@ class EngineParams:
         yield from host_mistakes(self.place, self.ray_address, self.spread)
         if self.place == "ray" and getattr(self, "instances_per_gpu", 1) > 1:
             given = getattr(self, "instances_per_gpu", 1)
-            yield must_be("instances_per_gpu", "1 with place=ray (Ray lends whole GPUs)", given, 1)
+            yield must_be("instances_per_gpu", "1 with place=ray (Ray gives whole GPUs)", given, 1)
         tiers = list(getattr(self, "store_tiers", ()))
         if self.place == "ray" and tiers not in ([], ["memory"]):
             example = f"-p place local -p store_tiers {','.join(tiers)}"
