@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("dashboard", "rules", "prometheus"),
         help="the dashboard (JSON), the rules, or a configuration that scrapes the servers of runs",
     )
-    monitoring.add_argument("--output-dir", default="outputs", help="only with prometheus: of runs")
+    monitoring.add_argument(
+        "--output-dir", default="outputs", help="only with prometheus: of the runs"
+    )
     monitoring.add_argument(
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
