@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(act=_compare)
     compose = acts.add_parser(
         "compose",
-        help="print a file for Docker Compose with the servers of a pd_sweep, started by docker",
+        help="print a Docker Compose file with the servers of a pd_sweep",
         description=(
             "Prints a compose file: instances, KV store and proxy of a topology, its aggregated"
             " baselines on the same GPUs as further profiles, and as its first line the command"
@@ -172,11 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     monitoring.add_argument(
         "file",
         choices=("dashboard", "rules", "prometheus"),
-        help="the dashboard (JSON), the rules, or a configuration that reads the servers of runs",
+        help="the dashboard (JSON), the rules, or a configuration that scrapes the servers of runs",
     )
-    monitoring.add_argument("--output-dir", default="outputs", help="of these runs")
     monitoring.add_argument(
-        "--connector", choices=CONNECTORS, default="", help="only with dashboard: its panels alone"
+        "--output-dir", default="outputs", help="only with prometheus: of the runs"
+    )
+    monitoring.add_argument(
+        "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
     monitoring.set_defaults(act=_monitoring)
     return parser

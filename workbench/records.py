@@ -90,7 +90,7 @@ class LegRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockReading:
-    """The clocks of another host beside ours, from the shortest of several round trips.
+    """The clocks of another host compared with ours, by the shortest of several round trips.
 
     The host read its clocks between our question and its answer. So in the middle of the round trip
     they differ from ours by the offsets, give or take half of it (Cristian, "Probabilistic clock
@@ -104,20 +104,20 @@ class ClockReading:
     offset_s: float
     """Its monotonic clock minus ours."""
     wall_offset_s: float
-    """Its clock of the day minus ours."""
+    """Its time of day minus ours."""
     bound_s: float
-    """No offset is wrong by more than this."""
+    """The largest error of the offsets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRate:
-    """How fast one TCP connection took bytes from a host to another."""
+    """The throughput of one TCP connection from one host to another."""
 
     sender: str
     """Its address."""
     receiver: str
     bit_s: float
-    """Payload."""
+    """Payload, without headers."""
 
 
 def to_frame(records: Iterable[RequestRecord | LegRecord], **columns: Any) -> pd.DataFrame:

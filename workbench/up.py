@@ -1,4 +1,4 @@
-"""One deployment for a person: start it, say how to use and measure it, end it on Ctrl-C."""
+"""Starts one deployment, prints how to use and measure it, and ends it on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def _usage(running: Deployment, arm: Arm, params: PdSweep) -> Iterator[str]:
     yield f"  {shlex.join(['papermill', notebook, 'out.ipynb', *as_typed(measured)])}"
     yield "metrics:"
     yield from (f"  {name:12} {url}/metrics" for name, url in metrics.items())
-    yield "\nCtrl-C ends it."
+    yield "\nCtrl-C ends the servers."
 
 
 def _typed(path: Path) -> str:
-    """The path as one would type it here."""
+    """The path, relative to the working folder if it is inside."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -31,8 +31,11 @@ def test_another_processor_is_a_doubt_and_another_vllm_an_error():
         "Hosts differ in torch: host-1 2.13.0, host-2 2.12.0."
     ]
     old = host(2, versions=PACKAGES | {"vllm": "0.31.0"})
-    with pytest.raises(PlanError, match=r"one vllm on all hosts, got 0.32.0 on host-1 and 0.31.0"):
+    with pytest.raises(PlanError, match=r"same vllm on all hosts, got 0.32.0 on host-1 and 0.31.0"):
         alike(one, old)
+    store = PACKAGES | {"mooncake": "0.3.11"}
+    with pytest.raises(PlanError, match=r"Install mooncake 0.3.11 on host-1"):
+        alike(one, host(2, versions=store))
 
 
 def test_the_model_must_be_on_each_host():
@@ -44,7 +47,7 @@ def test_the_model_must_be_on_each_host():
 
 
 def test_another_python_is_an_error():
-    with pytest.raises(PlanError, match=r"one Python version .* host-2 3.12"):
+    with pytest.raises(PlanError, match=r"the same Python version .* host-2 3.12"):
         alike(host(1, python="3.11.7"), host(2, python="3.12.1"))
 
 

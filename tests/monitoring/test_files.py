@@ -113,7 +113,7 @@ tests:
         eval_time: 150s
         exp_alerts:
           - exp_labels: {{connector: nixl, instance: decode-0, role: decode}}
-            exp_annotations: {{summary: decode-0 does not answer a scrape.}}
+            exp_annotations: {{summary: decode-0 does not respond to Prometheus.}}
 """
 
 

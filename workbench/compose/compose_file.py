@@ -1,6 +1,6 @@
-"""The text of a compose file: the commands to use it as comments, then its services.
+"""The text of a compose file: comments with the commands to use it, then its services.
 
-All that services read is inside, so that one file is enough.
+Configuration files of services are inside, so that one file is enough.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compose_file(given: Mapping[str, Any]) -> str:
 
 
 def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str]:
-    """The first line measures what the second starts."""
+    """The comments at the top: the first line measures the servers that the second starts."""
     first, *others = profiles
     lines = [
         f"# {first.attach_line}",
@@ -64,13 +64,13 @@ def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str
         f"# Profile {PROFILE}: Prometheus and Grafana (http://127.0.0.1:{GRAFANA_PORT}, user admin,"
         f" password from {PASSWORD}).",
         f"# {PASSWORD}=... docker compose --profile {PROFILE} up --detach",
-        "# Paths are those of the machine on which this was written:",
+        "# This command wrote the file; all paths are those of the machine on which it ran:",
         f"# workbench compose {shlex.join(as_typed(given))}",
     ]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of words in lines, and what another reader of YAML may take for a number in quotes."""
+    """Writes lists of words on one line, and quotes texts that look like numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,7 +1,8 @@
-"""Who watches the deployments: Prometheus, and Grafana with the workbench's dashboard.
+"""Monitoring of the deployments: Prometheus, and Grafana with the workbench's dashboard.
 
-Both listen on loopback, as all servers do. Grafana has no anonymous viewers, and does not start
-without a password: Compose itself could refuse only the whole file, whatever the profile.
+Both listen on loopback, as all servers do. Grafana has no anonymous viewers. Its own start command
+checks that a password is set, because Compose would refuse every command on the file, also for
+other profiles.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _PROVISIONING = "/etc/grafana/provisioning"
 
 
 def targets_of(profiles: Sequence[Profile]) -> Iterator[Target]:
-    """Every server with metrics, by its service's name; those of a stopped profile are down."""
+    """Every server with metrics, by service name. For Prometheus, stopped profiles are down."""
     for profile in profiles:
         for process in profile.plan.processes:
             if process.role == "proxy" or not process.ready_url.startswith("http"):
                 continue
-            # A store's metrics are beside its health, on another port than its own.
+            # A store serves metrics on the port of its health check, not on its own.
             yield Target(
                 name=profile.service(process.name),
                 role=process.role,

@@ -1,7 +1,7 @@
-"""Which deployments a compose file has, each as a profile: what was asked for, and its opponents.
+"""The deployments of a compose file, each as a profile: the given topology, and its opponents.
 
-Arms and plans are those of a sweep. But the image need not be here, so nothing is asked of it, and
-the file may start when this machine is less busy, so free memory does not count.
+Arms and plans are those of a sweep, with two differences. The image may not be on this machine, so
+it is not inspected. The file may be started later, so free memory is not checked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SECRET = re.compile(r"(\w*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS))\s*=", re.I
 _FIRST_PORT, _PORTS_EACH, _PORT_STEP = 15_000, 2_500, 10
 """A side channel may take the ports after its own, one for each rank."""
 _MEMORY_EACH_GB = 16
-"""Shared memory of an instance beside the store: a limit, of which only what is used is taken."""
+"""Limit of the shared memory of one instance, without the store; unused memory is not taken."""
 _OF_A_RUN = ("timeout_s", "kernel_stamps", "client_workers", "seed", "context_tokens", "output_dir")
 _OF_A_SWEEP = (
     *("rates_per_s", "search", "ttft_limit_ms", "tpot_limit_ms", "limits_share", "rounds"),
@@ -98,14 +98,14 @@ def compose_params(given: Mapping[str, Any]) -> PdSweep:
             raise ParameterError(must_be(name, allowed, value, needed))
     if options := given.get("container_args"):
         raise ParameterError(
-            f"container_args must be empty, got {shown(options)}. Put what it says into a second"
+            f"container_args must be empty, got {shown(options)}. Put these options into a second"
             " compose file (example: docker compose -f compose.yaml -f mine.yaml up)"
         )
     if secret := _SECRET.search(str(given.get("engine_env", ""))):
         raise ParameterError(
-            f"engine_env must not contain {secret[1]}, because a compose file is no place for a"
-            " secret. HF_TOKEN is taken from the shell that uses the file, and others go into a"
-            " second file (example: export HF_TOKEN=...)"
+            f"engine_env must not contain {secret[1]}, because a compose file must have no"
+            " secrets. HF_TOKEN is taken from your shell; put others into a second compose file"
+            " (example: export HF_TOKEN=...)"
         )
     platform = given.get("platform", "auto")
     if platform == "auto":
@@ -124,7 +124,7 @@ def compose_params(given: Mapping[str, Any]) -> PdSweep:
 
 
 def profiles_of(params: PdSweep) -> list[Profile]:
-    """The profiles of a file: what was asked for, then its opponents on the same GPUs.
+    """The profiles of a file: the given topology, then its opponents on the same GPUs.
 
     Raises PlanError for what does not fit connector, topology or the GPUs of this machine.
     """
@@ -152,7 +152,7 @@ def profiles_of(params: PdSweep) -> list[Profile]:
 
 
 def _devices(params: PdSweep, settings: EngineSettings, facts: machine.Machine) -> tuple[str, ...]:
-    """The GPUs of this machine; as many as are needed if the file is for another one."""
+    """The GPUs of this machine; if the file is for another one, as many ids as are needed."""
     if not settings.on_gpu:
         return ()
     if facts.platform == settings.platform and (here := devices_of(facts)):
@@ -164,7 +164,7 @@ def _devices(params: PdSweep, settings: EngineSettings, facts: machine.Machine) 
 
 
 def _load(params: PdSweep) -> dict[str, Any]:
-    """Parameters that say what is sent, when, and how long a run waits."""
+    """The given parameters of the load and of the measurement, for the attach line."""
     engine = {field.name for field in fields(EngineParams)}
     load = {field.name for field in fields(LoadParams)} - engine
     names = {*load, *_OF_A_RUN, *_OF_A_SWEEP}

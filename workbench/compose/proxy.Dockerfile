@@ -1,4 +1,4 @@
-# The PD proxy with what it imports, without vLLM or torch. Its context is the folder of the package.
+# The PD proxy with the packages that it imports, without vLLM or torch. Build context: the package.
 ARG PYTHON_IMAGE=python:3.13-slim
 FROM ${PYTHON_IMAGE}
 RUN python3 -m pip install --no-cache-dir --target /opt/packages aiohttp orjson uvloop

@@ -1,7 +1,7 @@
 """The services of a deployment: one for each process of its plan, with the same command line.
 
-Their network is that of the machine, and servers listen on its loopback: with published ports the
-side channels of KV transfers, whose addresses engines tell one another, would not be reached. They
+They use the host's network, and servers listen on its loopback. Engines tell each other the
+addresses of the side channels of KV transfers, which published ports would not reach. Services
 share memory in the IPC namespace of a service that does nothing else, as a notebook's containers
 do.
 """
@@ -22,7 +22,7 @@ Service = dict[str, Any]
 PROXY_IMAGE, REDIS_IMAGE = "workbench-proxy", "redis:8"
 PROXY_FILE = "compose/proxy.Dockerfile"
 CONFIGS = "/run/workbench"
-"""The folder of the files that instances read."""
+"""The folder of the configuration files that instances read."""
 OF_THE_MACHINE = {"network_mode": "host", "security_opt": ["label=disable"]}
 _ANSWERS = "__import__('urllib.request').request.urlopen('{url}',timeout=4)"
 """Python, since an image may lack curl; without a space, at which podman's API would split it."""
@@ -115,7 +115,7 @@ def _program(process: ProcessSpec, profile: Profile) -> Service:
 
 
 def _healthcheck(process: ProcessSpec, python: str) -> Service:
-    """Asks what the plan's start waits for. A start may take minutes, on a GPU above all."""
+    """Asks the address that the plan waits for. A start may take minutes, above all on a GPU."""
     if process.ready_url.startswith("tcp://"):
         test = ["CMD", "redis-cli", "-p", str(process.port), "ping"]
     else:

@@ -24,7 +24,7 @@ Spread = Literal["pack", "spread", "node"]
 
 ADDRESS_EXAMPLE = "10.0.0.1:6379"
 _MUST_EQUAL = ("vllm", "lmcache", "nixl", "mooncake")
-"""Packages whose versions speak to one another across hosts."""
+"""Packages that exchange data between hosts, so that their versions must be equal."""
 _LOOK_S = 90.0
 """A host starts a Python for its answer, and may ask another environment."""
 
@@ -47,7 +47,7 @@ THIS_MACHINE = Host()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """A host of the cluster: what Ray lends of it, and what it found there itself."""
+    """A host of the cluster: the CPUs and GPUs that Ray has there, and what it told of itself."""
 
     host: Host
     cpus: int
@@ -78,7 +78,7 @@ class Cluster:
             has, lent = seen.machine, f"{seen.gpus} GPUs" if seen.gpus else f"{seen.cpus} CPUs"
             engine = " ".join(f"{n} {v}" for n, v in has.versions.items() if n in _MUST_EQUAL)
             lines.append(
-                f"{seen.host.name:8} {seen.host.address:15} Ray lends {lent}; {has.cores} cores,"
+                f"{seen.host.name:8} {seen.host.address:15} Ray has {lent}; {has.cores} cores,"
                 f" GPUs: {gpu_names(has)}, {has.memory_free_gb:.0f} GB free, {has.shm_free_gb:.0f}"
                 f" GB shared memory, Python {_minor(has)}, {engine or 'no vLLM'}"
             )
@@ -95,20 +95,20 @@ def connected(address: str) -> Iterator[Any]:
         ray = import_module("ray")
     except ImportError as error:
         raise PlanError(
-            "place=ray needs the package ray, not installed. Run make setup RAY=1, or pip install"
-            ' -e ".[ray]" (on each host), or use -p place local'
+            "place=ray needs the package ray, which is not installed. On each host run make setup"
+            ' RAY=1, or pip install -e ".[ray]"; or use -p place local'
         ) from error
     if ray.is_initialized():
         yield ray
         return
     own = {} if address == "auto" else {"_node_ip_address": _address_towards(address)}
     try:
-        # Its own log says more than the sentence below and goes to the notebook's output.
+        # Ray's own log would fill the notebook's output; the error below has its reason.
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         allowed = (
-            "a Ray cluster that this machine is part of, with its token if it has one"
+            "the address of a Ray cluster that this machine has joined, with its token if any"
             f" ({reason[:160].rstrip('.')})"
         )
         raise PlanError(must_be("ray_address", allowed, address, ADDRESS_EXAMPLE)) from error
@@ -119,9 +119,9 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def cluster_of(address: str, spread: Spread, *, python: str, model: str) -> Cluster:
-    """The cluster at this address, each host asked for `python` and `model` of the engine.
+    """The cluster at this address. Each host is asked about the engine's `python` and `model`.
 
-    Raises PlanError if a host does not answer, or differs in what a run needs.
+    Raises PlanError if a host does not answer, or differs in something that must be equal.
     """
     with connected(address) as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -139,7 +139,7 @@ def cluster_of(address: str, spread: Spread, *, python: str, model: str) -> Clus
             name, own = f"host-{number}", node["NodeManagerAddress"]
             try:
                 interface, machine, digest = ray.get(answer, timeout=_LOOK_S)
-            except Exception as error:  # whatever was raised over there
+            except Exception as error:  # anything that the host raised
                 raise PlanError(_no_answer(name, own, error)) from error
             lent = node["Resources"]
             host = Host(name=name, address=own, interface=interface)
@@ -155,7 +155,7 @@ def cluster_of(address: str, spread: Spread, *, python: str, model: str) -> Clus
 
 
 def differences(cluster: Cluster) -> list[str]:
-    """A sentence for each way in which hosts differ without keeping a run from working."""
+    """A sentence for each difference between hosts with which a run still works."""
     said = []
     for what in ("cpu", "cores", "kernel"):
         values = {f.host.name: str(getattr(f.machine, what)) for f in cluster.hosts}
@@ -182,13 +182,18 @@ def _check_alike(cluster: Cluster, python: str, model: str) -> None:
         for name in _MUST_EQUAL:
             ours, theirs = (f.machine.versions.get(name, "none") for f in (first, other))
             if ours != theirs:
+                version, lacking = (theirs, first) if ours == "none" else (ours, other)
                 raise PlanError(
-                    f"place=ray needs one {name} on all hosts, got {ours} on {first.host.name} and"
-                    f" {theirs} on {where}. Install {name} {ours} there, in {python}"
+                    f"place=ray needs the same {name} on all hosts, got {ours} on"
+                    f" {first.host.name} and {theirs} on {where}. Install {name} {version} on"
+                    f" {lacking.host.name}, in {python}"
                 )
     python_of = {f.host.name: _minor(f.machine) for f in cluster.hosts}
     if said := _unlike("Python", python_of):
-        raise PlanError(f"place=ray needs one Python version on all hosts, got {said[0]}")
+        raise PlanError(
+            f"place=ray needs the same Python version on all hosts. {said[0]} Install one of"
+            " these on all hosts"
+        )
 
 
 def _minor(machine: Machine) -> str:
@@ -210,7 +215,7 @@ def _unlike(what: str, values: Mapping[str, str]) -> list[str]:
 
 
 def _number(node: Mapping[str, Any]) -> Sequence[int | str]:
-    """Its address as one sorts addresses."""
+    """Its address, to sort by: 10.0.0.9 comes before 10.0.0.10."""
     parts = str(node["NodeManagerAddress"]).split(".")
     return [int(part) if part.isdecimal() else part for part in parts]
 
@@ -220,7 +225,7 @@ def _no_answer(name: str, address: str, error: Exception) -> str:
     reason = (said or [type(error).__name__])[-1][:160].rstrip(".")
     return (
         f"place=ray needs the workbench and its Python at the same path on each host, but {name}"
-        f" ({address}) could not be asked: {reason}. Install it there, or take the host out"
+        f" ({address}) did not answer: {reason}. Install the workbench there, or remove the host"
         " (example: ray stop)"
     )
 

@@ -1,4 +1,4 @@
 """Monitoring: what Prometheus and Grafana show of a deployment, and of a run that has one.
 
-`panels` is the one list of what is shown; dashboard, rules and the page of a run are made from it.
+`panels` is the only list of panels; dashboard, rules and the page of a run are made from it.
 """

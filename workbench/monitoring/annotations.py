@@ -1,7 +1,7 @@
 """Annotations in Grafana: a region for each pass of a run, on every dashboard with our tag.
 
-POST /api/annotations with a service account's token, as Grafana documents it for 8 to 13. Grafana
-itself was not run here: tests hold form and header against a server of their own.
+POST /api/annotations with a service account's token, as Grafana documents it for versions 8 to 13.
+Grafana itself was not run here: tests check form and header with their own server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.monitoring.dashboard import TAG
 
 TOKEN = "GRAFANA_TOKEN"
 TIMEOUT_S = 3.0
-"""A run waits no longer for Grafana."""
+"""How long a run waits for Grafana."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Grafana:
 
     @classmethod
     def with_token(cls, url: str) -> Grafana:
-        """With the token of the environment. Raises ParameterError if there is none."""
+        """With the token from the environment. Raises ParameterError if there is none."""
         token = os.environ.get(TOKEN, "").strip()
         if not token or not token.isascii() or not token.isprintable():
             allowed = f"grafana_url needs a service account's token as {TOKEN} in the environment"
@@ -37,7 +37,7 @@ class Grafana:
         return cls(url=url.rstrip("/"), token=token)
 
     async def mark(self, text: str, *, from_s: float, to_s: float, tags: tuple[str, ...]) -> str:
-        """Write a region from one Unix time to another; returns why it failed, or nothing."""
+        """Write a region between two Unix times; returns why it failed, or an empty text."""
         body = {
             "time": round(1000 * from_s),
             "timeEnd": round(1000 * to_s),

@@ -25,11 +25,11 @@ _UNITS: dict[Unit, str] = {
     "chunks": "short",
     "servers": "short",
 }
-"""Grafana's names of units; others are shown as they are written."""
+"""Grafana's names of our units; every other unit is shown as a suffix."""
 
 
 def dashboard(connector: str = "") -> dict[str, Any]:
-    """The dashboard as Grafana imports it, of one connector's panels or of all."""
+    """The dashboard as Grafana imports it, with the panels of one connector or of all."""
     shown = [panel for panel in PANELS if not connector or panel.applies(connector, tiers=True)]
     return {
         "uid": UID,
@@ -47,7 +47,7 @@ def dashboard(connector: str = "") -> dict[str, Any]:
 
 
 def _laid_out(shown: list[Panel]) -> list[dict[str, Any]]:
-    """A row for each subject, and its panels below it, three beside one another."""
+    """A row for each subject, with its panels below it, three in a line."""
     made: list[dict[str, Any]] = []
     y, width = 0, _COLUMNS // _PER_ROW
     for subject, group in groupby(shown, lambda panel: panel.subject):
@@ -116,7 +116,7 @@ def _variables() -> list[dict[str, Any]]:
                 "query": {"query": query, "refId": name},
                 "refresh": 2,
                 "includeAll": True,
-                # Also servers without that label, as in a Prometheus of the user's own.
+                # Include servers without that label, as in the user's own Prometheus.
                 "allValue": ".*",
                 "multi": True,
                 "current": {"text": ["All"], "value": ["$__all"]},

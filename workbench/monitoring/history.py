@@ -1,4 +1,4 @@
-"""What an existing Prometheus recorded of some servers: asked by its HTTP API, read as a frame."""
+"""Reads what an existing Prometheus recorded of some servers, by its HTTP API, as a frame."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from workbench.errors import DeploymentError
 from workbench.monitoring.panels import Panel
 
 COLUMNS = ("subject", "title", "unit", "line", "unix_s", "value", "rate_s")
-"""Of a frame of panels. `rate_s` is the time over which rates are taken."""
+"""Columns of a frame of panels. `rate_s` is the time window of rates."""
 POINTS = 200
-"""Of each line, at most; one that changes every pixel has no more to say."""
+"""The most points of one line; more would not be visible in a small diagram."""
 _SAMPLES_OF_A_RATE = 4
 _LISTED = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prometheus:
-    """A running Prometheus. Its methods raise DeploymentError if it does not answer as one."""
+    """A running Prometheus. Methods raise DeploymentError if no Prometheus answers."""
 
     url: str
 
     async def instant(self, expression: str) -> list[dict[str, Any]]:
-        """The rows of an expression now."""
+        """The current rows of an expression."""
         return await self._asked("query", query=expression)
 
     async def over_time(

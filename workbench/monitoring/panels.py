@@ -1,8 +1,8 @@
 """The panels: what is shown, its unit, and for which connectors.
 
-The only place with expressions of PromQL: dashboard, rules and the page of a run are made from it.
-Names of series are those that the ledger reads (`metrics.counters`), and those that each connector
-declares. Every query had an answer from real servers (tests/engine/test_monitoring.py).
+Dashboard, rules and the page of a run are made from these panels. Names of series come from the
+ledger (`metrics.counters`) and from each connector. Real servers returned data for every query,
+except those of lmcache-inprocess (tests/engine/test_monitoring.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Panel:
     """One panel: lines over time with one unit."""
 
     subject: str
-    """The row that it stands in."""
+    """The row of the dashboard in which it is."""
     title: str
     unit: Unit
     queries: tuple[Query, ...]
@@ -133,7 +133,7 @@ def _scheduler() -> Iterator[Panel]:
         title="Preemptions",
         unit="requests/s",
         queries=(Query(expression=per_second(counters.PREEMPTED, "role"), legend="{{role}}"),),
-        description="Requests that lost their KV blocks to others and are computed again.",
+        description="Requests whose KV blocks were given to others, and which are computed again.",
     )
     yield Panel(
         subject=subject,
@@ -253,8 +253,8 @@ def _tiers(connector: Connector, store: Store) -> Iterator[Panel]:
         queries=(
             Query(expression=f"{total(sent, by)} - {total(written, by)}", legend="not written"),
         ),
-        description="Chunks in flight, or lost: a line that stays above 0 while nothing is sent is"
-        " a loss.",
+        description="Chunks in flight, or lost. If the line stays above 0 while nothing is sent,"
+        " chunks were lost.",
     )  # fmt: skip
 
 

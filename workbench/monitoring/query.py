@@ -1,17 +1,17 @@
-"""PromQL of the panels, with open places for a choice of servers and for the time of a rate."""
+"""PromQL of the panels, with placeholders for the servers and for the time window of a rate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 RATE = "$__rate_interval"
-"""Grafana's own name: a time with at least four samples in it."""
+"""Grafana's variable: a time window with at least four samples."""
 _ON = "$on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """One PromQL expression, and the name of each line that it gives."""
+    """One PromQL expression, and the names of its lines."""
 
     expression: str
     legend: str
@@ -32,12 +32,12 @@ def on(series: str, **labels: str) -> str:
 
 
 def total(series: str, by: str, **labels: str) -> str:
-    """A gauge, or a counter as it stands, added up over all labels but `by`."""
+    """The sum of a gauge, or of a counter's total, over all labels except `by`."""
     return f"sum by ({by}) ({on(series, **labels)})"
 
 
 def per_second(series: str, by: str, **labels: str) -> str:
-    """How fast a counter grows, added up over all labels but `by`."""
+    """The rate of a counter, summed over all labels except `by`."""
     return f"sum by ({by}) (rate({on(series, **labels)}[{RATE}]))"
 
 
@@ -48,9 +48,9 @@ def quantile(histogram: str, of: float, by: str) -> str:
 
 
 def or_zero(counted: str, beside: str, by: str) -> str:
-    """What a counter counted, or 0 where there is no such series, but one `beside` it.
+    """The query `counted`, or 0 where its series is missing but the series `beside` exists.
 
-    Some servers export a counter from its first addition on. Its absence is a zero only where the
+    Some servers export a counter only after its first event. A missing series means 0 only if the
     server exports others.
     """
     return f"{counted} or 0 * {total(beside, by)}"

@@ -1,6 +1,6 @@
-"""Prometheus rules: what is worth keeping for long, and alerts on what is a fault under any load.
+"""Prometheus rules: recording rules for long-term history, and alerts on faults.
 
-A full store, a long queue and a rejected chunk are no faults, so nothing warns of them.
+A full store, a long queue and a rejected chunk can be normal under load, so they raise no alert.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _recorded() -> Iterator[dict[str, Any]]:
 def _alerts() -> Iterator[dict[str, Any]]:
     yield _alert(
         "ServerDown", 'up{connector!=""} == 0', "1m",
-        "{{ $labels.instance }} does not answer a scrape.",
+        "{{ $labels.instance }} does not respond to Prometheus.",
     )  # fmt: skip
     yield _alert(
         "KVTransfersFail",

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a deployment: its servers, and the labels that they do not know."""
+"""What Prometheus scrapes of a deployment: its servers, with labels that they do not export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RULES_FILE = "rules.yml"
 TARGETS_FOLDER = "prometheus"
 """Below the folder of outputs: a file for each run that uses a Prometheus."""
 INTERVAL_S = 5
-"""LMCache's /metrics may block under load; that costs a scrape, not a request."""
+"""LMCache's /metrics may block under load; that only loses a scrape and delays no request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

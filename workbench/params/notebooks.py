@@ -75,7 +75,7 @@ class PdSweep(LoadParams):
     )
     link_runs: list[str] = param(
         [],
-        "runs over other links, for the figure of links (docs/links.md)",
+        "folders of runs over other links, to compare with (docs/links.md)",
         example="outputs/pd_sweep/1a2b3c4d",
     )
     opponents: bool = param(
@@ -410,7 +410,7 @@ class EnvironmentCheck:
     )
     place: str = param(
         "local",
-        "local: processes of this machine, container: in docker or podman",
+        "local: this machine, container: docker or podman",
         choices=("local", "container"),
     )
     image: str = param(

@@ -54,7 +54,7 @@ class EngineParams:
     )
     place: str = param(
         "local",
-        "local: this machine, container: in docker or podman, ray: several hosts",
+        "local: this machine, container: docker or podman, ray: a Ray cluster",
         choices=("local", "container", "ray"),
     )
     image: str = param(
@@ -70,12 +70,12 @@ class EngineParams:
     )
     ray_address: str = param(
         "auto",
-        "only with place ray: HOST:PORT of the Ray head, or auto (docs/hosts.md)",
+        "only with place ray: HOST:PORT of the Ray head, auto: let Ray find it",
         example="10.0.0.1:6379",
     )
     spread: str = param(
         "pack",
-        "only with place ray: pack (few hosts), spread (many) or node (one host)",
+        "only with place ray: use few hosts (pack), many (spread) or one (node)",
         choices=("pack", "spread", "node"),
     )
     model: str = param(
@@ -157,7 +157,7 @@ class EngineParams:
         yield from host_mistakes(self.place, self.ray_address, self.spread)
         if self.place == "ray" and getattr(self, "instances_per_gpu", 1) > 1:
             given = getattr(self, "instances_per_gpu", 1)
-            yield must_be("instances_per_gpu", "1 with place=ray (Ray lends whole GPUs)", given, 1)
+            yield must_be("instances_per_gpu", "1 with place=ray (Ray gives whole GPUs)", given, 1)
         tiers = list(getattr(self, "store_tiers", ()))
         if self.place == "ray" and tiers not in ([], ["memory"]):
             example = f"-p place local -p store_tiers {','.join(tiers)}"
@@ -309,12 +309,12 @@ class LoadParams(EngineParams):
     )
     prometheus_url: str = param(
         "",
-        "a Prometheus that reads the servers, for panels on the page",
+        "URL of a Prometheus that scrapes the servers: adds panels to the page",
         example="http://127.0.0.1:9090",
     )
     grafana_url: str = param(
         "",
-        "a Grafana to mark the passes in; needs GRAFANA_TOKEN in the environment",
+        "URL of a Grafana: marks each pass there; needs the variable GRAFANA_TOKEN",
         example="http://127.0.0.1:3000",
     )
 

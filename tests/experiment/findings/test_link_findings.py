@@ -1,4 +1,4 @@
-"""Links between hosts: rows of a run, those of earlier runs, and from which link a split pays."""
+"""Links between hosts: rows of this run and of earlier ones, and where a split becomes faster."""
 
 import json
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def test_the_sentence_names_the_crossing_and_what_was_measured(made: ExperimentP
         slow, gbit_s=0.95, ratio=Ratio(value=1.1, low=1.05, high=1.15, rounds=5, pairs=20)
     )
     (said,) = link_sentences([slow, fast])
-    assert said.startswith(f"TTFT of {slow.arm} over {BASELINE}: the split pays from 0.")
+    assert said.startswith(f"TTFT of {slow.arm} over {BASELINE}: the split is faster above 0.")
     assert said.endswith("(measured at 0.195, 0.950 Gbit/s).")
 
 
@@ -120,18 +120,21 @@ def test_the_sentence_names_the_crossing_and_what_was_measured(made: ExperimentP
     [
         (
             Crossing(gbit_s=nan, low=nan, high=nan, kind="unclear"),
-            "unclear, since the split does better",
+            "unclear, because the split was faster",
         ),
-        (Crossing(gbit_s=float("inf"), low=nan, high=nan, kind="never"), "over no link, even"),
+        (
+            Crossing(gbit_s=float("inf"), low=nan, high=nan, kind="never"),
+            "slower on any link, even",
+        ),
         (Crossing(gbit_s=float("inf"), low=2, high=float("inf"), kind="never"), "not decided: "),
-        (Crossing(gbit_s=0, low=0, high=0, kind="always"), "the split pays over any link"),
+        (Crossing(gbit_s=0, low=0, high=0, kind="always"), "the split is faster on any link"),
         (
             Crossing(gbit_s=0.5, low=0.4, high=float("inf"), kind="extrapolated"),
-            "from 0.500 Gbit/s on [0.400, no link] (not measured)",
+            "above 0.500 Gbit/s [0.400, no link] (not measured)",
         ),
         (
             Crossing(gbit_s=0.5, low=nan, high=nan, kind="measured"),
-            "from 0.500 Gbit/s on [no CI: too few rounds]",
+            "above 0.500 Gbit/s [no CI: too few rounds]",
         ),
     ],
 )
@@ -172,7 +175,7 @@ def test_rows_of_earlier_runs_are_taken_once(earlier: Callable[..., Path]) -> No
 @pytest.mark.parametrize(
     ("links", "changed", "said"),
     [
-        (True, {"prompt_tokens": 77}, "prompt_tokens=77 and this run prompt_tokens=0"),
+        (True, {"prompt_tokens": 77}, "prompt_tokens=77, and this run has prompt_tokens=0"),
         (False, {}, "which moved no KV between hosts"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_difference_between_hosts_is_a_doubt(planned):
 
 def test_a_plan_tells_what_each_host_has(planned):
     said = str(planned())
-    assert "host-2   10.0.0.2        Ray lends 4 CPUs; 8 cores, GPUs: none, 64 GB free" in said
+    assert "host-2   10.0.0.2        Ray has 4 CPUs; 8 cores, GPUs: none, 64 GB free" in said
 
 
 def test_hosts_are_in_the_run_id(planned):

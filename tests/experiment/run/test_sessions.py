@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 import workbench as wb
+from tests.wording import plain
 from workbench.errors import LaunchError, WorkbenchError
 from workbench.experiment.result.facts import SessionFacts
 from workbench.experiment.result.result import load_result
@@ -76,8 +77,8 @@ async def test_the_same_command_goes_on_with_the_launches_that_are_missing(
 
     said = []
     result = await run(planned(), echo=said.append)
-    assert said[1].startswith("going on: 3 of 6 launches are kept from ")
-    assert "round 1, is repeated first" in said[2]
+    assert said[1].startswith("resuming: 3 of 6 launches are kept (begun ")
+    assert "first repeating " in said[2] and "round 1, to detect drift" in said[2]
     assert counted(result).equals(counted(whole))
     first, second = result.run.sessions
     assert [len(first.launches), len(second.launches)] == [3, 3]
@@ -164,7 +165,7 @@ async def test_a_launch_with_a_failed_pass_is_measured_again_and_leaves_nothing(
     monkeypatch.undo()
     said = []
     result = await run(planned(rounds=1), echo=said.append)
-    assert any(line.startswith("going on: 1 of 3 launches") for line in said)
+    assert any(line.startswith("resuming: 1 of 3 launches") for line in said)
     assert "a pass broke" not in result.doubts
     rows = [(row.arm, row.round, row.pass_name, row.role) for row in result.run.token_sources]
     assert len(rows) == len(set(rows))
@@ -223,6 +224,8 @@ async def test_a_machine_that_became_slower_is_a_doubt(planned, factor, doubted)
     again = Log(requests=[rows.assign(ttft_s=rows["ttft_s"] * factor)])
     compare(log, again, "1p1d, round 1")
     assert bool(log.doubts) == doubted
+    for doubt in log.doubts:
+        plain(doubt, most_words=25)
     assert log.sessions[0].drift["cold"] == pytest.approx(factor)
 
 

@@ -158,7 +158,7 @@ async def test_a_prometheus_that_does_not_read_the_targets_of_a_run_is_refused(
     with prometheus(tmp_path / "prometheus", tmp_path / "elsewhere") as url:
         with pytest.raises(DeploymentError) as raised:
             await run(simulated(tmp_path / "out", url), echo=quiet)
-    assert "has not read decode-0, prefill-0 within 1 s. Let it read" in str(raised.value)
+    assert "has not read decode-0, prefill-0 within 1 s. Add " in str(raised.value)
 
 
 @pytest.mark.servers

@@ -48,26 +48,28 @@ def measured(*rates: float, ttft: tuple[float, float] = (0.9, 1.0), **given: int
 def test_the_crossing_between_two_measured_links_is_the_title():
     chart = links(measured(0.19, 0.95))
     # 6 MB in the 100 ms that the split saves
-    assert re.search(r"TTFT: the split pays from 0\.480 Gbit/s on \[0\.\d+, 0\.\d+\]\. ", chart.alt)
+    assert re.search(
+        r"TTFT: the split is faster above 0\.480 Gbit/s \[0\.\d+, 0\.\d+\]\. ", chart.alt
+    )
     assert chart.alt.count("(not measured)") == 1
-    assert "E2E: the split pays from 0.0960 Gbit/s on" in chart.caption
+    assert "E2E: the split is faster above 0.0960 Gbit/s" in chart.caption
     assert "(not measured)" in chart.caption  # E2E is faster on both links
 
 
 def test_from_one_link_the_crossing_is_not_measured():
     chart = links(measured(0.19))
-    assert "the split pays from 0.480 Gbit/s on" in chart.alt and "(not measured)" in chart.alt
+    assert "the split is faster above 0.480 Gbit/s" in chart.alt and "(not measured)" in chart.alt
 
 
-def test_a_split_that_is_slower_without_its_transfer_pays_over_no_link():
+def test_a_split_that_is_slower_without_its_transfer_is_slower_on_any_link():
     chart = links(measured(0.19, 0.95, ttft=(1.2, 1.0)))
-    assert "TTFT: the split pays over no link" in chart.caption
-    assert chart.alt.startswith("1p1d nixl over 2a, E2E: the split pays from")
+    assert "TTFT: the split is slower on any link" in chart.caption
+    assert chart.alt.startswith("1p1d nixl over 2a, E2E: the split is faster above")
 
 
 def test_without_rounds_there_is_no_interval():
     chart = links(measured(0.19, 0.95, rounds=1))
-    assert "pays from 0.480 Gbit/s on [no CI: too few rounds]." in chart.alt
+    assert "faster above 0.480 Gbit/s [no CI: too few rounds]." in chart.alt
 
 
 def test_only_what_is_beyond_measured_links_is_dashed():

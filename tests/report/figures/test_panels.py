@@ -39,14 +39,14 @@ def test_each_panel_with_data_is_drawn_with_its_unit_and_lines(recorded):
 
 def test_what_is_zero_all_the_time_is_named_and_not_drawn(recorded):
     chart = panels(recorded)
-    assert "All zero: Preemptions." in chart.caption
+    assert "Always zero: Preemptions." in chart.caption
     assert ">Preemptions" not in chart.svg
 
 
-def test_passes_shorter_than_a_rate_are_said_to_run_together(recorded):
-    assert "run together" not in panels(recorded).caption
+def test_passes_shorter_than_a_rate_are_said_to_blur(recorded):
+    assert "blur" not in panels(recorded).caption
     caption = panels(recorded.assign(rate_s=60.0)).caption
-    assert "Rates and quantiles are over 60 s. The shortest pass took 9 s, so passes run" in caption
+    assert "Rates and quantiles are computed over 60 s. The shortest pass took 9 s, so" in caption
 
 
 def test_a_missing_scrape_is_a_gap_in_the_line(recorded):

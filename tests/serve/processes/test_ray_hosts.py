@@ -204,5 +204,5 @@ async def test_a_supervisor_that_ended_is_named_by_its_host(running, agent, spec
     agent.close()  # as its lease would do
     await asyncio.wait_for(process.exited, 15)
     # Whether this one is refused or ends at once, it is said whose doing it is.
-    with pytest.raises(LaunchError, match=r"host-2 \(10.0.0.2\) was lost: our supervisor"):
+    with pytest.raises(LaunchError, match=r"host-2 \(10.0.0.2\) was lost: its supervisor"):
         await ready([await launcher.start(spec("decode-1"), tmp_path)], timeout_s=10)

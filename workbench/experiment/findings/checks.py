@@ -61,7 +61,7 @@ def check(
         clock_not_set(client),
     ]
     arms = {arm.label for arm in plan.arms}
-    # What concerns each arm concerns the run.
+    # A gate that concerns every arm concerns the whole run.
     return tuple(
         replace(gate, arms=()) if {*gate.arms} >= arms else gate
         for gate in asked

@@ -1,9 +1,9 @@
-"""From which link on a PD split is as fast as instances that move no KV.
+"""The link rate above which a PD split is faster than instances that move no KV.
 
-A request that moves its KV over a link of rate r takes base + bytes / r, and one that moves none
-does not depend on it. So the excess of the split over its baseline is a straight line over 1 / r.
-Between two measured rates the line through both is used, and beyond them one with the slope that
-the bytes give, which is no measurement.
+A request that moves its KV over a link of rate r takes base + bytes / r. One that moves none does
+not depend on r. So the excess of the split over its baseline is a straight line over 1 / r. Between
+two measured rates the line through both is used. Beyond them the slope comes from the bytes alone,
+which is an extrapolation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["measured", "extrapolated", "always", "never", "unclear"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkPoint:
-    """What one measured link gave."""
+    """The result of one measured link."""
 
     gbit_s: float
     ratio: float
@@ -43,13 +43,13 @@ class Crossing:
 
 
 def crossing(points: Sequence[LinkPoint]) -> Crossing:
-    """Where the split stops being faster. At least one point."""
+    """The link rate below which the split stops being faster, from at least one point."""
     rows = sorted(points, key=lambda point: 1 / point.gbit_s)
     gbit_s, kind = _root([(point, point.ratio) for point in rows])
     known = not any(isnan(point.low) or isnan(point.high) for point in rows)
     return Crossing(
         gbit_s=gbit_s,
-        # Where the ratio is at its best, a slower link is enough.
+        # With the highest ratio of the interval, a slower link is enough.
         low=_root([(point, point.high) for point in rows])[0] if known else nan,
         high=_root([(point, point.low) for point in rows])[0] if known else nan,
         kind=kind,

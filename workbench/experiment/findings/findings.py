@@ -89,9 +89,10 @@ def conclude(
 ) -> RunFacts:
     """The facts of a run with all that follows from its rows and counters.
 
-    `facts` has the doubts, the clocks and the client's readings so far; `reasons` say why passes
-    were not run, `refusals` which caches were not emptied, `links` how fast those of an arm were,
-    `earlier` what runs over other links gave. Requests that a cancelled run cut off do not count.
+    `facts` has the doubts, the clocks and the client's readings so far. `reasons` say why passes
+    were not run, `refusals` which caches were not emptied. `links` are the measured link rates of
+    arms, `earlier` the results of runs over other links. Requests that a cancelled run cut off do
+    not count.
     """
     sent = plan.workload.sample
     if facts.status == "cancelled":
@@ -192,7 +193,7 @@ def _links(
     comparisons: Sequence[Comparison],
     measured: Sequence[tuple[str, LinkRate, bool]],
 ) -> tuple[LinkRow, ...]:
-    """What the links of this run did; nothing where all is on one host."""
+    """The results over the links of this run; empty if all instances are on one host."""
     if not measured or legs is None:
         return ()
     split = waterfall(requests, legs, clocks=frame_of(ClockRow, facts.clocks))
@@ -202,7 +203,7 @@ def _links(
 def _said_of_arms(
     rows: Sequence[_Compared], sentences_of: Callable[[list[_Compared]], list[str]], failed: Failed
 ) -> Iterable[tuple[str, Spoil]]:
-    """What the rows of each arm and its baseline say, and what failed gates do to that."""
+    """The sentences about each arm and its baseline, and the effect of failed gates on them."""
     for arms in dict.fromkeys(row.arms for row in rows):
         does = spoil(failed, "ratios", arms=arms)
         for text in sentences_of([row for row in rows if row.arms == arms]):

@@ -38,8 +38,8 @@ def valid_finding(
 ) -> tuple[str, Failed]:
     """What the comparisons of valid arms show, and which gates limit that.
 
-    Arms whose ratios a failed gate takes away are left out, and named in brackets, if other
-    subjects still have a baseline; else the gates of those arms limit the finding.
+    Arms whose ratios are not valid because a gate failed are left out and named in brackets, if
+    other subjects still have a baseline. Else the gates of those arms limit the finding.
     """
     bad = struck_arms(failed, "ratios")
     rows = [row for row in comparisons if not {*row.arms} & bad.keys()]

@@ -1,4 +1,4 @@
-"""What links between hosts did to a PD split: from which link on it stops being worth it."""
+"""What links between hosts did to a PD split, and the link rate above which it is faster."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _kv_bytes(passes: Sequence[PassCounters], arm: str) -> float:
 def earlier_links(plan: ExperimentPlan) -> tuple[LinkRow, ...]:
     """What the runs in `link_runs` measured over their links.
 
-    Raises PlanError for a run that cannot be read, has no links, or did something else than this.
+    Raises PlanError for a run that cannot be read, has no links, or has other parameters.
     """
     if not isinstance(plan.params, PdSweep):
         return ()
@@ -118,9 +118,9 @@ def earlier_links(plan: ExperimentPlan) -> tuple[LinkRow, ...]:
             theirs = run.parameters.get(name, ours[name])
             if theirs != ours[name]:
                 raise PlanError(
-                    f"link_runs must differ from this run only in the link, but {folder} has"
-                    f" {name}={theirs} and this run {name}={ours[name]}. Repeat that run with the"
-                    f" same parameters (example: -p {name} {ours[name]})"
+                    f"link_runs must have the parameters of this run, but {folder} has"
+                    f" {name}={theirs}, and this run has {name}={ours[name]}. Repeat one of them"
+                    f" with the value of the other (example: -p {name} {theirs})"
                 )
         known = {row.run_id for row in found}
         found += [row for row in run.links if row.run_id not in known]
@@ -137,7 +137,7 @@ def crossings(rows: Sequence[LinkRow]) -> dict[tuple[str, str, str], Crossing]:
 
 
 def link_point(row: LinkRow) -> LinkPoint:
-    """The row as a point of the line that is searched for its crossing."""
+    """The row as a point of the line whose crossing is searched."""
     return LinkPoint(
         gbit_s=row.gbit_s, ratio=row.ratio.value, low=row.ratio.low, high=row.ratio.high,
         slope=8e-9 * row.kv_bytes / row.baseline.value,
@@ -145,7 +145,7 @@ def link_point(row: LinkRow) -> LinkPoint:
 
 
 def link_sentences(rows: Sequence[LinkRow]) -> list[str]:
-    """From which link on each arm pays, and what was measured."""
+    """The link rate above which each arm is faster than its baseline, and the measured rates."""
     said = []
     for (arm, baseline, metric), found in crossings(rows).items():
         mine = [r for r in rows if (r.arm, r.baseline_arm, r.metric) == (arm, baseline, metric)]
@@ -160,20 +160,21 @@ def link_sentences(rows: Sequence[LinkRow]) -> list[str]:
 
 
 def crossing_text(found: Crossing) -> str:
-    """`the split pays from 0.42 Gbit/s on [0.38, 0.50]`"""
+    """`the split is faster above 0.42 Gbit/s [0.38, 0.50]`"""
     if found.kind == "unclear":
-        return "unclear, since the split does better on a slower link"
+        return "unclear, because the split was faster on a slower link"
     known = not (isnan(found.low) or isnan(found.high))
     if found.kind == "always":
-        return "the split pays over any link"
+        return "the split is faster on any link"
     if found.kind == "never" and known and found.low < inf:
         return (
-            f"not decided: the split pays over no link, or from {three_digits(found.low)} Gbit/s on"
+            "not decided: the split is slower on any link, or faster above"
+            f" {three_digits(found.low)} Gbit/s"
         )
     if found.kind == "never":
         unsure = "" if known else " (no CI: too few rounds)"
-        return f"the split pays over no link, even without time for the transfer{unsure}"
+        return f"the split is slower on any link, even if the transfer took no time{unsure}"
     high = "no link" if found.high == inf else three_digits(found.high)
     bounds = f"{three_digits(found.low)}, {high}" if known else "no CI: too few rounds"
     beyond = " (not measured)" * (found.kind == "extrapolated")
-    return f"the split pays from {three_digits(found.gbit_s)} Gbit/s on [{bounds}]{beyond}"
+    return f"the split is faster above {three_digits(found.gbit_s)} Gbit/s [{bounds}]{beyond}"

@@ -59,7 +59,7 @@ def cards(
 ) -> tuple[Card, ...]:
     """Up to three key numbers, each with its interval and sample.
 
-    They are of the last subject, rather one that no failed gate takes away.
+    They are those of the last subject, if possible of one without a failed gate.
     """
     bad = struck_arms(failed_gates, "ratios")
     known = [row for row in comparisons if row.metric == "ttft_s" and not isnan(row.ratio.value)]

@@ -126,15 +126,15 @@ def _cluster(params: EngineParams, python: str, model: Path) -> Cluster | None:
 
 
 def host_doubts(cluster: Cluster, plans: Iterable[DeploymentPlan]) -> Iterator[str]:
-    """What several hosts mean for a result."""
+    """Doubts about a run on several hosts: open ports, and differences between hosts."""
     used = {p.host.address for plan in plans for p in plan.processes if not p.here}
     first, *others = [f.host.address for f in cluster.hosts if f.host.address in used]
     where = ", ".join([first, *others])
     if len(others) > _NAMED_ADDRESSES:
         where = f"{first} and {len(others)} other addresses"
     yield (
-        f"Servers accept connections from the network at {where}, without a password; only"
-        " trusted machines may reach them."
+        f"Servers accept connections from the network at {where}, without a password. Let only"
+        " trusted machines reach them."
     )
     yield from differences(cluster)
 

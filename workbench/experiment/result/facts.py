@@ -226,7 +226,7 @@ class PassTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockRow:
-    """The clock of a host that is not this one, beside ours in one pass."""
+    """The clock of another host compared with ours, in one pass."""
 
     arm: str
     round: int
@@ -236,17 +236,17 @@ class ClockRow:
     wall_offset_s: Number
     """Its time of day minus ours."""
     bound_s: Number
-    """How wrong an offset, or a duration of this pass, can be."""
+    """The largest error of an offset, or of a duration of this pass."""
     rate: Number
     """Seconds of its clock in a second of ours."""
     rate_bound: Number
     factor: Number
-    """What makes its seconds ours."""
+    """Converts its seconds to ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRow:
-    """What the links between hosts did to a metric of an arm's cold pass, in one run."""
+    """A metric of an arm's cold pass, over the links between hosts of one run."""
 
     run_id: str
     arm: str
@@ -263,7 +263,7 @@ class LinkRow:
     kv_bytes: Number
     """KV that a request moved from host to host."""
     transfer: Estimate
-    """The part of TTFT with the transfer: `KV transfer + decode queue`."""
+    """The part of TTFT that includes the transfer: `KV transfer + decode queue`."""
     value: Estimate
     baseline: Estimate
     ratio: Ratio
@@ -315,7 +315,7 @@ class HostRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFacts:
-    """One session of a run that was interrupted and went on; the only one of any other run."""
+    """One session of a run that was interrupted and resumed; the only one of any other run."""
 
     number: int
     """From 1."""
@@ -325,9 +325,9 @@ class SessionFacts:
     launches: tuple[str, ...] = ()
     """The launches that it measured, such as `1p4d lmcache, round 2`."""
     repeated: str = ""
-    """The launch of an earlier session that it repeated first, to see drift."""
+    """The launch of an earlier session that it repeated first, to detect drift."""
     drift: Mapping[str, Number] = field(default_factory=dict)
-    """By pass: median TTFT of the repeated launch / the middle one of that arm's earlier launches.
+    """By pass: median TTFT of the repeated launch / the median of that arm's earlier launches.
     """
 
     @property

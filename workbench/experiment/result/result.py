@@ -116,7 +116,7 @@ class Result:
         return self._marked(tables.link_frame(self.run.links))
 
     def link_table(self) -> pd.DataFrame:
-        """The transfer over each measured link beside bytes / rate; empty without hosts."""
+        """The measured KV transfer over each link and bytes / rate; empty without hosts."""
         return self._showing(tables.link_table(self.run.links), "times")
 
     def clock_table(self) -> pd.DataFrame:

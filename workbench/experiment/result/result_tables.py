@@ -67,7 +67,7 @@ def size_frame(rows: Sequence[SizeRow]) -> pd.DataFrame:
 
 
 def link_frame(rows: Sequence[LinkRow]) -> pd.DataFrame:
-    """Links with what was measured over each, a row per run, arm, baseline and metric."""
+    """The measured links and their results, a row per run, arm, baseline and metric."""
     frame = frame_of(LinkRow, rows)
     for name in ("transfer", "value", "baseline", "ratio"):
         found = frame.pop(name)
@@ -78,7 +78,7 @@ def link_frame(rows: Sequence[LinkRow]) -> pd.DataFrame:
 
 
 def link_table(rows: Sequence[LinkRow]) -> pd.DataFrame:
-    """The transfer of each run beside what its bytes need over the measured link."""
+    """The measured transfer of each run, and the time that its bytes need at the link rate."""
     import pandas as pd
 
     found = {}
@@ -97,7 +97,7 @@ def link_table(rows: Sequence[LinkRow]) -> pd.DataFrame:
 
 
 def clock_table(rows: Sequence[ClockRow]) -> pd.DataFrame:
-    """The worst of each host's clock over all passes, beside ours."""
+    """The largest differences of each host's clock from ours over all passes."""
     import pandas as pd
 
     found = []
@@ -108,10 +108,10 @@ def clock_table(rows: Sequence[ClockRow]) -> pd.DataFrame:
         found.append(
             {
                 "host": host,
-                "time of day, ms ahead": f"{1000 * widest.wall_offset_s:+,.2f}",
-                "known to, ms": three_digits(1000 * widest.bound_s),
-                "rate, ppm": f"{1e6 * (apart.rate - 1):+,.0f}",
-                "rate known to, ppm": f"{1e6 * apart.rate_bound:,.0f}",
+                "time of day, ms ahead of ours": f"{1000 * widest.wall_offset_s:+,.2f}",
+                "error at most, ms": three_digits(1000 * widest.bound_s),
+                "faster than ours, ppm": f"{1e6 * (apart.rate - 1):+,.0f}",
+                "error at most, ppm": f"{1e6 * apart.rate_bound:,.0f}",
                 "corrected": f"{sum(row.factor != 1 for row in mine)} of {len(mine)} passes",
             }
         )

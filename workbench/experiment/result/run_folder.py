@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 KEPT = "launches.json"
-"""Beside the frames of an attempt: which launches are whole, and all else that goes with them."""
+"""Next to the frames of an attempt: the finished launches, and all else that resuming needs."""
 GROUP_ROWS = 100_000
 BULKY = ("chunk_s", "chunk_tokens", "text")
 """Columns that are not read from a file of more than GROUP_ROWS rows."""
@@ -76,7 +76,7 @@ class RunFolder:
 
     @classmethod
     def forget(cls, output_dir: str, notebook: str, run_id: str) -> None:
-        """From now on no run goes on with what an unfinished one has measured."""
+        """Make sure that no later run resumes an unfinished one."""
         for folder in cls.unfinished(output_dir, notebook, run_id):
             (folder.attempt / KEPT).unlink(missing_ok=True)
             folder.let_go()

@@ -125,7 +125,7 @@ async def _run(
 
 @dataclass(slots=True)
 class _Launches:
-    """The launches of one session, one after the other."""
+    """Runs the launches of one session, one after the other."""
 
     plan: ExperimentPlan
     launcher: Launcher | None
@@ -134,9 +134,9 @@ class _Launches:
     echo: Echo
     far: Progress | None
     left_out: set[str] = field(default_factory=set)
-    """Arms that are not launched any more."""
+    """Arms that are no longer launched."""
     failed: set[str] = field(default_factory=set)
-    """Arms with a launch that was left out."""
+    """Arms with a launch that was skipped."""
     fits: bool = False
     """The requests have the form that the servers accept."""
 
@@ -148,9 +148,9 @@ class _Launches:
     async def launch(self, arm: Arm, number: int) -> None:
         """Measure an arm in a round, unless an earlier session has done so.
 
-        Servers that do not start are tried once more. Then this launch is left out, and its arm if
-        that was its second. Raises LaunchError if nothing was measured before: most likely nothing
-        can start.
+        Servers that do not start are tried once more. Then this launch is skipped, and after a
+        second skipped launch the whole arm. Raises LaunchError if nothing was measured before,
+        because then most likely nothing can start.
         """
         label, name = arm.label, launch_name(number, arm.label)
         if label in self.left_out or (number, label) in self.log.ended:
@@ -165,8 +165,8 @@ class _Launches:
             self.failed.add(label)
             if again:
                 self.left_out.add(label)
-            where = label if arm.may_fail else f"{name}{', and later ones' if again else ','}"
-            self.log.doubt(f"{where} was skipped: {reason}.")
+            skipped = f"{name}, and later rounds were" if again else f"{name}, was"
+            self.log.doubt(f"{f'{label} was' if arm.may_fail else skipped} skipped: {reason}.")
             self.echo(self.log.doubts[-1])
         if self.far is not None:
             self.far.launch_ended(number, label, left_out=label in self.left_out)
@@ -199,19 +199,19 @@ class _Launches:
         self.session.launch_ended(number, arm.label)
 
     async def repeat_first(self) -> None:
-        """Measure the first launch of all once more, to see whether the machine changed since."""
+        """Measure the very first launch once more, to see whether the machine has changed."""
         number, label = self.log.ended[0]
         arm = next(arm for arm in self.plan.arms if arm.label == label)
         name = launch_name(number, label)
         folder = self.session.folder.repeated()
         again = Log()
-        self.echo(f"{name}, is repeated first, to see whether the machine changed")
+        self.echo(f"first repeating {name}, to detect drift")
         try:
             async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
                 _check_model(self.log, arm, deployment)
                 await measure_arm(self.plan, arm, number, deployment, folder, again, self.echo)
         except LaunchError as error:
-            self.log.doubt(f"{name}, did not start again after a break: {_first_line(error)}.")
+            self.log.doubt(f"{name}, could not be repeated to detect drift: {_first_line(error)}.")
             return
         compare(self.log, again, name)
 

@@ -21,7 +21,7 @@ def echo_line(line: str) -> None:
 
 @dataclass(slots=True)
 class Collected:
-    """What a run has collected beside its frames; `sessions` writes and reads it."""
+    """What a run has collected in addition to its frames; `sessions` writes and reads it."""
 
     passes: list[PassCounters] = field(default_factory=list)
     pass_times: list[PassTime] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Collected:
     links: list[tuple[str, LinkRate, bool]] = field(default_factory=list)
     """Arm, rate, and whether it is from a prefill host to a decode host."""
     earlier: tuple[LinkRow, ...] = ()
-    """What runs over other links gave."""
+    """Results of runs over other links."""
     refusals: list[str] = field(default_factory=list)
     """Resets that an instance refused."""
     arms: dict[str, ArmFacts] = field(default_factory=dict)

@@ -1,8 +1,7 @@
-"""A run in several sessions: what an earlier one measured is kept, launch by launch.
+"""A run in several sessions: finished launches of an earlier session are kept.
 
-After each launch (an arm in a round) `launches.json` is written beside the frames; together they
-are all that a later session needs. A launch that was under way when a session ended is measured
-again.
+After each launch (an arm in a round) `launches.json` is written next to the frames; together they
+are all that a later session needs. A launch that was interrupted is measured again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 _MAY_CHANGE = ("memory_free_gb", "shm_free_gb", "machine_speed", "ideal_reuse_sent")
 """What differs from one look to the next, or follows from what was measured."""
 DRIFT = 1.15
-"""A median that is further than this factor from those of all earlier launches is drift."""
+"""A median outside the range of all earlier launches by more than this factor is drift."""
 
 
 @dataclass(slots=True)
@@ -103,9 +102,9 @@ def _lists(log: Collected) -> Iterator[tuple[str, list[Any]]]:
 def begin_session(
     plan: ExperimentPlan, known: RunFacts, *, resume: bool = True, echo: Echo = echo_line
 ) -> Session:
-    """Begin a session: of the newest run that can go on, or of a new one.
+    """Begin a session of the newest run that can be resumed, or of a new one.
 
-    `known` is what result.json will say of this machine and its engines. A run can go on if it has
+    `known` is what result.json will say of this machine and its engines. A run can be resumed if it has
     whole launches of the same plan, machine, hosts, engine and versions.
     """
     where = plan.params.output_dir, plan.notebook, plan.run_id
@@ -117,13 +116,13 @@ def begin_session(
             elif (log := _read(folder)).ended:
                 if not (differ := _differ(earlier, known)):
                     return Session.of(folder, log)
-                echo(f"begins anew, since its {differ} differs: {folder.attempt}")
+                echo(f"not resumed, since its {differ} differs: {folder.attempt}")
         folder.let_go()
     return Session.of(RunFolder.open(*where), Log(doubts=list(plan.doubts)))
 
 
 def _differ(earlier: RunFacts, now: RunFacts) -> str:
-    """What keeps a run from going on; empty if nothing does."""
+    """Which of its facts keeps a run from being resumed; empty if none does."""
     for what in ("machine", "hosts", "engine", "workload"):
         if _lasting(to_plain(earlier)[what]) != _lasting(to_plain(now)[what]):
             return what
@@ -138,11 +137,11 @@ def _lasting(value: Any) -> Any:
 
 
 def kept_so_far(plan: ExperimentPlan, log: Log) -> str:
-    """What is not measured again, for the terminal."""
+    """The line for the terminal that says which launches are kept."""
     launches = len(plan.arms) * plan.rounds
     return (
-        f"going on: {len(log.ended)} of {launches} launches are kept from"
-        f" {log.sessions[0].started_at} (--force measures all again)"
+        f"resuming: {len(log.ended)} of {launches} launches are kept (begun"
+        f" {log.sessions[0].started_at}; --force measures all again)"
     )
 
 
@@ -151,19 +150,19 @@ def _now() -> str:
 
 
 def launch_name(number: int, arm: str) -> str:
-    """As readers see it; rounds count from 1."""
+    """The name of a launch for readers; rounds count from 1."""
     return f"{arm}, round {number + 1}"
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, but with NaN, which `jsonable` would lose."""
+    """Plain values for JSON. NaN is kept, which `jsonable` would drop."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     return list(value) if isinstance(value, frozenset) else value.item()
 
 
 def _read(folder: RunFolder) -> Log:
-    """The log of an attempt as it was after its last whole launch."""
+    """The log of an attempt as it was after its last finished launch."""
     from pydantic import TypeAdapter
 
     kept = json.loads((folder.attempt / KEPT).read_text())
@@ -177,7 +176,7 @@ def _read(folder: RunFolder) -> Log:
 
 
 def _of_whole_launches(log: Log, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """One frame for each pass of a launch that ended, as they were collected."""
+    """One frame for each pass of a launch that ended, in the order of measurement."""
     if len(frame):
         passes = frame.groupby(["round", "arm", "pass"], sort=False)
         for (number, arm, _), rows in passes:
@@ -186,7 +185,7 @@ def _of_whole_launches(log: Log, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def compare(log: Log, again: Log, name: str) -> None:
-    """Note how a launch that was repeated after a resume differs from the arm's earlier ones.
+    """Record how a launch that was repeated after a resume differs from the arm's earlier ones.
 
     A median TTFT further than DRIFT from those of all earlier launches becomes a doubt.
     """
@@ -199,12 +198,12 @@ def compare(log: Log, again: Log, name: str) -> None:
             continue
         ratios[state] = found[0] / median(earlier)
         if not min(earlier) / DRIFT <= found[0] <= max(earlier) * DRIFT:
-            apart.append(f"{state} {1000 * median(earlier):,.0f} to {1000 * found[0]:,.0f} ms")
+            apart.append(f"{state} {1000 * median(earlier):,.0f} ms, now {1000 * found[0]:,.0f} ms")
     log.sessions[-1] = replace(log.sessions[-1], repeated=name, drift=ratios)
     if apart:
         log.doubt(
-            f"The machine changed between sessions: {name}, was repeated and median TTFT went from"
-            f" {' and from '.join(apart[:2])}."
+            "The machine may have changed between sessions: when repeated, median TTFT of"
+            f" {name}, differed ({'; '.join(apart[:2])})."
         )
 
 

@@ -1,7 +1,7 @@
-"""A run that others watch: what Prometheus recorded of it, and its passes marked in Grafana.
+"""A run with monitoring: what Prometheus recorded of it, and its passes marked in Grafana.
 
-Neither is part of the measurement: once it has begun, what fails here is a doubt. Panels are shown,
-and nothing is computed from them: a scrape is never at the border of a pass.
+Neither is part of the measurement: after its start, a failure here is a doubt. Panels are only
+shown. Nothing is computed from them, because no scrape is exactly at the start or end of a pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.serve.deployment import Deployment
 
 SCRAPE_TIMEOUT_S = 30.0
 RECENT_S = 300.0
-"""In so long every Prometheus scrapes at least twice."""
+"""Long enough for two scrapes of any usual Prometheus."""
 _POLL_S = 0.2
 
 
@@ -43,13 +43,13 @@ class Watch:
     servers: str = ""
     """Label matchers of all servers of the run."""
     seen: bool = False
-    """The servers of a launch were there to be read."""
+    """Prometheus has read the servers of a launch."""
     until_s: float = 0.0
-    """Unix time until which the servers of the last launch were there to be read."""
+    """Unix time until which Prometheus could read the servers of the last launch."""
 
     @classmethod
     async def begun(cls, plan: ExperimentPlan, folder: RunFolder) -> Self:
-        """Before any server starts. Raises ParameterError or DeploymentError for what cannot be."""
+        """Checks before any server starts. Raises ParameterError or DeploymentError."""
         params = plan.params
         watch = cls(plan=plan, folder=folder)
         if not isinstance(params, LoadParams):
@@ -63,7 +63,7 @@ class Watch:
 
     @asynccontextmanager
     async def launch(self, arm: Arm, deployment: Deployment, log: Log) -> AsyncIterator[None]:
-        """Prometheus reads these servers, from before the first pass until after the last one.
+        """Let Prometheus read these servers from before the first pass until after the last one.
 
         Raises DeploymentError if it does not read one of them.
         """
@@ -89,7 +89,7 @@ class Watch:
     async def _found(
         self, prometheus: Prometheus, arm: Arm, deployment: Deployment
     ) -> Collection[str]:
-        """Instances that it reads, which are all of this deployment. Raises DeploymentError."""
+        """The instances that it reads. Raises DeploymentError if it misses one."""
         if deployment.plan is None:
             addresses = {instance.name: instance.url for instance in deployment.instances}
             if deployment.store_url:
@@ -103,8 +103,9 @@ class Watch:
         if missing := await self._not_scraped(prometheus, names, timeout_s=SCRAPE_TIMEOUT_S):
             raise DeploymentError(
                 f"prometheus_url must scrape every server, but {prometheus.url} has not read"
-                f" {', '.join(sorted(missing))} within {SCRAPE_TIMEOUT_S:.0f} s. Let it read"
-                f" {self._target_file.parent}/*.json (example: workbench monitoring prometheus)"
+                f" {', '.join(sorted(missing))} within {SCRAPE_TIMEOUT_S:.0f} s. Add"
+                f" {self._target_file.parent}/*.json to its file_sd_configs (example: workbench"
+                " monitoring prometheus)"
             )
         return names
 
@@ -127,7 +128,7 @@ class Watch:
     async def _not_scraped(
         self, prometheus: Prometheus, names: Collection[str], *, timeout_s: float
     ) -> set[str]:
-        """Servers that it has not read since now, after a time."""
+        """Wait until it has read all these servers; returns those still missing at the timeout."""
         since_s = time.time()
         while True:
             missing = {*names} - await prometheus.scraped_since(self.servers, since_s)
@@ -136,11 +137,11 @@ class Watch:
             await asyncio.sleep(_POLL_S)
 
     async def _last_scrape(self, prometheus: Prometheus, names: Collection[str], log: Log) -> None:
-        """Wait for a scrape after the last pass: with the servers their last counts would go."""
+        """Wait for a scrape after the last pass, because the last counts end with the servers."""
         try:
             every_s = await prometheus.interval_s(self.servers, RECENT_S)
             if isfinite(every_s):
-                # One that ended cannot be read any more.
+                # With a timeout, because a server that ended is never scraped again.
                 await self._not_scraped(prometheus, names, timeout_s=2 * every_s)
         except DeploymentError as error:
             self._lost(error, log)
@@ -150,7 +151,7 @@ class Watch:
         log.doubt(f"Panels are missing: {why}.")
 
     async def pass_ended(self, log: Log) -> None:
-        """Mark the last pass in Grafana; the first failure is a doubt, and the last try."""
+        """Mark the last pass in Grafana. The first failure is a doubt and ends the marking."""
         if self.grafana is None:
             return
         ended = log.pass_times[-1]
@@ -178,7 +179,7 @@ class Watch:
             self._lost(error, log)
 
     def _panels(self) -> list[Panel]:
-        """Those that the arms have; all for attached servers, whose connector is not known."""
+        """The panels of the arms' connectors; all for attached servers, with theirs unknown."""
         arms = self.plan.arms
         return [
             panel

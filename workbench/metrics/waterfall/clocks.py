@@ -1,8 +1,8 @@
 """How well the clocks of hosts agree, so that durations of several hosts can be subtracted.
 
-The waterfall takes a duration of an engine's clock from one of the proxy's. It joins no time of day
-or stamp of another host, so only the rates of the clocks matter: they are read before and after
-each pass. What cannot be excluded, the bound, is what the two readings leave open.
+The waterfall subtracts a duration of an engine's clock from one of the proxy's. It uses no time of
+day or timestamp of another host, so only the speed of the clocks matters. Clocks are read before
+and after each pass. The bound is the largest error that these two readings can have.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class HostClock:
     host: str
     """Its address."""
     wall_offset_s: float
-    """Its time of day minus ours, after the pass; for those who read its logs."""
+    """Its time of day minus ours, after the pass; for readers of its logs."""
     bound_s: float
-    """Of every offset, and so also of durations: the sum of both readings' bounds."""
+    """The largest error of an offset or a duration: the sum of both readings' bounds."""
     rate: float
     """Seconds of its clock in a second of ours."""
     rate_bound: float
-    """How wrong `rate` can be."""
+    """The largest error of `rate`."""
 
     @property
     def factor(self) -> float:
-        """What makes its seconds ours; 1 where the readings show no difference."""
+        """Converts its seconds to ours; 1 where the readings show no difference."""
         return 1.0 if abs(self.rate - 1.0) <= self.rate_bound else 1.0 / self.rate
 
 

@@ -113,8 +113,8 @@ def waterfall(
     it is shown). `untimed` says why these engines send no timing, if they cannot. Seconds.
 
     `clocks` has a row per arm, round, pass and host: `factor`, which makes its seconds ours, and
-    `rate_bound`, how wrong that can be. A part that is smaller than what clocks leave open is not
-    split from the one beside it: it is 0, the other has both, and `joined` says so.
+    `rate_bound`, its largest error. A part that is smaller than the error of the clocks is shown
+    together with its neighbour: it is 0, the other part has both, and `joined` says so.
     """
     timed = requests if "ttft_s" in requests else latencies(requests)
     rows = timed[[*_KEYS, "index", "error", "engine_metrics", "sent_s", "ttft_s"]]
@@ -156,7 +156,7 @@ def _durations(
         prefill_factor * seconds for seconds in _engine_s(both["prefill_engine_metrics"])
     )
     queue, step = (factor * seconds for seconds in _engine_s(both["engine_metrics"]))
-    # How wrong a difference between the proxy's clock and an engine's can be.
+    # The largest error of a difference between the proxy's clock and an engine's.
     prefill_open_s = prefill_bound * (prefill_queue + prefill_compute)
     open_s = bound * (queue + step)
     prefill_server = t["prefill_done_s"] - t["prefill_sent_s"] - prefill_queue - prefill_compute
@@ -197,7 +197,7 @@ def _durations(
 def _clock_of(
     both: pd.DataFrame, instance: str, clocks: pd.DataFrame | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What makes each row's engine times ours, and how wrong that can be; 1 and 0 on our host."""
+    """The factor that converts each row's engine times to ours, and its error; 1, 0 on our host."""
     if clocks is None or clocks.empty:
         return np.ones(len(both)), np.zeros(len(both))
     hosts = {url: urlsplit(url).hostname for url in both[instance].dropna().unique()}
@@ -265,8 +265,8 @@ def doubts(frame: pd.DataFrame) -> list[str]:
     if "joined" in frame:
         joined = frame["joined"].str.removesuffix("; ")
         said += [
-            f"In {n} of {len(frame)} requests {what}: it is smaller than what the clocks of two"
-            " hosts leave open."
+            f"In {n} of {len(frame)} requests {what}: it is smaller than the error of the two"
+            " hosts' clocks."
             for what, n in joined[joined != ""].value_counts(sort=False).items()
         ]
     wide = frame[frame["residual_s"].notna() & ~closes(frame)]

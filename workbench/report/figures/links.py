@@ -1,4 +1,4 @@
-"""The figure of links between hosts: from which rate on a PD split pays."""
+"""The figure of links between hosts: the link rate above which a PD split is faster."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def links(frame: pd.DataFrame) -> Chart | None:
         caption=f"Cold prompts, {number(1e-6 * rows['kv_bytes'].median())} MB of KV each, with 95 %"
         f" CI ({marks.span(marks.records(rows, ('ratio',)), 'n_rounds', 'round')} per link)."
         " Rates are the payload of one TCP connection, measured before the passes. Dashed: not"
-        f" measured, from bytes / rate. {said}",
+        f" measured, extrapolated from bytes / rate. {said}",
         keys=keys,
         shows=("times", "ratios"),
         intervals=bool(rows["ratio_low"].notna().any()),
@@ -124,7 +124,8 @@ def _times(
     """Median TTFT of split and baseline, measured and not."""
     factor, unit = time_scale(float(rows[["value", "baseline"]].max().max()))
     baseline = factor * rows["baseline"].to_numpy(float)
-    # Through its own medians, which paired ratios need not meet: over a baseline of one second.
+    # Through the split's own medians, which paired ratios may miss. The baseline of one second
+    # makes its excess a time.
     medians = [
         LinkPoint(gbit_s=row["gbit_s"], ratio=1 / row["value"], low=nan, high=nan,
                   slope=8e-9 * row["kv_bytes"])
@@ -187,12 +188,12 @@ def _speedups(
     axes.axhline(1.0, color=marks.BLACK, linewidth=1.2, zorder=1)
     room = 0.15 * (high - low) + 0.05
     axes.set(
-        ylim=(max(0.0, low - room), high + room), ylabel="speed-up of the split (above 1: pays)"
+        ylim=(max(0.0, low - room), high + room), ylabel="speed-up of the split (above 1: faster)"
     )
 
 
 def _finding(arm: str, baseline: str, found: dict[str, Crossing]) -> str:
-    """The first metric for which the split pays somewhere, else that of TTFT."""
-    pays = [m for m, c in found.items() if c.kind in ("measured", "extrapolated", "always")]
-    metric = next(iter(pays), next(iter(found)))
+    """The sentence of the first metric for which the split is faster on some link, else of TTFT."""
+    faster = [m for m, c in found.items() if c.kind in ("measured", "extrapolated", "always")]
+    metric = next(iter(faster), next(iter(found)))
     return f"{arm} over {baseline}, {_short(metric)}: {crossing_text(found[metric])}"

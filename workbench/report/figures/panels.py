@@ -25,7 +25,7 @@ _PALE = 0.14
 def panels(frame: pd.DataFrame) -> Chart | None:
     """A small diagram for each panel with data, over time, with the passes shaded; else None.
 
-    Takes `result.panels`. A panel whose lines are all zero is named in the caption alone.
+    Takes `result.panels`. A panel whose lines are always zero is only named in the caption.
     """
     if frame.empty:
         return None
@@ -63,20 +63,20 @@ def panels(frame: pd.DataFrame) -> Chart | None:
 
     found = f"What Prometheus recorded: {len(drawn)} panels"
     shortest_s = min((one.to_s - one.from_s for one in times), default=rate_s)
-    caption = f"Rates and quantiles are over {rate_s:.3g} s."
+    caption = f"Rates and quantiles are computed over {rate_s:.3g} s."
     if shortest_s < rate_s:
         caption += (
-            f" The shortest pass took {shortest_s:.3g} s, so passes run together here: read"
-            " their numbers elsewhere on this page."
+            f" The shortest pass took {shortest_s:.3g} s, so passes blur into each other here:"
+            " use the tables for single passes."
         )
     if zero:
-        caption += f" All zero: {', '.join(zero)}."
+        caption += f" Always zero: {', '.join(zero)}."
     return draw(
         paint,
         title=found,
         body_px=sum(_PANEL_PX + _LEGEND_PX * lines for lines in rows_high) + 24,
         alt=f"{found}. {_spoken(drawn)}.",
-        caption=f"{caption} Shaded: passes. No gate and no ledger uses these samples.",
+        caption=f"{caption} Shaded: passes. Gates and the ledger do not use these samples.",
         keys={
             state: marks.Area(colour=_paler(look[state].colour)) for state in states
         },
@@ -90,7 +90,7 @@ def _draw_lines(
     factor, _ = _FACTORS.get(str(lines["unit"].iloc[0]), (1.0, ""))
     for name, points in lines.groupby("line", sort=False):
         look = looks[str(name)]
-        # A gap of more than a few steps is one: the line must not bridge it.
+        # Where a sample is missing, the line must have a gap.
         at_s = points["unix_s"].to_numpy() - begin_s
         values = points["value"].to_numpy() * factor
         step_s = pd.Series(at_s).diff().median()

@@ -1,4 +1,4 @@
-"""Whether machines have enough GPUs or memory for a deployment, and who gets which.
+"""Whether machines have enough GPUs or memory for a deployment, and which instance gets which.
 
 Pure functions.
 """

@@ -46,7 +46,7 @@ PASSED_ON = ("HF_TOKEN",)
 """Variables of the notebook that containers get too."""
 WAITS = ("-c", "import signal; signal.pause()")
 MEMORY = "shared-memory"
-"""The container that does nothing but keep the shared memory of the others."""
+"""The container that only holds the shared memory of the others."""
 
 
 @dataclass(slots=True)

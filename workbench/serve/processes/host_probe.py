@@ -1,4 +1,4 @@
-"""What is asked of other hosts: what their clocks say, and how fast links between them are."""
+"""Measurements on other hosts: their clocks, and the bandwidth of the links between them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from workbench.records import ClockReading, LinkRate
 
 _ROUND_TRIPS = 10
 LINK_S = 1.0
-"""How long bytes are sent over a link. At 10 Mbit/s that is 1 MB, many times what a shaped link
-lets through at once."""
+"""How long bytes are sent over a link. At 10 Mbit/s that is 1 MB, much more than the burst that a
+rate limit lets through at once."""
 _CHUNK = bytes(1 << 18)
 _WAIT_S = 10.0
 
@@ -27,11 +27,11 @@ class HostProbe:
         self._receiving: threading.Thread | None = None
 
     def clock(self) -> tuple[float, float]:
-        """The monotonic clock and that of the day."""
+        """The monotonic clock and the time of day, in seconds."""
         return time.monotonic(), time.time()
 
     def listen(self, address: str) -> int:
-        """Take bytes from one connection to the port that is returned."""
+        """Listen for one connection and read all its bytes; returns the port."""
         listener = socket.create_server((address, 0))
         listener.settimeout(_WAIT_S)
         self._receiving = threading.Thread(target=self._receive, args=(listener,), daemon=True)
@@ -39,14 +39,14 @@ class HostProbe:
         return int(listener.getsockname()[1])
 
     def send(self, address: str, port: int, seconds: float) -> None:
-        """Send bytes to a host that listens, for so long."""
+        """Send bytes to a listening host for this time."""
         with socket.create_connection((address, port), timeout=_WAIT_S) as link:
             ends_s = time.monotonic() + seconds
             while time.monotonic() < ends_s:
                 link.sendall(_CHUNK)
 
     def received_bit_s(self) -> float:
-        """How fast they came, once the sender is done."""
+        """The rate at which the bytes arrived, after the sender has ended; 0 if none came."""
         if self._receiving is not None:
             self._receiving.join(_WAIT_S)
         got, took_s = self._received
@@ -66,15 +66,15 @@ class HostProbe:
 
 
 class Asked(Protocol):
-    """A host of whose `HostProbe` something can be asked."""
+    """A host whose `HostProbe` can be called."""
 
     @property
     def here(self) -> bool:
-        """It is this machine, so that its clocks are ours."""
+        """It is this machine, with our clocks."""
         ...
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """The answer of that method there; blocks. Raises DeploymentError if there is none."""
+        """Call that method there; blocks. Raises DeploymentError if there is no answer."""
         ...
 
 

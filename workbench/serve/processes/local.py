@@ -28,18 +28,18 @@ _GONE = object()
 
 
 class Link(Protocol):
-    """The way to a supervisor: its orders, and what it reports, line by line."""
+    """The link to a supervisor: sends orders, and yields what it reports, line by line."""
 
     def write(self, line: bytes) -> None:
-        """Give an order."""
+        """Send an order."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """What it reports, until it has ended."""
+        """The lines that it reports, until it has ended."""
         ...
 
     def close(self) -> None:
-        """Tell it that there are no more orders, so that it ends everything."""
+        """Close its input, so that it ends all servers."""
         ...
 
     async def wait(self) -> object:

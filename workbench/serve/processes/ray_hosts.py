@@ -1,12 +1,12 @@
-"""The launcher of several hosts: on each, Ray starts an actor, and the actor our supervisor.
+"""The launcher of several hosts: Ray starts an actor on each, and the actor starts our supervisor.
 
     this machine                              a host of the cluster
     RayLauncher -- HostLauncher -- (Ray) -- HostAgent -- supervisor -- vLLM, ...
 
-A host's actor holds its GPUs for the whole run, so that all arms get the same ones. It passes on
-the supervisor's lines and what servers write to their logs. Whatever ends it closes the
-supervisor's pipe, and the supervisor ends every server: Ray itself leaves the children of a killed
-actor behind. If the network fails, the supervisor's lease runs out.
+A host's actor reserves its GPUs for the whole run, so that all arms get the same ones. It forwards
+the supervisor's messages and the servers' logs. When the actor ends for any reason, the pipe of the
+supervisor closes, and the supervisor ends every server; Ray itself would leave the children of a
+killed actor running. If the network fails, the supervisor's lease runs out, with the same effect.
 
 Proxy and client run on this machine.
 """
@@ -38,19 +38,20 @@ from workbench.serve.processes.launcher import Process, ProcessSpec
 from workbench.serve.processes.local import SUPERVISOR, Link, LocalLauncher
 
 LEASE_S = 6.0
-"""A host that hears nothing for so long ends its servers; one that says nothing is given up. With
-the supervisor's grace that is less than the 15 s within which nothing may be left."""
+"""A host that gets no message for this long ends its servers; one that does not answer for this
+long counts as lost. With the time that servers get to end, this stays below the 15 s after which
+nothing may be left running."""
 _PERIOD_S = 0.25
 _ANSWER_S = 15.0
 _RESERVED_S = 60.0
-"""For Ray to reserve what a run needs, and to start its workers."""
+"""Timeout for Ray to reserve what a run needs, and to start the actors."""
 _CANDIDATES = 256
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _SOURCES = str(Path(__file__).resolve().parents[3])
 
 
 class HostAgent(HostProbe):
-    """On a host: its supervisor, and what that says and what servers write, to be fetched.
+    """On a host: starts its supervisor, and keeps its messages and new log text to be fetched.
 
     A plain class, which `RayLauncher` makes an actor of.
     """
@@ -60,7 +61,7 @@ class HostAgent(HostProbe):
         self._folder = tempfile.mkdtemp(prefix="workbench-host-")
         self._read: dict[str, int] = {}
         self._lines: SimpleQueue[bytes] = SimpleQueue()
-        # What Ray sets for its own workers is not for servers: one OpenMP thread, for example.
+        # Servers must not get what Ray sets for its own workers, such as one OpenMP thread.
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         for name in ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
             env.pop(name, None)
@@ -69,10 +70,10 @@ class HostAgent(HostProbe):
             [sys.executable, "-m", SUPERVISOR, "--lease", str(lease_s), "--apart"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True,
         )  # fmt: skip
-        self._supervisor.wait()  # it goes on apart
+        self._supervisor.wait()  # it has detached itself and keeps running
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        # Also where the actor is killed: the logs are on the other machine by then.
+        # Even if the actor is killed: the logs were copied to the first machine by then.
         self.order(json.dumps({"finally": ["rm", "-rf", self._folder]}).encode() + b"\n")
 
     def folder(self) -> str:
@@ -89,7 +90,7 @@ class HostAgent(HostProbe):
         return list(ports.free(candidates, address))
 
     def write(self, files: Mapping[str, str]) -> dict[str, str]:
-        """Write files by name; their paths."""
+        """Write these files; returns their paths by name."""
         paths = {name: f"{self._folder}/{name}" for name in files}
         for name, text in files.items():
             Path(paths[name]).write_text(text, encoding="utf-8")
@@ -105,7 +106,7 @@ class HostAgent(HostProbe):
     def news(self) -> tuple[list[bytes], dict[str, bytes], bool]:
         """New lines of the supervisor, new text of each log, and whether it has ended.
 
-        Who asks is alive, so the lease begins anew.
+        A caller that asks is alive, so the lease starts again.
         """
         self.order(b'{"ping": 1}\n')
         ended = not self._listener.is_alive()
@@ -138,12 +139,12 @@ class HostAgent(HostProbe):
 
 
 class AgentLink:
-    """The way to the supervisor of a host. A thread asks for news: the notebook may be busy."""
+    """The link to the supervisor of a host. A thread polls it, because the notebook may be busy."""
 
     def __init__(self, agent: Any, host: Host, ray: Any) -> None:
         self._agent, self._host, self._ray = agent, host, ray
         self.logs: dict[str, Path] = {}
-        """Where what a host writes to its log of this name is kept here."""
+        """The local copy of each log of the host, by name."""
         self.lost = ""
         """Why the host cannot be reached any more."""
         self._closed = False
@@ -172,13 +173,13 @@ class AgentLink:
         while not ended:
             try:
                 lines, logs, ended = self._ray.get(self._agent.news.remote(), timeout=LEASE_S)
-            except Exception as error:  # Ray raises its own, and what its sockets raise
+            except Exception as error:  # Ray's own errors, and those of its sockets
                 self.lost = self._reason(error)
                 lines, logs, ended = [], {}, True
             if ended and not self._closed:
-                self.lost = self.lost or f"{self._host} was lost: our supervisor there ended"
+                self.lost = self.lost or f"{self._host} was lost: its supervisor ended"
             for name, text in logs.items():
-                # A file for whose name nobody asked is none of ours.
+                # Other files in that folder are not logs of our servers.
                 if (here := self.logs.get(name)) is not None:
                     with open(here, "ab") as file:
                         file.write(text)
@@ -193,19 +194,19 @@ class AgentLink:
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
-            return f"{self._host} did not answer for {LEASE_S:g} s: cut off, or overloaded"
-        return f"{self._host} was lost: Ray's worker there ended ({type(error).__name__})"
+            return f"{self._host} did not answer for {LEASE_S:g} s: network failed, or it is busy"
+        return f"{self._host} was lost: its Ray worker ended ({type(error).__name__})"
 
 
 @dataclass(slots=True)
 class HostLauncher(LocalLauncher):
-    """The launcher of one host: orders go to its supervisor by way of Ray."""
+    """The launcher of one host: sends orders to its supervisor through Ray."""
 
     agent: Any = None
     host: Host = field(default_factory=Host)
     ray: Any = None
     here: bool = False
-    """The host is this machine, so that ids of processes mean something."""
+    """The host is this machine, so process ids are valid here."""
     folder: str = ""
     gpus: Sequence[str] = ()
     link: AgentLink | None = None
@@ -224,10 +225,10 @@ class HostLauncher(LocalLauncher):
         return self.link.lost if self.link else ""
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """What the host's probe says; blocks. Raises DeploymentError if the host is lost."""
+        """Call a method of the host's probe; blocks. Raises DeploymentError if the host is lost."""
         try:
             return self.ray.get(getattr(self.agent, name).remote(*arguments), timeout=_ANSWER_S)
-        except Exception as error:  # Ray raises its own, and what was raised over there
+        except Exception as error:  # Ray's own errors, and those that the host raised
             raise DeploymentError(
                 self.lost or f"{self.host} does not answer: {type(error).__name__}"
             ) from error
@@ -235,7 +236,7 @@ class HostLauncher(LocalLauncher):
     async def free(self, candidates: Sequence[int]) -> list[int]:
         """Those of these ports that are free on the host.
 
-        Raises DeploymentError if it is lost: no later launch can do without it.
+        Raises DeploymentError if it is lost, because every later launch needs it.
         """
         if self.lost:
             raise DeploymentError(self.lost)
@@ -263,7 +264,7 @@ class HostLauncher(LocalLauncher):
         return process
 
     async def stop(self, processes: Iterable[Process], **grace: Any) -> None:
-        """End processes, and wait for the ends of their logs; a lost host does it by its lease."""
+        """End processes, and wait for the last of their logs. A lost host ends its own."""
         given = list(processes)
         if given and not self.lost:
             with suppress(DeploymentError):
@@ -280,7 +281,7 @@ class HostLauncher(LocalLauncher):
 
     def _log_there(self, log: Path) -> str:
         assert self.link is not None
-        # Rounds and arms have logs of one name, and a port of their own.
+        # Logs of different rounds and arms have the same file name, so folders become part of it.
         name = "-".join((*log.parts[-3:-1], log.name)).lstrip("/-")
         self.link.logs[name] = log
         return f"{self.folder}/{name}"
@@ -296,7 +297,7 @@ class HostLauncher(LocalLauncher):
 
 
 def with_gpus(spec: ProcessSpec, gpus: Sequence[str]) -> ProcessSpec:
-    """The same process with the GPUs that Ray assigned, where the plan counts from 0."""
+    """The same process with the GPUs that Ray assigned. The plan counts them from 0."""
     if not spec.devices or not gpus:
         return spec
     devices = tuple(gpus[int(number)] for number in spec.devices)
@@ -306,14 +307,14 @@ def with_gpus(spec: ProcessSpec, gpus: Sequence[str]) -> ProcessSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What a run needs of a host at once."""
+    """The most that a run needs of a host at the same time."""
 
     instances: int
     gpus: int
 
 
 def shares(runs: Iterable[Collection[ProcessSpec]]) -> dict[Host, Share]:
-    """What deployments of a run need of each host, where they follow one another."""
+    """The most that any deployment of a run needs of each host; they run one after the other."""
     needed: dict[Host, Share] = {}
     for processes in runs:
         away = [process for process in processes if not process.here]
@@ -338,7 +339,7 @@ class RayLauncher:
     cluster: Cluster
     needed: Mapping[Host, Share]
     loads: Sequence[str] = ()
-    """What the fork server of each host loads."""
+    """Modules that the fork server of each host loads."""
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -372,7 +373,7 @@ class RayLauncher:
         await asyncio.shield(asyncio.to_thread(self._stack.close))
 
     def _reserve(self) -> tuple[Any, dict[Host, Any]]:
-        """An actor on each host that is needed, with the resources of what runs below it."""
+        """Start an actor on each needed host, with the CPUs and GPUs of the servers there."""
         ray = self._stack.enter_context(connected(self.cluster.address))
         util = import_module("ray.util")
         pinned = import_module("ray.util.scheduling_strategies").PlacementGroupSchedulingStrategy
@@ -401,8 +402,8 @@ class RayLauncher:
                 for host, share in self.needed.items()
             )
             raise LaunchError(
-                f"Ray did not lend {wanted} within {_RESERVED_S:.0f} s; see who uses them (example:"
-                " ray status), or use a smaller topology"
+                f"Ray did not provide {wanted} within {_RESERVED_S:.0f} s; end what uses them"
+                " (example: ray status lists them), or use a smaller topology"
             ) from error
         except ray.exceptions.RayError as error:
             said = str(error).strip().splitlines()[-1][:160].rstrip(".")
@@ -415,11 +416,11 @@ class RayLauncher:
         return {host.address: launcher for host, launcher in self.hosts.items()}
 
     def _on(self, host: Host) -> LocalLauncher:
-        """The launcher of that host; this machine's own for the proxy, and where none runs."""
+        """The launcher of that host; this machine's own for the proxy and for other hosts."""
         return self.hosts.get(host, self.local)
 
     async def unused_ports(self) -> Iterator[int]:
-        """Ports that are free on this machine and on every host, so that a number means one thing.
+        """Ports that are free on this machine and on every host, so no number is used twice.
 
         Raises DeploymentError if a host is lost.
         """

@@ -1,4 +1,4 @@
-"""What is read of other hosts in a launch: the rate of links between them, and their clocks."""
+"""What a launch measures of other hosts: the rate of links between them, and their clocks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def measure_links(deployment: Deployment, arm: str, log: Log) -> None:
 
 
 async def read_clocks(deployment: Deployment, log: Log) -> list[ClockReading]:
-    """Compare the clocks of hosts with ours; those of our own host are ours."""
+    """Compare the clocks of other hosts with ours."""
     found = []
     for address in _hosts(deployment, "prefill", "decode", "aggregated"):
         host = deployment.probes[address]

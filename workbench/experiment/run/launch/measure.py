@@ -122,7 +122,7 @@ async def measure_arm(
 
 
 async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) -> _T:
-    """Break a pass off when a server ends without which requests would wait for a timeout.
+    """Stop a pass when a server ends, because requests would wait for a timeout.
 
     So would a reading of the counters of a host that is cut off.
     """
