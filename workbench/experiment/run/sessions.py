@@ -104,8 +104,8 @@ def begin_session(
 ) -> Session:
     """Begin a session of the newest run that can be resumed, or of a new one.
 
-    `known` is what result.json will say of this machine and its engines. A run can be resumed if it has
-    whole launches of the same plan, machine, hosts, engine and versions.
+    `known` is what result.json will say of this machine and its engines. A run can be resumed if it
+    has whole launches of the same plan, machine, hosts, engine and versions.
     """
     where = plan.params.output_dir, plan.notebook, plan.run_id
     for folder in RunFolder.unfinished(*where) if resume else ():
