@@ -16,6 +16,7 @@ from tests.monitoring.test_annotations import grafana
 from tests.monitoring.test_history import rows_of, server
 from workbench.errors import DeploymentError, ParameterError
 from workbench.experiment.plan.arms import plan
+from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run import watch
 from workbench.experiment.run.run import run
 from workbench.experiment.run.servers import deploy
@@ -138,6 +139,20 @@ def simulated(folder: Path, url: str) -> Any:
         "rounds": 1, "prompt_tokens": 600, "requests": 3, "output_dir": str(folder),
     }  # fmt: skip
     return plan(check_params("pd_sweep", values | {"prometheus_url": url}))
+
+
+def test_the_next_run_removes_what_killed_runs_told_prometheus(tmp_path):
+    outputs = str(tmp_path)
+    ours, other, killed = (RunFolder.open(outputs, "pd_sweep", f"1p1d-{n}") for n in range(3))
+    killed.let_go()  # as the end of its process does
+    told = tmp_path / "prometheus"
+    told.mkdir()
+    for name in (other.attempt.name, killed.attempt.name, "attempt-whose-folder-is-gone", "mine"):
+        (told / f"{name}.json").write_text("[]")
+    (told / f"{killed.attempt.name}.partial").touch()
+    watch.Watch(plan=simulated(tmp_path, ""), folder=ours)._tell([])
+    left = {file.name for file in told.iterdir()}
+    assert left == {f"{ours.attempt.name}.json", f"{other.attempt.name}.json", "mine.json"}
 
 
 @pytest.mark.servers

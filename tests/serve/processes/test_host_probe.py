@@ -7,6 +7,7 @@ import pytest
 
 from workbench.errors import DeploymentError
 from workbench.metrics.waterfall.clocks import host_clocks
+from workbench.serve.processes import host_probe
 from workbench.serve.processes.host_probe import HostProbe, link_rates, read_clock
 
 
@@ -69,6 +70,17 @@ def test_a_link_is_measured_in_both_directions() -> None:
     there, back = link_rates(hosts, [("127.0.0.1", "127.0.0.2")], seconds=0.05)
     assert (there.sender, there.receiver) == (back.receiver, back.sender)
     assert there.bit_s > 1e7 and back.bit_s > 1e7
+
+
+def test_a_connection_that_never_comes_has_no_rate_of_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe = HostProbe()
+    probe.send("127.0.0.1", probe.listen("127.0.0.1"), 0.05)
+    assert probe.received_bit_s() > 0
+    monkeypatch.setattr(host_probe, "_WAIT_S", 0.1)
+    probe.listen("127.0.0.1")
+    assert probe.received_bit_s() == 0
 
 
 def test_a_link_that_lets_nothing_through_is_named() -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +26,60 @@ from workbench.serve.processes.startup import failure_line, ready
 HOST = Host(name="host-2", address="10.0.0.2", interface="eth0")
 
 
+class RaisedThereError(Exception):
+    """As Ray's RayTaskError: what was raised over there is its `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"a traceback of {cause}")
+        self.cause = cause
+
+
 class PretendedRay:
-    """Calls an agent at once, as Ray would in another process; `cut` makes calls hang."""
+    """Waits for an agent's answer, as Ray does; `cut` makes calls hang."""
 
     def __init__(self) -> None:
         self.cut = self.killed = False
 
-    def get(self, asked: Any, timeout: float = 0) -> Any:
-        if isinstance(asked, list):
-            return [self.get(one) for one in asked]
+    def get(self, asked: "Future[Any] | None", timeout: float | None = None) -> Any:
         if self.killed:
             raise ChildProcessError("the actor died")
-        if self.cut:
+        if self.cut or asked is None:
+            assert timeout, "whoever asks a host that is cut off waits for ever"
             time.sleep(min(timeout, 0.5))
             raise TimeoutError
-        return asked()
+        if wait([asked], timeout).not_done:
+            raise TimeoutError
+        if isinstance(raised := asked.exception(), Exception):
+            raise RaisedThereError(raised)
+        return asked.result()
 
 
 class PretendedActor:
+    """Runs one call at a time, and those of a concurrency group beside it."""
+
     def __init__(self, agent: HostAgent, ray: PretendedRay) -> None:
         self._agent, self._ray = agent, ray
+        self._threads = {"": ThreadPoolExecutor(1), "probe": ThreadPoolExecutor(4)}
 
     def __getattr__(self, name: str) -> Any:
-        act = getattr(self._agent, name)
+        return Method(self._agent, name, self._ray, self._threads)
 
-        class Method:
-            @staticmethod
-            def remote(*given: Any) -> Callable[[], Any]:
-                if name in ("order", "close"):  # nobody waits for these
-                    if not (ray.cut or ray.killed):
-                        act(*given)
-                    return lambda: None
-                return lambda: act(*given)
 
-        ray = self._ray
-        return Method
+@dataclass
+class Method:
+    agent: HostAgent
+    name: str
+    ray: PretendedRay
+    threads: dict[str, ThreadPoolExecutor]
+    group: str = ""
+
+    def options(self, concurrency_group: str) -> "Method":
+        return replace(self, group=concurrency_group)
+
+    def remote(self, *given: Any) -> "Future[Any] | None":
+        if self.ray.cut or self.ray.killed:
+            return None
+        return self.threads[self.group].submit(getattr(self.agent, self.name), *given)
 
 
 @pytest.fixture
@@ -159,6 +180,79 @@ async def test_the_supervisor_is_no_child_of_the_actor(agent):
     assert all(
         "supervisor" not in " ".join(child.cmdline()) for child in psutil.Process().children()
     )
+
+
+async def test_a_link_that_lets_nothing_through_does_not_cost_the_host(
+    agent, tmp_path, monkeypatch
+):
+    """Its probe waits for the link, and the host must still answer and hear its pings."""
+    monkeypatch.setattr(ray_hosts, "LEASE_S", 2.0)
+    monkeypatch.setattr(agent, "send", lambda *_: time.sleep(3.5))
+    async with launched(agent, tmp_path) as (launcher, _):
+        await asyncio.to_thread(launcher.ask, "send", "10.0.0.3", 20_000, 1.0)
+        assert launcher.lost == ""
+        assert await launcher.free([]) == []
+        assert agent.news()[2] is False  # the supervisor's lease of 3 s has not run out
+
+
+async def test_an_error_on_a_host_that_answers_is_told_as_it_was(running):
+    launcher, _ = running
+    (closed,) = free_ports(1)
+    with pytest.raises(DeploymentError) as raised:
+        await asyncio.to_thread(launcher.ask, "send", "127.0.0.1", closed, 0.1)
+    assert str(raised.value) == (
+        "host-2 (10.0.0.2) answered with an error: ConnectionError: cannot send to 127.0.0.1"
+        " ([Errno 111] Connection refused)"
+    )
+
+
+def test_ray_keeps_what_was_raised_over_there():
+    exceptions = pytest.importorskip("ray.exceptions")
+    there = exceptions.RayTaskError("send", "a traceback", TimeoutError("timed out"), ip="10.0.0.2")
+    assert ray_hosts._reason(HOST, there.as_instanceof_cause(), 6.0) == (
+        "host-2 (10.0.0.2) answered with an error: TimeoutError: timed out"
+    )
+
+
+async def test_a_host_that_is_cut_off_at_a_start_is_an_error_of_ours(agent, spec, tmp_path):
+    async with launched(agent, tmp_path) as (launcher, ray):
+        ray.cut = True
+        with pytest.raises(LaunchError, match=r"decode-0 did not start: host-2 .* did not answer"):
+            await launcher.start(spec(env_files={"CONFIG": "{}"}), tmp_path)
+
+
+async def test_a_host_that_is_cut_off_before_its_first_answer_is_not_waited_for(agent, tmp_path):
+    ray = PretendedRay()
+    ray.cut = True
+    launcher = HostLauncher(tmp_path, agent=PretendedActor(agent, ray), ray=ray, host=HOST)
+    with pytest.raises(LaunchError, match=r"host-2 \(10.0.0.2\) did not answer for"):
+        await launcher.__aenter__()
+
+
+async def test_a_log_that_cannot_be_kept_here_is_noted_once_and_the_host_goes_on(
+    running, spec, tmp_path
+):
+    launcher, _ = running
+    log = tmp_path / "arm" / "decode-0.log"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    code = "import time\nfor n in range(9): print(n, flush=True); time.sleep(0.2)"
+    process = await launcher.start(spec(code=code), log.parent)
+    assert await asyncio.wait_for(process.exited, 10) == 0
+    assert launcher.notes == [
+        "Logs of host-2 (10.0.0.2) are not whole here: No space left on device."
+    ]
+    assert launcher.lost == ""
+
+
+async def test_who_waits_for_a_host_is_told_whatever_ends_the_thread_that_follows_it(
+    agent, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(agent, "news", lambda: ([], None, False))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    async with launched(agent, tmp_path) as (launcher, _):
+        await asyncio.wait_for(launcher.link.wait(), 5)
+        assert launcher.lost == "host-2 (10.0.0.2) was lost: nobody follows it any more"
 
 
 def test_the_gpus_are_those_that_ray_assigned(spec):

@@ -75,6 +75,16 @@ class RunFolder:
                 yield folder
 
     @classmethod
+    def is_under_way(cls, output_dir: str, attempt: str) -> bool:
+        """Whether a living process writes the attempt of this name, of whatever run."""
+        for found in output_root(output_dir).glob(f"*/*/{attempt}"):
+            folder = cls(home=found.parent, attempt=found)
+            if not folder._hold():
+                return True
+            folder.let_go()
+        return False
+
+    @classmethod
     def forget(cls, output_dir: str, notebook: str, run_id: str) -> None:
         """Make sure that no later run resumes an unfinished one."""
         for folder in cls.unfinished(output_dir, notebook, run_id):

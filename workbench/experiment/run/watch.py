@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -117,6 +117,7 @@ class Watch:
     def _tell(self, targets: Collection[Target]) -> None:
         """Write the file that tells Prometheus where these servers are."""
         self._target_file.parent.mkdir(parents=True, exist_ok=True)
+        self._forget_killed()
         partial = self._target_file.with_suffix(".partial")
         partial.write_text(target_file(targets, run=self.folder.attempt.name))
         partial.replace(self._target_file)
@@ -124,6 +125,13 @@ class Watch:
     def _forget(self) -> None:
         """Prometheus need not look for these servers any more."""
         self._target_file.unlink(missing_ok=True)
+
+    def _forget_killed(self) -> None:
+        """A killed run cannot remove its file, and Prometheus reads its ports for ever."""
+        for file in self._target_file.parent.glob("attempt-*"):
+            with suppress(OSError):  # another run may do the same
+                if not RunFolder.is_under_way(self.plan.params.output_dir, file.stem):
+                    file.unlink()
 
     async def _not_scraped(
         self, prometheus: Prometheus, names: Collection[str], *, timeout_s: float

@@ -16,14 +16,15 @@ LINK_S = 1.0
 """How long bytes are sent over a link. At 10 Mbit/s that is 1 MB, much more than the burst that a
 rate limit lets through at once."""
 _CHUNK = bytes(1 << 18)
-_WAIT_S = 10.0
+_WAIT_S = 5.0
+"""A host that drops packets is given up after so long, before who asked gives up."""
 
 
 class HostProbe:
     """On a host: answers the questions below. It needs only the standard library."""
 
     def __init__(self) -> None:
-        self._received: tuple[int, float] = (0, 0.0)
+        self._received: list[tuple[int, float]] = []
         self._receiving: threading.Thread | None = None
 
     def clock(self) -> tuple[float, float]:
@@ -34,27 +35,36 @@ class HostProbe:
         """Listen for one connection and read all its bytes; returns the port."""
         listener = socket.create_server((address, 0))
         listener.settimeout(_WAIT_S)
-        self._receiving = threading.Thread(target=self._receive, args=(listener,), daemon=True)
+        # A list of its own: what came over an earlier connection, or comes late, is not this one's.
+        self._received = received = []
+        self._receiving = threading.Thread(
+            target=self._receive, args=(listener, received), daemon=True
+        )
         self._receiving.start()
         return int(listener.getsockname()[1])
 
     def send(self, address: str, port: int, seconds: float) -> None:
-        """Send bytes to a listening host for this time."""
-        with socket.create_connection((address, port), timeout=_WAIT_S) as link:
-            ends_s = time.monotonic() + seconds
-            while time.monotonic() < ends_s:
-                link.sendall(_CHUNK)
+        """Send bytes to a host that listens, for so long."""
+        try:
+            with socket.create_connection((address, port), timeout=_WAIT_S) as link:
+                ends_s = time.monotonic() + seconds
+                while time.monotonic() < ends_s:
+                    link.sendall(_CHUNK)
+        except OSError as error:
+            raise ConnectionError(f"cannot send to {address} ({error})") from error
 
     def received_bit_s(self) -> float:
         """The rate at which the bytes arrived, after the sender has ended; 0 if none came."""
         if self._receiving is not None:
             self._receiving.join(_WAIT_S)
-        got, took_s = self._received
-        return 8 * got / took_s if took_s else 0.0
+        return sum(8 * got / took_s for got, took_s in self._received if took_s)
 
-    def _receive(self, listener: socket.socket) -> None:
+    def _receive(self, listener: socket.socket, received: list[tuple[int, float]]) -> None:
         with listener:
-            link, _ = listener.accept()
+            try:
+                link, _ = listener.accept()
+            except TimeoutError:
+                return
         got, began_s, ended_s = 0, 0.0, 0.0
         with link:
             link.settimeout(_WAIT_S)
@@ -62,7 +72,7 @@ class HostProbe:
                 ended_s = time.monotonic()
                 # The clock starts when the first bytes are there, so they do not count.
                 got, began_s = (got + len(chunk), began_s) if began_s else (0, ended_s)
-        self._received = got, ended_s - began_s
+        received.append((got, ended_s - began_s))
 
 
 class Asked(Protocol):

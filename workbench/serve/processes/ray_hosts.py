@@ -22,7 +22,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -46,6 +54,10 @@ _ANSWER_S = 15.0
 _RESERVED_S = 60.0
 """Timeout for Ray to reserve what a run needs, and to start the actors."""
 _CANDIDATES = 256
+_PROBE = "probe"
+_PROBE_THREADS = 4
+"""An actor runs one call at a time. Questions of the probe may wait for a link, so they have own
+threads: news and the lease do not wait behind them, and orders keep their sequence."""
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _SOURCES = str(Path(__file__).resolve().parents[3])
 
@@ -53,7 +65,8 @@ _SOURCES = str(Path(__file__).resolve().parents[3])
 class HostAgent(HostProbe):
     """On a host: starts its supervisor, and keeps its messages and new log text to be fetched.
 
-    A plain class, which `RayLauncher` makes an actor of.
+    A plain class, which `RayLauncher` makes an actor of. One thread runs what is defined here; the
+    methods of the probe run beside it, and share nothing with it.
     """
 
     def __init__(self, lease_s: float = LEASE_S) -> None:
@@ -141,13 +154,13 @@ class HostAgent(HostProbe):
 class AgentLink:
     """The link to the supervisor of a host. A thread polls it, because the notebook may be busy."""
 
-    def __init__(self, agent: Any, host: Host, ray: Any) -> None:
-        self._agent, self._host, self._ray = agent, host, ray
+    def __init__(self, agent: Any, host: Host, ray: Any, notes: list[str]) -> None:
+        self._agent, self._host, self._ray, self._notes = agent, host, ray, notes
         self.logs: dict[str, Path] = {}
         """The local copy of each log of the host, by name."""
         self.lost = ""
         """Why the host cannot be reached any more."""
-        self._closed = False
+        self._closed = self._cut = False
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
         self._over = asyncio.Event()
@@ -169,33 +182,60 @@ class AgentLink:
             yield line
 
     def _follow(self) -> None:
-        ended = False
-        while not ended:
-            try:
-                lines, logs, ended = self._ray.get(self._agent.news.remote(), timeout=LEASE_S)
-            except Exception as error:  # Ray's own errors, and those of its sockets
-                self.lost = self._reason(error)
-                lines, logs, ended = [], {}, True
-            if ended and not self._closed:
-                self.lost = self.lost or f"{self._host} was lost: its supervisor ended"
-            for name, text in logs.items():
-                # Other files in that folder are not logs of our servers.
-                if (here := self.logs.get(name)) is not None:
-                    with open(here, "ab") as file:
-                        file.write(text)
-            with suppress(RuntimeError):  # the notebook's loop may be closed
-                for line in lines:
-                    self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-                if ended:
-                    self._loop.call_soon_threadsafe(self._lines.put_nowait, b"")
-                    self._loop.call_soon_threadsafe(self._over.set)
-            if not ended:
+        try:
+            while self._news():
                 time.sleep(_PERIOD_S)
+        finally:
+            # Whatever ended this thread: without the word, who waits for the host waits for ever.
+            self._gone("nobody follows it any more")
+            self._tell(self._lines.put_nowait, b"")
+            self._tell(self._over.set)
 
-    def _reason(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError):
-            return f"{self._host} did not answer for {LEASE_S:g} s: network failed, or it is busy"
-        return f"{self._host} was lost: its Ray worker ended ({type(error).__name__})"
+    def _news(self) -> bool:
+        """Fetch news once and pass them on; False if there will be no more."""
+        try:
+            lines, logs, ended = self._ray.get(self._agent.news.remote(), timeout=LEASE_S)
+        except Exception as error:  # Ray's own errors, and those of its sockets
+            self.lost = _reason(self._host, error, LEASE_S)
+            return False
+        if ended:
+            self._gone("its supervisor ended")
+        for name, text in logs.items():
+            # Other files in that folder are not logs of our servers.
+            if (here := self.logs.get(name)) is not None:
+                self._keep(here, text)
+        for line in lines:
+            self._tell(self._lines.put_nowait, line)
+        return not ended
+
+    def _gone(self, why: str) -> None:
+        if not self._closed:
+            self.lost = self.lost or f"{self._host} was lost: {why}"
+
+    def _keep(self, log: Path, text: bytes) -> None:
+        """Append to a log here. The host is well if that fails, and needs its pings."""
+        try:
+            with open(log, "ab") as file:
+                file.write(text)
+        except OSError as error:
+            if not self._cut:
+                self._notes.append(f"Logs of {self._host} are not whole here: {error.strerror}.")
+            self._cut = True
+
+    def _tell(self, act: Callable[..., object], *given: bytes) -> None:
+        with suppress(RuntimeError):  # the notebook's loop may be closed
+            self._loop.call_soon_threadsafe(act, *given)
+
+
+def _reason(host: Host, error: Exception, waited_s: float) -> str:
+    """Why there is no answer, or what was raised over there."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):  # Ray puts it there, so the host has answered
+        said = f"{type(cause).__name__}: {cause}".splitlines()[0][:160].rstrip(":. ")
+        return f"{host} answered with an error: {said}"
+    if isinstance(error, TimeoutError):
+        return f"{host} did not answer for {waited_s:g} s: network failed, or it is busy"
+    return f"{host} was lost: its Ray worker ended ({type(error).__name__})"
 
 
 @dataclass(slots=True)
@@ -213,10 +253,12 @@ class HostLauncher(LocalLauncher):
     _processes: list[Process] = field(default_factory=list)
 
     async def _open(self) -> Link:
-        self.folder, self.gpus = await asyncio.to_thread(
-            self.ray.get, [self.agent.folder.remote(), self.agent.gpus.remote()]
-        )
-        self.link = AgentLink(self.agent, self.host, self.ray)
+        try:
+            self.folder = await asyncio.to_thread(self._fetch, self.agent.folder)
+            self.gpus = await asyncio.to_thread(self._fetch, self.agent.gpus)
+        except DeploymentError as error:
+            raise LaunchError(f"Ray could not start its workers on the hosts: {error}") from error
+        self.link = AgentLink(self.agent, self.host, self.ray, self.notes)
         return self.link
 
     @property
@@ -225,13 +267,15 @@ class HostLauncher(LocalLauncher):
         return self.link.lost if self.link else ""
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the host's probe; blocks. Raises DeploymentError if the host is lost."""
+        """Call a method of the host's probe; blocks. Raises DeploymentError without an answer."""
+        method = getattr(self.agent, name).options(concurrency_group=_PROBE)
+        return self._fetch(method, *arguments, within_s=_ANSWER_S)
+
+    def _fetch(self, method: Any, *arguments: Any, within_s: float = LEASE_S) -> Any:
         try:
-            return self.ray.get(getattr(self.agent, name).remote(*arguments), timeout=_ANSWER_S)
+            return self.ray.get(method.remote(*arguments), timeout=within_s)
         except Exception as error:  # Ray's own errors, and those that the host raised
-            raise DeploymentError(
-                self.lost or f"{self.host} does not answer: {type(error).__name__}"
-            ) from error
+            raise DeploymentError(self.lost or _reason(self.host, error, within_s)) from error
 
     async def free(self, candidates: Sequence[int]) -> list[int]:
         """Those of these ports that are free on the host.
@@ -240,11 +284,9 @@ class HostLauncher(LocalLauncher):
         """
         if self.lost:
             raise DeploymentError(self.lost)
-        asked = self.agent.free.remote(candidates, self.host.address)
-        try:
-            found: list[int] = await asyncio.to_thread(self.ray.get, asked, timeout=LEASE_S)
-        except Exception as error:
-            raise DeploymentError(self.lost or f"{self.host} does not answer: {error}") from error
+        found: list[int] = await asyncio.to_thread(
+            self._fetch, self.agent.free, candidates, self.host.address
+        )
         return found
 
     async def start(self, spec: ProcessSpec, log_dir: Path) -> Process:
@@ -275,8 +317,7 @@ class HostLauncher(LocalLauncher):
         texts = {f"{spec.name}.{name.lower()}": text for name, text in spec.env_files.items()}
         if not texts:
             return {}
-        asked = self.agent.write.remote(texts)
-        paths = await asyncio.to_thread(self.ray.get, asked, timeout=LEASE_S)
+        paths = await asyncio.to_thread(self._fetch, self.agent.write, texts)
         return dict(zip(spec.env_files, paths.values(), strict=True))
 
     def _log_there(self, log: Path) -> str:
@@ -388,7 +429,7 @@ class RayLauncher:
         try:
             ray.get(group.ready(), timeout=_RESERVED_S)
             for index, (host, share) in enumerate(self.needed.items()):
-                kind = ray.remote(HostAgent).options(
+                kind = ray.remote(concurrency_groups={_PROBE: _PROBE_THREADS})(HostAgent).options(
                     num_cpus=share.instances,
                     num_gpus=share.gpus,
                     scheduling_strategy=pinned(group, placement_group_bundle_index=index),
