@@ -141,7 +141,7 @@ class Watch:
             every_s = await prometheus.interval_s(self.servers, RECENT_S)
             if isfinite(every_s):
                 # One that ended cannot be read any more.
-                await self._not_scraped(prometheus, names, timeout_s=2 * every_s)
+                await self._not_scraped(prometheus, names, timeout_s=min(2 * every_s, RECENT_S))
         except DeploymentError as error:
             self._lost(error, log)
 
