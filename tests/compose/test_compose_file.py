@@ -1,6 +1,7 @@
 """The file as a whole: Docker's own Compose takes it, and its first lines are commands."""
 
 import re
+import shlex
 
 import pytest
 import yaml
@@ -41,6 +42,19 @@ def test_the_first_line_measures_and_the_second_starts(written):
     assert first.startswith("# papermill notebooks/pd_sweep.ipynb out.ipynb -p engine attach ")
     assert second == "# docker compose --profile disaggregated up --build --detach --wait"
     assert third == "# docker compose --profile disaggregated down --volumes"
+
+
+def test_a_value_of_several_lines_stays_a_comment_and_its_command_works(written):
+    given = {"engine_args": "--max-num-seqs 8\n--zz yes", "engine_env": "A=1\nB=2"}
+    text = written(topology="1a", connector="none", **given)
+    content = yaml.safe_load(text)
+    assert content["services"]["aggregated-0"]["environment"]["B"] == "2"
+    head = text.partition("\nname:")[0].rstrip("\n").splitlines()
+    assert all(line.startswith("#") for line in head)
+    (at,) = [n for n, line in enumerate(head) if line.startswith("# workbench compose")]
+    words = shlex.split("\n".join(line.removeprefix("# ") for line in head[at:]))
+    assert words[words.index("engine_args") + 1] == given["engine_args"]
+    assert words[words.index("engine_env") + 1] == given["engine_env"]
 
 
 def test_files_that_instances_read_are_inside(written):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from workbench.compose.profiles import compose_params, profiles_of
-from workbench.errors import PlanError
+from workbench.errors import ParameterError, PlanError
 from workbench.experiment.plan.arms import plan
 from workbench.params.notebooks import PdSweep, check_params
 
@@ -61,6 +61,25 @@ def test_the_attach_line_names_every_server_and_says_what_is_sent(machine_has):
     assert params.lmcache_url == profile.plan.store_http_url
     assert (params.topology, params.requests, params.rounds) == ("1p2d", 2, 1)
     assert plan(params).arms[0].role == "attached"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "MY_PASS", "DB_PASSWD", "GH_PAT", "REDIS_AUTH", "MY_TOKEN_1", "my_apikey",
+     "TOKEN2", "AUTH_OF_X", "AWS_SECRET_ACCESS_KEY", "SSH_KEYS", "PASSWORD_FILE", "GCP_CREDENTIALS_JSON"],
+)  # fmt: skip
+def test_a_secret_is_refused_by_the_parts_of_its_name(name):
+    with pytest.raises(ParameterError, match=f"must not contain {name},"):
+        compose_params(IMAGE | {"engine_env": f"A=1 {name}=x"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LD_LIBRARY_PATH", "TOKENIZERS_PARALLELISM", "MAX_BATCHED_TOKENS", "COMPASS", "AUTHOR",
+     "VLLM_COMPILE_BYPASS"],
+)  # fmt: skip
+def test_other_names_are_no_secrets(name, machine_has):
+    assert compose_params(IMAGE | {"engine_env": f"{name}=x"}).engine_env == f"{name}=x"
 
 
 def test_only_a_store_of_lmcache_is_named(machine_has):

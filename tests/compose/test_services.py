@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import workbench
 from workbench.compose.profiles import compose_params, profiles_of
@@ -115,7 +116,24 @@ def test_shared_memory_is_one_for_each_profile(read):
 
 def test_a_tier_on_a_disk_is_a_volume_of_the_file(written):
     text = written(topology="1p1d", connector="lmcache", store_tiers="memory,disk", opponents=False)
-    assert "disaggregated-disk:/kv-disk" in text and "disaggregated-disk: {}" in text
+    content = yaml.safe_load(text)
+    disk = {"type": "volume", "source": "disaggregated-disk", "target": "/kv-disk"}
+    assert disk in content["services"]["store"]["volumes"]
+    assert content["volumes"] == {"disaggregated-disk": {}, "prometheus": {}}
+
+
+def test_a_model_may_be_in_a_folder_whose_name_has_a_colon(written, compose, model, tmp_path):
+    folder = tmp_path / "models:2 $x"
+    model.rename(folder)
+    text = written(topology="1a", connector="none", model=str(folder))
+    shown = compose(text, "--profile", "aggregated", "config")
+    assert shown.returncode == 0, shown.stderr
+    mounts = yaml.safe_load(shown.stdout)["services"]["aggregated-0"]["volumes"]
+    (mount,) = [one for one in mounts if "models:2" in one["source"]]
+    assert mount["source"] == mount["target"] == str(folder).replace("$", "$$")
+    assert mount["read_only"]
+    # With it, Compose hands `source:target` to Docker.
+    assert not mount["bind"].get("create_host_path")
 
 
 def test_a_token_of_the_hub_is_passed_on_and_never_written(written, monkeypatch):

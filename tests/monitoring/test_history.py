@@ -90,13 +90,36 @@ async def test_servers_that_it_does_not_read_are_named():
 
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
-    [("<html>Grafana</html>", 200, "200 '<html>Grafana"), ("no", 404, "404 'no'")],
-    ids=["another server", "404"],
+    [
+        ("<html>Grafana</html>", 200, "200 '<html>Grafana"),
+        ("no", 404, "404 'no'"),
+        ([{"metric": {"instance": "a:1"}}], 200, "200 '{"),
+        ([{"value": [0, "1"]}], 200, "200 '{"),
+        ([{"metric": ["a:1"], "value": [0, "1"]}], 200, "200 '{"),
+        ([{"metric": {}, "values": [[0, "much"]]}], 200, "200 '{"),
+        ([{"metric": {}, "values": [0]}], 200, "200 '{"),
+        (["up"], 200, "200 '{"),
+        ({"up": 1}, 200, "200 '{"),
+        (7, 200, "200 '{"),
+    ],
+    ids=[
+        *("another server", "404", "no sample", "no labels", "labels in a list", "no number"),
+        *("no pair", "a word", "no list", "a number"),
+    ],
 )
 async def test_what_is_no_prometheus_is_refused(answer, status, said):
     with server(lambda *_: answer, status) as url, pytest.raises(DeploymentError) as raised:
         await Prometheus(url=url).instant("up")
     assert f"must be a running Prometheus, but {url} responded {said}" in str(raised.value)
+
+
+async def test_a_series_without_the_label_instance_is_that_of_no_server():
+    with server(lambda *_: rows_of([{"job": "vllm", "model_name": "llama"}])) as url:
+        asked = Prometheus(url=url)
+        with pytest.raises(DeploymentError, match=r"has no series of decode-0 .*\(it has: none\)"):
+            await asked.find({"decode-0": "http://127.0.0.1:8200"}, model="llama")
+        assert await asked.find({}, model="llama") == 'instance=~""'
+        assert await asked.scraped_since("", 0.0) == {""}
 
 
 async def test_nobody_there_is_refused():

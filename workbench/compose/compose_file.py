@@ -32,14 +32,15 @@ def compose_file(given: Mapping[str, Any]) -> str:
         services |= own
         files |= read
     mounts = [volume for service in services.values() for volume in service.get("volumes", ())]
-    names = [mount.partition(":")[0] for mount in mounts]
     content: dict[str, Any] = {
         "name": _NAME,
         "services": services,
-        "volumes": {name: {} for name in names if not name.startswith("/")},
+        "volumes": {mount["source"]: {} for mount in mounts if mount["type"] == "volume"},
         "configs": {name: {"content": escaped(text)} for name, text in files.items()},
     }
-    return "\n".join([*_comments(profiles, given), "", _yaml(content)])
+    # A value may have several lines, and each must stay a comment.
+    said = ["# ".join(line.splitlines(keepends=True)) for line in _comments(profiles, given)]
+    return "\n".join([*said, "", _yaml(content)])
 
 
 def _comments(profiles: Sequence[Profile], given: Mapping[str, Any]) -> list[str]:

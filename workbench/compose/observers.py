@@ -62,7 +62,7 @@ def observers_of(profiles: Sequence[Profile]) -> tuple[dict[str, Service], dict[
             f"--web.listen-address={address}",
         ],
         "configs": _mounted("prometheus", read),
-        "volumes": ["prometheus:/prometheus"],
+        "volumes": [{"type": "volume", "source": "prometheus", "target": "/prometheus"}],
     }
     grafana: Service = {
         "image": GRAFANA_IMAGE,

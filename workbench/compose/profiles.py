@@ -39,7 +39,14 @@ from workbench.serve.vllm import EngineSettings
 IMAGES = {"cuda": "vllm/vllm-openai:v0.32.0", "rocm": "vllm/vllm-openai-rocm:v0.32.0"}
 DISK = Path("/kv-disk")
 """Where LMCache's disk tier is in its container."""
-_SECRET = re.compile(r"(\w*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS))\s*=", re.IGNORECASE)
+_SECRET = re.compile(
+    r"""\b(
+        \w*(?:SECRET|PASSWORD|PASSWD|CREDENTIAL)\w*
+        # TOKENIZERS_PARALLELISM, MAX_TOKENS and PATH are no secrets.
+        | (?:\w*_)?(?:PASS|PAT|AUTH|[^\W_]*(?:TOKEN|KEYS?))\d*(?:_\w*)?
+    )\s*=""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _FIRST_PORT, _PORTS_EACH, _PORT_STEP = 15_000, 2_500, 10
 """A side channel may take the ports after its own, one for each rank."""
 _MEMORY_EACH_GB = 16

@@ -71,9 +71,8 @@ def _service(process: ProcessSpec, profile: Profile, ready: list[str]) -> Servic
         service["configs"] = [
             {"source": file, "target": f"{CONFIGS}/{file}"} for file in configs.values()
         ]
-    disk = f"{profile.name}-disk:{DISK}"
-    volumes = [f"{path}:{path}:ro" for path in process.reads]
-    volumes += [disk if path == str(DISK) else f"{path}:{path}" for path in process.writes]
+    volumes = [_read(path) for path in process.reads]
+    volumes += [_written(path, profile) for path in process.writes]
     if volumes:
         service["volumes"] = volumes
     if access.devices:
@@ -98,6 +97,22 @@ def _service(process: ProcessSpec, profile: Profile, ready: list[str]) -> Servic
     if waits:
         service["depends_on"] = waits
     return service
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A mount in the long form, since a path may have a colon.
+
+    What is read must be there. With `create_host_path`, Compose would join the parts by colons.
+    """
+    mount = {"type": "bind", "source": path, "target": path, "read_only": True}
+    return {**mount, "bind": {"create_host_path": False}}
+
+
+def _written(path: str, profile: Profile) -> dict[str, Any]:
+    """A mount of a folder of this machine, or of the profile's own volume for a disk tier."""
+    if path == str(DISK):
+        return {"type": "volume", "source": f"{profile.name}-disk", "target": path}
+    return {"type": "bind", "source": path, "target": path}
 
 
 def _program(process: ProcessSpec, profile: Profile) -> Service:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, nan
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pandas as pd
@@ -27,23 +27,45 @@ _LISTED = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A series with its samples: (Unix time, value)."""
+
+    labels: Mapping[str, str]
+    points: Sequence[tuple[float, float]]
+
+    @property
+    def instance(self) -> str:
+        """The server that it is of; empty, as in PromQL, if it does not say."""
+        return self.labels.get("instance", "")
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Raises LookupError, TypeError, ValueError or AttributeError for what is no such row."""
+        samples = row["values"] if "values" in row else [row["value"]]
+        return cls(
+            labels={str(name): str(value) for name, value in row["metric"].items()},
+            points=[(float(at), float(value)) for at, value in samples],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prometheus:
     """A running Prometheus. Methods raise DeploymentError if no Prometheus answers."""
 
     url: str
 
-    async def instant(self, expression: str) -> list[dict[str, Any]]:
+    async def instant(self, expression: str) -> list[Series]:
         """The current rows of an expression."""
         return await self._asked("query", query=expression)
 
     async def over_time(
         self, expression: str, *, from_s: float, to_s: float, step_s: float
-    ) -> list[dict[str, Any]]:
+    ) -> list[Series]:
         """The lines of an expression between two times (Unix time)."""
         return await self._asked("query_range", query=expression, start=f"{from_s:.3f}",
                                  end=f"{to_s:.3f}", step=f"{step_s:.3f}")  # fmt: skip
 
-    async def _asked(self, what: str, **parameters: str) -> list[dict[str, Any]]:
+    async def _asked(self, what: str, **parameters: str) -> list[Series]:
         path = f"{self.url.rstrip('/')}/api/v1/{what}"
         try:
             async with control_client() as client:
@@ -55,9 +77,8 @@ class Prometheus:
                 f" ({why}). Start it, or leave out prometheus_url (example: curl {path}?query=up)"
             ) from error
         try:
-            rows = answer.json()["data"]["result"]
-            return [dict(row) for row in rows]
-        except (ValueError, LookupError, TypeError) as error:
+            return [Series.of_row(row) for row in answer.json()["data"]["result"]]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(answer.text.split())[:80]
             raise DeploymentError(
                 f"prometheus_url must be a running Prometheus, but {self.url} responded"
@@ -71,8 +92,8 @@ class Prometheus:
         A server's label `instance` is its address, or its name as `scrape.Target` gives it. The
         other targets of those vLLM servers' jobs count too: their KV store.
         """
-        targets = [row["metric"] for row in await self.instant("up")]
-        known = sorted({target.get("instance", "") for target in targets})
+        targets = await self.instant("up")
+        known = sorted({target.instance for target in targets} - {""})
         if not addresses:
             return await self._serving(model, targets)
         found, missing = [], []
@@ -91,31 +112,32 @@ class Prometheus:
             )
         return one_of("instance", found)
 
-    async def _serving(self, model: str, targets: Sequence[Mapping[str, str]]) -> str:
-        rows = await self.instant("count by (instance, job, model_name) (vllm:prompt_tokens_total)")
-        engines = [row["metric"] for row in rows]
-        mine = [engine for engine in engines if engine.get("model_name") == model]
+    async def _serving(self, model: str, targets: Sequence[Series]) -> str:
+        engines = await self.instant(
+            "count by (instance, job, model_name) (vllm:prompt_tokens_total)"
+        )
+        mine = [engine for engine in engines if engine.labels.get("model_name") == model]
         if not mine:
-            models = sorted({engine.get("model_name", "") for engine in engines})
+            models = sorted({engine.labels.get("model_name", "") for engine in engines})
             raise DeploymentError(
                 f"prometheus_url must scrape the vLLM servers of {model!r}, but {self.url} has"
                 f" series of models {_listed(models)}. Add the servers to its scrape_configs"
                 " (example: targets: ['127.0.0.1:8100'])"
             )
-        others = {engine["instance"] for engine in engines} - {one["instance"] for one in mine}
-        jobs = {engine.get("job") for engine in mine}
-        beside = {target["instance"] for target in targets if target.get("job") in jobs}
-        return one_of("instance", {one["instance"] for one in mine} | beside - others)
+        others = {engine.instance for engine in engines} - {one.instance for one in mine}
+        jobs = {engine.labels.get("job") for engine in mine}
+        beside = {target.instance for target in targets if target.labels.get("job") in jobs}
+        return one_of("instance", {one.instance for one in mine} | beside - others)
 
     async def scraped_since(self, servers: str, since_s: float) -> set[str]:
         """Instances that answered a scrape after that Unix time."""
         rows = await self.instant(f"timestamp(up{{{servers}}}) and up{{{servers}}} == 1")
-        return {row["metric"]["instance"] for row in rows if float(row["value"][1]) > since_s}
+        return {row.instance for row in rows if any(value > since_s for _, value in row.points)}
 
     async def interval_s(self, servers: str, window_s: float) -> float:
         """How often these servers are scraped; NaN if they were scraped less than twice."""
         rows = await self.instant(f"up{{{servers}}}[{max(1, round(window_s))}s]")
-        times = [[at for at, _ in row["values"]] for row in rows]
+        times = [[at for at, _ in row.points] for row in rows]
         gaps = [b - a for line in times for a, b in pairwise(line)]
         return median(gaps) if gaps else nan
 
@@ -135,12 +157,11 @@ class Prometheus:
                 for line in await self.over_time(
                     expression, from_s=from_s, to_s=to_s, step_s=step_s
                 ):
-                    name = _named(query.legend, line["metric"])
+                    name = _named(query.legend, line.labels)
                     place = panel.subject, panel.title, panel.unit, name
-                    points = [(float(at), float(value)) for at, value in line["values"]]
                     rows += [
                         (*place, at, float(f"{value:.6g}"), rate_s)
-                        for at, value in points
+                        for at, value in line.points
                         if isfinite(value)
                     ]
         return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -6,12 +6,15 @@ import pandas as pd
 import pytest
 
 from workbench.errors import ResultError
-from workbench.experiment.result.facts import Comparison, RunFacts, SummaryRow
+from workbench.experiment.hits.hit_analysis import HitResult
+from workbench.experiment.result.facts import Comparison, LinkRow, RunFacts, SizeRow, SummaryRow
 from workbench.experiment.result.result import MIME, Result, load_result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.metrics.gates.gate import Gate
 from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.statistics import Estimate, Ratio
+from workbench.report.figures import speedups
+from workbench.report.tables import table
 
 
 def facts(**fields):
@@ -81,6 +84,48 @@ def test_a_speedup_is_the_comparisons_of_one_metric(name, result):
     table = result.speedup(name)
     assert table["ratio"].tolist() == [18.0]
     assert table["low"].dtype == float  # numbers, also where all are null
+
+
+def against(metric="ttft_s"):
+    """`cache on` against `cache off`, as single_instance_prefix_cache compares them."""
+    return Comparison(
+        kind="cache-off", metric=metric, arm="cache on", pass_name="engine-warm",
+        baseline_arm="cache off", baseline_pass="cold", sentence="2x",
+        ratio=Ratio(value=2.0, low=1.9, high=2.1, rounds=5, pairs=30),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ["cache on", "cache off"])
+def test_a_gate_that_failed_for_either_arm_strikes_what_compares_them(arm, tmp_path):
+    failed = replace(gate("no failures"), arms=(arm,))
+    other = replace(against(), arm="1p1d", baseline_arm="2a")
+    run = facts(comparisons=(against(), other), gates=(failed,))
+    result = Result(run=run, folder=tmp_path)
+    assert result.comparisons.attrs["failed_gates"] == {"no failures": (arm,)}
+    shown = table(result.speedup("ttft"))
+    assert shown is not None and "Not valid: requests failed" in shown.to_html()
+    struck = {at for at, style in shown._compute().ctx.items() if style}
+    assert {row for row, _ in struck} == {0}  # of two
+    split = replace(against(), kind="opponent", pass_name="cold")
+    figure = speedups(replace(result, run=replace(run, comparisons=(split,))).comparisons, "ttft_s")
+    assert figure is not None and f"do not use {arm}" in figure.svg
+
+
+def test_frames_of_two_arms_have_the_gates_of_both(tmp_path):
+    failed = replace(gate("no failures"), arms=("cache off",))
+    pair = {"arm": "cache on", "baseline_arm": "cache off"}
+    none = dict.fromkeys(("times", "host_times", "hit_share", "baseline_hit_share", "ttft_s",
+                          "baseline_ttft_s"), 1.0)  # fmt: skip
+    size = SizeRow(**pair, asked="cold", prompts=9, ratio=against().ratio, **none)
+    link = LinkRow(
+        **pair, run_id="a", metric="ttft_s", gbit_s=1.0, gbit_low=1.0, gbit_high=1.0, kv_bytes=1.0,
+        ratio=against().ratio,
+        **dict.fromkeys(("transfer", "value", "baseline"), Estimate(value=1.0, low=1.0, high=1.0)),
+    )  # fmt: skip
+    run = facts(sizes=(size,), links=(link,), ratios=(pair,), gates=(failed,))
+    result = HitResult(run=run, folder=tmp_path)
+    for frame in (result.sizes, result.links, result.ratios):
+        assert frame.attrs["failed_gates"] == {"no failures": ("cache off",)}
 
 
 def test_tables_of_what_was_found(result):

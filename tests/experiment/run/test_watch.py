@@ -84,6 +84,31 @@ async def test_a_prometheus_that_ends_in_mid_run_is_a_doubt(attached, vllm):
     assert [doubt for doubt in result.doubts if doubt.startswith("Panels are missing: ")]
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    ["<html>Sign in</html>", "[]", [{"metric": {}}], [{"value": [0, "1"]}]],
+    ids=["HTML", "no object", "no sample", "no labels"],
+)
+async def test_garbage_is_a_doubt_once_requests_were_sent_and_refused_before(
+    attached, vllm, garbage
+):
+    answer = watching(httpx.URL(vllm.url).netloc.decode())
+    asked: list[str] = []
+
+    def later(what: str, given: dict[str, str]) -> Any:
+        asked.append(given["query"])
+        late = what == "query_range" or "[" in given["query"] or asked.count("up") > 1
+        return garbage if late else answer(what, given)
+
+    with server(later) as url:
+        result = await run(attached(prometheus_url=url, rounds=2), echo=quiet)
+    assert result.facts["status"] == "success"
+    assert {one["round"] for one in result.facts["pass_times"]} == {0, 1}
+    assert [doubt for doubt in result.doubts if "must be a running Prometheus" in doubt]
+    with server(lambda *_: garbage) as url, pytest.raises(DeploymentError, match="running Prom"):
+        await run(attached(prometheus_url=url), echo=quiet)
+
+
 async def test_servers_that_are_not_read_any_more_in_a_later_round_are_a_doubt(attached, vllm):
     answer = watching(httpx.URL(vllm.url).netloc.decode())
     asked: list[str] = []

@@ -89,11 +89,12 @@ def test_a_failed_gate_takes_only_the_kinds_of_number_that_it_touches(gates, sho
 
 def test_a_gate_of_one_arm_names_it_and_greys_nothing():
     labels = ["1p1d", "1p1d nixl", "vs 1p1d nixl", "1p1d nixl, cold", "1p1d nixl2"]
+    labels += ["2p2d, cold\nvs 1p1d nixl", "1p1d nixl, cold\nvs 2a"]
     axes = []
 
     def paint(figure):
         axes.append(figure.subplots())
-        axes[0].set_yticks(range(5), labels)
+        axes[0].set_yticks(range(7), labels)
 
     chart = draw(
         paint,
@@ -108,7 +109,7 @@ def test_a_gate_of_one_arm_names_it_and_greys_nothing():
     }
     assert "grayscale" not in chart.svg
     coloured = [label.get_color() == RED for label in axes[0].get_yticklabels()]
-    assert coloured == [False, True, True, True, False]
+    assert coloured == [False, True, True, True, False, True, True]
     assert chart.caption == (
         "Times are rough (order of magnitude only): client did not keep up. 1p1d nixl: Times are"
         " not valid (do not use): KV was not transferred."

@@ -43,6 +43,11 @@ def test_what_is_zero_all_the_time_is_named_and_not_drawn(recorded):
     assert ">Preemptions" not in chart.svg
 
 
+def test_a_sentence_stands_for_the_figure_where_every_line_is_zero(recorded):
+    chart = panels(recorded.assign(value=0.0))
+    assert "every line of every panel is zero" in chart.alt
+
+
 def test_passes_shorter_than_a_rate_are_said_to_blur(recorded):
     assert "blur" not in panels(recorded).caption
     caption = panels(recorded.assign(rate_s=60.0)).caption

@@ -273,7 +273,8 @@ class Result:
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame, marked with what its figures must say: simulated, and failed gates."""
         frame.attrs["simulated"] = self.run.simulated
-        arms = {str(arm) for arm in frame["arm"].unique()} if "arm" in frame else set[str]()
+        sides = [frame[name] for name in ("arm", "baseline_arm") if name in frame]
+        arms = {str(arm) for side in sides for arm in side.unique()}
         frame.attrs["failed_gates"] = touching(self.run.failed_gates, arms=arms)
         frame.attrs["no_p99"] = tables.no_p99(self.run.gates)
         frame.attrs["swept"] = bool(self.run.rates)

@@ -150,7 +150,7 @@ class Watch:
             every_s = await prometheus.interval_s(self.servers, RECENT_S)
             if isfinite(every_s):
                 # With a timeout, because a server that ended is never scraped again.
-                await self._not_scraped(prometheus, names, timeout_s=2 * every_s)
+                await self._not_scraped(prometheus, names, timeout_s=min(2 * every_s, RECENT_S))
         except DeploymentError as error:
             self._lost(error, log)
 

@@ -141,7 +141,8 @@ def draw(
         )
         paint(figure)
         for label in figure.findobj(Text):
-            if any(_names(label.get_text(), arm) for arm in struck):
+            lines = label.get_text().splitlines()
+            if any(_names(line, arm) for line in lines for arm in struck):
                 label.set_color(RED)
         text = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -150,10 +151,10 @@ def draw(
     return Chart(svg=svg, alt=_short(f"{said} {alt}".strip()), caption=f"{caption} {said}".strip())
 
 
-def _names(label: str, arm: str) -> bool:
-    """Whether a label is that of an arm: `1p1d`, `vs 1p1d` or `1p1d, cold: decode`."""
-    rest = label.removeprefix("vs ")
-    return rest.startswith(arm) and rest[len(arm) : len(arm) + 1] in ("", ",", ":", "\n")
+def _names(line: str, arm: str) -> bool:
+    """Whether a line of a label is of an arm: `1p1d`, `vs 1p1d` or `1p1d, cold: decode`."""
+    rest = line.removeprefix("vs ")
+    return rest.startswith(arm) and rest[len(arm) : len(arm) + 1] in ("", ",", ":")
 
 
 def _marks(failed: Failed, shows: Sequence[Kind], *, intervals: bool) -> tuple[Spoil, str]:

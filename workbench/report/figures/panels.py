@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.experiment.result.facts import PassTime
 from workbench.report.figures import marks
-from workbench.report.figures.chart import Chart, draw, text_px
+from workbench.report.figures.chart import Chart, draw, no_data, text_px
 from workbench.report.numbers import number
 
 _COLUMNS = 2
@@ -25,13 +25,16 @@ _PALE = 0.14
 def panels(frame: pd.DataFrame) -> Chart | None:
     """A small diagram for each panel with data, over time, with the passes shaded; else None.
 
-    Takes `result.panels`. A panel whose lines are always zero is only named in the caption.
+    Takes `result.panels`. A panel whose lines are always zero is only named in the caption; if all
+    are, a sentence stands for the figure.
     """
     if frame.empty:
         return None
     by_title = {str(title): rows for title, rows in frame.groupby("title", sort=False)}
     drawn = {title: rows for title, rows in by_title.items() if rows["value"].any()}
     zero = [title for title in by_title if title not in drawn]
+    if not drawn:
+        return no_data("What Prometheus recorded", "every line of every panel is zero.")
     times: tuple[PassTime, ...] = frame.attrs.get("pass_times", ())
     begin_s = min([float(frame["unix_s"].min()), *(one.from_s for one in times)])
     rate_s = float(frame["rate_s"].iloc[0])
