@@ -36,7 +36,8 @@ class HostProbe:
         listener = socket.create_server((address, 0))
         listener.settimeout(_WAIT_S)
         # A list of its own: what came over an earlier connection, or comes late, is not this one's.
-        self._received = received = []
+        received: list[tuple[int, float]] = []
+        self._received = received
         self._receiving = threading.Thread(
             target=self._receive, args=(listener, received), daemon=True
         )
