@@ -66,7 +66,7 @@ def test_the_attach_line_names_every_server_and_says_what_is_sent(machine_has):
 @pytest.mark.parametrize(
     "name",
     ["HF_TOKEN", "MY_PASS", "DB_PASSWD", "GH_PAT", "REDIS_AUTH", "MY_TOKEN_1", "my_apikey",
-     "TOKEN2", "AUTH_OF_X", "AWS_SECRET_ACCESS_KEY", "SSH_KEYS", "PASSWORD_FILE", "GCP_CREDENTIALS_X"],
+     "TOKEN2", "AUTH_OF_X", "AWS_SECRET_ID", "SSH_KEYS", "PASSWORD_FILE", "GCP_CREDENTIALS_X"],
 )  # fmt: skip
 def test_a_secret_is_refused_by_the_parts_of_its_name(name):
     with pytest.raises(ParameterError, match=f"must not contain {name},"):
