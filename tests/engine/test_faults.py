@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import causes, not_passed
+from tests.runs import BUSY, causes, not_passed
 from workbench.experiment.plan.arms import plan
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.result import Result
@@ -39,7 +39,7 @@ def small(folder: Path, **given: Any) -> ExperimentPlan:
 
 def failing(result: Result) -> set[str]:
     """Gates that are not PASS, but for the client's: this machine may be busy."""
-    return set(not_passed(result.facts)) - {"client kept up"}
+    return set(not_passed(result.facts)) - BUSY
 
 
 async def test_a_proxy_that_loses_the_transfer_parameters_is_found_out(
