@@ -37,7 +37,7 @@ assert [r.ideal_reuse_tokens for r in requests] == [0, requests[0].prompt_tokens
     "gate": """
 import pandas as pd
 from workbench.metrics.gates.response_gates import nothing_empty
-from workbench.metrics.gates.gate_table import taken_away
+from workbench.metrics.gates.gate_effects import taken_away
 gate = nothing_empty(pd.DataFrame({"error": ["", "", "reset"], "text": ["a", "", ""]}))
 assert (gate.outcome, gate.sentence) == ("FAIL", "1 of 2 responses have no text")
 assert taken_away(gate.name) == "do not use the text comparison"

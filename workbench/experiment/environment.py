@@ -30,7 +30,8 @@ from workbench.hardware.machine import Machine, ProcessorLoad
 from workbench.load.drive.health import Pulse
 from workbench.metrics.gates.client_gate import LAG_P99_S, OTHERS_SHARE
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_gates, failed_name
+from workbench.metrics.gates.gate_effects import failed_gates
+from workbench.metrics.gates.gate_table import failed_name
 from workbench.params.notebooks import EnvironmentCheck, PdSweep
 from workbench.serve import vllm
 from workbench.serve.checks.capacity import CPU_INSTANCES_AT_MOST, instance_gb

@@ -19,13 +19,8 @@ from workbench.experiment.result.facts import EngineFacts
 from workbench.experiment.result.result import load_result
 from workbench.experiment.result.result_tables import percentile_table, without_struck
 from workbench.metrics.definitions import VERSIONS, definition_of
-from workbench.metrics.gates.gate_table import (
-    Spoil,
-    failed_name,
-    spoil,
-    taken_away,
-    touching,
-)
+from workbench.metrics.gates.gate_effects import Spoil, spoil, taken_away, touching
+from workbench.metrics.gates.gate_table import failed_name
 from workbench.metrics.peers.not_read import KNOWN_FILES
 from workbench.metrics.peers.read_peer import read_peer
 from workbench.metrics.percentiles import percentiles

@@ -12,7 +12,8 @@ from nbconvert.filters import strip_ansi
 from workbench.experiment.result.facts import RunFacts, RunOutcome
 from workbench.experiment.result.result import MIME, Result
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import failed_name, taken_away
+from workbench.metrics.gates.gate_effects import taken_away
+from workbench.metrics.gates.gate_table import failed_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

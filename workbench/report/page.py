@@ -19,15 +19,8 @@ from workbench.errors import ResultError
 from workbench.experiment.result.facts import RunFacts
 from workbench.experiment.result.result import Result
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import (
-    KINDS,
-    Failed,
-    lead_of,
-    of_the_run,
-    spoil,
-    taken_away,
-    touching,
-)
+from workbench.metrics.gates.gate_effects import Failed, of_the_run, spoil, taken_away, touching
+from workbench.metrics.gates.gate_table import KINDS, lead_of
 from workbench.report.cells import render_cells
 from workbench.report.claims import legend, shown_rows
 from workbench.report.definition_card import definition_card

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics.gates.gate_table import Spoil, spoil, touching
+from workbench.metrics.gates.gate_effects import Spoil, spoil, touching
 from workbench.report.numbers import number
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from tests.wording import words
 from workbench.experiment.findings import headline, sentences
 from workbench.experiment.findings.sentences import break_even, marked, told
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow
-from workbench.metrics.gates.gate_table import GATES, spoil
+from workbench.metrics.gates.gate_effects import spoil
+from workbench.metrics.gates.gate_table import GATES
 from workbench.metrics.statistics import Estimate, Ratio
 
 SUBJECT, RIVAL = "1p4d lmcache", "5a lmcache"

@@ -7,19 +7,15 @@ import pytest
 
 from workbench.hardware.machine import repository_root
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import (
-    GATES,
-    KINDS,
+from workbench.metrics.gates.gate_effects import (
     Spoil,
-    as_markdown,
     gate_doubts,
-    gate_row,
-    lead_of,
     of_the_run,
     spoil,
     struck_arms,
     taken_away,
 )
+from workbench.metrics.gates.gate_table import GATES, KINDS, as_markdown, gate_row, lead_of
 
 STATES = ("engine-warm", "cross-instance", "store-warm", "offload-warm", "disk-warm", "remote-warm")
 BUSY, FAR = "client kept up", "KV moved"

@@ -14,7 +14,7 @@ from workbench.claims.registry.claim import BUILT_IN
 from workbench.claims.verdict.decision import MIN_RUNS
 from workbench.claims.verdict.verdict import state
 from workbench.metrics.gates.client_gate import CLIENT_BUSY_SHARE
-from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.gates.gate_effects import spoil
 from workbench.topology import Topology
 
 if TYPE_CHECKING:

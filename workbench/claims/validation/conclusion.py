@@ -14,7 +14,7 @@ from workbench.experiment.findings.sentences import marked
 from workbench.experiment.result.claim_account import SECTIONS, ClaimAccount
 from workbench.experiment.result.facts import Card, RunOutcome
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_gates
+from workbench.metrics.gates.gate_effects import failed_gates
 from workbench.params.notebooks import PaperClaimValidation
 
 _KINDS = {

@@ -53,7 +53,7 @@ from workbench.experiment.result.facts import (
     WorkloadFacts,
 )
 from workbench.experiment.result.result_tables import frame_of
-from workbench.metrics.gates.gate_table import (
+from workbench.metrics.gates.gate_effects import (
     Failed,
     Spoil,
     failed_gates,

@@ -20,16 +20,8 @@ from workbench.experiment.findings.sentences import (
 )
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Comparison
-from workbench.metrics.gates.gate_table import (
-    Failed,
-    Kind,
-    failed_name,
-    gate_row,
-    listed,
-    spoil,
-    struck_arms,
-    touching,
-)
+from workbench.metrics.gates.gate_effects import Failed, listed, spoil, struck_arms, touching
+from workbench.metrics.gates.gate_table import Kind, failed_name, gate_row
 from workbench.metrics.statistics import Verdict
 
 

@@ -11,7 +11,7 @@ from workbench.experiment.findings.sentences import count, marked, percent
 from workbench.experiment.plan.rates import Rates
 from workbench.experiment.plan.search import Answer, Limits
 from workbench.experiment.result.facts import Card, RateRow
-from workbench.metrics.gates.gate_table import Failed
+from workbench.metrics.gates.gate_effects import Failed
 from workbench.metrics.statistics import quantile
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import Card, Comparison, SummaryRow, spoilt_note
-from workbench.metrics.gates.gate_table import GRADES, Failed, Kind, Spoil, spoil, struck_arms
+from workbench.metrics.gates.gate_effects import Failed, Spoil, spoil, struck_arms
+from workbench.metrics.gates.gate_table import GRADES, Kind
 from workbench.metrics.statistics import ROUNDS_FOR_INTERVAL, Ratio, Verdict, three_digits
 
 _RESOLVED = 1.25

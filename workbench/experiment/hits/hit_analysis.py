@@ -30,7 +30,7 @@ from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.run import run
 from workbench.experiment.run.run_log import Echo, echo_line
 from workbench.hardware import machine
-from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.lmcache_log.log_summary import LogSummary, read_log
 from workbench.metrics.statistics import Verdict, three_digits, verdict_of
 from workbench.params.notebooks import LMCacheHitAnalysis

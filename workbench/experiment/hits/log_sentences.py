@@ -15,7 +15,7 @@ from workbench.experiment.hits.need_to_load import explained
 from workbench.experiment.hits.served_tokens import log_tokens
 from workbench.experiment.result.facts import Card, RunFacts
 from workbench.metrics.gates.gate import Gate, judge
-from workbench.metrics.gates.gate_table import failed_gates, spoil
+from workbench.metrics.gates.gate_effects import failed_gates, spoil
 from workbench.metrics.lmcache_log.lines import LOOKED_FOR
 from workbench.metrics.lmcache_log.log_summary import Cause, LogDoubt, LogSummary
 from workbench.metrics.statistics import quantile

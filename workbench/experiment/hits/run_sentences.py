@@ -9,7 +9,7 @@ from workbench.experiment.findings.sentences import first, told_once
 from workbench.experiment.hits.hit_findings import HitRatio, Tier, percent
 from workbench.experiment.plan.hit_plan import MAIN, SMALL, tier_of
 from workbench.experiment.result.facts import Card
-from workbench.metrics.gates.gate_table import Failed, spoil
+from workbench.metrics.gates.gate_effects import Failed, spoil
 from workbench.metrics.statistics import three_digits
 
 

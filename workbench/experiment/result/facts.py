@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.experiment.result.claim_account import ClaimAccount
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import GRADES, Effect, Kind, failed_gates
+from workbench.metrics.gates.gate_effects import failed_gates
+from workbench.metrics.gates.gate_table import GRADES, Effect, Kind
 from workbench.metrics.ledger.ledger import Account
 from workbench.metrics.statistics import Estimate, Number, Ratio
 

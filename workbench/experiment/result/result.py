@@ -14,15 +14,14 @@ from workbench.experiment.result.result_file import from_plain, read_facts, to_p
 from workbench.experiment.result.run_folder import FrameFiles, read_frame
 from workbench.experiment.result.waterfall_diff import why
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import (
-    Kind,
-    failed_name,
+from workbench.metrics.gates.gate_effects import (
     gate_doubts,
     of_the_run,
     spoil,
     struck_arms,
     touching,
 )
+from workbench.metrics.gates.gate_table import Kind, failed_name
 from workbench.metrics.percentiles import percentiles
 from workbench.metrics.waterfall.waterfall import waterfall
 

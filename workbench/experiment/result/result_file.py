@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from workbench.errors import ResultError
 from workbench.experiment.result.facts import SCHEMA, RunFacts, name_in_file, spoilt_note
-from workbench.metrics.gates.gate_table import Kind, spoil
+from workbench.metrics.gates.gate_effects import spoil
+from workbench.metrics.gates.gate_table import Kind
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

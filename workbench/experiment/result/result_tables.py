@@ -20,7 +20,8 @@ from workbench.experiment.result.facts import (
 )
 from workbench.experiment.result.waterfall_diff import milliseconds
 from workbench.metrics.gates.gate import Gate
-from workbench.metrics.gates.gate_table import Kind, Spoil, failed_name, spoil
+from workbench.metrics.gates.gate_effects import Spoil, spoil
+from workbench.metrics.gates.gate_table import Kind, failed_name
 from workbench.metrics.latency import system_tps
 from workbench.metrics.ledger.ledger import COMPARED, Account
 from workbench.metrics.statistics import t_interval, three_digits

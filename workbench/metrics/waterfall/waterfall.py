@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from workbench.metrics.gates.gate_table import spoil
+from workbench.metrics.gates.gate_effects import spoil
 from workbench.metrics.latency import latencies, succeeded
 from workbench.metrics.statistics import needed_n, quantile
 

@@ -19,15 +19,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 from matplotlib.text import Text
 
-from workbench.metrics.gates.gate_table import (
-    KINDS,
-    Failed,
-    Kind,
-    Spoil,
-    of_the_run,
-    spoil,
-    touching,
-)
+from workbench.metrics.gates.gate_effects import Failed, Spoil, of_the_run, spoil, touching
+from workbench.metrics.gates.gate_table import KINDS, Kind
 from workbench.report.figures.marks import AMBER, BLACK, GREY, RED, RULE, Key
 
 WIDTH_PX = 780
