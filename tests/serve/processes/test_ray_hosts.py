@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -19,8 +20,10 @@ from tests.conftest import left_running
 from workbench.errors import DeploymentError, LaunchError
 from workbench.hardware.hosts import Host
 from workbench.serve.processes import ray_hosts
+from workbench.serve.processes.host_agent import HostAgent
+from workbench.serve.processes.local import SUPERVISOR
 from workbench.serve.processes.ports import free_ports
-from workbench.serve.processes.ray_hosts import HostAgent, HostLauncher, Share, shares, with_gpus
+from workbench.serve.processes.ray_hosts import HostLauncher, Share, shares, with_gpus
 from workbench.serve.processes.startup import failure_line, ready
 
 HOST = Host(name="host-2", address="10.0.0.2", interface="eth0")
@@ -280,7 +283,7 @@ def test_free_ports_are_asked_on_the_host(agent):
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_supervisor_ends_when_its_lease_runs_out(quiet, nothing_running):
-    line = [ray_hosts.sys.executable, "-m", ray_hosts.SUPERVISOR, "--lease", "1.0"]
+    line = [sys.executable, "-m", SUPERVISOR, "--lease", "1.0"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as supervisor:
         assert supervisor.stdin is not None
         for number in range(10):
