@@ -191,6 +191,7 @@ class _Launches:
             if not self.fits:
                 self.plan = await fitted(self.plan, deployment, log.doubt)
                 self.fits = True
+            arm = next(one for one in self.plan.arms if one.label == arm.label)
             async with self.watch.launch(arm, deployment, log):
                 await measure_arm(
                     self.plan, arm, number, deployment, folder, log, self.echo, self.far,
