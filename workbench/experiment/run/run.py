@@ -278,9 +278,12 @@ async def _launcher(
         if not arm.may_fail:
             check_installed(arm)
     plans = [arm.deployment(count(20_000)) for arm in plan.arms]
-    async with launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans) as launcher:
-        yield launcher
-        for note in launcher.notes:
+    made = launcher_for(settings, folder.logs, fork=plan.params.fork, plans=plans)
+    try:
+        async with made as launcher:
+            yield launcher
+    finally:  # of a run that failed, too
+        for note in made.notes:
             log.doubt(note)
 
 
