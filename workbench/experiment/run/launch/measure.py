@@ -149,6 +149,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
         label=arm.label,
         topology=arm.topology_text,
         connector=arm.connector,
+        short_model=arm.model,
         role=arm.role,
         gpus=arm.gpus,
         instances=len(deployment.instances),
@@ -180,7 +181,7 @@ class _Launched:
             "connector": arm.connector,
             "workload": plan.workload.name,
             "round": number,
-        }
+        } | ({"model": arm.model} if arm.model else {})
 
     async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
         """Make the state, send the workload, read the counters; returns the line to print.
