@@ -199,6 +199,7 @@ class _Launches:
                 found = await fitted(self.plan.part_of(arm), deployment, log.doubt)
                 self.plan = replace(self.plan, form=found.form) if self.plan.by_model else found
                 self.fits = True
+            arm = next(one for one in self.plan.arms if one.label == arm.label)
             async with self.watch.launch(arm, deployment, log):
                 part = self.plan.part_of(arm)
                 await measure_arm(

@@ -62,8 +62,7 @@ async def measure_arm(
     """All passes of an arm in one round. A server that dies ends only this launch."""
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
-    if deployment.plan is not None:
-        topology = deployment.plan.topology
+    if (topology := deployment.topology) is not None:
         await warm_up(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
