@@ -32,7 +32,7 @@ from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
-from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.run_log import Echo, Log, OnRecord, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
 from workbench.experiment.run.sessions import (
     Session,
@@ -61,19 +61,22 @@ async def run(
     echo: Echo = echo_line,
     limit: TimeLimit | None = None,
     progress: bool = True,
+    on_record: OnRecord | None = None,
 ) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
     Returns the result after the last round, or after as many as `limit` allows. An error or an
     interrupt stops all servers, saves what was measured with status `failed` or `cancelled`, and is
     raised again; an earlier good result of the same run id stays. `progress` False prints lines
-    without progress, for a run that is part of another.
+    without progress, for a run that is part of another. `on_record` is told each request that ends,
+    by the thread that drives the load, so it must return at once.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     known = _facts(plan, Log(sessions=[SessionFacts(number=1, started_at="")]), "started", 0.0)
     session = begin_session(plan, known, resume=limit is None, echo=echo)
     log = session.log
+    log.on_record = on_record
     try:
         log.earlier = earlier_links(plan)
         with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
