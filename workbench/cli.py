@@ -53,6 +53,8 @@ _EPILOG = """examples:
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
+  workbench status                                  runs under way: what they do, time left
+  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
@@ -80,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     acts = parser.add_subparsers(
         required=True,
-        metavar="run | run-all | up | report | index | compare | compose | monitoring | claims",
+        metavar="run | run-all | status | up | report | index | compare | compose | monitoring"
+        " | claims",
     )
     run = acts.add_parser(
         "run",
@@ -125,7 +128,22 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(act=_up)
     report = acts.add_parser("report", help="render an executed notebook as one HTML file")
     report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report.add_argument(
+        "--partial", action="store_true",
+        help="instead of a notebook take the folder of a run that is under way or was interrupted,"
+        " and render the launches measured so far",
+    )  # fmt: skip
     report.set_defaults(act=_report)
+    status = acts.add_parser(
+        "status",
+        help="list the runs under way on this machine",
+        description=(
+            "Lists your runs under way on this machine, whatever their outputs folder: launches"
+            " measured, what each does now, the time left, and its page so far."
+        ),
+    )
+    status.add_argument("--json", action="store_true", help="print one line of JSON")
+    status.set_defaults(act=_status)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
     index.set_defaults(act=_index)
@@ -194,6 +212,11 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.partial:
+        from workbench.notebook_run import partial_page
+
+        print(partial_page(options.executed.absolute()))
+        return 0
     from workbench.report.page import write_page
 
     if not options.executed.is_file():
@@ -202,6 +225,15 @@ def _report(options: argparse.Namespace) -> int:
             f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
         )
     print(write_page(options.executed))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from workbench.experiment.run.under_way import runs_under_way
+    from workbench.terminal import status_line, status_table
+
+    runs = runs_under_way()
+    print(status_line(runs) if options.json else status_table(runs))
     return 0
 
 
