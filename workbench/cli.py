@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import ParameterError, WorkbenchError, must_be, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
@@ -123,8 +123,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(up)
     up.set_defaults(act=_up)
-    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
-    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report = acts.add_parser(
+        "report",
+        help="render a run as one HTML file, or as Markdown",
+        description=(
+            "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
+            " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
+            " HackMD. See docs/reports.md."
+        ),
+    )
+    report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
+    report.add_argument(
+        "--format", choices=("html", "md"), default="html",
+        help="default: html",
+    )  # fmt: skip
+    report.add_argument(
+        "--image-base", default="", metavar="URL",
+        help="only with md: where the folder is published, for sites that know no relative links",
+    )  # fmt: skip
     report.set_defaults(act=_report)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
@@ -194,15 +210,28 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from workbench.report.page import write_page
+    if options.image_base:
+        check_image_base(options.image_base, options.format)
+    if options.format == "md":
+        from workbench.exports.note import write_note
 
-    if not options.executed.is_file():
-        what = "is a folder" if options.executed.is_dir() else "does not exist"
-        raise ParameterError(
-            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
-        )
-    print(write_page(options.executed))
+        print(write_note(options.executed, image_base=options.image_base))
+    else:
+        from workbench.report.page import write_page
+
+        print(write_page(options.executed))
     return 0
+
+
+def check_image_base(url: str, form: str) -> None:
+    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
+    example = "--image-base https://example.org/note"
+    if form != "md":
+        raise ParameterError(
+            unused("--image-base", url, f"--format={form}", f"--format md {example}")
+        )
+    if not url.startswith(("http://", "https://")):
+        raise ParameterError(must_be("--image-base", "an http address", url, example))
 
 
 def _index(options: argparse.Namespace) -> int:
