@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError
+from workbench.errors import ParameterError, WorkbenchError, must_be, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 
@@ -140,12 +140,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(up)
     up.set_defaults(act=_up)
-    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
-    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report = acts.add_parser(
+        "report",
+        help="render a run as one HTML file, or as Markdown",
+        description=(
+            "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
+            " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
+            " HackMD. See docs/reports.md."
+        ),
+    )
+    report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
     report.add_argument(
         "--partial", action="store_true",
-        help="instead of a notebook take the folder of a run that is under way or was interrupted,"
-        " and render the launches measured so far",
+        help="of a run that is under way or was interrupted, given by its folder: render the"
+        " launches measured so far",
+    )  # fmt: skip
+    report.add_argument(
+        "--format", choices=("html", "md"), default="html",
+        help="default: html",
+    )  # fmt: skip
+    report.add_argument(
+        "--image-base", default="", metavar="URL",
+        help="only with md: where the folder is published, for sites that know no relative links",
     )  # fmt: skip
     report.set_defaults(act=_report)
     status = acts.add_parser(
@@ -260,20 +276,34 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.image_base:
+        check_image_base(options.image_base, options.format)
+    executed = options.executed
     if options.partial:
         from workbench.notebook_run import partial_page
 
-        print(partial_page(options.executed.absolute()))
-        return 0
-    from workbench.report.page import write_page
+        page = partial_page(executed.absolute())
+        executed = page.with_name("run.ipynb")
+    if options.format == "md":
+        from workbench.exports.note import write_note
 
-    if not options.executed.is_file():
-        what = "is a folder" if options.executed.is_dir() else "does not exist"
-        raise ParameterError(
-            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
-        )
-    print(write_page(options.executed))
+        print(write_note(executed, image_base=options.image_base))
+    else:
+        from workbench.report.page import write_page
+
+        print(write_page(executed))
     return 0
+
+
+def check_image_base(url: str, form: str) -> None:
+    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
+    example = "--image-base https://example.org/note"
+    if form != "md":
+        raise ParameterError(
+            unused("--image-base", url, f"--format={form}", f"--format md {example}")
+        )
+    if not url.startswith(("http://", "https://")):
+        raise ParameterError(must_be("--image-base", "an http address", url, example))
 
 
 def _status(options: argparse.Namespace) -> int:
