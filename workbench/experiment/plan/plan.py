@@ -24,7 +24,7 @@ from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware import machine
 from workbench.hardware.machine import repository_root
 from workbench.load.http.request import USUAL_FORM, RequestForm
-from workbench.load.workload.arrivals import Arrivals
+from workbench.load.workload.arrivals import Arrivals, closed
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.checks.capacity import Capacity
@@ -58,6 +58,8 @@ class Pass:
     decode_shift: int = 0
     rate_per_s: float = 0.0
     """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
+    concurrency: int = 0
+    """Requests in flight, where passes differ in it; 0 for the plan's own arrivals."""
     requests: int = 0
     """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
     after: str = "cold"
@@ -289,6 +291,8 @@ class ExperimentPlan:
 
     def arrivals_in(self, measured: Pass) -> Arrivals:
         """When the requests of a pass are sent."""
+        if measured.concurrency:
+            return closed(measured.concurrency)
         if not measured.rate_per_s:
             return self.arrivals
         assert isinstance(self.params, LoadParams)
