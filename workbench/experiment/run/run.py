@@ -333,6 +333,7 @@ def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) ->
         hosts=_hosts(plan),
         client=log.client,
         clocks=tuple(log.clocks),
+        energy=tuple(log.energy),
         sessions=tuple(log.sessions) if len(log.sessions) > 1 else (),
         doubts=tuple(log.doubts),
     )
@@ -347,6 +348,7 @@ def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) ->
             refusals=log.refusals,
             links=log.links,
             earlier=log.earlier,
+            unmetered=log.unmetered,
         )
     except Exception as error:  # what was measured must be kept even when it makes no sense
         found = f"The rows could not be analysed: {error!r}"
