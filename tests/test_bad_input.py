@@ -178,6 +178,13 @@ PARAMETERS = [
     (SWEEP, {"arrivals": "ramp", "rate_per_s": 1}, "arrivals=ramp needs end_rate_per_s", "0", ""),
     (SWEEP, {"end_rate_per_s": 4}, "end_rate_per_s=4 does not", "4", ""),
     (SWEEP, {"burstiness": 0.5}, "burstiness=0.5 does not", "0.5", "gamma"),
+    (
+        SWEEP,
+        {"gpu_hour_price": "2.5"},
+        "gpu_hour_price must be a number above 0, a space and a currency code",
+        "2.5",
+        "2.5 USD",
+    ),
     (SWEEP, {"search": True}, "search=True needs ttft_limit_ms", "True", "-p ttft_limit_ms 500"),
     (SWEEP, {"rates_per_s": [1, 1]}, "rates_per_s must be different", "[1.0, 1.0]", "1,2,4"),
     (SWEEP, {"rates_per_s": [0, 1]}, "rates_per_s must be different", "[0.0, 1.0]", "above 0"),
