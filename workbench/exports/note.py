@@ -13,9 +13,9 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from workbench.experiment.result.result import Result
+from workbench.exports.images import FOLDER as IMAGES
+from workbench.exports.images import save_pictures
 from workbench.exports.markdown import markdown, tag
-from workbench.exports.pictures import FOLDER as IMAGES
-from workbench.exports.pictures import save_pictures
 from workbench.exports.sheets import BOOK, save_tables
 from workbench.exports.sheets import FOLDER as TABLES
 from workbench.report.page import read_executed, render
