@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from workbench.experiment.findings.checks import check
 from workbench.experiment.findings.compare import compare, summarise
-from workbench.experiment.findings.decision_findings import (
+from workbench.experiment.findings.decision.decision_findings import (
     decision_headline,
     decision_rows,
     decision_sentence,
+)
+from workbench.experiment.findings.decision.point_findings import (
+    energy_doubts,
+    point_rows,
+    power_sentence,
 )
 from workbench.experiment.findings.doubts import (
     draft_doubts,
@@ -27,11 +32,6 @@ from workbench.experiment.findings.model_findings import (
     models_cards,
     models_finding,
     side_by_side,
-)
-from workbench.experiment.findings.point_findings import (
-    energy_doubts,
-    point_rows,
-    power_sentence,
 )
 from workbench.experiment.findings.rate_findings import (
     answers,
