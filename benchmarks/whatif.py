@@ -56,16 +56,16 @@ def measure_profile(output_dir: str) -> None:
     print(profile_of(result).write(result.folder))
 
 
-def check(profile_file: str, output_dir: str) -> None:
+def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
     profile = read_profile(profile_file)
     prefill_s = profile.costs().prefill_s(LOAD["prompt_tokens"])
     print("| topology | rate | requests | " + " | ".join(CHECKED) + " |")
-    for text in HELD_OUT.split(","):
+    for text in (HELD_OUT if workload == "short" else "1p2d,2p1d").split(","):
         topology = Topology.parse(text)
         servers = topology.prefill or topology.aggregated / 2
         rates = [round(share * servers / prefill_s, 2) for share in SHARES]
         given = LOAD | {
-            "topology": text, "opponents": False, "rounds": 1, "requests": REQUESTS,
+            "workload": workload, "shared_share": 0.5, "topology": text, "opponents": False, "rounds": 1, "requests": REQUESTS,
             "rates_per_s": rates, "seed": SEED, "output_dir": output_dir,
             "connector": LOAD["connector"] if topology.disaggregated else "none",
         }  # fmt: skip

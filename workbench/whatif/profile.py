@@ -127,7 +127,7 @@ class Profile:
         for name in given:
             wanted, had = getattr(asked, name), self.parameters.get(name)
             if name not in FREE and wanted != had:
-                raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had or "''"))
+                raise PlanError(must_be(name, f"the profile's {had!r}", wanted, had))
         load = {name: value for name, value in given.items() if name in FREE}
         kept = {name: v for name, v in self.parameters.items() if name not in FREE}
         basis = {name: self.parameters[name] for name in ("output_tokens", "seed")}
@@ -143,7 +143,10 @@ def read_profile(path: Path | str) -> Profile:
     try:
         return TypeAdapter(Profile).validate_json(path.read_bytes())
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}") from error
+        raise ResultError(
+            f"{path} cannot be read: {error.strerror}; give the file of workbench profile (example:"
+            " workbench predict profile.json)"
+        ) from error
     except ValidationError as error:
         raise ResultError(
             f"{path} is not a profile ({error.error_count()} mistakes); workbench profile writes"
