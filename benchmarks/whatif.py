@@ -65,8 +65,9 @@ def check(profile_file: str, output_dir: str, workload: str = "short") -> None:
         servers = topology.prefill or topology.aggregated / 2
         rates = [round(share * servers / prefill_s, 2) for share in SHARES]
         given = LOAD | {
-            "workload": workload, "shared_share": 0.5, "topology": text, "opponents": False, "rounds": 1, "requests": REQUESTS,
-            "rates_per_s": rates, "seed": SEED, "output_dir": output_dir,
+            "workload": workload, "shared_share": 0.5, "topology": text, "opponents": False,
+            "rounds": 1, "requests": REQUESTS, "rates_per_s": rates, "seed": SEED,
+            "output_dir": output_dir,
             "connector": LOAD["connector"] if topology.disaggregated else "none",
         }  # fmt: skip
         plan = slowed(wb.plan(check_params("pd_sweep", given)))
