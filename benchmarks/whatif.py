@@ -20,10 +20,11 @@ from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.params.notebooks import check_params
 from workbench.serve.simulated import instance, kv_blocks, scheduler
 from workbench.topology import Topology
+from workbench.whatif.costs import Costs
 from workbench.whatif.held_out import CHECKED, held_out
 from workbench.whatif.profile import profile_of, read_profile
 from workbench.whatif.profile_plan import profile_plan
-from workbench.whatif.simulation import Costs, plain_load, simulate
+from workbench.whatif.simulation import plain_load, simulate
 
 LOAD = {
     "engine": "simulated",

@@ -30,10 +30,6 @@ SATURATED = 0.85
 OUTSIDE = 0.01
 """Largest fraction of decode time with batches above the profiled ones."""
 METRICS = ("ttft_s", "tpot_s", "e2e_s", "system_tps", "goodput")
-LABELS = {
-    "ttft_s": "TTFT (median)", "tpot_s": "TPOT (median)", "e2e_s": "E2E (median)",
-    "system_tps": "throughput", "goodput": "within limits",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

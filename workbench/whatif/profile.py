@@ -22,8 +22,8 @@ from workbench.metrics.latency import succeeded
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import PdSweep, check_params
 from workbench.serve.connectors import connector
+from workbench.whatif.costs import Costs
 from workbench.whatif.fits import Fit, fit
-from workbench.whatif.simulation import Costs
 
 if TYPE_CHECKING:
     import pandas as pd
