@@ -102,6 +102,7 @@ def known_run(topology: str = "1p1d", *, folder: Path = Path("none")) -> Result:
         load = Load(
             prompt_tokens=prompts,
             cached_tokens=(cached * (prompts - 1)).astype(np.int64),
+            moved_tokens=prompts,
             output_tokens=np.full(len(prompts), 32),
             offsets_s=None,
             concurrency=concurrency,

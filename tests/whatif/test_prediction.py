@@ -19,7 +19,7 @@ def predicted(given, profile=PROFILE):
 
 def test_a_quiet_topology_has_the_ttft_of_a_lone_request():
     found = predicted({"topology": "4p4d", "rate_per_s": 0.5})
-    alone_s = COSTS.prefill_s(4_000) + COSTS.transfer_of(3_999) + COSTS.decode_s(1, 3_999)
+    alone_s = COSTS.prefill_s(4_000) + COSTS.transfer_of(4_000) + COSTS.decode_s(1, 3_999)
     assert found.number("ttft_s").value == pytest.approx(FRONT_S + alone_s, rel=1e-6)
     assert found.refused == "" and found.doubts == ()
 

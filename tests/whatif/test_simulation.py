@@ -21,7 +21,7 @@ def test_a_lone_request_takes_the_sum_of_its_parts():
     row = simulate(ONE, plain_load([5_000], [32], [1.0]), COSTS).requests.iloc[0]
     assert row["prefill_queue_s"] == 0
     assert row["prefill_compute_s"] == pytest.approx(COSTS.prefill_s(5_000))
-    assert row["transfer_queue_s"] == pytest.approx(COSTS.transfer_of(4_999))
+    assert row["transfer_queue_s"] == pytest.approx(COSTS.transfer_of(5_000))
     assert row["decode_step_s"] == pytest.approx(decode_s(1, 4_999))
     parts = ["prefill_compute_s", "transfer_queue_s", "decode_step_s"]
     assert row["ttft_s"] == pytest.approx(row[parts].sum())
@@ -67,7 +67,7 @@ def test_steps_taken_together_end_as_single_steps_do():
     load = plain_load([1_024, 1_024], [200, 2], [0.0, 0.5])
     rows = simulate(ONE, load, COSTS).requests
     longest_s = COSTS.decode_s(1, 1_300)
-    transfer_s = COSTS.transfer_of(1_023)
+    transfer_s = COSTS.transfer_of(1_024)
     assert 0 < rows["transfer_queue_s"].iloc[1] <= transfer_s + 2 * longest_s
     single_s = rows["ttft_s"].iloc[0]
     assert rows["e2e_s"].iloc[0] - single_s > decode_s(199, 1_024)
@@ -84,7 +84,7 @@ def test_decode_takes_blocks_before_the_pull_and_makes_others_wait():
     # Two prompts fit; the third is admitted when the first has ended.
     ended_s = rows["sent_s"] + rows["e2e_s"]
     first_s = rows["sent_s"] + rows["ttft_s"]
-    assert first_s.iloc[2] > ended_s.iloc[0] + COSTS.transfer_of(3_999)
+    assert first_s.iloc[2] > ended_s.iloc[0] + COSTS.transfer_of(4_000)
     assert first_s.iloc[1] < ended_s.iloc[0]
 
 
@@ -110,6 +110,7 @@ def test_a_closed_loop_has_so_many_requests_in_flight():
     n = 20
     load = Load(
         prompt_tokens=np.full(n, 2_000), cached_tokens=np.zeros(n, np.int64),
+        moved_tokens=np.full(n, 2_000),
         output_tokens=np.full(n, 16), offsets_s=None, concurrency=3,
         overheads_s=np.full((n, 4), 0.001),
     )  # fmt: skip

@@ -37,6 +37,8 @@ class Leg:
     last: Callable[[Leg], None]
     source: Instance | None = None
     """Where its KV is pulled from."""
+    moved: int = 0
+    """Tokens of KV that are pulled."""
     pulled: Leg | None = None
     blocks: int = 0
     queued_s: float = 0.0
@@ -179,7 +181,7 @@ class Instance:
                 self.computing.append(leg)
                 room -= 1
                 continue
-            took_s = costs.transfer_of(leg.context, self.transfers)
+            took_s = costs.transfer_of(leg.moved, self.transfers)
             self.transfers += 1
             self.env.timeout(took_s, leg).callbacks.append(self._loaded)
         return joining

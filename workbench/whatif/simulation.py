@@ -30,6 +30,8 @@ class Load:
     prompt_tokens: NDArray[np.int64]
     cached_tokens: NDArray[np.int64]
     """Of each prompt, what the prefill (or aggregated) instance has."""
+    moved_tokens: NDArray[np.int64]
+    """Of each prompt, what the decode instance does not have."""
     output_tokens: NDArray[np.int64]
     offsets_s: NDArray[np.float64] | None
     """Arrival times; None in a closed loop."""
@@ -66,6 +68,7 @@ class _Run:
         self.stamps = np.full((8, n), nan)
         self.prompts = load.prompt_tokens.tolist()
         self.cached = load.cached_tokens.tolist()
+        self.moved = load.moved_tokens.tolist()
         self.outputs = load.output_tokens.tolist()
         self.overheads = load.overheads_s.tolist()
         self.sent = 0
@@ -116,7 +119,7 @@ class _Run:
         source = self.fronts[index % len(self.fronts)]
         leg = Leg(
             index, 1, self.prompts[index] - 1, self.outputs[index], self._answers, self._ended,
-            source=source, pulled=pulled,
+            source=source, pulled=pulled, moved=self.moved[index],
         )  # fmt: skip
         self.backs[index % len(self.backs)].enqueue(leg)
 
@@ -192,6 +195,7 @@ def plain_load(
     return Load(
         prompt_tokens=np.asarray(prompts, np.int64),
         cached_tokens=np.zeros(n, np.int64),
+        moved_tokens=np.asarray(prompts, np.int64),
         output_tokens=np.asarray(outputs, np.int64),
         offsets_s=np.asarray(offsets_s, float),
         overheads_s=np.zeros((n, len(OVERHEADS))),
