@@ -12,6 +12,7 @@ import papermill
 import pytest
 from nbclient.exceptions import DeadKernelError
 
+from tests.whatif.known import known_profile
 from workbench import cli
 from workbench.experiment.plan.plan import run_id
 from workbench.hardware.interpreter import Interpreter
@@ -346,3 +347,13 @@ def test_the_dashboard_and_the_rules_are_printed_as_files(capsys):
     assert capsys.readouterr().out.startswith("groups:\n- name: workbench\n")
     assert cli.main(["monitoring", "prometheus", "--output-dir", "/data"]) == 0
     assert "/data/prometheus/*.json" in capsys.readouterr().out
+
+
+def test_a_prediction_from_a_profile(tmp_path, capsys):
+    file = str(known_profile().write(tmp_path))
+    load = ("-p", "topology", "2p6d", "-p", "rate_per_s", "3", "-p", "prompt_tokens", "4000")
+    assert cli.main(["predict", file, *load, "-p", "ttft_limit_ms", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "2p6d: at most" in out and "within limits" in out and "not checked here" in out
+    assert cli.main(["predict", file, "-p", "kv_cache_mib", "64"]) == 2
+    assert "kv_cache_mib must be the profile's 256" in capsys.readouterr().err

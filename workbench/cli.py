@@ -76,6 +76,8 @@ _EPILOG = """examples:
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
+  workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
+  workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -235,6 +237,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(compose)
     compose.set_defaults(act=_compose)
+    profile = acts.add_parser(
+        "profile",
+        help="measure 1p1d at several lengths and batches, and write profile.json",
+        description=(
+            "Takes the parameters of pd_sweep: its workload says the lengths that are measured,"
+            " concurrency the largest batch. Predictions come from profile.json alone."
+        ),
+    )
+    _add_parameters(profile)
+    profile.set_defaults(act=_profile)
+    predict = acts.add_parser(
+        "predict",
+        help="predict a topology from a profile, and check it by measured runs",
+        description=(
+            "Simulates the cold pass of a pd_sweep on other topologies. Without a measured run no"
+            " number is checked, and the output says so."
+        ),
+    )
+    predict.add_argument("profile", type=Path, help="profile.json of workbench profile")
+    predict.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="RUN",
+        help="folder of a pd_sweep whose topologies are predicted too; repeat for more",
+    )  # fmt: skip
+    _add_parameters(predict)
+    predict.set_defaults(act=_predict)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -379,6 +406,26 @@ def _compose(options: argparse.Namespace) -> int:
     from workbench.compose.compose_file import compose_file
 
     print(compose_file(_given(options)), end="")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from workbench.experiment.run.run import run
+    from workbench.params.notebooks import check_params
+    from workbench.whatif.profile import profile_of
+    from workbench.whatif.profile_plan import profile_plan
+
+    result = asyncio.run(run(profile_plan(check_params("pd_sweep", _given(options)))))
+    print(profile_of(result).write(result.folder))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from workbench.whatif.prediction_text import prediction_page
+
+    print(prediction_page(options.profile, _given(options), options.measured))
     return 0
 
 
