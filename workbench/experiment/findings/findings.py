@@ -54,6 +54,7 @@ from workbench.experiment.findings.size_findings import (
     size_rows,
     size_sentences,
 )
+from workbench.experiment.findings.target_findings import target_rows
 from workbench.experiment.plan.plan import ExperimentPlan
 from workbench.experiment.result.facts import (
     ClockRow,
@@ -229,6 +230,7 @@ def conclude(
         searches=tuple(SearchRow(arm=arm, **asdict(each)) for arm, each in answered.items()),
         summary=summary,
         comparisons=comparisons,
+        targets=target_rows(getattr(plan.params, "targets", ()), facts.arms, comparisons, failed),
     )
 
 
