@@ -1,4 +1,4 @@
-"""A run under way is found by its lock, says what it does, and is gone when it is killed."""
+"""A run under way is found by its lock, says what it does, and leaves no entry if it is killed."""
 
 import json
 import signal

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import isnan, nan
 from pathlib import Path
@@ -24,7 +24,7 @@ from workbench.experiment.plan.traffic import WorkloadSpec, arrivals_of
 from workbench.hardware import machine
 from workbench.hardware.machine import repository_root
 from workbench.load.http.request import USUAL_FORM, RequestForm
-from workbench.load.workload.arrivals import Arrivals
+from workbench.load.workload.arrivals import Arrivals, closed
 from workbench.params.engine_args import value_of
 from workbench.params.notebooks import EngineParams, LoadParams, PaperClaimValidation, PdSweep
 from workbench.serve.checks.capacity import Capacity
@@ -58,6 +58,8 @@ class Pass:
     decode_shift: int = 0
     rate_per_s: float = 0.0
     """The offered rate in a sweep over rates; 0 for the plan's own arrivals."""
+    concurrency: int = 0
+    """Requests in flight, where passes differ in it; 0 for the plan's own arrivals."""
     requests: int = 0
     """It sends only so many of the workload's requests, in a working-set sweep; 0 for all."""
     after: str = "cold"
@@ -99,6 +101,8 @@ class Arm:
     tiers: tuple[str, ...] = ()
     """Where its store keeps chunks below its memory, as in `store_tiers`."""
     tier_gb: float = 1.0
+    model: str = ""
+    """Short name of its model in a run over several, with which its label begins; else empty."""
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
@@ -150,8 +154,23 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfModel:
+    """What one model of a sweep over several has of its own, besides its arms."""
+
+    params: EngineParams
+    workload: WorkloadSpec
+    """The same workload for all, in this model's tokens."""
+    speed: Speed | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
-    """Arms x rounds x passes of one workload."""
+    """Arms x rounds x passes of one workload.
+
+    Of several models there is a part for each, a plan of that model's arms alone: arms are compared
+    within their part only.
+    """
 
     notebook: str
     params: EngineParams
@@ -169,6 +188,34 @@ class ExperimentPlan:
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
     """The form of requests; for attached servers it is found out when the run begins."""
+    by_model: Mapping[str, OfModel] = field(default_factory=dict)
+    """Of a run over several models, by short name; empty for one model. `params`, `workload` and
+    `speed` are then those of all, of the first and of the first."""
+    model: str = ""
+    """The short name of the model, in a part of a run over several."""
+
+    @property
+    def parts(self) -> tuple[ExperimentPlan, ...]:
+        """The plan of each model alone; this one where there is one model."""
+        if not self.by_model:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                params=own.params,
+                arms=tuple(arm for arm in self.arms if arm.model == name),
+                workload=own.workload,
+                speed=own.speed,
+                notes=own.notes,
+                by_model={},
+                model=name,
+            )
+            for name, own in self.by_model.items()
+        )
+
+    def part_of(self, arm: Arm) -> ExperimentPlan:
+        """The part that has this arm."""
+        return next(part for part in self.parts if part.model in ("", arm.model))
 
     @property
     def settings(self) -> EngineSettings | None:
@@ -244,6 +291,8 @@ class ExperimentPlan:
 
     def arrivals_in(self, measured: Pass) -> Arrivals:
         """When the requests of a pass are sent."""
+        if measured.concurrency:
+            return closed(measured.concurrency)
         if not measured.rate_per_s:
             return self.arrivals
         assert isinstance(self.params, LoadParams)
@@ -288,7 +337,8 @@ class ExperimentPlan:
             basis = f"(each arm was measured on this machine before, last on {max(days)})"
         elif self.speed is not None:
             part = f"{len(days)} of {len(self.arms)} arms measured before; " if days else ""
-            basis = f"on an idle machine ({part}{self.speed})"
+            speeds = [(f"{p.model}: " * bool(p.model), p.speed) for p in self.parts if p.speed]
+            basis = f"on an idle machine ({part}{'; '.join(f'{of}{how}' for of, how in speeds)})"
         else:
             part = "rounds 1 first measures it" if self.settings else "the servers are attached"
             basis = f"({part})"
@@ -315,6 +365,8 @@ class ExperimentPlan:
         """
         if arm.settings is None or self.platform == "simulated":
             return ""
+        if self.by_model:
+            return self.part_of(arm).launch_key(arm)
         here = machine.facts().with_engine(arm.settings.interpreter)
         text = json.dumps(
             [
@@ -331,6 +383,8 @@ class ExperimentPlan:
 
     def _rule_s(self, arm: Arm) -> float:
         """Seconds of a launch of this arm by the rule; NaN if there is none."""
+        if self.by_model:
+            return self.part_of(arm)._rule_s(arm)
         requests = self.workload.sample.requests
         rates = self.rates.expected if self.rates is not None else ()
         sent_s = sum(len(requests) / rate for rate in rates)
@@ -378,6 +432,8 @@ class ExperimentPlan:
         arms, rounds = len(self.arms), self.rounds
         size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
+        if self.by_model:
+            lines.append(f"models {', '.join(self.by_model)}")
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         if self.settings is not None and self.settings.cluster is not None:
             lines += ["", *self.settings.cluster.table()]
@@ -407,6 +463,11 @@ def run_id(params: EngineParams) -> str:
     """Slug and hash of the resolved parameters, equal before and after a run."""
     values = asdict(params)
     values.pop("output_dir")
+    models = list(params.each_model) if isinstance(params, PdSweep) else []
+    if not models:
+        values.pop("models", None)  # so that a run of one model keeps its name
+    if not values.get("targets"):
+        values.pop("targets", None)  # and one without targets
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     # A file that has grown, or a registry with another claim, makes another run.
@@ -434,6 +495,7 @@ def run_id(params: EngineParams) -> str:
             workload = "" if params.workload == "reference" else params.workload
         counted = workload not in ("prompts", "trace") or values["requests"]
         words = [
+            *models,
             *str(values.get("topology") or "").split(","),
             "attach" if params.engine == "attach" else values.get("connector", ""),
             workload,

@@ -60,8 +60,8 @@ def _nothing(run_folder: Path, attempts: list[tuple[Path, RunFacts]]) -> str:
         launches = attempts[0][1].launches
         of = f" of its {launches.planned} launches" if launches else ""
         return (
-            f"{run_folder} must have a launch with findings, got none{of} yet; see what the run does"
-            " now (example: workbench status)"
+            f"{run_folder} must have a launch with findings, got none{of} yet; see what the run"
+            " does now (example: workbench status)"
         )
     if (run_folder / "result.json").is_file():
         return (

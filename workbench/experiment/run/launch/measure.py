@@ -18,8 +18,10 @@ from workbench.experiment.plan.plan import Arm, ExperimentPlan, Pass
 from workbench.experiment.result.facts import ArmFacts, PassTime
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.across_hosts import clock_rows, measure_links, read_clocks
+from workbench.experiment.run.launch.energy import energy_rows, idle_watts, meters_of
 from workbench.experiment.run.launch.greedy_ties import ask_where_answers_part
 from workbench.experiment.run.launch.isolation import (
+    CounterReading,
     make_state,
     read_counters,
     store_is_quiet,
@@ -37,6 +39,7 @@ from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.watch import Watch
 from workbench.hardware.machine import ProcessorLoad
+from workbench.hardware.power import watched
 from workbench.load.drive.driver import LoadRun, drive_in_thread
 from workbench.load.drive.workers import drive_in_workers, most_workers
 from workbench.load.files.traces import trace_of_run
@@ -68,8 +71,7 @@ async def measure_arm(
     """
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
-    if deployment.plan is not None:
-        topology = deployment.plan.topology
+    if (topology := deployment.topology) is not None:
         await warm_up(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
@@ -86,6 +88,7 @@ async def measure_arm(
         salt += f"-session-{len(log.sessions)}"
     prompts = plan.workload.build(salt)
     launch = _Launched(plan, arm, number, deployment, folder, log, now)
+    launch.idle_w = await idle_watts(launch.meters)
     where = f"{arm.label}, round {number + 1}"
     whole, ended = prompts, ""
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
@@ -157,6 +160,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
         label=arm.label,
         topology=arm.topology_text,
         connector=arm.connector,
+        short_model=arm.model,
         role=arm.role,
         gpus=arm.gpus,
         instances=len(deployment.instances),
@@ -183,13 +187,17 @@ class _Launched:
         self.plan, self.arm, self.number = plan, arm, number
         self.deployment, self.folder, self.log, self.now = deployment, folder, log, now
         self.counting = LaunchCounts(arm, number, deployment)
+        self.meters = meters_of(arm, deployment)
+        if self.meters.missing:
+            log.unmetered[arm.label] = self.meters.missing
+        self.idle_w: dict[str, float] = {}
         self.columns = {
             "arm": arm.label,
             "topology": arm.topology_text,
             "connector": arm.connector,
             "workload": plan.workload.name,
             "round": number,
-        }
+        } | ({"model": arm.model} if arm.model else {})
 
     async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
         """Make the state, send the workload, read the counters; returns the line to print.
@@ -210,6 +218,7 @@ class _Launched:
         clocks = await read_clocks(deployment, log)
         before = await read_counters(deployment)
         self.counting.begins(made, before)
+        self._keep_kv_space(before)
         proxy_before = await deployment.proxy_stats()
         columns = {**self.columns, "pass": measured.name}
         load, rows, others_share = await self._drive(measured, workload, columns)
@@ -258,6 +267,14 @@ class _Launched:
         requests = measured.requests or len(self.plan.workload.sample.requests)
         return self.now.counting(self.arm.label, self.number, measured.name, ended, requests)
 
+    def _keep_kv_space(self, reading: CounterReading) -> None:
+        """Note the KV space of the instances that decode, which they report from their start on."""
+        known = self.log.arms[self.arm.label]
+        if not known.decode_kv_tokens:
+            decoding = [i.name for i in self.deployment.instances if i.role != "prefill"]
+            space = tuple(reading.capacity_tokens[name] for name in decoding)
+            self.log.arms[self.arm.label] = replace(known, decode_kv_tokens=space)
+
     def _time(self, measured: Pass, load: LoadRun) -> PassTime:
         """When the load was sent; the clock of a load has no date."""
         ahead_s = time.time() - time.monotonic()
@@ -276,6 +293,12 @@ class _Launched:
         plan, deployment, log = self.plan, self.deployment, self.log
         workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
         ended: list[RequestRecord] = []
+
+        def take(record: RequestRecord) -> None:
+            ended.append(record)
+            if log.on_record is not None:
+                log.on_record(record, columns)
+
         servers = [process.pid for process in deployment.processes if process.pid]
         load_before = ProcessorLoad.now(servers)
         options: dict[str, Any] = {
@@ -286,7 +309,7 @@ class _Launched:
             "decode_shift": measured.decode_shift,
             "form": plan.form,
             "kernel_stamps": plan.params.kernel_stamps,
-            "on_record": ended.append,
+            "on_record": take,
         }
         try:
             async with self._counting(measured, ended), watched_gauges(deployment) as gauges:
@@ -295,7 +318,8 @@ class _Launched:
                     driving = drive_in_thread(workload, arrivals, **options)
                 else:
                     driving = drive_in_workers(workload, arrivals, workers=workers, **options)
-                load = await driving
+                with watched(self.meters.found) as used:
+                    load = await driving
         finally:
             # Kept in any case: a cancelled drive has a record of every request too.
             ended.sort(key=lambda record: record.index)
@@ -305,6 +329,10 @@ class _Launched:
             log.requests.append(rows)
             self.folder.write("requests", log.frame("requests"))
         log.gauges.append(pd.DataFrame([{**columns, **row} for row in gauges]))
+        log.energy += energy_rows(
+            used, self.idle_w,
+            arm=self.arm.label, number=self.number, pass_name=measured.name,
+        )  # fmt: skip
         others_share = ProcessorLoad.now(servers).others_since(load_before)
         if deployment.plan is None and httpx.URL(deployment.url).host in _THIS_MACHINE:
             others_share = nan
