@@ -32,6 +32,7 @@ from workbench.load.workload.workload import Workload, asked_again, short
 from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
+from workbench.notebook_run import partial_page
 from workbench.params.notebooks import NOTEBOOKS, check_params
 from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
@@ -234,6 +235,8 @@ PARAMETERS = [
     (SWEEP, {**SIZES, "workload": "text"}, "working_sets needs workload=ref", "'text'", "short"),
     (SWEEP, {**SIZES, "rates_per_s": [1]}, "working_sets needs a closed", "'closed'", "rate sweep"),
     (SWEEP, {**SIZES, "requests": 4}, "requests=4 does not", "4", "-p working_sets 0.5,2,8"),
+    (SWEEP, {"time_budget_s": "an hour"}, "time_budget_s must be a number", "'an hour'", "3600"),
+    (SWEEP, {"time_budget_s": -1}, "time_budget_s must be between 0 and", "-1", "3600"),
     (SWEEP, {"rates_per_s": ["x"]}, "rates_per_s must be a list of numbers", "['x']", "1,2,4"),
     (SWEEP, {**LIMIT, "rates_per_s": [1]}, "search=True and rates_per_s=1", "True", ""),
     (SWEEP, {"rates_per_s": [1], "rate_per_s": 2}, "rate_per_s=2.0 and rates_per_s=1", "2", ""),
@@ -463,6 +466,13 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "-p connector mooncake -p mooncake_protocol rdma"),
     (lambda: plan(check_params(SWEEP, {"connector": "mooncake", "mooncake_protocol": "rdma"})),
      "mooncake_protocol must be tcp", "'rdma'", "without RDMA devices"),
+    (lambda: plan(check_params(SWEEP, {"engine": "simulated", "time_budget_s": 3})),
+     "time_budget_s must be at least", "3", "for a round of 3 arms"),
+    (lambda: partial_page(Path("/none/pd_sweep/a-run")), "/none/pd_sweep/a-run must be the folder",
+     "a-run", "a run that is unfinished"),
+    (lambda: partial_page(Path("/none/environment_check/here")),
+     "/none/environment_check/here must be in the folder of pd_sweep or single_", "here",
+     "--partial"),
     # what a compose file cannot have
     (lambda: compose_file({"engine": "simulated"}), "engine must be vllm, because a compose file",
      "'simulated'", "-p engine vllm"),

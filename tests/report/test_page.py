@@ -415,3 +415,16 @@ def test_what_is_no_notebook_is_refused_with_a_sentence(tmp_path, text):
         source.write_text(text)
     with pytest.raises(ResultError, match=r"x\.ipynb cannot be read as a notebook"):
         write_page(source)
+
+
+def test_a_partial_page_says_so_in_title_band_badge_and_headline(result):
+    launches = {"planned": 9, "measured": 4, "planned_rounds": 3, "rounds": 2, "took_s": {}}
+    shown = page(result=result | {"status": "started", "launches": launches})
+    assert shown.title.get_text().startswith("Partial: ")
+    assert shown.h1.get_text().startswith("So far: ")
+    band = shown.select_one(".band.partial").get_text()
+    assert band.startswith("Partial. 4 of 9 launches have been measured (")
+    assert "can still change" in band
+    assert "partial: 4 of 9 launches" in shown.select_one(".badge").get_text()
+    whole = page(result=result | {"launches": launches | {"measured": 9}})
+    assert not whole.select(".band.partial") and "artial" not in whole.title.get_text()
