@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from workbench.errors import ParameterError, WorkbenchError, needs
+from workbench.errors import ParameterError, WorkbenchError, must_be, needs, unused
 from workbench.params.notebooks import CONNECTORS, NOTEBOOKS
 
 if TYPE_CHECKING:
@@ -73,10 +73,14 @@ _EPILOG = """examples:
   workbench run pd_sweep -p topology 1p4d --json | jq .headline
   workbench run-all --params params/cpu_demo        the five notebooks, then outputs/index.html
   workbench up -p topology 1p4d                     start servers, print their URL; Ctrl-C ends them
+  workbench status                                  runs under way: what they do, time left
+  workbench report outputs/pd_sweep/RUN --partial   the page of a run under way, so far
   workbench report out.ipynb                        the page of a notebook that papermill ran
   workbench compare outputs/pd_sweep/RUN bench.json
   workbench gate outputs/pd_sweep/RUN --against base/pd_sweep/RUN --allow 5%
   workbench compose -p topology 1p4d > compose.yaml   for Docker Compose; see docs/compose.md
+  workbench profile -p connector nixl               measure 1p1d for predictions; docs/whatif.md
+  workbench predict profile.json -p topology 2p6d -p rate_per_s 3 -p ttft_limit_ms 500
   papermill --help-notebook notebooks/pd_sweep.ipynb   every parameter of a notebook
 
 exit status:
@@ -99,11 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    acts = parser.add_subparsers(
-        required=True,
-        metavar="run | run-all | up | report | index | compare | gate | targets | compose"
-        " | monitoring | claims",
-    )
+    acts = parser.add_subparsers(required=True)
     run = acts.add_parser(
         "run",
         help="run one notebook, then render its page",
@@ -150,9 +150,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(up)
     up.set_defaults(act=_up)
-    report = acts.add_parser("report", help="render an executed notebook as one HTML file")
-    report.add_argument("executed", type=Path, help="such as out.ipynb; the page is out.html")
+    report = acts.add_parser(
+        "report",
+        help="render a run as one HTML file, or as Markdown",
+        description=(
+            "Renders an executed notebook or a run folder. html: one page that opens offline. md:"
+            " a folder with report.md, images, and all tables as CSV and XLSX, for GitHub and"
+            " HackMD. See docs/reports.md."
+        ),
+    )
+    report.add_argument("executed", type=Path, help="such as out.ipynb, or a run folder")
+    report.add_argument(
+        "--partial", action="store_true",
+        help="of a run that is under way or was interrupted, given by its folder: render the"
+        " launches measured so far",
+    )  # fmt: skip
+    report.add_argument(
+        "--format", choices=("html", "md"), default="html",
+        help="default: html",
+    )  # fmt: skip
+    report.add_argument(
+        "--image-base", default="", metavar="URL",
+        help="only with md: where the folder is published, for sites that know no relative links",
+    )  # fmt: skip
     report.set_defaults(act=_report)
+    status = acts.add_parser(
+        "status",
+        help="list the runs under way on this machine",
+        description=(
+            "Lists your runs under way on this machine, whatever their outputs folder: launches"
+            " measured, what each does now, the time left, and its page so far."
+        ),
+    )
+    status.add_argument("--json", action="store_true", help="print one line of JSON")
+    status.set_defaults(act=_status)
     index = acts.add_parser("index", help="render outputs/index.html, which lists every run")
     index.add_argument("--output-dir", default="outputs", help="default: outputs")
     index.set_defaults(act=_index)
@@ -226,6 +257,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_parameters(compose)
     compose.set_defaults(act=_compose)
+    profile = acts.add_parser(
+        "profile",
+        help="measure 1p1d at several lengths and batches, and write profile.json",
+        description=(
+            "Takes the parameters of pd_sweep: its workload says the lengths that are measured,"
+            " concurrency the largest batch. Predictions come from profile.json alone."
+        ),
+    )
+    _add_parameters(profile)
+    profile.set_defaults(act=_profile)
+    predict = acts.add_parser(
+        "predict",
+        help="predict a topology from a profile, and check it by measured runs",
+        description=(
+            "Simulates the cold pass of a pd_sweep on other topologies. Without a measured run no"
+            " number is checked, and the output says so."
+        ),
+    )
+    predict.add_argument("profile", type=Path, help="profile.json of workbench profile")
+    predict.add_argument(
+        "--measured", type=Path, action="append", default=[], metavar="RUN",
+        help="folder of a pd_sweep whose topologies are predicted too; repeat for more",
+    )  # fmt: skip
+    _add_parameters(predict)
+    predict.set_defaults(act=_predict)
     claims = acts.add_parser("claims", help="list, show or check the published claims")
     claims.set_defaults(act=_claims)
     looks = claims.add_subparsers(dest="look", required=True, metavar="list | show | check")
@@ -253,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         "--connector", choices=CONNECTORS, default="", help="only with dashboard: only its panels"
     )
     monitoring.set_defaults(act=_monitoring)
+    acts.metavar = " | ".join(acts.choices)
     return parser
 
 
@@ -266,14 +323,42 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from workbench.report.page import write_page
+    if options.image_base:
+        check_image_base(options.image_base, options.format)
+    executed = options.executed
+    if options.partial:
+        from workbench.notebook_run import partial_page
 
-    if not options.executed.is_file():
-        what = "is a folder" if options.executed.is_dir() else "does not exist"
+        page = partial_page(executed.absolute())
+        executed = page.with_name("run.ipynb")
+    if options.format == "md":
+        from workbench.exports.note import write_note
+
+        print(write_note(executed, image_base=options.image_base))
+    else:
+        from workbench.report.page import write_page
+
+        print(write_page(executed))
+    return 0
+
+
+def check_image_base(url: str, form: str) -> None:
+    """Raises ParameterError where `--image-base` is no address, or the report is not Markdown."""
+    example = "--image-base https://example.org/note"
+    if form != "md":
         raise ParameterError(
-            f"{options.executed} {what}; give an executed notebook, such as out.ipynb"
+            unused("--image-base", url, f"--format={form}", f"--format md {example}")
         )
-    print(write_page(options.executed))
+    if not url.startswith(("http://", "https://")):
+        raise ParameterError(must_be("--image-base", "an http address", url, example))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from workbench.experiment.run.under_way import runs_under_way
+    from workbench.terminal import status_line, status_table
+
+    runs = runs_under_way()
+    print(status_line(runs) if options.json else status_table(runs))
     return 0
 
 
@@ -341,6 +426,26 @@ def _compose(options: argparse.Namespace) -> int:
     from workbench.compose.compose_file import compose_file
 
     print(compose_file(_given(options)), end="")
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from workbench.experiment.run.run import run
+    from workbench.params.notebooks import check_params
+    from workbench.whatif.profile import profile_of
+    from workbench.whatif.profile_plan import profile_plan
+
+    result = asyncio.run(run(profile_plan(check_params("pd_sweep", _given(options)))))
+    print(profile_of(result).write(result.folder))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from workbench.whatif.prediction_text import prediction_page
+
+    print(prediction_page(options.profile, _given(options), options.measured))
     return 0
 
 

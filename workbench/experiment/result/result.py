@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from workbench.errors import ResultError, nearest
+from workbench.experiment.result import point_tables
 from workbench.experiment.result import result_tables as tables
 from workbench.experiment.result.facts import ClockRow, RateRow, RunFacts, TokenRow
 from workbench.experiment.result.result_file import from_plain, read_facts, to_plain
@@ -108,6 +109,25 @@ class Result:
         frame = self._marked(tables.frame_of(RateRow, self.run.rates))
         frame.attrs["limited"] = self._limited
         return frame
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """One row per arm and cold pass: throughput per GPU, tokens/s per user, cost, energy."""
+        frame = self._marked(point_tables.point_frame(self.run.points))
+        frame.attrs["unit"] = point_tables.unit_of(self.run)
+        return frame
+
+    def point_table(self) -> pd.DataFrame:
+        """The operating points as one table with units and intervals."""
+        return self._showing(point_tables.point_table(self.run), "times")
+
+    def decision_table(self) -> pd.DataFrame:
+        """What each arm serves within the latency limits; empty without limits."""
+        return self._showing(point_tables.decision_table(self.run), "times")
+
+    def decision(self) -> list[str]:
+        """What each arm serves within the latency limits, and how power was measured."""
+        return point_tables.decision_lines(self.run)
 
     @property
     def sizes(self) -> pd.DataFrame:

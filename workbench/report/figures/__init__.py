@@ -11,6 +11,7 @@ from workbench.report.figures.chart import Chart
 from workbench.report.figures.connectors import connectors
 from workbench.report.figures.links import links
 from workbench.report.figures.panels import panels
+from workbench.report.figures.pareto import pareto
 from workbench.report.figures.rates import rates
 from workbench.report.figures.readiness import readiness
 from workbench.report.figures.single_requests import (
@@ -37,6 +38,7 @@ __all__ = [
     "latency_panels",
     "links",
     "panels",
+    "pareto",
     "rates",
     "readiness",
     "requests_over_time",
