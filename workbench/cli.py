@@ -538,11 +538,12 @@ def _run(options: argparse.Namespace) -> int:
     from workbench.terminal import closing_lines, say, summary_line
 
     say(*closing_lines(run), problem=bool(run.problem) or options.json)
+    status = run.exit_status
+    if options.check_targets and run.facts and not status:
+        status = _status_of(run.facts.targets, not_met=3, undecided=4)
     if options.json:
-        print(summary_line(run))
-    if options.check_targets and run.facts and not run.exit_status:
-        return _status_of(run.facts.targets, not_met=3, undecided=4)
-    return run.exit_status
+        print(summary_line(run, status))
+    return status
 
 
 def _status_of(rows: Sequence[TargetRow], *, not_met: int, undecided: int) -> int:

@@ -25,7 +25,9 @@ Unlike = Literal["machine", "workload", "model"]
 UNLIKE: tuple[Unlike, ...] = get_args(Unlike)
 REPETITION = "no setting differs: a repetition"
 
-_NO_SETTINGS = {"output_dir", "link_runs", "prometheus_url", "grafana_url", "targets"}
+_NO_SETTINGS = {
+    "output_dir", "link_runs", "prometheus_url", "grafana_url", "targets", "gpu_hour_price",
+}  # fmt: skip
 """Parameters that do not affect what is measured."""
 _SAME_MEMORY = 0.05
 """Memory sizes that differ by less are equal: kernels reserve different parts of it."""
@@ -121,6 +123,10 @@ def _must_agree(run: RunFacts) -> Iterator[tuple[Unlike, str, str]]:
             yield "machine", name, _text(told[name])
     if run.workload and run.workload.hash:
         yield "workload", "workload", _workload_text(run)
+    for row in run.models:
+        yield "model", f"dtype of {row.model}", row.dtype
+        yield "model", f"layers of {row.model}", str(row.layers)
+        yield "workload", f"workload of {row.model}", row.workload_hash[:12]
 
 
 def _unequal(
