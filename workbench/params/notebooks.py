@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, get_type_hints
 from workbench.errors import ParameterError, must_be, nearest, needs, unused
 from workbench.params.engine_args import STORE_OURS, argument_mistakes, place_mistakes
 from workbench.params.rules import address_mistakes, body_mistakes, param, share_mistakes
+from workbench.params.several_models import EXAMPLE, read_models, short_names
 from workbench.params.shared import EngineParams as EngineParams
 from workbench.params.shared import LoadParams as LoadParams
 from workbench.params.store_tiers import tier_mistakes
@@ -47,6 +48,13 @@ class PdSweep(LoadParams):
         "lmcache",
         f"KV by {', '.join(CONNECTORS[:4])}, ... or {ALL_CONNECTORS} (docs/engine.md)",
         choices=(*CONNECTORS, ALL_CONNECTORS),
+    )
+    models: str = param(
+        "",
+        "several models in place of one, in YAML with settings of each (docs/models.md)",
+        example=EXAMPLE,
+        mapping=True,
+        listed=True,
     )
     rates_per_s: list[float] = param(
         [], "rate sweep: arrival rates in requests/s, one cold pass each", example="1,2,4"
@@ -161,6 +169,7 @@ class PdSweep(LoadParams):
             # A running deployment may have any label; one that is started must be a topology.
             yield from self._role_mistakes()
         yield from LoadParams.mistakes(self)
+        yield from self._model_mistakes()
         yield from argument_mistakes(
             STORE_OURS, example="--max-workers 4", store_args=self.store_args
         )
@@ -182,6 +191,39 @@ class PdSweep(LoadParams):
             yield needs("a rate sweep or search", needed, self.arrivals, "poisson")
         if self.swept and self.trace_speed:
             yield needs("a rate sweep or search", "trace_speed=0", self.trace_speed, 0)
+
+    def _model_mistakes(self) -> Iterator[str]:
+        if not self.models:
+            return
+        if self.model:
+            yield (
+                f"model={self.model} and models={self.models} exclude each other. Leave out one"
+                f" (example: -p models {EXAMPLE})"
+            )
+        if self.engine == "attach":
+            example = f"-p engine vllm -p models {EXAMPLE}"
+            yield unused("models", self.models, "engine=attach", example)
+        elif self.link_runs:
+            yield needs("link_runs", "a sweep of one model", self.models, "-p models ''")
+        else:
+            self.each_model  # noqa: B018  refuses what a model cannot have
+
+    @property
+    def each_model(self) -> dict[str, PdSweep]:
+        """The parameters of each model's part of the sweep, by its short name; empty without
+        `models`. Raises ParameterError for what a model cannot have."""
+        if not self.models:
+            return {}
+        own, found = read_models(self.models), {}
+        hints = get_type_hints(PdSweep)
+        rules = {spec.name: spec.metadata["rule"] for spec in fields(PdSweep)}
+        for name, short in short_names(own).items():
+            try:
+                given = {key: rules[key].read(key, v, hints[key]) for key, v in own[name].items()}
+                found[short] = replace(self, models="", model=name, **given)
+            except ParameterError as error:
+                raise ParameterError(f"models, {name}: {error}") from error
+        return found
 
     def _role_mistakes(self) -> Iterator[str]:
         """Arguments for a role that no measured topology has."""

@@ -18,6 +18,11 @@ from workbench.experiment.findings.doubts import (
 )
 from workbench.experiment.findings.headline import headline, valid_finding
 from workbench.experiment.findings.link_findings import link_rows, link_sentences
+from workbench.experiment.findings.model_findings import (
+    models_cards,
+    models_finding,
+    side_by_side,
+)
 from workbench.experiment.findings.rate_findings import (
     answers,
     rate_cards,
@@ -44,6 +49,7 @@ from workbench.experiment.result.facts import (
     ClockRow,
     Comparison,
     LinkRow,
+    RateRow,
     RunFacts,
     SearchRow,
     SizeRow,
@@ -73,6 +79,7 @@ if TYPE_CHECKING:
 
 
 _Compared = TypeVar("_Compared", SizeRow, LinkRow)
+_OfArm = TypeVar("_OfArm", RateRow, SizeRow, Comparison)
 
 
 def conclude(
@@ -125,7 +132,8 @@ def conclude(
     rates, answered = rate_rows(plan.rates, requests), answers(plan.rates, requests)
     each_arm = dict.fromkeys(row.arm for row in rates)
     rates_said = zip(each_arm, rate_sentences(plan.rates, rates, answered), strict=True)
-    sizes = size_rows(plan, requests, comparisons, passes)
+    parts = plan.parts
+    sizes = tuple(row for part in parts for row in size_rows(part, requests, comparisons, passes))
     gates = check(
         plan,
         requests,
@@ -138,12 +146,15 @@ def conclude(
     failed = failed_gates(gates)
     found, unproven = "No request succeeded", ""
     if succeeded(requests).any():
-        said, limiting = valid_finding(plan, comparisons, failed)
-        if rates:
+        if plan.by_model:
+            said, limiting = models_finding(plan, comparisons, rates, answered, sizes, failed)
+        elif rates:
             said = rate_headline(rates, answered)
             limiting = touching(failed, arms=[rates[0].arm])
         elif sizes:
             said, limiting = size_headline(sizes), touching(failed, arms=sizes[0].arms)
+        else:
+            said, limiting = valid_finding(plan, comparisons, failed)
         found, unproven = headline(
             said,
             limiting,
@@ -151,14 +162,18 @@ def conclude(
             interval=any(row.ratio.verdict != "no_interval" for row in comparisons),
         )
     known = (*earlier, *_links(facts, plan, requests, legs, passes, summary, comparisons, links))
+    numbers = [
+        rate_cards(part.rates, _of(part, rates), answered, failed)
+        or size_cards(_of(part, sizes), failed)
+        or cards(part, summary, _of(part, comparisons), failed)
+        for part in parts
+    ]
     pays = break_even(plan, summary, comparisons, cached=_cached_when_warm(requests))
     return replace(
         facts,
         finding=found,
         unproven=unproven,
-        numbers=rate_cards(plan.rates, rates, answered, failed)
-        or size_cards(sizes, failed)
-        or cards(plan, summary, comparisons, failed),
+        numbers=models_cards(numbers) if plan.by_model else numbers[0],
         gates=gates,
         doubts=(
             *gate_doubts(failed),
@@ -172,7 +187,12 @@ def conclude(
             *told_once((text, spoil(failed, "times", arms=[arm])) for arm, text in rates_said),
             *told_once(_said_of_arms(sizes, size_sentences, failed)),
             *told_once(_said_of_arms(known, link_sentences, failed)),
-            *(sentences(plan, summary, comparisons, failed) if not sizes else ()),
+            *(side_by_side(plan, comparisons) if plan.by_model and not sizes else ()),
+            *(
+                text
+                for part in (parts if not sizes else ())
+                for text in sentences(part, summary, _of(part, comparisons), failed)
+            ),
         ),
         rates=rates,
         sizes=sizes,
@@ -181,6 +201,12 @@ def conclude(
         summary=summary,
         comparisons=comparisons,
     )
+
+
+def _of(part: ExperimentPlan, rows: Sequence[_OfArm]) -> list[_OfArm]:
+    """The rows of a model's arms."""
+    arms = {arm.label for arm in part.arms}
+    return [row for row in rows if row.arm in arms]
 
 
 def _links(

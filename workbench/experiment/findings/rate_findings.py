@@ -103,6 +103,19 @@ def rate_headline(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
     )
 
 
+def reached(rows: Sequence[RateRow], found: Mapping[str, Answer]) -> str:
+    """What the first of these arms reached, for a headline about several models."""
+    mine = [row for row in rows if row.arm == rows[0].arm]
+    if not mine:
+        return "not measured"
+    if (answer := found.get(mine[0].arm)) is not None:
+        return f"{answer.met_per_s:g} req/s" if answer.resolved else "not resolved"
+    top, kept_up = _top(mine)
+    if kept_up:
+        return f"matched {top.offered_per_s:.3g} req/s"
+    return f"peaked at {top.achieved_per_s:.3g} req/s"
+
+
 def _top(rows: Sequence[RateRow]) -> tuple[RateRow, bool]:
     """The rate with the highest throughput, and whether throughput kept up with every rate."""
     kept_up = all(map(_kept_up, rows))

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from math import isnan, nan
 from pathlib import Path
@@ -97,6 +97,8 @@ class Arm:
     tiers: tuple[str, ...] = ()
     """Where its store keeps chunks below its memory, as in `store_tiers`."""
     tier_gb: float = 1.0
+    model: str = ""
+    """Short name of its model in a run over several, with which its label begins; else empty."""
     may_fail: bool = False
     """If the engine refuses to start, this arm is skipped and the reason becomes a doubt."""
 
@@ -148,8 +150,23 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfModel:
+    """What one model of a sweep over several has of its own, besides its arms."""
+
+    params: EngineParams
+    workload: WorkloadSpec
+    """The same workload for all, in this model's tokens."""
+    speed: Speed | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentPlan:
-    """Arms x rounds x passes of one workload."""
+    """Arms x rounds x passes of one workload.
+
+    Of several models there is a part for each, a plan of that model's arms alone: arms are compared
+    within their part only.
+    """
 
     notebook: str
     params: EngineParams
@@ -167,6 +184,34 @@ class ExperimentPlan:
     """What was chosen for this machine."""
     form: RequestForm = USUAL_FORM
     """The form of requests; for attached servers it is found out when the run begins."""
+    by_model: Mapping[str, OfModel] = field(default_factory=dict)
+    """Of a run over several models, by short name; empty for one model. `params`, `workload` and
+    `speed` are then those of all, of the first and of the first."""
+    model: str = ""
+    """The short name of the model, in a part of a run over several."""
+
+    @property
+    def parts(self) -> tuple[ExperimentPlan, ...]:
+        """The plan of each model alone; this one where there is one model."""
+        if not self.by_model:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                params=own.params,
+                arms=tuple(arm for arm in self.arms if arm.model == name),
+                workload=own.workload,
+                speed=own.speed,
+                notes=own.notes,
+                by_model={},
+                model=name,
+            )
+            for name, own in self.by_model.items()
+        )
+
+    def part_of(self, arm: Arm) -> ExperimentPlan:
+        """The part that has this arm."""
+        return next(part for part in self.parts if part.model in ("", arm.model))
 
     @property
     def settings(self) -> EngineSettings | None:
@@ -272,6 +317,9 @@ class ExperimentPlan:
     @property
     def estimate_s(self) -> float:
         """About how long the run takes on an idle machine; NaN if unknown."""
+        if self.by_model:  # what comes before the first launch comes once
+            again_s = (len(self.by_model) - 1) * self.once_s
+            return sum(part.estimate_s for part in self.parts) - again_s
         rates = self.rates.expected if self.rates is not None else ()
         sent_s = sum(len(self.workload.sample.requests) / rate for rate in rates)
         if self.platform == "simulated":
@@ -321,6 +369,8 @@ class ExperimentPlan:
         arms, rounds = len(self.arms), self.rounds
         size = f"{arms} arm{'s' * (arms > 1)} x {rounds} round{'s' * (rounds > 1)}"
         lines = [f"{self.notebook} {self.run_id}: {size}"]
+        if self.by_model:
+            lines.append(f"models {', '.join(self.by_model)}")
         lines.append(f"workload {self.workload}; {self.describe_arrivals()}")
         if self.settings is not None and self.settings.cluster is not None:
             lines += ["", *self.settings.cluster.table()]
@@ -333,8 +383,9 @@ class ExperimentPlan:
                 lines.append(str(arm.deployment(count(20_000))))
         seconds = self.estimate_s
         about = "unknown for this model" if isnan(seconds) else f"about {seconds / 60:.1f} minutes"
-        if self.speed is not None:
-            about += f" on an idle machine ({self.speed})"
+        named = [(f"{p.model}: " * bool(p.model), p.speed) for p in self.parts if p.speed]
+        if named:
+            about += f" on an idle machine ({'; '.join(f'{who}{speed}' for who, speed in named)})"
         return "\n".join([*lines, "", *self.notes, *self.doubts, f"\nduration: {about}"])
 
 
@@ -349,6 +400,9 @@ def run_id(params: EngineParams) -> str:
     """Slug and hash of the resolved parameters, equal before and after a run."""
     values = asdict(params)
     values.pop("output_dir")
+    models = list(params.each_model) if isinstance(params, PdSweep) else []
+    if not models:
+        values.pop("models", None)  # so that a run of one model keeps its name
     if isinstance(params, PdSweep) and params.engine != "attach":
         values["topology"] = ",".join(map(str, params.topologies))
     # A file that has grown, or a registry with another claim, makes another run.
@@ -376,6 +430,7 @@ def run_id(params: EngineParams) -> str:
             workload = "" if params.workload == "reference" else params.workload
         counted = workload not in ("prompts", "trace") or values["requests"]
         words = [
+            *models,
             *str(values.get("topology") or "").split(","),
             "attach" if params.engine == "attach" else values.get("connector", ""),
             workload,

@@ -289,6 +289,8 @@ class ArmFacts:
     instances: int = 0
     model: str = ""
     """The model name in requests."""
+    short_model: str = ""
+    """Of a run over several models, the one with which the label begins; else empty."""
     passes: tuple[str, ...] = ()
     command_lines: tuple[str, ...] = ()
     """Of the first launch."""
@@ -356,6 +358,24 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """One model of a run over several."""
+
+    model: str
+    """Its short name, with which the labels of its arms begin."""
+    name: str
+    """Folder or hub name."""
+    layers: int | None
+    dtype: str
+    kv_bytes_per_token: float | None
+    prompt_tokens: int
+    """Of the longest prompt."""
+    workload_hash: str
+    """Of the prompts in its tokens, without the salt."""
+    machine_speed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadFacts:
     """What was sent."""
 
@@ -407,6 +427,9 @@ class RunFacts:
     outcome: RunOutcome | None = None
     """Own words of a result in place of `gates passed` and the like."""
     engine: EngineFacts = EngineFacts()
+    """With several models, only what they have in common."""
+    models: tuple[ModelRow, ...] = ()
+    """Of a run over several models; empty for one."""
     numbers: tuple[Card, ...] = ()
     gates: tuple[Gate, ...] = ()
     token_sources: tuple[TokenRow, ...] = ()

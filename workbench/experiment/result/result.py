@@ -69,6 +69,11 @@ class Result:
         return self._marked(self._frame("legs"))
 
     @property
+    def models(self) -> list[str]:
+        """Short names of the models of a run over several; empty for one."""
+        return [row.model for row in self.run.models]
+
+    @property
     def gates(self) -> pd.DataFrame:
         """Every gate: name, outcome, sentence, next_step."""
         return self._marked(tables.frame_of(Gate, self.run.gates))
@@ -266,11 +271,18 @@ class Result:
     def _showing(self, frame: pd.DataFrame, *kinds: Kind) -> pd.DataFrame:
         """A table for readers, marked with the kinds of number in it."""
         frame = self._marked(frame)
+        frame = frame.drop(columns="model", errors="ignore")  # labels of arms begin with it
         frame.attrs["shows"] = kinds
         return frame
 
     def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame, marked with what its figures must say: simulated, and failed gates."""
+        """The frame, marked with what its figures must say: simulated, and failed gates.
+
+        Of several models, rows of an arm have a column `model`.
+        """
+        if self.run.models and "arm" in frame and "model" not in frame:
+            of_arm = {arm.label: arm.short_model for arm in self.run.arms}
+            frame = frame.assign(model=frame["arm"].map(of_arm))
         frame.attrs["simulated"] = self.run.simulated
         sides = [frame[name] for name in ("arm", "baseline_arm") if name in frame]
         arms = {str(arm) for side in sides for arm in side.unique()}

@@ -143,15 +143,19 @@ def connector_frame(run: RunFacts, requests: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     arms = {arm.label: arm for arm in run.arms}
-    subjects = [(arm.topology, arm.connector) for arm in run.arms if arm.role == "subject"]
-    if run.rates or len(subjects) == len({topology for topology, _ in subjects}):
+    subjects = [(a.short_model, a.topology) for a in run.arms if a.role == "subject"]
+    if run.rates or len(subjects) == len({*subjects}):
         return pd.DataFrame()
-    bytes_each = run.engine.kv_bytes_per_token or nan
+    of_model = {row.model: row.kv_bytes_per_token for row in run.models}
+    bytes_each = {
+        arm.label: of_model.get(arm.short_model, run.engine.kv_bytes_per_token) or nan
+        for arm in run.arms
+    }
     loaded: dict[tuple[str, str, int], float] = {}
     for tokens in run.token_sources:
         key = tokens.arm, tokens.pass_name, tokens.round
         share = tokens.external_hit / tokens.sent if tokens.sent else nan
-        loaded[key] = loaded.get(key, 0.0) + share * bytes_each
+        loaded[key] = loaded.get(key, 0.0) + share * bytes_each[tokens.arm]
     found = []
     for row in run.summary:
         if row.metric not in ("ttft_s", "system_tps"):
@@ -210,8 +214,9 @@ def percentile_table(found: pd.DataFrame) -> pd.DataFrame:
             three_digits(1000 * row[name]) for name in ("value_s", "low_s", "high_s")
         )
         cells = rows.setdefault(tuple(row[name] for name in index), {})
+        bare = row["note"] or value  # a file of another tool may have no interval
         cells[f"p{100 * row['quantile']:g}"] = (
-            row["note"] if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
+            bare if isnan(row["low_s"]) else f"{value} [{low}, {high}]"
         )
     return pd.DataFrame([dict(zip(index, key, strict=True)) | rows[key] for key in rows])
 

@@ -18,14 +18,21 @@ from workbench.errors import DeploymentError, LaunchError, ResultError
 from workbench.experiment.findings.findings import conclude
 from workbench.experiment.findings.link_findings import earlier_links
 from workbench.experiment.plan.plan import Arm, ExperimentPlan, rate_pass
-from workbench.experiment.result.facts import EngineFacts, HostRow, RunFacts, SessionFacts, Status
+from workbench.experiment.result.facts import (
+    EngineFacts,
+    HostRow,
+    ModelRow,
+    RunFacts,
+    SessionFacts,
+    Status,
+)
 from workbench.experiment.result.result import Result
 from workbench.experiment.result.run_folder import RunFolder
 from workbench.experiment.run.launch.measure import measure_arm
 from workbench.experiment.run.probe import fitted
 from workbench.experiment.run.progress import ANY_RATE, Progress
 from workbench.experiment.run.progress_bar import bar_in_lab
-from workbench.experiment.run.run_log import Echo, Log, echo_line
+from workbench.experiment.run.run_log import Echo, Log, OnRecord, echo_line
 from workbench.experiment.run.servers import check_installed, check_tiers, deployed
 from workbench.experiment.run.sessions import (
     Session,
@@ -54,19 +61,22 @@ async def run(
     echo: Echo = echo_line,
     limit: TimeLimit | None = None,
     progress: bool = True,
+    on_record: OnRecord | None = None,
 ) -> Result:
     """Measure all arms in all rounds and write the run folder.
 
     Returns the result after the last round, or after as many as `limit` allows. An error or an
     interrupt stops all servers, saves what was measured with status `failed` or `cancelled`, and is
     raised again; an earlier good result of the same run id stays. `progress` False prints lines
-    without progress, for a run that is part of another.
+    without progress, for a run that is part of another. `on_record` is told each request that ends,
+    by the thread that drives the load, so it must return at once.
     """
     # Before the servers start: a proxy inherits the limit.
     reserve_files(most_in_flight(plan.arrivals, timeout_s=plan.params.timeout_s))
     known = _facts(plan, Log(sessions=[SessionFacts(number=1, started_at="")]), "started", 0.0)
     session = begin_session(plan, known, resume=limit is None, echo=echo)
     log = session.log
+    log.on_record = on_record
     try:
         log.earlier = earlier_links(plan)
         with bar_in_lab(echo) if progress else nullcontext(echo) as shown:
@@ -189,13 +199,15 @@ class _Launches:
         async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
             _check_model(log, arm, deployment)
             if not self.fits:
-                self.plan = await fitted(self.plan, deployment, log.doubt)
+                found = await fitted(self.plan.part_of(arm), deployment, log.doubt)
+                self.plan = replace(self.plan, form=found.form) if self.plan.by_model else found
                 self.fits = True
+            arm = next(one for one in self.plan.arms if one.label == arm.label)
             async with self.watch.launch(arm, deployment, log):
+                part = self.plan.part_of(arm)
                 await measure_arm(
-                    self.plan, arm, number, deployment, folder, log, self.echo, self.far,
-                    self.watch,
-                )  # fmt: skip
+                    part, arm, number, deployment, folder, log, self.echo, self.far, self.watch
+                )
         self.session.launch_ended(number, arm.label)
 
     async def repeat_first(self) -> None:
@@ -209,7 +221,8 @@ class _Launches:
         try:
             async with _deployment(self.plan, arm, number, self.launcher, folder) as deployment:
                 _check_model(self.log, arm, deployment)
-                await measure_arm(self.plan, arm, number, deployment, folder, again, self.echo)
+                part = self.plan.part_of(arm)
+                await measure_arm(part, arm, number, deployment, folder, again, self.echo)
         except LaunchError as error:
             self.log.doubt(f"{name}, could not be repeated to detect drift: {_first_line(error)}.")
             return
@@ -328,6 +341,7 @@ def _facts(plan: ExperimentPlan, log: Log, status: Status, duration_s: float) ->
         parameters=plan.parameters,
         machine=_machine(plan).as_dict() | _platform(plan),
         engine=_engine(plan),
+        models=_models(plan),
         arms=tuple(log.arms.values()),
         pass_times=tuple(log.pass_times),
         hosts=_hosts(plan),
@@ -358,6 +372,13 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
     settings = plan.arms[0].settings
     if settings is None:
         return EngineFacts()
+    if plan.by_model:
+        parts = [_engine(part) for part in plan.parts]
+        return EngineFacts(
+            dtype=", ".join(dict.fromkeys(part.dtype for part in parts)),
+            chosen=" ".join(plan.notes),
+            lacks=settings.abilities.losses,
+        )
     known = settings.facts if settings.local else None
     return EngineFacts(
         model=plan.params.model or settings.model.name,
@@ -368,6 +389,26 @@ def _engine(plan: ExperimentPlan) -> EngineFacts:
         chosen=" ".join(plan.notes),
         lacks=settings.abilities.losses,
     )
+
+
+def _models(plan: ExperimentPlan) -> tuple[ModelRow, ...]:
+    """Each model of a run over several; empty for one."""
+    rows = []
+    for part in plan.parts if plan.by_model else ():
+        engine = _engine(part)
+        rows.append(
+            ModelRow(
+                model=part.model,
+                name=engine.model,
+                layers=engine.layers,
+                dtype=engine.dtype,
+                kv_bytes_per_token=engine.kv_bytes_per_token,
+                prompt_tokens=part.workload.longest_prompt_tokens,
+                workload_hash=part.workload.sample.hash,
+                machine_speed=engine.machine_speed,
+            )
+        )
+    return tuple(rows)
 
 
 def _hosts(plan: ExperimentPlan) -> tuple[HostRow, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from workbench.experiment.result.facts import ArmFacts, ClockRow, LinkRow, PassTime, SessionFacts
 from workbench.metrics.passes import PassCounters
-from workbench.records import LinkRate, to_frame
+from workbench.records import LinkRate, RequestRecord, to_frame
 
 Echo = Callable[[str], None]
+OnRecord = Callable[[RequestRecord, Mapping[str, Any]], None]
+"""Takes a request that has ended, and the columns of its pass: arm, round, pass."""
 
 
 def echo_line(line: str) -> None:
@@ -59,6 +62,8 @@ class Log(Collected):
     legs: list[pd.DataFrame] = field(default_factory=list)
     counters: list[pd.DataFrame] = field(default_factory=list)
     gauges: list[pd.DataFrame] = field(default_factory=list)
+    on_record: OnRecord | None = None
+    """Called by the thread that drives the load."""
 
     def frame(self, name: str) -> pd.DataFrame:
         parts = [part for part in getattr(self, name) if len(part)]

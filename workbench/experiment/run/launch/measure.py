@@ -62,8 +62,7 @@ async def measure_arm(
     """All passes of an arm in one round. A server that dies ends only this launch."""
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
-    if deployment.plan is not None:
-        topology = deployment.plan.topology
+    if (topology := deployment.topology) is not None:
         await warm_up(
             deployment,
             vocab_tokens=plan.workload.options["vocab_tokens"],
@@ -149,6 +148,7 @@ def _arm_facts(arm: Arm, deployment: Deployment) -> ArmFacts:
         label=arm.label,
         topology=arm.topology_text,
         connector=arm.connector,
+        short_model=arm.model,
         role=arm.role,
         gpus=arm.gpus,
         instances=len(deployment.instances),
@@ -180,7 +180,7 @@ class _Launched:
             "connector": arm.connector,
             "workload": plan.workload.name,
             "round": number,
-        }
+        } | ({"model": arm.model} if arm.model else {})
 
     async def measure(self, measured: Pass, prompts: Workload) -> tuple[Workload, str]:
         """Make the state, send the workload, read the counters; returns the line to print.
@@ -259,6 +259,12 @@ class _Launched:
         plan, deployment, log = self.plan, self.deployment, self.log
         workers = worker_count(plan, most_workers(workload, plan.arrivals), log)
         ended: list[RequestRecord] = []
+
+        def take(record: RequestRecord) -> None:
+            ended.append(record)
+            if log.on_record is not None:
+                log.on_record(record, columns)
+
         servers = [process.pid for process in deployment.processes if process.pid]
         load_before = ProcessorLoad.now(servers)
         options: dict[str, Any] = {
@@ -269,7 +275,7 @@ class _Launched:
             "decode_shift": measured.decode_shift,
             "form": plan.form,
             "kernel_stamps": plan.params.kernel_stamps,
-            "on_record": ended.append,
+            "on_record": take,
         }
         try:
             async with watched_gauges(deployment) as gauges:
