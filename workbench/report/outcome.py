@@ -140,6 +140,11 @@ def outcome_of(facts: RunFacts | None, status: str = "") -> RunOutcome:
     A result's own words in `facts.outcome` are used only when the run succeeded.
     """
     status = status or (facts.status if facts else "unreadable")
+    if status == "started" and facts and facts.launches:
+        done = f"{facts.launches.measured} of {facts.launches.planned} launches"
+        return RunOutcome(
+            word=f"partial: {done}", severity="unsure", why=f"The run is not finished: {done}."
+        )
     if status != "success":
         return _ENDED[status]
     unchecked = RunOutcome(word="not checked", severity="unsure", why="No gate was evaluated.")

@@ -141,6 +141,7 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         result=facts,
         name="-".join(filter(None, (facts.notebook or "notebook", facts.run_id))),
         heading=_headline(facts.finding or (f"{title}: {stopped}" if stopped else title)),
+        partial=_partial(facts) if status != "success" else "",
         status=status,
         outcome=outcome_of(facts, status) if status else None,
         cards=facts.numbers,
@@ -168,6 +169,18 @@ def render(notebook: Any, result: Result | None, card: Mapping[str, Any] | None 
         glossary=GLOSSARY,
     )
     return with_tooltips(page) if result else page
+
+
+def _partial(facts: RunFacts) -> str:
+    """What a reader must know of a page that was made before its run has ended."""
+    launches = facts.launches
+    if launches is None:
+        return ""
+    return (
+        f"{launches.measured} of {launches.planned} launches have been measured"
+        f" ({moment(facts.finished_at)}). All numbers, intervals and gates are of these launches"
+        " and can still change."
+    )
 
 
 def _headline(text: str) -> str:

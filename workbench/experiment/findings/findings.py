@@ -142,6 +142,7 @@ def conclude(
         client=facts.client,
         reasons=reasons,
         refusals=refusals,
+        under_way=facts.status == "started",
     )
     failed = failed_gates(gates)
     found, unproven = "No request succeeded", ""
