@@ -13,9 +13,9 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from workbench.experiment.result.result import Result
+from workbench.exports.drawings import FOLDER as IMAGES
+from workbench.exports.drawings import save_drawings
 from workbench.exports.markdown import markdown, tag
-from workbench.exports.pictures import FOLDER as IMAGES
-from workbench.exports.pictures import save_pictures
 from workbench.exports.sheets import BOOK, save_tables
 from workbench.exports.sheets import FOLDER as TABLES
 from workbench.report.page import read_executed, render
@@ -54,7 +54,7 @@ def write_note(path: str | Path, *, image_base: str = "") -> Path:
         _add_models(page, found.result)
     _reorder(page)
     _save_texts(page, folder)
-    save_pictures(page, folder)
+    save_drawings(page, folder)
     if found.result is not None:
         _add_files(page, save_tables(found.result, folder, near=source))
     if image_base:
