@@ -192,6 +192,14 @@ def test_each_instance_holds_whole_requests_and_a_full_one_none(decided):
     assert row.head_room == 0
 
 
+def test_decode_without_kv_for_more_hand_offs_is_said(decided):
+    _, (row,) = decided([5, 8], space=(2_100.0,))
+    assert (row.head_room, row.hand_offs) == (1, 1)
+    assert row.note == (
+        "decode has KV for 1 hand-off and 1 were under way, so its KV space limits the load"
+    )
+
+
 def test_without_a_split_requests_run_from_the_start_and_nothing_is_handed_off(decided):
     _, rows = decided([5, 8], space=(10_000.0,), arms={"2a": CAPACITY_PER_S})
     assert isnan(rows[0].hand_offs)
