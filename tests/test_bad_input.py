@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from math import nan
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.load.words import Words
+from tests.whatif.known import known_profile
+from workbench.cli import check_image_base
 from workbench.compose.compose_file import compose_file
 from workbench.control import tls_context
 from workbench.errors import WorkbenchError
@@ -30,6 +33,7 @@ from workbench.load.workload.written import word_ids, written
 from workbench.monitoring.annotations import Grafana
 from workbench.monitoring.history import Prometheus
 from workbench.params.notebooks import NOTEBOOKS, check_params
+from workbench.report.page import read_executed
 from workbench.serve.checks.argument_check import check_store_arguments
 from workbench.serve.checks.capacity import Capacity, check_capacity, check_store, check_tiers
 from workbench.serve.connectors import connector
@@ -39,6 +43,9 @@ from workbench.serve.simulated.faults import applies
 from workbench.serve.tiny_model import model_facts
 from workbench.serve.vllm import EngineSettings
 from workbench.topology import TensorParallel, Topology
+from workbench.whatif.prediction import predict
+from workbench.whatif.profile import read_profile
+from workbench.whatif.profile_plan import profile_plan
 
 SWEEP, PREFIX, HITS = "pd_sweep", "single_instance_prefix_cache", "lmcache_hit_analysis"
 CLAIMS = "paper_claim_validation"
@@ -351,6 +358,14 @@ def needs(
     check_capacity(Topology.parse(topology), spans, capacity, settings)
 
 
+WHAT_IF = known_profile()
+
+
+def foretold(**given: Any) -> None:
+    params = WHAT_IF.params({"rate_per_s": 1, "topology": "1p2d", "prompt_tokens": 4_000} | given)
+    predict(WHAT_IF, params, params.topologies[0])
+
+
 def made(name: str, **options: Any) -> Workload:
     return build(name, **{"salt": "s", **options})
 
@@ -467,6 +482,25 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "GRAFANA_TOKEN", "export"),
     (lambda: asyncio.run(Prometheus(url="http://127.0.0.1:9").instant("up")),
      "prometheus_url must be a running Prometheus", "http://127.0.0.1:9 did not respond", "curl"),
+    # predictions
+    (lambda: replace(WHAT_IF, machine={**WHAT_IF.machine, "cpu": "Z80"}).params({}),
+     "this profile is of another machine", "cpu 'Z80'", "workbench profile -p connector nixl"),
+    (lambda: foretold(kv_cache_mib=64), "kv_cache_mib must be the profile's 256", "64",
+     "-p kv_cache_mib 256"),
+    (lambda: foretold(fault="wrong_kv"), "fault must be the profile's ''", "'wrong_kv'", ""),
+    (lambda: foretold(prompt_tokens=9_000), "prompt_tokens must be within the profiled lengths",
+     "9,000", "-p prompt_tokens 8000"),
+    (lambda: foretold(ttft_limit_ms=5), "ttft_limit_ms must be at least 50", "5", ""),
+    (lambda: foretold(workload="multi_turn_conversation", rate_per_s=0), "workload must be one who",
+     "'multi_turn_conversation'", "batch_processing"),
+    (lambda: foretold(output_tokens=400_000, context_tokens=500_000), "context_tokens must be the",
+     "500,000", "24576"),
+    (lambda: read_profile("/nowhere/profile.json"), "/nowhere/profile.json cannot be read",
+     "No such file", "workbench predict profile.json"),
+    (lambda: read_profile(__file__), f"{__file__} is not a profile", "mistakes",
+     "workbench profile -p connector nixl"),
+    (lambda: profile_plan(check_params(SWEEP, {"engine": "simulated", "connector": "mooncake"})),
+     "connector must be one that moves KV after prefill", "'mooncake'", "-p connector nixl"),
     # workloads
     (lambda: made("shrot"), "unknown workload", "'shrot'", "did you mean 'short'?"),
     (lambda: made("short", prompt_token=9), "workload short has no option", "'prompt_token'",
@@ -515,6 +549,9 @@ OTHERS: list[tuple[Callable[[], Any], str, str, str]] = [
      "'ftp://x'", ""),
     (lambda: drive_in_workers(short(salt="s"), arrivals.closed(1), workers=9).send(None),
      "client_workers must be 1", "9", "one per request in flight"),
+    (lambda: check_image_base("https://a", "html"), "--image-base=https://a does not", "", ""),
+    (lambda: check_image_base("a", "md"), "--image-base must be an http address", "'a'", ""),
+    (lambda: read_executed("/none.ipynb"), "/none.ipynb does not exist", "", "a run folder"),
     # arithmetic
     (lambda: kv.KvShape(layers=0, kv_heads=1, head_dim=1), "layers must be above 0", "0", ""),
     (lambda: kv.quantisation_ratio(bits=4, group=0), "group must be above 0", "0", ""),

@@ -131,6 +131,13 @@ class EngineParams:
     client_workers: int = param(
         0, "load generator processes (0: one, more if one cannot keep up)", low=0, high=64
     )
+    time_budget_s: float = param(
+        0.0,
+        "whole rounds only, as many as end within this many seconds (0: all)",
+        low=0,
+        high=10_000_000,
+        example=3600,
+    )
     seed: int = param(0, "random seed of prompts and arrival times", low=0, high=2**31)
     output_dir: str = param("outputs", "folder for results, relative to the repository root")
 

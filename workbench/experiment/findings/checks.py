@@ -43,18 +43,22 @@ def check(
     client: Mapping[str, float],
     reasons: Sequence[str],
     refusals: Sequence[str],
+    under_way: bool = False,
 ) -> tuple[Gate, ...]:
     """The gates that apply to this plan.
 
     `client` is the worst reading of the client's health; `reasons` say why passes were not run,
-    `refusals` which caches were not emptied.
+    `refusals` which caches were not emptied. `under_way`: launches are still to come.
     """
     busy = client.get("others_cpu_share", 0.0) > OTHERS_SHARE
     late = client.get("loop_lag_p99_s", 0.0) > LAG_P99_S
     workers = most_workers(plan.workload.sample, plan.arrivals)
     asked = [
         run_gates.every_pass_ran(
-            _planned(plan, requests), [(p.arm, p.round, p.pass_name) for p in passes], reasons
+            _planned(plan, requests),
+            [(p.arm, p.round, p.pass_name) for p in passes],
+            reasons,
+            under_way=under_way,
         ),
         response_gates.no_failures(requests),
         *_caches(plan, passes, refusals),

@@ -153,6 +153,7 @@ def conclude(
         client=facts.client,
         reasons=reasons,
         refusals=refusals,
+        under_way=facts.status == "started",
     )
     failed = failed_gates(gates)
     points = point_rows(plan, requests, energy=facts.energy, unmetered=unmetered)

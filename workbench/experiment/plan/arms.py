@@ -118,6 +118,7 @@ def _checked(made: ExperimentPlan) -> ExperimentPlan:
             arm.deployment(count(20_000))  # refuses what its hosts cannot hold
     made = replace(made, doubts=(*made.doubts, *_doubts(made)))
     _check_stores(made)
+    _check_budget(made)
     # What workload and client refuse is refused now, not when servers run.
     requests = len(made.workload.sample.requests)
     check_files(most_in_flight(made.arrivals, requests, timeout_s=params.timeout_s))
@@ -307,6 +308,18 @@ def _check_stores(made: ExperimentPlan) -> None:
             raise PlanError(_too_small("tier_gb", arm.tier_gb, longest, prompt_gb))
 
 
+def _check_budget(made: ExperimentPlan) -> None:
+    """Refuse a time budget that is too small for one round by the estimate. Raises PlanError."""
+    if not (budget_s := made.params.time_budget_s):
+        return
+    duration = made.duration
+    round_s = duration.once_s + duration.round_s
+    if round_s > budget_s:  # which an unknown duration is not
+        allowed = f"at least {ceil(round_s)} for a round of {len(made.arms)} arms {duration.basis}"
+        example = -(-ceil(made.rounds * round_s) // 60) * 60
+        raise PlanError(must_be("time_budget_s", allowed, budget_s, example))
+
+
 def _too_small(name: str, given_gb: float, tokens: int, prompt_gb: float) -> str:
     return (
         f"{name} must hold at least one prompt: {tokens:,} tokens have {prompt_gb:.2f} GB of KV,"
@@ -343,7 +356,7 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     if params.working_sets:
         return made
     closed = made.arrivals.kind == "closed"
-    if made.speed is None or not closed or not made.estimate_s > LONG_RUN_S:
+    if made.speed is None or not closed or not made.rule_s > LONG_RUN_S:
         return made
     fewer = {"requests": FEWER_REQUESTS}
     workload = replace(made.workload, options=made.workload.options | fewer)
@@ -354,7 +367,7 @@ def _within_minutes(made: ExperimentPlan) -> ExperimentPlan:
     shorter = replace(made, workload=workload, by_model=each)
     note = (
         f"Passes send {FEWER_REQUESTS} requests instead of {params.lengths[1]}, to take about"
-        f" {shorter.estimate_s / 60:.1f} minutes instead of {made.estimate_s / 60:.1f}. Override"
+        f" {shorter.rule_s / 60:.1f} minutes instead of {made.rule_s / 60:.1f}. Override"
         " with requests."
     )
     return replace(shorter, notes=(*made.notes, note))

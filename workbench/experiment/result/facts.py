@@ -410,6 +410,20 @@ class HostRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchFacts:
+    """How many launches (an arm in a round) a run has measured of those planned."""
+
+    planned: int
+    measured: int
+    """Launches of which every pass was measured."""
+    planned_rounds: int
+    rounds: int
+    """Rounds that were begun; fewer than planned if `time_budget_s` left out the last."""
+    took_s: Mapping[str, tuple[Number, ...]] = field(default_factory=dict)
+    """The duration of the launches of each arm, start and stop of its servers included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFacts:
     """One session of a run that was interrupted and resumed; the only one of any other run."""
 
@@ -417,7 +431,7 @@ class SessionFacts:
     """From 1."""
     started_at: str
     ended_at: str = ""
-    """When its last launch ended."""
+    """When its last launch ended, or the last sign of life in one that was interrupted."""
     launches: tuple[str, ...] = ()
     """The launches that it measured, such as `1p4d lmcache, round 2`."""
     repeated: str = ""
@@ -428,7 +442,7 @@ class SessionFacts:
 
     @property
     def duration_s(self) -> float:
-        """Until its last launch ended."""
+        """Until `ended_at`; 0 if that is unknown."""
         if not self.ended_at:
             return 0.0
         ended, began = map(datetime.fromisoformat, (self.ended_at, self.started_at))
@@ -552,6 +566,8 @@ class RunFacts:
     comparisons: tuple[Comparison, ...] = ()
     client: Mapping[str, Number] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
+    launches: LaunchFacts | None = None
+    """None where nothing is launched in rounds."""
     sessions: tuple[SessionFacts, ...] = ()
     """Empty if the run was not interrupted."""
     repeat: str = ""

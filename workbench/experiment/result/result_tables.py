@@ -478,7 +478,7 @@ def styled(table: pd.DataFrame) -> Styler:
         shown.style.hide(axis="index")
         .apply(lambda _: colours, axis=None)
         .set_properties(subset=["comparison", "causes"], **{"text-align": "left"})
-        .format(precision=0, thousands=",", na_rep="not known")
+        .format(precision=0, thousands=",", na_rep="not known", escape="html")
         .set_caption(
             f"Prompt tokens over all rounds. {int(even.sum())} more comparisons match to the token"
             " and are not listed."

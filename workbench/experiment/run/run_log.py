@@ -54,6 +54,8 @@ class Collected:
     client: dict[str, float] = field(default_factory=dict)
     """The worst of each reading of the client's health."""
     launches_s: list[float] = field(default_factory=list)
+    took_s: dict[str, list[float]] = field(default_factory=dict)
+    """Of each arm, the duration of its launches that ended, stopping included."""
     measuring_s: float = 0.0
     ended: list[tuple[int, str]] = field(default_factory=list)
     """Round and arm of each launch that ended, in the order of their end."""
@@ -74,6 +76,9 @@ class Log(Collected):
     gauges: list[pd.DataFrame] = field(default_factory=list)
     on_record: OnRecord | None = None
     """Called by the thread that drives the load."""
+    broken_off: list[pd.DataFrame] = field(default_factory=list)
+    """Requests that do not count: of a launch that was measured again, or of an unfinished round.
+    """
 
     def frame(self, name: str) -> pd.DataFrame:
         parts = [part for part in getattr(self, name) if len(part)]

@@ -4,6 +4,7 @@
 a function that returns what `chart.draw` makes of it, and a name below.
 """
 
+from workbench.report.figures.between_runs import between_runs
 from workbench.report.figures.break_even import break_even, chunk_effect, cost_of_storing
 from workbench.report.figures.cache_size import cache_size
 from workbench.report.figures.chart import Chart
@@ -26,6 +27,7 @@ from workbench.report.figures.working_sets import working_sets
 
 __all__ = [
     "Chart",
+    "between_runs",
     "break_even",
     "cache_size",
     "chunk_effect",

@@ -79,6 +79,8 @@ class InstanceSettings:
     log_period_s: float = 10.0
     """The period in which the log counts transfers."""
     seed: int = 0
+    speed: float = SPEED
+    """Durations are divided by it. With a low value the machine's own work is a small part."""
     fault: str = ""
 
     @property
@@ -145,7 +147,7 @@ class Instance:
         self.series = vllm_series(nixl=settings.connector == "NixlConnector")
         pool = BlockPool(settings.blocks, caching=settings.prefix_caching)
         self.scheduler = Scheduler(self.series, pool, connector=bool(settings.transfer))
-        speed = SPEED / SLOWDOWN if settings.fault == "slow_instance" else SPEED
+        speed = settings.speed / (SLOWDOWN if settings.fault == "slow_instance" else 1.0)
         self._latency = Latency(
             seed=settings.seed ^ crc32(settings.name.encode()),
             speed=speed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from math import isnan, lcm, nan
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from workbench.experiment.run.launch.monitor import (
     watched_gauges,
     worker_count,
 )
+from workbench.experiment.run.now import NowFile
 from workbench.experiment.run.progress import Progress
 from workbench.experiment.run.run_log import Echo, Log, echo_line
 from workbench.experiment.run.watch import Watch
@@ -61,8 +63,12 @@ async def measure_arm(
     echo: Echo = echo_line,
     far: Progress | None = None,
     watch: Watch | None = None,
-) -> None:
-    """All passes of an arm in one round. A server that dies ends only this launch."""
+    now: NowFile | None = None,
+) -> str:
+    """All passes of an arm in one round. A server that dies ends only this launch.
+
+    Returns why the first server ended by itself, empty if none did.
+    """
     log.launches_s.append(deployment.started_s)
     log.arms.setdefault(arm.label, _arm_facts(arm, deployment))
     if (topology := deployment.topology) is not None:
@@ -81,10 +87,10 @@ async def measure_arm(
     if deployment.plan is None and len(log.sessions) > 1:
         salt += f"-session-{len(log.sessions)}"
     prompts = plan.workload.build(salt)
-    launch = _Launched(plan, arm, number, deployment, folder, log)
+    launch = _Launched(plan, arm, number, deployment, folder, log, now)
     launch.idle_w = await idle_watts(launch.meters)
     where = f"{arm.label}, round {number + 1}"
-    whole = prompts
+    whole, ended = prompts, ""
     for measured in plan.passes(arm, number, lambda: log.frame("requests")):
         if measured.requests and measured.state == "cold":
             # The same prompts in every size, so that texts can be compared.
@@ -107,10 +113,11 @@ async def measure_arm(
             f"round {number + 1}/{plan.rounds}  {arm.label:14} {measured.name:15} {line}{standing}"
         )
         if dead := deployment.dead():
-            for process in dead:
-                reason = f"{where}: {failure_line(process, 'ended by itself')}"
-                log.reasons.append(reason)
-                log.doubt(reason)
+            reasons = [failure_line(process, "ended by itself") for process in dead]
+            ended = reasons[0]
+            for reason in reasons:
+                log.reasons.append(f"{where}: {reason}")
+                log.doubt(f"{where}: {reason}")
             echo(f"{dead[0].spec.name} ended by itself; log: {dead[0].log}")
             break
     else:
@@ -122,6 +129,7 @@ async def measure_arm(
     # Thousands of series a pass: once a launch is often enough.
     folder.write("counters", log.frame("counters"))
     folder.write("gauges", log.frame("gauges"))
+    return ended
 
 
 async def _while_servers_live(deployment: Deployment, measuring: Awaitable[_T]) -> _T:
@@ -174,9 +182,10 @@ class _Launched:
         deployment: Deployment,
         folder: RunFolder,
         log: Log,
+        now: NowFile | None,
     ) -> None:
         self.plan, self.arm, self.number = plan, arm, number
-        self.deployment, self.folder, self.log = deployment, folder, log
+        self.deployment, self.folder, self.log, self.now = deployment, folder, log, now
         self.counting = LaunchCounts(arm, number, deployment)
         self.meters = meters_of(arm, deployment)
         if self.meters.missing:
@@ -250,6 +259,14 @@ class _Launched:
         watch_client(load, others_share, log, most=0 if plan.params.client_workers else most)
         return prompts, _pass_line(rows)
 
+    def _counting(
+        self, measured: Pass, ended: list[RequestRecord]
+    ) -> AbstractAsyncContextManager[None]:
+        if self.now is None:
+            return nullcontext()
+        requests = measured.requests or len(self.plan.workload.sample.requests)
+        return self.now.counting(self.arm.label, self.number, measured.name, ended, requests)
+
     def _keep_kv_space(self, reading: CounterReading) -> None:
         """Note the KV space of the instances that decode, which they report from their start on."""
         known = self.log.arms[self.arm.label]
@@ -295,7 +312,7 @@ class _Launched:
             "on_record": take,
         }
         try:
-            async with watched_gauges(deployment) as gauges:
+            async with self._counting(measured, ended), watched_gauges(deployment) as gauges:
                 arrivals = plan.arrivals_in(measured)
                 if workers == 1:
                     driving = drive_in_thread(workload, arrivals, **options)
