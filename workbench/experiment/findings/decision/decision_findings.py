@@ -192,10 +192,6 @@ class _Verdict:
             )
         elif answer is not None and answer.reason:
             notes.append(answer.reason)
-        elif met is None:
-            notes.append(f"the lowest load, {ordered[0].load:g} {unit}, missed the limits")
-        elif missed is None:
-            notes.append(f"no load above {met.load:g} {unit} was measured")
         if met and met.behind:
             notes.append(
                 f"responses fell behind ({met.throughput_per_s:.3g} per s), so the queue would grow"
